@@ -1,0 +1,1 @@
+"""What the control plane and the node share: errors, watch feeds, interceptors, server lifecycle."""

@@ -1,0 +1,197 @@
+"""A watchable map: the newest value per key, ordered by revision.
+
+A reader holds nothing but a position, so a slow one costs no memory, never delays a writer, and gets
+the newest value of each key it missed. Deleted keys stay as tombstones, up to a bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from enum import Enum, auto
+from itertools import islice
+from typing import Generic, TypeVar
+
+from sortedcontainers import SortedDict, SortedKeyList
+
+from services.rpc.errors import SupervisorError
+
+V = TypeVar("V")
+
+PAGE = 256
+"""Entries read under the lock at once: bounds how long a reader can hold up the writer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry(Generic[V]):
+    """The newest state of one key: its value, or None once deleted, as of `revision`."""
+
+    key: str
+    revision: int
+    value: V | None
+
+
+class Signal(Enum):
+    """What a watch tells beside entries."""
+
+    SYNCED = auto()
+    IDLE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The reader is complete up to `revision`: after the snapshot (SYNCED) or while idle (IDLE)."""
+
+    signal: Signal
+    revision: int
+
+
+class ChangeFeed(Generic[V]):
+    """Newest value per key with its revision. Every method may be called from any thread."""
+
+    def __init__(self, *, revision: int = 0, oldest_revision: int = 0, tombstones: int = 100_000):
+        self._lock = threading.Lock()
+        self._entries: SortedDict[str, Entry[V]] = SortedDict()
+        self._order: SortedKeyList[Entry[V]] = SortedKeyList(key=lambda e: (e.revision, e.key))
+        self._dead: dict[str, Entry[V]] = {}
+        self._graves: deque[Entry[V]] = deque()
+        self._max_tombstones = tombstones
+        self._revision = revision
+        self._oldest = oldest_revision
+        self._waiters: dict[asyncio.AbstractEventLoop, asyncio.Future[None]] = {}
+
+    @property
+    def revision(self) -> int:
+        """The revision up to which the feed is complete."""
+        return self._revision
+
+    @property
+    def oldest_revision(self) -> int:
+        """The oldest position a reader can resume after."""
+        return self._oldest
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, key: str) -> V | None:
+        """Return the value of a key, or None."""
+        entry = self._entries.get(key)
+        return None if entry is None else entry.value
+
+    def publish(self, revision: int, changes: Iterable[tuple[str, V | None]]) -> None:
+        """Set or delete (None) keys as of `revision`, which must not fall, and wake the readers."""
+        with self._lock:
+            for key, value in changes:
+                self._put(Entry(key, revision, value))
+            self._revision = max(self._revision, revision)
+            waiters, self._waiters = self._waiters, {}
+        for loop, waiter in waiters.items():
+            try:
+                loop.call_soon_threadsafe(_wake, waiter)
+            except RuntimeError:
+                continue  # the loop has closed; its readers are gone with it
+
+    def _put(self, entry: Entry[V]) -> None:
+        old = self._entries.get(entry.key) or self._dead.pop(entry.key, None)
+        if old is not None:
+            self._order.remove(old)
+        if entry.value is not None:
+            self._entries[entry.key] = entry
+            self._order.add(entry)
+            return
+        self._entries.pop(entry.key, None)
+        self._dead[entry.key] = entry
+        self._order.add(entry)
+        self._graves.append(entry)
+        while len(self._graves) > self._max_tombstones:
+            grave = self._graves.popleft()
+            self._oldest = max(self._oldest, grave.revision)
+            if self._dead.get(grave.key) is grave:
+                del self._dead[grave.key]
+                self._order.remove(grave)
+
+    def since(self, revision: int, limit: int = PAGE) -> list[Entry[V]]:
+        """Return up to `limit` entries changed after `revision`, oldest first, never splitting one.
+
+        A revision's entries are returned together, so the last one's revision is a safe position.
+        """
+        with self._lock:
+            tail = self._order.irange_key(min_key=(revision + 1, ""))
+            page: list[Entry[V]] = list(islice(tail, limit))
+            for entry in tail if page else ():
+                if entry.revision != page[-1].revision:
+                    break
+                page.append(entry)
+            return page
+
+    def page(self, after_key: str, limit: int = PAGE) -> list[Entry[V]]:
+        """Return up to `limit` living entries whose keys follow `after_key`, by key."""
+        with self._lock:
+            keys = islice(self._entries.irange(minimum=after_key, inclusive=(False, True)), limit)
+            return [self._entries[key] for key in keys]
+
+    async def wait(self, revision: int, timeout: float) -> bool:
+        """Wait until the feed has passed `revision`; return whether it has within `timeout` seconds.
+
+        Safe to cancel.
+        """
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            if self._revision > revision:
+                return True
+            waiter = self._waiters.get(loop)
+            if waiter is None:
+                waiter = self._waiters[loop] = loop.create_future()
+        await asyncio.wait([waiter], timeout=timeout)
+        return self._revision > revision
+
+    async def watch(self, resume_after: int | None, idle_seconds: float) -> AsyncIterator[Entry[V] | Mark]:
+        """Yield a snapshot (or what changed after a position), SYNCED, changes, and IDLE marks.
+
+        Raises SupervisorError RESUME_TOKEN_EXPIRED when `resume_after` is not covered, also in
+        mid-stream when a reader fell further behind than the tombstones reach.
+        """
+        if resume_after is None:
+            position, key = self._revision, ""
+            while page := self.page(key):
+                for entry in page:
+                    yield entry
+                key = page[-1].key
+        else:
+            position = resume_after
+            async for entry in self._drain(position):
+                position = entry.revision
+                yield entry
+        yield Mark(Signal.SYNCED, position)
+        while True:
+            if not await self.wait(position, idle_seconds):
+                yield Mark(Signal.IDLE, position)
+                continue
+            target = self._revision
+            async for entry in self._drain(position):
+                position = entry.revision
+                yield entry
+            position = max(position, target)
+
+    async def _drain(self, position: int) -> AsyncIterator[Entry[V]]:
+        while True:
+            if position < self._oldest or position > self._revision:
+                raise SupervisorError(
+                    "RESUME_TOKEN_EXPIRED",
+                    "The change log no longer covers this position; start again without a token.",
+                    metadata={"oldest_revision": str(self._oldest)},
+                )
+            page = self.since(position)
+            if not page:
+                return
+            for entry in page:
+                yield entry
+            position = page[-1].revision
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

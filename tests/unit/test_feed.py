@@ -1,0 +1,65 @@
+"""The watchable map: snapshots, positions, coalescing, tombstones."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from services.rpc.errors import SupervisorError
+from services.rpc.feed import ChangeFeed, Entry, Mark, Signal
+
+
+async def take(stream: AsyncIterator[Any], count: int) -> list[Any]:
+    return [await asyncio.wait_for(anext(stream), 5) for _ in range(count)]
+
+
+async def test_a_watch_tells_snapshot_synced_changes_and_idle() -> None:
+    feed: ChangeFeed[str] = ChangeFeed()
+    feed.publish(1, [("a", "1")])
+    feed.publish(2, [("b", "2")])
+    stream = feed.watch(None, 0.01)
+    assert await take(stream, 3) == [
+        Entry("a", 1, "1"),
+        Entry("b", 2, "2"),
+        Mark(Signal.SYNCED, 2),
+    ]
+    feed.publish(3, [("a", None)])
+    assert await take(stream, 2) == [Entry("a", 3, None), Mark(Signal.IDLE, 3)]
+
+
+async def test_a_slow_reader_gets_the_newest_value_once() -> None:
+    feed: ChangeFeed[int] = ChangeFeed()
+    stream = feed.watch(None, 10)
+    assert await take(stream, 1) == [Mark(Signal.SYNCED, 0)]
+    for revision in range(1, 1001):
+        feed.publish(revision, [("a", revision)])
+    assert await take(stream, 1) == [Entry("a", 1000, 1000)]
+
+
+async def test_resume_continues_exactly_after_a_position() -> None:
+    feed: ChangeFeed[int] = ChangeFeed()
+    feed.publish(1, [("a", 1), ("b", 1)])
+    feed.publish(2, [("a", None)])
+    stream = feed.watch(1, 10)
+    assert await take(stream, 2) == [Entry("a", 2, None), Mark(Signal.SYNCED, 2)]
+
+
+async def test_a_position_behind_the_tombstones_or_ahead_of_the_log_is_refused() -> None:
+    feed: ChangeFeed[int] = ChangeFeed(tombstones=1)
+    feed.publish(1, [("a", 1), ("b", 1)])
+    feed.publish(2, [("a", None)])
+    feed.publish(3, [("b", None)])
+    for position in (1, 99):
+        with pytest.raises(SupervisorError) as caught:
+            await take(feed.watch(position, 10), 1)
+        assert caught.value.reason == "RESUME_TOKEN_EXPIRED"
+    assert await take(feed.watch(2, 10), 1) == [Entry("b", 3, None)]
+
+
+async def test_a_recreated_key_leaves_no_tombstone_behind() -> None:
+    feed: ChangeFeed[int] = ChangeFeed(tombstones=1)
+    for revision in range(1, 20):
+        feed.publish(revision, [("a", None if revision % 2 else revision)])
+    assert [entry.revision for entry in feed.since(17)] == [19]
+    assert len(feed._order) == 1
