@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from google.rpc.status_pb2 import Status
+
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, DataPolicy, OperationMetadata
 from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
-from google.rpc.status_pb2 import Status
 
 
 @dataclass(frozen=True)
