@@ -128,13 +128,13 @@ def marked(first: int, last: int) -> Iterator[tuple[int, int]]:
             yield pid, tag
 
 
-def kill_marked(tag: int) -> int:
-    """Kill every living process marked with `tag`; return how many there were.
+def kill_marked(first: int, last: int | None = None) -> int:
+    """Kill every living process marked with a tag in `first`..`last`; return how many there were.
 
     Goes through a pidfd and looks at the mark again, so a reused pid is never hit.
     """
     count = 0
-    for pid, _ in marked(tag, tag):
+    for pid, tag in marked(first, first if last is None else last):
         try:
             descriptor = os.pidfd_open(pid)
         except OSError:
