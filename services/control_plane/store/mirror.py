@@ -1,0 +1,104 @@
+"""The catalog in memory: answers every read, and is what watchers and the reconciler follow.
+
+Fed only by committed changes, in the order of the change log.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+from services.control_plane.store.records import (
+    AppRecord,
+    EnvironmentRecord,
+    NodeRecord,
+    OperationRecord,
+)
+from services.rpc.feed import ChangeFeed
+
+_NONE: frozenset[str] = frozenset()
+
+
+class Mirror:
+    """The catalog's feeds, and the few indexes that reads need. Reads are safe from any thread."""
+
+    def __init__(self, revision: int = 0, oldest_revision: int = 0) -> None:
+        self.apps: ChangeFeed[AppRecord] = ChangeFeed(revision=revision, oldest_revision=oldest_revision)
+        self.environments: ChangeFeed[EnvironmentRecord] = ChangeFeed(revision=revision)
+        self.nodes: ChangeFeed[NodeRecord] = ChangeFeed(revision=revision)
+        self.operations: ChangeFeed[OperationRecord] = ChangeFeed(revision=revision)
+        self._lock = threading.Lock()
+        self._by_node: dict[str, set[str]] = {}
+        self._by_environment: dict[str, set[str]] = {}
+        self._open_operations: dict[str, set[str]] = {}
+
+    def apply(
+        self,
+        revision: int,
+        *,
+        apps: Iterable[tuple[str, AppRecord | None]] = (),
+        environments: Iterable[tuple[str, EnvironmentRecord | None]] = (),
+        nodes: Iterable[tuple[str, NodeRecord | None]] = (),
+        operations: Iterable[tuple[str, OperationRecord | None]] = (),
+    ) -> None:
+        """Take in one revision's committed changes."""
+        apps, operations = list(apps), list(operations)
+        with self._lock:
+            for name, app in apps:
+                old = self.apps.get(name)
+                _move(self._by_node, name, old.node if old else "", app.node if app else "")
+                _move(
+                    self._by_environment,
+                    name,
+                    old.spec.environment if old else "",
+                    app.spec.environment if app else "",
+                )
+            for name, operation in operations:
+                known = self.operations.get(name)
+                _move(
+                    self._open_operations,
+                    name,
+                    known.app if known and not known.done else "",
+                    operation.app if operation and not operation.done else "",
+                )
+        self.environments.publish(revision, environments)
+        self.nodes.publish(revision, nodes)
+        self.apps.publish(revision, apps)
+        self.operations.publish(revision, operations)
+
+    def apps_on(self, node: str) -> list[str]:
+        """Return the names of the apps placed on a node."""
+        with self._lock:
+            return list(self._by_node.get(node, _NONE))
+
+    def count_on(self, node: str) -> int:
+        """Count the apps placed on a node."""
+        return len(self._by_node.get(node, _NONE))
+
+    def apps_in(self, environment: str) -> list[str]:
+        """Return the names of the apps of an environment."""
+        with self._lock:
+            return list(self._by_environment.get(environment, _NONE))
+
+    def count_in(self, environment: str) -> int:
+        """Count the apps of an environment."""
+        return len(self._by_environment.get(environment, _NONE))
+
+    def open_operations(self, app: str) -> list[OperationRecord]:
+        """Return the operations of an app that are not done, oldest first."""
+        with self._lock:
+            names = sorted(self._open_operations.get(app, _NONE))
+        found = (self.operations.get(name) for name in names)
+        return [operation for operation in found if operation is not None and not operation.done]
+
+
+def _move(index: dict[str, set[str]], name: str, old: str, new: str) -> None:
+    if old == new:
+        return
+    if old:
+        members = index[old]
+        members.discard(name)
+        if not members:
+            del index[old]
+    if new:
+        index.setdefault(new, set()).add(name)

@@ -1,0 +1,136 @@
+"""The catalog's records, as the core reads and writes them. Immutable: a change is a new record.
+
+Messages inside a record are never modified once the record was made. Times are microseconds since
+the Unix epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from google.rpc.status_pb2 import Status
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, DataPolicy, OperationMetadata
+from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
+
+
+@dataclass(frozen=True)
+class Version:
+    """One start of an app: which generation of its spec, under which epoch."""
+
+    generation: int
+    epoch: int
+
+    @property
+    def instance_id(self) -> str:
+        """The id of the instance that runs this version."""
+        return f"g{self.generation}-e{self.epoch}"
+
+
+@dataclass(frozen=True)
+class AppRecord:
+    """One app: its spec, its placement, and its last known status."""
+
+    name: str
+    uid: str
+    spec: App
+    """All that the user set, `name` and `secret_env` included; no output-only field."""
+    status: App
+    """The output-only fields that the reconciler derives: state, health, conditions, instances, …"""
+    generation: int
+    target: Version
+    """What is wanted to run: the generation that last changed what runs, and the newest epoch."""
+    create_time: int
+    update_time: int
+    node: str = ""
+    """Resource name of the node it is placed on; empty until placed."""
+    served: Version | None = None
+    """The last version that was ready; it is run when `target` is `failed`."""
+    served_spec: App | None = None
+    """The spec of `served`, kept while it differs from `spec`."""
+    failed: Version | None = None
+    """The version that was given up in favour of `served`."""
+    deleting: DataPolicy.ValueType = DataPolicy.DATA_POLICY_UNSPECIFIED
+    """Set once the app is being deleted: what becomes of its data."""
+    revision: int = 0
+    """Position of its last change in the change log; set by the store."""
+
+    @cached_property
+    def public(self) -> App:
+        """The app as the API shows it: without secrets, with its status."""
+        app = App()
+        app.CopyFrom(self.spec)
+        app.secret_env.clear()
+        app.MergeFrom(self.status)
+        app.uid = self.uid
+        app.generation = self.generation
+        app.create_time.FromMicroseconds(self.create_time)
+        app.update_time.FromMicroseconds(self.update_time)
+        app.etag = f'"{self.uid[:8]}-{self.generation}"'
+        return app
+
+
+@dataclass(frozen=True)
+class EnvironmentRecord:
+    """One environment; counts are filled in by the reader."""
+
+    environment: Environment
+    revision: int = 0
+
+    @property
+    def name(self) -> str:
+        """Resource name."""
+        return self.environment.name
+
+
+@dataclass(frozen=True)
+class NodeRecord:
+    """One registered node; counts are filled in by the reader."""
+
+    node: Node
+    revision: int = 0
+
+    @property
+    def name(self) -> str:
+        """Resource name, `environments/{environment}/nodes/{node}`."""
+        return self.node.name
+
+    @property
+    def environment(self) -> str:
+        """Resource name of the environment it is in."""
+        return self.node.name.rpartition("/nodes/")[0]
+
+
+@dataclass(frozen=True)
+class OperationRecord:
+    """One long-running operation: what it waits for, and how it ended."""
+
+    name: str
+    """`operations/{id}`; ids sort by time of creation."""
+    app: str
+    app_uid: str
+    verb: str
+    goal: Version
+    """The operation is fulfilled once this version, or a later one, is served."""
+    metadata: OperationMetadata
+    create_time: int
+    deadline: int
+    done: bool = False
+    error: Status | None = None
+    response: App | None = None
+    expire_time: int = 0
+    """When a done operation is forgotten; 0 while it goes on."""
+    revision: int = 0
+
+
+@dataclass(frozen=True)
+class RequestRecord:
+    """The first result of a request that carried a `request_id`."""
+
+    request_id: str
+    digest: str
+    """Digest of the method and of the request without its `request_id`."""
+    response: bytes
+    """The serialized response message."""
+    expire_time: int

@@ -1,0 +1,116 @@
+"""The life of a gRPC server: services, reflection, health and channelz, from listening to draining."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc_channelz.v1 import channelz, channelz_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as aio_health
+from grpc_reflection.v1alpha import reflection
+
+from services.rpc.guard import Guarded, tolerant_deserializer
+
+log = logging.getLogger("appsupervisor.rpc")
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+"""Largest request; gRPC's own default, named so that the error can tell it."""
+
+MAX_CONCURRENT_CALLS = 4096
+"""Calls and streams beyond these are answered RESOURCE_EXHAUSTED by the transport."""
+
+OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),
+    # A watcher behind a silent network is found out; a client may ping as often as every 5 s.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """One service to serve: its full name, the generated registering function, its servicer."""
+
+    name: str
+    register: Callable[[Any, Any], None]
+    servicer: object
+
+
+class RpcServer:
+    """A grpc.aio server on the running loop. Synchronous methods run on `threads` worker threads."""
+
+    def __init__(self, services: Sequence[Service], *, threads: int = 64) -> None:
+        self._services = services
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rpc")
+        self._server = grpc.aio.server(
+            migration_thread_pool=self._pool,
+            options=OPTIONS,
+            maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
+        )
+        self._health = aio_health.HealthServicer()
+        recorder = _Recorder(self._server)
+        for service in services:
+            service.register(Guarded(service.servicer), recorder)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        channelz.add_channelz_servicer(self._server)
+        names = [service.name for service in services]
+        names += [
+            health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
+            channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name,
+            reflection.SERVICE_NAME,
+        ]
+        reflection.enable_server_reflection(names, self._server)
+
+    async def start(self, listen: str) -> int:
+        """Listen on `host:port` (port 0: any free one), serve, and return the port.
+
+        Raises OSError when the address cannot be bound.
+        """
+        try:
+            port = self._server.add_insecure_port(listen)
+        except RuntimeError as refused:
+            raise OSError(f"cannot listen on {listen}: the address is in use or not ours") from refused
+        await self._server.start()
+        await self.set_serving(True)
+        return int(port)
+
+    async def set_serving(self, serving: bool, service: str | None = None) -> None:
+        """Tell health checkers whether a service, or all and the server as a whole, can be used."""
+        state = (
+            health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        names = [service] if service else ["", *(known.name for known in self._services)]
+        for name in names:
+            await self._health.set(name, state)
+
+    async def stop(self, grace: float) -> None:
+        """Refuse new calls, let those under way end within `grace` seconds, then cancel them."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Recorder:
+    """Passes a service's generated handlers on with deserializers that never raise."""
+
+    def __init__(self, server: grpc.aio.Server) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
+        """Do nothing: the registered handlers below are the same ones, by name."""
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        """Register a service's methods."""
+        tolerant = {
+            name: handler._replace(request_deserializer=tolerant_deserializer(handler.request_deserializer))
+            for name, handler in handlers.items()
+        }
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, tolerant),))
