@@ -71,7 +71,7 @@ class FaultKind(IntEnum):
     """It was interrupted because it blocked its loop."""
 
 
-class MalformedFrame(Exception):
+class MalformedFrameError(Exception):
     """The peer sent bytes that are no frames; the connection is of no use any more."""
 
 
@@ -107,7 +107,7 @@ class Reader:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
-        """Return the frames that `data` completes. Raises MalformedFrame for one that is too long."""
+        """Return the frames that `data` completes. Raises MalformedFrameError for one that is too long."""
         if self._rest:
             data = self._rest + data
         found: list[tuple[int, bytes]] = []
@@ -115,7 +115,7 @@ class Reader:
         while end - position >= 5:
             kind, length = HEADER.unpack_from(data, position)
             if length > self._limit:
-                raise MalformedFrame(f"a frame of {length} bytes is longer than {self._limit}")
+                raise MalformedFrameError(f"a frame of {length} bytes is longer than {self._limit}")
             stop = position + 5 + length
             if stop > end:
                 break
@@ -169,7 +169,7 @@ def pack_start(status: int, headers: Iterable[Iterable[bytes]], trailers: bool =
 
 
 def unpack_start(payload: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
-    """Return (status, headers). Raises MalformedFrame when the payload isn't what its lengths say."""
+    """Return (status, headers). Raises MalformedFrameError when the payload isn't what its lengths say."""
     try:
         status, _, count = _START.unpack_from(payload)
         position = _START.size
@@ -182,7 +182,7 @@ def unpack_start(payload: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
             headers.append((payload[position:middle], payload[middle:end]))
             position = end
     except struct.error as error:
-        raise MalformedFrame("a response start is cut short") from error
+        raise MalformedFrameError("a response start is cut short") from error
     if position != len(payload):
-        raise MalformedFrame("a response start does not have the length it tells")
+        raise MalformedFrameError("a response start does not have the length it tells")
     return status, headers

@@ -26,17 +26,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final, NamedTuple, TextIO
 
+import uvloop
+
 from runtime_node.context import AppContext
 from runtime_node.lanes.lifespan import Lifespan
 from runtime_node.lanes.process import limits, procfs, serving, wire
 from runtime_node.lanes.process.guest_signals import DUMP_SIGNAL, INTERRUPT_SIGNAL
 from runtime_node.loader import LoadedCode, Loader
 from services.rpc.errors import SupervisorError
-
-try:
-    from uvloop import new_event_loop
-except ImportError:
-    from asyncio import new_event_loop
 
 IDLE_BEAT_SECONDS: Final = 1.0
 EXIT_START_FAILED: Final = 71
@@ -62,9 +59,7 @@ def main(descriptors: Descriptors, tag: int, name: str, app_dirs: Sequence[str])
     os.setsid()
     procfs.prctl(procfs.PR_SET_PDEATHSIG, signal.SIGKILL)
     # A child that Python forks dies with the guest; one that leaves that way is found by its mark.
-    os.register_at_fork(
-        after_in_child=lambda: procfs.prctl(procfs.PR_SET_PDEATHSIG, signal.SIGKILL)
-    )
+    os.register_at_fork(after_in_child=lambda: procfs.prctl(procfs.PR_SET_PDEATHSIG, signal.SIGKILL))
     if os.getppid() != zygote:
         os._exit(0)
     procfs.set_name(f"app:{name}")
@@ -99,14 +94,14 @@ def _settle_descriptors(given: Descriptors) -> Descriptors:
         low = descriptor + 1
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
     # Made anew: what the zygote's streams found out about their files at their birth no longer holds.
-    sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: PTH123, SIM115
-    sys.stdout = sys.__stdout__ = _writer(1)
-    sys.stderr = sys.__stderr__ = _writer(2)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdout = _writer(1)
+    sys.stderr = _writer(2)
     return given._replace(stdout=1, stderr=2)
 
 
 def _writer(descriptor: int) -> TextIO:
-    return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: PTH123, SIM115
+    return open(descriptor, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False)
 
 
 def _settle_environment(parcel: dict[str, Any], tag: int) -> None:
@@ -157,7 +152,7 @@ class Guest:
 
     def run(self) -> int:
         """Run the app from import to the end of its lifespan; return the exit status."""
-        loop = new_event_loop()
+        loop = uvloop.new_event_loop()
         asyncio.set_event_loop(loop)
         signal.signal(INTERRUPT_SIGNAL, self._interrupt)
         try:
@@ -212,12 +207,14 @@ class Guest:
         return 0
 
     def _tell(self, message: dict[str, Any]) -> None:
-        with contextlib.suppress(wire.Closed, BlockingIOError):
+        with contextlib.suppress(wire.ClosedError, BlockingIOError):
             wire.send(self._control, message)
 
     def _tell_failure(self, error: SupervisorError) -> None:
         detail = error.metadata.get("detail", "")[-MAX_DETAIL_BYTES:]
-        self._tell({"op": "failed", "reason": error.reason, "message": error.message[:2000], "detail": detail})
+        self._tell(
+            {"op": "failed", "reason": error.reason, "message": error.message[:2000], "detail": detail}
+        )
 
     def _read_control(self) -> None:
         assert self._server is not None
@@ -228,7 +225,7 @@ class Guest:
                 message, descriptors = wire.receive(self._control)
             except BlockingIOError:
                 return
-            except wire.Closed:
+            except wire.ClosedError:
                 # The node is gone, and this process with it in a moment.
                 loop.remove_reader(self._control.fileno())
                 self._stopping.set()

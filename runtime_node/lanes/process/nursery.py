@@ -52,7 +52,7 @@ class Nursery:
                     else:
                         self._drain_wakeup()
                 self._reap()
-        except wire.Closed:
+        except wire.ClosedError:
             pass
         finally:
             self._end_all()

@@ -63,13 +63,13 @@ class GuestProxy:
                 await _Http(channel, receive, send).run(scope)
             else:
                 await _WebSocket(channel, receive, send).run(scope)
-        except _Broken as error:
+        except _BrokenOffError as error:
             channel.transport.abort()
             raise self._crashed() from error
         except (AppRaisedError, SupervisorError):
             self._release(channel)
             raise
-        except frames.MalformedFrame as error:
+        except frames.MalformedFrameError as error:
             channel.transport.abort()
             raise self._crashed() from error
         except BaseException:
@@ -137,7 +137,7 @@ class GuestProxy:
         )
 
 
-class _Broken(Exception):
+class _BrokenOffError(Exception):
     """The guest closed the connection in the middle of an exchange."""
 
 
@@ -169,7 +169,7 @@ class Channel(asyncio.Protocol):
         """See asyncio.Protocol."""
         try:
             found = self._reader.feed(data)
-        except frames.MalformedFrame as error:
+        except frames.MalformedFrameError as error:
             self.fail(error)
             self.transport.abort()
             return
@@ -186,12 +186,12 @@ class Channel(asyncio.Protocol):
             self.transport.write(data)
 
     async def read(self) -> Batch:
-        """Return the frames that came, at least one. Raises _Broken at the end of the stream."""
+        """Return the frames that came, at least one. Raises _BrokenOffError at the end of the stream."""
         while not self._frames:
             if self._error is not None:
                 raise self._error
             if self.lost:
-                raise _Broken
+                raise _BrokenOffError
             self._waiter = self.loop.create_future()
             await self._waiter
         batch, self._frames = self._frames, []
@@ -304,7 +304,7 @@ class _Http(_Carried):
         elif kind == Frame.PART:
             await self._send({"type": "http.response.body", "body": payload, "more_body": True})
         else:
-            raise frames.MalformedFrame(f"frame {kind} has no place in an HTTP exchange")
+            raise frames.MalformedFrameError(f"frame {kind} has no place in an HTTP exchange")
 
 
 class _WebSocket(_Carried):
@@ -332,7 +332,7 @@ class _WebSocket(_Carried):
         if kind == Frame.FRAGMENT:
             self._length += len(payload)
             if self._length > frames.MAX_MESSAGE_BYTES:
-                raise frames.MalformedFrame("a WebSocket message is too long")
+                raise frames.MalformedFrameError("a WebSocket message is too long")
             self._fragments.append(payload)
             return
         if self._fragments:
@@ -341,7 +341,7 @@ class _WebSocket(_Carried):
         try:
             message = self._message(kind, payload)
         except (UnicodeDecodeError, struct.error, ValueError, KeyError, TypeError) as error:
-            raise frames.MalformedFrame("a WebSocket event cannot be read") from error
+            raise frames.MalformedFrameError("a WebSocket event cannot be read") from error
         await self._send(message)
 
     def _message(self, kind: int, payload: bytes) -> dict[str, Any]:
@@ -369,7 +369,7 @@ class _WebSocket(_Carried):
                 more = kind == Frame.DENIAL_PART
                 return {"type": "websocket.http.response.body", "body": payload, "more_body": more}
             case _:
-                raise frames.MalformedFrame(f"frame {kind} has no place in a WebSocket exchange")
+                raise frames.MalformedFrameError(f"frame {kind} has no place in a WebSocket exchange")
 
 
 def _fault(payload: bytes) -> Exception:

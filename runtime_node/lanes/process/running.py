@@ -85,9 +85,14 @@ class GuestProcess:
         log, guest_log = pipe()
         self._stack, guest_stack = pipe()
         self._for_guest = [guest_out, guest_error, guest_log, beat, guest_stack]
+
+        def on_stderr(line: str) -> None:
+            self._tail.add(line)
+            on_output("stderr", line)
+
         self._readers = [
             LineReader(self._loop, out, lambda line: on_output("stdout", line)),
-            LineReader(self._loop, error, lambda line: (self._tail.add(line), on_output("stderr", line))[1]),
+            LineReader(self._loop, error, on_stderr),
             LineReader(self._loop, log, self._on_record),
         ]
         self._loop.add_reader(self._control.fileno(), self._read_control)
@@ -149,7 +154,7 @@ class GuestProcess:
         self._stopping = True
         self._watch.remove(self)
         if not self.gone.done():
-            with contextlib.suppress(wire.Closed, BlockingIOError):
+            with contextlib.suppress(wire.ClosedError, BlockingIOError):
                 wire.send(self._control, {"op": "stop", "timeout": timeout})
             self._signal(signal.SIGTERM)
             try:
@@ -236,7 +241,7 @@ class GuestProcess:
     def _connect(self, theirs: socket.socket) -> None:
         try:
             wire.send(self._control, {"op": "connect"}, [theirs.fileno()])
-        except wire.Closed as error:
+        except wire.ClosedError as error:
             raise ConnectionError("the app's process is gone") from error
 
     def _read_control(self) -> None:
@@ -250,7 +255,7 @@ class GuestProcess:
                 message, descriptors = wire.receive(self._control)
             except BlockingIOError:
                 return True
-            except (wire.Closed, wire.WireError):
+            except (wire.ClosedError, wire.WireError):
                 return False
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -287,9 +292,7 @@ class GuestProcess:
             if tail:
                 self._cause.metadata.setdefault("detail", tail)
         else:
-            error = ending.error_of(
-                ended, resource=self._resource, tail=tail, memory_limit=self.memory_limit
-            )
+            error = ending.error_of(ended, resource=self._resource, tail=tail, memory_limit=self.memory_limit)
         self._cause = error
         self._watch.remove(self)
         self.proxy.end(error)

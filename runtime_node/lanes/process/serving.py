@@ -27,7 +27,7 @@ class LoopBlocked(BaseException):
     """Raised into app code that blocked its event loop beyond its budget."""
 
 
-class ClientDisconnected(OSError):
+class ClientDisconnectedError(OSError):
     """The client of a WebSocket is gone; raised from `send`, as the ASGI specification has it."""
 
 
@@ -371,10 +371,10 @@ class WebSocketExchange(Exchange):
             self._put({"type": "websocket.disconnect", "code": code, "reason": reason})
 
     async def send(self, message: Message) -> None:
-        """See Exchange. Raises ClientDisconnected once the client is gone."""
+        """See Exchange. Raises ClientDisconnectedError once the client is gone."""
         connection = self.connection
         if connection.gone or self.finished:
-            raise ClientDisconnected
+            raise ClientDisconnectedError
         self._write(message)
         await connection.drain()
 

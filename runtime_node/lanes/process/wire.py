@@ -23,7 +23,7 @@ class WireError(Exception):
     """A message breaks the rules: too long, of another version, or no JSON object."""
 
 
-class Closed(Exception):
+class ClosedError(Exception):
     """The peer closed its end, or it is gone."""
 
 
@@ -33,7 +33,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def send(sock: socket.socket, message: dict[str, Any], descriptors: Sequence[int] = ()) -> None:
-    """Send one message. Raises WireError when it is too long, Closed when nobody can read it.
+    """Send one message. Raises WireError when it is too long, ClosedError when nobody can read it.
 
     A non-blocking socket whose peer doesn't read raises BlockingIOError.
     """
@@ -43,27 +43,27 @@ def send(sock: socket.socket, message: dict[str, Any], descriptors: Sequence[int
     try:
         socket.send_fds(sock, [data], list(descriptors))
     except (BrokenPipeError, ConnectionError) as error:
-        raise Closed("the peer is gone") from error
+        raise ClosedError("the peer is gone") from error
 
 
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Return one message and its descriptors (close-on-exec, owned by the caller).
 
-    Raises Closed at the end of the stream and WireError for a message that is not ours; a
+    Raises ClosedError at the end of the stream and WireError for a message that is not ours; a
     non-blocking socket with nothing to read raises BlockingIOError.
     """
     room = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4)
     try:
         data, ancillary, flags, _ = sock.recvmsg(MAX_MESSAGE_BYTES, room, socket.MSG_CMSG_CLOEXEC)
     except ConnectionError as error:
-        raise Closed("the peer is gone") from error
+        raise ClosedError("the peer is gone") from error
     descriptors = array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
     try:
         if not data and not descriptors:
-            raise Closed("the peer closed its end")
+            raise ClosedError("the peer closed its end")
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise WireError("a message is longer than allowed")
         try:
@@ -72,7 +72,7 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
             raise WireError("a message is not JSON") from error
         if not isinstance(message, dict) or message.pop("v", None) != VERSION:
             raise WireError("a message is of another version")
-    except (WireError, Closed):
+    except (WireError, ClosedError):
         for descriptor in descriptors:
             os.close(descriptor)
         raise

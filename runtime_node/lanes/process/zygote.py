@@ -1,4 +1,4 @@
-"""The node's handle on its zygote, and the program that the zygote is (`-m runtime_node.lanes.process.zygote`).
+"""The node's handle on its zygote, and the program that the zygote is (`python -m` this module).
 
 Always started by executing a fresh interpreter: so it has one thread by construction, however many
 its node has.
@@ -103,7 +103,7 @@ class Zygote:
         self._expected: dict[int, _Expected] = {}
         self._serial = 0
         # 24 bits for the serial, 30 for this node's life: the marks of two nodes on a machine differ.
-        self._first_tag = (1 << 60) | (random.getrandbits(30) << 24)  # noqa: S311  (a name, not a secret)
+        self._first_tag = (1 << 60) | (random.getrandbits(30) << 24)
         self._failures = 0
         self._closing = False
         self._relaunching: asyncio.TimerHandle | None = None
@@ -160,7 +160,7 @@ class Zygote:
         try:
             wire.send(self._link, message, descriptors)
             pid, pidfd = await expected.spawned
-        except (wire.Closed, BlockingIOError) as error:
+        except (wire.ClosedError, BlockingIOError) as error:
             self._expected.pop(serial, None)
             raise ConnectionError("the zygote does not take requests") from error
         except asyncio.CancelledError:
@@ -174,7 +174,7 @@ class Zygote:
         expected = self._expected.get(serial)
         if expected is None or self._link is None:
             return
-        with contextlib.suppress(wire.Closed, BlockingIOError):
+        with contextlib.suppress(wire.ClosedError, BlockingIOError):
             wire.send(self._link, {"op": "kill", "serial": serial})
 
     def tag_of(self, serial: int) -> int:
@@ -243,7 +243,7 @@ class Zygote:
                 message, descriptors = wire.receive(self._link)
             except BlockingIOError:
                 return
-            except wire.Closed:
+            except wire.ClosedError:
                 self._lost()
                 return
             self._handle(message, descriptors)
