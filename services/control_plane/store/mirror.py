@@ -84,6 +84,13 @@ class Mirror:
         """Count the apps of an environment."""
         return len(self._by_environment.get(environment, _NONE))
 
+    def overdue_operations(self, now: int) -> list[str]:
+        """Return the names of the operations that are not done and past their deadline (µs)."""
+        with self._lock:
+            names = [name for members in self._open_operations.values() for name in members]
+        found = (self.operations.get(name) for name in names)
+        return [known.name for known in found if known is not None and known.deadline <= now]
+
     def open_operations(self, app: str) -> list[OperationRecord]:
         """Return the operations of an app that are not done, oldest first."""
         with self._lock:
