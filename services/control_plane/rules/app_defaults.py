@@ -99,11 +99,6 @@ def fill_defaults(app: App) -> None:
     _fill_restart_policy(app.restart_policy)
 
 
-def spec_changed(old: App, new: App) -> bool:
-    """Tell whether any field of the spec differs, which asks for a new generation; takes full forms."""
-    return any(getattr(old, field) != getattr(new, field) for field in SPEC_FIELDS)
-
-
 def runtime_fields_changed(old: App, new: App) -> bool:
     """Tell whether what runs differs, which asks for a swap of the instance; takes full forms."""
     return any(getattr(old, field) != getattr(new, field) for field in RUNTIME_FIELDS)

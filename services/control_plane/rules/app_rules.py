@@ -1,7 +1,7 @@
 """Rules of an app's spec, as the protos' comments state them; all violations at once.
 
-Checks the full form that `normalize_app` makes. The id and `name` are checked by `names` and
-`app_name_violations`; whether an environment or a domain exists is the catalog's to know.
+Checks the full form that `normalize_app` makes. The id and `name` are checked by `names`;
+whether an environment or a domain exists is the catalog's to know.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct, Value
 
-from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed, spec_changed
-from services.control_plane.rules.names import app_name, is_environment_name
+from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
+from services.control_plane.rules.names import is_environment_name
 from services.control_plane.rules.scalars import (
     KIB,
     MAX_DISPLAY_NAME,
@@ -39,18 +39,14 @@ from services.control_plane.rules.scalars import (
     nanoseconds,
     normalize_domain,
     quoted_key,
-    request_id_violations,
     text_violations,
 )
 from services.rpc.errors import Violation
 
 __all__ = [
-    "app_name_violations",
     "app_violations",
     "normalize_app",
-    "request_id_violations",
     "runtime_fields_changed",
-    "spec_changed",
 ]
 
 MAX_CONFIG_DEPTH = 20
@@ -70,13 +66,6 @@ _MS = SECOND // 1000
 _MINUTE = 60 * SECOND
 _HOUR = 60 * _MINUTE
 _DAY = 24 * _HOUR
-
-
-def app_name_violations(app: App, app_id: str, prefix: str = "app") -> list[Violation]:
-    """Check that the `name` of an app to create is empty or the one that `app_id` makes."""
-    if app.name in ("", app_name(app_id)):
-        return []
-    return [Violation(f"{prefix}.name", "must be empty or apps/{app_id}")]
 
 
 def app_violations(app: App, prefix: str = "app") -> list[Violation]:

@@ -27,8 +27,8 @@ _LOWER_CASE_OPERATORS = frozenset({"and", "or", "not"})
 
 
 @dataclass(frozen=True, slots=True)
-class AppFilter:
-    """A compiled filter; call it with an app, or take `matches` out of a loop over many."""
+class Filter:
+    """A compiled filter; call it with an app, or `matches` in a loop over many."""
 
     text: str
     matches: Callable[[App], bool]
@@ -43,7 +43,7 @@ class AppFilter:
 
 
 @lru_cache(maxsize=256)
-def compile_filter(text: str) -> AppFilter:
+def compile_filter(text: str) -> Filter:
     """Return the test that `text` asks for; raises INVALID_FILTER with the column and what is expected there.
 
     `!=` is the opposite of `=` throughout, so that it also matches what is not set. A bare word is searched
@@ -51,8 +51,8 @@ def compile_filter(text: str) -> AppFilter:
     """
     node = parse_filter(text)
     if node is None:
-        return AppFilter(text, lambda _: True, None, True)
-    return AppFilter(text, _compile(node), _exact_name(node), False)
+        return Filter(text, lambda _: True, None, True)
+    return Filter(text, _compile(node), _exact_name(node), False)
 
 
 def _compile(node: Node) -> Predicate:

@@ -26,6 +26,7 @@ RESERVED_WORDS = frozenset(
     }
 )
 WILDCARD = "-"
+MAX_REQUEST_ID = 128
 DEFAULT_ENVIRONMENT = "environments/default"
 
 ID_RULE = "must have 1 to 63 lower-case letters, digits and inner hyphens, the first of which is a letter"
@@ -43,6 +44,13 @@ def validate_id(field: str, value: str, reserved: bool = True) -> list[Violation
     if reserved and value in RESERVED_WORDS:
         return [Violation(field, f"must not be a reserved word ({', '.join(sorted(RESERVED_WORDS))})")]
     return []
+
+
+def request_id_violations(field: str, value: str) -> list[Violation]:
+    """Return what is wrong with a `request_id`; an empty one is not set."""
+    if len(value) <= MAX_REQUEST_ID and value.isprintable():
+        return []
+    return [Violation(field, f"must be 1 to {MAX_REQUEST_ID} printable characters, for instance a UUID")]
 
 
 def app_name(app_id: str) -> str:

@@ -1,6 +1,6 @@
 """`order_by` of ListApps: AIP-132 text to sort keys.
 
-A key comes in two forms: plain `values`, which a page token can carry, and the comparable `key` made of them.
+A position has two forms: the plain `key`, which a page token can carry, and the `sort_key` made of it.
 """
 
 from __future__ import annotations
@@ -11,17 +11,13 @@ from functools import lru_cache
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 
+from services.control_plane.rules.paging import Position
+from services.control_plane.rules.scalars import SECOND
 from services.rpc.errors import SupervisorError, Violation
 
-SortValues = tuple[str | int, ...]
 SortKey = tuple[str | int | tuple[int, ...], ...]
 
 _MAX_LENGTH = 256
-
-
-def _nanos(app: App, field: str) -> int:
-    time = getattr(app, field)
-    return int(time.seconds) * 1_000_000_000 + int(time.nanos)
 
 
 _FIELDS: dict[str, Callable[[App], str | int]] = {
@@ -31,9 +27,10 @@ _FIELDS: dict[str, Callable[[App], str | int]] = {
     # By number, which is the order of an app's life.
     "state": lambda app: app.state,
     "health": lambda app: app.health,
-    "create_time": lambda app: _nanos(app, "create_time"),
-    "update_time": lambda app: _nanos(app, "update_time"),
+    "create_time": lambda app: app.create_time.seconds * SECOND + app.create_time.nanos,
+    "update_time": lambda app: app.update_time.seconds * SECOND + app.update_time.nanos,
 }
+_TEXT_FIELDS = frozenset({"name", "display_name", "environment"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,28 +39,41 @@ class Order:
 
     fields: tuple[tuple[str, bool], ...]
     """Pairs of a field and whether it descends; the last one is always `name`."""
+    getters: tuple[Callable[[App], str | int], ...]
+    """What reads each of the fields."""
 
     @property
     def is_default(self) -> bool:
         """Whether this is the order by `name`, ascending."""
         return self.fields == (("name", False),)
 
-    def values(self, app: App) -> SortValues:
-        """Return the app's position as plain values, for a page token."""
-        return tuple(_FIELDS[field](app) for field, _ in self.fields)
+    def key(self, app: App) -> Position:
+        """Return the app's position as plain values, for a page token; compare it by `sort_key`."""
+        return tuple([get(app) for get in self.getters])
 
-    def key_of(self, values: SortValues) -> SortKey:
-        """Return the comparable key of a position; raises INVALID_PAGE_TOKEN if it is of another order."""
-        if len(values) != len(self.fields):
-            raise SupervisorError("INVALID_PAGE_TOKEN", "page_token belongs to another order.")
+    def sort_key(self, key: Position) -> SortKey:
+        """Return what the positions of this order are sorted by."""
         return tuple(
-            _descending(value) if descends else value
-            for value, (_, descends) in zip(values, self.fields, strict=True)
+            [
+                _descending(value) if descends else value
+                for value, (_, descends) in zip(key, self.fields, strict=True)
+            ]
         )
 
-    def key(self, app: App) -> SortKey:
-        """Return the comparable key of an app."""
-        return self.key_of(self.values(app))
+    def follows(self, key: Position, after: Position) -> bool:
+        """Tell whether `key` comes after the position of a page token.
+
+        Raises INVALID_PAGE_TOKEN if `after` is not a position of this order.
+        """
+        return self.sort_key(key) > _token_sort_key(self, after)
+
+
+@lru_cache(maxsize=128)
+def _token_sort_key(order: Order, after: Position) -> SortKey:
+    kinds = [str if field in _TEXT_FIELDS else int for field, _ in order.fields]
+    if [type(value) for value in after] != kinds:
+        raise SupervisorError("INVALID_PAGE_TOKEN", "page_token is not a next_page_token of this request.")
+    return order.sort_key(after)
 
 
 @lru_cache(maxsize=128)
@@ -85,7 +95,7 @@ def compile_order(text: str) -> Order:
     names = [field for field, _ in fields]
     # Names are unique, so what follows one never decides; without one, it breaks the ties.
     fields = fields[: names.index("name") + 1] if "name" in names else [*fields, ("name", False)]
-    return Order(tuple(fields))
+    return Order(tuple(fields), tuple(_FIELDS[field] for field, _ in fields))
 
 
 def _descending(value: str | int) -> int | tuple[int, ...]:

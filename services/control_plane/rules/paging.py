@@ -9,16 +9,10 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-import heapq
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from services.rpc.errors import SupervisorError, Violation, invalid_field
-
-T = TypeVar("T")
 
 Position = tuple[str | int, ...]
 
@@ -39,27 +33,21 @@ def page_size(value: int, field: str = "page_size") -> int:
     return min(value, MAX_PAGE_SIZE) if value else DEFAULT_PAGE_SIZE
 
 
-def request_digest(*fields: str) -> str:
-    """Return a digest of the request fields that must stay as they were from page to page.
-
-    The page size is not one of them: AIP-158 lets it change.
-    """
-    text = json.dumps(fields, ensure_ascii=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
 def encode_page_token(position: Position, digest: str) -> str:
-    """Return the token that continues after `position` for the request with that digest."""
+    """Return the token that continues after `position`.
+
+    `digest` stands for the request fields that must stay as they were; the page size is not one of them
+    (AIP-158).
+    """
     return _encode([_PAGE, digest, *position])
 
 
-def decode_page_token(token: str, digest: str) -> Position | None:
-    """Return the position after which to continue; None for the empty token of a first page.
+def decode_page_token(token: str, digest: str) -> Position:
+    """Return the position after which to continue.
 
-    Raises INVALID_PAGE_TOKEN for what is not a page token, or one of a request with another digest.
+    Raises INVALID_PAGE_TOKEN for what is not a page token, or one of a request with another digest. What
+    the position is made of is not checked: a caller can forge a token, but gains nothing by it.
     """
-    if not token:
-        return None
     payload = _decode(token)
     if payload is None or len(payload) < 3 or payload[0] != _PAGE:
         raise _invalid("INVALID_PAGE_TOKEN", "page_token", "is not a next_page_token of this service")
@@ -72,47 +60,11 @@ def decode_page_token(token: str, digest: str) -> Position | None:
     return tuple(payload[2:])
 
 
-@dataclass(frozen=True, slots=True)
-class Page(Generic[T]):
-    """Some elements in order, and the token of the next page; empty on the last one."""
-
-    items: list[T]
-    next_page_token: str
-
-
-def take_page(
-    items: Iterable[T],
-    *,
-    size: int,
-    token: str,
-    digest: str,
-    values: Callable[[T], Position],
-    key_of: Callable[[Position], Any] = lambda position: position,
-    is_sorted: bool = False,
-) -> Page[T]:
-    """Return the page of `items` that follows `token`; raises INVALID_PAGE_TOKEN.
-
-    `values` gives an element's position, unique and immutable among `items`; `key_of` what positions are
-    compared by. With `is_sorted` the items come in that order, and no more of them are read than needed;
-    the caller may leave out those up to the token's position.
-    """
-    after = decode_page_token(token, digest)
-    if after is not None:
-        items = _after(items, after, values, key_of)
-    if is_sorted:
-        taken = list(islice(items, size + 1))
-    else:
-        taken = heapq.nsmallest(size + 1, items, key=lambda item: key_of(values(item)))
-    if len(taken) <= size:
-        return Page(taken, "")
-    return Page(taken[:size], encode_page_token(values(taken[size - 1]), digest))
-
-
 def encode_resume_token(catalog_id: str, revision: int, digest: str = "") -> str:
     """Return the token that resumes a watch of that catalog after `revision`.
 
-    `digest` is the `request_digest` of what the watch selects by: resumed under another filter, a
-    stream without a snapshot would miss apps in silence.
+    `digest` stands for what the watch selects by: resumed under another filter, a stream without a
+    snapshot would miss apps in silence.
     """
     return _encode([_RESUME, catalog_id, digest, revision])
 
@@ -138,16 +90,6 @@ def decode_resume_token(token: str, catalog_id: str, digest: str = "") -> int:
             "belongs to a watch with another filter; repeat it, or start without a token",
         )
     return payload[3]
-
-
-def _after(
-    items: Iterable[T],
-    position: Position,
-    values: Callable[[T], Position],
-    key_of: Callable[[Position], Any],
-) -> Iterable[T]:
-    last = key_of(position)
-    return (item for item in items if key_of(values(item)) > last)
 
 
 def _encode(payload: list[str | int]) -> str:

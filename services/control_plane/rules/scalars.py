@@ -25,7 +25,6 @@ KIB = 1024
 MAX_LABELS = 64
 MAX_LABEL_VALUE = 63
 MAX_DISPLAY_NAME = 128
-MAX_REQUEST_ID = 128
 MAX_HOST = 253
 
 _LABEL_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
@@ -148,13 +147,6 @@ def enum_violations(field: str, value: int, enum: EnumDescriptor) -> list[Violat
         return []
     names = ", ".join(known.name for known in enum.values if known.number)
     return [Violation(field, f"has the unknown value {value}; use {names}")]
-
-
-def request_id_violations(request_id: str, field: str = "request_id") -> list[Violation]:
-    """Check a `request_id`; an empty one is not set."""
-    if len(request_id) <= MAX_REQUEST_ID and request_id.isprintable():
-        return []
-    return [Violation(field, f"must be 1 to {MAX_REQUEST_ID} printable characters, for instance a UUID")]
 
 
 def _a_labels(domain: str) -> str | None:
