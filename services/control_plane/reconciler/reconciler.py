@@ -222,7 +222,8 @@ class Reconciler:
         if view is None:
             return
         if observe(record, view, _now()) != record:
-            observed = await self._write(lambda tx: writes.observed(tx, app, record.uid, view))
+            uid = record.uid
+            observed = await self._write(lambda tx: writes.observed(tx, app, uid, view))
             if observed is None:
                 return
             record = observed

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from google.api import field_behavior_pb2
+from google.protobuf.message import Message
+
 from appsupervisor.catalog.v1.app_catalog_pb2 import RUNNING as DESIRED_RUNNING
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
@@ -17,9 +20,6 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Limits,
     RestartPolicy,
 )
-from google.api import field_behavior_pb2
-from google.protobuf.message import Message
-
 from services.control_plane.rules.names import DEFAULT_ENVIRONMENT
 from services.control_plane.rules.scalars import SECOND, nanoseconds, normalize_domain, set_nanoseconds
 

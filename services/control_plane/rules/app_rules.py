@@ -11,6 +11,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Struct, Value
+
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, DesiredState
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Activation,
@@ -21,9 +24,6 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Limits,
     RestartPolicy,
 )
-from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import Struct, Value
-
 from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
 from services.control_plane.rules.names import is_environment_name
 from services.control_plane.rules.scalars import (

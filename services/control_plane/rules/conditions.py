@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition
 from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
+
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition
 
 
 def set_condition(

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App, DesiredState
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Activation, Health, IsolationTier, State
 from google.protobuf.descriptor import EnumDescriptor
 
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, DesiredState
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Activation, Health, IsolationTier, State
 from services.control_plane.rules.filter_grammar import Literal, refuse
 from services.control_plane.rules.scalars import SECOND, normalize_domain
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
-
 from services.control_plane.rules.filter_fields import FIELDS, Predicate, search
 from services.control_plane.rules.filter_grammar import (
     AllOf,

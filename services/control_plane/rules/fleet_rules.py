@@ -9,7 +9,6 @@ import ipaddress
 import re
 
 from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
-
 from services.control_plane.rules.scalars import (
     MAX_DISPLAY_NAME,
     MAX_HOST,

@@ -9,12 +9,12 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct
 
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from services.control_plane.rules.app_defaults import (
     IDENTITY_FIELDS,
     OUTPUT_ONLY_FIELDS,
