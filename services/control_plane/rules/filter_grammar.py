@@ -139,7 +139,7 @@ def parse_filter(text: str) -> Node | None:
         at = error.pos_in_stream or 0
         if text[at] in "\"'":
             refuse(at + 1, "the string is not closed")
-        refuse(at + 1, f"{text[at]!r} cannot stand here unquoted; {_wanted(error.allowed or set())}")
+        refuse(at + 1, f"{text[at]!r} can only stand inside quotes")
     except UnexpectedToken as error:
         at_end = error.token.type == "$END"
         column = len(text) + 1 if at_end else (error.token.start_pos or 0) + 1
@@ -267,4 +267,5 @@ def _wanted(terminals: set[str]) -> str:
 
 @cache
 def _parser() -> Lark:
-    return Lark(_GRAMMAR, parser="lalr", transformer=_Builder(), maybe_placeholders=True)
+    # The contextual lexer would read AND, OR and NOT as plain words wherever they are not expected.
+    return Lark(_GRAMMAR, parser="lalr", lexer="basic", transformer=_Builder(), maybe_placeholders=True)
