@@ -17,7 +17,6 @@ from pathlib import Path
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent, OperationMetadata
 from appsupervisor.runtime.v1.runtime_environment_pb2 import State
-
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, OperationRecord, RequestRecord, Version
 from services.control_plane.store.sql_store import open_store

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Insert, bindparam, delete, update
+from sqlalchemy import Connection, Dialect, Insert, bindparam, delete, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import col, select
 
@@ -43,8 +43,8 @@ KINDS = ("environment", "node", "app", "operation")
 class Statements:
     """The store's statements, for one kind of database; used by the writer's connection alone."""
 
-    def __init__(self, dialect: str) -> None:
-        self._dialect = dialect
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect.name
         self._upsert: dict[type[CatalogTable], Insert] = {
             row: self._make_upsert(row, fixed)
             for row, fixed in (
@@ -75,9 +75,13 @@ class Statements:
             .where(col(MetaRow.revision) == bindparam("old"))
             .values(revision=bindparam("new"), time=bindparam("now"), oldest_revision=bindparam("oldest"))
         )
-        self._request = select(
-            RequestRow.request_id, RequestRow.digest, RequestRow.response, RequestRow.expire_time
-        ).where(RequestRow.request_id == bindparam("key"))
+        # The one statement run once per command: sent as text, it costs a third of a built one.
+        request = (
+            select(RequestRow.request_id, RequestRow.digest, RequestRow.response, RequestRow.expire_time)
+            .where(RequestRow.request_id == bindparam("key"))
+            .compile(dialect=dialect)
+        )
+        self._request, self._positional = str(request), request.positional
 
     def _insert(self, row: type[CatalogTable]) -> Any:
         make = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[self._dialect]
@@ -97,7 +101,8 @@ class Statements:
 
     def find_request(self, connection: Connection, request_id: str) -> RequestRecord | None:
         """Read a stored request, expired or not."""
-        row = connection.execute(self._request, {"key": request_id}).first()
+        parameters = (request_id,) if self._positional else {"key": request_id}
+        row = connection.exec_driver_sql(self._request, parameters).first()
         return None if row is None else request_record(row)
 
     def write(self, connection: Connection, batch: Batch) -> None:

@@ -61,7 +61,7 @@ class Writer:
         on_fatal: Callable[[BaseException], None] | None = None,
     ) -> None:
         self._engine = engine
-        self.statements = Statements(engine.dialect.name)
+        self.statements = Statements(engine.dialect)
         self.state = state
         self._clock = clock
         self._on_fatal = on_fatal
