@@ -24,9 +24,12 @@ class Mirror:
 
     def __init__(self, revision: int = 0, oldest_revision: int = 0) -> None:
         self.apps: ChangeFeed[AppRecord] = ChangeFeed(revision=revision, oldest_revision=oldest_revision)
-        self.environments: ChangeFeed[EnvironmentRecord] = ChangeFeed(revision=revision)
-        self.nodes: ChangeFeed[NodeRecord] = ChangeFeed(revision=revision)
-        self.operations: ChangeFeed[OperationRecord] = ChangeFeed(revision=revision)
+        # Of the others no removals are loaded: nobody may resume from before the start.
+        self.environments: ChangeFeed[EnvironmentRecord] = ChangeFeed(
+            revision=revision, oldest_revision=revision
+        )
+        self.nodes: ChangeFeed[NodeRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
+        self.operations: ChangeFeed[OperationRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self._lock = threading.Lock()
         self._by_node: dict[str, set[str]] = {}
         self._by_environment: dict[str, set[str]] = {}
