@@ -22,7 +22,7 @@ from services.control_plane.rules.etags import etag_matches
 from services.control_plane.rules.masks import apply_update
 from services.control_plane.rules.names import app_name, parse_app_name, validate_id
 from services.control_plane.store.interface import CatalogStore, Transaction
-from services.control_plane.store.records import AppRecord, OperationRecord, Version, timestamp
+from services.control_plane.store.records import AppRecord, OperationRecord, Version
 from services.rpc.errors import Code, SupervisorError, Violation, invalid_field, invalid_fields
 
 Lifecycle = pb.StartAppRequest | pb.StopAppRequest | pb.RestartAppRequest
@@ -228,10 +228,10 @@ def _store(
         if _is_settled(record, changed):
             status.observed_generation = changed.generation
         else:
-            status.reconciling, stamp = True, timestamp(tx.now)
+            status.reconciling = True
             if status.state in (State.STOPPED, State.FAILED):
                 status.state = State.PENDING
-                set_condition(status.conditions, "Ready", Condition.FALSE, "Starting", "", stamp)
+                set_condition(status.conditions, "Ready", Condition.FALSE, "Starting", "", tx.now)
         changed = replace(changed, status=status)
         tx.put_app(changed)
     operation = operations.begin(tx, verb, changed, caller.actor)

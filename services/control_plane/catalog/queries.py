@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import AsyncIterator, Iterator
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from services.control_plane.catalog.commands import app_not_found
-from services.control_plane.rules.filters import AppFilter, compile_filter
+from services.control_plane.catalog.pages import page_by_name, request_digest
+from services.control_plane.rules.filters import Filter, compile_filter
 from services.control_plane.rules.names import app_name, parse_app_name
-from services.control_plane.rules.ordering import compile_order
+from services.control_plane.rules.ordering import Order, compile_order
 from services.control_plane.rules.paging import (
     decode_page_token,
     decode_resume_token,
     encode_page_token,
     encode_resume_token,
     page_size,
-    request_digest,
-    take_page,
 )
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.records import AppRecord
@@ -41,34 +41,43 @@ class AppQueries:
             raise app_not_found(name)
         return record.public
 
-    def list(self, request: pb.ListAppsRequest) -> pb.ListAppsResponse:
+    def list_apps(self, request: pb.ListAppsRequest) -> pb.ListAppsResponse:
         """Carry out ListApps."""
-        size = page_size(request.page_size)
         order = compile_order(request.order_by)
         matches = compile_filter(request.filter)
         digest = request_digest(request.filter, request.order_by)
-        after = ""
-        if order.is_default and (position := decode_page_token(request.page_token, digest)):
-            after = str(position[0])
-        page = take_page(
-            self._matching(matches, after),
-            size=size,
-            token=request.page_token,
-            digest=digest,
-            values=order.values,
-            key_of=order.key_of,
-            is_sorted=order.is_default,
-        )
-        return pb.ListAppsResponse(apps=page.items, next_page_token=page.next_page_token)
+        if order.is_default:
+            apps, token = page_by_name(
+                lambda after: self._matching(matches, after),
+                lambda app: app.name,
+                size=request.page_size,
+                token=request.page_token,
+                digest=digest,
+            )
+        else:
+            apps, token = self._ordered(matches, order, request, digest)
+        return pb.ListAppsResponse(apps=apps, next_page_token=token)
 
-    def _matching(self, matches: AppFilter, after: str) -> Iterator[pb.App]:
+    def _ordered(
+        self, matches: Filter, order: Order, request: pb.ListAppsRequest, digest: str
+    ) -> tuple[list[pb.App], str]:
+        count = page_size(request.page_size)
+        found = ((order.key(app), app) for app in self._matching(matches, ""))
+        if request.page_token:
+            after = decode_page_token(request.page_token, digest)
+            found = (pair for pair in found if order.follows(pair[0], after))
+        page = heapq.nsmallest(count + 1, found, key=lambda pair: order.sort_key(pair[0]))
+        apps = [app for _, app in page[:count]]
+        return apps, encode_page_token(page[count - 1][0], digest) if len(page) > count else ""
+
+    def _matching(self, matches: Filter, after: str) -> Iterator[pb.App]:
         """Yield the apps that match, by name, from the one that follows `after`."""
         if matches.exact_name is not None:
             record = self._feed.get(matches.exact_name)
-            apps = iter([record.public] if record is not None else [])
+            apps = iter([record.public] if record is not None and record.name > after else [])
         else:
             apps = (record.public for record in self._feed.values(after))
-        return apps if matches.matches_all else filter(matches.matches, apps)
+        return filter(matches, apps) if matches.text else apps
 
     async def watch(self, request: pb.WatchAppsRequest) -> AsyncIterator[pb.WatchAppsResponse]:
         """Carry out WatchApps."""
@@ -94,8 +103,7 @@ class AppQueries:
         name = app_name(parse_app_name(request.parent, "parent"))
         size = page_size(request.page_size)
         digest = request_digest(name)
-        position = decode_page_token(request.page_token, digest)
-        before = str(position[0]) if position else ""
+        before = str(decode_page_token(request.page_token, digest)[0]) if request.page_token else ""
         events = self._store.events(name, size + 1, before)
         if not events and not before and self._feed.get(name) is None:
             raise app_not_found(name)
@@ -112,9 +120,7 @@ def _mark(mark: Mark) -> pb.WatchAppsResponse:
     return pb.WatchAppsResponse(type=kind, revision=mark.revision)
 
 
-def _message(
-    entry: Entry[AppRecord], matches: AppFilter, shown: set[str] | None
-) -> pb.WatchAppsResponse | None:
+def _message(entry: Entry[AppRecord], matches: Filter, shown: set[str] | None) -> pb.WatchAppsResponse | None:
     """Return what to tell of a change; None if the reader never saw the app and need not now."""
     app = entry.value.public if entry.value is not None else None
     if app is not None and matches(app):

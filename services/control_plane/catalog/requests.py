@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from services.control_plane.rules.scalars import request_id_violations
+from services.control_plane.rules.names import request_id_violations
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import RequestRecord
 from services.rpc.errors import SupervisorError, invalid_fields
@@ -57,7 +57,7 @@ def execute(
     call's time is up first (the command may still be carried out: repeat it with the same
     `request_id` to learn its result).
     """
-    if violations := request_id_violations(request_id):
+    if violations := request_id_violations("request_id", request_id):
         raise invalid_fields(violations)
 
     def command(tx: Transaction) -> M:

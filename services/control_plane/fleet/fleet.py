@@ -6,22 +6,17 @@ import uuid
 from collections.abc import Callable
 
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
+from services.control_plane.catalog.pages import page_by_name, request_digest
 from services.control_plane.catalog.requests import Caller, execute
-from services.control_plane.rules.app_defaults import DEFAULT_ENVIRONMENT
-from services.control_plane.rules.etags import etag_matches, make_etag
+from services.control_plane.rules.etags import app_etag, etag_matches
 from services.control_plane.rules.fleet_rules import environment_violations, node_violations
 from services.control_plane.rules.names import (
+    DEFAULT_ENVIRONMENT,
     environment_name,
     node_name,
     parse_environment_name,
     parse_node_name,
     validate_id,
-)
-from services.control_plane.rules.paging import (
-    decode_page_token,
-    page_size,
-    request_digest,
-    take_page,
 )
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import EnvironmentRecord, NodeRecord, timestamp
@@ -63,7 +58,7 @@ class FleetService:
                 create_time=timestamp(tx.now),
                 update_time=timestamp(tx.now),
             )
-            environment.etag = make_etag(environment.uid, tx.now)
+            environment.etag = app_etag(environment.uid, 1)
             tx.put_environment(EnvironmentRecord(environment))
             return environment
 
@@ -87,19 +82,15 @@ class FleetService:
 
     def list_environments(self, request: pb.ListEnvironmentsRequest) -> pb.ListEnvironmentsResponse:
         """Carry out ListEnvironments."""
-        digest = request_digest("environments")
-        position = decode_page_token(request.page_token, digest)
-        page = take_page(
-            self._mirror.environments.values(str(position[0]) if position else ""),
-            size=page_size(request.page_size),
+        page, token = page_by_name(
+            self._mirror.environments.values,
+            lambda record: record.name,
+            size=request.page_size,
             token=request.page_token,
-            digest=digest,
-            values=lambda record: (record.name,),
-            is_sorted=True,
+            digest=request_digest("environments"),
         )
         return pb.ListEnvironmentsResponse(
-            environments=[self._with_counts(record) for record in page.items],
-            next_page_token=page.next_page_token,
+            environments=[self._with_counts(record) for record in page], next_page_token=token
         )
 
     def delete_environment(self, request: pb.DeleteEnvironmentRequest, caller: Caller) -> None:
@@ -184,23 +175,17 @@ class FleetService:
             if self._mirror.environments.get(name) is None:
                 raise _environment_not_found(name)
             prefix = name + "/nodes/"
-        digest = request_digest("nodes", request.parent)
-        position = decode_page_token(request.page_token, digest)
-        page = take_page(
-            (
-                record
-                for record in self._mirror.nodes.values(str(position[0]) if position else "")
-                if record.name.startswith(prefix)
+        page, token = page_by_name(
+            lambda after: (
+                record for record in self._mirror.nodes.values(after) if record.name.startswith(prefix)
             ),
-            size=page_size(request.page_size),
+            lambda record: record.name,
+            size=request.page_size,
             token=request.page_token,
-            digest=digest,
-            values=lambda record: (record.name,),
-            is_sorted=True,
+            digest=request_digest("nodes", request.parent),
         )
         return pb.ListNodesResponse(
-            nodes=[self._node_with_counts(record) for record in page.items],
-            next_page_token=page.next_page_token,
+            nodes=[self._node_with_counts(record) for record in page], next_page_token=token
         )
 
     def _with_counts(self, record: EnvironmentRecord) -> pb.Environment:

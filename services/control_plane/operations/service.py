@@ -14,15 +14,10 @@ from google.protobuf.empty_pb2 import Empty
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import STOPPED, App, OperationMetadata
 from appsupervisor.runtime.v1.runtime_environment_pb2 import State
+from services.control_plane.catalog.pages import page_by_name, request_digest
 from services.control_plane.catalog.requests import Caller, execute
 from services.control_plane.operations import operations
 from services.control_plane.rules.names import operation_name, parse_operation_name
-from services.control_plane.rules.paging import (
-    decode_page_token,
-    page_size,
-    request_digest,
-    take_page,
-)
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import OperationRecord
 from services.rpc.errors import SupervisorError, invalid_field
@@ -62,19 +57,15 @@ class OperationService:
     def list(self, request: pb.ListOperationsRequest) -> pb.ListOperationsResponse:
         """Carry out ListOperations, oldest first; `filter` as in `_compile`."""
         test = _compile(request.filter)
-        digest = request_digest("operations", request.filter)
-        position = decode_page_token(request.page_token, digest)
-        page = take_page(
-            (record for record in self._feed.values(str(position[0]) if position else "") if test(record)),
-            size=page_size(request.page_size),
+        page, token = page_by_name(
+            lambda after: filter(test, self._feed.values(after)),
+            lambda record: record.name,
+            size=request.page_size,
             token=request.page_token,
-            digest=digest,
-            values=lambda record: (record.name,),
-            is_sorted=True,
+            digest=request_digest("operations", request.filter),
         )
         return pb.ListOperationsResponse(
-            operations=[operations.present(record) for record in page.items],
-            next_page_token=page.next_page_token,
+            operations=[operations.present(record) for record in page], next_page_token=token
         )
 
     async def wait(self, request: pb.WaitOperationRequest, caller: Caller) -> pb.Operation:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from appsupervisor.catalog.v1.app_catalog_pb2 import STOPPED, App
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
@@ -21,7 +19,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     State,
 )
 from services.control_plane.rules.conditions import set_condition
-from services.control_plane.store.records import AppRecord, Version, timestamp
+from services.control_plane.store.records import AppRecord, Version
 
 READY = frozenset({State.RUNNING, State.IDLE})
 
@@ -85,7 +83,7 @@ def observe(record: AppRecord, view: View, now: int) -> AppRecord:
         if not view.reachable:
             shown.health = Health.UNKNOWN
     status.uri = _uri(record, view.node)
-    _set_state(record, view, status, timestamp(now))
+    _set_state(record, view, status, now)
     if status == record.status:
         return record
     return replace(record, status=status)
@@ -118,7 +116,7 @@ def under_new_epoch(record: AppRecord, known: int) -> AppRecord:
     return replace(record, target=target, failed=target, served=replace(record.served, epoch=epoch))
 
 
-def _set_state(record: AppRecord, view: View, status: App, now: Timestamp) -> None:
+def _set_state(record: AppRecord, view: View, status: App, now: int) -> None:
     wanted = view.instances.get(instance_name(record, wanted_version(record)))
     ready = _serving(view)
     status.health = Health.UNKNOWN
@@ -183,7 +181,7 @@ def _is_final(record: AppRecord, status: App) -> bool:
     return gave_up or status.state == State.FAILED
 
 
-def _set_scheduled(view: View, status: App, now: Timestamp) -> None:
+def _set_scheduled(view: View, status: App, now: int) -> None:
     if view.node is not None:
         set_condition(status.conditions, "Scheduled", Condition.TRUE, "Placed", f"On {view.node.name}.", now)
     elif status.state == State.PENDING:
@@ -197,7 +195,7 @@ def _set_scheduled(view: View, status: App, now: Timestamp) -> None:
         )
 
 
-def _set_updated(record: AppRecord, view: View, status: App, now: Timestamp) -> None:
+def _set_updated(record: AppRecord, view: View, status: App, now: int) -> None:
     if record.failed is not None and record.failed == record.target:
         culprit = view.instances.get(instance_name(record, record.failed))
         known = next((c for c in status.conditions if c.type == "Updated"), None)

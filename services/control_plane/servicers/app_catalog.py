@@ -31,7 +31,7 @@ class CatalogServicer(AppCatalogServicer):
 
     def ListApps(self, request: pb.ListAppsRequest, context: Any) -> pb.ListAppsResponse:
         """Serve AppCatalog.ListApps."""
-        return self._queries.list(request)
+        return self._queries.list_apps(request)
 
     def UpdateApp(self, request: pb.UpdateAppRequest, context: Any) -> Operation:
         """Serve AppCatalog.UpdateApp."""

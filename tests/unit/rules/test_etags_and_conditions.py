@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition
-
 from services.control_plane.rules.conditions import get_condition, set_condition
 from services.control_plane.rules.etags import app_etag, etag_matches
 

@@ -8,10 +8,10 @@ import json
 from functools import cmp_to_key
 
 import pytest
-from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from services.control_plane.rules import paging
 from services.control_plane.rules.ordering import Order, compile_order
 from services.rpc.errors import SupervisorError
