@@ -34,3 +34,5 @@ def configure(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(EventFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # A migration's own lines say nothing that ours does not.
+    logging.getLogger("alembic").setLevel(max(logging.WARNING, logging.getLogger().level))

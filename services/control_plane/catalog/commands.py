@@ -12,7 +12,7 @@ from dataclasses import replace
 from google.longrunning.operations_pb2 import Operation
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, State
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Health, State
 from services.control_plane.catalog.requests import Caller, execute
 from services.control_plane.operations import operations
 from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
@@ -141,6 +141,7 @@ def _create(tx: Transaction, spec: pb.App, caller: Caller) -> OperationRecord:
         spec=spec,
         status=pb.App(
             state=State.PENDING if wanted else State.STOPPED,
+            health=Health.UNKNOWN,
             reconciling=wanted,
             observed_generation=0 if wanted else 1,
         ),
