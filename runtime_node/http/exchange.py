@@ -1,0 +1,365 @@
+"""One HTTP request and its response, between the connection, the gate and the app (ASGI `http`)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from runtime_node.http.current import RequestInterrupted
+from runtime_node.http.gate import Gate
+from runtime_node.http.problems import (
+    APP_BAD_RESPONSE,
+    APP_BLOCKED_LOOP,
+    APP_NO_RESPONSE,
+    APP_RAISED,
+    BODY_TOO_LARGE,
+    INSTANCE_STOPPING,
+    REQUEST_TIMEOUT,
+    Problem,
+)
+from runtime_node.http.response import BadResponseError, ResponseHead
+from runtime_node.lanes.lane import ASGIApp, Message, Scope
+from services.rpc.errors import SupervisorError
+
+if TYPE_CHECKING:
+    from runtime_node.http.connection import FrontConnection
+
+_READ_HIGH_WATER = 64 * 1024
+_NO_BODY_STATUSES = frozenset((204, 304))
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+_DISCONNECT = "http.disconnect"
+# A lane's failures in the middle of a request; every other reason is answered 503.
+_LANE_STATUS = {"APP_CRASHED": 502, "APP_OUT_OF_MEMORY": 502, "APP_BLOCKED_LOOP": 504, "INTERNAL": 500}
+
+
+def problem_of(error: SupervisorError) -> Problem:
+    """Return what a lane's failure is answered with; its message is public."""
+    status = _LANE_STATUS.get(error.reason, 503)
+    return Problem(status, error.reason, error.message, retry_after=error.retry_after)
+
+
+class Exchange:
+    """One request on its connection. Belongs to the front loop; the app sees `receive` and `send`."""
+
+    __slots__ = (
+        "_began", "_buffered", "_chunked_out", "_delivered", "_head", "_left", "_news", "_parts", "_remaining",
+        "admitted_at", "authority", "awaits_continue", "chunked_in", "complete", "connection",
+        "content_length", "deadline", "gate", "gone", "head_only", "keep_alive", "more_body", "received",
+        "scope", "started", "task", "wire", "x_app",
+    )  # fmt: skip
+
+    is_websocket = False
+
+    def __init__(self, connection: FrontConnection, scope: Scope, authority: bytes, keep_alive: bool) -> None:
+        self.connection = connection
+        self.scope = scope
+        self.authority = authority
+        self.keep_alive = keep_alive
+        self.x_app: bytes | None = None
+        self.head_only = scope["method"] == "HEAD"
+        self.gate: Gate | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.admitted_at = 0.0
+        self.deadline = 0.0
+        # The request's body.
+        self.content_length: int | None = None
+        self.chunked_in = False
+        self.awaits_continue = False
+        self.more_body = True
+        self.received = 0
+        self.wire = 0
+        self._parts: list[bytes] = []
+        self._buffered = 0
+        self._delivered = False
+        self._news: asyncio.Event | None = None
+        # The response.
+        self.started = False
+        self.complete = False
+        self.gone = False
+        self._head: ResponseHead | None = None
+        self._chunked_out = False
+        self._remaining = 0
+        # Its place in the gate.
+        self._began = False
+        self._left = False
+
+    # --- driven by the connection ---
+
+    def enter(self, gate: Gate) -> None:
+        """Ask the gate to let the request in, with the gate's limits."""
+        self.gate = gate
+        self.admitted_at = now = time.monotonic()
+        limits = gate.limits
+        self.deadline = now + limits.request_timeout
+        if (self.content_length or 0) > limits.max_request_body_bytes or (
+            self.received > limits.max_request_body_bytes
+        ):
+            gate.refused_body()
+            self.refuse(BODY_TOO_LARGE)
+            return
+        gate.admit(self, self.connection.loop)
+
+    def feed(self, body: bytes) -> None:
+        """Take a piece of the request's body."""
+        self.received += len(body)
+        gate = self.gate
+        if gate is not None and self.received > gate.limits.max_request_body_bytes:
+            if not self.complete and not self.gone:
+                gate.refused_body()
+                self.cut(BODY_TOO_LARGE)
+            else:
+                self.connection.linger()
+            return
+        if self.complete or self.gone:
+            return
+        self._parts.append(body)
+        self._buffered += len(body)
+        if self._buffered > _READ_HIGH_WATER:
+            self.connection.flow.pause_reading()
+        if self._news is not None:
+            self._news.set()
+
+    def end_of_body(self) -> None:
+        """Take note that the request is complete."""
+        self.more_body = False
+        if self._news is not None:
+            self._news.set()
+
+    def disconnected(self) -> None:
+        """Take note that the client is gone: the app learns it from `receive`, and its deadline stays."""
+        if self.complete or self.gone:
+            return
+        self.gone = True
+        if self._news is not None:
+            self._news.set()
+        gate = self.gate
+        if gate is not None and not gate.dropped(self) and self.task is not None:
+            self.connection.front.orphans.add(self)
+
+    def expire(self) -> None:
+        """End the request because its time is up."""
+        gate = self.gate
+        assert gate is not None
+        if gate.dropped(self, timeout=True):
+            self.refuse(REQUEST_TIMEOUT)
+        else:
+            self.cut(REQUEST_TIMEOUT, timeout=True)
+
+    # --- driven by the gate ---
+
+    def refuse(self, problem: Problem) -> None:
+        """Answer without the app."""
+        if self.complete or self.gone:
+            return
+        self.complete = True
+        self.connection.answer(self, problem)
+
+    def cut(self, problem: Problem, *, timeout: bool = False) -> None:
+        """End the request: answer with the problem if nothing was sent, else close; cancel the app's task."""
+        gate = self.gate
+        if gate is not None and gate.dropped(self):
+            self.refuse(problem)
+            return
+        self._leave(error=True, timeout=timeout)
+        self._give_up(problem)
+        if self._news is not None:
+            self._news.set()
+        task = self.task
+        if task is not None:
+            task.cancel()
+            # A task that never began is thrown away by its cancelling, without a word to the gate.
+            if not self._began:
+                self._end()
+
+    def close_gently(self) -> None:
+        """Nothing: only WebSockets are told."""
+
+    async def run(self, asgi: ASGIApp) -> None:
+        """Serve the request with the app; whatever leaves the app ends here."""
+        self._began = True
+        try:
+            await asgi(self.scope, self.receive, self.send)
+        except asyncio.CancelledError:
+            if not self.complete and not self.gone:
+                self._fail(INSTANCE_STOPPING)
+            raise
+        except BadResponseError as error:
+            self._fault(error, APP_BAD_RESPONSE)
+        except RequestInterrupted:
+            self._fail(APP_BLOCKED_LOOP)
+        except SupervisorError as error:
+            self._fail(problem_of(error))
+        except BaseException as error:  # noqa: BLE001 - even SystemExit of an app must not reach the loop
+            self._fault(error, APP_RAISED)
+        else:
+            if not self.complete and not self.gone:
+                self._fault(None, APP_NO_RESPONSE)
+        finally:
+            self._end()
+
+    def _fault(self, error: BaseException | None, problem: Problem) -> None:
+        assert self.gate is not None
+        if self.gone and isinstance(error, OSError):
+            return
+        what = f"{problem.detail} {self.scope['method']} {self.scope['path']!r}"
+        self.gate.fault(error, what)
+        self._fail(problem)
+
+    def _fail(self, problem: Problem) -> None:
+        if not self.complete and not self.gone:
+            self._leave(error=True)
+            self._give_up(problem)
+
+    def _give_up(self, problem: Problem) -> None:
+        if self.complete or self.gone:
+            return
+        if self.started:
+            # The client must see that the response is not whole: only a closed connection says so.
+            self.gone = True
+            self.connection.abandon()
+        else:
+            self.complete = True
+            self.connection.answer(self, problem)
+
+    def _leave(self, *, error: bool = False, timeout: bool = False) -> None:
+        if not self._left and self.gate is not None:
+            self._left = True
+            self.gate.left(self, time.monotonic(), error=error, timeout=timeout, gone=self.gone)
+
+    def _end(self) -> None:
+        self._leave(error=False)
+        self.task = None
+        assert self.gate is not None
+        self.gate.ended(self)
+        self.connection.front.orphans.discard(self)
+
+    # --- ASGI ---
+
+    async def receive(self) -> Message:
+        """Return the next piece of the request's body, or `http.disconnect` after the end of the response."""
+        if self.awaits_continue:
+            self.awaits_continue = False
+            if not self.complete and not self.gone:
+                self.connection.transport.write(_CONTINUE)
+        while not self.complete and not self.gone:
+            if self._parts or not (self.more_body or self._delivered):
+                return self._take_body()
+            if self.more_body:
+                self.connection.flow.resume_reading()
+            if self._news is None:
+                self._news = asyncio.Event()
+            self._news.clear()
+            await self._news.wait()
+        return {"type": _DISCONNECT}
+
+    def _take_body(self) -> Message:
+        parts = self._parts
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()
+        self._buffered = 0
+        self._delivered = not self.more_body
+        if self._delivered:
+            self.connection.resume_reading()
+        return {"type": "http.request", "body": body, "more_body": self.more_body}
+
+    async def send(self, message: Message) -> None:
+        """Send a part of the response. Waits while the client does not read; nothing is sent to a gone one.
+
+        As ASGI asks, the head leaves with the first piece of the body. Raises BadResponseError for what may
+        not be sent, RuntimeError for a message out of order.
+        """
+        flow = self.connection.flow
+        if flow.write_paused and not self.gone:
+            await flow.drain()
+        if self.gone:
+            return
+        kind = message["type"]
+        if self._head is None:
+            if kind != "http.response.start" or self.complete:
+                raise RuntimeError(f"Expected http.response.start, got {kind!r}.")
+            self._head = ResponseHead(message["status"], message.get("headers", ()))
+            return
+        if kind != "http.response.body":
+            raise RuntimeError(f"Expected http.response.body, got {kind!r}.")
+        if self.complete:
+            raise RuntimeError("The response is already complete.")
+        body = message.get("body", b"")
+        more = message.get("more_body", False)
+        if not self.started:
+            self._start(self._head, body, more)
+        elif self._chunked_out:
+            self._send_chunk(body, more)
+        else:
+            self._send_counted(body, more)
+        if not more:
+            self._finish()
+
+    def _start(self, head: ResponseHead, body: bytes, more: bool) -> None:
+        out = head.lines
+        length = head.content_length
+        bodiless = self.head_only or head.status in _NO_BODY_STATUSES
+        size = 0 if bodiless else len(body)
+        if head.status == 204:
+            pass
+        elif length is not None:
+            self._expect(0 if bodiless else length, size, more)
+            out.append(b"content-length: %d\r\n" % length)
+        elif bodiless:
+            pass
+        elif not more:
+            out.append(b"content-length: %d\r\n" % size)
+        elif self.scope["http_version"] == "1.1":
+            self._chunked_out = True
+            out.append(b"transfer-encoding: chunked\r\n")
+        else:
+            self.keep_alive = False
+            self._remaining = -1
+        # A client that was never told to send its body may or may not do so: what follows cannot be told.
+        if head.close or self.awaits_continue or self.connection.closes_after(self):
+            self.keep_alive = False
+        if not self.keep_alive:
+            out.append(b"connection: close\r\n")
+        elif self.scope["http_version"] == "1.0":
+            out.append(b"connection: keep-alive\r\n")
+        if not head.date:
+            out.append(self.connection.front.date_line)
+        out.append(b"\r\n")
+        if size:
+            if self._chunked_out:
+                out += (b"%x\r\n" % size, body, b"\r\n")
+            else:
+                out.append(body)
+        self.connection.transport.write(b"".join(out))
+        self.started = True
+
+    def _expect(self, length: int, size: int, more: bool) -> None:
+        if size > length or (not more and size < length):
+            raise BadResponseError("The response's body is not as long as its Content-Length.")
+        self._remaining = length - size
+
+    def _send_chunk(self, body: bytes, more: bool) -> None:
+        out = b"" if more else b"0\r\n\r\n"
+        if body:
+            out = b"".join((b"%x\r\n" % len(body), body, b"\r\n", out))
+        if out:
+            self.connection.transport.write(out)
+
+    def _send_counted(self, body: bytes, more: bool) -> None:
+        assert self._head is not None
+        if self.head_only or self._head.status in _NO_BODY_STATUSES or not body:
+            size = 0
+        else:
+            size = len(body)
+        if self._remaining >= 0:
+            self._expect(self._remaining, size, more)
+        if size:
+            self.connection.transport.write(body)
+
+    def _finish(self) -> None:
+        self.complete = True
+        assert self._head is not None
+        self._leave(error=self._head.status >= 500)
+        if self._news is not None:
+            self._news.set()
+        self.connection.exchange_done(self)

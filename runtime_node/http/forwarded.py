@@ -1,0 +1,48 @@
+"""Who a request comes from when a trusted proxy says so (`X-Forwarded-For`, `X-Forwarded-Proto`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+
+from runtime_node.lanes.lane import Scope
+
+
+class TrustedProxies:
+    """The proxies whose word is taken; the headers themselves are passed on untouched in any case."""
+
+    def __init__(self, networks: Sequence[str]) -> None:
+        """Take addresses or networks in CIDR form. Raises ValueError."""
+        self._networks: list[IPv4Network | IPv6Network] = [ip_network(text) for text in networks]
+
+    def trusts(self, address: str) -> bool:
+        """Tell whether the address is one of the proxies'."""
+        try:
+            ip = ip_address(address)
+        except ValueError:
+            return False
+        return any(ip in network for network in self._networks)
+
+    def apply(self, scope: Scope) -> None:
+        """Set `client` and `scheme` of a scope whose peer is trusted.
+
+        The client is the last address in `X-Forwarded-For` that is not a trusted proxy: everything
+        before it could have been written by anybody.
+        """
+        client = scope["client"]
+        if client is None or not self.trusts(client[0]):
+            return
+        chain: list[str] = []
+        for name, value in scope["headers"]:
+            if name == b"x-forwarded-for":
+                chain += [part.strip() for part in value.decode("latin-1").split(",")]
+            elif name == b"x-forwarded-proto" and value.strip().lower() in (b"http", b"https"):
+                scope["scheme"] = value.strip().lower().decode("ascii")
+        for address in reversed(chain):
+            try:
+                ip_address(address)
+            except ValueError:
+                return
+            scope["client"] = (address, 0)
+            if not self.trusts(address):
+                return

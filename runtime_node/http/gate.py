@@ -1,0 +1,352 @@
+"""One instance's door on the front loop: admission, limits, holding, draining, figures.
+
+Knows requests only through `Passage`; how bytes come and go is the protocol's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import Any, Protocol
+
+from runtime_node.http.current import CURRENT_INSTANCE
+from runtime_node.http.figures import GateFigures, Latencies
+from runtime_node.http.limits import DEFAULT_GATE_LIMITS, GateLimits
+from runtime_node.http.problems import INSTANCE_STOPPING, QUEUE_FULL, Problem
+from runtime_node.lanes.lane import ASGIApp
+
+_logger = logging.getLogger(__name__)
+
+_FAULTS_PER_SECOND = 5.0
+_STACK_LIMIT = 16 * 1024
+_UNWIND_TIME = 1.0
+
+
+class Passage(Protocol):
+    """A request or a WebSocket on its way through a gate. All of it belongs to the front loop."""
+
+    is_websocket: bool
+    admitted_at: float
+    task: asyncio.Task[None] | None
+
+    def run(self, asgi: ASGIApp) -> Coroutine[Any, Any, None]:
+        """Serve it with the app; calls the gate's `left` and `ended`. Never raises a fault."""
+        ...
+
+    def refuse(self, problem: Problem) -> None:
+        """Answer a passage that was never admitted."""
+        ...
+
+    def cut(self, problem: Problem) -> None:
+        """End one that is being served: answer if nothing was sent yet, else close; cancel its task."""
+        ...
+
+    def close_gently(self) -> None:
+        """Tell the client of a WebSocket to come again (1012)."""
+        ...
+
+
+class _Door:
+    """What a gate does with a new request; replaced as a whole, so a reader needs no lock."""
+
+    __slots__ = ("asgi", "on_wanted", "problem", "wanted")
+
+    def __init__(
+        self,
+        asgi: ASGIApp | None = None,
+        on_wanted: Callable[[], None] | None = None,
+        problem: Problem | None = None,
+    ) -> None:
+        self.asgi = asgi
+        self.on_wanted = on_wanted
+        self.problem = problem
+        self.wanted = False
+
+
+class Gate:
+    """The door of the instance `name`. Made closed (`INSTANCE_STOPPING`); `open` or `hold` it.
+
+    `open`, `hold`, `close`, `figures` and `drain` may be called from any thread; what is marked
+    "front loop" is the protocol's. `on_fault(stack)` is called on the front loop with the traceback of
+    an exception that left the app (at most 16 KiB, at most five a second); it must not block.
+    """
+
+    __slots__ = (
+        "_context", "_disconnects", "_door", "_errors", "_fault_budget", "_faults", "_idle", "_in_flight",
+        "_last_fault", "_last_time", "_latencies", "_lock", "_loop", "_on_fault", "_queue", "_requests",
+        "_running", "_shed", "_timeouts", "_too_large", "_websockets", "limits", "name",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        name: str,
+        limits: GateLimits = DEFAULT_GATE_LIMITS,
+        on_fault: Callable[[str], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.limits = limits
+        self._on_fault = on_fault
+        self._lock = threading.Lock()
+        self._door = _Door(problem=INSTANCE_STOPPING)
+        # A dormant app costs next to nothing: the rest is made with the first request.
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._context: Context | None = None
+        self._latencies: Latencies | None = None
+        self._queue: OrderedDict[Passage, None] = OrderedDict()
+        self._running: set[Passage] = set()
+        self._idle: asyncio.Event | None = None
+        self._in_flight = self._websockets = 0
+        self._requests = self._errors = self._shed = self._timeouts = 0
+        self._faults = self._disconnects = self._too_large = 0
+        self._last_time: float | None = None
+        self._fault_budget = _FAULTS_PER_SECOND
+        self._last_fault = 0.0
+
+    # --- from any thread ---
+
+    def open(self, asgi: ASGIApp) -> None:
+        """Serve with `asgi` (called on the front loop) from now on; what was held goes first, in order."""
+        self._replace(_Door(asgi=asgi))
+
+    def hold(self, on_wanted: Callable[[], None]) -> None:
+        """Let requests wait for `open` or `close`, at most `max_queued_requests`, each up to its time limit.
+
+        `on_wanted` is called once, on the front loop, when the first one waits (at once if some wait
+        already); it must not block. A request still waiting when its time is up is answered 504.
+        """
+        self._replace(_Door(on_wanted=on_wanted))
+
+    def close(self, reason: str, retry_after: float | None = None, *, detail: str = "") -> None:
+        """Answer 503 with `reason` from now on, to those that wait too. Requests being served go on."""
+        detail = detail or "The app does not take requests now."
+        self._replace(_Door(problem=Problem(503, reason, detail, retry_after=retry_after)))
+
+    def _replace(self, door: _Door) -> None:
+        with self._lock:
+            self._door = door
+            # The front loop sets `_loop` before it reads `_door`, so it either sees the new door or is woken.
+            loop = self._loop
+        if loop is not None:
+            # A loop that is closed has no request left to wake.
+            try:
+                loop.call_soon_threadsafe(self._apply)
+            except RuntimeError:
+                _logger.debug("the front loop is closed", extra={"action": "gate.late", "gate": self.name})
+
+    def figures(self) -> GateFigures:
+        """Return the figures as of now. Cheap; never waits for the front loop."""
+        latencies = self._latencies
+        rate, p50, p99 = latencies.read(time.monotonic()) if latencies is not None else (0.0, 0.0, 0.0)
+        return GateFigures(
+            requests=self._requests,
+            errors=self._errors,
+            shed=self._shed,
+            timeouts=self._timeouts,
+            faults=self._faults,
+            disconnects=self._disconnects,
+            too_large=self._too_large,
+            in_flight=self._in_flight,
+            queued=len(self._queue),
+            websockets=self._websockets,
+            requests_per_second=rate,
+            latency_p50=p50,
+            latency_p99=p99,
+            last_request_time=self._last_time,
+        )
+
+    async def drain(self, timeout: float, *, websocket_grace: float = 0.0) -> int:
+        """Wait until nothing is being served, for `timeout` seconds, then cut off the rest; return how many.
+
+        WebSockets are told to come again (close code 1012) after `websocket_grace` seconds. What runs
+        after a response was sent (background work) is waited for too. Switch the route or close the
+        gate first: an open gate goes on admitting, and what waits for `open` is not waited for.
+        Awaitable on any loop; cancelling it leaves the requests alone.
+        """
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return 0
+        draining = self._drain(timeout, websocket_grace)
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(draining, loop))
+
+    # --- front loop ---
+
+    def admit(self, passage: Passage, loop: asyncio.AbstractEventLoop) -> None:
+        """Let a request or WebSocket in, let it wait, or refuse it. Front loop."""
+        if self._loop is None:
+            self._loop = loop
+        door = self._door
+        if (
+            door.asgi is not None
+            and self._in_flight < self.limits.max_concurrent_requests
+            and not self._queue
+            and not passage.is_websocket
+        ):
+            self._in_flight += 1
+            self._last_time = passage.admitted_at
+            self._start(passage, door.asgi)
+        else:
+            self._admit_otherwise(passage, door)
+
+    def _admit_otherwise(self, passage: Passage, door: _Door) -> None:
+        if door.problem is not None:
+            passage.refuse(door.problem)
+        elif passage.is_websocket and self._websockets >= self.limits.max_websockets:
+            self._shed += 1
+            passage.refuse(QUEUE_FULL)
+        elif door.asgi is not None and passage.is_websocket:
+            self._let_in(passage, door.asgi)
+        elif len(self._queue) >= self.limits.max_queued_requests:
+            self._shed += 1
+            passage.refuse(QUEUE_FULL)
+        else:
+            self._queue[passage] = None
+            self._last_time = passage.admitted_at
+            self._want(door)
+
+    def _let_in(self, passage: Passage, asgi: ASGIApp) -> None:
+        if passage.is_websocket:
+            self._websockets += 1
+        else:
+            self._in_flight += 1
+        self._last_time = passage.admitted_at
+        self._start(passage, asgi)
+
+    def _start(self, passage: Passage, asgi: ASGIApp) -> None:
+        assert self._loop is not None
+        context = self._context
+        if context is None:
+            self._context = context = Context()
+            context.run(CURRENT_INSTANCE.set, self.name)
+        self._running.add(passage)
+        passage.task = self._loop.create_task(passage.run(asgi), context=context.copy())
+
+    def _want(self, door: _Door) -> None:
+        if door.on_wanted is not None and not door.wanted:
+            door.wanted = True
+            try:
+                door.on_wanted()
+            except Exception:
+                _logger.exception("on_wanted failed", extra={"action": "gate.on_wanted", "gate": self.name})
+
+    def _apply(self) -> None:
+        """Do with those that wait what the present door says."""
+        door = self._door
+        queue = self._queue
+        if door.problem is not None:
+            while queue:
+                queue.popitem(last=False)[0].refuse(door.problem)
+        elif door.asgi is not None:
+            while queue and (
+                self._in_flight < self.limits.max_concurrent_requests or next(iter(queue)).is_websocket
+            ):
+                self._let_in(queue.popitem(last=False)[0], door.asgi)
+        elif queue:
+            self._want(door)
+        self._settle()
+
+    def left(
+        self, passage: Passage, now: float, *, error: bool = False, timeout: bool = False, gone: bool = False
+    ) -> None:
+        """Take note that a request's response is complete or will never be: its place is free. Front loop."""
+        self._in_flight -= 1
+        self._requests += 1
+        if error:
+            self._errors += 1
+        if timeout:
+            self._timeouts += 1
+        if gone:
+            self._disconnects += 1
+        self._last_time = now
+        latencies = self._latencies
+        if latencies is None:
+            self._latencies = latencies = Latencies(passage.admitted_at)
+        latencies.add(now, now - passage.admitted_at)
+        if self._queue:
+            self._apply()
+
+    def ended(self, passage: Passage) -> None:
+        """Take note that the app's callable for it has returned. Front loop."""
+        self._running.discard(passage)
+        if passage.is_websocket:
+            self._websockets -= 1
+            self._last_time = time.monotonic()
+        if self._idle is not None:
+            self._settle()
+
+    def dropped(self, passage: Passage, *, timeout: bool = False) -> bool:
+        """Take a waiting passage out of the queue; tell whether it was there. Front loop."""
+        if passage not in self._queue:
+            return False
+        del self._queue[passage]
+        if timeout:
+            self._timeouts += 1
+        else:
+            self._disconnects += 1
+        self._settle()
+        return True
+
+    def refused_body(self) -> None:
+        """Count a body that was too large. Front loop."""
+        self._too_large += 1
+
+    def fault(self, error: BaseException | None, what: str) -> None:
+        """Record a fault of the app. Front loop."""
+        self._faults += 1
+        now = time.monotonic()
+        budget = min(_FAULTS_PER_SECOND, self._fault_budget + (now - self._last_fault) * _FAULTS_PER_SECOND)
+        self._last_fault = now
+        self._fault_budget = budget
+        if self._on_fault is None or budget < 1.0:
+            return
+        self._fault_budget = budget - 1.0
+        stack = what if error is None else "".join(traceback.format_exception(error))
+        try:
+            self._on_fault(stack[-_STACK_LIMIT:])
+        except Exception:
+            _logger.exception("on_fault failed", extra={"action": "gate.on_fault", "gate": self.name})
+
+    # --- draining, on the front loop ---
+
+    def _settle(self) -> None:
+        if self._idle is not None and self._is_idle():
+            self._idle.set()
+
+    def _is_idle(self) -> bool:
+        return not self._running and (not self._queue or self._door.asgi is None)
+
+    async def _drain(self, timeout: float, websocket_grace: float) -> int:
+        deadline = time.monotonic() + timeout
+        if websocket_grace > 0:
+            await self._wait_idle(min(timeout, websocket_grace))
+        for passage in [p for p in self._running if p.is_websocket]:
+            passage.close_gently()
+        if await self._wait_idle(deadline - time.monotonic()):
+            return 0
+        if self._door.asgi is not None:
+            while self._queue:
+                self._queue.popitem(last=False)[0].refuse(INSTANCE_STOPPING)
+        left_over = list(self._running)
+        for passage in left_over:
+            passage.cut(INSTANCE_STOPPING)
+        await self._wait_idle(_UNWIND_TIME)
+        return len(left_over)
+
+    async def _wait_idle(self, timeout: float) -> bool:
+        if self._is_idle():
+            return True
+        idle = self._idle
+        if idle is None:
+            self._idle = idle = asyncio.Event()
+        idle.clear()
+        try:
+            async with asyncio.timeout(max(0.0, timeout)):
+                await idle.wait()
+        except TimeoutError:
+            return self._is_idle()
+        return True

@@ -1,0 +1,53 @@
+"""What the listener bounds for every connection, and a gate for one instance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class FrontLimits:
+    """Bounds of the listener. Times are seconds, kept to about a tenth of a second."""
+
+    max_connections: int = 10_000
+    """Open connections, WebSockets included; one more is answered 503 and closed."""
+    max_target_bytes: int = 16 * 1024
+    """Size of a request target; a longer one is answered 414."""
+    max_header_bytes: int = 64 * 1024
+    """Size of a request's header section; a larger one is answered 431."""
+    max_headers: int = 100
+    """Number of header lines; more are answered 431."""
+    max_pipelined: int = 32
+    """Requests that wait behind the one being served on the same connection; then it is closed."""
+    header_timeout: float = 10.0
+    """From a connection's start, or a request's first byte, to the end of its headers."""
+    body_idle_timeout: float = 20.0
+    """Silence within a request's body while the app takes it; then 408."""
+    keep_alive_timeout: float = 5.0
+    """Silence between two requests."""
+    write_timeout: float = 20.0
+    """For the client to take what is buffered for it (64 KiB and more); then the connection is cut."""
+    half_close_timeout: float = 5.0
+    """For the response to a client that has closed its sending side; then it counts as gone."""
+    linger_timeout: float = 2.0
+    """For reading off what a client still sends after it was refused, so that it sees the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class GateLimits:
+    """Bounds of one instance, as in `appsupervisor.runtime.v1.Limits`."""
+
+    max_concurrent_requests: int = 64
+    """Requests served at the same time; WebSockets are not counted."""
+    max_queued_requests: int = 128
+    """Requests and WebSocket handshakes that wait beyond those, or for a dormant app to start."""
+    request_timeout: float = 30.0
+    """Seconds from the request's headers to the end of its response, waiting included."""
+    max_request_body_bytes: int = 32 * 1024 * 1024
+    """Size of one request's body."""
+    max_websockets: int = 4096
+    """WebSockets open at the same time."""
+
+
+DEFAULT_GATE_LIMITS = GateLimits()
+DEFAULT_FRONT_LIMITS = FrontLimits()

@@ -1,0 +1,69 @@
+"""The head of an app's response: checked, and framed for HTTP/1.1."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from runtime_node.http.problems import STATUS_LINES
+
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_KNOWN_NAMES_LIMIT = 1024
+# Their meaning is the connection's, which is the node's business.
+_FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade"))
+
+_known_names: dict[bytes, bytes] = {}
+
+
+class BadResponseError(RuntimeError):
+    """The app gave a response that may not be sent: it would let the app or its client forge bytes."""
+
+
+class ResponseHead:
+    """A response's status and headers, ready to be sent once the framing of its body is known."""
+
+    __slots__ = ("close", "content_length", "date", "lines", "status")
+
+    def __init__(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """Check and take the head of a response. Raises BadResponseError."""
+        if status not in STATUS_LINES or status < 200:
+            raise BadResponseError("The status is not a number from 200 to 599.")
+        self.status = status
+        self.content_length: int | None = None
+        self.close = False
+        self.date = False
+        self.lines: list[bytes] = [STATUS_LINES[status]]
+        lines = self.lines
+        for name, value in headers:
+            low = _known_names.get(name) or _checked_name(name)
+            if _BAD_VALUE.search(value):
+                raise BadResponseError(
+                    f"The value of the response header {low.decode()!r} has control characters."
+                )
+            if low in _FRAMING:
+                self._frame(low, value)
+                continue
+            if low == b"date":
+                self.date = True
+            lines += (low, b": ", value, b"\r\n")
+
+    def _frame(self, name: bytes, value: bytes) -> None:
+        if name == b"content-length":
+            if not value.isdigit():
+                raise BadResponseError("Content-Length is not a number.")
+            length = int(value)
+            if self.content_length not in (None, length):
+                raise BadResponseError("There are two different Content-Length.")
+            self.content_length = length
+        elif name == b"connection" and b"close" in [token.strip() for token in value.lower().split(b",")]:
+            self.close = True
+
+
+def _checked_name(name: bytes) -> bytes:
+    if not _TOKEN.fullmatch(name):
+        raise BadResponseError("The name of a response header is not a token.")
+    low = bytes(name).lower()
+    if len(_known_names) < _KNOWN_NAMES_LIMIT:
+        _known_names[bytes(name)] = low
+    return low

@@ -1,0 +1,130 @@
+"""Which gate answers a request: by domain, by name under the base domain, by header, by path.
+
+Changed by the control loop, read by the front loop; a lookup is a hash lookup and takes no lock.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Sequence
+
+from runtime_node.http.authority import AuthorityParser, normal_domain
+from runtime_node.http.gate import Gate
+from runtime_node.http.problems import Problem, app_not_found, malformed, no_app_named
+
+_APP_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_PREFIX = b"/apps/"
+_MALFORMED_HOST = malformed("Host must name one host, with an optional port.")
+
+
+class _Route:
+    """One app's route. Its gate is replaced by one store, so all its names switch at once."""
+
+    __slots__ = ("app_id", "domains", "gate")
+
+    def __init__(self, app_id: str, gate: Gate) -> None:
+        self.app_id = app_id
+        self.gate = gate
+        self.domains: frozenset[str] = frozenset()
+
+
+class Router:
+    """The node's routes. `base_domain` makes each app answer as `{app}.{base_domain}`."""
+
+    def __init__(self, base_domain: str = "localhost") -> None:
+        self.base_domain = normal_domain(base_domain)
+        self._suffix = "." + self.base_domain
+        self._lock = threading.Lock()
+        self._apps: dict[str, _Route] = {}
+        self._domains: dict[str, _Route] = {}
+        self.authorities = AuthorityParser()
+        self._nobody = no_app_named(self.base_domain)
+
+    def set(self, app_id: str, domains: Sequence[str], gate: Gate) -> None:
+        """Make `gate` answer for the app and for its domains, instead of what did before. Thread-safe.
+
+        A request sees the old gate or the new one, never neither. A domain that another app has is
+        taken over. Raises ValueError for a malformed domain; then nothing has changed.
+        """
+        names = frozenset(normal_domain(domain) for domain in domains)
+        with self._lock:
+            route = self._apps.get(app_id)
+            if route is None:
+                route = _Route(app_id, gate)
+            else:
+                route.gate = gate
+            for name in names:
+                self._domains[name] = route
+            for name in route.domains - names:
+                self._drop_domain(name, route)
+            route.domains = names
+            self._apps[app_id] = route
+
+    def remove(self, app_id: str, gate: Gate) -> bool:
+        """Remove the app's route if `gate` still answers for it; tell whether it did. Thread-safe."""
+        with self._lock:
+            route = self._apps.get(app_id)
+            if route is None or route.gate is not gate:
+                return False
+            del self._apps[app_id]
+            for name in route.domains:
+                self._drop_domain(name, route)
+            return True
+
+    def gate_of(self, app_id: str) -> Gate | None:
+        """Return the gate that answers for the app now. Thread-safe."""
+        route = self._apps.get(app_id)
+        return None if route is None else route.gate
+
+    def __len__(self) -> int:
+        return len(self._apps)
+
+    def _drop_domain(self, name: str, route: _Route) -> None:
+        if self._domains.get(name) is route:
+            del self._domains[name]
+
+    def lookup(
+        self, authority: bytes, x_app: bytes | None, raw_path: bytes, query: bytes = b""
+    ) -> tuple[Gate, str] | Problem:
+        """Return the gate and the root path, or the problem to answer with. Called on the front loop.
+
+        `raw_path` is compared as it came, undecoded, so an encoded slash or dot never moves a request
+        from one app to another.
+        """
+        host = self.authorities.parse(authority)
+        if host is None:
+            return _MALFORMED_HOST
+        route = self._domains.get(host)
+        if route is not None:
+            return route.gate, ""
+        if host.endswith(self._suffix):
+            app_id = host[: -len(self._suffix)]
+            route = self._apps.get(app_id)
+            return (route.gate, "") if route is not None else app_not_found("host", host)
+        if x_app is not None:
+            return self._by_header(x_app)
+        if raw_path.startswith(_PREFIX):
+            return self._by_path(raw_path, query)
+        return self._nobody
+
+    def _by_header(self, x_app: bytes) -> tuple[Gate, str] | Problem:
+        app_id = x_app.decode("latin-1")
+        route = self._apps.get(app_id)
+        return (route.gate, "") if route is not None else _unknown("X-App header", app_id)
+
+    def _by_path(self, raw_path: bytes, query: bytes) -> tuple[Gate, str] | Problem:
+        end = raw_path.find(b"/", len(_PREFIX))
+        app_id = (raw_path[len(_PREFIX) :] if end < 0 else raw_path[len(_PREFIX) : end]).decode("latin-1")
+        route = self._apps.get(app_id)
+        if route is None:
+            return _unknown("path", app_id) if app_id else self._nobody
+        if end < 0:
+            # Relative links of an app's first page resolve only below a slash.
+            location = raw_path + b"/" + (b"?" + query if query else b"")
+            return Problem(307, "TRAILING_SLASH", "The app's root ends in a slash.", location=location)
+        return route.gate, "/apps/" + app_id
+
+
+def _unknown(by: str, app_id: str) -> Problem:
+    return app_not_found(by, app_id if _APP_ID.fullmatch(app_id) else None)

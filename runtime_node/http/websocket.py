@@ -1,0 +1,210 @@
+"""One WebSocket connection: uvicorn's protocol behind a gate (ASGI `websocket`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import TYPE_CHECKING, cast
+
+from uvicorn.protocols.utils import ClientDisconnected
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.datastructures import Headers
+from websockets.http11 import Request
+
+from runtime_node.http.current import RequestInterrupted
+from runtime_node.http.gate import Gate
+from runtime_node.http.problems import (
+    APP_BLOCKED_LOOP,
+    APP_NO_RESPONSE,
+    APP_RAISED,
+    INSTANCE_STOPPING,
+    NODE_DRAINING,
+    REQUEST_TIMEOUT,
+    Problem,
+)
+from runtime_node.lanes.lane import ASGIApp, Scope
+from services.rpc.errors import SupervisorError
+
+if TYPE_CHECKING:
+    from uvicorn._types import WebSocketScope
+
+    from runtime_node.http.listener import Listener
+
+_NEVER = float("inf")
+_CLOSE_SERVICE_RESTART = 1012
+_CLOSE_INTERNAL_ERROR = 1011
+_quiet = logging.getLogger("runtime_node.http.websocket.wire")
+_quiet.setLevel(logging.ERROR)
+
+
+class FrontWebSocket(WebSocketsSansIOProtocol):
+    """A WebSocket of the listener. Its handshake waits at the gate as a request does."""
+
+    is_websocket = True
+
+    def __init__(self, front: Listener, gate: Gate, scope: Scope) -> None:
+        super().__init__(front.config, front.server_state, {}, front.loop)
+        self.logger = self.conn.logger = _quiet
+        self.front = front
+        self.gate = gate
+        self.http_scope = scope
+        self.admitted_at = time.monotonic()
+        self.deadline = self.admitted_at + gate.limits.request_timeout
+        self.task: asyncio.Task[None] | None = None
+        self.began = False
+        self.refused = False
+        self.stalled_since = 0.0
+
+    # --- driven by the connection and the listener ---
+
+    def begin(self, rest: bytes) -> None:
+        """Do the handshake's checks and ask the gate to let the WebSocket in."""
+        # The head was read and checked already; the wire protocol only has to be past it.
+        self.conn.receive_data(b"GET / HTTP/1.1\r\n\r\n")
+        self.conn.events_received()
+        scope = self.http_scope
+        headers = Headers((name.decode("ascii"), value.decode("latin-1")) for name, value in scope["headers"])
+        self.request = request = Request("/", headers)
+        self.response = self.conn.accept(request)
+        self.handshake_initiated = True
+        if self.response.status_code != 101:
+            self.handshake_complete = self.close_sent = self.refused = True
+            self.conn.send_response(self.response)
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self._close()
+            return
+        protocols: list[str] = []
+        for value in headers.get_all("Sec-WebSocket-Protocol"):
+            protocols.extend(token.strip() for token in value.split(","))
+        del scope["method"]
+        scope.update(
+            type="websocket",
+            asgi={"version": "3.0", "spec_version": "2.4"},
+            scheme="wss" if scope["scheme"] == "https" else "ws",
+            subprotocols=protocols,
+            extensions={"websocket.http.response": {}},
+        )
+        self.scope = cast("WebSocketScope", scope)
+        self.queue.put_nowait({"type": "websocket.connect"})
+        self.gate.admit(self, self.loop)
+        if rest:
+            self.data_received(rest)
+
+    def data_received(self, data: bytes) -> None:
+        """Take frames; before the handshake's answer a client has nothing to say."""
+        if self.refused:
+            return
+        if not self.handshake_complete:
+            self.refuse(Problem(400, "MALFORMED_REQUEST", "Data before the WebSocket handshake's answer."))
+            return
+        super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the app; a handshake that waited leaves the queue."""
+        self.deadline = _NEVER
+        if self.task is None:
+            self.gate.dropped(self)
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Make senders wait, and start the client's time to read."""
+        self.stalled_since = self.front.now
+        self.deadline = min(self.deadline, self.stalled_since + self.front.limits.write_timeout)
+        super().pause_writing()
+
+    def resume_writing(self) -> None:
+        """Let senders go on."""
+        self.stalled_since = 0.0
+        super().resume_writing()
+
+    def expire(self, now: float) -> None:
+        """Act on a deadline that has passed; called by the listener's sweep."""
+        self.deadline = _NEVER
+        stalled = self.stalled_since and now >= self.stalled_since + self.front.limits.write_timeout
+        if stalled or self.transport.is_closing():
+            self.transport.abort()
+        elif not self.handshake_complete:
+            if self.gate.dropped(self, timeout=True):
+                self.refuse(REQUEST_TIMEOUT)
+            else:
+                self.cut(REQUEST_TIMEOUT)
+
+    # --- driven by the gate ---
+
+    def refuse(self, problem: Problem) -> None:
+        """Answer the handshake with a problem, and close."""
+        if self.refused or self.transport.is_closing():
+            return
+        self.refused = self.handshake_complete = self.close_sent = True
+        self.front.count(problem)
+        self.transport.write(problem.encode(date=self.front.date_line))
+        self._close()
+
+    def close_gently(self) -> None:
+        """Close with 1012; the app is told with `websocket.disconnect`."""
+        if not self.transport.is_closing():
+            self.shutdown()
+            self.deadline = self.front.now + self.front.limits.write_timeout
+
+    def cut(self, problem: Problem) -> None:
+        """End it: the handshake with the problem, an open WebSocket by closing; cancel the app's task."""
+        if self.gate.dropped(self):
+            self.refuse(problem)
+            return
+        if not self.handshake_complete:
+            self.refuse(problem)
+        else:
+            self.transport.abort()
+        task = self.task
+        if task is not None:
+            task.cancel()
+            if not self.began:
+                self._end()
+
+    def send_500_response(self) -> None:
+        """Refuse a handshake that is cut short by the end of the node."""
+        if not self.handshake_complete and self.initial_response is None:
+            self.refuse(NODE_DRAINING if self.front.draining else INSTANCE_STOPPING)
+
+    async def run(self, asgi: ASGIApp) -> None:
+        """Serve the WebSocket with the app; whatever leaves the app ends here."""
+        self.began = True
+        try:
+            await asgi(cast("Scope", self.scope), self.receive, self.send)  # type: ignore[arg-type]
+        except asyncio.CancelledError:
+            self._fail(INSTANCE_STOPPING)
+            raise
+        except ClientDisconnected:
+            pass
+        except RequestInterrupted:
+            self._fail(APP_BLOCKED_LOOP)
+        except SupervisorError as error:
+            self._fail(Problem(503, error.reason, error.message, retry_after=error.retry_after))
+        except BaseException as error:  # noqa: BLE001 - even SystemExit of an app must not reach the loop
+            self.gate.fault(error, APP_RAISED.detail)
+            self._fail(APP_RAISED)
+        else:
+            if not self.handshake_complete:
+                self.gate.fault(None, APP_NO_RESPONSE.detail + " It left a WebSocket handshake unanswered.")
+                self._fail(APP_NO_RESPONSE)
+        finally:
+            self._end()
+            if self.close_timer is None:
+                self._close()
+
+    def _fail(self, problem: Problem) -> None:
+        if not self.handshake_complete:
+            self.refuse(problem)
+        elif not self.close_sent and not self.transport.is_closing():
+            self.conn.send_close(_CLOSE_INTERNAL_ERROR)
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.close_sent = True
+
+    def _end(self) -> None:
+        self.task = None
+        self.gate.ended(self)
+
+    def _close(self) -> None:
+        self.deadline = self.front.now + self.front.limits.write_timeout
+        self.transport.close()

@@ -1,0 +1,191 @@
+"""What watchers of this node see: each instance's newest state, and heartbeats with changed figures.
+
+The feed holds the living records, not copies: a reader that comes late describes them as they are then.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+
+from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    InstanceError,
+    InstanceFigures,
+    WatchInstancesResponse,
+)
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
+from google.protobuf.duration_pb2 import Duration
+from runtime_node.instances.record import Instance
+from services.rpc.errors import Code, SupervisorError
+from services.rpc.feed import ChangeFeed, Entry
+
+MAX_OBITUARIES = 20_000
+
+
+def duration(span: float) -> Duration:
+    """Return seconds as a Duration."""
+    whole, rest = divmod(span, 1)
+    return Duration(seconds=int(whole), nanos=int(rest * 1e9))
+
+
+class InstanceFeed:
+    """The log of changes of one incarnation. Written and read on the control loop alone."""
+
+    def __init__(
+        self, node: str, incarnation: str, clock: Callable[[], float] = time.monotonic, tombstones: int = 20_000
+    ) -> None:
+        self.node = node
+        self.incarnation = incarnation
+        self.clock = clock
+        self._feed: ChangeFeed[Instance] = ChangeFeed(tombstones=tombstones)
+        self._obituaries: OrderedDict[str, InstanceError] = OrderedDict()
+        self._figures: OrderedDict[str, tuple[int, InstanceFigures]] = OrderedDict()
+        self._tick = 0
+        self._closed = False
+        self.streams = 0
+        """Streams open now."""
+        self.last_stream_end = clock()
+        """Monotonic time at which the last stream ended, or the feed began."""
+
+    def changed(self, instance: Instance) -> None:
+        """Tell watchers that an instance is new or changed."""
+        self._obituaries.pop(instance.name, None)
+        self._feed.publish(self._feed.revision + 1, [(instance.name, instance)])
+
+    def gone(self, instance: Instance, why: InstanceError | None = None) -> None:
+        """Tell watchers that an instance is gone; `why` unless it ended by command."""
+        self._figures.pop(instance.name, None)
+        if why is not None:
+            self._obituaries[instance.name] = why
+            while len(self._obituaries) > MAX_OBITUARIES:
+                self._obituaries.popitem(last=False)
+        self._feed.publish(self._feed.revision + 1, [(instance.name, None)])
+
+    def measured(self, name: str, figures: InstanceFigures) -> None:
+        """Let the next heartbeat of each watcher carry an instance's new figures."""
+        self._tick += 1
+        self._figures[name] = (self._tick, figures)
+        self._figures.move_to_end(name)
+
+    def close(self) -> None:
+        """End every stream with NODE_DRAINING once it has told all that happened, and refuse new ones."""
+        self._closed = True
+        self._feed.publish(self._feed.revision + 1, [])
+
+    async def watch(self, resume_token: str, heartbeat: float) -> AsyncIterator[WatchInstancesResponse]:
+        """Yield a snapshot (or what changed after a token), SYNCED, then changes and heartbeats.
+
+        Raises SupervisorError RESUME_TOKEN_EXPIRED, INVALID_RESUME_TOKEN, and NODE_DRAINING (UNAVAILABLE).
+        """
+        position = self._position(resume_token)
+        self._refuse_if_closed()
+        self.streams += 1
+        try:
+            async for message in self._stream(position, heartbeat):
+                yield message
+        finally:
+            self.streams -= 1
+            self.last_stream_end = self.clock()
+
+    async def _stream(self, resume: int | None, heartbeat: float) -> AsyncIterator[WatchInstancesResponse]:
+        told_figures = 0
+        if resume is None:
+            position, key = self._feed.revision, ""
+            while page := self._feed.page(key):
+                for entry in page:
+                    message = self._entry(entry, position)
+                    message.resume_token = ""  # half a snapshot is nothing to resume after
+                    yield message
+                key = page[-1].key
+        else:
+            position = resume
+            async for message in self._changes(position):
+                position = message.sequence
+                yield message
+        yield self._message(WatchInstancesResponse.SYNCED, position)
+        next_beat = self.clock() + heartbeat
+        while True:
+            await self._feed.wait(position, max(0.0, next_beat - self.clock()))
+            target = self._feed.revision
+            async for message in self._changes(position):
+                position = message.sequence
+                yield message
+            position = max(position, target)
+            if self.clock() >= next_beat:
+                beat = self._message(WatchInstancesResponse.HEARTBEAT, position)
+                beat.monotonic_time.CopyFrom(duration(self.clock()))
+                told_figures = self._add_figures(beat, told_figures)
+                yield beat
+                next_beat = self.clock() + heartbeat
+            if self._feed.revision == position:
+                self._refuse_if_closed()
+
+    async def _changes(self, position: int) -> AsyncIterator[WatchInstancesResponse]:
+        while True:
+            if position < self._feed.oldest_revision:
+                raise self._expired()
+            page = self._feed.since(position)
+            if not page:
+                return
+            for entry in page:
+                yield self._entry(entry, entry.revision)
+            position = page[-1].revision
+
+    def _entry(self, entry: Entry[Instance], sequence: int) -> WatchInstancesResponse:
+        if entry.value is not None:
+            message = self._message(WatchInstancesResponse.UPSERT, sequence)
+            message.instance.CopyFrom(entry.value.describe(self.node, self.incarnation, figures=False))
+            return message
+        message = self._message(WatchInstancesResponse.DELETE, sequence)
+        message.instance.CopyFrom(
+            InstanceMessage(name=entry.key, node=self.node, incarnation=self.incarnation)
+        )
+        why = self._obituaries.get(entry.key)
+        if why is not None:
+            message.instance.last_error.CopyFrom(why)
+        return message
+
+    def _message(self, kind: WatchInstancesResponse.Type.ValueType, sequence: int) -> WatchInstancesResponse:
+        return WatchInstancesResponse(
+            type=kind,
+            sequence=sequence,
+            incarnation=self.incarnation,
+            resume_token=f"{self.incarnation}.{sequence}",
+        )
+
+    def _add_figures(self, beat: WatchInstancesResponse, told: int) -> int:
+        for name in reversed(self._figures):
+            tick, figures = self._figures[name]
+            if tick <= told:
+                break
+            beat.figures[name].CopyFrom(figures)
+        return self._tick
+
+    def _position(self, token: str) -> int | None:
+        if not token:
+            return None
+        incarnation, dot, number = token.rpartition(".")
+        if not dot or not number.isascii() or not number.isdigit() or len(number) > 18:
+            raise SupervisorError("INVALID_RESUME_TOKEN", "The resume token is not one of this node's.")
+        if incarnation != self.incarnation or not (
+            self._feed.oldest_revision <= int(number) <= self._feed.revision
+        ):
+            raise self._expired()
+        return int(number)
+
+    def _expired(self) -> SupervisorError:
+        return SupervisorError(
+            "RESUME_TOKEN_EXPIRED",
+            "The token is of another life of this node or too old; start again without one.",
+            metadata={
+                "incarnation": self.incarnation,
+                "oldest_sequence": str(self._feed.oldest_revision),
+            },
+        )
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise SupervisorError(
+                "NODE_DRAINING", "The node is shutting down.", code=Code.UNAVAILABLE, resource=self.node
+            )

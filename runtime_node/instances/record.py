@@ -1,0 +1,248 @@
+"""What the node keeps of one instance. A dormant one is a handful of slots and its spec as bytes.
+
+Everything that only a woken instance needs is in `Life`; what a past life left behind is in `History`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    Activation,
+    Condition,
+    Health,
+    InstanceError,
+    InstanceFigures,
+    InstanceSpec,
+    IsolationTier,
+    State,
+)
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
+from google.protobuf.timestamp_pb2 import Timestamp
+from runtime_node.instances.rules import app_id
+from runtime_node.instances.states import StateValue
+from runtime_node.instances.supervision import RestartHistory
+from services.rpc.errors import SupervisorError
+
+if TYPE_CHECKING:
+    from runtime_node.instances.conductor import Conductor
+    from runtime_node.http.gate import Gate
+    from runtime_node.instances.probes import Probe
+    from runtime_node.lanes.lane import RunningApp
+
+MAX_DETAIL_BYTES = 16 * 1024
+
+READY = "Ready"
+CRASH_LOOP = "CrashLoop"
+BACKING_OFF = "BackingOff"
+LEAKED = "Leaked"
+BLOCKED_LOOP = "BlockedLoop"
+DEMOTED = "Demoted"
+
+_IDLE_REASONS: dict[StateValue, tuple[str, str]] = {
+    State.PENDING: ("Pending", "It waits for its turn to start."),
+    State.STARTING: ("Starting", "Its code is being loaded or its startup runs."),
+    State.RUNNING: ("Started", "It serves requests."),
+    State.IDLE: ("Idle", "It is dormant; the next request starts it."),
+    State.STOPPING: ("Stopping", "It takes no new requests and ends."),
+    State.STOPPED: ("Finished", "It ended by itself without an error."),
+}
+
+
+def timestamp(unix_seconds: float) -> Timestamp:
+    """Return a Unix time as a Timestamp."""
+    whole, rest = divmod(unix_seconds, 1)
+    return Timestamp(seconds=int(whole), nanos=int(rest * 1e9))
+
+
+def trim_detail(detail: str) -> str:
+    """Return a traceback cut to 16 KiB from its middle: where it began and what it ended in matter most."""
+    raw = detail.encode(errors="replace")
+    if len(raw) <= MAX_DETAIL_BYTES:
+        return raw.decode()
+    mark = b"\n  ...\n"
+    half = (MAX_DETAIL_BYTES - len(mark)) // 2
+    return raw[:half].decode(errors="ignore") + mark.decode() + raw[-half:].decode(errors="ignore")
+
+
+def error_message(error: SupervisorError, unix_seconds: float) -> InstanceError:
+    """Return an error of an app as its instance reports it."""
+    return InstanceError(
+        reason=error.reason,
+        message=error.message,
+        detail=trim_detail(error.metadata.get("detail", "")),
+        occur_time=timestamp(unix_seconds),
+    )
+
+
+@dataclass(slots=True)
+class Life:
+    """One awake stretch of an instance, from its start to its end."""
+
+    spec: InstanceSpec
+    number: int
+    """Tells callbacks of an earlier start from those of this one."""
+    running: RunningApp | None = None
+    exited: tuple[SupervisorError | None] | None = None
+    """An end by itself that came before the start was complete."""
+    tier: IsolationTier.ValueType = IsolationTier.ISOLATION_TIER_UNSPECIFIED
+    started: float = 0.0
+    """Monotonic time at which its turn came."""
+    ready: float = 0.0
+    """Monotonic time at which it became ready."""
+    probe: Probe | None = None
+    wanted: bool = False
+    """A request came while it was going dormant."""
+    down: asyncio.Task[None] | None = None
+    """Takes the running app down; whoever needs it down waits for this."""
+
+
+@dataclass(slots=True)
+class History:
+    """What the lives of an instance left behind; absent until there is something to tell."""
+
+    conditions: dict[str, Condition] = field(default_factory=dict)
+    last_error: InstanceError | None = None
+    restarts: RestartHistory = field(default_factory=RestartHistory)
+    restart_count: int = 0
+    rescue_count: int = 0
+    ready_time: float = 0.0
+    last_request_id: str = ""
+    tier_floor: IsolationTier.ValueType = IsolationTier.ISOLATION_TIER_UNSPECIFIED
+    """The loosest tier still allowed, after a demotion."""
+    blocks: list[float] = field(default_factory=list)
+    """Monotonic times of recent blocks of its loop."""
+    figures: InstanceFigures | None = None
+    retry: asyncio.TimerHandle | None = None
+
+
+class Instance:
+    """One instance: its identity, where it is in its life, and its door."""
+
+    __slots__ = (
+        "conductor",
+        "create_time",
+        "epoch",
+        "gate",
+        "generation",
+        "health",
+        "history",
+        "life",
+        "name",
+        "on_request",
+        "ready_changed",
+        "spec_bytes",
+        "state",
+        "task",
+        "uid",
+    )
+
+    def __init__(
+        self, spec: InstanceSpec, gate: Gate, now: float, state: StateValue, conductor: Conductor
+    ) -> None:
+        self.conductor = conductor
+        self.name = spec.name
+        self.uid = spec.app_uid
+        self.epoch = spec.epoch
+        self.generation = spec.generation
+        self.on_request = spec.activation == Activation.ON_REQUEST
+        self.spec_bytes = spec.SerializeToString(deterministic=True)
+        self.gate = gate
+        self.create_time = now
+        self.ready_changed = now
+        self.state = state
+        self.health: Health.ValueType = Health.UNKNOWN
+        self.life: Life | None = None
+        self.history: History | None = None
+        self.task: asyncio.Task[None] | None = None
+        """What is being done to it now: a start, a restart, going dormant, a stop."""
+
+    @property
+    def app(self) -> str:
+        """The app's id."""
+        return app_id(self.name)
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """`(epoch, generation)`, which orders the instances of one app."""
+        return (self.epoch, self.generation)
+
+    def want(self) -> None:
+        """Tell its conductor that a request waits for it. May be called from any thread."""
+        self.conductor.want(self)
+
+    def spec(self) -> InstanceSpec:
+        """Return its spec, parsed."""
+        return self.life.spec if self.life is not None else InstanceSpec.FromString(self.spec_bytes)
+
+    def past(self) -> History:
+        """Return its history, which exists from now on."""
+        if self.history is None:
+            self.history = History()
+        return self.history
+
+    def set_condition(
+        self, kind: str, holds: bool, reason: str, message: str, now: float
+    ) -> None:
+        """Set a condition; its transition time changes with its status alone."""
+        status = Condition.TRUE if holds else Condition.FALSE
+        conditions = self.past().conditions
+        old = conditions.get(kind)
+        since = old.last_transition_time if old is not None and old.status == status else timestamp(now)
+        conditions[kind] = Condition(
+            type=kind, status=status, reason=reason, message=message, last_transition_time=since
+        )
+
+    def clear_condition(self, kind: str, reason: str, message: str, now: float) -> None:
+        """Set a condition to FALSE if it was ever TRUE."""
+        if self.history is not None and kind in self.history.conditions:
+            self.set_condition(kind, False, reason, message, now)
+
+    def holds(self, kind: str) -> bool:
+        """Return whether a condition is TRUE."""
+        condition = self.history.conditions.get(kind) if self.history is not None else None
+        return condition is not None and condition.status == Condition.TRUE
+
+    def describe(self, node: str, incarnation: str, *, figures: bool) -> InstanceMessage:
+        """Return the instance as the API tells it, with or without its figures."""
+        message = InstanceMessage(
+            name=self.name,
+            app_uid=self.uid,
+            node=node,
+            incarnation=incarnation,
+            generation=self.generation,
+            epoch=self.epoch,
+            state=self.state,
+            health=self.health,
+            create_time=timestamp(self.create_time),
+            conditions=[self._ready()],
+        )
+        if self.life is not None:
+            message.isolation = self.life.tier
+        past = self.history
+        if past is not None:
+            message.conditions.extend(past.conditions.values())
+            message.restart_count = past.restart_count
+            if past.last_error is not None:
+                message.last_error.CopyFrom(past.last_error)
+            if past.ready_time:
+                message.ready_time.CopyFrom(timestamp(past.ready_time))
+            if figures and past.figures is not None:
+                message.figures.CopyFrom(past.figures)
+        return message
+
+    def _ready(self) -> Condition:
+        error = self.history.last_error if self.history is not None else None
+        if self.state == State.FAILED and error is not None:
+            reason, text = error.reason, error.message
+        else:
+            reason, text = _IDLE_REASONS.get(self.state, ("Unknown", ""))
+        return Condition(
+            type=READY,
+            status=Condition.TRUE if self.state == State.RUNNING else Condition.FALSE,
+            reason=reason,
+            message=text,
+            last_transition_time=timestamp(self.ready_changed),
+        )

@@ -1,0 +1,49 @@
+"""Which instance of an app answers its requests: the newest that is ready, else the newest that may become so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from appsupervisor.runtime.v1.runtime_environment_pb2 import State
+from runtime_node.http.router import Router
+from runtime_node.instances.record import Instance
+from runtime_node.instances.states import StateValue
+
+# A start holds its requests and a failure answers them with its reason; both only where nobody else can serve.
+_RANK: dict[StateValue, int] = {
+    State.RUNNING: 2,
+    State.IDLE: 2,
+    State.PENDING: 1,
+    State.STARTING: 1,
+    State.FAILED: 0,
+    State.STOPPED: 0,
+}
+
+
+def serving(instances: Sequence[Instance]) -> Instance | None:
+    """Return the instance that is its app's route, of those in the order they were accepted.
+
+    A later app of the same name comes before all of an earlier one, whose epochs tell nothing here.
+    """
+    candidates = [instance for instance in instances if instance.state in _RANK]
+    if not candidates:
+        return None
+    newest_uid = instances[-1].uid
+    return max(candidates, key=lambda i: (_RANK[i.state], i.uid == newest_uid, i.version))
+
+
+class Routes:
+    """Keeps the router's table true to the instances."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+
+    def update(self, app: str, instances: Sequence[Instance]) -> None:
+        """Point the app's route at the instance that is to serve, or remove it."""
+        chosen = serving(instances)
+        current = self._router.gate_of(app)
+        if chosen is None:
+            if current is not None:
+                self._router.remove(app, current)
+        elif chosen.gate is not current:
+            self._router.set(app, list(chosen.spec().domains), chosen.gate)

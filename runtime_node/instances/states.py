@@ -1,0 +1,79 @@
+"""The states of an instance and the events that lead from one to another. Pure.
+
+    (accepted, EAGER) ─► PENDING ─begin► STARTING ─ready► RUNNING ─sleep► IDLE ◄─ (accepted, ON_REQUEST)
+                            ▲               │ fail           │ crash        │ wake
+                            ├──retry─── FAILED ◄─────────────┤              └────► PENDING
+                            └──restart─ STOPPED ◄──finish────┘
+    every state ─stop► STOPPING ─► gone
+"""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from appsupervisor.runtime.v1.runtime_environment_pb2 import State
+
+StateValue = State.ValueType
+
+
+class Event(Enum):
+    """What can happen to an instance."""
+
+    BEGIN = auto()
+    """Its turn has come: its code is loaded."""
+    READY = auto()
+    """Its startup is complete."""
+    FAIL = auto()
+    """Its start failed."""
+    CRASH = auto()
+    """It ended by itself, and that counts as a failure."""
+    FINISH = auto()
+    """It ended by itself without an error and its policy asks for no restart."""
+    SLEEP = auto()
+    """It went dormant."""
+    WAKE = auto()
+    """A request wants it."""
+    RETRY = auto()
+    """Its restart policy starts it again."""
+    RESTART = auto()
+    """RestartInstance starts it again."""
+    STOP = auto()
+    """StopInstance, or the node's shutdown, ends it."""
+
+
+class IllegalTransition(Exception):  # noqa: N818 - a fault of ours, named for what it is
+    """An event came in a state that does not know it: a fault of the node."""
+
+
+_STARTABLE = (State.PENDING, State.STARTING, State.RUNNING, State.IDLE, State.FAILED, State.STOPPED)
+
+TRANSITIONS: dict[tuple[StateValue, Event], StateValue] = {
+    (State.PENDING, Event.BEGIN): State.STARTING,
+    (State.PENDING, Event.FAIL): State.FAILED,
+    (State.STARTING, Event.READY): State.RUNNING,
+    (State.STARTING, Event.FAIL): State.FAILED,
+    (State.RUNNING, Event.CRASH): State.FAILED,
+    (State.RUNNING, Event.FINISH): State.STOPPED,
+    (State.RUNNING, Event.SLEEP): State.IDLE,
+    (State.IDLE, Event.WAKE): State.PENDING,
+    (State.FAILED, Event.RETRY): State.PENDING,
+    **{(state, Event.RESTART): State.PENDING for state in _STARTABLE},
+    **{(state, Event.STOP): State.STOPPING for state in _STARTABLE},
+}
+"""Where each event leads; a pair that is missing is illegal."""
+
+ROUTABLE = frozenset({State.RUNNING, State.IDLE})
+"""States in which an instance answers requests, at once or after waking."""
+
+
+def initial(on_request: bool) -> StateValue:
+    """Return the state in which an accepted instance begins."""
+    return State.IDLE if on_request else State.PENDING
+
+
+def advance(state: StateValue, event: Event) -> StateValue:
+    """Return the state that `event` leads to. Raises IllegalTransition."""
+    try:
+        return TRANSITIONS[state, event]
+    except KeyError:
+        raise IllegalTransition(f"{event.name} in {State.Name(state)}") from None

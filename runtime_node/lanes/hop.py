@@ -1,0 +1,64 @@
+"""Runs a coroutine on another thread's event loop and waits for its true end, also when cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+CANCEL_PATIENCE = 5.0
+"""Seconds for which a cancelled caller waits for the other side's cleanup; a blocked loop may never end it."""
+
+
+async def run_on(
+    loop: asyncio.AbstractEventLoop,
+    work: Coroutine[Any, Any, T],
+    context: contextvars.Context | None = None,
+) -> T:
+    """Return what `work` returns or raise what it raises, run as a task of `loop`.
+
+    Cancelling the caller cancels the work and waits for its end, at most CANCEL_PATIENCE seconds.
+    Raises RuntimeError when `loop` is closed.
+    """
+    home = asyncio.get_running_loop()
+    if loop is home:
+        return await work
+    done: asyncio.Future[asyncio.Task[T]] = home.create_future()
+    started: list[asyncio.Task[T]] = []
+
+    def begin() -> None:
+        task = loop.create_task(work, context=context)
+        started.append(task)
+        task.add_done_callback(report)
+
+    def report(task: asyncio.Task[T]) -> None:
+        try:
+            home.call_soon_threadsafe(settle, task)
+        except RuntimeError:
+            return  # the caller's loop has closed; nobody waits
+
+    def settle(task: asyncio.Task[T]) -> None:
+        if not done.done():
+            done.set_result(task)
+
+    def cancel() -> None:
+        for task in started:
+            task.cancel()
+
+    try:
+        loop.call_soon_threadsafe(begin)
+    except RuntimeError:
+        work.close()
+        raise
+    try:
+        await asyncio.wait({done})
+    except asyncio.CancelledError:
+        loop.call_soon_threadsafe(cancel)
+        await asyncio.wait({done}, timeout=CANCEL_PATIENCE)
+        if done.done() and not done.result().cancelled():
+            done.result().exception()  # seen: the caller asked for none of it
+        raise
+    return done.result().result()

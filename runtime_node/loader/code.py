@@ -1,0 +1,139 @@
+"""Loaded code and how an app is made of it: calls factories, adapts protocols, owns the app's threads."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import Any, Literal
+
+from runtime_node.context import AppContext
+from runtime_node.isolation.apart import run_apart
+from runtime_node.isolation.pool import InstancePool
+from runtime_node.lanes.lane import ASGIApp, Receive, Scope, Send
+from runtime_node.loader.detect import Finding, Shape, examine
+from runtime_node.loader.entrypoint import Entrypoint
+from runtime_node.loader.failures import failure, one_line
+from runtime_node.loader.wsgi import WSGIAdapter
+from services.rpc.errors import SupervisorError
+
+
+class LoadedCode:
+    """What an entrypoint names, imported once. Factories may be built any number of times."""
+
+    def __init__(
+        self,
+        entrypoint: Entrypoint,
+        target: Any,
+        finding: Finding,
+        on_release: Callable[[], None] | None = None,
+    ) -> None:
+        self.entrypoint = entrypoint
+        self.kind: Literal["factory", "app"] = "app" if finding.is_app else "factory"
+        self.protocol: Literal["asgi", "wsgi"] | None = _protocol(finding)
+        """What the app speaks; None until a factory was called."""
+        self.found = finding.found
+        """What the entrypoint names, in words, for events and errors."""
+        self._target = target
+        self._finding = finding
+        self._pools: list[InstancePool] = []
+        self._on_release = on_release
+
+    async def build(self, context: AppContext, *, threads: int) -> ASGIApp:
+        """Return a new app for one instance, as an ASGI 3 callable.
+
+        A factory runs in a thread of its own, so that a slow one delays nobody; an async one runs on the
+        calling loop. A WSGI app gets `threads` worker threads. Raises SupervisorError `APP_FACTORY_FAILED`
+        with the traceback when the factory raised or returned no app. When cancelled, the factory's thread
+        is interrupted and its result dropped.
+        """
+        if self.kind == "app":
+            return self._adapt(self._target, self._finding, context, threads)
+        app = await self._call_factory(context)
+        finding = examine(app)
+        if not finding.is_app:
+            raise SupervisorError("APP_FACTORY_FAILED", _wrong_result(self.entrypoint, app, finding))
+        self.protocol = _protocol(finding)
+        return self._adapt(app, finding, context, threads)
+
+    def release(self) -> None:
+        """Give up the code and the threads of what was built of it. Repeats do nothing."""
+        for pool in self._pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._pools.clear()
+        self._target = None
+        on_release, self._on_release = self._on_release, None
+        if on_release is not None:
+            on_release()
+
+    async def _call_factory(self, context: AppContext) -> Any:
+        if self._target is None:
+            raise RuntimeError("the code was released")
+        error: SupervisorError
+        try:
+            call = _bound(self._target, self._finding, context)
+            if inspect.iscoroutinefunction(self._target):
+                return await call()
+            app = await run_apart(call, name=f"build {context.app}")
+            # An awaitable that is an app as well (Starlette's endpoint classes) is the app.
+            if inspect.iscoroutine(app) or (inspect.isawaitable(app) and not examine(app).is_app):
+                app = await app
+        except GeneratorExit:
+            raise
+        except asyncio.CancelledError as fault:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            error = self._factory_failed(fault, context)
+        except BaseException as fault:  # noqa: BLE001 - SystemExit of an app must not end the node
+            error = self._factory_failed(fault, context)
+        else:
+            return app
+        # Raised outside the handler, so that it does not keep the app's frames as its context.
+        raise error
+
+    def _factory_failed(self, fault: BaseException, context: AppContext) -> SupervisorError:
+        secrets = [*context.secrets.values(), *([context.database_url] if context.database_url else [])]
+        message = f"the factory {self.entrypoint} raised {one_line(fault)}"
+        return failure("APP_FACTORY_FAILED", message, fault, secrets=secrets)
+
+    def _adapt(self, app: Any, finding: Finding, context: AppContext, threads: int) -> ASGIApp:
+        if finding.shape is Shape.WSGI:
+            pool = InstancePool(context.instance, threads)
+            self._pools.append(pool)
+            return WSGIAdapter(app, pool)
+        if finding.shape is Shape.ASGI2:
+            return _asgi2(app)
+        asgi: ASGIApp = app
+        return asgi
+
+
+def _bound(factory: Any, finding: Finding, context: AppContext) -> Callable[[], Any]:
+    if finding.passes is None:
+        call: Callable[[], Any] = factory
+        return call
+    if finding.passes == "positional":
+        return lambda: factory(context)
+    keyword = finding.passes
+    return lambda: factory(**{keyword: context})
+
+
+def _asgi2(app: Callable[[Scope], Callable[[Receive, Send], Awaitable[None]]]) -> ASGIApp:
+    async def asgi3(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope)(receive, send)
+
+    return asgi3
+
+
+def _protocol(finding: Finding) -> Literal["asgi", "wsgi"] | None:
+    if not finding.is_app:
+        return None
+    return "wsgi" if finding.shape is Shape.WSGI else "asgi"
+
+
+def _wrong_result(entrypoint: Entrypoint, app: Any, finding: Finding) -> str:
+    if app is None:
+        return f"the factory {entrypoint} returned None; it must return the app it made"
+    if finding.shape is Shape.FACTORY:
+        return f"the factory {entrypoint} returned {finding.found}, which is a factory again and no app"
+    return f"the factory {entrypoint} returned no app but {finding.found}"

@@ -1,0 +1,83 @@
+"""Turns a fault of an app's code into a typed error with a traceback that starts in the app's code.
+
+Never keeps the exception itself: its frames would pin the app's modules for as long as the error lives.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+from services.rpc.errors import SupervisorError
+
+MAX_DETAIL_BYTES = 16 * 1024
+_CUT = "\n  […]\n"
+_OWN = str(Path(__file__).resolve().parents[1]) + "/"
+_MACHINERY = ("<frozen importlib", "<frozen runpy", "/importlib/__init__.py", "/asyncio/", "/threading.py")
+# A secret shorter than this is a word that occurs by chance; blanking it would garble the traceback.
+_SHORTEST_SECRET = 4
+
+
+def failure(
+    reason: str,
+    message: str,
+    fault: BaseException | None = None,
+    *,
+    secrets: Iterable[str] = (),
+) -> SupervisorError:
+    """Return the error for `fault` with its traceback in `metadata["detail"]`, secrets blanked out."""
+    metadata = {} if fault is None else {"detail": redact(describe(fault), secrets)}
+    return SupervisorError(reason, redact(message, secrets), metadata=metadata)
+
+
+def describe(fault: BaseException) -> str:
+    """Format `fault` as a traceback of at most 16 KiB, without our own leading frames or any values."""
+    summary = traceback.TracebackException.from_exception(fault, limit=-100, compact=True)
+    _trim(summary, set())
+    return _bounded("".join(summary.format()).rstrip())
+
+
+def one_line(fault: BaseException) -> str:
+    """Return `Type: first line of the message`, at most 300 characters, for an error's sentence."""
+    name = type(fault).__name__
+    try:
+        text = str(fault).strip()
+    except Exception:  # noqa: BLE001 - an app's exception may fail even at being shown
+        text = "<its message cannot be shown>"
+    line = text.splitlines()[0] if text else ""
+    return f"{name}: {line}"[:300] if line else name
+
+
+def redact(text: str, secrets: Iterable[str]) -> str:
+    """Replace each secret's value in `text` by `***`."""
+    for secret in sorted({s for s in secrets if len(s) >= _SHORTEST_SECRET}, key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def _trim(summary: traceback.TracebackException, seen: set[int]) -> None:
+    if id(summary) in seen:
+        return
+    seen.add(id(summary))
+    first = next((i for i, frame in enumerate(summary.stack) if not _is_ours(frame)), len(summary.stack))
+    kept = [frame for frame in summary.stack[first:] if "<frozen importlib" not in frame.filename]
+    summary.stack = traceback.StackSummary.from_list(kept)
+    chained = [summary.__cause__, summary.__context__, *(getattr(summary, "exceptions", None) or ())]
+    for other in chained:
+        if other is not None:
+            _trim(other, seen)
+
+
+def _is_ours(frame: traceback.FrameSummary) -> bool:
+    return frame.filename.startswith(_OWN) or any(mark in frame.filename for mark in _MACHINERY)
+
+
+def _bounded(text: str) -> str:
+    data = text.encode("utf-8", "backslashreplace")
+    if len(data) <= MAX_DETAIL_BYTES:
+        return data.decode()
+    # The end names the fault and the place it was raised at; the beginning says where the app began.
+    tail = MAX_DETAIL_BYTES * 3 // 4
+    head = MAX_DETAIL_BYTES - tail - len(_CUT.encode())
+    return data[:head].decode(errors="ignore") + _CUT + data[-tail:].decode(errors="ignore")
