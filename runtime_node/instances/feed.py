@@ -33,7 +33,11 @@ class InstanceFeed:
     """The log of changes of one incarnation. Written and read on the control loop alone."""
 
     def __init__(
-        self, node: str, incarnation: str, clock: Callable[[], float] = time.monotonic, tombstones: int = 20_000
+        self,
+        node: str,
+        incarnation: str,
+        clock: Callable[[], float] = time.monotonic,
+        tombstones: int = 20_000,
     ) -> None:
         self.node = node
         self.incarnation = incarnation

@@ -274,6 +274,7 @@ def _read_token(token: str, parent: str) -> str:
     of, _, last = raw.partition("\n")
     if of != parent or not last:
         raise SupervisorError(
-            "INVALID_PAGE_TOKEN", "The page token is none of this node's, or the parent changed between pages."
+            "INVALID_PAGE_TOKEN",
+            "The page token is none of this node's, or the parent changed between pages.",
         )
     return last

@@ -183,9 +183,7 @@ class Instance:
             self.history = History()
         return self.history
 
-    def set_condition(
-        self, kind: str, holds: bool, reason: str, message: str, now: float
-    ) -> None:
+    def set_condition(self, kind: str, holds: bool, reason: str, message: str, now: float) -> None:
         """Set a condition; its transition time changes with its status alone."""
         status = Condition.TRUE if holds else Condition.FALSE
         conditions = self.past().conditions

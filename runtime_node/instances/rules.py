@@ -187,7 +187,9 @@ def _limits(at: str, limits: Limits) -> Found:
 
 
 def _health_check(at: str, check: HealthCheck) -> Found:
-    if check.path and not (check.path.startswith("/") and len(check.path) <= 1024 and check.path.isprintable()):
+    if check.path and not (
+        check.path.startswith("/") and len(check.path) <= 1024 and check.path.isprintable()
+    ):
         yield Violation(f"{at}.path", "must begin with / and have at most 1,024 printable characters")
     yield from _optional_span(check, at, "interval", 0.1, HOUR, "100 ms to 1 hour")
     yield from _optional_span(check, at, "timeout", 0.01, MINUTE, "10 ms to 1 minute")

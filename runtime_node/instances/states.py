@@ -1,10 +1,10 @@
 """The states of an instance and the events that lead from one to another. Pure.
 
-    (accepted, EAGER) ─► PENDING ─begin► STARTING ─ready► RUNNING ─sleep► IDLE ◄─ (accepted, ON_REQUEST)
-                            ▲               │ fail           │ crash        │ wake
-                            ├──retry─── FAILED ◄─────────────┤              └────► PENDING
-                            └──restart─ STOPPED ◄──finish────┘
-    every state ─stop► STOPPING ─► gone
+(accepted, EAGER) ─► PENDING ─begin► STARTING ─ready► RUNNING ─sleep► IDLE ◄─ (accepted, ON_REQUEST)
+                        ▲               │ fail           │ crash        │ wake
+                        ├──retry─── FAILED ◄─────────────┤              └────► PENDING
+                        └──restart─ STOPPED ◄──finish────┘
+every state ─stop► STOPPING ─► gone
 """
 
 from __future__ import annotations

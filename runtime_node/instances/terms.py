@@ -74,9 +74,7 @@ def _limit_terms(raw: bytes) -> LimitTerms:
     limits = Limits.FromString(raw)
     return LimitTerms(
         max_concurrent_requests=limits.max_concurrent_requests or 64,
-        max_queued_requests=(
-            limits.max_queued_requests if limits.HasField("max_queued_requests") else 128
-        ),
+        max_queued_requests=(limits.max_queued_requests if limits.HasField("max_queued_requests") else 128),
         request_timeout=_span(limits, "request_timeout", 30.0),
         start_timeout=_span(limits, "start_timeout", 30.0),
         stop_timeout=_span(limits, "stop_timeout", 10.0),

@@ -43,12 +43,18 @@ class Lanes:
         tier = spec.isolation
         if not tier:
             plain_app = await asyncio.to_thread(names_plain_app, spec.entrypoint)
-            tier = IsolationTier.PROCESS if plain_app and self.has(IsolationTier.PROCESS) else IsolationTier.SHARED
+            tier = (
+                IsolationTier.PROCESS
+                if plain_app and self.has(IsolationTier.PROCESS)
+                else IsolationTier.SHARED
+            )
         tier = max(tier, floor)
         lane = self._lanes.get(tier)
         if lane is None:
             raise SupervisorError(
-                "ISOLATION_UNSUPPORTED", f"This node has no {IsolationTier.Name(tier)} tier.", resource=spec.name
+                "ISOLATION_UNSUPPORTED",
+                f"This node has no {IsolationTier.Name(tier)} tier.",
+                resource=spec.name,
             )
         return lane
 

@@ -75,10 +75,7 @@ def reads(apps: int, calls: int, rounds: int) -> None:
     base = statistics.median(rates["empty handler"])
     for name, found in rates.items():
         median = statistics.median(found)
-        print(
-            f"  {name:<16} {median:8.0f}/s ({min(found):.0f}-{max(found):.0f})"
-            f"  ratio {median / base:.2f}"
-        )
+        print(f"  {name:<16} {median:8.0f}/s ({min(found):.0f}-{max(found):.0f})  ratio {median / base:.2f}")
 
 
 async def create_rate(port: int, clients: int, count: int) -> tuple[float, list[float]]:
@@ -107,9 +104,7 @@ def writes(count: int) -> None:
             found, taken = asyncio.run(_fresh(port, clients, amount))
             taken.sort()
             p50, p99 = (taken[int(len(taken) * q)] * 1000 for q in (0.5, 0.99))
-            print(
-                f"  CreateApp, {clients:>2} clients {found:7.0f}/s  p50 {p50:.1f} ms  p99 {p99:.1f} ms"
-            )
+            print(f"  CreateApp, {clients:>2} clients {found:7.0f}/s  p50 {p50:.1f} ms  p99 {p99:.1f} ms")
 
 
 async def _fresh(port: int, clients: int, count: int) -> tuple[float, list[float]]:

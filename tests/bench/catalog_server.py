@@ -55,9 +55,7 @@ def fill(store: Any, count: int) -> None:
         def command(tx: Transaction) -> None:
             status = App(state=State.STOPPED, observed_generation=1)
             uid = f"{number:08x}-0000-4000-8000-000000000000"
-            tx.put_app(
-                AppRecord(spec.name, uid, spec, status, 1, Version(1, 1), tx.now, tx.now)
-            )
+            tx.put_app(AppRecord(spec.name, uid, spec, status, 1, Version(1, 1), tx.now, tx.now))
 
         return command
 
