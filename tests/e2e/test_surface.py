@@ -1,4 +1,4 @@
-"""Both servers offer what their protos declare: to grpcurl by reflection, and to clients in other languages."""
+"""Both servers offer what their protos declare: by reflection, and to clients in other languages."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_every_declared_method_is_served(shared_stack: Stack, side: str) -> None
         assert services >= (NODE if on_node else CONTROL_PLANE) | STANDARD
         for service in services - STANDARD:
             for method in declared_methods(channel, service):
-                # An empty request is refused or harmless everywhere; what matters is that somebody answers it.
+                # An empty request is refused or harmless everywhere; somebody has to answer it.
                 call = channel.unary_stream(f"/{service}/{method.name}")(b"", timeout=5)
                 try:
                     next(call)
@@ -98,9 +98,8 @@ def test_a_generated_go_client_takes_an_app_through_its_life(
     sources = [str(path.relative_to(protos)) for path in (protos / "appsupervisor").rglob("*.proto")]
     outputs = [f"--go_out={tmp_path}", f"--go-grpc_out={tmp_path}"]
     outputs += ["--go_opt=module=appsupervisor.dev", "--go-grpc_opt=module=appsupervisor.dev"]
-    generated = run_tool.python(
-        "-m", "grpc_tools.protoc", "-I.", "-Ithird_party", *outputs, *sources, cwd=protos
-    )
+    protoc = ["-m", "grpc_tools.protoc", "-I.", "-Ithird_party"]
+    generated = run_tool.python(*protoc, *outputs, *sources, cwd=protos)
     assert generated.returncode == 0, generated.stderr
     built = run_tool("go", "build", "-o", "client", ".", timeout=240)
     assert built.returncode == 0, built.stderr

@@ -1,4 +1,4 @@
-"""`make up` as its user sees it: two apps, five lines to try, a clean end, and everything there the next time."""
+"""`make up` as its user sees it: apps, lines to try, a clean end, and everything there the next time."""
 
 import contextlib
 import os
