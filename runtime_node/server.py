@@ -70,6 +70,7 @@ class Node:
         self.http = settings.http_listen
         self.host: InstanceHost
         self.feed: InstanceFeed
+        self.front: HttpFront
         self._zygote = zygote
         self._process = psutil.Process()
 
@@ -85,7 +86,7 @@ class Node:
             # 2. The front: the listener's loop, which SHARED apps run on too.
             limit_worker_threads_by_owner()
             router = Router(settings.base_domain)
-            front = HttpFront(
+            self.front = front = HttpFront(
                 settings.http_listen.host, settings.http_listen.port, router,
                 trusted_proxies=settings.trusted_proxies,
             )  # fmt: skip

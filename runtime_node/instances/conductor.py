@@ -35,7 +35,7 @@ from runtime_node.instances.record import (
     Life,
     error_message,
 )
-from runtime_node.instances.slots import Slot, StartSlots
+from runtime_node.instances.slots import StartSlots
 from runtime_node.instances.states import Event, advance
 from runtime_node.instances.supervision import Again
 from runtime_node.instances.terms import limit_terms, probe_terms, restart_terms
@@ -95,11 +95,12 @@ class Conductor:
 
     def accept(self, instance: Instance) -> None:
         """Begin the life of an instance that was just registered."""
+        self._log(instance, "accepted")
         if instance.state == State.IDLE:
             instance.gate.hold(instance.want)
-            self._log(instance, "accepted")
             self._hooks.changed(instance)
         else:
+            instance.gate.hold(_nothing)
             self._begin(instance)
 
     def restart(self, instance: Instance) -> None:
@@ -116,13 +117,14 @@ class Conductor:
         if instance.state == State.STOPPING:
             return
         self._cancel_retry(instance)
-        previous, starting = instance.task, instance.state in {State.PENDING, State.STARTING}
+        self._abort(instance)
+        previous = instance.task
         serving = instance.state == State.RUNNING and instance.task is None
         self._move(instance, Event.STOP)
         if not serving:
             # Nothing will open it again; an open gate still serves what it has let in or queued.
             instance.gate.close("INSTANCE_STOPPING", 1.0)
-        self._do(instance, self._stop(instance, previous, cancel=starting))
+        self._do(instance, self._stop(instance, previous))
 
     def sleep(self, instance: Instance) -> None:
         """Let a running ON_REQUEST instance go dormant; a request that comes meanwhile wakes it again."""
@@ -143,43 +145,67 @@ class Conductor:
 
     # --- starting ---
 
-    def _begin(self, instance: Instance, before: Awaitable[None] | None = None) -> None:
+    def _begin(self, instance: Instance, before: Coroutine[Any, Any, None] | None = None) -> None:
         """Start a PENDING instance, after `before` is done."""
         self._cancel_retry(instance)
-        slot = self._slots.try_take() if before is None else None
         self._numbers += 1
         life = Life(spec=instance.spec(), number=self._numbers)
+        instance.coming = life
         if before is None:
             instance.life = life
-        if slot is not None:
+            life.slot = self._slots.try_take()
+        if life.slot is not None:
             self._move(instance, Event.BEGIN)
         else:
             self._hooks.changed(instance)
-        self._do(instance, self._start(instance, life, slot, before))
+        self._do(instance, self._start(instance, life, before))
 
-    async def _start(
-        self, instance: Instance, life: Life, slot: Slot | None, before: Awaitable[None] | None
-    ) -> None:
+    async def _start(self, instance: Instance, life: Life, before: Coroutine[Any, Any, None] | None) -> None:
+        """Start a life. Never cancelled, so that what waits for it knows that nothing goes on behind it:
+        `_abort` cancels the work inside."""
         try:
             if before is not None:
                 await before
-                instance.life = life
-            if slot is None:
-                slot = await self._slots.take()
-                self._move(instance, Event.BEGIN)
-            life.started = self._clock()
-            running = await self._bring_up(instance, life)
-        except SupervisorError as error:
-            instance.task = None
-            self._failed(instance, error)
-            return
+            if life.aborted:
+                return
+            instance.life = life
+            life.work = asyncio.create_task(self._work(instance, life))
+            await asyncio.wait({life.work})
         finally:
-            if slot is not None:
-                slot.release()
-        life.running = running
-        if instance.state == State.STARTING:
-            instance.task = None
-            self._ready(instance, life, running)
+            if life.slot is not None:
+                life.slot.release()
+        fault = None if life.work.cancelled() else life.work.exception()
+        if fault is None and not life.work.cancelled():
+            life.running = life.work.result()
+        if life.aborted:
+            return
+        instance.task = instance.coming = None
+        if life.running is not None:
+            self._ready(instance, life, life.running)
+        elif isinstance(fault, SupervisorError):
+            self._failed(instance, fault)
+        else:
+            text = "The node failed at starting it; its log tells more."
+            self._failed(instance, SupervisorError("INTERNAL", text, resource=instance.name))
+            log.error(
+                "start failed", exc_info=fault,
+                extra={"action": "instance.start_fault", "instance": instance.name},
+            )  # fmt: skip
+
+    def _abort(self, instance: Instance) -> None:
+        """Let a start that is under way come to nothing; its task ends after it has cleared away."""
+        coming, instance.coming = instance.coming, None
+        if coming is not None:
+            coming.aborted = True
+            if coming.work is not None:
+                coming.work.cancel()
+
+    async def _work(self, instance: Instance, life: Life) -> RunningApp:
+        if life.slot is None:
+            life.slot = await self._slots.take()
+            self._move(instance, Event.BEGIN)
+        life.started = self._clock()
+        return await self._bring_up(instance, life)
 
     async def _bring_up(self, instance: Instance, life: Life) -> RunningApp:
         spec = life.spec
@@ -198,17 +224,12 @@ class Conductor:
                     on_blocked=partial(self._from_any_thread, self._blocked, instance, life.number),
                 )
                 return await lane.start(launch)
-        except SupervisorError:
-            raise
-        except Exception as fault:
-            if isinstance(fault, TimeoutError) and timer is not None and timer.expired():
-                raise SupervisorError(
-                    "APP_START_TIMEOUT", f"It was not ready within {limit:g} s.", resource=instance.name
-                ) from None
-            log.exception("start failed", extra={"action": "instance.start_fault", "instance": instance.name})
+        except TimeoutError:
+            if timer is None or not timer.expired():
+                raise
             raise SupervisorError(
-                "INTERNAL", "The node failed at starting it; its log tells more.", resource=instance.name
-            ) from fault
+                "APP_START_TIMEOUT", f"It was not ready within {limit:g} s.", resource=instance.name
+            ) from None
 
     def _ready(self, instance: Instance, life: Life, running: RunningApp) -> None:
         now = self._wall()
@@ -317,7 +338,7 @@ class Conductor:
         past.restart_count += 1
         instance.gate.hold(_nothing)
         self._move(instance, Event.RETRY)
-        self._begin(instance, _over(instance.task))
+        self._begin(instance, _ended(instance.task))
 
     def _cancel_retry(self, instance: Instance) -> None:
         if instance.history is not None and instance.history.retry is not None:
@@ -374,16 +395,14 @@ class Conductor:
 
     def _start_over(self, instance: Instance, event: Event) -> None:
         self._cancel_retry(instance)
-        previous, starting = instance.task, instance.state in {State.PENDING, State.STARTING}
+        self._abort(instance)
         instance.gate.hold(_nothing)
         self._move(instance, event)
-        self._begin(instance, self._cleared(instance, previous, cancel=starting))
+        self._begin(instance, self._cleared(instance, instance.task))
 
-    async def _cleared(
-        self, instance: Instance, previous: asyncio.Task[None] | None, *, cancel: bool
-    ) -> None:
+    async def _cleared(self, instance: Instance, previous: asyncio.Task[None] | None) -> None:
         """Wait until nothing of the instance's present life is left."""
-        await _ended(previous, cancel=cancel)
+        await _ended(previous)
         if instance.life is not None:
             await _ended(self._take_down(instance, instance.life))
             instance.life = None
@@ -405,8 +424,8 @@ class Conductor:
         if life.wanted:
             self._wake(instance)
 
-    async def _stop(self, instance: Instance, previous: asyncio.Task[None] | None, *, cancel: bool) -> None:
-        await self._cleared(instance, previous, cancel=cancel)
+    async def _stop(self, instance: Instance, previous: asyncio.Task[None] | None) -> None:
+        await self._cleared(instance, previous)
         instance.gate.close("INSTANCE_STOPPING", 1.0)
         self._log(instance, "gone")
         await self._hooks.gone(instance)
@@ -511,25 +530,7 @@ def _nothing() -> None:
     """Requests just wait: the start is under way already."""
 
 
-async def _over(task: asyncio.Task[None] | None) -> None:
-    await _ended(task)
-
-
-async def _ended(task: asyncio.Task[None] | None, *, cancel: bool = False) -> None:
-    """Wait for a task's end, whatever it is.
-
-    A caller that is cancelled waits on and is cancelled then: what comes after it relies on that end.
-    Every task here has a time limit of its own.
-    """
-    if task is None:
-        return
-    if cancel:
-        task.cancel()
-    cancelled = False
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
+async def _ended(task: asyncio.Task[None] | None) -> None:
+    """Wait for the end of a task, whatever that is. Every task here has a time limit of its own."""
+    if task is not None and not task.done():
+        await asyncio.wait({task})

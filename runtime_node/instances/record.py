@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from runtime_node.http.gate import Gate
     from runtime_node.instances.conductor import Conductor
     from runtime_node.instances.probes import Probe
+    from runtime_node.instances.slots import Slot
     from runtime_node.lanes.lane import RunningApp
 
 MAX_DETAIL_BYTES = 16 * 1024
@@ -85,6 +86,12 @@ class Life:
     spec: InstanceSpec
     number: int
     """Tells callbacks of an earlier start from those of this one."""
+    slot: Slot | None = None
+    """Its turn among the starts of the node, while it has it."""
+    work: asyncio.Task[RunningApp] | None = None
+    """Brings it up; may be cancelled."""
+    aborted: bool = False
+    """The start is not wanted any more."""
     running: RunningApp | None = None
     exited: tuple[SupervisorError | None] | None = None
     """An end by itself that came before the start was complete."""
@@ -123,6 +130,7 @@ class Instance:
     """One instance: its identity, where it is in its life, and its door."""
 
     __slots__ = (
+        "coming",
         "conductor",
         "create_time",
         "epoch",
@@ -156,6 +164,8 @@ class Instance:
         self.state = state
         self.health: Health.ValueType = Health.UNKNOWN
         self.life: Life | None = None
+        self.coming: Life | None = None
+        """The life that is being started."""
         self.history: History | None = None
         self.task: asyncio.Task[None] | None = None
         """What is being done to it now: a start, a restart, going dormant, a stop."""

@@ -57,11 +57,7 @@ class SharedApp:
         """Build the app and run its startup. Called on the front's loop, in the owner's context."""
         app = await self._code.build(launch.context, threads=threads)
         lifespan = Lifespan(app, self._secrets)
-        try:
-            await lifespan.startup()
-        except BaseException:
-            await self._end_tasks()
-            raise
+        await lifespan.startup()
         self._app, self._lifespan = app, lifespan
 
     def usage(self) -> Usage:
@@ -79,7 +75,7 @@ class SharedApp:
             error = await self._lifespan.shutdown(timeout)
         cancelled, left = await self._end_tasks()
         self._app = self._lifespan = None
-        self._owner.close()
+        left += self._owner.close()
         self._code.release()
         return StopReport(error=error, cancelled_tasks=cancelled, leaks=tuple(left))
 
@@ -121,8 +117,8 @@ class SharedLane:
         try:
             await run_on(self.loop, app.start(launch, threads), context)
         except BaseException:
-            owner.close()
-            code.release()
+            # A cancellation can come just after the startup was complete: then there is an app to end.
+            await asyncio.shield(asyncio.create_task(app.stop(CANCEL_GRACE)))
             raise
         return app
 

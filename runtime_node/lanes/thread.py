@@ -181,14 +181,10 @@ class ThreadLane:
             thread.start()
             await thread.call(app.start(launch, threads))
         except BaseException:
-            await asyncio.shield(asyncio.create_task(self._abandon(thread, code)))
+            # A cancellation can come just after the startup was complete: then there is an app to end.
+            await asyncio.shield(asyncio.create_task(app.stop(CANCEL_GRACE)))
             raise
         return app
-
-    async def _abandon(self, thread: AppThread, code: LoadedCode) -> None:
-        await thread.end()
-        thread.owner.close()
-        code.release()
 
     async def close(self) -> None:
         """Do nothing: every app has taken its thread with it."""
