@@ -71,6 +71,7 @@ class Node:
         self.host: InstanceHost
         self.feed: InstanceFeed
         self.front: HttpFront
+        self.sweeps: Sweeps
         self._zygote = zygote
         self._process = psutil.Process()
 
@@ -110,7 +111,7 @@ class Node:
                 lanes=Lanes(lanes), databases=databases, slots=StartSlots(settings.concurrent_starts),
                 probes=probes, hooks=Hooks(self.host.changed, self.host.gone),
             )  # fmt: skip
-            sweeps = Sweeps(
+            self.sweeps = sweeps = Sweeps(
                 self.host, self.host.conductor, figures,
                 memory=self.memory, memory_budget=settings.memory_budget_bytes,
             )  # fmt: skip

@@ -78,7 +78,7 @@ async def test_slow_starts_hold_up_nobody(tmp_path: Path) -> None:
         began = time.monotonic()
         await hosted.start()
         await hosted.reaches(pb.RUNNING)
-        assert time.monotonic() - began < 9  # six rounds of a second each, and not of thirty
+        assert time.monotonic() - began < 6  # six rounds of half a second each, and not of thirty
         assert (await hosted.ask("shop")).status_code == 200
 
 
@@ -212,7 +212,7 @@ async def test_an_app_whose_workers_are_busy_delays_no_other_apps(hosted: Hosted
     for app in ("busy", "shop"):
         await hosted.start(
             name=f"apps/{app}/instances/x", app_uid=app, entrypoint="hogs:worker",
-            limits=pb.Limits(max_threads=2),
+            limits=pb.Limits(max_threads=2, stop_timeout=ms(100)),
         )  # fmt: skip
         await hosted.reaches(pb.RUNNING, f"apps/{app}/instances/x")
     busy = [asyncio.create_task(hosted.ask("busy", "/?seconds=0.5")) for _ in range(50)]
