@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import websockets
+from google.protobuf.duration_pb2 import Duration
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
-from google.protobuf.duration_pb2 import Duration
 
 from .conftest import Hosted, hosting
 
@@ -24,7 +24,9 @@ async def test_the_first_request_wakes_a_dormant_app(hosted: Hosted, tier: int) 
 
 
 async def test_a_burst_of_first_requests_is_served_by_one_start(hosted: Hosted, tmp_path: Path) -> None:
-    spec = hosted.spec(entrypoint="behaviours:counts_starts", limits=pb.Limits(max_queued_requests=500), **DORMANT)
+    spec = hosted.spec(
+        entrypoint="behaviours:counts_starts", limits=pb.Limits(max_queued_requests=500), **DORMANT
+    )
     await hosted.start(spec)
     answers = await asyncio.gather(*(hosted.ask("shop") for _ in range(200)))
     assert {answer.status_code for answer in answers} == {200}

@@ -1,13 +1,17 @@
 """What an app's faults do to it, and what they don't do to the others."""
 
 import asyncio
+import random
+import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
-from google.protobuf.duration_pb2 import Duration
+from runtime_node.lanes.ownership import OwnedTask
 
 from .conftest import Hosted, hosting
 
@@ -60,8 +64,6 @@ async def test_a_start_that_hangs_is_ended_at_its_limit_and_leaves_nothing(hoste
 
 async def owned_tasks(hosted: Hosted) -> int:
     """Return how many tasks of apps there are on the front's loop."""
-    from runtime_node.lanes.ownership import OwnedTask
-
     loop = hosted.node.front.loop
 
     async def count() -> int:
@@ -85,7 +87,9 @@ async def test_slow_starts_hold_up_nobody(tmp_path: Path) -> None:
 async def test_code_that_blocks_while_it_is_built_delays_no_request(hosted: Hosted) -> None:
     await hosted.start()
     await hosted.reaches(pb.RUNNING)
-    blocking = hosted.spec(name="apps/slow/instances/x", app_uid="s", entrypoint="behaviours:blocks_in_factory")
+    blocking = hosted.spec(
+        name="apps/slow/instances/x", app_uid="s", entrypoint="behaviours:blocks_in_factory"
+    )
     blocking.config["seconds"] = 1
     await hosted.start(blocking)
     await hosted.reaches(pb.STARTING, blocking.name)
@@ -162,8 +166,6 @@ async def test_a_restart_records_a_shutdown_that_failed(hosted: Hosted) -> None:
 
 @pytest.mark.parametrize("tier", TIERS)
 async def test_many_starts_and_stops_leave_nothing(hosted: Hosted, tier: int) -> None:
-    import threading
-
     for epoch in range(1, 26):
         await hosted.start(entrypoint="behaviours:leaves_tasks", isolation=tier, epoch=epoch)
         await hosted.reaches(pb.RUNNING)
@@ -176,8 +178,6 @@ async def test_many_starts_and_stops_leave_nothing(hosted: Hosted, tier: int) ->
 
 
 async def test_commands_in_any_order_and_at_any_moment_end_in_a_clean_stop(hosted: Hosted) -> None:
-    import random
-
     draw = random.Random(7)
     for epoch in range(1, 31):
         await hosted.start(epoch=epoch)
@@ -238,7 +238,7 @@ async def test_a_process_that_dies_is_started_again_and_harms_nobody(
     await hosted.reaches(pb.RUNNING, name)
     await hosted.ask("frail", "/?exit=3")
     async with asyncio.timeout(10):
-        while (await hosted.get(name)).restart_count != 1:
+        while (await hosted.get(name)).restart_count != 1:  # noqa: ASYNC110 - a condition of another loop or process
             await asyncio.sleep(0.01)
     running = await hosted.reaches(pb.RUNNING, name)
     assert running.last_error.reason == "APP_CRASHED"
@@ -255,6 +255,4 @@ async def test_a_plain_app_object_gets_a_process_and_a_factory_does_not(
     await hosted.start(isolation=unset)
     assert (await hosted.reaches(pb.RUNNING, "apps/plain/instances/x")).isolation == pb.PROCESS
     assert (await hosted.reaches(pb.RUNNING)).isolation == pb.SHARED
-    import sys
-
     assert "plain" not in sys.modules

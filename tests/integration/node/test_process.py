@@ -12,6 +12,8 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.struct_pb2 import Struct
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentStub
@@ -114,12 +116,8 @@ def test_sigint_does_too(launch) -> None:
 def test_a_second_signal_ends_a_drain_at_once(launch) -> None:
     node = launch()
     grpc_address, _ = node.addresses()
-    from google.protobuf.struct_pb2 import Struct
-
     config = Struct()
     config["stop_seconds"] = 60
-    from google.protobuf.duration_pb2 import Duration
-
     limits = pb.Limits(stop_timeout=Duration(seconds=60))
     start_app(grpc_address, entrypoint="behaviours:slow_to_stop", config=config, limits=limits)
     node.process.send_signal(signal.SIGTERM)

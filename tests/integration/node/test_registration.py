@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
-from google.protobuf.duration_pb2 import Duration
 from services.rpc.errors import SupervisorError
 from services.rpc.server import RpcServer, Service
 
@@ -98,7 +98,7 @@ async def test_a_refusal_is_logged_once_and_tried_again(
         async with hosting(tmp_path, control_plane=address):
             await servicer.count(4)
             async with asyncio.timeout(10):
-                while not any(getattr(r, "action", "") == "node.registered" for r in caplog.records):
+                while not any(getattr(r, "action", "") == "node.registered" for r in caplog.records):  # noqa: ASYNC110 - a condition of another loop or process
                     await asyncio.sleep(0.01)
     refused = [r for r in caplog.records if getattr(r, "action", "") == "node.not_registered"]
     assert [(r.reason, r.getMessage()) for r in refused] == [(reason, "It is refused.")]

@@ -4,9 +4,9 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
-from google.protobuf.duration_pb2 import Duration
 
 from .conftest import Hosted
 
@@ -129,7 +129,7 @@ async def test_a_stop_cuts_off_requests_that_outlast_its_limit(hosted: Hosted) -
 async def in_flight(hosted: Hosted, count: int) -> None:
     gate = hosted.node.host._instances[A1].gate
     async with asyncio.timeout(5):
-        while gate.figures().in_flight != count:
+        while gate.figures().in_flight != count:  # noqa: ASYNC110 - a condition of another loop or process
             await asyncio.sleep(0.005)
 
 
