@@ -26,13 +26,15 @@ class Head:
 
     __slots__ = (
         "authority", "awaits_continue", "chunked", "connection", "content_length", "expect", "headers",
-        "host_count", "method", "size", "target", "transfer_encoding", "upgrade", "wants_websocket", "x_app",
+        "host_count", "later_size", "method", "target", "transfer_encoding", "upgrade",
+        "wants_websocket", "x_app",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.target = b""
         self.headers: list[tuple[bytes, bytes]] = []
-        self.size = 0
+        # Bytes of the reads after the one in which the head began.
+        self.later_size = 0
         self.authority = b""
         self.host_count = 0
         self.x_app: bytes | None = None
@@ -45,11 +47,6 @@ class Head:
         self.awaits_continue = False
         self.wants_websocket = False
         self.method = ""
-
-    @property
-    def target_done(self) -> bool:
-        """Whether the request line is complete, as far as can be told."""
-        return bool(self.headers)
 
     def exact_size(self) -> int:
         """Return the bytes of the header section, as it would be written plainly."""

@@ -192,6 +192,8 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
             self._end()
             if self.close_timer is None:
                 self._close()
+            else:
+                self.deadline = self.front.now + self.close_timeout + self.front.limits.write_timeout
 
     def _fail(self, problem: Problem) -> None:
         if not self.handshake_complete:
