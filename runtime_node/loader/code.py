@@ -9,11 +9,15 @@ from typing import Any, Literal
 
 from runtime_node.context import AppContext
 from runtime_node.isolation.apart import run_apart
+from runtime_node.isolation.current import running_as
 from runtime_node.isolation.pool import InstancePool
 from runtime_node.lanes.lane import ASGIApp, Receive, Scope, Send
+from runtime_node.loader import hooks
 from runtime_node.loader.detect import Finding, Shape, examine
 from runtime_node.loader.entrypoint import Entrypoint
 from runtime_node.loader.failures import failure, one_line
+from runtime_node.loader.locations import Lease
+from runtime_node.loader.trees import IsolationUnsupportedError
 from runtime_node.loader.wsgi import WSGIAdapter
 from services.rpc.errors import SupervisorError
 
@@ -22,11 +26,7 @@ class LoadedCode:
     """What an entrypoint names, imported once. Factories may be built any number of times."""
 
     def __init__(
-        self,
-        entrypoint: Entrypoint,
-        target: Any,
-        finding: Finding,
-        on_release: Callable[[], None] | None = None,
+        self, entrypoint: Entrypoint, target: Any, finding: Finding, lease: Lease | None = None
     ) -> None:
         self.entrypoint = entrypoint
         self.kind: Literal["factory", "app"] = "app" if finding.is_app else "factory"
@@ -37,7 +37,8 @@ class LoadedCode:
         self._target = target
         self._finding = finding
         self._pools: list[InstancePool] = []
-        self._on_release = on_release
+        self._lease = lease
+        self._instances: set[str] = set()
 
     async def build(self, context: AppContext, *, threads: int) -> ASGIApp:
         """Return a new app for one instance, as an ASGI 3 callable.
@@ -47,9 +48,15 @@ class LoadedCode:
         with the traceback when the factory raised or returned no app. When cancelled, the factory's thread
         is interrupted and its result dropped.
         """
+        if self._target is None:
+            raise RuntimeError("the code was released")
+        if self._lease is not None:
+            self._instances.add(context.instance)
+            hooks.bind(context.instance, self._lease.tree)
         if self.kind == "app":
             return self._adapt(self._target, self._finding, context, threads)
-        app = await self._call_factory(context)
+        with hooks.loading(None if self._lease is None else self._lease.tree), running_as(context.instance):
+            app = await self._call_factory(context)
         finding = examine(app)
         if not finding.is_app:
             raise SupervisorError("APP_FACTORY_FAILED", _wrong_result(self.entrypoint, app, finding))
@@ -62,13 +69,13 @@ class LoadedCode:
             pool.shutdown(wait=False, cancel_futures=True)
         self._pools.clear()
         self._target = None
-        on_release, self._on_release = self._on_release, None
-        if on_release is not None:
-            on_release()
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            for instance in self._instances:
+                hooks.unbind(instance, lease.tree)
+            lease.release()
 
     async def _call_factory(self, context: AppContext) -> Any:
-        if self._target is None:
-            raise RuntimeError("the code was released")
         error: SupervisorError
         try:
             call = _bound(self._target, self._finding, context)
@@ -94,6 +101,9 @@ class LoadedCode:
 
     def _factory_failed(self, fault: BaseException, context: AppContext) -> SupervisorError:
         secrets = [*context.secrets.values(), *([context.database_url] if context.database_url else [])]
+        if isinstance(fault, IsolationUnsupportedError):
+            message = f"{self.entrypoint} cannot share a process: {fault}"
+            return failure("ISOLATION_UNSUPPORTED", message, fault, secrets=secrets)
         message = f"the factory {self.entrypoint} raised {one_line(fault)}"
         return failure("APP_FACTORY_FAILED", message, fault, secrets=secrets)
 
