@@ -20,12 +20,8 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     State,
 )
 from services.control_plane.rules import app_defaults
-from services.control_plane.rules.app_rules import (
-    MAX_CONFIG_DEPTH,
-    app_violations,
-    normalize_app,
-    runtime_fields_changed,
-)
+from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
+from services.control_plane.rules.app_rules import MAX_CONFIG_DEPTH, app_violations
 
 MS = 1_000_000
 SECOND = 1000 * MS
