@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from appsupervisor.catalog.v1.app_catalog_pb2 import App, DesiredState
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Health, State
 from hypothesis import given
 from hypothesis import strategies as st
 
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, DesiredState
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Health, State
 from services.control_plane.rules.filter_grammar import MAX_DEPTH, MAX_LENGTH
 from services.control_plane.rules.filters import compile_filter
 from services.rpc.errors import SupervisorError
