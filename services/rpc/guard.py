@@ -17,9 +17,11 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from services.rpc.errors import SupervisorError
-from services.rpc.status import DETAILS_KEY, GRPC_CODES, to_status
+from services.rpc.status import DETAILS_KEY, to_status
 
 log = logging.getLogger("appsupervisor.rpc")
+
+GRPC_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class Malformed:

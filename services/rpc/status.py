@@ -1,18 +1,23 @@
-"""Turns the error family into gRPC statuses with `google.rpc` details, and reads them back."""
+"""Turns the error family into `google.rpc.Status` with details, and reads them back.
+
+The core keeps such statuses in operations, so nothing here imports gRPC.
+"""
 
 from __future__ import annotations
 
-import grpc
+from typing import TYPE_CHECKING
+
 from google.protobuf.any_pb2 import Any
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 
 from services.rpc.errors import Code, SupervisorError
 
+if TYPE_CHECKING:
+    import grpc
+
 DOMAIN = "appsupervisor"
 DETAILS_KEY = "grpc-status-details-bin"
-
-GRPC_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 _KINDS = {"apps": "App", "environments": "Environment", "operations": "Operation"}
 
