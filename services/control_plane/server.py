@@ -58,7 +58,7 @@ class ControlPlane:
         apps = len(store.mirror.apps)
         log.info(
             "control plane serves gRPC on %s:%d, %d apps in the catalog", host, self.port, apps,
-            extra={"action": "control_plane_ready"},
+            extra={"action": "control_plane.ready"},
         )  # fmt: skip
 
     async def close(self) -> None:
@@ -96,5 +96,5 @@ async def serve(settings: Settings) -> None:
     control_plane = ControlPlane(settings)
     await control_plane.start()
     await stopping.wait()
-    log.info("control plane stops", extra={"action": "control_plane_stopping"})
+    log.info("control plane stops", extra={"action": "control_plane.stopping"})
     await control_plane.close()

@@ -103,7 +103,7 @@ def _prepare(name: str, fault: Exception, context: Any) -> tuple[grpc.StatusCode
         request_id = secrets.token_hex(8)
         log.error(
             "call failed unexpectedly: %s, request id %s", name, request_id, exc_info=fault,
-            extra={"action": "rpc_internal_error", "method": name, "request_id": request_id},
+            extra={"action": "rpc.internal_error", "method": name, "request_id": request_id},
         )  # fmt: skip
         fault = SupervisorError(
             "INTERNAL",

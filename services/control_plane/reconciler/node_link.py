@@ -132,7 +132,7 @@ class NodeLink:
             self._deadline = self._later()
             log.warning(
                 "node lost: %s: %s", self.node.name, broken.message,
-                extra={"action": "node_stream_broken", "node": self.node.name},
+                extra={"action": "node.stream_broken", "node": self.node.name},
             )  # fmt: skip
 
     def _later(self) -> asyncio.TimerHandle:

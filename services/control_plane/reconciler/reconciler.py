@@ -156,7 +156,7 @@ class Reconciler:
     def lost(self, link: NodeLink, why: str) -> None:
         """Mark the node unreachable, and the health of its apps unknown."""
         log.error("node unreachable: %s: %s", link.node.name, why,
-                  extra={"action": "node_unreachable", "node": link.node.name})  # fmt: skip
+                  extra={"action": "node.unreachable", "node": link.node.name})  # fmt: skip
         self._spawn(self._note(lambda tx: writes.node_lost(tx, link.node, why)))
         for app in self._mirror.apps_on(link.node.name):
             self.enqueue(app)
@@ -194,7 +194,7 @@ class Reconciler:
         except SupervisorError as failure:
             self._retry_later(app, failure)
         except Exception:
-            log.exception("pass failed: %s", app, extra={"action": "reconcile_failed", "app": app})
+            log.exception("pass failed: %s", app, extra={"action": "reconcile.failed", "app": app})
             self._retry_later(app, None)
         finally:
             self._running.discard(app)
@@ -206,7 +206,7 @@ class Reconciler:
         pause = min(longest, first * 2 ** min(tries, 16))
         if failure is not None:
             log.info("pass put off: %s: %s", app, failure.message,
-                     extra={"action": "reconcile_retry", "app": app, "seconds": pause})  # fmt: skip
+                     extra={"action": "reconcile.put_off", "app": app, "seconds": pause})  # fmt: skip
         asyncio.get_running_loop().call_later(pause, self.enqueue, app)
 
     async def _look_at(self, app: str) -> None:
@@ -309,7 +309,7 @@ class Reconciler:
                     await asyncio.wrap_future(expiry)
                 await asyncio.to_thread(self._store.prune)
             except SupervisorError as failure:
-                log.warning("sweep put off: %s", failure.message, extra={"action": "sweep_failed"})
+                log.warning("sweep put off: %s", failure.message, extra={"action": "sweep.put_off"})
 
     def _stragglers(self) -> list[str]:
         """Return unsettled apps that a pass could help now, at most SWEEP_APPS, in turn."""
@@ -333,7 +333,7 @@ class Reconciler:
             await self._write(command)
         except SupervisorError as failure:
             log.warning("node state not stored: %s", failure.message,
-                        extra={"action": "node_state_not_stored"})  # fmt: skip
+                        extra={"action": "node.state_not_stored"})  # fmt: skip
 
     async def _write(self, command: Callable[[Transaction], T]) -> T:
         return await asyncio.wrap_future(self._store.write(command))

@@ -1,7 +1,5 @@
 """A small ASGI app whose paths do what a test needs."""
 
-import os
-
 
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
