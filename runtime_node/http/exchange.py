@@ -6,6 +6,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from uvicorn.protocols.utils import ClientDisconnected
+
 from runtime_node.http.current import RequestInterrupted
 from runtime_node.http.gate import Gate
 from runtime_node.http.problems import (
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from runtime_node.http.request import Head
 
 _READ_HIGH_WATER = 64 * 1024
+_UNSENT_LIMIT = 64
 _NO_BODY_STATUSES = frozenset((204, 304))
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _DISCONNECT = "http.disconnect"
@@ -46,7 +49,7 @@ class Exchange:
 
     __slots__ = (
         "_began", "_buffered", "_chunked_out", "_delivered", "_head", "_left", "_news", "_parts",
-        "_remaining", "admitted_at", "authority", "awaits_continue", "chunked_in", "complete",
+        "_remaining", "_unsent", "admitted_at", "authority", "awaits_continue", "chunked_in", "complete",
         "connection", "content_length", "deadline", "gate", "gone", "head_only", "keep_alive",
         "more_body", "received", "scope", "started", "task", "wire", "x_app",
     )  # fmt: skip
@@ -82,6 +85,7 @@ class Exchange:
         self._head: ResponseHead | None = None
         self._chunked_out = False
         self._remaining = 0
+        self._unsent = 0
         # Its place in the gate.
         self._began = False
         self._left = False
@@ -273,12 +277,14 @@ class Exchange:
         """Send a part of the response. Waits while the client does not read; nothing is sent to a gone one.
 
         As ASGI asks, the head leaves with the first piece of the body. Raises BadResponseError for what may
-        not be sent, RuntimeError for a message out of order.
+        not be sent, RuntimeError for a message out of order, ClientDisconnected (an OSError) to an app that
+        goes on and on sending to a client that is gone.
         """
         flow = self.connection.flow
         if flow.write_paused and not self.gone:
             await flow.drain()
         if self.gone:
+            await self._send_to_nobody()
             return
         kind = message["type"]
         if self._head is None:
@@ -300,6 +306,14 @@ class Exchange:
             self._send_counted(body, more)
         if not more:
             self._finish()
+
+    async def _send_to_nobody(self) -> None:
+        # An app that streams without end must let go of the loop, and learn in the end; one that finishes
+        # its response goes on to its work after it undisturbed.
+        self._unsent += 1
+        if self._unsent > _UNSENT_LIMIT:
+            raise ClientDisconnected
+        await asyncio.sleep(0)
 
     def _start(self, head: ResponseHead, body: bytes, more: bool) -> None:
         out = head.lines

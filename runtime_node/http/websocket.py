@@ -185,7 +185,7 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
             self.gate.fault(error, APP_RAISED.detail)
             self._fail(APP_RAISED)
         else:
-            if not self.handshake_complete:
+            if not self.handshake_complete and not self.close_sent:
                 self.gate.fault(None, APP_NO_RESPONSE.detail + " It left a WebSocket handshake unanswered.")
                 self._fail(APP_NO_RESPONSE)
         finally:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import re
 import shutil
 import socket
@@ -161,9 +160,7 @@ def main() -> None:
                 contestant.rates.append(rate)
                 contestant.p99s.append(p99)
     base = contestants[0]
-    print(
-        f"{rounds} interleaved rounds of {seconds:g} s, {options.connections} connections, {os.cpu_count()} cores"
-    )
+    print(f"{rounds} interleaved rounds of {seconds:g} s, {options.connections} connections")
     print(f"{'server':<20}{'requests/s':>12}{'min':>9}{'max':>9}{'p99 ms':>9}{'ratio':>8}")
     for contestant in contestants:
         # Pairs of one round saw the same neighbours on the machine.
