@@ -185,6 +185,7 @@ class Conductor:
         spec = life.spec
         limit = limit_terms(spec).start_timeout
         floor = instance.history.tier_floor if instance.history is not None else spec.isolation
+        timer: asyncio.Timeout | None = None
         try:
             async with asyncio.timeout(limit) as timer:
                 directory, url = await asyncio.to_thread(self._databases.provide, spec)
@@ -197,15 +198,13 @@ class Conductor:
                     on_blocked=partial(self._from_any_thread, self._blocked, instance, life.number),
                 )
                 return await lane.start(launch)
-        except TimeoutError:
-            if not timer.expired():
-                raise
-            raise SupervisorError(
-                "APP_START_TIMEOUT", f"It was not ready within {limit:g} s.", resource=instance.name
-            ) from None
         except SupervisorError:
             raise
         except Exception as fault:
+            if isinstance(fault, TimeoutError) and timer is not None and timer.expired():
+                raise SupervisorError(
+                    "APP_START_TIMEOUT", f"It was not ready within {limit:g} s.", resource=instance.name
+                ) from None
             log.exception("start failed", extra={"action": "instance.start_fault", "instance": instance.name})
             raise SupervisorError(
                 "INTERNAL", "The node failed at starting it; its log tells more.", resource=instance.name
@@ -262,9 +261,10 @@ class Conductor:
 
     def _release(self, instance: Instance, life: Life) -> None:
         """Clear away what is left of an app that ended by itself."""
-        self._probes.remove(life)
-        self._take_down(instance, life, 0.0)
+        down = self._take_down(instance, life, 0.0)
         instance.life = None
+        instance.task = down  # whatever comes next waits for it
+        down.add_done_callback(partial(self._done, instance))
 
     def _ended_badly(
         self, instance: Instance, error: SupervisorError, event: Event, spec: InstanceSpec | None = None
@@ -508,10 +508,20 @@ async def _over(task: asyncio.Task[None] | None) -> None:
 
 
 async def _ended(task: asyncio.Task[None] | None, *, cancel: bool = False) -> None:
-    """Wait for a task's end, whatever it is; cancelling the caller leaves the task alone."""
-    if task is None or task is asyncio.current_task():
+    """Wait for a task's end, whatever it is.
+
+    A caller that is cancelled waits on and is cancelled then: what comes after it relies on that end.
+    Every task here has a time limit of its own.
+    """
+    if task is None:
         return
     if cancel:
         task.cancel()
-    if not task.done():
-        await asyncio.wait({task})
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError

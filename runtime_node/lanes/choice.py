@@ -1,4 +1,4 @@
-"""Which lane an instance starts in: the tier it asks for, or the one that fits its code. """
+"""Which lane an instance starts in: the tier it asks for, or the one that fits its code."""
 
 from __future__ import annotations
 
@@ -53,7 +53,6 @@ class Lanes:
         return lane
 
 
-@lru_cache(maxsize=4096)
 def names_plain_app(entrypoint: str) -> bool:
     """Tell from the source alone whether an entrypoint names an app object rather than a factory.
 
@@ -67,10 +66,14 @@ def names_plain_app(entrypoint: str) -> bool:
         # A missing module is found out, and told, by whichever lane tries it: the cheaper one.
         return source is not None
     try:
-        body = ast.parse(source.read_bytes()).body
+        return _defines_app(source, source.stat().st_mtime_ns, parsed.attributes[0])
     except (OSError, SyntaxError, ValueError):
         return False
-    name = parsed.attributes[0]
+
+
+@lru_cache(maxsize=4096)
+def _defines_app(source: Path, modified: int, name: str) -> bool:
+    body = ast.parse(source.read_bytes()).body
     defined: ast.stmt | None = None
     for statement in body:
         if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

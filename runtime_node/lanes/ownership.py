@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import Context, ContextVar, copy_context
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-import uvloop
+from anyio import CapacityLimiter
+from anyio._backends._asyncio import AsyncIOBackend
 
+from runtime_node.isolation.pool import InstancePool
+
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class Owner:
     """An instance as the owner of tasks and of worker threads. Made and used on any thread."""
 
-    __slots__ = ("_executor", "limiter", "max_threads", "name")
+    __slots__ = ("_pool", "limiter", "max_threads", "name")
 
     def __init__(self, name: str, max_threads: int) -> None:
         self.name = name
         self.max_threads = max_threads
-        self.limiter: Any = None
+        self.limiter: CapacityLimiter | None = None
         """anyio's limiter of this owner, once its code has asked for one."""
-        self._executor: ThreadPoolExecutor | None = None
+        self._pool: InstancePool | None = None
 
     def context(self) -> Context:
         """Return a context of the owner's own."""
@@ -35,16 +39,18 @@ class Owner:
         context.run(OWNER.set, self)
         return context
 
-    def executor(self) -> ThreadPoolExecutor:
+    def pool(self) -> InstancePool:
         """Return the owner's default executor; its threads start as they are needed."""
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(self.max_threads, thread_name_prefix=self.name)
-        return self._executor
+        if self._pool is None:
+            self._pool = InstancePool(self.name, self.max_threads)
+        return self._pool
 
-    def close(self) -> None:
-        """Let the owner's idle worker threads end; a busy one ends after its work."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+    def close(self) -> list[str]:
+        """End the owner's idle worker threads; return what its busy ones are, in words."""
+        if self._pool is None:
+            return []
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        return [f"thread {thread.name}" for thread in self._pool.remaining()] if self._pool.running else []
 
 
 OWNER: ContextVar[Owner | None] = ContextVar("appsupervisor_owner", default=None)
@@ -74,18 +80,21 @@ def tasks_of(owner: Owner, loop: asyncio.AbstractEventLoop) -> set[asyncio.Task[
     return {task for task in asyncio.all_tasks(loop) if isinstance(task, OwnedTask) and task.owner is owner}
 
 
-class OwningLoop(uvloop.Loop):  # type: ignore[misc]
-    """A loop whose default executor is that of the instance whose code asks for it."""
+class OwnersExecutor(ThreadPoolExecutor):
+    """A shared loop's default executor: work of an instance's code goes to the instance's own threads."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.set_task_factory(owning_task_factory)
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Queue a call. Called in the context of the code that asks."""
+        owner = OWNER.get()
+        if owner is None:
+            return super().submit(fn, *args, **kwargs)
+        return owner.pool().submit(fn, *args, **kwargs)
 
-    def run_in_executor(self, executor: Executor | None, func: Callable[..., T], *args: Any) -> Any:
-        """Run `func` on a worker thread: without an executor, on one of the owner's."""
-        if executor is None and (owner := OWNER.get()) is not None:
-            executor = owner.executor()
-        return super().run_in_executor(executor, func, *args)
+
+def prepare_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Make a loop that several instances share tell whose tasks and worker threads are whose."""
+    loop.set_task_factory(owning_task_factory)
+    loop.set_default_executor(OwnersExecutor(4, thread_name_prefix="front-worker"))
 
 
 def limit_worker_threads_by_owner() -> None:
@@ -94,9 +103,6 @@ def limit_worker_threads_by_owner() -> None:
     Done once per process, before any app runs. Without it one app whose synchronous handlers are all
     busy would keep every other app's waiting.
     """
-    from anyio import CapacityLimiter  # noqa: PLC0415 - only where apps run
-    from anyio._backends._asyncio import AsyncIOBackend  # noqa: PLC0415
-
     if getattr(AsyncIOBackend, "_appsupervisor_limits", False):
         return
     of_loop = AsyncIOBackend.current_default_thread_limiter.__func__  # type: ignore[attr-defined]

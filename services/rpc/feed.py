@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import islice
@@ -132,6 +132,14 @@ class ChangeFeed(Generic[V]):
         with self._lock:
             keys = islice(self._entries.irange(minimum=after_key, inclusive=(False, True)), limit)
             return [self._entries[key] for key in keys]
+
+    def values(self, after_key: str = "") -> Iterator[V]:
+        """Yield the living values whose keys follow `after_key`, by key; changes may come in between."""
+        while page := self.page(after_key):
+            after_key = page[-1].key
+            for entry in page:
+                if entry.value is not None:
+                    yield entry.value
 
     async def wait(self, revision: int, timeout: float) -> bool:
         """Wait until the feed has passed `revision`; return whether it has within `timeout` seconds.

@@ -61,21 +61,23 @@ def resource_kind(name: str) -> str:
     return f"{DOMAIN}/{kind}"
 
 
-def reason_of(error: grpc.RpcError) -> str:
-    """Return the ErrorInfo reason that a received status carries, or an empty string."""
+def info_of(error: grpc.RpcError) -> tuple[str, dict[str, str]]:
+    """Return the ErrorInfo reason and metadata that a received status carries, or empty ones."""
     read_trailers = getattr(error, "trailing_metadata", None)
     trailers = dict(read_trailers() or ()) if read_trailers else {}
     packed = trailers.get(DETAILS_KEY)
-    return reason_of_status(Status.FromString(packed)) if packed else ""
-
-
-def reason_of_status(status: Status) -> str:
-    """Return the ErrorInfo reason of a status, or an empty string."""
-    for detail in status.details:
+    if packed is None:
+        return "", {}
+    for detail in Status.FromString(packed).details:
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info) and info.domain == DOMAIN:
-            return str(info.reason)
-    return ""
+            return info.reason, dict(info.metadata)
+    return "", {}
+
+
+def reason_of(error: grpc.RpcError) -> str:
+    """Return the ErrorInfo reason that a received status carries, or an empty string."""
+    return info_of(error)[0]
 
 
 def _pack(status: Status, detail: object) -> None:

@@ -24,9 +24,12 @@ class Mirror:
 
     def __init__(self, revision: int = 0, oldest_revision: int = 0) -> None:
         self.apps: ChangeFeed[AppRecord] = ChangeFeed(revision=revision, oldest_revision=oldest_revision)
-        self.environments: ChangeFeed[EnvironmentRecord] = ChangeFeed(revision=revision)
-        self.nodes: ChangeFeed[NodeRecord] = ChangeFeed(revision=revision)
-        self.operations: ChangeFeed[OperationRecord] = ChangeFeed(revision=revision)
+        # Of the others no removals are loaded: nobody may resume from before the start.
+        self.environments: ChangeFeed[EnvironmentRecord] = ChangeFeed(
+            revision=revision, oldest_revision=revision
+        )
+        self.nodes: ChangeFeed[NodeRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
+        self.operations: ChangeFeed[OperationRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self._lock = threading.Lock()
         self._by_node: dict[str, set[str]] = {}
         self._by_environment: dict[str, set[str]] = {}
@@ -83,6 +86,13 @@ class Mirror:
     def count_in(self, environment: str) -> int:
         """Count the apps of an environment."""
         return len(self._by_environment.get(environment, _NONE))
+
+    def overdue_operations(self, now: int) -> list[str]:
+        """Return the names of the operations that are not done and past their deadline (µs)."""
+        with self._lock:
+            names = [name for members in self._open_operations.values() for name in members]
+        found = (self.operations.get(name) for name in names)
+        return [known.name for known in found if known is not None and known.deadline <= now]
 
     def open_operations(self, app: str) -> list[OperationRecord]:
         """Return the operations of an app that are not done, oldest first."""

@@ -9,10 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, DataPolicy, OperationMetadata
 from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
+
+
+def timestamp(microseconds: int) -> Timestamp:
+    """Return a time of a record as a message."""
+    stamp = Timestamp()
+    stamp.FromMicroseconds(microseconds)
+    return stamp
 
 
 @dataclass(frozen=True)

@@ -825,7 +825,7 @@ class AppEvent(_message.Message):
     generation: _builtins.int
     """The app's generation at that time."""
     instance: _builtins.str
-    """The instance it is about, if it is about one."""
+    """Resource name of the instance it is about, if it is about one."""
     operation: _builtins.str
     """The operation it belongs to, if it belongs to one."""
     app_uid: _builtins.str
@@ -878,7 +878,7 @@ class OperationMetadata(_message.Message):
         node: _builtins.str
         """Resource name of the node."""
         instance: _builtins.str
-        """The instance there."""
+        """Resource name of the instance there."""
         state: _runtime_environment_pb2.State.ValueType
         """State of that instance."""
         message: _builtins.str

@@ -1,0 +1,47 @@
+# Needs Python >= 3.11 and make, nothing else: every target sets up what it needs in .venv first.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+ARGS ?=
+SETUP := @PYTHON='$(PYTHON)' sh .ci/venv
+
+.DEFAULT_GOAL := help
+.PHONY: help up test test-all lint format proto bench chaos clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@echo '  ARGS="..." is handed on to what the target runs; PYTHON=... chooses the Python of .venv.'
+
+up: $(VENV)/.ready-demo ## Run the control plane, a node and two demo apps on this machine
+	@$(PY) -m compose.local $(ARGS)
+
+test: $(VENV)/.ready-dev ## Run the tests that take a few minutes in all
+	@$(PY) -m pytest -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.ready-dev ## Run every test, the slow ones too
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(VENV)/.ready-dev ## Check format, style, types, dependency rules and generated code
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" sh .ci/lint
+
+format: $(VENV)/.ready-dev ## Format the code and apply the safe fixes
+	@$(PY) -m ruff check --fix --quiet . ; $(PY) -m ruff format .
+
+proto: $(VENV)/.ready-dev ## Generate gen/ from protos/
+	@$(PY) protos/generate.py
+
+bench: $(VENV)/.ready-dev ## Measure against bare servers in one run; prints a table with ratios
+	@$(PY) -m tests.bench $(ARGS)
+
+chaos: $(VENV)/.ready-dev ## Kill processes at random moments and check the promises
+	@$(PY) -m pytest -m chaos $(ARGS)
+
+clean: ## Remove .venv, caches and build products; data/ stays
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist build *.egg-info
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
+
+$(VENV)/.ready-demo: pyproject.toml constraints.txt
+	$(SETUP) demo
+
+$(VENV)/.ready-dev: pyproject.toml constraints.txt
+	$(SETUP) dev

@@ -1,0 +1,82 @@
+"""Reads what each running instance does, from its gate and its lane, and tells what has changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceFigures
+from runtime_node.http.figures import GateFigures
+from runtime_node.instances.feed import duration
+from runtime_node.instances.record import Instance, timestamp
+from runtime_node.lanes.lane import Usage
+
+USAGE_EVERY = 5
+"""An instance without requests has its lane asked every so many sweeps: its background work counts too."""
+
+
+class FigureSweep:
+    """Compares each instance with what it last told. Belongs to the control loop."""
+
+    def __init__(self, on_change: Callable[[str, InstanceFigures], None]) -> None:
+        self._on_change = on_change
+        self._last: dict[str, tuple[int, GateFigures, Usage]] = {}
+        self._base: dict[str, tuple[int, GateFigures]] = {}
+        self._sweeps = 0
+
+    def forget(self, name: str) -> None:
+        """Drop what is known of an instance that has ended."""
+        self._last.pop(name, None)
+        self._base.pop(name, None)
+
+    def look(self, instance: Instance, gate: GateFigures) -> None:
+        """Take an instance's figures and publish them if they differ from the last."""
+        life = instance.life
+        if life is None or life.running is None:
+            return
+        known = self._last.get(instance.name)
+        same = known is not None and known[0] == life.number and known[1] == gate
+        if same and known is not None and (self._sweeps + life.number) % USAGE_EVERY:
+            return
+        usage = life.running.usage()
+        if same and known is not None and known[2] == usage:
+            return
+        self._last[instance.name] = (life.number, gate, usage)
+        base = self._base.get(instance.name)
+        if base is None or base[0] != life.number:
+            # The gate counts over the instance's life; its figures are those since its last start.
+            started = GateFigures() if known is None else known[1]
+            base = self._base[instance.name] = (life.number, started)
+        past = instance.past()
+        past.figures = message(gate, base[1], usage, past.rescue_count)
+        self._on_change(instance.name, past.figures)
+
+    def end(self) -> None:
+        """End one sweep."""
+        self._sweeps += 1
+
+
+def message(gate: GateFigures, base: GateFigures, usage: Usage, rescues: int) -> InstanceFigures:
+    """Return figures as the API tells them: counts since `base`, times as durations."""
+    figures = InstanceFigures(
+        request_count=gate.requests - base.requests,
+        error_count=gate.errors - base.errors,
+        in_flight_count=gate.in_flight,
+        queued_count=gate.queued,
+        shed_count=gate.shed - base.shed,
+        timeout_count=gate.timeouts - base.timeouts,
+        requests_per_second=gate.requests_per_second,
+        websocket_count=gate.websockets,
+        rescue_count=rescues,
+        update_time=timestamp(time.time()),
+    )
+    if gate.requests > base.requests:
+        figures.latency_p50.CopyFrom(duration(gate.latency_p50))
+        figures.latency_p99.CopyFrom(duration(gate.latency_p99))
+    if usage.cpu_seconds is not None:
+        figures.cpu_time.CopyFrom(duration(usage.cpu_seconds))
+    if usage.loop_lag_seconds is not None:
+        figures.loop_lag.CopyFrom(duration(usage.loop_lag_seconds))
+    if usage.memory_bytes is not None:
+        figures.memory_bytes = usage.memory_bytes
+    return figures

@@ -1,0 +1,279 @@
+"""The instances of this node: which are here, which commands are fresh, which of an app's instances serves.
+
+Transport-free; every method belongs to the control loop. How an instance lives is the conductor's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    Activation,
+    InstanceSpec,
+    State,
+    StopInstanceRequest,
+)
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
+from runtime_node.http.gate import Gate
+from runtime_node.http.limits import GateLimits
+from runtime_node.instances import rules
+from runtime_node.instances.conductor import Conductor
+from runtime_node.instances.databases import Databases
+from runtime_node.instances.feed import InstanceFeed
+from runtime_node.instances.record import Instance, error_message
+from runtime_node.instances.routes import Routes
+from runtime_node.instances.states import initial
+from runtime_node.instances.terms import limit_terms
+from services.rpc.errors import SupervisorError
+from sortedcontainers import SortedDict
+
+log = logging.getLogger("runtime_node.instances")
+
+DEFAULT_PAGE, MAX_PAGE = 50, 1000
+MAX_FENCES = 100_000
+"""Apps without an instance here whose highest epoch is still known."""
+
+
+class InstanceHost:
+    """Registry of the node's instances and the rules of the commands on them."""
+
+    def __init__(
+        self,
+        *,
+        feed: InstanceFeed,
+        routes: Routes,
+        databases: Databases,
+        max_instances: int,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self._feed = feed
+        self._routes = routes
+        self._databases = databases
+        self._wall = wall
+        self.max_instances = max_instances
+        self.conductor: Conductor
+        self.draining = False
+        self._instances: SortedDict[str, Instance] = SortedDict()
+        self._apps: dict[str, tuple[Instance, ...]] = {}
+        self._fences: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        self._uids: dict[str, int] = {}
+        self._purges: set[tuple[str, str]] = set()
+        self._limits: dict[tuple[object, ...], GateLimits] = {}
+        self.running: dict[str, Instance] = {}
+        """Instances that are RUNNING, by name: what sweeps look at."""
+
+    def __len__(self) -> int:
+        return len(self._instances)
+
+    # --- commands ---
+
+    def start(self, spec: InstanceSpec) -> InstanceMessage:
+        """Accept an instance and begin its life; see StartInstance for the rules and errors."""
+        rules.check_spec(spec)
+        known = self._instances.get(spec.name)
+        if known is not None and known.spec_bytes == spec.SerializeToString(deterministic=True):
+            return self._describe(known)
+        version = (spec.epoch, spec.generation)
+        fence = self._fences.get(spec.app_uid, (0, 0))
+        if version < fence:
+            raise rules.stale(spec.name, version, fence)
+        if known is not None:
+            raise SupervisorError(
+                "INSTANCE_EXISTS", f"{spec.name} is here with another spec.", resource=spec.name
+            )
+        if self.draining:
+            raise SupervisorError("NODE_DRAINING", "The node is shutting down.", resource=self._feed.node)
+        if len(self._instances) >= self.max_instances:
+            raise SupervisorError(
+                "NODE_FULL", f"The node has its {self.max_instances} instances.", resource=self._feed.node
+            )
+        instance = self._register(spec, version)
+        self.conductor.accept(instance)
+        return self._describe(instance)
+
+    async def stop(self, request: StopInstanceRequest) -> InstanceMessage | None:
+        """Begin to end an instance; None when it is not here. See StopInstance for the rules and errors."""
+        rules.check_stop(request)
+        instance = self._instances.get(request.name)
+        if instance is not None and request.app_uid not in {"", instance.uid}:
+            instance = None  # another app's, of the same name
+        if instance is not None and request.epoch < instance.epoch:
+            raise rules.stale(request.name, (request.epoch, 0), instance.version)
+        uid = instance.uid if instance is not None else request.app_uid
+        if uid:
+            self._raise_fence(uid, (request.epoch, 0))
+        app = rules.app_id(request.name)
+        if request.purge_data:
+            self._purges.add((app, uid))
+        if instance is None:
+            await self._purge_if_last(app, uid)
+            return None
+        self.conductor.stop(instance)
+        return self._describe(instance)
+
+    def restart(self, name: str, epoch: int, request_id: str) -> InstanceMessage:
+        """Stop and start an instance in place; see RestartInstance for the rules and errors."""
+        rules.check_restart(name, epoch, request_id)
+        instance = self._get(name)
+        if epoch < instance.epoch:
+            raise rules.stale(name, (epoch, 0), instance.version)
+        if instance.state == State.STOPPING:
+            raise SupervisorError("INSTANCE_STOPPING", f"{name} is being stopped.", resource=name)
+        if request_id and instance.history is not None and instance.history.last_request_id == request_id:
+            return self._describe(instance)
+        instance.past().last_request_id = request_id
+        self.conductor.restart(instance)
+        return self._describe(instance)
+
+    def get(self, name: str) -> InstanceMessage:
+        """Return one instance. Raises INSTANCE_NOT_FOUND, INVALID_FIELD."""
+        rules.check_name(name)
+        return self._describe(self._get(name))
+
+    def list(self, parent: str, page_size: int, page_token: str) -> tuple[list[InstanceMessage], str]:
+        """Return a page of instances by name, and the token of the next. Raises INVALID_PAGE_TOKEN."""
+        app = rules.check_parent(parent)
+        rules.check_page_size(page_size)
+        size = min(page_size or DEFAULT_PAGE, MAX_PAGE)
+        prefix = "apps/" if app is None else f"apps/{app}/instances/"
+        after = _read_token(page_token, parent) if page_token else prefix
+        page: list[InstanceMessage] = []
+        last = ""
+        for name in self._instances.irange(minimum=after, inclusive=(False, True)):
+            if not name.startswith(prefix):
+                break
+            if len(page) == size:
+                return page, _write_token(parent, last)
+            page.append(self._describe(self._instances[name]))
+            last = name
+        return page, ""
+
+    async def shutdown(self, deadline: float) -> int:
+        """Refuse new instances, stop all at once, wait at most `deadline` seconds; return how many are left."""
+        self.draining = True
+        for instance in list(self._instances.values()):
+            self.conductor.stop(instance)
+        tasks = {i.task for i in self._instances.values() if i.task is not None}
+        if tasks:
+            await asyncio.wait(tasks, timeout=deadline)
+        left = len(self._instances)
+        for task in tasks:
+            task.cancel()
+        return left
+
+    # --- what the conductor tells ---
+
+    def changed(self, instance: Instance) -> None:
+        """An instance changed: its route and its watchers have to know."""
+        if instance.state == State.RUNNING:
+            self.running[instance.name] = instance
+        else:
+            self.running.pop(instance.name, None)
+        app = instance.app
+        self._routes.update(app, self._apps.get(app, ()))
+        self._feed.changed(instance)
+
+    async def gone(self, instance: Instance) -> None:
+        """An instance has ended: forget it, carry out a purge that waited for it, tell the watchers."""
+        name, app, uid = instance.name, instance.app, instance.uid
+        self._uids[uid] -= 1
+        if not self._uids[uid]:
+            del self._uids[uid]
+        await self._purge_if_last(app, uid)
+        del self._instances[name]
+        rest = tuple(other for other in self._apps[app] if other is not instance)
+        if rest:
+            self._apps[app] = rest
+        else:
+            del self._apps[app]
+        self._routes.update(app, rest)
+        why = None
+        if self.draining:
+            shutdown = SupervisorError("NODE_DRAINING", "It ended because its node shut down.")
+            why = error_message(shutdown, self._wall())
+        self._feed.gone(instance, why)
+
+    # --- inside ---
+
+    def _register(self, spec: InstanceSpec, version: tuple[int, int]) -> Instance:
+        gate = Gate(spec.name, self._gate_limits(spec))
+        state = initial(spec.activation == Activation.ON_REQUEST)
+        instance = Instance(spec, gate, self._wall(), state, self.conductor)
+        self._instances[spec.name] = instance
+        app = instance.app
+        self._apps[app] = (*self._apps.get(app, ()), instance)
+        self._uids[spec.app_uid] = self._uids.get(spec.app_uid, 0) + 1
+        self._purges.discard((app, spec.app_uid))
+        self._raise_fence(spec.app_uid, version)
+        return instance
+
+    def _gate_limits(self, spec: InstanceSpec) -> GateLimits:
+        terms = limit_terms(spec)
+        key = (
+            terms.max_concurrent_requests,
+            terms.max_queued_requests,
+            terms.request_timeout,
+            terms.max_request_body_bytes,
+        )
+        limits = self._limits.get(key)
+        if limits is None:
+            limits = self._limits[key] = GateLimits(
+                max_concurrent_requests=key[0],
+                max_queued_requests=key[1],
+                request_timeout=key[2],
+                max_request_body_bytes=key[3],
+            )
+        return limits
+
+    def _raise_fence(self, uid: str, version: tuple[int, int]) -> None:
+        self._fences[uid] = max(version, self._fences.get(uid, (0, 0)))
+        self._fences.move_to_end(uid)
+        while len(self._fences) > MAX_FENCES + len(self._instances):
+            oldest, fence = self._fences.popitem(last=False)
+            if oldest in self._uids:
+                self._fences[oldest] = fence
+
+    async def _purge_if_last(self, app: str, uid: str) -> None:
+        if (app, uid) not in self._purges or uid in self._uids:
+            return
+        try:
+            await asyncio.to_thread(self._databases.purge, app, uid)
+        except OSError as fault:
+            log.error(
+                "data could not be removed", exc_info=fault,
+                extra={"action": "instance.purge_failed", "app": app, "uid": uid},
+            )  # fmt: skip
+            return
+        self._purges.discard((app, uid))
+        log.info("purged", extra={"action": "app.purged", "app": app, "uid": uid})
+
+    def _get(self, name: str) -> Instance:
+        instance: Instance | None = self._instances.get(name)
+        if instance is None:
+            raise SupervisorError("INSTANCE_NOT_FOUND", f"{name} is not on this node.", resource=name)
+        return instance
+
+    def _describe(self, instance: Instance) -> InstanceMessage:
+        return instance.describe(self._feed.node, self._feed.incarnation, figures=True)
+
+
+def _write_token(parent: str, last: str) -> str:
+    return base64.urlsafe_b64encode(f"{parent}\n{last}".encode()).decode().rstrip("=")
+
+
+def _read_token(token: str, parent: str) -> str:
+    try:
+        raw = base64.urlsafe_b64decode(token.encode("ascii") + b"=" * (-len(token) % 4)).decode()
+    except ValueError:
+        raw = ""
+    of, _, last = raw.partition("\n")
+    if of != parent or not last:
+        raise SupervisorError(
+            "INVALID_PAGE_TOKEN", "The page token is none of this node's, or the parent changed between pages."
+        )
+    return last

@@ -1,0 +1,203 @@
+"""Probes apps over HTTP, straight through their ASGI callable, past the gate and its limits.
+
+One timer and a bounded number of probes at once serve all instances of the node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Health
+from runtime_node.instances.record import Instance, Life
+from runtime_node.instances.terms import ProbeTerms
+from runtime_node.lanes.hop import run_on
+from runtime_node.lanes.lane import ASGIApp, Message, Scope
+
+MAX_CONCURRENT = 32
+_LATE = 1.0
+"""Seconds beyond its own limit after which a probe counts as failed because its loop does not answer."""
+
+
+class Probe:
+    """The probing of one life of an instance, and what it has shown."""
+
+    __slots__ = ("_failures", "_successes", "due", "health", "instance", "last_failure", "life", "terms")
+
+    def __init__(self, instance: Instance, life: Life, terms: ProbeTerms, due: float) -> None:
+        self.instance = instance
+        self.life = life
+        self.terms = terms
+        self.due = due
+        self.health: Health.ValueType = Health.UNKNOWN
+        self.last_failure = ""
+        self._successes = 0
+        self._failures = 0
+
+    def __lt__(self, other: Probe) -> bool:
+        return self.due < other.due
+
+    def record(self, failure: str | None) -> None:
+        """Take note of one probe's outcome: None for a success, else what was wrong."""
+        if failure is None:
+            self._successes += 1
+            self._failures = 0
+            if self.health != Health.UNHEALTHY or self._successes >= self.terms.success_threshold:
+                self.health = Health.HEALTHY
+        else:
+            self._failures += 1
+            self._successes = 0
+            self.last_failure = failure
+            if self._failures >= self.terms.failure_threshold:
+                self.health = Health.UNHEALTHY
+            elif self.health != Health.UNHEALTHY:
+                self.health = Health.DEGRADED
+
+
+class Probes:
+    """Schedules the probes of all instances. Belongs to the control loop; apps are called on `front`."""
+
+    def __init__(
+        self,
+        front: asyncio.AbstractEventLoop,
+        base_domain: str,
+        on_outcome: Callable[[Instance], None],
+        max_concurrent: int = MAX_CONCURRENT,
+    ) -> None:
+        self._front = front
+        self._base_domain = base_domain
+        self._on_outcome = on_outcome
+        self._max_concurrent = max_concurrent
+        self._heap: list[Probe] = []
+        self._waiting: deque[Probe] = deque()
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def add(self, instance: Instance, life: Life, terms: ProbeTerms) -> None:
+        """Probe an instance from now on, at once for the first time."""
+        life.probe = Probe(instance, life, terms, self._loop.time())
+        heapq.heappush(self._heap, life.probe)
+        self._arm()
+
+    def remove(self, life: Life) -> None:
+        """Probe it no more. What is scheduled of it is passed over when it is due."""
+        life.probe = None
+
+    async def close(self) -> None:
+        """End all probing."""
+        self._heap.clear()
+        self._waiting.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._under_way:
+            task.cancel()
+        if self._under_way:
+            await asyncio.wait(self._under_way)
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._heap:
+            self._timer = self._loop.call_at(self._heap[0].due, self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        now = self._loop.time()
+        while self._heap and self._heap[0].due <= now:
+            probe = heapq.heappop(self._heap)
+            if probe.life.probe is probe:
+                self._waiting.append(probe)
+        self._pump()
+        self._arm()
+
+    def _pump(self) -> None:
+        while self._waiting and len(self._under_way) < self._max_concurrent:
+            probe = self._waiting.popleft()
+            if probe.life.probe is probe and probe.life.running is not None:
+                task = self._loop.create_task(self._run(probe, probe.life.running.asgi))
+                self._under_way.add(task)
+                task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()
+        self._pump()
+
+    async def _run(self, probe: Probe, asgi: ASGIApp) -> None:
+        terms = probe.terms
+        host = f"{probe.instance.app}.{self._base_domain}"
+        work: Coroutine[Any, Any, str | None] = ask(asgi, terms.path, host, terms.timeout)
+        try:
+            failure = await asyncio.wait_for(run_on(self._front, work), terms.timeout + _LATE)
+        except TimeoutError:
+            failure = "its event loop does not answer"
+        if probe.life.probe is not probe:
+            return
+        before = probe.health
+        probe.record(failure)
+        # A little early, at random: probes of apps that started together spread out.
+        probe.due = self._loop.time() + terms.interval * random.uniform(0.95, 1.0)  # noqa: S311
+        heapq.heappush(self._heap, probe)
+        self._arm()
+        if probe.health != before:
+            self._on_outcome(probe.instance)
+
+
+async def ask(asgi: ASGIApp, path: str, host: str, timeout: float) -> str | None:
+    """Send one GET to an app; return None when it answers 2xx or 3xx in time, else what was wrong."""
+    status = 0
+    complete = False
+    asked = False
+
+    async def receive() -> Message:
+        nonlocal asked
+        if asked:
+            await asyncio.Event().wait()
+        asked = True
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        nonlocal status, complete
+        if message["type"] == "http.response.start":
+            status = message["status"]
+        elif message["type"] == "http.response.body":
+            complete = not message.get("more_body", False)
+
+    try:
+        async with asyncio.timeout(timeout):
+            await asgi(_scope(path, host), receive, send)
+    except TimeoutError:
+        if not complete:
+            return f"no answer within {timeout:g} s"
+    except Exception as fault:  # noqa: BLE001 - whatever the app raises is its answer
+        if not complete:
+            return f"it raised {type(fault).__name__}"
+    if not complete:
+        return "it gave no complete response"
+    return None if 200 <= status < 400 else f"it answered {status}"
+
+
+def _scope(path: str, host: str) -> Scope:
+    plain, _, query = path.partition("?")
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "GET",
+        "scheme": "http",
+        "path": plain,
+        "raw_path": plain.encode("utf-8"),
+        "query_string": query.encode("utf-8"),
+        "root_path": "",
+        "headers": [(b"host", host.encode("ascii")), (b"user-agent", b"appsupervisor-probe")],
+        "client": ("127.0.0.1", 0),
+        "server": ("127.0.0.1", 80),
+        "state": {},
+    }

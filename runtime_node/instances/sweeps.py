@@ -1,0 +1,87 @@
+"""The node's one recurring look at its running instances: figures, idle times, memory pressure."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from runtime_node.http.figures import GateFigures
+from runtime_node.instances.conductor import Conductor
+from runtime_node.instances.dormancy import Candidate, evicted, expired
+from runtime_node.instances.figures import FigureSweep
+from runtime_node.instances.host import InstanceHost
+from runtime_node.instances.record import Instance
+from runtime_node.instances.terms import idle_timeout
+
+log = logging.getLogger("runtime_node.instances")
+
+PERIOD = 1.0
+
+
+class Sweeps:
+    """Looks at every running instance once a second. Belongs to the control loop."""
+
+    def __init__(
+        self,
+        host: InstanceHost,
+        conductor: Conductor,
+        figures: FigureSweep,
+        *,
+        memory: Callable[[], int],
+        memory_budget: int | None,
+        clock: Callable[[], float] = time.monotonic,
+        period: float = PERIOD,
+    ) -> None:
+        self._host = host
+        self._conductor = conductor
+        self._figures = figures
+        self._memory = memory
+        self._budget = memory_budget
+        self._clock = clock
+        self._period = period
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        while True:
+            await asyncio.sleep(self._period)
+            try:
+                self.sweep()
+            except Exception:
+                log.exception("sweep failed", extra={"action": "node.sweep_fault"})
+
+    def sweep(self) -> None:
+        """Do one round."""
+        now = self._clock()
+        candidates: list[Candidate] = []
+        for instance in self._host.running.values():
+            figures = instance.gate.figures()
+            self._figures.look(instance, figures)
+            if instance.on_request and instance.task is None and instance.life is not None:
+                candidates.append(_candidate(instance, figures))
+        self._figures.end()
+        for name in expired(candidates, now):
+            self._sleep(name)
+        if self._budget is not None and candidates:
+            for name in evicted(candidates, now, self._memory() - self._budget):
+                log.info("evicted", extra={"action": "instance.evicted", "instance": name})
+                self._sleep(name)
+
+    def _sleep(self, name: str) -> None:
+        instance = self._host.running.get(name)
+        if instance is not None:
+            self._conductor.sleep(instance)
+
+
+def _candidate(instance: Instance, figures: GateFigures) -> Candidate:
+    life = instance.life
+    assert life is not None
+    return Candidate(
+        name=instance.name,
+        busy=bool(figures.in_flight or figures.queued or figures.websockets),
+        ready=life.ready,
+        start_seconds=life.ready - life.started,
+        last_used=max(life.ready, figures.last_request_time or 0.0),
+        idle_timeout=idle_timeout(life.spec),
+    )

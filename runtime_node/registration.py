@@ -1,0 +1,97 @@
+"""Tells the control plane that this node is there, for ever, until somebody watches it; then stays silent."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+import grpc
+from appsupervisor.fleet.v1 import fleet_pb2
+from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
+from runtime_node.instances.feed import InstanceFeed
+from runtime_node.instances.terms import seconds
+from services.rpc.status import reason_of
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+log = logging.getLogger("runtime_node.registration")
+
+CALL_TIMEOUT = 5.0
+DEFAULT_INTERVAL = 10.0
+MAX_WAIT = 10.0
+
+
+class Registration:
+    """Registers a node and keeps it registered. `request` is what it says of itself."""
+
+    def __init__(
+        self,
+        control_plane: str,
+        request: Callable[[], fleet_pb2.RegisterNodeRequest],
+        feed: InstanceFeed,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._control_plane = control_plane
+        self._request = request
+        self._feed = feed
+        self._sleep = sleep
+        self._told = ""
+        self._interval = DEFAULT_INTERVAL
+
+    async def run(self) -> None:
+        """Register, then again whenever no watch stream was open for the registration interval. Endless."""
+        async with grpc.aio.insecure_channel(
+            self._control_plane,
+            # A control plane that was away is found again in seconds, not in the default two minutes.
+            options=[("grpc.max_reconnect_backoff_ms", 2000), ("grpc.initial_reconnect_backoff_ms", 200)],
+        ) as channel:
+            fleet = FleetStub(channel)
+            while True:
+                await self._register(fleet)
+                silent_since = self._feed.clock()
+                await self._sleep(self._interval)
+                while self._feed.streams or self._silence(silent_since) < self._interval:
+                    await self._sleep(max(0.1, self._interval - self._silence(silent_since)))
+
+    def _silence(self, since: float) -> float:
+        if self._feed.streams:
+            return 0.0
+        return self._feed.clock() - max(since, self._feed.last_stream_end)
+
+    async def _register(self, fleet: FleetStub) -> None:
+        async for attempt in AsyncRetrying(
+            # Every refusal can end: the environment is created, the name's former holder falls silent.
+            retry=retry_if_exception_type(grpc.aio.AioRpcError),
+            wait=wait_random_exponential(multiplier=0.5, max=MAX_WAIT),
+            before_sleep=self._tell_failure,
+            sleep=self._sleep,
+        ):
+            with attempt:
+                response = await fleet.RegisterNode(self._request(), timeout=CALL_TIMEOUT)
+        interval = seconds(response.registration_interval)
+        self._interval = interval if interval > 0 else DEFAULT_INTERVAL
+        self._told = ""
+        log.info(
+            "registered",
+            extra={
+                "action": "node.registered",
+                "node": response.node.name,
+                "control_plane": self._control_plane,
+            },
+        )
+
+    def _tell_failure(self, state: RetryCallState) -> None:
+        """Log a failure once, and again only when it is another one."""
+        fault = state.outcome.exception() if state.outcome is not None else None
+        if not isinstance(fault, grpc.aio.AioRpcError):
+            return
+        reason = reason_of(fault) or fault.code().name
+        if reason == self._told:
+            return
+        self._told = reason
+        log.warning(
+            "%s", fault.details() or "the control plane cannot be reached",
+            extra={
+                "action": "node.not_registered", "reason": reason, "control_plane": self._control_plane,
+            },
+        )  # fmt: skip

@@ -1,0 +1,256 @@
+"""Composition root of a node: phases started in order, closed in reverse by one exit stack."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import platform
+import secrets
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import psutil
+from appsupervisor.fleet.v1 import fleet_pb2
+from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
+from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import add_RuntimeEnvironmentServicer_to_server
+from runtime_node import __version__
+from runtime_node.http import HttpFront, Router
+from runtime_node.instances.conductor import Conductor, Hooks
+from runtime_node.instances.databases import Databases
+from runtime_node.instances.feed import InstanceFeed, duration
+from runtime_node.instances.figures import FigureSweep
+from runtime_node.instances.host import InstanceHost
+from runtime_node.instances.probes import Probes
+from runtime_node.instances.record import timestamp
+from runtime_node.instances.routes import Routes
+from runtime_node.instances.slots import StartSlots
+from runtime_node.instances.sweeps import Sweeps
+from runtime_node.lanes.choice import Lanes, Tier
+from runtime_node.lanes.lag import LoopLag
+from runtime_node.lanes.lane import Lane
+from runtime_node.lanes.ownership import limit_worker_threads_by_owner, prepare_loop
+from runtime_node.lanes.process.lane import ProcessLane
+from runtime_node.lanes.process.zygote import Zygote
+from runtime_node.lanes.shared import SharedLane
+from runtime_node.loader import Loader
+from runtime_node.registration import Registration
+from runtime_node.servicer import RuntimeServicer
+from runtime_node.settings import Address, NodeSettings
+from services.rpc.server import RpcServer, Service
+
+log = logging.getLogger("runtime_node")
+
+RPC_GRACE = 1.0
+SWITCH_INTERVAL = 0.0005
+"""Seconds after which a thread that computes gives way: bounds how long apps can delay the control loop."""
+
+
+class DataDirectoryTaken(Exception):  # noqa: N818 - says what is
+    """Another node runs on the same data directory."""
+
+
+class Node:
+    """One life of a node, built by `run_node`."""
+
+    def __init__(self, settings: NodeSettings, zygote: Zygote | None = None) -> None:
+        self.settings = settings
+        self.incarnation = secrets.token_hex(8)
+        self.started = time.time()
+        self.listen = settings.listen
+        self.http = settings.http_listen
+        self.host: InstanceHost
+        self.feed: InstanceFeed
+        self._zygote = zygote
+        self._process = psutil.Process()
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[Node]:
+        """Serve from entering to leaving the context. Raises OSError and DataDirectoryTaken at the start."""
+        settings = self.settings
+        async with AsyncExitStack() as stack:
+            # 1. The data directory, which belongs to one node at a time.
+            stack.enter_context(data_directory_lock(settings.data_dir))
+            databases = Databases(settings.data_dir)
+            await asyncio.to_thread(databases.finish_purges)
+            # 2. The front: the listener's loop, which SHARED apps run on too.
+            limit_worker_threads_by_owner()
+            router = Router(settings.base_domain)
+            front = HttpFront(
+                settings.http_listen.host, settings.http_listen.port, router,
+                trusted_proxies=settings.trusted_proxies,
+            )  # fmt: skip
+            prepare_loop(front.loop)
+            stack.push_async_callback(_quietly, "front", lambda: front.stop(RPC_GRACE))
+            self.http = Address(settings.http_listen.host, (await front.start())[1])
+            # 3. The lanes.
+            lanes = self._lanes(front)
+            for lane in lanes.values():
+                stack.push_async_callback(_quietly, "lane", lane.close)
+            # 4. The core.
+            self.feed = InstanceFeed(settings.node_name, self.incarnation)
+            self.host = InstanceHost(
+                feed=self.feed, routes=Routes(router), databases=databases,
+                max_instances=settings.max_instances,
+            )  # fmt: skip
+            probes = Probes(front.loop, settings.base_domain, lambda i: self.host.conductor.reassess(i))
+            figures = FigureSweep(self.feed.measured)
+            stack.push_async_callback(_quietly, "probes", probes.close)
+            self.host.conductor = Conductor(
+                lanes=Lanes(lanes), databases=databases, slots=StartSlots(settings.concurrent_starts),
+                probes=probes, hooks=Hooks(self.host.changed, self.host.gone),
+            )  # fmt: skip
+            sweeps = Sweeps(
+                self.host, self.host.conductor, figures,
+                memory=self.memory, memory_budget=settings.memory_budget_bytes,
+            )  # fmt: skip
+            _background(stack, sweeps.run())
+            # 5. The API, ended only after its streams have told how every instance ended.
+            servicer = RuntimeServicer(self.host, self.feed, self.status)
+            service = Service(
+                "appsupervisor.runtime.v1.RuntimeEnvironment", add_RuntimeEnvironmentServicer_to_server, servicer
+            )
+            server = RpcServer([service])
+            self.listen = Address(settings.listen.host, await server.start(str(settings.listen)))
+            stack.push_async_callback(_quietly, "api", lambda: server.stop(RPC_GRACE))
+            stack.push_async_callback(_quietly, "instances", self._end_instances)
+            # 6. The control plane hears of it.
+            if settings.control_plane:
+                registration = Registration(settings.control_plane, self._registration, self.feed)
+                _background(stack, registration.run())
+            log.info(
+                "node %s serves gRPC on %s and HTTP on http://%s", settings.node_name, self.listen, self.http,
+                extra={"action": "node.ready", "grpc": self.listen, "http": self.http,
+                       "incarnation": self.incarnation},
+            )  # fmt: skip
+            yield self
+            log.info("draining", extra={"action": "node.draining", "instances": len(self.host)})
+
+    async def _end_instances(self) -> None:
+        left = await self.host.shutdown(self.settings.shutdown_timeout)
+        if left:
+            log.error("instances did not end in time", extra={"action": "node.cut_off", "instances": left})
+        self.feed.close()
+
+    def _lanes(self, front: HttpFront) -> dict[Tier, Lane]:
+        loader = Loader(self.settings.app_dirs)
+        lanes: dict[Tier, Lane] = {}
+        shared = SharedLane(loader, front.loop, LoopLag(front.loop).read)
+        lanes[shared.tier] = shared
+        if self._zygote is not None:
+            process = ProcessLane(self._zygote)
+            lanes[process.tier] = process
+        return lanes
+
+    def status(self) -> pb.RuntimeStatus:
+        """Return who this node is and what it carries."""
+        return pb.RuntimeStatus(
+            node=self.settings.node_name,
+            incarnation=self.incarnation,
+            version=__version__,
+            python_version=platform.python_version(),
+            http_address=self._advertised(self.http),
+            base_domain=self.settings.base_domain,
+            monotonic_time=duration(self.feed.clock()),
+            instance_count=len(self.host),
+            max_instances=self.settings.max_instances,
+            start_time=timestamp(self.started),
+            memory_bytes=self.memory(),
+            draining=self.host.draining,
+        )
+
+    def memory(self) -> int:
+        """Return the resident bytes of the node and all its processes."""
+        total = 0
+        for process in (self._process, *self._process.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                total += process.memory_info().rss
+        return total
+
+    def _advertised(self, bound: Address) -> str:
+        host = self.settings.advertise.rpartition(":")[0] or self.settings.advertise
+        return str(Address(host.strip("[]"), bound.port)) if host else str(bound)
+
+    def _registration(self) -> fleet_pb2.RegisterNodeRequest:
+        settings = self.settings
+        address = settings.advertise if ":" in settings.advertise else self._advertised(self.listen)
+        return fleet_pb2.RegisterNodeRequest(
+            parent=f"environments/{settings.environment}",
+            node_id=settings.node,
+            node=fleet_pb2.Node(
+                name=settings.node_name,
+                address=address,
+                http_address=self._advertised(self.http),
+                base_domain=settings.base_domain,
+                labels=settings.labels,
+                version=__version__,
+                max_instances=settings.max_instances,
+                incarnation=self.incarnation,
+            ),
+        )
+
+
+async def run_node(settings: NodeSettings, zygote: Zygote | None) -> None:
+    """Run a node until SIGTERM or SIGINT; a second signal ends the process at once."""
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def end() -> None:
+        if ended.is_set():
+            log.warning("ended at once by a second signal", extra={"action": "node.killed"})
+            os._exit(1)
+        ended.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    async with Node(settings, zygote).serving():
+        await ended.wait()
+    log.info("ended", extra={"action": "node.ended"})
+
+
+@contextlib.contextmanager
+def data_directory_lock(directory: Path) -> Any:
+    """Hold the data directory for this process. Raises DataDirectoryTaken while another one holds it."""
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (directory / "node.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read(100).strip() or "unknown"
+            raise DataDirectoryTaken(
+                f"{directory} is in use by another node (process {holder}); give this one its own --data-dir"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _background(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.create_task(work)
+
+    async def end() -> None:
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            log.error("a task of the node had failed", exc_info=fault, extra={"action": "node.fault"})
+
+    stack.push_async_callback(end)
+
+
+async def _quietly(what: str, close: Any) -> None:
+    """Close one part; a fault is logged and the others are closed all the same."""
+    try:
+        await close()
+    except Exception:
+        log.exception("closing failed", extra={"action": "node.close_fault", "part": what})

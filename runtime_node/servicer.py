@@ -1,0 +1,69 @@
+"""RuntimeEnvironment over gRPC: reads requests, calls the host, fills responses. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
+from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentServicer
+from runtime_node.instances.feed import InstanceFeed
+from runtime_node.instances.host import InstanceHost
+from runtime_node.instances.rules import check_heartbeat
+from runtime_node.instances.terms import seconds
+
+DEFAULT_HEARTBEAT = 1.0
+
+
+class RuntimeServicer(RuntimeEnvironmentServicer):
+    """Serves one node's instances. `status` tells what the node is and carries."""
+
+    def __init__(
+        self, host: InstanceHost, feed: InstanceFeed, status: Callable[[], pb.RuntimeStatus]
+    ) -> None:
+        self._host = host
+        self._feed = feed
+        self._status = status
+
+    async def GetRuntimeStatus(self, request: pb.GetRuntimeStatusRequest, context: Any) -> pb.RuntimeStatus:
+        """Return who this node is and what it carries."""
+        return self._status()
+
+    async def StartInstance(
+        self, request: pb.StartInstanceRequest, context: Any
+    ) -> pb.StartInstanceResponse:
+        """Accept an instance."""
+        return pb.StartInstanceResponse(instance=self._host.start(request.spec))
+
+    async def StopInstance(self, request: pb.StopInstanceRequest, context: Any) -> pb.StopInstanceResponse:
+        """Begin to stop an instance."""
+        return pb.StopInstanceResponse(instance=await self._host.stop(request))
+
+    async def RestartInstance(
+        self, request: pb.RestartInstanceRequest, context: Any
+    ) -> pb.RestartInstanceResponse:
+        """Begin to restart an instance."""
+        instance = self._host.restart(request.name, request.epoch, request.request_id)
+        return pb.RestartInstanceResponse(instance=instance)
+
+    async def GetInstance(self, request: pb.GetInstanceRequest, context: Any) -> pb.Instance:
+        """Return one instance."""
+        return self._host.get(request.name)
+
+    async def ListInstances(
+        self, request: pb.ListInstancesRequest, context: Any
+    ) -> pb.ListInstancesResponse:
+        """Return a page of instances."""
+        page, token = self._host.list(request.parent, request.page_size, request.page_token)
+        return pb.ListInstancesResponse(instances=page, next_page_token=token)
+
+    async def WatchInstances(
+        self, request: pb.WatchInstancesRequest, context: Any
+    ) -> AsyncIterator[pb.WatchInstancesResponse]:
+        """Stream instances, changes and heartbeats."""
+        heartbeat = DEFAULT_HEARTBEAT
+        if request.HasField("heartbeat_interval"):
+            check_heartbeat(request.heartbeat_interval)
+            heartbeat = seconds(request.heartbeat_interval)
+        async for message in self._feed.watch(request.resume_token, heartbeat):
+            yield message

@@ -1,0 +1,325 @@
+"""The commands on apps: each stores what is wanted, in one transaction, and returns an operation.
+
+Nothing here talks to a node: the reconciler follows the change log.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+
+from google.longrunning.operations_pb2 import Operation
+
+from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Health, State
+from services.control_plane.catalog.requests import Caller, execute
+from services.control_plane.operations import operations
+from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
+from services.control_plane.rules.app_rules import app_violations
+from services.control_plane.rules.conditions import set_condition
+from services.control_plane.rules.etags import etag_matches
+from services.control_plane.rules.masks import apply_update
+from services.control_plane.rules.names import app_name, parse_app_name, validate_id
+from services.control_plane.store.interface import CatalogStore, Transaction
+from services.control_plane.store.records import AppRecord, OperationRecord, Version
+from services.rpc.errors import Code, SupervisorError, Violation, invalid_field, invalid_fields
+
+Lifecycle = pb.StartAppRequest | pb.StopAppRequest | pb.RestartAppRequest
+
+
+class AppCommands:
+    """Creates, updates, deletes, starts, stops and restarts apps."""
+
+    def __init__(self, store: CatalogStore) -> None:
+        self._store = store
+
+    def create(self, request: pb.CreateAppRequest, caller: Caller) -> Operation:
+        """Carry out CreateApp."""
+        violations = validate_id("app_id", request.app_id)
+        name = app_name(request.app_id)
+        if request.app.name not in ("", name):
+            violations.append(Violation("app.name", f"must be empty or {name!r}, after app_id"))
+        spec = _checked_spec(request.app, name, violations)
+        return self._execute(request, caller, lambda tx: _create(tx, spec, caller), request.validate_only)
+
+    def update(self, request: pb.UpdateAppRequest, caller: Caller) -> Operation:
+        """Carry out UpdateApp."""
+        name = app_name(parse_app_name(request.app.name, "app.name"))
+
+        def run(tx: Transaction) -> OperationRecord:
+            record = tx.app(name)
+            if record is None and request.allow_missing:
+                return _create(tx, _checked_spec(request.app, name, []), caller)
+            record = _changeable(record, name, request.app.etag)
+            return _update(tx, record, request, caller)
+
+        return self._execute(request, caller, run, request.validate_only)
+
+    def delete(self, request: pb.DeleteAppRequest, caller: Caller) -> Operation:
+        """Carry out DeleteApp."""
+        name = app_name(parse_app_name(request.name, "name"))
+        if request.data_policy not in pb.DataPolicy.values():
+            raise invalid_field("data_policy", "must be DROP or RETAIN")
+
+        def run(tx: Transaction) -> OperationRecord:
+            record = tx.app(name)
+            if record is None and request.allow_missing:
+                return _nothing_to_do(tx, name, caller)
+            return _delete(tx, _existing(record, name, request.etag), request, caller)
+
+        return self._execute(request, caller, run, request.validate_only)
+
+    def start(self, request: pb.StartAppRequest, caller: Caller) -> Operation:
+        """Carry out StartApp."""
+        return self._lifecycle(request, caller, "start", _start)
+
+    def stop(self, request: pb.StopAppRequest, caller: Caller) -> Operation:
+        """Carry out StopApp."""
+        return self._lifecycle(request, caller, "stop", _stop)
+
+    def restart(self, request: pb.RestartAppRequest, caller: Caller) -> Operation:
+        """Carry out RestartApp."""
+        return self._lifecycle(request, caller, "restart", _restart)
+
+    def _lifecycle(
+        self,
+        request: Lifecycle,
+        caller: Caller,
+        verb: str,
+        change: Callable[[AppRecord], AppRecord],
+    ) -> Operation:
+        name = app_name(parse_app_name(request.name, "name"))
+
+        def run(tx: Transaction) -> OperationRecord:
+            record = _changeable(tx.app(name), name, request.etag)
+            return _store(tx, record, change(record), verb, caller, f"{verb.capitalize()}Requested")
+
+        return self._execute(request, caller, run, request.validate_only)
+
+    def _execute(
+        self,
+        request: pb.CreateAppRequest | pb.UpdateAppRequest | pb.DeleteAppRequest | Lifecycle,
+        caller: Caller,
+        run: Callable[[Transaction], OperationRecord],
+        validate_only: bool,
+    ) -> Operation:
+        return execute(
+            self._store,
+            caller,
+            request,
+            Operation,
+            lambda tx: operations.present(run(tx)),
+            request_id=request.request_id,
+            validate_only=validate_only,
+        )
+
+
+def _checked_spec(app: pb.App, name: str, violations: list[Violation]) -> pb.App:
+    spec = normalize_app(app)
+    spec.name = name
+    violations += app_violations(spec)
+    if violations:
+        raise invalid_fields(violations)
+    return spec
+
+
+def _create(tx: Transaction, spec: pb.App, caller: Caller) -> OperationRecord:
+    if tx.app(spec.name) is not None:
+        raise SupervisorError("APP_ALREADY_EXISTS", f"{spec.name} exists already.", resource=spec.name)
+    if tx.environment(spec.environment) is None:
+        raise SupervisorError(
+            "ENVIRONMENT_NOT_FOUND",
+            f"{spec.environment} does not exist; create it first.",
+            code=Code.FAILED_PRECONDITION,
+            resource=spec.environment,
+        )
+    wanted = spec.desired_state != pb.STOPPED
+    record = AppRecord(
+        name=spec.name,
+        uid=str(uuid.uuid4()),
+        spec=spec,
+        status=pb.App(
+            state=State.PENDING if wanted else State.STOPPED,
+            health=Health.UNKNOWN,
+            reconciling=wanted,
+            observed_generation=0 if wanted else 1,
+        ),
+        generation=1,
+        target=Version(1, 1),
+        create_time=tx.now,
+        update_time=tx.now,
+    )
+    tx.put_app(record)
+    operation = operations.begin(tx, "create", record, caller.actor)
+    add_event(tx, record, "Created", actor=caller.actor, operation=operation.name)
+    return operation
+
+
+def _update(
+    tx: Transaction, record: AppRecord, request: pb.UpdateAppRequest, caller: Caller
+) -> OperationRecord:
+    spec = normalize_app(apply_update(record.spec, request.app, request.update_mask))
+    spec.name = record.name
+    violations = app_violations(spec)
+    if spec.environment != record.spec.environment:
+        violations.append(Violation("app.environment", "cannot be changed"))
+    if spec.database.WhichOneof("kind") != record.spec.database.WhichOneof("kind"):
+        violations.append(Violation("app.database", "its kind cannot be changed"))
+    if violations:
+        raise invalid_fields(violations)
+    if spec == record.spec:
+        return operations.begin(tx, "update", record, caller.actor)
+    changed = replace(record, spec=spec)
+    if runtime_fields_changed(record.spec, spec):
+        changed = replace(changed, target=Version(record.generation + 1, record.target.epoch), failed=None)
+        if record.served is not None and record.served_spec is None:
+            changed = replace(changed, served_spec=record.spec)
+    if record.spec.desired_state == pb.STOPPED != spec.desired_state:
+        changed = _start(changed)
+    elif spec.desired_state == pb.STOPPED:
+        changed = _stop(changed)
+    return _store(tx, record, changed, "update", caller, "Updated")
+
+
+def _start(record: AppRecord) -> AppRecord:
+    """A start of what runs changes nothing; of what failed or is stopped, it is a new epoch."""
+    running = record.spec.desired_state != pb.STOPPED
+    if running and record.status.state not in (State.FAILED, State.STOPPED):
+        return record
+    return _restart(replace(record, spec=_with_desired(record.spec, pb.RUNNING)))
+
+
+def _stop(record: AppRecord) -> AppRecord:
+    return replace(record, spec=_with_desired(record.spec, pb.STOPPED))
+
+
+def _restart(record: AppRecord) -> AppRecord:
+    if record.spec.desired_state == pb.STOPPED:
+        raise SupervisorError(
+            "APP_STOPPED", f"{record.name} is stopped; start it instead.", resource=record.name
+        )
+    target = Version(record.target.generation, record.target.epoch + 1)
+    return replace(record, target=target, failed=None)
+
+
+def _with_desired(spec: pb.App, desired: pb.DesiredState.ValueType) -> pb.App:
+    if spec.desired_state == desired:
+        return spec
+    changed = pb.App()
+    changed.CopyFrom(spec)
+    changed.desired_state = desired
+    return changed
+
+
+def _store(
+    tx: Transaction,
+    record: AppRecord,
+    changed: AppRecord,
+    verb: str,
+    caller: Caller,
+    event: str,
+) -> OperationRecord:
+    """Store a changed app under the next generation if its spec changed, and begin an operation."""
+    if changed.spec is not record.spec:
+        changed = replace(changed, generation=record.generation + 1, update_time=tx.now)
+    if changed is not record:
+        status = pb.App()
+        status.CopyFrom(changed.status)
+        if _is_settled(record, changed):
+            status.observed_generation = changed.generation
+        else:
+            status.reconciling = True
+            if status.state in (State.STOPPED, State.FAILED):
+                status.state = State.PENDING
+                set_condition(status.conditions, "Ready", Condition.FALSE, "Starting", "", tx.now)
+        changed = replace(changed, status=status)
+        tx.put_app(changed)
+    operation = operations.begin(tx, verb, changed, caller.actor)
+    add_event(tx, changed, event, actor=caller.actor, operation=operation.name)
+    return operation
+
+
+def _is_settled(record: AppRecord, changed: AppRecord) -> bool:
+    """Tell whether a change needs nothing done: what runs stays, or nothing runs and nothing shall."""
+    if changed.spec.desired_state == pb.STOPPED:
+        return bool(changed.status.state == State.STOPPED)
+    same = record.spec.desired_state != pb.STOPPED and changed.target == record.served
+    return same and changed.status.state in operations.READY
+
+
+def _delete(
+    tx: Transaction, record: AppRecord, request: pb.DeleteAppRequest, caller: Caller
+) -> OperationRecord:
+    if record.deleting:
+        for known in tx.open_operations(record.name):
+            if known.verb == "delete":
+                return known
+    status = pb.App()
+    status.CopyFrom(record.status)
+    status.state, status.reconciling = State.DELETING, True
+    deleting = record.deleting or request.data_policy or pb.RETAIN
+    changed = replace(record, deleting=deleting, status=status)
+    tx.put_app(changed)
+    operation = operations.begin(tx, "delete", changed, caller.actor)
+    policy = pb.DataPolicy.Name(deleting)
+    add_event(tx, changed, "DeleteRequested", reason=policy, actor=caller.actor, operation=operation.name)
+    return operation
+
+
+def _nothing_to_do(tx: Transaction, name: str, caller: Caller) -> OperationRecord:
+    absent = AppRecord(name, "", pb.App(name=name), pb.App(), 0, Version(0, 0), tx.now, tx.now)
+    operation = operations.begin(tx, "delete", absent, caller.actor)
+    return operations.end(tx, operation, None, app=absent)
+
+
+def _existing(record: AppRecord | None, name: str, etag: str) -> AppRecord:
+    if record is None:
+        raise app_not_found(name)
+    if etag and not etag_matches(etag, record.public.etag):
+        raise SupervisorError(
+            "ETAG_MISMATCH",
+            f"{name} has changed since etag {etag}; read it again.",
+            resource=name,
+            metadata={"etag": record.public.etag},
+        )
+    return record
+
+
+def _changeable(record: AppRecord | None, name: str, etag: str) -> AppRecord:
+    record = _existing(record, name, etag)
+    if record.deleting:
+        raise SupervisorError("APP_DELETING", f"{name} is being deleted.", resource=name)
+    return record
+
+
+def app_not_found(name: str) -> SupervisorError:
+    """Return the error for an app that isn't in the catalog."""
+    return SupervisorError("APP_NOT_FOUND", f"{name} does not exist.", resource=name)
+
+
+def add_event(
+    tx: Transaction,
+    record: AppRecord,
+    kind: str,
+    *,
+    actor: str,
+    reason: str = "",
+    message: str = "",
+    detail: str = "",
+    instance: str = "",
+    operation: str = "",
+) -> None:
+    """Append to an app's timeline."""
+    event = pb.AppEvent(
+        type=kind,
+        reason=reason,
+        message=message,
+        detail=detail,
+        actor=actor,
+        generation=record.generation,
+        instance=instance,
+        operation=operation,
+        app_uid=record.uid,
+    )
+    tx.add_event(record.name, event)

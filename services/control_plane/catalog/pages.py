@@ -1,0 +1,37 @@
+"""One page of a feed in the order of names: what every list method but an ordered one needs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import TypeVar
+
+from services.control_plane.rules.paging import decode_page_token, encode_page_token, page_size
+
+T = TypeVar("T")
+
+
+def request_digest(*fields: str) -> str:
+    """Return a digest of the request fields that must stay as they were from page to page."""
+    return hashlib.blake2b("\0".join(fields).encode(), digest_size=8).hexdigest()
+
+
+def page_by_name(
+    values: Callable[[str], Iterable[T]],
+    name_of: Callable[[T], str],
+    *,
+    size: int,
+    token: str,
+    digest: str,
+) -> tuple[list[T], str]:
+    """Return a page of what `values(after_name)` yields in order, and the token of the next one.
+
+    Raises SupervisorError INVALID_FIELD for a negative size, INVALID_PAGE_TOKEN.
+    """
+    count = page_size(size)
+    after = str(decode_page_token(token, digest)[0]) if token else ""
+    found = list(islice(values(after), count + 1))
+    if len(found) <= count:
+        return found, ""
+    return found[:count], encode_page_token((name_of(found[count - 1]),), digest)

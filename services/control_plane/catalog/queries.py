@@ -1,0 +1,136 @@
+"""The questions about apps: one, a page, a stream, a timeline. All but timelines come from the mirror."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import AsyncIterator, Iterator
+
+from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
+from services.control_plane.catalog.commands import app_not_found
+from services.control_plane.catalog.pages import page_by_name, request_digest
+from services.control_plane.rules.filters import Filter, compile_filter
+from services.control_plane.rules.names import app_name, parse_app_name
+from services.control_plane.rules.ordering import Order, compile_order
+from services.control_plane.rules.paging import (
+    decode_page_token,
+    decode_resume_token,
+    encode_page_token,
+    encode_resume_token,
+    page_size,
+)
+from services.control_plane.store.interface import CatalogStore
+from services.control_plane.store.records import AppRecord
+from services.rpc.feed import Entry, Mark, Signal
+
+BOOKMARK_SECONDS = 5.0
+"""Silence after which a watcher is told that nothing has happened."""
+
+
+class AppQueries:
+    """Answers what is asked about apps."""
+
+    def __init__(self, store: CatalogStore) -> None:
+        self._store = store
+        self._feed = store.mirror.apps
+
+    def get(self, name: str) -> pb.App:
+        """Carry out GetApp. The message returned is shared: it must not be modified."""
+        name = app_name(parse_app_name(name, "name"))
+        record = self._feed.get(name)
+        if record is None:
+            raise app_not_found(name)
+        return record.public
+
+    def list_apps(self, request: pb.ListAppsRequest) -> pb.ListAppsResponse:
+        """Carry out ListApps."""
+        order = compile_order(request.order_by)
+        matches = compile_filter(request.filter)
+        digest = request_digest(request.filter, request.order_by)
+        if order.is_default:
+            apps, token = page_by_name(
+                lambda after: self._matching(matches, after),
+                lambda app: app.name,
+                size=request.page_size,
+                token=request.page_token,
+                digest=digest,
+            )
+        else:
+            apps, token = self._ordered(matches, order, request, digest)
+        return pb.ListAppsResponse(apps=apps, next_page_token=token)
+
+    def _ordered(
+        self, matches: Filter, order: Order, request: pb.ListAppsRequest, digest: str
+    ) -> tuple[list[pb.App], str]:
+        count = page_size(request.page_size)
+        found = ((order.key(app), app) for app in self._matching(matches, ""))
+        if request.page_token:
+            after = decode_page_token(request.page_token, digest)
+            found = (pair for pair in found if order.follows(pair[0], after))
+        page = heapq.nsmallest(count + 1, found, key=lambda pair: order.sort_key(pair[0]))
+        apps = [app for _, app in page[:count]]
+        return apps, encode_page_token(page[count - 1][0], digest) if len(page) > count else ""
+
+    def _matching(self, matches: Filter, after: str) -> Iterator[pb.App]:
+        """Yield the apps that match, by name, from the one that follows `after`."""
+        if matches.exact_name is not None:
+            record = self._feed.get(matches.exact_name)
+            apps = iter([record.public] if record is not None and record.name > after else [])
+        else:
+            apps = (record.public for record in self._feed.values(after))
+        return filter(matches, apps) if matches.text else apps
+
+    async def watch(self, request: pb.WatchAppsRequest) -> AsyncIterator[pb.WatchAppsResponse]:
+        """Carry out WatchApps."""
+        matches = compile_filter(request.filter)
+        catalog, digest = self._store.catalog_id, request_digest(request.filter)
+        resume: int | None = None
+        if request.resume_token:
+            resume = decode_resume_token(request.resume_token, catalog, digest)
+        # What a resumed reader was shown before is not known: it is told of every app that left.
+        shown: set[str] | None = set() if request.filter and resume is None else None
+        exact = resume is not None
+        async for item in self._feed.watch(resume, BOOKMARK_SECONDS):
+            message = _mark(item) if isinstance(item, Mark) else _message(item, matches, shown)
+            if message is None:
+                continue
+            exact = exact or isinstance(item, Mark)
+            if exact:  # a revision changes one app, so each message is a place to resume after
+                message.resume_token = encode_resume_token(catalog, item.revision, digest)
+            yield message
+
+    def events(self, request: pb.ListAppEventsRequest) -> pb.ListAppEventsResponse:
+        """Carry out ListAppEvents. The timeline of a deleted app can still be read."""
+        name = app_name(parse_app_name(request.parent, "parent"))
+        size = page_size(request.page_size)
+        digest = request_digest(name)
+        before = str(decode_page_token(request.page_token, digest)[0]) if request.page_token else ""
+        events = self._store.events(name, size + 1, before)
+        if not events and not before and self._feed.get(name) is None:
+            raise app_not_found(name)
+        response = pb.ListAppEventsResponse(app_events=events[:size])
+        if len(events) > size:
+            last = events[size - 1].name.rpartition("/")[2]
+            response.next_page_token = encode_page_token((last,), digest)
+        return response
+
+
+def _mark(mark: Mark) -> pb.WatchAppsResponse:
+    idle = mark.signal is Signal.IDLE
+    kind = pb.WatchAppsResponse.BOOKMARK if idle else pb.WatchAppsResponse.SYNCED
+    return pb.WatchAppsResponse(type=kind, revision=mark.revision)
+
+
+def _message(entry: Entry[AppRecord], matches: Filter, shown: set[str] | None) -> pb.WatchAppsResponse | None:
+    """Return what to tell of a change; None if the reader never saw the app and need not now."""
+    app = entry.value.public if entry.value is not None else None
+    if app is not None and matches(app):
+        if shown is not None:
+            shown.add(entry.key)
+        return pb.WatchAppsResponse(type=pb.WatchAppsResponse.UPSERT, app=app, revision=entry.revision)
+    if shown is not None:
+        if entry.key not in shown:
+            return None
+        shown.discard(entry.key)
+    return pb.WatchAppsResponse(
+        type=pb.WatchAppsResponse.DELETE, app=pb.App(name=entry.key), revision=entry.revision
+    )

@@ -1,0 +1,1 @@
+"""The fleet: environments and the nodes registered in them."""

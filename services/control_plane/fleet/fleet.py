@@ -1,0 +1,223 @@
+"""Environments and nodes: the commands and questions about the fleet."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+
+from appsupervisor.fleet.v1 import fleet_pb2 as pb
+from services.control_plane.catalog.pages import page_by_name, request_digest
+from services.control_plane.catalog.requests import Caller, execute
+from services.control_plane.rules.etags import app_etag, etag_matches
+from services.control_plane.rules.fleet_rules import environment_violations, node_violations
+from services.control_plane.rules.names import (
+    DEFAULT_ENVIRONMENT,
+    environment_name,
+    node_name,
+    parse_environment_name,
+    parse_node_name,
+    validate_id,
+)
+from services.control_plane.store.interface import CatalogStore, Transaction
+from services.control_plane.store.records import EnvironmentRecord, NodeRecord, timestamp
+from services.rpc.errors import SupervisorError, Violation, invalid_fields
+
+REGISTRATION_SECONDS = 10.0
+"""Silence after which a node should register again."""
+
+
+class FleetService:
+    """Answers what is asked and told about environments and nodes."""
+
+    def __init__(self, store: CatalogStore, is_heard: Callable[[str], bool]) -> None:
+        """`is_heard` tells, from any thread, whether a node's stream is open now."""
+        self._store = store
+        self._mirror = store.mirror
+        self._is_heard = is_heard
+
+    def create_environment(self, request: pb.CreateEnvironmentRequest, caller: Caller) -> pb.Environment:
+        """Carry out CreateEnvironment."""
+        name = environment_name(request.environment_id)
+        violations = validate_id("environment_id", request.environment_id)
+        if request.environment.name not in ("", name):
+            violations.append(
+                Violation("environment.name", f"must be empty or {name!r}, after environment_id")
+            )
+        violations += environment_violations(request.environment)
+        if violations:
+            raise invalid_fields(violations)
+
+        def run(tx: Transaction) -> pb.Environment:
+            if tx.environment(name) is not None:
+                raise SupervisorError("ENVIRONMENT_ALREADY_EXISTS", f"{name} exists already.", resource=name)
+            environment = pb.Environment(
+                name=name,
+                display_name=request.environment.display_name,
+                labels=request.environment.labels,
+                uid=str(uuid.uuid4()),
+                create_time=timestamp(tx.now),
+                update_time=timestamp(tx.now),
+            )
+            environment.etag = app_etag(environment.uid, 1)
+            tx.put_environment(EnvironmentRecord(environment))
+            return environment
+
+        return execute(
+            self._store,
+            caller,
+            request,
+            pb.Environment,
+            run,
+            request_id=request.request_id,
+            validate_only=request.validate_only,
+        )
+
+    def get_environment(self, request: pb.GetEnvironmentRequest) -> pb.Environment:
+        """Carry out GetEnvironment."""
+        name = environment_name(parse_environment_name(request.name))
+        record = self._mirror.environments.get(name)
+        if record is None:
+            raise _environment_not_found(name)
+        return self._with_counts(record)
+
+    def list_environments(self, request: pb.ListEnvironmentsRequest) -> pb.ListEnvironmentsResponse:
+        """Carry out ListEnvironments."""
+        page, token = page_by_name(
+            self._mirror.environments.values,
+            lambda record: record.name,
+            size=request.page_size,
+            token=request.page_token,
+            digest=request_digest("environments"),
+        )
+        return pb.ListEnvironmentsResponse(
+            environments=[self._with_counts(record) for record in page], next_page_token=token
+        )
+
+    def delete_environment(self, request: pb.DeleteEnvironmentRequest, caller: Caller) -> None:
+        """Carry out DeleteEnvironment."""
+        name = environment_name(parse_environment_name(request.name))
+
+        def run(tx: Transaction) -> pb.Environment:
+            record = tx.environment(name)
+            if record is None:
+                raise _environment_not_found(name)
+            if request.etag and not etag_matches(request.etag, record.environment.etag):
+                raise SupervisorError(
+                    "ETAG_MISMATCH", f"{name} has changed since; read it again.", resource=name
+                )
+            if name == DEFAULT_ENVIRONMENT:
+                raise SupervisorError("ENVIRONMENT_PROTECTED", f"{name} cannot be deleted.", resource=name)
+            apps = tx.count_apps(name)
+            nodes = tx.nodes(name)
+            alive = [node.name for node in nodes if self._is_heard(node.name)]
+            if apps or alive:
+                raise SupervisorError(
+                    "ENVIRONMENT_NOT_EMPTY",
+                    f"{name} has {apps} apps and {len(alive)} nodes that can be heard.",
+                    resource=name,
+                )
+            for node in nodes:
+                tx.delete_node(node.name)
+            tx.delete_environment(name)
+            return record.environment
+
+        execute(self._store, caller, request, pb.Environment, run)
+
+    def register_node(self, request: pb.RegisterNodeRequest, caller: Caller) -> pb.RegisterNodeResponse:
+        """Carry out RegisterNode."""
+        environment_id = parse_environment_name(request.parent, "parent")
+        name = node_name(environment_id, request.node_id)
+        violations = validate_id("node_id", request.node_id, reserved=False)
+        violations += node_violations(request.node)
+        if violations:
+            raise invalid_fields(violations)
+
+        def run(tx: Transaction) -> pb.RegisterNodeResponse:
+            if tx.environment(environment_name(environment_id)) is None:
+                raise _environment_not_found(environment_name(environment_id))
+            known = tx.node(name)
+            node = _registered(request.node, name, known, tx.now)
+            if known is not None and self._is_taken(known, node):
+                raise SupervisorError(
+                    "NODE_NAME_TAKEN",
+                    f"{name} is another node, alive at {known.node.address}.",
+                    resource=name,
+                )
+            if known is None or node != known.node:
+                node.update_time.CopyFrom(timestamp(tx.now))
+                tx.put_node(NodeRecord(node))
+            return pb.RegisterNodeResponse(node=node)
+
+        response = execute(self._store, caller, request, pb.RegisterNodeResponse, run)
+        response.registration_interval.FromMilliseconds(int(REGISTRATION_SECONDS * 1000))
+        return response
+
+    def _is_taken(self, known: NodeRecord, node: pb.Node) -> bool:
+        """Tell whether another living process has the name; two can't listen on one address."""
+        if known.node.incarnation == node.incarnation or known.node.address == node.address:
+            return False
+        return self._is_heard(known.name)
+
+    def get_node(self, request: pb.GetNodeRequest) -> pb.Node:
+        """Carry out GetNode."""
+        name = node_name(*parse_node_name(request.name))
+        record = self._mirror.nodes.get(name)
+        if record is None:
+            raise SupervisorError("NODE_NOT_FOUND", f"{name} does not exist.", resource=name)
+        return self._node_with_counts(record)
+
+    def list_nodes(self, request: pb.ListNodesRequest) -> pb.ListNodesResponse:
+        """Carry out ListNodes."""
+        environment_id = parse_environment_name(request.parent, "parent", wildcard=True)
+        prefix = "environments/"
+        if environment_id != "-":
+            name = environment_name(environment_id)
+            if self._mirror.environments.get(name) is None:
+                raise _environment_not_found(name)
+            prefix = name + "/nodes/"
+        page, token = page_by_name(
+            lambda after: (
+                record for record in self._mirror.nodes.values(after) if record.name.startswith(prefix)
+            ),
+            lambda record: record.name,
+            size=request.page_size,
+            token=request.page_token,
+            digest=request_digest("nodes", request.parent),
+        )
+        return pb.ListNodesResponse(
+            nodes=[self._node_with_counts(record) for record in page], next_page_token=token
+        )
+
+    def _with_counts(self, record: EnvironmentRecord) -> pb.Environment:
+        shown = pb.Environment()
+        shown.CopyFrom(record.environment)
+        shown.app_count = self._mirror.count_in(record.name)
+        shown.node_count = sum(node.environment == record.name for node in self._mirror.nodes.values())
+        return shown
+
+    def _node_with_counts(self, record: NodeRecord) -> pb.Node:
+        shown = pb.Node()
+        shown.CopyFrom(record.node)
+        shown.app_count = self._mirror.count_on(record.name)
+        return shown
+
+
+def _registered(told: pb.Node, name: str, known: NodeRecord | None, now: int) -> pb.Node:
+    """Return the node as it is stored: what it told, and what was known of this incarnation."""
+    node = pb.Node()
+    node.CopyFrom(told)
+    node.name = name
+    node.app_count = 0
+    node.state, node.state_reason = pb.Node.JOINING, "It has not yet reported what it runs."
+    node.create_time.CopyFrom(timestamp(now))
+    node.update_time.CopyFrom(timestamp(now))
+    if known is not None:
+        node.create_time.CopyFrom(known.node.create_time)
+        if known.node.incarnation == node.incarnation:
+            node.state, node.state_reason = known.node.state, known.node.state_reason
+            node.update_time.CopyFrom(known.node.update_time)
+    return node
+
+
+def _environment_not_found(name: str) -> SupervisorError:
+    return SupervisorError("ENVIRONMENT_NOT_FOUND", f"{name} does not exist.", resource=name)

@@ -1,0 +1,1 @@
+"""The control plane's side of a node: one client per node, with deadlines and bounded retries."""

@@ -1,0 +1,113 @@
+"""Calls one node's RuntimeEnvironment: a deadline on each call, bounded retries, typed errors.
+
+Everything above sees `SupervisorError`s only: NODE_UNREACHABLE when the node did not answer, the
+node's own reason when it refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeVar
+
+import grpc
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from appsupervisor.errors.v1.error_reason_pb2 import ErrorReason
+from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
+from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentStub
+from services.rpc.errors import SupervisorError
+from services.rpc.status import info_of
+
+T = TypeVar("T")
+
+CALL_SECONDS = 3.0
+"""Deadline of one try of a unary call: a node answers at once or is in trouble."""
+
+TRIES = 3
+"""Tries of one call; the reconciler comes back for what is still wanted after these."""
+
+RETRYABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+
+OPTIONS = (
+    # A node that went silent is found out within 4 s, also when no packet comes back.
+    ("grpc.keepalive_time_ms", 2_000),
+    ("grpc.keepalive_timeout_ms", 2_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+)
+
+
+class NodeClient:
+    """A client of one node. Belongs to the loop it was made on; cancelling a call cancels its RPC."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+        self._stub = RuntimeEnvironmentStub(self._channel)
+
+    async def status(self) -> pb.RuntimeStatus:
+        """Return who the node is and which life of it this is; one try."""
+        try:
+            return await self._stub.GetRuntimeStatus(pb.GetRuntimeStatusRequest(), timeout=CALL_SECONDS)
+        except grpc.aio.AioRpcError as failure:
+            raise self._translate(failure) from None
+
+    async def start(self, request: pb.StartInstanceRequest) -> pb.Instance:
+        """Start an instance; safe to repeat."""
+        response = await self._retry(lambda: self._stub.StartInstance(request, timeout=CALL_SECONDS))
+        return response.instance
+
+    async def stop(self, request: pb.StopInstanceRequest) -> pb.Instance | None:
+        """Stop an instance; None when it isn't there. Safe to repeat."""
+        response = await self._retry(lambda: self._stub.StopInstance(request, timeout=CALL_SECONDS))
+        return response.instance if response.HasField("instance") else None
+
+    async def watch(self, silence: float) -> AsyncIterator[pb.WatchInstancesResponse]:
+        """Yield the node's messages until it is silent for `silence` seconds or the stream breaks.
+
+        Always ends with SupervisorError NODE_UNREACHABLE, or the node's own refusal.
+        """
+        request = pb.WatchInstancesRequest()
+        request.heartbeat_interval.FromMilliseconds(int(silence * 1000 / 3))
+        call = self._stub.WatchInstances(request)
+        try:
+            while True:
+                message = await asyncio.wait_for(call.read(), silence)
+                if not isinstance(message, pb.WatchInstancesResponse):
+                    raise self._unreachable("it ended its stream")
+                yield message
+        except TimeoutError:
+            raise self._unreachable(f"it was silent for {silence:g} s") from None
+        except grpc.aio.AioRpcError as failure:
+            raise self._translate(failure) from None
+        finally:
+            call.cancel()
+
+    async def close(self) -> None:
+        """Close the channel; calls under way are cancelled."""
+        await self._channel.close(None)
+
+    async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
+        retrying = AsyncRetrying(
+            stop=stop_after_attempt(TRIES),
+            wait=wait_random_exponential(multiplier=0.05, max=1),
+            retry=retry_if_exception(lambda e: isinstance(e, grpc.aio.AioRpcError) and e.code() in RETRYABLE),
+            reraise=True,
+        )
+        try:
+            return await retrying(call)
+        except grpc.aio.AioRpcError as failure:
+            raise self._translate(failure) from None
+
+    def _translate(self, failure: grpc.aio.AioRpcError) -> SupervisorError:
+        reason, metadata = info_of(failure)
+        if reason in ErrorReason.keys() and reason not in ("NODE_DRAINING", "SHUTTING_DOWN"):  # noqa: SIM118 - an enum, not a dict
+            return SupervisorError(reason, failure.details() or reason, metadata=metadata)
+        return self._unreachable(failure.details() or failure.code().name)
+
+    def _unreachable(self, why: str) -> SupervisorError:
+        return SupervisorError("NODE_UNREACHABLE", f"The node at {self._address} cannot be heard: {why}.")

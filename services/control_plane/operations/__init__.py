@@ -1,0 +1,1 @@
+"""Long-running operations: begun by commands, ended by what the reconciler observes."""

@@ -1,0 +1,207 @@
+"""Operations inside transactions: begun by a command, ended by what is observed of the app.
+
+The rules: an operation waits for its app to serve (or to stop, or to be gone); the last command on an
+app wins; every operation has a deadline, after which what is wanted of the app still stands.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import replace
+
+from google.longrunning.operations_pb2 import Operation
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import DesiredState, OperationMetadata
+from appsupervisor.runtime.v1.runtime_environment_pb2 import State
+from services.control_plane.store.interface import Transaction
+from services.control_plane.store.records import AppRecord, OperationRecord, Version
+from services.rpc.errors import SupervisorError
+from services.rpc.status import to_status
+
+KEPT = 24 * 3600 * 1_000_000
+"""How long a done operation can be read, µs."""
+
+SLACK = 60_000_000
+"""Added to the app's own start and stop limits for an operation's deadline, µs."""
+
+READY = frozenset({State.RUNNING, State.IDLE})
+
+_BRINGS_UP = frozenset({"create", "update", "start", "restart"})
+_ENDED_BY = {
+    "stop": _BRINGS_UP,
+    "delete": _BRINGS_UP | {"stop"},
+    "start": frozenset({"stop"}),
+    "restart": frozenset({"stop"}),
+}
+
+
+def begin(tx: Transaction, verb: str, record: AppRecord, actor: str) -> OperationRecord:
+    """Store a new operation on an app, ending those it supersedes, and return it.
+
+    An operation that what is already observed fulfils is done at once.
+    """
+    for other in tx.open_operations(record.name):
+        if other.verb in _ENDED_BY.get(verb, ()):
+            superseded = SupervisorError(
+                "OPERATION_SUPERSEDED", f"A later {verb} of {record.name} replaced this operation."
+            )
+            end(tx, other, superseded, step="superseded")
+    limits = record.spec.limits
+    allowed = limits.start_timeout.ToMicroseconds() + 2 * limits.stop_timeout.ToMicroseconds()
+    metadata = OperationMetadata(
+        target=record.name, verb=verb, step="accepted", generation=record.generation, actor=actor
+    )
+    metadata.create_time.FromMicroseconds(tx.now)
+    metadata.deadline_time.FromMicroseconds(tx.now + allowed + SLACK)
+    goal = record.target
+    if verb == "start" and record.served is not None and record.status.state in READY:
+        goal = record.served  # it serves, if only an older version after a failed update
+    operation = OperationRecord(
+        name=f"operations/{tx.now:016x}{secrets.token_hex(6)}",
+        app=record.name,
+        app_uid=record.uid,
+        verb=verb,
+        goal=goal,
+        metadata=metadata,
+        create_time=tx.now,
+        deadline=tx.now + allowed + SLACK,
+    )
+    return _settle_one(tx, operation, record)
+
+
+def settle(tx: Transaction, record: AppRecord) -> None:
+    """End or update the app's open operations by what has just been observed of it."""
+    for operation in tx.open_operations(record.name):
+        _settle_one(tx, operation, record)
+
+
+def settle_removed(tx: Transaction, record: AppRecord) -> None:
+    """End the operations of an app that has just been removed."""
+    for operation in tx.open_operations(record.name):
+        end(tx, operation, None, app=record)
+
+
+def expire(tx: Transaction, name: str) -> None:
+    """End an operation whose deadline has passed."""
+    operation = tx.operation(name)
+    if operation is None or operation.done or operation.deadline > tx.now:
+        return
+    app = tx.app(operation.app)
+    why = f" It is {State.Name(app.status.state)}." if app else ""
+    for condition in app.status.conditions if app else ():
+        if condition.type == "Ready" and condition.message:
+            why = f" {condition.message}"
+    end(
+        tx,
+        operation,
+        SupervisorError(
+            "OPERATION_DEADLINE_EXCEEDED",
+            f"{operation.app} did not get there in time; what is wanted of it stands.{why}",
+            resource=operation.app,
+        ),
+        step="failed",
+    )
+
+
+def end(
+    tx: Transaction,
+    operation: OperationRecord,
+    error: SupervisorError | None,
+    *,
+    step: str = "done",
+    app: AppRecord | None = None,
+) -> OperationRecord:
+    """End an operation, with the app as its response or an error, and return it."""
+    metadata = OperationMetadata()
+    metadata.CopyFrom(operation.metadata)
+    metadata.end_time.FromMicroseconds(tx.now)
+    metadata.step = step
+    if error is None:
+        metadata.progress_percent = 100
+    ended = replace(
+        operation,
+        metadata=metadata,
+        done=True,
+        error=None if error is None else to_status(error),
+        response=app.public if app else None,
+        expire_time=tx.now + KEPT,
+    )
+    tx.put_operation(ended)
+    return ended
+
+
+def _settle_one(tx: Transaction, operation: OperationRecord, record: AppRecord) -> OperationRecord:
+    if fulfilled(operation.verb, operation.goal, record):
+        return end(tx, operation, None, app=record)
+    if failure := failed(operation.verb, operation.goal, record):
+        return end(tx, operation, failure, step="failed")
+    updated = replace(operation, metadata=_progress(operation.metadata, record))
+    if operation.revision == 0 or updated.metadata != operation.metadata:
+        tx.put_operation(updated)
+    return updated
+
+
+def fulfilled(verb: str, goal: Version, record: AppRecord) -> bool:
+    """Tell whether an operation has reached its goal."""
+    if verb == "delete":
+        return False  # ended by the removal itself
+    if record.spec.desired_state == DesiredState.STOPPED:
+        return bool(record.status.state == State.STOPPED)
+    return record.served is not None and record.status.state in READY and _reaches(record.served, goal)
+
+
+def failed(verb: str, goal: Version, record: AppRecord) -> SupervisorError | None:
+    """Return why an operation can't reach its goal by itself, or None."""
+    if verb not in _BRINGS_UP or record.spec.desired_state == DesiredState.STOPPED:
+        return None
+    if record.failed is not None and _reaches(record.failed, goal):
+        return _error_of(record, "Updated")
+    if record.status.state == State.FAILED and _reaches(record.target, goal):
+        return _error_of(record, "Ready")
+    return None
+
+
+def _error_of(record: AppRecord, kind: str) -> SupervisorError:
+    for condition in record.status.conditions:
+        if condition.type == kind:
+            return SupervisorError(condition.reason, condition.message, resource=record.name)
+    return SupervisorError("APP_STARTUP_FAILED", f"{record.name} failed.", resource=record.name)
+
+
+def _reaches(version: Version, goal: Version) -> bool:
+    return version.generation >= goal.generation and version.epoch >= goal.epoch
+
+
+_STEPS = {
+    State.PENDING: ("placing", 10),
+    State.STARTING: ("starting", 50),
+    State.RUNNING: ("starting", 50),
+    State.STOPPING: ("draining", 50),
+    State.DELETING: ("draining", 50),
+}
+
+
+def _progress(metadata: OperationMetadata, record: AppRecord) -> OperationMetadata:
+    current = OperationMetadata()
+    current.CopyFrom(metadata)
+    current.step, current.progress_percent = _STEPS.get(record.status.state, ("accepted", 0))
+    del current.node_results[:]
+    for instance in record.status.instances:
+        current.node_results.add(
+            node=instance.node,
+            instance=instance.name,
+            state=instance.state,
+            message=instance.last_error.message,
+        )
+    return current
+
+
+def present(operation: OperationRecord) -> Operation:
+    """Return the operation as the API shows it."""
+    shown = Operation(name=operation.name, done=operation.done)
+    shown.metadata.Pack(operation.metadata)
+    if operation.error is not None:
+        shown.error.CopyFrom(operation.error)
+    elif operation.done and operation.response is not None:
+        shown.response.Pack(operation.response)
+    return shown

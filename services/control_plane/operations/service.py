@@ -1,0 +1,198 @@
+"""The questions about operations, and the commands on them: wait, cancel, delete.
+
+Waiting costs a future per caller; one task follows the change log for all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from google.longrunning import operations_pb2 as pb
+from google.protobuf.empty_pb2 import Empty
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import STOPPED, App, OperationMetadata
+from appsupervisor.runtime.v1.runtime_environment_pb2 import State
+from services.control_plane.catalog.pages import page_by_name, request_digest
+from services.control_plane.catalog.requests import Caller, execute
+from services.control_plane.operations import operations
+from services.control_plane.rules.names import operation_name, parse_operation_name
+from services.control_plane.store.interface import CatalogStore, Transaction
+from services.control_plane.store.records import OperationRecord
+from services.rpc.errors import SupervisorError, invalid_field
+from services.rpc.feed import Entry
+
+LONGEST_WAIT = 600.0
+"""Seconds that one WaitOperation may take, whatever it asks for."""
+
+_CANCELLABLE = frozenset({"create", "update", "start", "restart"})
+
+
+class OperationService:
+    """Answers what is asked about operations."""
+
+    def __init__(self, store: CatalogStore) -> None:
+        self._store = store
+        self._feed = store.mirror.operations
+        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
+        self._follower: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to wake those who wait."""
+        self._follower = asyncio.create_task(self._follow(), name="follow operations")
+
+    async def close(self) -> None:
+        """Stop waking; callers that wait get the operation as it is."""
+        if self._follower is not None:
+            self._follower.cancel()
+            await asyncio.gather(self._follower, return_exceptions=True)
+        for waiters in list(self._waiting.values()):
+            _wake(waiters)
+
+    def get(self, name: str) -> pb.Operation:
+        """Carry out GetOperation."""
+        return operations.present(self._record(name))
+
+    def list(self, request: pb.ListOperationsRequest) -> pb.ListOperationsResponse:
+        """Carry out ListOperations, oldest first; `filter` as in `_compile`."""
+        test = _compile(request.filter)
+        page, token = page_by_name(
+            lambda after: filter(test, self._feed.values(after)),
+            lambda record: record.name,
+            size=request.page_size,
+            token=request.page_token,
+            digest=request_digest("operations", request.filter),
+        )
+        return pb.ListOperationsResponse(
+            operations=[operations.present(record) for record in page], next_page_token=token
+        )
+
+    async def wait(self, request: pb.WaitOperationRequest, caller: Caller) -> pb.Operation:
+        """Carry out WaitOperation: the operation when it is done, or as it is when the time is up.
+
+        The time is the request's `timeout`, else the call's own, at most LONGEST_WAIT.
+        """
+        limit = min(caller.timeout, LONGEST_WAIT)
+        if request.HasField("timeout"):
+            asked = request.timeout.ToMicroseconds() / 1e6
+            if asked < 0:
+                raise invalid_field("timeout", "must not be negative")
+            limit = min(limit, asked)
+        record = self._record(request.name)
+        if not record.done and limit > 0:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiters = self._waiting.setdefault(record.name, set())
+            waiters.add(future)
+            try:
+                # It may have ended between the look and the registration.
+                if not self._record(record.name).done:
+                    await asyncio.wait([future], timeout=limit)
+            finally:
+                waiters.discard(future)
+                if not waiters:
+                    self._waiting.pop(record.name, None)
+        return operations.present(self._record(record.name))
+
+    def cancel(self, request: pb.CancelOperationRequest, caller: Caller) -> None:
+        """Carry out CancelOperation.
+
+        A create or start is taken back by stopping the app; an update or restart that has begun stands,
+        and only the operation ends. A stop or a delete can't be taken back.
+        """
+
+        def run(tx: Transaction) -> Empty:
+            record = _found(tx.operation(operation_name(parse_operation_name(request.name))), request.name)
+            if record.done or record.verb not in _CANCELLABLE:
+                what = "is done" if record.done else f"is a {record.verb}, which can't be taken back"
+                raise SupervisorError(
+                    "OPERATION_NOT_CANCELLABLE", f"{record.name} {what}.", resource=record.name
+                )
+            metadata = OperationMetadata()
+            metadata.CopyFrom(record.metadata)
+            metadata.cancel_requested = True
+            cancelled = SupervisorError("OPERATION_CANCELLED", f"Cancelled by {caller.actor}.")
+            operations.end(tx, replace(record, metadata=metadata), cancelled, step="cancelled")
+            app = tx.app(record.app)
+            if app is not None and app.uid == record.app_uid and record.verb in ("create", "start"):
+                spec, status = App(), App()
+                spec.CopyFrom(app.spec)
+                spec.desired_state = STOPPED
+                status.CopyFrom(app.status)
+                status.reconciling = status.state != State.STOPPED
+                tx.put_app(
+                    replace(
+                        app,
+                        spec=spec,
+                        status=status,
+                        generation=app.generation + 1,
+                        update_time=tx.now,
+                    )
+                )
+            return Empty()
+
+        execute(self._store, caller, request, Empty, run)
+
+    def delete(self, request: pb.DeleteOperationRequest, caller: Caller) -> None:
+        """Carry out DeleteOperation: forgets one that is done."""
+
+        def run(tx: Transaction) -> Empty:
+            record = _found(tx.operation(operation_name(parse_operation_name(request.name))), request.name)
+            if not record.done:
+                raise SupervisorError(
+                    "OPERATION_NOT_DONE", f"{record.name} goes on; cancel it.", resource=record.name
+                )
+            tx.delete_operation(record.name)
+            return Empty()
+
+        execute(self._store, caller, request, Empty, run)
+
+    def _record(self, name: str) -> OperationRecord:
+        return _found(self._feed.get(operation_name(parse_operation_name(name))), name)
+
+    async def _follow(self) -> None:
+        while True:
+            try:
+                async for item in self._feed.watch(self._feed.revision, LONGEST_WAIT):
+                    if isinstance(item, Entry) and (item.value is None or item.value.done):
+                        _wake(self._waiting.get(item.key, ()))
+            except SupervisorError:  # it fell behind the log: let everyone look again
+                for waiters in list(self._waiting.values()):
+                    _wake(waiters)
+
+
+def _wake(waiters: Iterable[asyncio.Future[None]]) -> None:
+    for future in waiters:
+        if not future.done():
+            future.set_result(None)
+
+
+def _found(record: OperationRecord | None, name: str) -> OperationRecord:
+    if record is None:
+        raise SupervisorError("OPERATION_NOT_FOUND", f"{name} does not exist, or has expired.", resource=name)
+    return record
+
+
+def _compile(text: str) -> Callable[[OperationRecord], bool]:
+    """Return the test of a filter: `done=true`, `done=false`, `metadata.target="apps/x"`, ANDed."""
+    tests = [_test(*(piece.strip() for piece in part.partition("="))) for part in _parts(text)]
+    return lambda record: all(test(record) for test in tests)
+
+
+def _parts(text: str) -> list[str]:
+    return text.split(" AND ") if text.strip() else []
+
+
+def _test(field: str, _: str, value: str) -> Callable[[OperationRecord], bool]:
+    value = value.strip('"')
+    if field == "done" and value in ("true", "false"):
+        return lambda record: record.done is (value == "true")
+    if field == "metadata.target" and value:
+        return lambda record: record.app == value
+    if field == "metadata.verb" and value:
+        return lambda record: record.verb == value
+    raise SupervisorError(
+        "INVALID_FILTER",
+        f"filter: {field!r} is not understood; use done=true, done=false, "
+        'metadata.target="apps/x" or metadata.verb="create", joined by AND.',
+    )

@@ -1,0 +1,1 @@
+"""Placement: which node an app runs on. Pure: state in, assignment out."""

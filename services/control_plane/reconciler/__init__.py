@@ -1,0 +1,1 @@
+"""The reconciler: makes what runs on the nodes match what the catalog wants, for ever."""

@@ -1,0 +1,223 @@
+"""What is: an app's status from what its node tells. Pure.
+
+`observe` also notes which version serves and which was given up, so that a failed update goes on
+serving the old version, also after a restart of the node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import STOPPED, App
+from appsupervisor.fleet.v1.fleet_pb2 import Node
+from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    Condition,
+    Health,
+    Instance,
+    InstanceError,
+    State,
+)
+from services.control_plane.rules.conditions import set_condition
+from services.control_plane.store.records import AppRecord, Version
+
+READY = frozenset({State.RUNNING, State.IDLE})
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What can be seen of an app's node: the app's instances there, by resource name.
+
+    `reachable` is false once the node was not heard for its time limit; the instances are then the
+    last ones told. `node` is None while the app has no node.
+    """
+
+    node: Node | None
+    reachable: bool
+    instances: Mapping[str, Instance]
+    unplaced_reason: str = ""
+    """Why the app has no node: one sentence."""
+
+
+def version_of(instance: Instance) -> Version:
+    """Return the version that an instance runs."""
+    return Version(instance.generation, instance.epoch)
+
+
+def is_ready(instance: Instance | None) -> bool:
+    """Tell whether an instance serves, or would with the first request."""
+    return instance is not None and instance.state in READY
+
+
+def wanted_version(record: AppRecord) -> Version:
+    """Return the version that is to run: the target, or the one served before it was given up."""
+    if record.failed == record.target and record.served is not None:
+        return record.served
+    return record.target
+
+
+def wanted_spec(record: AppRecord) -> App:
+    """Return the spec of the wanted version."""
+    if record.served_spec is not None and wanted_version(record) != record.target:
+        return record.served_spec
+    return record.spec
+
+
+def instance_name(record: AppRecord, version: Version) -> str:
+    """Return the resource name of the instance that runs a version."""
+    return f"{record.name}/instances/{version.instance_id}"
+
+
+def observe(record: AppRecord, view: View, now: int) -> AppRecord:
+    """Return the app with what has been observed: versions served and given up, and its status."""
+    if view.reachable:
+        record = _advance(record, view)
+    status = App()
+    status.CopyFrom(record.status)
+    status.instances.clear()
+    for name in sorted(view.instances):
+        shown = status.instances.add()
+        shown.CopyFrom(view.instances[name])
+        shown.node = view.node.name if view.node else ""
+        shown.ClearField("figures")
+        if not view.reachable:
+            shown.health = Health.UNKNOWN
+    status.uri = _uri(record, view.node)
+    _set_state(record, view, status, now)
+    if status == record.status:
+        return record
+    return replace(record, status=status)
+
+
+def _advance(record: AppRecord, view: View) -> AppRecord:
+    """Note the newest ready version as served, and a failed target beside it as given up."""
+    mine = [i for i in view.instances.values() if i.app_uid in ("", record.uid)]
+    ready = [version_of(i) for i in mine if is_ready(i)]
+    if record.target in ready:
+        if record.served != record.target or record.served_spec is not None:
+            record = replace(record, served=record.target, served_spec=None, failed=None)
+        return record
+    target = view.instances.get(instance_name(record, record.target))
+    if target is None or target.state != State.FAILED or record.failed == record.target:
+        return record
+    if record.served in (None, record.target):
+        return record
+    if record.served in ready or record.served_spec is not None:
+        return replace(record, failed=record.target)
+    return record
+
+
+def under_new_epoch(record: AppRecord, known: int) -> AppRecord:
+    """Return the app with its wanted version moved to an epoch above `known`, the node's highest."""
+    epoch = max(known, record.target.epoch) + 1
+    target = replace(record.target, epoch=epoch)
+    if wanted_version(record) == record.target or record.served is None:
+        return replace(record, target=target)
+    return replace(record, target=target, failed=target, served=replace(record.served, epoch=epoch))
+
+
+def _set_state(record: AppRecord, view: View, status: App, now: int) -> None:
+    wanted = view.instances.get(instance_name(record, wanted_version(record)))
+    ready = _serving(view)
+    status.health = Health.UNKNOWN
+    reason, message, holds = "", "", Condition.FALSE
+    if record.deleting:
+        status.state, reason = State.DELETING, "Deleting"
+    elif record.spec.desired_state == STOPPED:
+        stopped = not view.instances and (view.reachable or not record.node)
+        status.state = State.STOPPED if stopped else State.STOPPING
+        reason = "Stopped" if stopped else "Stopping"
+    elif view.node is None:
+        status.state, reason = State.PENDING, "NO_NODE_AVAILABLE"
+        message = view.unplaced_reason
+    elif ready is not None:
+        status.state, status.health, holds = ready.state, ready.health, Condition.TRUE
+        reason = "Serving" if ready.state == State.RUNNING else "Dormant"
+    elif wanted is None or wanted.state in (State.STOPPING, State.STOPPED):
+        status.state, reason = State.PENDING, "Starting"
+    elif wanted.state == State.FAILED:
+        status.state, status.health = State.FAILED, Health.UNHEALTHY
+        error = wanted.last_error
+        reason, message = error.reason or "APP_STARTUP_FAILED", error.message or "It failed."
+    else:
+        status.state, reason = wanted.state, "Starting"
+    if view.node is not None and not view.reachable and not _at_rest(record, status):
+        status.health, holds = Health.UNKNOWN, Condition.UNKNOWN
+        reason = "NODE_UNREACHABLE"
+        message = f"{view.node.name} cannot be heard; nothing is known of what runs there."
+    set_condition(status.conditions, "Ready", holds, reason, message, now)
+    _set_scheduled(view, status, now)
+    _set_updated(record, view, status, now)
+    settled = _is_settled(record, status, ready)
+    if settled:
+        status.observed_generation = record.generation
+    status.reconciling = not settled and not _is_final(record, status)
+
+
+def _serving(view: View) -> Instance | None:
+    """Return the ready instance of the newest version."""
+    ready = [i for i in view.instances.values() if is_ready(i)]
+    return max(ready, key=lambda i: (i.epoch, i.generation), default=None)
+
+
+def _at_rest(record: AppRecord, status: App) -> bool:
+    return bool(status.state == State.STOPPED) and not record.deleting
+
+
+def _is_settled(record: AppRecord, status: App, serving: Instance | None) -> bool:
+    if record.deleting:
+        return False
+    if record.spec.desired_state == STOPPED:
+        return bool(status.state == State.STOPPED)
+    alone = len(status.instances) == 1
+    return serving is not None and alone and version_of(serving) == record.target
+
+
+def _is_final(record: AppRecord, status: App) -> bool:
+    """Tell whether nothing more will be done until somebody changes something."""
+    if record.deleting:
+        return False
+    gave_up = record.failed == record.target and status.state in READY and len(status.instances) == 1
+    return gave_up or status.state == State.FAILED
+
+
+def _set_scheduled(view: View, status: App, now: int) -> None:
+    if view.node is not None:
+        set_condition(status.conditions, "Scheduled", Condition.TRUE, "Placed", f"On {view.node.name}.", now)
+    elif status.state == State.PENDING:
+        set_condition(
+            status.conditions,
+            "Scheduled",
+            Condition.FALSE,
+            "NO_NODE_AVAILABLE",
+            view.unplaced_reason,
+            now,
+        )
+
+
+def _set_updated(record: AppRecord, view: View, status: App, now: int) -> None:
+    if record.failed is not None and record.failed == record.target:
+        culprit = view.instances.get(instance_name(record, record.failed))
+        known = next((c for c in status.conditions if c.type == "Updated"), None)
+        if culprit is not None or known is None or known.status != Condition.FALSE:
+            error = culprit.last_error if culprit is not None else InstanceError()
+            message = error.message or "The new version did not start."
+            set_condition(
+                status.conditions,
+                "Updated",
+                Condition.FALSE,
+                error.reason or "APP_STARTUP_FAILED",
+                f"{message} The version before it goes on serving.",
+                now,
+            )
+    elif record.served == record.target:
+        set_condition(status.conditions, "Updated", Condition.TRUE, "Current", "", now)
+
+
+def _uri(record: AppRecord, node: Node | None) -> str:
+    if node is None:
+        return ""
+    app_id = record.name.removeprefix("apps/")
+    host = f"{app_id}.{node.base_domain or 'localhost'}"
+    port = node.http_address.rpartition(":")[2]
+    return f"http://{host}/" if port == "80" else f"http://{host}:{port}/"

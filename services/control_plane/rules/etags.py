@@ -1,0 +1,23 @@
+"""Entity tags: which version of a resource a caller has seen (AIP-154)."""
+
+from __future__ import annotations
+
+
+def app_etag(uid: str, generation: int) -> str:
+    """Return the etag of one generation of an app: strong, and quoted as RFC 9110 has it.
+
+    The uid is part of it so that an app which was deleted and created again is told apart.
+    """
+    return f'"{uid[:8]}-{generation}"'
+
+
+def etag_matches(given: str, current: str) -> bool:
+    """Tell whether a caller's etag names the current version; an empty one asks for no check.
+
+    Takes the quoted form, the weak form `W/"…"` and the bare value: shells and languages lose the quotes.
+    """
+    return not given or _opaque(given) == _opaque(current)
+
+
+def _opaque(etag: str) -> str:
+    return etag.strip().removeprefix("W/").strip('"')

@@ -1,0 +1,72 @@
+"""Rules of environments and nodes, as their protos' comments state them.
+
+Ids and parents are checked by `names`; here are the fields beside them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
+from services.control_plane.rules.scalars import (
+    MAX_DISPLAY_NAME,
+    MAX_HOST,
+    domain_violations,
+    integer_violations,
+    label_violations,
+    text_violations,
+)
+from services.rpc.errors import Violation
+
+_MAX_INCARNATION = 64
+_MAX_VERSION = 128
+_MAX_INSTANCES = 2**31 - 1
+# Wider than DNS: names of containers and hosts files may have underscores.
+_HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+_INCARNATION = re.compile(rf"[!-~]{{1,{_MAX_INCARNATION}}}")
+
+
+def environment_violations(environment: Environment, prefix: str = "environment") -> list[Violation]:
+    """Return everything that is wrong with what a caller set of an environment."""
+    return [
+        *text_violations(f"{prefix}.display_name", environment.display_name, MAX_DISPLAY_NAME),
+        *label_violations(f"{prefix}.labels", environment.labels),
+    ]
+
+
+def node_violations(node: Node, prefix: str = "node") -> list[Violation]:
+    """Return everything that is wrong with what a node tells of itself."""
+    found = [
+        *_address_violations(f"{prefix}.address", node.address),
+        *_address_violations(f"{prefix}.http_address", node.http_address),
+        *label_violations(f"{prefix}.labels", node.labels),
+        *text_violations(f"{prefix}.version", node.version, _MAX_VERSION),
+        *integer_violations(f"{prefix}.max_instances", node.max_instances, 0, _MAX_INSTANCES),
+    ]
+    if node.base_domain and node.base_domain != "localhost":
+        found += domain_violations(f"{prefix}.base_domain", node.base_domain)
+    if not _INCARNATION.fullmatch(node.incarnation):
+        rule = "is required" if not node.incarnation else "must be 1 to 64 visible ASCII characters"
+        found.append(Violation(f"{prefix}.incarnation", rule))
+    return found
+
+
+def _address_violations(field: str, address: str) -> list[Violation]:
+    if not address:
+        return [Violation(field, "is required, as host:port")]
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isascii() or not port.isdecimal() or not 1 <= int(port[:6]) <= 65535:
+        return [Violation(field, "must be host:port, the port from 1 to 65,535")]
+    bracketed = host.startswith("[") and host.endswith("]")
+    try:
+        ip = ipaddress.ip_address(host[1:-1] if bracketed else host)
+    except ValueError:
+        if bracketed or len(host) > MAX_HOST or not _HOST.fullmatch(host):
+            return [Violation(field, "must have a host name or an IP address before the port")]
+        return []
+    if bracketed != (ip.version == 6):
+        return [Violation(field, "must have an IPv6 address, and nothing else, in brackets")]
+    if ip.is_unspecified:
+        return [Violation(field, "must be an address that others can call; this one only listens")]
+    return []

@@ -1,0 +1,100 @@
+"""The composition root of the control plane: everything is made here, started in order, closed in reverse."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from contextlib import AsyncExitStack
+
+from google.longrunning.operations_pb2_grpc import add_OperationsServicer_to_server
+
+from appsupervisor.catalog.v1.app_catalog_pb2_grpc import add_AppCatalogServicer_to_server
+from appsupervisor.fleet.v1.fleet_pb2_grpc import add_FleetServicer_to_server
+from services.control_plane.catalog.commands import AppCommands
+from services.control_plane.catalog.queries import AppQueries
+from services.control_plane.fleet.fleet import FleetService
+from services.control_plane.operations.service import OperationService
+from services.control_plane.reconciler.reconciler import Reconciler
+from services.control_plane.servicers.app_catalog import CatalogServicer
+from services.control_plane.servicers.fleet import FleetServicer
+from services.control_plane.servicers.operations import OperationsServicer
+from services.control_plane.settings import Settings
+from services.control_plane.store.interface import CatalogStore
+from services.control_plane.store.sql_store import open_store
+from services.rpc.server import RpcServer, Service
+
+log = logging.getLogger("appsupervisor.control_plane")
+
+
+class ControlPlane:
+    """A running control plane. `port` is the one it listens on."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stack = AsyncExitStack()
+        self.port = 0
+
+    async def start(self) -> None:
+        """Start in phases; if one fails, those before it are closed and the failure is raised."""
+        async with AsyncExitStack() as stack:
+            # 1. The store: migrated, loaded.
+            store = await asyncio.to_thread(open_store, self._settings.database_url)
+            stack.push_async_callback(asyncio.to_thread, store.close)
+            # 2. The core.
+            operations = OperationService(store)
+            reconciler = Reconciler(store, node_timeout=self._settings.node_timeout)
+            await operations.start()
+            stack.push_async_callback(operations.close)
+            # 3. Calls, from outside and, once it listens, from nodes.
+            server = RpcServer(services(store, operations, reconciler))
+            self.port = await server.start(self._settings.listen)
+            stack.push_async_callback(server.stop, self._settings.drain_timeout)
+            # 4. The reconciler last: what it does can be watched from its first step.
+            await reconciler.start()
+            stack.push_async_callback(reconciler.close)
+            self._stack = stack.pop_all()
+        host = self._settings.listen.rpartition(":")[0]
+        apps = len(store.mirror.apps)
+        log.info(
+            "control plane serves gRPC on %s:%d, %d apps in the catalog", host, self.port, apps,
+            extra={"action": "control_plane_ready"},
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        """Close everything in reverse; goes on past a failure and raises it at the end."""
+        await self._stack.aclose()
+
+
+def services(store: CatalogStore, operations: OperationService, reconciler: Reconciler) -> list[Service]:
+    """Return the services of the control plane over its core."""
+    catalog = CatalogServicer(AppCommands(store), AppQueries(store))
+    fleet = FleetServicer(FleetService(store, reconciler.is_heard))
+    return [
+        Service("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),
+        Service("appsupervisor.fleet.v1.Fleet", add_FleetServicer_to_server, fleet),
+        Service(
+            "google.longrunning.Operations",
+            add_OperationsServicer_to_server,
+            OperationsServicer(operations),
+        ),
+    ]
+
+
+async def serve(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT, then drain. A second signal ends the process at once."""
+    loop = asyncio.get_running_loop()
+    stopping = asyncio.Event()
+
+    def stop() -> None:
+        stopping.set()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    control_plane = ControlPlane(settings)
+    await control_plane.start()
+    await stopping.wait()
+    log.info("control plane stops", extra={"action": "control_plane_stopping"})
+    await control_plane.close()

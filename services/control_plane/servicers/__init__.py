@@ -1,0 +1,1 @@
+"""Thin gRPC adapters over the core: a request in, one call, a response out."""

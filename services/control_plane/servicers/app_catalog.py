@@ -1,0 +1,65 @@
+"""The AppCatalog service over the core."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.longrunning.operations_pb2 import Operation
+
+from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
+from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogServicer
+from services.control_plane.catalog.commands import AppCommands
+from services.control_plane.catalog.queries import AppQueries
+from services.control_plane.servicers.calls import caller_of
+
+
+class CatalogServicer(AppCatalogServicer):
+    """Serves AppCatalog. Unary methods run on worker threads, streams on the loop."""
+
+    def __init__(self, commands: AppCommands, queries: AppQueries) -> None:
+        self._commands = commands
+        self._queries = queries
+
+    def CreateApp(self, request: pb.CreateAppRequest, context: Any) -> Operation:
+        """Serve AppCatalog.CreateApp."""
+        return self._commands.create(request, caller_of(context))
+
+    def GetApp(self, request: pb.GetAppRequest, context: Any) -> pb.App:
+        """Serve AppCatalog.GetApp."""
+        return self._queries.get(request.name)
+
+    def ListApps(self, request: pb.ListAppsRequest, context: Any) -> pb.ListAppsResponse:
+        """Serve AppCatalog.ListApps."""
+        return self._queries.list_apps(request)
+
+    def UpdateApp(self, request: pb.UpdateAppRequest, context: Any) -> Operation:
+        """Serve AppCatalog.UpdateApp."""
+        return self._commands.update(request, caller_of(context))
+
+    def DeleteApp(self, request: pb.DeleteAppRequest, context: Any) -> Operation:
+        """Serve AppCatalog.DeleteApp."""
+        return self._commands.delete(request, caller_of(context))
+
+    def StartApp(self, request: pb.StartAppRequest, context: Any) -> Operation:
+        """Serve AppCatalog.StartApp."""
+        return self._commands.start(request, caller_of(context))
+
+    def StopApp(self, request: pb.StopAppRequest, context: Any) -> Operation:
+        """Serve AppCatalog.StopApp."""
+        return self._commands.stop(request, caller_of(context))
+
+    def RestartApp(self, request: pb.RestartAppRequest, context: Any) -> Operation:
+        """Serve AppCatalog.RestartApp."""
+        return self._commands.restart(request, caller_of(context))
+
+    async def WatchApps(
+        self, request: pb.WatchAppsRequest, context: Any
+    ) -> AsyncIterator[pb.WatchAppsResponse]:
+        """Serve AppCatalog.WatchApps."""
+        async for message in self._queries.watch(request):
+            yield message
+
+    def ListAppEvents(self, request: pb.ListAppEventsRequest, context: Any) -> pb.ListAppEventsResponse:
+        """Serve AppCatalog.ListAppEvents."""
+        return self._queries.events(request)

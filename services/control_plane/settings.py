@@ -1,0 +1,40 @@
+"""The control plane's settings: flags, or environment variables with the prefix APPSUPERVISOR_."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Run the AppSupervisor control plane.
+
+    Every flag can also be given as an environment variable: --database-url is
+    APPSUPERVISOR_DATABASE_URL. A flag wins over its variable.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="APPSUPERVISOR_", extra="ignore")
+
+    listen: str = Field("127.0.0.1:7400", description="host:port to serve gRPC on; port 0 takes a free one")
+    database_url: str = Field(
+        "sqlite:///data/control-plane.db", description="SQLAlchemy URL of the catalog's database"
+    )
+    node_timeout: float = Field(
+        5.0, ge=0.5, le=300, description="seconds of silence after which a node counts as unreachable"
+    )
+    drain_timeout: float = Field(
+        5.0, ge=0, le=300, description="seconds that calls under way are given at shutdown"
+    )
+    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="least level logged")
+
+    @classmethod
+    def from_command_line(cls, arguments: list[str] | None = None) -> Settings:
+        """Read flags and environment; exits with a message naming what is wrong."""
+        source = CliSettingsSource[Settings](
+            cls,
+            cli_prog_name="python -m services.control_plane",
+            cli_parse_args=arguments if arguments is not None else True,
+            cli_kebab_case=True,
+            cli_exit_on_error=True,
+        )
+        return cls(_cli_settings_source=source)  # type: ignore[call-arg]

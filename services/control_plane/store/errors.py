@@ -1,0 +1,33 @@
+"""Failures of the store: the one that keeps it from opening, and the one a caller may retry."""
+
+from __future__ import annotations
+
+from services.rpc.errors import SupervisorError
+
+
+class StoreError(Exception):
+    """The catalog cannot be opened, or another program changed it; says what to do about it.
+
+    For whoever starts the control plane: it never becomes an answer to a caller, and never holds
+    the database's password.
+    """
+
+
+def unavailable() -> SupervisorError:
+    """Return what a caller is told when the database cannot be written or read just now.
+
+    The write may or may not have happened: a caller that must know repeats it with its request id.
+    """
+    return SupervisorError(
+        "STORE_UNAVAILABLE", "The catalog's database cannot be used just now; try again.", retry_after=1.0
+    )
+
+
+def busy() -> SupervisorError:
+    """Return what a caller is told when too many commands wait."""
+    return SupervisorError("SERVER_BUSY", "Too many writes are waiting; try again.", retry_after=0.2)
+
+
+def shutting_down() -> SupervisorError:
+    """Return what a caller is told once the store closes."""
+    return SupervisorError("SHUTTING_DOWN", "The control plane is shutting down; try again.", retry_after=1.0)

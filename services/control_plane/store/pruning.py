@@ -1,0 +1,116 @@
+"""What the catalog forgets: expired operations and request ids, and events and changes beyond bounds.
+
+Each call finds a bounded part with a reading connection; the writer then forgets it as one command.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection
+from sqlmodel import col, func, select
+
+from services.control_plane.store.tables import AppEventRow, ChangeRow, OperationRow, RequestRow
+from services.control_plane.store.transaction import EVENTS_PER_COMMAND, CommandTransaction, State
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What is kept, and how much one call looks at."""
+
+    changes: int = 200_000
+    """Newest revisions that the change log tells of; a removed app's events go with its removal."""
+    events: int = 1_000
+    """Newest events of each app."""
+    at_once: int = 500
+    """Records of each kind in one call: bounds how long it holds up other writes."""
+
+
+@dataclass(frozen=True)
+class Prunable:
+    """What one call found."""
+
+    operations: list[str]
+    requests: list[str]
+    events: list[tuple[str, int]]
+    """Apps, each with the id up to which its events go."""
+    event_count: int
+    oldest_revision: int
+    """The change log goes up to here; 0 for none of it."""
+
+    def __bool__(self) -> bool:
+        return bool(self.operations or self.requests or self.events or self.oldest_revision)
+
+    def forget(self, transaction: CommandTransaction) -> int:
+        """Forget what is still beyond its bounds; return how many records that are not changes."""
+        operations = 0
+        for name in self.operations:
+            operation = transaction.operation(name)
+            if operation is not None and operation.done and operation.expire_time <= transaction.now:
+                transaction.delete_operation(name)
+                operations += 1
+        for request_id in self.requests:
+            transaction.forget_expired_request(request_id)
+        for app, up_to in self.events:
+            transaction.forget_events(app, up_to)
+        if self.oldest_revision:
+            transaction.forget_changes(self.oldest_revision)
+        return operations + len(self.requests) + self.event_count
+
+
+def find_prunable(connection: Connection, state: State, bounds: Bounds, now: int) -> Prunable:
+    """Return a bounded part of what can go as of `now` (µs)."""
+    operations = connection.execute(
+        select(OperationRow.name).where(col(OperationRow.expire_time).between(1, now)).limit(bounds.at_once)
+    )
+    requests = connection.execute(
+        select(RequestRow.request_id).where(RequestRow.expire_time <= now).limit(bounds.at_once)
+    )
+    oldest_revision, events = _old_changes(connection, state, bounds)
+    events += _surplus_events(connection, state, bounds)
+    count = sum(
+        connection.execute(
+            select(func.count()).where(AppEventRow.app == app, col(AppEventRow.id) <= up_to)
+        ).scalar_one()
+        for app, up_to in events
+    )
+    return Prunable(list(operations.scalars()), list(requests.scalars()), events, count, oldest_revision)
+
+
+def _old_changes(connection: Connection, state: State, bounds: Bounds) -> tuple[int, list[tuple[str, int]]]:
+    """Return up to which revision the log can go, and the events that go with removed apps."""
+    oldest = min(state.revision - bounds.changes, state.oldest_revision + 10 * bounds.at_once)
+    if oldest <= state.oldest_revision:
+        return 0, []
+    removals = connection.execute(
+        select(ChangeRow.key, ChangeRow.revision)
+        .where(ChangeRow.revision <= oldest, ChangeRow.kind == "app", col(ChangeRow.deleted))
+        .order_by(col(ChangeRow.revision))
+        .limit(bounds.at_once)
+    ).all()
+    if len(removals) == bounds.at_once:
+        # A revision goes as a whole: the last one's removals may not all have been found.
+        oldest = max(removals[-1].revision - 1, removals[0].revision)
+    events = [
+        (app, revision * EVENTS_PER_COMMAND + EVENTS_PER_COMMAND - 1)
+        for app, revision in removals
+        if revision <= oldest
+    ]
+    return oldest, events
+
+
+def _surplus_events(connection: Connection, state: State, bounds: Bounds) -> list[tuple[str, int]]:
+    """Look at apps that have had events since they were last looked at."""
+    surplus: list[tuple[str, int]] = []
+    for _ in range(min(bounds.at_once, len(state.eventful))):
+        app, _unused = state.eventful.popitem()
+        up_to = connection.execute(
+            select(AppEventRow.id)
+            .where(AppEventRow.app == app)
+            .order_by(col(AppEventRow.id).desc())
+            .offset(bounds.events)
+            .limit(1)
+        ).scalar()
+        if up_to is not None:
+            surplus.append((app, up_to))
+    return surplus

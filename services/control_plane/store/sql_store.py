@@ -1,0 +1,150 @@
+"""`CatalogStore` over SQL: opens, migrates and loads the database, and puts the parts together.
+
+Writes go to the writer's thread, reads to the mirror; only events are read from the database.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
+from typing import TypeVar
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlmodel import col, select
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import AppEvent
+from services.control_plane.store.database import Database, open_database
+from services.control_plane.store.errors import StoreError, unavailable
+from services.control_plane.store.interface import Transaction
+from services.control_plane.store.loading import load
+from services.control_plane.store.migrate import migrate
+from services.control_plane.store.mirror import Mirror
+from services.control_plane.store.pruning import Bounds, find_prunable
+from services.control_plane.store.tables import AppEventRow
+from services.control_plane.store.writer import Writer
+from services.rpc.errors import SupervisorError
+
+T = TypeVar("T")
+
+CLOSE_SECONDS = 30.0
+"""How long closing waits for the accepted commands; a disk that hangs must not hold up the exit."""
+
+_log = logging.getLogger(__name__)
+
+
+def wall_clock() -> int:
+    """Return the time in microseconds since the Unix epoch."""
+    return time.time_ns() // 1000
+
+
+class SqlCatalogStore:
+    """The catalog in an SQL database; made by `open_store`."""
+
+    def __init__(
+        self,
+        database: Database,
+        writer: Writer,
+        *,
+        clock: Callable[[], int],
+        bounds: Bounds,
+        stack: ExitStack,
+    ) -> None:
+        self._database = database
+        self._state = writer.state
+        self._writer = writer
+        self._clock = clock
+        self._bounds = bounds
+        self._stack = stack
+        self._closing = threading.Lock()
+
+    @property
+    def catalog_id(self) -> str:
+        """Random id of this catalog, made with it; part of its resume tokens."""
+        return self._state.catalog_id
+
+    @property
+    def mirror(self) -> Mirror:
+        """Everything in memory, never behind an answered write of this process."""
+        return self._state.mirror
+
+    def write(self, command: Callable[[Transaction], T]) -> Future[T]:
+        """Run a command durably; see `CatalogStore.write`."""
+        return self._writer.write(command)
+
+    def events(self, app: str, limit: int, before: str = "") -> list[AppEvent]:
+        """Return up to `limit` events of an app, newest first, older than the event id `before`.
+
+        Raises SupervisorError INVALID_PAGE_TOKEN if `before` is no event id, STORE_UNAVAILABLE if
+        the database cannot be read.
+        """
+        query = select(AppEventRow.body).where(AppEventRow.app == app)
+        if before:
+            query = query.where(col(AppEventRow.id) < _event_id(before))
+        query = query.order_by(col(AppEventRow.id).desc()).limit(limit)
+        try:
+            with self._database.reader.connect() as connection:
+                return [AppEvent.FromString(body) for body in connection.execute(query).scalars()]
+        except (DBAPIError, PoolTimeoutError, OSError) as error:
+            _log.warning("Events cannot be read", extra={"action": "store.unreadable"}, exc_info=error)
+            raise unavailable() from error
+
+    def prune(self) -> int:
+        """Forget a bounded part of what is beyond its bounds; return how many records went.
+
+        0 says that nothing is left to forget. Raises SupervisorError as the futures of `write` do.
+        """
+        try:
+            with self._database.reader.connect() as connection:
+                prunable = find_prunable(connection, self._state, self._bounds, self._clock())
+        except (DBAPIError, PoolTimeoutError, OSError) as error:
+            _log.warning("Pruning cannot read", extra={"action": "store.unreadable"}, exc_info=error)
+            raise unavailable() from error
+        return self._writer.write(prunable.forget).result() if prunable else 0
+
+    def close(self) -> None:
+        """Finish the accepted commands and close the database; a second call does nothing."""
+        with self._closing:
+            self._stack.close()
+
+
+def _event_id(text: str) -> int:
+    try:
+        return int(text, 16)
+    except ValueError:
+        raise SupervisorError("INVALID_PAGE_TOKEN", "The page token is not one of ours.") from None
+
+
+def open_store(
+    database_url: str,
+    *,
+    clock: Callable[[], int] = wall_clock,
+    bounds: Bounds | None = None,
+    on_fatal: Callable[[BaseException], None] | None = None,
+) -> SqlCatalogStore:
+    """Open a catalog, made first if there is none: own the file, migrate, load, start the writer.
+
+    `clock` gives microseconds since the Unix epoch; `bounds` say what `prune` keeps. `on_fatal` is
+    called, on the writer's thread, if the writer must end: nothing can be written any more, and the
+    process should exit.
+
+    Raises StoreError, with nothing changed, if the URL is not usable, if another control plane has
+    the catalog, or if its schema is not known to this program.
+    """
+    with ExitStack() as stack:
+        database = open_database(database_url, stack)
+        try:
+            migrate(database, clock())
+            with database.writer.connect() as connection:
+                state = load(connection)
+        except (DBAPIError, OSError) as error:
+            raise StoreError(f"The catalog {database.label} cannot be opened: {error}") from error
+        writer = Writer(database.writer, state, clock, on_fatal)
+        stack.callback(writer.close, CLOSE_SECONDS)
+        return SqlCatalogStore(
+            database, writer, clock=clock, bounds=bounds or Bounds(), stack=stack.pop_all()
+        )

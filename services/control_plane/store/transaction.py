@@ -1,0 +1,315 @@
+"""What commands change before it is stored: a layer per command, over a layer per batch, over the mirror.
+
+No SQL is written here. A command that fails is undone by forgetting its layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import AppEvent
+from services.control_plane.store.mirror import Mirror
+from services.control_plane.store.records import (
+    AppRecord,
+    EnvironmentRecord,
+    NodeRecord,
+    OperationRecord,
+    RequestRecord,
+)
+from services.rpc.errors import SupervisorError
+
+R = TypeVar("R")
+
+EVENTS_PER_COMMAND = 4096
+"""An event's id is its command's revision times this, plus its number in the command."""
+_PAGE = 256
+_NONE: frozenset[str] = frozenset()
+
+
+@dataclass
+class State:
+    """What is committed: the mirror, and what the store needs beside it. Touched by the writer alone."""
+
+    catalog_id: str
+    mirror: Mirror
+    domains: dict[str, str]
+    """Each custom domain's app."""
+    revision: int
+    oldest_revision: int
+    """The newest revision that the stored change log has forgotten."""
+    now: int
+    """Time of the newest transaction, µs."""
+    eventful: dict[str, None] = field(default_factory=dict)
+    """Apps with events that pruning has not looked at."""
+
+
+@dataclass
+class Layer:
+    """Changes over the state below; None stands for a removed key."""
+
+    apps: dict[str, AppRecord | None] = field(default_factory=dict)
+    environments: dict[str, EnvironmentRecord | None] = field(default_factory=dict)
+    nodes: dict[str, NodeRecord | None] = field(default_factory=dict)
+    operations: dict[str, OperationRecord | None] = field(default_factory=dict)
+    requests: dict[str, RequestRecord] = field(default_factory=dict)
+    domains: dict[str, str | None] = field(default_factory=dict)
+    events: list[tuple[str, int, bytes]] = field(default_factory=list)
+    """App, id and serialized event."""
+    removed_apps: set[str] = field(default_factory=set)
+    """Apps removed at some moment, even if another of the name came after."""
+    operations_of: dict[str, set[str]] = field(default_factory=dict)
+    """The operations in `operations`, by app."""
+    expired_requests: list[str] = field(default_factory=list)
+    """Request ids that go if they have expired."""
+    forgotten_events: list[tuple[str, int]] = field(default_factory=list)
+    """Apps, each with the id up to which its events go."""
+    oldest_revision: int = 0
+    """The change log up to here goes; 0 for none of it."""
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.apps
+            or self.environments
+            or self.nodes
+            or self.operations
+            or self.requests
+            or self.events
+            or self.expired_requests
+            or self.forgotten_events
+            or self.oldest_revision
+        )
+
+    def take(self, other: Layer) -> None:
+        """Add the changes of a layer above."""
+        self.apps.update(other.apps)
+        self.environments.update(other.environments)
+        self.nodes.update(other.nodes)
+        self.operations.update(other.operations)
+        self.requests.update(other.requests)
+        self.domains.update(other.domains)
+        self.events += other.events
+        self.removed_apps |= other.removed_apps
+        for app, names in other.operations_of.items():
+            self.operations_of.setdefault(app, set()).update(names)
+        self.expired_requests += other.expired_requests
+        self.forgotten_events += other.forgotten_events
+        self.oldest_revision = max(self.oldest_revision, other.oldest_revision)
+
+
+@dataclass
+class Batch:
+    """Commands that share one commit."""
+
+    state: State
+    find_request: Callable[[str], RequestRecord | None]
+    """Reads a stored request by id."""
+    layer: Layer = field(default_factory=Layer)
+    commits: list[tuple[int, int, Layer]] = field(default_factory=list)
+    """Revision, time (µs) and changes of each command that changed something."""
+
+    @property
+    def revision(self) -> int:
+        """The newest revision, this batch's included."""
+        return self.commits[-1][0] if self.commits else self.state.revision
+
+    def begin(self, now: int) -> CommandTransaction:
+        """Begin the next command; it has no effect until it is given to `keep`."""
+        return CommandTransaction(self, self.revision + 1, now)
+
+    def keep(self, transaction: CommandTransaction) -> None:
+        """Take a finished command's changes into the batch."""
+        if transaction.layer:
+            self.layer.take(transaction.layer)
+            self.commits.append((transaction.revision, transaction.now, transaction.layer))
+
+
+class CommandTransaction:
+    """The `Transaction` of one command."""
+
+    def __init__(self, batch: Batch, revision: int, now: int) -> None:
+        self.layer = Layer()
+        self._below = batch.layer
+        self._batch = batch
+        self._mirror = batch.state.mirror
+        self._revision = revision
+        self._now = now
+
+    @property
+    def now(self) -> int:
+        """Time of the transaction, microseconds since the Unix epoch."""
+        return self._now
+
+    @property
+    def revision(self) -> int:
+        """The revision under which this command's changes are logged."""
+        return self._revision
+
+    # Each read asks the command's layer, then the batch's, then the mirror.
+
+    def app(self, name: str) -> AppRecord | None:
+        """Return an app."""
+        for layer in (self.layer.apps, self._below.apps):
+            if name in layer:
+                return layer[name]
+        return self._mirror.apps.get(name)
+
+    def put_app(self, record: AppRecord) -> None:
+        """Insert or replace an app, with its domains. Raises SupervisorError DOMAIN_TAKEN."""
+        name, old = record.name, self.app(record.name)
+        before = set(old.spec.domains) if old else _NONE
+        after = set(record.spec.domains)
+        if old is not None and old.uid != record.uid:
+            self.delete_app(name)
+            before = _NONE
+        if before != after:
+            for domain in after - before:
+                if self._owner(domain) not in (None, name):
+                    raise SupervisorError(
+                        "DOMAIN_TAKEN",
+                        f"The domain {domain} belongs to another app.",
+                        resource=name,
+                        metadata={"domain": domain},
+                    )
+            self.layer.domains.update(dict.fromkeys(before - after))
+            self.layer.domains.update(dict.fromkeys(after - before, name))
+        self.layer.apps[name] = replace(record, revision=self._revision)
+
+    def delete_app(self, name: str) -> None:
+        """Remove an app; its events stay."""
+        old = self.app(name)
+        if old is None:
+            return
+        self.layer.domains.update(dict.fromkeys(old.spec.domains))
+        self.layer.apps[name] = None
+        self.layer.removed_apps.add(name)
+
+    def _owner(self, domain: str) -> str | None:
+        for layer in (self.layer.domains, self._below.domains):
+            if domain in layer:
+                return layer[domain]
+        return self._batch.state.domains.get(domain)
+
+    def count_apps(self, environment: str) -> int:
+        """Count the apps of an environment."""
+        count = self._mirror.count_in(environment)
+        for name in self._below.apps.keys() | self.layer.apps.keys():
+            old, new = self._mirror.apps.get(name), self.app(name)
+            count -= old is not None and old.spec.environment == environment
+            count += new is not None and new.spec.environment == environment
+        return count
+
+    def environment(self, name: str) -> EnvironmentRecord | None:
+        """Return an environment."""
+        for layer in (self.layer.environments, self._below.environments):
+            if name in layer:
+                return layer[name]
+        return self._mirror.environments.get(name)
+
+    def put_environment(self, record: EnvironmentRecord) -> None:
+        """Insert or replace an environment."""
+        self.layer.environments[record.name] = replace(record, revision=self._revision)
+
+    def delete_environment(self, name: str) -> None:
+        """Remove an environment."""
+        if self.environment(name) is not None:
+            self.layer.environments[name] = None
+
+    def node(self, name: str) -> NodeRecord | None:
+        """Return a node."""
+        for layer in (self.layer.nodes, self._below.nodes):
+            if name in layer:
+                return layer[name]
+        return self._mirror.nodes.get(name)
+
+    def nodes(self, environment: str) -> list[NodeRecord]:
+        """Return an environment's nodes, by name."""
+        prefix = f"{environment}/nodes/"
+        names = set(self._stored_nodes(prefix))
+        for layer in (self.layer.nodes, self._below.nodes):
+            names.update(name for name in layer if name.startswith(prefix))
+        found = (self.node(name) for name in sorted(names))
+        return [node for node in found if node is not None]
+
+    def _stored_nodes(self, prefix: str) -> Iterator[str]:
+        after = prefix
+        while page := self._mirror.nodes.page(after, _PAGE):
+            for entry in page:
+                if not entry.key.startswith(prefix):
+                    return
+                yield entry.key
+            after = page[-1].key
+
+    def put_node(self, record: NodeRecord) -> None:
+        """Insert or replace a node."""
+        self.layer.nodes[record.name] = replace(record, revision=self._revision)
+
+    def delete_node(self, name: str) -> None:
+        """Remove a node."""
+        if self.node(name) is not None:
+            self.layer.nodes[name] = None
+
+    def operation(self, name: str) -> OperationRecord | None:
+        """Return an operation."""
+        for layer in (self.layer.operations, self._below.operations):
+            if name in layer:
+                return layer[name]
+        return self._mirror.operations.get(name)
+
+    def open_operations(self, app: str) -> list[OperationRecord]:
+        """Return the operations of an app that are not done, oldest first."""
+        names = {operation.name for operation in self._mirror.open_operations(app)}
+        for layer in (self.layer, self._below):
+            names |= layer.operations_of.get(app, _NONE)
+        found = (self.operation(name) for name in sorted(names))
+        return [it for it in found if it is not None and not it.done and it.app == app]
+
+    def put_operation(self, record: OperationRecord) -> None:
+        """Insert or replace an operation."""
+        self.layer.operations[record.name] = replace(record, revision=self._revision)
+        self.layer.operations_of.setdefault(record.app, set()).add(record.name)
+
+    def delete_operation(self, name: str) -> None:
+        """Remove an operation."""
+        if self.operation(name) is not None:
+            self.layer.operations[name] = None
+
+    def add_event(self, app: str, event: AppEvent) -> None:
+        """Append to an app's timeline; the store sets `name` and `create_time`."""
+        number = len(self.layer.events)
+        if number >= EVENTS_PER_COMMAND:
+            raise ValueError(f"A command adds at most {EVENTS_PER_COMMAND} events")
+        event_id = self._revision * EVENTS_PER_COMMAND + number
+        stored = AppEvent()
+        stored.CopyFrom(event)
+        stored.name = f"{app}/events/{event_id:016x}"
+        stored.create_time.FromMicroseconds(self._now)
+        self.layer.events.append((app, event_id, stored.SerializeToString()))
+
+    def request(self, request_id: str) -> RequestRecord | None:
+        """Return the record of a request id that has not expired."""
+        found = (
+            self.layer.requests.get(request_id)
+            or self._below.requests.get(request_id)
+            or self._batch.find_request(request_id)
+        )
+        return found if found is not None and found.expire_time > self._now else None
+
+    def put_request(self, record: RequestRecord) -> None:
+        """Remember a request's result."""
+        self.layer.requests[record.request_id] = record
+
+    # What only pruning does.
+
+    def forget_expired_request(self, request_id: str) -> None:
+        """Forget a request unless it has been made again meanwhile."""
+        self.layer.expired_requests.append(request_id)
+
+    def forget_events(self, app: str, up_to: int) -> None:
+        """Forget an app's events up to an id."""
+        self.layer.forgotten_events.append((app, up_to))
+
+    def forget_changes(self, up_to: int) -> None:
+        """Forget the change log up to a revision."""
+        self.layer.oldest_revision = up_to

@@ -1,0 +1,180 @@
+"""Durable writes of the catalog's store: commands per second and microseconds of each part.
+
+Run as `python -m tests.bench.store_writes [--quick]`. A command is what CreateApp and the follow-up
+of the reconciler do, in rows and reads; clients wait for each answer before the next command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent, OperationMetadata
+from appsupervisor.runtime.v1.runtime_environment_pb2 import State
+from services.control_plane.store.interface import CatalogStore, Transaction
+from services.control_plane.store.records import AppRecord, OperationRecord, RequestRecord, Version
+from services.control_plane.store.sql_store import open_store
+
+DAY = 86_400_000_000
+WRITERS = (1, 16, 64)
+
+
+def spec(name: str) -> App:
+    app = App(
+        name=name,
+        display_name="A shop of books",
+        entrypoint="notes.app:create_app",
+        environment="environments/default",
+        domains=[f"{name.removeprefix('apps/')}.example.com"],
+    )
+    app.labels.update({"tier": "gold", "tenant": "t-1234"})
+    app.config.update({"title": "Books", "currency": "EUR", "page_size": 20})
+    app.env.update({"LANG": "en", "FEATURES": "search,cart"})
+    return app
+
+
+def create(name: str) -> Callable[[Transaction], AppRecord]:
+    """What CreateApp does: three reads, five kinds of rows."""
+    request_id = str(uuid.uuid4())
+
+    def command(tx: Transaction) -> AppRecord:
+        assert tx.request(request_id) is None
+        assert tx.environment("environments/default") is not None
+        assert tx.app(name) is None
+        uid = str(uuid.uuid4())
+        record = AppRecord(
+            name=name,
+            uid=uid,
+            spec=spec(name),
+            status=App(state=State.PENDING),
+            generation=1,
+            target=Version(1, 1),
+            create_time=tx.now,
+            update_time=tx.now,
+        )
+        tx.put_app(record)
+        operation = OperationRecord(
+            name=f"operations/{tx.revision:016x}",
+            app=name,
+            app_uid=uid,
+            verb="create",
+            goal=record.target,
+            metadata=OperationMetadata(target=name, verb="create", step="accepted", actor="bench"),
+            create_time=tx.now,
+            deadline=tx.now + 60_000_000,
+        )
+        tx.put_operation(operation)
+        tx.add_event(
+            name, AppEvent(type="Created", message="The app was created.", actor="bench", app_uid=uid)
+        )
+        tx.put_request(RequestRecord(request_id, "0" * 64, b"x" * 120, tx.now + DAY))
+        return record
+
+    return command
+
+
+def follow_up(name: str) -> Callable[[Transaction], None]:
+    """What the reconciler does once the app runs: the app again, its operation again."""
+
+    def command(tx: Transaction) -> None:
+        record = tx.app(name)
+        assert record is not None
+        status = App(state=State.RUNNING, observed_generation=1, uri="http://127.0.0.1:8080")
+        (operation,) = tx.open_operations(name)
+        tx.put_app(
+            AppRecord(
+                **{
+                    **{key: value for key, value in vars(record).items() if key != "public"},
+                    "status": status,
+                    "node": "environments/default/nodes/node-1",
+                    "served": record.target,
+                }
+            )
+        )
+        values = {**vars(operation), "done": True, "response": record.public, "expire_time": tx.now + DAY}
+        tx.put_operation(OperationRecord(**values))
+
+    return command
+
+
+def drive(store: CatalogStore, writers: int, seconds: float, round_number: int) -> tuple[float, list[float]]:
+    """Return CreateApp commands per second (each followed up once) and the latency of each."""
+    latencies: list[list[float]] = [[] for _ in range(writers)]
+    begin = time.perf_counter()
+    end = begin + seconds
+
+    def client(number: int) -> None:
+        count = 0
+        while time.perf_counter() < end:
+            name = f"apps/a{round_number}-{writers}-{number}-{count}"
+            count += 1
+            started = time.perf_counter()
+            store.write(create(name)).result()
+            latencies[number].append(time.perf_counter() - started)
+            store.write(follow_up(name))
+
+    threads = [threading.Thread(target=client, args=(number,)) for number in range(writers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    store.write(lambda tx: None).result()
+    elapsed = time.perf_counter() - begin
+    done = [latency for of_client in latencies for latency in of_client]
+    return len(done) / elapsed, sorted(done)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one short round of each")
+    parser.add_argument("--apps", type=int, default=0, help="apps to load at open; 0 for 20,000 or 100,000")
+    arguments = parser.parse_args()
+    rounds, seconds = (1, 1.0) if arguments.quick else (3, 3.0)
+    with tempfile.TemporaryDirectory(dir=".") as directory:
+        writes(Path(directory), rounds, seconds)
+        loading(Path(directory), arguments.apps or (20_000 if arguments.quick else 100_000))
+
+
+def writes(directory: Path, rounds: int, seconds: float) -> None:
+    store = open_store(f"sqlite:///{directory}/writes.db")
+    print("CreateApp + one follow-up each, durable (WAL, synchronous=FULL)")
+    print(f"{'writers':>8} {'creates/s':>10} {'commands/s':>11} {'p50 ms':>8} {'p99 ms':>8}")
+    try:
+        for writers in WRITERS:
+            results = [drive(store, writers, seconds, number) for number in range(rounds)]
+            rate = statistics.median(result[0] for result in results)
+            latencies = sorted(latency for result in results for latency in result[1])
+            p50, p99 = (1000 * latencies[int(len(latencies) * q)] for q in (0.5, 0.99))
+            print(f"{writers:>8} {rate:>10.0f} {2 * rate:>11.0f} {p50:>8.2f} {p99:>8.2f}")
+    finally:
+        store.close()
+
+
+def loading(directory: Path, apps: int) -> None:
+    url = f"sqlite:///{directory}/loading.db"
+    store = open_store(url)
+    begin = time.perf_counter()
+    for start in range(0, apps, 5_000):
+        futures = [
+            store.write(create(f"apps/a{number}")) for number in range(start, min(apps, start + 5_000))
+        ]
+        for future in futures:
+            future.result()
+    elapsed = time.perf_counter() - begin
+    store.close()
+    print(f"{apps} creates, 5,000 at a time: {apps / elapsed:.0f}/s, {1e6 * elapsed / apps:.0f} µs each")
+    begin = time.perf_counter()
+    store = open_store(url)
+    elapsed = time.perf_counter() - begin
+    print(f"open with {len(store.mirror.apps)} apps and as many operations: {elapsed:.2f} s")
+    store.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What every test may use: the `tool` marker, for tests that need a program a user may lack."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def tool_path() -> str:
+    """Return PATH and, behind it, where .ci/run and `go install` put programs."""
+    folders = [os.environ.get("PATH", ""), str(ROOT / ".cache/tools/bin")]
+    folders.append(str(ROOT / ".cache/tools/node_modules/.bin"))
+    folders.append(os.environ.get("GOBIN", ""))
+    folders += [f"{path}/bin" for path in os.environ.get("GOPATH", "").split(os.pathsep) if path]
+    folders.append(str(Path.home() / "go/bin"))
+    return os.pathsep.join(folder for folder in folders if folder)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose programs are missing; where everything is to be checked that is a failure."""
+    wanted = [name for mark in item.iter_markers("tool") for name in mark.args]
+    missing = [name for name in wanted if shutil.which(name, path=tool_path()) is None]
+    if not missing:
+        return
+    message = f"needs {', '.join(missing)} on PATH (bash .ci/run installs what it can)"
+    if os.environ.get("CI") == "true":
+        pytest.fail(message, pytrace=False)
+    pytest.skip(message)
+
+
+@pytest.fixture
+def run_tool(tmp_path: Path) -> "RunTool":
+    """Return a function that runs a program found by the `tool` marker and returns what it printed."""
+    return RunTool(tmp_path)
+
+
+class RunTool:
+    """Runs programs of the `tool` marker in a folder of the test's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(
+        self, *command: str, cwd: Path | None = None, timeout: float = 60, **env: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `command` for at most `timeout` seconds; the caller judges its exit code."""
+        program = shutil.which(command[0], path=tool_path())
+        assert program is not None, f"{command[0]}: name it in the test's tool marker"
+        return subprocess.run(
+            [program, *command[1:]],
+            cwd=cwd or self.folder,
+            env={**os.environ, "PATH": tool_path(), **env},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
