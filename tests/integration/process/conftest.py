@@ -116,7 +116,8 @@ class Guests:
         context = AppContext(
             app=app, instance=name, generation=more.get("generation", 1), config=more.get("config", {}),
             env=more.get("env", {}), secrets=more.get("secrets", {}),
-            database_url=more.get("database_url"), data_dir=data_dir, logger=logging.getLogger(f"guest.{app}"),
+            database_url=more.get("database_url"), data_dir=data_dir,
+            logger=logging.getLogger(f"guest.{app}"),
         )  # fmt: skip
         exits = self.exits.setdefault(app, [])
         blocked = self.blocked.setdefault(app, [])

@@ -15,6 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import BlockAction, Limits
 from runtime_node.lanes.process import procfs
+from runtime_node.lanes.process.zygote import Zygote
 from services.rpc.errors import SupervisorError
 
 from .conftest import APPS, Guests, alive, request, until
@@ -137,7 +138,7 @@ async def test_a_blocked_loop_is_only_reported_where_the_policy_says_so(guests: 
 
 async def test_a_blocked_loop_ends_the_guest_where_the_policy_says_so(guests: Guests) -> None:
     limits = Limits(block_budget=Duration(nanos=200_000_000), block_action=BlockAction.STOP)
-    app, error = await crash(guests, "/gil", "20", limits=limits)
+    _, error = await crash(guests, "/gil", "20", limits=limits)
     assert error.reason == "APP_BLOCKED_LOOP"
 
 
@@ -197,7 +198,7 @@ asyncio.run(main())
 async def test_a_killed_node_leaves_no_orphan(tmp_path: Path) -> None:
     root = str(Path(__file__).parents[3])
     env = {**os.environ, "PYTHONPATH": f"{root}:{root}/gen"}
-    node = subprocess.Popen(
+    node = subprocess.Popen(  # noqa: ASYNC220
         [sys.executable, "-c", NODE, str(APPS), str(tmp_path), root], stdout=subprocess.PIPE, env=env
     )
     try:
@@ -217,8 +218,6 @@ async def test_a_module_that_starts_threads_is_not_preloaded(tmp_path: Path) -> 
     (tmp_path / "threaded.py").write_text(
         "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n"
     )
-    from runtime_node.lanes.process.zygote import Zygote
-
     sys.path.insert(0, str(tmp_path))
     try:
         zygote = Zygote.launch([], preload=["threaded", "json"])
