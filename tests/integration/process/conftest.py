@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
 from runtime_node.context import AppContext
@@ -142,6 +143,7 @@ class Guests:
 
 @pytest.fixture
 async def guests(tmp_path: Path) -> AsyncIterator[Guests]:
+    uvloop.new_event_loop().close()  # the first one opens a pipe that libuv keeps for the process's life
     zygote = Zygote.launch([APPS], preload=[])
     before = len(os.listdir("/proc/self/fd"))
     lane = ProcessLane(zygote)
