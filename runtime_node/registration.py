@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import grpc
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
 from runtime_node.instances.feed import InstanceFeed
 from runtime_node.instances.terms import seconds
 from services.rpc.status import reason_of
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 log = logging.getLogger("runtime_node.registration")
 
@@ -67,7 +69,8 @@ class Registration:
             sleep=self._sleep,
         ):
             with attempt:
-                response = await fleet.RegisterNode(self._request(), timeout=CALL_TIMEOUT)
+                call: Any = fleet.RegisterNode(self._request(), timeout=CALL_TIMEOUT)
+                response: fleet_pb2.RegisterNodeResponse = await call
         interval = seconds(response.registration_interval)
         self._interval = interval if interval > 0 else DEFAULT_INTERVAL
         self._told = ""

@@ -15,10 +15,10 @@ import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
+
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import add_RuntimeEnvironmentServicer_to_server
@@ -41,6 +41,7 @@ from runtime_node.lanes.ownership import limit_worker_threads_by_owner, prepare_
 from runtime_node.lanes.process.lane import ProcessLane
 from runtime_node.lanes.process.zygote import Zygote
 from runtime_node.lanes.shared import SharedLane
+from runtime_node.lanes.thread import ThreadLane
 from runtime_node.loader import Loader
 from runtime_node.registration import Registration
 from runtime_node.servicer import RuntimeServicer
@@ -101,7 +102,7 @@ class Node:
                 feed=self.feed, routes=Routes(router), databases=databases,
                 max_instances=settings.max_instances,
             )  # fmt: skip
-            probes = Probes(front.loop, settings.base_domain, lambda i: self.host.conductor.reassess(i))
+            probes = Probes(front.loop, settings.base_domain, self.host.reassess)
             figures = FigureSweep(self.feed.measured)
             stack.push_async_callback(_quietly, "probes", probes.close)
             self.host.conductor = Conductor(
@@ -116,7 +117,9 @@ class Node:
             # 5. The API, ended only after its streams have told how every instance ended.
             servicer = RuntimeServicer(self.host, self.feed, self.status)
             service = Service(
-                "appsupervisor.runtime.v1.RuntimeEnvironment", add_RuntimeEnvironmentServicer_to_server, servicer
+                "appsupervisor.runtime.v1.RuntimeEnvironment",
+                add_RuntimeEnvironmentServicer_to_server,
+                servicer,
             )
             server = RpcServer([service])
             self.listen = Address(settings.listen.host, await server.start(str(settings.listen)))
@@ -145,6 +148,8 @@ class Node:
         lanes: dict[Tier, Lane] = {}
         shared = SharedLane(loader, front.loop, LoopLag(front.loop).read)
         lanes[shared.tier] = shared
+        thread = ThreadLane(loader, front.loop)
+        lanes[thread.tier] = thread
         if self._zygote is not None:
             process = ProcessLane(self._zygote)
             lanes[process.tier] = process

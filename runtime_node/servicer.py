@@ -29,9 +29,7 @@ class RuntimeServicer(RuntimeEnvironmentServicer):
         """Return who this node is and what it carries."""
         return self._status()
 
-    async def StartInstance(
-        self, request: pb.StartInstanceRequest, context: Any
-    ) -> pb.StartInstanceResponse:
+    async def StartInstance(self, request: pb.StartInstanceRequest, context: Any) -> pb.StartInstanceResponse:
         """Accept an instance."""
         return pb.StartInstanceResponse(instance=self._host.start(request.spec))
 
@@ -50,9 +48,7 @@ class RuntimeServicer(RuntimeEnvironmentServicer):
         """Return one instance."""
         return self._host.get(request.name)
 
-    async def ListInstances(
-        self, request: pb.ListInstancesRequest, context: Any
-    ) -> pb.ListInstancesResponse:
+    async def ListInstances(self, request: pb.ListInstancesRequest, context: Any) -> pb.ListInstancesResponse:
         """Return a page of instances."""
         page, token = self._host.list(request.parent, request.page_size, request.page_token)
         return pb.ListInstancesResponse(instances=page, next_page_token=token)

@@ -71,7 +71,9 @@ def read_settings(
     add = _Adder(parser, variables)
     add("--listen", _address, "127.0.0.1:7401", "where the gRPC API listens; port 0 takes a free one")
     add("--http-listen", _address, "127.0.0.1:8080", "where the apps' HTTP listens; port 0 takes a free one")
-    add("--control-plane", str, "", "host:port of the control plane to join; without it the node stands alone")
+    add(
+        "--control-plane", str, "", "host:port of the control plane to join; without it the node stands alone"
+    )
     add("--environment", _id, "default", "environment that the node belongs to")
     add("--node", _id, "node-1", "name of the node, unique in its environment")
     add("--data-dir", Path, "data/node-1", "directory that holds the apps' data; of this node alone")
@@ -86,7 +88,9 @@ def read_settings(
     )  # fmt: skip
     add("--concurrent-starts", _count, "16", "how many apps start at the same time")
     add("--shutdown-timeout", float, "30", "seconds for draining all apps at the node's end")
-    add.many("--trusted-proxy", str, ",", "address or network whose X-Forwarded-* is believed; may be repeated")
+    add.many(
+        "--trusted-proxy", str, ",", "address or network whose X-Forwarded-* is believed; may be repeated"
+    )
     add("--log-level", _level, "INFO", "least level that is logged: DEBUG, INFO, WARNING or ERROR")
     parsed = parser.parse_args(arguments)
     return NodeSettings(
@@ -132,13 +136,18 @@ class _Adder:
             self._parser.error(f"{name}: {mistake}")
         # A flag given at all replaces what the environment says, instead of adding to it.
         self._parser.add_argument(
-            flag, type=kind, action=_Replace, default=default, help=f"{text} ({name})", metavar=flag[2:].upper()
+            flag,
+            type=kind,
+            action=_Replace,
+            default=default,
+            help=f"{text} ({name})",
+            metavar=flag[2:].upper(),
         )
 
 
 class _Replace(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        seen = getattr(namespace, "_given", set())
+        seen: set[str] = getattr(namespace, "_given", set())
         items = [*getattr(namespace, self.dest), values] if self.dest in seen else [values]
         setattr(namespace, self.dest, items)
         namespace._given = {*seen, self.dest}

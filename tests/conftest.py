@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,16 @@ class RunTool:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def folder_of(self, program: str) -> Path:
+        """Return the folder in which a program was found."""
+        found = shutil.which(program, path=tool_path())
+        assert found is not None
+        return Path(found).parent
+
+    def python(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run this Python."""
+        return self(sys.executable, *arguments, cwd=cwd)
 
     def __call__(
         self, *command: str, cwd: Path | None = None, timeout: float = 60, **env: str

@@ -362,7 +362,9 @@ class Conductor:
         past.tier_floor = tier
         past.blocks.clear()
         past.restart_count += 1
-        text = f"It blocked its event loop {BLOCKS} times within {BLOCK_PERIOD:g} s and runs in a stricter tier."
+        text = (
+            f"It blocked its event loop {BLOCKS} times within {BLOCK_PERIOD:g} s and runs in a stricter tier."
+        )
         instance.set_condition(DEMOTED, True, "APP_BLOCKED_LOOP", text, self._wall())
         self._log(instance, "demoted", level=logging.WARNING, tier=IsolationTier.Name(tier))
         self._start_over(instance, Event.RESTART)
@@ -426,9 +428,11 @@ class Conductor:
             report = await asyncio.wait_for(running.stop(limit), 2 * limit + _CUT_GRACE + 5.0)
         except TimeoutError:
             report = StopReport(leaks=("what its lane could not take down in time",))
-        except Exception as fault:  # noqa: BLE001 - a lane's fault must not keep the instance from ending
+        except Exception as fault:
             log.exception("stop failed", extra={"action": "instance.stop_fault", "instance": instance.name})
-            report = StopReport(error=SupervisorError("INTERNAL", f"The node failed at it: {type(fault).__name__}."))
+            report = StopReport(
+                error=SupervisorError("INTERNAL", f"The node failed at it: {type(fault).__name__}.")
+            )
         self._record_stop(instance, report, cut)
 
     def _record_stop(self, instance: Instance, report: StopReport, cut: int) -> None:
@@ -462,7 +466,9 @@ class Conductor:
                 extra={"action": "instance.fault", "instance": instance.name},
             )  # fmt: skip
 
-    def _from_any_thread(self, call: Callable[..., None], instance: Instance, number: int, *args: Any) -> None:
+    def _from_any_thread(
+        self, call: Callable[..., None], instance: Instance, number: int, *args: Any
+    ) -> None:
         try:
             self._loop.call_soon_threadsafe(call, instance, number, *args)
         except RuntimeError:
@@ -475,7 +481,9 @@ class Conductor:
             instance.ready_changed = self._wall()
         instance.health = self._health(instance)
         level = logging.WARNING if instance.state == State.FAILED else logging.INFO
-        self._log(instance, "state", level=level, state=State.Name(instance.state), was=State.Name(old), **facts)
+        self._log(
+            instance, "state", level=level, state=State.Name(instance.state), was=State.Name(old), **facts
+        )
         self._hooks.changed(instance)
 
     def _health(self, instance: Instance) -> Health.ValueType:

@@ -6,8 +6,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from google.protobuf.struct_pb2 import ListValue, Struct, Value
+
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.context import AppContext
 from runtime_node.instances.rules import app_id
 

@@ -1,4 +1,4 @@
-"""The data directories of apps on this node, `<data-dir>/apps/<app>.<uid>/`, and the database URL each app gets.
+"""The data directories of apps, `<data-dir>/apps/<app>.<uid>/`, and the database URL each app gets.
 
 Ids are checked before they come here; a path that would leave the data directory is refused all the same.
 """

@@ -9,13 +9,14 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 
+from google.protobuf.duration_pb2 import Duration
+
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     InstanceError,
     InstanceFigures,
     WatchInstancesResponse,
 )
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
-from google.protobuf.duration_pb2 import Duration
 from runtime_node.instances.record import Instance
 from services.rpc.errors import Code, SupervisorError
 from services.rpc.feed import ChangeFeed, Entry
@@ -33,7 +34,11 @@ class InstanceFeed:
     """The log of changes of one incarnation. Written and read on the control loop alone."""
 
     def __init__(
-        self, node: str, incarnation: str, clock: Callable[[], float] = time.monotonic, tombstones: int = 20_000
+        self,
+        node: str,
+        incarnation: str,
+        clock: Callable[[], float] = time.monotonic,
+        tombstones: int = 20_000,
     ) -> None:
         self.node = node
         self.incarnation = incarnation

@@ -12,6 +12,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 
+from sortedcontainers import SortedDict
+
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Activation,
     InstanceSpec,
@@ -30,7 +32,6 @@ from runtime_node.instances.routes import Routes
 from runtime_node.instances.states import initial
 from runtime_node.instances.terms import limit_terms
 from services.rpc.errors import SupervisorError
-from sortedcontainers import SortedDict
 
 log = logging.getLogger("runtime_node.instances")
 
@@ -154,7 +155,7 @@ class InstanceHost:
         return page, ""
 
     async def shutdown(self, deadline: float) -> int:
-        """Refuse new instances, stop all at once, wait at most `deadline` seconds; return how many are left."""
+        """Refuse new instances, stop all, wait at most `deadline` seconds; return how many are left."""
         self.draining = True
         for instance in list(self._instances.values()):
             self.conductor.stop(instance)
@@ -177,6 +178,10 @@ class InstanceHost:
         app = instance.app
         self._routes.update(app, self._apps.get(app, ()))
         self._feed.changed(instance)
+
+    def reassess(self, instance: Instance) -> None:
+        """A probe of an instance came out otherwise than before."""
+        self.conductor.reassess(instance)
 
     async def gone(self, instance: Instance) -> None:
         """An instance has ended: forget it, carry out a purge that waited for it, tell the watchers."""
@@ -274,6 +279,7 @@ def _read_token(token: str, parent: str) -> str:
     of, _, last = raw.partition("\n")
     if of != parent or not last:
         raise SupervisorError(
-            "INVALID_PAGE_TOKEN", "The page token is none of this node's, or the parent changed between pages."
+            "INVALID_PAGE_TOKEN",
+            "The page token is none of this node's, or the parent changed between pages.",
         )
     return last

@@ -9,6 +9,8 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Activation,
     Condition,
@@ -20,15 +22,14 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     State,
 )
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
-from google.protobuf.timestamp_pb2 import Timestamp
 from runtime_node.instances.rules import app_id
 from runtime_node.instances.states import StateValue
 from runtime_node.instances.supervision import RestartHistory
 from services.rpc.errors import SupervisorError
 
 if TYPE_CHECKING:
-    from runtime_node.instances.conductor import Conductor
     from runtime_node.http.gate import Gate
+    from runtime_node.instances.conductor import Conductor
     from runtime_node.instances.probes import Probe
     from runtime_node.lanes.lane import RunningApp
 
@@ -183,9 +184,7 @@ class Instance:
             self.history = History()
         return self.history
 
-    def set_condition(
-        self, kind: str, holds: bool, reason: str, message: str, now: float
-    ) -> None:
+    def set_condition(self, kind: str, holds: bool, reason: str, message: str, now: float) -> None:
         """Set a condition; its transition time changes with its status alone."""
         status = Condition.TRUE if holds else Condition.FALSE
         conditions = self.past().conditions

@@ -1,4 +1,4 @@
-"""Which instance of an app answers its requests: the newest that is ready, else the newest that may become so."""
+"""Which instance of an app answers its requests: the newest that is ready, else the newest at all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from runtime_node.http.router import Router
 from runtime_node.instances.record import Instance
 from runtime_node.instances.states import StateValue
 
-# A start holds its requests and a failure answers them with its reason; both only where nobody else can serve.
+# A start holds its requests, a failure answers them with its reason: only where nobody else can serve.
 _RANK: dict[StateValue, int] = {
     State.RUNNING: 2,
     State.IDLE: 2,

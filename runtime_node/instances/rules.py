@@ -1,9 +1,12 @@
-"""What a command may say: every rule of InstanceSpec and of the requests' names, all violations at once. Pure."""
+"""What a command may say: every rule of InstanceSpec and of names, all violations at once. Pure."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Activation,
@@ -15,8 +18,6 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     RestartPolicy,
     StopInstanceRequest,
 )
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
 from runtime_node.instances.terms import seconds
 from services.rpc.errors import SupervisorError, Violation, invalid_fields
 
@@ -187,7 +188,9 @@ def _limits(at: str, limits: Limits) -> Found:
 
 
 def _health_check(at: str, check: HealthCheck) -> Found:
-    if check.path and not (check.path.startswith("/") and len(check.path) <= 1024 and check.path.isprintable()):
+    if check.path and not (
+        check.path.startswith("/") and len(check.path) <= 1024 and check.path.isprintable()
+    ):
         yield Violation(f"{at}.path", "must begin with / and have at most 1,024 printable characters")
     yield from _optional_span(check, at, "interval", 0.1, HOUR, "100 ms to 1 hour")
     yield from _optional_span(check, at, "timeout", 0.01, MINUTE, "10 ms to 1 minute")

@@ -15,9 +15,9 @@ class Slot:
 
     __slots__ = ("_slots", "_timer")
 
-    def __init__(self, slots: StartSlots, timer: asyncio.TimerHandle) -> None:
+    def __init__(self, slots: StartSlots, patience: float) -> None:
         self._slots: StartSlots | None = slots
-        self._timer = timer
+        self._timer = asyncio.get_running_loop().call_later(patience, self.release)
 
     def release(self) -> None:
         """Give the slot back; repeats do nothing."""
@@ -62,10 +62,7 @@ class StartSlots:
         return self._slot()
 
     def _slot(self) -> Slot:
-        holder: list[Slot] = []
-        timer = asyncio.get_running_loop().call_later(self._patience, lambda: holder[0].release())
-        holder.append(Slot(self, timer))
-        return holder[0]
+        return Slot(self, self._patience)
 
     def _free(self) -> None:
         while self._waiting:

@@ -1,19 +1,20 @@
 """The states of an instance and the events that lead from one to another. Pure.
 
-    (accepted, EAGER) ─► PENDING ─begin► STARTING ─ready► RUNNING ─sleep► IDLE ◄─ (accepted, ON_REQUEST)
-                            ▲               │ fail           │ crash        │ wake
-                            ├──retry─── FAILED ◄─────────────┤              └────► PENDING
-                            └──restart─ STOPPED ◄──finish────┘
-    every state ─stop► STOPPING ─► gone
+(accepted, EAGER) ─► PENDING ─begin► STARTING ─ready► RUNNING ─sleep► IDLE ◄─ (accepted, ON_REQUEST)
+                        ▲               │ fail           │ crash        │ wake
+                        ├──retry─── FAILED ◄─────────────┤              └────► PENDING
+                        └──restart─ STOPPED ◄──finish────┘
+every state ─stop► STOPPING ─► gone
 """
 
 from __future__ import annotations
 
 from enum import Enum, auto
+from typing import TypeAlias
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import State
 
-StateValue = State.ValueType
+StateValue: TypeAlias = State.ValueType
 
 
 class Event(Enum):

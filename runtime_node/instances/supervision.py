@@ -82,6 +82,4 @@ def backoff_range(terms: RestartTerms, number: int) -> tuple[float, float]:
     """
     # 2**32 first delays exceed any allowed ceiling; the bound keeps the power finite.
     delay = min(terms.max_backoff, terms.min_backoff * 2.0 ** min(number - 1, 32))
-    return max(terms.min_backoff, 0.75 * delay), max(
-        terms.min_backoff, min(terms.max_backoff, 1.25 * delay)
-    )
+    return max(terms.min_backoff, 0.75 * delay), max(terms.min_backoff, min(terms.max_backoff, 1.25 * delay))

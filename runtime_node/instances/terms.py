@@ -1,4 +1,4 @@
-"""The terms an instance runs under: its spec's limits, probe and restart policy with every default filled in. Pure.
+"""The terms an instance runs under: limits, probe and restart policy with every default filled in. Pure.
 
 The defaults are those that runtime_environment.proto documents.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     BlockAction,
     HealthCheck,
@@ -15,8 +18,6 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Limits,
     RestartPolicy,
 )
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
 
 MIB = 1024 * 1024
 
@@ -74,9 +75,7 @@ def _limit_terms(raw: bytes) -> LimitTerms:
     limits = Limits.FromString(raw)
     return LimitTerms(
         max_concurrent_requests=limits.max_concurrent_requests or 64,
-        max_queued_requests=(
-            limits.max_queued_requests if limits.HasField("max_queued_requests") else 128
-        ),
+        max_queued_requests=(limits.max_queued_requests if limits.HasField("max_queued_requests") else 128),
         request_timeout=_span(limits, "request_timeout", 30.0),
         start_timeout=_span(limits, "start_timeout", 30.0),
         stop_timeout=_span(limits, "stop_timeout", 10.0),

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from functools import lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import TypeAlias
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, IsolationTier
 from runtime_node.lanes.lane import Lane
 from runtime_node.loader import parse_entrypoint
 from services.rpc.errors import SupervisorError
 
-Tier = IsolationTier.ValueType
+Tier: TypeAlias = IsolationTier.ValueType
 
 _ORDER: tuple[Tier, ...] = (IsolationTier.SHARED, IsolationTier.THREAD, IsolationTier.PROCESS)
 
@@ -43,12 +44,18 @@ class Lanes:
         tier = spec.isolation
         if not tier:
             plain_app = await asyncio.to_thread(names_plain_app, spec.entrypoint)
-            tier = IsolationTier.PROCESS if plain_app and self.has(IsolationTier.PROCESS) else IsolationTier.SHARED
+            tier = (
+                IsolationTier.PROCESS
+                if plain_app and self.has(IsolationTier.PROCESS)
+                else IsolationTier.SHARED
+            )
         tier = max(tier, floor)
         lane = self._lanes.get(tier)
         if lane is None:
             raise SupervisorError(
-                "ISOLATION_UNSUPPORTED", f"This node has no {IsolationTier.Name(tier)} tier.", resource=spec.name
+                "ISOLATION_UNSUPPORTED",
+                f"This node has no {IsolationTier.Name(tier)} tier.",
+                resource=spec.name,
             )
         return lane
 

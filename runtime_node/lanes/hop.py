@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 CANCEL_PATIENCE = 5.0
-"""Seconds for which a cancelled caller waits for the other side's cleanup; a blocked loop may never end it."""
+"""Seconds for which a cancelled caller waits for the other side's cleanup; a blocked loop never ends it."""
 
 
 async def run_on(

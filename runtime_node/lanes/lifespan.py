@@ -78,7 +78,9 @@ class Lifespan:
             return
         if self._phase is _Phase.STARTED:
             raise failure(
-                "APP_STARTUP_FAILED", "The app's lifespan ended right after its startup.", fault,
+                "APP_STARTUP_FAILED",
+                "The app's lifespan ended right after its startup.",
+                fault,
                 secrets=self._secrets,
             )
         raise self._startup_failed(fault)
@@ -108,7 +110,9 @@ class Lifespan:
         if self._failure is not None or (fault is not None and not early):
             text = self._failure or one_line(fault) if fault is not None else self._failure or ""
             return failure(
-                "APP_SHUTDOWN_FAILED", f"The app's shutdown failed: {_first_line(text)}", fault,
+                "APP_SHUTDOWN_FAILED",
+                f"The app's shutdown failed: {_first_line(text)}",
+                fault,
                 secrets=self._secrets,
             )
         return None
@@ -145,12 +149,15 @@ class Lifespan:
     def _startup_failed(self, fault: BaseException | None) -> SupervisorError:
         if fault is not None:
             return failure(
-                "APP_STARTUP_FAILED", f"The app's startup failed: {one_line(fault)}", fault,
+                "APP_STARTUP_FAILED",
+                f"The app's startup failed: {one_line(fault)}",
+                fault,
                 secrets=self._secrets,
             )
         if self._failure is not None:
             error = failure(
-                "APP_STARTUP_FAILED", f"The app's startup failed: {_first_line(self._failure)}",
+                "APP_STARTUP_FAILED",
+                f"The app's startup failed: {_first_line(self._failure)}",
                 secrets=self._secrets,
             )
             error.metadata["detail"] = self._failure

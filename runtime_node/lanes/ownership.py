@@ -93,7 +93,7 @@ class OwnersExecutor(ThreadPoolExecutor):
 
 def prepare_loop(loop: asyncio.AbstractEventLoop) -> None:
     """Make a loop that several instances share tell whose tasks and worker threads are whose."""
-    loop.set_task_factory(owning_task_factory)
+    loop.set_task_factory(owning_task_factory)  # type: ignore[arg-type]
     loop.set_default_executor(OwnersExecutor(4, thread_name_prefix="front-worker"))
 
 

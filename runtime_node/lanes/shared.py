@@ -85,7 +85,7 @@ class SharedApp:
 
     async def _end_tasks(self) -> tuple[int, list[str]]:
         tasks = tasks_of(self._owner, asyncio.get_running_loop())
-        tasks.discard(asyncio.current_task())  # type: ignore[arg-type]
+        tasks.discard(asyncio.current_task())
         for task in tasks:
             task.cancel()
         if not tasks:

@@ -25,6 +25,10 @@ PAGE = 256
 """Entries read under the lock at once: bounds how long a reader can hold up the writer."""
 
 
+FIRST_PAGE = 64
+"""Entries read first by those who mostly stop early: a page of a list with its default size."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry(Generic[V]):
     """The newest state of one key: its value, or None once deleted, as of `revision`."""
@@ -135,8 +139,9 @@ class ChangeFeed(Generic[V]):
 
     def values(self, after_key: str = "") -> Iterator[V]:
         """Yield the living values whose keys follow `after_key`, by key; changes may come in between."""
-        while page := self.page(after_key):
-            after_key = page[-1].key
+        limit = FIRST_PAGE
+        while page := self.page(after_key, limit):
+            after_key, limit = page[-1].key, PAGE
             for entry in page:
                 if entry.value is not None:
                     yield entry.value

@@ -47,37 +47,40 @@ class AppQueries:
         matches = compile_filter(request.filter)
         digest = request_digest(request.filter, request.order_by)
         if order.is_default:
-            apps, token = page_by_name(
+            records, token = page_by_name(
                 lambda after: self._matching(matches, after),
-                lambda app: app.name,
+                lambda record: record.name,
                 size=request.page_size,
                 token=request.page_token,
                 digest=digest,
             )
         else:
-            apps, token = self._ordered(matches, order, request, digest)
-        return pb.ListAppsResponse(apps=apps, next_page_token=token)
+            records, token = self._ordered(matches, order, request, digest)
+        response = pb.ListAppsResponse.FromString(b"".join(record.list_item for record in records))
+        response.next_page_token = token
+        return response
 
     def _ordered(
         self, matches: Filter, order: Order, request: pb.ListAppsRequest, digest: str
-    ) -> tuple[list[pb.App], str]:
+    ) -> tuple[list[AppRecord], str]:
         count = page_size(request.page_size)
-        found = ((order.key(app), app) for app in self._matching(matches, ""))
+        found = ((order.key(record.public), record) for record in self._matching(matches, ""))
         if request.page_token:
             after = decode_page_token(request.page_token, digest)
             found = (pair for pair in found if order.follows(pair[0], after))
         page = heapq.nsmallest(count + 1, found, key=lambda pair: order.sort_key(pair[0]))
-        apps = [app for _, app in page[:count]]
-        return apps, encode_page_token(page[count - 1][0], digest) if len(page) > count else ""
+        records = [record for _, record in page[:count]]
+        return records, encode_page_token(page[count - 1][0], digest) if len(page) > count else ""
 
-    def _matching(self, matches: Filter, after: str) -> Iterator[pb.App]:
+    def _matching(self, matches: Filter, after: str) -> Iterator[AppRecord]:
         """Yield the apps that match, by name, from the one that follows `after`."""
         if matches.exact_name is not None:
             record = self._feed.get(matches.exact_name)
-            apps = iter([record.public] if record is not None and record.name > after else [])
-        else:
-            apps = (record.public for record in self._feed.values(after))
-        return filter(matches, apps) if matches.text else apps
+            found = record is not None and record.name > after and matches(record.public)
+            return iter([record] if record is not None and found else [])
+        if not matches.text:
+            return self._feed.values(after)
+        return (record for record in self._feed.values(after) if matches(record.public))
 
     async def watch(self, request: pb.WatchAppsRequest) -> AsyncIterator[pb.WatchAppsResponse]:
         """Carry out WatchApps."""

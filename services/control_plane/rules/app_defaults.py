@@ -26,6 +26,9 @@ from services.control_plane.rules.scalars import SECOND, nanoseconds, normalize_
 DEFAULT_IDLE_TIMEOUT = 300 * SECOND
 DEFAULT_PROBE_TIMEOUT = 2 * SECOND
 DEFAULT_MAX_BACKOFF = 60 * SECOND
+# A default stays within its own range even where the value it follows does not.
+_MIN_PROBE_TIMEOUT = SECOND // 100
+_LONGEST_MAX_BACKOFF = 3600 * SECOND
 
 
 def _fields_with(behavior: int) -> frozenset[str]:
@@ -120,7 +123,9 @@ def _fill_limits(limits: Limits) -> None:
 
 def _fill_health_check(check: HealthCheck) -> None:
     _default_duration(check, "interval", 10 * SECOND)
-    _default_duration(check, "timeout", min(DEFAULT_PROBE_TIMEOUT, max(nanoseconds(check.interval), 0)))
+    _default_duration(
+        check, "timeout", min(DEFAULT_PROBE_TIMEOUT, max(nanoseconds(check.interval), _MIN_PROBE_TIMEOUT))
+    )
     check.success_threshold = check.success_threshold or 1
     check.failure_threshold = check.failure_threshold or 3
 
@@ -131,7 +136,11 @@ def _fill_restart_policy(policy: RestartPolicy) -> None:
         policy.max_restarts = 5
     _default_duration(policy, "period", 300 * SECOND)
     _default_duration(policy, "min_backoff", SECOND)
-    _default_duration(policy, "max_backoff", max(DEFAULT_MAX_BACKOFF, nanoseconds(policy.min_backoff)))
+    _default_duration(
+        policy,
+        "max_backoff",
+        min(max(DEFAULT_MAX_BACKOFF, nanoseconds(policy.min_backoff)), _LONGEST_MAX_BACKOFF),
+    )
 
 
 def _default_duration(message: Message, field: str, nanos: int) -> None:

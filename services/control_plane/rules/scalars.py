@@ -106,7 +106,7 @@ def domain_violations(field: str, domain: str) -> list[Violation]:
         rule = "must be a host name alone, without scheme, port or path"
     elif normal == "localhost":
         rule = "must not be localhost"
-    elif _a_labels(domain) is None or len(normal) > MAX_HOST or not _DNS_NAME.fullmatch(normal):
+    elif _a_labels(domain) is None:
         rule = (
             "must be a DNS name of at most 253 characters, in parts of 63 letters, digits and inner hyphens"
         )
@@ -150,15 +150,18 @@ def enum_violations(field: str, value: int, enum: EnumDescriptor) -> list[Violat
 
 
 def _a_labels(domain: str) -> str | None:
-    """Return a domain in the form DNS carries, or None if IDNA has none for it."""
+    """Return a name in the form DNS carries, or None if there is none for it."""
     plain = domain.removesuffix(".")
-    # Encoding is slow on long input, and only names beyond plain ASCII need it.
-    if len(plain) > MAX_HOST or (plain.isascii() and "xn--" not in plain.lower()):
-        return plain.lower() if plain.isascii() else None
-    try:
-        return idna.encode(plain, uts46=True, std3_rules=True).decode()
-    except idna.IDNAError:
+    if len(plain) > MAX_HOST:
         return None
+    if plain.isascii() and "xn--" not in plain.lower():
+        labels = plain.lower()
+    else:
+        try:
+            labels = idna.encode(plain, uts46=True, std3_rules=True).decode()
+        except idna.IDNAError:
+            return None
+    return labels if len(labels) <= MAX_HOST and _DNS_NAME.fullmatch(labels) else None
 
 
 def _is_address(host: str) -> bool:

@@ -12,7 +12,12 @@ from functools import cached_property
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App, DataPolicy, OperationMetadata
+from appsupervisor.catalog.v1.app_catalog_pb2 import (
+    App,
+    DataPolicy,
+    ListAppsResponse,
+    OperationMetadata,
+)
 from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
 
 
@@ -77,6 +82,11 @@ class AppRecord:
         app.update_time.FromMicroseconds(self.update_time)
         app.etag = f'"{self.uid[:8]}-{self.generation}"'
         return app
+
+    @cached_property
+    def list_item(self) -> bytes:
+        """The public app as one element of a serialized ListAppsResponse: a page is a join of these."""
+        return ListAppsResponse(apps=[self.public]).SerializeToString()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,125 @@
+"""Apps of the node's tests, one factory per behaviour. No framework: what they do is all there is."""
+
+import asyncio
+import time
+
+
+def _app(context, *, startup=None, shutdown=None, serve=None):
+    async def answer(scope, receive, send):
+        body = f"{context.app} {context.instance.rpartition('/')[2]} {context.generation}".encode()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    async def app(scope, receive, send):
+        if scope["type"] == "lifespan":
+            await receive()
+            if startup is not None:
+                await startup()
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            if shutdown is not None:
+                await shutdown()
+            await send({"type": "lifespan.shutdown.complete"})
+        elif scope["type"] == "http":
+            await (serve or answer)(scope, receive, send)
+
+    return app
+
+
+def ready(context):
+    """Starts at once and answers who it is."""
+    return _app(context)
+
+
+def raises_in_startup(context):
+    async def startup():
+        raise RuntimeError("the startup is broken")
+
+    return _app(context, startup=startup)
+
+
+def raises_in_factory(context):
+    raise ValueError("the factory is broken")
+
+
+def hangs_in_startup(context):
+    """Never becomes ready."""
+    return _app(context, startup=asyncio.Event().wait)
+
+
+def slow_to_stop(context):
+    """Takes `config.stop_seconds` to shut down."""
+
+    async def shutdown():
+        await asyncio.sleep(float(context.config.get("stop_seconds", 1)))
+
+    return _app(context, shutdown=shutdown)
+
+
+def never_stops(context):
+    """Ignores its shutdown and its cancellation for as long as it can."""
+
+    async def shutdown():
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                if context.config.get("give_in", True):
+                    raise
+
+    return _app(context, shutdown=shutdown)
+
+
+def raises_in_shutdown(context):
+    async def shutdown():
+        raise RuntimeError("the shutdown is broken")
+
+    return _app(context, shutdown=shutdown)
+
+
+def leaves_tasks(context):
+    """Starts tasks that nobody ends."""
+
+    async def startup():
+        context.config.setdefault("tasks", [])
+        for _ in range(3):
+            context.config["tasks"].append(asyncio.create_task(asyncio.Event().wait()))
+
+    return _app(context, startup=startup)
+
+
+def slow_requests(context):
+    """Answers after `config.seconds`."""
+
+    async def serve(scope, receive, send):
+        await asyncio.sleep(float(context.config.get("seconds", 0.2)))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": str(context.generation).encode()})
+
+    return _app(context, serve=serve)
+
+
+def probed(context):
+    """Answers its probe with whatever status the file `status` in its data directory holds."""
+
+    async def serve(scope, receive, send):
+        file = context.data_dir / "status"
+        status = int(file.read_text()) if file.exists() else 200
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    return _app(context, serve=serve)
+
+
+def fails_until_file(context):
+    """Raises in its factory until the file `go` is in its data directory."""
+    if not (context.data_dir / "go").exists():
+        raise RuntimeError("not yet")
+    return _app(context)
+
+
+def blocks_in_factory(context):
+    """Holds its thread for `config.seconds`."""
+    time.sleep(float(context.config.get("seconds", 1)))
+    return _app(context)

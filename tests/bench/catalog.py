@@ -1,0 +1,138 @@
+"""Reads and writes of the catalog against an empty handler of the same server.
+
+Run as `python -m tests.bench.catalog [--quick]`. Reads are loaded with h2load where it is installed
+(64 streams on one connection); writes by 64 clients of grpc.aio in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+
+from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
+from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
+
+CATALOG = "appsupervisor.catalog.v1.AppCatalog"
+
+
+@contextmanager
+def catalog_server(apps: int) -> Iterator[int]:
+    """Run the server with that many apps; yields its port."""
+    with tempfile.TemporaryDirectory() as directory:
+        command = [sys.executable, "-m", "tests.bench.catalog_server"]
+        command += ["--apps", str(apps), "--directory", directory]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            try:
+                yield int(process.stdout.readline())
+            finally:
+                process.terminate()
+
+
+def rate(port: int, method: str, request: Message, calls: int) -> float:
+    """Return calls per second, as h2load counts them."""
+    with tempfile.NamedTemporaryFile() as body:
+        wire = request.SerializeToString()
+        body.write(b"\0" + struct.pack(">I", len(wire)) + wire)
+        body.flush()
+        command = ["h2load", "-n", str(calls), "-c", "1", "-m", "64", "-d", body.name]
+        command += ["-H", "content-type: application/grpc", "-H", "te: trailers"]
+        command.append(f"http://127.0.0.1:{port}/{method}")
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"{calls} succeeded" in output, output
+    found = re.search(r"([\d.]+) req/s", output)
+    assert found is not None, output
+    return float(found.group(1))
+
+
+def reads(apps: int, calls: int, rounds: int) -> None:
+    """Print the rates of the reads beside the empty handler's, in interleaved rounds."""
+    requests: dict[str, tuple[str, Message, int]] = {
+        "empty handler": ("bench.Empty/Nothing", Empty(), calls),
+        "GetApp": (f"{CATALOG}/GetApp", pb.GetAppRequest(name="apps/app-000005"), calls),
+        "ListApps, 50": (f"{CATALOG}/ListApps", pb.ListAppsRequest(), calls // 4),
+    }
+    with catalog_server(apps) as port:
+        rates: dict[str, list[float]] = {name: [] for name in requests}
+        for _ in range(rounds):
+            for name, (method, request, count) in requests.items():
+                rates[name].append(rate(port, method, request, count))
+    base = statistics.median(rates["empty handler"])
+    for name, found in rates.items():
+        median = statistics.median(found)
+        print(f"  {name:<16} {median:8.0f}/s ({min(found):.0f}-{max(found):.0f})  ratio {median / base:.2f}")
+
+
+async def create_rate(port: int, clients: int, count: int) -> tuple[float, list[float]]:
+    """Create apps from that many concurrent clients; return the rate and each call's seconds."""
+    taken: list[float] = []
+    numbers = iter(range(count))
+
+    async def client(stub: AppCatalogStub) -> None:
+        for number in numbers:
+            app = pb.App(entrypoint="notes:create_app", desired_state=pb.STOPPED)
+            start = time.perf_counter()
+            await stub.CreateApp(pb.CreateAppRequest(app_id=f"new-{number}", app=app), timeout=30)
+            taken.append(time.perf_counter() - start)
+
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        start = time.perf_counter()
+        await asyncio.gather(*(client(AppCatalogStub(channel)) for _ in range(clients)))
+        return count / (time.perf_counter() - start), taken
+
+
+def writes(count: int) -> None:
+    """Print the rate of durable creates and what each took."""
+    with catalog_server(10) as port:
+        for clients in (1, 16, 64):
+            amount = count if clients > 1 else count // 8
+            found, taken = asyncio.run(_fresh(port, clients, amount))
+            taken.sort()
+            p50, p99 = (taken[int(len(taken) * q)] * 1000 for q in (0.5, 0.99))
+            print(f"  CreateApp, {clients:>2} clients {found:7.0f}/s  p50 {p50:.1f} ms  p99 {p99:.1f} ms")
+
+
+async def _fresh(port: int, clients: int, count: int) -> tuple[float, list[float]]:
+    result = await create_rate(port, clients, count)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = AppCatalogStub(channel)
+        for number in range(count):
+            await stub.DeleteApp(pb.DeleteAppRequest(name=f"apps/new-{number}"), timeout=30)
+        while True:  # the next round takes the same names
+            page = await stub.ListApps(pb.ListAppsRequest(filter='name = "apps/new-*"', page_size=1))
+            if not page.apps:
+                return result
+            await asyncio.sleep(0.1)
+
+
+def main(quick: bool) -> None:
+    """Measure and print."""
+    if shutil.which("h2load"):
+        for apps in (10, 5_000 if quick else 100_000):
+            print(f"Reads of the catalog with {apps} apps")
+            reads(apps, 4_000 if quick else 20_000, 3 if quick else 5)
+    else:
+        print("Reads of the catalog: not measured, h2load (nghttp2-client) is not installed")
+    print("Durable creates")
+    writes(400 if quick else 2_000)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    main(parser.parse_args().quick)

@@ -1,0 +1,97 @@
+"""The control plane with a full catalog, and beside it an empty handler to compare with.
+
+Run as `python -m tests.bench.catalog_server --apps N --directory DIR`; prints its port on one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from typing import Any
+
+import grpc
+import uvloop
+from google.protobuf.empty_pb2 import Empty
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.runtime.v1.runtime_environment_pb2 import State
+from services.control_plane import server as composition
+from services.control_plane.operations.service import OperationService
+from services.control_plane.reconciler.reconciler import Reconciler
+from services.control_plane.rules.app_defaults import normalize_app
+from services.control_plane.store.interface import Transaction
+from services.control_plane.store.records import AppRecord, Version
+from services.control_plane.store.sql_store import open_store
+from services.rpc.server import RpcServer, Service
+
+BATCH = 500
+
+
+class EmptyServicer:
+    """Does nothing, in the same way as the catalog's methods do something."""
+
+    def Nothing(self, request: Empty, context: Any) -> Empty:
+        return Empty()
+
+
+def add_empty(servicer: Any, server: Any) -> None:
+    handler = grpc.unary_unary_rpc_method_handler(
+        servicer.Nothing,
+        request_deserializer=Empty.FromString,
+        response_serializer=Empty.SerializeToString,
+    )
+    server.add_registered_method_handlers("bench.Empty", {"Nothing": handler})
+
+
+def fill(store: Any, count: int) -> None:
+    """Store stopped apps, so that nothing is to be done about them."""
+
+    def create(number: int) -> Any:
+        spec = normalize_app(App(name=f"apps/app-{number:06d}", entrypoint="notes:create_app"))
+        spec.labels["tier"] = "gold" if number % 10 == 0 else "free"
+
+        def command(tx: Transaction) -> None:
+            status = App(state=State.STOPPED, observed_generation=1)
+            uid = f"{number:08x}-0000-4000-8000-000000000000"
+            tx.put_app(AppRecord(spec.name, uid, spec, status, 1, Version(1, 1), tx.now, tx.now))
+
+        return command
+
+    for start in range(0, count, BATCH):
+        futures = [store.write(create(n)) for n in range(start, min(count, start + BATCH))]
+        for future in futures:
+            future.result(60)
+
+
+async def serve(apps: int, directory: str) -> None:
+    store = open_store(f"sqlite:///{directory}/catalog.db")
+    fill(store, apps)
+    operations = OperationService(store)
+    reconciler = Reconciler(store)
+    server = RpcServer(
+        [
+            *composition.services(store, operations, reconciler),
+            Service("bench.Empty", add_empty, EmptyServicer()),
+        ]
+    )
+    await operations.start()
+    await reconciler.start()
+    print(await server.start("127.0.0.1:0"), flush=True)
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
+    await stopping.wait()
+    await reconciler.close()
+    await server.stop(0)
+    await operations.close()
+    store.close()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--apps", type=int, default=10)
+    parser.add_argument("--directory", required=True)
+    options = parser.parse_args()
+    uvloop.run(serve(options.apps, options.directory))
+    sys.exit(0)

@@ -1,0 +1,28 @@
+"""The stack as real processes: one that tests share, or one of a test's own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.stack import Stack
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    """Give a stack that the test may kill."""
+    stack = Stack(tmp_path / "stack")
+    try:
+        yield stack.start()
+    finally:
+        stack.clean_up()
+
+
+@pytest.fixture(scope="session")
+def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Give the stack that tests share: use app names of your own, and leave its processes alone."""
+    stack = Stack(tmp_path_factory.mktemp("shared") / "stack")
+    try:
+        yield stack.start()
+    finally:
+        stack.clean_up()

@@ -1,0 +1,162 @@
+"""`make up` as its user sees it: apps, lines to try, a clean end, and everything there the next time."""
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import RunTool
+from tests.e2e.stack import ROOT, eventually
+
+PORTS = ("CONTROL_PLANE_PORT", "NODE_PORT", "HTTP_PORT")
+
+
+class Up:
+    """One run of the launcher, with its output in a file."""
+
+    def __init__(self, folder: Path, number: int, **env: str) -> None:
+        self.log = folder / f"up-{number}.log"
+        settings = {f"APPSUPERVISOR_{name}": "0" for name in PORTS}
+        settings |= {"APPSUPERVISOR_DATA_DIR": str(folder / "data"), "PYTHONUNBUFFERED": "1"}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "compose.local"],
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}", **settings, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait(self) -> "Up":
+        """Wait until it tells that it is up."""
+        eventually(
+            lambda: "Ctrl-C stops everything" in self.text or self.process.poll() is not None, "up", 60
+        )
+        assert self.process.poll() is None, self.text
+        return self
+
+    def url(self, app: str) -> str:
+        found = re.search(rf"(http://{app}\.localhost:\d+/)", self.text)
+        assert found, self.text
+        return found[1]
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def child(self, module: str) -> psutil.Process:
+        own = psutil.Process(self.process.pid).children()
+        return next(one for one in own if module in one.cmdline())
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGINT)
+        return self.process.wait(40)
+
+
+@pytest.fixture
+def up(tmp_path: Path) -> Iterator[type[Up]]:
+    """Give the launcher; whatever is left of it afterwards is ended."""
+    started: list[Up] = []
+
+    def start(**env: str) -> Up:
+        started.append(Up(tmp_path, len(started), **env))
+        return started[-1]
+
+    yield start  # type: ignore[misc]
+    for one in started:
+        if one.process.poll() is None:
+            left = one.children()
+            one.process.kill()
+            one.process.wait()
+            for process in left:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        print(one.text)
+
+
+def curl(run_tool: RunTool, *arguments: str) -> str:
+    return run_tool("curl", "-sS", "--max-time", "10", *arguments).stdout
+
+
+@pytest.mark.tool("curl", "grpcurl")
+@pytest.mark.timeout(300)
+def test_what_up_prints_works_word_for_word_and_is_there_the_next_time(
+    up: type[Up], run_tool: RunTool
+) -> None:
+    first = up().wait()
+    for app in ("shop", "blog"):
+        assert re.search(rf"http://{app}\.localhost:\d+/ +answers", first.text)
+    curl(run_tool, "-d", "text=tea", f"{first.url('shop')}add")
+    assert "tea" in curl(run_tool, first.url("shop"))
+    assert "tea" not in curl(run_tool, first.url("blog"))
+
+    lines = [line.strip() for line in first.text.splitlines() if line.startswith("    ")]
+    commands = [line for line in lines if line.startswith(("grpcurl", "curl"))]
+    assert sum(line.startswith("grpcurl") for line in commands) == 5
+    for command in commands:
+        parts = shlex.split(command)
+        if parts[0] == "curl":
+            # A person is slower than the app's start; this test is not.
+            eventually(lambda url=parts[-1]: curl(run_tool, url) == "[]", command)
+        else:
+            ran = run_tool(*parts)
+            assert ran.returncode == 0, f"{command}\n{ran.stderr}"
+
+    children = first.children()
+    assert first.stop() == 0, first.text
+    assert not [one for one in children if one.is_running()], "a process was left behind"
+
+    second = up().wait()
+    assert "tea" in curl(run_tool, second.url("shop"))
+    wiki = second.url("shop").replace("shop", "wiki")
+    assert curl(run_tool, f"{wiki}notes") != "[]", "a stopped app was started again"
+    assert second.stop() == 0, second.text
+
+
+@pytest.mark.tool("curl")
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("module", ["services.control_plane", "runtime_node"])
+def test_a_process_that_is_killed_is_started_again(up: type[Up], run_tool: RunTool, module: str) -> None:
+    running = up().wait()
+    victim = running.child(module)
+    victim.kill()
+    eventually(lambda: "ended by SIGKILL; starting it again" in running.text, "the launcher tells")
+    eventually(
+        lambda: "The shop" in curl(run_tool, running.url("shop")) and running.child(module).pid != victim.pid,
+        "the app answers again",
+    )
+    assert running.stop() == 0, running.text
+
+
+def test_when_the_launcher_is_killed_nothing_stays(up: type[Up]) -> None:
+    running = up().wait()
+    children = running.children()
+    assert len(children) >= 2
+    running.process.kill()
+    eventually(lambda: not [one for one in children if one.is_running()], "the children end")
+
+
+def test_a_port_in_use_is_named_with_the_way_out(up: type[Up]) -> None:
+    first = up().wait()
+    taken = re.search(r"shop\.localhost:(\d+)", first.text)
+    assert taken
+    second = up(APPSUPERVISOR_HTTP_PORT=taken[1], APPSUPERVISOR_DATA_DIR=str(first.log.parent / "other"))
+    assert second.process.wait(30) == 1
+    assert f"port {taken[1]} " in second.text
+    assert "make up APPSUPERVISOR_HTTP_PORT=" in second.text
+    third = up()
+    assert third.process.wait(30) == 1
+    assert "another make up runs on" in third.text
+    assert first.process.poll() is None

@@ -1,0 +1,497 @@
+"""A RuntimeEnvironment in memory: a real gRPC servicer whose apps do what a test scripts.
+
+Passes the contract suite of the real node. No app's code runs and nothing is served over HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+
+from appsupervisor.fleet.v1 import fleet_pb2
+from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
+from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
+from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import (
+    RuntimeEnvironmentServicer,
+    add_RuntimeEnvironmentServicer_to_server,
+)
+from runtime_node.instances import rules
+from runtime_node.instances.feed import duration
+from runtime_node.instances.record import timestamp
+from runtime_node.instances.terms import limit_terms, seconds
+from services.rpc.errors import Code, SupervisorError
+from services.rpc.feed import ChangeFeed
+from services.rpc.server import RpcServer, Service
+
+SERVICE = "appsupervisor.runtime.v1.RuntimeEnvironment"
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What an app does when it is started and stopped. Times in seconds."""
+
+    ready_after: float | None = 0.0
+    """None: never ready; it fails with APP_START_TIMEOUT once its start_timeout is over."""
+    fails: tuple[str, str] | None = None
+    """Reason and message of a start that fails instead, after `ready_after`."""
+    stop_after: float = 0.0
+
+
+@dataclass(slots=True)
+class _Hosted:
+    spec: pb.InstanceSpec
+    status: pb.Instance
+    task: asyncio.Task[None] | None = None
+    last_request_id: str = ""
+
+
+@dataclass
+class FakeNode:
+    """One life of a fake node. `behaviours` is by entrypoint; another entrypoint is ready at once."""
+
+    node: str = "environments/default/nodes/fake-1"
+    behaviours: dict[str, Behaviour] = field(default_factory=dict)
+    max_instances: int = 10_000
+    base_domain: str = "localhost"
+    http_address: str = "127.0.0.1:1"
+    incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def __post_init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        """Every request that came in, by method name; WatchInstances too."""
+        self.purged: list[str] = []
+        """Uids whose data was removed."""
+        self.address = ""
+        self.draining = False
+        self.refuse: SupervisorError | None = None
+        """While set, every unary call is answered with it."""
+        self._hosted: dict[str, _Hosted] = {}
+        self._fences: dict[str, tuple[int, int]] = {}
+        self._purges: set[str] = set()
+        self._feed: ChangeFeed[pb.Instance] = ChangeFeed()
+        self._obituaries: dict[str, pb.InstanceError] = {}
+        self._server: RpcServer | None = None
+        self._started = time.time()
+        self._mute = asyncio.Event()
+        self._mute.set()
+
+    # --- what a test does with it ---
+
+    async def start(self, listen: str = "127.0.0.1:0") -> str:
+        """Serve; return the address."""
+        service = Service(SERVICE, add_RuntimeEnvironmentServicer_to_server, _Servicer(self))
+        self._server = RpcServer([service])
+        self.address = f"127.0.0.1:{await self._server.start(listen)}"
+        return self.address
+
+    async def kill(self) -> None:
+        """End as a killed process does: no drain, no word to anybody."""
+        for hosted in self._hosted.values():
+            if hosted.task is not None:
+                hosted.task.cancel()
+        if self._server is not None:
+            await self._server.stop(0)
+
+    async def drain(self) -> None:
+        """Shut down as SIGTERM makes a node do, and stop serving."""
+        self.draining = True
+        tasks = []
+        for hosted in list(self._hosted.values()):
+            self._stop(hosted)
+            if hosted.task is not None:
+                tasks.append(hosted.task)
+        if tasks:
+            await asyncio.wait(tasks)
+        self._publish_nothing()
+        if self._server is not None:
+            await self._server.stop(0.5)
+
+    def mute(self) -> None:
+        """Let streams say nothing any more, heartbeats included, until `unmute`."""
+        self._mute.clear()
+
+    def unmute(self) -> None:
+        """Let streams go on, with the newest state."""
+        self._mute.set()
+        self._publish_nothing()
+
+    def crash(self, name: str, reason: str = "APP_CRASHED", message: str = "It ended by itself.") -> None:
+        """Let a running instance end with an error and stay failed."""
+        self._fail(self._hosted[name], reason, message)
+
+    def set_health(self, name: str, health: pb.Health.ValueType) -> None:
+        """Let an instance's probe come out so."""
+        hosted = self._hosted[name]
+        hosted.status.health = health
+        self._publish(hosted)
+
+    def set_figures(self, name: str, figures: pb.InstanceFigures) -> None:
+        """Give an instance figures; the next heartbeats carry them."""
+        self._hosted[name].status.figures.CopyFrom(figures)
+
+    def instances(self) -> dict[str, pb.Instance]:
+        """Return copies of what is here, by name."""
+        return {name: _copy(hosted.status) for name, hosted in self._hosted.items()}
+
+    async def register(self, control_plane: str, *, timeout: float = 5.0) -> fleet_pb2.RegisterNodeResponse:
+        """Call Fleet.RegisterNode once, as a node does at its start."""
+        environment, _, node = self.node.partition("/nodes/")
+        request = fleet_pb2.RegisterNodeRequest(
+            parent=environment,
+            node_id=node,
+            node=fleet_pb2.Node(
+                name=self.node,
+                address=self.address,
+                http_address=self.http_address,
+                base_domain=self.base_domain,
+                incarnation=self.incarnation,
+                max_instances=self.max_instances,
+            ),
+        )
+        async with grpc.aio.insecure_channel(control_plane) as channel:
+            call: Any = FleetStub(channel).RegisterNode(request, timeout=timeout)
+            response: fleet_pb2.RegisterNodeResponse = await call
+            return response
+
+    # --- commands ---
+
+    def status(self) -> pb.RuntimeStatus:
+        """Return who this node is and what it carries."""
+        return pb.RuntimeStatus(
+            node=self.node,
+            incarnation=self.incarnation,
+            version="fake",
+            python_version="3",
+            http_address=self.http_address,
+            base_domain=self.base_domain,
+            monotonic_time=duration(time.monotonic()),
+            instance_count=len(self._hosted),
+            max_instances=self.max_instances,
+            start_time=timestamp(self._started),
+            memory_bytes=1,
+            draining=self.draining,
+        )
+
+    def start_instance(self, spec: pb.InstanceSpec) -> pb.Instance:
+        """StartInstance."""
+        rules.check_spec(spec)
+        known = self._hosted.get(spec.name)
+        if known is not None and known.spec == spec:
+            return known.status
+        version, fence = (spec.epoch, spec.generation), self._fences.get(spec.app_uid, (0, 0))
+        if version < fence:
+            raise rules.stale(spec.name, version, fence)
+        if known is not None:
+            raise SupervisorError("INSTANCE_EXISTS", "It is here with another spec.", resource=spec.name)
+        if self.draining:
+            raise SupervisorError("NODE_DRAINING", "The node is shutting down.", resource=self.node)
+        if len(self._hosted) >= self.max_instances:
+            raise SupervisorError("NODE_FULL", "The node is full.", resource=self.node)
+        self._fences[spec.app_uid] = version
+        self._purges.discard(spec.app_uid)
+        hosted = self._hosted[spec.name] = _Hosted(_copy_spec(spec), self._accepted(spec))
+        if hosted.status.state == pb.STARTING:
+            hosted.task = asyncio.create_task(self._run_start(hosted))
+        self._publish(hosted)
+        return hosted.status
+
+    def stop_instance(self, request: pb.StopInstanceRequest) -> pb.Instance | None:
+        """StopInstance."""
+        rules.check_stop(request)
+        hosted = self._hosted.get(request.name)
+        if hosted is not None and request.app_uid not in {"", hosted.spec.app_uid}:
+            hosted = None
+        if hosted is not None and request.epoch < hosted.spec.epoch:
+            raise rules.stale(request.name, (request.epoch, 0), (hosted.spec.epoch, hosted.spec.generation))
+        uid = hosted.spec.app_uid if hosted is not None else request.app_uid
+        if uid:
+            self._fences[uid] = max(self._fences.get(uid, (0, 0)), (request.epoch, 0))
+        if request.purge_data:
+            self._purges.add(uid)
+        if hosted is None:
+            self._purge_if_last(uid)
+            return None
+        self._stop(hosted)
+        return hosted.status
+
+    def restart_instance(self, request: pb.RestartInstanceRequest) -> pb.Instance:
+        """RestartInstance."""
+        rules.check_restart(request.name, request.epoch, request.request_id)
+        hosted = self._find(request.name)
+        if request.epoch < hosted.spec.epoch:
+            raise rules.stale(request.name, (request.epoch, 0), (hosted.spec.epoch, hosted.spec.generation))
+        if hosted.status.state == pb.STOPPING:
+            raise SupervisorError("INSTANCE_STOPPING", "It is being stopped.", resource=request.name)
+        if request.request_id and request.request_id == hosted.last_request_id:
+            return hosted.status
+        hosted.last_request_id = request.request_id
+        if hosted.task is not None:
+            hosted.task.cancel()
+        hosted.status.restart_count += 1
+        self._move(hosted, pb.STARTING, "Starting")
+        hosted.task = asyncio.create_task(self._run_start(hosted))
+        return hosted.status
+
+    def get_instance(self, name: str) -> pb.Instance:
+        """GetInstance."""
+        rules.check_name(name)
+        return self._find(name).status
+
+    def list_instances(self, request: pb.ListInstancesRequest) -> pb.ListInstancesResponse:
+        """ListInstances; a page token is the last name of the page before."""
+        app = rules.check_parent(request.parent)
+        rules.check_page_size(request.page_size)
+        prefix = "apps/" if app is None else f"{request.parent}/instances/"
+        names = sorted(name for name in self._hosted if name.startswith(prefix))
+        if request.page_token:
+            if not request.page_token.startswith(prefix):
+                raise SupervisorError("INVALID_PAGE_TOKEN", "It is none of this node's.")
+            names = [name for name in names if name > request.page_token]
+        size = min(request.page_size or 50, 1000)
+        page = names[:size]
+        more = page[-1] if len(names) > size else ""
+        return pb.ListInstancesResponse(
+            instances=[self._hosted[name].status for name in page], next_page_token=more
+        )
+
+    async def watch(self, request: pb.WatchInstancesRequest) -> AsyncIterator[pb.WatchInstancesResponse]:
+        """WatchInstances."""
+        heartbeat = 1.0
+        if request.HasField("heartbeat_interval"):
+            rules.check_heartbeat(request.heartbeat_interval)
+            heartbeat = seconds(request.heartbeat_interval)
+        position = self._position(request.resume_token)
+        if self.draining and not self._hosted:
+            raise self._shut_down()
+        kind = pb.WatchInstancesResponse
+        if position is None:
+            position = self._feed.revision
+            for entry in self._feed.page("", 1_000_000):
+                yield self._message(kind.UPSERT, position, entry.value, resumable=False)
+            yield self._message(kind.SYNCED, position)
+        else:
+            for message in self._since(position):
+                yield message
+            position = self._feed.revision
+            yield self._message(kind.SYNCED, position)
+        next_beat = time.monotonic() + heartbeat
+        while True:
+            await self._feed.wait(position, max(0.0, next_beat - time.monotonic()))
+            await self._mute.wait()
+            target = self._feed.revision
+            for message in self._since(position):
+                yield message
+            position = target
+            if time.monotonic() >= next_beat:
+                beat = self._message(kind.HEARTBEAT, position)
+                beat.monotonic_time.CopyFrom(duration(time.monotonic()))
+                for name, hosted in self._hosted.items():
+                    if hosted.status.HasField("figures"):
+                        beat.figures[name].CopyFrom(hosted.status.figures)
+                yield beat
+                next_beat = time.monotonic() + heartbeat
+            if self.draining and not self._hosted and position == self._feed.revision:
+                raise self._shut_down()
+
+    # --- inside ---
+
+    def _accepted(self, spec: pb.InstanceSpec) -> pb.Instance:
+        dormant = spec.activation == pb.ON_REQUEST
+        status = pb.Instance(
+            name=spec.name,
+            app_uid=spec.app_uid,
+            node=self.node,
+            incarnation=self.incarnation,
+            generation=spec.generation,
+            epoch=spec.epoch,
+            state=pb.IDLE if dormant else pb.STARTING,
+            health=pb.UNKNOWN,
+            isolation=spec.isolation or pb.SHARED,
+            create_time=timestamp(time.time()),
+        )
+        _set_ready(status, "Idle" if dormant else "Starting")
+        return status
+
+    async def _run_start(self, hosted: _Hosted) -> None:
+        behaviour = self.behaviours.get(hosted.spec.entrypoint, Behaviour())
+        limit = limit_terms(hosted.spec).start_timeout
+        if behaviour.ready_after is None or behaviour.ready_after > limit:
+            await asyncio.sleep(limit)
+            self._fail(hosted, "APP_START_TIMEOUT", f"It was not ready within {limit:g} s.")
+            return
+        await asyncio.sleep(behaviour.ready_after)
+        if behaviour.fails is not None:
+            self._fail(hosted, *behaviour.fails)
+            return
+        hosted.status.ready_time.CopyFrom(timestamp(time.time()))
+        hosted.status.health = pb.HEALTHY
+        self._move(hosted, pb.RUNNING, "Started")
+
+    def _fail(self, hosted: _Hosted, reason: str, message: str) -> None:
+        error = pb.InstanceError(
+            reason=reason, message=message, detail=f"{reason}: {message}", occur_time=timestamp(time.time())
+        )
+        hosted.status.last_error.CopyFrom(error)
+        hosted.status.health = pb.UNHEALTHY
+        self._move(hosted, pb.FAILED, reason, message)
+
+    def _stop(self, hosted: _Hosted) -> None:
+        if hosted.status.state == pb.STOPPING:
+            return
+        if hosted.task is not None:
+            hosted.task.cancel()
+        hosted.status.health = pb.UNKNOWN
+        self._move(hosted, pb.STOPPING, "Stopping")
+        hosted.task = asyncio.create_task(self._run_stop(hosted))
+
+    async def _run_stop(self, hosted: _Hosted) -> None:
+        behaviour = self.behaviours.get(hosted.spec.entrypoint, Behaviour())
+        await asyncio.sleep(min(behaviour.stop_after, limit_terms(hosted.spec).stop_timeout))
+        del self._hosted[hosted.spec.name]
+        self._purge_if_last(hosted.spec.app_uid)
+        if self.draining:
+            self._obituaries[hosted.spec.name] = pb.InstanceError(
+                reason="NODE_DRAINING", message="Its node shut down.", occur_time=timestamp(time.time())
+            )
+        self._feed.publish(self._feed.revision + 1, [(hosted.spec.name, None)])
+
+    def _purge_if_last(self, uid: str) -> None:
+        if uid in self._purges and all(h.spec.app_uid != uid for h in self._hosted.values()):
+            self._purges.discard(uid)
+            self.purged.append(uid)
+
+    def _move(self, hosted: _Hosted, state: pb.State.ValueType, reason: str, message: str = "") -> None:
+        hosted.status.state = state
+        _set_ready(hosted.status, reason, message)
+        self._publish(hosted)
+
+    def _publish(self, hosted: _Hosted) -> None:
+        self._feed.publish(self._feed.revision + 1, [(hosted.spec.name, _copy(hosted.status))])
+
+    def _publish_nothing(self) -> None:
+        self._feed.publish(self._feed.revision + 1, [])
+
+    def _find(self, name: str) -> _Hosted:
+        hosted = self._hosted.get(name)
+        if hosted is None:
+            raise SupervisorError("INSTANCE_NOT_FOUND", f"{name} is not on this node.", resource=name)
+        return hosted
+
+    def _since(self, position: int) -> list[pb.WatchInstancesResponse]:
+        kind = pb.WatchInstancesResponse
+        messages = []
+        for entry in self._feed.since(position, 1_000_000):
+            if entry.value is not None:
+                messages.append(self._message(kind.UPSERT, entry.revision, entry.value))
+                continue
+            gone = pb.Instance(name=entry.key, node=self.node, incarnation=self.incarnation)
+            if entry.key in self._obituaries:
+                gone.last_error.CopyFrom(self._obituaries[entry.key])
+            messages.append(self._message(kind.DELETE, entry.revision, gone))
+        return messages
+
+    def _message(
+        self,
+        kind: pb.WatchInstancesResponse.Type.ValueType,
+        sequence: int,
+        instance: pb.Instance | None = None,
+        *,
+        resumable: bool = True,
+    ) -> pb.WatchInstancesResponse:
+        message = pb.WatchInstancesResponse(
+            type=kind,
+            sequence=sequence,
+            incarnation=self.incarnation,
+            resume_token=f"{self.incarnation}.{sequence}" if resumable else "",
+        )
+        if instance is not None:
+            message.instance.CopyFrom(instance)
+            message.instance.ClearField("figures")
+        return message
+
+    def _position(self, token: str) -> int | None:
+        if not token:
+            return None
+        incarnation, _, number = token.rpartition(".")
+        if not incarnation or not number.isdecimal():
+            raise SupervisorError("INVALID_RESUME_TOKEN", "It is none of this node's.")
+        if incarnation != self.incarnation or int(number) > self._feed.revision:
+            raise SupervisorError("RESUME_TOKEN_EXPIRED", "It is of another life of this node.")
+        return int(number)
+
+    def _shut_down(self) -> SupervisorError:
+        return SupervisorError("NODE_DRAINING", "The node is shutting down.", code=Code.UNAVAILABLE)
+
+
+class _Servicer(RuntimeEnvironmentServicer):
+    """Records each call and passes it on."""
+
+    def __init__(self, node: FakeNode) -> None:
+        self._node = node
+
+    def _take(self, method: str, request: Any) -> None:
+        self._node.calls.append((method, request))
+        if self._node.refuse is not None:
+            raise self._node.refuse
+
+    async def GetRuntimeStatus(self, request: pb.GetRuntimeStatusRequest, context: Any) -> pb.RuntimeStatus:  # noqa: N802
+        self._take("GetRuntimeStatus", request)
+        return self._node.status()
+
+    async def StartInstance(self, request: pb.StartInstanceRequest, context: Any) -> pb.StartInstanceResponse:  # noqa: N802
+        self._take("StartInstance", request)
+        return pb.StartInstanceResponse(instance=self._node.start_instance(request.spec))
+
+    async def StopInstance(self, request: pb.StopInstanceRequest, context: Any) -> pb.StopInstanceResponse:  # noqa: N802
+        self._take("StopInstance", request)
+        return pb.StopInstanceResponse(instance=self._node.stop_instance(request))
+
+    async def RestartInstance(  # noqa: N802
+        self, request: pb.RestartInstanceRequest, context: Any
+    ) -> pb.RestartInstanceResponse:
+        self._take("RestartInstance", request)
+        return pb.RestartInstanceResponse(instance=self._node.restart_instance(request))
+
+    async def GetInstance(self, request: pb.GetInstanceRequest, context: Any) -> pb.Instance:  # noqa: N802
+        self._take("GetInstance", request)
+        return self._node.get_instance(request.name)
+
+    async def ListInstances(self, request: pb.ListInstancesRequest, context: Any) -> pb.ListInstancesResponse:  # noqa: N802
+        self._take("ListInstances", request)
+        return self._node.list_instances(request)
+
+    async def WatchInstances(  # noqa: N802
+        self, request: pb.WatchInstancesRequest, context: Any
+    ) -> AsyncIterator[pb.WatchInstancesResponse]:
+        self._node.calls.append(("WatchInstances", request))
+        async for message in self._node.watch(request):
+            yield message
+
+
+def _set_ready(status: pb.Instance, reason: str, message: str = "") -> None:
+    holds = pb.Condition.TRUE if status.state == pb.RUNNING else pb.Condition.FALSE
+    old = status.conditions[0] if status.conditions else None
+    since = old.last_transition_time if old is not None and old.status == holds else timestamp(time.time())
+    condition = pb.Condition(
+        type="Ready", status=holds, reason=reason, message=message, last_transition_time=since
+    )
+    del status.conditions[:]
+    status.conditions.append(condition)
+
+
+def _copy(instance: pb.Instance) -> pb.Instance:
+    copy = pb.Instance()
+    copy.CopyFrom(instance)
+    return copy
+
+
+def _copy_spec(spec: pb.InstanceSpec) -> pb.InstanceSpec:
+    copy = pb.InstanceSpec()
+    copy.CopyFrom(spec)
+    return copy

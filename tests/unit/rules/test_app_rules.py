@@ -1,0 +1,510 @@
+"""Rules and defaults of an app's spec."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from appsupervisor.catalog.v1.app_catalog_pb2 import RUNNING, STOPPED, App
+from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    DEMOTE,
+    EAGER,
+    ISOLATION_TIER_UNSPECIFIED,
+    ON_REQUEST,
+    RestartPolicy,
+    State,
+)
+from google.protobuf.struct_pb2 import Value
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.control_plane.rules import app_defaults
+from services.control_plane.rules.app_rules import (
+    MAX_CONFIG_DEPTH,
+    app_violations,
+    normalize_app,
+    runtime_fields_changed,
+)
+
+MS = 1_000_000
+SECOND = 1000 * MS
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+MIB = 1024**2
+GIB = 1024**3
+
+
+def valid(**fields: Any) -> App:
+    return App(**{"entrypoint": "pkg.mod:app", **fields})
+
+
+def broken(**fields: Any) -> list[str]:
+    """Return the fields that are in breach, the prefix `app.` left out."""
+    found = app_violations(normalize_app(valid(**fields)))
+    assert all(violation.rule for violation in found)
+    return [violation.field.removeprefix("app.") for violation in found]
+
+
+def test_the_least_app_is_valid_and_so_is_its_full_form() -> None:
+    assert app_violations(valid()) == []
+    assert app_violations(normalize_app(valid())) == []
+
+
+def test_every_default_of_the_contract_is_filled_in() -> None:
+    app = normalize_app(valid())
+    assert (app.replicas, app.activation, app.desired_state) == (1, EAGER, RUNNING)
+    assert app.environment == "environments/default"
+    assert app.isolation == ISOLATION_TIER_UNSPECIFIED
+    assert app.database.WhichOneof("kind") == "sqlite"
+    assert not app.HasField("idle_timeout")
+    limits = app.limits
+    assert (limits.max_concurrent_requests, limits.max_queued_requests, limits.max_threads) == (64, 128, 8)
+    assert limits.request_timeout.ToNanoseconds() == 30 * SECOND
+    assert limits.start_timeout.ToNanoseconds() == 30 * SECOND
+    assert limits.stop_timeout.ToNanoseconds() == 10 * SECOND
+    assert limits.max_request_body_bytes == 32 * MIB
+    assert (limits.memory_bytes, limits.cpu_millis) == (0, 0)
+    assert limits.block_budget.ToNanoseconds() == SECOND
+    assert limits.block_action == DEMOTE
+    check = app.health_check
+    assert (check.path, check.success_threshold, check.failure_threshold) == ("", 1, 3)
+    assert check.interval.ToNanoseconds() == 10 * SECOND
+    assert check.timeout.ToNanoseconds() == 2 * SECOND
+    policy = app.restart_policy
+    assert (policy.mode, policy.max_restarts) == (RestartPolicy.PERMANENT, 5)
+    assert policy.period.ToNanoseconds() == 5 * MINUTE
+    assert policy.min_backoff.ToNanoseconds() == SECOND
+    assert policy.max_backoff.ToNanoseconds() == MINUTE
+
+
+def test_what_is_set_stays_and_an_explicit_zero_is_set() -> None:
+    given_ = valid(
+        activation=ON_REQUEST,
+        desired_state=STOPPED,
+        environment="environments/blue",
+        idle_timeout={"seconds": 7},
+        database={"none": {}},
+        limits={"max_queued_requests": 0, "max_request_body_bytes": 0, "stop_timeout": {}},
+        restart_policy={"max_restarts": 0},
+    )
+    app = normalize_app(given_)
+    assert (app.activation, app.desired_state, app.environment) == (ON_REQUEST, STOPPED, "environments/blue")
+    assert app.idle_timeout.seconds == 7
+    assert app.database.WhichOneof("kind") == "none"
+    assert app.limits.max_queued_requests == app.limits.max_request_body_bytes == 0
+    assert app.limits.stop_timeout.ToNanoseconds() == 0
+    assert app.restart_policy.max_restarts == 0
+    assert app_violations(app) == []
+
+
+def test_an_app_on_request_goes_dormant_after_five_minutes() -> None:
+    assert normalize_app(valid(activation=ON_REQUEST)).idle_timeout.seconds == 300
+
+
+def test_output_only_fields_and_the_etag_are_cleared_in_a_copy() -> None:
+    app = valid(name="apps/x", uid="u", generation=3, uri="http://x", etag='"e"', state=State.RUNNING)
+    full = normalize_app(app)
+    assert full.name == "apps/x"
+    assert (full.uid, full.generation, full.uri, full.etag, full.state) == ("", 0, "", "", 0)
+    assert app.uid == "u"
+
+
+def test_the_fields_of_the_spec_are_those_a_caller_owns() -> None:
+    assert {"state", "uid", "conditions"} <= app_defaults.OUTPUT_ONLY_FIELDS
+    assert {"secret_env", "environment", "desired_state"} <= set(app_defaults.SPEC_FIELDS)
+    assert {"name", "etag", "state"}.isdisjoint(app_defaults.SPEC_FIELDS)
+    assert set(app_defaults.RUNTIME_FIELDS) <= set(app_defaults.SPEC_FIELDS)
+
+
+def test_a_default_never_breaks_a_rule_with_what_was_set() -> None:
+    app = normalize_app(
+        valid(
+            health_check={"interval": {"nanos": 500 * MS}}, restart_policy={"min_backoff": {"seconds": 300}}
+        )
+    )
+    assert app.health_check.timeout.ToNanoseconds() == 500 * MS
+    assert app.restart_policy.max_backoff.seconds == 300
+    assert app_violations(app) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "lowest", "highest"),
+    [
+        ("idle_timeout", SECOND, DAY),
+        ("limits.request_timeout", 10 * MS, HOUR),
+        ("limits.start_timeout", 100 * MS, 10 * MINUTE),
+        ("limits.stop_timeout", 0, 10 * MINUTE),
+        ("limits.block_budget", 50 * MS, MINUTE),
+        ("health_check.timeout", 10 * MS, MINUTE),
+        ("restart_policy.period", SECOND, DAY),
+        ("restart_policy.min_backoff", 10 * MS, 10 * MINUTE),
+        ("restart_policy.max_backoff", 10 * MS, HOUR),
+    ],
+)
+def test_spans_are_taken_within_their_range(field: str, lowest: int, highest: int) -> None:
+    for value, expected in ((lowest - 1, [field]), (lowest, []), (highest, []), (highest + 1, [field])):
+        app = valid(health_check={"interval": {"seconds": 3600}})
+        app.restart_policy.min_backoff.nanos = 10 * MS
+        *parents, last = field.split(".")
+        owner: Any = app
+        for parent in parents:
+            owner = getattr(owner, parent)
+        getattr(owner, last).SetInParent()
+        getattr(owner, last).FromNanoseconds(value)
+        if field.endswith("min_backoff"):
+            app.restart_policy.max_backoff.seconds = 3600
+        assert [found.field for found in app_violations(app)] == [f"app.{name}" for name in expected], value
+
+
+@pytest.mark.parametrize(("value", "is_valid"), [(100 * MS - 1, False), (100 * MS, True), (HOUR + 1, False)])
+def test_the_probe_interval_is_taken_within_its_range(value: int, is_valid: bool) -> None:
+    app = valid()
+    app.health_check.interval.FromNanoseconds(value)
+    assert (app_violations(app) == []) == is_valid
+
+
+@pytest.mark.parametrize(
+    ("group", "field", "lowest", "highest"),
+    [
+        ("limits", "max_concurrent_requests", 1, 10_000),
+        ("limits", "max_queued_requests", 0, 100_000),
+        ("limits", "max_request_body_bytes", 0, 10 * GIB),
+        ("limits", "max_threads", 1, 256),
+        ("limits", "memory_bytes", 16 * MIB, 64 * GIB),
+        ("limits", "cpu_millis", 10, 64_000),
+        ("health_check", "success_threshold", 1, 100),
+        ("health_check", "failure_threshold", 1, 100),
+        ("restart_policy", "max_restarts", 0, 1000),
+    ],
+)
+def test_numbers_are_taken_within_their_range(group: str, field: str, lowest: int, highest: int) -> None:
+    for value in (-1, highest + 1, *((lowest - 1,) if lowest > 1 else ())):
+        assert broken(**{group: {field: value}}) == [f"{group}.{field}"]
+    for value in (lowest, highest):
+        assert broken(**{group: {field: value}}) == []
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos"), [(1, -1), (-1, 1), (0, 1_000_000_000), (0, -1_000_000_000), (-5, 0), (2**62, 0)]
+)
+def test_a_malformed_or_negative_span_is_refused(seconds: int, nanos: int) -> None:
+    assert broken(limits={"request_timeout": {"seconds": seconds, "nanos": nanos}}) == [
+        "limits.request_timeout"
+    ]
+
+
+def test_a_probe_ends_before_the_next_one() -> None:
+    check = {"interval": {"seconds": 1}, "timeout": {"seconds": 1, "nanos": 1}}
+    assert broken(health_check=check) == ["health_check.timeout"]
+
+
+def test_the_longest_backoff_is_not_below_the_first() -> None:
+    policy = {"min_backoff": {"seconds": 2}, "max_backoff": {"seconds": 1}}
+    assert broken(restart_policy=policy) == ["restart_policy.max_backoff"]
+
+
+@pytest.mark.parametrize(
+    "field", ["activation", "isolation", "desired_state", "limits.block_action", "restart_policy.mode"]
+)
+def test_an_enum_value_of_another_version_is_refused(field: str) -> None:
+    group, _, name = field.rpartition(".")
+    assert broken(**({group: {name: 99}} if group else {name: 99})) == [field]
+
+
+@pytest.mark.parametrize("text", ["a:b", "pkg.mod:app", "_p.m1:a.b", "pkg:Größe"])
+def test_an_entrypoint_of_python_names_is_accepted(text: str) -> None:
+    assert broken(entrypoint=text) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "pkg", ":app", "pkg:", "pkg:a:b", "pkg/mod:a", "pkg.:a", ".pkg:a", "pkg:a()", "pkg :a", "1p:a"),
+        *("pkg.class:a", "pkg:import", "p\n:a", "a:" + "b" * 255),
+    ],
+)
+def test_a_malformed_entrypoint_is_refused(text: str) -> None:
+    assert broken(entrypoint=text) == ["entrypoint"]
+
+
+@pytest.mark.parametrize("text", ["Bestellungen ☕", "x" * 128, "👩‍💻 dev", "", "שלום"])
+def test_any_line_is_a_display_name(text: str) -> None:
+    assert broken(display_name=text) == []
+
+
+@pytest.mark.parametrize("text", ["x" * 129, "a\nb", "\x1b[31mred", "a\u202eb", "a\u2028b", "\x85"])
+def test_a_display_name_that_breaks_its_line_is_refused(text: str) -> None:
+    assert broken(display_name=text) == ["display_name"]
+
+
+@pytest.mark.parametrize("key", ["tier", "a.b_c-D1", "example.com/tier", "x" * 63, "a" * 63 + ".com/x"])
+def test_labels_of_kubernetes_are_accepted(key: str) -> None:
+    assert broken(labels={key: "Gold_1.x-Y", f"{key[:50]}2": ""}) == []
+
+
+@pytest.mark.parametrize(
+    "key", ["", "-a", "a-", "a b", "/a", "a/", "A.com/x", "a/b/c", "x" * 64, "é", "a\n", "a" * 64 + ".com/x"]
+)
+def test_label_keys_that_kubernetes_refuses_are_refused(key: str) -> None:
+    assert len(broken(labels={key: "x"})) == 1
+
+
+@pytest.mark.parametrize("value", ["-a", "a b", "x" * 64, "é", "a\n", "."])
+def test_label_values_that_kubernetes_refuses_are_refused(value: str) -> None:
+    assert broken(labels={"tier": value}) == ['labels["tier"]']
+
+
+def test_labels_and_annotations_are_counted() -> None:
+    assert broken(labels={f"k{index}": "" for index in range(64)}) == []
+    assert broken(labels={f"k{index}": "" for index in range(65)}) == ["labels"]
+    assert broken(annotations={"note": "x" * (65536 - 4)}) == []
+    assert broken(annotations={"note": "é" * 32767}) == ["annotations"]
+    assert broken(annotations={"": "x", "any key / at all": "line\nline"}) == ['annotations[""]']
+
+
+@pytest.mark.parametrize("field", ["env", "secret_env"])
+def test_the_environment_of_an_app_is_bounded(field: str) -> None:
+    assert broken(**{field: {f"K{index}": "v" for index in range(256)}}) == []
+    assert broken(**{field: {f"K{index}": "v" for index in range(257)}}) == [field]
+    assert broken(**{field: {"KEY": "x" * (65536 - 3)}}) == []
+    assert broken(**{field: {"KEY": "x" * (65536 - 2)}}) == [field]
+
+
+@pytest.mark.parametrize("key", ["", "1A", "A B", "A-B", "A=B", "É", "A\n"])
+def test_a_malformed_environment_key_is_refused(key: str) -> None:
+    assert len(broken(env={key: "x"})) == 1
+
+
+def test_violations_name_the_entry_and_keep_secrets_to_themselves() -> None:
+    found = app_violations(valid(env={"A B": "x"}, secret_env={"A": "hunter2\0", "B-": "hunter2"}))
+    assert [violation.field for violation in found] == [
+        'app.env["A B"]',
+        'app.secret_env["A"]',
+        'app.secret_env["B-"]',
+    ]
+    assert "hunter2" not in repr(found)
+
+
+def test_a_long_or_odd_key_is_shown_cut_and_escaped() -> None:
+    fields = broken(env={"\n" * 500: "x", 'a"b': "x"})
+    assert 'env["a\\"b"]' in fields
+    assert all(len(field) < 200 and field.isprintable() for field in fields)
+
+
+def test_a_key_is_either_secret_or_not() -> None:
+    assert broken(env={"A": "1"}, secret_env={"A": "2"}) == ['secret_env["A"]']
+
+
+def test_an_external_database_names_a_secret() -> None:
+    database = {"external": {"secret_key": "URL"}}
+    assert broken(database=database, secret_env={"URL": "x"}) == []
+    assert broken(database=database, env={"URL": "x"}) == ["database.external.secret_key"]
+    assert broken(database={"external": {}}) == ["database.external.secret_key"]
+
+
+@pytest.mark.parametrize(
+    ("text", "normal"),
+    [
+        ("shop.example.com", "shop.example.com"),
+        ("Shop.Example.COM.", "shop.example.com"),
+        ("München.example", "xn--mnchen-3ya.example"),
+        ("xn--mnchen-3ya.example", "xn--mnchen-3ya.example"),
+        ("shop", "shop"),
+        ("shop.localhost", "shop.localhost"),
+        ("1and1.com", "1and1.com"),
+        ("a" * 63 + ".de", "a" * 63 + ".de"),
+    ],
+)
+def test_a_domain_is_kept_in_the_form_dns_has_it(text: str, normal: str) -> None:
+    app = normalize_app(valid(domains=[text]))
+    assert list(app.domains) == [normal]
+    assert app_violations(app) == []
+    assert app_violations(valid(domains=[text])) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "*.example.com", "*", "1.2.3.4", "[::1]", "::1", "1.2", "a.0x7f", "localhost", "LOCALHOST."),
+        *(
+            "a..b",
+            ".a",
+            "-a.de",
+            "a-.de",
+            "a_b.de",
+            "a b",
+            "a:80",
+            "http://a.de",
+            "a/b",
+            "xn--a.de",
+            "a\n.de",
+        ),
+        *("a" * 64 + ".de", ".".join(["a" * 60] * 5), "é" * 300, "\u202ea.de", "a.de.."),
+    ],
+)
+def test_what_is_no_plain_domain_is_refused(text: str) -> None:
+    assert broken(domains=[text]) == ["domains[0]"]
+
+
+def test_domains_are_counted_and_stand_once() -> None:
+    assert broken(domains=[f"a{index}.de" for index in range(32)]) == []
+    assert broken(domains=[f"a{index}.de" for index in range(33)]) == ["domains"]
+    assert broken(domains=["a.de", "b.de", "A.de"]) == ["domains[2]"]
+
+
+@pytest.mark.parametrize("path", ["/", "/health?full=1&x=%20", "/" + "x" * 1023])
+def test_a_request_target_is_a_probe_path(path: str) -> None:
+    assert broken(health_check={"path": path}) == []
+
+
+@pytest.mark.parametrize("path", ["health", "/a b", "/a\r\nX: y", "/é", "/a#b", "/" + "x" * 1024])
+def test_what_is_no_request_target_is_no_probe_path(path: str) -> None:
+    assert broken(health_check={"path": path}) == ["health_check.path"]
+
+
+@pytest.mark.parametrize("name", ["default", "environments/", "environments/A", "apps/x", "environments/a/b"])
+def test_an_environment_is_named_by_its_resource_name(name: str) -> None:
+    assert broken(environment=name) == ["environment"]
+
+
+@pytest.mark.parametrize("count", [-1, 2, 2**31 - 1])
+def test_more_than_one_replica_is_refused(count: int) -> None:
+    assert broken(replicas=count) == ["replicas"]
+
+
+def nested(levels: int) -> App:
+    app = valid()
+    inner: dict[str, Any] = {}
+    for _ in range(levels - 1):
+        inner = {"k": inner}
+    app.config.update(inner)
+    return app
+
+
+def test_the_depth_of_a_config_is_bounded() -> None:
+    assert app_violations(nested(MAX_CONFIG_DEPTH)) == []
+    assert [found.field for found in app_violations(nested(MAX_CONFIG_DEPTH + 2))] == ["app.config"]
+    assert App.FromString(nested(MAX_CONFIG_DEPTH).SerializeToString()) == nested(MAX_CONFIG_DEPTH)
+
+
+def test_the_size_of_a_config_is_bounded() -> None:
+    app = valid()
+    app.config.update({"k": "x" * 65_000})
+    assert app_violations(app) == []
+    app.config.update({"l": "x" * 1000})
+    assert [found.field for found in app_violations(app)] == ["app.config"]
+
+
+def test_values_that_json_does_not_have_are_told_by_their_place() -> None:
+    app = valid()
+    app.config.update({"a": {"b c": [1, math.nan]}, "d": math.inf})
+    app.config.fields["e"].CopyFrom(Value())
+    assert sorted(found.field for found in app_violations(app)) == [
+        'app.config["a"]["b c"][1]',
+        'app.config["d"]',
+        'app.config["e"]',
+    ]
+
+
+def test_all_violations_are_told_at_once_under_the_prefix_asked_for() -> None:
+    app = App(display_name="\n", replicas=5, limits={"max_threads": 999}, health_check={"path": "x"})
+    assert [found.field for found in app_violations(app, "spec")] == [
+        "spec.display_name",
+        "spec.entrypoint",
+        "spec.replicas",
+        "spec.limits.max_threads",
+        "spec.health_check.path",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "runs_anew"),
+    [
+        ({"display_name": "New"}, False),
+        ({"labels": {"a": "b"}}, False),
+        ({"annotations": {"a": "b"}}, False),
+        ({"desired_state": STOPPED}, False),
+        ({"entrypoint": "other:app"}, True),
+        ({"env": {"A": "1"}}, True),
+        ({"secret_env": {"A": "1"}}, True),
+        ({"domains": ["x.de"]}, True),
+        ({"isolation": 3}, True),
+        ({"activation": ON_REQUEST}, True),
+        ({"limits": {"max_threads": 9}}, True),
+        ({"limits": {"max_threads": 8}}, False),
+        ({"health_check": {"path": "/x"}}, True),
+        ({"restart_policy": {"max_restarts": 0}}, True),
+        ({"config": {"a": 1}}, True),
+        ({"database": {"none": {}}}, True),
+    ],
+)
+def test_only_a_change_of_what_runs_asks_for_a_swap(change: dict[str, Any], runs_anew: bool) -> None:
+    new = valid(**{key: value for key, value in change.items() if key != "config"})
+    if "config" in change:
+        new.config.update(change["config"])
+    assert runtime_fields_changed(normalize_app(valid()), normalize_app(new)) == runs_anew
+
+
+INT32 = st.integers(-(2**31), 2**31 - 1) | st.integers(0, 20)
+SPANS = st.fixed_dictionaries({}, optional={"seconds": st.integers(-(2**63), 2**63 - 1), "nanos": INT32})
+STRINGS = st.text(max_size=12)
+MAPS = st.dictionaries(STRINGS, STRINGS, max_size=3)
+
+
+def group(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries({}, optional=fields)
+
+
+ANY_APP = group(
+    name=STRINGS,
+    display_name=STRINGS,
+    labels=MAPS,
+    annotations=MAPS,
+    entrypoint=STRINGS,
+    env=MAPS,
+    secret_env=MAPS,
+    domains=st.lists(STRINGS, max_size=3),
+    environment=STRINGS,
+    replicas=INT32,
+    activation=INT32,
+    idle_timeout=SPANS,
+    isolation=INT32,
+    desired_state=INT32,
+    uid=STRINGS,
+    etag=STRINGS,
+    config=st.dictionaries(
+        STRINGS, st.none() | st.floats() | STRINGS | st.lists(st.booleans(), max_size=2), max_size=2
+    ),
+    database=st.sampled_from([{}, {"none": {}}, {"external": {}}, {"external": {"secret_key": "K"}}]),
+    limits=group(
+        max_threads=INT32,
+        max_queued_requests=INT32,
+        cpu_millis=INT32,
+        request_timeout=SPANS,
+        stop_timeout=SPANS,
+        block_action=INT32,
+    ),
+    health_check=group(path=STRINGS, interval=SPANS, timeout=SPANS, success_threshold=INT32),
+    restart_policy=group(mode=INT32, max_restarts=INT32, min_backoff=SPANS, max_backoff=SPANS, period=SPANS),
+).map(lambda fields: App(**fields))
+
+
+@given(ANY_APP)
+def test_normalizing_and_checking_never_fail_and_settle_at_once(app: App) -> None:
+    before = app.SerializeToString(deterministic=True)
+    full = normalize_app(app)
+    assert {found.field for found in app_violations(full)} <= {found.field for found in app_violations(app)}
+    assert normalize_app(full).SerializeToString(deterministic=True) == full.SerializeToString(
+        deterministic=True
+    )
+    assert app.SerializeToString(deterministic=True) == before
+
+
+@given(st.text(max_size=30))
+def test_a_domain_in_normal_form_stays_as_it_is(text: str) -> None:
+    once = list(normalize_app(valid(domains=[text])).domains)
+    if app_violations(valid(domains=[text])) == []:
+        assert list(normalize_app(valid(domains=once)).domains) == once
+        assert broken(domains=once) == []
