@@ -149,11 +149,11 @@ class Nursery:
 
     def _sweep(self, tag: int) -> int:
         deadline = time.monotonic() + SWEEP_SECONDS
-        strays = 0
+        strays: set[int] = set()
         while (found := procfs.kill_marked(tag)) and time.monotonic() < deadline:
-            strays += found
+            strays |= found
             time.sleep(0.002)
-        return strays
+        return len(strays)
 
     def _end_all(self) -> None:
         tags = [tag for _, tag, _ in self._guests.values()]

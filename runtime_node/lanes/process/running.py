@@ -148,6 +148,9 @@ class GuestProcess:
             self._pidfd = None
         if not self.ready.done():
             self.ready.cancel()
+        self.beat.release()
+        self.beat = memoryview(bytes(Beat.SIZE)).cast("q")
+        self._beat_memory.close()
 
     async def stop(self, timeout: float) -> StopReport:
         """See RunningApp."""
