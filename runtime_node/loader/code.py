@@ -11,6 +11,7 @@ from runtime_node.context import AppContext
 from runtime_node.isolation.apart import run_apart
 from runtime_node.isolation.current import running_as
 from runtime_node.isolation.pool import InstancePool
+from runtime_node.isolation.threads import close_threads, open_threads
 from runtime_node.lanes.lane import ASGIApp, Receive, Scope, Send
 from runtime_node.loader import hooks
 from runtime_node.loader.detect import Finding, Shape, examine
@@ -36,7 +37,6 @@ class LoadedCode:
         """What the entrypoint names, in words, for events and errors."""
         self._target = target
         self._finding = finding
-        self._pools: list[InstancePool] = []
         self._lease = lease
         self._instances: set[str] = set()
 
@@ -44,36 +44,38 @@ class LoadedCode:
         """Return a new app for one instance, as an ASGI 3 callable.
 
         A factory runs in a thread of its own, so that a slow one delays nobody; an async one runs on the
-        calling loop. A WSGI app gets `threads` worker threads. Raises SupervisorError `APP_FACTORY_FAILED`
+        calling loop. The instance gets `threads` worker threads: a WSGI app runs on them, an ASGI app's sync
+        handlers use as many. Raises SupervisorError `APP_FACTORY_FAILED`
         with the traceback when the factory raised or returned no app. When cancelled, the factory's thread
         is interrupted and its result dropped.
         """
         if self._target is None:
             raise RuntimeError("the code was released")
+        self._instances.add(context.instance)
+        pool = open_threads(context.instance, threads)
         if self._lease is not None:
-            self._instances.add(context.instance)
             hooks.bind(context.instance, self._lease.tree)
         if self.kind == "app":
-            return self._adapt(self._target, self._finding, context, threads)
+            return self._adapt(self._target, self._finding, pool)
         with hooks.loading(None if self._lease is None else self._lease.tree), running_as(context.instance):
             app = await self._call_factory(context)
         finding = examine(app)
         if not finding.is_app:
             raise SupervisorError("APP_FACTORY_FAILED", _wrong_result(self.entrypoint, app, finding))
         self.protocol = _protocol(finding)
-        return self._adapt(app, finding, context, threads)
+        return self._adapt(app, finding, pool)
 
     def release(self) -> None:
         """Give up the code and the threads of what was built of it. Repeats do nothing."""
-        for pool in self._pools:
-            pool.shutdown(wait=False, cancel_futures=True)
-        self._pools.clear()
+        for instance in self._instances:
+            close_threads(instance)
         self._target = None
         lease, self._lease = self._lease, None
         if lease is not None:
             for instance in self._instances:
                 hooks.unbind(instance, lease.tree)
             lease.release()
+        self._instances.clear()
 
     async def _call_factory(self, context: AppContext) -> Any:
         error: SupervisorError
@@ -107,10 +109,8 @@ class LoadedCode:
         message = f"the factory {self.entrypoint} raised {one_line(fault)}"
         return failure("APP_FACTORY_FAILED", message, fault, secrets=secrets)
 
-    def _adapt(self, app: Any, finding: Finding, context: AppContext, threads: int) -> ASGIApp:
+    def _adapt(self, app: Any, finding: Finding, pool: InstancePool) -> ASGIApp:
         if finding.shape is Shape.WSGI:
-            pool = InstancePool(context.instance, threads)
-            self._pools.append(pool)
             return WSGIAdapter(app, pool)
         if finding.shape is Shape.ASGI2:
             return _asgi2(app)
