@@ -9,7 +9,14 @@ from typing import Any, Literal
 
 from runtime_node.context import AppContext
 from runtime_node.isolation.apart import run_apart
+from runtime_node.isolation.caches import evict
+from runtime_node.isolation.contain import ContainedApp
 from runtime_node.isolation.current import running_as
+from runtime_node.isolation.dismantle import dismantle
+from runtime_node.isolation.endings import place_of
+from runtime_node.isolation.environ import open_overlay
+from runtime_node.isolation.journal import undo
+from runtime_node.isolation.leaks import Canary, name_leaks
 from runtime_node.isolation.pool import InstancePool
 from runtime_node.isolation.threads import close_threads, open_threads
 from runtime_node.lanes.lane import ASGIApp, Receive, Scope, Send
@@ -39,6 +46,9 @@ class LoadedCode:
         self._finding = finding
         self._lease = lease
         self._instances: set[str] = set()
+        self._apps: list[ContainedApp] = []
+        self._canaries: list[Canary] = []
+        self.freed = True
 
     async def build(self, context: AppContext, *, threads: int) -> ASGIApp:
         """Return a new app for one instance, as an ASGI 3 callable.
@@ -55,27 +65,49 @@ class LoadedCode:
         pool = open_threads(context.instance, threads)
         if self._lease is not None:
             hooks.bind(context.instance, self._lease.tree)
+            open_overlay(context.instance, parent=self._lease.tree.scope)
         if self.kind == "app":
-            return self._adapt(self._target, self._finding, pool)
+            return self._adapt(self._target, self._finding, context, pool)
         with hooks.loading(None if self._lease is None else self._lease.tree), running_as(context.instance):
             app = await self._call_factory(context)
         finding = examine(app)
         if not finding.is_app:
             raise SupervisorError("APP_FACTORY_FAILED", _wrong_result(self.entrypoint, app, finding))
         self.protocol = _protocol(finding)
-        return self._adapt(app, finding, pool)
+        self._canaries.append(Canary("the app object", app))
+        return self._adapt(app, finding, context, pool)
 
-    def release(self) -> None:
-        """Give up the code and the threads of what was built of it. Repeats do nothing."""
+    def release(self, grace: float = 1.0) -> list[str]:
+        """Give up the code, and undo and free what was built of it; return a sentence for each leak.
+
+        Blocks for milliseconds, or up to about `grace` seconds while threads of the app end: call it in a
+        worker thread, after the app's shutdown. `freed` then tells whether its memory is free already.
+        Repeats do nothing.
+        """
+        leaks = []
         for instance in self._instances:
-            close_threads(instance)
-        self._target = None
-        lease, self._lease = self._lease, None
-        if lease is not None:
-            for instance in self._instances:
-                hooks.unbind(instance, lease.tree)
-            lease.release()
+            stuck = close_threads(instance)
+            leaks += [f"a worker thread is stuck in {name}" for name in map(place_of, stuck) if name]
+            leaks += undo(instance, grace)
+            if self._lease is not None:
+                hooks.unbind(instance, self._lease.tree)
         self._instances.clear()
+        self._target = None
+        remains = [app.detach() for app in self._apps]
+        self._apps.clear()
+        lease, self._lease = self._lease, None
+        tops = frozenset({self.entrypoint.top}) if lease is None else lease.tree.tops()
+        if self.kind == "factory":
+            evict(tops)
+            dismantle(remains)
+        remains.clear()
+        self.freed = not any(canary.is_alive for canary in self._canaries)
+        if not self.freed:
+            leaks += name_leaks(self._canaries)
+        self._canaries.clear()
+        if lease is not None:
+            lease.release()
+        return leaks
 
     async def _call_factory(self, context: AppContext) -> Any:
         error: SupervisorError
@@ -109,13 +141,15 @@ class LoadedCode:
         message = f"the factory {self.entrypoint} raised {one_line(fault)}"
         return failure("APP_FACTORY_FAILED", message, fault, secrets=secrets)
 
-    def _adapt(self, app: Any, finding: Finding, pool: InstancePool) -> ASGIApp:
-        if finding.shape is Shape.WSGI:
-            return WSGIAdapter(app, pool)
-        if finding.shape is Shape.ASGI2:
-            return _asgi2(app)
+    def _adapt(self, app: Any, finding: Finding, context: AppContext, pool: InstancePool) -> ASGIApp:
         asgi: ASGIApp = app
-        return asgi
+        if finding.shape is Shape.WSGI:
+            asgi = WSGIAdapter(app, pool)
+        elif finding.shape is Shape.ASGI2:
+            asgi = _asgi2(app)
+        contained = ContainedApp(asgi, context.instance)
+        self._apps.append(contained)
+        return contained
 
 
 def _bound(factory: Any, finding: Finding, context: AppContext) -> Callable[[], Any]:
