@@ -9,8 +9,16 @@ from typing import Any, Literal
 
 from runtime_node.context import AppContext
 from runtime_node.isolation.apart import run_apart
+from runtime_node.isolation.caches import evict
+from runtime_node.isolation.contain import ContainedApp
 from runtime_node.isolation.current import running_as
+from runtime_node.isolation.dismantle import dismantle
+from runtime_node.isolation.endings import place_of
+from runtime_node.isolation.environ import open_overlay
+from runtime_node.isolation.journal import undo
+from runtime_node.isolation.leaks import Canary, name_leaks
 from runtime_node.isolation.pool import InstancePool
+from runtime_node.isolation.threads import close_threads, open_threads
 from runtime_node.lanes.lane import ASGIApp, Receive, Scope, Send
 from runtime_node.loader import hooks
 from runtime_node.loader.detect import Finding, Shape, examine
@@ -36,44 +44,70 @@ class LoadedCode:
         """What the entrypoint names, in words, for events and errors."""
         self._target = target
         self._finding = finding
-        self._pools: list[InstancePool] = []
         self._lease = lease
         self._instances: set[str] = set()
+        self._apps: list[ContainedApp] = []
+        self._canaries: list[Canary] = []
+        self.freed = True
 
     async def build(self, context: AppContext, *, threads: int) -> ASGIApp:
         """Return a new app for one instance, as an ASGI 3 callable.
 
         A factory runs in a thread of its own, so that a slow one delays nobody; an async one runs on the
-        calling loop. A WSGI app gets `threads` worker threads. Raises SupervisorError `APP_FACTORY_FAILED`
+        calling loop. The instance gets `threads` worker threads: a WSGI app runs on them, an ASGI app's sync
+        handlers use as many. Raises SupervisorError `APP_FACTORY_FAILED`
         with the traceback when the factory raised or returned no app. When cancelled, the factory's thread
         is interrupted and its result dropped.
         """
         if self._target is None:
             raise RuntimeError("the code was released")
+        self._instances.add(context.instance)
+        pool = open_threads(context.instance, threads)
         if self._lease is not None:
-            self._instances.add(context.instance)
             hooks.bind(context.instance, self._lease.tree)
+            open_overlay(context.instance, parent=self._lease.tree.scope)
         if self.kind == "app":
-            return self._adapt(self._target, self._finding, context, threads)
+            return self._adapt(self._target, self._finding, context, pool)
         with hooks.loading(None if self._lease is None else self._lease.tree), running_as(context.instance):
             app = await self._call_factory(context)
         finding = examine(app)
         if not finding.is_app:
             raise SupervisorError("APP_FACTORY_FAILED", _wrong_result(self.entrypoint, app, finding))
         self.protocol = _protocol(finding)
-        return self._adapt(app, finding, context, threads)
+        self._canaries.append(Canary("the app object", app))
+        return self._adapt(app, finding, context, pool)
 
-    def release(self) -> None:
-        """Give up the code and the threads of what was built of it. Repeats do nothing."""
-        for pool in self._pools:
-            pool.shutdown(wait=False, cancel_futures=True)
-        self._pools.clear()
+    def release(self, grace: float = 1.0) -> list[str]:
+        """Give up the code, and undo and free what was built of it; return a sentence for each leak.
+
+        Blocks for milliseconds, or up to about `grace` seconds while threads of the app end: call it in a
+        worker thread, after the app's shutdown. `freed` then tells whether its memory is free already.
+        Repeats do nothing.
+        """
+        leaks = []
+        for instance in self._instances:
+            stuck = close_threads(instance)
+            leaks += [f"a worker thread is stuck in {name}" for name in map(place_of, stuck) if name]
+            leaks += undo(instance, grace)
+            if self._lease is not None:
+                hooks.unbind(instance, self._lease.tree)
+        self._instances.clear()
         self._target = None
+        remains = [app.detach() for app in self._apps]
+        self._apps.clear()
         lease, self._lease = self._lease, None
+        tops = frozenset({self.entrypoint.top}) if lease is None else lease.tree.tops()
+        if self.kind == "factory":
+            evict(tops)
+            dismantle(remains)
+        remains.clear()
+        self.freed = not any(canary.is_alive for canary in self._canaries)
+        if not self.freed:
+            leaks += name_leaks(self._canaries)
+        self._canaries.clear()
         if lease is not None:
-            for instance in self._instances:
-                hooks.unbind(instance, lease.tree)
             lease.release()
+        return leaks
 
     async def _call_factory(self, context: AppContext) -> Any:
         error: SupervisorError
@@ -107,15 +141,15 @@ class LoadedCode:
         message = f"the factory {self.entrypoint} raised {one_line(fault)}"
         return failure("APP_FACTORY_FAILED", message, fault, secrets=secrets)
 
-    def _adapt(self, app: Any, finding: Finding, context: AppContext, threads: int) -> ASGIApp:
-        if finding.shape is Shape.WSGI:
-            pool = InstancePool(context.instance, threads)
-            self._pools.append(pool)
-            return WSGIAdapter(app, pool)
-        if finding.shape is Shape.ASGI2:
-            return _asgi2(app)
+    def _adapt(self, app: Any, finding: Finding, context: AppContext, pool: InstancePool) -> ASGIApp:
         asgi: ASGIApp = app
-        return asgi
+        if finding.shape is Shape.WSGI:
+            asgi = WSGIAdapter(app, pool)
+        elif finding.shape is Shape.ASGI2:
+            asgi = _asgi2(app)
+        contained = ContainedApp(asgi, context.instance)
+        self._apps.append(contained)
+        return contained
 
 
 def _bound(factory: Any, finding: Finding, context: AppContext) -> Callable[[], Any]:

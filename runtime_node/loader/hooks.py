@@ -18,9 +18,9 @@ from importlib.machinery import ModuleSpec
 from types import FrameType, ModuleType
 from typing import Any
 
-from runtime_node.isolation.current import CURRENT_INSTANCE
+from runtime_node.isolation.current import CURRENT_INSTANCE, TREE_KEY
 from runtime_node.loader import claims
-from runtime_node.loader.trees import TREE_KEY, ModuleTree, all_trees, tree_of_module
+from runtime_node.loader.trees import ModuleTree, all_trees, tree_of_module
 
 # Enough to get from a framework's helper back to the app's code that called it.
 _MOST_FRAMES = 60

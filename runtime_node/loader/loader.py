@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from runtime_node.isolation.current import running_as
 from runtime_node.loader import hooks, static
 from runtime_node.loader.code import LoadedCode
 from runtime_node.loader.detect import Shape, examine
@@ -73,7 +74,7 @@ class Loader:
         else:
             return self._load(parsed, inside, None)
         try:
-            with hooks.loading(lease.tree):
+            with hooks.loading(lease.tree), running_as(lease.tree.scope):
                 return self._load(parsed, inside, lease)
         except BaseException:
             lease.release(failed=True)

@@ -26,10 +26,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from runtime_node.isolation.caches import clear_typing, evict
+from runtime_node.isolation.current import TREE_KEY
+from runtime_node.isolation.journal import undo
 from runtime_node.loader import claims
-
-TREE_KEY = "__module_tree__"
-"""Where the builtins of a tree's modules name their tree."""
 
 PRIVATE_PACKAGES = frozenset({"sqlmodel"})
 """Installed packages of which each tree gets a copy: `SQLModel.metadata` is one registry of tables, so
@@ -60,6 +60,8 @@ class ModuleTree:
     def __init__(self, label: str, roots: Sequence[Path], private: Iterable[str] = PRIVATE_PACKAGES) -> None:
         self.label = _reserve(label)
         self.roots = [str(root) for root in roots]
+        self.scope = f"code/{self.label}"
+        """The instance that side effects of importing the tree's modules count as."""
         self._private = frozenset(private)
         self._unloaded = False
         self._lock = threading.RLock()
@@ -104,10 +106,14 @@ class ModuleTree:
 
     def modules(self) -> Iterator[ModuleType]:
         """Yield the modules that are loaded now."""
-        tops = {private for private in self._names.values() if private is not None}
+        tops = self.tops()
         for name, module in list(sys.modules.items()):
             if name.partition(".")[0] in tops:
                 yield module
+
+    def tops(self) -> frozenset[str]:
+        """Return the first names of the tree's modules, as they are in `sys.modules`."""
+        return frozenset(private for private in self._names.values() if private is not None)
 
     def is_stale(self) -> bool:
         """Whether a file that was loaded has changed or gone since."""
@@ -119,7 +125,7 @@ class ModuleTree:
             if self._unloaded:
                 return
             self._unloaded = True
-            tops = {private for private in self._names.values() if private is not None}
+            tops = self.tops()
             for top in tops:
                 _TREES.pop(top, None)
             for table in (sys.modules, logging.Logger.manager.loggerDict):
@@ -129,6 +135,9 @@ class ModuleTree:
                 for path in [p for p in sys.path_importer_cache if p == root or p.startswith(root + os.sep)]:
                     sys.path_importer_cache.pop(path, None)
             _labels.discard(self.label)
+        undo(self.scope)
+        evict(tops)
+        clear_typing()
 
     def forget_missing(self) -> None:
         """Look again for modules that were not there."""
