@@ -22,8 +22,8 @@ def tour() -> list[tuple[str, str]]:
     for block in re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         command = ""
         for line in block.splitlines():
-            line, _, expected = line.partition("  # → ")
-            command += line
+            part, _, expected = line.partition("  # → ")
+            command += part
             try:
                 shlex.split(command)
             except ValueError:
@@ -70,9 +70,8 @@ def test_the_tour_works_word_for_word(ports: dict[str, int], tmp_path: Path) -> 
     assert len(steps) > 15, "the README's tour was not found"
     script = ["set -u -o pipefail"]
     for number, (command, _) in enumerate(steps):
-        for written, port in ports.items():
-            command = re.sub(rf"(?<=:){written}\b", str(port), command)
-        script.append(f"{{ {command}\n}} > {number}.out 2>&1 || exit {number + 1}")
+        own = re.sub(r"(?<=:)(7400|7401|8080)\b", lambda found: str(ports[found[1]]), command)
+        script.append(f"{{ {own}\n}} > {number}.out 2>&1 || exit {number + 1}")
     (tmp_path / "tour.sh").write_text("\n".join(script))
     ran = subprocess.run(
         ["bash", "tour.sh"],
