@@ -440,6 +440,12 @@ def test_length_and_nesting_are_bounded() -> None:
     assert compile_filter(" OR ".join("y" for _ in range(800)))(App(name="apps/x")) is False
 
 
+@given(st.text("ab*", max_size=8), st.text("ab", max_size=8))
+def test_a_star_stands_for_any_characters(pattern: str, text: str) -> None:
+    matches = compile_filter(f'uid = "{pattern}"')
+    assert matches(App(uid=text)) == bool(wildcard(pattern).fullmatch(text))
+
+
 def test_a_pattern_of_many_stars_is_matched_in_linear_time() -> None:
     app = App(display_name="a" * 128)
     matches = compile_filter(f'display_name = "{"*a" * 1000}b"')
