@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, DesiredState
@@ -441,6 +441,8 @@ def test_length_and_nesting_are_bounded() -> None:
 
 
 @given(st.text("ab*", max_size=8), st.text("ab", max_size=8))
+@example("ab*ba", "aba")  # a beginning and an end that overlap
+@example("a*b*ba", "aba")
 def test_a_star_stands_for_any_characters(pattern: str, text: str) -> None:
     matches = compile_filter(f'uid = "{pattern}"')
     assert matches(App(uid=text)) == bool(wildcard(pattern).fullmatch(text))
