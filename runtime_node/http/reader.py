@@ -114,7 +114,7 @@ class RequestReader(HttpToolsProtocol):
             # Not answered: RFC 9112 §9.3.2 lets a client repeat what was behind a close.
             self.finished = True
             raise RefusedError(_BAD_SYNTAX)
-        self.head = Head()
+        self.head = Head(self._read_size)
 
     def on_url(self, url: bytes) -> None:
         """Collect the request target."""
@@ -146,7 +146,7 @@ class RequestReader(HttpToolsProtocol):
         version = parser.get_http_version()
         most = self.limits.max_header_bytes
         if len(head.headers) > self.limits.max_headers or (
-            (self._read_size > most or head.later_size > most) and head.exact_size() > most
+            head.first_size + head.later_size > most and head.exact_size() > most
         ):
             raise RefusedError(HEADERS_TOO_LARGE)
         target = parse_target(head.target, method)

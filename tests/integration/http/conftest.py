@@ -107,7 +107,7 @@ class Connection:
             try:
                 while piece := await self.reader.read(65536):
                     data += piece
-            except ConnectionResetError:
+            except ConnectionError:
                 pass
         return data
 

@@ -194,6 +194,15 @@ async def test_headers_and_targets_are_bounded(site):
     for size in (70_000, 700_000):
         [answer] = await site.raw(b"GET / HTTP/1.1\r\n" + HOST + b"a: " + b"b" * size + b"\r\n\r\n")
         assert answer.status == 431
+    client = await site.connect()
+    for _ in range(2):
+        client.send(b"GET / HTTP/1.1\r\n" + HOST + b"\r\n")
+        assert (await client.answer()).status == 200
+    client.send(b"GET / HTTP/1.1\r\n" + HOST + b"a: " + b"b" * 35_000)
+    await client.writer.drain()
+    await asyncio.sleep(0.05)
+    client.send(b"b" * 35_000 + b"\r\n\r\n")
+    assert b" 431 " in await client.rest()
     for size in (17_000, 700_000):
         [answer] = await site.raw(b"GET /" + b"b" * size + b" HTTP/1.1\r\n" + HOST + b"\r\n")
         assert (answer.status, answer.reason) == (414, "REQUEST_TARGET_TOO_LONG")

@@ -42,8 +42,15 @@ def test_authorities_have_one_normal_form(authority, host):
         b"a:65536",
         b"u@a",
         b"a%2e",
-    ]
-    + [b"[::1", b"::1", b"[1]", b"[fe80::1%25eth0]", b"\xc3\xbc.example", b"a\0", b"a" * 300, b"[::1]x"],
+        b"[::1",
+        b"::1",
+        b"[1]",
+        b"[fe80::1%25eth0]",
+        b"\xc3\xbc.example",
+        b"a\0",
+        b"a" * 300,
+        b"[::1]x",
+    ],
 )
 def test_malformed_authorities_are_told_apart(authority):
     assert AuthorityParser().parse(authority) is None

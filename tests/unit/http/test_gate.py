@@ -50,7 +50,7 @@ def enter(gate, count=1):
 
 async def settled(condition):
     async with asyncio.timeout(5):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0)
 
 
