@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -21,7 +22,7 @@ from services.rpc.errors import SupervisorError
 from .conftest import APPS, Guests, alive, request, until
 
 
-async def crash(guests: Guests, path: str, query: str = "", **more: object) -> tuple[object, SupervisorError]:
+async def crash(guests: Guests, path: str, query: str = "", **more: object) -> tuple[Any, Any]:
     """Let a guest end itself by a request; return it and what was told, with a neighbour under load."""
     app, neighbour = await guests.start(**more), await guests.start()
     stop = asyncio.Event()
@@ -55,6 +56,12 @@ async def test_a_segfault_is_reported_with_signal_and_last_words(guests: Guests)
     assert "about to crash" in error.metadata["detail"]
     assert "string_at" in error.metadata["detail"]
     assert len(error.metadata["detail"]) <= 4096
+
+
+async def test_a_stop_after_a_crash_has_nothing_to_report(guests: Guests) -> None:
+    app, _ = await crash(guests, "/segfault")
+    report = await app.stop(5)
+    assert (report.error, report.leaks) == (None, ())
 
 
 async def test_a_crash_in_the_middle_of_a_response_breaks_it_off(guests: Guests) -> None:
@@ -180,6 +187,7 @@ async def test_the_zygotes_death_is_reported_for_each_guest_and_survived(guests:
 NODE = """
 import asyncio, logging, sys
 from pathlib import Path
+from typing import Any
 from runtime_node.lanes.process.zygote import Zygote
 zygote = Zygote.launch([Path(sys.argv[1])], preload=[])
 sys.path.insert(0, sys.argv[3])

@@ -268,7 +268,7 @@ async def test_usage_tells_cpu_and_private_memory(guests: Guests) -> None:
     assert after.memory_bytes - before.memory_bytes > 45_000_000
     assert after.cpu_seconds is not None
     assert before.cpu_seconds is not None
-    assert after.cpu_seconds - before.cpu_seconds > 0.2
+    assert after.cpu_seconds - before.cpu_seconds > 0.03
     assert after.loop_lag_seconds is not None
     assert after.loop_lag_seconds > 0.1
 
