@@ -50,7 +50,9 @@ class AppCommands:
         def run(tx: Transaction) -> OperationRecord:
             record = tx.app(name)
             if record is None and request.allow_missing:
-                return _create(tx, _checked_spec(request.app, name, []), caller)
+                app_id = name.removeprefix("apps/")
+                violations = validate_id("app.name", app_id)
+                return _create(tx, _checked_spec(request.app, name, violations), caller)
             record = _changeable(record, name, request.app.etag)
             return _update(tx, record, request, caller)
 
@@ -109,7 +111,7 @@ class AppCommands:
             caller,
             request,
             Operation,
-            lambda tx: operations.present(run(tx)),
+            lambda tx: operations.present(_only_shown(tx, run(tx)) if validate_only else run(tx)),
             request_id=request.request_id,
             validate_only=validate_only,
         )
@@ -175,11 +177,12 @@ def _update(
         changed = replace(changed, target=Version(record.generation + 1, record.target.epoch), failed=None)
         if record.served is not None and record.served_spec is None:
             changed = replace(changed, served_spec=record.spec)
-    if record.spec.desired_state == pb.STOPPED != spec.desired_state:
-        changed = _start(changed)
-    elif spec.desired_state == pb.STOPPED:
-        changed = _stop(changed)
-    return _store(tx, record, changed, "update", caller, "Updated")
+    effect = ""
+    if record.spec.desired_state != spec.desired_state:
+        effect = "stop" if spec.desired_state == pb.STOPPED else "start"
+    if effect == "start":
+        changed = _restart(changed)
+    return _store(tx, record, changed, "update", caller, "Updated", effect=effect)
 
 
 def _start(record: AppRecord) -> AppRecord:
@@ -219,6 +222,8 @@ def _store(
     verb: str,
     caller: Caller,
     event: str,
+    *,
+    effect: str = "",
 ) -> OperationRecord:
     """Store a changed app under the next generation if its spec changed, and begin an operation."""
     if changed.spec is not record.spec:
@@ -230,14 +235,36 @@ def _store(
             status.observed_generation = changed.generation
         else:
             status.reconciling = True
-            if status.state in (State.STOPPED, State.FAILED):
+            starts = changed.spec.desired_state != pb.STOPPED and changed.target != record.target
+            if starts and status.state in (State.STOPPED, State.FAILED):
                 status.state = State.PENDING
                 set_condition(status.conditions, "Ready", Condition.FALSE, "Starting", "", tx.now)
         changed = replace(changed, status=status)
         tx.put_app(changed)
-    operation = operations.begin(tx, verb, changed, caller.actor)
+    operation = operations.begin(tx, verb, changed, caller.actor, effect=effect)
     add_event(tx, changed, event, actor=caller.actor, operation=operation.name)
     return operation
+
+
+def take_back(tx: Transaction, record: AppRecord, actor: str, operation: str) -> None:
+    """Stop an app because the operation that was to bring it up is cancelled."""
+    operations.supersede(tx, record.name, "cancel", "stop")
+    changed = _stop(record)
+    if changed is record:
+        return
+    status = pb.App()
+    status.CopyFrom(record.status)
+    status.reconciling = status.state != State.STOPPED
+    changed = replace(changed, status=status, generation=record.generation + 1, update_time=tx.now)
+    tx.put_app(changed)
+    add_event(tx, changed, "StopRequested", actor=actor, reason="OPERATION_CANCELLED", operation=operation)
+
+
+def _only_shown(tx: Transaction, operation: OperationRecord) -> OperationRecord:
+    """Return the operation of a request that is only validated: done, with the app as it would be."""
+    if operation.done:
+        return operation
+    return operations.end(tx, operation, None, app=tx.app(operation.app))
 
 
 def _is_settled(record: AppRecord, changed: AppRecord) -> bool:
