@@ -25,6 +25,9 @@ from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, OperationRecord, Version
 from services.rpc.errors import Code, SupervisorError, Violation, invalid_field, invalid_fields
 
+DEFAULT_BASE_DOMAIN = "localhost"
+"""Base domain of a node that was given none."""
+
 Lifecycle = pb.StartAppRequest | pb.StopAppRequest | pb.RestartAppRequest
 
 
@@ -136,6 +139,7 @@ def _create(tx: Transaction, spec: pb.App, caller: Caller) -> OperationRecord:
             code=Code.FAILED_PRECONDITION,
             resource=spec.environment,
         )
+    _check_domains(tx, spec)
     wanted = spec.desired_state != pb.STOPPED
     record = AppRecord(
         name=spec.name,
@@ -158,6 +162,19 @@ def _create(tx: Transaction, spec: pb.App, caller: Caller) -> OperationRecord:
     return operation
 
 
+def _check_domains(tx: Transaction, spec: pb.App) -> None:
+    """Refuse domains that are the own address of some app, `{app}.{base_domain}` of a node."""
+    bases = {DEFAULT_BASE_DOMAIN, *(node.node.base_domain for node in tx.nodes(spec.environment))}
+    violations = [
+        Violation(f"app.domains[{index}]", f"must not be below {base!r}, where each app has its own address")
+        for index, domain in enumerate(spec.domains)
+        for base in sorted(bases)
+        if base and (domain == base or domain.endswith("." + base))
+    ]
+    if violations:
+        raise invalid_fields(violations)
+
+
 def _update(
     tx: Transaction, record: AppRecord, request: pb.UpdateAppRequest, caller: Caller
 ) -> OperationRecord:
@@ -172,6 +189,8 @@ def _update(
         raise invalid_fields(violations)
     if spec == record.spec:
         return operations.begin(tx, "update", record, caller.actor)
+    if spec.domains != record.spec.domains:
+        _check_domains(tx, spec)
     changed = replace(record, spec=spec)
     if runtime_fields_changed(record.spec, spec):
         changed = replace(changed, target=Version(record.generation + 1, record.target.epoch), failed=None)
