@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 
-from runtime_node import logs
 from runtime_node.lanes.process.zygote import Zygote
 from runtime_node.settings import read_settings
+from services.rpc import logs
 
 
 def main() -> int:

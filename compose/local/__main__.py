@@ -107,11 +107,12 @@ class Stack:
             if working.done():
                 await working
         finally:
-            # Phases in reverse: the node first, so that the control plane hears its goodbye.
+            # The control plane first: what it sees until then is a healthy node, so nothing of this end is
+            # written into the apps' timelines, and the node serves to the last.
             for task in (working, stopping):
                 task.cancel()
-            await self._node.stop(NODE_STOP_TIMEOUT)
             await self._control_plane.stop(CONTROL_PLANE_STOP_TIMEOUT)
+            await self._node.stop(NODE_STOP_TIMEOUT)
             self._output.say("Stopped. The data stays; make up continues where this ended.")
             self._output.close(timeout=2.0)
 

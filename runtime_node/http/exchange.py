@@ -6,6 +6,8 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from uvicorn.protocols.utils import ClientDisconnected
+
 from runtime_node.http.current import RequestInterrupted
 from runtime_node.http.gate import Gate
 from runtime_node.http.problems import (
@@ -13,6 +15,7 @@ from runtime_node.http.problems import (
     APP_BLOCKED_LOOP,
     APP_NO_RESPONSE,
     APP_RAISED,
+    BODY_TIMEOUT,
     BODY_TOO_LARGE,
     INSTANCE_STOPPING,
     REQUEST_TIMEOUT,
@@ -24,8 +27,10 @@ from services.rpc.errors import SupervisorError
 
 if TYPE_CHECKING:
     from runtime_node.http.connection import FrontConnection
+    from runtime_node.http.request import Head
 
 _READ_HIGH_WATER = 64 * 1024
+_UNSENT_LIMIT = 64
 _NO_BODY_STATUSES = frozenset((204, 304))
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _DISCONNECT = "http.disconnect"
@@ -43,30 +48,30 @@ class Exchange:
     """One request on its connection. Belongs to the front loop; the app sees `receive` and `send`."""
 
     __slots__ = (
-        "_began", "_buffered", "_chunked_out", "_delivered", "_head", "_left", "_news", "_parts", "_remaining",
-        "admitted_at", "authority", "awaits_continue", "chunked_in", "complete", "connection",
-        "content_length", "deadline", "gate", "gone", "head_only", "keep_alive", "more_body", "received",
-        "scope", "started", "task", "wire", "x_app",
+        "_began", "_buffered", "_chunked_out", "_delivered", "_head", "_left", "_news", "_parts",
+        "_remaining", "_unsent", "admitted_at", "authority", "awaits_continue", "chunked_in", "complete",
+        "connection", "content_length", "deadline", "gate", "gone", "head_only", "keep_alive",
+        "more_body", "received", "scope", "started", "task", "wire", "x_app",
     )  # fmt: skip
 
     is_websocket = False
 
-    def __init__(self, connection: FrontConnection, scope: Scope, authority: bytes, keep_alive: bool) -> None:
+    def __init__(self, connection: FrontConnection, scope: Scope, head: Head, keep_alive: bool) -> None:
         self.connection = connection
         self.scope = scope
-        self.authority = authority
+        self.authority = head.authority
+        self.x_app = head.x_app
         self.keep_alive = keep_alive
-        self.x_app: bytes | None = None
         self.head_only = scope["method"] == "HEAD"
         self.gate: Gate | None = None
         self.task: asyncio.Task[None] | None = None
         self.admitted_at = 0.0
         self.deadline = 0.0
         # The request's body.
-        self.content_length: int | None = None
-        self.chunked_in = False
-        self.awaits_continue = False
-        self.more_body = True
+        self.content_length = head.content_length or 0
+        self.chunked_in = head.chunked
+        self.awaits_continue = head.awaits_continue
+        self.more_body = self.chunked_in or self.content_length > 0
         self.received = 0
         self.wire = 0
         self._parts: list[bytes] = []
@@ -80,6 +85,7 @@ class Exchange:
         self._head: ResponseHead | None = None
         self._chunked_out = False
         self._remaining = 0
+        self._unsent = 0
         # Its place in the gate.
         self._began = False
         self._left = False
@@ -92,7 +98,7 @@ class Exchange:
         self.admitted_at = now = time.monotonic()
         limits = gate.limits
         self.deadline = now + limits.request_timeout
-        if (self.content_length or 0) > limits.max_request_body_bytes or (
+        if self.content_length > limits.max_request_body_bytes or (
             self.received > limits.max_request_body_bytes
         ):
             gate.refused_body()
@@ -143,6 +149,8 @@ class Exchange:
         assert gate is not None
         if gate.dropped(self, timeout=True):
             self.refuse(REQUEST_TIMEOUT)
+        elif self.more_body and not self.connection.flow.read_paused and not self.started:
+            self.cut(BODY_TIMEOUT)
         else:
             self.cut(REQUEST_TIMEOUT, timeout=True)
 
@@ -161,8 +169,9 @@ class Exchange:
         if gate is not None and gate.dropped(self):
             self.refuse(problem)
             return
-        self._leave(error=True, timeout=timeout)
+        self._leave(error=problem.status >= 500, timeout=timeout)
         self._give_up(problem)
+        self.gone = True
         if self._news is not None:
             self._news.set()
         task = self.task
@@ -200,7 +209,8 @@ class Exchange:
 
     def _fault(self, error: BaseException | None, problem: Problem) -> None:
         assert self.gate is not None
-        if self.gone and isinstance(error, OSError):
+        if self.gone:
+            # What an app does when its client is gone, or when it is cut off, tells nothing of the app.
             return
         what = f"{problem.detail} {self.scope['method']} {self.scope['path']!r}"
         self.gate.fault(error, what)
@@ -267,12 +277,14 @@ class Exchange:
         """Send a part of the response. Waits while the client does not read; nothing is sent to a gone one.
 
         As ASGI asks, the head leaves with the first piece of the body. Raises BadResponseError for what may
-        not be sent, RuntimeError for a message out of order.
+        not be sent, RuntimeError for a message out of order, ClientDisconnected (an OSError) to an app that
+        goes on and on sending to a client that is gone.
         """
         flow = self.connection.flow
         if flow.write_paused and not self.gone:
             await flow.drain()
         if self.gone:
+            await self._send_to_nobody()
             return
         kind = message["type"]
         if self._head is None:
@@ -295,7 +307,35 @@ class Exchange:
         if not more:
             self._finish()
 
+    async def _send_to_nobody(self) -> None:
+        # An app that streams without end must let go of the loop, and learn in the end; one that finishes
+        # its response goes on to its work after it undisturbed.
+        self._unsent += 1
+        if self._unsent > _UNSENT_LIMIT:
+            raise ClientDisconnected
+        await asyncio.sleep(0)
+
     def _start(self, head: ResponseHead, body: bytes, more: bool) -> None:
+        out = head.lines
+        size = self._frame(head, body, more)
+        # A client that was never told to send its body may or may not do so: what follows cannot be told.
+        if head.close or self.awaits_continue or self.connection.closes_after(self):
+            self.keep_alive = False
+        if not self.keep_alive:
+            out.append(b"connection: close\r\n")
+        if not head.date:
+            out.append(self.connection.front.date_line)
+        out.append(b"\r\n")
+        if size:
+            if self._chunked_out:
+                out += (b"%x\r\n" % size, body, b"\r\n")
+            else:
+                out.append(body)
+        self.connection.transport.write(b"".join(out))
+        self.started = True
+
+    def _frame(self, head: ResponseHead, body: bytes, more: bool) -> int:
+        """Choose how the body's end is told; return how much of this first piece is sent."""
         out = head.lines
         length = head.content_length
         bodiless = self.head_only or head.status in _NO_BODY_STATUSES
@@ -315,23 +355,7 @@ class Exchange:
         else:
             self.keep_alive = False
             self._remaining = -1
-        # A client that was never told to send its body may or may not do so: what follows cannot be told.
-        if head.close or self.awaits_continue or self.connection.closes_after(self):
-            self.keep_alive = False
-        if not self.keep_alive:
-            out.append(b"connection: close\r\n")
-        elif self.scope["http_version"] == "1.0":
-            out.append(b"connection: keep-alive\r\n")
-        if not head.date:
-            out.append(self.connection.front.date_line)
-        out.append(b"\r\n")
-        if size:
-            if self._chunked_out:
-                out += (b"%x\r\n" % size, body, b"\r\n")
-            else:
-                out.append(body)
-        self.connection.transport.write(b"".join(out))
-        self.started = True
+        return size
 
     def _expect(self, length: int, size: int, more: bool) -> None:
         if size > length or (not more and size < length):
@@ -347,10 +371,7 @@ class Exchange:
 
     def _send_counted(self, body: bytes, more: bool) -> None:
         assert self._head is not None
-        if self.head_only or self._head.status in _NO_BODY_STATUSES or not body:
-            size = 0
-        else:
-            size = len(body)
+        size = 0 if self.head_only or self._head.status in _NO_BODY_STATUSES else len(body)
         if self._remaining >= 0:
             self._expect(self._remaining, size, more)
         if size:

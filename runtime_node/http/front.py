@@ -99,6 +99,8 @@ class HttpFront:
         Safe to repeat. Tasks that are still on the loop are cancelled.
         """
         if not self._thread.is_alive():
+            if not self._loop.is_closed():
+                self._loop.close()
             return 0
         cut = await self.drain(deadline)
         await self._call(self._cancel_tasks())

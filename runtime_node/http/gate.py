@@ -26,6 +26,7 @@ _logger = logging.getLogger(__name__)
 _FAULTS_PER_SECOND = 5.0
 _STACK_LIMIT = 16 * 1024
 _UNWIND_TIME = 1.0
+_BLOCKED_TIME = 1.0
 
 
 class Passage(Protocol):
@@ -78,9 +79,10 @@ class Gate:
     """
 
     __slots__ = (
-        "_context", "_disconnects", "_door", "_errors", "_fault_budget", "_faults", "_idle", "_in_flight",
-        "_last_fault", "_last_time", "_latencies", "_lock", "_loop", "_on_fault", "_queue", "_requests",
-        "_running", "_shed", "_timeouts", "_too_large", "_websockets", "limits", "name",
+        "_context", "_disconnects", "_door", "_errors", "_fault_budget", "_faults", "_idle",
+        "_in_flight", "_last_fault", "_last_time", "_latencies", "_lock", "_loop", "_on_fault",
+        "_queue", "_requests", "_running", "_shed", "_timeouts", "_too_large", "_websockets", "limits",
+        "name",
     )  # fmt: skip
 
     def __init__(
@@ -172,7 +174,12 @@ class Gate:
         if loop is None or loop.is_closed():
             return 0
         draining = self._drain(timeout, websocket_grace)
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(draining, loop))
+        try:
+            async with asyncio.timeout(timeout + _UNWIND_TIME + _BLOCKED_TIME):
+                return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(draining, loop))
+        except TimeoutError:
+            # The front loop itself is blocked, and by now nobody can be waited for.
+            return len(self._running)
 
     # --- front loop ---
 

@@ -27,7 +27,7 @@ class FrontLimits:
     """Silence between two requests."""
     write_timeout: float = 20.0
     """For the client to take what is buffered for it (64 KiB and more); then the connection is cut."""
-    half_close_timeout: float = 5.0
+    half_close_timeout: float = 2.0
     """For the response to a client that has closed its sending side; then it counts as gone."""
     linger_timeout: float = 2.0
     """For reading off what a client still sends after it was refused, so that it sees the answer."""

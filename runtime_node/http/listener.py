@@ -70,7 +70,7 @@ class Listener:
         return str(address[0]), int(address[1])
 
     async def drain(self, timeout: float) -> int:
-        """Accept no more, close what is idle, let the rest finish; cut it after `timeout`; return how many."""
+        """Accept no more, let what is served finish, cut it after `timeout` seconds; return how many."""
         deadline = time.monotonic() + timeout
         self.draining = True
         if self._server is not None:
@@ -78,7 +78,8 @@ class Listener:
             self._server = None
         for connection in list(self.connections):
             connection.shutdown()
-        while self.connections and time.monotonic() < deadline:
+        while self.connections and time.monotonic() < deadline:  # noqa: ASYNC110
+            # Connections end in many places, and a drain is rare: looking costs less than telling.
             await asyncio.sleep(_DRAIN_STEP)
         left = list(self.connections)
         for connection in left:

@@ -115,6 +115,9 @@ BODY_TOO_LARGE = Problem(
 )
 EXPECTATION_FAILED = Problem(417, "MALFORMED_REQUEST", "Only Expect: 100-continue is understood.", close=True)
 METHOD_NOT_SUPPORTED = Problem(501, "METHOD_NOT_SUPPORTED", "CONNECT is not supported.", close=True)
+SERVER_WIDE_OPTIONS = Problem(
+    501, "METHOD_NOT_SUPPORTED", "OPTIONS is answered for one app, not for the node.", close=True
+)
 CODING_NOT_SUPPORTED = Problem(
     501, "CODING_NOT_SUPPORTED", "The only transfer coding understood is chunked, once.", close=True
 )

@@ -12,7 +12,16 @@ from runtime_node.http.problems import (
 )
 
 NOTED_HEADERS = frozenset(
-    (b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"connection", b"x-app")
+    (
+        b"host",
+        b"content-length",
+        b"transfer-encoding",
+        b"expect",
+        "first_size",
+        b"upgrade",
+        b"connection",
+        b"x-app",
+    )
 )
 _ONE_HOST = malformed("A request has exactly one Host.")
 _ONE_X_APP = malformed("A request has at most one X-App.")
@@ -25,14 +34,17 @@ class Head:
     """A request's head while it is read, and what was noted of it."""
 
     __slots__ = (
-        "authority", "awaits_continue", "chunked", "connection", "content_length", "expect", "headers",
-        "host_count", "method", "size", "target", "transfer_encoding", "upgrade", "wants_websocket", "x_app",
+        "authority", "awaits_continue", "chunked", "connection", "content_length", "expect", "first_size", "headers",
+        "host_count", "later_size", "method", "target", "transfer_encoding", "upgrade",
+        "wants_websocket", "x_app",
     )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, first_size: int) -> None:
         self.target = b""
         self.headers: list[tuple[bytes, bytes]] = []
-        self.size = 0
+        # Bytes of the read in which the head began, and of those after it: at least as many as the head has.
+        self.first_size = first_size
+        self.later_size = 0
         self.authority = b""
         self.host_count = 0
         self.x_app: bytes | None = None
@@ -45,11 +57,6 @@ class Head:
         self.awaits_continue = False
         self.wants_websocket = False
         self.method = ""
-
-    @property
-    def target_done(self) -> bool:
-        """Whether the request line is complete, as far as can be told."""
-        return bool(self.headers)
 
     def exact_size(self) -> int:
         """Return the bytes of the header section, as it would be written plainly."""

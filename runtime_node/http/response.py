@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from runtime_node.http.problems import STATUS_LINES
+from runtime_node.http.problems import REASON_HEADER, STATUS_LINES
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _KNOWN_NAMES_LIMIT = 1024
-# Their meaning is the connection's, which is the node's business.
-_FRAMING = frozenset((b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade"))
+# What they say is for the node to say.
+_RESERVED = frozenset(
+    (b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade", REASON_HEADER)
+)
 
 _known_names: dict[bytes, bytes] = {}
 
@@ -41,14 +43,14 @@ class ResponseHead:
                 raise BadResponseError(
                     f"The value of the response header {low.decode()!r} has control characters."
                 )
-            if low in _FRAMING:
-                self._frame(low, value)
+            if low in _RESERVED:
+                self._reserved(low, value)
                 continue
             if low == b"date":
                 self.date = True
             lines += (low, b": ", value, b"\r\n")
 
-    def _frame(self, name: bytes, value: bytes) -> None:
+    def _reserved(self, name: bytes, value: bytes) -> None:
         if name == b"content-length":
             if not value.isdigit():
                 raise BadResponseError("Content-Length is not a number.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from runtime_node.http.problems import RefusedError, malformed
+from runtime_node.http.problems import SERVER_WIDE_OPTIONS, RefusedError, malformed
 
 # Visible ASCII without what RFC 3986 never allows and intermediaries read differently.
 _FORBIDDEN = re.compile(rb'[^\x21-\x7e]|[#<>"\\^`{|}]')
@@ -28,7 +28,7 @@ def parse_target(target: bytes, method: str) -> Target:
         path, _, query = target.partition(b"?")
         return Target(path, query, None)
     if target == b"*" and method == "OPTIONS":
-        return Target(target, b"", None)
+        raise RefusedError(SERVER_WIDE_OPTIONS)
     match = _ABSOLUTE.fullmatch(target)
     if match is None:
         raise RefusedError(malformed("The request target is neither a path nor an http URL."))

@@ -185,13 +185,15 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
             self.gate.fault(error, APP_RAISED.detail)
             self._fail(APP_RAISED)
         else:
-            if not self.handshake_complete:
+            if not self.handshake_complete and not self.close_sent:
                 self.gate.fault(None, APP_NO_RESPONSE.detail + " It left a WebSocket handshake unanswered.")
                 self._fail(APP_NO_RESPONSE)
         finally:
             self._end()
             if self.close_timer is None:
                 self._close()
+            else:
+                self.deadline = self.front.now + self.close_timeout + self.front.limits.write_timeout
 
     def _fail(self, problem: Problem) -> None:
         if not self.handshake_complete:

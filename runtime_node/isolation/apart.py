@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import ctypes
 import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
+
+from runtime_node.isolation.endings import interrupt
+from runtime_node.isolation.pool import PoolThread
 
 T = TypeVar("T")
 
@@ -24,7 +26,7 @@ async def run_apart(call: Callable[[], T], *, name: str) -> T:
     returns) and whatever it returns is dropped.
     """
     call_apart = _Call(call, asyncio.get_running_loop())
-    thread = threading.Thread(target=call_apart.work, name=name, daemon=True)
+    thread = PoolThread(target=call_apart.work, name=name, daemon=True)
     thread.start()
     try:
         return await call_apart.done
@@ -66,7 +68,7 @@ class _Call(Generic[T]):
         self._abandoned = True
         with self._lock:
             if self._running and thread.ident is not None:
-                _interrupt(thread.ident)
+                interrupt(thread.ident, AbandonedError)
 
     def _settle(self, result: Any, fault: BaseException | None) -> None:
         if self.done.done():
@@ -78,7 +80,3 @@ class _Call(Generic[T]):
             self.done.set_result(result)
         else:
             self.done.set_exception(fault)
-
-
-def _interrupt(thread_id: int) -> None:
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(AbandonedError))

@@ -2,7 +2,45 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FrameType
 
-CURRENT_INSTANCE: ContextVar[str] = ContextVar("current_instance", default="")
+CURRENT_INSTANCE: ContextVar[str] = ContextVar("appsupervisor_current_instance", default="")
 """Resource name of the instance (`AppContext.instance`); empty for the node's own code."""
+
+TREE_KEY = "__module_tree__"
+"""The name under which the builtins of an app's private modules tell their tree."""
+
+_MOST_FRAMES = 200
+
+
+@contextmanager
+def running_as(instance: str) -> Iterator[None]:
+    """Let what this block does count as the instance's."""
+    token = CURRENT_INSTANCE.set(instance)
+    try:
+        yield
+    finally:
+        CURRENT_INSTANCE.reset(token)
+
+
+def acting_instance() -> str:
+    """Return the instance that a side effect of the calling code belongs to, or "".
+
+    What a shared package does while it is imported belongs to the process, even if an app was the first to
+    import it: undoing that at the app's stop would break the package for everyone else.
+    """
+    instance = CURRENT_INSTANCE.get()
+    if not instance:
+        return ""
+    frame: FrameType | None = sys._getframe(2)
+    for _ in range(_MOST_FRAMES):
+        if frame is None or TREE_KEY in frame.f_builtins:
+            break
+        if frame.f_code.co_name == "<module>":
+            return ""
+        frame = frame.f_back
+    return instance

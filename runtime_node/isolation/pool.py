@@ -12,19 +12,25 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, ParamSpec, TypeVar
 
+from runtime_node.isolation.current import CURRENT_INSTANCE
+
 P = ParamSpec("P")
 T = TypeVar("T")
 # Long enough to serve a page's requests on warm threads, short enough that a quiet app holds none.
 IDLE_SECONDS = 10.0
 
 
+class PoolThread(threading.Thread):
+    """A thread of a pool: its pool ends it, so nobody else needs to keep account of it."""
+
+
 class InstancePool(Executor):
     """Runs at most `threads` calls at once; the rest wait in order. Safe to use from any thread."""
 
-    def __init__(self, name: str, threads: int, *, idle_seconds: float = IDLE_SECONDS) -> None:
+    def __init__(self, instance: str, threads: int, *, idle_seconds: float = IDLE_SECONDS) -> None:
         if threads < 1:
             raise ValueError("a pool needs at least one thread")
-        self.name = name
+        self.instance = instance
         self.limit = threads
         self._idle_seconds = idle_seconds
         self._lock = threading.Lock()
@@ -46,7 +52,7 @@ class InstancePool(Executor):
                 return future
             if len(self._workers) >= self.limit:
                 return future
-            worker = threading.Thread(target=self._work, name=f"{self.name}-worker", daemon=True)
+            worker = PoolThread(target=self._work, name=f"{self.instance}-worker", daemon=True)
             self._workers.add(worker)
         try:
             worker.start()
@@ -87,6 +93,8 @@ class InstancePool(Executor):
 
     def _work(self) -> None:
         me = threading.current_thread()
+        # Calls by `run_in_executor` bring no context of their own.
+        CURRENT_INSTANCE.set(self.instance)
         while True:
             with self._lock:
                 if not self._queue and not self._await_work():

@@ -9,11 +9,23 @@ from typing import Any, Literal
 
 from runtime_node.context import AppContext
 from runtime_node.isolation.apart import run_apart
+from runtime_node.isolation.caches import evict
+from runtime_node.isolation.contain import ContainedApp
+from runtime_node.isolation.current import running_as
+from runtime_node.isolation.dismantle import dismantle
+from runtime_node.isolation.endings import place_of
+from runtime_node.isolation.environ import open_overlay
+from runtime_node.isolation.journal import undo
+from runtime_node.isolation.leaks import Canary, name_leaks
 from runtime_node.isolation.pool import InstancePool
+from runtime_node.isolation.threads import close_threads, open_threads
 from runtime_node.lanes.lane import ASGIApp, Receive, Scope, Send
+from runtime_node.loader import hooks
 from runtime_node.loader.detect import Finding, Shape, examine
 from runtime_node.loader.entrypoint import Entrypoint
 from runtime_node.loader.failures import failure, one_line
+from runtime_node.loader.locations import Lease
+from runtime_node.loader.trees import IsolationUnsupportedError
 from runtime_node.loader.wsgi import WSGIAdapter
 from services.rpc.errors import SupervisorError
 
@@ -22,11 +34,7 @@ class LoadedCode:
     """What an entrypoint names, imported once. Factories may be built any number of times."""
 
     def __init__(
-        self,
-        entrypoint: Entrypoint,
-        target: Any,
-        finding: Finding,
-        on_release: Callable[[], None] | None = None,
+        self, entrypoint: Entrypoint, target: Any, finding: Finding, lease: Lease | None = None
     ) -> None:
         self.entrypoint = entrypoint
         self.kind: Literal["factory", "app"] = "app" if finding.is_app else "factory"
@@ -36,39 +44,72 @@ class LoadedCode:
         """What the entrypoint names, in words, for events and errors."""
         self._target = target
         self._finding = finding
-        self._pools: list[InstancePool] = []
-        self._on_release = on_release
+        self._lease = lease
+        self._instances: set[str] = set()
+        self._apps: list[ContainedApp] = []
+        self._canaries: list[Canary] = []
+        self.freed = True
 
     async def build(self, context: AppContext, *, threads: int) -> ASGIApp:
         """Return a new app for one instance, as an ASGI 3 callable.
 
         A factory runs in a thread of its own, so that a slow one delays nobody; an async one runs on the
-        calling loop. A WSGI app gets `threads` worker threads. Raises SupervisorError `APP_FACTORY_FAILED`
+        calling loop. The instance gets `threads` worker threads: a WSGI app runs on them, an ASGI app's sync
+        handlers use as many. Raises SupervisorError `APP_FACTORY_FAILED`
         with the traceback when the factory raised or returned no app. When cancelled, the factory's thread
         is interrupted and its result dropped.
         """
+        if self._target is None:
+            raise RuntimeError("the code was released")
+        self._instances.add(context.instance)
+        pool = open_threads(context.instance, threads)
+        if self._lease is not None:
+            hooks.bind(context.instance, self._lease.tree)
+            open_overlay(context.instance, parent=self._lease.tree.scope)
         if self.kind == "app":
-            return self._adapt(self._target, self._finding, context, threads)
-        app = await self._call_factory(context)
+            return self._adapt(self._target, self._finding, context, pool)
+        with hooks.loading(None if self._lease is None else self._lease.tree), running_as(context.instance):
+            app = await self._call_factory(context)
         finding = examine(app)
         if not finding.is_app:
             raise SupervisorError("APP_FACTORY_FAILED", _wrong_result(self.entrypoint, app, finding))
         self.protocol = _protocol(finding)
-        return self._adapt(app, finding, context, threads)
+        self._canaries.append(Canary("the app object", app))
+        return self._adapt(app, finding, context, pool)
 
-    def release(self) -> None:
-        """Give up the code and the threads of what was built of it. Repeats do nothing."""
-        for pool in self._pools:
-            pool.shutdown(wait=False, cancel_futures=True)
-        self._pools.clear()
+    def release(self, grace: float = 1.0) -> list[str]:
+        """Give up the code, and undo and free what was built of it; return a sentence for each leak.
+
+        Blocks for milliseconds, or up to about `grace` seconds while threads of the app end: call it in a
+        worker thread, after the app's shutdown. `freed` then tells whether its memory is free already.
+        Repeats do nothing.
+        """
+        leaks = []
+        for instance in self._instances:
+            stuck = close_threads(instance)
+            leaks += [f"a worker thread is stuck in {name}" for name in map(place_of, stuck) if name]
+            leaks += undo(instance, grace)
+            if self._lease is not None:
+                hooks.unbind(instance, self._lease.tree)
+        self._instances.clear()
         self._target = None
-        on_release, self._on_release = self._on_release, None
-        if on_release is not None:
-            on_release()
+        remains = [app.detach() for app in self._apps]
+        self._apps.clear()
+        lease, self._lease = self._lease, None
+        tops = frozenset({self.entrypoint.top}) if lease is None else lease.tree.tops()
+        if self.kind == "factory":
+            evict(tops)
+            dismantle(remains)
+        remains.clear()
+        self.freed = not any(canary.is_alive for canary in self._canaries)
+        if not self.freed:
+            leaks += name_leaks(self._canaries)
+        self._canaries.clear()
+        if lease is not None:
+            lease.release()
+        return leaks
 
     async def _call_factory(self, context: AppContext) -> Any:
-        if self._target is None:
-            raise RuntimeError("the code was released")
         error: SupervisorError
         try:
             call = _bound(self._target, self._finding, context)
@@ -94,18 +135,21 @@ class LoadedCode:
 
     def _factory_failed(self, fault: BaseException, context: AppContext) -> SupervisorError:
         secrets = [*context.secrets.values(), *([context.database_url] if context.database_url else [])]
+        if isinstance(fault, IsolationUnsupportedError):
+            message = f"{self.entrypoint} cannot share a process: {fault}"
+            return failure("ISOLATION_UNSUPPORTED", message, fault, secrets=secrets)
         message = f"the factory {self.entrypoint} raised {one_line(fault)}"
         return failure("APP_FACTORY_FAILED", message, fault, secrets=secrets)
 
-    def _adapt(self, app: Any, finding: Finding, context: AppContext, threads: int) -> ASGIApp:
-        if finding.shape is Shape.WSGI:
-            pool = InstancePool(context.instance, threads)
-            self._pools.append(pool)
-            return WSGIAdapter(app, pool)
-        if finding.shape is Shape.ASGI2:
-            return _asgi2(app)
+    def _adapt(self, app: Any, finding: Finding, context: AppContext, pool: InstancePool) -> ASGIApp:
         asgi: ASGIApp = app
-        return asgi
+        if finding.shape is Shape.WSGI:
+            asgi = WSGIAdapter(app, pool)
+        elif finding.shape is Shape.ASGI2:
+            asgi = _asgi2(app)
+        contained = ContainedApp(asgi, context.instance)
+        self._apps.append(contained)
+        return contained
 
 
 def _bound(factory: Any, finding: Finding, context: AppContext) -> Callable[[], Any]:

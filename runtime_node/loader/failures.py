@@ -61,7 +61,7 @@ def _trim(summary: traceback.TracebackException, seen: set[int]) -> None:
         return
     seen.add(id(summary))
     first = next((i for i, frame in enumerate(summary.stack) if not _is_ours(frame)), len(summary.stack))
-    kept = [frame for frame in summary.stack[first:] if "<frozen importlib" not in frame.filename]
+    kept = [frame for frame in summary.stack[first:] if not _is_import(frame)]
     summary.stack = traceback.StackSummary.from_list(kept)
     chained = [summary.__cause__, summary.__context__, *(getattr(summary, "exceptions", None) or ())]
     for other in chained:
@@ -71,6 +71,10 @@ def _trim(summary: traceback.TracebackException, seen: set[int]) -> None:
 
 def _is_ours(frame: traceback.FrameSummary) -> bool:
     return frame.filename.startswith(_OWN) or any(mark in frame.filename for mark in _MACHINERY)
+
+
+def _is_import(frame: traceback.FrameSummary) -> bool:
+    return "<frozen importlib" in frame.filename or frame.filename.startswith(_OWN + "loader/")
 
 
 def _bounded(text: str) -> str:

@@ -5,57 +5,123 @@ from __future__ import annotations
 import difflib
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
+from runtime_node.isolation.current import running_as
+from runtime_node.loader import hooks, static
 from runtime_node.loader.code import LoadedCode
 from runtime_node.loader.detect import Shape, examine
 from runtime_node.loader.entrypoint import Entrypoint, parse_entrypoint
 from runtime_node.loader.failures import failure, one_line
+from runtime_node.loader.locations import Lease, Locations
+from runtime_node.loader.trees import PRIVATE_PACKAGES, IsolationUnsupportedError
 from services.rpc.errors import SupervisorError
 
 
 class Loader:
-    """Loads code from `app_dirs`, in their order, and from the installed packages."""
+    """Loads code from `app_dirs`, in their order, and from the installed packages.
 
-    def __init__(self, app_dirs: Sequence[Path] = ()) -> None:
-        self.app_dirs = tuple(Path(directory).resolve() for directory in app_dirs)
-        for directory in reversed(self.app_dirs):
-            if str(directory) not in sys.path:
-                sys.path.insert(0, str(directory))
+    By default the modules of each directory are private to it, so that directories with modules of the same
+    names live in one process. `plain` is for a process that hosts one app: its directory goes on `sys.path`
+    and its modules have their own names, as under any other server. Safe to use from any thread.
+    """
 
-    def load(self, entrypoint: str) -> LoadedCode:
+    def __init__(
+        self,
+        app_dirs: Sequence[Path] = (),
+        *,
+        plain: bool = False,
+        private_packages: Iterable[str] = PRIVATE_PACKAGES,
+    ) -> None:
+        self._locations = Locations(app_dirs, private_packages)
+        self._plain = plain
+        if not plain:
+            hooks.install()
+
+    @property
+    def app_dirs(self) -> tuple[Path, ...]:
+        """The directories, resolved."""
+        return self._locations.directories
+
+    def kind_of(self, entrypoint: str) -> Literal["factory", "app"] | None:
+        """Tell from the source alone, running none of it, what `entrypoint` names; None if it cannot be told.
+
+        Raises SupervisorError `ENTRYPOINT_MALFORMED`.
+        """
+        directory, inside = self._locations.locate(parse_entrypoint(entrypoint))
+        return static.kind_of(directory, inside)
+
+    def load(self, entrypoint: str, *, private: bool = False) -> LoadedCode:
         """Import what `entrypoint` names. Blocks for as long as the app's code takes.
 
-        Raises SupervisorError `ENTRYPOINT_MALFORMED`, `ENTRYPOINT_MODULE_NOT_FOUND`,
-        `ENTRYPOINT_IMPORT_FAILED`, `ENTRYPOINT_ATTRIBUTE_NOT_FOUND` or `ENTRYPOINT_NOT_AN_APP`.
+        Instances of the same code share its modules; with `private` they are loaded for this caller alone,
+        so that two instances of an app object share no state. Raises SupervisorError `ENTRYPOINT_MALFORMED`,
+        `ENTRYPOINT_MODULE_NOT_FOUND`, `ENTRYPOINT_IMPORT_FAILED`, `ENTRYPOINT_ATTRIBUTE_NOT_FOUND`,
+        `ENTRYPOINT_NOT_AN_APP`, or `ISOLATION_UNSUPPORTED` for code that needs a process of its own.
         """
         parsed = parse_entrypoint(entrypoint)
-        module = self._import(parsed)
-        target = _resolve(parsed, module)
+        directory, inside = self._locations.locate(parsed)
+        if self._plain:
+            self._put_on_path(directory)
+            return self._load(parsed, inside, None)
+        if private:
+            lease = self._locations.lease_private(directory, inside.top)
+        elif directory is not None:
+            lease = self._locations.lease(directory)
+        else:
+            return self._load(parsed, inside, None)
+        try:
+            with hooks.loading(lease.tree), running_as(lease.tree.scope):
+                return self._load(parsed, inside, lease)
+        except BaseException:
+            lease.release(failed=True)
+            raise
+
+    def close(self) -> None:
+        """Unload the code that no app uses any more."""
+        self._locations.close()
+
+    def _load(self, named: Entrypoint, inside: Entrypoint, lease: Lease | None) -> LoadedCode:
+        module = _import(inside, lease)
+        target = _resolve(inside, module)
         finding = examine(target)
         if finding.shape is Shape.UNKNOWN:
             raise SupervisorError(
-                "ENTRYPOINT_NOT_AN_APP", f"{parsed} is neither an app nor a factory: it is {finding.found}"
+                "ENTRYPOINT_NOT_AN_APP", f"{named} is neither an app nor a factory: it is {finding.found}"
             )
-        return LoadedCode(parsed, target, finding)
+        return LoadedCode(named, target, finding, lease)
 
-    def _import(self, entrypoint: Entrypoint) -> ModuleType:
-        error: SupervisorError
-        try:
+    def _put_on_path(self, directory: Path | None) -> None:
+        chosen = [directory] if directory is not None else []
+        for path in reversed([*chosen, *self.app_dirs]):
+            if str(path) in sys.path:
+                sys.path.remove(str(path))
+            sys.path.insert(0, str(path))
+
+
+def _import(entrypoint: Entrypoint, lease: Lease | None) -> ModuleType:
+    error: SupervisorError
+    try:
+        if lease is None:
             return importlib.import_module(entrypoint.module)
-        except ModuleNotFoundError as fault:
-            if _is_missing(entrypoint.module, fault):
-                error = SupervisorError(
-                    "ENTRYPOINT_MODULE_NOT_FOUND", f"there is no module {fault.name!r} on this node"
-                )
-            else:
-                error = _import_failed(entrypoint, fault)
-        except BaseException as fault:  # noqa: BLE001 - whatever an app raises at import is its own failure
+        return lease.tree.import_module(entrypoint.module)
+    except ModuleNotFoundError as fault:
+        if _is_missing(entrypoint.module, fault):
+            error = SupervisorError(
+                "ENTRYPOINT_MODULE_NOT_FOUND",
+                f"there is no module {fault.name!r} in this node's app-dirs or installed packages",
+            )
+        else:
             error = _import_failed(entrypoint, fault)
-        raise error
+    except IsolationUnsupportedError as fault:
+        error = failure("ISOLATION_UNSUPPORTED", f"{entrypoint} cannot share a process: {fault}", fault)
+    except BaseException as fault:  # noqa: BLE001 - whatever an app raises at import is its own failure
+        error = _import_failed(entrypoint, fault)
+    # Raised outside the handlers, so that it does not keep the app's frames as its context.
+    raise error
 
 
 def _is_missing(module: str, fault: ModuleNotFoundError) -> bool:
@@ -74,8 +140,8 @@ def _resolve(entrypoint: Entrypoint, module: ModuleType) -> Any:
         error: SupervisorError
         try:
             target = getattr(target, name)
-        except AttributeError as fault:
-            error = _attribute_missing(path, target, name, fault)
+        except AttributeError:
+            error = _attribute_missing(path, target, name)
         except BaseException as fault:  # noqa: BLE001 - a module's __getattr__ and properties run app code
             error = failure(
                 "ENTRYPOINT_IMPORT_FAILED", f"reading {path}{name} raised {one_line(fault)}", fault
@@ -87,9 +153,9 @@ def _resolve(entrypoint: Entrypoint, module: ModuleType) -> Any:
     return target
 
 
-def _attribute_missing(path: str, target: Any, name: str, fault: AttributeError) -> SupervisorError:
+def _attribute_missing(path: str, target: Any, name: str) -> SupervisorError:
     owner = path.rstrip(".:")
     known = [n for n in dir(target) if not n.startswith("__")]
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return failure("ENTRYPOINT_ATTRIBUTE_NOT_FOUND", f"{owner} has no attribute {name!r}{hint}")
+    return SupervisorError("ENTRYPOINT_ATTRIBUTE_NOT_FOUND", f"{owner} has no attribute {name!r}{hint}")

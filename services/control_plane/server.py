@@ -45,11 +45,13 @@ class ControlPlane:
             operations = OperationService(store)
             reconciler = Reconciler(store, node_timeout=self._settings.node_timeout)
             await operations.start()
-            stack.push_async_callback(operations.close)
             # 3. Calls, from outside and, once it listens, from nodes.
             server = RpcServer(services(store, operations, reconciler))
             self.port = await server.start(self._settings.listen)
             stack.push_async_callback(server.stop, self._settings.drain_timeout)
+            # Those who watch or wait are sent off first: the drain would wait for them in vain.
+            stack.push_async_callback(operations.close)
+            stack.callback(store.mirror.apps.close)
             # 4. The reconciler last: what it does can be watched from its first step.
             await reconciler.start()
             stack.push_async_callback(reconciler.close)
@@ -58,7 +60,7 @@ class ControlPlane:
         apps = len(store.mirror.apps)
         log.info(
             "control plane serves gRPC on %s:%d, %d apps in the catalog", host, self.port, apps,
-            extra={"action": "control_plane_ready"},
+            extra={"action": "control_plane.ready"},
         )  # fmt: skip
 
     async def close(self) -> None:
@@ -96,5 +98,5 @@ async def serve(settings: Settings) -> None:
     control_plane = ControlPlane(settings)
     await control_plane.start()
     await stopping.wait()
-    log.info("control plane stops", extra={"action": "control_plane_stopping"})
+    log.info("control plane stops", extra={"action": "control_plane.stopping"})
     await control_plane.close()

@@ -66,6 +66,7 @@ class ChangeFeed(Generic[V]):
         self._revision = revision
         self._oldest = oldest_revision
         self._waiters: dict[asyncio.AbstractEventLoop, asyncio.Future[None]] = {}
+        self._closed = False
 
     @property
     def revision(self) -> int:
@@ -91,6 +92,15 @@ class ChangeFeed(Generic[V]):
             for key, value in changes:
                 self._put(Entry(key, revision, value))
             self._revision = max(self._revision, revision)
+        self._wake_all()
+
+    def close(self) -> None:
+        """End every watch, with SupervisorError SHUTTING_DOWN, so that a shutdown need not wait for them."""
+        self._closed = True
+        self._wake_all()
+
+    def _wake_all(self) -> None:
+        with self._lock:
             waiters, self._waiters = self._waiters, {}
         for loop, waiter in waiters.items():
             try:
@@ -153,8 +163,8 @@ class ChangeFeed(Generic[V]):
         """
         loop = asyncio.get_running_loop()
         with self._lock:
-            if self._revision > revision:
-                return True
+            if self._revision > revision or self._closed:
+                return self._revision > revision
             waiter = self._waiters.get(loop)
             if waiter is None:
                 waiter = self._waiters[loop] = loop.create_future()
@@ -165,7 +175,7 @@ class ChangeFeed(Generic[V]):
         """Yield a snapshot (or what changed after a position), SYNCED, changes, and IDLE marks.
 
         Raises SupervisorError RESUME_TOKEN_EXPIRED when `resume_after` is not covered, also in
-        mid-stream when a reader fell further behind than the tombstones reach.
+        mid-stream when a reader fell further behind than the tombstones reach; SHUTTING_DOWN once closed.
         """
         if resume_after is None:
             position, key = self._revision, ""
@@ -179,15 +189,22 @@ class ChangeFeed(Generic[V]):
                 position = entry.revision
                 yield entry
         yield Mark(Signal.SYNCED, position)
+        clock = asyncio.get_running_loop().time
+        told = clock()
         while True:
-            if not await self.wait(position, idle_seconds):
-                yield Mark(Signal.IDLE, position)
-                continue
+            await self.wait(position, max(0.0, told + idle_seconds - clock()))
+            if self._closed:
+                raise SupervisorError("SHUTTING_DOWN", "The server is shutting down; try again.")
             target = self._revision
             async for entry in self._drain(position):
                 position = entry.revision
                 yield entry
+                told = clock()
             position = max(position, target)
+            # Revisions that change nothing here move the position all the same, and it is told.
+            if clock() >= told + idle_seconds:
+                yield Mark(Signal.IDLE, position)
+                told = clock()
 
     async def _drain(self, position: int) -> AsyncIterator[Entry[V]]:
         while True:

@@ -17,9 +17,11 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from services.rpc.errors import SupervisorError
-from services.rpc.status import DETAILS_KEY, GRPC_CODES, to_status
+from services.rpc.status import DETAILS_KEY, to_status
 
 log = logging.getLogger("appsupervisor.rpc")
+
+GRPC_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class Malformed:
@@ -101,7 +103,7 @@ def _prepare(name: str, fault: Exception, context: Any) -> tuple[grpc.StatusCode
         request_id = secrets.token_hex(8)
         log.error(
             "call failed unexpectedly: %s, request id %s", name, request_id, exc_info=fault,
-            extra={"action": "rpc_internal_error", "method": name, "request_id": request_id},
+            extra={"action": "rpc.internal_error", "method": name, "request_id": request_id},
         )  # fmt: skip
         fault = SupervisorError(
             "INTERNAL",

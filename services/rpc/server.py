@@ -105,12 +105,22 @@ class _Recorder:
         self._server = server
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """Do nothing: the registered handlers below are the same ones, by name."""
+        """Register a service's methods."""
+        self._server.add_generic_rpc_handlers(tuple(_Tolerant(handler) for handler in handlers))
 
     def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        """Register a service's methods."""
-        tolerant = {
-            name: handler._replace(request_deserializer=tolerant_deserializer(handler.request_deserializer))
-            for name, handler in handlers.items()
-        }
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, tolerant),))
+        """Do nothing: only newer generated code calls this, with the same handlers by name."""
+
+
+class _Tolerant(grpc.GenericRpcHandler):
+    """Finds a service's methods as another handler does, and gives each a deserializer that never raises."""
+
+    def __init__(self, handler: grpc.GenericRpcHandler) -> None:
+        self._handler = handler
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
+        """Return the handler of one call, or None for a method that is not ours."""
+        found: Any = self._handler.service(handler_call_details)
+        if found is None:
+            return None
+        return found._replace(request_deserializer=tolerant_deserializer(found.request_deserializer))

@@ -1,18 +1,26 @@
-"""Turns the error family into gRPC statuses with `google.rpc` details, and reads them back."""
+"""Turns the error family into `google.rpc.Status` with details, and reads them back.
+
+The core keeps such statuses in operations, so nothing here imports gRPC.
+"""
 
 from __future__ import annotations
 
-import grpc
+from typing import TYPE_CHECKING
+
 from google.protobuf.any_pb2 import Any
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 
 from services.rpc.errors import Code, SupervisorError
 
+if TYPE_CHECKING:
+    import grpc
+
 DOMAIN = "appsupervisor"
 DETAILS_KEY = "grpc-status-details-bin"
 
-GRPC_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
+MAX_DETAIL_BYTES = 4096
+"""Room for violations: gRPC clients refuse more than 8 KiB of trailers, which travel in base64."""
 
 _KINDS = {"apps": "App", "environments": "Environment", "operations": "Operation"}
 
@@ -26,17 +34,7 @@ def to_status(error: SupervisorError) -> Status:
             info.metadata[key] = value
     _pack(status, info)
     if error.violations:
-        _pack(
-            status,
-            error_details_pb2.BadRequest(
-                field_violations=[
-                    error_details_pb2.BadRequest.FieldViolation(
-                        field=violation.field, description=violation.rule, reason=error.reason
-                    )
-                    for violation in error.violations
-                ]
-            ),
-        )
+        _pack(status, _bad_request(error))
     if error.code is Code.FAILED_PRECONDITION:
         failure = error_details_pb2.PreconditionFailure.Violation(
             type=error.reason, subject=error.resource, description=error.message
@@ -50,6 +48,20 @@ def to_status(error: SupervisorError) -> Status:
         retry.retry_delay.FromMilliseconds(int(error.retry_after * 1000))
         _pack(status, retry)
     return status
+
+
+def _bad_request(error: SupervisorError) -> error_details_pb2.BadRequest:
+    """Return every violation, or as many as fit into a header that any client accepts."""
+    request = error_details_pb2.BadRequest()
+    room = MAX_DETAIL_BYTES
+    for told, violation in enumerate(error.violations):
+        room -= len(violation.field.encode()) + len(violation.rule.encode()) + len(error.reason) + 12
+        if room < 0:
+            left = len(error.violations) - told
+            request.field_violations.add(field="", description=f"and {left} more", reason=error.reason)
+            break
+        request.field_violations.add(field=violation.field, description=violation.rule, reason=error.reason)
+    return request
 
 
 def resource_kind(name: str) -> str:

@@ -56,9 +56,12 @@ class Up:
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def child(self, module: str) -> psutil.Process:
-        own = psutil.Process(self.process.pid).children()
-        return next(one for one in own if module in one.cmdline())
+    def child(self, module: str) -> psutil.Process | None:
+        for one in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if module in one.cmdline():
+                    return one
+        return None
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGINT)
@@ -131,12 +134,12 @@ def test_what_up_prints_works_word_for_word_and_is_there_the_next_time(
 def test_a_process_that_is_killed_is_started_again(up: type[Up], run_tool: RunTool, module: str) -> None:
     running = up().wait()
     victim = running.child(module)
+    assert victim is not None
     victim.kill()
     eventually(lambda: "ended by SIGKILL; starting it again" in running.text, "the launcher tells")
-    eventually(
-        lambda: "The shop" in curl(run_tool, running.url("shop")) and running.child(module).pid != victim.pid,
-        "the app answers again",
-    )
+    successor = eventually(lambda: running.child(module), "another one is started")
+    assert successor.pid != victim.pid
+    eventually(lambda: "The shop" in curl(run_tool, running.url("shop")), "the app answers")
     assert running.stop() == 0, running.text
 
 

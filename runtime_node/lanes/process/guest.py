@@ -58,8 +58,6 @@ def main(descriptors: Descriptors, tag: int, name: str, app_dirs: Sequence[str])
     zygote = os.getppid()
     os.setsid()
     procfs.prctl(procfs.PR_SET_PDEATHSIG, signal.SIGKILL)
-    # A child that Python forks dies with the guest; one that leaves that way is found by its mark.
-    os.register_at_fork(after_in_child=lambda: procfs.prctl(procfs.PR_SET_PDEATHSIG, signal.SIGKILL))
     if os.getppid() != zygote:
         os._exit(0)
     procfs.set_name(f"app:{name}")

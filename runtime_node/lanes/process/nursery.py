@@ -149,11 +149,11 @@ class Nursery:
 
     def _sweep(self, tag: int) -> int:
         deadline = time.monotonic() + SWEEP_SECONDS
-        strays = 0
+        strays: set[int] = set()
         while (found := procfs.kill_marked(tag)) and time.monotonic() < deadline:
-            strays += found
+            strays |= found
             time.sleep(0.002)
-        return strays
+        return len(strays)
 
     def _end_all(self) -> None:
         tags = [tag for _, tag, _ in self._guests.values()]
@@ -161,6 +161,12 @@ class Nursery:
             _kill_group(pid)
         for tag in tags:
             self._sweep(tag)
+
+
+def _on_node_died(*_: object) -> None:
+    # It comes once for each thread of the node that ends as its parent: the clean-up must not be broken off.
+    signal.signal(NODE_DIED, signal.SIG_IGN)
+    sys.exit(0)
 
 
 def _kill_group(pid: int) -> None:
@@ -193,7 +199,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     # Not SIGKILL: the zygote outlives its node for the moment it takes to end the guests' descendants,
     # which no death signal reaches.
-    signal.signal(NODE_DIED, lambda *_: sys.exit(0))
+    signal.signal(NODE_DIED, _on_node_died)
     procfs.prctl(procfs.PR_SET_PDEATHSIG, NODE_DIED)
     procfs.prctl(procfs.PR_SET_CHILD_SUBREAPER, 1)
     if os.getppid() != options.node_pid:
@@ -211,4 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     gc.collect()
     gc.freeze()
     wire.send(link, {"op": "ready", "pid": os.getpid(), "resident_bytes": procfs.resident_bytes(os.getpid())})
-    Nursery(link, options.app_dir).run()
+    try:
+        Nursery(link, options.app_dir).run()
+    finally:
+        # An orderly end of the interpreter would take the preloaded heap apart piece by piece.
+        os._exit(0)

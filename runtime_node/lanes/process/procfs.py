@@ -128,12 +128,12 @@ def marked(first: int, last: int) -> Iterator[tuple[int, int]]:
             yield pid, tag
 
 
-def kill_marked(first: int, last: int | None = None) -> int:
-    """Kill every living process marked with a tag in `first`..`last`; return how many there were.
+def kill_marked(first: int, last: int | None = None) -> set[int]:
+    """Kill every living process marked with a tag in `first`..`last`; return their pids.
 
     Goes through a pidfd and looks at the mark again, so a reused pid is never hit.
     """
-    count = 0
+    killed = set()
     for pid, tag in marked(first, first if last is None else last):
         try:
             descriptor = os.pidfd_open(pid)
@@ -142,12 +142,12 @@ def kill_marked(first: int, last: int | None = None) -> int:
         try:
             if resource.prlimit(pid, RLIMIT_RTTIME)[1] == tag:
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-                count += 1
+                killed.add(pid)
         except OSError:
             pass
         finally:
             os.close(descriptor)
-    return count
+    return killed
 
 
 def _stat(pid: int) -> list[str] | None:

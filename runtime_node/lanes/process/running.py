@@ -65,7 +65,6 @@ class GuestProcess:
         self._tail = Tail()
         self.ready: asyncio.Future[None] = self._loop.create_future()
         self.gone: asyncio.Future[Ended] = self._loop.create_future()
-        self._stalled_since = 0.0
         self._interrupted = 0.0
         self._dumping: asyncio.Task[None] | None = None
         self._sampled = (0.0, Usage())
@@ -148,21 +147,27 @@ class GuestProcess:
             self._pidfd = None
         if not self.ready.done():
             self.ready.cancel()
+        self.beat.release()
+        self.beat = memoryview(bytes(Beat.SIZE)).cast("q")
+        self._beat_memory.close()
 
     async def stop(self, timeout: float) -> StopReport:
         """See RunningApp."""
         self._stopping = True
         self._watch.remove(self)
-        if not self.gone.done():
-            with contextlib.suppress(wire.ClosedError, BlockingIOError):
-                wire.send(self._control, {"op": "stop", "timeout": timeout})
-            self._signal(signal.SIGTERM)
-            try:
-                await asyncio.wait({self.gone}, timeout=timeout + STOP_GRACE_SECONDS)
-            except asyncio.CancelledError:
-                self.kill()
-                self.release()
-                raise
+        if self.gone.done():
+            # It ended by itself, which `on_exit` has told; a stop adds but what was left behind.
+            self.release()
+            return StopReport(leaks=_leaks(self.gone.result(), self.pid))
+        with contextlib.suppress(wire.ClosedError, BlockingIOError):
+            wire.send(self._control, {"op": "stop", "timeout": timeout})
+        self._signal(signal.SIGTERM)
+        try:
+            await asyncio.wait({self.gone}, timeout=timeout + STOP_GRACE_SECONDS)
+        except asyncio.CancelledError:
+            self.kill()
+            self.release()
+            raise
         in_time = self.gone.done()
         ended = self.gone.result() if in_time else await self.end()
         self._read_control_once()
@@ -190,11 +195,9 @@ class GuestProcess:
 
     # --- what the watch found ---
 
-    def on_stalled(self, seconds: float) -> None:
+    def on_stalled(self, seconds: float, first: bool) -> None:
         """See watch.Watched."""
-        since = time.monotonic() - seconds
-        if since - self._stalled_since > self.block_budget / 2:
-            self._stalled_since = since
+        if first:
             self._interrupted = 0.0
             if self._dumping is None:
                 self._dumping = self._loop.create_task(self._tell_blocked(seconds))
@@ -335,12 +338,8 @@ class GuestProcess:
             error = self._told_error(told["error"])
         elif ended is not None and not told:
             error = self._cause
-        leaks = []
-        if ended is None:
-            leaks.append(f"process {self.pid}, which could not be killed")
-        elif ended.strays:
-            leaks.append(f"{ended.strays} processes that the app had started, now killed")
-        return StopReport(error=error, cancelled_tasks=int(told.get("cut", 0)), leaks=tuple(leaks))
+        leaks = _leaks(ended, self.pid)
+        return StopReport(error=error, cancelled_tasks=int(told.get("cut", 0)), leaks=leaks)
 
     def _signal(self, number: int) -> None:
         if self._pidfd is not None:
@@ -351,6 +350,14 @@ class GuestProcess:
         self._guest_control.close()
         while self._for_guest:
             os.close(self._for_guest.pop())
+
+
+def _leaks(ended: Ended | None, pid: int) -> tuple[str, ...]:
+    if ended is None:
+        return (f"process {pid}, which could not be killed",)
+    if ended.strays:
+        return (f"{ended.strays} processes that the app had started, now killed",)
+    return ()
 
 
 class ProcessRunningApp:

@@ -31,8 +31,8 @@ class Watched(Protocol):
     memory_limit: int
     max_processes: int
 
-    def on_stalled(self, seconds: float) -> None:
-        """The loop has not run for so long; called again at each look until it runs."""
+    def on_stalled(self, seconds: float, first: bool) -> None:
+        """The loop has not run for so long; called again, `first` no more, at each look until it runs."""
         ...
 
     def on_memory(self, private_bytes: int) -> None:
@@ -45,11 +45,12 @@ class Watched(Protocol):
 
 
 class _Seen:
-    __slots__ = ("due", "private_time", "read_at", "run_delay")
+    __slots__ = ("due", "private_time", "read_at", "run_delay", "told")
 
     def __init__(self) -> None:
         self.due = 0
         self.run_delay = 0
+        self.told = False
         self.read_at = 0
         self.private_time = 0.0
 
@@ -92,14 +93,15 @@ class Watch:
     def _late(self, guest: Watched, seen: _Seen, due: int, now: int) -> None:
         if seen.due != due:
             # The first look that finds it late only notes so: this loop, or the machine, may have slept.
-            seen.due = due
+            seen.due, seen.told = due, False
             seen.run_delay = procfs.run_delay_ns(guest.pid)
             return
         # Time spent waiting for a CPU is the machine's fault, not the app's.
         starved = procfs.run_delay_ns(guest.pid) - seen.run_delay
         seconds = (now - due + guest.beat[Beat.INTERVAL] - starved) / 1e9
         if seconds >= guest.block_budget:
-            guest.on_stalled(seconds)
+            first, seen.told = not seen.told, True
+            guest.on_stalled(seconds, first)
 
     def _look_at_memory(self, guest: Watched, seen: _Seen) -> None:
         resident = procfs.resident_bytes(guest.pid)

@@ -40,7 +40,7 @@ OPTIONAL_PRELOAD: Final = (
     "anyio", "anyio._backends._asyncio", "starlette.applications", "starlette.responses",
     "starlette.staticfiles", "starlette.websockets", "pydantic", "fastapi", "fastapi.openapi.utils",
     "fastapi.responses", "sqlalchemy", "sqlalchemy.orm", "sqlalchemy.dialects.sqlite", "sqlmodel",
-    "markupsafe",
+    "markupsafe", "runtime_node.lanes.process.warm",
 )  # fmt: skip
 
 
@@ -51,7 +51,8 @@ def default_preload() -> tuple[str, ...]:
 
 
 def _installed(name: str) -> bool:
-    return importlib.util.find_spec(name.partition(".")[0]) is not None
+    root = name.partition(".")[0]
+    return root in sys.modules or importlib.util.find_spec(root) is not None
 
 
 def base_environment(source: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -94,7 +95,8 @@ class Zygote:
     """
 
     def __init__(self, app_dirs: Sequence[Path], preload: Sequence[str]) -> None:
-        self._app_dirs = tuple(app_dirs)
+        # Guests run in their data directories.
+        self._app_dirs = tuple(directory.resolve() for directory in app_dirs)
         self._preload = list(preload)
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None

@@ -25,6 +25,9 @@ from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, OperationRecord, Version
 from services.rpc.errors import Code, SupervisorError, Violation, invalid_field, invalid_fields
 
+DEFAULT_BASE_DOMAIN = "localhost"
+"""Base domain of a node that was given none."""
+
 Lifecycle = pb.StartAppRequest | pb.StopAppRequest | pb.RestartAppRequest
 
 
@@ -50,7 +53,9 @@ class AppCommands:
         def run(tx: Transaction) -> OperationRecord:
             record = tx.app(name)
             if record is None and request.allow_missing:
-                return _create(tx, _checked_spec(request.app, name, []), caller)
+                app_id = name.removeprefix("apps/")
+                violations = validate_id("app.name", app_id)
+                return _create(tx, _checked_spec(request.app, name, violations), caller)
             record = _changeable(record, name, request.app.etag)
             return _update(tx, record, request, caller)
 
@@ -109,7 +114,7 @@ class AppCommands:
             caller,
             request,
             Operation,
-            lambda tx: operations.present(run(tx)),
+            lambda tx: operations.present(_only_shown(tx, run(tx)) if validate_only else run(tx)),
             request_id=request.request_id,
             validate_only=validate_only,
         )
@@ -134,6 +139,7 @@ def _create(tx: Transaction, spec: pb.App, caller: Caller) -> OperationRecord:
             code=Code.FAILED_PRECONDITION,
             resource=spec.environment,
         )
+    _check_domains(tx, spec)
     wanted = spec.desired_state != pb.STOPPED
     record = AppRecord(
         name=spec.name,
@@ -156,6 +162,19 @@ def _create(tx: Transaction, spec: pb.App, caller: Caller) -> OperationRecord:
     return operation
 
 
+def _check_domains(tx: Transaction, spec: pb.App) -> None:
+    """Refuse domains that are the own address of some app, `{app}.{base_domain}` of a node."""
+    bases = {DEFAULT_BASE_DOMAIN, *(node.node.base_domain for node in tx.nodes(spec.environment))}
+    violations = [
+        Violation(f"app.domains[{index}]", f"must not be below {base!r}, where each app has its own address")
+        for index, domain in enumerate(spec.domains)
+        for base in sorted(bases)
+        if base and (domain == base or domain.endswith("." + base))
+    ]
+    if violations:
+        raise invalid_fields(violations)
+
+
 def _update(
     tx: Transaction, record: AppRecord, request: pb.UpdateAppRequest, caller: Caller
 ) -> OperationRecord:
@@ -170,16 +189,19 @@ def _update(
         raise invalid_fields(violations)
     if spec == record.spec:
         return operations.begin(tx, "update", record, caller.actor)
+    if spec.domains != record.spec.domains:
+        _check_domains(tx, spec)
     changed = replace(record, spec=spec)
     if runtime_fields_changed(record.spec, spec):
         changed = replace(changed, target=Version(record.generation + 1, record.target.epoch), failed=None)
         if record.served is not None and record.served_spec is None:
             changed = replace(changed, served_spec=record.spec)
-    if record.spec.desired_state == pb.STOPPED != spec.desired_state:
-        changed = _start(changed)
-    elif spec.desired_state == pb.STOPPED:
-        changed = _stop(changed)
-    return _store(tx, record, changed, "update", caller, "Updated")
+    effect = ""
+    if record.spec.desired_state != spec.desired_state:
+        effect = "stop" if spec.desired_state == pb.STOPPED else "start"
+    if effect == "start":
+        changed = _restart(changed)
+    return _store(tx, record, changed, "update", caller, "Updated", effect=effect)
 
 
 def _start(record: AppRecord) -> AppRecord:
@@ -219,6 +241,8 @@ def _store(
     verb: str,
     caller: Caller,
     event: str,
+    *,
+    effect: str = "",
 ) -> OperationRecord:
     """Store a changed app under the next generation if its spec changed, and begin an operation."""
     if changed.spec is not record.spec:
@@ -230,14 +254,36 @@ def _store(
             status.observed_generation = changed.generation
         else:
             status.reconciling = True
-            if status.state in (State.STOPPED, State.FAILED):
+            starts = changed.spec.desired_state != pb.STOPPED and changed.target != record.target
+            if starts and status.state in (State.STOPPED, State.FAILED):
                 status.state = State.PENDING
                 set_condition(status.conditions, "Ready", Condition.FALSE, "Starting", "", tx.now)
         changed = replace(changed, status=status)
         tx.put_app(changed)
-    operation = operations.begin(tx, verb, changed, caller.actor)
+    operation = operations.begin(tx, verb, changed, caller.actor, effect=effect)
     add_event(tx, changed, event, actor=caller.actor, operation=operation.name)
     return operation
+
+
+def take_back(tx: Transaction, record: AppRecord, actor: str, operation: str) -> None:
+    """Stop an app because the operation that was to bring it up is cancelled."""
+    operations.supersede(tx, record.name, "cancel", "stop")
+    changed = _stop(record)
+    if changed is record:
+        return
+    status = pb.App()
+    status.CopyFrom(record.status)
+    status.reconciling = status.state != State.STOPPED
+    changed = replace(changed, status=status, generation=record.generation + 1, update_time=tx.now)
+    tx.put_app(changed)
+    add_event(tx, changed, "StopRequested", actor=actor, reason="OPERATION_CANCELLED", operation=operation)
+
+
+def _only_shown(tx: Transaction, operation: OperationRecord) -> OperationRecord:
+    """Return the operation of a request that is only validated: done, with the app as it would be."""
+    if operation.done:
+        return operation
+    return operations.end(tx, operation, None, app=tx.app(operation.app))
 
 
 def _is_settled(record: AppRecord, changed: AppRecord) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import time
 from collections.abc import AsyncIterator, Iterator
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
@@ -89,17 +90,21 @@ class AppQueries:
         resume: int | None = None
         if request.resume_token:
             resume = decode_resume_token(request.resume_token, catalog, digest)
-        # What a resumed reader was shown before is not known: it is told of every app that left.
-        shown: set[str] | None = set() if request.filter and resume is None else None
+        view = _FilteredView(matches, resumed=resume is not None) if request.filter else None
         exact = resume is not None
+        told = time.monotonic()
         async for item in self._feed.watch(resume, BOOKMARK_SECONDS):
-            message = _mark(item) if isinstance(item, Mark) else _message(item, matches, shown)
-            if message is None:
-                continue
+            message = _mark(item) if isinstance(item, Mark) else _message(item, view)
             exact = exact or isinstance(item, Mark)
+            if message is None:
+                if not exact or time.monotonic() < told + BOOKMARK_SECONDS:
+                    continue
+                # Much happens, but nothing for this reader: its token must not grow old.
+                message = _mark(Mark(Signal.IDLE, item.revision))
             if exact:  # a revision changes one app, so each message is a place to resume after
                 message.resume_token = encode_resume_token(catalog, item.revision, digest)
             yield message
+            told = time.monotonic()
 
     def events(self, request: pb.ListAppEventsRequest) -> pb.ListAppEventsResponse:
         """Carry out ListAppEvents. The timeline of a deleted app can still be read."""
@@ -123,17 +128,40 @@ def _mark(mark: Mark) -> pb.WatchAppsResponse:
     return pb.WatchAppsResponse(type=kind, revision=mark.revision)
 
 
-def _message(entry: Entry[AppRecord], matches: Filter, shown: set[str] | None) -> pb.WatchAppsResponse | None:
+class _FilteredView:
+    """Which apps a reader with a filter has been told of: it is told of each that leaves, once."""
+
+    def __init__(self, matches: Filter, *, resumed: bool) -> None:
+        self._matches = matches
+        self._shown: set[str] = set()
+        # What a resumed reader was shown before is not known: it is told of every app that doesn't match.
+        self._gone: set[str] | None = set() if resumed else None
+
+    def shows(self, app: pb.App) -> bool:
+        """Tell whether the reader sees the app, and take note."""
+        if not self._matches(app):
+            return False
+        self._shown.add(app.name)
+        if self._gone is not None:
+            self._gone.discard(app.name)
+        return True
+
+    def loses(self, name: str) -> bool:
+        """Tell whether the reader may know an app that it doesn't see now, and take note."""
+        known = name in self._shown or (self._gone is not None and name not in self._gone)
+        self._shown.discard(name)
+        if self._gone is not None:
+            self._gone.add(name)
+        return known
+
+
+def _message(entry: Entry[AppRecord], view: _FilteredView | None) -> pb.WatchAppsResponse | None:
     """Return what to tell of a change; None if the reader never saw the app and need not now."""
     app = entry.value.public if entry.value is not None else None
-    if app is not None and matches(app):
-        if shown is not None:
-            shown.add(entry.key)
+    if app is not None and (view is None or view.shows(app)):
         return pb.WatchAppsResponse(type=pb.WatchAppsResponse.UPSERT, app=app, revision=entry.revision)
-    if shown is not None:
-        if entry.key not in shown:
-            return None
-        shown.discard(entry.key)
+    if view is not None and not view.loses(entry.key):
+        return None
     return pb.WatchAppsResponse(
         type=pb.WatchAppsResponse.DELETE, app=pb.App(name=entry.key), revision=entry.revision
     )

@@ -72,14 +72,16 @@ def execute(
             tx.put_request(RequestRecord(request_id, digest, response.SerializeToString(), expire))
         return response
 
+    stored = store.write(command)
     try:
-        return store.write(command).result(timeout=caller.timeout)
+        return stored.result(timeout=caller.timeout)
     except _OnlyValidated as validated:
         return validated.result  # type: ignore[return-value]
     except TimeoutError as late:
+        stored.cancel()  # if it has not begun it need not
         raise SupervisorError(
             "OPERATION_DEADLINE_EXCEEDED",
-            "The call's time was up before the command was stored; repeat it with the same request_id.",
+            "The call's time was up before its outcome was known; repeat it with the same request_id.",
         ) from late
 
 

@@ -98,8 +98,13 @@ class NodeClient:
             retry=retry_if_exception(lambda e: isinstance(e, grpc.aio.AioRpcError) and e.code() in RETRYABLE),
             reraise=True,
         )
+
+        async def attempt() -> T:
+            # A coroutine function: tenacity would hand back the call object of a plain one unawaited.
+            return await call()
+
         try:
-            return await retrying(call)
+            return await retrying(attempt)
         except grpc.aio.AioRpcError as failure:
             raise self._translate(failure) from None
 

@@ -15,7 +15,7 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import DesiredState, OperationMeta
 from appsupervisor.runtime.v1.runtime_environment_pb2 import State
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.records import AppRecord, OperationRecord, Version
-from services.rpc.errors import SupervisorError
+from services.rpc.errors import CODES, SupervisorError
 from services.rpc.status import to_status
 
 KEPT = 24 * 3600 * 1_000_000
@@ -35,17 +35,23 @@ _ENDED_BY = {
 }
 
 
-def begin(tx: Transaction, verb: str, record: AppRecord, actor: str) -> OperationRecord:
+def supersede(tx: Transaction, app: str, verb: str, effect: str) -> None:
+    """End the app's operations that a later command takes back; `effect` is the verb it amounts to."""
+    for other in tx.open_operations(app):
+        if other.verb in _ENDED_BY.get(effect, ()):
+            replaced = SupervisorError(
+                "OPERATION_SUPERSEDED", f"A later {verb} of {app} replaced this operation.", resource=app
+            )
+            end(tx, other, replaced, step="superseded")
+
+
+def begin(tx: Transaction, verb: str, record: AppRecord, actor: str, *, effect: str = "") -> OperationRecord:
     """Store a new operation on an app, ending those it supersedes, and return it.
 
-    An operation that what is already observed fulfils is done at once.
+    `effect` is the verb it amounts to when that is another one, as of an update that stops the app. An
+    operation that what is already observed fulfils is done at once.
     """
-    for other in tx.open_operations(record.name):
-        if other.verb in _ENDED_BY.get(verb, ()):
-            superseded = SupervisorError(
-                "OPERATION_SUPERSEDED", f"A later {verb} of {record.name} replaced this operation."
-            )
-            end(tx, other, superseded, step="superseded")
+    supersede(tx, record.name, verb, effect or verb)
     limits = record.spec.limits
     allowed = limits.start_timeout.ToMicroseconds() + 2 * limits.stop_timeout.ToMicroseconds()
     metadata = OperationMetadata(
@@ -145,8 +151,9 @@ def fulfilled(verb: str, goal: Version, record: AppRecord) -> bool:
     """Tell whether an operation has reached its goal."""
     if verb == "delete":
         return False  # ended by the removal itself
-    if record.spec.desired_state == DesiredState.STOPPED:
-        return bool(record.status.state == State.STOPPED)
+    if verb == "stop" or record.spec.desired_state == DesiredState.STOPPED:
+        wanted = record.spec.desired_state == DesiredState.STOPPED
+        return wanted and bool(record.status.state == State.STOPPED)
     return record.served is not None and record.status.state in READY and _reaches(record.served, goal)
 
 
@@ -156,7 +163,7 @@ def failed(verb: str, goal: Version, record: AppRecord) -> SupervisorError | Non
         return None
     if record.failed is not None and _reaches(record.failed, goal):
         return _error_of(record, "Updated")
-    if record.status.state == State.FAILED and _reaches(record.target, goal):
+    if record.status.state in (State.FAILED, State.STOPPED) and _reaches(record.target, goal):
         return _error_of(record, "Ready")
     return None
 
@@ -164,7 +171,9 @@ def failed(verb: str, goal: Version, record: AppRecord) -> SupervisorError | Non
 def _error_of(record: AppRecord, kind: str) -> SupervisorError:
     for condition in record.status.conditions:
         if condition.type == kind:
-            return SupervisorError(condition.reason, condition.message, resource=record.name)
+            # A node may tell a reason that this program doesn't know, or a word that is no error's.
+            reason = condition.reason if condition.reason in CODES else "APP_STARTUP_FAILED"
+            return SupervisorError(reason, condition.message, resource=record.name)
     return SupervisorError("APP_STARTUP_FAILED", f"{record.name} failed.", resource=record.name)
 
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 from google.longrunning import operations_pb2 as pb
 from google.protobuf.empty_pb2 import Empty
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import STOPPED, App, OperationMetadata
-from appsupervisor.runtime.v1.runtime_environment_pb2 import State
+from appsupervisor.catalog.v1.app_catalog_pb2 import OperationMetadata
+from services.control_plane.catalog.commands import take_back
 from services.control_plane.catalog.pages import page_by_name, request_digest
 from services.control_plane.catalog.requests import Caller, execute
 from services.control_plane.operations import operations
@@ -37,13 +37,15 @@ class OperationService:
         self._feed = store.mirror.operations
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._follower: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def start(self) -> None:
         """Begin to wake those who wait."""
         self._follower = asyncio.create_task(self._follow(), name="follow operations")
 
     async def close(self) -> None:
-        """Stop waking; callers that wait get the operation as it is."""
+        """Stop waking; callers that wait, and later ones, get the operation as it is."""
+        self._closed = True
         if self._follower is not None:
             self._follower.cancel()
             await asyncio.gather(self._follower, return_exceptions=True)
@@ -80,7 +82,7 @@ class OperationService:
                 raise invalid_field("timeout", "must not be negative")
             limit = min(limit, asked)
         record = self._record(request.name)
-        if not record.done and limit > 0:
+        if not record.done and limit > 0 and not self._closed:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             waiters = self._waiting.setdefault(record.name, set())
             waiters.add(future)
@@ -97,8 +99,8 @@ class OperationService:
     def cancel(self, request: pb.CancelOperationRequest, caller: Caller) -> None:
         """Carry out CancelOperation.
 
-        A create or start is taken back by stopping the app; an update or restart that has begun stands,
-        and only the operation ends. A stop or a delete can't be taken back.
+        A create or start is taken back by stopping the app, as StopApp does; an update or restart that has
+        begun stands, and only the operation ends. A stop or a delete can't be taken back.
         """
 
         def run(tx: Transaction) -> Empty:
@@ -115,20 +117,7 @@ class OperationService:
             operations.end(tx, replace(record, metadata=metadata), cancelled, step="cancelled")
             app = tx.app(record.app)
             if app is not None and app.uid == record.app_uid and record.verb in ("create", "start"):
-                spec, status = App(), App()
-                spec.CopyFrom(app.spec)
-                spec.desired_state = STOPPED
-                status.CopyFrom(app.status)
-                status.reconciling = status.state != State.STOPPED
-                tx.put_app(
-                    replace(
-                        app,
-                        spec=spec,
-                        status=status,
-                        generation=app.generation + 1,
-                        update_time=tx.now,
-                    )
-                )
+                take_back(tx, app, caller.actor, record.name)
             return Empty()
 
         execute(self._store, caller, request, Empty, run)

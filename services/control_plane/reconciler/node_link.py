@@ -25,6 +25,9 @@ log = logging.getLogger("appsupervisor.reconciler")
 
 Message = WatchInstancesResponse
 
+CLOCK_SLACK = 0.01
+"""Seconds by which a loop's timer may fire early."""
+
 
 class LinkListener(Protocol):
     """What a link tells its owner."""
@@ -60,9 +63,14 @@ class NodeLink:
         self._timeout = timeout
         self._apps: dict[str, dict[str, Instance]] = {}
         self._incoming: dict[str, dict[str, Instance]] | None = None
+        self.status: RuntimeStatus | None = None
+        """What the node said of itself when it was last heard."""
+        self.why = "It has not answered yet."
+        """Why it is not heard, one sentence."""
         self._refused: dict[str, Instance] = {}
+        self._hindered: dict[str, tuple[str, str]] = {}
         self._deadline: asyncio.TimerHandle | None = None
-        self._why = "it has not answered yet"
+        self._heard_at = asyncio.get_running_loop().time()
         self._task = asyncio.create_task(self._follow(), name=f"link {node.name}")
 
     def instances(self, app: str) -> dict[str, Instance]:
@@ -80,16 +88,34 @@ class NodeLink:
     def accepted(self, app: str, instance: Instance) -> None:
         """Note what the node answered, unless its stream was quicker."""
         self._refused.pop(app, None)
+        self._hindered.pop(app, None)
+        instance.ClearField("figures")
         self._apps.setdefault(app, {}).setdefault(instance.name, instance)
 
     def refuse(self, app: str, instance: Instance) -> None:
         """Note a start that the node refused, as a failed instance that isn't there."""
         self._refused[app] = instance
 
-    def forget_refusal(self, app: str, name: str) -> None:
-        """Forget the refused start of an instance that has been stopped."""
+    def hindrance(self, app: str) -> tuple[str, str] | None:
+        """Return why the app's last start was put off: a reason and a sentence."""
+        return self._hindered.get(app)
+
+    def hinder(self, app: str, reason: str, message: str) -> bool:
+        """Note why a start was put off, and tell whether the reason is news."""
+        news = self._hindered.get(app, ("", ""))[0] != reason
+        self._hindered[app] = (reason, message)
+        return news
+
+    def forget(self, app: str, name: str) -> None:
+        """Note that an instance which was to be stopped is not there, refused or not."""
+        known = self._apps.get(app, {})
+        gone = known.pop(name, None) is not None
+        if not known:
+            self._apps.pop(app, None)
         if app in self._refused and self._refused[app].name == name:
             del self._refused[app]
+            gone = True
+        if gone:
             self._listener.changed((app,))
 
     async def close(self) -> None:
@@ -101,48 +127,72 @@ class NodeLink:
         await self.client.close()
 
     async def _follow(self) -> None:
-        """Keep a stream open for ever; the pauses between tries grow until one succeeds."""
+        """Keep a stream open for ever; the pauses between tries grow until one has lasted."""
         while True:
             retrying = AsyncRetrying(
                 retry=retry_if_exception_type(SupervisorError),
                 wait=wait_random_exponential(multiplier=0.1, max=2),
             )
-            await retrying(self._connect_once)
+            try:
+                await retrying(self._connect_once)
+            except Exception:
+                log.exception(
+                    "link failed: %s",
+                    self.node.name,
+                    extra={"action": "node.link_failed", "node": self.node.name},
+                )
+                self._broken("The control plane failed to follow it.")
+                await asyncio.sleep(1)
 
     async def _connect_once(self) -> None:
-        """Hear the node until its stream breaks; raises SupervisorError if it was never heard."""
-        self._deadline = self._deadline or self._later()
+        """Hear the node until its stream breaks; raises SupervisorError if it was not heard for long."""
+        if self._deadline is None:
+            self._expect()
+        began = asyncio.get_running_loop().time()
         try:
             status = await self.client.status()
-            if status.incarnation != self.node.incarnation:
-                raise SupervisorError(
-                    "NODE_UNREACHABLE", f"Another incarnation answers at {self.node.address}."
-                )
+            self._check(status.incarnation)
             self._incoming = {}
             async for message in self.client.watch(silence=self._timeout / 2):
+                self._check(message.incarnation)
+                self._heard_at = asyncio.get_running_loop().time()
                 self._take(message)
                 if message.type == Message.SYNCED:
-                    self._deadline.cancel()
+                    if self._deadline is not None:
+                        self._deadline.cancel()
+                    self.status = status
                     self._listener.heard(self, status)
         except SupervisorError as broken:
-            self._why = broken.message
-            if not self.synced:
+            self._broken(broken.message)
+            if asyncio.get_running_loop().time() - began < self._timeout:
                 raise
-            self.synced = False
-            self._deadline = self._later()
-            log.warning(
-                "node lost: %s: %s", self.node.name, broken.message,
-                extra={"action": "node_stream_broken", "node": self.node.name},
-            )  # fmt: skip
 
-    def _later(self) -> asyncio.TimerHandle:
-        return asyncio.get_running_loop().call_later(self._timeout, self._give_up)
+    def _check(self, incarnation: str) -> None:
+        if incarnation not in ("", self.node.incarnation):
+            raise SupervisorError("NODE_UNREACHABLE", f"Another incarnation answers at {self.node.address}.")
+
+    def _broken(self, why: str) -> None:
+        """Note that the stream is not open, and give the node until its time limit."""
+        self.why = why
+        if not self.synced:
+            return
+        self.synced = False
+        self._expect()
+        log.warning("node lost: %s: %s", self.node.name, why,
+                    extra={"action": "node.stream_broken", "node": self.node.name})  # fmt: skip
+
+    def _expect(self) -> None:
+        """Give the node up unless it is heard again in time, counted from when it last was."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = asyncio.get_running_loop().call_at(self._heard_at + self._timeout, self._give_up)
 
     def _take(self, message: Message) -> None:
         """Apply one message to the view."""
         if message.type == Message.SYNCED:
             before = set(self._apps)
             self._apps, self._incoming = self._incoming or {}, None
+            self._hindered.clear()
             self.synced, self.given_up = True, False
             self._listener.changed(before | set(self._apps))
             return
@@ -164,6 +214,10 @@ class NodeLink:
             self._listener.changed((app,))
 
     def _give_up(self) -> None:
-        if not self.synced and not self.given_up:
-            self.given_up = True
-            self._listener.lost(self, self._why)
+        if self.synced or self.given_up:
+            return
+        if asyncio.get_running_loop().time() < self._heard_at + self._timeout - CLOCK_SLACK:
+            self._expect()  # it is being heard: its snapshot is long
+            return
+        self.given_up = True
+        self._listener.lost(self, self.why)

@@ -37,11 +37,18 @@ class View:
     instances: Mapping[str, Instance]
     unplaced_reason: str = ""
     """Why the app has no node: one sentence."""
+    hindrance: tuple[str, str] | None = None
+    """Why its last start was not accepted, for now: a reason and a sentence."""
 
 
 def version_of(instance: Instance) -> Version:
     """Return the version that an instance runs."""
     return Version(instance.generation, instance.epoch)
+
+
+def own_instances(record: AppRecord, view: View) -> dict[str, Instance]:
+    """Return the instances of this very app: those of another uid belong to one that had its name."""
+    return {name: i for name, i in view.instances.items() if i.app_uid in ("", record.uid)}
 
 
 def is_ready(instance: Instance | None) -> bool:
@@ -70,34 +77,34 @@ def instance_name(record: AppRecord, version: Version) -> str:
 
 def observe(record: AppRecord, view: View, now: int) -> AppRecord:
     """Return the app with what has been observed: versions served and given up, and its status."""
+    mine = own_instances(record, view)
     if view.reachable:
-        record = _advance(record, view)
+        record = _advance(record, mine)
     status = App()
     status.CopyFrom(record.status)
     status.instances.clear()
-    for name in sorted(view.instances):
+    for name in sorted(mine):
         shown = status.instances.add()
-        shown.CopyFrom(view.instances[name])
+        shown.CopyFrom(mine[name])
         shown.node = view.node.name if view.node else ""
         shown.ClearField("figures")
         if not view.reachable:
             shown.health = Health.UNKNOWN
     status.uri = _uri(record, view.node)
-    _set_state(record, view, status, now)
+    _set_state(record, view, mine, status, now)
     if status == record.status:
         return record
     return replace(record, status=status)
 
 
-def _advance(record: AppRecord, view: View) -> AppRecord:
+def _advance(record: AppRecord, mine: Mapping[str, Instance]) -> AppRecord:
     """Note the newest ready version as served, and a failed target beside it as given up."""
-    mine = [i for i in view.instances.values() if i.app_uid in ("", record.uid)]
-    ready = [version_of(i) for i in mine if is_ready(i)]
+    ready = [version_of(i) for i in mine.values() if is_ready(i)]
     if record.target in ready:
         if record.served != record.target or record.served_spec is not None:
             record = replace(record, served=record.target, served_spec=None, failed=None)
         return record
-    target = view.instances.get(instance_name(record, record.target))
+    target = mine.get(instance_name(record, record.target))
     if target is None or target.state != State.FAILED or record.failed == record.target:
         return record
     if record.served in (None, record.target):
@@ -116,15 +123,18 @@ def under_new_epoch(record: AppRecord, known: int) -> AppRecord:
     return replace(record, target=target, failed=target, served=replace(record.served, epoch=epoch))
 
 
-def _set_state(record: AppRecord, view: View, status: App, now: int) -> None:
-    wanted = view.instances.get(instance_name(record, wanted_version(record)))
-    ready = _serving(view)
+def _set_state(record: AppRecord, view: View, mine: Mapping[str, Instance], status: App, now: int) -> None:
+    wanted = mine.get(instance_name(record, wanted_version(record)))
+    ready = _serving(mine)
+    was_stopped = status.state == State.STOPPED
     status.health = Health.UNKNOWN
     reason, message, holds = "", "", Condition.FALSE
     if record.deleting:
         status.state, reason = State.DELETING, "Deleting"
     elif record.spec.desired_state == STOPPED:
-        stopped = not view.instances and (view.reachable or not record.node)
+        # What was seen stopped stays so while its node cannot be heard: nothing starts it.
+        gone = all(instance.state == State.STOPPED for instance in mine.values())
+        stopped = gone and (view.reachable or not record.node or was_stopped)
         status.state = State.STOPPED if stopped else State.STOPPING
         reason = "Stopped" if stopped else "Stopping"
     elif view.node is None:
@@ -133,8 +143,12 @@ def _set_state(record: AppRecord, view: View, status: App, now: int) -> None:
     elif ready is not None:
         status.state, status.health, holds = ready.state, ready.health, Condition.TRUE
         reason = "Serving" if ready.state == State.RUNNING else "Dormant"
-    elif wanted is None or wanted.state in (State.STOPPING, State.STOPPED):
-        status.state, reason = State.PENDING, "Starting"
+    elif wanted is None or wanted.state == State.STOPPING:
+        status.state = State.PENDING
+        reason, message = view.hindrance or ("Starting", "")
+    elif wanted.state == State.STOPPED:
+        status.state, reason = State.STOPPED, "Finished"
+        message = "It ended by itself without an error, and its restart policy leaves it so."
     elif wanted.state == State.FAILED:
         status.state, status.health = State.FAILED, Health.UNHEALTHY
         error = wanted.last_error
@@ -147,16 +161,16 @@ def _set_state(record: AppRecord, view: View, status: App, now: int) -> None:
         message = f"{view.node.name} cannot be heard; nothing is known of what runs there."
     set_condition(status.conditions, "Ready", holds, reason, message, now)
     _set_scheduled(view, status, now)
-    _set_updated(record, view, status, now)
+    _set_updated(record, mine, status, now)
     settled = _is_settled(record, status, ready)
     if settled:
         status.observed_generation = record.generation
     status.reconciling = not settled and not _is_final(record, status)
 
 
-def _serving(view: View) -> Instance | None:
+def _serving(mine: Mapping[str, Instance]) -> Instance | None:
     """Return the ready instance of the newest version."""
-    ready = [i for i in view.instances.values() if is_ready(i)]
+    ready = [i for i in mine.values() if is_ready(i)]
     return max(ready, key=lambda i: (i.epoch, i.generation), default=None)
 
 
@@ -178,7 +192,7 @@ def _is_final(record: AppRecord, status: App) -> bool:
     if record.deleting:
         return False
     gave_up = record.failed == record.target and status.state in READY and len(status.instances) == 1
-    return gave_up or status.state == State.FAILED
+    return gave_up or status.state in (State.FAILED, State.STOPPED)
 
 
 def _set_scheduled(view: View, status: App, now: int) -> None:
@@ -195,9 +209,9 @@ def _set_scheduled(view: View, status: App, now: int) -> None:
         )
 
 
-def _set_updated(record: AppRecord, view: View, status: App, now: int) -> None:
+def _set_updated(record: AppRecord, mine: Mapping[str, Instance], status: App, now: int) -> None:
     if record.failed is not None and record.failed == record.target:
-        culprit = view.instances.get(instance_name(record, record.failed))
+        culprit = mine.get(instance_name(record, record.failed))
         known = next((c for c in status.conditions if c.type == "Updated"), None)
         if culprit is not None or known is None or known.status != Condition.FALSE:
             error = culprit.last_error if culprit is not None else InstanceError()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import DROP, STOPPED
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    Instance,
     InstanceSpec,
     StartInstanceRequest,
     State,
@@ -20,6 +21,7 @@ from services.control_plane.reconciler.observation import (
     View,
     instance_name,
     is_ready,
+    own_instances,
     wanted_spec,
     wanted_version,
 )
@@ -45,15 +47,15 @@ def plan(record: AppRecord, view: View) -> Plan:
         return _plan_end(record, view)
     version = wanted_version(record)
     name = instance_name(record, version)
-    wanted = view.instances.get(name)
+    mine = own_instances(record, view)
+    wanted = mine.get(name)
     stops = tuple(
-        _stop(other.name, max(other.epoch, record.target.epoch), other.app_uid)
+        _stop(record, other)
         for other in view.instances.values()
-        if other.name != name
-        and other.state != State.STOPPING
-        and (is_ready(wanted) or not is_ready(other) or other.app_uid != record.uid)
+        if other.state != State.STOPPING
+        and (other.name not in mine or (other.name != name and (is_ready(wanted) or not is_ready(other))))
     )
-    if wanted is not None and wanted.app_uid == record.uid:
+    if name in view.instances:  # it is there, or another app's of that name has to go first
         return Plan(stop=stops)
     return Plan(start=StartInstanceRequest(spec=_instance_spec(record, name)), stop=stops)
 
@@ -61,20 +63,29 @@ def plan(record: AppRecord, view: View) -> Plan:
 def _plan_end(record: AppRecord, view: View) -> Plan:
     purge = record.deleting == DROP
     stops = tuple(
-        _stop(i.name, max(i.epoch, record.target.epoch), i.app_uid, purge=purge)
-        for i in view.instances.values()
-        if i.state != State.STOPPING
+        _stop(record, instance, purge=purge)
+        for instance in view.instances.values()
+        if instance.state != State.STOPPING
     )
     if view.instances or not record.deleting:
         return Plan(stop=stops)
     if purge:
-        name = instance_name(record, record.target)
-        return Plan(stop=(_stop(name, record.target.epoch, record.uid, purge=True),), remove=True)
+        rest = Instance(name=instance_name(record, record.target), app_uid=record.uid)
+        return Plan(stop=(_stop(record, rest, purge=True),), remove=True)
     return Plan(remove=True)
 
 
-def _stop(name: str, epoch: int, uid: str, *, purge: bool = False) -> StopInstanceRequest:
-    return StopInstanceRequest(name=name, epoch=epoch, app_uid=uid, purge_data=purge)
+def stop_orphan(instance: Instance) -> StopInstanceRequest:
+    """Return the call that ends an instance which belongs to no app here; its data stays."""
+    return StopInstanceRequest(name=instance.name, epoch=instance.epoch, app_uid=instance.app_uid)
+
+
+def _stop(record: AppRecord, instance: Instance, *, purge: bool = False) -> StopInstanceRequest:
+    """Return the call that ends an instance. Only the app's own data may go with it."""
+    if instance.app_uid not in ("", record.uid):
+        return stop_orphan(instance)
+    epoch = max(instance.epoch, record.target.epoch)
+    return StopInstanceRequest(name=instance.name, epoch=epoch, app_uid=record.uid, purge_data=purge)
 
 
 def _instance_spec(record: AppRecord, name: str) -> InstanceSpec:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from itertools import islice
 from typing import Any, TypeVar
@@ -21,13 +22,15 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     RuntimeStatus,
     StartInstanceRequest,
     State,
+    StopInstanceRequest,
 )
 from services.control_plane.nodes.client import NodeClient
 from services.control_plane.placement.placement import Candidate, choose
 from services.control_plane.reconciler import writes
 from services.control_plane.reconciler.node_link import NodeLink
 from services.control_plane.reconciler.observation import View, observe, under_new_epoch
-from services.control_plane.reconciler.plan import plan
+from services.control_plane.reconciler.plan import plan, stop_orphan
+from services.control_plane.reconciler.turns import Turns
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord
 from services.rpc.errors import SupervisorError
@@ -35,22 +38,29 @@ from services.rpc.feed import ChangeFeed, Entry
 
 log = logging.getLogger("appsupervisor.reconciler")
 
-PASSES = 256
-"""Passes under way at once; more wait their turn in order."""
+PASSES = 64
+"""Passes under way at once for the apps of one node; more wait their turn in order."""
 
 SWEEP_SECONDS = 1.0
 """Time between looks at deadlines and at apps that are not settled: the safety net under the events."""
 
 SWEEP_APPS = 200
-"""Apps that one sweep looks at."""
+"""Apps that one sweep has looked at."""
+
+SWEEP_EXPIRIES = 1_000
+"""Operations that one sweep ends: they share few commits."""
 
 RETRY_SECONDS = (0.2, 10.0)
 """First and longest pause before an app whose pass failed is looked at again."""
 
-FINAL_REFUSALS = frozenset(
-    {"INVALID_FIELD", "ENTRYPOINT_MALFORMED", "ISOLATION_UNSUPPORTED", "INSTANCE_EXISTS"}
-)
+FINAL_REFUSALS = frozenset({"INVALID_FIELD", "ENTRYPOINT_MALFORMED", "ISOLATION_UNSUPPORTED"})
 """Refusals of a start that no retry changes: they are shown as the app's failure."""
+
+OUTDATED = frozenset({"STALE_EPOCH", "INSTANCE_EXISTS"})
+"""Refusals of a start that a new epoch resolves."""
+
+NEW_EPOCHS = 3
+"""New epochs in a row that refusals of an app's start bring about at once; then with growing pauses."""
 
 IDLE_SECONDS = 60.0
 """How long a follower waits before it looks again without having been woken."""
@@ -75,10 +85,11 @@ class Reconciler:
         self._connect = connect
         self._links: dict[str, NodeLink] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._queue: deque[str] = deque()
-        self._queued: set[str] = set()
-        self._running: set[str] = set()
+        self._turns = Turns(lambda app: self._spawn(self._run_pass(app)), width=PASSES)
         self._failures: dict[str, int] = {}
+        self._outdated: Counter[str] = Counter()
+        self._placing: Counter[str] = Counter()
+        self._retries: dict[str, asyncio.TimerHandle] = {}
         self._unsettled: dict[str, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._followers: list[asyncio.Task[None]] = []
@@ -100,6 +111,9 @@ class Reconciler:
 
     async def close(self) -> None:
         """Stop reconciling; what runs on the nodes is left as it is."""
+        self._turns.close()
+        for retry in self._retries.values():
+            retry.cancel()
         for task in (*self._followers, *self._tasks):
             task.cancel()
         await asyncio.gather(*self._followers, *self._tasks, return_exceptions=True)
@@ -148,7 +162,7 @@ class Reconciler:
 
     def heard(self, link: NodeLink, status: RuntimeStatus) -> None:
         """Mark the node ready and look at every app placed on it."""
-        self._spawn(self._note(lambda tx: writes.node_heard(tx, link.node, status)))
+        self._note_heard(link, status)
         for app in self._mirror.apps_on(link.node.name):
             self.enqueue(app)
         self._enqueue_unplaced()
@@ -156,8 +170,8 @@ class Reconciler:
     def lost(self, link: NodeLink, why: str) -> None:
         """Mark the node unreachable, and the health of its apps unknown."""
         log.error("node unreachable: %s: %s", link.node.name, why,
-                  extra={"action": "node_unreachable", "node": link.node.name})  # fmt: skip
-        self._spawn(self._note(lambda tx: writes.node_lost(tx, link.node, why)))
+                  extra={"action": "node.unreachable", "node": link.node.name})  # fmt: skip
+        self._note_lost(link, why)
         for app in self._mirror.apps_on(link.node.name):
             self.enqueue(app)
 
@@ -170,49 +184,48 @@ class Reconciler:
 
     def enqueue(self, app: str) -> None:
         """Have an app looked at, as soon as there is room; again, if it is being looked at."""
-        if app not in self._queued:
-            self._queued.add(app)
-            self._queue.append(app)
-        self._dispatch()
-
-    def _dispatch(self) -> None:
-        waiting = 0
-        while self._queue and len(self._running) < PASSES and waiting < len(self._queue):
-            app = self._queue.popleft()
-            if app in self._running:
-                self._queue.append(app)
-                waiting += 1
-                continue
-            self._queued.discard(app)
-            self._running.add(app)
-            self._spawn(self._run_pass(app))
+        record = self._mirror.apps.get(app)
+        self._turns.add(app, record.node if record is not None else "")
 
     async def _run_pass(self, app: str) -> None:
         try:
             await self._look_at(app)
-            self._failures.pop(app, None)
+            await self._stop_orphans(app)
+            self._settle_failures(app)
         except SupervisorError as failure:
             self._retry_later(app, failure)
         except Exception:
-            log.exception("pass failed: %s", app, extra={"action": "reconcile_failed", "app": app})
+            log.exception("pass failed: %s", app, extra={"action": "reconcile.failed", "app": app})
             self._retry_later(app, None)
         finally:
-            self._running.discard(app)
-            self._dispatch()
+            self._turns.done(app)
 
     def _retry_later(self, app: str, failure: SupervisorError | None) -> None:
         tries = self._failures[app] = self._failures.get(app, 0) + 1
         first, longest = RETRY_SECONDS
-        pause = min(longest, first * 2 ** min(tries, 16))
+        pause = round(min(longest, first * 2 ** min(tries, 16)) * random.uniform(0.5, 1), 2)  # noqa: S311 - jitter
         if failure is not None:
             log.info("pass put off: %s: %s", app, failure.message,
-                     extra={"action": "reconcile_retry", "app": app, "seconds": pause})  # fmt: skip
-        asyncio.get_running_loop().call_later(pause, self.enqueue, app)
+                     extra={"action": "reconcile.put_off", "app": app, "seconds": pause})  # fmt: skip
+        if app in self._retries:
+            self._retries[app].cancel()
+        self._retries[app] = asyncio.get_running_loop().call_later(pause, self._retry, app)
+
+    def _retry(self, app: str) -> None:
+        self._retries.pop(app, None)
+        self.enqueue(app)
+
+    def _settle_failures(self, app: str) -> None:
+        self._failures.pop(app, None)
+        retry = self._retries.pop(app, None)
+        if retry is not None:
+            retry.cancel()
 
     async def _look_at(self, app: str) -> None:
         """One pass: place, observe, store what was observed, act."""
         record = self._mirror.apps.get(app)
         if record is None:
+            self._outdated.pop(app, None)
             return
         unplaced = ""
         if not record.node and not record.deleting and record.spec.desired_state != STOPPED:
@@ -236,7 +249,8 @@ class Reconciler:
         if link is None:
             return None
         if link.synced:
-            return View(link.node, True, dict(link.instances(record.name)))
+            hindrance = link.hindrance(record.name)
+            return View(link.node, True, dict(link.instances(record.name)), hindrance=hindrance)
         if not link.given_up:
             return None
         told = {instance.name: instance for instance in record.status.instances}
@@ -244,31 +258,73 @@ class Reconciler:
 
     async def _act(self, record: AppRecord, view: View, link: NodeLink | None) -> None:
         todo = plan(record, view)
+        failure: SupervisorError | None = None
         if link is not None:
             for stop in todo.stop:
-                if await link.client.stop(stop) is None:
-                    link.forget_refusal(record.name, stop.name)
+                failure = await self._stop(record.name, link, stop) or failure
+            # A stop that fails holds up no start: an app is to serve first of all.
             if todo.start is not None:
                 await self._start(record, link, todo.start)
+        if failure is not None:
+            raise failure
         if todo.remove:
             await self._write(lambda tx: writes.removed(tx, record.name, record.uid))
 
-    async def _start(self, record: AppRecord, link: NodeLink, start: StartInstanceRequest) -> None:
+    async def _stop(self, app: str, link: NodeLink, stop: StopInstanceRequest) -> SupervisorError | None:
         try:
-            link.accepted(record.name, await link.client.start(start))
+            if await link.client.stop(stop) is None:
+                link.forget(app, stop.name)
+        except SupervisorError as failure:
+            return failure
+        return None
+
+    async def _stop_orphans(self, app: str) -> None:
+        """Stop the app's instances on nodes that it isn't placed on; of a removed app, all of them."""
+        record = self._mirror.apps.get(app)
+        node = record.node if record is not None else ""
+        for name, link in list(self._links.items()):
+            if name == node or not link.synced:
+                continue
+            for instance in list(link.instances(app).values()):
+                if instance.state == State.STOPPING:
+                    continue
+                log.warning(
+                    "orphan stopped: %s on %s", instance.name, name,
+                    extra={"action": "instance.orphan_stopped", "instance": instance.name, "node": name},
+                )  # fmt: skip
+                if (failure := await self._stop(app, link, stop_orphan(instance))) is not None:
+                    raise failure
+
+    async def _start(self, record: AppRecord, link: NodeLink, start: StartInstanceRequest) -> None:
+        app = record.name
+        try:
+            link.accepted(app, await link.client.start(start))
+            self._outdated.pop(app, None)
         except SupervisorError as refusal:
-            if refusal.reason == "STALE_EPOCH":
-                known = int(refusal.metadata.get("epoch", "0"))
-                await self._write(
-                    lambda tx: writes.changed(
-                        tx, record.name, record.uid, lambda app: under_new_epoch(app, known)
-                    )
-                )
+            if refusal.reason in OUTDATED:
+                await self._renew(record, start, refusal)
             elif refusal.reason in FINAL_REFUSALS:
-                link.refuse(record.name, _refused(start, refusal))
-                self.enqueue(record.name)
+                link.refuse(app, _refused(start, refusal))
+                self.enqueue(app)
             else:
+                if link.hinder(app, refusal.reason, refusal.message):
+                    self.enqueue(app)
                 raise
+
+    async def _renew(self, record: AppRecord, start: StartInstanceRequest, refusal: SupervisorError) -> None:
+        """Move the app above the epoch that its node knows; the change has it looked at again."""
+        known = refusal.metadata.get("known_epoch", "")
+        epoch = max(start.spec.epoch, int(known) if known.isdecimal() else 0)
+        app = record.name
+        self._outdated[app] += 1
+        slowly = self._outdated[app] > NEW_EPOCHS
+        if slowly and (app not in self._failures or app in self._retries):
+            raise refusal
+        await self._write(
+            lambda tx: writes.changed(tx, app, record.uid, lambda known: under_new_epoch(known, epoch))
+        )
+        if slowly:
+            raise refusal
 
     async def _place(self, record: AppRecord) -> tuple[AppRecord, str]:
         """Give the app a node if there is one; else return why there is none."""
@@ -277,7 +333,7 @@ class Reconciler:
             Candidate(
                 name,
                 link.synced,
-                self._mirror.count_on(name),
+                self._mirror.count_on(name) + self._placing[name],
                 link.node.max_instances,
             )
             for name, link in self._links.items()
@@ -286,9 +342,14 @@ class Reconciler:
         choice = choose(environment, nodes)
         if not choice.node:
             return record, choice.reason
-        placed = await self._write(
-            lambda tx: writes.placed(tx, record.name, record.uid, choice.node, choice.reason)
-        )
+        # Until it is stored the mirror doesn't count it; others that are placed meanwhile must.
+        self._placing[choice.node] += 1
+        try:
+            placed = await self._write(
+                lambda tx: writes.placed(tx, record.name, record.uid, choice.node, choice.reason)
+            )
+        finally:
+            self._placing[choice.node] -= 1
         return placed or record, ""
 
     def _enqueue_unplaced(self) -> None:
@@ -302,38 +363,63 @@ class Reconciler:
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
-            for app in self._stragglers():
-                self.enqueue(app)
             try:
-                for expiry in writes.expire_operations(self._store, _now()):
+                for app in self._stragglers():
+                    self.enqueue(app)
+                self._note_nodes()
+                expiries = list(islice(writes.expire_operations(self._store, _now()), SWEEP_EXPIRIES))
+                for expiry in expiries:
                     await asyncio.wrap_future(expiry)
                 await asyncio.to_thread(self._store.prune)
             except SupervisorError as failure:
-                log.warning("sweep put off: %s", failure.message, extra={"action": "sweep_failed"})
+                log.warning("sweep put off: %s", failure.message, extra={"action": "sweep.put_off"})
+            except Exception:
+                # The net under everything else must not tear: what failed is tried again.
+                log.exception("sweep failed", extra={"action": "sweep.failed"})
 
     def _stragglers(self) -> list[str]:
         """Return unsettled apps that a pass could help now, at most SWEEP_APPS, in turn."""
         found: list[str] = []
+        looked_at = []
         for app in islice(self._unsettled, 50 * SWEEP_APPS):
+            looked_at.append(app)
             record = self._mirror.apps.get(app)
             link = self._links.get(record.node) if record is not None else None
-            unplaced = record is not None and not record.node
+            unplaced = record is None or not record.node
             if app not in self._failures and (unplaced or (link is not None and link.synced)):
                 found.append(app)
                 if len(found) == SWEEP_APPS:
                     break
-        for app in found:  # to the end of the line (a dict keeps the order of insertion)
+        for app in looked_at:  # to the end of the line (a dict keeps the order of insertion)
             del self._unsettled[app]
-            self._unsettled[app] = None
+            if self._mirror.apps.get(app) is not None:
+                self._unsettled[app] = None
         return found
 
+    def _note_nodes(self) -> None:
+        """Store again what could not be stored of a node when it was heard or lost."""
+        for name, link in self._links.items():
+            known = self._mirror.nodes.get(name)
+            if known is None or known.node.incarnation != link.node.incarnation:
+                continue
+            if link.status is not None and link.synced and known.node.state != Node.READY:
+                self._note_heard(link, link.status)
+            elif link.given_up and known.node.state != Node.UNREACHABLE:
+                self._note_lost(link, link.why)
+
+    def _note_heard(self, link: NodeLink, status: RuntimeStatus) -> None:
+        self._spawn(self._note(lambda tx: writes.node_heard(tx, link.node, status)))
+
+    def _note_lost(self, link: NodeLink, why: str) -> None:
+        self._spawn(self._note(lambda tx: writes.node_lost(tx, link.node, why)))
+
     async def _note(self, command: Callable[[Transaction], None]) -> None:
-        """Store something about a node; if the store can't, the node's next message tells it again."""
+        """Store something about a node; if the store can't, a later sweep does."""
         try:
             await self._write(command)
         except SupervisorError as failure:
             log.warning("node state not stored: %s", failure.message,
-                        extra={"action": "node_state_not_stored"})  # fmt: skip
+                        extra={"action": "node.state_not_stored"})  # fmt: skip
 
     async def _write(self, command: Callable[[Transaction], T]) -> T:
         return await asyncio.wrap_future(self._store.write(command))

@@ -1,6 +1,6 @@
 """Rules of an app's spec, as the protos' comments state them; all violations at once.
 
-Checks the full form that `normalize_app` makes. The id and `name` are checked by `names`;
+Checks the full form that `app_defaults` makes. The id and `name` are checked by `names`;
 whether an environment or a domain exists is the catalog's to know.
 """
 
@@ -24,7 +24,6 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Limits,
     RestartPolicy,
 )
-from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
 from services.control_plane.rules.names import is_environment_name
 from services.control_plane.rules.scalars import (
     KIB,
@@ -42,12 +41,6 @@ from services.control_plane.rules.scalars import (
     text_violations,
 )
 from services.rpc.errors import Violation
-
-__all__ = [
-    "app_violations",
-    "normalize_app",
-    "runtime_fields_changed",
-]
 
 MAX_CONFIG_DEPTH = 20
 """Nesting of `config`; protobuf readers stop at 100 messages, of which each level takes up to three."""

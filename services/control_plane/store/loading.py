@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 from sqlmodel import col, select
 
+from services.control_plane.store.layers import State
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.rows import (
     Row,
@@ -29,7 +30,6 @@ from services.control_plane.store.tables import (
     OperationRow,
     table_of,
 )
-from services.control_plane.store.transaction import State
 
 R = TypeVar("R")
 
@@ -67,7 +67,8 @@ def load(connection: Connection) -> State:
     if len(entries) >= FREEZE:
         gc.collect()
         gc.freeze()
-    domains = dict(connection.execute(select(AppDomainRow.domain, AppDomainRow.app)).tuples().all())
+    owned = connection.execute(select(AppDomainRow.domain, AppDomainRow.app))
+    domains = {row.domain: row.app for row in owned}
     return State(catalog_id, mirror, domains, revision, oldest_revision, now)
 
 
@@ -85,4 +86,4 @@ def _removed_apps(connection: Connection) -> dict[str, int]:
         .where(ChangeRow.kind == "app", col(ChangeRow.deleted))
         .order_by(col(ChangeRow.revision))
     )
-    return dict(rows.tuples().all())
+    return {row.key: row.revision for row in rows}

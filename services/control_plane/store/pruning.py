@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 from sqlmodel import col, func, select
 
+from services.control_plane.store.layers import State
 from services.control_plane.store.tables import AppEventRow, ChangeRow, OperationRow, RequestRow
-from services.control_plane.store.transaction import EVENTS_PER_COMMAND, CommandTransaction, State
+from services.control_plane.store.transaction import EVENTS_PER_COMMAND, CommandTransaction
 
 
 @dataclass(frozen=True)

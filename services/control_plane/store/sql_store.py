@@ -6,6 +6,7 @@ Writes go to the writer's thread, reads to the mirror; only events are read from
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -33,6 +34,8 @@ T = TypeVar("T")
 
 CLOSE_SECONDS = 30.0
 """How long closing waits for the accepted commands; a disk that hangs must not hold up the exit."""
+
+_EVENT_ID = re.compile("[0-7][0-9a-f]{15}")  # as `add_event` writes it
 
 _log = logging.getLogger(__name__)
 
@@ -113,10 +116,9 @@ class SqlCatalogStore:
 
 
 def _event_id(text: str) -> int:
-    try:
-        return int(text, 16)
-    except ValueError:
-        raise SupervisorError("INVALID_PAGE_TOKEN", "The page token is not one of ours.") from None
+    if _EVENT_ID.fullmatch(text) is None:
+        raise SupervisorError("INVALID_PAGE_TOKEN", "The page token is not one of ours.")
+    return int(text, 16)
 
 
 def open_store(

@@ -10,6 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import col, select
 
 from services.control_plane.store.errors import StoreError
+from services.control_plane.store.layers import Batch, Layer
 from services.control_plane.store.records import RequestRecord
 from services.control_plane.store.rows import (
     app_values,
@@ -32,7 +33,6 @@ from services.control_plane.store.tables import (
     RequestRow,
     table_of,
 )
-from services.control_plane.store.transaction import Batch, Layer
 
 R = TypeVar("R")
 

@@ -1,16 +1,15 @@
-"""What commands change before it is stored: a layer per command, over a layer per batch, over the mirror.
+"""The transaction that a command sees: its own layer, over its batch's, over the mirror.
 
-No SQL is written here. A command that fails is undone by forgetting its layer.
+Nothing is written to the database here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from collections.abc import Iterator
+from dataclasses import replace
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import AppEvent
-from services.control_plane.store.mirror import Mirror
+from services.control_plane.store.layers import Batch, Layer
 from services.control_plane.store.records import (
     AppRecord,
     EnvironmentRecord,
@@ -20,120 +19,22 @@ from services.control_plane.store.records import (
 )
 from services.rpc.errors import SupervisorError
 
-R = TypeVar("R")
-
 EVENTS_PER_COMMAND = 4096
 """An event's id is its command's revision times this, plus its number in the command."""
 _PAGE = 256
 _NONE: frozenset[str] = frozenset()
 
 
-@dataclass
-class State:
-    """What is committed: the mirror, and what the store needs beside it. Touched by the writer alone."""
-
-    catalog_id: str
-    mirror: Mirror
-    domains: dict[str, str]
-    """Each custom domain's app."""
-    revision: int
-    oldest_revision: int
-    """The newest revision that the stored change log has forgotten."""
-    now: int
-    """Time of the newest transaction, µs."""
-    eventful: dict[str, None] = field(default_factory=dict)
-    """Apps with events that pruning has not looked at."""
-
-
-@dataclass
-class Layer:
-    """Changes over the state below; None stands for a removed key."""
-
-    apps: dict[str, AppRecord | None] = field(default_factory=dict)
-    environments: dict[str, EnvironmentRecord | None] = field(default_factory=dict)
-    nodes: dict[str, NodeRecord | None] = field(default_factory=dict)
-    operations: dict[str, OperationRecord | None] = field(default_factory=dict)
-    requests: dict[str, RequestRecord] = field(default_factory=dict)
-    domains: dict[str, str | None] = field(default_factory=dict)
-    events: list[tuple[str, int, bytes]] = field(default_factory=list)
-    """App, id and serialized event."""
-    removed_apps: set[str] = field(default_factory=set)
-    """Apps removed at some moment, even if another of the name came after."""
-    operations_of: dict[str, set[str]] = field(default_factory=dict)
-    """The operations in `operations`, by app."""
-    expired_requests: list[str] = field(default_factory=list)
-    """Request ids that go if they have expired."""
-    forgotten_events: list[tuple[str, int]] = field(default_factory=list)
-    """Apps, each with the id up to which its events go."""
-    oldest_revision: int = 0
-    """The change log up to here goes; 0 for none of it."""
-
-    def __bool__(self) -> bool:
-        return bool(
-            self.apps
-            or self.environments
-            or self.nodes
-            or self.operations
-            or self.requests
-            or self.events
-            or self.expired_requests
-            or self.forgotten_events
-            or self.oldest_revision
-        )
-
-    def take(self, other: Layer) -> None:
-        """Add the changes of a layer above."""
-        self.apps.update(other.apps)
-        self.environments.update(other.environments)
-        self.nodes.update(other.nodes)
-        self.operations.update(other.operations)
-        self.requests.update(other.requests)
-        self.domains.update(other.domains)
-        self.events += other.events
-        self.removed_apps |= other.removed_apps
-        for app, names in other.operations_of.items():
-            self.operations_of.setdefault(app, set()).update(names)
-        self.expired_requests += other.expired_requests
-        self.forgotten_events += other.forgotten_events
-        self.oldest_revision = max(self.oldest_revision, other.oldest_revision)
-
-
-@dataclass
-class Batch:
-    """Commands that share one commit."""
-
-    state: State
-    find_request: Callable[[str], RequestRecord | None]
-    """Reads a stored request by id."""
-    layer: Layer = field(default_factory=Layer)
-    commits: list[tuple[int, int, Layer]] = field(default_factory=list)
-    """Revision, time (µs) and changes of each command that changed something."""
-
-    @property
-    def revision(self) -> int:
-        """The newest revision, this batch's included."""
-        return self.commits[-1][0] if self.commits else self.state.revision
-
-    def begin(self, now: int) -> CommandTransaction:
-        """Begin the next command; it has no effect until it is given to `keep`."""
-        return CommandTransaction(self, self.revision + 1, now)
-
-    def keep(self, transaction: CommandTransaction) -> None:
-        """Take a finished command's changes into the batch."""
-        if transaction.layer:
-            self.layer.take(transaction.layer)
-            self.commits.append((transaction.revision, transaction.now, transaction.layer))
-
-
 class CommandTransaction:
     """The `Transaction` of one command."""
 
-    def __init__(self, batch: Batch, revision: int, now: int) -> None:
+    def __init__(self, batch: Batch, now: int) -> None:
         self.layer = Layer()
+        """What the command has changed."""
         self._below = batch.layer
         self._batch = batch
         self._mirror = batch.state.mirror
-        self._revision = revision
+        self._revision = batch.revision + 1
         self._now = now
 
     @property
@@ -158,20 +59,20 @@ class CommandTransaction:
     def put_app(self, record: AppRecord) -> None:
         """Insert or replace an app, with its domains. Raises SupervisorError DOMAIN_TAKEN."""
         name, old = record.name, self.app(record.name)
-        before = set(old.spec.domains) if old else _NONE
-        after = set(record.spec.domains)
+        for domain in record.spec.domains:
+            if self._owner(domain) not in (None, name):
+                raise SupervisorError(
+                    "DOMAIN_TAKEN",
+                    f"The domain {domain} belongs to another app.",
+                    resource=name,
+                    metadata={"domain": domain},
+                )
         if old is not None and old.uid != record.uid:
             self.delete_app(name)
-            before = _NONE
+            old = None
+        before = set(old.spec.domains) if old else _NONE
+        after = set(record.spec.domains)
         if before != after:
-            for domain in after - before:
-                if self._owner(domain) not in (None, name):
-                    raise SupervisorError(
-                        "DOMAIN_TAKEN",
-                        f"The domain {domain} belongs to another app.",
-                        resource=name,
-                        metadata={"domain": domain},
-                    )
             self.layer.domains.update(dict.fromkeys(before - after))
             self.layer.domains.update(dict.fromkeys(after - before, name))
         self.layer.apps[name] = replace(record, revision=self._revision)

@@ -13,15 +13,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, InterfaceError, ProgrammingError
-from sqlmodel import select
+from sqlalchemy import Engine
 
 from services.control_plane.store.errors import StoreError, busy, shutting_down, unavailable
-from services.control_plane.store.records import RequestRecord
-from services.control_plane.store.statements import Statements
-from services.control_plane.store.tables import MetaRow
-from services.control_plane.store.transaction import Batch, CommandTransaction, State
+from services.control_plane.store.layers import Batch, State
+from services.control_plane.store.storage import BatchStorage, UnreadableError, is_of_one_command
+from services.control_plane.store.transaction import CommandTransaction
 
 T = TypeVar("T")
 Command = Callable[[CommandTransaction], Any]
@@ -60,13 +57,11 @@ class Writer:
         clock: Callable[[], int],
         on_fatal: Callable[[BaseException], None] | None = None,
     ) -> None:
-        self._engine = engine
-        self.statements = Statements(engine.dialect)
         self.state = state
+        self._storage = BatchStorage(engine, state)
         self._clock = clock
         self._on_fatal = on_fatal
-        self._connection: Connection | None = None
-        self._doubt: Batch | None = None
+        self._failing = False
         self._arrived = threading.Condition()
         self._queue: deque[_Job] = deque()
         self._running: list[_Job] = []
@@ -111,22 +106,22 @@ class Writer:
     def _run(self) -> None:
         try:
             while self._take():
-                if self._doubt is not None:
+                if self._storage.in_doubt:
                     self._settle()
                 if self._running:
                     self._serve(self._running)
-                    self._running = []
+                self._running = []
         except BaseException as error:  # noqa: BLE001  # whatever ended the writer must not end in silence
             self._die(error)
         finally:
-            self._disconnect()
+            self._storage.disconnect()
 
     def _take(self) -> bool:
         with self._arrived:
             while not self._queue:
                 if self._closing:
                     return False
-                if not self._arrived.wait(DOUBT_SECONDS if self._doubt is not None else None):
+                if not self._arrived.wait(DOUBT_SECONDS if self._storage.in_doubt else None):
                     break
             count = min(len(self._queue), BATCH)
             jobs = [self._queue.popleft() for _ in range(count)]
@@ -134,130 +129,69 @@ class Writer:
         return True
 
     def _serve(self, jobs: list[_Job]) -> None:
+        batch = Batch(self.state, self._storage.find_request)
         try:
-            self._commit(jobs)
+            if self._storage.in_doubt:
+                raise UnreadableError("It is unknown whether the last commit has happened")
+            for job in jobs:
+                self._execute(job, batch)
+            self._storage.store(batch)
         except StoreError:
             raise
-        except Exception as error:  # noqa: BLE001  # sorted out below, by kind
-            if len(jobs) > 1 and _is_of_one_command(error):
-                # The layers cannot tell whose row it was: each command gets a commit of its own.
-                for job in jobs:
-                    self._serve([job])
+        except (Exception, UnreadableError) as error:  # noqa: BLE001  # sorted out by its kind
+            if not self._recover(jobs, error):
                 return
-            if _is_of_one_command(error):
-                jobs[0].error = error
-            elif not self._try_settle():
-                _log.error(
-                    "The catalog cannot be written",
-                    extra={"action": "store.unavailable", "commands": len(jobs)},
-                    exc_info=error,
-                )
-                for job in jobs:
-                    job.error = unavailable()
+        else:
+            batch.publish()
+            self._note(None)
         for job in jobs:
             job.answer()
 
-    def _commit(self, jobs: list[_Job]) -> None:
-        batch = Batch(self.state, self._find_request)
-        for job in jobs:
-            now = self.state.now = max(self._clock(), self.state.now)
-            transaction = batch.begin(now)
-            job.result = job.error = None
-            try:
-                job.result = job.command(transaction)
-            except _Unreadable as error:
-                self._rollback()
-                raise error.cause from None
-            except BaseException as error:  # noqa: BLE001  # it is the caller's, whatever it is
-                job.error = error
-            else:
-                batch.keep(transaction)
-        if not batch.commits:
-            self._rollback()
-            return
-        connection = self._connect()
+    def _execute(self, job: _Job, batch: Batch) -> None:
+        now = self.state.now = max(self._clock(), self.state.now)
+        transaction = CommandTransaction(batch, now)
+        job.result = job.error = None
         try:
-            self.statements.write(connection, batch)
-        except BaseException:
-            self._rollback()
+            job.result = job.command(transaction)
+        except UnreadableError:
             raise
-        self._doubt = batch
-        connection.commit()
-        self._publish()
+        except BaseException as error:  # noqa: BLE001  # it is the caller's, whatever it is
+            job.error = error
+        else:
+            batch.keep(transaction.revision, now, transaction.layer)
 
-    def _publish(self) -> None:
-        """Take the batch that is known to be stored into memory."""
-        batch, self._doubt = self._doubt, None
-        assert batch is not None
-        state, layer = self.state, batch.layer
-        for domain, app in layer.domains.items():
-            if app is None:
-                state.domains.pop(domain, None)
-            else:
-                state.domains[domain] = app
-        state.revision = batch.revision
-        state.eventful.update((app, None) for app, _, _ in layer.events)
-        state.oldest_revision = max(state.oldest_revision, layer.oldest_revision)
-        for revision, _, changed in batch.commits:
-            state.mirror.apply(
-                revision,
-                apps=changed.apps.items(),
-                environments=changed.environments.items(),
-                nodes=changed.nodes.items(),
-                operations=changed.operations.items(),
-            )
-
-    def _try_settle(self) -> bool:
-        """Find out, after a failed commit, whether it has happened all the same."""
-        self._disconnect()
-        if self._doubt is None:
+    def _recover(self, jobs: list[_Job], error: BaseException) -> bool:
+        """After a batch could not be stored: return whether its jobs can be answered all the same."""
+        if isinstance(error, Exception) and is_of_one_command(error):
+            if len(jobs) == 1:
+                jobs[0].error = error
+                return True
+            # Nothing tells whose row it was: each command gets a commit of its own.
+            for job in jobs:
+                self._serve([job])
             return False
-        try:
-            return self._settle()
-        except (DBAPIError, OSError):
-            return False
+        if self._settle():
+            return True
+        self._note(error)
+        for job in jobs:
+            job.error = unavailable()
+        return True
 
     def _settle(self) -> bool:
-        assert self._doubt is not None
-        ours = self._doubt.revision
-        stored = self._connect().execute(select(MetaRow.revision)).scalar_one()
-        self._rollback()
-        if stored == ours:
-            self._publish()
-            return True
-        if stored != self.state.revision:
-            raise StoreError("Another program has written the catalog; only one control plane may.")
-        self._doubt = None
-        return False
+        """Return whether the commit in doubt is known to have happened."""
+        batch = self._storage.settle()
+        if batch is None:
+            return False
+        batch.publish()
+        return True
 
-    def _find_request(self, request_id: str) -> RequestRecord | None:
-        try:
-            return self.statements.find_request(self._connect(), request_id)
-        except (DBAPIError, OSError) as error:
-            raise _Unreadable(error) from error
-
-    def _connect(self) -> Connection:
-        if self._connection is None:
-            self._connection = self._engine.connect()
-        return self._connection
-
-    def _rollback(self) -> None:
-        if self._connection is None:
-            return
-        try:
-            self._connection.rollback()
-        except (DBAPIError, OSError):
-            self._disconnect()
-
-    def _disconnect(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        try:
-            connection.invalidate()
-            connection.close()
-        except (DBAPIError, OSError) as error:
-            _log.warning("Closing the catalog failed: %s", error, extra={"action": "store.close_failed"})
+    def _note(self, error: BaseException | None) -> None:
+        """Log when writing begins to fail, and when it works again."""
+        if error is not None and not self._failing:
+            _log.error("The catalog cannot be written", extra={"action": "store.unavailable"}, exc_info=error)
+        elif error is None and self._failing:
+            _log.info("The catalog can be written again", extra={"action": "store.available"})
+        self._failing = error is not None
 
     def _die(self, error: BaseException) -> None:
         with self._arrived:
@@ -270,20 +204,3 @@ class Writer:
                 job.future.set_exception(unavailable())
         if self._on_fatal is not None:
             self._on_fatal(error)
-
-
-class _Unreadable(BaseException):
-    """The database failed under a command's read: not for the command to catch."""
-
-    def __init__(self, cause: Exception) -> None:
-        super().__init__()
-        self.cause = cause
-
-
-def _is_of_one_command(error: Exception) -> bool:
-    """Tell a row that the database refuses from a database that cannot be used."""
-    if isinstance(error, DBAPIError):
-        return isinstance(error, (IntegrityError, DataError, ProgrammingError)) and not isinstance(
-            error, InterfaceError
-        )
-    return not isinstance(error, OSError)

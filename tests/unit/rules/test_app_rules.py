@@ -6,6 +6,10 @@ import math
 from typing import Any
 
 import pytest
+from google.protobuf.struct_pb2 import Value
+from hypothesis import given
+from hypothesis import strategies as st
+
 from appsupervisor.catalog.v1.app_catalog_pb2 import RUNNING, STOPPED, App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     DEMOTE,
@@ -15,17 +19,9 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     RestartPolicy,
     State,
 )
-from google.protobuf.struct_pb2 import Value
-from hypothesis import given
-from hypothesis import strategies as st
-
 from services.control_plane.rules import app_defaults
-from services.control_plane.rules.app_rules import (
-    MAX_CONFIG_DEPTH,
-    app_violations,
-    normalize_app,
-    runtime_fields_changed,
-)
+from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
+from services.control_plane.rules.app_rules import MAX_CONFIG_DEPTH, app_violations
 
 MS = 1_000_000
 SECOND = 1000 * MS

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from appsupervisor.catalog.v1.app_catalog_pb2 import App, DesiredState
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Health, State
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, DesiredState
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Health, State
 from services.control_plane.rules.filter_grammar import MAX_DEPTH, MAX_LENGTH
 from services.control_plane.rules.filters import compile_filter
 from services.rpc.errors import SupervisorError
@@ -438,6 +438,14 @@ def test_length_and_nesting_are_bounded() -> None:
     assert "nested" in refusal("state:" + "(" * 2000 + "RUNNING" + ")" * 2000).message
     assert compile_filter(" ".join("x" for _ in range(2000)))(App(name="apps/x"))
     assert compile_filter(" OR ".join("y" for _ in range(800)))(App(name="apps/x")) is False
+
+
+@given(st.text("ab*", max_size=8), st.text("ab", max_size=8))
+@example("ab*ba", "aba")  # a beginning and an end that overlap
+@example("a*b*ba", "aba")
+def test_a_star_stands_for_any_characters(pattern: str, text: str) -> None:
+    matches = compile_filter(f'uid = "{pattern}"')
+    assert matches(App(uid=text)) == bool(wildcard(pattern).fullmatch(text))
 
 
 def test_a_pattern_of_many_stars_is_matched_in_linear_time() -> None:

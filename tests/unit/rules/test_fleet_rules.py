@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
 
+from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
 from services.control_plane.rules.fleet_rules import environment_violations, node_violations
 
 

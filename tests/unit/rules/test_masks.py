@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from appsupervisor.catalog.v1.app_catalog_pb2 import STOPPED, App
-from appsupervisor.runtime.v1.runtime_environment_pb2 import ON_REQUEST, State
 from google.protobuf.field_mask_pb2 import FieldMask
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.control_plane.rules.app_defaults import OUTPUT_ONLY_FIELDS, SPEC_FIELDS
-from services.control_plane.rules.app_rules import normalize_app
+from appsupervisor.catalog.v1.app_catalog_pb2 import STOPPED, App
+from appsupervisor.runtime.v1.runtime_environment_pb2 import ON_REQUEST, State
+from services.control_plane.rules.app_defaults import OUTPUT_ONLY_FIELDS, SPEC_FIELDS, normalize_app
 from services.control_plane.rules.masks import apply_update, parse_path
 from services.rpc.errors import SupervisorError, Violation
 

@@ -1,0 +1,81 @@
+"""Ends threads and finds tasks that a stopped app left, and names those that will not go."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures.thread
+import contextvars
+import ctypes
+import gc
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+
+from runtime_node.isolation.current import CURRENT_INSTANCE
+
+
+def end_threads(threads: Sequence[threading.Thread], grace: float) -> list[str]:
+    """End an app's threads in at most about `grace` seconds; return a sentence for each that stays.
+
+    Timers are cancelled, executors shut down, and the others get half of the time to notice that their app
+    has stopped. Then SystemExit is raised in them, which reaches Python code but not a call blocked in C.
+    """
+    others = [thread for thread in threads if thread is not threading.current_thread()]
+    for thread in others:
+        _ask(thread)
+    start = time.monotonic()
+    _join(others, start + grace / 2)
+    for thread in others:
+        if thread.is_alive() and thread.ident is not None:
+            interrupt(thread.ident, SystemExit)
+    _join(others, start + grace)
+    return [
+        f"the thread {thread.name!r} still runs in {place_of(thread)}"
+        for thread in others
+        if thread.is_alive()
+    ]
+
+
+def interrupt(thread_id: int, fault: type[BaseException]) -> None:
+    """Raise `fault` in a thread at its next bytecode."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(fault))
+
+
+def tasks_of(loop: asyncio.AbstractEventLoop, instance: str) -> list[asyncio.Task[object]]:
+    """Return the instance's unfinished tasks. Call it on the loop's thread.
+
+    A task keeps the context it was made in, so nothing has to be noted when an app makes one.
+    """
+    found = []
+    for task in asyncio.all_tasks(loop):
+        for part in gc.get_referents(task):
+            if isinstance(part, contextvars.Context):
+                if part.get(CURRENT_INSTANCE) == instance:
+                    found.append(task)
+                break
+    return found
+
+
+def _ask(thread: threading.Thread) -> None:
+    if isinstance(thread, threading.Timer):
+        thread.cancel()
+    if getattr(thread, "_target", None) is concurrent.futures.thread._worker:
+        executor = getattr(thread, "_args", (lambda: None,))[0]()
+        if executor is not None:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _join(threads: Sequence[threading.Thread], deadline: float) -> None:
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+
+
+def place_of(thread: threading.Thread) -> str:
+    """Return where a thread is now, `function (file:line)`, or "" if it has ended."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    if frame is None:
+        return ""
+    innermost = traceback.extract_stack(frame, limit=None)[-1]
+    return f"{innermost.name} ({innermost.filename}:{innermost.lineno})"

@@ -1,0 +1,87 @@
+"""What each instance did to the process, and how to undo it. The seams in `seams` write it.
+
+One entry per thing, not per call: what an app does and takes back by itself leaves no entry behind.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Hashable
+
+from runtime_node.isolation.endings import end_threads
+from runtime_node.isolation.environ import close_overlay
+
+Undo = Callable[[], str | None]
+"""Takes one effect back; returns a sentence if something stays, and may raise."""
+
+_lock = threading.Lock()
+_journals: dict[str, Journal] = {}
+
+
+class Journal:
+    """The side effects of one instance, or of one code location while it was imported."""
+
+    def __init__(self, instance: str) -> None:
+        self.instance = instance
+        self._lock = threading.Lock()
+        self._entries: dict[Hashable, Undo] = {}
+        self._threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+
+    def record(self, key: Hashable, undo: Undo) -> None:
+        """Note an effect, unless one of the same key is noted already: the first knows how it was before."""
+        with self._lock:
+            self._entries.setdefault(key, undo)
+
+    def forget(self, key: Hashable) -> bool:
+        """Drop an entry that the app has taken back itself; tell whether there was one."""
+        with self._lock:
+            return self._entries.pop(key, None) is not None
+
+    def record_thread(self, thread: threading.Thread) -> None:
+        """Note a thread that the app starts."""
+        with self._lock:
+            self._threads.add(thread)
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._entries) + sum(thread.is_alive() for thread in self._threads)
+
+    def undo(self, grace: float) -> list[str]:
+        """Take everything back, newest first, in at most about `grace` seconds; return what stays."""
+        with self._lock:
+            threads = [thread for thread in self._threads if thread.is_alive()]
+            entries = list(self._entries.values())
+            self._entries.clear()
+            self._threads.clear()
+        # Threads first: they may still use what the entries take away.
+        left = end_threads(threads, grace)
+        for undo in reversed(entries):
+            try:
+                sentence = undo()
+            except BaseException as fault:  # noqa: BLE001 - an app's own hook may fail; the rest is undone all the same
+                sentence = f"undoing a side effect raised {type(fault).__name__}"
+            if sentence is not None:
+                left.append(sentence)
+        return left
+
+
+def journal_of(instance: str) -> Journal:
+    """Return the journal of an instance, a new one if it has none."""
+    with _lock:
+        journal = _journals.get(instance)
+        if journal is None:
+            journal = _journals[instance] = Journal(instance)
+        return journal
+
+
+def undo(instance: str, grace: float = 1.0) -> list[str]:
+    """Take back what the instance did, and close its journal. Blocks for at most about `grace` seconds.
+
+    Returns a sentence for each thing that stays. Repeats do nothing.
+    """
+    with _lock:
+        journal = _journals.pop(instance, None)
+    left = [] if journal is None else journal.undo(grace)
+    close_overlay(instance)
+    return left

@@ -1,0 +1,182 @@
+"""The places where an app's side effects on the process are seen, noted and undone.
+
+Each is a call that apps make when they start, not per request: starting threads, logging set-up, exit hooks,
+warning filters. Without a current instance each does what it always did.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import logging
+import logging.config
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from runtime_node.isolation import environ, refusals
+from runtime_node.isolation.current import CURRENT_INSTANCE, acting_instance
+from runtime_node.isolation.journal import journal_of
+from runtime_node.isolation.pool import PoolThread
+
+_installed = False
+_lock = threading.Lock()
+
+
+def install() -> None:
+    """Put all seams in place. Once per process, before any app is loaded; repeats do nothing."""
+    global _installed  # noqa: PLW0603 - the seams are the process's
+    with _lock:
+        if _installed:
+            return
+        _installed = True
+    environ.install()
+    refusals.install()
+    _watch_threads()
+    _watch_handlers()
+    _watch_levels()
+    _keep_logging_of_others()
+    _watch_exit_hooks()
+    _watch_warnings()
+
+
+def _watch_threads() -> None:
+    original = threading.Thread.start
+
+    def start(self: threading.Thread) -> None:
+        if (
+            not CURRENT_INSTANCE.get()
+            or isinstance(self, PoolThread)
+            or type(self).__module__.startswith("anyio.")
+        ):
+            original(self)
+            return
+        instance = acting_instance()
+        if instance:
+            journal_of(instance).record_thread(self)
+            _run_as(self, instance)
+        original(self)
+
+    threading.Thread.start = start  # type: ignore[method-assign]
+
+
+def _run_as(thread: threading.Thread, instance: str) -> None:
+    run = thread.run
+
+    def run_as_instance() -> None:
+        CURRENT_INSTANCE.set(instance)
+        try:
+            run()
+        finally:
+            # The thread would hold itself through this closure.
+            thread.__dict__.pop("run", None)
+
+    thread.run = run_as_instance  # type: ignore[method-assign]
+
+
+def _watch_handlers() -> None:
+    add, remove = logging.Logger.addHandler, logging.Logger.removeHandler
+
+    def add_handler(self: logging.Logger, hdlr: logging.Handler) -> None:
+        instance = acting_instance()
+        if instance and hdlr not in self.handlers:
+
+            def take_back() -> None:
+                remove(self, hdlr)
+                hdlr.close()
+
+            journal_of(instance).record(("handler", self, hdlr), take_back)
+        add(self, hdlr)
+
+    def remove_handler(self: logging.Logger, hdlr: logging.Handler) -> None:
+        instance = acting_instance()
+        # An app that sets up logging removes every handler it finds; those of others stay.
+        if instance and not journal_of(instance).forget(("handler", self, hdlr)):
+            return
+        remove(self, hdlr)
+
+    logging.Logger.addHandler = add_handler  # type: ignore[method-assign]
+    logging.Logger.removeHandler = remove_handler  # type: ignore[method-assign]
+
+
+def _watch_levels() -> None:
+    original = logging.Logger.setLevel
+
+    def set_level(self: logging.Logger, level: int | str) -> None:
+        instance = acting_instance()
+        if instance:
+            before = self.level
+            journal_of(instance).record(("level", self), lambda: original(self, before))
+        original(self, level)
+
+    logging.Logger.setLevel = set_level  # type: ignore[method-assign]
+
+
+def _keep_logging_of_others() -> None:
+    """`dictConfig` closes all handlers of the process and disables all loggers; in an app it must not."""
+    config: Any = logging.config
+    clear, disable = config._clearExistingHandlers, config._handle_existing_loggers
+
+    def clear_existing_handlers() -> None:
+        if not acting_instance():
+            clear()
+
+    def handle_existing_loggers(existing: Any, child_loggers: Any, disable_existing: bool) -> None:
+        disable(existing, child_loggers, disable_existing and not acting_instance())
+
+    config._clearExistingHandlers = clear_existing_handlers
+    config._handle_existing_loggers = handle_existing_loggers
+
+
+def _watch_exit_hooks() -> None:
+    register, unregister = atexit.register, atexit.unregister
+
+    def register_hook(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        instance = acting_instance()
+        if not instance:
+            return register(func, *args, **kwargs)
+        # The app ends when its instance stops, not when the node does.
+        journal_of(instance).record(("atexit", func), functools.partial(_run_hook, func, args, kwargs))
+        return func
+
+    def unregister_hook(func: Callable[..., Any], /) -> None:
+        instance = acting_instance()
+        if not (instance and journal_of(instance).forget(("atexit", func))):
+            unregister(func)
+
+    atexit.register = register_hook
+    atexit.unregister = unregister_hook
+
+
+def _run_hook(func: Callable[..., Any], args: Any, kwargs: Any) -> str | None:
+    try:
+        func(*args, **kwargs)
+    except BaseException as fault:  # noqa: BLE001 - the app's own hook
+        return f"its exit hook {getattr(func, '__qualname__', func)} raised {type(fault).__name__}"
+    return None
+
+
+def _watch_warnings() -> None:
+    for name in ("filterwarnings", "simplefilter"):
+        setattr(warnings, name, _noting_filter(getattr(warnings, name)))
+
+
+def _noting_filter(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def add_filter(*args: Any, **kwargs: Any) -> None:
+        instance = acting_instance()
+        before = list(warnings.filters) if instance else []
+        original(*args, **kwargs)
+        if instance:
+            for item in [item for item in warnings.filters if item not in before]:
+                journal_of(instance).record(("warning", item), functools.partial(_drop_filter, item))
+
+    return add_filter
+
+
+def _drop_filter(item: Any) -> None:
+    filters: Any = warnings.filters
+    if item in filters:
+        filters.remove(item)
+        warnings._filters_mutated()  # type: ignore[attr-defined]

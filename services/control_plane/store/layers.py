@@ -1,0 +1,131 @@
+"""The committed state, and the layers of changes over it that are not committed yet.
+
+A command that fails is undone by forgetting its layer; a batch that is stored is published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from services.control_plane.store.mirror import Mirror
+from services.control_plane.store.records import (
+    AppRecord,
+    EnvironmentRecord,
+    NodeRecord,
+    OperationRecord,
+    RequestRecord,
+)
+
+
+@dataclass
+class State:
+    """What is committed: the mirror, and what the store needs beside it. Touched by the writer alone."""
+
+    catalog_id: str
+    mirror: Mirror
+    domains: dict[str, str]
+    """Each custom domain's app."""
+    revision: int
+    oldest_revision: int
+    """The newest revision that the stored change log has forgotten."""
+    now: int
+    """Time of the newest transaction, µs."""
+    eventful: dict[str, None] = field(default_factory=dict)
+    """Apps with events that pruning has not looked at."""
+
+
+@dataclass
+class Layer:
+    """Changes over the state below; None stands for a removed key."""
+
+    apps: dict[str, AppRecord | None] = field(default_factory=dict)
+    environments: dict[str, EnvironmentRecord | None] = field(default_factory=dict)
+    nodes: dict[str, NodeRecord | None] = field(default_factory=dict)
+    operations: dict[str, OperationRecord | None] = field(default_factory=dict)
+    requests: dict[str, RequestRecord] = field(default_factory=dict)
+    domains: dict[str, str | None] = field(default_factory=dict)
+    events: list[tuple[str, int, bytes]] = field(default_factory=list)
+    """App, id and serialized event."""
+    removed_apps: set[str] = field(default_factory=set)
+    """Apps removed at some moment, even if another of the name came after."""
+    operations_of: dict[str, set[str]] = field(default_factory=dict)
+    """The operations in `operations`, by app."""
+    expired_requests: list[str] = field(default_factory=list)
+    """Request ids that go if they have expired."""
+    forgotten_events: list[tuple[str, int]] = field(default_factory=list)
+    """Apps, each with the id up to which its events go."""
+    oldest_revision: int = 0
+    """The change log up to here goes; 0 for none of it."""
+
+    def __bool__(self) -> bool:
+        return bool(
+            self.apps
+            or self.environments
+            or self.nodes
+            or self.operations
+            or self.requests
+            or self.events
+            or self.expired_requests
+            or self.forgotten_events
+            or self.oldest_revision
+        )
+
+    def take(self, other: Layer) -> None:
+        """Add the changes of a layer above."""
+        self.apps.update(other.apps)
+        self.environments.update(other.environments)
+        self.nodes.update(other.nodes)
+        self.operations.update(other.operations)
+        self.requests.update(other.requests)
+        self.domains.update(other.domains)
+        self.events += other.events
+        self.removed_apps |= other.removed_apps
+        for app, names in other.operations_of.items():
+            self.operations_of.setdefault(app, set()).update(names)
+        self.expired_requests += other.expired_requests
+        self.forgotten_events += other.forgotten_events
+        self.oldest_revision = max(self.oldest_revision, other.oldest_revision)
+
+
+@dataclass
+class Batch:
+    """Commands that share one commit."""
+
+    state: State
+    find_request: Callable[[str], RequestRecord | None]
+    """Reads a stored request by id, expired or not."""
+    layer: Layer = field(default_factory=Layer)
+    commits: list[tuple[int, int, Layer]] = field(default_factory=list)
+    """Revision, time (µs) and changes of each command that changed something."""
+
+    @property
+    def revision(self) -> int:
+        """The newest revision, this batch's included."""
+        return self.commits[-1][0] if self.commits else self.state.revision
+
+    def keep(self, revision: int, now: int, layer: Layer) -> None:
+        """Take in a finished command's changes, if it made any."""
+        if layer:
+            self.layer.take(layer)
+            self.commits.append((revision, now, layer))
+
+    def publish(self) -> None:
+        """Take the batch, now that it is stored, into the state: revision by revision."""
+        state = self.state
+        for domain, app in self.layer.domains.items():
+            if app is None:
+                state.domains.pop(domain, None)
+            else:
+                state.domains[domain] = app
+        state.revision = self.revision
+        state.oldest_revision = max(state.oldest_revision, self.layer.oldest_revision)
+        state.eventful.update((app, None) for app, _, _ in self.layer.events)
+        for revision, _, changed in self.commits:
+            state.mirror.apply(
+                revision,
+                apps=changed.apps.items(),
+                environments=changed.environments.items(),
+                nodes=changed.nodes.items(),
+                operations=changed.operations.items(),
+            )

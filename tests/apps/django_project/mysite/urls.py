@@ -1,0 +1,4 @@
+from board.views import posts
+from django.urls import path
+
+urlpatterns = [path("posts", posts)]

@@ -1,0 +1,5 @@
+EDITION = "one"
+
+
+def shout(text: str) -> str:
+    return f"{text.upper()} (one)"

@@ -1,0 +1,5 @@
+EDITION = "two"
+
+
+def shout(text: str) -> str:
+    return f"{text.upper()} (two)"

@@ -1,0 +1,176 @@
+"""Requests per second through the node's HTTP front against bare uvicorn: same app, same loop, same parser.
+
+Run `python -m tests.bench.node_http [--quick]`. Rounds are interleaved, because machines are noisy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from runtime_node.http import Gate, HttpFront, Router
+
+ROUTES = (1, 100, 10_000)
+_BODY = b"Hello, world!\n"
+_HEADERS = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(_BODY))]
+
+
+async def hello(scope: Any, receive: Any, send: Any) -> None:
+    """Answer a small text: the least an app can do, so that what is measured is the server."""
+    await send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
+    await send({"type": "http.response.body", "body": _BODY})
+
+
+def serve_front(port: int, routes: int) -> None:
+    """Run the front with so many apps until the process is ended."""
+
+    async def main() -> None:
+        router = Router()
+        front = HttpFront("127.0.0.1", port, router)
+        await front.start()
+        for number in range(routes):
+            gate = Gate(f"apps/app-{number}/instances/1")
+            router.set(f"app-{number}", [f"app-{number}.example"], gate)
+            gate.open(hello)
+        await asyncio.Event().wait()
+
+    asyncio.run(main())
+
+
+def uvicorn_command(port: int) -> list[str]:
+    """Return the command that serves the same app by uvicorn alone, without logs as the front."""
+    flags = "--host 127.0.0.1 --loop uvloop --http httptools --no-access-log --log-level error --lifespan off"
+    return [
+        sys.executable, "-m", "uvicorn", "tests.bench.node_http:hello", "--port", str(port),
+        *flags.split(), "--no-server-header", "--no-proxy-headers",
+    ]  # fmt: skip
+
+
+@dataclass
+class Contestant:
+    """A server under load."""
+
+    name: str
+    command: list[str]
+    port: int
+    host: str
+    rates: list[float] = field(default_factory=list)
+    p99s: list[float] = field(default_factory=list)
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(contestant: Contestant) -> Iterator[None]:
+    """Start a server, wait until it accepts, end it in the end."""
+    process = subprocess.Popen(contestant.command)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", contestant.port), 1).close()
+                break
+            except OSError:
+                if time.monotonic() > deadline or process.poll() is not None:
+                    raise
+                time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def load(contestant: Contestant, seconds: float, connections: int) -> tuple[float, float]:
+    """Put load on a server; return requests per second and the 99th percentile in milliseconds."""
+    url = f"http://127.0.0.1:{contestant.port}/"
+    if shutil.which("wrk"):
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "--latency"]
+        command += ["-H", f"Host: {contestant.host}", url]
+        text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        if "Non-2xx" in text or "Socket errors" in text:
+            raise RuntimeError(text)
+        rate = float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1])  # type: ignore[index]
+        value, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", text).groups()  # type: ignore[union-attr]
+        return rate, float(value) * {"us": 1e-3, "ms": 1.0, "s": 1e3}[unit]
+    return asyncio.run(_load_by_asyncio(contestant, seconds, connections))
+
+
+async def _load_by_asyncio(contestant: Contestant, seconds: float, connections: int) -> tuple[float, float]:
+    request = f"GET / HTTP/1.1\r\nHost: {contestant.host}\r\n\r\n".encode()
+    latencies: list[float] = []
+    end = time.monotonic() + seconds
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", contestant.port)
+        while time.monotonic() < end:
+            began = time.monotonic()
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            if not head.startswith(b"HTTP/1.1 200"):
+                raise RuntimeError(head.decode())
+            await reader.readexactly(len(_BODY))
+            latencies.append(time.monotonic() - began)
+        writer.close()
+
+    await asyncio.gather(*(client() for _ in range(connections)))
+    return len(latencies) / seconds, statistics.quantiles(latencies, n=100)[98] * 1e3
+
+
+def main() -> None:
+    """Run the benchmark and print its table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="3 rounds of 1 s instead of 7 of 3 s")
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--serve", nargs=2, type=int, metavar=("PORT", "ROUTES"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve_front(*options.serve)
+        return
+    rounds, seconds = (3, 1.0) if options.quick else (7, 3.0)
+    port = free_port()
+    contestants = [Contestant("uvicorn", uvicorn_command(port), port, "app-0.localhost")]
+    for routes in ROUTES:
+        port = free_port()
+        command = [sys.executable, "-m", "tests.bench.node_http", "--serve", str(port), str(routes)]
+        contestants.append(
+            Contestant(f"front, {routes:,} apps", command, port, f"app-{routes - 1}.localhost")
+        )
+    with running(contestants[0]), running(contestants[1]), running(contestants[2]), running(contestants[3]):
+        for contestant in contestants:
+            load(contestant, 1, options.connections)
+        for _ in range(rounds):
+            for contestant in contestants:
+                rate, p99 = load(contestant, seconds, options.connections)
+                contestant.rates.append(rate)
+                contestant.p99s.append(p99)
+    base = contestants[0]
+    print(f"{rounds} interleaved rounds of {seconds:g} s, {options.connections} connections")
+    print(f"{'server':<20}{'requests/s':>12}{'min':>9}{'max':>9}{'p99 ms':>9}{'ratio':>8}")
+    for contestant in contestants:
+        # Pairs of one round saw the same neighbours on the machine.
+        ratio = statistics.median(a / b for a, b in zip(contestant.rates, base.rates, strict=True))
+        print(
+            f"{contestant.name:<20}{statistics.median(contestant.rates):>12,.0f}"
+            f"{min(contestant.rates):>9,.0f}"
+            f"{max(contestant.rates):>9,.0f}{statistics.median(contestant.p99s):>9.2f}{ratio:>8.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

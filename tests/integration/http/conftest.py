@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from runtime_node.http import FrontLimits, Gate, GateLimits, HttpFront, Router
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Answer with what the app saw, one line each."""
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    lines = [
+        f"method={scope['method']}",
+        f"path={scope['path']}",
+        f"root_path={scope['root_path']}",
+        f"raw_path={scope['raw_path'].decode()}",
+        f"query={scope['query_string'].decode()}",
+        f"body={body.decode('latin-1')}",
+        *(f"header {name.decode()}={value.decode('latin-1')}" for name, value in scope["headers"]),
+    ]
+    text = "\n".join(lines).encode()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": text})
+
+
+@dataclass
+class Answer:
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def reason(self) -> str:
+        return self.headers.get("x-appsupervisor-reason", "")
+
+
+def parse_answers(data: bytes) -> list[Answer]:
+    """Take apart what a connection gave; fails on bytes that are not whole responses."""
+    answers: list[Answer] = []
+    while data:
+        head, separator, data = data.partition(b"\r\n\r\n")
+        assert separator, head
+        lines = head.decode("latin-1").split("\r\n")
+        match = re.fullmatch(r"HTTP/1\.1 (\d{3}) .*", lines[0])
+        assert match, lines[0]
+        headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines[1:])}
+        status = int(match[1])
+        body = b""
+        if "content-length" in headers:
+            length = int(headers["content-length"])
+            body, data = data[:length], data[length:]
+            assert len(body) == length, "truncated"
+        elif headers.get("transfer-encoding") == "chunked":
+            while True:
+                size, _, data = data.partition(b"\r\n")
+                chunk, data = data[: int(size, 16)], data[int(size, 16) + 2 :]
+                body += chunk
+                if not chunk:
+                    break
+        elif headers.get("connection") == "close" and status >= 200:
+            body, data = data, b""
+        answers.append(Answer(status, headers, body))
+    return answers
+
+
+async def until(condition: Callable[[], object], timeout: float = 5.0) -> None:
+    """Wait until the condition holds."""
+    deadline = asyncio.get_running_loop().time() + timeout
+    while not condition():
+        assert asyncio.get_running_loop().time() < deadline, "the condition never held"
+        await asyncio.sleep(0.005)
+
+
+class Connection:
+    """A raw client connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def answer(self, timeout: float = 5.0) -> Answer:
+        """Read one response; the connection stays."""
+        async with asyncio.timeout(timeout):
+            head = await self.reader.readuntil(b"\r\n\r\n")
+            match = re.search(rb"content-length: (\d+)", head)
+            body = await self.reader.readexactly(int(match[1])) if match else b""
+        return parse_answers(head + body)[0]
+
+    async def rest(self, timeout: float = 5.0) -> bytes:
+        """Read until the server closes; a reset is an end, too."""
+        data = b""
+        async with asyncio.timeout(timeout):
+            try:
+                while piece := await self.reader.read(65536):
+                    data += piece
+            except ConnectionError:
+                pass
+        return data
+
+    async def close(self) -> None:
+        self.writer.close()
+        with contextlib.suppress(OSError):
+            await self.writer.wait_closed()
+
+
+@dataclass
+class Site:
+    """A front with its router, and raw clients for it."""
+
+    router: Router
+    front: HttpFront
+    faults: list[str] = field(default_factory=list)
+    clients: list[Connection] = field(default_factory=list)
+
+    def app(
+        self,
+        app_id: str,
+        asgi: Any = echo,
+        limits: GateLimits | None = None,
+        domains: Sequence[str] = (),
+    ) -> Gate:
+        gate = Gate(f"apps/{app_id}/instances/1", limits or GateLimits(), self.faults.append)
+        if asgi is not None:
+            gate.open(asgi)
+        self.router.set(app_id, domains, gate)
+        return gate
+
+    @property
+    def url(self) -> str:
+        host, port = self.front.address
+        return f"http://{host}:{port}"
+
+    async def connect(self) -> Connection:
+        connection = Connection(*await asyncio.open_connection(*self.front.address))
+        self.clients.append(connection)
+        return connection
+
+    async def raw(self, data: bytes, *, timeout: float = 5.0) -> list[Answer]:
+        """Send bytes, close the sending side, and return every response up to the end."""
+        connection = await self.connect()
+        connection.send(data)
+        connection.writer.write_eof()
+        return parse_answers(await connection.rest(timeout))
+
+    async def get(self, path: str, *headers: str, host: str = "a.localhost") -> Answer:
+        lines = [f"GET {path} HTTP/1.1", f"Host: {host}", *headers, "Connection: close", "", ""]
+        [answer] = await self.raw("\r\n".join(lines).encode())
+        return answer
+
+
+SiteFactory = Callable[..., Awaitable[Site]]
+
+
+@pytest.fixture
+async def make_site() -> AsyncIterator[SiteFactory]:
+    sites: list[Site] = []
+
+    async def make(limits: FrontLimits | None = None, **options: Any) -> Site:
+        router = Router()
+        front = HttpFront("127.0.0.1", 0, router, limits=limits or FrontLimits(), **options)
+        await front.start()
+        sites.append(Site(router, front))
+        return sites[-1]
+
+    yield make
+    for site in sites:
+        for client in site.clients:
+            await client.close()
+        await site.front.stop(0)
+
+
+@pytest.fixture
+async def site(make_site: SiteFactory) -> Site:
+    return await make_site()
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., Awaitable[None]]:
+    return until

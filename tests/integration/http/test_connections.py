@@ -1,0 +1,266 @@
+"""Slow, stalled, half-closed and too many clients."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from runtime_node.http import FrontLimits, GateLimits, HttpFront, Router
+
+HOST = b"Host: a.localhost\r\n"
+GET = b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"
+QUICK = FrontLimits(
+    header_timeout=0.3,
+    body_idle_timeout=0.3,
+    keep_alive_timeout=0.3,
+    write_timeout=0.3,
+    half_close_timeout=0.3,
+    linger_timeout=0.3,
+    max_connections=5,
+)
+
+
+@pytest.fixture
+async def quick(make_site):
+    return await make_site(QUICK)
+
+
+@pytest.mark.parametrize("start", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: a.localhost\r\nX"])
+async def test_headers_that_do_not_arrive_end_the_connection(quick, start):
+    quick.app("a")
+    client = await quick.connect()
+    client.send(start)
+    data = await client.rest(3)
+    assert data == b"" if not start else b" 408 " in data
+
+
+async def test_dripping_headers_does_not_extend_their_time(quick):
+    quick.app("a")
+    client = await quick.connect()
+    began = time.monotonic()
+
+    async def drip():
+        client.send(b"GET / HTTP/1.1\r\n")
+        while True:
+            client.send(b"X: y\r\n")
+            await asyncio.sleep(0.05)
+
+    dripping = asyncio.ensure_future(drip())
+    assert b" 408 " in await client.rest(3)
+    dripping.cancel()
+    assert time.monotonic() - began < 2
+
+
+async def test_an_idle_connection_is_closed(quick):
+    quick.app("a")
+    client = await quick.connect()
+    client.send(GET)
+    assert (await client.answer()).status == 200
+    assert await client.rest(3) == b""
+
+
+async def test_a_body_that_stops_arriving_is_answered_408(quick):
+    gate = quick.app("a")
+    client = await quick.connect()
+    client.send(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 10\r\n\r\nabc")
+    answer = await client.answer()
+    assert (answer.status, answer.reason) == (408, "BODY_TIMEOUT")
+    assert gate.figures().errors == 0
+
+
+async def test_a_reader_that_stalls_is_cut_and_pins_no_memory(quick, wait_until):
+    sent = 0
+
+    async def flood(scope, receive, send):
+        nonlocal sent
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while True:
+            await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
+            sent += 65536
+
+    gate = quick.app("a", flood, GateLimits(request_timeout=2))
+    client = await quick.connect()
+    client.writer.transport.pause_reading()
+    client.send(GET)
+    await wait_until(lambda: gate.figures().in_flight == 1)
+    await wait_until(lambda: quick.front.figures().connections == 0)
+    assert sent < 50_000_000
+    quick.app("b")
+    assert (await quick.get("/", host="b.localhost")).status == 200
+    await wait_until(lambda: gate.figures().in_flight == 0)
+
+
+async def test_a_stalled_reader_of_a_complete_response_is_cut(quick, wait_until):
+    async def large(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+        await send({"type": "http.response.body", "body": b"x" * 30_000_000})
+
+    gate = quick.app("a", large)
+    client = await quick.connect()
+    client.writer.transport.pause_reading()
+    client.send(GET)
+    await wait_until(lambda: gate.figures().requests == 1)
+    await wait_until(lambda: quick.front.figures().connections == 0)
+
+
+async def test_a_slow_but_steady_reader_gets_all(quick):
+    async def large(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
+        for _ in range(100):
+            await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    quick.app("a", large)
+    client = await quick.connect()
+    client.send(GET)
+    total = 0
+    while piece := await client.reader.read(1 << 20):
+        total += len(piece)
+        await asyncio.sleep(0.01)
+    assert total > 10_000_000
+
+
+async def test_an_upload_faster_than_its_app_is_held_back(site, wait_until):
+    release = []
+
+    async def slow(scope, receive, send):
+        gate_open = asyncio.Event()
+        release.append((asyncio.get_running_loop(), gate_open))
+        await gate_open.wait()
+        size = 0
+        while True:
+            message = await receive()
+            size += len(message["body"])
+            if not message["more_body"]:
+                break
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"%d" % size})
+
+    site.app("a", slow)
+    client = await site.connect()
+    size = 20_000_000
+    client.send(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % size)
+    client.send(b"x" * size)
+    await wait_until(lambda: release)
+    await asyncio.sleep(0.1)
+    assert client.writer.transport.get_write_buffer_size() > 5_000_000
+    loop, event = release[0]
+    loop.call_soon_threadsafe(event.set)
+    assert (await client.answer()).body == b"%d" % size
+
+
+async def test_a_client_that_closed_its_sending_side_is_answered(quick):
+    async def app(scope, receive, send):
+        await asyncio.sleep(0.1)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"yes"})
+
+    quick.app("a", app)
+    [first, second] = await quick.raw(GET + GET)
+    assert (first.body, second.body) == (b"yes", b"yes")
+
+
+async def test_a_half_closed_client_is_gone_after_a_while(quick, wait_until):
+    seen = []
+
+    async def app(scope, receive, send):
+        while (message := await receive())["type"] != "http.disconnect":
+            pass
+        seen.append(message["type"])
+
+    gate = quick.app("a", app)
+    assert await quick.raw(GET) == []
+    await wait_until(lambda: seen == ["http.disconnect"])
+    await wait_until(lambda: gate.figures().in_flight == 0)
+    assert gate.figures().disconnects == 1
+    assert quick.faults == []
+
+
+async def test_connections_beyond_the_limit_are_turned_away(quick, wait_until):
+    quick.app("a")
+    clients = [await quick.connect() for _ in range(5)]
+    await wait_until(lambda: quick.front.figures().connections == 5)
+    extra = await quick.connect()
+    assert b" 503 " in await extra.rest()
+    assert quick.front.figures().refused_connections == 1
+    clients[0].send(GET)
+    assert (await clients[0].answer()).status == 200
+
+
+async def test_a_refused_upload_still_sees_its_answer(site):
+    site.app("a", limits=GateLimits(max_request_body_bytes=10))
+    client = await site.connect()
+    client.send(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 3000000\r\n\r\n")
+    client.send(b"x" * 3_000_000)
+    assert b" 413 " in await client.rest()
+
+
+async def test_stop_waits_for_requests_and_closes_idle_connections(make_site, wait_until):
+    site = await make_site()
+
+    async def app(scope, receive, send):
+        await asyncio.sleep(0.2)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"yes"})
+
+    gate = site.app("a", app)
+    idle, busy = await site.connect(), await site.connect()
+    busy.send(GET)
+    await wait_until(lambda: gate.figures().in_flight == 1)
+    assert await site.front.stop(5) == 0
+    assert await idle.rest() == b""
+    data = await busy.rest()
+    assert b"connection: close" in data
+    assert data.endswith(b"yes")
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(*site.front.address)
+
+
+async def test_stop_cuts_what_does_not_end(make_site, wait_until):
+    site = await make_site()
+
+    async def app(scope, receive, send):
+        while True:
+            try:
+                await asyncio.sleep(30)
+            except asyncio.CancelledError:
+                if scope["path"] != "/stubborn":
+                    raise
+                scope["path"] = "/"
+
+    gate = site.app("a", app)
+    clients = [await site.connect(), await site.connect()]
+    clients[0].send(GET)
+    clients[1].send(GET.replace(b"/ ", b"/stubborn "))
+    await wait_until(lambda: gate.figures().in_flight == 2)
+    began = time.monotonic()
+    assert await site.front.stop(0.1) == 2
+    assert time.monotonic() - began < 4
+    for client in clients:
+        assert b" 503 " in await client.rest()
+
+
+async def test_an_address_in_use_is_an_error_and_leaves_nothing(make_site, site):
+    before = [thread.name for thread in threading.enumerate()].count("front")
+    front = HttpFront(*site.front.address, Router())
+    with pytest.raises(OSError, match="in use"):
+        await front.start()
+    assert [thread.name for thread in threading.enumerate()].count("front") == before
+
+
+async def test_trusted_proxies_alone_are_believed(make_site):
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append((scope["client"][0], scope["scheme"], dict(scope["headers"])[b"x-forwarded-for"]))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    headers = ("X-Forwarded-For: 6.6.6.6, 198.51.100.7, 127.0.0.9", "X-Forwarded-Proto: https")
+    for options in ({}, {"trusted_proxies": ["127.0.0.0/8"]}):
+        site = await make_site(**options)
+        site.app("a", app)
+        assert (await site.get("/", *headers)).status == 200
+    forwarded = b"6.6.6.6, 198.51.100.7, 127.0.0.9"
+    assert seen == [("127.0.0.1", "http", forwarded), ("198.51.100.7", "https", forwarded)]

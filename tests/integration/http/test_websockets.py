@@ -1,0 +1,251 @@
+"""WebSockets through the gate."""
+
+import asyncio
+
+import pytest
+import websockets
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from runtime_node.http import CURRENT_INSTANCE, FrontLimits, GateLimits
+
+HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nHost: a.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+def app_that_echoes(log):
+    async def app(scope, receive, send):
+        assert (await receive())["type"] == "websocket.connect"
+        log.append(
+            (CURRENT_INSTANCE.get(), scope["type"], scope["path"], scope["root_path"], scope["subprotocols"])
+        )
+        await send({"type": "websocket.accept", "subprotocol": next(iter(scope["subprotocols"]), None)})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send(
+                {"type": "websocket.send", **{k: message[k] for k in ("text", "bytes") if k in message}}
+            )
+        log.append(message["code"])
+
+    return app
+
+
+def url(site, path="/"):
+    return site.url.replace("http", "ws") + "/apps/a" + path
+
+
+async def test_messages_go_both_ways_and_are_counted_apart(site, wait_until):
+    log = []
+    gate = site.app("a", app_that_echoes(log), GateLimits(max_concurrent_requests=1))
+    async with connect(url(site, "/ws?x=1"), subprotocols=["chat"]) as first, connect(url(site)) as second:
+        await first.send("text")
+        assert await first.recv() == "text"
+        await second.send(b"\0\xff" * 100_000)
+        assert await second.recv() == b"\0\xff" * 100_000
+        assert first.subprotocol == "chat"
+        figures = gate.figures()
+        assert (figures.websockets, figures.in_flight) == (2, 0)
+    assert log[0] == ("apps/a/instances/1", "websocket", "/apps/a/ws", "/apps/a", ["chat"])
+    await wait_until(lambda: gate.figures().websockets == 0)
+    assert site.faults == []
+
+
+async def test_a_handshake_waits_for_a_dormant_app(site, wait_until):
+    log, wanted = [], []
+    gate = site.app("a", None)
+    gate.hold(lambda: wanted.append(1))
+    opening = asyncio.ensure_future(connect(url(site)).__aenter__())
+    await wait_until(lambda: wanted == [1])
+    assert gate.figures().queued == 1
+    gate.open(app_that_echoes(log))
+    client = await opening
+    await client.send("x")
+    assert await client.recv() == "x"
+    await client.close()
+
+
+async def test_a_handshake_that_waits_too_long_is_answered_504(site):
+    gate = site.app("a", None, GateLimits(request_timeout=0.2))
+    gate.hold(lambda: None)
+    with pytest.raises(InvalidStatus) as caught:
+        await connect(url(site)).__aenter__()
+    assert caught.value.response.status_code == 504
+    assert gate.figures().queued == 0
+
+
+async def test_an_app_that_never_answers_the_handshake_is_cut(site, wait_until):
+    async def silent(scope, receive, send):
+        await asyncio.Event().wait()
+
+    gate = site.app("a", silent, GateLimits(request_timeout=0.2))
+    with pytest.raises(InvalidStatus) as caught:
+        await connect(url(site)).__aenter__()
+    assert caught.value.response.status_code == 504
+    await wait_until(lambda: gate.figures().websockets == 0)
+
+
+async def test_an_open_websocket_outlives_the_request_limit(site):
+    site.app("a", app_that_echoes([]), GateLimits(request_timeout=0.2))
+    async with connect(url(site)) as client:
+        await asyncio.sleep(0.6)
+        await client.send("still here")
+        assert await client.recv() == "still here"
+
+
+async def test_refusals_come_as_problems(site):
+    gate = site.app("a", app_that_echoes([]), GateLimits(max_websockets=1))
+    async with connect(url(site)):
+        with pytest.raises(InvalidStatus) as caught:
+            await connect(url(site)).__aenter__()
+        assert caught.value.response.status_code == 503
+        assert caught.value.response.headers["x-appsupervisor-reason"] == "SERVER_BUSY"
+    gate.close("APP_STOPPED")
+    with pytest.raises(InvalidStatus) as caught:
+        await connect(url(site)).__aenter__()
+    assert caught.value.response.headers["x-appsupervisor-reason"] == "APP_STOPPED"
+    with pytest.raises(InvalidStatus) as caught:
+        await connect(url(site).replace("/apps/a", "/apps/nobody")).__aenter__()
+    assert caught.value.response.status_code == 404
+
+
+async def test_an_app_may_refuse_a_handshake_by_itself(site):
+    async def app(scope, receive, send):
+        await receive()
+        if scope["path"].endswith("/custom"):
+            await send({"type": "websocket.http.response.start", "status": 418, "headers": []})
+            await send({"type": "websocket.http.response.body", "body": b"teapot"})
+        else:
+            await send({"type": "websocket.close"})
+
+    site.app("a", app)
+    for path, status in (("/custom", 418), ("/", 403)):
+        with pytest.raises(InvalidStatus) as caught:
+            await connect(url(site, path)).__aenter__()
+        assert caught.value.response.status_code == status
+    assert site.faults == []
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+async def test_what_leaves_an_app_ends_its_websocket_alone(site, wait_until, accepted):
+    async def app(scope, receive, send):
+        await receive()
+        if accepted:
+            await send({"type": "websocket.accept"})
+        raise SystemExit("websocket fault")
+
+    gate = site.app("a", app)
+    if accepted:
+        async with connect(url(site)) as client:
+            with pytest.raises(ConnectionClosed) as closed:
+                await client.recv()
+            assert closed.value.rcvd.code == 1011
+    else:
+        with pytest.raises(InvalidStatus) as caught:
+            await connect(url(site)).__aenter__()
+        assert caught.value.response.status_code == 500
+    await wait_until(lambda: gate.figures().websockets == 0)
+    assert "websocket fault" in site.faults[0]
+    site.app("b")
+    assert (await site.get("/", host="b.localhost")).status == 200
+
+
+async def test_draining_closes_with_1012_and_tells_the_app(site, wait_until):
+    log = []
+    gate = site.app("a", app_that_echoes(log))
+    async with connect(url(site)) as client:
+        assert await gate.drain(5) == 0
+        with pytest.raises(ConnectionClosed) as closed:
+            await client.recv()
+    assert closed.value.rcvd.code == 1012
+    assert log[-1] == 1012
+
+
+async def test_draining_can_leave_websockets_a_grace(site):
+    gate = site.app("a", app_that_echoes([]))
+    async with connect(url(site)) as client:
+        draining = asyncio.ensure_future(gate.drain(5, websocket_grace=5))
+        await client.send("last")
+        assert await client.recv() == "last"
+        assert not draining.done()
+    assert await draining == 0
+
+
+async def test_an_app_that_ignores_the_close_is_cancelled_at_the_end_of_the_drain(site):
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        await asyncio.Event().wait()
+
+    gate = site.app("a", app)
+    async with connect(url(site)):
+        assert await gate.drain(0.2) == 1
+    assert gate.figures().websockets == 0
+
+
+async def test_stopping_the_front_closes_websockets_with_1012(make_site):
+    site = await make_site()
+    site.app("a", app_that_echoes([]))
+    async with connect(url(site)) as client:
+        await site.front.stop(2)
+        with pytest.raises(ConnectionClosed) as closed:
+            await client.recv()
+    assert closed.value.rcvd.code == 1012
+
+
+async def test_a_reader_that_stalls_is_cut(make_site, wait_until):
+    async def flood(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        while True:
+            await send({"type": "websocket.send", "bytes": b"x" * 65536})
+
+    site = await make_site(FrontLimits(write_timeout=0.3))
+    gate = site.app("a", flood)
+    client = await site.connect()
+    client.send(HANDSHAKE)
+    await wait_until(lambda: gate.figures().websockets == 1)
+    client.writer.transport.pause_reading()
+    await wait_until(lambda: site.front.figures().connections == 0)
+    await wait_until(lambda: gate.figures().websockets == 0)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"Version: 13", b"Version: 8"),
+        (b"dGhlIHNhbXBsZSBub25jZQ==", b"short"),
+        (b"GET", b"POST"),
+        (b"HTTP/1.1", b"HTTP/1.0"),
+        (b"Connection: Upgrade\r\n", b"Connection: Upgrade\r\nContent-Length: 5\r\n"),
+    ],
+)
+async def test_malformed_handshakes_are_refused(site, old, new):
+    gate = site.app("a", app_that_echoes([]))
+    client = await site.connect()
+    client.send(HANDSHAKE.replace(old, new, 1))
+    assert (await client.rest()).startswith(b"HTTP/1.1 400 ")
+    assert gate.figures().websockets == 0
+
+
+async def test_frames_before_the_handshakes_answer_are_refused(site):
+    gate = site.app("a", None)
+    gate.hold(lambda: None)
+    client = await site.connect()
+    client.send(HANDSHAKE + b"\x81\x80\0\0\0\0")
+    assert b" 400 " in await client.rest()
+    assert gate.figures().queued == 0
+
+
+async def test_a_client_that_leaves_a_waiting_handshake_leaves_the_queue(site, wait_until):
+    gate = site.app("a", None)
+    gate.hold(lambda: None)
+    client = await site.connect()
+    client.send(HANDSHAKE)
+    await wait_until(lambda: gate.figures().queued == 1)
+    client.writer.transport.abort()
+    await wait_until(lambda: gate.figures().queued == 0)
+
+
+def test_the_websockets_library_is_the_one_the_front_was_written_for():
+    assert int(websockets.__version__.split(".")[0]) >= 15

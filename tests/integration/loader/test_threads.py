@@ -1,0 +1,144 @@
+"""One instance's busy worker threads never delay another's, on one loop, under load."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import anyio.to_thread
+import httpx
+import pytest
+import uvloop
+from fastapi import FastAPI
+
+from runtime_node.isolation.current import CURRENT_INSTANCE, running_as
+from runtime_node.isolation.threads import attach, close_threads, open_threads
+
+ASGI = Callable[..., Any]
+
+
+def on_both_loops(test: Callable[[], Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+    def on_loop(run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
+        run(test())
+
+    on_loop.__name__ = test.__name__
+    return on_loop
+
+
+@contextmanager
+def instance(name: str, threads: int) -> Iterator[None]:
+    attach(asyncio.get_running_loop())
+    open_threads(name, threads)
+    try:
+        yield
+    finally:
+        close_threads(name)
+
+
+def as_instance(name: str, app: ASGI) -> httpx.AsyncClient:
+    async def asgi(scope: Any, receive: Any, send: Any) -> None:
+        with running_as(name):
+            await app(scope, receive, send)
+
+    return httpx.AsyncClient(transport=httpx.ASGITransport(asgi), base_url="http://test")
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in 10 seconds"
+        await asyncio.sleep(0.002)
+
+
+@on_both_loops
+async def test_an_app_with_all_sync_handlers_busy_does_not_delay_anothers() -> None:
+    release, started = threading.Event(), []
+    busy, calm = FastAPI(), FastAPI()
+
+    @busy.get("/")
+    def hold() -> str:
+        started.append(1)
+        release.wait(20)
+        return "held"
+
+    @calm.get("/")
+    def quick() -> str:
+        return threading.current_thread().name
+
+    with instance("busy", 4), instance("calm", 4):
+        async with as_instance("busy", busy) as a, as_instance("calm", calm) as b:
+            held = [asyncio.create_task(a.get("/")) for _ in range(64)]
+            try:
+                await until(lambda: len(started) == 4)
+                took = []
+                for _ in range(50):
+                    since = time.perf_counter()
+                    assert (await asyncio.wait_for(b.get("/"), 5)).status_code == 200
+                    took.append(time.perf_counter() - since)
+                assert len(started) == 4, "the busy app got more threads than its limit"
+                assert sorted(took)[45] < 0.25
+            finally:
+                release.set()
+            assert {answer.status_code for answer in await asyncio.gather(*held)} == {200}
+            assert len(started) == 64
+
+
+@on_both_loops
+async def test_the_default_executor_runs_each_instances_calls_on_its_own_threads() -> None:
+    release = threading.Event()
+    with instance("busy", 2), instance("calm", 2):
+        with running_as("busy"):
+            held = [asyncio.create_task(asyncio.to_thread(release.wait, 20)) for _ in range(16)]
+            await asyncio.sleep(0)
+        try:
+            with running_as("calm"):
+                loop = asyncio.get_running_loop()
+                name = await asyncio.wait_for(
+                    loop.run_in_executor(None, lambda: threading.current_thread().name), 5
+                )
+                assert name == "calm-worker"
+                assert await asyncio.wait_for(loop.run_in_executor(None, CURRENT_INSTANCE.get), 5) == "calm"
+            node = await asyncio.wait_for(asyncio.to_thread(lambda: threading.current_thread().name), 5)
+            assert node.startswith("node")
+        finally:
+            release.set()
+        await asyncio.gather(*held)
+
+
+@on_both_loops
+async def test_an_app_may_lower_its_limit_but_not_raise_it() -> None:
+    with instance("one", 4), running_as("one"):
+        limiter = anyio.to_thread.current_default_thread_limiter()
+        assert limiter.total_tokens == 4
+        limiter.total_tokens = 100
+        assert limiter.total_tokens == 4
+        limiter.total_tokens = 2
+        assert limiter.total_tokens == 2
+    assert anyio.to_thread.current_default_thread_limiter().total_tokens == 40
+
+
+@on_both_loops
+async def test_a_stopped_instances_threads_end() -> None:
+    with instance("short", 3), running_as("short"):
+        await asyncio.gather(*[asyncio.to_thread(int) for _ in range(20)])
+    await until(lambda: not any(t.name == "short-worker" for t in threading.enumerate()))
+
+
+@on_both_loops
+async def test_a_thread_stuck_in_the_apps_code_is_told_at_its_stop() -> None:
+    release = threading.Event()
+    attach(asyncio.get_running_loop())
+    open_threads("stuck", 1)
+    with running_as("stuck"):
+        held = asyncio.create_task(asyncio.to_thread(release.wait, 20))
+        await asyncio.sleep(0)
+    stuck = close_threads("stuck")
+    assert [thread.name for thread in stuck] == ["stuck-worker"]
+    release.set()
+    await held
+    await until(lambda: not stuck[0].is_alive())

@@ -1,0 +1,158 @@
+"""Real guests: a zygote per test session's loop, launches, and a client of the ASGI callable."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
+from runtime_node.context import AppContext
+from runtime_node.lanes.lane import Launch, StopReport
+from runtime_node.lanes.process import procfs
+from runtime_node.lanes.process.lane import ProcessLane
+from runtime_node.lanes.process.running import ProcessRunningApp
+from runtime_node.lanes.process.zygote import Zygote
+from services.rpc.errors import SupervisorError
+
+APPS = Path(__file__).parent / "apps"
+_names = itertools.count(1)
+
+
+async def until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
+    """Wait until the condition holds; fail after the timeout."""
+    deadline = time.monotonic() + timeout
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "the condition did not come to hold in time"
+        await asyncio.sleep(0.01)
+    return value
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@dataclass
+class Response:
+    status: int = 0
+    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
+    body: bytes = b""
+    complete: bool = False
+
+
+async def request(
+    app: Any,
+    path: str = "/",
+    query: str = "",
+    *,
+    method: str = "GET",
+    chunks: list[bytes] | None = None,
+    on_body: Callable[[bytes], Any] | None = None,
+    disconnect: asyncio.Event | None = None,
+    **scope: Any,
+) -> Response:
+    """Call an app as the front does; collect what it sends."""
+    headers = [(b"host", b"test")]
+    if chunks is not None:
+        headers.append((b"content-length", b"%d" % sum(map(len, chunks))))
+    full = {
+        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1",
+        "method": method, "scheme": "http", "path": path, "raw_path": path.encode(), "root_path": "",
+        "query_string": query.encode(), "headers": headers, "client": ("192.0.2.1", 4711),
+        "server": ("test", 80), **scope,
+    }  # fmt: skip
+    response = Response()
+    pending = list(chunks or [b""])
+
+    async def receive() -> dict[str, Any]:
+        if pending:
+            chunk = pending.pop(0)
+            return {"type": "http.request", "body": chunk, "more_body": bool(pending)}
+        await (disconnect or asyncio.Event()).wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            response.status, response.headers = message["status"], message["headers"]
+            return
+        if on_body is not None:
+            await on_body(message["body"])
+        else:
+            response.body += message["body"]
+        response.complete = not message.get("more_body", False)
+
+    await app.asgi(full, receive, send)
+    return response
+
+
+class Guests:
+    """Starts guests and remembers what their lane told about them."""
+
+    def __init__(self, lane: ProcessLane, zygote: Zygote, data: Path) -> None:
+        self.lane = lane
+        self.zygote = zygote
+        self.data = data
+        self.exits: dict[str, list[SupervisorError | None]] = {}
+        self.blocked: dict[str, list[tuple[str, float]]] = {}
+        self.running: list[ProcessRunningApp] = []
+
+    def launch(self, entrypoint: str = "chaos:app", **more: Any) -> Launch:
+        app = f"app{next(_names)}"
+        name = f"apps/{app}/instances/one"
+        data_dir = self.data / app
+        data_dir.mkdir()
+        context = AppContext(
+            app=app, instance=name, generation=more.get("generation", 1), config=more.get("config", {}),
+            env=more.get("env", {}), secrets=more.get("secrets", {}),
+            database_url=more.get("database_url"), data_dir=data_dir,
+            logger=logging.getLogger(f"guest.{app}"),
+        )  # fmt: skip
+        exits = self.exits.setdefault(app, [])
+        blocked = self.blocked.setdefault(app, [])
+        spec = InstanceSpec(name=name, entrypoint=entrypoint, limits=more.get("limits", Limits()))
+        return Launch(spec, context, exits.append, lambda stack, seconds: blocked.append((stack, seconds)))
+
+    async def start(self, entrypoint: str = "chaos:app", **more: Any) -> Any:
+        return await self.start_launch(self.launch(entrypoint, **more))
+
+    async def start_launch(self, launch: Launch) -> Any:
+        app = await asyncio.wait_for(self.lane.start(launch), 20)
+        self.running.append(app)
+        app.data_dir = launch.context.data_dir
+        app.exits = self.exits[launch.context.app]
+        app.blocked = self.blocked[launch.context.app]
+        return app
+
+    async def stop(self, app: ProcessRunningApp, timeout: float = 5.0) -> StopReport:
+        self.running.remove(app)
+        return await app.stop(timeout)
+
+
+@pytest.fixture
+async def guests(tmp_path: Path) -> AsyncIterator[Guests]:
+    uvloop.new_event_loop().close()  # the first one opens a pipe that libuv keeps for the process's life
+    zygote = Zygote.launch([APPS], preload=[])
+    before = len(os.listdir("/proc/self/fd"))
+    lane = ProcessLane(zygote)
+    guests = Guests(lane, zygote, tmp_path)
+    yield guests
+    for app in list(guests.running):
+        await guests.stop(app, 0.5)
+    first = zygote._first_tag
+    left = [pid for pid, _ in procfs.marked(first, first + 10_000)]
+    await lane.close()
+    assert not left, "processes of stopped guests are still there"
+    await until(lambda: len(os.listdir("/proc/self/fd")) <= before)

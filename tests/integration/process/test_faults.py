@@ -1,0 +1,237 @@
+"""What an app can do wrong in a process of its own, and that it reaches nobody else."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from appsupervisor.runtime.v1.runtime_environment_pb2 import BlockAction, Limits
+from runtime_node.lanes.process import procfs
+from runtime_node.lanes.process.zygote import Zygote
+from services.rpc.errors import SupervisorError
+
+from .conftest import APPS, Guests, alive, request, until
+
+
+async def crash(guests: Guests, path: str, query: str = "", **more: object) -> tuple[Any, Any]:
+    """Let a guest end itself by a request; return it and what was told, with a neighbour under load."""
+    app, neighbour = await guests.start(**more), await guests.start()
+    stop = asyncio.Event()
+
+    async def load() -> int:
+        count = 0
+        while not stop.is_set():
+            assert (await request(neighbour)).body == b"ok"
+            count += 1
+        return count
+
+    loading = asyncio.create_task(load())
+    with pytest.raises(SupervisorError) as caught:
+        await request(app, path, query)
+    assert caught.value.reason in ("APP_CRASHED", "APP_OUT_OF_MEMORY")
+    await until(lambda: app.exits)
+    stop.set()
+    assert await loading > 0
+    assert not alive(app.pid)
+    with pytest.raises(SupervisorError):
+        await request(app)
+    guests.running.remove(app)
+    assert len(app.exits) == 1
+    return app, app.exits[0]
+
+
+async def test_a_segfault_is_reported_with_signal_and_last_words(guests: Guests) -> None:
+    _, error = await crash(guests, "/segfault")
+    assert error.reason == "APP_CRASHED"
+    assert error.metadata["signal"] == "SIGSEGV"
+    assert "about to crash" in error.metadata["detail"]
+    assert "string_at" in error.metadata["detail"]
+    assert len(error.metadata["detail"]) <= 4096
+
+
+async def test_a_stop_after_a_crash_has_nothing_to_report(guests: Guests) -> None:
+    app, _ = await crash(guests, "/segfault")
+    report = await app.stop(5)
+    assert (report.error, report.leaks) == (None, ())
+
+
+async def test_a_crash_in_the_middle_of_a_response_breaks_it_off(guests: Guests) -> None:
+    _, error = await crash(guests, "/half")
+    assert error.metadata["signal"] == "SIGSEGV"
+
+
+async def test_an_exit_behind_pythons_back_is_a_crash(guests: Guests) -> None:
+    _, error = await crash(guests, "/hard-exit", "5")
+    assert error.reason == "APP_CRASHED"
+    assert error.metadata["exit_status"] == "5"
+
+
+async def test_an_exit_with_status_zero_is_an_end_without_an_error(guests: Guests) -> None:
+    _, error = await crash(guests, "/hard-exit", "0")
+    assert error is None
+
+
+async def test_an_exit_from_a_callback_ends_the_guest_alone(guests: Guests) -> None:
+    _, error = await crash(guests, "/callback-exit")
+    assert error.metadata["exit_status"] == "4"
+
+
+async def test_memory_beyond_the_limit_ends_the_guest(guests: Guests) -> None:
+    _, error = await crash(guests, "/eat", limits=Limits(memory_bytes=100 << 20))
+    assert error.reason == "APP_OUT_OF_MEMORY"
+
+
+async def test_a_burst_beyond_all_limits_fails_at_once(guests: Guests) -> None:
+    app = await guests.start(limits=Limits(memory_bytes=64 << 20))
+    with pytest.raises(Exception, match="MemoryError"):
+        await request(app, "/gulp", str(4 << 30))
+    assert (await request(app)).body == b"ok"
+
+
+async def test_a_guest_within_its_limit_is_left_alone(guests: Guests) -> None:
+    app = await guests.start(limits=Limits(memory_bytes=100 << 20))
+    assert (await request(app, "/gulp", str(50 << 20))).body == b"swallowed"
+    await asyncio.sleep(0.4)
+    assert (await request(app)).body == b"ok"
+    assert app.exits == []
+
+
+async def test_a_held_gil_is_told_with_its_stack_and_delays_nobody(guests: Guests) -> None:
+    app, neighbour = await guests.start(), await guests.start()
+    holding = asyncio.create_task(request(app, "/gil", "2.5"))
+    slowest = 0.0
+    while not holding.done():
+        began = time.monotonic()
+        assert (await request(neighbour)).body == b"ok"
+        slowest = max(slowest, time.monotonic() - began)
+        await asyncio.sleep(0.002)
+    assert slowest < 0.25
+    ((stack, seconds),) = app.blocked
+    assert 1.0 <= seconds < 2.5
+    assert "chaos.py" in stack
+    await asyncio.gather(holding, return_exceptions=True)
+    assert (await request(app)).body == b"ok"
+    assert app.exits == []
+
+
+@pytest.mark.parametrize("how", ["/spin", "/sleep"])
+async def test_a_blocked_loop_is_interrupted_and_serves_on(guests: Guests, how: str) -> None:
+    app = await guests.start(limits=Limits(block_budget=Duration(nanos=300_000_000)))
+    began = time.monotonic()
+    with pytest.raises(SupervisorError) as caught:
+        await request(app, how, "20")
+    assert caught.value.reason == "APP_BLOCKED_LOOP"
+    assert time.monotonic() - began < 3
+    assert "chaos.py" in app.blocked[0][0]
+    assert (await request(app)).body == b"ok"
+    assert app.exits == []
+
+
+async def test_a_blocked_loop_is_only_reported_where_the_policy_says_so(guests: Guests) -> None:
+    limits = Limits(block_budget=Duration(nanos=200_000_000), block_action=BlockAction.REPORT)
+    app = await guests.start(limits=limits)
+    assert (await request(app, "/sleep", "1")).body == b"woke"
+    assert len(app.blocked) == 1
+
+
+async def test_a_blocked_loop_ends_the_guest_where_the_policy_says_so(guests: Guests) -> None:
+    limits = Limits(block_budget=Duration(nanos=200_000_000), block_action=BlockAction.STOP)
+    _, error = await crash(guests, "/gil", "20", limits=limits)
+    assert error.reason == "APP_BLOCKED_LOOP"
+
+
+async def test_descendants_end_with_their_guest_however_they_left(guests: Guests) -> None:
+    app = await guests.start()
+    child = int((await request(app, "/fork")).body)
+    tag = app._guest.tag
+    assert len(list(procfs.marked(tag, tag))) == 3
+    report = await guests.stop(app)
+    assert report.leaks == ("2 processes that the app had started, now killed",)
+    assert not alive(child)
+    assert list(procfs.marked(tag, tag)) == []
+
+
+async def test_a_fork_bomb_ends_its_guest(guests: Guests) -> None:
+    app, error = await crash(guests, "/bomb")
+    assert error.reason == "APP_CRASHED"
+    assert "processes" in error.message
+    tag = app._guest.tag
+    assert list(procfs.marked(tag, tag)) == []
+
+
+async def test_the_zygotes_death_is_reported_for_each_guest_and_survived(guests: Guests) -> None:
+    first, second = await guests.start(), await guests.start()
+    await request(first, "/fork")
+    old = guests.zygote.pid
+    assert old is not None
+    os.kill(old, signal.SIGKILL)
+    await until(lambda: first.exits and second.exits)
+    assert {error.reason for error in (*first.exits, *second.exits)} == {"APP_CRASHED"}
+    assert not alive(first.pid)
+    assert not alive(second.pid)
+    guests.running.clear()
+    third = await guests.start()
+    assert (await request(third)).body == b"ok"
+    assert guests.zygote.pid != old
+
+
+NODE = """
+import asyncio, logging, sys
+from pathlib import Path
+from typing import Any
+from runtime_node.lanes.process.zygote import Zygote
+zygote = Zygote.launch([Path(sys.argv[1])], preload=[])
+sys.path.insert(0, sys.argv[3])
+from tests.integration.process.conftest import Guests, request
+from runtime_node.lanes.process.lane import ProcessLane
+async def main():
+    guests = Guests(ProcessLane(zygote), zygote, Path(sys.argv[2]))
+    apps = [await guests.start() for _ in range(3)]
+    await request(apps[0], "/fork")
+    print(zygote.pid, *(app.pid for app in apps), zygote._first_tag, flush=True)
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+
+async def test_a_killed_node_leaves_no_orphan(tmp_path: Path) -> None:
+    root = str(Path(__file__).parents[3])
+    env = {**os.environ, "PYTHONPATH": f"{root}:{root}/gen"}
+    node = subprocess.Popen(  # noqa: ASYNC220
+        [sys.executable, "-c", NODE, str(APPS), str(tmp_path), root], stdout=subprocess.PIPE, env=env
+    )
+    try:
+        assert node.stdout is not None
+        line = await asyncio.to_thread(node.stdout.readline)
+        *pids, first = (int(word) for word in line.split())
+        assert len(list(procfs.marked(first, first + 100))) == 5
+    finally:
+        node.kill()
+        node.wait()
+        node.stdout.close()
+    await until(lambda: not any(alive(pid) for pid in pids))
+    await until(lambda: not list(procfs.marked(first, first + 100)))
+
+
+async def test_a_module_that_starts_threads_is_not_preloaded(tmp_path: Path) -> None:
+    (tmp_path / "threaded.py").write_text(
+        "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        zygote = Zygote.launch([], preload=["threaded", "json"])
+        await zygote.ready()
+        assert zygote.pid is not None
+        assert procfs.thread_count(zygote.pid) == 1
+        await zygote.close()
+    finally:
+        sys.path.remove(str(tmp_path))
