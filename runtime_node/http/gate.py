@@ -40,6 +40,10 @@ class Passage(Protocol):
         """Serve it with the app; calls the gate's `left` and `ended`. Never raises a fault."""
         ...
 
+    def moved(self, gate: Gate) -> None:
+        """Take note that another gate has it from now on."""
+        ...
+
     def refuse(self, problem: Problem) -> None:
         """Answer a passage that was never admitted."""
         ...
@@ -56,15 +60,17 @@ class Passage(Protocol):
 class _Door:
     """What a gate does with a new request; replaced as a whole, so a reader needs no lock."""
 
-    __slots__ = ("asgi", "on_wanted", "problem", "wanted")
+    __slots__ = ("asgi", "forward", "on_wanted", "problem", "wanted")
 
     def __init__(
         self,
         asgi: ASGIApp | None = None,
         on_wanted: Callable[[], None] | None = None,
         problem: Problem | None = None,
+        forward: Gate | None = None,
     ) -> None:
         self.asgi = asgi
+        self.forward = forward
         self.on_wanted = on_wanted
         self.problem = problem
         self.wanted = False
@@ -128,6 +134,15 @@ class Gate:
         """Answer 503 with `reason` from now on, to those that wait too. Requests being served go on."""
         detail = detail or "The app does not take requests now."
         self._replace(_Door(problem=Problem(503, reason, detail, retry_after=retry_after)))
+
+    def forward(self, successor: Gate) -> None:
+        """Hand those that wait, and any that still come, to another gate: what was held here is not lost.
+
+        For the swap of an instance that is not open. What is being served here goes on.
+        """
+        if successor is self:
+            raise ValueError("a gate cannot forward to itself")
+        self._replace(_Door(forward=successor))
 
     def _replace(self, door: _Door) -> None:
         with self._lock:
@@ -203,6 +218,10 @@ class Gate:
     def _admit_otherwise(self, passage: Passage, door: _Door) -> None:
         if door.problem is not None:
             passage.refuse(door.problem)
+        elif door.forward is not None:
+            assert self._loop is not None
+            passage.moved(door.forward)
+            door.forward.admit(passage, self._loop)
         elif passage.is_websocket and self._websockets >= self.limits.max_websockets:
             self._shed += 1
             passage.refuse(QUEUE_FULL)
@@ -248,6 +267,9 @@ class Gate:
         if door.problem is not None:
             while queue:
                 queue.popitem(last=False)[0].refuse(door.problem)
+        elif door.forward is not None:
+            while queue:
+                self._admit_otherwise(queue.popitem(last=False)[0], door)
         elif door.asgi is not None:
             while queue and (
                 self._in_flight < self.limits.max_concurrent_requests or next(iter(queue)).is_websocket
@@ -286,14 +308,14 @@ class Gate:
         if self._idle is not None:
             self._settle()
 
-    def dropped(self, passage: Passage, *, timeout: bool = False) -> bool:
-        """Take a waiting passage out of the queue; tell whether it was there. Front loop."""
+    def dropped(self, passage: Passage, *, timeout: bool = False, gone: bool = False) -> bool:
+        """Take a waiting passage out of the queue, and count why; tell whether it was there. Front loop."""
         if passage not in self._queue:
             return False
         del self._queue[passage]
         if timeout:
             self._timeouts += 1
-        else:
+        if gone:
             self._disconnects += 1
         self._settle()
         return True
