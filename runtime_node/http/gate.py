@@ -9,52 +9,22 @@ import asyncio
 import logging
 import threading
 import time
-import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextvars import Context
-from typing import Any, Protocol
 
 from runtime_node.http.current import CURRENT_INSTANCE
+from runtime_node.http.faults import FaultTeller
 from runtime_node.http.figures import GateFigures, Latencies
 from runtime_node.http.limits import DEFAULT_GATE_LIMITS, GateLimits
+from runtime_node.http.passage import Passage
 from runtime_node.http.problems import INSTANCE_STOPPING, QUEUE_FULL, Problem
 from runtime_node.lanes.lane import ASGIApp
 
 _logger = logging.getLogger(__name__)
 
-_FAULTS_PER_SECOND = 5.0
-_STACK_LIMIT = 16 * 1024
 _UNWIND_TIME = 1.0
 _BLOCKED_TIME = 1.0
-
-
-class Passage(Protocol):
-    """A request or a WebSocket on its way through a gate. All of it belongs to the front loop."""
-
-    is_websocket: bool
-    admitted_at: float
-    task: asyncio.Task[None] | None
-
-    def run(self, asgi: ASGIApp) -> Coroutine[Any, Any, None]:
-        """Serve it with the app; calls the gate's `left` and `ended`. Never raises a fault."""
-        ...
-
-    def moved(self, gate: Gate) -> None:
-        """Take note that another gate has it from now on."""
-        ...
-
-    def refuse(self, problem: Problem) -> None:
-        """Answer a passage that was never admitted."""
-        ...
-
-    def cut(self, problem: Problem) -> None:
-        """End one that is being served: answer if nothing was sent yet, else close; cancel its task."""
-        ...
-
-    def close_gently(self) -> None:
-        """Tell the client of a WebSocket to come again (1012)."""
-        ...
 
 
 class _Door:
@@ -85,10 +55,10 @@ class Gate:
     """
 
     __slots__ = (
-        "_context", "_disconnects", "_door", "_errors", "_fault_budget", "_faults", "_idle",
-        "_in_flight", "_last_fault", "_last_time", "_latencies", "_lock", "_loop", "_on_fault",
-        "_queue", "_requests", "_running", "_shed", "_timeouts", "_too_large", "_websockets", "limits",
-        "name",
+        "_context", "_disconnects", "_door", "_errors", "_faults", "_idle",
+        "_in_flight", "_last_time", "_latencies", "_lock", "_loop", "_on_fault",
+        "_queue", "_requests", "_running", "_shed", "_teller", "_timeouts", "_too_large", "_websockets",
+        "limits", "name",
     )  # fmt: skip
 
     def __init__(
@@ -113,8 +83,7 @@ class Gate:
         self._requests = self._errors = self._shed = self._timeouts = 0
         self._faults = self._disconnects = self._too_large = 0
         self._last_time: float | None = None
-        self._fault_budget = _FAULTS_PER_SECOND
-        self._last_fault = 0.0
+        self._teller: FaultTeller | None = None
 
     # --- from any thread ---
 
@@ -327,18 +296,10 @@ class Gate:
     def fault(self, error: BaseException | None, what: str) -> None:
         """Record a fault of the app. Front loop."""
         self._faults += 1
-        now = time.monotonic()
-        budget = min(_FAULTS_PER_SECOND, self._fault_budget + (now - self._last_fault) * _FAULTS_PER_SECOND)
-        self._last_fault = now
-        self._fault_budget = budget
-        if self._on_fault is None or budget < 1.0:
-            return
-        self._fault_budget = budget - 1.0
-        stack = what if error is None else "".join(traceback.format_exception(error))
-        try:
-            self._on_fault(stack[-_STACK_LIMIT:])
-        except Exception:
-            _logger.exception("on_fault failed", extra={"action": "gate.on_fault", "gate": self.name})
+        if self._on_fault is not None:
+            if self._teller is None:
+                self._teller = FaultTeller(self.name, self._on_fault)
+            self._teller.tell(error, what)
 
     # --- draining, on the front loop ---
 
