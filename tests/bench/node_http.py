@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+import timeit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -132,6 +133,23 @@ async def _load_by_asyncio(contestant: Contestant, seconds: float, connections: 
     return len(latencies) / seconds, statistics.quantiles(latencies, n=100)[98] * 1e3
 
 
+def lookup_time(routes: int) -> dict[str, float]:
+    """Return microseconds per lookup of an app among so many, by way of addressing it."""
+    router = Router()
+    for number in range(routes):
+        router.set(f"app-{number}", [f"app-{number}.example"], Gate(f"apps/app-{number}/instances/1"))
+    name = b"app-%d" % (routes - 1)
+    ways = {
+        "domain": (name + b".example:8080", None, b"/"),
+        "name": (name + b".localhost:8080", None, b"/"),
+        "header": (b"127.0.0.1:8080", name, b"/"),
+        "path": (b"127.0.0.1:8080", None, b"/apps/" + name + b"/index"),
+    }
+    return {
+        way: min(timeit.repeat(lambda a=a: router.lookup(*a), number=20_000)) * 50 for way, a in ways.items()
+    }
+
+
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -170,6 +188,12 @@ def main() -> None:
             f"{min(contestant.rates):>9,.0f}"
             f"{max(contestant.rates):>9,.0f}{statistics.median(contestant.p99s):>9.2f}{ratio:>8.3f}"
         )
+    print("routing, microseconds per lookup: ", end="")
+    print(
+        "; ".join(
+            f"{n:,} apps " + ", ".join(f"{w} {t:.2f}" for w, t in lookup_time(n).items()) for n in ROUTES
+        )
+    )
 
 
 if __name__ == "__main__":
