@@ -63,6 +63,10 @@ class Hooks:
     """Its state, health or conditions changed; the route may have to."""
     gone: Callable[[Instance], Awaitable[None]]
     """It has stopped and nothing of it runs."""
+    serving: Callable[[Instance], Instance | None]
+    """Which instance of the same app its requests go to now."""
+    ready: Callable[[], None]
+    """An app has been built and started."""
 
 
 class Conductor:
@@ -121,7 +125,7 @@ class Conductor:
         previous = instance.task
         serving = instance.state == State.RUNNING and instance.task is None
         self._move(instance, Event.STOP)
-        if not serving:
+        if not serving and not self._hand_over(instance):
             # Nothing will open it again; an open gate still serves what it has let in or queued.
             instance.gate.close("INSTANCE_STOPPING", 1.0)
         self._do(instance, self._stop(instance, previous))
@@ -237,12 +241,14 @@ class Conductor:
         instance.past().ready_time = now
         instance.clear_condition(BACKING_OFF, "Started", "It has started.", now)
         instance.clear_condition(BLOCKED_LOOP, "Started", "It has started afresh.", now)
+        life.base = instance.gate.figures()
         instance.gate.open(running.asgi)
         terms = probe_terms(life.spec.health_check)
         if terms.path:
             self._probes.add(instance, life, terms)
         took = f"{(life.ready - life.started) * 1000:.1f}"
         self._move(instance, Event.READY, tier=IsolationTier.Name(life.tier), took_ms=took)
+        self._hooks.ready()
         if life.exited is not None:
             self._exited(instance, life.number, life.exited[0])
 
@@ -302,8 +308,9 @@ class Conductor:
             self._crash_loop(instance, event, spec)
         else:
             instance.clear_condition(BACKING_OFF, error.reason, "It is not started again.", self._wall())
-            instance.gate.close(error.reason, detail=error.message)
             self._move(instance, event, reason=error.reason, message=error.message)
+            if not self._hand_over(instance):
+                instance.gate.close(error.reason, detail=error.message)
 
     def _fail(self, instance: Instance, again: Again, event: Event, reason: str, message: str) -> None:
         """Fail with a restart to come."""
@@ -311,11 +318,12 @@ class Conductor:
         at = datetime.fromtimestamp(now + again.delay, UTC).isoformat(timespec="milliseconds")
         text = f"Restart {again.number} in this period comes in {again.delay:.1f} s, at {at}."
         instance.set_condition(BACKING_OFF, True, reason, text, now)
-        if again.delay <= HOLD_SECONDS:
-            instance.gate.hold(_nothing)
-        else:
-            instance.gate.close(reason, again.delay, detail=message)
         self._move(instance, event, reason=reason, message=message, retry_in_s=f"{again.delay:.2f}")
+        if not self._hand_over(instance):
+            if again.delay <= HOLD_SECONDS:
+                instance.gate.hold(_nothing)
+            else:
+                instance.gate.close(reason, again.delay, detail=message)
         instance.past().retry = self._loop.call_later(again.delay, self._retry, instance)
 
     def _crash_loop(self, instance: Instance, event: Event, spec: InstanceSpec) -> None:
@@ -327,8 +335,9 @@ class Conductor:
         )
         instance.set_condition(CRASH_LOOP, True, "APP_CRASH_LOOP", text, now)
         instance.clear_condition(BACKING_OFF, "APP_CRASH_LOOP", "It is not started again.", now)
-        instance.gate.close("APP_CRASH_LOOP", detail="The app crashed too often and is left stopped.")
         self._move(instance, event, reason="APP_CRASH_LOOP", message=text)
+        if not self._hand_over(instance):
+            instance.gate.close("APP_CRASH_LOOP", detail="The app crashed too often and is left stopped.")
 
     def _retry(self, instance: Instance) -> None:
         past = instance.past()
@@ -515,6 +524,14 @@ class Conductor:
         if health == Health.HEALTHY and (instance.holds(BLOCKED_LOOP) or instance.holds(LEAKED)):
             return Health.DEGRADED
         return health
+
+    def _hand_over(self, instance: Instance) -> bool:
+        """Let another instance of the app serve the requests that wait here; return whether one can."""
+        successor = self._hooks.serving(instance)
+        if successor is None or successor is instance:
+            return False
+        instance.gate.forward(successor.gate)
+        return True
 
     def _log(self, instance: Instance, action: str, level: int = logging.INFO, **facts: object) -> None:
         log.log(
