@@ -25,7 +25,7 @@ from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import add_RuntimeEnvironmentServicer_to_server
 from runtime_node import __version__, isolation
 from runtime_node.http import HttpFront, Router
-from runtime_node.instances.conductor import Conductor, Hooks
+from runtime_node.instances.conductor import Conductor
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed, duration
 from runtime_node.instances.figures import FigureSweep
@@ -35,6 +35,7 @@ from runtime_node.instances.record import timestamp
 from runtime_node.instances.routes import Routes
 from runtime_node.instances.slots import StartSlots
 from runtime_node.instances.sweeps import Sweeps
+from runtime_node.instances.transitions import Hooks
 from runtime_node.isolation import GCPolicy
 from runtime_node.lanes.choice import Lanes, Tier
 from runtime_node.lanes.lag import LoopLag
