@@ -19,6 +19,9 @@ from runtime_node.lanes.lifespan import CANCEL_GRACE, Lifespan
 from runtime_node.loader import LoadedCode, Loader
 from services.rpc.errors import SupervisorError
 
+_HANGS_SECONDS = 5.0
+_releasing: set[asyncio.Task[list[str]]] = set()
+
 Freed = Callable[[bool], None]
 """Told of each released app whether its memory went without a collection."""
 
@@ -101,9 +104,28 @@ class SharedLane:
 
 
 async def load(loader: Loader, launch: Launch) -> LoadedCode:
-    """Load an instance's code on a thread of its own: code that hangs holds up nobody."""
+    """Load an instance's code on a thread of its own: code that hangs holds up nobody.
+
+    When cancelled, what is loaded all the same is released. Only an import that hangs is interrupted: an
+    interruption could hit the loader itself in the middle of what it does for others.
+    """
     entrypoint = launch.spec.entrypoint
-    return await run_apart(lambda: loader.load(entrypoint), name=f"load {launch.context.app}")
+    loading = asyncio.create_task(
+        run_apart(lambda: loader.load(entrypoint), name=f"load {launch.context.app}")
+    )
+    try:
+        return await asyncio.shield(loading)
+    except asyncio.CancelledError:
+        loading.add_done_callback(_discard)
+        asyncio.get_running_loop().call_later(_HANGS_SECONDS, loading.cancel)
+        raise
+
+
+def _discard(loading: asyncio.Task[LoadedCode]) -> None:
+    if not loading.cancelled() and loading.exception() is None:
+        releasing = asyncio.create_task(run_apart(loading.result().release, name="release"))
+        _releasing.add(releasing)
+        releasing.add_done_callback(_releasing.discard)
 
 
 async def release(code: LoadedCode, freed: Freed) -> list[str]:
