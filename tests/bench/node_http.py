@@ -190,9 +190,8 @@ def main() -> None:
                 contestant.cpu.append(spent / (rate * seconds) * 1e6)
     base = contestants[0]
     print(f"{rounds} interleaved rounds of {seconds:g} s, {options.connections} connections")
-    print(
-        f"{'server':<20}{'requests/s':>12}{'min':>9}{'max':>9}{'p99 ms':>9}{'ratio':>8}{'CPU us':>9}{'ratio':>8}"
-    )
+    titles = f"{'server':<20}{'requests/s':>12}{'min':>9}{'max':>9}{'p99 ms':>9}{'ratio':>8}"
+    print(f"{titles}{'CPU us':>9}{'ratio':>8}")
     for contestant in contestants:
         # Pairs of one round saw the same neighbours on the machine.
         ratio = statistics.median(a / b for a, b in zip(contestant.rates, base.rates, strict=True))
