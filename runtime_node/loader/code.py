@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Awaitable, Callable
+from types import FunctionType
 from typing import Any, Literal
 
 from runtime_node.context import AppContext
@@ -13,7 +14,7 @@ from runtime_node.isolation.caches import evict
 from runtime_node.isolation.contain import ContainedApp
 from runtime_node.isolation.current import running_as
 from runtime_node.isolation.dismantle import dismantle
-from runtime_node.isolation.endings import place_of
+from runtime_node.isolation.endings import end_threads
 from runtime_node.isolation.environ import open_overlay
 from runtime_node.isolation.journal import undo
 from runtime_node.isolation.leaks import Canary, name_leaks
@@ -74,7 +75,8 @@ class LoadedCode:
         if not finding.is_app:
             raise SupervisorError("APP_FACTORY_FAILED", _wrong_result(self.entrypoint, app, finding))
         self.protocol = _protocol(finding)
-        self._canaries.append(Canary("the app object", app))
+        if not self._is_shared(app):
+            self._canaries.append(Canary("the app object", app))
         return self._adapt(app, finding, context, pool)
 
     def release(self, grace: float = 1.0) -> list[str]:
@@ -86,8 +88,7 @@ class LoadedCode:
         """
         leaks = []
         for instance in self._instances:
-            stuck = close_threads(instance)
-            leaks += [f"a worker thread is stuck in {name}" for name in map(place_of, stuck) if name]
+            leaks += end_threads(close_threads(instance), grace)
             leaks += undo(instance, grace)
             if self._lease is not None:
                 hooks.unbind(instance, self._lease.tree)
@@ -103,11 +104,19 @@ class LoadedCode:
         remains.clear()
         self.freed = not any(canary.is_alive for canary in self._canaries)
         if not self.freed:
-            leaks += name_leaks(self._canaries)
+            named = name_leaks(self._canaries)
+            leaks += named if lease is None else [_plainly(sentence, lease) for sentence in named]
         self._canaries.clear()
         if lease is not None:
             lease.release()
         return leaks
+
+    def _is_shared(self, app: Any) -> bool:
+        """Whether the factory returned something that its module keeps, which outlives the instance."""
+        if isinstance(app, FunctionType | type):
+            return True
+        modules = self._lease.tree.modules() if self._lease is not None else ()
+        return any(value is app for module in modules for value in list(vars(module).values()))
 
     async def _call_factory(self, context: AppContext) -> Any:
         error: SupervisorError
@@ -150,6 +159,13 @@ class LoadedCode:
         contained = ContainedApp(asgi, context.instance)
         self._apps.append(contained)
         return contained
+
+
+def _plainly(sentence: str, lease: Lease) -> str:
+    """Return a sentence with modules named as the app's author wrote them."""
+    for top in lease.tree.tops():
+        sentence = sentence.replace(f"{top}.", f"{lease.tree.plain(top)}.")
+    return sentence
 
 
 def _bound(factory: Any, finding: Finding, context: AppContext) -> Callable[[], Any]:
