@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 from collections.abc import Awaitable, Callable
 from types import FunctionType
@@ -17,7 +18,7 @@ from runtime_node.isolation.dismantle import dismantle
 from runtime_node.isolation.endings import end_threads
 from runtime_node.isolation.environ import open_overlay
 from runtime_node.isolation.journal import undo
-from runtime_node.isolation.leaks import Canary, name_leaks
+from runtime_node.isolation.leaks import Canary
 from runtime_node.isolation.pool import InstancePool
 from runtime_node.isolation.threads import close_threads, open_threads
 from runtime_node.lanes.lane import ASGIApp, Receive, Scope, Send
@@ -29,6 +30,9 @@ from runtime_node.loader.locations import Lease
 from runtime_node.loader.trees import IsolationUnsupportedError
 from runtime_node.loader.wsgi import WSGIAdapter
 from services.rpc.errors import SupervisorError
+
+# A step of the walk to a leak's holder stops all threads for as long as the heap is large.
+_NAMING_SECONDS = 0.05
 
 
 class LoadedCode:
@@ -49,7 +53,8 @@ class LoadedCode:
         self._instances: set[str] = set()
         self._apps: list[ContainedApp] = []
         self._canaries: list[Canary] = []
-        self.freed = True
+        self.suspects: list[Canary] = []
+        """After `release`: what of it is still in memory, as garbage or because something holds it."""
 
     async def build(self, context: AppContext, *, threads: int) -> ASGIApp:
         """Return a new app for one instance, as an ASGI 3 callable.
@@ -83,8 +88,8 @@ class LoadedCode:
         """Give up the code, and undo and free what was built of it; return a sentence for each leak.
 
         Blocks for milliseconds, or up to about `grace` seconds while threads of the app end: call it in a
-        worker thread, after the app's shutdown. `freed` then tells whether its memory is free already.
-        Repeats do nothing.
+        worker thread, after the app's shutdown. What is not free by then is in `suspects`, for
+        `GCPolicy.stopped`. Repeats do nothing.
         """
         leaks = []
         for instance in self._instances:
@@ -102,14 +107,22 @@ class LoadedCode:
             evict(tops)
             dismantle(remains)
         remains.clear()
-        self.freed = not any(canary.is_alive for canary in self._canaries)
-        if not self.freed:
-            named = name_leaks(self._canaries)
+        self._free_the_rest()
+        for canary in self.suspects:
+            named = canary.describe(_NAMING_SECONDS)
             leaks += named if lease is None else [_plainly(sentence, lease) for sentence in named]
-        self._canaries.clear()
         if lease is not None:
             lease.release()
         return leaks
+
+    def _free_the_rest(self) -> None:
+        """Try once more, without what a request left in cycles, and keep the canaries of what still lives."""
+        self.suspects = [canary for canary in self._canaries if canary.is_alive]
+        self._canaries.clear()
+        if self.suspects:
+            gc.collect(1)
+            dismantle([canary.target() for canary in self.suspects if canary.is_alive])
+            self.suspects = [canary for canary in self.suspects if canary.is_alive]
 
     def _is_shared(self, app: Any) -> bool:
         """Whether the factory returned something that its module keeps, which outlives the instance."""

@@ -54,7 +54,8 @@ async def measure(apps: int, with_policy: bool) -> dict[str, Any]:
             "a", f"apps/a/instances/{number}", 1, {}, {}, {}, None, ROOT, logging.getLogger("bench")
         )
         asgi = await code.build(context, threads=4)
-        policy.started()
+        if with_policy:
+            policy.started()
         return code, asgi
 
     first = [await start(-1)]
@@ -81,8 +82,8 @@ async def measure(apps: int, with_policy: bool) -> dict[str, Any]:
         since_stop = time.perf_counter()
         await asyncio.to_thread(code.release)
         stops.append(time.perf_counter() - since_stop)
-        freed += code.freed
-        policy.stopped(freed=code.freed)
+        freed += not code.suspects
+        policy.stopped(code.entrypoint.module, code.suspects)
         running.append(await start(10_000 + number))
         if with_policy:
             policy.tick()
