@@ -15,16 +15,17 @@ from dataclasses import dataclass
 from runtime_node.isolation.leaks import Canary
 
 # A young collection looks at about this many new containers: less than a millisecond.
-YOUNG = 2_000
+YOUNG = 1_000
 # A full collection runs over what was allocated since the last freeze, so the product of the three bounds it
-# to 50,000 containers: about ten milliseconds.
+# to 20,000 containers: about ten milliseconds.
 MIDDLE = 5
-OLD = 5
+OLD = 4
 # Freezing costs nothing, but keeps the garbage of the moment until the next thorough collection: starts in a
 # row are frozen together, so many at a time that a collection between them stays short.
 _SETTLE_SECONDS = 0.5
 _STARTS = 8
 _NAMING_SECONDS = 0.5
+_LONG_SECONDS = 0.005
 
 
 @dataclass(slots=True)
@@ -59,6 +60,7 @@ class GCPolicy:
         self._since = 0.0
         self._starts = 0
         self._started = 0.0
+        self._thorough = False
 
     def install(self) -> None:
         """Set the thresholds, freeze what is there, and measure pauses. Once per process."""
@@ -66,6 +68,8 @@ class GCPolicy:
         gc.callbacks.append(self._measure)
         gc.collect()
         gc.freeze()
+        # A full collection waits until a quarter of what survived the last one is new: now nothing survives.
+        gc.collect()
 
     def uninstall(self) -> None:
         """Give the collector back as Python starts with it."""
@@ -117,9 +121,11 @@ class GCPolicy:
 
     def collect_all(self) -> None:
         """Collect the whole heap. Stops every thread: about 1 ms per app of 20 routes."""
+        self._thorough = True
         gc.unfreeze()
         gc.collect()
         gc.freeze()
+        self._thorough = False
         self.figures.frozen = gc.get_freeze_count()
         self.figures.full_collections += 1
 
@@ -132,5 +138,11 @@ class GCPolicy:
     def _measure(self, phase: str, info: dict[str, int]) -> None:
         if phase == "start":
             self._started = time.perf_counter()
-        else:
-            self.figures.longest_pause = max(self.figures.longest_pause, time.perf_counter() - self._started)
+            return
+        pause = time.perf_counter() - self._started
+        self.figures.longest_pause = max(self.figures.longest_pause, pause)
+        if info["generation"] == 2 and pause > _LONG_SECONDS and not self._thorough:
+            # What survived a full collection is alive: apps keep what their first requests build. Without
+            # this each full collection would look at all of it again. What freezing holds on to by mistake
+            # is the garbage of requests in flight, once, until the next thorough collection.
+            gc.freeze()
