@@ -40,7 +40,7 @@ def acting_instance() -> str:
     for _ in range(_MOST_FRAMES):
         if frame is None or TREE_KEY in frame.f_builtins:
             break
-        if frame.f_code.co_name == "<module>":
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") != "__main__":
             return ""
         frame = frame.f_back
     return instance
