@@ -5,19 +5,24 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import grpc
 from google.longrunning import operations_pb2
 from google.longrunning.operations_pb2_grpc import OperationsStub
 from google.protobuf.duration_pb2 import Duration
+from google.rpc.error_details_pb2 import ErrorInfo
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition
+from services.control_plane import server
 from services.control_plane.server import ControlPlane
 from services.control_plane.settings import Settings
+from services.control_plane.store.interface import CatalogStore
+from services.control_plane.store.sql_store import open_store
 from tests.fakes.runtime_node import FakeNode
 
 WAIT = 15.0
@@ -43,12 +48,17 @@ class Plane:
             listen="127.0.0.1:0", database_url=self.url, node_timeout=self.node_timeout, drain_timeout=2
         )
         self._running = ControlPlane(settings)
-        await self._running.start()
+        with patch.object(server, "open_store", self._open):
+            await self._running.start()
         self.port = self._running.port
         self.channel = grpc.aio.insecure_channel(self.address)
         self.apps: Any = AppCatalogStub(self.channel)
         self.fleet: Any = FleetStub(self.channel)
         self.operations: Any = OperationsStub(self.channel)
+
+    def _open(self, url: str) -> CatalogStore:
+        self.store = open_store(url)
+        return self.store
 
     async def stop(self) -> None:
         if self._running is not None:
@@ -150,8 +160,6 @@ def metadata(operation: operations_pb2.Operation) -> pb.OperationMetadata:
 
 
 def reason(status: Any) -> str:
-    from google.rpc.error_details_pb2 import ErrorInfo
-
     info = ErrorInfo()
     for detail in status.details:
         if detail.Unpack(info):

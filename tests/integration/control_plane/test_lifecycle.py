@@ -193,9 +193,7 @@ async def test_data_of_a_stopped_app_is_dropped_too(plane: Plane) -> None:
     node = await plane.node()
     uid = (await plane.create("shop")).uid
     await plane.done(await plane.apps.StopApp(pb.StopAppRequest(name="apps/shop")))
-    await plane.done(
-        await plane.apps.DeleteApp(pb.DeleteAppRequest(name="apps/shop", data_policy=pb.DROP))
-    )
+    await plane.done(await plane.apps.DeleteApp(pb.DeleteAppRequest(name="apps/shop", data_policy=pb.DROP)))
     assert set(node.purged) == {uid}
 
 

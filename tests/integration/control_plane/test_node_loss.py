@@ -141,7 +141,8 @@ async def test_a_new_life_at_the_same_address_takes_over_at_once(plane: Plane) -
     await second.start(node.address)
     await second.register(plane.address)
     await plane.app(
-        "apps/shop", lambda app: app.health == rt.HEALTHY and app.instances[0].incarnation == second.incarnation
+        "apps/shop",
+        lambda app: app.health == rt.HEALTHY and app.instances[0].incarnation == second.incarnation,
     )
 
 
