@@ -261,3 +261,17 @@ TestConvergence.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
+
+
+def test_a_version_that_is_ready_only_after_an_update_goes_on_serving_when_the_update_fails() -> None:
+    state = Convergence()
+    state.create(entrypoint="good:app", desired=pb.RUNNING, lazy=False)
+    state.look()
+    state.step(index=0)
+    state.update(entrypoint=BAD)
+    state.teardown()
+    assert state.record is not None
+    assert state.record.status.state == rt.RUNNING
+    state.restart_node()
+    state.teardown()
+    assert state.record.status.state == rt.FAILED
