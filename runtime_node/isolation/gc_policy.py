@@ -57,6 +57,7 @@ class GCPolicy:
         self._lock = threading.Lock()
         self._on_leak = on_leak
         self._suspects: dict[str, list[Canary]] = {}
+        self._unfreed = 0
         self._since = 0.0
         self._starts = 0
         self._started = 0.0
@@ -87,11 +88,16 @@ class GCPolicy:
         if due:
             self.freeze()
 
-    def stopped(self, instance: str, suspects: Sequence[Canary] = ()) -> None:
-        """Note that an app has stopped, and what of it is in memory still: leaks are told later."""
-        if suspects:
+    def stopped(self, *, freed: bool, instance: str = "", suspects: Sequence[Canary] = ()) -> None:
+        """Note that an app has stopped, and whether its memory went without a collection.
+
+        What is in memory still (`LoadedCode.suspects`) is looked at again after the next thorough collection;
+        `on_leak` then hears of what was no garbage.
+        """
+        if not freed:
             with self._lock:
-                self._suspects[instance] = list(suspects)
+                self._unfreed += 1
+                self._suspects.setdefault(instance, []).extend(suspects)
 
     def tick(self) -> None:
         """Do what is due: call it once a second, from any thread that may pause.
@@ -102,8 +108,9 @@ class GCPolicy:
         with self._lock:
             freeze = self._starts > 0 and time.monotonic() - self._since >= _SETTLE_SECONDS
             suspects = dict(self._suspects)
-            thorough = bool(suspects) and (self._is_idle() or len(suspects) >= self._garbage_limit)
+            thorough = self._unfreed > 0 and (self._is_idle() or self._unfreed >= self._garbage_limit)
             if thorough:
+                self._unfreed = 0
                 self._suspects.clear()
         if thorough:
             self.collect_all()
