@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context, copy_context
-from typing import Protocol
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import IsolationTier
 from runtime_node.instances.terms import limit_terms
@@ -24,12 +23,8 @@ from services.rpc.errors import SupervisorError
 _HANGS_SECONDS = 5.0
 _releasing: set[asyncio.Task[list[str]]] = set()
 
-
-class Released(Protocol):
-    """Told of each released app: whether its memory went with it, and what of it is there still."""
-
-    def __call__(self, *, freed: bool, instance: str, suspects: Sequence[Canary]) -> None:
-        """Take note; called on the control loop, must not block."""
+Released = Callable[[str, Sequence[Canary]], None]
+"""Told of each released app, by its instance, what of it is in memory still."""
 
 
 class SharedApp:
@@ -137,7 +132,7 @@ def _discard(loading: asyncio.Task[LoadedCode]) -> None:
 async def release(code: LoadedCode, instance: str, released: Released) -> list[str]:
     """Release an app's code on a thread of its own; return what it leaves behind, in words."""
     leaks = await run_apart(code.release, name=f"release {code.entrypoint}")
-    released(freed=code.freed, instance=instance, suspects=code.suspects)
+    released(instance, code.suspects)
     return leaks
 
 
