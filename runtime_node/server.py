@@ -21,6 +21,7 @@ import psutil
 
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
+from appsupervisor.runtime.v1.runtime_environment_pb2 import IsolationTier
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import add_RuntimeEnvironmentServicer_to_server
 from runtime_node import __version__
 from runtime_node.http import HttpFront, Router
@@ -28,12 +29,13 @@ from runtime_node.instances.conductor import Conductor, Hooks
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed, duration
 from runtime_node.instances.figures import FigureSweep
-from runtime_node.instances.host import InstanceHost
+from runtime_node.instances.host import InstanceHost, LogHooks
 from runtime_node.instances.probes import Probes
-from runtime_node.instances.record import timestamp
+from runtime_node.instances.record import Instance, timestamp
 from runtime_node.instances.routes import Routes
 from runtime_node.instances.slots import StartSlots
 from runtime_node.instances.sweeps import Sweeps
+from runtime_node.isolation import seams
 from runtime_node.lanes.choice import Lanes, Tier
 from runtime_node.lanes.lag import LoopLag
 from runtime_node.lanes.lane import Lane
@@ -43,6 +45,9 @@ from runtime_node.lanes.process.zygote import Zygote
 from runtime_node.lanes.shared import SharedLane
 from runtime_node.lanes.thread import ThreadLane
 from runtime_node.loader import Loader
+from runtime_node.logs.app_logs import AppLogs, Speaker
+from runtime_node.logs.echo import echo_of_stderr
+from runtime_node.logs.tail import Tails
 from runtime_node.registration import Registration
 from runtime_node.servicer import RuntimeServicer
 from runtime_node.settings import Address, NodeSettings
@@ -70,6 +75,8 @@ class Node:
         self.http = settings.http_listen
         self.host: InstanceHost
         self.feed: InstanceFeed
+        self.logs: AppLogs
+        self.tails: Tails
         self._zygote = zygote
         self._process = psutil.Process()
 
@@ -82,7 +89,16 @@ class Node:
             stack.enter_context(data_directory_lock(settings.data_dir))
             databases = Databases(settings.data_dir)
             await asyncio.to_thread(databases.finish_purges)
-            # 2. The front: the listener's loop, which SHARED apps run on too.
+            # 2. The logs of apps: from here on what they print and log is theirs.
+            self.logs = AppLogs(
+                settings.data_dir / "logs", self._speaker,
+                echo=echo_of_stderr() if settings.echo_app_logs else None,
+            )  # fmt: skip
+            await asyncio.to_thread(self.logs.finish_purges)
+            self.logs.start()
+            stack.push_async_callback(_quietly, "logs", self.logs.close)
+            # 3. The front: the listener's loop, which SHARED apps run on too.
+            seams.install()
             limit_worker_threads_by_owner()
             router = Router(settings.base_domain)
             front = HttpFront(
@@ -92,16 +108,18 @@ class Node:
             prepare_loop(front.loop)
             stack.push_async_callback(_quietly, "front", lambda: front.stop(RPC_GRACE))
             self.http = Address(settings.http_listen.host, (await front.start())[1])
-            # 3. The lanes.
+            # 4. The lanes.
             lanes = self._lanes(front)
             for lane in lanes.values():
                 stack.push_async_callback(_quietly, "lane", lane.close)
-            # 4. The core.
+            # 5. The core.
             self.feed = InstanceFeed(settings.node_name, self.incarnation)
             self.host = InstanceHost(
                 feed=self.feed, routes=Routes(router), databases=databases,
                 max_instances=settings.max_instances,
+                logs=LogHooks(self._fault, self._quiet, self.logs.purge),
             )  # fmt: skip
+            self.tails = Tails(self.logs, self.host.newest_uid, self.host.has)
             probes = Probes(front.loop, settings.base_domain, self.host.reassess)
             figures = FigureSweep(self.feed.measured)
             stack.push_async_callback(_quietly, "probes", probes.close)
@@ -114,8 +132,8 @@ class Node:
                 memory=self.memory, memory_budget=settings.memory_budget_bytes,
             )  # fmt: skip
             _background(stack, sweeps.run())
-            # 5. The API, ended only after its streams have told how every instance ended.
-            servicer = RuntimeServicer(self.host, self.feed, self.status)
+            # 6. The API, ended only after its streams have told how every instance ended.
+            servicer = RuntimeServicer(self.host, self.feed, self.tails, self.status)
             service = Service(
                 "appsupervisor.runtime.v1.RuntimeEnvironment",
                 add_RuntimeEnvironmentServicer_to_server,
@@ -125,7 +143,7 @@ class Node:
             self.listen = Address(settings.listen.host, await server.start(str(settings.listen)))
             stack.push_async_callback(_quietly, "api", lambda: server.stop(RPC_GRACE))
             stack.push_async_callback(_quietly, "instances", self._end_instances)
-            # 6. The control plane hears of it.
+            # 7. The control plane hears of it.
             if settings.control_plane:
                 registration = Registration(settings.control_plane, self._registration, self.feed)
                 _background(stack, registration.run())
@@ -142,6 +160,19 @@ class Node:
         if left:
             log.error("instances did not end in time", extra={"action": "node.cut_off", "instances": left})
         self.feed.close()
+        self.tails.close()
+
+    def _fault(self, name: str, stack: str) -> None:
+        # A guest tells its own faults, with the app's stack instead of its proxy's.
+        if self.host.tier(name) != IsolationTier.PROCESS:
+            self.logs.fault(name, stack)
+
+    def _speaker(self, name: str) -> Speaker | None:
+        return self.host.speaker(name)
+
+    def _quiet(self, instance: Instance) -> None:
+        self.logs.forget(instance.name, instance.app, instance.uid)
+        self.tails.look()
 
     def _lanes(self, front: HttpFront) -> dict[Tier, Lane]:
         loader = Loader(self.settings.app_dirs)
@@ -151,7 +182,7 @@ class Node:
         thread = ThreadLane(loader, front.loop)
         lanes[thread.tier] = thread
         if self._zygote is not None:
-            process = ProcessLane(self._zygote)
+            process = ProcessLane(self._zygote, self.logs.output)
             lanes[process.tier] = process
         return lanes
 

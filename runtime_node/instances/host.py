@@ -10,13 +10,16 @@ import base64
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
 
 from sortedcontainers import SortedDict
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Activation,
     InstanceSpec,
+    IsolationTier,
     State,
     StopInstanceRequest,
 )
@@ -31,6 +34,7 @@ from runtime_node.instances.record import Instance, error_message
 from runtime_node.instances.routes import Routes
 from runtime_node.instances.states import initial
 from runtime_node.instances.terms import limit_terms
+from runtime_node.logs.app_logs import Speaker
 from services.rpc.errors import SupervisorError
 
 log = logging.getLogger("runtime_node.instances")
@@ -38,6 +42,18 @@ log = logging.getLogger("runtime_node.instances")
 DEFAULT_PAGE, MAX_PAGE = 50, 1000
 MAX_FENCES = 100_000
 """Apps without an instance here whose highest epoch is still known."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogHooks:
+    """What the logs of apps have to know."""
+
+    fault: Callable[[str, str], None]
+    """An exception left an instance's app: its name and the traceback. Any thread; must not block."""
+    quiet: Callable[[Instance], None]
+    """An instance has ended or gone dormant."""
+    purge: Callable[[str, str], Awaitable[None]]
+    """The data of an app, by id and uid, is being removed. May raise OSError."""
 
 
 class InstanceHost:
@@ -50,11 +66,13 @@ class InstanceHost:
         routes: Routes,
         databases: Databases,
         max_instances: int,
+        logs: LogHooks,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._feed = feed
         self._routes = routes
         self._databases = databases
+        self._logs = logs
         self._wall = wall
         self.max_instances = max_instances
         self.conductor: Conductor
@@ -154,6 +172,28 @@ class InstanceHost:
             last = name
         return page, ""
 
+    def speaker(self, name: str) -> Speaker | None:
+        """Return who an instance is to its log, None if it is not here. Any thread."""
+        instance: Instance | None = self._instances.get(name)
+        if instance is None:
+            return None
+        return Speaker(instance.app, instance.uid, tuple(instance.spec().secret_env.values()))
+
+    def tier(self, name: str) -> IsolationTier.ValueType:
+        """Return the tier that an instance runs in; unspecified while it does not run. Any thread."""
+        instance: Instance | None = self._instances.get(name)
+        life = None if instance is None else instance.life
+        return IsolationTier.ISOLATION_TIER_UNSPECIFIED if life is None else life.tier
+
+    def newest_uid(self, app: str) -> str:
+        """Return the uid of the app's newest instance here, or ""."""
+        instances = self._apps.get(app, ())
+        return instances[-1].uid if instances else ""
+
+    def has(self, name: str) -> bool:
+        """Tell whether an instance is here."""
+        return name in self._instances
+
     async def shutdown(self, deadline: float) -> int:
         """Refuse new instances, stop all, wait at most `deadline` seconds; return how many are left."""
         self.draining = True
@@ -175,6 +215,8 @@ class InstanceHost:
             self.running[instance.name] = instance
         else:
             self.running.pop(instance.name, None)
+            if instance.state == State.IDLE:
+                self._logs.quiet(instance)
         app = instance.app
         self._routes.update(app, self._apps.get(app, ()))
         self._feed.changed(instance)
@@ -197,6 +239,7 @@ class InstanceHost:
         else:
             del self._apps[app]
         self._routes.update(app, rest)
+        self._logs.quiet(instance)
         why = None
         if self.draining:
             shutdown = SupervisorError("NODE_DRAINING", "It ended because its node shut down.")
@@ -206,7 +249,7 @@ class InstanceHost:
     # --- inside ---
 
     def _register(self, spec: InstanceSpec, version: tuple[int, int]) -> Instance:
-        gate = Gate(spec.name, self._gate_limits(spec))
+        gate = Gate(spec.name, self._gate_limits(spec), partial(self._logs.fault, spec.name))
         state = initial(spec.activation == Activation.ON_REQUEST)
         instance = Instance(spec, gate, self._wall(), state, self.conductor)
         self._instances[spec.name] = instance
@@ -247,6 +290,7 @@ class InstanceHost:
         if (app, uid) not in self._purges or uid in self._uids:
             return
         try:
+            await self._logs.purge(app, uid)
             await asyncio.to_thread(self._databases.purge, app, uid)
         except OSError as fault:
             log.error(
