@@ -12,7 +12,8 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -21,33 +22,30 @@ import psutil
 
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
-from appsupervisor.runtime.v1.runtime_environment_pb2 import IsolationTier
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import add_RuntimeEnvironmentServicer_to_server
-from runtime_node import __version__
+from runtime_node import __version__, isolation
 from runtime_node.http import HttpFront, Router
-from runtime_node.instances.conductor import Conductor, Hooks
+from runtime_node.instances.conductor import Conductor
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed, duration
 from runtime_node.instances.figures import FigureSweep
-from runtime_node.instances.host import InstanceHost, LogHooks
+from runtime_node.instances.host import InstanceHost
 from runtime_node.instances.probes import Probes
-from runtime_node.instances.record import Instance, timestamp
+from runtime_node.instances.record import timestamp
 from runtime_node.instances.routes import Routes
 from runtime_node.instances.slots import StartSlots
 from runtime_node.instances.sweeps import Sweeps
-from runtime_node.isolation import seams
+from runtime_node.instances.transitions import Hooks
+from runtime_node.isolation import GCPolicy
 from runtime_node.lanes.choice import Lanes, Tier
 from runtime_node.lanes.lag import LoopLag
 from runtime_node.lanes.lane import Lane
-from runtime_node.lanes.ownership import limit_worker_threads_by_owner, prepare_loop
 from runtime_node.lanes.process.lane import ProcessLane
 from runtime_node.lanes.process.zygote import Zygote
 from runtime_node.lanes.shared import SharedLane
 from runtime_node.lanes.thread import ThreadLane
 from runtime_node.loader import Loader
-from runtime_node.logs.app_logs import AppLogs, Speaker
-from runtime_node.logs.echo import echo_of_stderr
-from runtime_node.logs.tail import Tails
+from runtime_node.observation import Observation
 from runtime_node.registration import Registration
 from runtime_node.servicer import RuntimeServicer
 from runtime_node.settings import Address, NodeSettings
@@ -56,6 +54,8 @@ from services.rpc.server import RpcServer, Service
 log = logging.getLogger("runtime_node")
 
 RPC_GRACE = 1.0
+BLOCKING_CALLS = 32
+"""Threads for the node's own calls that wait for the disk; one that hangs must not hold up the others."""
 SWITCH_INTERVAL = 0.0005
 """Seconds after which a thread that computes gives way: bounds how long apps can delay the control loop."""
 
@@ -67,7 +67,11 @@ class DataDirectoryTaken(Exception):  # noqa: N818 - says what is
 class Node:
     """One life of a node, built by `run_node`."""
 
-    def __init__(self, settings: NodeSettings, zygote: Zygote | None = None) -> None:
+    def __init__(
+        self, settings: NodeSettings, zygote: Zygote | None = None, *, owns_process: bool = False
+    ) -> None:
+        """`owns_process`: nothing else lives in this process, so its collector may be tuned."""
+        self._owns_process = owns_process
         self.settings = settings
         self.incarnation = secrets.token_hex(8)
         self.started = time.time()
@@ -75,8 +79,9 @@ class Node:
         self.http = settings.http_listen
         self.host: InstanceHost
         self.feed: InstanceFeed
-        self.logs: AppLogs
-        self.tails: Tails
+        self.observation: Observation
+        self.front: HttpFront
+        self.sweeps: Sweeps
         self._zygote = zygote
         self._process = psutil.Process()
 
@@ -90,50 +95,53 @@ class Node:
             databases = Databases(settings.data_dir)
             await asyncio.to_thread(databases.finish_purges)
             # 2. The logs of apps: from here on what they print and log is theirs.
-            self.logs = AppLogs(
-                settings.data_dir / "logs", self._speaker,
-                echo=echo_of_stderr() if settings.echo_app_logs else None,
-            )  # fmt: skip
-            await asyncio.to_thread(self.logs.finish_purges)
-            self.logs.start()
-            stack.push_async_callback(_quietly, "logs", self.logs.close)
+            self.observation = observed = Observation(settings)
+            await asyncio.to_thread(observed.logs.finish_purges)
+            observed.logs.start()
+            stack.push_async_callback(_quietly, "logs", observed.logs.close)
             # 3. The front: the listener's loop, which SHARED apps run on too.
-            seams.install()
-            limit_worker_threads_by_owner()
+            isolation.install()
             router = Router(settings.base_domain)
-            front = HttpFront(
+            self.front = front = HttpFront(
                 settings.http_listen.host, settings.http_listen.port, router,
                 trusted_proxies=settings.trusted_proxies,
             )  # fmt: skip
-            prepare_loop(front.loop)
+            isolation.attach(front.loop)
+            isolation.guard_loop(front.loop)
             stack.push_async_callback(_quietly, "front", lambda: front.stop(RPC_GRACE))
             self.http = Address(settings.http_listen.host, (await front.start())[1])
             # 4. The lanes.
-            lanes = self._lanes(front)
+            loader = Loader(settings.app_dirs)
+            stack.callback(loader.close)
+            collector = GCPolicy(lambda: self.sweeps.quiet, self._leaked)
+            if self._owns_process:
+                collector.install()
+                stack.callback(collector.uninstall)
+            lanes = self._lanes(front, loader, collector)
             for lane in lanes.values():
                 stack.push_async_callback(_quietly, "lane", lane.close)
             # 5. The core.
             self.feed = InstanceFeed(settings.node_name, self.incarnation)
-            self.host = InstanceHost(
+            self.host = observed.host = InstanceHost(
                 feed=self.feed, routes=Routes(router), databases=databases,
-                max_instances=settings.max_instances,
-                logs=LogHooks(self._fault, self._quiet, self.logs.purge),
+                max_instances=settings.max_instances, logs=observed.hooks,
             )  # fmt: skip
-            self.tails = Tails(self.logs, self.host.newest_uid, self.host.has)
             probes = Probes(front.loop, settings.base_domain, self.host.reassess)
             figures = FigureSweep(self.feed.measured)
             stack.push_async_callback(_quietly, "probes", probes.close)
             self.host.conductor = Conductor(
-                lanes=Lanes(lanes), databases=databases, slots=StartSlots(settings.concurrent_starts),
-                probes=probes, hooks=Hooks(self.host.changed, self.host.gone),
+                lanes=Lanes(lanes, loader), databases=databases, slots=StartSlots(settings.concurrent_starts),
+                probes=probes,
+                hooks=Hooks(self.host.changed, self.host.gone, self.host.serving, collector.started),
             )  # fmt: skip
-            sweeps = Sweeps(
+            self.sweeps = sweeps = Sweeps(
                 self.host, self.host.conductor, figures,
                 memory=self.memory, memory_budget=settings.memory_budget_bytes,
+                after=collector.tick if self._owns_process else lambda: None,
             )  # fmt: skip
             _background(stack, sweeps.run())
             # 6. The API, ended only after its streams have told how every instance ended.
-            servicer = RuntimeServicer(self.host, self.feed, self.tails, self.status)
+            servicer = RuntimeServicer(self.host, self.feed, observed.tails, self.status)
             service = Service(
                 "appsupervisor.runtime.v1.RuntimeEnvironment",
                 add_RuntimeEnvironmentServicer_to_server,
@@ -160,31 +168,21 @@ class Node:
         if left:
             log.error("instances did not end in time", extra={"action": "node.cut_off", "instances": left})
         self.feed.close()
-        self.tails.close()
+        self.observation.tails.close()
 
-    def _fault(self, name: str, stack: str) -> None:
-        # A guest tells its own faults, with the app's stack instead of its proxy's.
-        if self.host.tier(name) != IsolationTier.PROCESS:
-            self.logs.fault(name, stack)
-
-    def _speaker(self, name: str) -> Speaker | None:
-        return self.host.speaker(name)
-
-    def _quiet(self, instance: Instance) -> None:
-        self.logs.forget(instance.name, instance.app, instance.uid)
-        self.tails.look()
-
-    def _lanes(self, front: HttpFront) -> dict[Tier, Lane]:
-        loader = Loader(self.settings.app_dirs)
+    def _lanes(self, front: HttpFront, loader: Loader, collector: GCPolicy) -> dict[Tier, Lane]:
         lanes: dict[Tier, Lane] = {}
-        shared = SharedLane(loader, front.loop, LoopLag(front.loop).read)
+        shared = SharedLane(loader, front.loop, LoopLag(front.loop).read, collector.stopped)
         lanes[shared.tier] = shared
-        thread = ThreadLane(loader, front.loop)
+        thread = ThreadLane(loader, front.loop, collector.stopped)
         lanes[thread.tier] = thread
         if self._zygote is not None:
-            process = ProcessLane(self._zygote, self.logs.output)
+            process = ProcessLane(self._zygote, self.observation.logs.output)
             lanes[process.tier] = process
         return lanes
+
+    def _leaked(self, name: str, holders: Sequence[str]) -> None:
+        self.host.leaked(name, holders)
 
     def status(self) -> pb.RuntimeStatus:
         """Return who this node is and what it carries."""
@@ -239,6 +237,7 @@ async def run_node(settings: NodeSettings, zygote: Zygote | None) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(BLOCKING_CALLS, thread_name_prefix="node"))
 
     def end() -> None:
         if ended.is_set():
@@ -248,7 +247,7 @@ async def run_node(settings: NodeSettings, zygote: Zygote | None) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
-    async with Node(settings, zygote).serving():
+    async with Node(settings, zygote, owns_process=True).serving():
         await ended.wait()
     log.info("ended", extra={"action": "node.ended"})
 

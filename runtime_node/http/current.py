@@ -1,14 +1,10 @@
-"""Which instance the running code serves, and the exception that interrupts a request."""
+"""The exception that interrupts a request; which instance a request serves is `isolation.current`'s."""
 
 from __future__ import annotations
 
-from contextvars import ContextVar
+from runtime_node.isolation.current import CURRENT_INSTANCE
 
-CURRENT_INSTANCE: ContextVar[str] = ContextVar("appsupervisor_current_instance", default="")
-"""Resource name of the instance whose request runs in this context; empty outside of requests.
-
-It is set in a context made for each request, so nothing that a request sets is seen by another.
-"""
+__all__ = ["CURRENT_INSTANCE", "RequestInterrupted"]
 
 
 class RequestInterrupted(BaseException):

@@ -140,7 +140,7 @@ class Exchange:
         if self._news is not None:
             self._news.set()
         gate = self.gate
-        if gate is not None and not gate.dropped(self) and self.task is not None:
+        if gate is not None and not gate.dropped(self, gone=True) and self.task is not None:
             self.connection.front.orphans.add(self)
 
     def expire(self) -> None:
@@ -155,6 +155,10 @@ class Exchange:
             self.cut(REQUEST_TIMEOUT, timeout=True)
 
     # --- driven by the gate ---
+
+    def moved(self, gate: Gate) -> None:
+        """Take note that another gate has it from now on."""
+        self.gate = gate
 
     def refuse(self, problem: Problem) -> None:
         """Answer without the app."""

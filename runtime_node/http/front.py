@@ -20,6 +20,8 @@ _logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _JOIN_TIME = 5.0
+# For a healthy loop to answer the control loop, beyond what it was given to do.
+_ANSWER_TIME = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ class HttpFront:
         """
         self._thread.start()
         try:
-            self._address = await self._call(self._listener.start(self._host, self._port))
+            self._address = await self._call(self._listener.start(self._host, self._port), _ANSWER_TIME)
         except BaseException:
             await self.stop(0)
             raise
@@ -90,20 +92,26 @@ class HttpFront:
         """Accept no more connections, let those that serve finish, cut them after `timeout` seconds.
 
         Returns how many were cut. WebSockets are closed with 1012 at once. The loop goes on running.
+        Raises TimeoutError when the front loop is blocked and so answers nobody.
         """
-        return await self._call(self._listener.drain(timeout))
+        return await self._call(self._listener.drain(timeout), timeout + _ANSWER_TIME)
 
     async def stop(self, deadline: float) -> int:
         """Drain for at most `deadline` seconds, then end the loop and its thread. Returns how many were cut.
 
-        Safe to repeat. Tasks that are still on the loop are cancelled.
+        Safe to repeat. Tasks that are still on the loop are cancelled. A loop that is blocked for good is
+        left to the end of the process, and logged.
         """
         if not self._thread.is_alive():
             if not self._loop.is_closed():
                 self._loop.close()
             return 0
-        cut = await self.drain(deadline)
-        await self._call(self._cancel_tasks())
+        cut = 0
+        try:
+            cut = await self.drain(deadline)
+            await self._call(self._cancel_tasks(), _ANSWER_TIME)
+        except TimeoutError:
+            _logger.error("the front loop is blocked", extra={"action": "front.blocked"})
         self._stopping = True
         self._loop.call_soon_threadsafe(self._loop.stop)
         await asyncio.to_thread(self._thread.join, _JOIN_TIME)
@@ -120,8 +128,9 @@ class HttpFront:
             refusals=listener.refusals.copy(),
         )
 
-    async def _call(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
+    async def _call(self, coroutine: Coroutine[Any, Any, _T], timeout: float) -> _T:
+        async with asyncio.timeout(timeout):
+            return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self._loop))
 
     async def _cancel_tasks(self) -> None:
         self._listener.stop()

@@ -9,62 +9,38 @@ import asyncio
 import logging
 import threading
 import time
-import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextvars import Context
-from typing import Any, Protocol
 
 from runtime_node.http.current import CURRENT_INSTANCE
+from runtime_node.http.faults import FaultTeller
 from runtime_node.http.figures import GateFigures, Latencies
 from runtime_node.http.limits import DEFAULT_GATE_LIMITS, GateLimits
+from runtime_node.http.passage import Passage
 from runtime_node.http.problems import INSTANCE_STOPPING, QUEUE_FULL, Problem
 from runtime_node.lanes.lane import ASGIApp
 
 _logger = logging.getLogger(__name__)
 
-_FAULTS_PER_SECOND = 5.0
-_STACK_LIMIT = 16 * 1024
 _UNWIND_TIME = 1.0
 _BLOCKED_TIME = 1.0
-
-
-class Passage(Protocol):
-    """A request or a WebSocket on its way through a gate. All of it belongs to the front loop."""
-
-    is_websocket: bool
-    admitted_at: float
-    task: asyncio.Task[None] | None
-
-    def run(self, asgi: ASGIApp) -> Coroutine[Any, Any, None]:
-        """Serve it with the app; calls the gate's `left` and `ended`. Never raises a fault."""
-        ...
-
-    def refuse(self, problem: Problem) -> None:
-        """Answer a passage that was never admitted."""
-        ...
-
-    def cut(self, problem: Problem) -> None:
-        """End one that is being served: answer if nothing was sent yet, else close; cancel its task."""
-        ...
-
-    def close_gently(self) -> None:
-        """Tell the client of a WebSocket to come again (1012)."""
-        ...
 
 
 class _Door:
     """What a gate does with a new request; replaced as a whole, so a reader needs no lock."""
 
-    __slots__ = ("asgi", "on_wanted", "problem", "wanted")
+    __slots__ = ("asgi", "forward", "on_wanted", "problem", "wanted")
 
     def __init__(
         self,
         asgi: ASGIApp | None = None,
         on_wanted: Callable[[], None] | None = None,
         problem: Problem | None = None,
+        forward: Gate | None = None,
     ) -> None:
         self.asgi = asgi
+        self.forward = forward
         self.on_wanted = on_wanted
         self.problem = problem
         self.wanted = False
@@ -79,10 +55,10 @@ class Gate:
     """
 
     __slots__ = (
-        "_context", "_disconnects", "_door", "_errors", "_fault_budget", "_faults", "_idle",
-        "_in_flight", "_last_fault", "_last_time", "_latencies", "_lock", "_loop", "_on_fault",
-        "_queue", "_requests", "_running", "_shed", "_timeouts", "_too_large", "_websockets", "limits",
-        "name",
+        "_context", "_disconnects", "_door", "_errors", "_faults", "_idle",
+        "_in_flight", "_last_time", "_latencies", "_lock", "_loop", "_on_fault",
+        "_queue", "_requests", "_running", "_shed", "_teller", "_timeouts", "_too_large", "_websockets",
+        "limits", "name",
     )  # fmt: skip
 
     def __init__(
@@ -107,8 +83,7 @@ class Gate:
         self._requests = self._errors = self._shed = self._timeouts = 0
         self._faults = self._disconnects = self._too_large = 0
         self._last_time: float | None = None
-        self._fault_budget = _FAULTS_PER_SECOND
-        self._last_fault = 0.0
+        self._teller: FaultTeller | None = None
 
     # --- from any thread ---
 
@@ -128,6 +103,15 @@ class Gate:
         """Answer 503 with `reason` from now on, to those that wait too. Requests being served go on."""
         detail = detail or "The app does not take requests now."
         self._replace(_Door(problem=Problem(503, reason, detail, retry_after=retry_after)))
+
+    def forward(self, successor: Gate) -> None:
+        """Hand those that wait, and any that still come, to another gate: what was held here is not lost.
+
+        For the swap of an instance that is not open. What is being served here goes on.
+        """
+        if successor is self:
+            raise ValueError("a gate cannot forward to itself")
+        self._replace(_Door(forward=successor))
 
     def _replace(self, door: _Door) -> None:
         with self._lock:
@@ -203,6 +187,10 @@ class Gate:
     def _admit_otherwise(self, passage: Passage, door: _Door) -> None:
         if door.problem is not None:
             passage.refuse(door.problem)
+        elif door.forward is not None:
+            assert self._loop is not None
+            passage.moved(door.forward)
+            door.forward.admit(passage, self._loop)
         elif passage.is_websocket and self._websockets >= self.limits.max_websockets:
             self._shed += 1
             passage.refuse(QUEUE_FULL)
@@ -248,6 +236,9 @@ class Gate:
         if door.problem is not None:
             while queue:
                 queue.popitem(last=False)[0].refuse(door.problem)
+        elif door.forward is not None:
+            while queue:
+                self._admit_otherwise(queue.popitem(last=False)[0], door)
         elif door.asgi is not None:
             while queue and (
                 self._in_flight < self.limits.max_concurrent_requests or next(iter(queue)).is_websocket
@@ -286,14 +277,14 @@ class Gate:
         if self._idle is not None:
             self._settle()
 
-    def dropped(self, passage: Passage, *, timeout: bool = False) -> bool:
-        """Take a waiting passage out of the queue; tell whether it was there. Front loop."""
+    def dropped(self, passage: Passage, *, timeout: bool = False, gone: bool = False) -> bool:
+        """Take a waiting passage out of the queue, and count why; tell whether it was there. Front loop."""
         if passage not in self._queue:
             return False
         del self._queue[passage]
         if timeout:
             self._timeouts += 1
-        else:
+        if gone:
             self._disconnects += 1
         self._settle()
         return True
@@ -305,18 +296,10 @@ class Gate:
     def fault(self, error: BaseException | None, what: str) -> None:
         """Record a fault of the app. Front loop."""
         self._faults += 1
-        now = time.monotonic()
-        budget = min(_FAULTS_PER_SECOND, self._fault_budget + (now - self._last_fault) * _FAULTS_PER_SECOND)
-        self._last_fault = now
-        self._fault_budget = budget
-        if self._on_fault is None or budget < 1.0:
-            return
-        self._fault_budget = budget - 1.0
-        stack = what if error is None else "".join(traceback.format_exception(error))
-        try:
-            self._on_fault(stack[-_STACK_LIMIT:])
-        except Exception:
-            _logger.exception("on_fault failed", extra={"action": "gate.on_fault", "gate": self.name})
+        if self._on_fault is not None:
+            if self._teller is None:
+                self._teller = FaultTeller(self.name, self._on_fault)
+            self._teller.tell(error, what)
 
     # --- draining, on the front loop ---
 

@@ -34,7 +34,8 @@ class Head:
     """A request's head while it is read, and what was noted of it."""
 
     __slots__ = (
-        "authority", "awaits_continue", "chunked", "connection", "content_length", "expect", "first_size", "headers",
+        "authority", "awaits_continue", "chunked", "connection", "content_length", "expect",
+        "first_size", "headers",
         "host_count", "later_size", "method", "target", "transfer_encoding", "upgrade",
         "wants_websocket", "x_app",
     )  # fmt: skip

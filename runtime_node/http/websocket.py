@@ -104,7 +104,7 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
         """Tell the app; a handshake that waited leaves the queue."""
         self.deadline = _NEVER
         if self.task is None:
-            self.gate.dropped(self)
+            self.gate.dropped(self, gone=True)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -131,6 +131,10 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
                 self.cut(REQUEST_TIMEOUT)
 
     # --- driven by the gate ---
+
+    def moved(self, gate: Gate) -> None:
+        """Take note that another gate has it from now on."""
+        self.gate = gate
 
     def refuse(self, problem: Problem) -> None:
         """Answer the handshake with a problem, and close."""

@@ -10,7 +10,7 @@ import base64
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +19,6 @@ from sortedcontainers import SortedDict
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Activation,
     InstanceSpec,
-    IsolationTier,
     State,
     StopInstanceRequest,
 )
@@ -31,10 +30,9 @@ from runtime_node.instances.conductor import Conductor
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed
 from runtime_node.instances.record import Instance, error_message
-from runtime_node.instances.routes import Routes
+from runtime_node.instances.routes import Routes, serving
 from runtime_node.instances.states import initial
 from runtime_node.instances.terms import limit_terms
-from runtime_node.logs.app_logs import Speaker
 from services.rpc.errors import SupervisorError
 
 log = logging.getLogger("runtime_node.instances")
@@ -172,27 +170,19 @@ class InstanceHost:
             last = name
         return page, ""
 
-    def speaker(self, name: str) -> Speaker | None:
-        """Return who an instance is to its log, None if it is not here. Any thread."""
-        instance: Instance | None = self._instances.get(name)
-        if instance is None:
-            return None
-        return Speaker(instance.app, instance.uid, tuple(instance.spec().secret_env.values()))
+    def find(self, name: str) -> Instance | None:
+        """Return an instance, None if it is not here. Any thread."""
+        found: Instance | None = self._instances.get(name)
+        return found
 
-    def tier(self, name: str) -> IsolationTier.ValueType:
-        """Return the tier that an instance runs in; unspecified while it does not run. Any thread."""
-        instance: Instance | None = self._instances.get(name)
-        life = None if instance is None else instance.life
-        return IsolationTier.ISOLATION_TIER_UNSPECIFIED if life is None else life.tier
+    def of_app(self, app: str) -> tuple[Instance, ...]:
+        """Return the instances of an app by its id, in the order they were accepted. Any thread."""
+        return self._apps.get(app, ())
 
-    def newest_uid(self, app: str) -> str:
-        """Return the uid of the app's newest instance here, or ""."""
-        instances = self._apps.get(app, ())
-        return instances[-1].uid if instances else ""
-
-    def has(self, name: str) -> bool:
-        """Tell whether an instance is here."""
-        return name in self._instances
+    def all(self) -> Sequence[Instance]:
+        """Return every instance, in no order. Any thread."""
+        # One call into C over the dict itself: nothing can change it meanwhile.
+        return tuple(dict.values(self._instances))
 
     async def shutdown(self, deadline: float) -> int:
         """Refuse new instances, stop all, wait at most `deadline` seconds; return how many are left."""
@@ -213,17 +203,31 @@ class InstanceHost:
         """An instance changed: its route and its watchers have to know."""
         if instance.state == State.RUNNING:
             self.running[instance.name] = instance
-        else:
-            self.running.pop(instance.name, None)
+        elif self.running.pop(instance.name, None) is not None:
+            self._feed.unmeasured(instance.name)
             if instance.state == State.IDLE:
                 self._logs.quiet(instance)
         app = instance.app
         self._routes.update(app, self._apps.get(app, ()))
         self._feed.changed(instance)
 
+    def serving(self, instance: Instance) -> Instance | None:
+        """Return which instance of the same app its requests go to now."""
+        return serving(self._apps.get(instance.app, ()))
+
     def reassess(self, instance: Instance) -> None:
         """A probe of an instance came out otherwise than before."""
         self.conductor.reassess(instance)
+
+    def leaked(self, name: str, holders: Sequence[str]) -> None:
+        """Something of a former life of an instance is in memory still, held by what is named."""
+        instance = self._instances.get(name)
+        if instance is not None:
+            self.conductor.leaked(instance, holders)
+            return
+        log.warning(
+            "Left behind: %s", "; ".join(holders), extra={"action": "instance.leaked", "instance": name}
+        )
 
     async def gone(self, instance: Instance) -> None:
         """An instance has ended: forget it, carry out a purge that waited for it, tell the watchers."""

@@ -22,6 +22,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     State,
 )
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
+from runtime_node.http.figures import GateFigures
 from runtime_node.instances.rules import app_id
 from runtime_node.instances.states import StateValue
 from runtime_node.instances.supervision import RestartHistory
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
     from runtime_node.http.gate import Gate
     from runtime_node.instances.conductor import Conductor
     from runtime_node.instances.probes import Probe
-    from runtime_node.lanes.lane import RunningApp
+    from runtime_node.instances.slots import Slot
+    from runtime_node.lanes.lane import RunningApp, Usage
 
+NO_FIGURES = GateFigures()
 MAX_DETAIL_BYTES = 16 * 1024
 
 READY = "Ready"
@@ -85,6 +88,12 @@ class Life:
     spec: InstanceSpec
     number: int
     """Tells callbacks of an earlier start from those of this one."""
+    slot: Slot | None = None
+    """Its turn among the starts of the node, while it has it."""
+    work: asyncio.Task[RunningApp] | None = None
+    """Brings it up; may be cancelled."""
+    aborted: bool = False
+    """The start is not wanted any more."""
     running: RunningApp | None = None
     exited: tuple[SupervisorError | None] | None = None
     """An end by itself that came before the start was complete."""
@@ -94,6 +103,10 @@ class Life:
     ready: float = 0.0
     """Monotonic time at which it became ready."""
     probe: Probe | None = None
+    base: GateFigures = NO_FIGURES
+    """What its gate had counted before this life."""
+    told: tuple[GateFigures, Usage] | None = None
+    """What its figures were last made of."""
     wanted: bool = False
     """A request came while it was going dormant."""
     down: asyncio.Task[None] | None = None
@@ -123,6 +136,7 @@ class Instance:
     """One instance: its identity, where it is in its life, and its door."""
 
     __slots__ = (
+        "coming",
         "conductor",
         "create_time",
         "epoch",
@@ -156,6 +170,8 @@ class Instance:
         self.state = state
         self.health: Health.ValueType = Health.UNKNOWN
         self.life: Life | None = None
+        self.coming: Life | None = None
+        """The life that is being started."""
         self.history: History | None = None
         self.task: asyncio.Task[None] | None = None
         """What is being done to it now: a start, a restart, going dormant, a stop."""

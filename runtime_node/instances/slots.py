@@ -30,7 +30,7 @@ class Slot:
 class StartSlots:
     """`limit` slots, given in the order they were asked for."""
 
-    def __init__(self, limit: int, patience: float = 1.0) -> None:
+    def __init__(self, limit: int, patience: float = 0.5) -> None:
         self._limit = limit
         self._patience = patience
         self._taken = 0

@@ -75,7 +75,8 @@ def _holds(cache: Any, tops: frozenset[str]) -> bool:
     entries = next((part for part in gc.get_referents(cache) if isinstance(part, dict)), None)
     if not entries:
         return False
-    for count, (key, link) in enumerate(list(entries.items())):
+    # The newest first: an app's own are found at once.
+    for count, (key, link) in enumerate(reversed(list(entries.items()))):
         if count > _MOST_ENTRIES:
             return True
         # A cache without a bound keeps its results in the dictionary, one with a bound in a link.
@@ -98,6 +99,16 @@ def _belongs(value: Any, tops: frozenset[str]) -> bool:
         value = value.func
     if isinstance(value, MethodType):
         value = value.__func__
-    owner = value if isinstance(value, FunctionType | type) else type(value)
+    if isinstance(value, FunctionType | type):
+        return _is_of(value, tops)
+    if not gc.is_tracked(value):
+        return False
+    # An object made for the key, as FastAPI does around a handler.
+    return _is_of(type(value), tops) or any(
+        _is_of(part, tops) for part in gc.get_referents(value) if isinstance(part, FunctionType | type)
+    )
+
+
+def _is_of(owner: Any, tops: frozenset[str]) -> bool:
     module = owner.__module__
     return isinstance(module, str) and module.partition(".")[0] in tops

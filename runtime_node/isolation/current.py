@@ -11,6 +11,9 @@ from types import FrameType
 CURRENT_INSTANCE: ContextVar[str] = ContextVar("appsupervisor_current_instance", default="")
 """Resource name of the instance (`AppContext.instance`); empty for the node's own code."""
 
+LOADING_FOR: ContextVar[str] = ContextVar("appsupervisor_loading_for", default="")
+"""The instance for which code is being imported, whose side effects belong to the code's location."""
+
 TREE_KEY = "__module_tree__"
 """The name under which the builtins of an app's private modules tell their tree."""
 
@@ -40,7 +43,7 @@ def acting_instance() -> str:
     for _ in range(_MOST_FRAMES):
         if frame is None or TREE_KEY in frame.f_builtins:
             break
-        if frame.f_code.co_name == "<module>":
+        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") != "__main__":
             return ""
         frame = frame.f_back
     return instance

@@ -63,22 +63,21 @@ def dismantle(roots: list[Any]) -> int:
     An object that anything else refers to stays whole, with all it leads to, and so does one with a
     finalizer. The caller must hold no other reference to the roots.
     """
-    objects = _reach(roots)
-    if objects is None:
+    objects: dict[int, Any] = {}
+    edges: dict[int, list[Any]] = {}
+    if not _reach(roots, objects, edges):
         roots.clear()
         return 0
-    # A finalizer and its object's parts must not lose what they lead to: they count as held from outside.
-    inside: dict[int, int] = dict.fromkeys(objects, 0)
-    edges: dict[int, list[int]] = {}
-    for key, value in objects.items():
-        targets = [id(part) for part in _referents(value) if id(part) in inside]
-        edges[key] = targets
-        for target in targets:
-            inside[target] += 1
-    for root in roots:
-        inside[id(root)] += 1
-    root = None
-    value = None
+    inside = dict.fromkeys(objects, 0)
+    for parts in edges.values():
+        for key in map(id, parts):
+            if key in inside:
+                # Once by the object that leads there, once by the list of what it leads to, which keeps
+                # ids from being used again meanwhile.
+                inside[key] += 2
+    for key in map(id, roots):
+        inside[key] += 1
+    # A finalizer must not find what it uses in pieces: its object counts as held from outside.
     live: deque[int] = deque()
     for key, count in inside.items():
         # Held by: the objects inside, `objects` itself, and getrefcount's own argument.
@@ -86,24 +85,22 @@ def dismantle(roots: list[Any]) -> int:
             live.append(key)
     alive = set(live)
     while live:
-        for target in edges[live.popleft()]:
-            if target not in alive:
-                alive.add(target)
-                live.append(target)
+        for key in map(id, edges[live.popleft()]):
+            if key in inside and key not in alive:
+                alive.add(key)
+                live.append(key)
     garbage = [value for key, value in objects.items() if key not in alive]
-    value = None
+    parts = []
+    edges.clear()
     objects.clear()
     roots.clear()
-    for value in garbage:
-        _break(value)
-    found = len(garbage)
-    value = None
-    garbage.clear()
-    return found
+    for index in range(len(garbage)):
+        _break(garbage[index])
+    return len(garbage)
 
 
-def _reach(roots: list[Any]) -> dict[int, Any] | None:
-    objects: dict[int, Any] = {}
+def _reach(roots: list[Any], objects: dict[int, Any], edges: dict[int, list[Any]]) -> bool:
+    """Fill in all that the roots lead to, and what each leads to; tell whether it was not too much."""
     waiting = deque(roots)
     while waiting:
         value = waiting.popleft()
@@ -111,19 +108,22 @@ def _reach(roots: list[Any]) -> dict[int, Any] | None:
         if key in objects:
             continue
         if len(objects) >= MOST_OBJECTS:
-            return None
+            return False
         objects[key] = value
-        for part in _referents(value):
-            if id(part) not in objects and gc.is_tracked(part) and not isinstance(part, _BOUNDARY):
-                waiting.append(part)
-        part = None
-    return objects
+        parts = _referents(value)
+        edges[key] = parts
+        waiting.extend(
+            part
+            for part in parts
+            if id(part) not in objects and gc.is_tracked(part) and not isinstance(part, _BOUNDARY)
+        )
+    return True
 
 
 def _referents(value: Any) -> list[Any]:
     if isinstance(value, FunctionType):
         # Its globals and builtins are its module's, which all instances of the code share.
-        shared = (value.__globals__, value.__builtins__)  # type: ignore[attr-defined]
+        shared = (value.__globals__, value.__builtins__)
         return [part for part in gc.get_referents(value) if part is not shared[0] and part is not shared[1]]
     return gc.get_referents(value)
 

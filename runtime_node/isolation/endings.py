@@ -16,11 +16,15 @@ from collections.abc import Sequence
 from runtime_node.isolation.current import CURRENT_INSTANCE
 
 
+class ThreadEndedError(SystemExit):
+    """Raised in a thread whose app has stopped; ends it without a word."""
+
+
 def end_threads(threads: Sequence[threading.Thread], grace: float) -> list[str]:
     """End an app's threads in at most about `grace` seconds; return a sentence for each that stays.
 
     Timers are cancelled, executors shut down, and the others get half of the time to notice that their app
-    has stopped. Then SystemExit is raised in them, which reaches Python code but not a call blocked in C.
+    has stopped. Then ThreadEndedError is raised in them; it reaches Python code but no call blocked in C.
     """
     others = [thread for thread in threads if thread is not threading.current_thread()]
     for thread in others:
@@ -29,7 +33,7 @@ def end_threads(threads: Sequence[threading.Thread], grace: float) -> list[str]:
     _join(others, start + grace / 2)
     for thread in others:
         if thread.is_alive() and thread.ident is not None:
-            interrupt(thread.ident, SystemExit)
+            interrupt(thread.ident, ThreadEndedError)
     _join(others, start + grace)
     return [
         f"the thread {thread.name!r} still runs in {place_of(thread)}"

@@ -38,6 +38,14 @@ class Journal:
         with self._lock:
             return self._entries.pop(key, None) is not None
 
+    def forget_all(self, start: tuple[Hashable, ...]) -> bool:
+        """Drop all entries whose key begins so; tell whether there was one."""
+        with self._lock:
+            keys = [key for key in self._entries if isinstance(key, tuple) and key[: len(start)] == start]
+            for key in keys:
+                del self._entries[key]
+            return bool(keys)
+
     def record_thread(self, thread: threading.Thread) -> None:
         """Note a thread that the app starts."""
         with self._lock:

@@ -7,7 +7,9 @@ warning filters. Without a current instance each does what it always did.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
+import itertools
 import logging
 import logging.config
 import threading
@@ -17,6 +19,7 @@ from typing import Any
 
 from runtime_node.isolation import environ, refusals
 from runtime_node.isolation.current import CURRENT_INSTANCE, acting_instance
+from runtime_node.isolation.endings import ThreadEndedError
 from runtime_node.isolation.journal import journal_of
 from runtime_node.isolation.pool import PoolThread
 
@@ -67,7 +70,8 @@ def _run_as(thread: threading.Thread, instance: str) -> None:
     def run_as_instance() -> None:
         CURRENT_INSTANCE.set(instance)
         try:
-            run()
+            with contextlib.suppress(ThreadEndedError):
+                run()
         finally:
             # The thread would hold itself through this closure.
             thread.__dict__.pop("run", None)
@@ -131,18 +135,22 @@ def _keep_logging_of_others() -> None:
 
 def _watch_exit_hooks() -> None:
     register, unregister = atexit.register, atexit.unregister
+    numbers = itertools.count()
 
     def register_hook(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Callable[..., Any]:
         instance = acting_instance()
         if not instance:
             return register(func, *args, **kwargs)
         # The app ends when its instance stops, not when the node does.
-        journal_of(instance).record(("atexit", func), functools.partial(_run_hook, func, args, kwargs))
+        # A hook may be registered more than once, each time with arguments of its own.
+        journal_of(instance).record(
+            ("atexit", func, next(numbers)), functools.partial(_run_hook, func, args, kwargs)
+        )
         return func
 
     def unregister_hook(func: Callable[..., Any], /) -> None:
         instance = acting_instance()
-        if not (instance and journal_of(instance).forget(("atexit", func))):
+        if not (instance and journal_of(instance).forget_all(("atexit", func))):
             unregister(func)
 
     atexit.register = register_hook

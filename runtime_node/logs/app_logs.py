@@ -109,7 +109,7 @@ class AppLogs:
         level = logging.INFO if stream == "stdout" else logging.WARNING
         self.write(context.instance, level, stream, line, begins_cut=begins_cut, ends_cut=ends_cut)
 
-    def fault(self, instance: str, stack: str) -> None:
+    def write_fault(self, instance: str, stack: str) -> None:
         """Take the traceback of an exception that left an app."""
         self.write(instance, logging.ERROR, "node", stack.rstrip())
 

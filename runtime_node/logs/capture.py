@@ -16,8 +16,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Protocol, TextIO
 
-from runtime_node.isolation.current import CURRENT_INSTANCE
-from runtime_node.lanes.ownership import OWNER
+from runtime_node.isolation.current import CURRENT_INSTANCE, LOADING_FOR
 
 MAX_LINE = 16 * 1024
 """Characters; a longer line comes in several."""
@@ -55,8 +54,7 @@ def speaking_instance() -> str:
     if instance.startswith(_PREFIX):
         return instance
     # While code is imported it belongs to its location, and to the instance that it is imported for.
-    owner = OWNER.get()
-    return owner.name if owner is not None else ""
+    return LOADING_FOR.get()
 
 
 def instance_of(record: logging.LogRecord) -> str:

@@ -14,10 +14,13 @@ import statistics
 import subprocess
 import sys
 import time
+import timeit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+import psutil
 
 from runtime_node.http import Gate, HttpFront, Router
 
@@ -67,6 +70,8 @@ class Contestant:
     host: str
     rates: list[float] = field(default_factory=list)
     p99s: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    process: psutil.Process | None = None
 
 
 def free_port() -> int:
@@ -80,6 +85,7 @@ def free_port() -> int:
 def running(contestant: Contestant) -> Iterator[None]:
     """Start a server, wait until it accepts, end it in the end."""
     process = subprocess.Popen(contestant.command)
+    contestant.process = psutil.Process(process.pid)
     try:
         deadline = time.monotonic() + 30
         while True:
@@ -132,6 +138,23 @@ async def _load_by_asyncio(contestant: Contestant, seconds: float, connections: 
     return len(latencies) / seconds, statistics.quantiles(latencies, n=100)[98] * 1e3
 
 
+def lookup_time(routes: int) -> dict[str, float]:
+    """Return microseconds per lookup of an app among so many, by way of addressing it."""
+    router = Router()
+    for number in range(routes):
+        router.set(f"app-{number}", [f"app-{number}.example"], Gate(f"apps/app-{number}/instances/1"))
+    name = b"app-%d" % (routes - 1)
+    ways = {
+        "domain": (name + b".example:8080", None, b"/"),
+        "name": (name + b".localhost:8080", None, b"/"),
+        "header": (b"127.0.0.1:8080", name, b"/"),
+        "path": (b"127.0.0.1:8080", None, b"/apps/" + name + b"/index"),
+    }
+    return {
+        way: min(timeit.repeat(lambda a=a: router.lookup(*a), number=20_000)) * 50 for way, a in ways.items()
+    }
+
+
 def main() -> None:
     """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -154,22 +177,38 @@ def main() -> None:
     with running(contestants[0]), running(contestants[1]), running(contestants[2]), running(contestants[3]):
         for contestant in contestants:
             load(contestant, 1, options.connections)
-        for _ in range(rounds):
-            for contestant in contestants:
+        for turn in range(rounds):
+            for place in range(len(contestants)):
+                contestant = contestants[(turn + place) % len(contestants)]
+                assert contestant.process is not None
+                before = contestant.process.cpu_times()
                 rate, p99 = load(contestant, seconds, options.connections)
+                after = contestant.process.cpu_times()
+                spent = after.user + after.system - before.user - before.system
                 contestant.rates.append(rate)
                 contestant.p99s.append(p99)
+                contestant.cpu.append(spent / (rate * seconds) * 1e6)
     base = contestants[0]
     print(f"{rounds} interleaved rounds of {seconds:g} s, {options.connections} connections")
-    print(f"{'server':<20}{'requests/s':>12}{'min':>9}{'max':>9}{'p99 ms':>9}{'ratio':>8}")
+    titles = f"{'server':<20}{'requests/s':>12}{'min':>9}{'max':>9}{'p99 ms':>9}{'ratio':>8}"
+    print(f"{titles}{'CPU us':>9}{'ratio':>8}")
     for contestant in contestants:
         # Pairs of one round saw the same neighbours on the machine.
         ratio = statistics.median(a / b for a, b in zip(contestant.rates, base.rates, strict=True))
+        # CPU time is what a busy machine disturbs least: uvicorn's per request over this one's.
+        thrift = statistics.median(b / a for a, b in zip(contestant.cpu, base.cpu, strict=True))
         print(
             f"{contestant.name:<20}{statistics.median(contestant.rates):>12,.0f}"
             f"{min(contestant.rates):>9,.0f}"
             f"{max(contestant.rates):>9,.0f}{statistics.median(contestant.p99s):>9.2f}{ratio:>8.3f}"
+            f"{statistics.median(contestant.cpu):>9.1f}{thrift:>8.3f}"
         )
+    print("routing, microseconds per lookup: ", end="")
+    print(
+        "; ".join(
+            f"{n:,} apps " + ", ".join(f"{w} {t:.2f}" for w, t in lookup_time(n).items()) for n in ROUTES
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -123,3 +123,24 @@ def blocks_in_factory(context):
     """Holds its thread for `config.seconds`."""
     time.sleep(float(context.config.get("seconds", 1)))
     return _app(context)
+
+
+def counts_starts(context):
+    """Adds a letter to the file `starts` in its data directory with each start, which takes a while."""
+    with (context.data_dir / "starts").open("a") as file:
+        file.write("x")
+    time.sleep(0.1)
+    return _app(context)
+
+
+def echoes(context):
+    """Sends back what comes in on a WebSocket."""
+
+    async def app(scope, receive, send):
+        assert scope["type"] == "websocket"
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": message["text"]})
+
+    return app

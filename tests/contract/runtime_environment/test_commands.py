@@ -1,44 +1,13 @@
 """What StartInstance, StopInstance, RestartInstance, GetInstance and ListInstances promise."""
 
-from typing import Any
-
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
-from google.rpc import error_details_pb2
-from google.rpc.status_pb2 import Status
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
-from services.rpc.status import DETAILS_KEY, reason_of
+from tests.fakes.node_client import Refused, Subject, fields_of
 
-from .conftest import MAX_INSTANCES, Subject
-
-
-class Refused:
-    """Expects a call to be refused with a code and a reason."""
-
-    def __init__(self, code: grpc.StatusCode, reason: str) -> None:
-        self._code, self._reason = code, reason
-        self.error: grpc.aio.AioRpcError
-
-    async def __aenter__(self) -> "Refused":
-        return self
-
-    async def __aexit__(self, kind: Any, error: Any, trace: Any) -> bool:
-        assert isinstance(error, grpc.aio.AioRpcError), f"expected {self._reason}, got {error!r}"
-        assert (error.code(), reason_of(error)) == (self._code, self._reason)
-        self.error = error
-        return True
-
-
-def fields_of(error: grpc.aio.AioRpcError) -> set[str]:
-    packed = dict(error.trailing_metadata() or ())[DETAILS_KEY]
-    bad = error_details_pb2.BadRequest()
-    for detail in Status.FromString(packed).details:
-        if detail.Unpack(bad):
-            return {violation.field for violation in bad.field_violations}
-    return set()
-
+from .conftest import MAX_INSTANCES
 
 STALE = (grpc.StatusCode.FAILED_PRECONDITION, "STALE_EPOCH")
 

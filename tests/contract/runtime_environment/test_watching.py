@@ -8,9 +8,7 @@ import pytest
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from services.rpc.status import reason_of
-
-from .conftest import DEADLINE, Subject
-from .test_commands import Refused
+from tests.fakes.node_client import DEADLINE, Refused, Subject
 
 Message = pb.WatchInstancesResponse
 

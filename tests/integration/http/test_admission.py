@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from runtime_node.http import CURRENT_INSTANCE, GateLimits, RequestInterrupted
+from runtime_node.http import CURRENT_INSTANCE, Gate, GateLimits, RequestInterrupted
 from services.rpc.errors import SupervisorError
 
 HOST = b"Host: a.localhost\r\n"
@@ -417,3 +417,47 @@ async def test_figures_tell_rates_and_quantiles(site):
     assert 0.019 <= figures.latency_p50 <= figures.latency_p99 < 1
     assert figures.requests_per_second > 0
     assert abs(time.monotonic() - figures.last_request_time) < 5
+
+
+async def test_what_a_dormant_gate_holds_goes_to_its_successor(site, wait_until):
+    old = site.app("a", None)
+    old.hold(lambda: None)
+    clients = [await site.connect() for _ in range(3)]
+    for number, client in enumerate(clients):
+        client.send(GET)
+        await wait_until(lambda n=number: old.figures().queued == n + 1)
+    wanted = []
+    new = Gate("apps/a/instances/2")
+    new.hold(lambda: wanted.append(1))
+    old.forward(new)
+    await wait_until(lambda: new.figures().queued == 3)
+    late = await site.connect()
+    late.send(GET)
+    await wait_until(lambda: new.figures().queued == 4)
+
+    async def app(scope, receive, send):
+        await answer(send, body=CURRENT_INSTANCE.get().encode())
+
+    new.open(app)
+    for client in (*clients, late):
+        assert (await client.answer()).body == b"apps/a/instances/2"
+    assert wanted == [1]
+    assert await old.drain(1) == 0
+    assert old.figures().requests == 0
+    assert new.figures().requests == 4
+
+
+async def test_a_blocked_front_loop_does_not_block_the_control_loop_for_ever(make_site, wait_until):
+    site = await make_site()
+
+    async def blocks(scope, receive, send):
+        time.sleep(4)  # noqa: ASYNC251 - the fault under test
+
+    gate = site.app("a", blocks)
+    client = await site.connect()
+    client.send(GET)
+    await wait_until(lambda: gate.figures().in_flight == 1)
+    began = time.monotonic()
+    await gate.drain(0)
+    assert time.monotonic() - began < 3.5
+    assert gate.figures().in_flight == 1

@@ -5,13 +5,38 @@ import random
 import pytest
 
 PIECES = [
-    b"GET / HTTP/1.1\r\n", b"POST /apps/a/ HTTP/1.1\r\n", b"HEAD / HTTP/1.0\r\n", b"Host: a.localhost\r\n",
-    b"Host: localhost\r\n", b"Content-Length: 5\r\n", b"Content-Length: 0\r\n", b"Transfer-Encoding: chunked\r\n",
-    b"Expect: 100-continue\r\n", b"Connection: close\r\n", b"Connection: upgrade\r\n", b"Upgrade: websocket\r\n",
-    b"Upgrade: h2c\r\n", b"X-App: a\r\n", b"\r\n", b"\r\n", b"\r\n", b"hello", b"5\r\nhello\r\n", b"0\r\n\r\n",
-    b"5;x=y\r\n", b"\n", b"\r", b"\0", b" ", b"\xff\xfe", b"GET http://a.localhost/x HTTP/1.1\r\n", b"a: b\r\n",
-    b"Sec-WebSocket-Version: 13\r\n", b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n", b"\x81\x85\0\0\0\0hello",
-]  # fmt: skip
+    b"GET / HTTP/1.1\r\n",
+    b"POST /apps/a/ HTTP/1.1\r\n",
+    b"HEAD / HTTP/1.0\r\n",
+    b"Host: a.localhost\r\n",
+    b"Host: localhost\r\n",
+    b"Content-Length: 5\r\n",
+    b"Content-Length: 0\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"Expect: 100-continue\r\n",
+    b"Connection: close\r\n",
+    b"Connection: upgrade\r\n",
+    b"Upgrade: websocket\r\n",
+    b"Upgrade: h2c\r\n",
+    b"X-App: a\r\n",
+    b"\r\n",
+    b"\r\n",
+    b"\r\n",
+    b"hello",
+    b"5\r\nhello\r\n",
+    b"0\r\n\r\n",
+    b"5;x=y\r\n",
+    b"\n",
+    b"\r",
+    b"\0",
+    b" ",
+    b"\xff\xfe",
+    b"GET http://a.localhost/x HTTP/1.1\r\n",
+    b"a: b\r\n",
+    b"Sec-WebSocket-Version: 13\r\n",
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n",
+    b"\x81\x85\0\0\0\0hello",
+]
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -1,0 +1,40 @@
+"""Tells an app's faults to who asked for them, at a bounded rate."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Callable
+
+_logger = logging.getLogger(__name__)
+
+_PER_SECOND = 5.0
+_STACK_LIMIT = 16 * 1024
+
+
+class FaultTeller:
+    """Calls `on_fault(stack)` for at most five faults a second; formatting more would cost the neighbours."""
+
+    __slots__ = ("_budget", "_last", "_name", "_on_fault")
+
+    def __init__(self, name: str, on_fault: Callable[[str], None]) -> None:
+        self._name = name
+        self._on_fault = on_fault
+        self._budget = _PER_SECOND
+        self._last = time.monotonic()
+
+    def tell(self, error: BaseException | None, what: str) -> None:
+        """Tell of one fault: the last 16 KiB of its traceback, or `what` where there is no exception."""
+        now = time.monotonic()
+        self._budget = min(_PER_SECOND, self._budget + (now - self._last) * _PER_SECOND)
+        self._last = now
+        if self._budget < 1.0:
+            return
+        self._budget -= 1.0
+        stack = what if error is None else "".join(traceback.format_exception(error))
+        try:
+            self._on_fault(stack[-_STACK_LIMIT:])
+        except Exception:
+            # The caller's fault must not reach the listener.
+            _logger.exception("on_fault failed", extra={"action": "gate.on_fault", "gate": self._name})

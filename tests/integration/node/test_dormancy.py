@@ -1,0 +1,116 @@
+"""ON_REQUEST apps: dormant until a request, woken once for a burst, dormant again when idle."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import websockets
+from google.protobuf.duration_pb2 import Duration
+
+from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
+
+from .conftest import Hosted, hosting
+
+A1 = "apps/shop/instances/a1"
+DORMANT: dict[str, Any] = {"activation": pb.ON_REQUEST, "idle_timeout": Duration(seconds=1)}
+
+
+@pytest.mark.parametrize("tier", [pb.SHARED, pb.THREAD])
+async def test_the_first_request_wakes_a_dormant_app(hosted: Hosted, tier: int) -> None:
+    await hosted.start(isolation=tier, **DORMANT)
+    assert (await hosted.ask("shop")).text == "shop a1 1"
+    assert (await hosted.get()).state == pb.RUNNING
+
+
+async def test_a_burst_of_first_requests_is_served_by_one_start(hosted: Hosted, tmp_path: Path) -> None:
+    spec = hosted.spec(
+        entrypoint="behaviours:counts_starts", limits=pb.Limits(max_queued_requests=500), **DORMANT
+    )
+    await hosted.start(spec)
+    answers = await asyncio.gather(*(hosted.ask("shop") for _ in range(200)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert (tmp_path / "data/apps/shop.uid-1/starts").read_text() == "x"
+
+
+async def test_an_idle_app_goes_dormant_and_wakes_again(hosted: Hosted, tmp_path: Path) -> None:
+    await hosted.start(entrypoint="behaviours:counts_starts", **DORMANT)
+    await hosted.ask("shop")
+    idle = await hosted.reaches(pb.IDLE)
+    assert idle.health == pb.UNKNOWN
+    assert (await hosted.ask("shop")).status_code == 200
+    assert (tmp_path / "data/apps/shop.uid-1/starts").read_text() == "xx"
+    assert (await hosted.get()).restart_count == 0
+
+
+async def test_no_request_is_lost_while_an_app_goes_dormant_and_wakes(hosted: Hosted) -> None:
+    await hosted.start(**DORMANT)
+    await hosted.ask("shop")
+    instance = hosted.node.host._instances[A1]
+    statuses: list[int] = []
+    ended = asyncio.Event()
+
+    async def load() -> None:
+        while not ended.is_set():
+            statuses.append((await hosted.ask("shop")).status_code)
+
+    clients = [asyncio.create_task(load()) for _ in range(5)]
+    sleeps = 0
+    while sleeps < 30:
+        hosted.node.host.conductor.sleep(instance)
+        sleeps += instance.task is not None
+        await asyncio.sleep(0.01)
+    ended.set()
+    await asyncio.gather(*clients)
+    assert set(statuses) == {200}
+    assert len(statuses) > 30
+
+
+async def test_an_open_websocket_keeps_an_app_awake(hosted: Hosted) -> None:
+    await hosted.start(entrypoint="behaviours:echoes", **DORMANT)
+    uri = f"ws://{hosted.node.http}/"
+    async with websockets.connect(uri, additional_headers={"X-App": "shop"}) as socket:
+        for _ in range(3):
+            await asyncio.sleep(0.5)
+            await socket.send("hello")
+            assert await socket.recv() == "hello"
+        assert (await hosted.get()).state == pb.RUNNING
+    await hosted.reaches(pb.IDLE)
+
+
+async def test_requests_that_wake_a_broken_app_are_told_why(hosted: Hosted) -> None:
+    policy = pb.RestartPolicy(mode=pb.RestartPolicy.TEMPORARY)
+    await hosted.start(entrypoint="behaviours:raises_in_startup", restart_policy=policy, **DORMANT)
+    answer = await hosted.ask("shop")
+    assert (answer.status_code, answer.json()["reason"]) == (503, "APP_STARTUP_FAILED")
+
+
+async def test_a_dormant_app_can_be_stopped(hosted: Hosted) -> None:
+    await hosted.start(**DORMANT)
+    assert (await hosted.stop()).state == pb.STOPPING
+    await hosted.is_gone()
+    assert (await hosted.ask("shop")).status_code == 404
+
+
+async def test_a_new_dormant_generation_takes_over_the_route(hosted: Hosted) -> None:
+    await hosted.start(**DORMANT)
+    await hosted.ask("shop")
+    await hosted.start(name="apps/shop/instances/b1", generation=2, **DORMANT)
+    await hosted.stop()
+    assert (await hosted.ask("shop")).text == "shop b1 2"
+
+
+async def test_under_memory_pressure_the_least_recently_used_app_goes_dormant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime_node.instances.dormancy.MIN_AGE", 0.0)
+    monkeypatch.setattr("runtime_node.instances.dormancy.START_MULTIPLE", 0.0)
+    async with hosting(tmp_path, memory_budget_bytes=str(2**50)) as hosted:
+        for app in ("old", "new"):
+            name = f"apps/{app}/instances/x"
+            await hosted.start(name=name, app_uid=app, activation=pb.ON_REQUEST)
+            await hosted.ask(app)
+        hosted.node.sweeps._budget = 1
+        await hosted.reaches(pb.IDLE, "apps/old/instances/x")
+        assert (await hosted.get("apps/old/instances/x")).state == pb.IDLE
+        assert (await hosted.ask("old")).status_code == 200

@@ -1,0 +1,110 @@
+"""How a node makes itself known to a control plane, with a Fleet that only answers RegisterNode."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from appsupervisor.fleet.v1 import fleet_pb2
+from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
+from services.rpc.errors import SupervisorError
+from services.rpc.server import RpcServer, Service
+
+from .conftest import hosting
+
+
+class Fleet(FleetServicer):
+    """Records registrations; answers with `refusals` first."""
+
+    def __init__(self) -> None:
+        self.seen: list[fleet_pb2.RegisterNodeRequest] = []
+        self.refusals: list[SupervisorError] = []
+        self.came = asyncio.Event()
+
+    async def RegisterNode(self, request: fleet_pb2.RegisterNodeRequest, context: Any) -> Any:  # noqa: N802
+        self.seen.append(request)
+        self.came.set()
+        if self.refusals:
+            raise self.refusals.pop(0)
+        interval = Duration(nanos=200_000_000)
+        return fleet_pb2.RegisterNodeResponse(node=request.node, registration_interval=interval)
+
+    async def count(self, wanted: int) -> None:
+        async with asyncio.timeout(20):
+            while len(self.seen) < wanted:
+                self.came.clear()
+                await self.came.wait()
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[tuple[Fleet, str]]:
+    servicer = Fleet()
+    server = RpcServer([Service("appsupervisor.fleet.v1.Fleet", add_FleetServicer_to_server, servicer)])
+    port = await server.start("127.0.0.1:0")
+    yield servicer, f"127.0.0.1:{port}"
+    await server.stop(0)
+
+
+async def test_a_node_registers_with_all_that_others_need_to_reach_it(
+    fleet: tuple[Fleet, str], tmp_path: Path
+) -> None:
+    servicer, address = fleet
+    async with hosting(tmp_path, control_plane=address, label="zone=a") as hosted:
+        await servicer.count(1)
+        node = servicer.seen[0].node
+        assert (servicer.seen[0].parent, servicer.seen[0].node_id) == ("environments/default", "node-1")
+        assert node.address == str(hosted.node.listen)
+        assert node.http_address == str(hosted.node.http)
+        assert node.incarnation == hosted.node.incarnation
+        assert dict(node.labels) == {"zone": "a"}
+
+
+async def test_an_advertised_host_replaces_the_one_it_listens_on(
+    fleet: tuple[Fleet, str], tmp_path: Path
+) -> None:
+    servicer, address = fleet
+    async with hosting(tmp_path, control_plane=address, advertise="node.example") as hosted:
+        await servicer.count(1)
+        assert servicer.seen[0].node.address == f"node.example:{hosted.node.listen.port}"
+        assert servicer.seen[0].node.http_address == f"node.example:{hosted.node.http.port}"
+
+
+async def test_a_node_that_nobody_watches_registers_again_and_one_that_is_watched_does_not(
+    fleet: tuple[Fleet, str], tmp_path: Path
+) -> None:
+    servicer, address = fleet
+    async with hosting(tmp_path, control_plane=address) as hosted:
+        await servicer.count(3)
+        stream = hosted.watch()
+        await stream.read()
+        watched = len(servicer.seen)
+        await asyncio.sleep(0.7)  # three and a half intervals: the absence of a call can only be waited for
+        assert len(servicer.seen) <= watched + 1
+        stream.cancel()
+        await servicer.count(len(servicer.seen) + 1)
+
+
+@pytest.mark.parametrize("reason", ["ENVIRONMENT_NOT_FOUND", "NODE_NAME_TAKEN"])
+async def test_a_refusal_is_logged_once_and_tried_again(
+    fleet: tuple[Fleet, str], tmp_path: Path, caplog: pytest.LogCaptureFixture, reason: str
+) -> None:
+    servicer, address = fleet
+    servicer.refusals = [SupervisorError(reason, "It is refused.") for _ in range(3)]
+    with caplog.at_level(logging.INFO, "runtime_node.registration"):
+        async with hosting(tmp_path, control_plane=address):
+            await servicer.count(4)
+            async with asyncio.timeout(10):
+                while not any(getattr(r, "action", "") == "node.registered" for r in caplog.records):  # noqa: ASYNC110 - a condition of another loop or process
+                    await asyncio.sleep(0.01)
+    refused = [r for r in caplog.records if getattr(r, "action", "") == "node.not_registered"]
+    assert [(r.reason, r.getMessage()) for r in refused] == [(reason, "It is refused.")]
+
+
+async def test_a_node_serves_while_its_control_plane_is_away(tmp_path: Path) -> None:
+    async with hosting(tmp_path, control_plane="127.0.0.1:1") as hosted:
+        await hosted.start()
+        assert (await hosted.ask("shop")).status_code == 200

@@ -1,0 +1,68 @@
+"""Flags and environment variables of a node."""
+
+from pathlib import Path
+
+import pytest
+
+from runtime_node.settings import Address, read_settings
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    settings = read_settings([], {})
+    assert settings.listen == Address("127.0.0.1", 7401)
+    assert settings.http_listen == Address("127.0.0.1", 8080)
+    assert settings.node_name == "environments/default/nodes/node-1"
+    assert (settings.control_plane, settings.base_domain) == ("", "localhost")
+    assert settings.memory_budget_bytes is None
+
+
+def test_every_flag_has_an_environment_variable_and_wins_over_it(tmp_path: Path) -> None:
+    variables = {
+        "APPSUPERVISOR_HTTP_LISTEN": "[::1]:0",
+        "APPSUPERVISOR_LABEL": "zone=a,example.com/disk=ssd",
+        "APPSUPERVISOR_APP_DIR": str(tmp_path),
+        "APPSUPERVISOR_NODE": "from-variable",
+        "APPSUPERVISOR_MEMORY_BUDGET_BYTES": "1000",
+    }
+    settings = read_settings(["--node", "from-flag", "--label", "zone=b"], variables)
+    assert str(settings.http_listen) == "[::1]:0"
+    assert settings.labels == {"zone": "b"}
+    assert settings.app_dirs == (tmp_path,)
+    assert settings.node == "from-flag"
+    assert settings.memory_budget_bytes == 1000
+    assert read_settings([], variables).labels == {"zone": "a", "example.com/disk": "ssd"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--listen", "7401"],
+        ["--listen", "127.0.0.1:99999"],
+        ["--node", "Node_1"],
+        ["--app-dir", "/no/such/directory"],
+        ["--label", "novalue"],
+        ["--max-instances", "0"],
+        ["--log-level", "LOUD"],
+        ["--nod", "x"],
+    ],
+)
+def test_a_mistake_ends_with_a_sentence(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read_settings(arguments, {})
+    assert ended.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_a_mistake_in_a_variable_is_told_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_settings([], {"APPSUPERVISOR_LABEL": "novalue"})
+    assert "APPSUPERVISOR_LABEL" in capsys.readouterr().err
+
+
+def test_the_help_documents_each_flag_with_its_variable(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        read_settings(["--help"], {})
+    text = " ".join(capsys.readouterr().out.split())
+    for flag in ("listen", "http-listen", "control-plane", "environment", "node", "data-dir", "app-dir"):
+        assert f"--{flag}" in text
+        assert f"APPSUPERVISOR_{flag.upper().replace('-', '_')}" in text
