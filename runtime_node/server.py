@@ -37,6 +37,7 @@ from runtime_node.instances.slots import StartSlots
 from runtime_node.instances.sweeps import Sweeps
 from runtime_node.instances.transitions import Hooks
 from runtime_node.isolation import GCPolicy
+from runtime_node.isolation.leaks import Canary
 from runtime_node.lanes.choice import Lanes, Tier
 from runtime_node.lanes.lag import LoopLag
 from runtime_node.lanes.lane import Lane
@@ -124,7 +125,7 @@ class Node:
             self.feed = InstanceFeed(settings.node_name, self.incarnation)
             self.host = observed.host = InstanceHost(
                 feed=self.feed, routes=Routes(router), databases=databases,
-                max_instances=settings.max_instances, logs=observed.hooks,
+                max_instances=settings.max_instances, observer=observed.observer,
             )  # fmt: skip
             probes = Probes(front.loop, settings.base_domain, self.host.reassess)
             figures = FigureSweep(self.feed.measured)
@@ -147,7 +148,7 @@ class Node:
                 add_RuntimeEnvironmentServicer_to_server,
                 servicer,
             )
-            server = RpcServer([service])
+            server = RpcServer([service], observed.health)
             self.listen = Address(settings.listen.host, await server.start(str(settings.listen)))
             stack.push_async_callback(_quietly, "api", lambda: server.stop(RPC_GRACE))
             stack.push_async_callback(_quietly, "instances", self._end_instances)
@@ -168,13 +169,16 @@ class Node:
         if left:
             log.error("instances did not end in time", extra={"action": "node.cut_off", "instances": left})
         self.feed.close()
-        self.observation.tails.close()
+        self.observation.close_streams()
 
     def _lanes(self, front: HttpFront, loader: Loader, collector: GCPolicy) -> dict[Tier, Lane]:
+        def released(instance: str, suspects: Sequence[Canary]) -> None:
+            collector.stopped(freed=not suspects, instance=instance, suspects=suspects)
+
         lanes: dict[Tier, Lane] = {}
-        shared = SharedLane(loader, front.loop, LoopLag(front.loop).read, collector.stopped)
+        shared = SharedLane(loader, front.loop, LoopLag(front.loop).read, released)
         lanes[shared.tier] = shared
-        thread = ThreadLane(loader, front.loop, collector.stopped)
+        thread = ThreadLane(loader, front.loop, released)
         lanes[thread.tier] = thread
         if self._zygote is not None:
             process = ProcessLane(self._zygote, self.observation.logs.output)

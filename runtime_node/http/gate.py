@@ -46,17 +46,24 @@ class _Door:
         self.wanted = False
 
 
+# One for all gates: it is held for two assignments, and ten thousand would cost more than they free.
+_doors = threading.Lock()
+# What a gate has until its first request; never changed.
+_EMPTY_QUEUE: OrderedDict[Passage, None] = OrderedDict()
+_NOBODY: set[Passage] = set()
+
+
 class Gate:
     """The door of the instance `name`. Made closed (`INSTANCE_STOPPING`); `open` or `hold` it.
 
     `open`, `hold`, `close`, `figures` and `drain` may be called from any thread; what is marked
-    "front loop" is the protocol's. `on_fault(stack)` is called on the front loop with the traceback of
+    "front loop" is the protocol's. `on_fault(name, stack)` is called on the front loop with the traceback of
     an exception that left the app (at most 16 KiB, at most five a second); it must not block.
     """
 
     __slots__ = (
         "_context", "_disconnects", "_door", "_errors", "_faults", "_idle",
-        "_in_flight", "_last_time", "_latencies", "_lock", "_loop", "_on_fault",
+        "_in_flight", "_last_time", "_latencies", "_loop", "_on_fault",
         "_queue", "_requests", "_running", "_shed", "_teller", "_timeouts", "_too_large", "_websockets",
         "limits", "name",
     )  # fmt: skip
@@ -65,19 +72,18 @@ class Gate:
         self,
         name: str,
         limits: GateLimits = DEFAULT_GATE_LIMITS,
-        on_fault: Callable[[str], None] | None = None,
+        on_fault: Callable[[str, str], None] | None = None,
     ) -> None:
         self.name = name
         self.limits = limits
         self._on_fault = on_fault
-        self._lock = threading.Lock()
         self._door = _Door(problem=INSTANCE_STOPPING)
         # A dormant app costs next to nothing: the rest is made with the first request.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context: Context | None = None
         self._latencies: Latencies | None = None
-        self._queue: OrderedDict[Passage, None] = OrderedDict()
-        self._running: set[Passage] = set()
+        self._queue = _EMPTY_QUEUE
+        self._running = _NOBODY
         self._idle: asyncio.Event | None = None
         self._in_flight = self._websockets = 0
         self._requests = self._errors = self._shed = self._timeouts = 0
@@ -114,7 +120,7 @@ class Gate:
         self._replace(_Door(forward=successor))
 
     def _replace(self, door: _Door) -> None:
-        with self._lock:
+        with _doors:
             self._door = door
             # The front loop sets `_loop` before it reads `_door`, so it either sees the new door or is woken.
             loop = self._loop
@@ -170,6 +176,7 @@ class Gate:
     def admit(self, passage: Passage, loop: asyncio.AbstractEventLoop) -> None:
         """Let a request or WebSocket in, let it wait, or refuse it. Front loop."""
         if self._loop is None:
+            self._queue, self._running = OrderedDict(), set()
             self._loop = loop
         door = self._door
         if (

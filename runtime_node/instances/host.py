@@ -9,10 +9,8 @@ import asyncio
 import base64
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from sortedcontainers import SortedDict
 
@@ -38,18 +36,21 @@ from services.rpc.errors import SupervisorError
 log = logging.getLogger("runtime_node.instances")
 
 DEFAULT_PAGE, MAX_PAGE = 50, 1000
+_VERSIONS = {(e, g): (e, g) for e in range(1, 17) for g in range(1, 17)}
 MAX_FENCES = 100_000
 """Apps without an instance here whose highest epoch is still known."""
 
 
 @dataclass(frozen=True, slots=True)
-class LogHooks:
-    """What the logs of apps have to know."""
+class Observer:
+    """What those have to know that watch apps for others: logs, health, metrics."""
 
     fault: Callable[[str, str], None]
     """An exception left an instance's app: its name and the traceback. Any thread; must not block."""
-    quiet: Callable[[Instance], None]
-    """An instance has ended or gone dormant."""
+    changed: Callable[[Instance], None]
+    """An instance is new, or its state, health or conditions have changed."""
+    gone: Callable[[Instance], None]
+    """An instance has ended and is not here any more."""
     purge: Callable[[str, str], Awaitable[None]]
     """The data of an app, by id and uid, is being removed. May raise OSError."""
 
@@ -64,21 +65,21 @@ class InstanceHost:
         routes: Routes,
         databases: Databases,
         max_instances: int,
-        logs: LogHooks,
+        observer: Observer,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._feed = feed
         self._routes = routes
         self._databases = databases
-        self._logs = logs
+        self._observer = observer
         self._wall = wall
         self.max_instances = max_instances
         self.conductor: Conductor
         self.draining = False
         self._instances: SortedDict[str, Instance] = SortedDict()
         self._apps: dict[str, tuple[Instance, ...]] = {}
-        self._fences: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        self._uids: dict[str, int] = {}
+        self._fences: dict[str, tuple[int, int]] = {}
+        """By uid, the least recently raised first."""
         self._purges: set[tuple[str, str]] = set()
         self._limits: dict[tuple[object, ...], GateLimits] = {}
         self.running: dict[str, Instance] = {}
@@ -205,11 +206,10 @@ class InstanceHost:
             self.running[instance.name] = instance
         elif self.running.pop(instance.name, None) is not None:
             self._feed.unmeasured(instance.name)
-            if instance.state == State.IDLE:
-                self._logs.quiet(instance)
         app = instance.app
         self._routes.update(app, self._apps.get(app, ()))
         self._feed.changed(instance)
+        self._observer.changed(instance)
 
     def serving(self, instance: Instance) -> Instance | None:
         """Return which instance of the same app its requests go to now."""
@@ -232,10 +232,7 @@ class InstanceHost:
     async def gone(self, instance: Instance) -> None:
         """An instance has ended: forget it, carry out a purge that waited for it, tell the watchers."""
         name, app, uid = instance.name, instance.app, instance.uid
-        self._uids[uid] -= 1
-        if not self._uids[uid]:
-            del self._uids[uid]
-        await self._purge_if_last(app, uid)
+        await self._purge_if_last(app, uid, but=instance)
         del self._instances[name]
         rest = tuple(other for other in self._apps[app] if other is not instance)
         if rest:
@@ -243,7 +240,7 @@ class InstanceHost:
         else:
             del self._apps[app]
         self._routes.update(app, rest)
-        self._logs.quiet(instance)
+        self._observer.gone(instance)
         why = None
         if self.draining:
             shutdown = SupervisorError("NODE_DRAINING", "It ended because its node shut down.")
@@ -253,15 +250,15 @@ class InstanceHost:
     # --- inside ---
 
     def _register(self, spec: InstanceSpec, version: tuple[int, int]) -> Instance:
-        gate = Gate(spec.name, self._gate_limits(spec), partial(self._logs.fault, spec.name))
+        name = spec.name  # read once: each reading makes another string
+        gate = Gate(name, self._gate_limits(spec), self._observer.fault)
         state = initial(spec.activation == Activation.ON_REQUEST)
-        instance = Instance(spec, gate, self._wall(), state, self.conductor)
-        self._instances[spec.name] = instance
+        instance = Instance(name, spec, gate, self._wall(), state, self.conductor)
+        self._instances[name] = instance
         app = instance.app
         self._apps[app] = (*self._apps.get(app, ()), instance)
-        self._uids[spec.app_uid] = self._uids.get(spec.app_uid, 0) + 1
         self._purges.discard((app, spec.app_uid))
-        self._raise_fence(spec.app_uid, version)
+        self._raise_fence(instance.uid, version)
         return instance
 
     def _gate_limits(self, spec: InstanceSpec) -> GateLimits:
@@ -274,6 +271,8 @@ class InstanceHost:
         )
         limits = self._limits.get(key)
         if limits is None:
+            if len(self._limits) >= 1024:
+                self._limits.clear()
             limits = self._limits[key] = GateLimits(
                 max_concurrent_requests=key[0],
                 max_queued_requests=key[1],
@@ -283,18 +282,22 @@ class InstanceHost:
         return limits
 
     def _raise_fence(self, uid: str, version: tuple[int, int]) -> None:
-        self._fences[uid] = max(version, self._fences.get(uid, (0, 0)))
-        self._fences.move_to_end(uid)
-        while len(self._fences) > MAX_FENCES + len(self._instances):
-            oldest, fence = self._fences.popitem(last=False)
-            if oldest in self._uids:
-                self._fences[oldest] = fence
+        version = max(version, self._fences.pop(uid, (0, 0)))
+        # Most apps stand at the same few versions: one tuple serves them all.
+        self._fences[uid] = _VERSIONS.get(version, version)
+        if len(self._fences) > 2 * MAX_FENCES + len(self._instances):
+            here = {instance.uid for instance in self._instances.values()}
+            old = [known for known in self._fences if known not in here]
+            for known in old[:-MAX_FENCES]:
+                del self._fences[known]
 
-    async def _purge_if_last(self, app: str, uid: str) -> None:
-        if (app, uid) not in self._purges or uid in self._uids:
+    async def _purge_if_last(self, app: str, uid: str, but: Instance | None = None) -> None:
+        """Carry out a purge that was asked for, unless an instance other than `but` has the data."""
+        others = (other for other in self._apps.get(app, ()) if other is not but)
+        if (app, uid) not in self._purges or any(other.uid == uid for other in others):
             return
         try:
-            await self._logs.purge(app, uid)
+            await self._observer.purge(app, uid)
             await asyncio.to_thread(self._databases.purge, app, uid)
         except OSError as fault:
             log.error(

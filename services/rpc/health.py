@@ -1,4 +1,4 @@
-"""grpc.health.v1 for the server's services, and for whatever resources a source knows, computed when asked."""
+"""grpc.health.v1 for the server's services, and for the resources that a source knows, when asked."""
 
 from __future__ import annotations
 

@@ -11,10 +11,10 @@ from typing import Any
 import grpc
 from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as aio_health
 from grpc_reflection.v1alpha import reflection
 
 from services.rpc.guard import Guarded, tolerant_deserializer
+from services.rpc.health import HealthServicer, ResourceHealth
 
 log = logging.getLogger("appsupervisor.rpc")
 
@@ -27,10 +27,11 @@ MAX_CONCURRENT_CALLS = 4096
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.so_reuseport", 0),
-    # A watcher behind a silent network is found out; a client may ping as often as every 5 s.
+    # A watcher behind a silent network is found out; a client may ping every second, as a control plane does
+    # every 2 s: a node whose loop hangs must not be sent away by its own transport on top of it.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
@@ -45,9 +46,14 @@ class Service:
 
 
 class RpcServer:
-    """A grpc.aio server on the running loop. Synchronous methods run on `threads` worker threads."""
+    """A grpc.aio server on the running loop. Synchronous methods run on `threads` worker threads.
 
-    def __init__(self, services: Sequence[Service], *, threads: int = 64) -> None:
+    Health checks of names with a slash are answered by `resources`.
+    """
+
+    def __init__(
+        self, services: Sequence[Service], resources: ResourceHealth | None = None, *, threads: int = 64
+    ) -> None:
         self._services = services
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rpc")
         self._server = grpc.aio.server(
@@ -55,7 +61,7 @@ class RpcServer:
             options=OPTIONS,
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
         )
-        self._health = aio_health.HealthServicer()
+        self._health = HealthServicer(resources)
         recorder = _Recorder(self._server)
         for service in services:
             service.register(Guarded(service.servicer), recorder)

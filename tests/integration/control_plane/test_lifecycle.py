@@ -4,9 +4,11 @@ import asyncio
 
 import grpc
 import pytest
+from google.longrunning import operations_pb2
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
+from services.rpc.errors import SupervisorError
 from services.rpc.status import reason_of
 from tests.fakes.runtime_node import Behaviour, FakeNode
 from tests.integration.control_plane.plane import NODE, Plane, condition, metadata, until
@@ -284,8 +286,6 @@ async def test_an_app_beyond_every_nodes_room_is_not_placed(plane: Plane) -> Non
 
 
 async def test_a_refusal_that_no_retry_changes_fails_the_app_until_it_is_changed(plane: Plane) -> None:
-    from services.rpc.errors import SupervisorError
-
     node = await plane.node()
     node.refuse = SupervisorError("ISOLATION_UNSUPPORTED", "No processes here.")
     operation = await plane.create("shop", wait=False)
@@ -329,7 +329,6 @@ async def test_operations_tell_their_progress_and_who_asked(plane: Plane) -> Non
     assert (about.target, about.verb, about.generation) == ("apps/shop", "create", 1)
     assert about.actor.startswith("ci (ipv4:127.0.0.1:")
     assert about.deadline_time.seconds > about.create_time.seconds
-    from google.longrunning import operations_pb2
 
     async def look() -> pb.OperationMetadata:
         get = operations_pb2.GetOperationRequest(name=operation.name)

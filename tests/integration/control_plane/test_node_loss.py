@@ -11,7 +11,8 @@ from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.rpc.errors import SupervisorError
 from services.rpc.status import reason_of
-from tests.fakes.runtime_node import FakeNode
+from tests.fakes import runtime_node as fakes
+from tests.fakes.runtime_node import Behaviour, FakeNode
 from tests.integration.control_plane.plane import NODE, Plane, condition, until
 from tests.integration.control_plane.test_lifecycle import starts
 
@@ -149,8 +150,6 @@ async def test_a_new_life_at_the_same_address_takes_over_at_once(plane: Plane) -
 async def test_a_restart_of_the_control_plane_touches_no_app_and_goes_on_with_operations(
     plane: Plane,
 ) -> None:
-    from tests.fakes.runtime_node import Behaviour
-
     node = await plane.node(behaviours={"slow:app": Behaviour(ready_after=0.6)})
     for n in range(5):
         await plane.create(f"app-{n}")
@@ -192,8 +191,6 @@ async def test_a_hung_node_holds_up_no_app_of_another(plane: Plane) -> None:
     async def never(request: rt.StartInstanceRequest, context: object) -> rt.StartInstanceResponse:
         await block.wait()
         raise AssertionError
-
-    import tests.fakes.runtime_node as fakes
 
     original = fakes._Servicer.StartInstance
 

@@ -188,7 +188,9 @@ async def test_a_start_of_what_runs_is_done_at_once(plane: Plane) -> None:
 
 
 async def test_a_stop_of_what_failed_never_shows_it_as_starting(plane: Plane) -> None:
-    await plane.node(behaviours={"broken:app": Behaviour(fails=("APP_FACTORY_FAILED", "No."), stop_after=0.3)})
+    await plane.node(
+        behaviours={"broken:app": Behaviour(fails=("APP_FACTORY_FAILED", "No."), stop_after=0.3)}
+    )
     await plane.failed(await plane.create("shop", wait=False, entrypoint="broken:app"))
     operation = await plane.update("apps/shop", ["labels"], labels={"a": "b"})
     assert (await plane.get("apps/shop")).state == rt.FAILED

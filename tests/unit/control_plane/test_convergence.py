@@ -59,7 +59,8 @@ class Convergence(RuleBasedStateMachine):
         try:
             command(request, ME)
         except SupervisorError as refusal:
-            assert refusal.reason in ("APP_DELETING", "APP_STOPPED", "APP_NOT_FOUND"), refusal.reason
+            if refusal.reason not in ("APP_DELETING", "APP_STOPPED", "APP_NOT_FOUND"):
+                raise
 
     @rule(entrypoint=ENTRYPOINTS)
     def update(self, entrypoint: str) -> None:
@@ -152,8 +153,8 @@ class Convergence(RuleBasedStateMachine):
                         tx, self.name, record.uid, lambda app: under_new_epoch(app, known)
                     )
                 )
-            else:
-                assert refusal.reason == "NODE_UNREACHABLE", refusal.message
+            elif refusal.reason != "NODE_UNREACHABLE":
+                raise
             return
         if todo.remove:
             self._write(partial(writes.removed, name=self.name, uid=record.uid))

@@ -176,7 +176,7 @@ def test_a_frozen_app_that_left_cycles_is_collected_while_nobody_waits() -> None
     try:
         app = web()
         policy.freeze()
-        assert policy.figures.frozen > 0
+        assert policy.figures.freezes > 0
         reference = weakref.ref(app)
         del app
         gc.collect()
