@@ -10,6 +10,7 @@ import os
 import platform
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -215,6 +216,8 @@ class Node:
 
     def _advertised(self, bound: Address) -> str:
         host = self.settings.advertise.rpartition(":")[0] or self.settings.advertise
+        if not host and bound.host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+            host = socket.gethostname()
         return str(Address(host.strip("[]"), bound.port)) if host else str(bound)
 
     def _registration(self) -> fleet_pb2.RegisterNodeRequest:

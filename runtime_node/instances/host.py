@@ -36,6 +36,8 @@ from services.rpc.errors import SupervisorError
 log = logging.getLogger("runtime_node.instances")
 
 DEFAULT_PAGE, MAX_PAGE = 50, 1000
+MAX_PAGE_BYTES = 2 * 1024 * 1024
+"""A page ends early beyond this: a client takes messages of 4 MiB, and tracebacks are large."""
 _VERSIONS = {(e, g): (e, g) for e in range(1, 17) for g in range(1, 17)}
 MAX_FENCES = 100_000
 """Apps without an instance here whose highest epoch is still known."""
@@ -162,12 +164,14 @@ class InstanceHost:
         after = _read_token(page_token, parent) if page_token else prefix
         page: list[InstanceMessage] = []
         last = ""
+        room = MAX_PAGE_BYTES
         for name in self._instances.irange(minimum=after, inclusive=(False, True)):
             if not name.startswith(prefix):
                 break
-            if len(page) == size:
+            if len(page) == size or room < 0:
                 return page, _write_token(parent, last)
             page.append(self._describe(self._instances[name]))
+            room -= page[-1].ByteSize()
             last = name
         return page, ""
 
