@@ -108,6 +108,11 @@ class Reconciler:
         link = self._links.get(node)
         return link is not None and link.synced
 
+    def client_of(self, node: str) -> NodeClient | None:
+        """Return the client of a node that is followed."""
+        link = self._links.get(node)
+        return link.client if link is not None else None
+
     # What the catalog tells
 
     async def _follow_apps(self, position: int) -> None:
