@@ -47,6 +47,7 @@ from runtime_node.lanes.process.zygote import Zygote
 from runtime_node.lanes.shared import SharedLane
 from runtime_node.lanes.thread import ThreadLane
 from runtime_node.loader import Loader
+from runtime_node.observation import Observation
 from runtime_node.registration import Registration
 from runtime_node.servicer import RuntimeServicer
 from runtime_node.settings import Address, NodeSettings
@@ -80,6 +81,7 @@ class Node:
         self.http = settings.http_listen
         self.host: InstanceHost
         self.feed: InstanceFeed
+        self.observation: Observation
         self.front: HttpFront
         self.sweeps: Sweeps
         self._zygote = zygote
@@ -94,7 +96,12 @@ class Node:
             stack.enter_context(data_directory_lock(settings.data_dir))
             databases = Databases(settings.data_dir)
             await asyncio.to_thread(databases.finish_purges)
-            # 2. The front: the listener's loop, which SHARED apps run on too.
+            # 2. The logs of apps: from here on what they print and log is theirs.
+            self.observation = observed = Observation(settings)
+            await asyncio.to_thread(observed.logs.finish_purges)
+            observed.logs.start()
+            stack.push_async_callback(_quietly, "logs", observed.logs.close)
+            # 3. The front: the listener's loop, which SHARED apps run on too.
             isolation.install()
             router = Router(settings.base_domain)
             self.front = front = HttpFront(
@@ -105,7 +112,7 @@ class Node:
             isolation.guard_loop(front.loop)
             stack.push_async_callback(_quietly, "front", lambda: front.stop(RPC_GRACE))
             self.http = Address(settings.http_listen.host, (await front.start())[1])
-            # 3. The lanes.
+            # 4. The lanes.
             loader = Loader(settings.app_dirs)
             stack.callback(loader.close)
             collector = GCPolicy(lambda: self.sweeps.quiet, self._leaked)
@@ -115,11 +122,11 @@ class Node:
             lanes = self._lanes(front, loader, collector)
             for lane in lanes.values():
                 stack.push_async_callback(_quietly, "lane", lane.close)
-            # 4. The core.
+            # 5. The core.
             self.feed = InstanceFeed(settings.node_name, self.incarnation)
-            self.host = InstanceHost(
+            self.host = observed.host = InstanceHost(
                 feed=self.feed, routes=Routes(router), databases=databases,
-                max_instances=settings.max_instances,
+                max_instances=settings.max_instances, observer=observed.observer,
             )  # fmt: skip
             probes = Probes(front.loop, settings.base_domain, self.host.reassess)
             figures = FigureSweep(self.feed.measured)
@@ -135,18 +142,18 @@ class Node:
                 after=collector.tick if self._owns_process else lambda: None,
             )  # fmt: skip
             _background(stack, sweeps.run())
-            # 5. The API, ended only after its streams have told how every instance ended.
-            servicer = RuntimeServicer(self.host, self.feed, self.status)
+            # 6. The API, ended only after its streams have told how every instance ended.
+            servicer = RuntimeServicer(self.host, self.feed, observed.tails, self.status)
             service = Service(
                 "appsupervisor.runtime.v1.RuntimeEnvironment",
                 add_RuntimeEnvironmentServicer_to_server,
                 servicer,
             )
-            server = RpcServer([service])
+            server = RpcServer([service], observed.health)
             self.listen = Address(settings.listen.host, await server.start(str(settings.listen)))
             stack.push_async_callback(_quietly, "api", lambda: server.stop(RPC_GRACE))
             stack.push_async_callback(_quietly, "instances", self._end_instances)
-            # 6. The control plane hears of it.
+            # 7. The control plane hears of it.
             if settings.control_plane:
                 registration = Registration(settings.control_plane, self._registration, self.feed)
                 _background(stack, registration.run())
@@ -163,6 +170,7 @@ class Node:
         if left:
             log.error("instances did not end in time", extra={"action": "node.cut_off", "instances": left})
         self.feed.close()
+        self.observation.close_streams()
 
     def _lanes(self, front: HttpFront, loader: Loader, collector: GCPolicy) -> dict[Tier, Lane]:
         def released(instance: str, suspects: Sequence[Canary]) -> None:
@@ -174,7 +182,7 @@ class Node:
         thread = ThreadLane(loader, front.loop, released)
         lanes[thread.tier] = thread
         if self._zygote is not None:
-            process = ProcessLane(self._zygote)
+            process = ProcessLane(self._zygote, self.observation.logs.output)
             lanes[process.tier] = process
         return lanes
 

@@ -11,6 +11,7 @@ from runtime_node.instances.feed import InstanceFeed
 from runtime_node.instances.host import InstanceHost
 from runtime_node.instances.rules import check_heartbeat
 from runtime_node.instances.terms import seconds
+from runtime_node.logs.tail import Tails
 
 DEFAULT_HEARTBEAT = 1.0
 
@@ -19,10 +20,15 @@ class RuntimeServicer(RuntimeEnvironmentServicer):
     """Serves one node's instances. `status` tells what the node is and carries."""
 
     def __init__(
-        self, host: InstanceHost, feed: InstanceFeed, status: Callable[[], pb.RuntimeStatus]
+        self,
+        host: InstanceHost,
+        feed: InstanceFeed,
+        tails: Tails,
+        status: Callable[[], pb.RuntimeStatus],
     ) -> None:
         self._host = host
         self._feed = feed
+        self._tails = tails
         self._status = status
 
     async def GetRuntimeStatus(self, request: pb.GetRuntimeStatusRequest, context: Any) -> pb.RuntimeStatus:
@@ -62,4 +68,9 @@ class RuntimeServicer(RuntimeEnvironmentServicer):
             check_heartbeat(request.heartbeat_interval)
             heartbeat = seconds(request.heartbeat_interval)
         async for message in self._feed.watch(request.resume_token, heartbeat):
+            yield message
+
+    async def TailLogs(self, request: pb.TailLogsRequest, context: Any) -> AsyncIterator[pb.TailLogsResponse]:
+        """Stream what an app has logged and printed."""
+        async for message in self._tails.tail(request):
             yield message

@@ -49,6 +49,8 @@ class NodeSettings:
     """Seconds for draining every instance at the node's end."""
     trusted_proxies: tuple[str, ...]
     log_level: str
+    echo_app_logs: bool
+    """Whether what apps log goes to the node's stderr too."""
 
     @property
     def node_name(self) -> str:
@@ -91,6 +93,12 @@ def read_settings(
     add.many(
         "--trusted-proxy", str, ",", "address or network whose X-Forwarded-* is believed; may be repeated"
     )
+    parser.add_argument(
+        "--echo-app-logs",
+        action=argparse.BooleanOptionalAction,
+        default=variables.get(f"{PREFIX}ECHO_APP_LOGS", "").lower() in {"1", "true", "yes", "on"},
+        help=f"write what apps log to the node's own log too ({PREFIX}ECHO_APP_LOGS)",
+    )
     add("--log-level", _level, "INFO", "least level that is logged: DEBUG, INFO, WARNING or ERROR")
     parsed = parser.parse_args(arguments)
     return NodeSettings(
@@ -110,6 +118,7 @@ def read_settings(
         shutdown_timeout=parsed.shutdown_timeout,
         trusted_proxies=tuple(parsed.trusted_proxy),
         log_level=parsed.log_level,
+        echo_app_logs=parsed.echo_app_logs,
     )
 
 

@@ -14,11 +14,11 @@ _STACK_LIMIT = 16 * 1024
 
 
 class FaultTeller:
-    """Calls `on_fault(stack)` for at most five faults a second; formatting more would cost the neighbours."""
+    """Calls `on_fault(name, stack)` at most five times a second; more would cost the neighbours."""
 
     __slots__ = ("_budget", "_last", "_name", "_on_fault")
 
-    def __init__(self, name: str, on_fault: Callable[[str], None]) -> None:
+    def __init__(self, name: str, on_fault: Callable[[str, str], None]) -> None:
         self._name = name
         self._on_fault = on_fault
         self._budget = _PER_SECOND
@@ -34,7 +34,7 @@ class FaultTeller:
         self._budget -= 1.0
         stack = what if error is None else "".join(traceback.format_exception(error))
         try:
-            self._on_fault(stack[-_STACK_LIMIT:])
+            self._on_fault(self._name, stack[-_STACK_LIMIT:])
         except Exception:
             # The caller's fault must not reach the listener.
             _logger.exception("on_fault failed", extra={"action": "gate.on_fault", "gate": self._name})

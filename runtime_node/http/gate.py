@@ -57,7 +57,7 @@ class Gate:
     """The door of the instance `name`. Made closed (`INSTANCE_STOPPING`); `open` or `hold` it.
 
     `open`, `hold`, `close`, `figures` and `drain` may be called from any thread; what is marked
-    "front loop" is the protocol's. `on_fault(stack)` is called on the front loop with the traceback of
+    "front loop" is the protocol's. `on_fault(name, stack)` is called on the front loop with the traceback of
     an exception that left the app (at most 16 KiB, at most five a second); it must not block.
     """
 
@@ -72,7 +72,7 @@ class Gate:
         self,
         name: str,
         limits: GateLimits = DEFAULT_GATE_LIMITS,
-        on_fault: Callable[[str], None] | None = None,
+        on_fault: Callable[[str, str], None] | None = None,
     ) -> None:
         self.name = name
         self.limits = limits

@@ -9,7 +9,8 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 
 from sortedcontainers import SortedDict
 
@@ -42,6 +43,20 @@ MAX_FENCES = 100_000
 """Apps without an instance here whose highest epoch is still known."""
 
 
+@dataclass(frozen=True, slots=True)
+class Observer:
+    """What those have to know that watch apps for others: logs, health, metrics."""
+
+    fault: Callable[[str, str], None]
+    """An exception left an instance's app: its name and the traceback. Any thread; must not block."""
+    changed: Callable[[Instance], None]
+    """An instance is new, or its state, health or conditions have changed."""
+    gone: Callable[[Instance], None]
+    """An instance has ended and is not here any more."""
+    purge: Callable[[str, str], Awaitable[None]]
+    """The data of an app, by id and uid, is being removed. May raise OSError."""
+
+
 class InstanceHost:
     """Registry of the node's instances and the rules of the commands on them."""
 
@@ -52,11 +67,13 @@ class InstanceHost:
         routes: Routes,
         databases: Databases,
         max_instances: int,
+        observer: Observer,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._feed = feed
         self._routes = routes
         self._databases = databases
+        self._observer = observer
         self._wall = wall
         self.max_instances = max_instances
         self.conductor: Conductor
@@ -158,6 +175,20 @@ class InstanceHost:
             last = name
         return page, ""
 
+    def find(self, name: str) -> Instance | None:
+        """Return an instance, None if it is not here. Any thread."""
+        found: Instance | None = self._instances.get(name)
+        return found
+
+    def of_app(self, app: str) -> tuple[Instance, ...]:
+        """Return the instances of an app by its id, in the order they were accepted. Any thread."""
+        return self._apps.get(app, ())
+
+    def all(self) -> Sequence[Instance]:
+        """Return every instance, in no order. Any thread."""
+        # One call into C over the dict itself: nothing can change it meanwhile.
+        return tuple(dict.values(self._instances))
+
     async def shutdown(self, deadline: float) -> int:
         """Refuse new instances, stop all, wait at most `deadline` seconds; return how many are left."""
         self.draining = True
@@ -182,6 +213,7 @@ class InstanceHost:
         app = instance.app
         self._routes.update(app, self._apps.get(app, ()))
         self._feed.changed(instance)
+        self._observer.changed(instance)
 
     def serving(self, instance: Instance) -> Instance | None:
         """Return which instance of the same app its requests go to now."""
@@ -212,6 +244,7 @@ class InstanceHost:
         else:
             del self._apps[app]
         self._routes.update(app, rest)
+        self._observer.gone(instance)
         why = None
         if self.draining:
             shutdown = SupervisorError("NODE_DRAINING", "It ended because its node shut down.")
@@ -222,7 +255,7 @@ class InstanceHost:
 
     def _register(self, spec: InstanceSpec, version: tuple[int, int]) -> Instance:
         name = spec.name  # read once: each reading makes another string
-        gate = Gate(name, self._gate_limits(spec))
+        gate = Gate(name, self._gate_limits(spec), self._observer.fault)
         state = initial(spec.activation == Activation.ON_REQUEST)
         instance = Instance(name, spec, gate, self._wall(), state, self.conductor)
         self._instances[name] = instance
@@ -268,6 +301,7 @@ class InstanceHost:
         if (app, uid) not in self._purges or any(other.uid == uid for other in others):
             return
         try:
+            await self._observer.purge(app, uid)
             await asyncio.to_thread(self._databases.purge, app, uid)
         except OSError as fault:
             log.error(

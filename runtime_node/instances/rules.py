@@ -15,8 +15,10 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     InstanceSpec,
     IsolationTier,
     Limits,
+    LogEntry,
     RestartPolicy,
     StopInstanceRequest,
+    TailLogsRequest,
 )
 from runtime_node.instances.terms import seconds
 from services.rpc.errors import SupervisorError, Violation, invalid_fields
@@ -32,6 +34,7 @@ _INSTANCE_NAME = re.compile(rf"apps/({_ID})/instances/({_INSTANCE_ID})")
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 _ENV_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_LOG_TOKEN = re.compile(r"([0-9a-f]{8})\.(\d{1,16})", re.ASCII)
 _DOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 
 NAME_RULE = (
@@ -93,6 +96,42 @@ def check_page_size(page_size: int) -> None:
     """Raise INVALID_FIELD for a negative page size."""
     if page_size < 0:
         raise invalid_fields([Violation("page_size", "must not be negative")])
+
+
+def check_tail(request: TailLogsRequest) -> tuple[str, tuple[str, int] | None]:
+    """Return the app's id and, of a resume token, the log's id and the cursor.
+
+    Raises INVALID_FIELD with every field that breaks its rule, INVALID_RESUME_TOKEN.
+    """
+    _raise([*_tail(request)])
+    app = request.name.removeprefix("apps/")
+    if not request.resume_token:
+        return app, None
+    match = _LOG_TOKEN.fullmatch(request.resume_token)
+    if match is None:
+        raise SupervisorError("INVALID_RESUME_TOKEN", "The resume token is not one of a log of an app.")
+    return app, (match[1], int(match[2]))
+
+
+def _tail(request: TailLogsRequest) -> Found:
+    if _APP_NAME.fullmatch(request.name) is None:
+        yield Violation("name", "must be apps/{app}")
+    if request.app_uid:
+        yield from _uid("app_uid", request.app_uid)
+    if request.instance:
+        yield from _name("instance", request.instance)
+        if not request.instance.startswith(f"{request.name}/"):
+            yield Violation("instance", "must be one of the app's")
+    if request.HasField("start_time") and not (
+        -62_135_596_800 <= request.start_time.seconds <= 253_402_300_799
+        and 0 <= request.start_time.nanos < 1_000_000_000
+    ):
+        yield Violation("start_time", "must be a time of the years 1 to 9999")
+    if request.HasField("tail_line_count"):
+        yield from _count("tail_line_count", request.tail_line_count, 0, 100_000, "0 to 100,000")
+        if request.resume_token:
+            yield Violation("tail_line_count", "must not be set with resume_token")
+    yield from _known("min_level", request.min_level, LogEntry.Level)
 
 
 def _raise(found: list[Violation]) -> None:

@@ -11,6 +11,9 @@ from types import FrameType
 CURRENT_INSTANCE: ContextVar[str] = ContextVar("appsupervisor_current_instance", default="")
 """Resource name of the instance (`AppContext.instance`); empty for the node's own code."""
 
+LOADING_FOR: ContextVar[str] = ContextVar("appsupervisor_loading_for", default="")
+"""The instance for which code is being imported, whose side effects belong to the code's location."""
+
 TREE_KEY = "__module_tree__"
 """The name under which the builtins of an app's private modules tell their tree."""
 

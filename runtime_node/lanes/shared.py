@@ -13,6 +13,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import IsolationTier
 from runtime_node.instances.terms import limit_terms
 from runtime_node.isolation import CURRENT_INSTANCE, tasks_of
 from runtime_node.isolation.apart import run_apart
+from runtime_node.isolation.current import LOADING_FOR
 from runtime_node.isolation.leaks import Canary
 from runtime_node.lanes.hop import run_on
 from runtime_node.lanes.lane import ASGIApp, Launch, Receive, RunningApp, Scope, Send, StopReport, Usage
@@ -110,10 +111,12 @@ async def load(loader: Loader, launch: Launch) -> LoadedCode:
     When cancelled, what is loaded all the same is released. Only an import that hangs is interrupted: an
     interruption could hit the loader itself in the middle of what it does for others.
     """
-    entrypoint = launch.spec.entrypoint
-    loading = asyncio.create_task(
-        run_apart(lambda: loader.load(entrypoint), name=f"load {launch.context.app}")
-    )
+
+    def load_for_it() -> LoadedCode:
+        LOADING_FOR.set(launch.spec.name)
+        return loader.load(launch.spec.entrypoint)
+
+    loading = asyncio.create_task(run_apart(load_for_it, name=f"load {launch.context.app}"))
     try:
         return await asyncio.shield(loading)
     except asyncio.CancelledError:

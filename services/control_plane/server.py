@@ -16,6 +16,7 @@ from appsupervisor.fleet.v1.fleet_pb2_grpc import add_FleetServicer_to_server
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.fleet.fleet import FleetService
+from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
 from services.control_plane.reconciler.reconciler import Reconciler
 from services.control_plane.servicers.app_catalog import CatalogServicer
@@ -50,12 +51,14 @@ class ControlPlane:
             reconciler = Reconciler(store, node_timeout=self._settings.node_timeout)
             await operations.start()
             # 3. Calls, from outside and, once it listens, from nodes.
-            server = RpcServer(services(store, operations, reconciler))
+            tails = AppTails(store.mirror, reconciler.client_of)
+            server = RpcServer(services(store, operations, reconciler, tails))
             self.port = await server.start(self._settings.listen)
             stack.push_async_callback(server.stop, self._settings.drain_timeout)
             # Those who watch or wait are sent off first: the drain would wait for them in vain.
             stack.push_async_callback(operations.close)
             stack.callback(store.mirror.apps.close)
+            stack.callback(tails.close)
             # 4. The reconciler last: what it does can be watched from its first step.
             await reconciler.start()
             stack.push_async_callback(reconciler.close)
@@ -75,9 +78,11 @@ class ControlPlane:
         await self._stack.aclose()
 
 
-def services(store: CatalogStore, operations: OperationService, reconciler: Reconciler) -> list[Service]:
+def services(
+    store: CatalogStore, operations: OperationService, reconciler: Reconciler, tails: AppTails
+) -> list[Service]:
     """Return the services of the control plane over its core."""
-    catalog = CatalogServicer(AppCommands(store), AppQueries(store))
+    catalog = CatalogServicer(AppCommands(store), AppQueries(store), tails)
     fleet = FleetServicer(FleetService(store, reconciler.is_heard))
     return [
         Service("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),

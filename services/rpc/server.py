@@ -11,10 +11,10 @@ from typing import Any
 import grpc
 from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as aio_health
 from grpc_reflection.v1alpha import reflection
 
 from services.rpc.guard import Guarded, tolerant_deserializer
+from services.rpc.health import HealthServicer, ResourceHealth
 
 log = logging.getLogger("appsupervisor.rpc")
 
@@ -46,9 +46,14 @@ class Service:
 
 
 class RpcServer:
-    """A grpc.aio server on the running loop. Synchronous methods run on `threads` worker threads."""
+    """A grpc.aio server on the running loop. Synchronous methods run on `threads` worker threads.
 
-    def __init__(self, services: Sequence[Service], *, threads: int = 64) -> None:
+    Health checks of names with a slash are answered by `resources`.
+    """
+
+    def __init__(
+        self, services: Sequence[Service], resources: ResourceHealth | None = None, *, threads: int = 64
+    ) -> None:
         self._services = services
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rpc")
         self._server = grpc.aio.server(
@@ -56,7 +61,7 @@ class RpcServer:
             options=OPTIONS,
             maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
         )
-        self._health = aio_health.HealthServicer()
+        self._health = HealthServicer(resources)
         recorder = _Recorder(self._server)
         for service in services:
             service.register(Guarded(service.servicer), recorder)

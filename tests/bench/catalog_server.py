@@ -18,6 +18,7 @@ from google.protobuf.empty_pb2 import Empty
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import State
 from services.control_plane import server as composition
+from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
 from services.control_plane.reconciler.reconciler import Reconciler
 from services.control_plane.rules.app_defaults import normalize_app
@@ -74,7 +75,9 @@ async def serve(apps: int, directory: str) -> None:
     reconciler = Reconciler(store)
     server = RpcServer(
         [
-            *composition.services(store, operations, reconciler),
+            *composition.services(
+                store, operations, reconciler, AppTails(store.mirror, reconciler.client_of)
+            ),
             Service("bench.Empty", add_empty, EmptyServicer()),
         ]
     )

@@ -28,6 +28,7 @@ from runtime_node.instances.terms import limit_terms, seconds
 from services.rpc.errors import Code, SupervisorError
 from services.rpc.feed import ChangeFeed
 from services.rpc.server import RpcServer, Service
+from tests.fakes.logs import FakeLogs
 
 SERVICE = "appsupervisor.runtime.v1.RuntimeEnvironment"
 
@@ -80,6 +81,8 @@ class FakeNode:
         self._started = time.time()
         self._mute = asyncio.Event()
         self._mute.set()
+        self.logs = FakeLogs(self._newest_uid, lambda name: name in self._hosted)
+        """What apps have logged; `logs.add` lets one log a line."""
 
     # --- what a test does with it ---
 
@@ -301,6 +304,10 @@ class FakeNode:
 
     # --- inside ---
 
+    def _newest_uid(self, app: str) -> str:
+        found = [h.spec for name, h in self._hosted.items() if name.startswith(f"apps/{app}/")]
+        return found[-1].app_uid if found else ""
+
     def _accepted(self, spec: pb.InstanceSpec) -> pb.Instance:
         dormant = spec.activation == pb.ON_REQUEST
         status = pb.Instance(
@@ -365,6 +372,8 @@ class FakeNode:
         if uid in self._purges and all(h.spec.app_uid != uid for h in self._hosted.values()):
             self._purges.discard(uid)
             self.purged.append(uid)
+            self.logs.entries.pop(uid, None)
+            self.logs.look()
 
     def _move(self, hosted: _Hosted, state: pb.State.ValueType, reason: str, message: str = "") -> None:
         hosted.status.state = state
@@ -471,6 +480,13 @@ class _Servicer(RuntimeEnvironmentServicer):
     ) -> AsyncIterator[pb.WatchInstancesResponse]:
         self._node.calls.append(("WatchInstances", request))
         async for message in self._node.watch(request):
+            yield message
+
+    async def TailLogs(  # noqa: N802
+        self, request: pb.TailLogsRequest, context: Any
+    ) -> AsyncIterator[pb.TailLogsResponse]:
+        self._take("TailLogs", request)
+        async for message in self._node.logs.tail(request):
             yield message
 
 

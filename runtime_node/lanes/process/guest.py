@@ -144,7 +144,8 @@ class Guest:
         handler = _NodeLogHandler(descriptors.log)
         root = logging.getLogger()
         root.handlers[:] = [handler]
-        root.setLevel(logging.WARNING)
+        # As in the other tiers; `logging.basicConfig` of an app would not lower it, for the handler is there.
+        root.setLevel(logging.INFO)
         self._context.logger.setLevel(logging.DEBUG)
         logging.captureWarnings(False)
 

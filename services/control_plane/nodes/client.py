@@ -7,7 +7,7 @@ node's own reason when it refused.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 import grpc
@@ -26,6 +26,9 @@ CALL_SECONDS = 3.0
 
 TRIES = 3
 """Tries of one call; the reconciler comes back for what is still wanted after these."""
+
+TAIL_SILENCE = 6.0
+"""Silence after which a stream of log lines counts as broken: a node says something every 2 s."""
 
 RETRYABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 
@@ -84,6 +87,26 @@ class NodeClient:
                 yield message
         except TimeoutError:
             raise self._unreachable(f"it was silent for {silence:g} s") from None
+        except grpc.aio.AioRpcError as failure:
+            raise self._translate(failure) from None
+        finally:
+            call.cancel()
+
+    async def tail_logs(self, request: pb.TailLogsRequest) -> AsyncGenerator[pb.TailLogsResponse, None]:
+        """Yield what the node tells of an app's log, until it has no more.
+
+        Raises SupervisorError NODE_UNREACHABLE when the stream breaks or is silent for TAIL_SILENCE
+        seconds, or the node's own refusal. Cancelling, or leaving the iteration, cancels the call.
+        """
+        call = self._stub.TailLogs(request)
+        try:
+            while True:
+                message = await asyncio.wait_for(call.read(), TAIL_SILENCE)
+                if not isinstance(message, pb.TailLogsResponse):
+                    return
+                yield message
+        except TimeoutError:
+            raise self._unreachable(f"it was silent for {TAIL_SILENCE:g} s") from None
         except grpc.aio.AioRpcError as failure:
             raise self._translate(failure) from None
         finally:

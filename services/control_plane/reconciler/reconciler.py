@@ -1,7 +1,7 @@
 """Drives every app towards what is wanted: level-triggered, one pass per app at a time, for ever.
 
-It follows the change log and the nodes' streams; a pass looks at the newest of both, stores what it
-observed, and makes the calls that `plan` names. What fails is tried again with growing pauses.
+It follows the change log and the nodes' streams and decides who passes when; a pass does the rest. What
+fails is tried again with growing pauses.
 """
 
 from __future__ import annotations
@@ -9,27 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from itertools import islice
 from typing import Any, TypeVar
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import STOPPED
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
-    Instance,
     RuntimeStatus,
-    StartInstanceRequest,
-    State,
-    StopInstanceRequest,
 )
 from services.control_plane.nodes.client import NodeClient
-from services.control_plane.placement.placement import Candidate, choose
 from services.control_plane.reconciler import writes
 from services.control_plane.reconciler.node_link import NodeLink
-from services.control_plane.reconciler.observation import View, observe, under_new_epoch
-from services.control_plane.reconciler.plan import plan, stop_orphan
+from services.control_plane.reconciler.passes import Passes, now
 from services.control_plane.reconciler.turns import Turns
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord
@@ -56,15 +47,6 @@ SWEEP_EXPIRIES = 1_000
 RETRY_SECONDS = (0.2, 10.0)
 """First and longest pause before an app whose pass failed is looked at again."""
 
-FINAL_REFUSALS = frozenset({"INVALID_FIELD", "ENTRYPOINT_MALFORMED", "ISOLATION_UNSUPPORTED"})
-"""Refusals of a start that no retry changes: they are shown as the app's failure."""
-
-OUTDATED = frozenset({"STALE_EPOCH", "INSTANCE_EXISTS"})
-"""Refusals of a start that a new epoch resolves."""
-
-NEW_EPOCHS = 3
-"""New epochs in a row that refusals of an app's start bring about at once; then with growing pauses."""
-
 IDLE_SECONDS = 60.0
 """How long a follower waits before it looks again without having been woken."""
 
@@ -90,8 +72,7 @@ class Reconciler:
         self._closing: set[asyncio.Task[None]] = set()
         self._turns = Turns(lambda app: self._spawn(self._run_pass(app)), width=PASSES)
         self._failures: dict[str, int] = {}
-        self._outdated: Counter[str] = Counter()
-        self._placing: Counter[str] = Counter()
+        self._passes = Passes(store, self._links, self.enqueue)
         self._retries: dict[str, asyncio.TimerHandle] = {}
         self._unsettled: dict[str, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -126,6 +107,11 @@ class Reconciler:
         """Tell whether a node's stream is open now. Safe from any thread."""
         link = self._links.get(node)
         return link is not None and link.synced
+
+    def client_of(self, node: str) -> NodeClient | None:
+        """Return the client of a node that is followed."""
+        link = self._links.get(node)
+        return link.client if link is not None else None
 
     # What the catalog tells
 
@@ -192,8 +178,7 @@ class Reconciler:
 
     async def _run_pass(self, app: str) -> None:
         try:
-            await self._look_at(app)
-            await self._stop_orphans(app)
+            await self._passes.make(app, after_pause=app in self._failures and app not in self._retries)
             self._settle_failures(app)
         except SupervisorError as failure:
             self._retry_later(app, failure)
@@ -224,142 +209,6 @@ class Reconciler:
         if retry is not None:
             retry.cancel()
 
-    async def _look_at(self, app: str) -> None:
-        """One pass: place, observe, store what was observed, act."""
-        record = self._mirror.apps.get(app)
-        if record is None:
-            self._outdated.pop(app, None)
-            return
-        unplaced = ""
-        if not record.node and not record.deleting and record.spec.desired_state != STOPPED:
-            record, unplaced = await self._place(record)
-        link = self._links.get(record.node)
-        view = self._view(record, link, unplaced)
-        if view is None:
-            return
-        if observe(record, view, _now()) != record:
-            uid = record.uid
-            observed = await self._write(lambda tx: writes.observed(tx, app, uid, view))
-            if observed is None:
-                return
-            record = observed
-        await self._act(record, view, link)
-
-    def _view(self, record: AppRecord, link: NodeLink | None, unplaced: str) -> View | None:
-        """Return what can be seen of the app; None while its node is neither heard nor given up."""
-        if not record.node:
-            return View(None, True, {}, unplaced)
-        if link is None:
-            return None
-        if link.synced:
-            hindrance = link.hindrance(record.name)
-            return View(link.node, True, dict(link.instances(record.name)), hindrance=hindrance)
-        if not link.given_up:
-            return None
-        told = {instance.name: instance for instance in record.status.instances}
-        return View(link.node, False, told)
-
-    async def _act(self, record: AppRecord, view: View, link: NodeLink | None) -> None:
-        todo = plan(record, view)
-        failure: SupervisorError | None = None
-        if link is not None:
-            for stop in todo.stop:
-                failure = await self._stop(record.name, link, stop) or failure
-            # A stop that fails holds up no start: an app is to serve first of all.
-            if todo.start is not None:
-                await self._start(record, link, todo.start)
-        if failure is not None:
-            raise failure
-        if todo.remove:
-            await self._write(lambda tx: writes.removed(tx, record.name, record.uid))
-
-    async def _stop(self, app: str, link: NodeLink, stop: StopInstanceRequest) -> SupervisorError | None:
-        try:
-            if await link.client.stop(stop) is None:
-                link.forget(app, stop.name)
-        except SupervisorError as failure:
-            return failure
-        return None
-
-    async def _stop_orphans(self, app: str) -> None:
-        """Stop the app's instances on nodes that it isn't placed on; of a removed app, all of them.
-
-        An app that this catalog never knew is left alone: the catalog may be the wrong one, or an old copy.
-        """
-        record = self._mirror.apps.get(app)
-        if record is None and not self._mirror.apps.was_deleted(app):
-            return
-        node = record.node if record is not None else ""
-        for name, link in list(self._links.items()):
-            if name == node or not link.synced:
-                continue
-            for instance in list(link.instances(app).values()):
-                if instance.state == State.STOPPING:
-                    continue
-                log.warning(
-                    "orphan stopped: %s on %s", instance.name, name,
-                    extra={"action": "instance.orphan_stopped", "instance": instance.name, "node": name},
-                )  # fmt: skip
-                if (failure := await self._stop(app, link, stop_orphan(instance))) is not None:
-                    raise failure
-
-    async def _start(self, record: AppRecord, link: NodeLink, start: StartInstanceRequest) -> None:
-        app = record.name
-        try:
-            link.accepted(app, await link.client.start(start))
-            self._outdated.pop(app, None)
-        except SupervisorError as refusal:
-            if refusal.reason in OUTDATED:
-                await self._renew(record, start, refusal)
-            elif refusal.reason in FINAL_REFUSALS:
-                link.refuse(app, _refused(start, refusal))
-                self.enqueue(app)
-            else:
-                if link.hinder(app, refusal.reason, refusal.message):
-                    self.enqueue(app)
-                raise
-
-    async def _renew(self, record: AppRecord, start: StartInstanceRequest, refusal: SupervisorError) -> None:
-        """Move the app above the epoch that its node knows; the change has it looked at again."""
-        known = refusal.metadata.get("known_epoch", "")
-        epoch = max(start.spec.epoch, int(known) if known.isdecimal() else 0)
-        app = record.name
-        self._outdated[app] += 1
-        slowly = self._outdated[app] > NEW_EPOCHS
-        if slowly and (app not in self._failures or app in self._retries):
-            raise refusal
-        await self._write(
-            lambda tx: writes.changed(tx, app, record.uid, lambda known: under_new_epoch(known, epoch))
-        )
-        if slowly:
-            raise refusal
-
-    async def _place(self, record: AppRecord) -> tuple[AppRecord, str]:
-        """Give the app a node if there is one; else return why there is none."""
-        environment = record.spec.environment
-        nodes = [
-            Candidate(
-                name,
-                link.synced,
-                self._mirror.count_on(name) + self._placing[name],
-                link.node.max_instances,
-            )
-            for name, link in self._links.items()
-            if name.startswith(environment + "/nodes/")
-        ]
-        choice = choose(environment, nodes)
-        if not choice.node:
-            return record, choice.reason
-        # Until it is stored the mirror doesn't count it; others that are placed meanwhile must.
-        self._placing[choice.node] += 1
-        try:
-            placed = await self._write(
-                lambda tx: writes.placed(tx, record.name, record.uid, choice.node, choice.reason)
-            )
-        finally:
-            self._placing[choice.node] -= 1
-        return placed or record, ""
-
     def _enqueue_unplaced(self) -> None:
         for app in list(self._unsettled):
             record = self._mirror.apps.get(app)
@@ -375,7 +224,7 @@ class Reconciler:
                 for app in self._stragglers():
                     self.enqueue(app)
                 self._note_nodes()
-                expiries = list(islice(writes.expire_operations(self._store, _now()), SWEEP_EXPIRIES))
+                expiries = list(islice(writes.expire_operations(self._store, now()), SWEEP_EXPIRIES))
                 for expiry in expiries:
                     await asyncio.wrap_future(expiry)
                 for _ in range(SWEEP_PRUNES):
@@ -452,23 +301,5 @@ async def _follow(feed: ChangeFeed[V], position: int) -> AsyncIterator[tuple[str
             resume = None
 
 
-def _now() -> int:
-    return time.time_ns() // 1000
-
-
 def _is_unsettled(record: AppRecord) -> bool:
     return bool(record.status.reconciling or record.deleting)
-
-
-def _refused(start: StartInstanceRequest, refusal: SupervisorError) -> Instance:
-    instance = Instance(
-        name=start.spec.name,
-        app_uid=start.spec.app_uid,
-        generation=start.spec.generation,
-        epoch=start.spec.epoch,
-        state=State.FAILED,
-    )
-    instance.last_error.reason = refusal.reason
-    instance.last_error.message = refusal.message
-    instance.last_error.occur_time.GetCurrentTime()
-    return instance

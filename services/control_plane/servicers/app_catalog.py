@@ -11,15 +11,17 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogServicer
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
+from services.control_plane.nodes.tails import AppTails
 from services.control_plane.servicers.calls import caller_of
 
 
 class CatalogServicer(AppCatalogServicer):
     """Serves AppCatalog. Unary methods run on worker threads, streams on the loop."""
 
-    def __init__(self, commands: AppCommands, queries: AppQueries) -> None:
+    def __init__(self, commands: AppCommands, queries: AppQueries, tails: AppTails) -> None:
         self._commands = commands
         self._queries = queries
+        self._tails = tails
 
     def CreateApp(self, request: pb.CreateAppRequest, context: Any) -> Operation:
         """Serve AppCatalog.CreateApp."""
@@ -58,6 +60,13 @@ class CatalogServicer(AppCatalogServicer):
     ) -> AsyncIterator[pb.WatchAppsResponse]:
         """Serve AppCatalog.WatchApps."""
         async for message in self._queries.watch(request):
+            yield message
+
+    async def TailAppLogs(
+        self, request: pb.TailAppLogsRequest, context: Any
+    ) -> AsyncIterator[pb.TailAppLogsResponse]:
+        """Serve AppCatalog.TailAppLogs."""
+        async for message in self._tails.tail(request):
             yield message
 
     def ListAppEvents(self, request: pb.ListAppEventsRequest, context: Any) -> pb.ListAppEventsResponse:

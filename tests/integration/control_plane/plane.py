@@ -56,8 +56,8 @@ class Plane:
         self.fleet: Any = FleetStub(self.channel)
         self.operations: Any = OperationsStub(self.channel)
 
-    def _open(self, url: str) -> CatalogStore:
-        self.store = open_store(url)
+    def _open(self, url: str, **options: Any) -> CatalogStore:
+        self.store = open_store(url, **options)
         return self.store
 
     async def stop(self) -> None:

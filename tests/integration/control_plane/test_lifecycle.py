@@ -228,10 +228,11 @@ async def test_a_name_used_again_is_not_served_by_what_is_left_of_its_predecesso
     leftover = rt.InstanceSpec(
         name="apps/shop/instances/g1-e1", app_uid="another", generation=1, epoch=7, entrypoint="old:app"
     )
-    node.start_instance(leftover)
-    await until(node.instances, lambda found: not found)  # nobody knows it: it is stopped
     node.behaviours["old:app"] = Behaviour(stop_after=0.3)
     node.start_instance(leftover)
+    await plane.create("blog")
+    assert leftover.name in node.instances()  # this catalog never knew its app, and leaves it alone
+    await plane.done(await plane.apps.DeleteApp(pb.DeleteAppRequest(name="apps/blog")))
     app = await plane.create("shop")
     assert [i.app_uid for i in app.instances] == [app.uid]
     (instance,) = node.instances().values()

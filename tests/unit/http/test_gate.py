@@ -130,7 +130,7 @@ async def test_a_cancelled_drain_leaves_the_requests_alone():
 
 
 async def test_an_on_fault_that_raises_is_contained(caplog):
-    def broken(stack):
+    def broken(name, stack):
         raise RuntimeError("of the caller")
 
     gate = Gate("a", on_fault=broken)
@@ -141,6 +141,6 @@ async def test_an_on_fault_that_raises_is_contained(caplog):
 
 async def test_a_stack_is_cut_to_its_end():
     stacks = []
-    gate = Gate("a", on_fault=stacks.append)
+    gate = Gate("a", on_fault=lambda name, stack: stacks.append(stack))
     gate.fault(ValueError("x" * 100_000), "what")
     assert len(stacks[0]) == 16 * 1024

@@ -738,6 +738,123 @@ class WatchAppsResponse(_message.Message):
 Global___WatchAppsResponse: _TypeAlias = WatchAppsResponse  # noqa: Y015
 
 @_typing.final
+class TailAppLogsRequest(_message.Message):
+    """Request of TailAppLogs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    TAIL_LINE_COUNT_FIELD_NUMBER: _builtins.int
+    MIN_LEVEL_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The app, `apps/{app}`."""
+    instance: _builtins.str
+    """Only lines of this instance, `apps/{app}/instances/{instance}`; unset: of all of the app's, one after the other."""
+    follow: _builtins.bool
+    """Goes on with what comes."""
+    tail_line_count: _builtins.int
+    """Of the lines there are, only the newest so many, 0 to 100,000. Unset: all. Not with `resume_token`."""
+    min_level: _runtime_environment_pb2.LogEntry.Level.ValueType
+    """Only lines of this level or graver; unset: all. Entries with a `dropped_count` come all the same."""
+    resume_token: _builtins.str
+    """Starts exactly after this point of an earlier stream of this app; the other fields may differ from what they were."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only lines logged at or after this time."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        follow: _builtins.bool = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        tail_line_count: _builtins.int | None = ...,
+        min_level: _runtime_environment_pb2.LogEntry.Level.ValueType = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tail_line_count", b"_tail_line_count", "start_time", b"start_time", "tail_line_count", b"tail_line_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tail_line_count", b"_tail_line_count", "follow", b"follow", "instance", b"instance", "min_level", b"min_level", "name", b"name", "resume_token", b"resume_token", "start_time", b"start_time", "tail_line_count", b"tail_line_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__tail_line_count: _TypeAlias = _typing.Literal["tail_line_count"]  # noqa: Y015
+    _WhichOneofArgType__tail_line_count: _TypeAlias = _typing.Literal["_tail_line_count", b"_tail_line_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tail_line_count) -> _WhichOneofReturnType__tail_line_count | None: ...
+
+Global___TailAppLogsRequest: _TypeAlias = TailAppLogsRequest  # noqa: Y015
+
+@_typing.final
+class TailAppLogsResponse(_message.Message):
+    """One message of TailAppLogs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Type:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _TypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[TailAppLogsResponse._Type.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        TYPE_UNSPECIFIED: TailAppLogsResponse._Type.ValueType  # 0
+        """Not set."""
+        ENTRIES: TailAppLogsResponse._Type.ValueType  # 1
+        """`entries` come next."""
+        GAP: TailAppLogsResponse._Type.ValueType  # 2
+        """Lines are missing here: they were not kept long enough for this reader."""
+        SYNCED: TailAppLogsResponse._Type.ValueType  # 3
+        """All that there was has been told."""
+        BOOKMARK: TailAppLogsResponse._Type.ValueType  # 4
+        """Nothing has come that matches; sent every few seconds while idle."""
+
+    class Type(_Type, metaclass=_TypeEnumTypeWrapper):
+        """What a message tells."""
+
+    TYPE_UNSPECIFIED: TailAppLogsResponse.Type.ValueType  # 0
+    """Not set."""
+    ENTRIES: TailAppLogsResponse.Type.ValueType  # 1
+    """`entries` come next."""
+    GAP: TailAppLogsResponse.Type.ValueType  # 2
+    """Lines are missing here: they were not kept long enough for this reader."""
+    SYNCED: TailAppLogsResponse.Type.ValueType  # 3
+    """All that there was has been told."""
+    BOOKMARK: TailAppLogsResponse.Type.ValueType  # 4
+    """Nothing has come that matches; sent every few seconds while idle."""
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    DROPPED_COUNT_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    type: Global___TailAppLogsResponse.Type.ValueType
+    """What this message tells."""
+    dropped_count: _builtins.int
+    """Number of lines that are missing, with GAP; 0 if it isn't known, as after the app has changed its node."""
+    resume_token: _builtins.str
+    """Resumes after this message."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[_runtime_environment_pb2.LogEntry]:
+        """Lines in their order, with ENTRIES; at least one."""
+
+    def __init__(
+        self,
+        *,
+        type: Global___TailAppLogsResponse.Type.ValueType = ...,
+        entries: _abc.Iterable[_runtime_environment_pb2.LogEntry] | None = ...,
+        dropped_count: _builtins.int = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped_count", b"dropped_count", "entries", b"entries", "resume_token", b"resume_token", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TailAppLogsResponse: _TypeAlias = TailAppLogsResponse  # noqa: Y015
+
+@_typing.final
 class ListAppEventsRequest(_message.Message):
     """Request of ListAppEvents."""
 

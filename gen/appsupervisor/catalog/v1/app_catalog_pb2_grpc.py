@@ -91,6 +91,11 @@ class AppCatalogStub:
                 request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.WatchAppsRequest.SerializeToString,
                 response_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.WatchAppsResponse.FromString,
                 _registered_method=True)
+        self.TailAppLogs = channel.unary_stream(
+                '/appsupervisor.catalog.v1.AppCatalog/TailAppLogs',
+                request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.TailAppLogsRequest.SerializeToString,
+                response_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.TailAppLogsResponse.FromString,
+                _registered_method=True)
         self.ListAppEvents = channel.unary_unary(
                 '/appsupervisor.catalog.v1.AppCatalog/ListAppEvents',
                 request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.ListAppEventsRequest.SerializeToString,
@@ -215,6 +220,21 @@ class AppCatalogServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TailAppLogs(self, request, context):
+        """Streams what an app has logged or printed, oldest first, `SYNCED`, then, with `follow`, what comes.
+
+        Lines are read from the app's node, which keeps the newest few MiB of them; an update or a restart of the app
+        doesn't break the stream. Lines come exactly once and in their order; where some are missing a `GAP`, or an entry
+        with a `dropped_count`, says so. Without `follow` the stream ends with OK after `SYNCED`; with it, it ends with
+        `APP_NOT_FOUND` once the app is deleted. An app that has no node yet has no lines.
+
+        Errors: `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `NODE_UNREACHABLE` (UNAVAILABLE) when the app's node cannot be
+        heard: call again with the last `resume_token`. `SHUTTING_DOWN` (UNAVAILABLE).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListAppEvents(self, request, context):
         """Returns the timeline of one app, newest first: who asked for what, what happened, and why.
 
@@ -273,6 +293,11 @@ def add_AppCatalogServicer_to_server(servicer, server):
                     servicer.WatchApps,
                     request_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.WatchAppsRequest.FromString,
                     response_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.WatchAppsResponse.SerializeToString,
+            ),
+            'TailAppLogs': grpc.unary_stream_rpc_method_handler(
+                    servicer.TailAppLogs,
+                    request_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.TailAppLogsRequest.FromString,
+                    response_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.TailAppLogsResponse.SerializeToString,
             ),
             'ListAppEvents': grpc.unary_unary_rpc_method_handler(
                     servicer.ListAppEvents,
@@ -534,6 +559,33 @@ class AppCatalog:
             '/appsupervisor.catalog.v1.AppCatalog/WatchApps',
             appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.WatchAppsRequest.SerializeToString,
             appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.WatchAppsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TailAppLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/appsupervisor.catalog.v1.AppCatalog/TailAppLogs',
+            appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.TailAppLogsRequest.SerializeToString,
+            appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.TailAppLogsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -111,6 +111,17 @@ class AppCatalogStub:
     Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE, `oldest_revision` in its metadata): start again without one.
     `INVALID_RESUME_TOKEN`, `INVALID_FILTER` (INVALID_ARGUMENT).
     """
+    TailAppLogs: _grpc.UnaryStreamMultiCallable[_app_catalog_pb2.TailAppLogsRequest, _app_catalog_pb2.TailAppLogsResponse]
+    """Streams what an app has logged or printed, oldest first, `SYNCED`, then, with `follow`, what comes.
+
+    Lines are read from the app's node, which keeps the newest few MiB of them; an update or a restart of the app
+    doesn't break the stream. Lines come exactly once and in their order; where some are missing a `GAP`, or an entry
+    with a `dropped_count`, says so. Without `follow` the stream ends with OK after `SYNCED`; with it, it ends with
+    `APP_NOT_FOUND` once the app is deleted. An app that has no node yet has no lines.
+
+    Errors: `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `NODE_UNREACHABLE` (UNAVAILABLE) when the app's node cannot be
+    heard: call again with the last `resume_token`. `SHUTTING_DOWN` (UNAVAILABLE).
+    """
     ListAppEvents: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.ListAppEventsRequest, _app_catalog_pb2.ListAppEventsResponse]
     """Returns the timeline of one app, newest first: who asked for what, what happened, and why.
 
@@ -200,6 +211,17 @@ class AppCatalogAsyncStub(AppCatalogStub):
 
     Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE, `oldest_revision` in its metadata): start again without one.
     `INVALID_RESUME_TOKEN`, `INVALID_FILTER` (INVALID_ARGUMENT).
+    """
+    TailAppLogs: _aio.UnaryStreamMultiCallable[_app_catalog_pb2.TailAppLogsRequest, _app_catalog_pb2.TailAppLogsResponse]  # type: ignore[assignment]
+    """Streams what an app has logged or printed, oldest first, `SYNCED`, then, with `follow`, what comes.
+
+    Lines are read from the app's node, which keeps the newest few MiB of them; an update or a restart of the app
+    doesn't break the stream. Lines come exactly once and in their order; where some are missing a `GAP`, or an entry
+    with a `dropped_count`, says so. Without `follow` the stream ends with OK after `SYNCED`; with it, it ends with
+    `APP_NOT_FOUND` once the app is deleted. An app that has no node yet has no lines.
+
+    Errors: `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `NODE_UNREACHABLE` (UNAVAILABLE) when the app's node cannot be
+    heard: call again with the last `resume_token`. `SHUTTING_DOWN` (UNAVAILABLE).
     """
     ListAppEvents: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.ListAppEventsRequest, _app_catalog_pb2.ListAppEventsResponse]  # type: ignore[assignment]
     """Returns the timeline of one app, newest first: who asked for what, what happened, and why.
@@ -341,6 +363,23 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE, `oldest_revision` in its metadata): start again without one.
         `INVALID_RESUME_TOKEN`, `INVALID_FILTER` (INVALID_ARGUMENT).
+        """
+
+    @_abc_1.abstractmethod
+    def TailAppLogs(
+        self,
+        request: _app_catalog_pb2.TailAppLogsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_app_catalog_pb2.TailAppLogsResponse], _abc.AsyncIterator[_app_catalog_pb2.TailAppLogsResponse]]:
+        """Streams what an app has logged or printed, oldest first, `SYNCED`, then, with `follow`, what comes.
+
+        Lines are read from the app's node, which keeps the newest few MiB of them; an update or a restart of the app
+        doesn't break the stream. Lines come exactly once and in their order; where some are missing a `GAP`, or an entry
+        with a `dropped_count`, says so. Without `follow` the stream ends with OK after `SYNCED`; with it, it ends with
+        `APP_NOT_FOUND` once the app is deleted. An app that has no node yet has no lines.
+
+        Errors: `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `NODE_UNREACHABLE` (UNAVAILABLE) when the app's node cannot be
+        heard: call again with the last `resume_token`. `SHUTTING_DOWN` (UNAVAILABLE).
         """
 
     @_abc_1.abstractmethod

@@ -1343,3 +1343,207 @@ class WatchInstancesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchInstancesResponse: _TypeAlias = WatchInstancesResponse  # noqa: Y015
+
+@_typing.final
+class LogEntry(_message.Message):
+    """One line that an app logged or printed, or several lines logged as one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Level:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _LevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[LogEntry._Level.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        LEVEL_UNSPECIFIED: LogEntry._Level.ValueType  # 0
+        """Not set."""
+        DEBUG: LogEntry._Level.ValueType  # 10
+        """For who looks for a fault."""
+        INFO: LogEntry._Level.ValueType  # 20
+        """What the app prints to its standard output, and whatever is worth a line."""
+        WARNING: LogEntry._Level.ValueType  # 30
+        """What the app prints to its standard error output, and whatever is odd."""
+        ERROR: LogEntry._Level.ValueType  # 40
+        """Something failed."""
+        CRITICAL: LogEntry._Level.ValueType  # 50
+        """The app cannot go on."""
+
+    class Level(_Level, metaclass=_LevelEnumTypeWrapper):
+        """How grave an entry is. New values may come between these."""
+
+    LEVEL_UNSPECIFIED: LogEntry.Level.ValueType  # 0
+    """Not set."""
+    DEBUG: LogEntry.Level.ValueType  # 10
+    """For who looks for a fault."""
+    INFO: LogEntry.Level.ValueType  # 20
+    """What the app prints to its standard output, and whatever is worth a line."""
+    WARNING: LogEntry.Level.ValueType  # 30
+    """What the app prints to its standard error output, and whatever is odd."""
+    ERROR: LogEntry.Level.ValueType  # 40
+    """Something failed."""
+    CRITICAL: LogEntry.Level.ValueType  # 50
+    """The app cannot go on."""
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    LOG_TIME_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    DROPPED_COUNT_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.int
+    """Position in the app's log on its node; rises by one with each entry."""
+    level: Global___LogEntry.Level.ValueType
+    """How grave it is."""
+    instance: _builtins.str
+    """Resource name of the instance that it comes from."""
+    source: _builtins.str
+    """`stdout`, `stderr`, or the name of the logger; `node` for what the node adds."""
+    text: _builtins.str
+    """What was logged, at most 16 KiB, with its traceback if it has one; values of the app's `secret_env` are blanked out."""
+    dropped_count: _builtins.int
+    """With an entry of the node's own: so many lines were dropped here because the app logged faster than is kept."""
+    @_builtins.property
+    def log_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was logged."""
+
+    def __init__(
+        self,
+        *,
+        cursor: _builtins.int = ...,
+        log_time: _timestamp_pb2.Timestamp | None = ...,
+        level: Global___LogEntry.Level.ValueType = ...,
+        instance: _builtins.str = ...,
+        source: _builtins.str = ...,
+        text: _builtins.str = ...,
+        dropped_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["log_time", b"log_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "dropped_count", b"dropped_count", "instance", b"instance", "level", b"level", "log_time", b"log_time", "source", b"source", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogEntry: _TypeAlias = LogEntry  # noqa: Y015
+
+@_typing.final
+class TailLogsRequest(_message.Message):
+    """Request of TailLogs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    APP_UID_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    TAIL_LINE_COUNT_FIELD_NUMBER: _builtins.int
+    MIN_LEVEL_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The app, `apps/{app}`."""
+    app_uid: _builtins.str
+    """The app's uid; unset: the newest app of that name here."""
+    instance: _builtins.str
+    """Only lines of this instance, `apps/{app}/instances/{instance}`; unset: of all of the app's, one after the other."""
+    follow: _builtins.bool
+    """Goes on with what comes."""
+    tail_line_count: _builtins.int
+    """Of the lines there are, only the newest so many, 0 to 100,000. Unset: all. Not with `resume_token`."""
+    min_level: Global___LogEntry.Level.ValueType
+    """Only lines of this level or graver; unset: all. Entries with a `dropped_count` come all the same."""
+    resume_token: _builtins.str
+    """Starts exactly after this point of an earlier stream; the other fields may differ from what they were then."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Only lines logged at or after this time."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        app_uid: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        follow: _builtins.bool = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        tail_line_count: _builtins.int | None = ...,
+        min_level: Global___LogEntry.Level.ValueType = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_tail_line_count", b"_tail_line_count", "start_time", b"start_time", "tail_line_count", b"tail_line_count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_tail_line_count", b"_tail_line_count", "app_uid", b"app_uid", "follow", b"follow", "instance", b"instance", "min_level", b"min_level", "name", b"name", "resume_token", b"resume_token", "start_time", b"start_time", "tail_line_count", b"tail_line_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__tail_line_count: _TypeAlias = _typing.Literal["tail_line_count"]  # noqa: Y015
+    _WhichOneofArgType__tail_line_count: _TypeAlias = _typing.Literal["_tail_line_count", b"_tail_line_count"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tail_line_count) -> _WhichOneofReturnType__tail_line_count | None: ...
+
+Global___TailLogsRequest: _TypeAlias = TailLogsRequest  # noqa: Y015
+
+@_typing.final
+class TailLogsResponse(_message.Message):
+    """One message of TailLogs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Type:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _TypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[TailLogsResponse._Type.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        TYPE_UNSPECIFIED: TailLogsResponse._Type.ValueType  # 0
+        """Not set."""
+        ENTRIES: TailLogsResponse._Type.ValueType  # 1
+        """`entries` come next."""
+        GAP: TailLogsResponse._Type.ValueType  # 2
+        """Lines are missing here: they were not kept long enough for this reader."""
+        SYNCED: TailLogsResponse._Type.ValueType  # 3
+        """All that there was has been told."""
+        BOOKMARK: TailLogsResponse._Type.ValueType  # 4
+        """Nothing has come that matches; sent every few seconds while idle."""
+
+    class Type(_Type, metaclass=_TypeEnumTypeWrapper):
+        """What a message tells."""
+
+    TYPE_UNSPECIFIED: TailLogsResponse.Type.ValueType  # 0
+    """Not set."""
+    ENTRIES: TailLogsResponse.Type.ValueType  # 1
+    """`entries` come next."""
+    GAP: TailLogsResponse.Type.ValueType  # 2
+    """Lines are missing here: they were not kept long enough for this reader."""
+    SYNCED: TailLogsResponse.Type.ValueType  # 3
+    """All that there was has been told."""
+    BOOKMARK: TailLogsResponse.Type.ValueType  # 4
+    """Nothing has come that matches; sent every few seconds while idle."""
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    DROPPED_COUNT_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    type: Global___TailLogsResponse.Type.ValueType
+    """What this message tells."""
+    dropped_count: _builtins.int
+    """Number of lines that are missing, with GAP; 0 if it isn't known, as with a token of another node."""
+    resume_token: _builtins.str
+    """Resumes after this message."""
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogEntry]:
+        """Lines in their order, with ENTRIES; at least one."""
+
+    def __init__(
+        self,
+        *,
+        type: Global___TailLogsResponse.Type.ValueType = ...,
+        entries: _abc.Iterable[Global___LogEntry] | None = ...,
+        dropped_count: _builtins.int = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped_count", b"dropped_count", "entries", b"entries", "resume_token", b"resume_token", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TailLogsResponse: _TypeAlias = TailLogsResponse  # noqa: Y015

@@ -74,6 +74,11 @@ class RuntimeEnvironmentStub:
                 request_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.WatchInstancesRequest.SerializeToString,
                 response_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.WatchInstancesResponse.FromString,
                 _registered_method=True)
+        self.TailLogs = channel.unary_stream(
+                '/appsupervisor.runtime.v1.RuntimeEnvironment/TailLogs',
+                request_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.TailLogsRequest.SerializeToString,
+                response_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.TailLogsResponse.FromString,
+                _registered_method=True)
 
 
 class RuntimeEnvironmentServicer:
@@ -171,6 +176,22 @@ class RuntimeEnvironmentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TailLogs(self, request, context):
+        """Streams what an app has logged or printed on this node, oldest first, `SYNCED`, then, with `follow`, what comes.
+
+        The node keeps the newest few MiB of each app, across restarts of the app and of the node, until the app's data is
+        purged. Lines come exactly once and in their order; where some are missing a `GAP`, or an entry with a
+        `dropped_count`, says so. A slow reader never delays the app or another reader.
+        Without `follow` the stream ends with OK after `SYNCED`; with it, when the instance asked for is gone or the app's
+        data is purged.
+
+        Errors: `INVALID_FIELD`, `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `APP_NOT_FOUND` (NOT_FOUND) for an app that has
+        neither an instance nor logs here. `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RuntimeEnvironmentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -208,6 +229,11 @@ def add_RuntimeEnvironmentServicer_to_server(servicer, server):
                     servicer.WatchInstances,
                     request_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.WatchInstancesRequest.FromString,
                     response_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.WatchInstancesResponse.SerializeToString,
+            ),
+            'TailLogs': grpc.unary_stream_rpc_method_handler(
+                    servicer.TailLogs,
+                    request_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.TailLogsRequest.FromString,
+                    response_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.TailLogsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -404,6 +430,33 @@ class RuntimeEnvironment:
             '/appsupervisor.runtime.v1.RuntimeEnvironment/WatchInstances',
             appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.WatchInstancesRequest.SerializeToString,
             appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.WatchInstancesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TailLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/appsupervisor.runtime.v1.RuntimeEnvironment/TailLogs',
+            appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.TailLogsRequest.SerializeToString,
+            appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.TailLogsResponse.FromString,
             options,
             channel_credentials,
             insecure,

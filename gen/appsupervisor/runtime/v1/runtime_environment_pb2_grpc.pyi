@@ -97,6 +97,18 @@ class RuntimeEnvironmentStub:
     Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE) for a token that is too old or of another incarnation: start again
     without one. `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
     """
+    TailLogs: _grpc.UnaryStreamMultiCallable[_runtime_environment_pb2.TailLogsRequest, _runtime_environment_pb2.TailLogsResponse]
+    """Streams what an app has logged or printed on this node, oldest first, `SYNCED`, then, with `follow`, what comes.
+
+    The node keeps the newest few MiB of each app, across restarts of the app and of the node, until the app's data is
+    purged. Lines come exactly once and in their order; where some are missing a `GAP`, or an entry with a
+    `dropped_count`, says so. A slow reader never delays the app or another reader.
+    Without `follow` the stream ends with OK after `SYNCED`; with it, when the instance asked for is gone or the app's
+    data is purged.
+
+    Errors: `INVALID_FIELD`, `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `APP_NOT_FOUND` (NOT_FOUND) for an app that has
+    neither an instance nor logs here. `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
+    """
 
 @_typing.type_check_only
 class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
@@ -166,6 +178,18 @@ class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
 
     Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE) for a token that is too old or of another incarnation: start again
     without one. `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
+    """
+    TailLogs: _aio.UnaryStreamMultiCallable[_runtime_environment_pb2.TailLogsRequest, _runtime_environment_pb2.TailLogsResponse]  # type: ignore[assignment]
+    """Streams what an app has logged or printed on this node, oldest first, `SYNCED`, then, with `follow`, what comes.
+
+    The node keeps the newest few MiB of each app, across restarts of the app and of the node, until the app's data is
+    purged. Lines come exactly once and in their order; where some are missing a `GAP`, or an entry with a
+    `dropped_count`, says so. A slow reader never delays the app or another reader.
+    Without `follow` the stream ends with OK after `SYNCED`; with it, when the instance asked for is gone or the app's
+    data is purged.
+
+    Errors: `INVALID_FIELD`, `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `APP_NOT_FOUND` (NOT_FOUND) for an app that has
+    neither an instance nor logs here. `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
     """
 
 class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
@@ -275,6 +299,24 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE) for a token that is too old or of another incarnation: start again
         without one. `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
+        """
+
+    @_abc_1.abstractmethod
+    def TailLogs(
+        self,
+        request: _runtime_environment_pb2.TailLogsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_runtime_environment_pb2.TailLogsResponse], _abc.AsyncIterator[_runtime_environment_pb2.TailLogsResponse]]:
+        """Streams what an app has logged or printed on this node, oldest first, `SYNCED`, then, with `follow`, what comes.
+
+        The node keeps the newest few MiB of each app, across restarts of the app and of the node, until the app's data is
+        purged. Lines come exactly once and in their order; where some are missing a `GAP`, or an entry with a
+        `dropped_count`, says so. A slow reader never delays the app or another reader.
+        Without `follow` the stream ends with OK after `SYNCED`; with it, when the instance asked for is gone or the app's
+        data is purged.
+
+        Errors: `INVALID_FIELD`, `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `APP_NOT_FOUND` (NOT_FOUND) for an app that has
+        neither an instance nor logs here. `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
         """
 
 def add_RuntimeEnvironmentServicer_to_server(servicer: RuntimeEnvironmentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,85 @@
+"""What can be seen of a node's apps beside their state: their logs, their health, their figures as metrics.
+
+Put together here and handed the host; none of it decides anything about an instance.
+"""
+
+from __future__ import annotations
+
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Health, IsolationTier, State
+from runtime_node.instances.host import InstanceHost, Observer
+from runtime_node.instances.record import Instance
+from runtime_node.logs.app_logs import AppLogs, Speaker
+from runtime_node.logs.echo import echo_of_stderr
+from runtime_node.logs.tail import Tails
+from runtime_node.settings import NodeSettings
+from services.rpc.health import ResourceHealth
+
+
+class Observation:
+    """The observing side of one node. `host` is set once there is one, before any instance."""
+
+    def __init__(self, settings: NodeSettings) -> None:
+        self.host: InstanceHost
+        self.logs = AppLogs(
+            settings.data_dir / "logs",
+            self._speaker,
+            echo=echo_of_stderr() if settings.echo_app_logs else None,
+        )
+        self.tails = Tails(self.logs, self._newest_uid, self._is_here)
+        self.health = ResourceHealth(self._serves)
+        self.observer = Observer(self._fault, self._changed, self._gone, self.logs.purge)
+
+    def close_streams(self) -> None:
+        """End the streams of this side, once they have told all there is."""
+        self.tails.close()
+        self.health.close()
+
+    def _serves(self, name: str) -> bool | None:
+        """Tell whether requests to an instance, or to an app, are answered by it; None if it is unknown."""
+        app, slash, _ = name.removeprefix("apps/").partition("/")
+        if not name.startswith("apps/"):
+            return None
+        if slash:
+            instance = self.host.find(name)
+            return None if instance is None else _answers(instance)
+        instances = self.host.of_app(app)
+        return any(map(_answers, instances)) if instances else None
+
+    def _fault(self, name: str, stack: str) -> None:
+        # A guest tells its own faults, with the app's stack instead of its proxy's.
+        instance = self.host.find(name)
+        life = None if instance is None else instance.life
+        if life is None or life.tier != IsolationTier.PROCESS:
+            self.logs.write_fault(name, stack)
+
+    def _speaker(self, name: str) -> Speaker | None:
+        instance = self.host.find(name)
+        if instance is None:
+            return None
+        return Speaker(instance.app, instance.uid, tuple(instance.spec().secret_env.values()))
+
+    def _newest_uid(self, app: str) -> str:
+        instances = self.host.of_app(app)
+        return instances[-1].uid if instances else ""
+
+    def _is_here(self, name: str) -> bool:
+        return self.host.find(name) is not None
+
+    def _changed(self, instance: Instance) -> None:
+        if instance.state == State.IDLE:
+            self.logs.forget(instance.name, instance.app, instance.uid)
+        if self.health.watched:
+            self.health.changed(instance.name)
+            self.health.changed(f"apps/{instance.app}")
+
+    def _gone(self, instance: Instance) -> None:
+        self._changed(instance)
+        self.logs.forget(instance.name, instance.app, instance.uid)
+        self.tails.look()
+
+
+def _answers(instance: Instance) -> bool:
+    # A dormant one is well: the next request starts it.
+    if instance.state == State.IDLE:
+        return True
+    return instance.state == State.RUNNING and instance.health != Health.UNHEALTHY
