@@ -25,6 +25,7 @@ from google.protobuf.message import Message
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
+from tests.bench.results import Row, at_least, at_most, quantile_row, row, table
 
 CATALOG = "appsupervisor.catalog.v1.AppCatalog"
 
@@ -54,13 +55,16 @@ def rate(port: int, method: str, request: Message, calls: int) -> float:
         command.append(f"http://127.0.0.1:{port}/{method}")
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert f"{calls} succeeded" in output, output
+    # HTTP is 200 whatever gRPC answers, but an error has trailers only: each answer has a message's bytes.
+    data = re.search(r"\(\d+\) data", output)
+    assert data is None or not data.group(0).startswith("(0)"), f"{method} answers with errors\n{output}"
     found = re.search(r"([\d.]+) req/s", output)
     assert found is not None, output
     return float(found.group(1))
 
 
-def reads(apps: int, calls: int, rounds: int) -> None:
-    """Print the rates of the reads beside the empty handler's, in interleaved rounds."""
+def reads(apps: int, calls: int, rounds: int) -> list[Row]:
+    """Return the rates of the reads beside the empty handler's, in interleaved rounds."""
     requests: dict[str, tuple[str, Message, int]] = {
         "empty handler": ("bench.Empty/Nothing", Empty(), calls),
         "GetApp": (f"{CATALOG}/GetApp", pb.GetAppRequest(name="apps/app-000005"), calls),
@@ -71,10 +75,16 @@ def reads(apps: int, calls: int, rounds: int) -> None:
         for _ in range(rounds):
             for name, (method, request, count) in requests.items():
                 rates[name].append(rate(port, method, request, count))
-    base = statistics.median(rates["empty handler"])
-    for name, found in rates.items():
-        median = statistics.median(found)
-        print(f"  {name:<16} {median:8.0f}/s ({min(found):.0f}-{max(found):.0f})  ratio {median / base:.2f}")
+    empty = rates["empty handler"]
+    rows = []
+    for name, least in (("GetApp", 0.9), ("ListApps, 50", 0.5)):
+        # Pairs of one round saw the same neighbours on the machine.
+        ratio = statistics.median(ours / base for ours, base in zip(rates[name], empty, strict=True))
+        rows.append(
+            row(f"{name}, {apps:,} apps, against an empty handler", rates[name], "/s",
+                base=statistics.median(empty), ratio=ratio, target=at_least(least, "control plane", "ratio"))
+        )  # fmt: skip
+    return rows
 
 
 async def create_rate(port: int, clients: int, count: int) -> tuple[float, list[float]]:
@@ -95,15 +105,21 @@ async def create_rate(port: int, clients: int, count: int) -> tuple[float, list[
         return count / (time.perf_counter() - start), taken
 
 
-def writes(count: int) -> None:
-    """Print the rate of durable creates and what each took."""
+def writes(count: int) -> list[Row]:
+    """Return the rate of durable creates and what each took."""
+    rows = []
     with catalog_server(10) as port:
         for clients in (1, 16, 64):
             amount = count if clients > 1 else count // 8
             found, taken = asyncio.run(_fresh(port, clients, amount))
-            taken.sort()
-            p50, p99 = (taken[int(len(taken) * q)] * 1000 for q in (0.5, 0.99))
-            print(f"  CreateApp, {clients:>2} clients {found:7.0f}/s  p50 {p50:.1f} ms  p99 {p99:.1f} ms")
+            what = f"durable CreateApp, {clients} clients"
+            concurrent = clients > 1
+            rows.append(row(what, found, "/s", target=at_least(500, "control plane") if concurrent else None))
+            rows.append(
+                quantile_row(f"{what}, p99", taken, 0.99, "ms", scale=1e3,
+                             target=at_most(50, "control plane") if concurrent else None)
+            )  # fmt: skip
+    return rows
 
 
 async def _fresh(port: int, clients: int, count: int) -> tuple[float, list[float]]:
@@ -119,19 +135,18 @@ async def _fresh(port: int, clients: int, count: int) -> tuple[float, list[float
             await asyncio.sleep(0.1)
 
 
-def main(quick: bool) -> None:
-    """Measure and print."""
+def measure(quick: bool) -> list[Row]:
+    """Return the reads with few and with many apps, and the durable creates."""
+    rows = []
     if shutil.which("h2load"):
         for apps in (10, 5_000 if quick else 100_000):
-            print(f"Reads of the catalog with {apps} apps")
-            reads(apps, 4_000 if quick else 20_000, 3 if quick else 5)
+            rows += reads(apps, 4_000 if quick else 20_000, 3 if quick else 5)
     else:
         print("Reads of the catalog: not measured, h2load (nghttp2-client) is not installed")
-    print("Durable creates")
-    writes(400 if quick else 2_000)
+    return rows + writes(400 if quick else 2_000)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    main(parser.parse_args().quick)
+    print(table(measure(parser.parse_args().quick)))

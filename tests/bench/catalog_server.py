@@ -44,7 +44,9 @@ def add_empty(servicer: Any, server: Any) -> None:
         request_deserializer=Empty.FromString,
         response_serializer=Empty.SerializeToString,
     )
-    server.add_registered_method_handlers("bench.Empty", {"Nothing": handler})
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("bench.Empty", {"Nothing": handler}),)
+    )
 
 
 def fill(store: Any, count: int) -> None:

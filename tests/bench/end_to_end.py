@@ -14,13 +14,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.runtime.v1.runtime_environment_pb2 import IsolationTier
+from tests.bench.results import Row, at_least, at_most, quantile_row, row, table
 from tests.e2e.stack import ROOT, Stack, free_port
 
 BENCH_APPS = ROOT / "tests/bench/apps"
@@ -86,10 +88,6 @@ class Peer:
             process.wait(PATIENCE)
 
 
-def quantile(values: list[float], q: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(len(values) * q))]
-
-
 def measure_ours(stack: Stack, name: str, tier: str, count: int) -> tuple[list[float], list[float], float]:
     """Create so many apps one by one; return seconds to the first answer, to ready, bytes of each."""
     node = psutil.Process(stack.nodes["node-1"].pid)
@@ -128,61 +126,87 @@ def measure_dormant(stack: Stack, count: int) -> float:
     return (memory(node) - before) / count
 
 
-def row(what: str, times: list[float], base: float | None, each: float, ready: list[float] | None) -> None:
-    p50, p99 = (quantile(times, q) * 1000 for q in (0.5, 0.99))
-    faster = f"{base / statistics.median(times):6.1f}x" if base else "      "
-    started = ""
-    if ready:
-        started = f"{quantile(ready, 0.5) * 1000:9.1f} /{quantile(ready, 0.99) * 1000:7.1f}"
-    print(f"  {what:<24}{p50:9.1f} /{p99:7.1f}  {faster}  {each / 1024:10.0f} KB  {started}")
+MEMORY = {  # the most bytes of one more app, in KB
+    ("small", "SHARED"): 25, ("small", "THREAD"): 25 + 40, ("small", "PROCESS"): 8 * 1024,
+    ("fastapi20", "SHARED"): 350, ("fastapi20", "THREAD"): 350 + 40, ("fastapi20", "PROCESS"): 8 * 1024,
+}  # fmt: skip
+START = {  # the most milliseconds from start to ready, 99th percentile
+    ("small", "SHARED"): 10, ("small", "THREAD"): 12, ("small", "PROCESS"): 80,
+    ("fastapi20", "SHARED"): 40, ("fastapi20", "THREAD"): 42, ("fastapi20", "PROCESS"): 80,
+}  # fmt: skip
 
 
-def measure(name: str, count: int, peers: int) -> None:
-    print(f"{name}: create -> first 200 p50 / p99 ms, against the peer, memory each, start p50 / p99 ms")
+def measure_app(name: str, count: int, peers: int) -> list[Row]:
+    """Return the rows of one app in every tier, beside one process per app."""
     with tempfile.TemporaryDirectory() as folder:
         peer = Peer(Path(folder), name)
         try:
             peer_times = [peer.start_one() for _ in range(peers)]
-            base = statistics.median(peer_times)
-            row("one uvicorn process each", peer_times, None, peer.memory_each(), None)
+            peer_memory = peer.memory_each()
         finally:
             peer.close()
-        with_stack(Path(folder) / "stack", lambda stack: _tiers(stack, name, count, base))
+        base = statistics.median(peer_times)
+        with running(Path(folder) / "stack") as stack:
+            rows = []
+            for tier in TIERS:
+                amount = count if tier != "PROCESS" else max(10, count // 4)
+                times, ready, each = measure_ours(stack, name, tier, amount)
+                rows += tier_rows(name, tier, times, ready, each, base, peer_memory)
+            return rows
 
 
-def _tiers(stack: Stack, name: str, count: int, base: float) -> None:
-    for tier in TIERS:
-        amount = count if tier != "PROCESS" else max(10, count // 4)
-        times, ready, each = measure_ours(stack, name, tier, amount)
-        row(tier, times, base, each, ready)
+def tier_rows(
+    name: str, tier: str, times: list[float], ready: list[float], each: float, base: float, peer_memory: float
+) -> list[Row]:
+    """Return what is told of one app in one tier."""
+    one, shared = f"{name} in {tier}", tier == "SHARED"
+    faster = base / statistics.median(times)
+    create = f"{one}: CreateApp → first 200"
+    return [
+        quantile_row(f"{create}, p50, against a process each", times, 0.5, "ms", scale=1e3, base=base * 1e3,
+                     ratio=1 / faster, target=at_most(25, "control plane") if shared else None),
+        row("… times faster than a process each", faster, "x",
+            target=at_least(40, "control plane") if shared else None),
+        quantile_row("… p99", times, 0.99, "ms", scale=1e3,
+                     target=at_most(80, "control plane") if shared else None),
+        quantile_row(f"{one}: start → ready, p99", ready, 0.99, "ms", scale=1e3,
+                     target=at_most(START[name, tier], "node")),
+        row(f"{one}: memory of one more (PSS)", each / 1024, "KB", base=peer_memory / 1024,
+            target=at_most(MEMORY[name, tier], "node")),
+    ]  # fmt: skip
 
 
-def with_stack(folder: Path, work: Callable[[Stack], None]) -> None:
-    stack = Stack(folder, app_dirs=(BENCH_APPS,)).start()
+@contextmanager
+def running(folder: Path, *flags: str) -> Iterator[Stack]:
+    """Run a control plane and one node; print their last lines if the work on them fails."""
+    stack = Stack(folder, app_dirs=(BENCH_APPS,))
     try:
-        work(stack)
+        stack.start(*flags)
+        yield stack
+    except BaseException:
+        for process in (*stack.nodes.values(), stack.control_plane):
+            print(f"---- {process.name}\n{process.text()[-2_000:]}")
+        raise
     finally:
         stack.channel.close()
         for process in (*stack.nodes.values(), stack.control_plane):
             process.clean_up()
 
 
-def main(quick: bool) -> None:
-    """Measure and print."""
-    count, peers = (20, 3) if quick else (200, 10)
-    for name in APPS:
-        measure(name, count, peers)
-    with tempfile.TemporaryDirectory() as folder:
-
-        def dormant(stack: Stack) -> None:
-            amount = 500 if quick else 5_000
-            each = measure_dormant(stack, amount)
-            print(f"one more dormant app on the node: {each:.0f} bytes (mean of {amount})")
-
-        with_stack(Path(folder) / "stack", dormant)
+def measure(quick: bool) -> list[Row]:
+    """Return one more app in every tier, and a dormant one."""
+    count, peers = (20, 3) if quick else (150, 10)
+    rows = [one for name in APPS for one in measure_app(name, count, peers)]
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "stack") as stack:
+        amount = 500 if quick else 5_000
+        each = measure_dormant(stack, amount)
+    rows.append(
+        row(f"one more dormant app, mean of {amount:,}: memory", each / 1024, "KB", target=at_most(1, "node"))
+    )
+    return rows
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer apps")
-    main(parser.parse_args().quick)
+    print(table(measure(parser.parse_args().quick)))

@@ -1,11 +1,12 @@
 """How long garbage collection stops a process of many apps: Python's own settings against the policy.
 
-Run with `python tests/bench/gc_pauses.py [apps …]`. Each row is a process of its own: it starts that many
+Run as `python -m tests.bench.gc_pauses [--quick]`. Each kind is a process of its own: it starts that many
 FastAPI instances of 20 routes, serves requests, stops and starts a tenth of them, and reports the pauses.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import gc
 import json
@@ -17,11 +18,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.bench.results import Row, row, table
+
 ROOT = Path(__file__).resolve().parents[2]
 REQUESTS = 2_000
 
 
-async def measure(apps: int, with_policy: bool) -> dict[str, Any]:
+async def run(apps: int, with_policy: bool) -> dict[str, Any]:
     import httpx
     import psutil
 
@@ -100,23 +103,38 @@ async def measure(apps: int, with_policy: bool) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    if len(sys.argv) == 3 and sys.argv[1] in {"python", "policy"}:
-        print(json.dumps(asyncio.run(measure(int(sys.argv[2]), sys.argv[1] == "policy"))))
-        return
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"}
-    for apps in [int(text) for text in sys.argv[1:]] or [100, 300, 1_000]:
-        for kind in ("python", "policy"):
-            done = subprocess.run(
-                [sys.executable, __file__, kind, str(apps)],
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=True,
-            )
-            row = json.loads(done.stdout)
-            print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+def run_apart(kind: str, apps: int) -> dict[str, Any]:
+    """Measure in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.gc_pauses", "--kind", kind, str(apps)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def measure(quick: bool) -> list[Row]:
+    """Return the worst pauses with the node's policy beside those of Python's own settings."""
+    rows = []
+    for apps in (100,) if quick else (100, 500):
+        theirs, ours = run_apart("python", apps), run_apart("policy", apps)
+        for phase in ("starting", "serving", "stop/start"):
+            key = f"worst pause {phase} ms"
+            what = f"worst collection, {apps} FastAPI apps, {phase}, against Python's own settings"
+            rows.append(row(what, ours[key], "ms", base=theirs[key]))
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="100 apps only")
+    parser.add_argument("--kind", nargs=2, metavar=("KIND", "APPS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.kind:
+        print(json.dumps(asyncio.run(run(int(options.kind[1]), options.kind[0] == "policy"))))
+    else:
+        print(table(measure(options.quick)))

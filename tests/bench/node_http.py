@@ -23,6 +23,7 @@ from typing import Any
 import psutil
 
 from runtime_node.http import Gate, HttpFront, Router
+from tests.bench.results import Row, at_least, at_most, row, table
 
 ROUTES = (1, 100, 10_000)
 _BODY = b"Hello, world!\n"
@@ -155,61 +156,59 @@ def lookup_time(routes: int) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Run the benchmark and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="3 rounds of 1 s instead of 7 of 3 s")
-    parser.add_argument("--connections", type=int, default=32)
-    parser.add_argument("--serve", nargs=2, type=int, metavar=("PORT", "ROUTES"), help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.serve:
-        serve_front(*options.serve)
-        return
-    rounds, seconds = (3, 1.0) if options.quick else (7, 3.0)
+def measure(quick: bool, connections: int = 32) -> list[Row]:
+    """Return the front's rates beside uvicorn's in interleaved rounds, and the time to find an app."""
+    rounds, seconds = (3, 1.0) if quick else (5, 3.0)
     port = free_port()
     contestants = [Contestant("uvicorn", uvicorn_command(port), port, "app-0.localhost")]
     for routes in ROUTES:
         port = free_port()
         command = [sys.executable, "-m", "tests.bench.node_http", "--serve", str(port), str(routes)]
-        contestants.append(
-            Contestant(f"front, {routes:,} apps", command, port, f"app-{routes - 1}.localhost")
-        )
+        contestants.append(Contestant(f"{routes:,} apps", command, port, f"app-{routes - 1}.localhost"))
     with running(contestants[0]), running(contestants[1]), running(contestants[2]), running(contestants[3]):
         for contestant in contestants:
-            load(contestant, 1, options.connections)
+            load(contestant, 1, connections)
         for turn in range(rounds):
             for place in range(len(contestants)):
                 contestant = contestants[(turn + place) % len(contestants)]
                 assert contestant.process is not None
                 before = contestant.process.cpu_times()
-                rate, p99 = load(contestant, seconds, options.connections)
+                rate, p99 = load(contestant, seconds, connections)
                 after = contestant.process.cpu_times()
                 spent = after.user + after.system - before.user - before.system
                 contestant.rates.append(rate)
                 contestant.p99s.append(p99)
                 contestant.cpu.append(spent / (rate * seconds) * 1e6)
     base = contestants[0]
-    print(f"{rounds} interleaved rounds of {seconds:g} s, {options.connections} connections")
-    titles = f"{'server':<20}{'requests/s':>12}{'min':>9}{'max':>9}{'p99 ms':>9}{'ratio':>8}"
-    print(f"{titles}{'CPU us':>9}{'ratio':>8}")
-    for contestant in contestants:
+    rows = []
+    for one in contestants[1:]:
         # Pairs of one round saw the same neighbours on the machine.
-        ratio = statistics.median(a / b for a, b in zip(contestant.rates, base.rates, strict=True))
-        # CPU time is what a busy machine disturbs least: uvicorn's per request over this one's.
-        thrift = statistics.median(b / a for a, b in zip(contestant.cpu, base.cpu, strict=True))
-        print(
-            f"{contestant.name:<20}{statistics.median(contestant.rates):>12,.0f}"
-            f"{min(contestant.rates):>9,.0f}"
-            f"{max(contestant.rates):>9,.0f}{statistics.median(contestant.p99s):>9.2f}{ratio:>8.3f}"
-            f"{statistics.median(contestant.cpu):>9.1f}{thrift:>8.3f}"
-        )
-    print("routing, microseconds per lookup: ", end="")
-    print(
-        "; ".join(
-            f"{n:,} apps " + ", ".join(f"{w} {t:.2f}" for w, t in lookup_time(n).items()) for n in ROUTES
-        )
-    )
+        ratio = statistics.median(a / b for a, b in zip(one.rates, base.rates, strict=True))
+        what = f"requests through the node, {one.name}, against bare uvicorn"
+        rows.append(
+            row(what, one.rates, "/s", base=statistics.median(base.rates), ratio=ratio,
+                target=at_least(0.95, "node", "ratio"))
+        )  # fmt: skip
+        # CPU time is what a busy machine disturbs least.
+        cpu = statistics.median(a / b for a, b in zip(one.cpu, base.cpu, strict=True))
+        spent_by_base = statistics.median(base.cpu)
+        rows.append(row(f"… CPU per request, {one.name}", one.cpu, "µs", base=spent_by_base, ratio=cpu))
+        rows.append(row(f"… p99, {one.name}", one.p99s, "ms", base=statistics.median(base.p99s)))
+    for routes in ROUTES:
+        ways = lookup_time(routes)
+        slowest = max(ways, key=lambda way: ways[way])
+        what = f"finding one of {routes:,} apps, slowest way ({slowest})"
+        rows.append(row(what, ways[slowest], "µs", target=at_most(3, "node")))
+    return rows
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="3 rounds of 1 s instead of 5 of 3 s")
+    parser.add_argument("--connections", type=int, default=32)
+    parser.add_argument("--serve", nargs=2, type=int, metavar=("PORT", "ROUTES"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        serve_front(*options.serve)
+    else:
+        print(table(measure(options.quick, options.connections)))

@@ -1,6 +1,6 @@
 """Figures of the PROCESS tier: start, memory per guest, requests through the proxy against bare uvicorn.
 
-python tests/bench/process_tier.py [--guests 20] [--starts 60] [--seconds 4]
+Run as `python -m tests.bench.process_tier [--quick]`. The zygote is forked before anything else is imported.
 """
 
 from __future__ import annotations
@@ -20,10 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "gen")]
-
-from runtime_node.lanes.process.zygote import Zygote  # noqa: E402
+from runtime_node.lanes.process.zygote import Zygote
 
 APPS = Path(__file__).parent / "apps"
 ZYGOTE = Zygote.launch([APPS])
@@ -36,6 +33,7 @@ from runtime_node.http.router import Router  # noqa: E402
 from runtime_node.lanes.lane import Launch  # noqa: E402
 from runtime_node.lanes.process import procfs  # noqa: E402
 from runtime_node.lanes.process.lane import ProcessLane  # noqa: E402
+from tests.bench.results import Row, at_most, quantile_row, row, table  # noqa: E402
 
 
 def launch(entrypoint: str, number: int, data: Path, on_exit: object = None) -> Launch:
@@ -50,13 +48,7 @@ def launch(entrypoint: str, number: int, data: Path, on_exit: object = None) -> 
     )
 
 
-def quantiles(values: list[float]) -> str:
-    values = sorted(values)
-    p50, p99 = statistics.median(values), values[min(len(values) - 1, int(len(values) * 0.99))]
-    return f"p50 {p50 * 1e3:.1f} ms, p99 {p99 * 1e3:.1f} ms, max {values[-1] * 1e3:.1f} ms"
-
-
-async def starts(lane: ProcessLane, entrypoint: str, count: int, data: Path) -> None:
+async def starts(lane: ProcessLane, entrypoint: str, count: int, data: Path) -> list[Row]:
     times, stops = [], []
     for number in range(count):
         began = time.perf_counter()
@@ -65,30 +57,37 @@ async def starts(lane: ProcessLane, entrypoint: str, count: int, data: Path) -> 
         began = time.perf_counter()
         await app.stop(5)
         stops.append(time.perf_counter() - began)
-    print(f"start {entrypoint}: {quantiles(times)}; stop: {quantiles(stops)} ({count} rounds)")
+    what = f"PROCESS lane, {name_of(entrypoint)}"
+    return [
+        quantile_row(f"{what}: start → ready, p50", times, 0.5, "ms", scale=1e3),
+        quantile_row(f"{what}: start → ready, p99", times, 0.99, "ms", scale=1e3, target=at_most(80, "node")),
+        quantile_row(f"{what}: stop, p50", stops, 0.5, "ms", scale=1e3),
+    ]
 
 
-async def memory(lane: ProcessLane, entrypoint: str, count: int, data: Path) -> None:
-    began = time.perf_counter()
+def name_of(entrypoint: str) -> str:
+    return entrypoint.partition(":")[2]
+
+
+async def memory(lane: ProcessLane, entrypoint: str, count: int, data: Path) -> list[Row]:
     apps = [await lane.start(launch(entrypoint, number, data)) for number in range(count)]
-    took = time.perf_counter() - began
     sizes = [size for app in apps if (size := procfs.private_bytes(app.pid)) is not None]
-    private = statistics.mean(size[0] for size in sizes) / 2**20
-    proportional = statistics.mean(size[1] for size in sizes) / 2**20
-    print(
-        f"memory {entrypoint}: {count} guests in {took:.2f} s; each private (USS) {private:.1f} MiB, PSS "
-        f"{proportional:.1f} MiB"
-    )
-    await asyncio.sleep(1)
+    private, proportional = ([size[part] / 2**20 for size in sizes] for part in (0, 1))
+    await asyncio.sleep(0.5)
     before = [procfs.cpu_seconds(app.pid) or 0.0 for app in apps]
-    await asyncio.sleep(3)
+    await asyncio.sleep(2)
     after = [procfs.cpu_seconds(app.pid) or 0.0 for app in apps]
-    idle = (sum(after) - sum(before)) / 3 / count
-    print(f"idle {entrypoint}: {idle * 100:.3f} % of a core each")
+    idle = (sum(after) - sum(before)) / 2 / count
     await asyncio.gather(*(app.stop(5) for app in apps))
+    what = f"PROCESS lane, {name_of(entrypoint)}, {count} guests"
+    return [
+        row(f"{what}: private memory (USS)", private, "MB", target=at_most(8, "node")),
+        row(f"{what}: with its share of the zygote's (PSS)", proportional, "MB"),
+        row(f"{what}: idle", idle * 100, "% of a core"),
+    ]
 
 
-async def crashes(lane: ProcessLane, count: int, data: Path) -> None:
+async def crashes(lane: ProcessLane, count: int, data: Path) -> list[Row]:
     times = []
     for number in range(count):
         ended = asyncio.Event()
@@ -99,23 +98,24 @@ async def crashes(lane: ProcessLane, count: int, data: Path) -> None:
         again = await lane.start(launch("process_apps:small", number, data))
         times.append(time.perf_counter() - began)
         await again.stop(5)
-    print(f"crash → told → ready again: {quantiles(times)} ({count} rounds)")
+    what = "PROCESS lane: crash → told → ready again, p99"
+    return [quantile_row(what, times, 0.99, "ms", scale=1e3, target=at_most(150, "node"))]
 
 
-async def rate(url: str, seconds: int, clients: int) -> tuple[float, str]:
+async def rate(url: str, seconds: int, clients: int) -> float:
     process = await asyncio.create_subprocess_exec(
         "wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--latency", url, stdout=asyncio.subprocess.PIPE
     )
     output, _ = await process.communicate()
     text = output.decode()
     found = re.search(r"Requests/sec:\s+([\d.]+)", text)
-    p99 = re.search(r"99%\s+(\S+)", text)
-    errors = re.search(r"(Non-2xx.*|Socket errors.*)", text)
-    assert found is not None
-    return float(found[1]), (p99[1] if p99 else "?") + (f" {errors[1]}" if errors else "")
+    assert found is not None, text
+    assert "Non-2xx" not in text, text
+    assert "Socket errors" not in text, text
+    return float(found[1])
 
 
-async def requests(lane: ProcessLane, entrypoint: str, path: str, seconds: int, data: Path) -> None:
+async def requests(lane: ProcessLane, entrypoint: str, path: str, seconds: int, data: Path) -> list[Row]:
     router = Router()
     front = HttpFront("127.0.0.1", 0, router)
     _, port = await front.start()
@@ -143,11 +143,10 @@ async def requests(lane: ProcessLane, entrypoint: str, path: str, seconds: int, 
         for _ in range(3):
             theirs.append(await rate(f"http://127.0.0.1:{bare_port}{path}", seconds, 32))
             ours.append(await rate(f"http://127.0.0.1:{port}{path}", seconds, 32))
-        mine, bares = sorted(ours)[1], sorted(theirs)[1]
-        print(
-            f"requests {entrypoint}: through the node {mine[0]:.0f}/s (p99 {mine[1]}), bare uvicorn "
-            f"{bares[0]:.0f}/s (p99 {bares[1]}), ratio {mine[0] / bares[0]:.2f}"
-        )
+        # Pairs of one round saw the same neighbours on the machine.
+        ratio = statistics.median(mine / base for mine, base in zip(ours, theirs, strict=True))
+        what = f"PROCESS lane, {name_of(entrypoint)}: requests through the node, against bare uvicorn"
+        return [row(what, ours, "/s", base=statistics.median(theirs), ratio=ratio)]
     finally:
         bare.terminate()
         bare.wait()
@@ -155,34 +154,34 @@ async def requests(lane: ProcessLane, entrypoint: str, path: str, seconds: int, 
         await front.stop(1)
 
 
-async def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--guests", type=int, default=20)
-    parser.add_argument("--starts", type=int, default=60)
-    parser.add_argument("--seconds", type=int, default=4)
-    options = parser.parse_args()
+async def run(quick: bool) -> list[Row]:
+    guests, count, seconds = (10, 30, 1) if quick else (20, 100, 3)
     lane = ProcessLane(ZYGOTE, lambda context, stream, line: None)
-    began = time.perf_counter()
     await ZYGOTE.ready()
     assert ZYGOTE.pid is not None
     size = procfs.private_bytes(ZYGOTE.pid)
-    print(
-        f"zygote: ready after {time.perf_counter() - began:.2f} s more, "
-        f"PSS {(size or (0, 0))[1] / 2**20:.0f} MiB"
-    )
+    rows = [row("the zygote, once: memory (PSS)", (size or (0, 0))[1] / 2**20, "MB")]
     with tempfile.TemporaryDirectory() as directory:
         data = Path(directory)
         for entrypoint in ("process_apps:small", "process_apps:fastapi20"):
-            await starts(lane, entrypoint, options.starts, data)
-            await memory(lane, entrypoint, options.guests, data)
-        await crashes(lane, 20, data)
+            rows += await starts(lane, entrypoint, count, data)
+            rows += await memory(lane, entrypoint, guests, data)
+        rows += await crashes(lane, 20, data)
         if shutil.which("wrk"):
-            await requests(lane, "process_apps:small", "/", options.seconds, data)
-            await requests(lane, "process_apps:fastapi20", "/r3/7?q=x", options.seconds, data)
+            rows += await requests(lane, "process_apps:small", "/", seconds, data)
+            rows += await requests(lane, "process_apps:fastapi20", "/r3/7?q=x", seconds, data)
     await lane.close()
+    return rows
+
+
+def measure(quick: bool) -> list[Row]:
+    """Return the figures of the PROCESS tier."""
+    import uvloop
+
+    return uvloop.run(run(quick))
 
 
 if __name__ == "__main__":
-    import uvloop
-
-    uvloop.run(main())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    print(table(measure(parser.parse_args().quick)))

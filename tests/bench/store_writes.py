@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import statistics
 import tempfile
 import threading
 import time
@@ -21,6 +20,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import State
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, OperationRecord, RequestRecord, Version
 from services.control_plane.store.sql_store import open_store
+from tests.bench.results import Row, at_most, quantile_row, row, table
 
 DAY = 86_400_000_000
 WRITERS = (1, 16, 64)
@@ -131,37 +131,37 @@ def drive(store: CatalogStore, writers: int, seconds: float, round_number: int) 
     return len(done) / elapsed, sorted(done)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one short round of each")
-    parser.add_argument("--apps", type=int, default=0, help="apps to load at open; 0 for 20,000 or 100,000")
-    arguments = parser.parse_args()
-    rounds, seconds = (1, 1.0) if arguments.quick else (3, 3.0)
-    with tempfile.TemporaryDirectory(dir=".") as directory:
-        writes(Path(directory), rounds, seconds)
-        loading(Path(directory), arguments.apps or (20_000 if arguments.quick else 100_000))
+def measure(quick: bool) -> list[Row]:
+    """Return the rates of durable commands and the time to open a full store."""
+    rounds, seconds = (1, 1.0) if quick else (3, 3.0)
+    with tempfile.TemporaryDirectory() as directory:
+        return writes(Path(directory), rounds, seconds) + loading(
+            Path(directory), 20_000 if quick else 100_000
+        )
 
 
-def writes(directory: Path, rounds: int, seconds: float) -> None:
+def writes(directory: Path, rounds: int, seconds: float) -> list[Row]:
+    """Create and follow up from several clients at once, durably (WAL, synchronous=FULL)."""
     store = open_store(f"sqlite:///{directory}/writes.db")
-    print("CreateApp + one follow-up each, durable (WAL, synchronous=FULL)")
-    print("writers  creates/s  commands/s  CPU us/command (clients' too)  create p50 ms  p99 ms")
     gc.collect()
     gc.freeze()  # as the control plane does once it has started
+    rows = []
     try:
         for writers in WRITERS:
-            began = time.process_time()
             results = [drive(store, writers, seconds, number) for number in range(rounds)]
-            rate = statistics.median(result[0] for result in results)
-            latencies = sorted(latency for result in results for latency in result[1])
-            p50, p99 = (1000 * latencies[int(len(latencies) * q)] for q in (0.5, 0.99))
-            cpu = 1e6 * (time.process_time() - began) / (2 * len(latencies))
-            print(f"{writers:>7} {rate:>10.0f} {2 * rate:>11.0f} {cpu:>15.0f} {p50:>29.2f} {p99:>7.2f}")
+            latencies = [latency for result in results for latency in result[1]]
+            what = f"store: durable create and follow-up, {writers} writers"
+            rows.append(row(what, [result[0] for result in results], "/s"))
+            rows.append(
+                quantile_row(f"{what}, p99", latencies, 0.99, "ms", scale=1e3)
+            )  # fmt: skip
     finally:
         store.close()
+    return rows
 
 
-def loading(directory: Path, apps: int) -> None:
+def loading(directory: Path, apps: int) -> list[Row]:
+    """Fill a store and open it again."""
     url = f"sqlite:///{directory}/loading.db"
     store = open_store(url)
     begin = time.perf_counter()
@@ -171,15 +171,20 @@ def loading(directory: Path, apps: int) -> None:
         ]
         for future in futures:
             future.result()
-    elapsed = time.perf_counter() - begin
+    filled = apps / (time.perf_counter() - begin)
     store.close()
-    print(f"{apps} creates, 5,000 at a time: {apps / elapsed:.0f}/s, {1e6 * elapsed / apps:.0f} µs each")
     begin = time.perf_counter()
     store = open_store(url)
-    elapsed = time.perf_counter() - begin
-    print(f"open with {len(store.mirror.apps)} apps and as many operations: {elapsed:.2f} s")
+    opened = time.perf_counter() - begin
     store.close()
+    return [
+        row(f"store: creates, 5,000 at a time, {apps:,} in all", filled, "/s"),
+        row(f"store: open with {apps:,} apps and as many operations", opened, "s",
+            target=at_most(10, "control plane")),
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one short round of each")
+    print(table(measure(parser.parse_args().quick)))

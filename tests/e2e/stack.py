@@ -160,10 +160,10 @@ class Stack:
         self.nodes[node].start()
         return self.nodes[node]
 
-    def start(self) -> "Stack":
-        """Start a control plane and one node and wait until both can be called."""
+    def start(self, *flags: str) -> "Stack":
+        """Start a control plane and one node, with those flags, and wait until both can be called."""
         self.control_plane.start()
-        self.add_node()
+        self.add_node("node-1", "default", *flags)
         self.wait_until_called()
         with grpc.insecure_channel(self.node_address()) as channel:
             grpc.channel_ready_future(channel).result(DEADLINE)
