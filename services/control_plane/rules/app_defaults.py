@@ -27,6 +27,7 @@ DEFAULT_IDLE_TIMEOUT = 300 * SECOND
 DEFAULT_PROBE_TIMEOUT = 2 * SECOND
 DEFAULT_MAX_BACKOFF = 60 * SECOND
 # A default stays within its own range even where the value it follows does not.
+_LONGEST_PROBE_TIMEOUT = 60 * SECOND
 _MIN_PROBE_TIMEOUT = SECOND // 100
 _LONGEST_MAX_BACKOFF = 3600 * SECOND
 
@@ -122,7 +123,8 @@ def _fill_limits(limits: Limits) -> None:
 
 
 def _fill_health_check(check: HealthCheck) -> None:
-    _default_duration(check, "interval", 10 * SECOND)
+    set_timeout = min(nanoseconds(check.timeout), _LONGEST_PROBE_TIMEOUT)
+    _default_duration(check, "interval", max(10 * SECOND, set_timeout))
     _default_duration(
         check, "timeout", min(DEFAULT_PROBE_TIMEOUT, max(nanoseconds(check.interval), _MIN_PROBE_TIMEOUT))
     )

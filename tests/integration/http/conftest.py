@@ -126,6 +126,10 @@ class Site:
     faults: list[str] = field(default_factory=list)
     clients: list[Connection] = field(default_factory=list)
 
+    def told(self, name: str, stack: str) -> None:
+        assert name.startswith("apps/")
+        self.faults.append(stack)
+
     def app(
         self,
         app_id: str,
@@ -133,7 +137,7 @@ class Site:
         limits: GateLimits | None = None,
         domains: Sequence[str] = (),
     ) -> Gate:
-        gate = Gate(f"apps/{app_id}/instances/1", limits or GateLimits(), self.faults.append)
+        gate = Gate(f"apps/{app_id}/instances/1", limits or GateLimits(), self.told)
         if asgi is not None:
             gate.open(asgi)
         self.router.set(app_id, domains, gate)
