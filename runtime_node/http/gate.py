@@ -6,6 +6,7 @@ Knows requests only through `Passage`; how bytes come and go is the protocol's b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -18,7 +19,7 @@ from runtime_node.http.faults import FaultTeller
 from runtime_node.http.figures import GateFigures, Latencies
 from runtime_node.http.limits import DEFAULT_GATE_LIMITS, GateLimits
 from runtime_node.http.passage import Passage
-from runtime_node.http.problems import INSTANCE_STOPPING, QUEUE_FULL, Problem
+from runtime_node.http.problems import APP_BLOCKED_LOOP, INSTANCE_STOPPING, QUEUE_FULL, Problem
 from runtime_node.lanes.lane import ASGIApp
 
 _logger = logging.getLogger(__name__)
@@ -300,6 +301,19 @@ class Gate:
             if self._teller is None:
                 self._teller = FaultTeller(self.name, self._on_fault)
             self._teller.tell(error, what)
+
+    def reconcile(self) -> None:
+        """End what an interruption left behind: it may have come after the app, in the node's own code."""
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # closed: nothing is left
+                loop.call_soon_threadsafe(self._reconcile)
+
+    def _reconcile(self) -> None:
+        for passage in [p for p in self._running if p.task is not None and p.task.done()]:
+            passage.cut(APP_BLOCKED_LOOP)
+            if passage in self._running:
+                self.ended(passage)
 
     # --- draining, on the front loop ---
 
