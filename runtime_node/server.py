@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ import psutil
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import add_RuntimeEnvironmentServicer_to_server
-from runtime_node import __version__
+from runtime_node import __version__, isolation
 from runtime_node.http import HttpFront, Router
-from runtime_node.instances.conductor import Conductor, Hooks
+from runtime_node.instances.conductor import Conductor
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed, duration
 from runtime_node.instances.figures import FigureSweep
@@ -34,10 +35,11 @@ from runtime_node.instances.record import timestamp
 from runtime_node.instances.routes import Routes
 from runtime_node.instances.slots import StartSlots
 from runtime_node.instances.sweeps import Sweeps
+from runtime_node.instances.transitions import Hooks
+from runtime_node.isolation import GCPolicy
 from runtime_node.lanes.choice import Lanes, Tier
 from runtime_node.lanes.lag import LoopLag
 from runtime_node.lanes.lane import Lane
-from runtime_node.lanes.ownership import limit_worker_threads_by_owner, prepare_loop
 from runtime_node.lanes.process.lane import ProcessLane
 from runtime_node.lanes.process.zygote import Zygote
 from runtime_node.lanes.shared import SharedLane
@@ -51,6 +53,8 @@ from services.rpc.server import RpcServer, Service
 log = logging.getLogger("runtime_node")
 
 RPC_GRACE = 1.0
+BLOCKING_CALLS = 32
+"""Threads for the node's own calls that wait for the disk; one that hangs must not hold up the others."""
 SWITCH_INTERVAL = 0.0005
 """Seconds after which a thread that computes gives way: bounds how long apps can delay the control loop."""
 
@@ -62,7 +66,11 @@ class DataDirectoryTaken(Exception):  # noqa: N818 - says what is
 class Node:
     """One life of a node, built by `run_node`."""
 
-    def __init__(self, settings: NodeSettings, zygote: Zygote | None = None) -> None:
+    def __init__(
+        self, settings: NodeSettings, zygote: Zygote | None = None, *, owns_process: bool = False
+    ) -> None:
+        """`owns_process`: nothing else lives in this process, so its collector may be tuned."""
+        self._owns_process = owns_process
         self.settings = settings
         self.incarnation = secrets.token_hex(8)
         self.started = time.time()
@@ -85,17 +93,24 @@ class Node:
             databases = Databases(settings.data_dir)
             await asyncio.to_thread(databases.finish_purges)
             # 2. The front: the listener's loop, which SHARED apps run on too.
-            limit_worker_threads_by_owner()
+            isolation.install()
             router = Router(settings.base_domain)
             self.front = front = HttpFront(
                 settings.http_listen.host, settings.http_listen.port, router,
                 trusted_proxies=settings.trusted_proxies,
             )  # fmt: skip
-            prepare_loop(front.loop)
+            isolation.attach(front.loop)
+            isolation.guard_loop(front.loop)
             stack.push_async_callback(_quietly, "front", lambda: front.stop(RPC_GRACE))
             self.http = Address(settings.http_listen.host, (await front.start())[1])
             # 3. The lanes.
-            lanes = self._lanes(front)
+            loader = Loader(settings.app_dirs)
+            stack.callback(loader.close)
+            collector = GCPolicy(lambda: self.sweeps.quiet)
+            if self._owns_process:
+                collector.install()
+                stack.callback(collector.uninstall)
+            lanes = self._lanes(front, loader, collector)
             for lane in lanes.values():
                 stack.push_async_callback(_quietly, "lane", lane.close)
             # 4. The core.
@@ -108,12 +123,14 @@ class Node:
             figures = FigureSweep(self.feed.measured)
             stack.push_async_callback(_quietly, "probes", probes.close)
             self.host.conductor = Conductor(
-                lanes=Lanes(lanes), databases=databases, slots=StartSlots(settings.concurrent_starts),
-                probes=probes, hooks=Hooks(self.host.changed, self.host.gone),
+                lanes=Lanes(lanes, loader), databases=databases, slots=StartSlots(settings.concurrent_starts),
+                probes=probes,
+                hooks=Hooks(self.host.changed, self.host.gone, self.host.serving, collector.started),
             )  # fmt: skip
             self.sweeps = sweeps = Sweeps(
                 self.host, self.host.conductor, figures,
                 memory=self.memory, memory_budget=settings.memory_budget_bytes,
+                after=collector.tick if self._owns_process else lambda: None,
             )  # fmt: skip
             _background(stack, sweeps.run())
             # 5. The API, ended only after its streams have told how every instance ended.
@@ -145,12 +162,14 @@ class Node:
             log.error("instances did not end in time", extra={"action": "node.cut_off", "instances": left})
         self.feed.close()
 
-    def _lanes(self, front: HttpFront) -> dict[Tier, Lane]:
-        loader = Loader(self.settings.app_dirs)
+    def _lanes(self, front: HttpFront, loader: Loader, collector: GCPolicy) -> dict[Tier, Lane]:
+        def freed(at_once: bool) -> None:
+            collector.stopped(freed=at_once)
+
         lanes: dict[Tier, Lane] = {}
-        shared = SharedLane(loader, front.loop, LoopLag(front.loop).read)
+        shared = SharedLane(loader, front.loop, LoopLag(front.loop).read, freed)
         lanes[shared.tier] = shared
-        thread = ThreadLane(loader, front.loop)
+        thread = ThreadLane(loader, front.loop, freed)
         lanes[thread.tier] = thread
         if self._zygote is not None:
             process = ProcessLane(self._zygote)
@@ -210,6 +229,7 @@ async def run_node(settings: NodeSettings, zygote: Zygote | None) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(BLOCKING_CALLS, thread_name_prefix="node"))
 
     def end() -> None:
         if ended.is_set():
@@ -219,7 +239,7 @@ async def run_node(settings: NodeSettings, zygote: Zygote | None) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
-    async with Node(settings, zygote).serving():
+    async with Node(settings, zygote, owns_process=True).serving():
         await ended.wait()
     log.info("ended", extra={"action": "node.ended"})
 

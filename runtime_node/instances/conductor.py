@@ -9,21 +9,18 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     BlockAction,
-    Health,
-    InstanceSpec,
     IsolationTier,
     State,
 )
 from runtime_node.instances.contexts import app_context
 from runtime_node.instances.databases import Databases
+from runtime_node.instances.failures import Failures, wait
 from runtime_node.instances.probes import Probes
 from runtime_node.instances.record import (
     BACKING_OFF,
@@ -36,33 +33,20 @@ from runtime_node.instances.record import (
     error_message,
 )
 from runtime_node.instances.slots import StartSlots
-from runtime_node.instances.states import Event, advance
-from runtime_node.instances.supervision import Again
-from runtime_node.instances.terms import limit_terms, probe_terms, restart_terms
+from runtime_node.instances.states import Event
+from runtime_node.instances.terms import limit_terms, probe_terms
+from runtime_node.instances.transitions import Hooks, Transitions
 from runtime_node.lanes.choice import Lanes, stricter
 from runtime_node.lanes.lane import Launch, RunningApp, StopReport
 from services.rpc.errors import SupervisorError
 
 log = logging.getLogger("runtime_node.instances")
 
-HOLD_SECONDS = 5.0
-"""Requests wait for a restart that is at most this far away; else they are told when to come again."""
-
 BLOCKS, BLOCK_PERIOD = 3, 60.0
 """So many blocks of its loop within so many seconds make an app a repeat offender."""
 
 _CUT_GRACE = 2.0
 """Seconds beyond its own limit that a lane gets to report a stop; then the rest is left behind."""
-
-
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """What the conductor tells of each instance."""
-
-    changed: Callable[[Instance], None]
-    """Its state, health or conditions changed; the route may have to."""
-    gone: Callable[[Instance], Awaitable[None]]
-    """It has stopped and nothing of it runs."""
 
 
 class Conductor:
@@ -87,7 +71,10 @@ class Conductor:
         self._hooks = hooks
         self._clock = clock
         self._wall = wall
-        self._uniform = uniform
+        self._transitions = Transitions(hooks, wall)
+        self._failures = Failures(
+            self._transitions, retry=self._retry, clock=clock, wall=wall, uniform=uniform
+        )
         self._loop = asyncio.get_running_loop()
         self._numbers = 0
 
@@ -95,12 +82,12 @@ class Conductor:
 
     def accept(self, instance: Instance) -> None:
         """Begin the life of an instance that was just registered."""
-        self._log(instance, "accepted")
+        self._transitions.log(instance, "accepted")
         if instance.state == State.IDLE:
             instance.gate.hold(instance.want)
             self._hooks.changed(instance)
         else:
-            instance.gate.hold(_nothing)
+            instance.gate.hold(wait)
             self._begin(instance)
 
     def restart(self, instance: Instance) -> None:
@@ -116,14 +103,14 @@ class Conductor:
         """Take it off its route, drain it, end it. Repeats do nothing."""
         if instance.state == State.STOPPING:
             return
-        self._cancel_retry(instance)
+        self._failures.forget_retry(instance)
         self._abort(instance)
         previous = instance.task
         serving = instance.state == State.RUNNING and instance.task is None
-        self._move(instance, Event.STOP)
+        self._transitions.move(instance, Event.STOP)
         if not serving:
             # Nothing will open it again; an open gate still serves what it has let in or queued.
-            instance.gate.close("INSTANCE_STOPPING", 1.0)
+            self._transitions.shut(instance, partial(instance.gate.close, "INSTANCE_STOPPING", 1.0))
         self._do(instance, self._stop(instance, previous))
 
     def sleep(self, instance: Instance) -> None:
@@ -137,17 +124,13 @@ class Conductor:
 
     def reassess(self, instance: Instance) -> None:
         """Work out its health anew and tell of a change."""
-        health = self._health(instance)
-        if health != instance.health:
-            self._log(instance, "health", health=Health.Name(health), was=Health.Name(instance.health))
-            instance.health = health
-            self._hooks.changed(instance)
+        self._transitions.reassess(instance)
 
     # --- starting ---
 
     def _begin(self, instance: Instance, before: Coroutine[Any, Any, None] | None = None) -> None:
         """Start a PENDING instance, after `before` is done."""
-        self._cancel_retry(instance)
+        self._failures.forget_retry(instance)
         self._numbers += 1
         life = Life(spec=instance.spec(), number=self._numbers)
         instance.coming = life
@@ -155,7 +138,7 @@ class Conductor:
             instance.life = life
             life.slot = self._slots.try_take()
         if life.slot is not None:
-            self._move(instance, Event.BEGIN)
+            self._transitions.move(instance, Event.BEGIN)
         else:
             self._hooks.changed(instance)
         self._do(instance, self._start(instance, life, before))
@@ -203,7 +186,7 @@ class Conductor:
     async def _work(self, instance: Instance, life: Life) -> RunningApp:
         if life.slot is None:
             life.slot = await self._slots.take()
-            self._move(instance, Event.BEGIN)
+            self._transitions.move(instance, Event.BEGIN)
         life.started = self._clock()
         return await self._bring_up(instance, life)
 
@@ -237,23 +220,24 @@ class Conductor:
         instance.past().ready_time = now
         instance.clear_condition(BACKING_OFF, "Started", "It has started.", now)
         instance.clear_condition(BLOCKED_LOOP, "Started", "It has started afresh.", now)
+        life.base = instance.gate.figures()
         instance.gate.open(running.asgi)
         terms = probe_terms(life.spec.health_check)
         if terms.path:
             self._probes.add(instance, life, terms)
         took = f"{(life.ready - life.started) * 1000:.1f}"
-        self._move(instance, Event.READY, tier=IsolationTier.Name(life.tier), took_ms=took)
+        self._transitions.move(instance, Event.READY, tier=IsolationTier.Name(life.tier), took_ms=took)
+        self._hooks.ready()
         if life.exited is not None:
             self._exited(instance, life.number, life.exited[0])
 
     # --- ends that nobody asked for ---
 
     def _failed(self, instance: Instance, error: SupervisorError) -> None:
-        """Take note that a start failed, and plan the next one."""
-        if instance.state not in {State.PENDING, State.STARTING}:
-            return
+        """Take note that a start failed."""
+        spec = instance.spec()
         instance.life = None
-        self._ended_badly(instance, error, Event.FAIL)
+        self._failures.ended(instance, error, Event.FAIL, spec)
 
     def _exited(self, instance: Instance, number: int, error: SupervisorError | None) -> None:
         life = instance.life
@@ -261,24 +245,9 @@ class Conductor:
             return
         if life.running is None:
             life.exited = (error,)
-            return
-        if instance.state != State.RUNNING or instance.task is not None:
-            return
-        spec = life.spec
-        self._release(instance, life)
-        if error is not None:
-            self._ended_badly(instance, error, Event.CRASH, spec)
-            return
-        decision = instance.past().restarts.decide(
-            restart_terms(spec.restart_policy), self._clock(), None, self._uniform
-        )
-        if isinstance(decision, Again):
-            self._fail(instance, decision, Event.CRASH, "APP_CRASHED", "It ended by itself.")
-        elif decision.crash_loop:
-            self._crash_loop(instance, Event.CRASH, spec)
-        else:
-            instance.gate.close("APP_STOPPED", detail="The app has finished.")
-            self._move(instance, Event.FINISH)
+        elif instance.state == State.RUNNING and instance.task is None:
+            self._release(instance, life)
+            self._failures.ended(instance, error, Event.CRASH, life.spec)
 
     def _release(self, instance: Instance, life: Life) -> None:
         """Clear away what is left of an app that ended by itself."""
@@ -287,63 +256,11 @@ class Conductor:
         instance.task = down  # whatever comes next waits for it
         down.add_done_callback(partial(self._done, instance))
 
-    def _ended_badly(
-        self, instance: Instance, error: SupervisorError, event: Event, spec: InstanceSpec | None = None
-    ) -> None:
-        spec = spec or instance.spec()
-        past = instance.past()
-        past.last_error = error_message(error, self._wall())
-        decision = past.restarts.decide(
-            restart_terms(spec.restart_policy), self._clock(), error.reason, self._uniform
-        )
-        if isinstance(decision, Again):
-            self._fail(instance, decision, event, error.reason, error.message)
-        elif decision.crash_loop:
-            self._crash_loop(instance, event, spec)
-        else:
-            instance.clear_condition(BACKING_OFF, error.reason, "It is not started again.", self._wall())
-            instance.gate.close(error.reason, detail=error.message)
-            self._move(instance, event, reason=error.reason, message=error.message)
-
-    def _fail(self, instance: Instance, again: Again, event: Event, reason: str, message: str) -> None:
-        """Fail with a restart to come."""
-        now = self._wall()
-        at = datetime.fromtimestamp(now + again.delay, UTC).isoformat(timespec="milliseconds")
-        text = f"Restart {again.number} in this period comes in {again.delay:.1f} s, at {at}."
-        instance.set_condition(BACKING_OFF, True, reason, text, now)
-        if again.delay <= HOLD_SECONDS:
-            instance.gate.hold(_nothing)
-        else:
-            instance.gate.close(reason, again.delay, detail=message)
-        self._move(instance, event, reason=reason, message=message, retry_in_s=f"{again.delay:.2f}")
-        instance.past().retry = self._loop.call_later(again.delay, self._retry, instance)
-
-    def _crash_loop(self, instance: Instance, event: Event, spec: InstanceSpec) -> None:
-        terms = restart_terms(spec.restart_policy)
-        now = self._wall()
-        text = (
-            f"It ended more than {terms.max_restarts} times within {terms.period:g} s and is left so; "
-            "RestartInstance starts it again."
-        )
-        instance.set_condition(CRASH_LOOP, True, "APP_CRASH_LOOP", text, now)
-        instance.clear_condition(BACKING_OFF, "APP_CRASH_LOOP", "It is not started again.", now)
-        instance.gate.close("APP_CRASH_LOOP", detail="The app crashed too often and is left stopped.")
-        self._move(instance, event, reason="APP_CRASH_LOOP", message=text)
-
     def _retry(self, instance: Instance) -> None:
-        past = instance.past()
-        past.retry = None
-        if instance.state != State.FAILED:
-            return
-        past.restart_count += 1
-        instance.gate.hold(_nothing)
-        self._move(instance, Event.RETRY)
+        instance.past().restart_count += 1
+        instance.gate.hold(wait)
+        self._transitions.move(instance, Event.RETRY)
         self._begin(instance, _ended(instance.task))
-
-    def _cancel_retry(self, instance: Instance) -> None:
-        if instance.history is not None and instance.history.retry is not None:
-            instance.history.retry.cancel()
-            instance.history.retry = None
 
     def _blocked(self, instance: Instance, number: int, stack: str, blocked: float) -> None:
         life = instance.life
@@ -360,19 +277,19 @@ class Conductor:
         )
         past.last_error = error_message(error, self._wall())
         instance.set_condition(BLOCKED_LOOP, True, error.reason, error.message, self._wall())
-        self._log(instance, "blocked", level=logging.WARNING, seconds=f"{blocked:.2f}")
+        self._transitions.log(instance, "blocked", level=logging.WARNING, seconds=f"{blocked:.2f}")
         action = limit_terms(life.spec).block_action
         repeated = len(past.blocks) >= BLOCKS and instance.task is None
         if repeated and action == BlockAction.STOP:
             past.blocks.clear()
             self._release(instance, life)
-            instance.gate.close(error.reason, detail=error.message)
-            self._move(instance, Event.CRASH, reason=error.reason, message=error.message)
+            self._transitions.move(instance, Event.CRASH, reason=error.reason, message=error.message)
+            close = partial(instance.gate.close, error.reason, detail=error.message)
+            self._transitions.shut(instance, close)
         elif repeated and action == BlockAction.DEMOTE and self._demote(instance, life):
             return
         else:
-            instance.health = self._health(instance)
-            self._hooks.changed(instance)
+            self._transitions.reassess(instance, tell=True)
 
     def _demote(self, instance: Instance, life: Life) -> bool:
         """Move a repeat offender to the next stricter tier; return whether there is one."""
@@ -387,17 +304,17 @@ class Conductor:
             f"It blocked its event loop {BLOCKS} times within {BLOCK_PERIOD:g} s and runs in a stricter tier."
         )
         instance.set_condition(DEMOTED, True, "APP_BLOCKED_LOOP", text, self._wall())
-        self._log(instance, "demoted", level=logging.WARNING, tier=IsolationTier.Name(tier))
+        self._transitions.log(instance, "demoted", level=logging.WARNING, tier=IsolationTier.Name(tier))
         self._start_over(instance, Event.RESTART)
         return True
 
     # --- starting over, dormancy, stopping ---
 
     def _start_over(self, instance: Instance, event: Event) -> None:
-        self._cancel_retry(instance)
+        self._failures.forget_retry(instance)
         self._abort(instance)
-        instance.gate.hold(_nothing)
-        self._move(instance, event)
+        instance.gate.hold(wait)
+        self._transitions.move(instance, event)
         self._begin(instance, self._cleared(instance, instance.task))
 
     async def _cleared(self, instance: Instance, previous: asyncio.Task[None] | None) -> None:
@@ -409,7 +326,7 @@ class Conductor:
 
     def _wake(self, instance: Instance) -> None:
         if instance.state == State.IDLE and instance.task is None:
-            self._move(instance, Event.WAKE)
+            self._transitions.move(instance, Event.WAKE)
             self._begin(instance)
         elif instance.life is not None:
             instance.life.wanted = True
@@ -420,14 +337,14 @@ class Conductor:
         if instance.state != State.RUNNING:
             return
         instance.life = instance.task = None
-        self._move(instance, Event.SLEEP)
+        self._transitions.move(instance, Event.SLEEP)
         if life.wanted:
             self._wake(instance)
 
     async def _stop(self, instance: Instance, previous: asyncio.Task[None] | None) -> None:
         await self._cleared(instance, previous)
         instance.gate.close("INSTANCE_STOPPING", 1.0)
-        self._log(instance, "gone")
+        self._transitions.log(instance, "gone")
         await self._hooks.gone(instance)
 
     def _take_down(self, instance: Instance, life: Life, drain: float | None = None) -> asyncio.Task[None]:
@@ -457,17 +374,17 @@ class Conductor:
     def _record_stop(self, instance: Instance, report: StopReport, cut: int) -> None:
         now = self._wall()
         if cut or report.cancelled_tasks:
-            self._log(instance, "cut_off", requests=cut, tasks=report.cancelled_tasks)
+            self._transitions.log(instance, "cut_off", requests=cut, tasks=report.cancelled_tasks)
         if report.error is not None:
             instance.past().last_error = error_message(report.error, now)
-            self._log(
+            self._transitions.log(
                 instance, "stop_failed", level=logging.WARNING, reason=report.error.reason,
                 message=report.error.message,
             )  # fmt: skip
         if report.leaks:
             text = "Left behind: " + "; ".join(report.leaks)
             instance.set_condition(LEAKED, True, "APP_LEAKED", text[:2000], now)
-            self._log(instance, "leaked", level=logging.WARNING, message=text[:2000])
+            self._transitions.log(instance, "leaked", level=logging.WARNING, message=text[:2000])
 
     # --- what all of them need ---
 
@@ -492,42 +409,6 @@ class Conductor:
             self._loop.call_soon_threadsafe(call, instance, number, *args)
         except RuntimeError:
             return  # the node has ended meanwhile
-
-    def _move(self, instance: Instance, event: Event, **facts: object) -> None:
-        old = instance.state
-        instance.state = advance(old, event)
-        if (old == State.RUNNING) != (instance.state == State.RUNNING):
-            instance.ready_changed = self._wall()
-        instance.health = self._health(instance)
-        level = logging.WARNING if instance.state == State.FAILED else logging.INFO
-        self._log(
-            instance, "state", level=level, state=State.Name(instance.state), was=State.Name(old), **facts
-        )
-        self._hooks.changed(instance)
-
-    def _health(self, instance: Instance) -> Health.ValueType:
-        if instance.state == State.FAILED:
-            return Health.UNHEALTHY
-        if instance.state != State.RUNNING or instance.life is None:
-            return Health.UNKNOWN
-        probe = instance.life.probe
-        health = Health.HEALTHY if probe is None else probe.health
-        if health == Health.HEALTHY and (instance.holds(BLOCKED_LOOP) or instance.holds(LEAKED)):
-            return Health.DEGRADED
-        return health
-
-    def _log(self, instance: Instance, action: str, level: int = logging.INFO, **facts: object) -> None:
-        log.log(
-            level, action,
-            extra={
-                "action": f"instance.{action}", "instance": instance.name, "epoch": instance.epoch,
-                "generation": instance.generation, "facts": facts,
-            },
-        )  # fmt: skip
-
-
-def _nothing() -> None:
-    """Requests just wait: the start is under way already."""
 
 
 async def _ended(task: asyncio.Task[None] | None) -> None:

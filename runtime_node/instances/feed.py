@@ -73,6 +73,10 @@ class InstanceFeed:
         self._figures[name] = (self._tick, figures)
         self._figures.move_to_end(name)
 
+    def unmeasured(self, name: str) -> None:
+        """Drop an instance's figures: it does not run any more."""
+        self._figures.pop(name, None)
+
     def close(self) -> None:
         """End every stream with NODE_DRAINING once it has told all that happened, and refuse new ones."""
         self._closed = True

@@ -20,35 +20,22 @@ class FigureSweep:
 
     def __init__(self, on_change: Callable[[str, InstanceFigures], None]) -> None:
         self._on_change = on_change
-        self._last: dict[str, tuple[int, GateFigures, Usage]] = {}
-        self._base: dict[str, tuple[int, GateFigures]] = {}
         self._sweeps = 0
-
-    def forget(self, name: str) -> None:
-        """Drop what is known of an instance that has ended."""
-        self._last.pop(name, None)
-        self._base.pop(name, None)
 
     def look(self, instance: Instance, gate: GateFigures) -> None:
         """Take an instance's figures and publish them if they differ from the last."""
         life = instance.life
         if life is None or life.running is None:
             return
-        known = self._last.get(instance.name)
-        same = known is not None and known[0] == life.number and known[1] == gate
-        if same and known is not None and (self._sweeps + life.number) % USAGE_EVERY:
+        same = life.told is not None and life.told[0] == gate
+        if same and (self._sweeps + life.number) % USAGE_EVERY:
             return
         usage = life.running.usage()
-        if same and known is not None and known[2] == usage:
+        if same and life.told is not None and life.told[1] == usage:
             return
-        self._last[instance.name] = (life.number, gate, usage)
-        base = self._base.get(instance.name)
-        if base is None or base[0] != life.number:
-            # The gate counts over the instance's life; its figures are those since its last start.
-            started = GateFigures() if known is None else known[1]
-            base = self._base[instance.name] = (life.number, started)
+        life.told = (gate, usage)
         past = instance.past()
-        past.figures = message(gate, base[1], usage, past.rescue_count)
+        past.figures = message(gate, life.base, usage, past.rescue_count)
         self._on_change(instance.name, past.figures)
 
     def end(self) -> None:

@@ -28,7 +28,7 @@ from runtime_node.instances.conductor import Conductor
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed
 from runtime_node.instances.record import Instance, error_message
-from runtime_node.instances.routes import Routes
+from runtime_node.instances.routes import Routes, serving
 from runtime_node.instances.states import initial
 from runtime_node.instances.terms import limit_terms
 from services.rpc.errors import SupervisorError
@@ -173,11 +173,15 @@ class InstanceHost:
         """An instance changed: its route and its watchers have to know."""
         if instance.state == State.RUNNING:
             self.running[instance.name] = instance
-        else:
-            self.running.pop(instance.name, None)
+        elif self.running.pop(instance.name, None) is not None:
+            self._feed.unmeasured(instance.name)
         app = instance.app
         self._routes.update(app, self._apps.get(app, ()))
         self._feed.changed(instance)
+
+    def serving(self, instance: Instance) -> Instance | None:
+        """Return which instance of the same app its requests go to now."""
+        return serving(self._apps.get(instance.app, ()))
 
     def reassess(self, instance: Instance) -> None:
         """A probe of an instance came out otherwise than before."""

@@ -22,6 +22,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     State,
 )
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
+from runtime_node.http.figures import GateFigures
 from runtime_node.instances.rules import app_id
 from runtime_node.instances.states import StateValue
 from runtime_node.instances.supervision import RestartHistory
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
     from runtime_node.instances.conductor import Conductor
     from runtime_node.instances.probes import Probe
     from runtime_node.instances.slots import Slot
-    from runtime_node.lanes.lane import RunningApp
+    from runtime_node.lanes.lane import RunningApp, Usage
 
+NO_FIGURES = GateFigures()
 MAX_DETAIL_BYTES = 16 * 1024
 
 READY = "Ready"
@@ -101,6 +103,10 @@ class Life:
     ready: float = 0.0
     """Monotonic time at which it became ready."""
     probe: Probe | None = None
+    base: GateFigures = NO_FIGURES
+    """What its gate had counted before this life."""
+    told: tuple[GateFigures, Usage] | None = None
+    """What its figures were last made of."""
     wanted: bool = False
     """A request came while it was going dormant."""
     down: asyncio.Task[None] | None = None

@@ -31,6 +31,7 @@ class Sweeps:
         *,
         memory: Callable[[], int],
         memory_budget: int | None,
+        after: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         period: float = PERIOD,
     ) -> None:
@@ -39,8 +40,11 @@ class Sweeps:
         self._figures = figures
         self._memory = memory
         self._budget = memory_budget
+        self._after = after
         self._clock = clock
         self._period = period
+        self.quiet = True
+        """Whether the last round found no request under way."""
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -55,18 +59,22 @@ class Sweeps:
         """Do one round."""
         now = self._clock()
         candidates: list[Candidate] = []
+        busy = 0
         for instance in self._host.running.values():
             figures = instance.gate.figures()
             self._figures.look(instance, figures)
+            busy += figures.in_flight + figures.queued
             if instance.on_request and instance.task is None and instance.life is not None:
                 candidates.append(_candidate(instance, figures))
         self._figures.end()
+        self.quiet = not busy
         for name in expired(candidates, now):
             self._sleep(name)
         if self._budget is not None and candidates:
             for name in evicted(candidates, now, self._memory() - self._budget):
                 log.info("evicted", extra={"action": "instance.evicted", "instance": name})
                 self._sleep(name)
+        self._after()
 
     def _sleep(self, name: str) -> None:
         instance = self._host.running.get(name)

@@ -24,7 +24,7 @@ def end_threads(threads: Sequence[threading.Thread], grace: float) -> list[str]:
     """End an app's threads in at most about `grace` seconds; return a sentence for each that stays.
 
     Timers are cancelled, executors shut down, and the others get half of the time to notice that their app
-    has stopped. Then ThreadEndedError is raised in them, which reaches Python code but not a call blocked in C.
+    has stopped. Then ThreadEndedError is raised in them; it reaches Python code but no call blocked in C.
     """
     others = [thread for thread in threads if thread is not threading.current_thread()]
     for thread in others:

@@ -9,17 +9,23 @@ from __future__ import annotations
 import gc
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-# A young collection looks at no more than this many new containers: about a millisecond.
-YOUNG = 5_000
-MIDDLE = 10
-# Middle-aged collections per full one. A full collection runs over what was allocated since the last freeze
-# alone, so this bounds it to YOUNG * MIDDLE * OLD containers: about ten milliseconds.
-OLD = 5
-# Starts that come in a row are frozen together: freezing costs nothing, but keeps young garbage for ever.
+from runtime_node.isolation.leaks import Canary
+
+# A young collection looks at about this many new containers: less than a millisecond.
+YOUNG = 1_000
+# A full collection runs over what was allocated since the last freeze, so the product of the three bounds it
+# to 20,000 containers: about ten milliseconds.
+MIDDLE = 5
+OLD = 4
+# Freezing costs nothing, but keeps the garbage of the moment until the next thorough collection: starts in a
+# row are frozen together, so many at a time that a collection between them stays short.
 _SETTLE_SECONDS = 0.5
+_STARTS = 8
+_NAMING_SECONDS = 0.5
+_LONG_SECONDS = 0.005
 
 
 @dataclass(slots=True)
@@ -34,18 +40,27 @@ class GCFigures:
 class GCPolicy:
     """Owns the collector's settings for the process. Safe to use from any thread.
 
-    `is_idle` tells whether nobody waits for an answer now; a thorough collection runs only then.
+    `is_idle` tells whether nobody waits for an answer now; a thorough collection runs then, or once
+    `garbage_limit` stopped apps are in memory still. `on_leak` hears which stopped instance is held by whom.
     """
 
-    def __init__(self, is_idle: Callable[[], bool] = lambda: False, *, garbage_limit: int = 200) -> None:
+    def __init__(
+        self,
+        is_idle: Callable[[], bool] = lambda: False,
+        on_leak: Callable[[str, list[str]], None] = lambda instance, sentences: None,
+        *,
+        garbage_limit: int = 200,
+    ) -> None:
         self.figures = GCFigures()
         self._is_idle = is_idle
         self._garbage_limit = garbage_limit
         self._lock = threading.Lock()
-        self._unfreed = 0
+        self._on_leak = on_leak
+        self._suspects: dict[str, list[Canary]] = {}
         self._since = 0.0
-        self._wants_freeze = False
+        self._starts = 0
         self._started = 0.0
+        self._thorough = False
 
     def install(self) -> None:
         """Set the thresholds, freeze what is there, and measure pauses. Once per process."""
@@ -53,6 +68,8 @@ class GCPolicy:
         gc.callbacks.append(self._measure)
         gc.collect()
         gc.freeze()
+        # A full collection waits until a quarter of what survived the last one is new: now nothing survives.
+        gc.collect()
 
     def uninstall(self) -> None:
         """Give the collector back as Python starts with it."""
@@ -64,13 +81,17 @@ class GCPolicy:
     def started(self) -> None:
         """Note that an app has started: what it built will be frozen at the next `tick`."""
         with self._lock:
-            self._wants_freeze = True
+            self._starts += 1
             self._since = time.monotonic()
+            due = self._starts >= _STARTS
+        if due:
+            self.freeze()
 
-    def stopped(self, *, freed: bool) -> None:
-        """Note that an app has stopped, and whether its memory went without a collection."""
-        with self._lock:
-            self._unfreed += not freed
+    def stopped(self, instance: str, suspects: Sequence[Canary] = ()) -> None:
+        """Note that an app has stopped, and what of it is in memory still: leaks are told later."""
+        if suspects:
+            with self._lock:
+                self._suspects[instance] = list(suspects)
 
     def tick(self) -> None:
         """Do what is due: call it once a second, from any thread that may pause.
@@ -79,32 +100,49 @@ class GCPolicy:
         when there is too much of it to wait any longer.
         """
         with self._lock:
-            freeze = self._wants_freeze and time.monotonic() - self._since >= _SETTLE_SECONDS
-            self._wants_freeze = self._wants_freeze and not freeze
-            thorough = self._unfreed > 0 and (self._is_idle() or self._unfreed >= self._garbage_limit)
+            freeze = self._starts > 0 and time.monotonic() - self._since >= _SETTLE_SECONDS
+            suspects = dict(self._suspects)
+            thorough = bool(suspects) and (self._is_idle() or len(suspects) >= self._garbage_limit)
             if thorough:
-                self._unfreed = 0
+                self._suspects.clear()
         if thorough:
             self.collect_all()
+            self._tell(suspects)
         elif freeze:
             self.freeze()
 
     def freeze(self) -> None:
         """Collect what is young and take the rest out of all later collections."""
+        with self._lock:
+            self._starts = 0
         gc.collect(1)
         gc.freeze()
         self.figures.frozen = gc.get_freeze_count()
 
     def collect_all(self) -> None:
         """Collect the whole heap. Stops every thread: about 1 ms per app of 20 routes."""
+        self._thorough = True
         gc.unfreeze()
         gc.collect()
         gc.freeze()
+        self._thorough = False
         self.figures.frozen = gc.get_freeze_count()
         self.figures.full_collections += 1
+
+    def _tell(self, suspects: dict[str, list[Canary]]) -> None:
+        for instance, canaries in suspects.items():
+            sentences = [sentence for canary in canaries for sentence in canary.describe(_NAMING_SECONDS)]
+            if sentences:
+                self._on_leak(instance, sentences)
 
     def _measure(self, phase: str, info: dict[str, int]) -> None:
         if phase == "start":
             self._started = time.perf_counter()
-        else:
-            self.figures.longest_pause = max(self.figures.longest_pause, time.perf_counter() - self._started)
+            return
+        pause = time.perf_counter() - self._started
+        self.figures.longest_pause = max(self.figures.longest_pause, pause)
+        if info["generation"] == 2 and pause > _LONG_SECONDS and not self._thorough:
+            # What survived a full collection is alive: apps keep what their first requests build. Without
+            # this each full collection would look at all of it again. What freezing holds on to by mistake
+            # is the garbage of requests in flight, once, until the next thorough collection.
+            gc.freeze()

@@ -9,7 +9,9 @@ import asyncio
 import functools
 import gc
 import logging
+import math
 import threading
+import time
 import types
 import weakref
 from collections.abc import Iterable
@@ -36,29 +38,37 @@ class Canary:
         """Whether it has not died."""
         return self._reference is not None and self._reference() is not None
 
-    def describe(self) -> list[str]:
+    def target(self) -> Any:
+        """Return the thing itself while it lives."""
+        return self._reference() if self._reference is not None else None
+
+    def describe(self, seconds: float = math.inf) -> list[str]:
         """Return a sentence for each holder that was found; empty if it is dead or only in cycles."""
-        target = self._reference() if self._reference is not None else None
+        target = self.target()
         if target is None:
             return []
-        holders = find_holders(target)
+        holders = find_holders(target, seconds)
         return [f"{self.what} is still in memory: {holder} holds it" for holder in holders]
 
 
-def find_holders(target: Any) -> list[str]:
-    """Walk from `target` to what holds it and return the names of at most three holders."""
+def find_holders(target: Any, seconds: float = math.inf) -> list[str]:
+    """Walk from `target` to what holds it and return the names of at most three holders.
+
+    Gives up after `seconds`: each step looks at the whole heap, and stops all threads meanwhile.
+    """
     # What is frozen is not searched.
     frozen = gc.get_freeze_count() > 0
     if frozen:
         gc.unfreeze()
     try:
-        return _walk(target)
+        return _walk(target, seconds)
     finally:
         if frozen:
             gc.freeze()
 
 
-def _walk(target: Any) -> list[str]:
+def _walk(target: Any, seconds: float) -> list[str]:
+    start = time.monotonic()
     holders: list[str] = []
     seen: set[int] = {id(target)}
     level: list[Any] = [target]
@@ -77,7 +87,7 @@ def _walk(target: Any) -> list[str]:
                 holders.append(name)
         referrers.clear()
         level = following[:_MOST_BRANCHES]
-        if not level or len(holders) >= _MOST_HOLDERS:
+        if not level or len(holders) >= _MOST_HOLDERS or time.monotonic() - start > seconds:
             break
     return holders[:_MOST_HOLDERS]
 
@@ -120,15 +130,3 @@ def _is_own_frame(referrer: Any) -> bool:
     return isinstance(referrer, types.FrameType) and referrer.f_globals.get("__name__", "").startswith(
         ("runtime_node.isolation", "runtime_node.loader")
     )
-
-
-def name_leaks(canaries: list[Canary]) -> list[str]:
-    """Return a sentence for each canary that something holds.
-
-    What only waits for the collector is no leak: a walk that ends nowhere says so by an empty list.
-    """
-    gc.collect(1)
-    leaks = []
-    for canary in canaries:
-        leaks += canary.describe()
-    return leaks

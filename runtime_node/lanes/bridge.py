@@ -11,7 +11,6 @@ from contextlib import suppress
 from typing import Any
 
 from runtime_node.lanes.lane import ASGIApp, Message, Receive, Scope, Send
-from runtime_node.lanes.ownership import OWNER, Owner
 
 MAX_BUFFERED_BYTES = 256 * 1024
 _MESSAGE_BYTES = 64
@@ -27,11 +26,9 @@ class Bridge:
         self,
         app: ASGIApp,
         state: dict[str, Any],
-        owner: Owner,
         loop: asyncio.AbstractEventLoop,
         front: asyncio.AbstractEventLoop,
     ) -> None:
-        self._owner = owner
         self._app = app
         self._state = state
         self._loop = loop
@@ -46,7 +43,7 @@ class Bridge:
             # Without a body the first message is there already; it saves a trip in both directions.
             crossing.inbox.append(await receive())
         try:
-            self._loop.call_soon_threadsafe(crossing.begin, self._owner, self._app, scope)
+            self._loop.call_soon_threadsafe(crossing.begin, self._app, scope)
         except RuntimeError as closed:
             raise ConnectionError("the app's loop has ended") from closed
         await crossing.carry(send)
@@ -83,11 +80,10 @@ class _Crossing:
 
     # --- app's loop ---
 
-    def begin(self, owner: Owner, app: ASGIApp, scope: Scope) -> None:
-        """Start the app's task, as its owner's."""
+    def begin(self, app: ASGIApp, scope: Scope) -> None:
+        """Start the app's task."""
         if self._ended:
             return
-        OWNER.set(owner)
         self._task = self._loop.create_task(self._run(app, scope))
 
     async def _run(self, app: ASGIApp, scope: Scope) -> None:

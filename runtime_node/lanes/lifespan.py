@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
@@ -30,11 +31,20 @@ class _Phase(Enum):
 class Lifespan:
     """The lifespan of one app. `state` is what the app put there; requests get a copy of it."""
 
-    __slots__ = ("_app", "_failure", "_phase", "_secrets", "_settled", "_shutdown", "_task", "state")
+    __slots__ = (
+        "_app", "_failure", "_on_crash", "_phase", "_secrets", "_settled", "_shutdown", "_task", "state",
+    )  # fmt: skip
 
-    def __init__(self, app: ASGIApp, secrets: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        secrets: tuple[str, ...] = (),
+        on_crash: Callable[[SupervisorError], None] | None = None,
+    ) -> None:
+        """`on_crash` is called, on this loop, when the lifespan raises between startup and shutdown."""
         self._app = app
         self._secrets = secrets
+        self._on_crash = on_crash
         self._phase = _Phase.FRESH
         self._failure: str | None = None
         self._task: asyncio.Task[None] | None = None
@@ -70,6 +80,7 @@ class Lifespan:
         finally:
             waiter.cancel()
         if self._failure is None and not self._task.done():
+            self._task.add_done_callback(self._ended_early)
             return
         fault = await self._end(CANCEL_GRACE)
         if self._phase is _Phase.FRESH or (self._failure is None and fault is None):
@@ -116,6 +127,14 @@ class Lifespan:
                 secrets=self._secrets,
             )
         return None
+
+    def _ended_early(self, task: asyncio.Task[None]) -> None:
+        if self._phase is not _Phase.STARTED or task.cancelled() or self._on_crash is None:
+            return
+        fault = task.exception()
+        if fault is not None:
+            text = f"The app's lifespan ended with an error: {one_line(fault)}"
+            self._on_crash(failure("APP_CRASHED", text, fault, secrets=self._secrets))
 
     async def _run(self) -> None:
         scope = {"type": "lifespan", "asgi": {"version": "3.0", "spec_version": "2.0"}, "state": self.state}

@@ -7,56 +7,46 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from contextvars import Context
+from contextvars import Context, copy_context
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import IsolationTier
 from runtime_node.instances.terms import limit_terms
+from runtime_node.isolation import CURRENT_INSTANCE, tasks_of
 from runtime_node.isolation.apart import run_apart
 from runtime_node.lanes.hop import run_on
 from runtime_node.lanes.lane import ASGIApp, Launch, Receive, RunningApp, Scope, Send, StopReport, Usage
 from runtime_node.lanes.lifespan import CANCEL_GRACE, Lifespan
-from runtime_node.lanes.ownership import OWNER, Owner, tasks_of
 from runtime_node.loader import LoadedCode, Loader
+from services.rpc.errors import SupervisorError
+
+_HANGS_SECONDS = 5.0
+_releasing: set[asyncio.Task[list[str]]] = set()
+
+Freed = Callable[[bool], None]
+"""Told of each released app whether its memory went without a collection."""
 
 
 class SharedApp:
     """An app that runs on the front's loop."""
 
-    def __init__(self, lane: SharedLane, owner: Owner, code: LoadedCode, secrets: tuple[str, ...]) -> None:
+    def __init__(self, lane: SharedLane, launch: Launch, code: LoadedCode) -> None:
         self._lane = lane
-        self._owner = owner
+        self._launch = launch
         self._code = code
-        self._secrets = secrets
         self._app: ASGIApp | None = None
         self._lifespan: Lifespan | None = None
 
     @property
     def asgi(self) -> ASGIApp:
         """The app, called in a task of the front's for each request."""
-        app, owner, lifespan = self._app, self._owner, self._lifespan
-        assert app is not None
-        assert lifespan is not None
-        state = lifespan.state
-        if not state:
+        assert self._app is not None
+        assert self._lifespan is not None
+        return with_state(self._app, self._lifespan)
 
-            def serve(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-                OWNER.set(owner)
-                return app(scope, receive, send)
-
-            return serve
-
-        def serve_with_state(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-            OWNER.set(owner)
-            scope["state"] = state.copy()
-            return app(scope, receive, send)
-
-        return serve_with_state
-
-    async def start(self, launch: Launch, threads: int) -> None:
-        """Build the app and run its startup. Called on the front's loop, in the owner's context."""
-        app = await self._code.build(launch.context, threads=threads)
-        lifespan = Lifespan(app, self._secrets)
+    async def start(self, threads: int) -> None:
+        """Build the app and run its startup. Called on the front's loop, in the instance's context."""
+        app = await self._code.build(self._launch.context, threads=threads)
+        lifespan = lifespan_of(app, self._launch)
         await lifespan.startup()
         self._app, self._lifespan = app, lifespan
 
@@ -66,56 +56,43 @@ class SharedApp:
 
     async def stop(self, timeout: float) -> StopReport:
         """Run the app's shutdown, cancel its tasks, release its code."""
-        return await run_on(self._lane.loop, self._stop(timeout), self._owner.context())
-
-    async def _stop(self, timeout: float) -> StopReport:
-        # The task that runs this is in the owner's context so that the shutdown is; it is none of its own.
-        error = None
-        if self._lifespan is not None:
-            error = await self._lifespan.shutdown(timeout)
-        cancelled, left = await self._end_tasks()
+        name = self._launch.spec.name
+        ending = self._end(timeout, name)
+        error, cancelled, left = await run_on(self._lane.loop, ending, context_of(name))
         self._app = self._lifespan = None
-        left += self._owner.close()
-        self._code.release()
+        left += await release(self._code, self._lane.freed)
         return StopReport(error=error, cancelled_tasks=cancelled, leaks=tuple(left))
 
-    async def _end_tasks(self) -> tuple[int, list[str]]:
-        tasks = tasks_of(self._owner, asyncio.get_running_loop())
-        tasks.discard(asyncio.current_task())
-        for task in tasks:
-            task.cancel()
-        if not tasks:
-            return 0, []
-        done, pending = await asyncio.wait(tasks, timeout=CANCEL_GRACE)
-        for task in done:
-            with suppress(asyncio.CancelledError):
-                task.exception()
-        return len(tasks), [describe_task(task) for task in pending]
+    async def _end(self, timeout: float, name: str) -> tuple[SupervisorError | None, int, list[str]]:
+        error = None if self._lifespan is None else await self._lifespan.shutdown(timeout)
+        tasks = set(tasks_of(asyncio.get_running_loop(), name))
+        return error, *await end_tasks(tasks)
 
 
 class SharedLane:
     """Starts apps on the front's loop."""
 
-    tier = IsolationTier.SHARED
+    tier: IsolationTier.ValueType = IsolationTier.SHARED
 
     def __init__(
-        self, loader: Loader, loop: asyncio.AbstractEventLoop, loop_lag: Callable[[], float | None]
+        self,
+        loader: Loader,
+        loop: asyncio.AbstractEventLoop,
+        loop_lag: Callable[[], float | None],
+        freed: Freed,
     ) -> None:
         self._loader = loader
         self.loop = loop
         self.loop_lag = loop_lag
+        self.freed = freed
 
     async def start(self, launch: Launch) -> RunningApp:
         """Load the code on a thread, build the app and run its startup on the front's loop."""
-        threads = limit_terms(launch.spec).max_threads
-        owner = Owner(launch.spec.name, threads)
-        context: Context = owner.context()
-        code = await run_apart(
-            lambda: context.run(self._loader.load, launch.spec.entrypoint), name=f"load {launch.context.app}"
-        )
-        app = SharedApp(self, owner, code, tuple(launch.spec.secret_env.values()))
+        code = await load(self._loader, launch)
+        app = SharedApp(self, launch, code)
         try:
-            await run_on(self.loop, app.start(launch, threads), context)
+            starting = app.start(limit_terms(launch.spec).max_threads)
+            await run_on(self.loop, starting, context_of(launch.spec.name))
         except BaseException:
             # A cancellation can come just after the startup was complete: then there is an app to end.
             await asyncio.shield(asyncio.create_task(app.stop(CANCEL_GRACE)))
@@ -126,8 +103,78 @@ class SharedLane:
         """Do nothing: the loop belongs to the front."""
 
 
-def describe_task(task: asyncio.Task[object]) -> str:
-    """Say which task it is and where it stands."""
+async def load(loader: Loader, launch: Launch) -> LoadedCode:
+    """Load an instance's code on a thread of its own: code that hangs holds up nobody.
+
+    When cancelled, what is loaded all the same is released. Only an import that hangs is interrupted: an
+    interruption could hit the loader itself in the middle of what it does for others.
+    """
+    entrypoint = launch.spec.entrypoint
+    loading = asyncio.create_task(
+        run_apart(lambda: loader.load(entrypoint), name=f"load {launch.context.app}")
+    )
+    try:
+        return await asyncio.shield(loading)
+    except asyncio.CancelledError:
+        loading.add_done_callback(_discard)
+        asyncio.get_running_loop().call_later(_HANGS_SECONDS, loading.cancel)
+        raise
+
+
+def _discard(loading: asyncio.Task[LoadedCode]) -> None:
+    if not loading.cancelled() and loading.exception() is None:
+        releasing = asyncio.create_task(run_apart(loading.result().release, name="release"))
+        _releasing.add(releasing)
+        releasing.add_done_callback(_releasing.discard)
+
+
+async def release(code: LoadedCode, freed: Freed) -> list[str]:
+    """Release an app's code on a thread of its own; return what it leaves behind, in words."""
+    leaks = await run_apart(code.release, name=f"release {code.entrypoint}")
+    freed(code.freed)
+    return leaks
+
+
+def lifespan_of(app: ASGIApp, launch: Launch) -> Lifespan:
+    """Return the lifespan of an app; its end by an error ends the app."""
+    return Lifespan(app, tuple(launch.spec.secret_env.values()), launch.on_exit)
+
+
+def context_of(instance: str) -> Context:
+    """Return a new context in which everything counts as the instance's."""
+    context = copy_context()
+    context.run(CURRENT_INSTANCE.set, instance)
+    return context
+
+
+def with_state(app: ASGIApp, lifespan: Lifespan) -> ASGIApp:
+    """Return the app so that each request gets a copy of its lifespan's state."""
+    state = lifespan.state
+    if not state:
+        return app
+
+    def serve(scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        scope["state"] = state.copy()
+        return app(scope, receive, send)
+
+    return serve
+
+
+async def end_tasks(tasks: set[asyncio.Task[object]]) -> tuple[int, list[str]]:
+    """Cancel tasks of the running loop but the current one; return how many, and which do not end."""
+    tasks.discard(asyncio.current_task())
+    for task in tasks:
+        task.cancel()
+    if not tasks:
+        return 0, []
+    done, pending = await asyncio.wait(tasks, timeout=CANCEL_GRACE)
+    for task in done:
+        if not task.cancelled():
+            task.exception()  # seen: an error on the way out is nobody's any more
+    return len(tasks), [_describe(task) for task in pending]
+
+
+def _describe(task: asyncio.Task[object]) -> str:
     stack = task.get_stack(limit=1)
     where = f" at {stack[-1].f_code.co_filename}:{stack[-1].f_lineno}" if stack else ""
     return f"task {task.get_name()} ignores its cancellation{where}"

@@ -6,6 +6,8 @@ Contains code that blocks its loop and its tasks; memory, crashes and the GIL st
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import sys
 import threading
 import time
@@ -16,16 +18,17 @@ import uvloop
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import IsolationTier
 from runtime_node.instances.terms import limit_terms
-from runtime_node.isolation.apart import run_apart
+from runtime_node.isolation import attach, guard_loop
 from runtime_node.lanes.bridge import Bridge
 from runtime_node.lanes.hop import run_on
 from runtime_node.lanes.lag import LoopLag
 from runtime_node.lanes.lane import ASGIApp, Launch, RunningApp, StopReport, Usage
 from runtime_node.lanes.lifespan import CANCEL_GRACE, Lifespan
-from runtime_node.lanes.ownership import Owner, prepare_loop
-from runtime_node.lanes.shared import describe_task
+from runtime_node.lanes.shared import Freed, context_of, end_tasks, lifespan_of, load, release
 from runtime_node.loader import LoadedCode, Loader
 from services.rpc.errors import SupervisorError
+
+log = logging.getLogger("runtime_node.lanes")
 
 T = TypeVar("T")
 
@@ -34,14 +37,17 @@ JOIN_SECONDS = 1.0
 
 
 class AppThread:
-    """A thread with a loop of its own, for one app."""
+    """A thread with a loop of its own, for one instance."""
 
-    def __init__(self, owner: Owner) -> None:
+    def __init__(self, instance: str) -> None:
+        self._instance = instance
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
-        prepare_loop(self.loop)
-        self.owner = owner
-        self._thread = threading.Thread(target=self._run, name=owner.name, daemon=True)
+        self._stop = self.loop.stop
+        attach(self.loop)
+        guard_loop(self.loop)
+        self._thread = threading.Thread(target=self._run, name=instance, daemon=True)
         self._cpu_seconds = 0.0
+        self._ending = False
 
     def start(self) -> None:
         """Start the thread. Raises RuntimeError when the machine has none to give."""
@@ -53,34 +59,37 @@ class AppThread:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
-        try:
-            self.owner.context().run(self.loop.run_forever)
-        finally:
-            self._cpu_seconds = time.thread_time()
+        while not self._ending:
             try:
-                self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-            finally:
-                asyncio.set_event_loop(None)
-                self.loop.close()
+                self.loop.run_forever()
+            except BaseException:  # SystemExit and the like of an app's callback end nothing but that
+                facts = {"action": "thread.interrupted", "instance": self._instance}
+                log.warning("an app's code raised through its loop", exc_info=True, extra=facts)
+        self._cpu_seconds = time.thread_time()
+        with contextlib.suppress(Exception):
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        asyncio.set_event_loop(None)
+        self.loop.close()
 
     def cpu_seconds(self) -> float:
         """Return the CPU time the thread has used, also after its end."""
         ident = self._thread.ident
-        if ident is not None and self._thread.is_alive():
-            try:
-                return time.clock_gettime(time.pthread_getcpuclockid(ident))
-            except OSError:
-                return self._cpu_seconds
-        return self._cpu_seconds
+        if ident is None or not self._thread.is_alive():
+            return self._cpu_seconds
+        try:
+            return time.clock_gettime(time.pthread_getcpuclockid(ident))
+        except OSError:
+            return self._cpu_seconds
 
     async def call(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the thread's loop."""
-        return await run_on(self.loop, work, self.owner.context())
+        """Run a coroutine on the thread's loop, in a context of the instance's."""
+        return await run_on(self.loop, work, context_of(self._instance))
 
     async def end(self) -> list[str]:
         """End the loop and the thread; return what does not end, in words."""
+        self._ending = True
         try:
-            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.loop.call_soon_threadsafe(self._stop)
         except RuntimeError:
             return []
         deadline = time.monotonic() + JOIN_SECONDS
@@ -100,11 +109,12 @@ class AppThread:
 class ThreadApp:
     """An app that runs on a loop of its own."""
 
-    def __init__(self, thread: AppThread, code: LoadedCode, front: asyncio.AbstractEventLoop) -> None:
-        self._thread = thread
+    def __init__(self, lane: ThreadLane, launch: Launch, code: LoadedCode) -> None:
+        self._lane = lane
+        self._launch = launch
         self._code = code
-        self._front = front
-        self._lag = LoopLag(thread.loop)
+        self._thread = AppThread(launch.spec.name)
+        self._lag = LoopLag(self._thread.loop)
         self._lifespan: Lifespan | None = None
         self._bridge: Bridge | None = None
 
@@ -114,13 +124,18 @@ class ThreadApp:
         assert self._bridge is not None
         return self._bridge
 
-    async def start(self, launch: Launch, threads: int) -> None:
-        """Build the app and run its startup. Called on the app's loop."""
-        app = await self._code.build(launch.context, threads=threads)
-        lifespan = Lifespan(app, tuple(launch.spec.secret_env.values()))
+    async def start(self) -> None:
+        """Start the thread, build the app on it and run its startup."""
+        self._thread.start()
+        await self._thread.call(self._build())
+
+    async def _build(self) -> None:
+        threads = limit_terms(self._launch.spec).max_threads
+        app = await self._code.build(self._launch.context, threads=threads)
+        lifespan = lifespan_of(app, self._launch)
         await lifespan.startup()
         self._lifespan = lifespan
-        self._bridge = Bridge(app, lifespan.state, self._thread.owner, self._thread.loop, self._front)
+        self._bridge = Bridge(app, lifespan.state, self._thread.loop, self._lane.front)
 
     def usage(self) -> Usage:
         """Return the thread's CPU time and its loop's lag; memory cannot be told apart."""
@@ -134,28 +149,21 @@ class ThreadApp:
         try:
             # The loop may be blocked, and then nothing that runs on it keeps the limit.
             limit = timeout + 3 * CANCEL_GRACE
-            error, cancelled, leaks = await asyncio.wait_for(self._thread.call(self._stop(timeout)), limit)
+            ending = self._thread.call(self._end(timeout))
+            error, cancelled, leaks = await asyncio.wait_for(ending, limit)
         except TimeoutError:
             where = self._thread.position()
-            error = SupervisorError(
-                "APP_SHUTDOWN_FAILED", f"The app's loop was blocked and its shutdown was cut off{where}."
-            )
+            text = f"The app blocked its loop and its shutdown was cut off{where}."
+            error = SupervisorError("APP_SHUTDOWN_FAILED", text)
         except RuntimeError:
-            error = SupervisorError("APP_SHUTDOWN_FAILED", "The app closed its own event loop.")
+            pass  # its thread never started
         leaks += await self._thread.end()
-        leaks += self._thread.owner.close()
-        self._code.release()
+        leaks += await release(self._code, self._lane.freed)
         return StopReport(error=error, cancelled_tasks=cancelled, leaks=tuple(leaks))
 
-    async def _stop(self, timeout: float) -> tuple[SupervisorError | None, int, list[str]]:
+    async def _end(self, timeout: float) -> tuple[SupervisorError | None, int, list[str]]:
         error = None if self._lifespan is None else await self._lifespan.shutdown(timeout)
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        if not tasks:
-            return error, 0, []
-        _, pending = await asyncio.wait(tasks, timeout=CANCEL_GRACE)
-        return error, len(tasks), [describe_task(task) for task in pending]
+        return error, *await end_tasks(set(asyncio.all_tasks()))
 
 
 class ThreadLane:
@@ -163,23 +171,16 @@ class ThreadLane:
 
     tier: IsolationTier.ValueType = IsolationTier.THREAD
 
-    def __init__(self, loader: Loader, front: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loader: Loader, front: asyncio.AbstractEventLoop, freed: Freed) -> None:
         self._loader = loader
-        self._front = front
+        self.front = front
+        self.freed = freed
 
     async def start(self, launch: Launch) -> RunningApp:
         """Load the code on a thread, then build and start the app on a loop of its own."""
-        threads = limit_terms(launch.spec).max_threads
-        owner = Owner(launch.spec.name, threads)
-        code = await run_apart(
-            lambda: owner.context().run(self._loader.load, launch.spec.entrypoint),
-            name=f"load {launch.context.app}",
-        )
-        thread = AppThread(owner)
-        app = ThreadApp(thread, code, self._front)
+        app = ThreadApp(self, launch, await load(self._loader, launch))
         try:
-            thread.start()
-            await thread.call(app.start(launch, threads))
+            await app.start()
         except BaseException:
             # A cancellation can come just after the startup was complete: then there is an app to end.
             await asyncio.shield(asyncio.create_task(app.stop(CANCEL_GRACE)))

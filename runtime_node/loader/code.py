@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 from collections.abc import Awaitable, Callable
+from types import FunctionType
 from typing import Any, Literal
 
 from runtime_node.context import AppContext
@@ -13,10 +15,10 @@ from runtime_node.isolation.caches import evict
 from runtime_node.isolation.contain import ContainedApp
 from runtime_node.isolation.current import running_as
 from runtime_node.isolation.dismantle import dismantle
-from runtime_node.isolation.endings import place_of
+from runtime_node.isolation.endings import end_threads
 from runtime_node.isolation.environ import open_overlay
 from runtime_node.isolation.journal import undo
-from runtime_node.isolation.leaks import Canary, name_leaks
+from runtime_node.isolation.leaks import Canary
 from runtime_node.isolation.pool import InstancePool
 from runtime_node.isolation.threads import close_threads, open_threads
 from runtime_node.lanes.lane import ASGIApp, Receive, Scope, Send
@@ -28,6 +30,9 @@ from runtime_node.loader.locations import Lease
 from runtime_node.loader.trees import IsolationUnsupportedError
 from runtime_node.loader.wsgi import WSGIAdapter
 from services.rpc.errors import SupervisorError
+
+# A step of the walk to a leak's holder stops all threads for as long as the heap is large.
+_NAMING_SECONDS = 0.05
 
 
 class LoadedCode:
@@ -48,7 +53,8 @@ class LoadedCode:
         self._instances: set[str] = set()
         self._apps: list[ContainedApp] = []
         self._canaries: list[Canary] = []
-        self.freed = True
+        self.suspects: list[Canary] = []
+        """After `release`: what of it is still in memory, as garbage or because something holds it."""
 
     async def build(self, context: AppContext, *, threads: int) -> ASGIApp:
         """Return a new app for one instance, as an ASGI 3 callable.
@@ -74,20 +80,20 @@ class LoadedCode:
         if not finding.is_app:
             raise SupervisorError("APP_FACTORY_FAILED", _wrong_result(self.entrypoint, app, finding))
         self.protocol = _protocol(finding)
-        self._canaries.append(Canary("the app object", app))
+        if not self._is_shared(app):
+            self._canaries.append(Canary("the app object", app))
         return self._adapt(app, finding, context, pool)
 
     def release(self, grace: float = 1.0) -> list[str]:
         """Give up the code, and undo and free what was built of it; return a sentence for each leak.
 
         Blocks for milliseconds, or up to about `grace` seconds while threads of the app end: call it in a
-        worker thread, after the app's shutdown. `freed` then tells whether its memory is free already.
-        Repeats do nothing.
+        worker thread, after the app's shutdown. What is not free by then is in `suspects`, for
+        `GCPolicy.stopped`. Repeats do nothing.
         """
         leaks = []
         for instance in self._instances:
-            stuck = close_threads(instance)
-            leaks += [f"a worker thread is stuck in {name}" for name in map(place_of, stuck) if name]
+            leaks += end_threads(close_threads(instance), grace)
             leaks += undo(instance, grace)
             if self._lease is not None:
                 hooks.unbind(instance, self._lease.tree)
@@ -101,13 +107,29 @@ class LoadedCode:
             evict(tops)
             dismantle(remains)
         remains.clear()
-        self.freed = not any(canary.is_alive for canary in self._canaries)
-        if not self.freed:
-            leaks += name_leaks(self._canaries)
-        self._canaries.clear()
+        self._free_the_rest()
+        for canary in self.suspects:
+            named = canary.describe(_NAMING_SECONDS)
+            leaks += named if lease is None else [_plainly(sentence, lease) for sentence in named]
         if lease is not None:
             lease.release()
         return leaks
+
+    def _free_the_rest(self) -> None:
+        """Try once more, without what a request left in cycles, and keep the canaries of what still lives."""
+        self.suspects = [canary for canary in self._canaries if canary.is_alive]
+        self._canaries.clear()
+        if self.suspects:
+            gc.collect(1)
+            dismantle([canary.target() for canary in self.suspects if canary.is_alive])
+            self.suspects = [canary for canary in self.suspects if canary.is_alive]
+
+    def _is_shared(self, app: Any) -> bool:
+        """Whether the factory returned something that its module keeps, which outlives the instance."""
+        if isinstance(app, FunctionType | type):
+            return True
+        modules = self._lease.tree.modules() if self._lease is not None else ()
+        return any(value is app for module in modules for value in list(vars(module).values()))
 
     async def _call_factory(self, context: AppContext) -> Any:
         error: SupervisorError
@@ -150,6 +172,13 @@ class LoadedCode:
         contained = ContainedApp(asgi, context.instance)
         self._apps.append(contained)
         return contained
+
+
+def _plainly(sentence: str, lease: Lease) -> str:
+    """Return a sentence with modules named as the app's author wrote them."""
+    for top in lease.tree.tops():
+        sentence = sentence.replace(f"{top}.", f"{lease.tree.plain(top)}.")
+    return sentence
 
 
 def _bound(factory: Any, finding: Finding, context: AppContext) -> Callable[[], Any]:

@@ -19,7 +19,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from runtime_node.isolation.current import CURRENT_INSTANCE, TREE_KEY
-from runtime_node.loader import claims
+from runtime_node.loader import claims, paths
 from runtime_node.loader.trees import ModuleTree, all_trees, tree_of_module
 
 # Enough to get from a framework's helper back to the app's code that called it.
@@ -41,6 +41,7 @@ def install() -> None:
         sys.meta_path.insert(0, TreeFinder)
         sys.meta_path.append(AliasFinder)
         _patch_import_module()
+        paths.install(_tree_of_caller)
 
 
 def bind(instance: str, tree: ModuleTree) -> None:
@@ -92,6 +93,15 @@ def current_tree(requested: str = "") -> ModuleTree | None:
             return _as_tree(tree)
         frame = frame.f_back
     return None
+
+
+def _tree_of_caller() -> ModuleTree | None:
+    """Return the tree whose own code changes `sys.path` now; what shared code does there is for all."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("runtime_node.loader"):
+        frame = frame.f_back
+    tree = frame.f_builtins.get(TREE_KEY) if frame is not None else None
+    return None if tree is None else _as_tree(tree)
 
 
 class TreeFinder:

@@ -139,6 +139,13 @@ class ModuleTree:
         evict(tops)
         clear_typing()
 
+    def add_roots(self, roots: Sequence[str], *, first: bool) -> None:
+        """Look for modules in further directories as well."""
+        with self._lock:
+            new = [root for root in roots if root and root not in self.roots]
+            self.roots[:] = [*new, *self.roots] if first else [*self.roots, *new]
+            self.forget_missing()
+
     def forget_missing(self) -> None:
         """Look again for modules that were not there."""
         with self._lock:

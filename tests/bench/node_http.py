@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import psutil
+
 from runtime_node.http import Gate, HttpFront, Router
 
 ROUTES = (1, 100, 10_000)
@@ -68,6 +70,8 @@ class Contestant:
     host: str
     rates: list[float] = field(default_factory=list)
     p99s: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    process: psutil.Process | None = None
 
 
 def free_port() -> int:
@@ -81,6 +85,7 @@ def free_port() -> int:
 def running(contestant: Contestant) -> Iterator[None]:
     """Start a server, wait until it accepts, end it in the end."""
     process = subprocess.Popen(contestant.command)
+    contestant.process = psutil.Process(process.pid)
     try:
         deadline = time.monotonic() + 30
         while True:
@@ -172,21 +177,31 @@ def main() -> None:
     with running(contestants[0]), running(contestants[1]), running(contestants[2]), running(contestants[3]):
         for contestant in contestants:
             load(contestant, 1, options.connections)
-        for _ in range(rounds):
-            for contestant in contestants:
+        for turn in range(rounds):
+            for place in range(len(contestants)):
+                contestant = contestants[(turn + place) % len(contestants)]
+                assert contestant.process is not None
+                before = contestant.process.cpu_times()
                 rate, p99 = load(contestant, seconds, options.connections)
+                after = contestant.process.cpu_times()
+                spent = after.user + after.system - before.user - before.system
                 contestant.rates.append(rate)
                 contestant.p99s.append(p99)
+                contestant.cpu.append(spent / (rate * seconds) * 1e6)
     base = contestants[0]
     print(f"{rounds} interleaved rounds of {seconds:g} s, {options.connections} connections")
-    print(f"{'server':<20}{'requests/s':>12}{'min':>9}{'max':>9}{'p99 ms':>9}{'ratio':>8}")
+    titles = f"{'server':<20}{'requests/s':>12}{'min':>9}{'max':>9}{'p99 ms':>9}{'ratio':>8}"
+    print(f"{titles}{'CPU us':>9}{'ratio':>8}")
     for contestant in contestants:
         # Pairs of one round saw the same neighbours on the machine.
         ratio = statistics.median(a / b for a, b in zip(contestant.rates, base.rates, strict=True))
+        # CPU time is what a busy machine disturbs least: uvicorn's per request over this one's.
+        thrift = statistics.median(b / a for a, b in zip(contestant.cpu, base.cpu, strict=True))
         print(
             f"{contestant.name:<20}{statistics.median(contestant.rates):>12,.0f}"
             f"{min(contestant.rates):>9,.0f}"
             f"{max(contestant.rates):>9,.0f}{statistics.median(contestant.p99s):>9.2f}{ratio:>8.3f}"
+            f"{statistics.median(contestant.cpu):>9.1f}{thrift:>8.3f}"
         )
     print("routing, microseconds per lookup: ", end="")
     print(

@@ -212,3 +212,22 @@ async def test_django_beside_others_is_refused_with_the_reason(apps: Path) -> No
         Loader([apps / "django_project"]).load("mysite.wsgi:application")
     assert caught.value.reason == "ISOLATION_UNSUPPORTED"
     assert "Django" in caught.value.message
+
+
+async def test_a_directory_an_app_adds_to_the_path_is_searched_for_it_alone(tmp_path: Path) -> None:
+    (tmp_path / "extra").mkdir()
+    (tmp_path / "extra" / "only_here.py").write_text("WORD = 'found'\n")
+    (tmp_path / "extends_path.py").write_text(
+        "import os, sys\n"
+        "sys.path.insert(0, os.path.join(os.path.dirname(__file__), 'extra'))\n"
+        "from only_here import WORD\n"
+        "def create_app(): ...\n"
+    )
+    loader = Loader([tmp_path])
+    code = loader.load("extends_path:create_app")
+    assert code._target.__globals__["WORD"] == "found"
+    assert str(tmp_path / "extra") not in sys.path
+    with pytest.raises(ModuleNotFoundError):
+        __import__("only_here")
+    code.release()
+    loader.close()

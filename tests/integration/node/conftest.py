@@ -13,7 +13,7 @@ import pytest
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentStub
 from runtime_node.lanes.process.zygote import Zygote
 from runtime_node.server import Node
-from tests.fakes.node_client import Subject, node_settings
+from tests.fakes.node_client import APPS, Subject, node_settings
 
 
 @dataclass
@@ -48,7 +48,7 @@ async def hosted(tmp_path: Path) -> AsyncIterator[Hosted]:
 
 @pytest.fixture
 async def hosted_with_processes(tmp_path: Path) -> AsyncIterator[Hosted]:
-    zygote = Zygote.launch([])
+    zygote = Zygote.launch([APPS])
     async with hosting(tmp_path, zygote) as subject:
         await zygote.ready()
         yield subject

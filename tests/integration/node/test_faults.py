@@ -11,7 +11,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
-from runtime_node.lanes.ownership import OwnedTask
+from runtime_node.isolation import tasks_of
 
 from .conftest import Hosted, hosting
 
@@ -67,7 +67,7 @@ async def owned_tasks(hosted: Hosted) -> int:
     loop = hosted.node.front.loop
 
     async def count() -> int:
-        return sum(isinstance(task, OwnedTask) for task in asyncio.all_tasks(loop))
+        return len(tasks_of(loop, "apps/shop/instances/a1"))
 
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(count(), loop))
 

@@ -170,7 +170,8 @@ def test_only_the_caches_with_an_entry_of_the_app_are_emptied(monkeypatch: pytes
 
 def test_a_frozen_app_that_left_cycles_is_collected_while_nobody_waits() -> None:
     idle = False
-    policy = GCPolicy(lambda: idle)
+    told: list[tuple[str, list[str]]] = []
+    policy = GCPolicy(lambda: idle, lambda instance, sentences: told.append((instance, sentences)))
     policy.install()
     try:
         app = web()
@@ -180,7 +181,11 @@ def test_a_frozen_app_that_left_cycles_is_collected_while_nobody_waits() -> None
         del app
         gc.collect()
         assert reference() is not None, "what is frozen is not collected"
-        policy.stopped(freed=False)
+        held = Thing()
+        KEPT.append(held)
+        policy.stopped("gone", [Canary("the app object", reference())])
+        policy.stopped("held", [Canary("the app object", held)])
+        del held
         policy.tick()
         assert reference() is not None, "it waited for an idle moment"
         idle = True
@@ -188,6 +193,9 @@ def test_a_frozen_app_that_left_cycles_is_collected_while_nobody_waits() -> None
         assert reference() is None
         assert policy.figures.full_collections == 1
         assert policy.figures.longest_pause > 0
+        assert [instance for instance, _ in told] == ["held"]
+        assert "KEPT holds it" in told[0][1][0]
     finally:
+        KEPT.clear()
         policy.uninstall()
     assert gc.get_threshold() == (700, 10, 10)

@@ -9,7 +9,6 @@ import pytest
 
 from runtime_node.lanes.bridge import MAX_BUFFERED_BYTES, Bridge
 from runtime_node.lanes.hop import run_on
-from runtime_node.lanes.ownership import Owner
 
 HTTP = {"type": "http", "headers": []}
 WITH_BODY = {"type": "http", "headers": [(b"transfer-encoding", b"chunked")]}
@@ -30,7 +29,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def bridge(app: Any, loop: asyncio.AbstractEventLoop, **state: Any) -> Bridge:
-    return Bridge(app, state, Owner("x", 2), loop, asyncio.get_running_loop())
+    return Bridge(app, state, loop, asyncio.get_running_loop())
 
 
 async def no_body() -> dict[str, Any]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,8 +16,7 @@ from runtime_node.instances.record import MAX_DETAIL_BYTES, trim_detail
 from runtime_node.instances.routes import serving
 from runtime_node.instances.slots import StartSlots
 from runtime_node.instances.terms import ProbeTerms
-from runtime_node.lanes.choice import names_plain_app, stricter
-from services.rpc.errors import SupervisorError
+from runtime_node.lanes.choice import stricter
 
 # --- routes ---
 
@@ -56,7 +54,8 @@ def test_an_app_created_anew_comes_before_the_one_whose_name_it_has() -> None:
 
 def candidate(**changes: Any) -> Candidate:
     fields = {
-        "name": "a", "busy": False, "ready": 0.0, "start_seconds": 0.1, "last_used": 0.0, "idle_timeout": 60.0,
+        "name": "a", "busy": False, "ready": 0.0, "start_seconds": 0.1, "last_used": 0.0,
+        "idle_timeout": 60.0,
     }  # fmt: skip
     return Candidate(**{**fields, **changes})
 
@@ -175,39 +174,6 @@ def test_tiers_get_stricter_up_to_a_process() -> None:
     assert stricter(IsolationTier.SHARED) == IsolationTier.THREAD
     assert stricter(IsolationTier.THREAD) == IsolationTier.PROCESS
     assert stricter(IsolationTier.PROCESS) is None
-
-
-@pytest.mark.parametrize(
-    ("source", "plain"),
-    [
-        ("app = FastAPI()", True),
-        ("app: object = FastAPI()", True),
-        ("from elsewhere import app", True),
-        ("class app: pass", True),
-        ("async def app(scope, receive, send): ...", True),
-        ("def app(environ, start_response): ...", True),
-        ("def app(context): ...", False),
-        ("async def app(context): ...", False),
-        ("def app(): ...", False),
-        ("def app(context, flavour=1): ...", False),
-        ("app = 1\ndef app(context): ...", False),
-        ("def broken(", False),
-    ],
-)
-def test_the_source_tells_an_app_object_from_a_factory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, plain: bool
-) -> None:
-    (tmp_path / "pkg").mkdir()
-    (tmp_path / "pkg/__init__.py").write_text("raise SystemExit('imported')")
-    (tmp_path / "pkg/site.py").write_text(source)
-    monkeypatch.syspath_prepend(tmp_path)
-    assert names_plain_app("pkg.site:app") is plain
-
-
-def test_a_missing_module_is_no_plain_app_and_a_malformed_entrypoint_is_told() -> None:
-    assert names_plain_app("no_such_module_at_all:app") is False
-    with pytest.raises(SupervisorError, match="colon"):
-        names_plain_app("nonsense")
 
 
 # --- details and contexts ---

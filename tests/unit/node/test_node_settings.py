@@ -1,11 +1,9 @@
-"""Flags and environment variables of a node, and its log lines."""
+"""Flags and environment variables of a node."""
 
-import logging
 from pathlib import Path
 
 import pytest
 
-from runtime_node.logs import EventFormatter
 from runtime_node.settings import Address, read_settings
 
 
@@ -68,25 +66,3 @@ def test_the_help_documents_each_flag_with_its_variable(capsys: pytest.CaptureFi
     for flag in ("listen", "http-listen", "control-plane", "environment", "node", "data-dir", "app-dir"):
         assert f"--{flag}" in text
         assert f"APPSUPERVISOR_{flag.upper().replace('-', '_')}" in text
-
-
-def test_an_event_is_one_line_with_its_action_and_facts() -> None:
-    record = logging.LogRecord("x", logging.INFO, "", 0, "two\nlines", None, None)
-    record.action = "instance.state"
-    record.instance = "apps/a/instances/b"
-    record.facts = {"state": "RUNNING", "message": 'a "b"'}
-    line = EventFormatter().format(record)
-    assert "\n" not in line
-    assert 'INFO    instance.state instance=apps/a/instances/b state=RUNNING message="a \\"b\\""' in line
-
-
-def test_a_traceback_stays_on_its_line() -> None:
-    try:
-        raise ValueError("broken")
-    except ValueError as fault:
-        record = logging.LogRecord(
-            "x", logging.ERROR, "", 0, "failed", None, (type(fault), fault, fault.__traceback__)
-        )
-    line = EventFormatter().format(record)
-    assert "\n" not in line
-    assert "ValueError: broken" in line

@@ -1,0 +1,99 @@
+"""Moves an instance from state to state: once told, once logged, its route and its door kept true to it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Health, State
+from runtime_node.instances.record import BLOCKED_LOOP, LEAKED, Instance
+from runtime_node.instances.states import Event, advance
+
+log = logging.getLogger("runtime_node.instances")
+
+_FORWARD_SECONDS = 1.0
+"""By then a gate has handed what waited at it to its successor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What is told of each instance, and asked about its app."""
+
+    changed: Callable[[Instance], None]
+    """Its state, health or conditions changed; the route may have to."""
+    gone: Callable[[Instance], Awaitable[None]]
+    """It has stopped and nothing of it runs."""
+    serving: Callable[[Instance], Instance | None]
+    """Which instance of the same app its requests go to now."""
+    ready: Callable[[], None]
+    """An app has been built and started."""
+
+
+class Transitions:
+    """The one place where an instance's state changes. Belongs to the control loop."""
+
+    def __init__(self, hooks: Hooks, wall: Callable[[], float]) -> None:
+        self._hooks = hooks
+        self._wall = wall
+        self._loop = asyncio.get_running_loop()
+
+    def move(self, instance: Instance, event: Event, **facts: object) -> None:
+        """Take an instance to the state that `event` leads to. Raises IllegalTransition."""
+        old = instance.state
+        instance.state = advance(old, event)
+        if (old == State.RUNNING) != (instance.state == State.RUNNING):
+            instance.ready_changed = self._wall()
+        instance.health = health_of(instance)
+        level = logging.WARNING if instance.state == State.FAILED else logging.INFO
+        states = {"state": State.Name(instance.state), "was": State.Name(old)}
+        self.log(instance, "state", level, **states, **facts)
+        self._hooks.changed(instance)
+
+    def reassess(self, instance: Instance, *, tell: bool = False) -> None:
+        """Work out its health anew; tell of a change, or of more than its health with `tell`."""
+        health = health_of(instance)
+        if health != instance.health:
+            self.log(instance, "health", health=Health.Name(health), was=Health.Name(instance.health))
+            instance.health = health
+            tell = True
+        if tell:
+            self._hooks.changed(instance)
+
+    def shut(self, instance: Instance, door: Callable[[], None]) -> None:
+        """Set the door of an instance that serves no more, after what waits at it went to one that does."""
+        successor = self._hooks.serving(instance)
+        if successor is None or successor is instance:
+            door()
+            return
+        instance.gate.forward(successor.gate)
+        # The successor may go while this one is still here: then this door has to speak for itself.
+        self._loop.call_later(_FORWARD_SECONDS, self._close_behind, instance, instance.state, door)
+
+    def _close_behind(self, instance: Instance, state: int, door: Callable[[], None]) -> None:
+        if instance.state == state:
+            door()
+
+    def log(self, instance: Instance, action: str, level: int = logging.INFO, **facts: object) -> None:
+        """Log one event of an instance."""
+        identity = {
+            "action": f"instance.{action}",
+            "instance": instance.name,
+            "epoch": instance.epoch,
+            "generation": instance.generation,
+        }
+        log.log(level, action, extra={**identity, "facts": facts})
+
+
+def health_of(instance: Instance) -> Health.ValueType:
+    """Return an instance's health: its probe's verdict while it runs, lowered by known defects."""
+    if instance.state == State.FAILED:
+        return Health.UNHEALTHY
+    if instance.state != State.RUNNING or instance.life is None:
+        return Health.UNKNOWN
+    probe = instance.life.probe
+    health = Health.HEALTHY if probe is None else probe.health
+    if health == Health.HEALTHY and (instance.holds(BLOCKED_LOOP) or instance.holds(LEAKED)):
+        return Health.DEGRADED
+    return health
