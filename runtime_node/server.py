@@ -48,6 +48,8 @@ from runtime_node.loader import Loader
 from runtime_node.registration import Registration
 from runtime_node.servicer import RuntimeServicer
 from runtime_node.settings import Address, NodeSettings
+from runtime_node.watchdog import Watchdog, waits
+from runtime_node.watchdog.holds import HoldWatch
 from services.rpc.server import RpcServer, Service
 
 log = logging.getLogger("runtime_node")
@@ -94,6 +96,10 @@ class Node:
             await asyncio.to_thread(databases.finish_purges)
             # 2. The front: the listener's loop, which SHARED apps run on too.
             isolation.install()
+            waits.install()
+            watchdog = Watchdog(HoldWatch() if self._owns_process else None)
+            stack.push_async_callback(asyncio.to_thread, watchdog.close)
+            watchdog.start()
             router = Router(settings.base_domain)
             self.front = front = HttpFront(
                 settings.http_listen.host, settings.http_listen.port, router,
@@ -103,6 +109,8 @@ class Node:
             isolation.guard_loop(front.loop)
             stack.push_async_callback(_quietly, "front", lambda: front.stop(RPC_GRACE))
             self.http = Address(settings.http_listen.host, (await front.start())[1])
+            watchdog.watch(front.loop)
+            stack.callback(watchdog.unwatch, front.loop)
             # 3. The lanes.
             loader = Loader(settings.app_dirs)
             stack.callback(loader.close)
@@ -110,7 +118,7 @@ class Node:
             if self._owns_process:
                 collector.install()
                 stack.callback(collector.uninstall)
-            lanes = self._lanes(front, loader, collector)
+            lanes = self._lanes(front, loader, collector, watchdog)
             for lane in lanes.values():
                 stack.push_async_callback(_quietly, "lane", lane.close)
             # 4. The core.
@@ -124,7 +132,7 @@ class Node:
             stack.push_async_callback(_quietly, "probes", probes.close)
             self.host.conductor = Conductor(
                 lanes=Lanes(lanes, loader), databases=databases, slots=StartSlots(settings.concurrent_starts),
-                probes=probes,
+                probes=probes, watchdog=watchdog,
                 hooks=Hooks(self.host.changed, self.host.gone, self.host.serving, collector.started),
             )  # fmt: skip
             self.sweeps = sweeps = Sweeps(
@@ -162,14 +170,16 @@ class Node:
             log.error("instances did not end in time", extra={"action": "node.cut_off", "instances": left})
         self.feed.close()
 
-    def _lanes(self, front: HttpFront, loader: Loader, collector: GCPolicy) -> dict[Tier, Lane]:
+    def _lanes(
+        self, front: HttpFront, loader: Loader, collector: GCPolicy, watchdog: Watchdog
+    ) -> dict[Tier, Lane]:
         def freed(at_once: bool) -> None:
             collector.stopped(freed=at_once)
 
         lanes: dict[Tier, Lane] = {}
         shared = SharedLane(loader, front.loop, LoopLag(front.loop).read, freed)
         lanes[shared.tier] = shared
-        thread = ThreadLane(loader, front.loop, freed)
+        thread = ThreadLane(loader, front.loop, freed, watchdog)
         lanes[thread.tier] = thread
         if self._zygote is not None:
             process = ProcessLane(self._zygote)

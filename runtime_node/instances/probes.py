@@ -16,8 +16,8 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Health
 from runtime_node.instances.record import Instance, Life
 from runtime_node.instances.terms import ProbeTerms
 from runtime_node.lanes.hop import run_on
-from runtime_node.watchdog.interruption import RequestInterrupted
 from runtime_node.lanes.lane import ASGIApp, Message, Scope
+from runtime_node.watchdog.interruption import RequestInterrupted
 
 MAX_CONCURRENT = 32
 _LATE = 1.0

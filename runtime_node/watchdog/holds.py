@@ -112,9 +112,7 @@ class HoldWatch:
         threads = {t.native_id: t for t in threading.enumerate()}
         frames = sys._current_frames()
         if self._collected >= late * COLLECTOR_PART:
-            log.warning(
-                "a collection took %.2f s", self._collected, extra={"action": "watchdog.collection"}
-            )
+            log.warning("a collection took %.2f s", self._collected, extra={"action": "watchdog.collection"})
             return None
         best: Held | None = None
         for native, stack in self._reports():

@@ -45,9 +45,7 @@ _take_back.argtypes = (ctypes.c_ulong, ctypes.c_void_p)
 _take_back.restype = ctypes.c_int
 
 current_task: Callable[[asyncio.AbstractEventLoop], asyncio.Task[Any] | None] = (
-    asyncio.current_task
-    if sys.version_info >= (3, 14)
-    else asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]
+    asyncio.current_task if sys.version_info >= (3, 14) else asyncio.tasks._current_tasks.get  # type: ignore[attr-defined]
 )
 """The task whose step a loop runs now. Unlike `asyncio.current_task` of 3.11 it runs no bytecode."""
 

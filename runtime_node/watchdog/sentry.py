@@ -22,11 +22,20 @@ SIZE = 4096
 
 LOOK = 0.04
 LATE = 150_000_000
-"""Nanoseconds without a beat after which the interpreter counts as standing still; a beat comes each 50 ms."""
+"""Nanoseconds without a beat after which the interpreter stands still; a beat comes each 50 ms."""
 SAMPLE = 0.03
 BUSY = 0.5
 """Part of the sample for which a thread must have run on a CPU to be the one that keeps the lock."""
-_IDLE = ("futex", "epoll", "ep_poll", "poll_schedule", "do_select", "skb_wait", "pipe_read", "do_sigtimedwait")
+_IDLE = (
+    "futex",
+    "epoll",
+    "ep_poll",
+    "poll_schedule",
+    "do_select",
+    "skb_wait",
+    "pipe_read",
+    "do_sigtimedwait",
+)
 
 
 def on_cpu(pid: int) -> dict[int, int]:
@@ -42,7 +51,7 @@ def on_cpu(pid: int) -> dict[int, int]:
 
 
 def waits(pid: int, thread: int) -> bool:
-    """Tell whether a sleeping thread waits in a system call that is none of waiting for a lock or for events."""
+    """Tell whether a thread sleeps in a system call that waits neither for a lock nor for events."""
     try:
         with open(f"/proc/{pid}/task/{thread}/stat", "rb") as file:
             state = file.read().rpartition(b") ")[2][:1]

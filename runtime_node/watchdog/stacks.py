@@ -29,11 +29,15 @@ def instance_of_task(task: asyncio.Task[Any]) -> str:
 
 def instance_of_thread(thread: Any, frame: FrameType | None) -> str:
     """Return the instance whose synchronous code a worker thread runs, or ""."""
-    if isinstance(thread, PoolThread):
+    if isinstance(thread, PoolThread) and thread.name.endswith("-worker"):
         return thread.name.removesuffix("-worker")
     while frame is not None:
-        # anyio's workers run each call in its caller's context.
-        context = frame.f_locals.get("context") if "context" in frame.f_code.co_varnames else None
+        # anyio's workers and the threads that build apps run each call in its caller's context.
+        context: Any = None
+        if "context" in frame.f_code.co_varnames:
+            context = frame.f_locals.get("context")
+        elif frame.f_code.co_name == "work":
+            context = getattr(frame.f_locals.get("self"), "_context", None)
         if isinstance(context, Context):
             return context.get(CURRENT_INSTANCE, "")
         frame = frame.f_back
@@ -61,7 +65,7 @@ def is_foreign(frame: FrameType) -> bool:
 
 def summary(frame: FrameType | None) -> traceback.StackSummary:
     """Note where a thread stands, without reading source files: quick, format it later."""
-    walk = []
+    walk: list[tuple[FrameType, int]] = []
     while frame is not None and len(walk) < MAX_FRAMES and frame.f_code is not _EDGE:
         walk.append((frame, frame.f_lineno))
         frame = frame.f_back

@@ -152,9 +152,7 @@ class Watchdog:
             return self._period
         return self._judge(watched, step, frames, now)
 
-    def _judge(
-        self, watched: WatchedLoop, step: Step, frames: dict[int, FrameType], now: float
-    ) -> float:
+    def _judge(self, watched: WatchedLoop, step: Step, frames: dict[int, FrameType], now: float) -> float:
         """Decide about a step that was seen before; return the seconds until it has to be looked at."""
         if step.interruption is not None:
             self._follow(watched, step, now)
@@ -183,7 +181,7 @@ class Watchdog:
     def _whose(self, watched: WatchedLoop, step: Step) -> str:
         if watched.instance:
             return watched.instance
-        return stacks.instance_of_task(step.key) if isinstance(step.key, asyncio.Future) else ""
+        return stacks.instance_of_task(step.key) if isinstance(step.key, asyncio.Task) else ""
 
     def _blocked(self, watched: WatchedLoop, step: Step, now: float) -> float:
         """Return for how long a step has blocked its loop, without what the machine or others took of it."""
