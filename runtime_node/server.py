@@ -12,7 +12,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -114,7 +114,7 @@ class Node:
             # 3. The lanes.
             loader = Loader(settings.app_dirs)
             stack.callback(loader.close)
-            collector = GCPolicy(lambda: self.sweeps.quiet)
+            collector = GCPolicy(lambda: self.sweeps.quiet, self._leaked)
             if self._owns_process:
                 collector.install()
                 stack.callback(collector.uninstall)
@@ -173,18 +173,18 @@ class Node:
     def _lanes(
         self, front: HttpFront, loader: Loader, collector: GCPolicy, watchdog: Watchdog
     ) -> dict[Tier, Lane]:
-        def freed(at_once: bool) -> None:
-            collector.stopped(freed=at_once)
-
         lanes: dict[Tier, Lane] = {}
-        shared = SharedLane(loader, front.loop, LoopLag(front.loop).read, freed)
+        shared = SharedLane(loader, front.loop, LoopLag(front.loop).read, collector.stopped)
         lanes[shared.tier] = shared
-        thread = ThreadLane(loader, front.loop, freed, watchdog)
+        thread = ThreadLane(loader, front.loop, collector.stopped, watchdog)
         lanes[thread.tier] = thread
         if self._zygote is not None:
             process = ProcessLane(self._zygote)
             lanes[process.tier] = process
         return lanes
+
+    def _leaked(self, name: str, holders: Sequence[str]) -> None:
+        self.host.leaked(name, holders)
 
     def status(self) -> pb.RuntimeStatus:
         """Return who this node is and what it carries."""

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,8 @@ from runtime_node.watchdog import Block, Stage, Watchdog
 from services.rpc.errors import SupervisorError
 
 log = logging.getLogger("runtime_node.instances")
+
+MAX_LEAK_TEXT = 2000
 
 _CUT_GRACE = 2.0
 """Seconds beyond its own limit that a lane gets to report a stop; then the rest is left behind."""
@@ -124,6 +126,13 @@ class Conductor:
     def reassess(self, instance: Instance) -> None:
         """Work out its health anew and tell of a change."""
         self._transitions.reassess(instance)
+
+    def leaked(self, instance: Instance, holders: Sequence[str]) -> None:
+        """A former life of an instance left something behind."""
+        text = ("Left behind: " + "; ".join(holders))[:MAX_LEAK_TEXT]
+        instance.set_condition(LEAKED, True, "APP_LEAKED", text, self._wall())
+        self._transitions.log(instance, "leaked", level=logging.WARNING, message=text)
+        self._transitions.reassess(instance, tell=instance.state != State.STOPPING)
 
     # --- starting ---
 
@@ -350,9 +359,7 @@ class Conductor:
                 message=report.error.message,
             )  # fmt: skip
         if report.leaks:
-            text = "Left behind: " + "; ".join(report.leaks)
-            instance.set_condition(LEAKED, True, "APP_LEAKED", text[:2000], now)
-            self._transitions.log(instance, "leaked", level=logging.WARNING, message=text[:2000])
+            self.leaked(instance, report.leaks)
 
     # --- what all of them need ---
 

@@ -10,7 +10,7 @@ import base64
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from sortedcontainers import SortedDict
 
@@ -186,6 +186,16 @@ class InstanceHost:
     def reassess(self, instance: Instance) -> None:
         """A probe of an instance came out otherwise than before."""
         self.conductor.reassess(instance)
+
+    def leaked(self, name: str, holders: Sequence[str]) -> None:
+        """Something of a former life of an instance is in memory still, held by what is named."""
+        instance = self._instances.get(name)
+        if instance is not None:
+            self.conductor.leaked(instance, holders)
+            return
+        log.warning(
+            "Left behind: %s", "; ".join(holders), extra={"action": "instance.leaked", "instance": name}
+        )
 
     async def gone(self, instance: Instance) -> None:
         """An instance has ended: forget it, carry out a purge that waited for it, tell the watchers."""

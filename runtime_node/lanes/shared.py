@@ -6,13 +6,14 @@ Contains errors and leftovers of an app; code that blocks the loop or holds the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context, copy_context
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import IsolationTier
 from runtime_node.instances.terms import limit_terms
 from runtime_node.isolation import CURRENT_INSTANCE, tasks_of
 from runtime_node.isolation.apart import run_apart
+from runtime_node.isolation.leaks import Canary
 from runtime_node.lanes.hop import run_on
 from runtime_node.lanes.lane import ASGIApp, Launch, Receive, RunningApp, Scope, Send, StopReport, Usage
 from runtime_node.lanes.lifespan import CANCEL_GRACE, Lifespan
@@ -22,8 +23,8 @@ from services.rpc.errors import SupervisorError
 _HANGS_SECONDS = 5.0
 _releasing: set[asyncio.Task[list[str]]] = set()
 
-Freed = Callable[[bool], None]
-"""Told of each released app whether its memory went without a collection."""
+Released = Callable[[str, Sequence[Canary]], None]
+"""Told of each released app, by its instance, what of it is in memory still."""
 
 
 class SharedApp:
@@ -60,7 +61,7 @@ class SharedApp:
         ending = self._end(timeout, name)
         error, cancelled, left = await run_on(self._lane.loop, ending, context_of(name))
         self._app = self._lifespan = None
-        left += await release(self._code, self._lane.freed)
+        left += await release(self._code, name, self._lane.released)
         return StopReport(error=error, cancelled_tasks=cancelled, leaks=tuple(left))
 
     async def _end(self, timeout: float, name: str) -> tuple[SupervisorError | None, int, list[str]]:
@@ -79,12 +80,12 @@ class SharedLane:
         loader: Loader,
         loop: asyncio.AbstractEventLoop,
         loop_lag: Callable[[], float | None],
-        freed: Freed,
+        released: Released,
     ) -> None:
         self._loader = loader
         self.loop = loop
         self.loop_lag = loop_lag
-        self.freed = freed
+        self.released = released
 
     async def start(self, launch: Launch) -> RunningApp:
         """Load the code on a thread, build the app and run its startup on the front's loop."""
@@ -128,10 +129,10 @@ def _discard(loading: asyncio.Task[LoadedCode]) -> None:
         releasing.add_done_callback(_releasing.discard)
 
 
-async def release(code: LoadedCode, freed: Freed) -> list[str]:
+async def release(code: LoadedCode, instance: str, released: Released) -> list[str]:
     """Release an app's code on a thread of its own; return what it leaves behind, in words."""
     leaks = await run_apart(code.release, name=f"release {code.entrypoint}")
-    freed(code.freed)
+    released(instance, code.suspects)
     return leaks
 
 

@@ -24,7 +24,7 @@ from runtime_node.lanes.hop import run_on
 from runtime_node.lanes.lag import LoopLag
 from runtime_node.lanes.lane import ASGIApp, Launch, RunningApp, StopReport, Usage
 from runtime_node.lanes.lifespan import CANCEL_GRACE, Lifespan
-from runtime_node.lanes.shared import Freed, context_of, end_tasks, lifespan_of, load, release
+from runtime_node.lanes.shared import Released, context_of, end_tasks, lifespan_of, load, release
 from runtime_node.loader import LoadedCode, Loader
 from runtime_node.watchdog import Watchdog
 from services.rpc.errors import SupervisorError
@@ -162,7 +162,7 @@ class ThreadApp:
         except RuntimeError:
             pass  # its thread never started
         leaks += await self._thread.end()
-        leaks += await release(self._code, self._lane.freed)
+        leaks += await release(self._code, self._launch.spec.name, self._lane.released)
         return StopReport(error=error, cancelled_tasks=cancelled, leaks=tuple(leaks))
 
     async def _end(self, timeout: float) -> tuple[SupervisorError | None, int, list[str]]:
@@ -176,11 +176,11 @@ class ThreadLane:
     tier: IsolationTier.ValueType = IsolationTier.THREAD
 
     def __init__(
-        self, loader: Loader, front: asyncio.AbstractEventLoop, freed: Freed, watchdog: Watchdog
+        self, loader: Loader, front: asyncio.AbstractEventLoop, released: Released, watchdog: Watchdog
     ) -> None:
         self._loader = loader
         self.front = front
-        self.freed = freed
+        self.released = released
         self.watchdog = watchdog
 
     async def start(self, launch: Launch) -> RunningApp:
