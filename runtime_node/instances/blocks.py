@@ -99,8 +99,9 @@ class Blocks:
         )  # fmt: skip
         limits = limit_terms(life.spec)
         verdict = past.offences.judge(
-            block, self._clock(), tier=life.tier, budget=limits.block_budget, action=limits.block_action
-        )
+            block, self._clock(), tier=life.tier, budget=limits.block_budget, action=limits.block_action,
+            starting=life.running is None,
+        )  # fmt: skip
         if past.quiet is None:
             past.quiet = self._loop.call_later(PERIOD, self._grown_quiet, instance)
         if verdict is None or not self._carry_out(instance, life, verdict, error):

@@ -58,10 +58,22 @@ class Offences:
         self._holds.clear()
 
     def judge(
-        self, block: Block, now: float, *, tier: Tier, budget: float, action: BlockAction.ValueType
+        self,
+        block: Block,
+        now: float,
+        *,
+        tier: Tier,
+        budget: float,
+        action: BlockAction.ValueType,
+        starting: bool = False,
     ) -> Verdict | None:
-        """Note a block that began, is stuck or held the lock, and say what follows from it, if anything."""
+        """Note a block that began, is stuck or held the lock, and say what follows from it, if anything.
+
+        While it is `starting` one block is enough: its next start would block just so.
+        """
         why = self._excess(block, now, budget)
+        if why is None and starting and block.stage is Stage.BEGUN:
+            why = f"It blocked its event loop for {block.seconds:.1f} s while it started"
         if why is None or action == BlockAction.REPORT:
             return None
         if action == BlockAction.STOP:

@@ -48,8 +48,8 @@ class WatchedLoop:
     sent: float = 0.0
     """Monotonic time of the question that it has not answered; 0 when it has."""
     step: Step | None = None
-    reduced: set[str] = field(default_factory=set)
-    """Instances that have spent their budget since that question."""
+    reduced: dict[str, float] = field(default_factory=dict)
+    """Instances that have just spent their budget at the others' expense, and until when that counts."""
     _runner: CodeType | None = None
 
     def answer(self) -> None:
@@ -63,7 +63,6 @@ class WatchedLoop:
     def ask(self, now: float) -> bool:
         """Ask for a sign of life; return False when the loop is closed."""
         self.step = None
-        self.reduced.clear()
         self.sent = now
         try:
             self.loop.call_soon_threadsafe(self.answer)

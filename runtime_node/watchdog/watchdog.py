@@ -33,8 +33,9 @@ TRIES = 8
 """Interruptions of one step after which its code counts as swallowing them."""
 FIRST_PATIENCE, LONGEST_PATIENCE = 0.02, 1.0
 """Seconds between two interruptions of one step: the code gets time to unwind; doubled each time."""
-REDUCED = 0.1
-"""Part of its budget that an instance has left after a rescue, until the loop has had its turn."""
+REDUCED, REDUCED_SECONDS = 0.1, 5.0
+"""After a rescue on a shared loop an instance has a tenth of its budget for so long: a burst of requests that
+all block costs the neighbours one budget, not one each."""
 
 
 @dataclass(slots=True, eq=False)
@@ -76,8 +77,11 @@ class Watchdog:
 
     def watch(self, loop: asyncio.AbstractEventLoop, instance: str = "") -> None:
         """Watch a loop that runs or is about to; `instance` when all of its code belongs to one."""
+        watched = WatchedLoop(loop, instance)
+        # Asked at once, before any code of an app is on it: only its answer tells its thread.
+        watched.ask(time.monotonic())
         with self._lock:
-            self._loops[loop] = WatchedLoop(loop, instance)
+            self._loops[loop] = watched
 
     def unwatch(self, loop: asyncio.AbstractEventLoop) -> None:
         """Watch a loop no longer, before it ends; its code is not interrupted after this."""
@@ -95,6 +99,8 @@ class Watchdog:
         with self._lock:
             if self._terms.get(instance) is terms:
                 del self._terms[instance]
+                for watched in self._loops.values():
+                    watched.reduced.pop(instance, None)
 
     def retune(self) -> None:
         """Take note of changed budgets."""
@@ -163,7 +169,7 @@ class Watchdog:
         if step.instance and terms is None:
             return self._period
         budget = max(terms.budget if terms is not None else 1.0, SMALLEST_BUDGET)
-        if step.instance in watched.reduced:
+        if watched.reduced.get(step.instance, 0.0) > now:
             budget = max(budget * REDUCED, SMALLEST_BUDGET)
         left = budget - self._blocked(watched, step, now)
         if left > 0:
@@ -197,7 +203,8 @@ class Watchdog:
         del frame
         if not self._send(watched, step, now):
             return
-        watched.reduced.add(step.instance or "")
+        if not watched.instance and step.instance:
+            watched.reduced[step.instance] = now + REDUCED_SECONDS
         seconds = now - step.since
         log.warning(
             "interrupted", extra={
