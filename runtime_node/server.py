@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,9 @@ class Node:
                 probes=probes, watchdog=watchdog,
                 hooks=Hooks(self.host.changed, self.host.gone, self.host.serving, collector.started),
             )  # fmt: skip
+            watchdog.on_unclaimed = partial(
+                self.host.conductor.blame, lambda: list(self.host.running.values())
+            )
             self.sweeps = sweeps = Sweeps(
                 self.host, self.host.conductor, figures,
                 memory=self.memory, memory_budget=settings.memory_budget_bytes,

@@ -24,6 +24,9 @@ from runtime_node.lanes.lane import ASGIApp
 
 _logger = logging.getLogger(__name__)
 
+SLOW_SECONDS = 0.2
+"""Requests that take longer are remembered one at a time."""
+
 _UNWIND_TIME = 1.0
 _BLOCKED_TIME = 1.0
 
@@ -59,7 +62,7 @@ class Gate:
         "_context", "_disconnects", "_door", "_errors", "_faults", "_idle",
         "_in_flight", "_last_time", "_latencies", "_lock", "_loop", "_on_fault",
         "_queue", "_requests", "_running", "_shed", "_teller", "_timeouts", "_too_large", "_websockets",
-        "limits", "name",
+        "last_slow", "limits", "name",
     )  # fmt: skip
 
     def __init__(
@@ -70,6 +73,8 @@ class Gate:
     ) -> None:
         self.name = name
         self.limits = limits
+        self.last_slow = (0.0, 0.0)
+        """When the last slow request was answered, in monotonic seconds, and how long it had taken."""
         self._on_fault = on_fault
         self._lock = threading.Lock()
         self._door = _Door(problem=INSTANCE_STOPPING)
@@ -265,7 +270,10 @@ class Gate:
         latencies = self._latencies
         if latencies is None:
             self._latencies = latencies = Latencies(passage.admitted_at)
-        latencies.add(now, now - passage.admitted_at)
+        took = now - passage.admitted_at
+        latencies.add(now, took)
+        if took > SLOW_SECONDS:
+            self.last_slow = (now, took)
         if self._queue:
             self._apply()
 

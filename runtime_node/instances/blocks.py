@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import IsolationTier, State
@@ -19,6 +19,9 @@ from runtime_node.watchdog import Block, Stage, Terms, Watchdog
 from services.rpc.errors import SupervisorError
 
 REASON = "APP_BLOCKED_LOOP"
+log = logging.getLogger("runtime_node.instances")
+
+_BLAME_SECONDS, _BLAME_SLACK = 0.25, 0.1
 _LAST_PART = 0.1
 """Part of its budget that an instance has left in the tier it is about to leave."""
 
@@ -106,6 +109,33 @@ class Blocks:
             past.quiet = self._loop.call_later(PERIOD, self._grown_quiet, instance)
         if verdict is None or not self._carry_out(instance, life, verdict, error):
             self._transitions.reassess(instance, tell=True)
+
+    def blame(self, instances: Iterable[Instance], block: Block) -> None:
+        """Find out who held the interpreter's lock on the shared loop, if its thread could not tell.
+
+        The request that did was answered right after the hold and had taken at least as long, which no other
+        had unless it was under way since before.
+        """
+        now = self._clock()
+        suspects = []
+        for instance in instances:
+            answered, took = instance.gate.last_slow
+            life = instance.life
+            if (
+                life is not None
+                and life.tier == IsolationTier.SHARED
+                and now - answered < _BLAME_SECONDS
+                and took >= block.seconds - _BLAME_SLACK
+            ):
+                suspects.append((instance, life))
+        if len(suspects) == 1:
+            self.told(*suspects[0], block)
+            return
+        names = [instance.name for instance, _ in suspects]
+        log.warning(
+            "nobody can be blamed for a hold of the interpreter's lock",
+            extra={"action": "node.held", "suspects": names, "stack": block.stack},
+        )
 
     def _carry_out(self, instance: Instance, life: Life, verdict: Verdict, error: SupervisorError) -> bool:
         """Demote or stop an instance; return whether that was told already."""

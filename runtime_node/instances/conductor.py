@@ -6,10 +6,11 @@ Runs on the control loop. Per instance at most one task is under way, and none w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -278,6 +279,11 @@ class Conductor:
         life = instance.life
         if life is not None and life.number == number:
             self._blocks.told(instance, life, Block(Stage.BEGUN, blocked, stack))
+
+    def blame(self, instances: Callable[[], Iterable[Instance]], block: Block) -> None:
+        """Somebody on the shared loop held the interpreter's lock. May be called from any thread."""
+        with contextlib.suppress(RuntimeError):  # the node has ended meanwhile
+            self._loop.call_soon_threadsafe(lambda: self._blocks.blame(instances(), block))
 
     def _stopped_for_blocking(self, instance: Instance, life: Life, error: SupervisorError) -> None:
         self._release(instance, life)

@@ -21,6 +21,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 from runtime_node.watchdog import sentry, stacks
 from runtime_node.watchdog.interruption import current_task
@@ -40,7 +41,7 @@ class Held:
     """One hold of the interpreter's lock."""
 
     instance: str
-    """Whose code held it; "" when that cannot be told."""
+    """Whose code held it; "" when that cannot be told from the thread: its step was over too soon."""
     seconds: float
     stack: str
 
@@ -119,7 +120,7 @@ class HoldWatch:
             thread = threads.get(native)
             watched = loops.get(native)
             if watched is not None:
-                instance = watched.instance or _instance_on(watched)
+                instance = watched.instance or _instance_on(watched, stack, frames)
             elif thread is not None:
                 instance = stacks.instance_of_thread(thread, frames.get(thread.ident or 0))
             else:
@@ -153,10 +154,19 @@ class HoldWatch:
             self._collected += time.monotonic() - self._collecting
 
 
-def _instance_on(watched: WatchedLoop) -> str:
-    # The thread gave up the lock at the end of the call that held it, inside the same step.
+def _instance_on(watched: WatchedLoop, stack: str, frames: Mapping[int, FrameType]) -> str:
+    """Return whose step a shared loop is in, if that is still the step that held the lock."""
     task = current_task(watched.loop)
-    return "" if task is None else stacks.instance_of_task(task)
+    if task is None:
+        return ""
+    holder = stack.rpartition("\n")[2]
+    frame = frames.get(watched.thread)
+    while frame is not None:
+        code = frame.f_code
+        if f'"{code.co_filename}"' in holder and holder.endswith(f" in {code.co_name}"):
+            return stacks.instance_of_task(task)
+        frame = frame.f_back
+    return ""
 
 
 def _ordered(dump: bytes) -> str:

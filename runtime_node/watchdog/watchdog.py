@@ -60,6 +60,8 @@ class Watchdog:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._starved = 0.0
+        self.on_unclaimed: Callable[[Block], None] | None = None
+        """Hears of a hold of the interpreter's lock that nobody can be blamed for by his thread alone."""
 
     def start(self) -> None:
         """Begin to watch."""
@@ -289,5 +291,8 @@ class Watchdog:
                 "stack": held.stack,
             },
         )  # fmt: skip
+        block = Block(Stage.HELD, held.seconds, held.stack)
         if terms is not None:
-            terms.on_block(Block(Stage.HELD, held.seconds, held.stack))
+            terms.on_block(block)
+        elif self.on_unclaimed is not None:
+            self.on_unclaimed(block)

@@ -19,6 +19,11 @@ def _spin(seconds):
         pass
 
 
+def _hold(seconds):
+    # Goes on after a signal, as most C code does.
+    _KEEPS_THE_LOCK.system(f"sleep {seconds}".encode())
+
+
 def _swallow_exceptions(seconds):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -63,7 +68,9 @@ async def _do(query):
             # One call of C code without the lock, which nothing can end.
             ctypes.CDLL(None).usleep(int(seconds * 1e6))
         case "hold":
-            _KEEPS_THE_LOCK.usleep(int(seconds * 1e6))
+            _hold(seconds)
+        case "hold-in-thread":
+            await asyncio.to_thread(_hold, seconds)
         case "compute":
             sum(range(int(query["count"])))
         case "thread":
