@@ -10,6 +10,7 @@ import os
 import platform
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -38,6 +39,7 @@ from runtime_node.instances.slots import StartSlots
 from runtime_node.instances.sweeps import Sweeps
 from runtime_node.instances.transitions import Hooks
 from runtime_node.isolation import GCPolicy
+from runtime_node.isolation.leaks import Canary
 from runtime_node.lanes.choice import Lanes, Tier
 from runtime_node.lanes.lag import LoopLag
 from runtime_node.lanes.lane import Lane
@@ -177,10 +179,13 @@ class Node:
     def _lanes(
         self, front: HttpFront, loader: Loader, collector: GCPolicy, watchdog: Watchdog
     ) -> dict[Tier, Lane]:
+        def released(instance: str, suspects: Sequence[Canary]) -> None:
+            collector.stopped(freed=not suspects, instance=instance, suspects=suspects)
+
         lanes: dict[Tier, Lane] = {}
-        shared = SharedLane(loader, front.loop, LoopLag(front.loop).read, collector.stopped)
+        shared = SharedLane(loader, front.loop, LoopLag(front.loop).read, released)
         lanes[shared.tier] = shared
-        thread = ThreadLane(loader, front.loop, collector.stopped, watchdog)
+        thread = ThreadLane(loader, front.loop, released, watchdog)
         lanes[thread.tier] = thread
         if self._zygote is not None:
             process = ProcessLane(self._zygote)
@@ -217,6 +222,8 @@ class Node:
 
     def _advertised(self, bound: Address) -> str:
         host = self.settings.advertise.rpartition(":")[0] or self.settings.advertise
+        if not host and bound.host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+            host = socket.gethostname()
         return str(Address(host.strip("[]"), bound.port)) if host else str(bound)
 
     def _registration(self) -> fleet_pb2.RegisterNodeRequest:

@@ -50,6 +50,13 @@ class _Door:
         self.wanted = False
 
 
+# One for all gates: it is held for two assignments, and ten thousand would cost more than they free.
+_doors = threading.Lock()
+# What a gate has until its first request; never changed.
+_EMPTY_QUEUE: OrderedDict[Passage, None] = OrderedDict()
+_NOBODY: set[Passage] = set()
+
+
 class Gate:
     """The door of the instance `name`. Made closed (`INSTANCE_STOPPING`); `open` or `hold` it.
 
@@ -60,7 +67,7 @@ class Gate:
 
     __slots__ = (
         "_context", "_disconnects", "_door", "_errors", "_faults", "_idle",
-        "_in_flight", "_last_time", "_latencies", "_lock", "_loop", "_on_fault",
+        "_in_flight", "_last_time", "_latencies", "_loop", "_on_fault",
         "_queue", "_requests", "_running", "_shed", "_teller", "_timeouts", "_too_large", "_websockets",
         "last_slow", "limits", "name",
     )  # fmt: skip
@@ -76,14 +83,13 @@ class Gate:
         self.last_slow = (0.0, 0.0)
         """When the last slow request was answered, in monotonic seconds, and how long it had taken."""
         self._on_fault = on_fault
-        self._lock = threading.Lock()
         self._door = _Door(problem=INSTANCE_STOPPING)
         # A dormant app costs next to nothing: the rest is made with the first request.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context: Context | None = None
         self._latencies: Latencies | None = None
-        self._queue: OrderedDict[Passage, None] = OrderedDict()
-        self._running: set[Passage] = set()
+        self._queue = _EMPTY_QUEUE
+        self._running = _NOBODY
         self._idle: asyncio.Event | None = None
         self._in_flight = self._websockets = 0
         self._requests = self._errors = self._shed = self._timeouts = 0
@@ -120,7 +126,7 @@ class Gate:
         self._replace(_Door(forward=successor))
 
     def _replace(self, door: _Door) -> None:
-        with self._lock:
+        with _doors:
             self._door = door
             # The front loop sets `_loop` before it reads `_door`, so it either sees the new door or is woken.
             loop = self._loop
@@ -176,6 +182,7 @@ class Gate:
     def admit(self, passage: Passage, loop: asyncio.AbstractEventLoop) -> None:
         """Let a request or WebSocket in, let it wait, or refuse it. Front loop."""
         if self._loop is None:
+            self._queue, self._running = OrderedDict(), set()
             self._loop = loop
         door = self._door
         if (

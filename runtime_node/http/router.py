@@ -18,6 +18,10 @@ _PREFIX = b"/apps/"
 _MALFORMED_HOST = malformed("Host must name one host, with an optional port.")
 
 
+# Shared: an empty set of its own would be the largest part of a dormant app's route.
+_NONE: frozenset[str] = frozenset()
+
+
 class _Route:
     """One app's route. Its gate is replaced by one store, so all its names switch at once."""
 
@@ -26,7 +30,7 @@ class _Route:
     def __init__(self, app_id: str, gate: Gate) -> None:
         self.app_id = app_id
         self.gate = gate
-        self.domains: frozenset[str] = frozenset()
+        self.domains = _NONE
 
 
 class Router:
@@ -47,7 +51,7 @@ class Router:
         A request sees the old gate or the new one, never neither. A domain that another app has is
         taken over. Raises ValueError for a malformed domain; then nothing has changed.
         """
-        names = frozenset(normal_domain(domain) for domain in domains)
+        names = frozenset(normal_domain(domain) for domain in domains) if domains else _NONE
         with self._lock:
             route = self._apps.get(app_id)
             if route is None:
@@ -59,7 +63,7 @@ class Router:
             for name in route.domains - names:
                 self._drop_domain(name, route)
             route.domains = names
-            self._apps[app_id] = route
+            self._apps[route.app_id] = route
 
     def remove(self, app_id: str, gate: Gate) -> bool:
         """Remove the app's route if `gate` still answers for it; tell whether it did. Thread-safe."""

@@ -22,6 +22,8 @@ from services.rpc.errors import Code, SupervisorError
 from services.rpc.feed import ChangeFeed, Entry
 
 MAX_OBITUARIES = 20_000
+MAX_FIGURES = 5_000
+"""Instances in one heartbeat, which must stay below the 4 MiB that a client takes."""
 
 
 def duration(span: float) -> Duration:
@@ -164,12 +166,16 @@ class InstanceFeed:
         )
 
     def _add_figures(self, beat: WatchInstancesResponse, told: int) -> int:
+        changed: list[str] = []
         for name in reversed(self._figures):
-            tick, figures = self._figures[name]
-            if tick <= told:
+            if self._figures[name][0] <= told:
                 break
+            changed.append(name)
+        # The longest untold first: what does not fit comes with the next heartbeats.
+        for name in reversed(changed[-MAX_FIGURES:]):
+            told, figures = self._figures[name]
             beat.figures[name].CopyFrom(figures)
-        return self._tick
+        return told
 
     def _position(self, token: str) -> int | None:
         if not token:

@@ -9,7 +9,6 @@ import asyncio
 import base64
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from sortedcontainers import SortedDict
@@ -36,6 +35,9 @@ from services.rpc.errors import SupervisorError
 log = logging.getLogger("runtime_node.instances")
 
 DEFAULT_PAGE, MAX_PAGE = 50, 1000
+MAX_PAGE_BYTES = 2 * 1024 * 1024
+"""A page ends early beyond this: a client takes messages of 4 MiB, and tracebacks are large."""
+_VERSIONS = {(e, g): (e, g) for e in range(1, 17) for g in range(1, 17)}
 MAX_FENCES = 100_000
 """Apps without an instance here whose highest epoch is still known."""
 
@@ -61,8 +63,8 @@ class InstanceHost:
         self.draining = False
         self._instances: SortedDict[str, Instance] = SortedDict()
         self._apps: dict[str, tuple[Instance, ...]] = {}
-        self._fences: OrderedDict[str, tuple[int, int]] = OrderedDict()
-        self._uids: dict[str, int] = {}
+        self._fences: dict[str, tuple[int, int]] = {}
+        """By uid, the least recently raised first."""
         self._purges: set[tuple[str, str]] = set()
         self._limits: dict[tuple[object, ...], GateLimits] = {}
         self.running: dict[str, Instance] = {}
@@ -145,12 +147,14 @@ class InstanceHost:
         after = _read_token(page_token, parent) if page_token else prefix
         page: list[InstanceMessage] = []
         last = ""
+        room = MAX_PAGE_BYTES
         for name in self._instances.irange(minimum=after, inclusive=(False, True)):
             if not name.startswith(prefix):
                 break
-            if len(page) == size:
+            if len(page) == size or room < 0:
                 return page, _write_token(parent, last)
             page.append(self._describe(self._instances[name]))
+            room -= page[-1].ByteSize()
             last = name
         return page, ""
 
@@ -200,10 +204,7 @@ class InstanceHost:
     async def gone(self, instance: Instance) -> None:
         """An instance has ended: forget it, carry out a purge that waited for it, tell the watchers."""
         name, app, uid = instance.name, instance.app, instance.uid
-        self._uids[uid] -= 1
-        if not self._uids[uid]:
-            del self._uids[uid]
-        await self._purge_if_last(app, uid)
+        await self._purge_if_last(app, uid, but=instance)
         del self._instances[name]
         rest = tuple(other for other in self._apps[app] if other is not instance)
         if rest:
@@ -220,15 +221,15 @@ class InstanceHost:
     # --- inside ---
 
     def _register(self, spec: InstanceSpec, version: tuple[int, int]) -> Instance:
-        gate = Gate(spec.name, self._gate_limits(spec))
+        name = spec.name  # read once: each reading makes another string
+        gate = Gate(name, self._gate_limits(spec))
         state = initial(spec.activation == Activation.ON_REQUEST)
-        instance = Instance(spec, gate, self._wall(), state, self.conductor)
-        self._instances[spec.name] = instance
+        instance = Instance(name, spec, gate, self._wall(), state, self.conductor)
+        self._instances[name] = instance
         app = instance.app
         self._apps[app] = (*self._apps.get(app, ()), instance)
-        self._uids[spec.app_uid] = self._uids.get(spec.app_uid, 0) + 1
         self._purges.discard((app, spec.app_uid))
-        self._raise_fence(spec.app_uid, version)
+        self._raise_fence(instance.uid, version)
         return instance
 
     def _gate_limits(self, spec: InstanceSpec) -> GateLimits:
@@ -241,6 +242,8 @@ class InstanceHost:
         )
         limits = self._limits.get(key)
         if limits is None:
+            if len(self._limits) >= 1024:
+                self._limits.clear()
             limits = self._limits[key] = GateLimits(
                 max_concurrent_requests=key[0],
                 max_queued_requests=key[1],
@@ -250,15 +253,19 @@ class InstanceHost:
         return limits
 
     def _raise_fence(self, uid: str, version: tuple[int, int]) -> None:
-        self._fences[uid] = max(version, self._fences.get(uid, (0, 0)))
-        self._fences.move_to_end(uid)
-        while len(self._fences) > MAX_FENCES + len(self._instances):
-            oldest, fence = self._fences.popitem(last=False)
-            if oldest in self._uids:
-                self._fences[oldest] = fence
+        version = max(version, self._fences.pop(uid, (0, 0)))
+        # Most apps stand at the same few versions: one tuple serves them all.
+        self._fences[uid] = _VERSIONS.get(version, version)
+        if len(self._fences) > 2 * MAX_FENCES + len(self._instances):
+            here = {instance.uid for instance in self._instances.values()}
+            old = [known for known in self._fences if known not in here]
+            for known in old[:-MAX_FENCES]:
+                del self._fences[known]
 
-    async def _purge_if_last(self, app: str, uid: str) -> None:
-        if (app, uid) not in self._purges or uid in self._uids:
+    async def _purge_if_last(self, app: str, uid: str, but: Instance | None = None) -> None:
+        """Carry out a purge that was asked for, unless an instance other than `but` has the data."""
+        others = (other for other in self._apps.get(app, ()) if other is not but)
+        if (app, uid) not in self._purges or any(other.uid == uid for other in others):
             return
         try:
             await asyncio.to_thread(self._databases.purge, app, uid)

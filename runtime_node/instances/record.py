@@ -141,6 +141,7 @@ class Instance:
     """One instance: its identity, where it is in its life, and its door."""
 
     __slots__ = (
+        "app",
         "coming",
         "conductor",
         "create_time",
@@ -160,10 +161,18 @@ class Instance:
     )
 
     def __init__(
-        self, spec: InstanceSpec, gate: Gate, now: float, state: StateValue, conductor: Conductor
+        self,
+        name: str,
+        spec: InstanceSpec,
+        gate: Gate,
+        now: float,
+        state: StateValue,
+        conductor: Conductor,
     ) -> None:
         self.conductor = conductor
-        self.name = spec.name
+        self.name = name
+        self.app = app_id(name)
+        """The app's id."""
         self.uid = spec.app_uid
         self.epoch = spec.epoch
         self.generation = spec.generation
@@ -180,11 +189,6 @@ class Instance:
         self.history: History | None = None
         self.task: asyncio.Task[None] | None = None
         """What is being done to it now: a start, a restart, going dormant, a stop."""
-
-    @property
-    def app(self) -> str:
-        """The app's id."""
-        return app_id(self.name)
 
     @property
     def version(self) -> tuple[int, int]:

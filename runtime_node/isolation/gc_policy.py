@@ -32,7 +32,7 @@ _LONG_SECONDS = 0.005
 class GCFigures:
     """What the policy has done: counts, and the longest pause in seconds."""
 
-    frozen: int = 0
+    freezes: int = 0
     full_collections: int = 0
     longest_pause: float = 0.0
 
@@ -57,6 +57,7 @@ class GCPolicy:
         self._lock = threading.Lock()
         self._on_leak = on_leak
         self._suspects: dict[str, list[Canary]] = {}
+        self._unfreed = 0
         self._since = 0.0
         self._starts = 0
         self._started = 0.0
@@ -87,11 +88,16 @@ class GCPolicy:
         if due:
             self.freeze()
 
-    def stopped(self, instance: str, suspects: Sequence[Canary] = ()) -> None:
-        """Note that an app has stopped, and what of it is in memory still: leaks are told later."""
-        if suspects:
+    def stopped(self, *, freed: bool, instance: str = "", suspects: Sequence[Canary] = ()) -> None:
+        """Note that an app has stopped, and whether its memory went without a collection.
+
+        What is in memory still (`LoadedCode.suspects`) is looked at again after the next thorough collection;
+        `on_leak` then hears of what was no garbage.
+        """
+        if not freed:
             with self._lock:
-                self._suspects[instance] = list(suspects)
+                self._unfreed += 1
+                self._suspects.setdefault(instance, []).extend(suspects)
 
     def tick(self) -> None:
         """Do what is due: call it once a second, from any thread that may pause.
@@ -102,8 +108,9 @@ class GCPolicy:
         with self._lock:
             freeze = self._starts > 0 and time.monotonic() - self._since >= _SETTLE_SECONDS
             suspects = dict(self._suspects)
-            thorough = bool(suspects) and (self._is_idle() or len(suspects) >= self._garbage_limit)
+            thorough = self._unfreed > 0 and (self._is_idle() or self._unfreed >= self._garbage_limit)
             if thorough:
+                self._unfreed = 0
                 self._suspects.clear()
         if thorough:
             self.collect_all()
@@ -117,7 +124,8 @@ class GCPolicy:
             self._starts = 0
         gc.collect(1)
         gc.freeze()
-        self.figures.frozen = gc.get_freeze_count()
+        # Not counted: counting walks over all that was ever frozen, a thousand apps' worth at each start.
+        self.figures.freezes += 1
 
     def collect_all(self) -> None:
         """Collect the whole heap. Stops every thread: about 1 ms per app of 20 routes."""
@@ -126,7 +134,6 @@ class GCPolicy:
         gc.collect()
         gc.freeze()
         self._thorough = False
-        self.figures.frozen = gc.get_freeze_count()
         self.figures.full_collections += 1
 
     def _tell(self, suspects: dict[str, list[Canary]]) -> None:

@@ -56,6 +56,11 @@ class LoadedCode:
         self.suspects: list[Canary] = []
         """After `release`: what of it is still in memory, as garbage or because something holds it."""
 
+    @property
+    def freed(self) -> bool:
+        """After `release`: whether all memory of the instance is free already."""
+        return not self.suspects
+
     async def build(self, context: AppContext, *, threads: int) -> ASGIApp:
         """Return a new app for one instance, as an ASGI 3 callable.
 

@@ -7,15 +7,18 @@ would run it in the node's process.
 from __future__ import annotations
 
 import ast
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from runtime_node.loader.entrypoint import Entrypoint
 
 Kind = Literal["factory", "app"]
 _MOST_STEPS = 6
+_parsing = threading.Lock()
 _APP_PARAMETERS = ({"scope", "receive", "send"}, {"environ", "start_response"}, {"scope"})
 
 
@@ -31,10 +34,9 @@ def _follow(directory: Path | None, module: str, name: str, steps: int) -> Kind 
     if source is None or steps == 0:
         return None
     try:
-        tree = ast.parse(source.read_bytes())
+        binding = _bound_in(source, source.stat().st_mtime_ns, name)
     except (OSError, SyntaxError, ValueError, RecursionError):
         return None
-    binding = _binding(tree.body, name)
     if isinstance(binding, ast.FunctionDef | ast.AsyncFunctionDef):
         return _kind_of_function(binding)
     if isinstance(binding, ast.ImportFrom):
@@ -48,6 +50,14 @@ def _follow(directory: Path | None, module: str, name: str, steps: int) -> Kind 
     if isinstance(binding, ast.Name):
         return _follow(directory, module, binding.id, steps - 1)
     return None
+
+
+@lru_cache(maxsize=256)
+def _bound_in(source: Path, modified: int, name: str) -> Any:
+    # Python 3.11 counts the depth of all threads' syntax trees in one place (gh-106905): one at a time.
+    with _parsing:
+        tree = ast.parse(source.read_bytes())
+    return _binding(tree.body, name)
 
 
 def _kind_of_function(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Kind | None:

@@ -6,6 +6,7 @@ import uvloop
 
 from services.control_plane.server import serve
 from services.control_plane.settings import Settings
+from services.control_plane.store.errors import StoreError
 from services.rpc import logs
 from services.rpc.errors import SupervisorError
 
@@ -16,7 +17,7 @@ def main() -> None:
     logs.configure(settings.log_level)
     try:
         uvloop.run(serve(settings))
-    except (OSError, SupervisorError) as refused:
+    except (OSError, StoreError, SupervisorError) as refused:
         sys.exit(f"control plane: {refused}")
 
 

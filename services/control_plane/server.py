@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from google.longrunning.operations_pb2_grpc import add_OperationsServicer_to_server
@@ -30,8 +32,10 @@ log = logging.getLogger("appsupervisor.control_plane")
 class ControlPlane:
     """A running control plane. `port` is the one it listens on."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, on_fatal: Callable[[BaseException], None] | None = None) -> None:
+        """`on_fatal` is called, from any thread, when the store can't go on: the process should end."""
         self._settings = settings
+        self._on_fatal = on_fatal
         self._stack = AsyncExitStack()
         self.port = 0
 
@@ -39,7 +43,7 @@ class ControlPlane:
         """Start in phases; if one fails, those before it are closed and the failure is raised."""
         async with AsyncExitStack() as stack:
             # 1. The store: migrated, loaded.
-            store = await asyncio.to_thread(open_store, self._settings.database_url)
+            store = await asyncio.to_thread(open_store, self._settings.database_url, on_fatal=self._on_fatal)
             stack.push_async_callback(asyncio.to_thread, store.close)
             # 2. The core.
             operations = OperationService(store)
@@ -56,6 +60,9 @@ class ControlPlane:
             await reconciler.start()
             stack.push_async_callback(reconciler.close)
             self._stack = stack.pop_all()
+        # What was loaded stays: a collection need not walk it (85 ms at 10,000 apps, in every request's way).
+        gc.collect()
+        gc.freeze()
         host = self._settings.listen.rpartition(":")[0]
         apps = len(store.mirror.apps)
         log.info(
@@ -84,9 +91,18 @@ def services(store: CatalogStore, operations: OperationService, reconciler: Reco
 
 
 async def serve(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT, then drain. A second signal ends the process at once."""
+    """Run until SIGTERM or SIGINT, then drain. A second signal ends the process at once.
+
+    Raises what ended the store, if it could not go on: acknowledged writes are safe, a new process
+    starts from them.
+    """
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
+    fatal: list[BaseException] = []
+
+    def end(failure: BaseException) -> None:
+        fatal.append(failure)
+        loop.call_soon_threadsafe(stopping.set)
 
     def stop() -> None:
         stopping.set()
@@ -95,8 +111,10 @@ async def serve(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    control_plane = ControlPlane(settings)
+    control_plane = ControlPlane(settings, end)
     await control_plane.start()
     await stopping.wait()
     log.info("control plane stops", extra={"action": "control_plane.stopping"})
     await control_plane.close()
+    if fatal:
+        raise fatal[0]

@@ -86,6 +86,10 @@ class ChangeFeed(Generic[V]):
         entry = self._entries.get(key)
         return None if entry is None else entry.value
 
+    def was_deleted(self, key: str) -> bool:
+        """Tell whether a key's deletion is remembered."""
+        return key in self._dead
+
     def publish(self, revision: int, changes: Iterable[tuple[str, V | None]]) -> None:
         """Set or delete (None) keys as of `revision`, which must not fall, and wake the readers."""
         with self._lock:

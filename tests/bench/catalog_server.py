@@ -32,7 +32,7 @@ BATCH = 500
 class EmptyServicer:
     """Does nothing, in the same way as the catalog's methods do something."""
 
-    def Nothing(self, request: Empty, context: Any) -> Empty:
+    def Nothing(self, request: Empty, context: Any) -> Empty:  # noqa: N802 - gRPC's name
         return Empty()
 
 

@@ -82,8 +82,8 @@ async def measure(apps: int, with_policy: bool) -> dict[str, Any]:
         since_stop = time.perf_counter()
         await asyncio.to_thread(code.release)
         stops.append(time.perf_counter() - since_stop)
-        freed += not code.suspects
-        policy.stopped(code.entrypoint.module, code.suspects)
+        freed += code.freed
+        policy.stopped(freed=code.freed, suspects=code.suspects)
         running.append(await start(10_000 + number))
         if with_policy:
             policy.tick()

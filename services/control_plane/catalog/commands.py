@@ -194,7 +194,8 @@ def _update(
     changed = replace(record, spec=spec)
     if runtime_fields_changed(record.spec, spec):
         changed = replace(changed, target=Version(record.generation + 1, record.target.epoch), failed=None)
-        if record.served is not None and record.served_spec is None:
+        current = record.served is not None and record.served.generation == record.target.generation
+        if current and record.served_spec is None:
             changed = replace(changed, served_spec=record.spec)
     effect = ""
     if record.spec.desired_state != spec.desired_state:

@@ -76,7 +76,9 @@ class NodeClient:
         call = self._stub.WatchInstances(request)
         try:
             while True:
-                message = await asyncio.wait_for(call.read(), silence)
+                # Not wait_for: it loses a cancellation that comes together with a message.
+                async with asyncio.timeout(silence):
+                    message = await call.read()
                 if not isinstance(message, pb.WatchInstancesResponse):
                     raise self._unreachable("it ended its stream")
                 yield message

@@ -104,14 +104,26 @@ def _advance(record: AppRecord, mine: Mapping[str, Instance]) -> AppRecord:
         if record.served != record.target or record.served_spec is not None:
             record = replace(record, served=record.target, served_spec=None, failed=None)
         return record
+    if record.served is None and ready:  # it was ready only after the next version was wanted
+        record = replace(record, served=max(ready, key=lambda v: (v.epoch, v.generation)))
+    if record.served is None or record.served == record.target:
+        return record
+    if record.failed == record.target:
+        if not has_served_spec(record) and instance_name(record, record.served) not in mine:
+            return replace(record, failed=None)  # it is gone and cannot be run again
+        return record
     target = mine.get(instance_name(record, record.target))
-    if target is None or target.state != State.FAILED or record.failed == record.target:
-        return record
-    if record.served in (None, record.target):
-        return record
-    if record.served in ready or record.served_spec is not None:
+    failed = target is not None and target.state == State.FAILED
+    if failed and (record.served in ready or record.served_spec is not None):
         return replace(record, failed=record.target)
     return record
+
+
+def has_served_spec(record: AppRecord) -> bool:
+    """Tell whether the spec of the version served is known: its own, or the current one."""
+    if record.served is None:
+        return False
+    return record.served_spec is not None or record.served.generation == record.target.generation
 
 
 def under_new_epoch(record: AppRecord, known: int) -> AppRecord:

@@ -44,6 +44,9 @@ PASSES = 64
 SWEEP_SECONDS = 1.0
 """Time between looks at deadlines and at apps that are not settled: the safety net under the events."""
 
+SWEEP_PRUNES = 10
+"""Rounds of forgetting in one sweep; each forgets a bounded number of old records."""
+
 SWEEP_APPS = 200
 """Apps that one sweep has looked at."""
 
@@ -279,8 +282,13 @@ class Reconciler:
         return None
 
     async def _stop_orphans(self, app: str) -> None:
-        """Stop the app's instances on nodes that it isn't placed on; of a removed app, all of them."""
+        """Stop the app's instances on nodes that it isn't placed on; of a removed app, all of them.
+
+        An app that this catalog never knew is left alone: the catalog may be the wrong one, or an old copy.
+        """
         record = self._mirror.apps.get(app)
+        if record is None and not self._mirror.apps.was_deleted(app):
+            return
         node = record.node if record is not None else ""
         for name, link in list(self._links.items()):
             if name == node or not link.synced:
@@ -370,7 +378,9 @@ class Reconciler:
                 expiries = list(islice(writes.expire_operations(self._store, _now()), SWEEP_EXPIRIES))
                 for expiry in expiries:
                     await asyncio.wrap_future(expiry)
-                await asyncio.to_thread(self._store.prune)
+                for _ in range(SWEEP_PRUNES):
+                    if not await asyncio.to_thread(self._store.prune):
+                        break
             except SupervisorError as failure:
                 log.warning("sweep put off: %s", failure.message, extra={"action": "sweep.put_off"})
             except Exception:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,15 @@ class Database:
     reader: Engine
     label: str
     """What it is, for messages; without a password."""
+    path: Path | None = None
+    """SQLite's file."""
+
+    def make_private(self) -> None:
+        """Keep other users of the machine out of the file: the catalog holds secrets."""
+        if self.path is not None:
+            for suffix in ("", "-wal", "-shm"):
+                with suppress(FileNotFoundError):
+                    Path(f"{self.path}{suffix}").chmod(0o600)
 
 
 def open_database(url_text: str, stack: ExitStack) -> Database:
@@ -67,7 +76,7 @@ def _open_sqlite(url: URL, stack: ExitStack) -> Database:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _own(path, stack)
-        _make_private(path)
+        _create(path)
     except OSError as error:
         raise StoreError(f"The catalog's file {path} cannot be opened: {error.strerror}.") from error
     url = url.set(database=str(path), query={"timeout": str(BUSY_SECONDS), **url.query})
@@ -85,7 +94,7 @@ def _open_sqlite(url: URL, stack: ExitStack) -> Database:
     event.listen(reader, "connect", _prepare_reader)
     stack.callback(writer.dispose)
     stack.callback(reader.dispose)
-    return Database(writer, reader, str(path))
+    return Database(writer, reader, str(path), path)
 
 
 def _own(path: Path, stack: ExitStack) -> None:
@@ -105,13 +114,8 @@ def _own(path: Path, stack: ExitStack) -> None:
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 
 
-def _make_private(path: Path) -> None:
-    # The catalog holds secrets, and SQLite gives its WAL the mode of the file itself.
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        os.fchmod(descriptor, 0o600)
-    finally:
-        os.close(descriptor)
+def _create(path: Path) -> None:
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     directory = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(directory)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
@@ -33,10 +33,10 @@ from services.control_plane.store.tables import (
 
 R = TypeVar("R")
 
+PAGE = 1_000
+"""Rows fetched at once."""
 FREEZE = 10_000
-"""Records from which on the collector is told to leave the loaded catalog alone."""
-
-_log = logging.getLogger(__name__)
+"""Apps from which on the collector is told to leave the loaded catalog alone."""
 
 
 def load(connection: Connection) -> State:
@@ -49,22 +49,22 @@ def load(connection: Connection) -> State:
     collecting = gc.isenabled()
     gc.disable()  # all that is made here stays; looking through it again and again doubles the time
     try:
-        for name, environment in _in_order(connection, EnvironmentRow, environment_record):
-            mirror.apply(environment.revision, environments=[(name, environment)])
-        for name, node in _in_order(connection, NodeRow, node_record):
-            mirror.apply(node.revision, nodes=[(name, node)])
-        for name, operation in _in_order(connection, OperationRow, operation_record):
-            mirror.apply(operation.revision, operations=[(name, operation)])
-        apps = dict(_in_order(connection, AppRow, app_record))
-        entries: list[tuple[int, str, Any]] = [(app.revision, name, app) for name, app in apps.items()]
-        entries += [(at, name, None) for name, at in _removed_apps(connection).items() if name not in apps]
-        entries.sort(key=lambda entry: entry[:2])
-        for at, name, app in entries:
+        apps = _entries(connection, AppRow, app_record)
+        count = len(apps)
+        apps += _removals(connection, living={name for _, name, _ in apps})
+        apps.sort(key=itemgetter(0))
+        for at, name, app in apps:
             mirror.apply(at, apps=[(name, app)])
+        for at, name, environment in _entries(connection, EnvironmentRow, environment_record):
+            mirror.apply(at, environments=[(name, environment)])
+        for at, name, node in _entries(connection, NodeRow, node_record):
+            mirror.apply(at, nodes=[(name, node)])
+        for at, name, operation in _entries(connection, OperationRow, operation_record):
+            mirror.apply(at, operations=[(name, operation)])
     finally:
         if collecting:
             gc.enable()
-    if len(entries) >= FREEZE:
+    if count >= FREEZE:
         gc.collect()
         gc.freeze()
     owned = connection.execute(select(AppDomainRow.domain, AppDomainRow.app))
@@ -72,18 +72,24 @@ def load(connection: Connection) -> State:
     return State(catalog_id, mirror, domains, revision, oldest_revision, now)
 
 
-def _in_order(
+def _entries(
     connection: Connection, row: type[CatalogTable], record: Callable[[Row], R]
-) -> Iterator[tuple[str, R]]:
-    table = table_of(row)
-    for values in connection.execute(table.select().order_by(table.c.revision)):
-        yield values[0], record(values)
+) -> list[tuple[int, str, Any]]:
+    """Return revision, key and record of each row, in order of revision."""
+    entries = [
+        (values[-1], values[0], record(values))
+        for rows in connection.execute(table_of(row).select()).partitions(PAGE)
+        for values in rows
+    ]
+    entries.sort(key=itemgetter(0))
+    return entries
 
 
-def _removed_apps(connection: Connection) -> dict[str, int]:
+def _removals(connection: Connection, living: set[str]) -> list[tuple[int, str, None]]:
     rows = connection.execute(
         select(ChangeRow.key, ChangeRow.revision)
         .where(ChangeRow.kind == "app", col(ChangeRow.deleted))
         .order_by(col(ChangeRow.revision))
     )
-    return {row.key: row.revision for row in rows}
+    newest: dict[str, int] = {row.key: row.revision for row in rows if row.key not in living}
+    return [(revision, name, None) for name, revision in newest.items()]

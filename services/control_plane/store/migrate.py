@@ -35,6 +35,7 @@ def migrate(database: Database, now: int) -> None:
     with database.reader.connect() as connection:
         current = MigrationContext.configure(connection).get_current_heads()
         _refuse_unknown(scripts, current, database, inspect(connection).get_table_names())
+    database.make_private()
     if set(current) == set(scripts.get_heads()):
         return
     with database.writer.begin() as connection:

@@ -35,6 +35,8 @@ T = TypeVar("T")
 CLOSE_SECONDS = 30.0
 """How long closing waits for the accepted commands; a disk that hangs must not hold up the exit."""
 
+CLOCK_SECONDS = 60.0
+"""How far the clock may be behind the catalog's newest time before that is worth a warning."""
 _EVENT_ID = re.compile("[0-7][0-9a-f]{15}")  # as `add_event` writes it
 
 _log = logging.getLogger(__name__)
@@ -137,6 +139,7 @@ def open_store(
     Raises StoreError, with nothing changed, if the URL is not usable, if another control plane has
     the catalog, or if its schema is not known to this program.
     """
+    began = time.monotonic()
     with ExitStack() as stack:
         database = open_database(database_url, stack)
         try:
@@ -144,9 +147,28 @@ def open_store(
             with database.writer.connect() as connection:
                 state = load(connection)
         except (DBAPIError, OSError) as error:
-            raise StoreError(f"The catalog {database.label} cannot be opened: {error}") from error
+            raise StoreError(f"The catalog {database.label} cannot be opened: {_cause(error)}.") from error
+        ahead = (state.now - clock()) / 1e6
+        if ahead > CLOCK_SECONDS:
+            _log.warning(
+                "The clock is %.0f s behind the catalog's last write; its times stand still until then",
+                ahead,
+                extra={"action": "store.clock_behind", "seconds": ahead},
+            )
+        _log.info(
+            "Opened the catalog %s: %d apps in %.2f s",
+            database.label,
+            len(state.mirror.apps),
+            time.monotonic() - began,
+            extra={"action": "store.opened", "revision": state.revision, "apps": len(state.mirror.apps)},
+        )
         writer = Writer(database.writer, state, clock, on_fatal)
         stack.callback(writer.close, CLOSE_SECONDS)
         return SqlCatalogStore(
             database, writer, clock=clock, bounds=bounds or Bounds(), stack=stack.pop_all()
         )
+
+
+def _cause(error: Exception) -> str:
+    # The driver's own words: around them SQLAlchemy puts statements and links.
+    return str(error.orig if isinstance(error, DBAPIError) else error).strip().rstrip(".")

@@ -290,6 +290,13 @@ def test_time_never_falls_whatever_the_clock_does(catalog: Any) -> None:
     assert store.write(stamp).result(WAIT) == 1_001
 
 
+def test_a_clock_far_behind_the_catalog_is_told(catalog: Any, caplog: pytest.LogCaptureFixture) -> None:
+    catalog.open(clock=lambda: 200_000_000)
+    assert not caplog.records
+    catalog.reopen(clock=lambda: 100_000_000)
+    assert [it.__dict__["action"] for it in caplog.records] == ["store.clock_behind"]
+
+
 def test_concurrent_writers_lose_no_update(catalog: Any) -> None:
     store = catalog.open()
     store.write(put(app("apps/a", generation=0))).result(WAIT)

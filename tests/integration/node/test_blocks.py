@@ -1,6 +1,7 @@
 """Apps that block the loop they share: they are interrupted, the others go on."""
 
 import asyncio
+import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -213,3 +214,36 @@ async def test_a_burst_of_blocking_requests_is_paid_for_with_one_budget(hosted: 
     assert (await hosted.ask("shop")).status_code == 200
     assert time.monotonic() - began < 5  # eight budgets would be eight seconds
     assert {task.status_code for task in await asyncio.gather(*burst)} == {504}
+
+
+@pytest.mark.parametrize("tier", [pb.SHARED, pb.THREAD])
+async def test_hundreds_of_rescues_cost_no_neighbour_a_request(hosted: Hosted, tier: int) -> None:
+    draw = random.Random(11)
+    limits = pb.Limits(block_budget=ms(50), block_action=pb.REPORT, stop_timeout=ms(500))
+    await start_hog(hosted, isolation=tier, limits=limits)
+    for app in ("one", "two"):
+        await hosted.start(name=f"apps/{app}/instances/x", app_uid=app)
+        await hosted.reaches(pb.RUNNING, f"apps/{app}/instances/x")
+    ended = asyncio.Event()
+    neighbours = [asyncio.create_task(ask_until(hosted, app, ended)) for app in ("one", "two")]
+    wanted = 110
+    kinds = ["spin", "sleep", "swallow", "swallow-all&times=1", "wait"]
+    answers = []
+    while len(answers) < wanted:
+        burst = [hosted.ask("hog", f"/?do={draw.choice(kinds)}") for _ in range(draw.choice([1, 1, 2, 4]))]
+        answers += await asyncio.gather(*burst)
+        # Steps that end by themselves at about the moment at which they would be interrupted.
+        seconds = draw.uniform(0.03, 0.12)
+        edge = await hosted.ask("hog", f"/?do={draw.choice(['spin', 'sleep'])}&seconds={seconds}")
+        assert edge.status_code in {200, 504}
+    ended.set()
+    assert {answer.status_code for answer in answers} == {504}
+    for statuses in await asyncio.gather(*neighbours):
+        assert statuses
+        assert set(statuses) == {200}
+    figures = hosted.node.host._instances[HOG].gate.figures()
+    assert (figures.in_flight, figures.queued) == (0, 0)
+    assert hosted.node.front._thread.is_alive()
+    hog = await becomes(hosted, lambda i: i.figures.rescue_count >= wanted)
+    assert hog.state == pb.RUNNING
+    assert (await hosted.ask("hog")).status_code == 200

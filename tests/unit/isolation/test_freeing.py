@@ -176,15 +176,15 @@ def test_a_frozen_app_that_left_cycles_is_collected_while_nobody_waits() -> None
     try:
         app = web()
         policy.freeze()
-        assert policy.figures.frozen > 0
+        assert policy.figures.freezes > 0
         reference = weakref.ref(app)
         del app
         gc.collect()
         assert reference() is not None, "what is frozen is not collected"
         held = Thing()
         KEPT.append(held)
-        policy.stopped("gone", [Canary("the app object", reference())])
-        policy.stopped("held", [Canary("the app object", held)])
+        policy.stopped(freed=False, instance="gone", suspects=[Canary("the app object", reference())])
+        policy.stopped(freed=False, instance="held", suspects=[Canary("the app object", held)])
         del held
         policy.tick()
         assert reference() is not None, "it waited for an idle moment"

@@ -44,8 +44,11 @@ def test_the_file_is_its_owners_alone_and_made_with_its_directory(store: SqlCata
 def test_a_file_that_others_could_read_is_made_private(path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.touch(0o644)
-    open_store(f"sqlite:///{path}").close()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.with_name("catalog.db-wal").touch(0o644)
+    store = open_store(f"sqlite:///{path}")
+    store.write(put(app("apps/a"))).result(WAIT)
+    assert {stat.S_IMODE(it.stat().st_mode) for it in path.parent.iterdir()} == {0o600}
+    store.close()
 
 
 def test_commits_are_synced(store: SqlCatalogStore) -> None:
@@ -107,10 +110,11 @@ def test_a_database_of_something_else_is_refused_untouched(path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute("CREATE TABLE apps (name TEXT)")
     connection.close()
-    before = path.read_bytes()
+    path.chmod(0o644)
+    before = path.read_bytes(), path.stat().st_mode
     with pytest.raises(StoreError, match="not a catalog's"):
         open_store(f"sqlite:///{path}")
-    assert path.read_bytes() == before
+    assert (path.read_bytes(), path.stat().st_mode) == before
 
 
 def test_a_file_that_is_no_database_is_refused_untouched(path: Path) -> None:

@@ -1,0 +1,499 @@
+"""Each unary method over a real store: what it does, and each error that its comment promises."""
+
+from typing import Any
+
+import grpc
+import pytest
+from google.longrunning import operations_pb2 as lro
+from google.protobuf.message import Message
+
+from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
+from appsupervisor.errors.v1.error_reason_pb2 import ErrorReason
+from appsupervisor.fleet.v1 import fleet_pb2 as fleet
+from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
+from services.control_plane.reconciler import writes
+from services.rpc.errors import CODES
+from tests.unit.control_plane.conftest import Refused, Server
+
+S = grpc.StatusCode
+
+
+def create(app_id: str = "shop", *, request_id: str = "", only: bool = False, **fields: Any) -> Message:
+    app = pb.App(**{"entrypoint": "shop:app", **fields})
+    return pb.CreateAppRequest(app=app, app_id=app_id, request_id=request_id, validate_only=only)
+
+
+def update(
+    name: str = "apps/shop", *, paths: str = "", request: Any = None, **fields: Any
+) -> pb.UpdateAppRequest:
+    made = pb.UpdateAppRequest(app=pb.App(name=name, **fields), **(request or {}))
+    made.update_mask.paths.extend(paths.split())
+    return made
+
+
+def about(operation: lro.Operation) -> pb.OperationMetadata:
+    found = pb.OperationMetadata()
+    assert operation.metadata.Unpack(found)
+    return found
+
+
+def shown(operation: lro.Operation) -> pb.App:
+    found = pb.App()
+    assert operation.response.Unpack(found)
+    return found
+
+
+def get(server: Server, name: str = "apps/shop") -> pb.App:
+    found: pb.App = server("GetApp", pb.GetAppRequest(name=name))
+    return found
+
+
+def delete_now(server: Server, name: str = "apps/shop") -> None:
+    """Take an app out as the reconciler does once nothing of it runs."""
+    uid = get(server, name).uid
+    server.store.write(lambda tx: writes.removed(tx, name, uid)).result(5)
+
+
+def test_every_reason_has_exactly_one_usual_code() -> None:
+    reasons = set(ErrorReason.keys()) - {"ERROR_REASON_UNSPECIFIED"}
+    assert set(CODES) == reasons
+
+
+# Apps
+
+
+def test_create_stores_the_app_and_answers_with_an_operation(server: Server) -> None:
+    operation = server("CreateApp", create(labels={"a": "b"}), x_actor="ci\x07")
+    assert not operation.done
+    assert about(operation).target == "apps/shop"
+    assert about(operation).actor == "ci (ipv4:192.0.2.1:5)"
+    app = get(server)
+    assert (app.state, app.health, app.reconciling, app.generation) == (rt.PENDING, rt.UNKNOWN, True, 1)
+    assert app.environment == "environments/default"
+    assert app.uid
+    assert app.etag
+    assert app.create_time == app.update_time
+    (listed,) = server("ListApps", pb.ListAppsRequest()).apps
+    assert listed == app
+    (event,) = server("ListAppEvents", pb.ListAppEventsRequest(parent="apps/shop")).app_events
+    assert (event.type, event.app_uid, event.operation) == ("Created", app.uid, operation.name)
+
+
+def test_create_tells_every_violation_at_once(refused: Refused) -> None:
+    request = create("Shop", entrypoint="nonsense", display_name="x" * 200, replicas=3, name="apps/other")
+    error = refused("CreateApp", request)
+    assert (error.code, error.info.reason, error.info.domain) == (
+        S.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+        "appsupervisor",
+    )
+    assert error.fields == {"app_id", "app.name", "app.entrypoint", "app.display_name", "app.replicas"}
+
+
+@pytest.mark.parametrize("word", ["admin", "www", "localhost"])
+def test_a_reserved_word_is_no_apps_id_by_any_method(refused: Refused, word: str) -> None:
+    assert refused("CreateApp", create(word)).fields == {"app_id"}
+    request = update(f"apps/{word}", entrypoint="a:b", request={"allow_missing": True})
+    assert refused("UpdateApp", request).fields == {"app.name"}
+
+
+def test_create_refuses_what_is_taken_or_missing(server: Server, refused: Refused) -> None:
+    server("CreateApp", create(domains=["shop.example"]))
+    error = refused("CreateApp", create())
+    assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "APP_ALREADY_EXISTS")
+    assert (error.resource.resource_type, error.resource.resource_name) == ("appsupervisor/App", "apps/shop")
+    error = refused("CreateApp", create("other", domains=["SHOP.example."]))
+    assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "DOMAIN_TAKEN")
+    assert error.info.metadata["domain"] == "shop.example"
+    error = refused("CreateApp", create("other", environment="environments/none"))
+    assert (error.code, error.info.reason) == (S.FAILED_PRECONDITION, "ENVIRONMENT_NOT_FOUND")
+    assert error.precondition.violations[0].type == "ENVIRONMENT_NOT_FOUND"
+    assert error.resource.resource_name == "environments/none"
+    assert refused("GetApp", pb.GetAppRequest(name="apps/other")).code is S.NOT_FOUND
+
+
+METHODS = {
+    "GetApp": pb.GetAppRequest,
+    "DeleteApp": pb.DeleteAppRequest,
+    "StartApp": pb.StartAppRequest,
+    "StopApp": pb.StopAppRequest,
+    "RestartApp": pb.RestartAppRequest,
+}
+
+
+@pytest.mark.parametrize("method", [*METHODS, "UpdateApp", "ListAppEvents"])
+def test_an_app_that_is_not_there_is_not_found_and_a_name_that_is_none_is_told(
+    refused: Refused, method: str
+) -> None:
+    def request(name: str) -> Message:
+        if method == "UpdateApp":
+            return update(name, entrypoint="a:b")
+        if method == "ListAppEvents":
+            return pb.ListAppEventsRequest(parent=name)
+        return METHODS[method](name=name)
+
+    error = refused(method, request("apps/none"))
+    assert (error.code, error.info.reason) == (S.NOT_FOUND, "APP_NOT_FOUND")
+    assert error.resource.resource_name == "apps/none"
+    for name in ("", "apps/", "apps/UPPER", "nodes/x", "apps/a/b"):
+        error = refused(method, request(name))
+        assert (error.code, error.info.reason) == (S.INVALID_ARGUMENT, "INVALID_FIELD")
+        assert error.fields <= {"name", "app.name", "parent"}
+
+
+@pytest.mark.parametrize("method", ["DeleteApp", "StartApp", "StopApp", "RestartApp", "UpdateApp"])
+def test_a_write_under_an_old_etag_is_refused_and_under_the_current_one_carried_out(
+    server: Server, refused: Refused, method: str
+) -> None:
+    server("CreateApp", create())
+    old = get(server).etag
+    server("UpdateApp", update(labels={"a": "1"}))
+
+    def request(etag: str) -> Message:
+        if method == "UpdateApp":
+            return update(etag=etag, labels={"a": "2"})
+        return METHODS[method](name="apps/shop", etag=etag)
+
+    error = refused(method, request(old))
+    assert (error.code, error.info.reason) == (S.ABORTED, "ETAG_MISMATCH")
+    current = get(server).etag
+    assert error.info.metadata["etag"] == current
+    server(method, request(current))
+
+
+def test_update_sets_what_its_mask_names_alone(server: Server, refused: Refused) -> None:
+    server("CreateApp", create(labels={"a": "1"}, env={"A": "1"}))
+    server("UpdateApp", update(paths="labels.b env", labels={"a": "9", "b": "2"}, env={"B": "2"}))
+    app = get(server)
+    assert dict(app.labels) == {"a": "1", "b": "2"}
+    assert dict(app.env) == {"B": "2"}
+    assert app.generation == 2
+    assert refused("UpdateApp", update(paths="nothing")).info.reason == "INVALID_FIELD"
+    error = refused("UpdateApp", update(environment="environments/other"))
+    assert error.fields == {"app.environment"}
+    request = update(paths="database")
+    request.app.database.none.SetInParent()
+    assert refused("UpdateApp", request).fields == {"app.database"}
+
+
+def test_update_with_allow_missing_creates(server: Server) -> None:
+    operation = server("UpdateApp", update(entrypoint="a:b", request={"allow_missing": True}))
+    assert about(operation).verb == "create"
+    assert get(server).generation == 1
+
+
+def test_an_update_that_takes_anothers_domain_changes_nothing(server: Server, refused: Refused) -> None:
+    server("CreateApp", create(domains=["a.example"]))
+    server("CreateApp", create("other"))
+    error = refused("UpdateApp", update("apps/other", domains=["b.example", "a.example"]))
+    assert error.info.reason == "DOMAIN_TAKEN"
+    assert list(get(server, "apps/other").domains) == []
+    server("CreateApp", create("third", domains=["b.example"]))
+
+
+def test_delete_marks_the_app_and_frees_the_name_when_it_is_gone(server: Server, refused: Refused) -> None:
+    server("CreateApp", create(domains=["a.example"]))
+    operation = server("DeleteApp", pb.DeleteAppRequest(name="apps/shop", data_policy=pb.DROP))
+    assert get(server).state == rt.DELETING
+    assert server("DeleteApp", pb.DeleteAppRequest(name="apps/shop")).name == operation.name
+    assert refused("CreateApp", create()).info.reason == "APP_ALREADY_EXISTS"
+    for method in ("StartApp", "StopApp", "RestartApp"):
+        error = refused(method, METHODS[method](name="apps/shop"))
+        assert (error.code, error.info.reason) == (S.FAILED_PRECONDITION, "APP_DELETING")
+        assert error.precondition.violations[0].subject == "apps/shop"
+    delete_now(server)
+    ended = server("GetOperation", lro.GetOperationRequest(name=operation.name))
+    assert ended.done
+    assert shown(ended).name == "apps/shop"
+    server("CreateApp", create(domains=["a.example"]))
+
+
+def test_delete_of_what_is_not_there_can_be_allowed(server: Server) -> None:
+    operation = server("DeleteApp", pb.DeleteAppRequest(name="apps/none", allow_missing=True))
+    assert operation.done
+    assert not operation.HasField("error")
+    server("GetOperation", lro.GetOperationRequest(name=operation.name))
+
+
+def test_an_unknown_data_policy_is_refused(server: Server, refused: Refused) -> None:
+    server("CreateApp", create())
+    error = refused("DeleteApp", pb.DeleteAppRequest(name="apps/shop", data_policy=9))  # type: ignore[arg-type]
+    assert error.fields == {"data_policy"}
+
+
+def test_a_stopped_app_is_not_restarted(server: Server, refused: Refused) -> None:
+    server("CreateApp", create(desired_state=pb.STOPPED))
+    error = refused("RestartApp", pb.RestartAppRequest(name="apps/shop"))
+    assert (error.code, error.info.reason) == (S.FAILED_PRECONDITION, "APP_STOPPED")
+    assert server("StopApp", pb.StopAppRequest(name="apps/shop")).done
+    assert not server("StartApp", pb.StartAppRequest(name="apps/shop")).done
+    assert get(server).state == rt.PENDING
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"filter": "state ="}, "INVALID_FILTER"),
+        ({"filter": "x" * 5000}, "INVALID_FILTER"),
+        ({"order_by": "colour"}, "INVALID_ORDER_BY"),
+        ({"page_token": "x"}, "INVALID_PAGE_TOKEN"),
+        ({"page_size": -1}, "INVALID_FIELD"),
+    ],
+)
+def test_lists_refuse_what_they_cannot_read(refused: Refused, fields: Any, reason: str) -> None:
+    error = refused("ListApps", pb.ListAppsRequest(**fields))
+    assert (error.code, error.info.reason) == (S.INVALID_ARGUMENT, reason)
+
+
+def test_events_come_in_pages_newest_first_and_outlive_the_app(server: Server, refused: Refused) -> None:
+    server("CreateApp", create())
+    for n in range(5):
+        server("UpdateApp", update(labels={"n": str(n)}))
+    request = pb.ListAppEventsRequest(parent="apps/shop", page_size=4)
+    first = server("ListAppEvents", request)
+    second = server(
+        "ListAppEvents",
+        pb.ListAppEventsRequest(parent="apps/shop", page_size=4, page_token=first.next_page_token),
+    )
+    events = [*first.app_events, *second.app_events]
+    assert [e.generation for e in events] == [6, 5, 4, 3, 2, 1]
+    assert second.next_page_token == ""
+    assert refused(
+        "ListAppEvents", pb.ListAppEventsRequest(parent="apps/shop", page_token="x")
+    ).info.reason == ("INVALID_PAGE_TOKEN")
+    server("DeleteApp", pb.DeleteAppRequest(name="apps/shop"))
+    delete_now(server)
+    events = server("ListAppEvents", pb.ListAppEventsRequest(parent="apps/shop")).app_events
+    assert events[0].type == "Deleted"
+
+
+# Requests that are repeated, or only to be validated
+
+IDEMPOTENT = [
+    ("CreateApp", create("other")),
+    ("UpdateApp", update(labels={"a": "b"})),
+    ("StartApp", pb.StartAppRequest(name="apps/shop")),
+    ("StopApp", pb.StopAppRequest(name="apps/shop")),
+    ("RestartApp", pb.RestartAppRequest(name="apps/shop")),
+    ("DeleteApp", pb.DeleteAppRequest(name="apps/shop")),
+    (
+        "CreateEnvironment",
+        fleet.CreateEnvironmentRequest(environment=fleet.Environment(), environment_id="prod"),
+    ),
+]
+
+
+@pytest.mark.parametrize(("method", "request_"), IDEMPOTENT, ids=[method for method, _ in IDEMPOTENT])
+def test_a_repeat_with_a_request_id_returns_the_first_result_and_does_nothing(
+    server: Server, refused: Refused, method: str, request_: Any
+) -> None:
+    server("CreateApp", create())
+    request = type(request_)()
+    request.CopyFrom(request_)
+    request.request_id = "0190-1"
+    first = server(method, request)
+    revision = server.store.mirror.apps.revision
+    assert server(method, request) == first
+    assert server.store.mirror.apps.revision == revision
+    error = refused("CreateApp", create("third", request_id="0190-1"))
+    assert (error.code, error.info.reason) == (S.INVALID_ARGUMENT, "REQUEST_ID_REUSED")
+    for bad in ("x" * 129, "a\nb"):
+        request.request_id = bad
+        assert refused(method, request).fields == {"request_id"}
+
+
+@pytest.mark.parametrize(("method", "request_"), IDEMPOTENT, ids=[method for method, _ in IDEMPOTENT])
+def test_a_request_that_is_only_validated_leaves_no_trace(
+    server: Server, refused: Refused, method: str, request_: Any
+) -> None:
+    server("CreateApp", create())
+    before = get(server)
+    request = type(request_)()
+    request.CopyFrom(request_)
+    request.request_id = "0190-1"
+    request.validate_only = True
+    mirror = server.store.mirror
+    revision = mirror.apps.revision
+    operations = len(mirror.operations)
+    answer = server(method, request)
+    if isinstance(answer, lro.Operation):
+        assert answer.done
+        assert not answer.HasField("error")
+        missing = lro.GetOperationRequest(name=answer.name)
+        assert refused("GetOperation", missing).info.reason == "OPERATION_NOT_FOUND"
+    assert (mirror.apps.revision, len(mirror.operations)) == (revision, operations)
+    assert get(server) == before
+    assert len(server("ListAppEvents", pb.ListAppEventsRequest(parent="apps/shop")).app_events) == 1
+    request.validate_only = False
+    server(method, request)  # nor was the request id taken
+    assert mirror.apps.revision > revision or method == "StartApp"
+
+
+def test_what_is_only_validated_is_refused_as_the_real_request_is(server: Server, refused: Refused) -> None:
+    server("CreateApp", create())
+    assert refused("CreateApp", create(only=True)).info.reason == "APP_ALREADY_EXISTS"
+    assert refused("CreateApp", create("x", only=True, entrypoint="")).info.reason == "INVALID_FIELD"
+
+
+# Environments and nodes
+
+
+def node(incarnation: str = "i1", port: int = 1, **fields: Any) -> fleet.RegisterNodeRequest:
+    told = fleet.Node(
+        address=f"10.0.0.1:{port}", http_address="10.0.0.1:80", incarnation=incarnation, **fields
+    )
+    return fleet.RegisterNodeRequest(parent="environments/default", node_id="n1", node=told)
+
+
+NODE = "environments/default/nodes/n1"
+
+
+def environment(name: str = "prod", **fields: Any) -> fleet.CreateEnvironmentRequest:
+    return fleet.CreateEnvironmentRequest(environment=fleet.Environment(**fields), environment_id=name)
+
+
+def test_environments_are_created_shown_listed_and_deleted(server: Server, refused: Refused) -> None:
+    made = server("CreateEnvironment", environment(display_name="Production"))
+    assert made.name == "environments/prod"
+    assert server("GetEnvironment", fleet.GetEnvironmentRequest(name=made.name)) == made
+    listed = server("ListEnvironments", fleet.ListEnvironmentsRequest(page_size=1))
+    assert [e.name for e in listed.environments] == ["environments/default"]
+    rest = fleet.ListEnvironmentsRequest(page_token=listed.next_page_token)
+    assert [e.name for e in server("ListEnvironments", rest).environments] == [made.name]
+    error = refused("CreateEnvironment", environment())
+    assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "ENVIRONMENT_ALREADY_EXISTS")
+    assert error.resource.resource_type == "appsupervisor/Environment"
+    error = refused("DeleteEnvironment", fleet.DeleteEnvironmentRequest(name=made.name, etag='"old"'))
+    assert (error.code, error.info.reason) == (S.ABORTED, "ETAG_MISMATCH")
+    server("DeleteEnvironment", fleet.DeleteEnvironmentRequest(name=made.name, etag=made.etag))
+    for method, request in (
+        ("GetEnvironment", fleet.GetEnvironmentRequest(name=made.name)),
+        ("DeleteEnvironment", fleet.DeleteEnvironmentRequest(name=made.name)),
+        ("ListNodes", fleet.ListNodesRequest(parent=made.name)),
+    ):
+        error = refused(method, request)
+        assert (error.code, error.info.reason) == (S.NOT_FOUND, "ENVIRONMENT_NOT_FOUND")
+
+
+def test_an_environment_in_use_and_the_default_one_are_not_deleted(
+    server: Server, refused: Refused, heard: set[str]
+) -> None:
+    error = refused("DeleteEnvironment", fleet.DeleteEnvironmentRequest(name="environments/default"))
+    assert (error.code, error.info.reason) == (S.FAILED_PRECONDITION, "ENVIRONMENT_PROTECTED")
+    server("CreateEnvironment", environment())
+    delete = fleet.DeleteEnvironmentRequest(name="environments/prod")
+    server("CreateApp", create(environment="environments/prod"))
+    assert server("GetEnvironment", fleet.GetEnvironmentRequest(name="environments/prod")).app_count == 1
+    error = refused("DeleteEnvironment", delete)
+    assert (error.code, error.info.reason) == (S.FAILED_PRECONDITION, "ENVIRONMENT_NOT_EMPTY")
+    assert error.precondition.violations[0].subject == "environments/prod"
+    server("DeleteApp", pb.DeleteAppRequest(name="apps/shop"))
+    delete_now(server)
+    request = node()
+    request.parent = "environments/prod"
+    server("RegisterNode", request)
+    heard.add("environments/prod/nodes/n1")
+    assert refused("DeleteEnvironment", delete).info.reason == "ENVIRONMENT_NOT_EMPTY"
+    heard.clear()
+    server("DeleteEnvironment", delete)
+    gone = fleet.GetNodeRequest(name="environments/prod/nodes/n1")
+    assert refused("GetNode", gone).info.reason == "NODE_NOT_FOUND"
+
+
+def test_a_node_registers_and_a_repeat_changes_nothing(server: Server) -> None:
+    first = server("RegisterNode", node(labels={"zone": "a"}, state=fleet.Node.READY, app_count=7))
+    assert first.registration_interval.seconds > 0
+    assert (first.node.name, first.node.state, first.node.app_count) == (NODE, fleet.Node.JOINING, 0)
+    assert first.node.state_reason
+    revision = server.store.mirror.nodes.revision
+    assert server("RegisterNode", node(labels={"zone": "a"})) == first
+    assert server.store.mirror.nodes.revision == revision
+    assert server("GetNode", fleet.GetNodeRequest(name=NODE)) == first.node
+    for parent in ("environments/default", "environments/-"):
+        (listed,) = server("ListNodes", fleet.ListNodesRequest(parent=parent)).nodes
+        assert listed == first.node
+
+
+def test_a_node_that_cannot_be_stored_is_told_why(server: Server, refused: Refused, heard: set[str]) -> None:
+    request = node()
+    request.parent = "environments/none"
+    error = refused("RegisterNode", request)
+    assert (error.code, error.info.reason) == (S.NOT_FOUND, "ENVIRONMENT_NOT_FOUND")
+    bad = node("", 0)
+    bad.node_id = "N"
+    bad.node.http_address = "nonsense"
+    error = refused("RegisterNode", bad)
+    assert error.fields == {"node_id", "node.address", "node.http_address", "node.incarnation"}
+    server("RegisterNode", node("i1", 1))
+    heard.add(NODE)
+    error = refused("RegisterNode", node("i2", 2))
+    assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "NODE_NAME_TAKEN")
+    assert (error.resource.resource_type, error.resource.resource_name) == ("appsupervisor/Node", NODE)
+    heard.clear()
+    assert server("RegisterNode", node("i2", 2)).node.incarnation == "i2"
+
+
+# What nobody may see, and what must never break
+
+CANARY = "canary-4711-secret"
+
+
+def test_a_secret_is_in_no_answer_event_operation_error_or_log(
+    server: Server, refused: Refused, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    secret = {"secret_env": {"TOKEN": CANARY}}
+    operation = server("CreateApp", create(**secret))
+    answers: list[Message] = [
+        operation,
+        server("CreateApp", create("only", only=True, **secret)),
+        server("UpdateApp", update(secret_env={"TOKEN": CANARY + "2"}, labels={"a": "b"})),
+        server("UpdateApp", update(paths="secret_env", secret_env={"OTHER": CANARY})),
+        server("RestartApp", pb.RestartAppRequest(name="apps/shop")),
+        server("StopApp", pb.StopAppRequest(name="apps/shop")),
+        get(server),
+        server("ListApps", pb.ListAppsRequest()),
+        server("ListAppEvents", pb.ListAppEventsRequest(parent="apps/shop")),
+        server("ListOperations", lro.ListOperationsRequest()),
+    ]
+    errors = [
+        refused("CreateApp", create(**secret)),
+        refused("CreateApp", create("x", secret_env={"1 bad": CANARY})),
+        refused("CreateApp", create("x", secret_env={"A": CANARY + "\0"})),
+        refused("CreateApp", create("x", secret_env={"A": CANARY}, env={"A": "b"})),
+        refused("CreateApp", create("x", secret_env={f"K{n}": CANARY for n in range(300)})),
+        refused("CreateApp", create("x", secret_env={"A": CANARY * 9000})),
+        refused("UpdateApp", update(secret_env={"1": CANARY})),
+        refused("UpdateApp", update(paths=f"secret_env.{CANARY.replace('-', '_')}.x")),
+        refused("ListApps", pb.ListAppsRequest(filter=f'secret_env.TOKEN = "{CANARY}"')),
+    ]
+    for answer in answers:
+        assert CANARY.encode() not in answer.SerializeToString()
+    for error in errors[:-2]:
+        assert CANARY not in error.message
+        assert CANARY.encode() not in error.status.SerializeToString()
+    assert CANARY not in caplog.text
+    assert CANARY not in repr([record.__dict__ for record in caplog.records])
+
+
+def test_an_unexpected_fault_is_answered_with_a_fixed_sentence_and_an_id(
+    server: Server, refused: Refused, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("the inside of things")
+
+    monkeypatch.setattr(type(server.store), "events", broken)
+    error = refused("ListAppEvents", pb.ListAppEventsRequest(parent="apps/shop"))
+    assert (error.code, error.info.reason) == (S.INTERNAL, "INTERNAL")
+    assert "inside" not in error.message
+    assert error.info.metadata["request_id"] in error.message
+    assert error.info.metadata["request_id"] in caplog.text
+
+
+def test_a_store_that_is_closed_is_told_as_a_shutdown_that_a_retry_survives(
+    server: Server, refused: Refused
+) -> None:
+    server.store.close()
+    error = refused("CreateApp", create())
+    assert (error.code, error.info.reason) == (S.UNAVAILABLE, "SHUTTING_DOWN")
+    assert error.retry.retry_delay.seconds >= 1
