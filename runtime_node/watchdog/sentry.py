@@ -25,8 +25,10 @@ LATE = 150_000_000
 """Nanoseconds without a beat after which the interpreter stands still; a beat comes each 50 ms."""
 SAMPLE = 0.03
 BUSY = 0.25
-"""Part of the sample for which a thread must have run on a CPU to be the one that keeps the lock: threads that
-wait for it wake now and then, and on a loaded machine the one that has it does not get a CPU all the time."""
+"""Part of the sample for which a thread must have run to be the one that keeps the lock.
+
+Those that wait for it wake now and then; on a loaded machine the one that has it has no CPU all the time.
+"""
 _IDLE = (
     "futex",
     "epoll",

@@ -73,6 +73,8 @@ async def _do(query):
             await asyncio.to_thread(_hold, seconds)
         case "compute":
             sum(range(int(query["count"])))
+        case "segfault":
+            ctypes.string_at(0)
         case "thread":
             await asyncio.to_thread(time.sleep, seconds)
         case "task":
