@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,8 @@ from runtime_node.observation import Observation
 from runtime_node.registration import Registration
 from runtime_node.servicer import RuntimeServicer
 from runtime_node.settings import Address, NodeSettings
+from runtime_node.watchdog import Watchdog, waits
+from runtime_node.watchdog.holds import HoldWatch
 from services.rpc.metrics import MetricsListener
 from services.rpc.server import RpcServer, Service
 
@@ -106,6 +109,10 @@ class Node:
             stack.push_async_callback(_quietly, "logs", observed.logs.close)
             # 3. The front: the listener's loop, which SHARED apps run on too.
             isolation.install()
+            waits.install()
+            watchdog = Watchdog(HoldWatch() if self._owns_process else None)
+            stack.push_async_callback(asyncio.to_thread, watchdog.close)
+            watchdog.start()
             router = Router(settings.base_domain)
             self.front = front = HttpFront(
                 settings.http_listen.host, settings.http_listen.port, router,
@@ -115,6 +122,8 @@ class Node:
             isolation.guard_loop(front.loop)
             stack.push_async_callback(_quietly, "front", lambda: front.stop(RPC_GRACE))
             self.http = Address(settings.http_listen.host, (await front.start())[1])
+            watchdog.watch(front.loop)
+            stack.callback(watchdog.unwatch, front.loop)
             # 4. The lanes.
             loader = Loader(settings.app_dirs)
             stack.callback(loader.close)
@@ -122,7 +131,7 @@ class Node:
             if self._owns_process:
                 collector.install()
                 stack.callback(collector.uninstall)
-            lanes = self._lanes(front, loader, collector)
+            lanes = self._lanes(front, loader, collector, watchdog)
             for lane in lanes.values():
                 stack.push_async_callback(_quietly, "lane", lane.close)
             # 5. The core.
@@ -136,9 +145,12 @@ class Node:
             stack.push_async_callback(_quietly, "probes", probes.close)
             self.host.conductor = Conductor(
                 lanes=Lanes(lanes, loader), databases=databases, slots=StartSlots(settings.concurrent_starts),
-                probes=probes,
+                probes=probes, watchdog=watchdog,
                 hooks=Hooks(self.host.changed, self.host.gone, self.host.serving, collector.started),
             )  # fmt: skip
+            watchdog.on_unclaimed = partial(
+                self.host.conductor.blame, lambda: list(self.host.running.values())
+            )
             self.sweeps = sweeps = Sweeps(
                 self.host, self.host.conductor, figures,
                 memory=self.memory, memory_budget=settings.memory_budget_bytes,
@@ -189,14 +201,16 @@ class Node:
         self.feed.close()
         self.observation.close_streams()
 
-    def _lanes(self, front: HttpFront, loader: Loader, collector: GCPolicy) -> dict[Tier, Lane]:
+    def _lanes(
+        self, front: HttpFront, loader: Loader, collector: GCPolicy, watchdog: Watchdog
+    ) -> dict[Tier, Lane]:
         def released(instance: str, suspects: Sequence[Canary]) -> None:
             collector.stopped(freed=not suspects, instance=instance, suspects=suspects)
 
         lanes: dict[Tier, Lane] = {}
         shared = SharedLane(loader, front.loop, LoopLag(front.loop).read, released)
         lanes[shared.tier] = shared
-        thread = ThreadLane(loader, front.loop, released)
+        thread = ThreadLane(loader, front.loop, released, watchdog)
         lanes[thread.tier] = thread
         if self._zygote is not None:
             process = ProcessLane(self._zygote, self.observation.logs.output)

@@ -1,14 +1,8 @@
-"""The exception that interrupts a request; which instance a request serves is `isolation.current`'s."""
+"""Which instance a request serves, and the exception that interrupts it; both are made elsewhere."""
 
 from __future__ import annotations
 
 from runtime_node.isolation.current import CURRENT_INSTANCE
+from runtime_node.watchdog.interruption import RequestInterrupted, interruption_point, is_interruption
 
-__all__ = ["CURRENT_INSTANCE", "RequestInterrupted"]
-
-
-class RequestInterrupted(BaseException):
-    """Raised inside a request's code to break it off: it is answered 504 `APP_BLOCKED_LOOP`.
-
-    Not an Exception, so that an app's `except Exception` does not swallow it.
-    """
+__all__ = ["CURRENT_INSTANCE", "RequestInterrupted", "interruption_point", "is_interruption"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from uvicorn.protocols.utils import ClientDisconnected
 
-from runtime_node.http.current import RequestInterrupted
+from runtime_node.http.current import interruption_point, is_interruption
 from runtime_node.http.gate import Gate
 from runtime_node.http.problems import (
     APP_BAD_RESPONSE,
@@ -193,18 +193,20 @@ class Exchange:
         self._began = True
         try:
             await asgi(self.scope, self.receive, self.send)
+            interruption_point()
         except asyncio.CancelledError:
             if not self.complete and not self.gone:
                 self._fail(INSTANCE_STOPPING)
             raise
         except BadResponseError as error:
             self._fault(error, APP_BAD_RESPONSE)
-        except RequestInterrupted:
-            self._fail(APP_BLOCKED_LOOP)
         except SupervisorError as error:
             self._fail(problem_of(error))
         except BaseException as error:  # noqa: BLE001 - even SystemExit of an app must not reach the loop
-            self._fault(error, APP_RAISED)
+            if is_interruption(error):
+                self._fail(APP_BLOCKED_LOOP)
+            else:
+                self._fault(error, APP_RAISED)
         else:
             if not self.complete and not self.gone:
                 self._fault(None, APP_NO_RESPONSE)

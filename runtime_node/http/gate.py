@@ -6,6 +6,7 @@ Knows requests only through `Passage`; how bytes come and go is the protocol's b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -18,10 +19,13 @@ from runtime_node.http.faults import FaultTeller
 from runtime_node.http.figures import GateFigures, Latencies
 from runtime_node.http.limits import DEFAULT_GATE_LIMITS, GateLimits
 from runtime_node.http.passage import Passage
-from runtime_node.http.problems import INSTANCE_STOPPING, QUEUE_FULL, Problem
+from runtime_node.http.problems import APP_BLOCKED_LOOP, INSTANCE_STOPPING, QUEUE_FULL, Problem
 from runtime_node.lanes.lane import ASGIApp
 
 _logger = logging.getLogger(__name__)
+
+SLOW_SECONDS = 0.2
+"""Requests that take longer are remembered one at a time."""
 
 _UNWIND_TIME = 1.0
 _BLOCKED_TIME = 1.0
@@ -65,7 +69,7 @@ class Gate:
         "_context", "_disconnects", "_door", "_errors", "_faults", "_idle",
         "_in_flight", "_last_time", "_latencies", "_loop", "_on_fault",
         "_queue", "_requests", "_running", "_shed", "_teller", "_timeouts", "_too_large", "_websockets",
-        "limits", "name",
+        "last_slow", "limits", "name",
     )  # fmt: skip
 
     def __init__(
@@ -76,6 +80,8 @@ class Gate:
     ) -> None:
         self.name = name
         self.limits = limits
+        self.last_slow = (0.0, 0.0)
+        """When the last slow request was answered, in monotonic seconds, and how long it had taken."""
         self._on_fault = on_fault
         self._door = _Door(problem=INSTANCE_STOPPING)
         # A dormant app costs next to nothing: the rest is made with the first request.
@@ -277,7 +283,10 @@ class Gate:
         latencies = self._latencies
         if latencies is None:
             self._latencies = latencies = Latencies(passage.admitted_at)
-        latencies.add(now, now - passage.admitted_at)
+        took = now - passage.admitted_at
+        latencies.add(now, took)
+        if took > SLOW_SECONDS:
+            self.last_slow = (now, took)
         if self._queue:
             self._apply()
 
@@ -313,6 +322,19 @@ class Gate:
             if self._teller is None:
                 self._teller = FaultTeller(self.name, self._on_fault)
             self._teller.tell(error, what)
+
+    def reconcile(self) -> None:
+        """End what an interruption left behind: it may have come after the app, in the node's own code."""
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # closed: nothing is left
+                loop.call_soon_threadsafe(self._reconcile)
+
+    def _reconcile(self) -> None:
+        for passage in [p for p in self._running if p.task is not None and p.task.done()]:
+            passage.cut(APP_BLOCKED_LOOP)
+            if passage in self._running:
+                self.ended(passage)
 
     # --- draining, on the front loop ---
 

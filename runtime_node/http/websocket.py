@@ -12,7 +12,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.datastructures import Headers
 from websockets.http11 import Request
 
-from runtime_node.http.current import RequestInterrupted
+from runtime_node.http.current import interruption_point, is_interruption
 from runtime_node.http.gate import Gate
 from runtime_node.http.problems import (
     APP_BLOCKED_LOOP,
@@ -176,18 +176,20 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
         self.began = True
         try:
             await asgi(cast("Scope", self.scope), self.receive, self.send)  # type: ignore[arg-type]
+            interruption_point()
         except asyncio.CancelledError:
             self._fail(INSTANCE_STOPPING)
             raise
         except ClientDisconnected:
             pass
-        except RequestInterrupted:
-            self._fail(APP_BLOCKED_LOOP)
         except SupervisorError as error:
             self._fail(Problem(503, error.reason, error.message, retry_after=error.retry_after))
         except BaseException as error:  # noqa: BLE001 - even SystemExit of an app must not reach the loop
-            self.gate.fault(error, APP_RAISED.detail)
-            self._fail(APP_RAISED)
+            if is_interruption(error):
+                self._fail(APP_BLOCKED_LOOP)
+            else:
+                self.gate.fault(error, APP_RAISED.detail)
+                self._fail(APP_RAISED)
         else:
             if not self.handshake_complete and not self.close_sent:
                 self.gate.fault(None, APP_NO_RESPONSE.detail + " It left a WebSocket handshake unanswered.")

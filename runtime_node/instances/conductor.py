@@ -6,18 +6,16 @@ Runs on the control loop. Per instance at most one task is under way, and none w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import (
-    BlockAction,
-    IsolationTier,
-    State,
-)
+from appsupervisor.runtime.v1.runtime_environment_pb2 import IsolationTier, State
+from runtime_node.instances.blocks import Blocks
 from runtime_node.instances.contexts import app_context
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.failures import Failures, wait
@@ -26,7 +24,6 @@ from runtime_node.instances.record import (
     BACKING_OFF,
     BLOCKED_LOOP,
     CRASH_LOOP,
-    DEMOTED,
     LEAKED,
     Instance,
     Life,
@@ -36,16 +33,14 @@ from runtime_node.instances.slots import StartSlots
 from runtime_node.instances.states import Event
 from runtime_node.instances.terms import limit_terms, probe_terms
 from runtime_node.instances.transitions import Hooks, Transitions
-from runtime_node.lanes.choice import Lanes, stricter
+from runtime_node.lanes.choice import Lanes
 from runtime_node.lanes.lane import Launch, RunningApp, StopReport
+from runtime_node.watchdog import Block, Stage, Watchdog
 from services.rpc.errors import SupervisorError
 
 log = logging.getLogger("runtime_node.instances")
 
 MAX_LEAK_TEXT = 2000
-
-BLOCKS, BLOCK_PERIOD = 3, 60.0
-"""So many blocks of its loop within so many seconds make an app a repeat offender."""
 
 _CLOSE_SECONDS = 1.0
 """What a WebSocket's client gets to answer the close."""
@@ -65,6 +60,7 @@ class Conductor:
         slots: StartSlots,
         probes: Probes,
         hooks: Hooks,
+        watchdog: Watchdog,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         uniform: Callable[[float, float], float] = random.uniform,
@@ -80,6 +76,10 @@ class Conductor:
         self._failures = Failures(
             self._transitions, retry=self._retry, clock=clock, wall=wall, uniform=uniform
         )
+        self._blocks = Blocks(
+            self._transitions, watchdog, has_tier=lanes.has, fail=self._stopped_for_blocking,
+            start_over=partial(self._start_over, event=Event.RESTART), clock=clock, wall=wall,
+        )  # fmt: skip
         self._loop = asyncio.get_running_loop()
         self._numbers = 0
 
@@ -172,6 +172,8 @@ class Conductor:
         fault = None if life.work.cancelled() else life.work.exception()
         if fault is None and not life.work.cancelled():
             life.running = life.work.result()
+        else:
+            self._blocks.leave(instance, life)
         if life.aborted:
             return
         instance.task = instance.coming = None
@@ -212,6 +214,7 @@ class Conductor:
                 directory, url = await asyncio.to_thread(self._databases.provide, spec)
                 lane = await self._lanes.choose(spec, floor)
                 life.tier = lane.tier
+                self._blocks.enter(instance, life)
                 launch = Launch(
                     spec=spec,
                     context=app_context(spec, directory, url),
@@ -229,6 +232,7 @@ class Conductor:
     def _ready(self, instance: Instance, life: Life, running: RunningApp) -> None:
         now = self._wall()
         life.ready = self._clock()
+        self._blocks.ready(life)
         instance.past().ready_time = now
         instance.clear_condition(BACKING_OFF, "Started", "It has started.", now)
         instance.clear_condition(BLOCKED_LOOP, "Started", "It has started afresh.", now)
@@ -276,49 +280,18 @@ class Conductor:
 
     def _blocked(self, instance: Instance, number: int, stack: str, blocked: float) -> None:
         life = instance.life
-        if life is None or life.number != number or instance.state != State.RUNNING:
-            return
-        past = instance.past()
-        now = self._clock()
-        past.rescue_count += 1
-        past.blocks = [when for when in past.blocks if when > now - BLOCK_PERIOD] + [now]
-        error = SupervisorError(
-            "APP_BLOCKED_LOOP",
-            f"It blocked its event loop for {blocked:.2f} s.",
-            metadata={"detail": stack},
-        )
-        past.last_error = error_message(error, self._wall())
-        instance.set_condition(BLOCKED_LOOP, True, error.reason, error.message, self._wall())
-        self._transitions.log(instance, "blocked", level=logging.WARNING, seconds=f"{blocked:.2f}")
-        action = limit_terms(life.spec).block_action
-        repeated = len(past.blocks) >= BLOCKS and instance.task is None
-        if repeated and action == BlockAction.STOP:
-            past.blocks.clear()
-            self._release(instance, life)
-            self._transitions.move(instance, Event.CRASH, reason=error.reason, message=error.message)
-            close = partial(instance.gate.close, error.reason, detail=error.message)
-            self._transitions.shut(instance, close)
-        elif repeated and action == BlockAction.DEMOTE and self._demote(instance, life):
-            return
-        else:
-            self._transitions.reassess(instance, tell=True)
+        if life is not None and life.number == number:
+            self._blocks.told(instance, life, Block(Stage.BEGUN, blocked, stack))
 
-    def _demote(self, instance: Instance, life: Life) -> bool:
-        """Move a repeat offender to the next stricter tier; return whether there is one."""
-        tier = stricter(life.tier)
-        if tier is None or not self._lanes.has(tier):
-            return False
-        past = instance.past()
-        past.tier_floor = tier
-        past.blocks.clear()
-        past.restart_count += 1
-        text = (
-            f"It blocked its event loop {BLOCKS} times within {BLOCK_PERIOD:g} s and runs in a stricter tier."
-        )
-        instance.set_condition(DEMOTED, True, "APP_BLOCKED_LOOP", text, self._wall())
-        self._transitions.log(instance, "demoted", level=logging.WARNING, tier=IsolationTier.Name(tier))
-        self._start_over(instance, Event.RESTART)
-        return True
+    def blame(self, instances: Callable[[], Iterable[Instance]], block: Block) -> None:
+        """Somebody on the shared loop held the interpreter's lock. May be called from any thread."""
+        with contextlib.suppress(RuntimeError):  # the node has ended meanwhile
+            self._loop.call_soon_threadsafe(lambda: self._blocks.blame(instances(), block))
+
+    def _stopped_for_blocking(self, instance: Instance, life: Life, error: SupervisorError) -> None:
+        self._release(instance, life)
+        self._transitions.move(instance, Event.CRASH, reason=error.reason, message=error.message)
+        self._transitions.shut(instance, partial(instance.gate.close, error.reason, detail=error.message))
 
     # --- starting over, dormancy, stopping ---
 
@@ -386,6 +359,7 @@ class Conductor:
             report = StopReport(
                 error=SupervisorError("INTERNAL", f"The node failed at it: {type(fault).__name__}.")
             )
+        self._blocks.leave(instance, life)
         self._record_stop(instance, report, cut)
 
     def _record_stop(self, instance: Instance, report: StopReport, cut: int) -> None:

@@ -17,6 +17,7 @@ from runtime_node.instances.record import Instance, Life
 from runtime_node.instances.terms import ProbeTerms
 from runtime_node.lanes.hop import run_on
 from runtime_node.lanes.lane import ASGIApp, Message, Scope
+from runtime_node.watchdog.interruption import RequestInterrupted
 
 MAX_CONCURRENT = 32
 _LATE = 1.0
@@ -176,6 +177,8 @@ async def ask(asgi: ASGIApp, path: str, host: str, timeout: float) -> str | None
     except TimeoutError:
         if not complete:
             return f"no answer within {timeout:g} s"
+    except RequestInterrupted:
+        return "it blocked its event loop"
     except Exception as fault:  # noqa: BLE001 - whatever the app raises is its answer
         if not complete:
             return f"it raised {type(fault).__name__}"

@@ -23,6 +23,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
 )
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from runtime_node.http.figures import GateFigures
+from runtime_node.instances.offences import Offences
 from runtime_node.instances.rules import app_id
 from runtime_node.instances.states import StateValue
 from runtime_node.instances.supervision import RestartHistory
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from runtime_node.instances.probes import Probe
     from runtime_node.instances.slots import Slot
     from runtime_node.lanes.lane import RunningApp, Usage
+    from runtime_node.watchdog import Terms
 
 NO_FIGURES = GateFigures()
 MAX_DETAIL_BYTES = 16 * 1024
@@ -105,6 +107,8 @@ class Life:
     probe: Probe | None = None
     base: GateFigures = NO_FIGURES
     """What its gate had counted before this life."""
+    blocking: Terms | None = None
+    """How much it may block, in the tiers that the watchdog watches."""
     told: tuple[GateFigures, Usage] | None = None
     """What its figures were last made of."""
     wanted: bool = False
@@ -126,8 +130,9 @@ class History:
     last_request_id: str = ""
     tier_floor: IsolationTier.ValueType = IsolationTier.ISOLATION_TIER_UNSPECIFIED
     """The loosest tier still allowed, after a demotion."""
-    blocks: list[float] = field(default_factory=list)
-    """Monotonic times of recent blocks of its loop."""
+    offences: Offences = field(default_factory=Offences)
+    quiet: asyncio.TimerHandle | None = None
+    """Looks whether it has blocked again."""
     figures: InstanceFigures | None = None
     retry: asyncio.TimerHandle | None = None
 

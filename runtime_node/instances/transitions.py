@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Health, State
-from runtime_node.instances.record import BLOCKED_LOOP, LEAKED, Instance
+from runtime_node.instances.record import BLOCKED_LOOP, DEMOTED, LEAKED, Instance
 from runtime_node.instances.states import Event, advance
 
 log = logging.getLogger("runtime_node.instances")
@@ -94,6 +94,6 @@ def health_of(instance: Instance) -> Health.ValueType:
         return Health.UNKNOWN
     probe = instance.life.probe
     health = Health.HEALTHY if probe is None else probe.health
-    if health == Health.HEALTHY and (instance.holds(BLOCKED_LOOP) or instance.holds(LEAKED)):
+    if health == Health.HEALTHY and any(map(instance.holds, (BLOCKED_LOOP, DEMOTED, LEAKED))):
         return Health.DEGRADED
     return health

@@ -13,14 +13,6 @@ from services.rpc.errors import SupervisorError
 
 Tier: TypeAlias = IsolationTier.ValueType
 
-_ORDER: tuple[Tier, ...] = (IsolationTier.SHARED, IsolationTier.THREAD, IsolationTier.PROCESS)
-
-
-def stricter(tier: Tier) -> Tier | None:
-    """Return the next stricter tier, or None after the last."""
-    index = _ORDER.index(tier) + 1
-    return _ORDER[index] if index < len(_ORDER) else None
-
 
 class Lanes:
     """The lanes of this node, by tier."""

@@ -7,6 +7,9 @@ import contextvars
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from runtime_node.loader.failures import failure
+from runtime_node.watchdog.interruption import is_interruption
+
 T = TypeVar("T")
 
 CANCEL_PATIENCE = 5.0
@@ -21,7 +24,7 @@ async def run_on(
     """Return what `work` returns or raise what it raises, run as a task of `loop`.
 
     Cancelling the caller cancels the work and waits for its end, at most CANCEL_PATIENCE seconds.
-    Raises RuntimeError when `loop` is closed.
+    Raises RuntimeError when `loop` is closed, SupervisorError APP_BLOCKED_LOOP when it was interrupted.
     """
     home = asyncio.get_running_loop()
     if loop is home:
@@ -61,4 +64,7 @@ async def run_on(
         if done.done() and not done.result().cancelled():
             done.result().exception()  # seen: the caller asked for none of it
         raise
+    fault = None if done.result().cancelled() else done.result().exception()
+    if is_interruption(fault):
+        raise failure("APP_BLOCKED_LOOP", "The app blocked its event loop and was interrupted.", fault)
     return done.result().result()

@@ -13,6 +13,7 @@ from typing import Any
 
 from runtime_node.lanes.lane import ASGIApp, Message
 from runtime_node.loader.failures import failure, one_line
+from runtime_node.watchdog.interruption import is_interruption
 from services.rpc.errors import SupervisorError
 
 CANCEL_GRACE = 1.0
@@ -83,6 +84,9 @@ class Lifespan:
             self._task.add_done_callback(self._ended_early)
             return
         fault = await self._end(CANCEL_GRACE)
+        if is_interruption(fault):
+            text = "The app's startup blocked its event loop and was interrupted."
+            raise failure("APP_BLOCKED_LOOP", text, fault, secrets=self._secrets)
         if self._phase is _Phase.FRESH or (self._failure is None and fault is None):
             # It raised before it looked at a single message, or just returned: it knows no lifespan.
             self._phase = _Phase.UNSUPPORTED

@@ -26,6 +26,7 @@ from runtime_node.lanes.lane import ASGIApp, Launch, RunningApp, StopReport, Usa
 from runtime_node.lanes.lifespan import CANCEL_GRACE, Lifespan
 from runtime_node.lanes.shared import Released, context_of, end_tasks, lifespan_of, load, release
 from runtime_node.loader import LoadedCode, Loader
+from runtime_node.watchdog import Watchdog
 from services.rpc.errors import SupervisorError
 
 log = logging.getLogger("runtime_node.lanes")
@@ -39,8 +40,9 @@ JOIN_SECONDS = 1.0
 class AppThread:
     """A thread with a loop of its own, for one instance."""
 
-    def __init__(self, instance: str) -> None:
+    def __init__(self, instance: str, watchdog: Watchdog) -> None:
         self._instance = instance
+        self._watchdog = watchdog
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
         self._stop = self.loop.stop
         attach(self.loop)
@@ -53,6 +55,7 @@ class AppThread:
         """Start the thread. Raises RuntimeError when the machine has none to give."""
         try:
             self._thread.start()
+            self._watchdog.watch(self.loop, self._instance)
         except RuntimeError:
             self.loop.close()
             raise
@@ -65,6 +68,7 @@ class AppThread:
             except BaseException:  # SystemExit and the like of an app's callback end nothing but that
                 facts = {"action": "thread.interrupted", "instance": self._instance}
                 log.warning("an app's code raised through its loop", exc_info=True, extra=facts)
+        self._watchdog.unwatch(self.loop)
         self._cpu_seconds = time.thread_time()
         with contextlib.suppress(Exception):
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
@@ -113,7 +117,7 @@ class ThreadApp:
         self._lane = lane
         self._launch = launch
         self._code = code
-        self._thread = AppThread(launch.spec.name)
+        self._thread = AppThread(launch.spec.name, lane.watchdog)
         self._lag = LoopLag(self._thread.loop)
         self._lifespan: Lifespan | None = None
         self._bridge: Bridge | None = None
@@ -171,10 +175,13 @@ class ThreadLane:
 
     tier: IsolationTier.ValueType = IsolationTier.THREAD
 
-    def __init__(self, loader: Loader, front: asyncio.AbstractEventLoop, released: Released) -> None:
+    def __init__(
+        self, loader: Loader, front: asyncio.AbstractEventLoop, released: Released, watchdog: Watchdog
+    ) -> None:
         self._loader = loader
         self.front = front
         self.released = released
+        self.watchdog = watchdog
 
     async def start(self, launch: Launch) -> RunningApp:
         """Load the code on a thread, then build and start the app on a loop of its own."""

@@ -15,6 +15,7 @@ from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Condition,
     Health,
+    Instance,
     RuntimeStatus,
     State,
 )
@@ -142,6 +143,7 @@ def _tell(tx: Transaction, before: AppRecord, after: AppRecord) -> None:
             reason=ready.reason,
             message=f"{Health.Name(old.health)} to {Health.Name(new.health)}. {ready.message}".strip(),
         )
+    _tell_blocks(tx, after, old, new)
     updated = _condition(new, "Updated")
     if updated.status == Condition.FALSE and _condition(old, "Updated") != updated:
         culprit = next((i for i in new.instances if i.state == State.FAILED), None)
@@ -155,6 +157,40 @@ def _tell(tx: Transaction, before: AppRecord, after: AppRecord) -> None:
             detail=culprit.last_error.detail if culprit else "",
             instance=culprit.name if culprit else "",
         )
+
+
+def _tell_blocks(tx: Transaction, record: AppRecord, old: App, new: App) -> None:
+    """Append blocked event loops and their consequences, which instances tell as errors and conditions."""
+    known = {instance.name: instance for instance in old.instances}
+    for instance in new.instances:
+        before = known.get(instance.name, Instance())
+        error = instance.last_error
+        if error.reason == "APP_BLOCKED_LOOP" and error != before.last_error:
+            add_event(
+                tx,
+                record,
+                "LoopBlocked",
+                actor=SYSTEM,
+                reason=error.reason,
+                message=error.message,
+                detail=error.detail,
+                instance=instance.name,
+            )
+        demoted = _of_instance(instance, "Demoted")
+        if demoted.status == Condition.TRUE and demoted != _of_instance(before, "Demoted"):
+            add_event(
+                tx,
+                record,
+                "Demoted",
+                actor=SYSTEM,
+                reason=demoted.reason,
+                message=demoted.message,
+                instance=instance.name,
+            )
+
+
+def _of_instance(instance: Instance, kind: str) -> Condition:
+    return next((c for c in instance.conditions if c.type == kind), Condition())
 
 
 def _condition(status: App, kind: str) -> Condition:

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Health, InstanceSpec, IsolationTier, State
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Health, InstanceSpec, State
 from runtime_node.instances.contexts import app_context
 from runtime_node.instances.dormancy import Candidate, evicted, expired
 from runtime_node.instances.probes import Probe
@@ -16,7 +16,6 @@ from runtime_node.instances.record import MAX_DETAIL_BYTES, trim_detail
 from runtime_node.instances.routes import serving
 from runtime_node.instances.slots import StartSlots
 from runtime_node.instances.terms import ProbeTerms
-from runtime_node.lanes.choice import stricter
 
 # --- routes ---
 
@@ -168,12 +167,6 @@ async def test_a_waiter_that_is_cancelled_just_when_its_turn_comes_passes_it_on(
 
 
 # --- tiers ---
-
-
-def test_tiers_get_stricter_up_to_a_process() -> None:
-    assert stricter(IsolationTier.SHARED) == IsolationTier.THREAD
-    assert stricter(IsolationTier.THREAD) == IsolationTier.PROCESS
-    assert stricter(IsolationTier.PROCESS) is None
 
 
 # --- details and contexts ---

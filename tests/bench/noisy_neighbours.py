@@ -1,0 +1,219 @@
+"""What an app that blocks, computes, holds the interpreter's lock or crashes costs its neighbours' requests.
+
+Run `python -m tests.bench.noisy_neighbours [--quick]`. One node process, two neighbours in the SHARED tier at a
+steady rate, one kind of hog after the other; the first row, without any, is what the others are compared with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
+from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentStub
+
+ROOT = Path(__file__).resolve().parents[2]
+RATE = 200
+"""Requests a second to each neighbour, sent on time whether or not earlier ones were answered."""
+NEIGHBOURS = ("one", "two")
+BUDGET = pb.Limits().block_budget
+BUDGET.FromMilliseconds(1000)
+LONG = pb.Limits().block_budget
+LONG.FromMilliseconds(60_000)
+
+
+@dataclass
+class Row:
+    """The neighbours' latency beside one kind of hog."""
+
+    name: str
+    latencies: list[float]
+    failed: int
+    note: str = ""
+
+    def at(self, part: float) -> float:
+        """Return a quantile in milliseconds."""
+        ordered = sorted(self.latencies)
+        return ordered[min(len(ordered) - 1, int(len(ordered) * part))] * 1000
+
+
+class Bench:
+    """A node process and what is asked of it."""
+
+    def __init__(self, stub: Any, host: str, port: int, seconds: float) -> None:
+        self.stub = stub
+        self.host, self.port = host, port
+        self.seconds = seconds
+
+    async def start(self, app: str, entrypoint: str, tier: int, **limits: Any) -> None:
+        """Start an app and wait until it runs."""
+        spec = pb.InstanceSpec(
+            name=f"apps/{app}/instances/x", app_uid=app, generation=1, epoch=1, entrypoint=entrypoint,
+            isolation=tier, limits=pb.Limits(**limits),  # type: ignore[arg-type]
+        )  # fmt: skip
+        spec.restart_policy.min_backoff.FromMilliseconds(10)
+        spec.restart_policy.max_backoff.FromMilliseconds(20)
+        spec.restart_policy.max_restarts = 1000
+        await self.stub.StartInstance(pb.StartInstanceRequest(spec=spec))
+        while (await self.get(app)).state != pb.RUNNING:
+            await asyncio.sleep(0.02)
+
+    async def get(self, app: str) -> pb.Instance:
+        """Return an app's instance."""
+        return await self.stub.GetInstance(pb.GetInstanceRequest(name=f"apps/{app}/instances/x"))
+
+    async def stop(self, app: str) -> None:
+        """Stop an app and wait until it is gone."""
+        await self.stub.StopInstance(pb.StopInstanceRequest(name=f"apps/{app}/instances/x", epoch=1))
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            while True:
+                await self.get(app)
+                await asyncio.sleep(0.05)
+
+    async def ask(self, app: str, path: str = "/") -> int:
+        """Send one request on a connection of its own; return the status, 0 for none."""
+        try:
+            reader, writer = await asyncio.open_connection(self.host, self.port)
+        except OSError:
+            return 0
+        try:
+            writer.write(
+                f"GET {path} HTTP/1.1\r\nHost: x\r\nX-App: {app}\r\nConnection: close\r\n\r\n".encode()
+            )
+            answer = await reader.read()
+            return int(answer.split(maxsplit=2)[1])
+        except (OSError, IndexError, ValueError):
+            return 0
+        finally:
+            writer.close()
+
+    async def measure(self, name: str, note: str = "") -> Row:
+        """Send the neighbours their requests for a while."""
+        row = Row(name, [], 0, note)
+        interval = 1 / (RATE * len(NEIGHBOURS))
+        began = time.perf_counter()
+        tasks = []
+        for number in range(int(self.seconds / interval)):
+            due = began + number * interval
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            tasks.append(asyncio.create_task(self._one(NEIGHBOURS[number % 2], due, row)))
+        await asyncio.gather(*tasks)
+        return row
+
+    async def _one(self, app: str, due: float, row: Row) -> None:
+        status = await self.ask(app)
+        # From when it was due: a stall counts for all that would have come meanwhile.
+        row.latencies.append(time.perf_counter() - due)
+        row.failed += status != 200
+
+    @asynccontextmanager
+    async def asking(self, app: str, path: str, *, pause: float = 0.0) -> AsyncIterator[None]:
+        """Ask a hog for its mischief again and again meanwhile."""
+
+        async def again() -> None:
+            while True:
+                await self.ask(app, path)
+                await asyncio.sleep(pause or 0.001)
+
+        task = asyncio.create_task(again())
+        await asyncio.sleep(0.2)
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait({task})
+
+    async def run(self) -> list[Row]:
+        """Measure beside each kind of hog."""
+        for app in NEIGHBOURS:
+            await self.start(app, "behaviours:ready", pb.SHARED)
+        await self.measure("warm-up")
+        rows = [await self.measure("no hog")]
+        hog = "blockers:asked"
+        await self.start("hog", hog, pb.SHARED, block_budget=BUDGET, block_action=pb.REPORT)
+        async with self.asking("hog", "/?do=spin", pause=2.0):
+            rows.append(await self.measure("blocks the shared loop, rescued only", "budget 1 s, then 0.1 s"))
+        await self.stop("hog")
+        await self.start("hog", hog, pb.SHARED, block_budget=BUDGET)
+        while (await self.get("hog")).isolation != pb.THREAD:
+            await self.ask("hog", "/?do=spin")
+        async with self.asking("hog", "/?do=spin"):
+            rows.append(await self.measure("the same, after its demotion", "THREAD"))
+        await self.stop("hog")
+        for count in (1, 4):
+            for number in range(count):
+                await self.start(f"hog{number}", hog, pb.THREAD, block_budget=LONG)
+            async with contextlib.AsyncExitStack() as stack:
+                for number in range(count):
+                    await stack.enter_async_context(self.asking(f"hog{number}", "/?do=spin&seconds=20"))
+                rows.append(await self.measure(f"{count} CPU hog{'s' * (count > 1)}", "THREAD"))
+            for number in range(count):
+                await self.stop(f"hog{number}")
+        await self.start("hog", hog, pb.PROCESS, block_budget=LONG)
+        async with self.asking("hog", "/?do=hold&seconds=10"):
+            rows.append(await self.measure("holds its interpreter's lock", "PROCESS"))
+        await self.stop("hog")
+        await self.start("hog", hog, pb.PROCESS)
+        async with self.asking("hog", "/?do=segfault", pause=0.05):
+            rows.append(await self.measure("segmentation faults", "PROCESS"))
+        restarts = (await self.get("hog")).restart_count
+        rows[-1].note += f", {restarts} restarts"
+        await self.stop("hog")
+        return rows
+
+
+def table(rows: list[Row]) -> str:
+    """Format the rows beside the first."""
+    lines = [f"{'hog':38} {'p50 ms':>8} {'p99 ms':>8} {'max ms':>8} {'p99 ratio':>9} {'failed':>7}  note"]
+    base = rows[0].at(0.99)
+    lines += [
+        f"{row.name:38} {row.at(0.5):8.1f} {row.at(0.99):8.1f} {row.at(1.0):8.1f} "
+        f"{row.at(0.99) / base:9.1f} {row.failed:>3}/{len(row.latencies):<5} {row.note}"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+async def main(seconds: float) -> None:
+    """Start a node, measure, print the table."""
+    with tempfile.TemporaryDirectory() as directory:
+        log = Path(directory) / "log"
+        command = [
+            sys.executable, "-m", "runtime_node", "--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0",
+            "--data-dir", f"{directory}/data", "--app-dir", str(ROOT / "tests/apps/node"),
+        ]  # fmt: skip
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"}
+        with log.open("wb") as out:
+            process = subprocess.Popen(command, stderr=out, env=environment)
+        try:
+            deadline = time.monotonic() + 30
+            while (ready := re.search(r"grpc=(\S+) http=(\S+):(\d+)", log.read_text())) is None:
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise RuntimeError(log.read_text())
+                await asyncio.sleep(0.05)
+            async with grpc.aio.insecure_channel(ready[1]) as channel:
+                bench = Bench(RuntimeEnvironmentStub(channel), ready[2], int(ready[3]), seconds)
+                print(table(await bench.run()))
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="3 s per row instead of 10")
+    asyncio.run(main(3.0 if parser.parse_args().quick else 10.0))
