@@ -11,6 +11,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,7 +75,7 @@ class Connection(asyncio.Protocol):
             return
         phase, due = self._due
         self._due = None
-        phase.latencies.append(asyncio.get_running_loop().time() - due)
+        phase.latencies.append(time.monotonic() - due)
         if error:
             phase.errors[error] += 1
         self._client.answered()
@@ -133,13 +134,12 @@ class Client:
                 return
 
     async def run(self, ended: asyncio.Event) -> None:
-        loop = asyncio.get_running_loop()
         for _ in range(self._connections):
             self._connect()
         await asyncio.gather(*self._opening)
-        due = loop.time()
+        due = time.monotonic()
         while not ended.is_set():
-            now = loop.time()
+            now = time.monotonic()
             while due <= now:
                 self._under_way += 1
                 while self._free and self._free[0].transport is None:
@@ -150,8 +150,8 @@ class Client:
                     self._waiting.append((self.phase, due))
                 due += 1 / self._rate
             await asyncio.sleep(TICK)
-        deadline = loop.time() + PATIENCE
-        while self._under_way and loop.time() < deadline:
+        deadline = time.monotonic() + PATIENCE
+        while self._under_way and time.monotonic() < deadline:
             await asyncio.sleep(TICK)
         self._ended = True
         if self._under_way:
