@@ -81,7 +81,9 @@ def measure(quick: bool) -> list[Row]:
         failures = phase.errors.total()
         what = f"neighbour while a PROCESS guest {name}"
         rows.append(
-            row(f"{what}: failures of {len(phase.latencies):,}", failures, "errors", target=at_most(0, "node"))
+            row(
+                f"{what}: failures of {len(phase.latencies):,}", failures, "errors", target=at_most(0, "node")
+            )
         )
         p99 = quantile(phase.latencies, 0.99) * 1e3
         rows.append(row("… p99, against p99 in calm", p99, "ms", base=calm))

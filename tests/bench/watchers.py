@@ -118,7 +118,12 @@ def measure(quick: bool) -> list[Row]:
             target = at_most(most, "control plane")
             rows.append(quantile_row(f"{what}, p99", found, 0.99, "ms", scale=1e3, target=target))
         rows.append(
-            row("an idle watcher: memory of the server", each / 1024, "KB", target=at_most(32, "control plane"))
+            row(
+                "an idle watcher: memory of the server",
+                each / 1024,
+                "KB",
+                target=at_most(32, "control plane"),
+            )
         )
     return rows
 
