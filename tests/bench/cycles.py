@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import os
 import sys
 import tempfile
 import time
@@ -23,7 +25,9 @@ from tests.bench.results import Row, at_most, row, table
 from tests.e2e.stack import Process, free_port
 
 AT_ONCE = 4
-WARM = 200
+WARM_SHARE = 5
+"""Cycles before the first look, as a share of the cycles between the looks: caches and the heap fill up."""
+PATIENCE = 30.0
 FASTAPI_EVERY = 10
 """One cycle in so many is of the FastAPI app, which is the dearest to stop."""
 
@@ -86,8 +90,20 @@ def standing(node: psutil.Process) -> tuple[int, int, int, int]:
     return memory, node.num_threads(), node.num_fds(), len(family) - 1
 
 
+def orphans(node: psutil.Process) -> int:
+    """Return how many files the node has open that are deleted already: those of stopped apps."""
+    links = []
+    for link in Path(f"/proc/{node.pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            links.append(os.readlink(link))
+    return sum(link.endswith("(deleted)") for link in links)
+
+
 async def settled(node: psutil.Process) -> tuple[int, int, int, int]:
-    """Return the least of some seconds: collections and idle threads come to rest."""
+    """Return the least of some seconds, once the node has had time to collect what apps never closed."""
+    deadline = time.monotonic() + PATIENCE
+    while orphans(node) and time.monotonic() < deadline:
+        await asyncio.sleep(0.2)
     seen = []
     for _ in range(6):
         await asyncio.sleep(0.5)
@@ -101,7 +117,7 @@ async def drive(port: int, node: psutil.Process, count: int) -> tuple[list[int],
         await asyncio.wait_for(channel.channel_ready(), 30)
         cycles = Cycles(RuntimeEnvironmentStub(channel))
         following = asyncio.create_task(cycles.follow())
-        await cycles.run(WARM)
+        await cycles.run(count // WARM_SHARE)
         before = await settled(node)
         start = time.perf_counter()
         await cycles.run(count)
