@@ -11,6 +11,7 @@ from runtime_node.instances.record import Instance
 from runtime_node.logs.app_logs import AppLogs, Speaker
 from runtime_node.logs.echo import echo_of_stderr
 from runtime_node.logs.tail import Tails
+from runtime_node.metrics import NodeMetrics
 from runtime_node.settings import NodeSettings
 from services.rpc.health import ResourceHealth
 
@@ -27,6 +28,7 @@ class Observation:
         )
         self.tails = Tails(self.logs, self._newest_uid, self._is_here)
         self.health = ResourceHealth(self._serves)
+        self.metrics: NodeMetrics | None = None
         self.observer = Observer(self._fault, self._changed, self._gone, self.logs.purge)
 
     def close_streams(self) -> None:
@@ -74,6 +76,8 @@ class Observation:
 
     def _gone(self, instance: Instance) -> None:
         self._changed(instance)
+        if self.metrics is not None:
+            self.metrics.gone(instance)
         self.logs.forget(instance.name, instance.app, instance.uid)
         self.tails.look()
 

@@ -47,10 +47,12 @@ from runtime_node.lanes.process.zygote import Zygote
 from runtime_node.lanes.shared import SharedLane
 from runtime_node.lanes.thread import ThreadLane
 from runtime_node.loader import Loader
+from runtime_node.metrics import NodeMetrics
 from runtime_node.observation import Observation
 from runtime_node.registration import Registration
 from runtime_node.servicer import RuntimeServicer
 from runtime_node.settings import Address, NodeSettings
+from services.rpc.metrics import MetricsListener
 from services.rpc.server import RpcServer, Service
 
 log = logging.getLogger("runtime_node")
@@ -82,6 +84,7 @@ class Node:
         self.host: InstanceHost
         self.feed: InstanceFeed
         self.observation: Observation
+        self.metrics: Address | None = None
         self.front: HttpFront
         self.sweeps: Sweeps
         self._zygote = zygote
@@ -153,7 +156,10 @@ class Node:
             self.listen = Address(settings.listen.host, await server.start(str(settings.listen)))
             stack.push_async_callback(_quietly, "api", lambda: server.stop(RPC_GRACE))
             stack.push_async_callback(_quietly, "instances", self._end_instances)
-            # 7. The control plane hears of it.
+            # 7. What tells of it to others: metrics, and the control plane.
+            if settings.metrics_listen is not None:
+                self._serve_metrics(stack, settings.metrics_listen)
+            # The control plane hears of it.
             if settings.control_plane:
                 registration = Registration(settings.control_plane, self._registration, self.feed)
                 _background(stack, registration.run())
@@ -164,6 +170,17 @@ class Node:
             )  # fmt: skip
             yield self
             log.info("draining", extra={"action": "node.draining", "instances": len(self.host)})
+
+    def _serve_metrics(self, stack: AsyncExitStack, address: Address) -> None:
+        observed = self.observation
+        observed.metrics = NodeMetrics(
+            self.host, observed.logs, memory=self.memory, streams=lambda: self.feed.streams
+        )  # fmt: skip
+        listener = MetricsListener(address.host, address.port, observed.metrics)
+        stack.push_async_callback(_quietly, "metrics", lambda: asyncio.to_thread(listener.close))
+        listener.start()
+        self.metrics = Address(address.host, listener.port)
+        log.info("metrics on http://%s/metrics", self.metrics, extra={"action": "node.metrics"})
 
     async def _end_instances(self) -> None:
         left = await self.host.shutdown(self.settings.shutdown_timeout)

@@ -49,6 +49,7 @@ class NodeSettings:
     """Seconds for draining every instance at the node's end."""
     trusted_proxies: tuple[str, ...]
     log_level: str
+    metrics_listen: Address | None
     echo_app_logs: bool
     """Whether what apps log goes to the node's stderr too."""
 
@@ -93,6 +94,10 @@ def read_settings(
     add.many(
         "--trusted-proxy", str, ",", "address or network whose X-Forwarded-* is believed; may be repeated"
     )
+    add(
+        "--metrics-listen", _optional_address, "",
+        "where Prometheus metrics are served, such as 127.0.0.1:7402; port 0 takes a free one",
+    )  # fmt: skip
     parser.add_argument(
         "--echo-app-logs",
         action=argparse.BooleanOptionalAction,
@@ -118,6 +123,7 @@ def read_settings(
         shutdown_timeout=parsed.shutdown_timeout,
         trusted_proxies=tuple(parsed.trusted_proxy),
         log_level=parsed.log_level,
+        metrics_listen=parsed.metrics_listen or None,
         echo_app_logs=parsed.echo_app_logs,
     )
 
@@ -172,6 +178,10 @@ def _address(text: str) -> Address:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
     return Address(host, int(port))
+
+
+def _optional_address(text: str) -> Address | None:
+    return _address(text) if text else None
 
 
 def _id(text: str) -> str:

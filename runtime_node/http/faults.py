@@ -14,7 +14,7 @@ _STACK_LIMIT = 16 * 1024
 
 
 class FaultTeller:
-    """Calls `on_fault(name, stack)` at most five times a second; more would cost the neighbours."""
+    """Calls `on_fault(name, stack)` at most five times a second; to format more would cost others."""
 
     __slots__ = ("_budget", "_last", "_name", "_on_fault")
 

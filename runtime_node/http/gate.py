@@ -98,7 +98,9 @@ class Gate:
         self._replace(_Door(asgi=asgi))
 
     def hold(self, on_wanted: Callable[[], None]) -> None:
-        """Let requests wait for `open` or `close`, at most `max_queued_requests`, each up to its time limit.
+        """Let requests wait for `open` or `close`, each up to its time limit.
+
+        At most as many as an open gate takes, served and waiting, so that no burst is lost for a start.
 
         `on_wanted` is called once, on the front loop, when the first one waits (at once if some wait
         already); it must not block. A request still waiting when its time is up is answered 504.
@@ -203,13 +205,17 @@ class Gate:
             passage.refuse(QUEUE_FULL)
         elif door.asgi is not None and passage.is_websocket:
             self._let_in(passage, door.asgi)
-        elif len(self._queue) >= self.limits.max_queued_requests:
+        elif len(self._queue) >= self._room(door):
             self._shed += 1
             passage.refuse(QUEUE_FULL)
         else:
             self._queue[passage] = None
             self._last_time = passage.admitted_at
             self._want(door)
+
+    def _room(self, door: _Door) -> int:
+        room = self.limits.max_queued_requests
+        return room if door.asgi is not None else room + self.limits.max_concurrent_requests
 
     def _let_in(self, passage: Passage, asgi: ASGIApp) -> None:
         if passage.is_websocket:

@@ -40,7 +40,7 @@ class GateLimits:
     max_concurrent_requests: int = 64
     """Requests served at the same time; WebSockets are not counted."""
     max_queued_requests: int = 128
-    """Requests and WebSocket handshakes that wait beyond those, or for a dormant app to start."""
+    """Requests and WebSocket handshakes that wait beyond those; while an app starts both numbers may wait."""
     request_timeout: float = 30.0
     """Seconds from the request's headers to the end of its response, waiting included."""
     max_request_body_bytes: int = 32 * 1024 * 1024

@@ -47,6 +47,9 @@ MAX_LEAK_TEXT = 2000
 BLOCKS, BLOCK_PERIOD = 3, 60.0
 """So many blocks of its loop within so many seconds make an app a repeat offender."""
 
+_CLOSE_SECONDS = 1.0
+"""What a WebSocket's client gets to answer the close."""
+
 _CUT_GRACE = 2.0
 """Seconds beyond its own limit that a lane gets to report a stop; then the rest is left behind."""
 
@@ -364,7 +367,12 @@ class Conductor:
     async def _down(self, instance: Instance, life: Life, drain: float | None) -> None:
         self._probes.remove(life)
         limit = limit_terms(life.spec).stop_timeout
-        cut = await instance.gate.drain(limit if drain is None else drain)
+        drain = limit if drain is None else drain
+        successor = self._hooks.serving(instance)
+        replaced = successor is not None and successor is not instance
+        # Behind a swap a WebSocket may stay as long as anything may, less the time its close takes.
+        grace = max(0.0, drain - _CLOSE_SECONDS) if replaced else 0.0
+        cut = await instance.gate.drain(drain, websocket_grace=grace)
         running, life.running = life.running, None
         if running is None:
             return

@@ -16,7 +16,10 @@ from runtime_node.instances.transitions import Transitions
 from services.rpc.errors import SupervisorError
 
 HOLD_SECONDS = 5.0
-"""Requests wait for a restart that is at most this far away; else they are told when to come again."""
+"""After a crash requests wait for a restart that is at most this far away.
+
+Else, and after a start that failed, which is likely to fail again, they are told why and when to come again.
+"""
 
 
 class Failures:
@@ -70,7 +73,7 @@ class Failures:
         instance.set_condition(BACKING_OFF, True, error.reason, text, now)
         facts = {"reason": error.reason, "message": error.message, "retry_in_s": f"{again.delay:.2f}"}
         self._transitions.move(instance, event, **facts)
-        if again.delay <= HOLD_SECONDS:
+        if event is Event.CRASH and again.delay <= HOLD_SECONDS:
             self._transitions.shut(instance, partial(instance.gate.hold, wait))
         else:
             close = partial(instance.gate.close, error.reason, again.delay, detail=error.message)

@@ -123,7 +123,7 @@ def _reach(roots: list[Any], objects: dict[int, Any], edges: dict[int, list[Any]
 def _referents(value: Any) -> list[Any]:
     if isinstance(value, FunctionType):
         # Its globals and builtins are its module's, which all instances of the code share.
-        shared = (value.__globals__, value.__builtins__)  # type: ignore[attr-defined]  # typeshed lacks it
+        shared = (value.__globals__, value.__globals__.get("__builtins__"))
         return [part for part in gc.get_referents(value) if part is not shared[0] and part is not shared[1]]
     return gc.get_referents(value)
 

@@ -16,6 +16,8 @@ from appsupervisor.fleet.v1.fleet_pb2_grpc import add_FleetServicer_to_server
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.fleet.fleet import FleetService
+from services.control_plane.health import AppHealth
+from services.control_plane.metrics import ControlPlaneMetrics
 from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
 from services.control_plane.reconciler.reconciler import Reconciler
@@ -25,6 +27,7 @@ from services.control_plane.servicers.operations import OperationsServicer
 from services.control_plane.settings import Settings
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.sql_store import open_store
+from services.rpc.metrics import MetricsListener
 from services.rpc.server import RpcServer, Service
 
 log = logging.getLogger("appsupervisor.control_plane")
@@ -39,6 +42,7 @@ class ControlPlane:
         self._on_fatal = on_fatal
         self._stack = AsyncExitStack()
         self.port = 0
+        self.metrics_port = 0
 
     async def start(self) -> None:
         """Start in phases; if one fails, those before it are closed and the failure is raised."""
@@ -52,13 +56,23 @@ class ControlPlane:
             await operations.start()
             # 3. Calls, from outside and, once it listens, from nodes.
             tails = AppTails(store.mirror, reconciler.client_of)
-            server = RpcServer(services(store, operations, reconciler, tails))
+            queries, health = AppQueries(store), AppHealth(store.mirror)
+            server = RpcServer(services(store, operations, reconciler, queries, tails), health.resources)
             self.port = await server.start(self._settings.listen)
             stack.push_async_callback(server.stop, self._settings.drain_timeout)
             # Those who watch or wait are sent off first: the drain would wait for them in vain.
             stack.push_async_callback(operations.close)
             stack.callback(store.mirror.apps.close)
             stack.callback(tails.close)
+            health.start()
+            stack.push_async_callback(health.close)
+            if self._settings.metrics_listen:
+                self._serve_metrics(
+                    stack,
+                    ControlPlaneMetrics(
+                        store, reconciler, watchers=lambda: queries.watchers, tails=lambda: tails.streams
+                    ),
+                )
             # 4. The reconciler last: what it does can be watched from its first step.
             await reconciler.start()
             stack.push_async_callback(reconciler.close)
@@ -73,16 +87,29 @@ class ControlPlane:
             extra={"action": "control_plane.ready"},
         )  # fmt: skip
 
+    def _serve_metrics(self, stack: AsyncExitStack, metrics: ControlPlaneMetrics) -> None:
+        host, _, port = self._settings.metrics_listen.rpartition(":")
+        listener = MetricsListener(host.strip("[]"), int(port), metrics)
+        stack.push_async_callback(asyncio.to_thread, listener.close)
+        listener.start()
+        self.metrics_port = listener.port
+        log.info("metrics on http://%s:%d/metrics", host, listener.port,
+                 extra={"action": "control_plane.metrics"})  # fmt: skip
+
     async def close(self) -> None:
         """Close everything in reverse; goes on past a failure and raises it at the end."""
         await self._stack.aclose()
 
 
 def services(
-    store: CatalogStore, operations: OperationService, reconciler: Reconciler, tails: AppTails
+    store: CatalogStore,
+    operations: OperationService,
+    reconciler: Reconciler,
+    queries: AppQueries,
+    tails: AppTails,
 ) -> list[Service]:
     """Return the services of the control plane over its core."""
-    catalog = CatalogServicer(AppCommands(store), AppQueries(store), tails)
+    catalog = CatalogServicer(AppCommands(store), queries, tails)
     fleet = FleetServicer(FleetService(store, reconciler.is_heard))
     return [
         Service("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),

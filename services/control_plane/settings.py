@@ -25,6 +25,11 @@ class Settings(BaseSettings):
     drain_timeout: float = Field(
         5.0, ge=0, le=300, description="seconds that calls under way are given at shutdown"
     )
+    metrics_listen: str = Field(
+        "",
+        pattern=r"^(|.+:\d{1,5})$",
+        description="host:port to serve Prometheus metrics on, such as 127.0.0.1:7403; empty for none",
+    )
     log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="least level logged")
 
     @classmethod

@@ -18,6 +18,7 @@ from google.protobuf.empty_pb2 import Empty
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, DesiredState
 from appsupervisor.runtime.v1.runtime_environment_pb2 import State
 from services.control_plane import server as composition
+from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
 from services.control_plane.reconciler.reconciler import Reconciler
@@ -82,7 +83,11 @@ async def serve(apps: int, directory: str) -> None:
     server = RpcServer(
         [
             *composition.services(
-                store, operations, reconciler, AppTails(store.mirror, reconciler.client_of)
+                store,
+                operations,
+                reconciler,
+                AppQueries(store),
+                AppTails(store.mirror, reconciler.client_of),
             ),
             Service("bench.Empty", add_empty, EmptyServicer()),
         ]

@@ -282,6 +282,11 @@ class _Carried:
 
 
 class _Http(_Carried):
+    async def run(self, scope: Scope) -> None:
+        if not self._body_follows(scope):
+            await self._receive()  # the empty body, which the guest gives its app itself
+        await super().run(scope)
+
     def _body_follows(self, scope: Scope) -> bool:
         for name, value in scope["headers"]:
             if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):

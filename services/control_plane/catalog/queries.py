@@ -33,6 +33,8 @@ class AppQueries:
     def __init__(self, store: CatalogStore) -> None:
         self._store = store
         self._feed = store.mirror.apps
+        self.watchers = 0
+        """WatchApps streams open now."""
 
     def get(self, name: str) -> pb.App:
         """Carry out GetApp. The message returned is shared: it must not be modified."""
@@ -85,6 +87,14 @@ class AppQueries:
 
     async def watch(self, request: pb.WatchAppsRequest) -> AsyncIterator[pb.WatchAppsResponse]:
         """Carry out WatchApps."""
+        self.watchers += 1
+        try:
+            async for message in self._watch(request):
+                yield message
+        finally:
+            self.watchers -= 1
+
+    async def _watch(self, request: pb.WatchAppsRequest) -> AsyncIterator[pb.WatchAppsResponse]:
         matches = compile_filter(request.filter)
         catalog, digest = self._store.catalog_id, request_digest(request.filter)
         resume: int | None = None

@@ -113,6 +113,10 @@ class Reconciler:
         link = self._links.get(node)
         return link.client if link is not None else None
 
+    def queue(self) -> tuple[int, int]:
+        """Return how many apps wait for a pass, and how many passes are under way. Safe from any thread."""
+        return self._turns.count()
+
     # What the catalog tells
 
     async def _follow_apps(self, position: int) -> None:

@@ -43,6 +43,10 @@ class Turns:
             self.add(key, again)
         self._fill(lane)
 
+    def count(self) -> tuple[int, int]:
+        """Return how many keys wait, and how many are under way. Safe from any thread."""
+        return len(self._queued), len(self._running)
+
     def close(self) -> None:
         """Begin nothing more."""
         self._closed = True

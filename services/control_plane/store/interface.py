@@ -132,6 +132,10 @@ class CatalogStore(Protocol):
         """
         ...
 
+    def written(self) -> tuple[int, int]:
+        """Return how many commits this process has made, and how many commands were in them."""
+        ...
+
     def events(self, app: str, limit: int, before: str = "") -> list[AppEvent]:
         """Return up to `limit` events of an app, newest first, older than the event id `before`."""
         ...

@@ -94,6 +94,11 @@ class Mirror:
         found = (self.operations.get(name) for name in names)
         return [known.name for known in found if known is not None and known.deadline <= now]
 
+    def count_open_operations(self) -> int:
+        """Count the operations that are not done."""
+        with self._lock:
+            return sum(map(len, self._open_operations.values()))
+
     def open_operations(self, app: str) -> list[OperationRecord]:
         """Return the operations of an app that are not done, oldest first."""
         with self._lock:

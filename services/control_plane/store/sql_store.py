@@ -81,6 +81,10 @@ class SqlCatalogStore:
         """Run a command durably; see `CatalogStore.write`."""
         return self._writer.write(command)
 
+    def written(self) -> tuple[int, int]:
+        """See CatalogStore."""
+        return self._writer.commits, self._writer.commands
+
     def events(self, app: str, limit: int, before: str = "") -> list[AppEvent]:
         """Return up to `limit` events of an app, newest first, older than the event id `before`.
 

@@ -65,6 +65,10 @@ class Writer:
         self._arrived = threading.Condition()
         self._queue: deque[_Job] = deque()
         self._running: list[_Job] = []
+        self.commits = 0
+        """Batches that were stored."""
+        self.commands = 0
+        """Commands in them."""
         self._closing = False
         self._fatal: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
@@ -143,6 +147,8 @@ class Writer:
                 return
         else:
             batch.publish()
+            self.commits += 1
+            self.commands += len(jobs)
             self._note(None)
         for job in jobs:
             job.answer()

@@ -104,13 +104,14 @@ async def test_a_failing_start_is_tried_again_and_tells_when(hosted: Hosted, tmp
     failed = await hosted.reaches(pb.FAILED)
     assert condition(failed, "BackingOff").status == pb.Condition.TRUE
     assert "Restart 1 " in condition(failed, "BackingOff").message
-    waiting = asyncio.create_task(hosted.ask("shop"))
+    told = await hosted.ask("shop")
+    assert (told.status_code, told.json()["reason"]) == (503, "APP_FACTORY_FAILED")
     (tmp_path / "data/apps/shop.uid-1/go").touch()
     running = await hosted.reaches(pb.RUNNING)
     assert running.restart_count >= 1
     assert running.last_error.reason == "APP_FACTORY_FAILED"
     assert condition(running, "BackingOff").status == pb.Condition.FALSE
-    assert (await waiting).status_code == 200
+    assert (await hosted.ask("shop")).status_code == 200
 
 
 async def test_too_many_failures_are_a_crash_loop_which_a_restart_ends(

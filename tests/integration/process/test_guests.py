@@ -222,7 +222,9 @@ async def test_the_app_learns_that_its_client_is_gone(guests: Guests) -> None:
     waiting = asyncio.create_task(request(app, "/wait-for-disconnect", disconnect=gone))
     await until(lambda: app._guest.beat[2] == 1)
     gone.set()
-    await until((app.data_dir / "disconnected").exists)
+    told = app.data_dir / "disconnected"
+    await until(lambda: told.exists() and told.read_text())
+    assert told.read_text() == "http.request http.disconnect"
     with pytest.raises(AppRaisedError):
         await waiting
 

@@ -18,6 +18,7 @@ from appsupervisor.fleet.v1 import fleet_pb2
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.fleet.fleet import FleetService
+from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
 from services.control_plane.servicers.app_catalog import CatalogServicer
 from services.control_plane.servicers.fleet import FleetServicer
@@ -65,7 +66,9 @@ class Server:
         self.heard = heard
         self.trailers: list[Any] = []
         servicers = {
-            "AppCatalog": CatalogServicer(AppCommands(store), AppQueries(store)),
+            "AppCatalog": CatalogServicer(
+                AppCommands(store), AppQueries(store), AppTails(store.mirror, lambda node: None)
+            ),
             "Fleet": FleetServicer(FleetService(store, heard.__contains__)),
             "Operations": OperationsServicer(OperationService(store)),
         }

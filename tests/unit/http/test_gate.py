@@ -94,6 +94,22 @@ async def test_a_place_is_given_on_in_the_order_of_arrival():
     await settled(lambda: gate.figures().in_flight == 0)
 
 
+@pytest.mark.parametrize("queue", [0, 2])
+async def test_a_starting_app_keeps_as_many_waiting_as_a_running_one_takes(queue):
+    gate = Gate("a", GateLimits(max_concurrent_requests=3, max_queued_requests=queue))
+    wanted = []
+    gate.hold(lambda: wanted.append(1))
+    *kept, beyond = enter(gate, 3 + queue + 1)
+    assert wanted == [1]
+    assert beyond.refused.reason == "SERVER_BUSY"
+    gate.open(app)
+    await settled(lambda: all(passage.task for passage in kept[:3]))
+    for passage in kept:
+        await settled(lambda one=passage: one.task)
+        passage.done.set()
+    await settled(lambda: gate.figures().in_flight == 0)
+
+
 async def test_closing_refuses_what_waits_and_leaves_what_is_served():
     gate = Gate("a", GateLimits(max_concurrent_requests=1))
     gate.open(app)

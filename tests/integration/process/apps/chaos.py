@@ -108,10 +108,9 @@ async def http(scope, receive, send):
                 file.write("yes")
             raise
     elif path == "/wait-for-disconnect":
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        events = [(await receive())["type"] for _ in range(2)]
         with open("disconnected", "w") as file:
-            file.write("yes")
+            file.write(" ".join(events))
     elif path == "/raise":
         raise ValueError("a fault of the app")
     elif path == "/half":

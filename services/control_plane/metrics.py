@@ -1,0 +1,87 @@
+"""The control plane's figures as Prometheus metrics, computed when scraped. Reads, never waits."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from appsupervisor.fleet.v1.fleet_pb2 import Node
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Health, State
+from services.control_plane.reconciler.reconciler import Reconciler
+from services.control_plane.store.interface import CatalogStore
+
+PREFIX = "appsupervisor_control_plane"
+
+COUNT_SECONDS = 5.0
+"""How long the count of apps is used: it takes 0.1 s of a core at 100,000 apps."""
+
+
+class ControlPlaneMetrics:
+    """Collects the metrics of one control plane. The callables return streams open now."""
+
+    def __init__(
+        self,
+        store: CatalogStore,
+        reconciler: Reconciler,
+        *,
+        watchers: Callable[[], int],
+        tails: Callable[[], int],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._reconciler = reconciler
+        self._watchers = watchers
+        self._tails = tails
+        self._clock = clock
+        self._counted: tuple[float, Counter[tuple[str, str]]] | None = None
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the metrics of now; the count of apps is at most COUNT_SECONDS old."""
+        apps = GaugeMetricFamily(f"{PREFIX}_apps", "Apps by state and health.", labels=["state", "health"])
+        for labels, count in sorted(self._apps().items()):
+            apps.add_metric(labels, count)
+        yield apps
+        nodes = GaugeMetricFamily(f"{PREFIX}_nodes", "Registered nodes by state.", labels=["state"])
+        states = Counter(Node.State.Name(record.node.state) for record in self._store.mirror.nodes.values())
+        for state, count in sorted(states.items()):
+            nodes.add_metric([state], count)
+        yield nodes
+        waiting, running = self._reconciler.queue()
+        for name, text, value in (
+            ("open_operations", "Operations that are not done.", self._store.mirror.count_open_operations()),
+            ("reconcile_waiting", "Apps that wait for a pass.", waiting),
+            ("reconcile_running", "Passes under way.", running),
+            ("app_watchers", "WatchApps streams open.", self._watchers()),
+            ("log_streams", "TailAppLogs streams open.", self._tails()),
+            ("revision", "Newest revision of the catalog.", self._store.mirror.apps.revision),
+        ):
+            gauge = GaugeMetricFamily(f"{PREFIX}_{name}", text)
+            gauge.add_metric([], value)
+            yield gauge
+        # Their ratio is the size of a batch.
+        commits, commands = self._store.written()
+        for name, text, value in (
+            ("store_commits", "Commits of the catalog.", commits),
+            ("store_commands", "Commands that were carried out in them.", commands),
+        ):
+            counter = CounterMetricFamily(f"{PREFIX}_{name}", text)
+            counter.add_metric([], value)
+            yield counter
+
+    def _apps(self) -> Counter[tuple[str, str]]:
+        now = self._clock()
+        if self._counted is None or now - self._counted[0] > COUNT_SECONDS:
+            pairs = Counter((r.status.state, r.status.health) for r in self._store.mirror.apps.values())
+            named: Counter[tuple[str, str]] = Counter()
+            for (state, health), count in pairs.items():
+                named[_name(State, state), _name(Health, health)] += count
+            self._counted = (now, named)
+        return self._counted[1]
+
+
+def _name(enum: object, value: int) -> str:
+    # A catalog written by a newer version may hold values that this one does not know.
+    return str(enum.Name(value)) if value in enum.values() else str(value)  # type: ignore[attr-defined]
