@@ -1,4 +1,4 @@
-"""What neighbours feel while a guest in the PROCESS tier crashes, runs out of memory or holds its interpreter.
+"""What neighbours feel while a PROCESS guest crashes, runs out of memory or holds its interpreter's lock.
 
 Run as `python -m tests.bench.crashes [--quick]`. The neighbour is a SHARED app of the same node under a
 steady load; the guest comes back by its restart policy.

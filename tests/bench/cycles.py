@@ -49,9 +49,10 @@ class Cycles:
             if message.type == runtime.WatchInstancesResponse.DELETE:
                 if (gone := self._gone.get(name)) and not gone.done():
                     gone.set_result(None)
-            elif message.instance.state in {runtime.State.RUNNING, runtime.State.FAILED}:
-                if (ready := self._waiting.get(name)) and not ready.done():
-                    ready.set_result(message.instance)
+                continue
+            ended = message.instance.state in {runtime.State.RUNNING, runtime.State.FAILED}
+            if ended and (ready := self._waiting.get(name)) and not ready.done():
+                ready.set_result(message.instance)
 
     async def run(self, count: int) -> None:
         """Do so many cycles."""
@@ -102,7 +103,7 @@ def orphans(node: psutil.Process) -> int:
 async def settled(node: psutil.Process) -> tuple[int, int, int, int]:
     """Return the least of some seconds, once the node has had time to collect what apps never closed."""
     deadline = time.monotonic() + PATIENCE
-    while orphans(node) and time.monotonic() < deadline:
+    while orphans(node) and time.monotonic() < deadline:  # noqa: ASYNC110 - another process is looked at
         await asyncio.sleep(0.2)
     seen = []
     for _ in range(6):

@@ -80,7 +80,8 @@ def wakes(stack: Stack, name: str, count: int) -> list[Row]:
     median = statistics.median(firsts) * 1e3
     what = f"first request to a dormant {name}"
     return [
-        quantile_row(f"{what}, p50, against the start of an EAGER one", firsts, 0.5, "ms", scale=1e3, base=base),
+        quantile_row(f"{what}, p50, against the start of an EAGER one", firsts, 0.5, "ms", scale=1e3,
+                     base=base),
         row("… beyond that start, p50", median - base, "ms", target=at_most(5, "node")),
         quantile_row("… p99, against that of the start", firsts, 0.99, "ms", scale=1e3,
                      base=quantile(starts, 0.99) * 1e3),
@@ -112,7 +113,7 @@ async def all_at_once(port: int, host: str, count: int) -> tuple[Counter[str], s
 
 
 def bursts(stack: Stack, rounds: int, size: int) -> list[Row]:
-    """Return how many starts a burst to a dormant app makes, how many requests are lost, and how long it takes."""
+    """Return how many starts a burst makes, how many requests are lost, and how long it takes."""
     limits = runtime.Limits(max_queued_requests=size)  # the bound is the user's; what fits must be answered
     app = catalog.App(entrypoint="bench_apps:counted", activation="ON_REQUEST", limits=limits)
     asyncio.run(create_all(stack.address, {f"burst-{n}": app for n in range(rounds)}))
@@ -158,7 +159,7 @@ def crowd(stack: Stack, dormant: int, live: int) -> list[Row]:
 
 
 def watch_until_back(stack: Stack, start: float, count: int, live: int) -> tuple[float, float]:
-    """Return the seconds since `start` until the node knows so many instances, and until the live ones run."""
+    """Return the seconds since `start` until all instances are known, and until the live ones run."""
     known: set[str] = set()
     running_ones: set[str] = set()
     registered = ready = 0.0

@@ -151,7 +151,7 @@ class Client:
                 due += 1 / self._rate
             await asyncio.sleep(TICK)
         deadline = time.monotonic() + PATIENCE
-        while self._under_way and time.monotonic() < deadline:
+        while self._under_way and time.monotonic() < deadline:  # noqa: ASYNC110 - for once, at the end
             await asyncio.sleep(TICK)
         self._ended = True
         if self._under_way:
