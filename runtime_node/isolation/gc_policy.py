@@ -25,6 +25,12 @@ OLD = 4
 _SETTLE_SECONDS = 0.5
 _STARTS = 8
 _NAMING_SECONDS = 0.5
+# What a stopped app made beside itself and never closed (a database engine, with its file) is garbage that
+# was frozen with it, and no young collection finds it. Looking for it may stop everybody for this share of
+# the time.
+_SHARE = 0.005
+_LEAST_WAIT = 5.0
+_MANY_STOPS = 1_000
 _LONG_SECONDS = 0.005
 
 
@@ -58,6 +64,8 @@ class GCPolicy:
         self._on_leak = on_leak
         self._suspects: dict[str, list[Canary]] = {}
         self._unfreed = 0
+        self._stops = 0
+        self._next_look = 0.0
         self._since = 0.0
         self._starts = 0
         self._started = 0.0
@@ -94,8 +102,9 @@ class GCPolicy:
         What is in memory still (`LoadedCode.suspects`) is looked at again after the next thorough collection;
         `on_leak` then hears of what was no garbage.
         """
-        if not freed:
-            with self._lock:
+        with self._lock:
+            self._stops += 1
+            if not freed:
                 self._unfreed += 1
                 self._suspects.setdefault(instance, []).extend(suspects)
 
@@ -103,14 +112,18 @@ class GCPolicy:
         """Do what is due: call it once a second, from any thread that may pause.
 
         Freezes after starts. Collects everything when stopped apps have left garbage and nobody waits, or
-        when there is too much of it to wait any longer.
+        when there is too much of it to wait any longer; now and then also after apps that left none that is
+        known of.
         """
+        idle = self._is_idle()
         with self._lock:
             freeze = self._starts > 0 and time.monotonic() - self._since >= _SETTLE_SECONDS
             suspects = dict(self._suspects)
-            thorough = self._unfreed > 0 and (self._is_idle() or self._unfreed >= self._garbage_limit)
+            thorough = self._unfreed > 0 and (idle or self._unfreed >= self._garbage_limit)
+            if self._stops and time.monotonic() >= self._next_look:
+                thorough = thorough or idle or self._stops >= _MANY_STOPS
             if thorough:
-                self._unfreed = 0
+                self._unfreed = self._stops = 0
                 self._suspects.clear()
         if thorough:
             self.collect_all()
@@ -130,10 +143,13 @@ class GCPolicy:
     def collect_all(self) -> None:
         """Collect the whole heap. Stops every thread: about 1 ms per app of 20 routes."""
         self._thorough = True
+        began = time.monotonic()
         gc.unfreeze()
         gc.collect()
         gc.freeze()
         self._thorough = False
+        ended = time.monotonic()
+        self._next_look = ended + max(_LEAST_WAIT, (ended - began) / _SHARE)
         self.figures.full_collections += 1
 
     def _tell(self, suspects: dict[str, list[Canary]]) -> None:

@@ -42,6 +42,12 @@ BENCHES = (
     Bench("end_to_end", "CreateApp to first 200, memory and start of one more app, beside uvicorn", 60, 240),
     Bench("node_http", "requests through the node against bare uvicorn, with 1 to 10,000 apps", 45, 150),
     Bench("process_tier", "start, memory, crash and requests of the PROCESS tier", 45, 120),
+    Bench("watchers", "from a change to 1 and to 500 watchers, memory of an idle one", 40, 150),
+    Bench("restart", "the control plane with a full catalog: restart, cost of a change", 40, 120),
+    Bench("swaps", "swaps of an app under a steady load", 30, 90),
+    Bench("dormancy", "first requests to dormant apps, bursts, a node full of them", 45, 180),
+    Bench("cycles", "what many starts and stops leave behind", 70, 240),
+    Bench("crashes", "what neighbours feel of a PROCESS guest's end", 40, 120),
     Bench("gc_pauses", "how long garbage collection stops a node of many apps", 30, 90),
 )
 

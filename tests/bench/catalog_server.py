@@ -15,7 +15,7 @@ import grpc
 import uvloop
 from google.protobuf.empty_pb2 import Empty
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, DesiredState
 from appsupervisor.runtime.v1.runtime_environment_pb2 import State
 from services.control_plane import server as composition
 from services.control_plane.catalog.queries import AppQueries
@@ -53,7 +53,13 @@ def fill(store: Any, count: int) -> None:
     """Store stopped apps, so that nothing is to be done about them."""
 
     def create(number: int) -> Any:
-        spec = normalize_app(App(name=f"apps/app-{number:06d}", entrypoint="notes:create_app"))
+        spec = normalize_app(
+            App(
+                name=f"apps/app-{number:06d}",
+                entrypoint="notes:create_app",
+                desired_state=DesiredState.STOPPED,
+            )
+        )
         spec.labels["tier"] = "gold" if number % 10 == 0 else "free"
 
         def command(tx: Transaction) -> None:

@@ -1,7 +1,9 @@
 """Apps to measure hosting with: a small one and a FastAPI one of 20 routes, each with a new database."""
 
+import ctypes
 import os
 import sqlite3
+import time
 
 from fastapi import FastAPI
 from sqlmodel import Field, Session, SQLModel, create_engine, select
@@ -67,3 +69,55 @@ def bare_small():
 
 def bare_fastapi20():
     return _fastapi20(os.environ["DATABASE_URL"])
+
+
+def counted(context):
+    """Answer how often it was started, which its database remembers."""
+    path = context.database_url.removeprefix("sqlite:///")
+    count = 0
+
+    async def app(scope, receive, send):
+        nonlocal count
+        if scope["type"] == "lifespan":
+            while True:
+                message = await receive()
+                if message["type"] == "lifespan.startup":
+                    with sqlite3.connect(path) as database:
+                        database.execute("CREATE TABLE IF NOT EXISTS start (number INTEGER)")
+                        database.execute("INSERT INTO start VALUES (1)")
+                        [(count,)] = database.execute("SELECT count(*) FROM start")
+                    database.close()
+                await send({"type": message["type"] + ".complete"})
+                if message["type"] == "lifespan.shutdown":
+                    return
+        body = str(count).encode()
+        headers = [(b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    return app
+
+
+def hostile(context):
+    """Do on request what no neighbour should feel."""
+
+    async def app(scope, receive, send):
+        if scope["type"] != "http":
+            raise NotImplementedError
+        kind, _, amount = scope["path"].strip("/").partition("/")
+        if kind == "segfault":
+            ctypes.string_at(0)
+        elif kind == "memory":
+            kept = []
+            while True:
+                kept.append(bytearray(os.urandom(4096)) * 2048)
+        elif kind == "hold":  # asleep in C, with the interpreter's lock
+            ctypes.PyDLL(None).usleep(int(amount) * 1000)
+        elif kind == "burn":  # at work in C, with the interpreter's lock
+            began = time.perf_counter()
+            sum(range(10_000_000))
+            sum(range(int(10_000_000 * int(amount) / 1000 / (time.perf_counter() - began))))
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    return app

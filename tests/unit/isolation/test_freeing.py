@@ -168,6 +168,23 @@ def test_only_the_caches_with_an_entry_of_the_app_are_emptied(monkeypatch: pytes
     assert other.cache_info().currsize == 1
 
 
+def test_what_a_freed_app_never_closed_is_collected_too_but_not_at_every_stop() -> None:
+    policy = GCPolicy(lambda: True)
+    policy.install()
+    try:
+        for round_number in (1, 2):
+            engine = web()
+            policy.freeze()
+            reference = weakref.ref(engine)
+            del engine
+            policy.stopped(freed=True)
+            policy.tick()
+            assert (reference() is None) == (round_number == 1), "a look may follow another one only later"
+        assert policy.figures.full_collections == 1
+    finally:
+        policy.uninstall()
+
+
 def test_a_frozen_app_that_left_cycles_is_collected_while_nobody_waits() -> None:
     idle = False
     told: list[tuple[str, list[str]]] = []
