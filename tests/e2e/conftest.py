@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.stack import Stack
+from tests.e2e.stack import ROOT, Stack
+
+GUEST_DIRS = tuple(ROOT / "tests/apps" / name for name in ("guests", "django_project", "node"))
 
 
 @pytest.fixture
@@ -22,6 +24,16 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
 def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Give the stack that tests share: use app names of your own, and leave its processes alone."""
     stack = Stack(tmp_path_factory.mktemp("shared") / "stack")
+    try:
+        yield stack.start()
+    finally:
+        stack.clean_up()
+
+
+@pytest.fixture(scope="session")
+def guest_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Give the stack that tests of guests share: use app names of your own, and leave its processes alone."""
+    stack = Stack(tmp_path_factory.mktemp("guests") / "stack", app_dirs=GUEST_DIRS)
     try:
         yield stack.start()
     finally:

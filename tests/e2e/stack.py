@@ -135,6 +135,10 @@ class Stack:
     def address(self) -> str:
         return f"127.0.0.1:{self.control_plane_port}"
 
+    def node_pid(self, node: str = "node-1") -> int:
+        """Return the id of a node's process, in which apps run that are not in one of their own."""
+        return self.nodes[node].pid
+
     def node_address(self, node: str = "node-1") -> str:
         return f"127.0.0.1:{self._node_ports[node][0]}"
 

@@ -1,4 +1,4 @@
-from board.views import posts
+from board.views import about, notes, posts
 from django.urls import path
 
-urlpatterns = [path("posts", posts)]
+urlpatterns = [path("posts", posts), path("notes", notes), path("about", about, name="about")]

@@ -1,0 +1,144 @@
+"""What sends requests to apps through a node: one at a time, at a steady rate, or all at once."""
+
+import contextlib
+import http.client
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPMessage
+from typing import Any, Literal
+
+from websockets.sync.client import ClientConnection, connect
+
+from tests.e2e.stack import DEADLINE, Stack
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: HTTPMessage
+    text: str
+
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+    @property
+    def reason(self) -> str | None:
+        """Why the node itself answered; None for an answer of the app's."""
+        return self.headers["x-appsupervisor-reason"]
+
+
+def ask(
+    stack: Stack,
+    app: str,
+    path: str = "/",
+    method: str = "GET",
+    body: str | bytes | None = None,
+    *,
+    by: Literal["host", "path"] = "host",
+    headers: Mapping[str, str] | None = None,
+    timeout: float = DEADLINE,
+) -> Answer:
+    """Send one request on a connection of its own. Raises OSError or HTTPException if no answer came."""
+    connection = HTTPConnection("127.0.0.1", stack.http_port(), timeout=timeout)
+    with contextlib.closing(connection):
+        return _exchange(connection, app, path, method, body, by=by, headers=headers)
+
+
+def _exchange(
+    connection: HTTPConnection,
+    app: str,
+    path: str,
+    method: str = "GET",
+    body: str | bytes | None = None,
+    *,
+    by: str = "host",
+    headers: Mapping[str, str] | None = None,
+) -> Answer:
+    told = dict(headers or {})
+    if by == "host":
+        told["Host"] = f"{app}.localhost"
+    else:
+        path = f"/apps/{app}{path}"
+    connection.request(method, path, body.encode() if isinstance(body, str) else body, told)
+    response = connection.getresponse()
+    return Answer(response.status, response.headers, response.read().decode("utf-8", "replace"))
+
+
+def websocket(stack: Stack, app: str, path: str, *, by: Literal["host", "path"] = "host") -> ClientConnection:
+    """Open a WebSocket to an app."""
+    port = stack.http_port()
+    url = f"ws://{app}.localhost:{port}{path}" if by == "host" else f"ws://127.0.0.1:{port}/apps/{app}{path}"
+    return connect(url, sock=socket.create_connection(("127.0.0.1", port)), open_timeout=10, proxy=None)
+
+
+def burst(stack: Stack, app: str, count: int, path: str = "/") -> list[Answer]:
+    """Send `count` requests at the same moment and return their answers."""
+    ready = threading.Barrier(count)
+
+    def one(_: int) -> Answer:
+        connection = HTTPConnection("127.0.0.1", stack.http_port(), timeout=DEADLINE)
+        with contextlib.closing(connection):
+            connection.connect()
+            ready.wait(DEADLINE)
+            return _exchange(connection, app, path)
+
+    with ThreadPoolExecutor(count) as senders:
+        return list(senders.map(one, range(count)))
+
+
+@dataclass
+class Traffic:
+    """What a steady flow of requests met with."""
+
+    answers: int = 0
+    failures: list[str] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+    """The different bodies that came."""
+    slowest: float = 0.0
+
+
+@contextlib.contextmanager
+def traffic(
+    stack: Stack, app: str, path: str, *, per_second: int = 200, senders: int = 8
+) -> Iterator[Traffic]:
+    """Send GET requests at a steady rate, on connections that are kept, while the block runs."""
+    flow = Traffic()
+    ended = threading.Event()
+    lock = threading.Lock()
+
+    def send(number: int) -> None:
+        connection = HTTPConnection("127.0.0.1", stack.http_port(), timeout=DEADLINE)
+        due = time.monotonic() + number / per_second
+        with contextlib.closing(connection):
+            while not ended.wait(max(0.0, due - time.monotonic())):
+                began = time.monotonic()
+                due = max(due + senders / per_second, began - 0.1)
+                try:
+                    answer = _exchange(connection, app, path)
+                    failure = "" if answer.status == 200 else f"{answer.status} {answer.text}"
+                except (OSError, http.client.HTTPException) as broken:
+                    failure, answer = f"{type(broken).__name__} {broken}", None
+                    connection.close()
+                with lock:
+                    flow.slowest = max(flow.slowest, time.monotonic() - began)
+                    if failure or answer is None:
+                        flow.failures.append(failure)
+                    else:
+                        flow.answers += 1
+                        flow.seen.add(answer.text)
+
+    threads = [threading.Thread(target=send, args=(number,), daemon=True) for number in range(senders)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield flow
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join(DEADLINE)
+    assert not any(thread.is_alive() for thread in threads)
