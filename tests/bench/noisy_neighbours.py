@@ -1,7 +1,7 @@
 """What an app that blocks, computes, holds the interpreter's lock or crashes costs its neighbours' requests.
 
-Run `python -m tests.bench.noisy_neighbours [--quick]`. One node process, two neighbours in the SHARED tier at a
-steady rate, one kind of hog after the other; the first row, without any, is what the others are compared with.
+Run `python -m tests.bench.noisy_neighbours [--quick]`. One node process, two neighbours in the SHARED tier
+at a steady rate, one kind of hog after the other; the first row, without any, is the base of the others.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Bench:
         spec.restart_policy.max_backoff.FromMilliseconds(20)
         spec.restart_policy.max_restarts = 1000
         await self.stub.StartInstance(pb.StartInstanceRequest(spec=spec))
-        while (await self.get(app)).state != pb.RUNNING:
+        while (await self.get(app)).state != pb.RUNNING:  # noqa: ASYNC110 - what waits for is remote
             await asyncio.sleep(0.02)
 
     async def get(self, app: str) -> pb.Instance:
@@ -198,7 +198,7 @@ async def main(seconds: float) -> None:
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"}
         with log.open("wb") as out:
-            process = subprocess.Popen(command, stderr=out, env=environment)
+            process = subprocess.Popen(command, stderr=out, env=environment)  # noqa: ASYNC220 - returns at once
         try:
             deadline = time.monotonic() + 30
             while (ready := re.search(r"grpc=(\S+) http=(\S+):(\d+)", log.read_text())) is None:
