@@ -47,6 +47,7 @@ BENCHES = (
     Bench("swaps", "swaps of an app under a steady load", 30, 90),
     Bench("dormancy", "first requests to dormant apps, bursts, a node full of them", 45, 180),
     Bench("cycles", "what many starts and stops leave behind", 70, 240),
+    Bench("noisy_neighbours", "what hogs of every kind cost their neighbours", 50, 120),
     Bench("crashes", "what neighbours feel of a PROCESS guest's end", 40, 120),
     Bench("gc_pauses", "how long garbage collection stops a node of many apps", 30, 90),
 )
