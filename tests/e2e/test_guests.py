@@ -127,15 +127,22 @@ def test_websockets_of_two_apps_hear_nothing_of_each_other(
 
 
 def test_datasette_serves_the_database_of_each_app(guest_stack: Stack) -> None:
-    """It knows no root path: under /apps/{app}/ it must be told its base_url, and then lives there alone."""
+    """It knows no root path: under /apps/{app}/ it must be told its base_url, and then lives there alone.
+
+    Its writer threads never end: where they share the node's process each stop tells of one left behind.
+    """
     stack = guest_stack
     base_url = {"base_url": "/apps/tables-b/"}
     tables_a = stack.create("tables-a", "datasette_guest:create_app", env={"MOTTO": "Tables of A"})
     tables_b = stack.create(
-        "tables-b", "datasette_guest:create_app", env={"MOTTO": "Tables of B"}, config=base_url
+        "tables-b",
+        "datasette_guest:create_app",
+        isolation=PROCESS,
+        env={"MOTTO": "Tables of B"},
+        config=base_url,
     )
+    assert [app.instances[0].isolation for app in (tables_a, tables_b)] == [SHARED, PROCESS]
     for app in (tables_a, tables_b):
-        assert app.instances[0].isolation == SHARED
         with closing(sqlite3.connect(data_dir(stack, app) / "app.db")) as database, database:
             database.execute("INSERT INTO note (text) VALUES (?)", (f"a row of {app.name}",))
     rows = "/app/note.json?_shape=array"
