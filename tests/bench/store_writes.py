@@ -133,10 +133,10 @@ def drive(store: CatalogStore, writers: int, seconds: float, round_number: int) 
 
 def measure(quick: bool) -> list[Row]:
     """Return the rates of durable commands and the time to open a full store."""
-    rounds, seconds = (1, 1.0) if quick else (3, 3.0)
+    rounds, seconds = (1, 1.0) if quick else (3, 2.0)
     with tempfile.TemporaryDirectory() as directory:
         return writes(Path(directory), rounds, seconds) + loading(
-            Path(directory), 20_000 if quick else 100_000
+            Path(directory), 20_000 if quick else 50_000
         )
 
 

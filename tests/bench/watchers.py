@@ -95,7 +95,7 @@ def change(stub: AppCatalogStub, number: int) -> None:
 
 def measure(quick: bool) -> list[Row]:
     """Return the latencies with one and with many watchers, and the memory of an idle one."""
-    changes = 40 if quick else 200
+    changes = 40 if quick else 100
     rows = []
     with catalog_server(APPS) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = AppCatalogStub(channel)
