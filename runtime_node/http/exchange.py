@@ -22,7 +22,7 @@ from runtime_node.http.problems import (
     Problem,
 )
 from runtime_node.http.response import BadResponseError, ResponseHead
-from runtime_node.lanes.lane import ASGIApp, Message, Scope
+from runtime_node.lanes.lane import ASGIApp, Message, Scope, UndeliveredError
 from services.rpc.errors import SupervisorError
 
 if TYPE_CHECKING:
@@ -201,7 +201,8 @@ class Exchange:
         except BadResponseError as error:
             self._fault(error, APP_BAD_RESPONSE)
         except SupervisorError as error:
-            self._fail(problem_of(error))
+            if not (isinstance(error, UndeliveredError) and self._put_back(asgi)):
+                self._fail(problem_of(error))
         except BaseException as error:  # noqa: BLE001 - even SystemExit of an app must not reach the loop
             if is_interruption(error):
                 self._fail(APP_BLOCKED_LOOP)
@@ -211,7 +212,17 @@ class Exchange:
             if not self.complete and not self.gone:
                 self._fault(None, APP_NO_RESPONSE)
         finally:
-            self._end()
+            if self._began:
+                self._end()
+
+    def _put_back(self, asgi: ASGIApp) -> bool:
+        """Have it served by the app's next process; tell whether somebody still waits for that."""
+        if self.complete or self.gone or self._left:
+            return False
+        assert self.gate is not None
+        self._began = False
+        self.gate.put_back(self, asgi)
+        return True
 
     def _fault(self, error: BaseException | None, problem: Problem) -> None:
         assert self.gate is not None

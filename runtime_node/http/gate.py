@@ -290,6 +290,19 @@ class Gate:
         if self._queue:
             self._apply()
 
+    def put_back(self, passage: Passage, asgi: ASGIApp) -> None:
+        """Let a request wait that `asgi` could not deliver, until the door is another one. Front loop.
+
+        It keeps its turn and its time limit. The end of its app is on its way to whoever keeps the door.
+        """
+        self._in_flight -= 1
+        self._running.discard(passage)
+        passage.task = None
+        self._queue[passage] = None
+        self._queue.move_to_end(passage, last=False)
+        if self._door.asgi is not asgi:
+            self._apply()
+
     def ended(self, passage: Passage) -> None:
         """Take note that the app's callable for it has returned. Front loop."""
         self._running.discard(passage)

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-from runtime_node.lanes.lane import Message, Receive, Scope, Send
+from runtime_node.lanes.lane import Message, Receive, Scope, Send, UndeliveredError
 from runtime_node.lanes.process import frames
 from runtime_node.lanes.process.frames import Frame, frame
 from services.rpc.errors import SupervisorError
@@ -55,7 +55,8 @@ class GuestProxy:
 
         Raises AppRaisedError when the app raised, SupervisorError APP_BLOCKED_LOOP when its request was
         interrupted, and APP_CRASHED or APP_OUT_OF_MEMORY when its process ended meanwhile; then the
-        response may have been sent in part. Cancelling cancels the app's task as well.
+        response may have been sent in part. UndeliveredError when the process had ended before.
+        Cancelling cancels the app's task as well.
         """
         channel = await self._acquire()
         try:
@@ -95,13 +96,16 @@ class GuestProxy:
             if not channel.lost:
                 return channel
         if self._ended is not None:
-            raise self._ended
+            raise UndeliveredError(self._ended)
         ours, theirs = socket.socketpair()
         try:
             with theirs:
                 self._connect(theirs)
             ours.setblocking(False)
             _, channel = await loop.create_connection(lambda: Channel(loop, self._forget), sock=ours)
+        except ConnectionError as error:
+            ours.close()
+            raise UndeliveredError(self._crashed()) from error
         except OSError as error:
             ours.close()
             raise self._crashed() from error
@@ -113,7 +117,7 @@ class GuestProxy:
             ended = self._ended
         if ended is not None:
             channel.transport.abort()
-            raise ended
+            raise UndeliveredError(ended)
         return channel
 
     def _release(self, channel: Channel) -> None:

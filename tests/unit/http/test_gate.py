@@ -110,6 +110,28 @@ async def test_a_starting_app_keeps_as_many_waiting_as_a_running_one_takes(queue
     await settled(lambda: gate.figures().in_flight == 0)
 
 
+async def test_what_an_app_that_has_ended_did_not_get_waits_for_the_next_in_its_turn():
+    gate = Gate("a", GateLimits(max_concurrent_requests=1))
+    gate.open(app)
+    first, second = enter(gate, 2)
+    await settled(lambda: first.task)
+    first.task.cancel()
+    gate.put_back(first, app)
+    assert (gate.figures().in_flight, gate.figures().queued, first.task) == (0, 2, None)
+
+    async def other(scope, receive, send):
+        pass
+
+    gate.open(other)
+    await settled(lambda: first.task)
+    assert second.task is None
+    for passage in (first, second):
+        await settled(lambda one=passage: one.task)
+        passage.done.set()
+    await settled(lambda: gate.figures().in_flight == 0)
+    assert gate.figures().requests == 2
+
+
 async def test_closing_refuses_what_waits_and_leaves_what_is_served():
     gate = Gate("a", GateLimits(max_concurrent_requests=1))
     gate.open(app)
