@@ -273,17 +273,53 @@ def test_a_patched_library_is_patched_for_all_in_the_process_and_for_none_beyond
     assert not phase.seen.errors
 
 
-def test_a_thread_that_waits_in_c_code_outlives_its_app_in_a_shared_process(beside: Beside) -> None:
-    """The wall: no thread can be ended from outside, and one in C code never looks."""
+@pytest.mark.parametrize(
+    ("what", "ask", "kind", "count", "wall"),
+    [
+        ("threads in a lock", "stuck_threads", "threads", 20, "a thread in C code cannot be ended"),
+        (
+            "files of a module",
+            "files_of_module",
+            "files",
+            100,
+            "code stays loaded, with its modules' globals",
+        ),
+    ],
+    ids=["threads-in-a-lock", "files-of-a-module"],
+)
+def test_what_outlives_its_app_in_a_shared_process_fails_no_neighbour(
+    beside: Beside, what: str, ask: str, kind: str, count: int, wall: str
+) -> None:
+    """The wall: this stays until the node ends, for nobody can end or close it but the app."""
     before = beside.holds()
     beside.let_loose(Hog("", SHARED, "", OK))
     try:
-        with beside.among_neighbours("threads in a lock") as phase:
-            answer = beside.stack.http(beside.hog, "/?do=stuck_threads&count=20")
+        with beside.among_neighbours(what) as phase:
+            answer = beside.stack.http(beside.hog, f"/?do={ask}&count={count}")
     finally:
         beside.take_away()
-    wall = "a thread in C code cannot be ended: it stays until the node ends"
-    ROWS.append(Row("threads in a lock", "SHARED", phase.seen, str(answer[0]), "deleted", "", wall))
+    assert answer[0] == 200, answer
+    ROWS.append(Row(what, "SHARED", phase.seen, "200", "deleted", "", wall))
     assert not phase.seen.errors
-    assert beside.holds()["threads"] >= before["threads"] + 20
+    assert beside.holds()[kind] >= before[kind] + count - 5
     assert beside.node_status().incarnation == beside.status.incarnation
+
+
+def test_a_native_crash_in_a_shared_process_ends_the_node_and_all_come_back(beside: Beside) -> None:
+    """The wall: nothing in a process survives a segmentation fault; whoever watches the node restarts it."""
+    beside.let_loose(Hog("", SHARED, "", OK, entrypoint="blockers:asked"))
+    node = beside.stack.nodes["node-1"]
+    with beside.among_neighbours("segfault in SHARED") as phase:
+        answer = beside.stack.http(beside.hog, "/?do=segfault")
+        eventually(lambda: not node.running(), "the node has ended")
+        node.start()
+        for app in NEIGHBOURS:
+            eventually(lambda app=app: beside.stack.http(app)[0] == 200, f"{app} serves again")
+    wall = "a native crash ends the node's process"
+    ROWS.append(Row("segfault", "SHARED", phase.seen, str(answer[0] or "none"), "back, new node", "", wall))
+    assert answer[0] == 0
+    assert phase.seen.failed
+    assert beside.node_status().incarnation != beside.status.incarnation
+    with beside.among_neighbours("after the crash") as phase:
+        pass
+    assert not phase.seen.errors

@@ -3,19 +3,18 @@
 import asyncio
 import json
 import os
-import resource
 import signal
 import sys
 import threading
 from urllib.parse import parse_qs
 
-_kept = []
+_of_the_module = []
 _dumps = json.dumps
 
 
-def memory(mib):
+def memory(mib, kept):
     """Take memory and touch it."""
-    _kept.extend(b"x" * (1 << 20) for _ in range(mib))
+    kept.extend(b"x" * (1 << 20) for _ in range(mib))
     return f"{mib} MiB"
 
 
@@ -46,12 +45,12 @@ def stuck_threads(count):
     return f"{count} threads"
 
 
-def files(count):
+def files(count, kept):
     """Open files and keep them open."""
     opened = 0
     try:
         for _ in range(count):
-            _kept.append(open(os.devnull))  # noqa: SIM115 - the leak
+            kept.append(open(os.devnull))  # noqa: SIM115 - the leak
             opened += 1
     except OSError as refused:
         return f"{opened} files, then {type(refused).__name__}"
@@ -107,16 +106,18 @@ def unpatch():
     return "put back"
 
 
-async def _do(what, count):
+async def _do(what, count, kept):
     match what:
         case "logs":
             return await logs(count)
-        case "memory" | "threads" | "stuck_threads" | "files":
+        case "memory" | "files":
+            return globals()[what](count, kept)
+        case "files_of_module":
+            return files(count, _of_the_module)
+        case "threads" | "stuck_threads":
             return globals()[what](count)
         case "fork" | "handle_signals" | "environment" | "change_directory" | "patch" | "unpatch":
             return globals()[what]()
-        case "limit":
-            return str(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         case "_exit":
             os._exit(3)
         case "exit":
@@ -136,6 +137,7 @@ async def _do(what, count):
 
 def asked(context):
     """Does what the query string says and answers how it went: 403 if it was refused."""
+    kept = []
 
     async def app(scope, receive, send):
         if scope["type"] == "lifespan":
@@ -143,7 +145,7 @@ def asked(context):
         query = {key: values[0] for key, values in parse_qs(scope["query_string"].decode()).items()}
         status = 200
         try:
-            body = await _do(query.get("do", ""), int(query.get("count", 0)))
+            body = await _do(query.get("do", ""), int(query.get("count", 0)), kept)
         except PermissionError as refused:
             status, body = 403, str(refused)
         await send({"type": "http.response.start", "status": status, "headers": []})
