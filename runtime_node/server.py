@@ -96,92 +96,100 @@ class Node:
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[Node]:
         """Serve from entering to leaving the context. Raises OSError and DataDirectoryTaken at the start."""
-        settings = self.settings
         async with AsyncExitStack() as stack:
             # 1. The data directory, which belongs to one node at a time.
-            stack.enter_context(data_directory_lock(settings.data_dir))
-            databases = Databases(settings.data_dir)
+            stack.enter_context(data_directory_lock(self.settings.data_dir))
+            databases = Databases(self.settings.data_dir)
             await asyncio.to_thread(databases.finish_purges)
             # 2. The logs of apps: from here on what they print and log is theirs.
-            self.observation = observed = Observation(settings)
-            await asyncio.to_thread(observed.logs.finish_purges)
-            observed.logs.start()
-            stack.push_async_callback(_quietly, "logs", observed.logs.close)
-            # 3. The front: the listener's loop, which SHARED apps run on too.
-            isolation.install()
-            waits.install()
-            watchdog = Watchdog(HoldWatch() if self._owns_process else None)
-            stack.push_async_callback(asyncio.to_thread, watchdog.close)
-            watchdog.start()
-            router = Router(settings.base_domain)
-            self.front = front = HttpFront(
-                settings.http_listen.host, settings.http_listen.port, router,
-                trusted_proxies=settings.trusted_proxies,
-            )  # fmt: skip
-            isolation.attach(front.loop)
-            isolation.guard_loop(front.loop)
-            stack.push_async_callback(_quietly, "front", lambda: front.stop(RPC_GRACE))
-            self.http = Address(settings.http_listen.host, (await front.start())[1])
-            watchdog.watch(front.loop)
-            stack.callback(watchdog.unwatch, front.loop)
-            # 4. The lanes.
-            loader = Loader(settings.app_dirs)
-            stack.callback(loader.close)
-            collector = GCPolicy(lambda: self.sweeps.quiet, self._leaked)
-            if self._owns_process:
-                collector.install()
-                stack.callback(collector.uninstall)
-            lanes = self._lanes(front, loader, collector, watchdog)
-            for lane in lanes.values():
-                stack.push_async_callback(_quietly, "lane", lane.close)
-            # 5. The core.
-            self.feed = InstanceFeed(settings.node_name, self.incarnation)
-            self.host = observed.host = InstanceHost(
-                feed=self.feed, routes=Routes(router), databases=databases,
-                max_instances=settings.max_instances, observer=observed.observer,
-            )  # fmt: skip
-            probes = Probes(front.loop, settings.base_domain, self.host.reassess)
-            figures = FigureSweep(self.feed.measured)
-            stack.push_async_callback(_quietly, "probes", probes.close)
-            self.host.conductor = Conductor(
-                lanes=Lanes(lanes, loader), databases=databases, slots=StartSlots(settings.concurrent_starts),
-                probes=probes, watchdog=watchdog,
-                hooks=Hooks(self.host.changed, self.host.gone, self.host.serving, collector.started),
-            )  # fmt: skip
-            watchdog.on_unclaimed = partial(
-                self.host.conductor.blame, lambda: list(self.host.running.values())
-            )
-            self.sweeps = sweeps = Sweeps(
-                self.host, self.host.conductor, figures,
-                memory=self.memory, memory_budget=settings.memory_budget_bytes,
-                after=collector.tick if self._owns_process else lambda: None,
-            )  # fmt: skip
-            _background(stack, sweeps.run())
-            # 6. The API, ended only after its streams have told how every instance ended.
-            servicer = RuntimeServicer(self.host, self.feed, observed.tails, self.status)
-            service = Service(
-                "appsupervisor.runtime.v1.RuntimeEnvironment",
-                add_RuntimeEnvironmentServicer_to_server,
-                servicer,
-            )
-            server = RpcServer([service], observed.health)
-            self.listen = Address(settings.listen.host, await server.start(str(settings.listen)))
-            stack.push_async_callback(_quietly, "api", lambda: server.stop(RPC_GRACE))
-            stack.push_async_callback(_quietly, "instances", self._end_instances)
-            # 7. What tells of it to others: metrics, and the control plane.
-            if settings.metrics_listen is not None:
-                self._serve_metrics(stack, settings.metrics_listen)
-            # The control plane hears of it.
-            if settings.control_plane:
-                registration = Registration(settings.control_plane, self._registration, self.feed)
+            self.observation = Observation(self.settings)
+            await asyncio.to_thread(self.observation.logs.finish_purges)
+            self.observation.logs.start()
+            stack.push_async_callback(_quietly, "logs", self.observation.logs.close)
+            # 3. The front: the listener's loop, which SHARED apps run on too, and who watches it.
+            router = Router(self.settings.base_domain)
+            watchdog = await self._start_front(stack, router)
+            # 4. The core, with the lanes in which it runs apps.
+            self.feed = InstanceFeed(self.settings.node_name, self.incarnation)
+            self._start_core(stack, router, databases, watchdog)
+            # 5. The API, ended only after its streams have told how every instance ended.
+            await self._start_api(stack)
+            # 6. Those who hear of it: metrics, and the control plane.
+            if self.settings.metrics_listen is not None:
+                self._serve_metrics(stack, self.settings.metrics_listen)
+            if self.settings.control_plane:
+                registration = Registration(self.settings.control_plane, self._registration, self.feed)
                 _background(stack, registration.run())
             log.info(
-                "node %s serves gRPC on %s and HTTP on http://%s", settings.node_name, self.listen, self.http,
+                "node %s serves gRPC on %s and HTTP on http://%s",
+                self.settings.node_name, self.listen, self.http,
                 extra={"action": "node.ready", "grpc": self.listen, "http": self.http,
                        "incarnation": self.incarnation},
             )  # fmt: skip
             yield self
             log.info("draining", extra={"action": "node.draining", "instances": len(self.host)})
+
+    async def _start_front(self, stack: AsyncExitStack, router: Router) -> Watchdog:
+        isolation.install()
+        waits.install()
+        watchdog = Watchdog(HoldWatch() if self._owns_process else None)
+        stack.push_async_callback(asyncio.to_thread, watchdog.close)
+        watchdog.start()
+        listen = self.settings.http_listen
+        self.front = front = HttpFront(
+            listen.host, listen.port, router, trusted_proxies=self.settings.trusted_proxies
+        )
+        isolation.attach(front.loop)
+        isolation.guard_loop(front.loop)
+        stack.push_async_callback(_quietly, "front", lambda: front.stop(RPC_GRACE))
+        self.http = Address(listen.host, (await front.start())[1])
+        watchdog.watch(front.loop)
+        stack.callback(watchdog.unwatch, front.loop)
+        return watchdog
+
+    def _start_core(
+        self, stack: AsyncExitStack, router: Router, databases: Databases, watchdog: Watchdog
+    ) -> None:
+        settings, observed = self.settings, self.observation
+        loader = Loader(settings.app_dirs)
+        stack.callback(loader.close)
+        collector = GCPolicy(lambda: self.sweeps.quiet, self._leaked)
+        if self._owns_process:
+            collector.install()
+            stack.callback(collector.uninstall)
+        lanes = self._lanes(self.front, loader, collector, watchdog)
+        for lane in lanes.values():
+            stack.push_async_callback(_quietly, "lane", lane.close)
+        self.host = observed.host = InstanceHost(
+            feed=self.feed, routes=Routes(router), databases=databases,
+            max_instances=settings.max_instances, observer=observed.observer,
+        )  # fmt: skip
+        probes = Probes(self.front.loop, settings.base_domain, self.host.reassess)
+        stack.push_async_callback(_quietly, "probes", probes.close)
+        self.host.conductor = Conductor(
+            lanes=Lanes(lanes, loader), databases=databases, slots=StartSlots(settings.concurrent_starts),
+            probes=probes, watchdog=watchdog,
+            hooks=Hooks(self.host.changed, self.host.gone, self.host.serving, collector.started),
+        )  # fmt: skip
+        watchdog.on_unclaimed = partial(self.host.conductor.blame, lambda: list(self.host.running.values()))
+        self.sweeps = Sweeps(
+            self.host, self.host.conductor, FigureSweep(self.feed.measured),
+            memory=self.memory, memory_budget=settings.memory_budget_bytes,
+            after=collector.tick if self._owns_process else lambda: None,
+        )  # fmt: skip
+        _background(stack, self.sweeps.run())
+
+    async def _start_api(self, stack: AsyncExitStack) -> None:
+        service = Service(
+            "appsupervisor.runtime.v1.RuntimeEnvironment",
+            add_RuntimeEnvironmentServicer_to_server,
+            RuntimeServicer(self.host, self.feed, self.observation.tails, self.status),
+        )
+        server = RpcServer([service], self.observation.health)
+        listen = self.settings.listen
+        self.listen = Address(listen.host, await server.start(str(listen)))
+        stack.push_async_callback(_quietly, "api", lambda: server.stop(RPC_GRACE))
+        stack.push_async_callback(_quietly, "instances", self._end_instances)
 
     def _serve_metrics(self, stack: AsyncExitStack, address: Address) -> None:
         observed = self.observation

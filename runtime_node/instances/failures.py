@@ -56,7 +56,7 @@ class Failures:
             self._again(instance, decision, event, told)
         elif decision.crash_loop:
             times = f"more than {terms.max_restarts} times within {terms.period:g} s"
-            text = f"It ended {times} and is left so; RestartInstance starts it again."
+            text = f"It ended {times} and is left so until it is started or restarted by hand."
             instance.set_condition(CRASH_LOOP, True, "APP_CRASH_LOOP", text, self._wall())
             self._for_good(instance, event, SupervisorError("APP_CRASH_LOOP", text))
         elif error is None:

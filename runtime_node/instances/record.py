@@ -259,7 +259,10 @@ class Instance:
 
     def _ready(self) -> Condition:
         error = self.history.last_error if self.history is not None else None
-        if self.state == State.FAILED and error is not None:
+        if self.state == State.FAILED and self.holds(CRASH_LOOP):
+            loop = self.past().conditions[CRASH_LOOP]
+            reason, text = loop.reason, loop.message
+        elif self.state == State.FAILED and error is not None:
             reason, text = error.reason, error.message
         else:
             reason, text = _IDLE_REASONS.get(self.state, ("Unknown", ""))

@@ -25,6 +25,11 @@ def open_overlay(instance: str, *, parent: str = "", env: Mapping[str, str] | No
         _parents[instance] = parent
 
 
+def belongs_to(instance: str, owner: str) -> bool:
+    """Return whether an instance is `owner`, or runs code of the location that is."""
+    return instance == owner or _parents.get(instance) == owner
+
+
 def close_overlay(instance: str) -> None:
     """Forget what the instance set."""
     _overlays.pop(instance, None)

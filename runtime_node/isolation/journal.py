@@ -6,14 +6,18 @@ One entry per thing, not per call: what an app does and takes back by itself lea
 from __future__ import annotations
 
 import threading
+import time
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 from runtime_node.isolation.endings import end_threads
 from runtime_node.isolation.environ import close_overlay
 
 Undo = Callable[[], str | None]
 """Takes one effect back; returns a sentence if something stays, and may raise."""
+
+EXIT_HOOK = "atexit"
+"""First part of the key of an exit hook."""
 
 _lock = threading.Lock()
 _journals: dict[str, Journal] = {}
@@ -57,21 +61,39 @@ class Journal:
 
     def undo(self, grace: float) -> list[str]:
         """Take everything back, newest first, in at most about `grace` seconds; return what stays."""
+        deadline = time.monotonic() + grace
         with self._lock:
             threads = [thread for thread in self._threads if thread.is_alive()]
-            entries = list(self._entries.values())
+            hooks = [undo for key, undo in self._entries.items() if _is_hook(key)]
+            entries = [undo for key, undo in self._entries.items() if not _is_hook(key)]
             self._entries.clear()
             self._threads.clear()
-        # Threads first: they may still use what the entries take away.
-        left = end_threads(threads, grace)
-        for undo in reversed(entries):
-            try:
-                sentence = undo()
-            except BaseException as fault:  # noqa: BLE001 - an app's own hook may fail; the rest is undone all the same
-                sentence = f"undoing a side effect raised {type(fault).__name__}"
-            if sentence is not None:
-                left.append(sentence)
+        left: list[str] = []
+        if hooks:
+            # As at an interpreter's end they find the app's threads alive, for some of them end those. They
+            # are the app's code and may wait for ever: in a thread that can be ended with the others.
+            runner = threading.Thread(target=_take_back, args=(hooks, left), name="exit hooks", daemon=True)
+            runner.start()
+            runner.join(grace / 2)
+            threads.insert(0, runner)
+        # Before the rest: threads may still use what the entries take away.
+        left += end_threads([t for t in threads if t.is_alive()], max(0.0, deadline - time.monotonic()))
+        _take_back(entries, left)
         return left
+
+
+def _is_hook(key: Hashable) -> bool:
+    return isinstance(key, tuple) and key[0] == EXIT_HOOK
+
+
+def _take_back(entries: Sequence[Undo], left: list[str]) -> None:
+    for undo in reversed(entries):
+        try:
+            sentence = undo()
+        except BaseException as fault:  # noqa: BLE001 - an app's own hook may fail; the rest is undone all the same
+            sentence = f"undoing a side effect raised {type(fault).__name__}"
+        if sentence is not None:
+            left.append(sentence)
 
 
 def journal_of(instance: str) -> Journal:

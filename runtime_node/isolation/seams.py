@@ -20,7 +20,7 @@ from typing import Any
 from runtime_node.isolation import environ, refusals
 from runtime_node.isolation.current import CURRENT_INSTANCE, acting_instance
 from runtime_node.isolation.endings import ThreadEndedError
-from runtime_node.isolation.journal import journal_of
+from runtime_node.isolation.journal import EXIT_HOOK, journal_of
 from runtime_node.isolation.pool import PoolThread
 
 _installed = False
@@ -79,15 +79,29 @@ def _run_as(thread: threading.Thread, instance: str) -> None:
     thread.run = run_as_instance  # type: ignore[method-assign]
 
 
+class _OwnRecords(logging.Filter):
+    """Keeps from an app's handler what others log: they share the loggers, the root first of all."""
+
+    def __init__(self, owner: str) -> None:
+        super().__init__()
+        self._owner = owner
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return environ.belongs_to(CURRENT_INSTANCE.get(), self._owner)
+
+
 def _watch_handlers() -> None:
     add, remove = logging.Logger.addHandler, logging.Logger.removeHandler
 
     def add_handler(self: logging.Logger, hdlr: logging.Handler) -> None:
         instance = acting_instance()
         if instance and hdlr not in self.handlers:
+            own = _OwnRecords(instance)
+            hdlr.addFilter(own)
 
             def take_back() -> None:
                 remove(self, hdlr)
+                hdlr.removeFilter(own)
                 hdlr.close()
 
             journal_of(instance).record(("handler", self, hdlr), take_back)
@@ -144,13 +158,13 @@ def _watch_exit_hooks() -> None:
         # The app ends when its instance stops, not when the node does.
         # A hook may be registered more than once, each time with arguments of its own.
         journal_of(instance).record(
-            ("atexit", func, next(numbers)), functools.partial(_run_hook, func, args, kwargs)
+            (EXIT_HOOK, func, next(numbers)), functools.partial(_run_hook, func, args, kwargs)
         )
         return func
 
     def unregister_hook(func: Callable[..., Any], /) -> None:
         instance = acting_instance()
-        if not (instance and journal_of(instance).forget_all(("atexit", func))):
+        if not (instance and journal_of(instance).forget_all((EXIT_HOOK, func))):
             unregister(func)
 
     atexit.register = register_hook

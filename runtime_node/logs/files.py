@@ -71,12 +71,24 @@ class AppLog:
         return self.segments[0].first if self.segments else self.next
 
     def append(self, entries: list[Entry]) -> None:
-        """Add entries, whose cursors go on from `next`. Raises OSError; then none of them counts."""
+        """Add entries, whose cursors go on from `next`. Raises OSError; `next` tells how far it came."""
+        lines: list[bytes] = []
+        size = 0
+        for line in map(encode, entries):
+            if lines and self._size + size + len(line) > self._max_file_bytes:
+                self._write(lines)
+                lines, size = [], 0
+            lines.append(line)
+            size += len(line)
+        if lines:
+            self._write(lines)
+
+    def _write(self, lines: list[bytes]) -> None:
         if self.ended:
             return
-        data = b"".join(map(encode, entries))
-        if self._file is None or self._size >= self._max_file_bytes:
-            self._open()
+        data = b"".join(lines)
+        if self._file is None or self._size + len(data) > self._max_file_bytes:
+            self._open(len(data))
         assert self._file is not None
         try:
             if self._file.write(data) != len(data):
@@ -86,7 +98,7 @@ class AppLog:
                 self._file.truncate(self._size)
             raise
         self._size += len(data)
-        self.next += len(entries)
+        self.next += len(lines)
         self.tell()
 
     def tell(self) -> None:
@@ -117,9 +129,10 @@ class AppLog:
             self._file.close()
             self._file = None
 
-    def _open(self) -> None:
+    def _open(self, room: int) -> None:
+        """Open the last file, or another one if it has not so many bytes of room."""
         self._close()
-        if self.segments and self._size < self._max_file_bytes:
+        if self.segments and self._size + room <= self._max_file_bytes:
             segment = self.segments[-1]
         else:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -221,15 +221,19 @@ class LogWriter:
     def _append(self, account: Account, lines: list[Line], *, final: bool = False) -> None:
         """Add lines to an app's log, after an entry that tells of dropped ones."""
         app_log = account.log
+        first = 0
+        entries: list[Entry] = []
         try:
             app_log.load()
             entries = self._marker(account, final=final)
-            first = app_log.next + len(entries)
-            entries += [_entry(first + number, line) for number, line in enumerate(lines)]
-            if entries:
-                app_log.append(entries)
+            first = app_log.next
+            start = first + len(entries)
+            entries += [_entry(start + number, line) for number, line in enumerate(lines)]
+            app_log.append(entries)
         except Exception as fault:
-            account.dropped += len(lines)
+            kept = entries[: app_log.next - first] if first else []
+            account.marked += sum(entry.dropped for entry in kept)
+            account.dropped += len(lines) - sum(not entry.dropped for entry in kept)
             self._flooded.add(account)
             if app_log not in self._failing:
                 self._failing.add(app_log)

@@ -1,7 +1,7 @@
 """What an app that blocks, computes, holds the interpreter's lock or crashes costs its neighbours' requests.
 
-Run as `python -m tests.bench.noisy_neighbours [--quick]`. One node process, two neighbours in the SHARED tier
-at a steady rate, one kind of hog after the other; the first row, without any, is the base of the others.
+Run `python -m tests.bench.noisy_neighbours [--quick]`. One node process, two neighbours in the SHARED tier at
+a steady rate, one kind of hog after the other; what they are compared with is the first row, without any.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class Bench:
         self.stub = stub
         self.host, self.port = host, port
         self.seconds = seconds
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def start(self, app: str, entrypoint: str, tier: int, **limits: Any) -> None:
         """Start an app and wait until it runs."""
@@ -70,7 +71,7 @@ class Bench:
         spec.restart_policy.max_backoff.FromMilliseconds(20)
         spec.restart_policy.max_restarts = 1000
         await self.stub.StartInstance(pb.StartInstanceRequest(spec=spec))
-        while (await self.get(app)).state != pb.RUNNING:  # noqa: ASYNC110 - of another process
+        while (await self.get(app)).state != pb.RUNNING:  # noqa: ASYNC110 - another process's state
             await asyncio.sleep(0.02)
 
     async def get(self, app: str) -> pb.Instance:
@@ -86,21 +87,30 @@ class Bench:
                 await asyncio.sleep(0.05)
 
     async def ask(self, app: str, path: str = "/") -> int:
-        """Send one request on a connection of its own; return the status, 0 for none."""
+        """Send one request on a connection that is kept, as a gateway's; return its status, 0 for none."""
         try:
-            reader, writer = await asyncio.open_connection(self.host, self.port)
+            reader, writer = self._idle.pop() if self._idle else await self._connect()
         except OSError:
             return 0
         try:
-            writer.write(
-                f"GET {path} HTTP/1.1\r\nHost: x\r\nX-App: {app}\r\nConnection: close\r\n\r\n".encode()
-            )
-            answer = await reader.read()
-            return int(answer.split(maxsplit=2)[1])
-        except (OSError, IndexError, ValueError):
-            return 0
-        finally:
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\nX-App: {app}\r\n\r\n".encode())
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head)
+            await reader.readexactly(int(length[1]) if length else 0)
+        except (OSError, EOFError):
             writer.close()
+            return 0
+        except asyncio.CancelledError:
+            writer.close()
+            raise
+        if b"connection: close" in head:
+            writer.close()
+        else:
+            self._idle.append((reader, writer))
+        return int(head.split(maxsplit=2)[1])
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(self.host, self.port)
 
     async def measure(self, name: str, note: str = "") -> Beside:
         """Send the neighbours their requests for a while."""
@@ -223,7 +233,7 @@ async def run(seconds: float) -> list[Beside]:
         ]  # fmt: skip
         environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'gen'}"}
         with log.open("wb") as out:
-            process = subprocess.Popen(command, stderr=out, env=environment)  # noqa: ASYNC220 - at the start
+            process = subprocess.Popen(command, stderr=out, env=environment)  # noqa: ASYNC220 - nobody waits
         try:
             deadline = time.monotonic() + 30
             while (ready := re.search(r"grpc=(\S+) http=(\S+):(\d+)", log.read_text())) is None:

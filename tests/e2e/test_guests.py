@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -19,28 +18,10 @@ import pytest
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.runtime.v1.runtime_environment_pb2 import RUNNING, IsolationTier
 from tests.e2e.stack import ROOT, Stack
-from tests.e2e.traffic import ask, websocket
+from tests.e2e.traffic import ask, data_dir, delete, update, websocket
 
 SHARED, THREAD, PROCESS = IsolationTier.SHARED, IsolationTier.THREAD, IsolationTier.PROCESS
 DJANGO = ROOT / "tests/apps/django_project"
-
-
-def data_dir(stack: Stack, app: catalog.App) -> Path:
-    """Return where an app's node keeps its data."""
-    return stack.folder / "node-1/apps" / f"{app.name.removeprefix('apps/')}.{app.uid}"
-
-
-def update(stack: Stack, app_id: str, *paths: str, **fields: Any) -> catalog.App:
-    """Change an app and return it when the change is carried out; fails if that failed."""
-    request = catalog.UpdateAppRequest(app=catalog.App(name=f"apps/{app_id}", **fields))
-    request.update_mask.paths.extend(paths or fields)
-    return stack.result(stack.apps.UpdateApp(request, timeout=10))
-
-
-def delete(stack: Stack, app_id: str) -> None:
-    """Delete an app with its data."""
-    request = catalog.DeleteAppRequest(name=f"apps/{app_id}", data_policy=catalog.DROP)
-    stack.result(stack.apps.DeleteApp(request, timeout=10))
 
 
 def migrate(stack: Stack, app: catalog.App) -> None:
@@ -146,15 +127,22 @@ def test_websockets_of_two_apps_hear_nothing_of_each_other(
 
 
 def test_datasette_serves_the_database_of_each_app(guest_stack: Stack) -> None:
-    """It knows no root path: under /apps/{app}/ it must be told its base_url, and then lives there alone."""
+    """It knows no root path: under /apps/{app}/ it must be told its base_url, and then lives there alone.
+
+    Its writer threads never end: where they share the node's process each stop tells of one left behind.
+    """
     stack = guest_stack
     base_url = {"base_url": "/apps/tables-b/"}
     tables_a = stack.create("tables-a", "datasette_guest:create_app", env={"MOTTO": "Tables of A"})
     tables_b = stack.create(
-        "tables-b", "datasette_guest:create_app", env={"MOTTO": "Tables of B"}, config=base_url
+        "tables-b",
+        "datasette_guest:create_app",
+        isolation=PROCESS,
+        env={"MOTTO": "Tables of B"},
+        config=base_url,
     )
+    assert [app.instances[0].isolation for app in (tables_a, tables_b)] == [SHARED, PROCESS]
     for app in (tables_a, tables_b):
-        assert app.instances[0].isolation == SHARED
         with closing(sqlite3.connect(data_dir(stack, app) / "app.db")) as database, database:
             database.execute("INSERT INTO note (text) VALUES (?)", (f"a row of {app.name}",))
     rows = "/app/note.json?_shape=array"

@@ -1,4 +1,4 @@
-"""What sends requests to apps through a node: one at a time, at a steady rate, or all at once."""
+"""What tests do with apps: change them, and send them requests, singly, at a steady rate or all at once."""
 
 import contextlib
 import http.client
@@ -10,10 +10,14 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPMessage
+from pathlib import Path
 from typing import Any, Literal
 
+from google.longrunning import operations_pb2
+from google.rpc.error_details_pb2 import ErrorInfo
 from websockets.sync.client import ClientConnection, connect
 
+from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from tests.e2e.stack import DEADLINE, Stack
 
 
@@ -67,6 +71,30 @@ def _exchange(
     connection.request(method, path, body.encode() if isinstance(body, str) else body, told)
     response = connection.getresponse()
     return Answer(response.status, response.headers, response.read().decode("utf-8", "replace"))
+
+
+def data_dir(stack: Stack, app: catalog.App) -> Path:
+    """Return where an app's node keeps its data."""
+    return stack.folder / "node-1/apps" / f"{app.name.removeprefix('apps/')}.{app.uid}"
+
+
+def update(stack: Stack, app_id: str, *paths: str, **fields: Any) -> catalog.App:
+    """Change an app and return it when the change is carried out; fails if that failed."""
+    request = catalog.UpdateAppRequest(app=catalog.App(name=f"apps/{app_id}", **fields))
+    request.update_mask.paths.extend(paths or fields)
+    return stack.result(stack.apps.UpdateApp(request, timeout=10))
+
+
+def delete(stack: Stack, app_id: str) -> None:
+    """Delete an app with its data."""
+    request = catalog.DeleteAppRequest(name=f"apps/{app_id}", data_policy=catalog.DROP)
+    stack.result(stack.apps.DeleteApp(request, timeout=10))
+
+
+def reason_of(operation: operations_pb2.Operation) -> str:
+    """Return the reason with which an operation failed, or "" if it did not."""
+    info = ErrorInfo()
+    return info.reason if any(detail.Unpack(info) for detail in operation.error.details) else ""
 
 
 def websocket(stack: Stack, app: str, path: str, *, by: Literal["host", "path"] = "host") -> ClientConnection:

@@ -117,6 +117,8 @@ class GuestProcess:
         """Kill the process and all that it started; `cause` is then why it ended."""
         if cause is not None and self._cause is None:
             self._cause = cause
+            # Before its connections break, so that its requests are told why and not just that it crashed.
+            self.proxy.end(cause)
         self._signal(signal.SIGKILL)
         self._zygote.kill(self._serial)
 

@@ -163,8 +163,7 @@ def _set_state(record: AppRecord, view: View, mine: Mapping[str, Instance], stat
         message = "It ended by itself without an error, and its restart policy leaves it so."
     elif wanted.state == State.FAILED:
         status.state, status.health = State.FAILED, Health.UNHEALTHY
-        error = wanted.last_error
-        reason, message = error.reason or "APP_STARTUP_FAILED", error.message or "It failed."
+        reason, message = _failure(wanted)
     else:
         status.state, reason = wanted.state, "Starting"
     if view.node is not None and not view.reachable and not _at_rest(record, status):
@@ -178,6 +177,17 @@ def _set_state(record: AppRecord, view: View, mine: Mapping[str, Instance], stat
     if settled:
         status.observed_generation = record.generation
     status.reconciling = not settled and not _is_final(record, status)
+
+
+def _failure(instance: Instance) -> tuple[str, str]:
+    """Return why an instance is failed: that it is left so, where it is, and what it failed of."""
+    error = instance.last_error
+    loop = next(
+        (c for c in instance.conditions if c.type == "CrashLoop" and c.status == Condition.TRUE), None
+    )
+    if loop is not None:
+        return loop.reason, f"{loop.message} The last time: {error.message or 'it failed.'}"
+    return error.reason or "APP_STARTUP_FAILED", error.message or "It failed."
 
 
 def _serving(mine: Mapping[str, Instance]) -> Instance | None:

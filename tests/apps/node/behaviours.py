@@ -125,6 +125,12 @@ def blocks_in_factory(context):
     return _app(context)
 
 
+def fails_slowly(context):
+    """Raises in its factory, after a while."""
+    time.sleep(0.5)
+    raise ValueError("the factory is broken")
+
+
 def counts_starts(context):
     """Adds a letter to the file `starts` in its data directory with each start, which takes a while."""
     with (context.data_dir / "starts").open("a") as file:

@@ -5,7 +5,6 @@ import json
 import logging
 import sys
 import threading
-import warnings
 from urllib.parse import parse_qs
 
 print("imported")
@@ -33,12 +32,11 @@ def create_app(context):
             thread = threading.Thread(target=print, args=(text,))
             thread.start()
             thread.join()
-        elif path == "/warn":
-            warnings.warn(text, stacklevel=1)
         elif path == "/partial":
             print(text, end="", flush=True)
         elif path == "/bytes":
             sys.stdout.buffer.write(text.encode() + b"\n")
+            sys.stdout.buffer.flush()
         elif path == "/many":
             for number in range(int(query["count"][0])):
                 print(text, number)

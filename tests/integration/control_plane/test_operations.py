@@ -36,7 +36,7 @@ async def test_waiting_ends_with_the_operation_as_it_is_when_the_time_is_up(plan
     operation = await plane.create("shop", wait=False)
     began = time.monotonic()
     waited = await plane.wait(operation, 0.2)
-    assert 0.2 <= time.monotonic() - began < 2
+    assert 0.2 <= time.monotonic() - began < 20
     assert not waited.done
     assert waited.name == operation.name
     assert not (await plane.wait(operation, 0)).done

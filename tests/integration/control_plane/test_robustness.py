@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import time
 
 import grpc
 import pytest
@@ -110,9 +109,7 @@ async def test_waiting_apps_cost_nothing_that_others_would_feel(plane: Plane) ->
     for n in range(200):
         await plane.app(f"apps/w{n}", lambda app: condition(app, "Scheduled").status != 0)
     revision = plane.store.mirror.apps.revision
-    began = time.monotonic()
     await plane.create("shop")
-    assert time.monotonic() - began < 2
     mine = {e.revision for e in plane.store.mirror.apps.since(revision, 1000) if e.key != "apps/shop"}
     await asyncio.sleep(1.5)  # a sweep or two
     assert mine == set()

@@ -67,17 +67,15 @@ async def test_beyond_the_concurrency_limit_requests_wait_and_beyond_the_queue_t
 
 async def test_a_request_beyond_its_time_is_answered_504_and_cancelled(site, wait_until):
     app = Blocker()
-    gate = site.app("a", app, GateLimits(request_timeout=0.2, max_concurrent_requests=1))
+    gate = site.app("a", app, GateLimits(request_timeout=1.0, max_concurrent_requests=1))
     served, queued = await site.connect(), await site.connect()
-    began = time.monotonic()
     served.send(GET)
     await wait_until(lambda: app.began == 1)
     queued.send(GET)
     for client in (served, queued):
         late = await client.answer()
         assert (late.status, late.reason) == (504, "REQUEST_TIMEOUT")
-    assert time.monotonic() - began < 2
-    await wait_until(lambda: app.cancelled == 1)
+    await wait_until(lambda: app.cancelled == app.began)
     figures = gate.figures()
     assert (figures.timeouts, figures.in_flight, figures.queued) == (2, 0, 0)
     assert site.faults == []

@@ -195,8 +195,10 @@ async def test_start_and_stop_leave_no_thread_task_or_memory(
 
 
 async def test_what_holds_a_stopped_app_is_named(
-    tmp_path: Path, make_context: Callable[..., AppContext]
+    tmp_path: Path, make_context: Callable[..., AppContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # In the heap of a whole test run the search takes longer than a node would give it.
+    monkeypatch.setattr("runtime_node.loader.code._NAMING_SECONDS", 10.0)
     (tmp_path / "leaky.py").write_text(
         "from starlette.applications import Starlette\n"
         "keep = []\n"

@@ -90,12 +90,11 @@ async def test_code_that_blocks_while_it_is_built_delays_no_request(hosted: Host
     blocking = hosted.spec(
         name="apps/slow/instances/x", app_uid="s", entrypoint="behaviours:blocks_in_factory"
     )
-    blocking.config["seconds"] = 1
+    blocking.config["seconds"] = 3
     await hosted.start(blocking)
     await hosted.reaches(pb.STARTING, blocking.name)
-    began = time.monotonic()
     assert (await hosted.ask("shop")).status_code == 200
-    assert time.monotonic() - began < 0.5
+    assert (await hosted.get(blocking.name)).state == pb.STARTING
 
 
 async def test_a_failing_start_is_tried_again_and_tells_when(hosted: Hosted, tmp_path: Path) -> None:
@@ -201,10 +200,8 @@ async def test_a_thread_app_that_blocks_its_loop_delays_nobody_else(hosted: Host
     await hosted.reaches(pb.RUNNING, "apps/hog/instances/x")
     hog = asyncio.create_task(hosted.ask("hog"))
     await asyncio.sleep(0.05)
-    began = time.monotonic()
     assert (await hosted.ask("shop")).status_code == 200
     await hosted.get()
-    assert time.monotonic() - began < 0.5
     assert not hog.done()
     assert (await hog).status_code == 200
 
@@ -218,9 +215,8 @@ async def test_an_app_whose_workers_are_busy_delays_no_other_apps(hosted: Hosted
         await hosted.reaches(pb.RUNNING, f"apps/{app}/instances/x")
     busy = [asyncio.create_task(hosted.ask("busy", "/?seconds=0.5")) for _ in range(50)]
     await asyncio.sleep(0.1)
-    began = time.monotonic()
     assert (await hosted.ask("shop", "/?seconds=0")).status_code == 200
-    assert time.monotonic() - began < 0.4
+    assert not all(task.done() for task in busy)
     for task in busy:
         task.cancel()
 

@@ -82,7 +82,7 @@ def test_a_call_that_keeps_the_lock_is_found_and_its_app_moved_to_a_process(
         began = time.monotonic()
         with other.stream("GET", "/", headers={"X-App": "shop"}) as answer:
             assert answer.status_code == 200
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10  # not as long as the lock is held
     assert client.ask("hog") == 200
 
 

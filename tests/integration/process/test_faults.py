@@ -37,7 +37,7 @@ async def crash(guests: Guests, path: str, query: str = "", **more: object) -> t
     loading = asyncio.create_task(load())
     with pytest.raises(SupervisorError) as caught:
         await request(app, path, query)
-    assert caught.value.reason in ("APP_CRASHED", "APP_OUT_OF_MEMORY")
+    assert caught.value.reason in ("APP_CRASHED", "APP_OUT_OF_MEMORY", "APP_BLOCKED_LOOP")
     await until(lambda: app.exits)
     stop.set()
     assert await loading > 0

@@ -9,7 +9,9 @@ import contextvars
 import locale
 import logging
 import logging.config
+import logging.handlers
 import os
+import queue
 import signal
 import threading
 import time
@@ -166,6 +168,48 @@ def test_exit_hooks_run_when_the_instance_stops_newest_first() -> None:
     assert ran == [2, 1]
     assert len(leaks) == 1
     assert "fails raised RuntimeError" in leaks[0]
+
+
+def test_a_handler_of_an_app_hears_what_the_app_logs_and_nobody_else() -> None:
+    heard: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+
+    open_overlay(ME, parent="code/mine")
+    location, instance = Handler(), Handler()
+    with running_as("code/mine"):
+        logging.getLogger().addHandler(location)
+    with running_as(ME):
+        logging.getLogger().addHandler(instance)
+        logging.getLogger("mine").warning("mine")
+    with running_as(OTHER):
+        logging.getLogger("other").warning("a neighbour's")
+    logging.getLogger("node").warning("the node's")
+    undo(ME)
+    undo("code/mine")
+    assert heard == ["mine", "mine"]
+
+
+def test_an_exit_hook_may_end_the_threads_of_its_app() -> None:
+    """As the listener of a logging queue does, which waits where no exception reaches it."""
+    with running_as(ME):
+        listener = logging.handlers.QueueListener(queue.SimpleQueue())
+        listener.start()
+        atexit.register(listener.stop)
+    since = time.monotonic()
+    assert undo(ME, grace=5) == []
+    assert time.monotonic() - since < 2
+
+
+def test_an_exit_hook_that_never_returns_is_cut_off_and_named() -> None:
+    with running_as(ME):
+        atexit.register(time.sleep, 3)
+    since = time.monotonic()
+    leaks = undo(ME, grace=0.2)
+    assert time.monotonic() - since < 2
+    assert "'exit hooks' still runs" in leaks[0]
 
 
 def test_environment_variables_an_app_sets_are_its_own_and_go_with_it() -> None:
