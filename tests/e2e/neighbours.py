@@ -26,7 +26,12 @@ class Seen:
 
     @property
     def failed(self) -> int:
-        return self.errors.total()
+        """How many requests failed; refused connections are tried again and so no requests."""
+        return self.errors.total() - self.refused
+
+    @property
+    def refused(self) -> int:
+        return self.errors["refused"]
 
 
 class Neighbours:
@@ -101,6 +106,8 @@ class Row:
         delays = self.seen.delays or [0.0]
         p50, p99, most = (f"{quantile(delays, q) * 1000:.1f}" for q in (0.5, 0.99, 1.0))
         failed = f"{self.seen.failed}/{len(self.seen.delays)}"
+        if self.seen.refused:
+            failed += f" +{self.seen.refused} refused"
         return self.hog, self.tier, failed, p50, p99, most, self.answer, self.became, self.reason, self.wall
 
 

@@ -5,6 +5,7 @@ Only outcomes are asserted; what the neighbours' requests took is told by the ta
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -305,6 +306,30 @@ def test_what_outlives_its_app_in_a_shared_process_fails_no_neighbour(
     assert beside.node_status().incarnation == beside.status.incarnation
 
 
+def test_an_app_that_takes_every_file_of_the_node_shuts_out_new_connections_until_it_goes(
+    beside: Beside,
+) -> None:
+    """The wall: the table of open files is the process's. What is connected already goes on being served."""
+    pid = beside.process.pid
+    before, limits = beside.holds(), resource.prlimit(beside.process.pid, resource.RLIMIT_NOFILE)
+    beside.let_loose(Hog("", SHARED, "", OK))
+    try:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (before["files"] + 100, limits[1]))
+        with beside.among_neighbours("all files") as phase:
+            answer = beside.stack.http(beside.hog, "/?do=files&count=2000")
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        beside.take_away()
+    wall = "new connections wait until files are free"
+    ROWS.append(Row("all files", "SHARED", phase.seen, str(answer[0]), "deleted", "", wall))
+    assert "then OSError" in answer[1], answer
+    assert not phase.seen.errors
+    for app in NEIGHBOURS:
+        assert beside.stack.http(app)[0] == 200, "a new connection is served again"
+    assert beside.node_status().incarnation == beside.status.incarnation
+    eventually(lambda: beside.holds_no_more_than(before), f"the node holds no more than before: {before}", 10)
+
+
 def test_a_native_crash_in_a_shared_process_ends_the_node_and_all_come_back(beside: Beside) -> None:
     """The wall: nothing in a process survives a segmentation fault; whoever watches the node restarts it."""
     beside.let_loose(Hog("", SHARED, "", OK, entrypoint="blockers:asked"))
@@ -318,7 +343,7 @@ def test_a_native_crash_in_a_shared_process_ends_the_node_and_all_come_back(besi
     wall = "a native crash ends the node's process"
     ROWS.append(Row("segfault", "SHARED", phase.seen, str(answer[0] or "none"), "back, new node", "", wall))
     assert answer[0] == 0
-    assert phase.seen.failed
+    assert phase.seen.errors
     assert beside.node_status().incarnation != beside.status.incarnation
     with beside.among_neighbours("after the crash") as phase:
         pass
