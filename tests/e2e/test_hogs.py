@@ -20,7 +20,8 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import PROCESS, SHARED, TH
 from tests.e2e.neighbours import ROWS, Neighbours, Row, Seen
 from tests.e2e.stack import DEADLINE, ROOT, Stack, eventually
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(60)]
+# With its load it takes minutes: part of make chaos and make test-all, not of make test.
+pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(60)]
 
 NEIGHBOURS = {"one": SHARED, "two": SHARED, "three": SHARED, "four": THREAD, "five": PROCESS}
 IN_ONE_PROCESS = {"one", "two", "three", "four"}
