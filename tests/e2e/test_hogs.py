@@ -307,7 +307,7 @@ def test_what_outlives_its_app_in_a_shared_process_fails_no_neighbour(
     assert beside.node_status().incarnation == beside.status.incarnation
 
 
-def test_an_app_that_takes_every_file_of_the_node_shuts_out_new_connections_until_it_goes(
+def test_an_app_that_takes_every_file_of_the_node_costs_no_connected_neighbour_a_request(
     beside: Beside,
 ) -> None:
     """The wall: the table of open files is the process's. What is connected already goes on being served."""
@@ -321,7 +321,7 @@ def test_an_app_that_takes_every_file_of_the_node_shuts_out_new_connections_unti
     finally:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
         beside.take_away()
-    wall = "new connections wait until files are free"
+    wall = "one app can take all files of the process"
     ROWS.append(Row("all files", "SHARED", phase.seen, str(answer[0]), "deleted", "", wall))
     assert "then OSError" in answer[1], answer
     assert not phase.seen.errors
