@@ -6,6 +6,7 @@ a thread that runs an event loop they wait in slices instead; everywhere else th
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from asyncio import _get_running_loop
@@ -46,20 +47,33 @@ def _slice_sleep() -> None:
 
 
 def _slice_condition() -> None:
-    # Events, queues and futures wait by conditions too. Between two slices the condition's lock is held, so
-    # no notification is missed.
+    # Events, queues, futures and starting threads wait by conditions too. One waiter serves all slices: a
+    # wait that timed out takes a notification with it that comes before it has the condition's lock again.
     original = threading.Condition.wait
 
-    def wait(self: threading.Condition, timeout: float | None = None) -> bool:
+    def wait(self: Any, timeout: float | None = None) -> bool:
         if _get_running_loop() is None or (timeout is not None and timeout <= SLICE):
-            return original(self, timeout)
+            return bool(original(self, timeout))
+        if not self._is_owned():
+            raise RuntimeError("cannot wait on un-acquired lock")
         deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
-            if left <= 0:
-                return False
-            if original(self, left):
-                return True
+        waiter = threading.Lock()
+        waiter.acquire()
+        self._waiters.append(waiter)
+        saved = self._release_save()
+        notified = False
+        try:
+            while not notified:
+                left = SLICE if deadline is None else min(SLICE, deadline - time.monotonic())
+                if left <= 0:
+                    break
+                notified = waiter.acquire(timeout=left)
+        finally:
+            self._acquire_restore(saved)
+            if not notified:
+                with contextlib.suppress(ValueError):
+                    self._waiters.remove(waiter)
+        return notified
 
     wait.__doc__ = original.__doc__
     threading.Condition.wait = wait  # type: ignore[method-assign]
