@@ -27,7 +27,7 @@ from runtime_node.instances import rules
 from runtime_node.instances.conductor import Conductor
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed
-from runtime_node.instances.record import Instance, error_message
+from runtime_node.instances.record import LEAKED, Instance, error_message
 from runtime_node.instances.routes import Routes, serving
 from runtime_node.instances.states import initial
 from runtime_node.instances.terms import limit_terms
@@ -249,6 +249,9 @@ class InstanceHost:
         if self.draining:
             shutdown = SupervisorError("NODE_DRAINING", "It ended because its node shut down.")
             why = error_message(shutdown, self._wall())
+        elif instance.history is not None and instance.holds(LEAKED):
+            text = instance.history.conditions[LEAKED].message
+            why = error_message(SupervisorError("APP_LEAKED", text), self._wall())
         self._feed.gone(instance, why)
 
     # --- inside ---

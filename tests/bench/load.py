@@ -28,6 +28,8 @@ class Phase:
 
     latencies: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
+    due: int = 0
+    """How many were due, answered yet or not."""
 
 
 class Connection(asyncio.Protocol):
@@ -142,6 +144,7 @@ class Client:
             now = time.monotonic()
             while due <= now:
                 self._under_way += 1
+                self.phase.due += 1
                 while self._free and self._free[0].transport is None:
                     self._free.popleft()
                 if self._free:
@@ -156,6 +159,10 @@ class Client:
         self._ended = True
         if self._under_way:
             self.phase.errors["never answered"] += self._under_way
+        while self._free:
+            if (transport := self._free.popleft().transport) is not None:
+                transport.close()
+        await asyncio.sleep(0)
 
     def report(self) -> dict[str, dict[str, Any]]:
         return {

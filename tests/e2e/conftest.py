@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.neighbours import RATE, ROWS, table
 from tests.e2e.stack import ROOT, Stack
 
 GUEST_DIRS = tuple(ROOT / "tests/apps" / name for name in ("guests", "django_project", "node"))
@@ -38,3 +39,10 @@ def guest_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         yield stack.start()
     finally:
         stack.clean_up()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what the hogs cost their neighbours, if any were let loose."""
+    if ROWS:
+        terminalreporter.write_sep("=", f"hogs beside neighbours at {RATE:g} requests/s")
+        terminalreporter.write_line(table(ROWS))

@@ -38,6 +38,9 @@ class LinkListener(Protocol):
     def lost(self, link: NodeLink, why: str) -> None:
         """The node has not been heard for its time limit."""
 
+    def left_behind(self, app: str, instance: Instance) -> None:
+        """An instance has ended and left something on the node: its `last_error` names the holder."""
+
     def changed(self, apps: Iterable[str]) -> None:
         """Something about these apps has changed on the node."""
 
@@ -210,6 +213,8 @@ class NodeLink:
             same = apps.get(app, {}).pop(instance.name, None) is None
             if not apps.get(app, True):
                 del apps[app]
+            if instance.last_error.reason == "APP_LEAKED":
+                self._listener.left_behind(app, instance)
         if self._incoming is None and not same:
             self._listener.changed((app,))
 

@@ -14,9 +14,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
-from appsupervisor.runtime.v1.runtime_environment_pb2 import (
-    RuntimeStatus,
-)
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, RuntimeStatus
 from services.control_plane.nodes.client import NodeClient
 from services.control_plane.reconciler import writes
 from services.control_plane.reconciler.node_link import NodeLink
@@ -167,6 +165,10 @@ class Reconciler:
         self._note_lost(link, why)
         for app in self._mirror.apps_on(link.node.name):
             self.enqueue(app)
+
+    def left_behind(self, app: str, instance: Instance) -> None:
+        """Have the app's timeline tell who holds what its instance left."""
+        self._spawn(self._note(lambda tx: writes.left_behind(tx, app, instance)))
 
     def changed(self, apps: Iterable[str]) -> None:
         """Look at these apps."""

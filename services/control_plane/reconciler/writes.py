@@ -73,6 +73,17 @@ def removed(tx: Transaction, name: str, uid: str) -> None:
     add_event(tx, record, "Deleted", actor=SYSTEM, reason=policy)
 
 
+def left_behind(tx: Transaction, name: str, instance: Instance) -> None:
+    """Tell in an app's timeline what an instance that has ended left on its node."""
+    record = tx.app(name)
+    if record is not None:
+        error = instance.last_error
+        add_event(
+            tx, record, "Leaked", actor=SYSTEM, reason=error.reason, message=error.message,
+            instance=instance.name,
+        )  # fmt: skip
+
+
 def node_heard(tx: Transaction, node: Node, status: RuntimeStatus) -> None:
     """Store that a node is ready, and what it says of itself."""
     record = tx.node(node.name)

@@ -1257,7 +1257,7 @@ class WatchInstancesResponse(_message.Message):
         UPSERT: WatchInstancesResponse._Type.ValueType  # 1
         """`instance` is new or changed."""
         DELETE: WatchInstancesResponse._Type.ValueType  # 2
-        """`instance.name` is gone; `last_error` tells why if it did not end by command."""
+        """`instance.name` is gone; `last_error` tells why if it did not end by command, or what its end left behind."""
         SYNCED: WatchInstancesResponse._Type.ValueType  # 3
         """The snapshot is complete."""
         HEARTBEAT: WatchInstancesResponse._Type.ValueType  # 4
@@ -1271,7 +1271,7 @@ class WatchInstancesResponse(_message.Message):
     UPSERT: WatchInstancesResponse.Type.ValueType  # 1
     """`instance` is new or changed."""
     DELETE: WatchInstancesResponse.Type.ValueType  # 2
-    """`instance.name` is gone; `last_error` tells why if it did not end by command."""
+    """`instance.name` is gone; `last_error` tells why if it did not end by command, or what its end left behind."""
     SYNCED: WatchInstancesResponse.Type.ValueType  # 3
     """The snapshot is complete."""
     HEARTBEAT: WatchInstancesResponse.Type.ValueType  # 4
