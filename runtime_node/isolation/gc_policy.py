@@ -27,7 +27,7 @@ _STARTS = 8
 _NAMING_SECONDS = 0.5
 # What a stopped app made beside itself and never closed (a database engine, with its file) is garbage that
 # was frozen with it, and no young collection finds it. Looking for it may stop everybody for this share of
-# the time.
+# the time, so at a high rate of stops some of it is always left.
 _SHARE = 0.005
 _LEAST_WAIT = 5.0
 _MANY_STOPS = 1_000
