@@ -46,8 +46,8 @@ BENCHES = (
     Bench("restart", "the control plane with a full catalog: restart, cost of a change", 40, 120),
     Bench("swaps", "swaps of an app under a steady load", 30, 90),
     Bench("dormancy", "first requests to dormant apps, bursts, a node full of them", 45, 180),
-    Bench("cycles", "what many starts and stops leave behind", 70, 240),
-    Bench("noisy_neighbours", "what hogs of every kind cost their neighbours", 50, 120),
+    Bench("cycles", "what many starts and stops leave behind", 60, 360),
+    Bench("noisy_neighbours", "what hogs of every kind cost their neighbours", 90, 180),
     Bench("crashes", "what neighbours feel of a PROCESS guest's end", 40, 120),
     Bench("gc_pauses", "how long garbage collection stops a node of many apps", 30, 90),
 )
