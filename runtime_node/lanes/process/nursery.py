@@ -32,6 +32,9 @@ class Nursery:
         self._link = link
         self._app_dirs = tuple(app_dirs)
         self._guests: dict[int, tuple[int, int, int]] = {}  # pid -> serial, tag, kills of the OOM killer
+        self._tags: set[int] = set()
+        """Tags under which something may still run."""
+        self._orphaned = False
         self._wakeup, self._wakeup_write = socket.socketpair()
 
     def run(self) -> None:
@@ -40,12 +43,14 @@ class Nursery:
         self._wakeup_write.setblocking(False)
         signal.set_wakeup_fd(self._wakeup_write.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        # Only noted: an exception here could break off the clean-up that the link's end has begun.
+        signal.signal(NODE_DIED, self._note_death)
         self._link.setblocking(False)
         poll = select.poll()
         poll.register(self._link, select.POLLIN)
         poll.register(self._wakeup, select.POLLIN)
         try:
-            while True:
+            while not self._orphaned:
                 for descriptor, _ in poll.poll():
                     if descriptor == self._link.fileno():
                         self._read_commands()
@@ -56,6 +61,9 @@ class Nursery:
             pass
         finally:
             self._end_all()
+
+    def _note_death(self, *_: object) -> None:
+        self._orphaned = True
 
     def _read_commands(self) -> None:
         while True:
@@ -85,6 +93,7 @@ class Nursery:
 
     def _spawn(self, message: dict[str, Any], descriptors: list[int]) -> None:
         serial, tag = message["serial"], message["tag"]
+        self._tags.add(tag)
         try:
             pid = os.fork()
         except OSError as error:
@@ -136,6 +145,7 @@ class Nursery:
                 continue  # a descendant of a guest that outlived its parents
             serial, tag, kills = known
             strays = self._sweep(tag)
+            self._tags.discard(tag)
             self._tell(
                 {
                     "op": "exited",
@@ -156,17 +166,14 @@ class Nursery:
         return len(strays)
 
     def _end_all(self) -> None:
-        tags = [tag for _, tag, _ in self._guests.values()]
         for pid in self._guests:
             _kill_group(pid)
-        for tag in tags:
+        for tag in self._tags:
             self._sweep(tag)
 
 
 def _on_node_died(*_: object) -> None:
-    # It comes once for each thread of the node that ends as its parent: the clean-up must not be broken off.
-    signal.signal(NODE_DIED, signal.SIG_IGN)
-    sys.exit(0)
+    sys.exit(0)  # before there is anything to clean up
 
 
 def _kill_group(pid: int) -> None:
