@@ -218,12 +218,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     link = socket.socket(fileno=options.fd)
     link.set_inheritable(False)
     unfit = preload([name for name in options.preload.split(",") if name])
-    if unfit is not None:
-        wire.send(link, {"op": "unfit", "module": unfit})
-        return
     gc.collect()
     gc.freeze()
-    wire.send(link, {"op": "ready", "pid": os.getpid(), "resident_bytes": procfs.resident_bytes(os.getpid())})
+    resident = procfs.resident_bytes(os.getpid())
+    try:
+        if unfit is not None:
+            wire.send(link, {"op": "unfit", "module": unfit})
+            return
+        wire.send(link, {"op": "ready", "pid": os.getpid(), "resident_bytes": resident})
+    except wire.ClosedError:
+        return  # the node went while modules were loaded
     try:
         Nursery(link, options.app_dir).run()
     finally:

@@ -16,7 +16,7 @@ import random
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,8 +28,9 @@ _logger = logging.getLogger(__name__)
 READY_SECONDS: Final = 60.0
 RELAUNCH_SECONDS: Final = (0.0, 0.2, 1.0, 5.0)
 """Delay before the nth relaunch in a row; the last one holds for all further."""
-SWEEPS: Final = 20
-"""Rounds in which a lost zygote's guests are looked for: one may fork between two looks."""
+BURIAL_SECONDS: Final = 5.0
+"""How long a lost zygote's guests may take to be gone after they were killed."""
+LOOK_SECONDS: Final = 0.005
 
 CORE_PRELOAD: Final = (
     "runtime_node.lanes.process.guest", "uvloop", "httptools", "a2wsgi", "asyncio", "encodings.idna",
@@ -109,6 +110,7 @@ class Zygote:
         self._failures = 0
         self._closing = False
         self._relaunching: asyncio.TimerHandle | None = None
+        self._burials: set[asyncio.Task[None]] = set()
 
     @classmethod
     def launch(cls, app_dirs: Sequence[Path] = (), preload: Sequence[str] | None = None) -> Zygote:
@@ -189,6 +191,8 @@ class Zygote:
         if self._relaunching is not None:
             self._relaunching.cancel()
         self._stop_listening()
+        if self._burials:
+            await asyncio.wait(self._burials)
         process, self._process = self._process, None
         if process is None:
             return
@@ -293,18 +297,12 @@ class Zygote:
             process.kill()
             process.wait()
         orphans, self._expected = self._expected, {}
-        for _ in range(SWEEPS):
-            if not procfs.kill_marked(self._first_tag, self._first_tag + self._serial):
-                break
-        for expected in orphans.values():
-            _reap(expected.pid)
-            if not expected.spawned.done():
-                expected.spawned.set_exception(ConnectionError("the zygote died"))
-            else:
-                expected.on_exit(Ended(status=9, zygote_lost=True))
+        assert self._loop is not None
+        burial = self._loop.create_task(self._bury(orphans.values(), self._first_tag + self._serial))
+        self._burials.add(burial)
+        burial.add_done_callback(self._burials.discard)
         if self._closing:
             return
-        assert self._loop is not None
         delay = RELAUNCH_SECONDS[min(self._failures, len(RELAUNCH_SECONDS) - 1)]
         self._failures += 1
         _logger.error(
@@ -313,6 +311,26 @@ class Zygote:
         if self._ready is None or self._ready.done():
             self._ready = self._loop.create_future()
         self._relaunching = self._loop.call_later(delay, self._relaunch)
+
+    async def _bury(self, orphans: Iterable[_Expected], last_tag: int) -> None:
+        """Kill a lost zygote's guests and tell of each once nothing of them is left."""
+        assert self._loop is not None
+        deadline = self._loop.time() + BURIAL_SECONDS
+        # Until none is found, as one may fork between two looks, and as a killed process takes a moment to
+        # end: told too early, its successor would write the same database beside it.
+        while left := procfs.kill_marked(self._first_tag, last_tag):
+            if self._loop.time() > deadline:
+                _logger.error(
+                    "guests cannot be killed", extra={"action": "zygote.burial", "pids": sorted(left)}
+                )
+                break
+            await asyncio.sleep(LOOK_SECONDS)
+        for expected in orphans:
+            _reap(expected.pid)
+            if not expected.spawned.done():
+                expected.spawned.set_exception(ConnectionError("the zygote died"))
+            else:
+                expected.on_exit(Ended(status=9, zygote_lost=True))
 
     def _relaunch(self) -> None:
         if self._closing:

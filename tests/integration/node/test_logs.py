@@ -318,6 +318,7 @@ async def test_a_purge_removes_the_log_and_ends_its_followers(tmp_path):
             pass
         assert await follower.call.code() == grpc.StatusCode.OK
         assert not [*(tmp_path / "data" / "logs").iterdir()]
+        await hosted.is_gone(name)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await told(hosted)
         assert reason_of(refused.value) == "APP_NOT_FOUND"
