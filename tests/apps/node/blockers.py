@@ -51,6 +51,14 @@ def _wait_for_own_loop():
     asyncio.run_coroutine_threadsafe(nothing(), asyncio.get_running_loop()).result()
 
 
+def _compute(seconds):
+    """Stay in one call of C code that computes for so long, however fast the machine is."""
+    few = 2_000_000
+    began = time.thread_time()
+    sum(range(few))
+    sum(range(int(few * seconds / (time.thread_time() - began))))
+
+
 async def _do(query):
     seconds = float(query.get("seconds", 30))
     match query.get("do", ""):
@@ -72,7 +80,7 @@ async def _do(query):
         case "hold-in-thread":
             await asyncio.to_thread(_hold, seconds)
         case "compute":
-            sum(range(int(query["count"])))
+            _compute(seconds)
         case "segfault":
             ctypes.string_at(0)
         case "thread":

