@@ -298,19 +298,23 @@ def _is_settled(record: AppRecord, changed: AppRecord) -> bool:
 def _delete(
     tx: Transaction, record: AppRecord, request: pb.DeleteAppRequest, caller: Caller
 ) -> OperationRecord:
-    if record.deleting:
-        for known in tx.open_operations(record.name):
-            if known.verb == "delete":
-                return known
+    policy = request.data_policy or record.deleting or pb.RETAIN
+    if record.deleting == pb.DROP and policy != pb.DROP:
+        sentence = (
+            f"{record.name} is being deleted with its data; what is dropped cannot be retained any more."
+        )
+        raise SupervisorError("APP_DELETING", sentence, resource=record.name)
+    operation = next((o for o in tx.open_operations(record.name) if o.verb == "delete"), None)
+    if operation is not None and policy == record.deleting:
+        return operation
     status = pb.App()
     status.CopyFrom(record.status)
     status.state, status.reconciling = State.DELETING, True
-    deleting = record.deleting or request.data_policy or pb.RETAIN
-    changed = replace(record, deleting=deleting, status=status)
+    changed = replace(record, deleting=policy, status=status)
     tx.put_app(changed)
-    operation = operations.begin(tx, "delete", changed, caller.actor)
-    policy = pb.DataPolicy.Name(deleting)
-    add_event(tx, changed, "DeleteRequested", reason=policy, actor=caller.actor, operation=operation.name)
+    operation = operation or operations.begin(tx, "delete", changed, caller.actor)
+    reason = pb.DataPolicy.Name(policy)
+    add_event(tx, changed, "DeleteRequested", reason=reason, actor=caller.actor, operation=operation.name)
     return operation
 
 

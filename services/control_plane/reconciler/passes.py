@@ -114,7 +114,7 @@ class Passes:
         if failure is not None:
             raise failure
         if todo.remove:
-            await self._write(lambda tx: writes.removed(tx, record.name, record.uid))
+            await self._write(lambda tx: writes.removed(tx, record.name, record.uid, record.deleting))
 
     async def _stop(self, app: str, link: NodeLink, stop: StopInstanceRequest) -> SupervisorError | None:
         try:

@@ -62,15 +62,14 @@ def observed(tx: Transaction, name: str, uid: str, view: View) -> AppRecord | No
     return after
 
 
-def removed(tx: Transaction, name: str, uid: str) -> None:
-    """Remove an app whose deletion has been carried out."""
+def removed(tx: Transaction, name: str, uid: str, policy: DataPolicy.ValueType) -> None:
+    """Remove an app whose deletion has been carried out by `policy`, unless another is asked for by now."""
     record = _same(tx, name, uid)
-    if record is None or not record.deleting:
+    if record is None or not record.deleting or record.deleting != policy:
         return
     tx.delete_app(name)
     operations.settle_removed(tx, record)
-    policy = DataPolicy.Name(record.deleting)
-    add_event(tx, record, "Deleted", actor=SYSTEM, reason=policy)
+    add_event(tx, record, "Deleted", actor=SYSTEM, reason=DataPolicy.Name(policy))
 
 
 def left_behind(tx: Transaction, name: str, instance: Instance) -> None:

@@ -199,6 +199,16 @@ async def test_data_of_a_stopped_app_is_dropped_too(plane: Plane) -> None:
     assert set(node.purged) == {uid}
 
 
+async def test_data_that_was_to_be_retained_can_still_be_dropped_while_the_app_ends(plane: Plane) -> None:
+    node = await plane.node(behaviours={"slow:app": Behaviour(stop_after=0.5)})
+    uid = (await plane.create("shop", entrypoint="slow:app")).uid
+    operation = await plane.apps.DeleteApp(pb.DeleteAppRequest(name="apps/shop"))
+    again = await plane.apps.DeleteApp(pb.DeleteAppRequest(name="apps/shop", data_policy=pb.DROP))
+    assert again.name == operation.name
+    await plane.done(operation)
+    assert set(node.purged) == {uid}
+
+
 async def test_every_other_command_is_refused_while_an_app_is_deleted(plane: Plane) -> None:
     await plane.node(behaviours={"slow:app": Behaviour(stop_after=0.5)})
     await plane.create("shop", entrypoint="slow:app")

@@ -157,7 +157,7 @@ class Convergence(RuleBasedStateMachine):
                 raise
             return
         if todo.remove:
-            self._write(partial(writes.removed, name=self.name, uid=record.uid))
+            self._write(partial(writes.removed, name=self.name, uid=record.uid, policy=record.deleting))
 
     def _view(self, record: AppRecord) -> View:
         if not record.node:

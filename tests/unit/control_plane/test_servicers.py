@@ -50,8 +50,9 @@ def get(server: Server, name: str = "apps/shop") -> pb.App:
 
 def delete_now(server: Server, name: str = "apps/shop") -> None:
     """Take an app out as the reconciler does once nothing of it runs."""
-    uid = get(server, name).uid
-    server.store.write(lambda tx: writes.removed(tx, name, uid)).result(5)
+    record = server.store.mirror.apps.get(name)
+    assert record is not None
+    server.store.write(lambda tx: writes.removed(tx, name, record.uid, record.deleting)).result(5)
 
 
 def test_every_reason_has_exactly_one_usual_code() -> None:
@@ -206,6 +207,27 @@ def test_delete_marks_the_app_and_frees_the_name_when_it_is_gone(server: Server,
     assert ended.done
     assert shown(ended).name == "apps/shop"
     server("CreateApp", create(domains=["a.example"]))
+
+
+def test_the_data_policy_of_a_delete_under_way_can_become_stricter_only(
+    server: Server, refused: Refused
+) -> None:
+    server("CreateApp", create())
+    operation = server("DeleteApp", pb.DeleteAppRequest(name="apps/shop"))
+    record = server.store.mirror.apps.get("apps/shop")
+    assert record is not None
+    drop = pb.DeleteAppRequest(name="apps/shop", data_policy=pb.DROP)
+    assert server("DeleteApp", drop).name == operation.name
+    # A pass that has carried out the milder policy meanwhile does not end it.
+    server.store.write(lambda tx: writes.removed(tx, "apps/shop", record.uid, pb.RETAIN)).result(5)
+    assert get(server).state == rt.DELETING
+    retain = pb.DeleteAppRequest(name="apps/shop", data_policy=pb.RETAIN)
+    assert refused("DeleteApp", retain).info.reason == "APP_DELETING"
+    assert server("DeleteApp", pb.DeleteAppRequest(name="apps/shop")).name == operation.name
+    delete_now(server)
+    assert server("GetOperation", lro.GetOperationRequest(name=operation.name)).done
+    told = server("ListAppEvents", pb.ListAppEventsRequest(parent="apps/shop")).app_events
+    assert [event.reason for event in told][:3] == ["DROP", "DROP", "RETAIN"]
 
 
 def test_delete_of_what_is_not_there_can_be_allowed(server: Server) -> None:

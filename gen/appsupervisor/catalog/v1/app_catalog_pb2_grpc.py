@@ -170,7 +170,9 @@ class AppCatalogServicer:
         may be used again, for an app with new data. If the app's node cannot be heard the app stays `DELETING` until it
         can. Not undone by cancelling.
 
-        Errors: `ETAG_MISMATCH` (ABORTED). A repeat while `DELETING` returns the operation under way.
+        A repeat while `DELETING` returns the operation under way; with `DROP` where it was to retain, the data goes, too.
+
+        Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING` (FAILED_PRECONDITION) if it is to `RETAIN` what is being dropped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

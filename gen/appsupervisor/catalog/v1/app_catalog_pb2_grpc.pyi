@@ -81,7 +81,9 @@ class AppCatalogStub:
     may be used again, for an app with new data. If the app's node cannot be heard the app stays `DELETING` until it
     can. Not undone by cancelling.
 
-    Errors: `ETAG_MISMATCH` (ABORTED). A repeat while `DELETING` returns the operation under way.
+    A repeat while `DELETING` returns the operation under way; with `DROP` where it was to retain, the data goes, too.
+
+    Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING` (FAILED_PRECONDITION) if it is to `RETAIN` what is being dropped.
     """
     StartApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.StartAppRequest, _operations_pb2.Operation]
     """Sets `desired_state` to `RUNNING`; the operation ends when the app serves, or could not be started.
@@ -182,7 +184,9 @@ class AppCatalogAsyncStub(AppCatalogStub):
     may be used again, for an app with new data. If the app's node cannot be heard the app stays `DELETING` until it
     can. Not undone by cancelling.
 
-    Errors: `ETAG_MISMATCH` (ABORTED). A repeat while `DELETING` returns the operation under way.
+    A repeat while `DELETING` returns the operation under way; with `DROP` where it was to retain, the data goes, too.
+
+    Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING` (FAILED_PRECONDITION) if it is to `RETAIN` what is being dropped.
     """
     StartApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.StartAppRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Sets `desired_state` to `RUNNING`; the operation ends when the app serves, or could not be started.
@@ -310,7 +314,9 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         may be used again, for an app with new data. If the app's node cannot be heard the app stays `DELETING` until it
         can. Not undone by cancelling.
 
-        Errors: `ETAG_MISMATCH` (ABORTED). A repeat while `DELETING` returns the operation under way.
+        A repeat while `DELETING` returns the operation under way; with `DROP` where it was to retain, the data goes, too.
+
+        Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING` (FAILED_PRECONDITION) if it is to `RETAIN` what is being dropped.
         """
 
     @_abc_1.abstractmethod
