@@ -102,9 +102,16 @@ def _old_changes(connection: Connection, state: State, bounds: Bounds) -> tuple[
 
 def _surplus_events(connection: Connection, state: State, bounds: Bounds) -> list[tuple[str, int]]:
     """Look at apps that have had events since they were last looked at."""
+    apps = [state.eventful.popitem()[0] for _ in range(min(bounds.at_once, len(state.eventful)))]
+    # One statement for all of them: a burst of new apps has few events each, and there is nothing to do.
+    crowded = connection.execute(
+        select(AppEventRow.app)
+        .where(col(AppEventRow.app).in_(apps))
+        .group_by(AppEventRow.app)
+        .having(func.count() > bounds.events)
+    )
     surplus: list[tuple[str, int]] = []
-    for _ in range(min(bounds.at_once, len(state.eventful))):
-        app, _unused = state.eventful.popitem()
+    for app in crowded.scalars().all():
         up_to = connection.execute(
             select(AppEventRow.id)
             .where(AppEventRow.app == app)
