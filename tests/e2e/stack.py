@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -31,9 +32,15 @@ T = TypeVar("T")
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that nothing listens on, of those that the system gives to no connection by itself.
+
+    A process keeps its port over restarts; meanwhile somebody's outgoing connection must not take it.
+    """
+    for port in random.sample(range(10_000, 32_000), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port among a hundred")
 
 
 def eventually(look: Callable[[], T], what: str, timeout: float = DEADLINE) -> T:
@@ -175,7 +182,19 @@ class Stack:
 
     def wait_until_called(self) -> None:
         """Wait until the control plane answers."""
-        self.apps.ListApps(catalog.ListAppsRequest(page_size=1), timeout=DEADLINE, wait_for_ready=True)
+
+        def answers() -> bool:
+            request = catalog.ListAppsRequest(page_size=1)
+            try:
+                self.apps.ListApps(request, timeout=DEADLINE, wait_for_ready=True)
+            except grpc.RpcError as failure:
+                # The call may go out on the connection of one that was killed a moment ago.
+                if failure.code() != grpc.StatusCode.UNAVAILABLE:  # type: ignore[attr-defined]
+                    raise
+                return False
+            return True
+
+        eventually(answers, "the control plane answers")
 
     @contextlib.contextmanager
     def runtime(self, node: str = "node-1") -> Iterator[RuntimeEnvironmentStub]:
