@@ -117,17 +117,25 @@ class NodeClient:
         await self._channel.close(None)
 
     async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await call()
+        except grpc.aio.AioRpcError as failure:
+            if not _is_retryable(failure):
+                raise self._translate(failure) from None
+            failures = [failure]
+
+        async def attempt() -> T:
+            # What was tried above counts as the first try: a retrying costs as much as a call that succeeds.
+            if failures:
+                raise failures.pop()
+            return await call()
+
         retrying = AsyncRetrying(
             stop=stop_after_attempt(TRIES),
             wait=wait_random_exponential(multiplier=0.05, max=1),
-            retry=retry_if_exception(lambda e: isinstance(e, grpc.aio.AioRpcError) and e.code() in RETRYABLE),
+            retry=retry_if_exception(_is_retryable),
             reraise=True,
         )
-
-        async def attempt() -> T:
-            # A coroutine function: tenacity would hand back the call object of a plain one unawaited.
-            return await call()
-
         try:
             return await retrying(attempt)
         except grpc.aio.AioRpcError as failure:
@@ -141,3 +149,7 @@ class NodeClient:
 
     def _unreachable(self, why: str) -> SupervisorError:
         return SupervisorError("NODE_UNREACHABLE", f"The node at {self._address} cannot be heard: {why}.")
+
+
+def _is_retryable(failure: BaseException) -> bool:
+    return isinstance(failure, grpc.aio.AioRpcError) and failure.code() in RETRYABLE

@@ -97,6 +97,12 @@ def observe(record: AppRecord, view: View, now: int) -> AppRecord:
     return replace(record, status=status)
 
 
+def has_vanished(record: AppRecord, view: View) -> bool:
+    """Tell whether an app that is to run, and did, is not on its node any more."""
+    wanted = record.spec.desired_state != STOPPED and not record.deleting and record.failed is None
+    return wanted and view.reachable and not view.instances and record.status.state in READY
+
+
 def _advance(record: AppRecord, mine: Mapping[str, Instance]) -> AppRecord:
     """Note the newest ready version as served, and a failed target beside it as given up."""
     ready = [version_of(i) for i in mine.values() if is_ready(i)]

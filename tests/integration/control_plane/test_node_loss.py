@@ -41,6 +41,8 @@ async def test_a_node_whose_stream_is_cut_makes_health_unknown_and_a_new_life_re
     second = await plane.node()
     app = await plane.app("apps/shop", lambda app: app.health == rt.HEALTHY)
     assert app.instances[0].incarnation == second.incarnation
+    # It is not told as gone first: its start is what its node's new life tells of it.
+    assert not [e.message for e in await plane.events("apps/shop") if "to PENDING" in e.message]
     await plane.app("apps/idle", lambda app: condition(app, "Ready").status == rt.Condition.TRUE)
 
 

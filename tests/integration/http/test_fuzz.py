@@ -1,6 +1,7 @@
 """Bytes at random: the front survives them, answers in whole responses, and serves the next client."""
 
 import random
+from contextlib import suppress
 
 import pytest
 
@@ -51,7 +52,8 @@ async def test_any_mixture_of_pieces_is_survived(site, seed, wait_until):
         client = await site.connect()
         for start in range(0, len(data), size := rng.choice([len(data), 7])):
             client.send(data[start : start + size])
-        client.writer.write_eof()
+        with suppress(OSError):  # it has hung up already
+            client.writer.write_eof()
         answer = await client.rest()
         assert answer == b"" or answer.startswith(b"HTTP/1.1 "), data
         assert b"INTERNAL" not in answer, data
