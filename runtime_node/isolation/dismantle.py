@@ -35,7 +35,7 @@ from typing import Any
 # What is bigger than this is left to the next full collection.
 MOST_OBJECTS = 200_000
 # Never walked into: shared by its nature, or still running.
-_BOUNDARY = (
+_BOUNDARY: tuple[type, ...] = (
     ModuleType,
     type,
     CodeType,
@@ -55,6 +55,12 @@ _BOUNDARY = (
     contextvars.Context,
 )
 _CONTAINERS = (dict, list, set, deque, OrderedDict, defaultdict)
+
+
+def keep_whole(kind: type) -> None:
+    """Have no object of this class walked into: apps are given such objects from elsewhere at any moment."""
+    global _BOUNDARY  # noqa: PLW0603 - one set of rules per process
+    _BOUNDARY = (*_BOUNDARY, kind)
 
 
 def dismantle(roots: list[Any]) -> int:

@@ -10,6 +10,7 @@ from types import FunctionType
 from typing import Any, Literal
 
 from runtime_node.context import AppContext
+from runtime_node.isolation.adapters import share_type_adapters
 from runtime_node.isolation.apart import run_apart
 from runtime_node.isolation.caches import evict
 from runtime_node.isolation.contain import ContainedApp
@@ -79,6 +80,7 @@ class LoadedCode:
             open_overlay(context.instance, parent=self._lease.tree.scope)
         if self.kind == "app":
             return self._adapt(self._target, self._finding, context, pool)
+        share_type_adapters()
         with hooks.loading(None if self._lease is None else self._lease.tree), running_as(context.instance):
             app = await self._call_factory(context)
         finding = examine(app)
