@@ -6,12 +6,14 @@ import logging
 import sys
 
 from runtime_node.lanes.process.zygote import Zygote
+from runtime_node.memory import bound_arenas
 from runtime_node.settings import read_settings
 from services.rpc import logs
 
 
 def main() -> int:
     """Run a node until it is told to end; return the exit status."""
+    bound_arenas()
     settings = read_settings()
     logs.configure(settings.log_level)
     # The zygote loads its modules while the node loads its own, which take about as long.

@@ -49,7 +49,7 @@ def share_type_adapters() -> None:
         if _tried:
             return
         _tried = True
-        field = getattr(module, "ModelField", None)
+        field: Any = getattr(module, "ModelField", None)
         describe = getattr(module, "asdict", None)
         build = getattr(field, "__post_init__", None)
         known = isinstance(build, FunctionType) and set(build.__code__.co_names) <= _KNOWN_NAMES

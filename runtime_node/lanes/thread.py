@@ -26,6 +26,7 @@ from runtime_node.lanes.lane import ASGIApp, Launch, RunningApp, StopReport, Usa
 from runtime_node.lanes.lifespan import CANCEL_GRACE, Lifespan
 from runtime_node.lanes.shared import Released, context_of, end_tasks, lifespan_of, load, release
 from runtime_node.loader import LoadedCode, Loader
+from runtime_node.memory import give_back_zeros
 from runtime_node.watchdog import Watchdog
 from services.rpc.errors import SupervisorError
 
@@ -44,6 +45,7 @@ class AppThread:
         self._instance = instance
         self._watchdog = watchdog
         self.loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+        give_back_zeros(self.loop)
         self._stop = self.loop.stop
         attach(self.loop)
         guard_loop(self.loop)

@@ -33,6 +33,7 @@ from runtime_node.lanes.lifespan import Lifespan
 from runtime_node.lanes.process import limits, procfs, serving, wire
 from runtime_node.lanes.process.guest_signals import DUMP_SIGNAL, INTERRUPT_SIGNAL
 from runtime_node.loader import LoadedCode, Loader
+from runtime_node.memory import give_back_zeros
 from services.rpc.errors import SupervisorError
 
 IDLE_BEAT_SECONDS: Final = 1.0
@@ -152,6 +153,7 @@ class Guest:
     def run(self) -> int:
         """Run the app from import to the end of its lifespan; return the exit status."""
         loop = uvloop.new_event_loop()
+        give_back_zeros(loop)
         asyncio.set_event_loop(loop)
         signal.signal(INTERRUPT_SIGNAL, self._interrupt)
         try:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from runtime_node.lanes.process import procfs, wire
+from runtime_node.memory import ARENAS
 
 _logger = logging.getLogger(__name__)
 
@@ -214,6 +215,7 @@ class Zygote:
         environment = base_environment()
         # What the interpreter itself needs to find the same code; removed again in each guest.
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        environment["MALLOC_ARENA_MAX"] = str(ARENAS)
         for name in ("PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH"):
             if name in os.environ:
                 environment[name] = os.environ[name]
