@@ -11,7 +11,6 @@ import platform
 import secrets
 import signal
 import socket
-import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,7 +52,7 @@ from runtime_node.observation import Observation
 from runtime_node.registration import Registration
 from runtime_node.servicer import RuntimeServicer
 from runtime_node.settings import Address, NodeSettings
-from runtime_node.watchdog import Watchdog, waits
+from runtime_node.watchdog import Switching, Watchdog, waits
 from runtime_node.watchdog.holds import HoldWatch
 from services.rpc.metrics import MetricsListener
 from services.rpc.server import RpcServer, Service
@@ -63,8 +62,6 @@ log = logging.getLogger("runtime_node")
 RPC_GRACE = 1.0
 BLOCKING_CALLS = 32
 """Threads for the node's own calls that wait for the disk; one that hangs must not hold up the others."""
-SWITCH_INTERVAL = 0.0005
-"""Seconds after which a thread that computes gives way: bounds how long apps can delay the control loop."""
 
 
 class DataDirectoryTaken(Exception):  # noqa: N818 - says what is
@@ -132,7 +129,7 @@ class Node:
     async def _start_front(self, stack: AsyncExitStack, router: Router) -> Watchdog:
         isolation.install()
         waits.install()
-        watchdog = Watchdog(HoldWatch() if self._owns_process else None)
+        watchdog = Watchdog(HoldWatch(), Switching()) if self._owns_process else Watchdog()
         stack.push_async_callback(asyncio.to_thread, watchdog.close)
         watchdog.start()
         listen = self.settings.http_listen
@@ -280,7 +277,6 @@ class Node:
 
 async def run_node(settings: NodeSettings, zygote: Zygote | None) -> None:
     """Run a node until SIGTERM or SIGINT; a second signal ends the process at once."""
-    sys.setswitchinterval(SWITCH_INTERVAL)
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(BLOCKING_CALLS, thread_name_prefix="node"))

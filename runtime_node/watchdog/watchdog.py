@@ -20,6 +20,7 @@ from runtime_node.watchdog.holds import HoldWatch
 from runtime_node.watchdog.interruption import Interruption
 from runtime_node.watchdog.loops import Step, WatchedLoop
 from runtime_node.watchdog.schedule import run_times
+from runtime_node.watchdog.switching import Switching
 
 log = logging.getLogger("runtime_node.watchdog")
 
@@ -51,8 +52,9 @@ class Terms:
 class Watchdog:
     """Watches loops from `start` to `close`. `watch`, `unwatch`, `enter` and `leave` suit any thread."""
 
-    def __init__(self, holds: HoldWatch | None = None) -> None:
+    def __init__(self, holds: HoldWatch | None = None, switching: Switching | None = None) -> None:
         self._holds = holds
+        self._switching = switching
         self._lock = threading.Lock()
         self._loops: dict[asyncio.AbstractEventLoop, WatchedLoop] = {}
         self._terms: dict[str, Terms] = {}
@@ -122,6 +124,8 @@ class Watchdog:
             late = now - due
             try:
                 self._starved += max(late, 0.0)
+                if self._switching is not None:
+                    self._switching.note(late)
                 if self._holds is not None:
                     self._look_at_lock(late)
                 wait = self._look(now)

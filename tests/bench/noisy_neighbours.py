@@ -30,6 +30,8 @@ from tests.bench.results import Row, at_most, row, table
 ROOT = Path(__file__).resolve().parents[2]
 RATE = 200
 """Requests a second to each neighbour, sent on time whether or not earlier ones were answered."""
+KEPT = 2.0
+"""Seconds that an idle connection is kept: less than the node does."""
 NEIGHBOURS = ("one", "two")
 BUDGET = pb.Limits().block_budget
 BUDGET.FromMilliseconds(1000)
@@ -59,7 +61,7 @@ class Bench:
         self.stub = stub
         self.host, self.port = host, port
         self.seconds = seconds
-        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._idle: list[tuple[float, asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def start(self, app: str, entrypoint: str, tier: int, **limits: Any) -> None:
         """Start an app and wait until it runs."""
@@ -89,7 +91,7 @@ class Bench:
     async def ask(self, app: str, path: str = "/") -> int:
         """Send one request on a connection that is kept, as a gateway's; return its status, 0 for none."""
         try:
-            reader, writer = self._idle.pop() if self._idle else await self._connect()
+            reader, writer = self._kept() or await self._connect()
         except OSError:
             return 0
         try:
@@ -106,8 +108,21 @@ class Bench:
         if b"connection: close" in head:
             writer.close()
         else:
-            self._idle.append((reader, writer))
+            self._idle.append((time.monotonic(), reader, writer))
         return int(head.split(maxsplit=2)[1])
+
+    def _kept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """Return the connection that was used last; the node closes those that are idle for long."""
+        if not self._idle:
+            return None
+        since, reader, writer = self._idle.pop()
+        if time.monotonic() - since < KEPT:
+            return reader, writer
+        for _, _, old in self._idle:  # all of them are older still
+            old.close()
+        self._idle.clear()
+        writer.close()
+        return None
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(self.host, self.port)
