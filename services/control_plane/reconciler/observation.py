@@ -98,9 +98,10 @@ def observe(record: AppRecord, view: View, now: int) -> AppRecord:
 
 
 def has_vanished(record: AppRecord, view: View) -> bool:
-    """Tell whether an app that is to run, and did, is not on its node any more."""
+    """Tell whether an app that is to run, and did, is not on its node any more, for all that is known yet."""
     wanted = record.spec.desired_state != STOPPED and not record.deleting and record.failed is None
-    return wanted and view.reachable and not view.instances and record.status.state in READY
+    seen = bool(view.instances) or view.hindrance is not None
+    return wanted and view.reachable and not seen and record.status.state in READY
 
 
 def _advance(record: AppRecord, mine: Mapping[str, Instance]) -> AppRecord:

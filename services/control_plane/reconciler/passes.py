@@ -80,33 +80,19 @@ class Passes:
         view = self._view(record, link, unplaced)
         if view is None:
             return
-        failure: SupervisorError | None = None
         if link is not None and has_vanished(record, view):
-            # Its node was restarted and is about to be told all its apps anew: what came of its start is
-            # stored once, not first that the app is gone.
-            failure = await self._bring_back(record, view, link, after_pause)
-            record = self._mirror.apps.get(app)
-            view = self._view(record, link, unplaced) if record is not None else None
-            if record is None or view is None:
-                return
+            # Its node was restarted. All of a node's apps are started before what came of it is stored, in
+            # the pass that this asks for: apps are to serve first of all, and are never told as gone.
+            await self._act(record, view, link, after_pause)
+            self._enqueue(app)
+            return
         if observe(record, view, now()) != record:
             uid = record.uid
             observed = await self._write(lambda tx: writes.observed(tx, app, uid, view))
             if observed is None:
                 return
             record = observed
-        if failure is not None:
-            raise failure
         await self._act(record, view, link, after_pause)
-
-    async def _bring_back(
-        self, record: AppRecord, view: View, link: NodeLink, after_pause: bool
-    ) -> SupervisorError | None:
-        try:
-            await self._act(record, view, link, after_pause)
-        except SupervisorError as failure:
-            return failure
-        return None
 
     def _view(self, record: AppRecord, link: NodeLink | None, unplaced: str) -> View | None:
         """Return what can be seen of the app; None while its node is neither heard nor given up."""
