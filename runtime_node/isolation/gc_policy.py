@@ -7,6 +7,7 @@ Stopped apps are freed without the collector (`dismantle`); what that leaves is 
 from __future__ import annotations
 
 import gc
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,8 +28,10 @@ _STARTS = 8
 _NAMING_SECONDS = 0.5
 # What a stopped app made beside itself and never closed (a database engine, with its file) is garbage that
 # was frozen with it, and no young collection finds it. Looking for it may stop everybody for this share of
-# the time, so at a high rate of stops some of it is always left.
-_SHARE = 0.005
+# the time, or for the larger one where nobody has asked for anything for so many ticks; so at a high rate of
+# stops some of it is always left.
+_SHARE, _IDLE_SHARE = 0.005, 0.05
+_IDLE_TICKS = 5
 _LEAST_WAIT = 5.0
 _MANY_STOPS = 1_000
 _LONG_SECONDS = 0.005
@@ -65,7 +68,9 @@ class GCPolicy:
         self._suspects: dict[str, list[Canary]] = {}
         self._unfreed = 0
         self._stops = 0
-        self._next_look = 0.0
+        self._looked = -math.inf
+        self._cost = 0.0
+        self._idle_ticks = 0
         self._since = 0.0
         self._starts = 0
         self._started = 0.0
@@ -116,11 +121,14 @@ class GCPolicy:
         known of.
         """
         idle = self._is_idle()
+        self._idle_ticks = self._idle_ticks + 1 if idle else 0
+        share = _IDLE_SHARE if self._idle_ticks >= _IDLE_TICKS else _SHARE
+        next_look = self._looked + max(_LEAST_WAIT, self._cost / share)
         with self._lock:
             freeze = self._starts > 0 and time.monotonic() - self._since >= _SETTLE_SECONDS
             suspects = dict(self._suspects)
             thorough = self._unfreed > 0 and (idle or self._unfreed >= self._garbage_limit)
-            if self._stops and time.monotonic() >= self._next_look:
+            if self._stops and time.monotonic() >= next_look:
                 thorough = thorough or idle or self._stops >= _MANY_STOPS
             if thorough:
                 self._unfreed = self._stops = 0
@@ -148,8 +156,8 @@ class GCPolicy:
         gc.collect()
         gc.freeze()
         self._thorough = False
-        ended = time.monotonic()
-        self._next_look = ended + max(_LEAST_WAIT, (ended - began) / _SHARE)
+        self._looked = time.monotonic()
+        self._cost = self._looked - began
         self.figures.full_collections += 1
 
     def _tell(self, suspects: dict[str, list[Canary]]) -> None:

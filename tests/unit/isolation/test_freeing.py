@@ -8,11 +8,12 @@ import logging
 import threading
 import weakref
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from runtime_node.isolation import caches
+from runtime_node.isolation import caches, gc_policy
 from runtime_node.isolation.dismantle import dismantle
 from runtime_node.isolation.gc_policy import GCPolicy
 from runtime_node.isolation.leaks import Canary, find_holders
@@ -216,3 +217,32 @@ def test_a_frozen_app_that_left_cycles_is_collected_while_nobody_waits() -> None
         KEPT.clear()
         policy.uninstall()
     assert gc.get_threshold() == (700, 10, 10)
+
+
+@pytest.mark.parametrize(("idle", "seconds"), [(True, 10), (False, 100)])
+def test_what_stopped_apps_never_closed_is_looked_for_sooner_while_nobody_asks_for_anything(
+    monkeypatch: pytest.MonkeyPatch, idle: bool, seconds: int
+) -> None:
+    now = 1000.0
+    looks: list[float] = []
+
+    def collect(generation: int = 2) -> int:
+        nonlocal now
+        if generation == 2:
+            now += 0.5
+            looks.append(now)
+        return 0
+
+    monkeypatch.setattr(gc_policy.time, "monotonic", lambda: now)
+    monkeypatch.setattr(gc_policy.gc, "collect", collect)
+    for call in ("freeze", "unfreeze"):
+        monkeypatch.setattr(gc_policy.gc, call, lambda: None)
+    policy = GCPolicy(lambda: idle)
+    for _ in range(300):
+        for _ in range(10):
+            policy.stopped(freed=True)
+        now += 1.0
+        policy.tick()
+    gaps = [late - early for early, late in pairwise(looks)]
+    assert gaps
+    assert seconds <= min(gaps) < seconds + 3
