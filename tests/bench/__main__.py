@@ -49,7 +49,7 @@ BENCHES = (
     Bench("cycles", "what many starts and stops leave behind", 60, 360),
     Bench("noisy_neighbours", "what hogs of every kind cost their neighbours", 90, 180),
     Bench("crashes", "what neighbours feel of a PROCESS guest's end", 40, 120),
-    Bench("gc_pauses", "how long garbage collection stops a node of many apps", 30, 90),
+    Bench("gc_pauses", "how long garbage collection stops a node of many apps", 30, 150),
 )
 
 
