@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from services.control_plane.catalog.commands import app_not_found
-from services.control_plane.catalog.pages import page_by_name, request_digest
+from services.control_plane.catalog.pages import fitting, page_by_name, request_digest
 from services.control_plane.rules.filters import Filter, compile_filter
 from services.control_plane.rules.names import app_name, parse_app_name
 from services.control_plane.rules.ordering import Order, compile_order
@@ -53,6 +53,7 @@ class AppQueries:
             records, token = page_by_name(
                 lambda after: self._matching(matches, after),
                 lambda record: record.name,
+                _bytes_of,
                 size=request.page_size,
                 token=request.page_token,
                 digest=digest,
@@ -72,6 +73,7 @@ class AppQueries:
             after = decode_page_token(request.page_token, digest)
             found = (pair for pair in found if order.follows(pair[0], after))
         page = heapq.nsmallest(count + 1, found, key=lambda pair: order.sort_key(pair[0]))
+        count = fitting([record for _, record in page[:count]], _bytes_of)
         records = [record for _, record in page[:count]]
         return records, encode_page_token(page[count - 1][0], digest) if len(page) > count else ""
 
@@ -125,11 +127,16 @@ class AppQueries:
         events = self._store.events(name, size + 1, before)
         if not events and not before and self._feed.get(name) is None:
             raise app_not_found(name)
+        size = fitting(events[:size], pb.AppEvent.ByteSize)
         response = pb.ListAppEventsResponse(app_events=events[:size])
         if len(events) > size:
             last = events[size - 1].name.rpartition("/")[2]
             response.next_page_token = encode_page_token((last,), digest)
         return response
+
+
+def _bytes_of(record: AppRecord) -> int:
+    return len(record.list_item)
 
 
 def _mark(mark: Mark) -> pb.WatchAppsResponse:

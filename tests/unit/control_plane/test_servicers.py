@@ -13,6 +13,7 @@ from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.reconciler import writes
 from services.rpc.errors import CODES
+from services.rpc.server import MAX_MESSAGE_BYTES
 from tests.unit.control_plane.conftest import Refused, Server
 
 S = grpc.StatusCode
@@ -287,6 +288,39 @@ def test_events_come_in_pages_newest_first_and_outlive_the_app(server: Server, r
     delete_now(server)
     events = server("ListAppEvents", pb.ListAppEventsRequest(parent="apps/shop")).app_events
     assert events[0].type == "Deleted"
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "elements"),
+    [
+        ("ListApps", pb.ListAppsRequest(), "apps"),
+        ("ListApps", pb.ListAppsRequest(order_by="update_time desc"), "apps"),
+        ("ListOperations", lro.ListOperationsRequest(), "operations"),
+        ("ListAppEvents", pb.ListAppEventsRequest(parent="apps/a0", page_size=1000), "app_events"),
+    ],
+    ids=["ListApps", "ListApps in order", "ListOperations", "ListAppEvents"],
+)
+def test_a_page_ends_before_it_is_too_large_for_a_client(
+    server: Server, method: str, request_: Any, elements: str
+) -> None:
+    large = {"A": "x" * 60_000}
+    for n in range(45):
+        server("CreateApp", create(f"a{n}", env=large, annotations=large, desired_state=pb.STOPPED))
+    event = pb.AppEvent(detail="x" * 16_000)
+    for _ in range(300):
+        last = server.store.write(lambda tx: tx.add_event("apps/a0", event))
+    last.result(5)
+    request = type(request_)()
+    request.CopyFrom(request_)
+    names: list[str] = []
+    while True:
+        page = server(method, request)
+        assert page.ByteSize() < MAX_MESSAGE_BYTES
+        names += [element.name for element in getattr(page, elements)]
+        request.page_token = page.next_page_token
+        if not page.next_page_token:
+            break
+    assert len(set(names)) == len(names) == (301 if method == "ListAppEvents" else 45)
 
 
 # Requests that are repeated, or only to be validated
