@@ -152,6 +152,7 @@ class _FilteredView:
         self._matches = matches
         self._shown: set[str] = set()
         # What a resumed reader was shown before is not known: it is told of every app that doesn't match.
+        # Of removed ones nothing is kept: names that are used once would pile up.
         self._gone: set[str] | None = set() if resumed else None
 
     def shows(self, app: pb.App) -> bool:
@@ -163,12 +164,12 @@ class _FilteredView:
             self._gone.discard(app.name)
         return True
 
-    def loses(self, name: str) -> bool:
-        """Tell whether the reader may know an app that it doesn't see now, and take note."""
+    def loses(self, name: str, *, removed: bool) -> bool:
+        """Tell whether the reader may know an app that it doesn't see now, or that is gone, and take note."""
         known = name in self._shown or (self._gone is not None and name not in self._gone)
         self._shown.discard(name)
         if self._gone is not None:
-            self._gone.add(name)
+            (self._gone.discard if removed else self._gone.add)(name)
         return known
 
 
@@ -177,7 +178,7 @@ def _message(entry: Entry[AppRecord], view: _FilteredView | None) -> pb.WatchApp
     app = entry.value.public if entry.value is not None else None
     if app is not None and (view is None or view.shows(app)):
         return pb.WatchAppsResponse(type=pb.WatchAppsResponse.UPSERT, app=app, revision=entry.revision)
-    if view is not None and not view.loses(entry.key):
+    if view is not None and not view.loses(entry.key, removed=app is None):
         return None
     return pb.WatchAppsResponse(
         type=pb.WatchAppsResponse.DELETE, app=pb.App(name=entry.key), revision=entry.revision

@@ -14,6 +14,7 @@ from google.rpc.status_pb2 import Status
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.catalog import queries
+from services.control_plane.rules.filters import compile_filter
 from services.rpc.status import DETAILS_KEY, reason_of
 from tests.integration.control_plane.plane import WAIT, Plane, condition
 
@@ -153,6 +154,16 @@ async def test_a_resumed_reader_is_told_once_that_an_app_is_none_of_its_own(plan
         await make(plane, "gold", labels={"tier": "gold"})
         await reader.to(Kind.UPSERT)
         assert [m.app.name for m in reader.seen if m.type == Kind.DELETE] == ["apps/z"]
+
+
+def test_a_resumed_reader_keeps_nothing_of_apps_that_come_and_go() -> None:
+    view = queries._FilteredView(compile_filter('labels.tier = "gold"'), resumed=True)
+    for n in range(100):
+        app = pb.App(name=f"apps/a{n}")
+        assert not view.shows(app)
+        assert view.loses(app.name, removed=False)
+        assert not view.loses(app.name, removed=True)
+    assert view._gone == view._shown == set()
 
 
 async def test_a_reader_whom_no_change_concerns_gets_bookmarks_that_move_on(plane: Plane, soon: None) -> None:
