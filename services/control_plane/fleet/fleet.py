@@ -206,6 +206,7 @@ def _registered(told: pb.Node, name: str, known: NodeRecord | None, now: int) ->
     """Return the node as it is stored: what it told, and what was known of this incarnation."""
     node = pb.Node()
     node.CopyFrom(told)
+    node.DiscardUnknownFields()
     node.name = name
     node.app_count = 0
     node.state, node.state_reason = pb.Node.JOINING, "It has not yet reported what it runs."

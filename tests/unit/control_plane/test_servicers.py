@@ -99,6 +99,18 @@ def test_a_reserved_word_is_no_apps_id_by_any_method(refused: Refused, word: str
     assert refused("UpdateApp", request).fields == {"app.name"}
 
 
+def test_fields_of_another_version_are_not_kept(server: Server) -> None:
+    unknown = b"\xfa\x3f\x05other"  # field 1023
+    request = create(limits=rt.Limits.FromString(unknown))
+    request.app.MergeFromString(unknown)  # type: ignore[attr-defined]
+    server("CreateApp", request)
+    assert b"other" not in get(server).SerializeToString()
+    registration = node()
+    registration.node.MergeFromString(unknown)
+    server("RegisterNode", registration)
+    assert b"other" not in server("GetNode", fleet.GetNodeRequest(name=NODE)).SerializeToString()
+
+
 def test_create_refuses_what_is_taken_or_missing(server: Server, refused: Refused) -> None:
     server("CreateApp", create(domains=["shop.example"]))
     error = refused("CreateApp", create())
