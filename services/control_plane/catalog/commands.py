@@ -52,7 +52,8 @@ class AppCommands:
 
         def run(tx: Transaction) -> OperationRecord:
             record = tx.app(name)
-            if record is None and request.allow_missing:
+            # With an etag it is one version that is meant; what has been deleted since is not made anew.
+            if record is None and request.allow_missing and not request.app.etag:
                 app_id = name.removeprefix("apps/")
                 violations = validate_id("app.name", app_id)
                 return _create(tx, _checked_spec(request.app, name, violations), caller)

@@ -196,6 +196,15 @@ def test_update_with_allow_missing_creates(server: Server) -> None:
     assert get(server).generation == 1
 
 
+def test_an_update_of_a_version_that_has_been_deleted_makes_no_new_app(
+    server: Server, refused: Refused
+) -> None:
+    request = update(entrypoint="a:b", etag='"0190a1b2-3"', request={"allow_missing": True})
+    error = refused("UpdateApp", request)
+    assert (error.code, error.info.reason) == (S.NOT_FOUND, "APP_NOT_FOUND")
+    assert refused("GetApp", pb.GetAppRequest(name="apps/shop")).code is S.NOT_FOUND
+
+
 def test_an_update_that_takes_anothers_domain_changes_nothing(server: Server, refused: Refused) -> None:
     server("CreateApp", create(domains=["a.example"]))
     server("CreateApp", create("other"))
