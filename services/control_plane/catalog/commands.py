@@ -165,6 +165,8 @@ def _create(tx: Transaction, spec: pb.App, caller: Caller) -> OperationRecord:
 
 def _check_domains(tx: Transaction, spec: pb.App) -> None:
     """Refuse domains that are the own address of some app, `{app}.{base_domain}` of a node."""
+    if not spec.domains:  # the nodes need not be gone through, as for nearly every app
+        return
     bases = {DEFAULT_BASE_DOMAIN, *(node.node.base_domain for node in tx.nodes(spec.environment))}
     violations = [
         Violation(f"app.domains[{index}]", f"must not be below {base!r}, where each app has its own address")

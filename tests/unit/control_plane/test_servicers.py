@@ -12,6 +12,7 @@ from appsupervisor.errors.v1.error_reason_pb2 import ErrorReason
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.reconciler import writes
+from services.control_plane.store.transaction import CommandTransaction
 from services.rpc.errors import CODES
 from services.rpc.server import MAX_MESSAGE_BYTES
 from tests.unit.control_plane.conftest import Refused, Server
@@ -124,6 +125,16 @@ def test_create_refuses_what_is_taken_or_missing(server: Server, refused: Refuse
     assert error.precondition.violations[0].type == "ENVIRONMENT_NOT_FOUND"
     assert error.resource.resource_name == "environments/none"
     assert refused("GetApp", pb.GetAppRequest(name="apps/other")).code is S.NOT_FOUND
+
+
+def test_an_app_without_domains_is_stored_without_a_look_at_the_nodes(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nodes(*_: Any) -> None:
+        raise AssertionError("their number must not matter")
+
+    monkeypatch.setattr(CommandTransaction, "nodes", nodes)
+    server("CreateApp", create())
 
 
 METHODS = {
