@@ -212,6 +212,8 @@ class ChangeFeed(Generic[V]):
 
     async def _drain(self, position: int) -> AsyncIterator[Entry[V]]:
         while True:
+            page = self.since(position)
+            # Looked at only now: a deletion that was forgotten before the page was taken is missing from it.
             if position < self._oldest or position > self._revision:
                 raise SupervisorError(
                     "RESUME_TOKEN_EXPIRED",
