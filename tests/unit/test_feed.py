@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from services.rpc.errors import SupervisorError
-from services.rpc.feed import ChangeFeed, Entry, Mark, Signal
+from services.rpc.feed import PAGE, ChangeFeed, Entry, Mark, Signal
 
 
 async def take(stream: AsyncIterator[Any], count: int) -> list[Any]:
@@ -83,3 +83,24 @@ async def test_a_deletion_that_is_forgotten_while_a_reader_looks_is_not_missed(
     with pytest.raises(SupervisorError) as caught:
         await take(stream, 1)
     assert caught.value.reason == "RESUME_TOKEN_EXPIRED"
+
+
+@pytest.mark.parametrize("position", [None, 0])
+async def test_a_reader_that_passes_over_everything_leaves_the_loop_to_others(position: int | None) -> None:
+    feed: ChangeFeed[int] = ChangeFeed()
+    for number in range(10 * PAGE):
+        feed.publish(number + 1, [(f"{number:05}", number)])
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    async for item in feed.watch(position, 10):
+        if isinstance(item, Mark):
+            break
+    task.cancel()
+    assert turns >= 9
