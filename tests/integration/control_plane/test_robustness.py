@@ -47,6 +47,21 @@ async def test_a_message_that_is_too_large_is_refused_and_the_connection_lives(p
     await plane.create("shop", wait=False)
 
 
+async def test_an_error_about_a_long_text_reaches_the_caller_as_what_it_is(plane: Plane) -> None:
+    await plane.create("shop", wait=False)
+    long = "é" * 4_000
+    paths = [f"{long[:100]}{n}" for n in range(300)]
+    for call, reason in (
+        (plane.apps.StopApp(pb.StopAppRequest(name="apps/shop", etag=long)), "ETAG_MISMATCH"),
+        (plane.apps.ListApps(pb.ListAppsRequest(filter=f"{long}(x)")), "INVALID_FILTER"),
+        (plane.operations.ListOperations(lro.ListOperationsRequest(filter=long)), "INVALID_FILTER"),
+        (plane.update("apps/shop", paths), "INVALID_FIELD"),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+        assert reason_of(refused.value) == reason
+
+
 async def test_a_call_that_is_cancelled_or_late_is_carried_out_wholly_or_not_at_all(plane: Plane) -> None:
     await plane.node()
     outcomes = []
