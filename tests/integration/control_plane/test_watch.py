@@ -10,6 +10,8 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
@@ -247,6 +249,10 @@ async def test_a_shutdown_sends_readers_and_waiters_off_at_once(plane: Plane) ->
     reader = Reader(plane.apps.WatchApps(pb.WatchAppsRequest()))
     await reader.to(Kind.SYNCED)
     waiting = asyncio.ensure_future(plane.wait(operation))
+    health = HealthStub(plane.channel)
+    checks = [health.Watch(HealthCheckRequest(service=name)) for name in ("", "apps/shop")]
+    for check in checks:
+        await check.read()
     await asyncio.sleep(0.05)
     began = time.monotonic()
     assert plane._running is not None
@@ -256,6 +262,8 @@ async def test_a_shutdown_sends_readers_and_waiters_off_at_once(plane: Plane) ->
     assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
     assert reason_of(ended.value) == "SHUTTING_DOWN"
     assert not (await waiting).done
+    assert (await checks[0].read()).status == HealthCheckResponse.NOT_SERVING
+    assert [await check.read() for check in checks] == [grpc.aio.EOF, grpc.aio.EOF]
     await closing
     assert time.monotonic() - began < 1.5
     plane._running = None
