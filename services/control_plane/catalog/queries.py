@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from services.control_plane.catalog.commands import app_not_found
 from services.control_plane.catalog.pages import fitting, page_by_name, request_digest
+from services.control_plane.catalog.requests import Caller
 from services.control_plane.rules.filters import Filter, compile_filter
 from services.control_plane.rules.names import app_name, parse_app_name
 from services.control_plane.rules.ordering import Order, compile_order
@@ -21,10 +22,14 @@ from services.control_plane.rules.paging import (
 )
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.records import AppRecord
+from services.rpc.errors import SupervisorError
 from services.rpc.feed import Entry, Mark, Signal
 
 BOOKMARK_SECONDS = 5.0
 """Silence after which a watcher is told that nothing has happened."""
+
+LOOK_EVERY = 64
+"""Apps between two looks at the time: the longest filter takes a few milliseconds for them."""
 
 
 class AppQueries:
@@ -44,14 +49,15 @@ class AppQueries:
             raise app_not_found(name)
         return record.public
 
-    def list_apps(self, request: pb.ListAppsRequest) -> pb.ListAppsResponse:
-        """Carry out ListApps."""
+    def list_apps(self, request: pb.ListAppsRequest, caller: Caller) -> pb.ListAppsResponse:
+        """Carry out ListApps; OPERATION_DEADLINE_EXCEEDED when the call's time is up first."""
+        deadline = time.monotonic() + caller.timeout
         order = compile_order(request.order_by)
         matches = compile_filter(request.filter)
         digest = request_digest(request.filter, request.order_by)
         if order.is_default:
             records, token = page_by_name(
-                lambda after: self._matching(matches, after),
+                lambda after: self._matching(matches, after, deadline),
                 lambda record: record.name,
                 _bytes_of,
                 size=request.page_size,
@@ -59,16 +65,16 @@ class AppQueries:
                 digest=digest,
             )
         else:
-            records, token = self._ordered(matches, order, request, digest)
+            records, token = self._ordered(matches, order, request, digest, deadline)
         response = pb.ListAppsResponse.FromString(b"".join(record.list_item for record in records))
         response.next_page_token = token
         return response
 
     def _ordered(
-        self, matches: Filter, order: Order, request: pb.ListAppsRequest, digest: str
+        self, matches: Filter, order: Order, request: pb.ListAppsRequest, digest: str, deadline: float
     ) -> tuple[list[AppRecord], str]:
         count = page_size(request.page_size)
-        found = ((order.key(record.public), record) for record in self._matching(matches, ""))
+        found = ((order.key(record.public), record) for record in self._matching(matches, "", deadline))
         if request.page_token:
             after = decode_page_token(request.page_token, digest)
             found = (pair for pair in found if order.follows(pair[0], after))
@@ -77,15 +83,14 @@ class AppQueries:
         records = [record for _, record in page[:count]]
         return records, encode_page_token(page[count - 1][0], digest) if len(page) > count else ""
 
-    def _matching(self, matches: Filter, after: str) -> Iterator[AppRecord]:
-        """Yield the apps that match, by name, from the one that follows `after`."""
+    def _matching(self, matches: Filter, after: str, deadline: float) -> Iterator[AppRecord]:
+        """Yield the apps that match, by name, from the one that follows `after`, until the deadline."""
         if matches.exact_name is not None:
             record = self._feed.get(matches.exact_name)
             found = record is not None and record.name > after and matches(record.public)
             return iter([record] if record is not None and found else [])
-        if not matches.text:
-            return self._feed.values(after)
-        return (record for record in self._feed.values(after) if matches(record.public))
+        records = _until(deadline, self._feed.values(after))
+        return (record for record in records if matches(record.public)) if matches.text else records
 
     async def watch(self, request: pb.WatchAppsRequest) -> AsyncIterator[pb.WatchAppsResponse]:
         """Carry out WatchApps."""
@@ -133,6 +138,16 @@ class AppQueries:
             last = events[size - 1].name.rpartition("/")[2]
             response.next_page_token = encode_page_token((last,), digest)
         return response
+
+
+def _until(deadline: float, records: Iterator[AppRecord]) -> Iterator[AppRecord]:
+    """Pass the records on; a caller who has gone shall not keep a thread busy with a large catalog."""
+    for number, record in enumerate(records):
+        if number % LOOK_EVERY == 0 and time.monotonic() > deadline:
+            raise SupervisorError(
+                "OPERATION_DEADLINE_EXCEEDED", "The call's time was up before all apps were looked at."
+            )
+        yield record
 
 
 def _bytes_of(record: AppRecord) -> int:

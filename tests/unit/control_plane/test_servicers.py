@@ -11,9 +11,11 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.errors.v1.error_reason_pb2 import ErrorReason
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
+from services.control_plane.catalog.queries import AppQueries
+from services.control_plane.catalog.requests import Caller
 from services.control_plane.reconciler import writes
 from services.control_plane.store.transaction import CommandTransaction
-from services.rpc.errors import CODES
+from services.rpc.errors import CODES, SupervisorError
 from services.rpc.server import MAX_MESSAGE_BYTES
 from tests.unit.control_plane.conftest import Refused, Server
 
@@ -298,6 +300,14 @@ def test_a_stopped_app_is_not_restarted(server: Server, refused: Refused) -> Non
 def test_lists_refuse_what_they_cannot_read(refused: Refused, fields: Any, reason: str) -> None:
     error = refused("ListApps", pb.ListAppsRequest(**fields))
     assert (error.code, error.info.reason) == (S.INVALID_ARGUMENT, reason)
+
+
+@pytest.mark.parametrize("fields", [{"filter": "labels.a = b"}, {"order_by": "update_time"}])
+def test_a_list_ends_when_its_time_is_up(server: Server, fields: Any) -> None:
+    server("CreateApp", create())
+    with pytest.raises(SupervisorError) as late:
+        AppQueries(server.store).list_apps(pb.ListAppsRequest(**fields), Caller("nobody", timeout=-1))
+    assert late.value.reason == "OPERATION_DEADLINE_EXCEEDED"
 
 
 def test_events_come_in_pages_newest_first_and_outlive_the_app(server: Server, refused: Refused) -> None:
