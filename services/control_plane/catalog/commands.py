@@ -307,7 +307,7 @@ def _delete(
             f"{record.name} is being deleted with its data; what is dropped cannot be retained any more."
         )
         raise SupervisorError("APP_DELETING", sentence, resource=record.name)
-    operation = next((o for o in tx.open_operations(record.name) if o.verb == "delete"), None)
+    operation = next(iter(tx.open_operations(record.name, ("delete",))), None)
     if operation is not None and policy == record.deleting:
         return operation
     status = pb.App()

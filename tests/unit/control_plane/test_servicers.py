@@ -287,6 +287,21 @@ def test_a_stopped_app_is_not_restarted(server: Server, refused: Refused) -> Non
     assert get(server).state == rt.PENDING
 
 
+@pytest.mark.parametrize("method", ["StartApp", "RestartApp", "UpdateApp"])
+def test_a_command_costs_the_same_however_many_operations_of_its_app_are_open(
+    server: Server, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    server("CreateApp", create())
+    for _ in range(50):
+        server("RestartApp", pb.RestartAppRequest(name="apps/shop"))
+    feed = server.store.mirror.operations
+    looks: list[str] = []
+    get = feed.get
+    monkeypatch.setattr(feed, "get", lambda key: looks.append(key) or get(key))
+    server(method, METHODS[method](name="apps/shop") if method != "UpdateApp" else update(labels={"a": "b"}))
+    assert len(looks) < 10
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
