@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import sqlite3
+from contextlib import closing
 
 import grpc
 import pytest
@@ -60,6 +62,20 @@ async def test_an_error_about_a_long_text_reaches_the_caller_as_what_it_is(plane
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call
         assert reason_of(refused.value) == reason
+
+
+async def test_reads_are_answered_while_every_command_waits_for_the_database(plane: Plane) -> None:
+    await plane.create("shop", wait=False)
+    with closing(sqlite3.connect(plane.url.removeprefix("sqlite:///"), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        calls = [asyncio.ensure_future(plane.create(f"a{n}", wait=False)) for n in range(100)]
+        writer = plane.store._writer
+        await until(lambda: len(writer._running) + len(writer._queue), lambda waiting: waiting >= 64)
+        request = pb.GetAppRequest(name="apps/shop")
+        assert (await plane.apps.GetApp(request, timeout=2)).name == "apps/shop"
+        assert all(not call.done() for call in calls)
+        other.execute("ROLLBACK")
+    await asyncio.gather(*calls)
 
 
 async def test_a_call_that_is_cancelled_or_late_is_carried_out_wholly_or_not_at_all(plane: Plane) -> None:
