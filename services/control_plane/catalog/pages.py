@@ -25,6 +25,8 @@ def request_digest(*fields: str) -> str:
 
 def fitting(elements: Sequence[T], bytes_of: Callable[[T], int]) -> int:
     """Return how many of the elements one message takes, at least one of them."""
+    if sum(map(bytes_of, elements)) <= MAX_PAGE_BYTES:
+        return len(elements)
     room = MAX_PAGE_BYTES
     for count, element in enumerate(elements):
         if room < 0:

@@ -74,14 +74,15 @@ class AppQueries:
         self, matches: Filter, order: Order, request: pb.ListAppsRequest, digest: str, deadline: float
     ) -> tuple[list[AppRecord], str]:
         count = page_size(request.page_size)
-        found = ((order.key(record.public), record) for record in self._matching(matches, "", deadline))
+        records = self._matching(matches, "", deadline)
+        found = ((order.key(record.public), record) for record in _until(deadline, records))
         if request.page_token:
             after = decode_page_token(request.page_token, digest)
             found = (pair for pair in found if order.follows(pair[0], after))
         page = heapq.nsmallest(count + 1, found, key=lambda pair: order.sort_key(pair[0]))
         count = fitting([record for _, record in page[:count]], _bytes_of)
-        records = [record for _, record in page[:count]]
-        return records, encode_page_token(page[count - 1][0], digest) if len(page) > count else ""
+        chosen = [record for _, record in page[:count]]
+        return chosen, encode_page_token(page[count - 1][0], digest) if len(page) > count else ""
 
     def _matching(self, matches: Filter, after: str, deadline: float) -> Iterator[AppRecord]:
         """Yield the apps that match, by name, from the one that follows `after`, until the deadline."""
@@ -89,8 +90,10 @@ class AppQueries:
             record = self._feed.get(matches.exact_name)
             found = record is not None and record.name > after and matches(record.public)
             return iter([record] if record is not None and found else [])
-        records = _until(deadline, self._feed.values(after))
-        return (record for record in records if matches(record.public)) if matches.text else records
+        records = self._feed.values(after)
+        if not matches.text:
+            return records
+        return (record for record in _until(deadline, records) if matches(record.public))
 
     async def watch(self, request: pb.WatchAppsRequest) -> AsyncIterator[pb.WatchAppsResponse]:
         """Carry out WatchApps."""
