@@ -187,6 +187,7 @@ class ChangeFeed(Generic[V]):
                 for entry in page:
                     yield entry
                 key = page[-1].key
+                await asyncio.sleep(0)  # a reader that passes over all of it would hold the loop
         else:
             position = resume_after
             async for entry in self._drain(position):
@@ -212,18 +213,21 @@ class ChangeFeed(Generic[V]):
 
     async def _drain(self, position: int) -> AsyncIterator[Entry[V]]:
         while True:
+            page = self.since(position)
+            # Looked at only now: a deletion that was forgotten before the page was taken is missing from it.
             if position < self._oldest or position > self._revision:
                 raise SupervisorError(
                     "RESUME_TOKEN_EXPIRED",
                     "The change log no longer covers this position; start again without a token.",
                     metadata={"oldest_revision": str(self._oldest)},
                 )
-            page = self.since(position)
             if not page:
                 return
             for entry in page:
                 yield entry
             position = page[-1].revision
+            if len(page) >= PAGE:
+                await asyncio.sleep(0)  # as above; most often, though, a page is one change
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

@@ -17,7 +17,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from services.rpc.errors import SupervisorError
-from services.rpc.status import DETAILS_KEY, to_status
+from services.rpc.status import DETAILS_KEY, brief, to_status
 
 log = logging.getLogger("appsupervisor.rpc")
 
@@ -110,7 +110,7 @@ def _prepare(name: str, fault: Exception, context: Any) -> tuple[grpc.StatusCode
             f"An internal error occurred; request id {request_id}.",
             metadata={"request_id": request_id},
         )
-    status = to_status(fault)
+    status = to_status(brief(fault))
     context.set_trailing_metadata(((DETAILS_KEY, status.SerializeToString()),))
     return GRPC_CODES[status.code], status.message
 

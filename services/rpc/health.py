@@ -42,7 +42,7 @@ class ResourceHealth:
                 waiter.set_result(None)
 
     def close(self) -> None:
-        """Let every watch tell that nothing can be used any more."""
+        """Let every watch tell that nothing can be used any more, and end: a drain would wait for it."""
         self.closed = True
         for name in list(self._waiting):
             self.changed(name)
@@ -55,7 +55,7 @@ class ResourceHealth:
         return int(Response.SERVING if serving and not self.closed else Response.NOT_SERVING)
 
     async def watch(self, name: str) -> AsyncIterator[int]:
-        """Yield a resource's status, then each other one that it takes."""
+        """Yield a resource's status, then each other one that it takes, until closed."""
         told: int | None = None
         waiters = self._waiting.setdefault(name, set())
         waiter: asyncio.Future[None] | None = None
@@ -63,9 +63,12 @@ class ResourceHealth:
             while True:
                 waiter = asyncio.get_running_loop().create_future()
                 waiters.add(waiter)
+                closed = self.closed
                 if (status := self.status(name)) != told:
                     told = status
                     yield status
+                if closed:
+                    return
                 await asyncio.wait({waiter}, timeout=RECHECK_SECONDS)
                 waiters.discard(waiter)
         finally:
@@ -81,6 +84,22 @@ class HealthServicer(aio_health.HealthServicer):  # type: ignore[misc]  # publis
     def __init__(self, resources: ResourceHealth | None = None) -> None:
         super().__init__()
         self._resources = resources
+        # The published Watch writes under a lock: one client that takes nothing would hold up all others.
+        self._services = ResourceHealth(self._serves)
+
+    async def set(self, service: str, status: int) -> None:
+        """Set the status of one of the server's services."""
+        await super().set(service, status)
+        self._services.changed(service)
+
+    async def enter_graceful_shutdown(self) -> None:
+        """Set every status to NOT_SERVING, for good, and end the watches."""
+        await super().enter_graceful_shutdown()
+        self._services.close()
+
+    def _serves(self, service: str) -> bool | None:
+        status = self._server_status.get(service)
+        return None if status is None else bool(status == Response.SERVING)
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:  # noqa: N802
         """Serve Health.Check: NOT_FOUND for what is not known."""
@@ -96,8 +115,8 @@ class HealthServicer(aio_health.HealthServicer):  # type: ignore[misc]  # publis
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:  # noqa: N802
         """Serve Health.Watch: SERVICE_UNKNOWN for what is not known, now or any more."""
-        if self._resources is None or "/" not in request.service:
-            await super().Watch(request, context)
-            return
-        async for status in self._resources.watch(request.service):
+        source = self._services
+        if self._resources is not None and "/" in request.service:
+            source = self._resources
+        async for status in source.watch(request.service):
             await context.write(Response(status=status))

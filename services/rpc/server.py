@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from grpc_channelz.v1 import channelz, channelz_pb2
@@ -15,6 +15,8 @@ from grpc_reflection.v1alpha import reflection
 
 from services.rpc.guard import Guarded, tolerant_deserializer
 from services.rpc.health import HealthServicer, ResourceHealth
+
+T = TypeVar("T")
 
 log = logging.getLogger("appsupervisor.rpc")
 
@@ -46,7 +48,8 @@ class Service:
 
 
 class RpcServer:
-    """A grpc.aio server on the running loop. Synchronous methods run on `threads` worker threads.
+    """A grpc.aio server on the running loop. Synchronous methods run on worker threads: `threads` for those
+    that only read, as many for the others.
 
     Health checks of names with a slash are answered by `resources`.
     """
@@ -55,7 +58,7 @@ class RpcServer:
         self, services: Sequence[Service], resources: ResourceHealth | None = None, *, threads: int = 64
     ) -> None:
         self._services = services
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rpc")
+        self._pool = _Threads(threads)
         self._server = grpc.aio.server(
             migration_thread_pool=self._pool,
             options=OPTIONS,
@@ -102,6 +105,24 @@ class RpcServer:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace)
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Threads(Executor):
+    """Worker threads, with some for reads alone: they are answered while commands wait for a disk."""
+
+    def __init__(self, threads: int) -> None:
+        self._reading = ThreadPoolExecutor(threads, thread_name_prefix="rpc-read")
+        self._others = ThreadPoolExecutor(threads, thread_name_prefix="rpc")
+
+    def submit(self, call: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Run a servicer's method; standard methods that read are told by their names (AIP-131, AIP-132)."""
+        reads = getattr(call, "__name__", "").startswith(("Get", "List"))
+        return (self._reading if reads else self._others).submit(call, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Begin nothing more."""
+        for pool in (self._reading, self._others):
+            pool.shutdown(wait, cancel_futures=cancel_futures)
 
 
 class _Recorder:

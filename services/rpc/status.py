@@ -11,7 +11,7 @@ from google.protobuf.any_pb2 import Any
 from google.rpc import error_details_pb2
 from google.rpc.status_pb2 import Status
 
-from services.rpc.errors import Code, SupervisorError
+from services.rpc.errors import Code, SupervisorError, Violation
 
 if TYPE_CHECKING:
     import grpc
@@ -21,6 +21,9 @@ DETAILS_KEY = "grpc-status-details-bin"
 
 MAX_DETAIL_BYTES = 4096
 """Room for violations: gRPC clients refuse more than 8 KiB of trailers, which travel in base64."""
+
+MAX_TEXT_BYTES = 400
+"""Room for one text of an error that travels in trailers; the message does so twice, once escaped."""
 
 _KINDS = {"apps": "App", "environments": "Environment", "operations": "Operation"}
 
@@ -48,6 +51,26 @@ def to_status(error: SupervisorError) -> Status:
         retry.retry_delay.FromMilliseconds(int(error.retry_after * 1000))
         _pack(status, retry)
     return status
+
+
+def brief(error: SupervisorError) -> SupervisorError:
+    """Return the error with its texts cut for trailers: some quote what a caller sent, of any length."""
+    return SupervisorError(
+        error.reason,
+        _cut(error.message),
+        code=error.code,
+        resource=error.resource,
+        violations=tuple(Violation(_cut(known.field), _cut(known.rule)) for known in error.violations),
+        metadata={key: _cut(value) for key, value in error.metadata.items()},
+        retry_after=error.retry_after,
+    )
+
+
+def _cut(text: str) -> str:
+    encoded = text.encode()
+    if len(encoded) <= MAX_TEXT_BYTES:
+        return text
+    return encoded[: MAX_TEXT_BYTES - 3].decode(errors="ignore") + "…"
 
 
 def _bad_request(error: SupervisorError) -> error_details_pb2.BadRequest:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from services.rpc.errors import SupervisorError
-from services.rpc.feed import ChangeFeed, Entry, Mark, Signal
+from services.rpc.feed import PAGE, ChangeFeed, Entry, Mark, Signal
 
 
 async def take(stream: AsyncIterator[Any], count: int) -> list[Any]:
@@ -63,3 +63,44 @@ async def test_a_recreated_key_leaves_no_tombstone_behind() -> None:
         feed.publish(revision, [("a", None if revision % 2 else revision)])
     assert [entry.revision for entry in feed.since(17)] == [19]
     assert len(feed._order) == 1
+
+
+async def test_a_deletion_that_is_forgotten_while_a_reader_looks_is_not_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    feed: ChangeFeed[int] = ChangeFeed(tombstones=1)
+    feed.publish(1, [("a", 1), ("b", 1)])
+    stream = feed.watch(None, 0.01)
+    await take(stream, 3)
+    since = feed.since
+
+    def late(revision: int) -> list[Entry[int]]:
+        feed.publish(2, [("a", None)])  # by the writer's thread, just before the page is taken
+        feed.publish(3, [("b", None)])
+        return since(revision)
+
+    monkeypatch.setattr(feed, "since", late)
+    with pytest.raises(SupervisorError) as caught:
+        await take(stream, 1)
+    assert caught.value.reason == "RESUME_TOKEN_EXPIRED"
+
+
+@pytest.mark.parametrize("position", [None, 0])
+async def test_a_reader_that_passes_over_everything_leaves_the_loop_to_others(position: int | None) -> None:
+    feed: ChangeFeed[int] = ChangeFeed()
+    for number in range(10 * PAGE):
+        feed.publish(number + 1, [(f"{number:05}", number)])
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    async for item in feed.watch(position, 10):
+        if isinstance(item, Mark):
+            break
+    task.cancel()
+    assert turns >= 9

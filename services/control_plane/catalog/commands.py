@@ -52,7 +52,8 @@ class AppCommands:
 
         def run(tx: Transaction) -> OperationRecord:
             record = tx.app(name)
-            if record is None and request.allow_missing:
+            # With an etag it is one version that is meant; what has been deleted since is not made anew.
+            if record is None and request.allow_missing and not request.app.etag:
                 app_id = name.removeprefix("apps/")
                 violations = validate_id("app.name", app_id)
                 return _create(tx, _checked_spec(request.app, name, violations), caller)
@@ -164,6 +165,8 @@ def _create(tx: Transaction, spec: pb.App, caller: Caller) -> OperationRecord:
 
 def _check_domains(tx: Transaction, spec: pb.App) -> None:
     """Refuse domains that are the own address of some app, `{app}.{base_domain}` of a node."""
+    if not spec.domains:  # the nodes need not be gone through, as for nearly every app
+        return
     bases = {DEFAULT_BASE_DOMAIN, *(node.node.base_domain for node in tx.nodes(spec.environment))}
     violations = [
         Violation(f"app.domains[{index}]", f"must not be below {base!r}, where each app has its own address")
@@ -304,7 +307,7 @@ def _delete(
             f"{record.name} is being deleted with its data; what is dropped cannot be retained any more."
         )
         raise SupervisorError("APP_DELETING", sentence, resource=record.name)
-    operation = next((o for o in tx.open_operations(record.name) if o.verb == "delete"), None)
+    operation = next(iter(tx.open_operations(record.name, ("delete",))), None)
     if operation is not None and policy == record.deleting:
         return operation
     status = pb.App()

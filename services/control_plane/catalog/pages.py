@@ -1,9 +1,12 @@
-"""One page of a feed in the order of names: what every list method but an ordered one needs."""
+"""One page of a feed in the order of names: what every list method but an ordered one needs.
+
+A page has as many elements as asked for, or as many as one message takes (AIP-158).
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import TypeVar
 
@@ -11,15 +14,31 @@ from services.control_plane.rules.paging import decode_page_token, encode_page_t
 
 T = TypeVar("T")
 
+MAX_PAGE_BYTES = 2 * 1024 * 1024
+"""A page ends early beyond this: clients take messages of 4 MiB, and one app may have a tenth of that."""
+
 
 def request_digest(*fields: str) -> str:
     """Return a digest of the request fields that must stay as they were from page to page."""
     return hashlib.blake2b("\0".join(fields).encode(), digest_size=8).hexdigest()
 
 
+def fitting(elements: Sequence[T], bytes_of: Callable[[T], int]) -> int:
+    """Return how many of the elements one message takes, at least one of them."""
+    if sum(map(bytes_of, elements)) <= MAX_PAGE_BYTES:
+        return len(elements)
+    room = MAX_PAGE_BYTES
+    for count, element in enumerate(elements):
+        if room < 0:
+            return count
+        room -= bytes_of(element)
+    return len(elements)
+
+
 def page_by_name(
     values: Callable[[str], Iterable[T]],
     name_of: Callable[[T], str],
+    bytes_of: Callable[[T], int],
     *,
     size: int,
     token: str,
@@ -32,6 +51,7 @@ def page_by_name(
     count = page_size(size)
     after = str(decode_page_token(token, digest)[0]) if token else ""
     found = list(islice(values(after), count + 1))
+    count = fitting(found[:count], bytes_of)
     if len(found) <= count:
         return found, ""
     return found[:count], encode_page_token((name_of(found[count - 1]),), digest)

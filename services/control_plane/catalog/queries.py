@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Iterator
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from services.control_plane.catalog.commands import app_not_found
-from services.control_plane.catalog.pages import page_by_name, request_digest
+from services.control_plane.catalog.pages import fitting, page_by_name, request_digest
+from services.control_plane.catalog.requests import Caller
 from services.control_plane.rules.filters import Filter, compile_filter
 from services.control_plane.rules.names import app_name, parse_app_name
 from services.control_plane.rules.ordering import Order, compile_order
@@ -21,10 +22,14 @@ from services.control_plane.rules.paging import (
 )
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.records import AppRecord
+from services.rpc.errors import SupervisorError
 from services.rpc.feed import Entry, Mark, Signal
 
 BOOKMARK_SECONDS = 5.0
 """Silence after which a watcher is told that nothing has happened."""
+
+LOOK_EVERY = 64
+"""Apps between two looks at the time: the longest filter takes a few milliseconds for them."""
 
 
 class AppQueries:
@@ -44,46 +49,51 @@ class AppQueries:
             raise app_not_found(name)
         return record.public
 
-    def list_apps(self, request: pb.ListAppsRequest) -> pb.ListAppsResponse:
-        """Carry out ListApps."""
+    def list_apps(self, request: pb.ListAppsRequest, caller: Caller) -> pb.ListAppsResponse:
+        """Carry out ListApps; OPERATION_DEADLINE_EXCEEDED when the call's time is up first."""
+        deadline = time.monotonic() + caller.timeout
         order = compile_order(request.order_by)
         matches = compile_filter(request.filter)
         digest = request_digest(request.filter, request.order_by)
         if order.is_default:
             records, token = page_by_name(
-                lambda after: self._matching(matches, after),
+                lambda after: self._matching(matches, after, deadline),
                 lambda record: record.name,
+                _bytes_of,
                 size=request.page_size,
                 token=request.page_token,
                 digest=digest,
             )
         else:
-            records, token = self._ordered(matches, order, request, digest)
+            records, token = self._ordered(matches, order, request, digest, deadline)
         response = pb.ListAppsResponse.FromString(b"".join(record.list_item for record in records))
         response.next_page_token = token
         return response
 
     def _ordered(
-        self, matches: Filter, order: Order, request: pb.ListAppsRequest, digest: str
+        self, matches: Filter, order: Order, request: pb.ListAppsRequest, digest: str, deadline: float
     ) -> tuple[list[AppRecord], str]:
         count = page_size(request.page_size)
-        found = ((order.key(record.public), record) for record in self._matching(matches, ""))
+        records = self._matching(matches, "", deadline)
+        found = ((order.key(record.public), record) for record in _until(deadline, records))
         if request.page_token:
             after = decode_page_token(request.page_token, digest)
             found = (pair for pair in found if order.follows(pair[0], after))
         page = heapq.nsmallest(count + 1, found, key=lambda pair: order.sort_key(pair[0]))
-        records = [record for _, record in page[:count]]
-        return records, encode_page_token(page[count - 1][0], digest) if len(page) > count else ""
+        count = fitting([record for _, record in page[:count]], _bytes_of)
+        chosen = [record for _, record in page[:count]]
+        return chosen, encode_page_token(page[count - 1][0], digest) if len(page) > count else ""
 
-    def _matching(self, matches: Filter, after: str) -> Iterator[AppRecord]:
-        """Yield the apps that match, by name, from the one that follows `after`."""
+    def _matching(self, matches: Filter, after: str, deadline: float) -> Iterator[AppRecord]:
+        """Yield the apps that match, by name, from the one that follows `after`, until the deadline."""
         if matches.exact_name is not None:
             record = self._feed.get(matches.exact_name)
             found = record is not None and record.name > after and matches(record.public)
             return iter([record] if record is not None and found else [])
+        records = self._feed.values(after)
         if not matches.text:
-            return self._feed.values(after)
-        return (record for record in self._feed.values(after) if matches(record.public))
+            return records
+        return (record for record in _until(deadline, records) if matches(record.public))
 
     async def watch(self, request: pb.WatchAppsRequest) -> AsyncIterator[pb.WatchAppsResponse]:
         """Carry out WatchApps."""
@@ -125,11 +135,26 @@ class AppQueries:
         events = self._store.events(name, size + 1, before)
         if not events and not before and self._feed.get(name) is None:
             raise app_not_found(name)
+        size = fitting(events[:size], pb.AppEvent.ByteSize)
         response = pb.ListAppEventsResponse(app_events=events[:size])
         if len(events) > size:
             last = events[size - 1].name.rpartition("/")[2]
             response.next_page_token = encode_page_token((last,), digest)
         return response
+
+
+def _until(deadline: float, records: Iterator[AppRecord]) -> Iterator[AppRecord]:
+    """Pass the records on; a caller who has gone shall not keep a thread busy with a large catalog."""
+    for number, record in enumerate(records):
+        if number % LOOK_EVERY == 0 and time.monotonic() > deadline:
+            raise SupervisorError(
+                "OPERATION_DEADLINE_EXCEEDED", "The call's time was up before all apps were looked at."
+            )
+        yield record
+
+
+def _bytes_of(record: AppRecord) -> int:
+    return len(record.list_item)
 
 
 def _mark(mark: Mark) -> pb.WatchAppsResponse:
@@ -145,6 +170,7 @@ class _FilteredView:
         self._matches = matches
         self._shown: set[str] = set()
         # What a resumed reader was shown before is not known: it is told of every app that doesn't match.
+        # Of removed ones nothing is kept: names that are used once would pile up.
         self._gone: set[str] | None = set() if resumed else None
 
     def shows(self, app: pb.App) -> bool:
@@ -156,12 +182,12 @@ class _FilteredView:
             self._gone.discard(app.name)
         return True
 
-    def loses(self, name: str) -> bool:
-        """Tell whether the reader may know an app that it doesn't see now, and take note."""
+    def loses(self, name: str, *, removed: bool) -> bool:
+        """Tell whether the reader may know an app that it doesn't see now, or that is gone, and take note."""
         known = name in self._shown or (self._gone is not None and name not in self._gone)
         self._shown.discard(name)
         if self._gone is not None:
-            self._gone.add(name)
+            (self._gone.discard if removed else self._gone.add)(name)
         return known
 
 
@@ -170,7 +196,7 @@ def _message(entry: Entry[AppRecord], view: _FilteredView | None) -> pb.WatchApp
     app = entry.value.public if entry.value is not None else None
     if app is not None and (view is None or view.shows(app)):
         return pb.WatchAppsResponse(type=pb.WatchAppsResponse.UPSERT, app=app, revision=entry.revision)
-    if view is not None and not view.loses(entry.key):
+    if view is not None and not view.loses(entry.key, removed=app is None):
         return None
     return pb.WatchAppsResponse(
         type=pb.WatchAppsResponse.DELETE, app=pb.App(name=entry.key), revision=entry.revision

@@ -83,15 +83,14 @@ class FleetService:
     def list_environments(self, request: pb.ListEnvironmentsRequest) -> pb.ListEnvironmentsResponse:
         """Carry out ListEnvironments."""
         page, token = page_by_name(
-            self._mirror.environments.values,
-            lambda record: record.name,
+            lambda after: map(self._with_counts, self._mirror.environments.values(after)),
+            lambda environment: environment.name,
+            pb.Environment.ByteSize,
             size=request.page_size,
             token=request.page_token,
             digest=request_digest("environments"),
         )
-        return pb.ListEnvironmentsResponse(
-            environments=[self._with_counts(record) for record in page], next_page_token=token
-        )
+        return pb.ListEnvironmentsResponse(environments=page, next_page_token=token)
 
     def delete_environment(self, request: pb.DeleteEnvironmentRequest, caller: Caller) -> None:
         """Carry out DeleteEnvironment."""
@@ -177,16 +176,17 @@ class FleetService:
             prefix = name + "/nodes/"
         page, token = page_by_name(
             lambda after: (
-                record for record in self._mirror.nodes.values(after) if record.name.startswith(prefix)
+                self._node_with_counts(record)
+                for record in self._mirror.nodes.values(after)
+                if record.name.startswith(prefix)
             ),
-            lambda record: record.name,
+            lambda node: node.name,
+            pb.Node.ByteSize,
             size=request.page_size,
             token=request.page_token,
             digest=request_digest("nodes", request.parent),
         )
-        return pb.ListNodesResponse(
-            nodes=[self._node_with_counts(record) for record in page], next_page_token=token
-        )
+        return pb.ListNodesResponse(nodes=page, next_page_token=token)
 
     def _with_counts(self, record: EnvironmentRecord) -> pb.Environment:
         shown = pb.Environment()
@@ -206,6 +206,7 @@ def _registered(told: pb.Node, name: str, known: NodeRecord | None, now: int) ->
     """Return the node as it is stored: what it told, and what was known of this incarnation."""
     node = pb.Node()
     node.CopyFrom(told)
+    node.DiscardUnknownFields()
     node.name = name
     node.app_count = 0
     node.state, node.state_reason = pb.Node.JOINING, "It has not yet reported what it runs."

@@ -37,12 +37,11 @@ _ENDED_BY = {
 
 def supersede(tx: Transaction, app: str, verb: str, effect: str) -> None:
     """End the app's operations that a later command takes back; `effect` is the verb it amounts to."""
-    for other in tx.open_operations(app):
-        if other.verb in _ENDED_BY.get(effect, ()):
-            replaced = SupervisorError(
-                "OPERATION_SUPERSEDED", f"A later {verb} of {app} replaced this operation.", resource=app
-            )
-            end(tx, other, replaced, step="superseded")
+    for other in tx.open_operations(app, _ENDED_BY.get(effect, ())):
+        replaced = SupervisorError(
+            "OPERATION_SUPERSEDED", f"A later {verb} of {app} replaced this operation.", resource=app
+        )
+        end(tx, other, replaced, step="superseded")
 
 
 def begin(tx: Transaction, verb: str, record: AppRecord, actor: str, *, effect: str = "") -> OperationRecord:

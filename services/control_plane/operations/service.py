@@ -60,15 +60,14 @@ class OperationService:
         """Carry out ListOperations, oldest first; `filter` as in `_compile`."""
         test = _compile(request.filter)
         page, token = page_by_name(
-            lambda after: filter(test, self._feed.values(after)),
-            lambda record: record.name,
+            lambda after: map(operations.present, filter(test, self._feed.values(after))),
+            lambda operation: operation.name,
+            pb.Operation.ByteSize,
             size=request.page_size,
             token=request.page_token,
             digest=request_digest("operations", request.filter),
         )
-        return pb.ListOperationsResponse(
-            operations=[operations.present(record) for record in page], next_page_token=token
-        )
+        return pb.ListOperationsResponse(operations=page, next_page_token=token)
 
     async def wait(self, request: pb.WaitOperationRequest, caller: Caller) -> pb.Operation:
         """Carry out WaitOperation: the operation when it is done, or as it is when the time is up.

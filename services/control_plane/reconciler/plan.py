@@ -91,13 +91,15 @@ def _stop(record: AppRecord, instance: Instance, *, purge: bool = False) -> Stop
 def _instance_spec(record: AppRecord, name: str) -> InstanceSpec:
     version = wanted_version(record)
     spec = wanted_spec(record)
+    # What the app has given up may be another's by now, also where its version before goes on serving.
+    domains = [domain for domain in spec.domains if domain in record.spec.domains]
     wanted = InstanceSpec(
         name=name,
         app_uid=record.uid,
         generation=version.generation,
         epoch=version.epoch,
         entrypoint=spec.entrypoint,
-        domains=spec.domains,
+        domains=domains,
         activation=spec.activation,
         isolation=spec.isolation,
     )

@@ -69,6 +69,8 @@ def normalize_app(app: App) -> App:
     """Return a copy in full form, without what is output-only; `name` stays, `etag` is cleared."""
     full = App()
     full.CopyFrom(app)
+    # No rule bounds fields that this version doesn't know: kept, they could be of any size.
+    full.DiscardUnknownFields()
     clear_fields(full, (*OUTPUT_ONLY_FIELDS, "etag"))
     fill_defaults(full)
     return full

@@ -33,7 +33,7 @@ class CatalogServicer(AppCatalogServicer):
 
     def ListApps(self, request: pb.ListAppsRequest, context: Any) -> pb.ListAppsResponse:
         """Serve AppCatalog.ListApps."""
-        return self._queries.list_apps(request)
+        return self._queries.list_apps(request, caller_of(context))
 
     def UpdateApp(self, request: pb.UpdateAppRequest, context: Any) -> Operation:
         """Serve AppCatalog.UpdateApp."""

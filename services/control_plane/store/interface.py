@@ -7,13 +7,14 @@ it must have no effect but through its transaction.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from typing import Protocol, TypeVar
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import AppEvent
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import (
+    VERBS,
     AppRecord,
     EnvironmentRecord,
     NodeRecord,
@@ -85,8 +86,8 @@ class Transaction(Protocol):
         """Return an operation."""
         ...
 
-    def open_operations(self, app: str) -> list[OperationRecord]:
-        """Return the operations of an app that are not done, oldest first."""
+    def open_operations(self, app: str, verbs: Collection[str] = VERBS) -> list[OperationRecord]:
+        """Return the operations of an app that are not done, oldest first; only those of some verbs."""
         ...
 
     def put_operation(self, record: OperationRecord) -> None:

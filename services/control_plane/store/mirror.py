@@ -6,9 +6,10 @@ Fed only by committed changes, in the order of the change log.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from services.control_plane.store.records import (
+    VERBS,
     AppRecord,
     EnvironmentRecord,
     NodeRecord,
@@ -34,6 +35,7 @@ class Mirror:
         self._by_node: dict[str, set[str]] = {}
         self._by_environment: dict[str, set[str]] = {}
         self._open_operations: dict[str, set[str]] = {}
+        """By app and verb: a command looks for those it ends, however many others there are."""
 
     def apply(
         self,
@@ -61,8 +63,8 @@ class Mirror:
                 _move(
                     self._open_operations,
                     name,
-                    known.app if known and not known.done else "",
-                    operation.app if operation and not operation.done else "",
+                    _open_key(known),
+                    _open_key(operation),
                 )
         self.environments.publish(revision, environments)
         self.nodes.publish(revision, nodes)
@@ -99,12 +101,16 @@ class Mirror:
         with self._lock:
             return sum(map(len, self._open_operations.values()))
 
-    def open_operations(self, app: str) -> list[OperationRecord]:
-        """Return the operations of an app that are not done, oldest first."""
+    def open_operations(self, app: str, verbs: Collection[str] = VERBS) -> list[OperationRecord]:
+        """Return the operations of an app that are not done, oldest first; only those of some verbs."""
         with self._lock:
-            names = sorted(self._open_operations.get(app, _NONE))
-        found = (self.operations.get(name) for name in names)
+            names = [name for verb in verbs for name in self._open_operations.get(f"{app} {verb}", _NONE)]
+        found = (self.operations.get(name) for name in sorted(names))
         return [operation for operation in found if operation is not None and not operation.done]
+
+
+def _open_key(operation: OperationRecord | None) -> str:
+    return f"{operation.app} {operation.verb}" if operation is not None and not operation.done else ""
 
 
 def _move(index: dict[str, set[str]], name: str, old: str, new: str) -> None:

@@ -20,6 +20,9 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import (
 )
 from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
 
+VERBS = ("create", "update", "delete", "start", "stop", "restart")
+"""What operations do: the methods that begin them."""
+
 
 def timestamp(microseconds: int) -> Timestamp:
     """Return a time of a record as a message."""

@@ -5,12 +5,13 @@ Nothing is written to the database here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import AppEvent
 from services.control_plane.store.layers import Batch, Layer
 from services.control_plane.store.records import (
+    VERBS,
     AppRecord,
     EnvironmentRecord,
     NodeRecord,
@@ -158,13 +159,13 @@ class CommandTransaction:
                 return layer[name]
         return self._mirror.operations.get(name)
 
-    def open_operations(self, app: str) -> list[OperationRecord]:
-        """Return the operations of an app that are not done, oldest first."""
-        names = {operation.name for operation in self._mirror.open_operations(app)}
+    def open_operations(self, app: str, verbs: Collection[str] = VERBS) -> list[OperationRecord]:
+        """Return the operations of an app that are not done, oldest first; only those of some verbs."""
+        names = {operation.name for operation in self._mirror.open_operations(app, verbs)}
         for layer in (self.layer, self._below):
             names |= layer.operations_of.get(app, _NONE)
         found = (self.operation(name) for name in sorted(names))
-        return [it for it in found if it is not None and not it.done and it.app == app]
+        return [it for it in found if it is not None and not it.done and it.app == app and it.verb in verbs]
 
     def put_operation(self, record: OperationRecord) -> None:
         """Insert or replace an operation."""

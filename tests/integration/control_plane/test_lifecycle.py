@@ -108,6 +108,24 @@ async def test_a_failed_update_leaves_the_old_generation_serving_and_says_why(pl
     assert app.observed_generation == 3
 
 
+async def test_a_domain_that_a_failed_update_gave_up_is_served_by_its_next_owner_alone(plane: Plane) -> None:
+    node = await plane.node(behaviours={"broken:app": BROKEN})
+    await plane.create("shop", domains=["a.example", "b.example"])
+    fields = {"entrypoint": "broken:app", "domains": ["b.example"]}
+    await plane.failed(await plane.update("apps/shop", fields, **fields))
+    await plane.create("heir", domains=["a.example"])
+    await node.kill()
+    node = await plane.node(behaviours={"broken:app": BROKEN})
+    specs = await until(
+        lambda: [request.spec for method, request in node.calls if method == "StartInstance"],
+        lambda found: len(found) == 2,
+    )
+    assert {spec.name.split("/")[1]: list(spec.domains) for spec in specs} == {
+        "shop": ["b.example"],
+        "heir": ["a.example"],
+    }
+
+
 async def test_a_start_that_fails_ends_the_operation_with_the_nodes_reason(plane: Plane) -> None:
     await plane.node(behaviours={"broken:app": BROKEN})
     operation = await plane.create("shop", wait=False, entrypoint="broken:app")

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import sqlite3
+from contextlib import closing
 
 import grpc
 import pytest
@@ -45,6 +47,35 @@ async def test_a_message_that_is_too_large_is_refused_and_the_connection_lives(p
         await plane.channel.unary_unary(CREATE)(b"\x0a" * (5 * 1024 * 1024))
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     await plane.create("shop", wait=False)
+
+
+async def test_an_error_about_a_long_text_reaches_the_caller_as_what_it_is(plane: Plane) -> None:
+    await plane.create("shop", wait=False)
+    long = "é" * 4_000
+    paths = [f"{long[:100]}{n}" for n in range(300)]
+    for call, reason in (
+        (plane.apps.StopApp(pb.StopAppRequest(name="apps/shop", etag=long)), "ETAG_MISMATCH"),
+        (plane.apps.ListApps(pb.ListAppsRequest(filter=f"{long}(x)")), "INVALID_FILTER"),
+        (plane.operations.ListOperations(lro.ListOperationsRequest(filter=long)), "INVALID_FILTER"),
+        (plane.update("apps/shop", paths), "INVALID_FIELD"),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+        assert reason_of(refused.value) == reason
+
+
+async def test_reads_are_answered_while_every_command_waits_for_the_database(plane: Plane) -> None:
+    await plane.create("shop", wait=False)
+    with closing(sqlite3.connect(plane.url.removeprefix("sqlite:///"), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        calls = [asyncio.ensure_future(plane.create(f"a{n}", wait=False)) for n in range(100)]
+        writer = plane.store._writer
+        await until(lambda: len(writer._running) + len(writer._queue), lambda waiting: waiting >= 64)
+        request = pb.GetAppRequest(name="apps/shop")
+        assert (await plane.apps.GetApp(request, timeout=2)).name == "apps/shop"
+        assert all(not call.done() for call in calls)
+        other.execute("ROLLBACK")
+    await asyncio.gather(*calls)
 
 
 async def test_a_call_that_is_cancelled_or_late_is_carried_out_wholly_or_not_at_all(plane: Plane) -> None:

@@ -10,10 +10,13 @@ import grpc
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.catalog import queries
+from services.control_plane.rules.filters import compile_filter
 from services.rpc.status import DETAILS_KEY, reason_of
 from tests.integration.control_plane.plane import WAIT, Plane, condition
 
@@ -155,6 +158,16 @@ async def test_a_resumed_reader_is_told_once_that_an_app_is_none_of_its_own(plan
         assert [m.app.name for m in reader.seen if m.type == Kind.DELETE] == ["apps/z"]
 
 
+def test_a_resumed_reader_keeps_nothing_of_apps_that_come_and_go() -> None:
+    view = queries._FilteredView(compile_filter('labels.tier = "gold"'), resumed=True)
+    for n in range(100):
+        app = pb.App(name=f"apps/a{n}")
+        assert not view.shows(app)
+        assert view.loses(app.name, removed=False)
+        assert not view.loses(app.name, removed=True)
+    assert view._gone == view._shown == set()
+
+
 async def test_a_reader_whom_no_change_concerns_gets_bookmarks_that_move_on(plane: Plane, soon: None) -> None:
     await make(plane, "z")
     async with watch(plane, filter='labels.tier = "gold"') as reader:
@@ -236,6 +249,10 @@ async def test_a_shutdown_sends_readers_and_waiters_off_at_once(plane: Plane) ->
     reader = Reader(plane.apps.WatchApps(pb.WatchAppsRequest()))
     await reader.to(Kind.SYNCED)
     waiting = asyncio.ensure_future(plane.wait(operation))
+    health = HealthStub(plane.channel)
+    checks = [health.Watch(HealthCheckRequest(service=name)) for name in ("", "apps/shop")]
+    for check in checks:
+        await check.read()
     await asyncio.sleep(0.05)
     began = time.monotonic()
     assert plane._running is not None
@@ -245,6 +262,8 @@ async def test_a_shutdown_sends_readers_and_waiters_off_at_once(plane: Plane) ->
     assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
     assert reason_of(ended.value) == "SHUTTING_DOWN"
     assert not (await waiting).done
+    assert (await checks[0].read()).status == HealthCheckResponse.NOT_SERVING
+    assert [await check.read() for check in checks] == [grpc.aio.EOF, grpc.aio.EOF]
     await closing
     assert time.monotonic() - began < 1.5
     plane._running = None

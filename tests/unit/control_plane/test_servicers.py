@@ -11,8 +11,12 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.errors.v1.error_reason_pb2 import ErrorReason
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
+from services.control_plane.catalog.queries import AppQueries
+from services.control_plane.catalog.requests import Caller
 from services.control_plane.reconciler import writes
-from services.rpc.errors import CODES
+from services.control_plane.store.transaction import CommandTransaction
+from services.rpc.errors import CODES, SupervisorError
+from services.rpc.server import MAX_MESSAGE_BYTES
 from tests.unit.control_plane.conftest import Refused, Server
 
 S = grpc.StatusCode
@@ -98,6 +102,18 @@ def test_a_reserved_word_is_no_apps_id_by_any_method(refused: Refused, word: str
     assert refused("UpdateApp", request).fields == {"app.name"}
 
 
+def test_fields_of_another_version_are_not_kept(server: Server) -> None:
+    unknown = b"\xfa\x3f\x05other"  # field 1023
+    request = create(limits=rt.Limits.FromString(unknown))
+    request.app.MergeFromString(unknown)  # type: ignore[attr-defined]
+    server("CreateApp", request)
+    assert b"other" not in get(server).SerializeToString()
+    registration = node()
+    registration.node.MergeFromString(unknown)
+    server("RegisterNode", registration)
+    assert b"other" not in server("GetNode", fleet.GetNodeRequest(name=NODE)).SerializeToString()
+
+
 def test_create_refuses_what_is_taken_or_missing(server: Server, refused: Refused) -> None:
     server("CreateApp", create(domains=["shop.example"]))
     error = refused("CreateApp", create())
@@ -111,6 +127,16 @@ def test_create_refuses_what_is_taken_or_missing(server: Server, refused: Refuse
     assert error.precondition.violations[0].type == "ENVIRONMENT_NOT_FOUND"
     assert error.resource.resource_name == "environments/none"
     assert refused("GetApp", pb.GetAppRequest(name="apps/other")).code is S.NOT_FOUND
+
+
+def test_an_app_without_domains_is_stored_without_a_look_at_the_nodes(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nodes(*_: Any) -> None:
+        raise AssertionError("their number must not matter")
+
+    monkeypatch.setattr(CommandTransaction, "nodes", nodes)
+    server("CreateApp", create())
 
 
 METHODS = {
@@ -183,6 +209,15 @@ def test_update_with_allow_missing_creates(server: Server) -> None:
     assert get(server).generation == 1
 
 
+def test_an_update_of_a_version_that_has_been_deleted_makes_no_new_app(
+    server: Server, refused: Refused
+) -> None:
+    request = update(entrypoint="a:b", etag='"0190a1b2-3"', request={"allow_missing": True})
+    error = refused("UpdateApp", request)
+    assert (error.code, error.info.reason) == (S.NOT_FOUND, "APP_NOT_FOUND")
+    assert refused("GetApp", pb.GetAppRequest(name="apps/shop")).code is S.NOT_FOUND
+
+
 def test_an_update_that_takes_anothers_domain_changes_nothing(server: Server, refused: Refused) -> None:
     server("CreateApp", create(domains=["a.example"]))
     server("CreateApp", create("other"))
@@ -252,6 +287,21 @@ def test_a_stopped_app_is_not_restarted(server: Server, refused: Refused) -> Non
     assert get(server).state == rt.PENDING
 
 
+@pytest.mark.parametrize("method", ["StartApp", "RestartApp", "UpdateApp"])
+def test_a_command_costs_the_same_however_many_operations_of_its_app_are_open(
+    server: Server, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    server("CreateApp", create())
+    for _ in range(50):
+        server("RestartApp", pb.RestartAppRequest(name="apps/shop"))
+    feed = server.store.mirror.operations
+    looks: list[str] = []
+    get = feed.get
+    monkeypatch.setattr(feed, "get", lambda key: looks.append(key) or get(key))
+    server(method, METHODS[method](name="apps/shop") if method != "UpdateApp" else update(labels={"a": "b"}))
+    assert len(looks) < 10
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
@@ -265,6 +315,14 @@ def test_a_stopped_app_is_not_restarted(server: Server, refused: Refused) -> Non
 def test_lists_refuse_what_they_cannot_read(refused: Refused, fields: Any, reason: str) -> None:
     error = refused("ListApps", pb.ListAppsRequest(**fields))
     assert (error.code, error.info.reason) == (S.INVALID_ARGUMENT, reason)
+
+
+@pytest.mark.parametrize("fields", [{"filter": "labels.a = b"}, {"order_by": "update_time"}])
+def test_a_list_ends_when_its_time_is_up(server: Server, fields: Any) -> None:
+    server("CreateApp", create())
+    with pytest.raises(SupervisorError) as late:
+        AppQueries(server.store).list_apps(pb.ListAppsRequest(**fields), Caller("nobody", timeout=-1))
+    assert late.value.reason == "OPERATION_DEADLINE_EXCEEDED"
 
 
 def test_events_come_in_pages_newest_first_and_outlive_the_app(server: Server, refused: Refused) -> None:
@@ -287,6 +345,39 @@ def test_events_come_in_pages_newest_first_and_outlive_the_app(server: Server, r
     delete_now(server)
     events = server("ListAppEvents", pb.ListAppEventsRequest(parent="apps/shop")).app_events
     assert events[0].type == "Deleted"
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "elements"),
+    [
+        ("ListApps", pb.ListAppsRequest(), "apps"),
+        ("ListApps", pb.ListAppsRequest(order_by="update_time desc"), "apps"),
+        ("ListOperations", lro.ListOperationsRequest(), "operations"),
+        ("ListAppEvents", pb.ListAppEventsRequest(parent="apps/a0", page_size=1000), "app_events"),
+    ],
+    ids=["ListApps", "ListApps in order", "ListOperations", "ListAppEvents"],
+)
+def test_a_page_ends_before_it_is_too_large_for_a_client(
+    server: Server, method: str, request_: Any, elements: str
+) -> None:
+    large = {"A": "x" * 60_000}
+    for n in range(45):
+        server("CreateApp", create(f"a{n}", env=large, annotations=large, desired_state=pb.STOPPED))
+    event = pb.AppEvent(detail="x" * 16_000)
+    for _ in range(300):
+        last = server.store.write(lambda tx: tx.add_event("apps/a0", event))
+    last.result(5)
+    request = type(request_)()
+    request.CopyFrom(request_)
+    names: list[str] = []
+    while True:
+        page = server(method, request)
+        assert page.ByteSize() < MAX_MESSAGE_BYTES
+        names += [element.name for element in getattr(page, elements)]
+        request.page_token = page.next_page_token
+        if not page.next_page_token:
+            break
+    assert len(set(names)) == len(names) == (301 if method == "ListAppEvents" else 45)
 
 
 # Requests that are repeated, or only to be validated

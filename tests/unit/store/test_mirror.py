@@ -37,6 +37,8 @@ def test_open_operations_are_an_apps_unfinished_ones_oldest_first() -> None:
     )
     mirror.apply(1, operations=[(it.name, it) for it in (two, one, other)])
     assert mirror.open_operations("apps/a") == [one, two]
+    assert mirror.open_operations("apps/a", (one.verb,)) == [one, two]
+    assert mirror.open_operations("apps/a", ("stop", "delete")) == []
     mirror.apply(2, operations=[(one.name, replace(one, done=True)), (other.name, None)])
     assert mirror.open_operations("apps/a") == [two]
     assert mirror.open_operations("apps/b") == []

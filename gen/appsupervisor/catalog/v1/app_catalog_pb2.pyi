@@ -470,7 +470,9 @@ class UpdateAppRequest(_message.Message):
     validate_only: _builtins.bool
     """Checks everything and stores nothing."""
     allow_missing: _builtins.bool
-    """Creates the app, with every field of `app` and whatever the mask, if there is none."""
+    """Creates the app, with every field of `app` and whatever the mask, if there is none. Not with an `etag`: it names a
+    version that is gone.
+    """
     @_builtins.property
     def app(self) -> Global___App:
         """The app; `name` says which, `etag` makes the update conditional."""
