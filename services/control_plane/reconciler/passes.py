@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -86,7 +85,7 @@ class Passes:
             await self._act(record, view, link, after_pause)
             self._enqueue(app)
             return
-        if observe(record, view, now()) != record:
+        if observe(record, view, self._store.now()) != record:
             uid = record.uid
             observed = await self._write(lambda tx: writes.observed(tx, app, uid, view))
             if observed is None:
@@ -215,11 +214,6 @@ class Passes:
 
     async def _write(self, command: Callable[[Transaction], T]) -> T:
         return await asyncio.wrap_future(self._store.write(command))
-
-
-def now() -> int:
-    """Return the time, microseconds since the Unix epoch."""
-    return time.time_ns() // 1000
 
 
 def _refused(start: StartInstanceRequest, refusal: SupervisorError) -> Instance:

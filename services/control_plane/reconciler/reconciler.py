@@ -18,7 +18,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, RuntimeSt
 from services.control_plane.nodes.client import NodeClient
 from services.control_plane.reconciler import writes
 from services.control_plane.reconciler.node_link import NodeLink
-from services.control_plane.reconciler.passes import Passes, now
+from services.control_plane.reconciler.passes import Passes
 from services.control_plane.reconciler.turns import Turns
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord
@@ -230,7 +230,7 @@ class Reconciler:
                 for app in self._stragglers():
                     self.enqueue(app)
                 self._note_nodes()
-                expiries = list(islice(writes.expire_operations(self._store, now()), SWEEP_EXPIRIES))
+                expiries = list(islice(writes.expire_operations(self._store), SWEEP_EXPIRIES))
                 for expiry in expiries:
                     await asyncio.wrap_future(expiry)
                 for _ in range(SWEEP_PRUNES):

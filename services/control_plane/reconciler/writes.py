@@ -104,9 +104,9 @@ def node_lost(tx: Transaction, node: Node, why: str) -> None:
     _put_node(tx, record, lost)
 
 
-def expire_operations(store: CatalogStore, now: int) -> Iterator[Future[None]]:
+def expire_operations(store: CatalogStore) -> Iterator[Future[None]]:
     """End the operations whose deadline has passed, one write each."""
-    for name in store.mirror.overdue_operations(now):
+    for name in store.mirror.overdue_operations(store.now()):
         yield store.write(partial(operations.expire, name=name))
 
 

@@ -133,6 +133,11 @@ class CatalogStore(Protocol):
         """
         ...
 
+    def now(self) -> int:
+        """Return the catalog's time, microseconds since the Unix epoch: it never goes back nor stands still,
+        whatever the machine's clock is set to. Safe from any thread."""
+        ...
+
     def written(self) -> tuple[int, int]:
         """Return how many commits this process has made, and how many commands were in them."""
         ...

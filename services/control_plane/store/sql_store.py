@@ -19,6 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlmodel import col, select
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import AppEvent
+from services.control_plane.store.clock import SteadyClock, monotonic_clock, wall_clock
 from services.control_plane.store.database import Database, open_database
 from services.control_plane.store.errors import StoreError, unavailable
 from services.control_plane.store.interface import Transaction
@@ -42,11 +43,6 @@ _EVENT_ID = re.compile("[0-7][0-9a-f]{15}")  # as `add_event` writes it
 _log = logging.getLogger(__name__)
 
 
-def wall_clock() -> int:
-    """Return the time in microseconds since the Unix epoch."""
-    return time.time_ns() // 1000
-
-
 class SqlCatalogStore:
     """The catalog in an SQL database; made by `open_store`."""
 
@@ -55,7 +51,7 @@ class SqlCatalogStore:
         database: Database,
         writer: Writer,
         *,
-        clock: Callable[[], int],
+        clock: SteadyClock,
         bounds: Bounds,
         stack: ExitStack,
     ) -> None:
@@ -80,6 +76,10 @@ class SqlCatalogStore:
     def write(self, command: Callable[[Transaction], T]) -> Future[T]:
         """Run a command durably; see `CatalogStore.write`."""
         return self._writer.write(command)
+
+    def now(self) -> int:
+        """Return the catalog's time; see `CatalogStore.now`."""
+        return self._clock()
 
     def written(self) -> tuple[int, int]:
         """See CatalogStore."""
@@ -131,14 +131,15 @@ def open_store(
     database_url: str,
     *,
     clock: Callable[[], int] = wall_clock,
+    elapsed: Callable[[], int] = monotonic_clock,
     bounds: Bounds | None = None,
     on_fatal: Callable[[BaseException], None] | None = None,
 ) -> SqlCatalogStore:
     """Open a catalog, made first if there is none: own the file, migrate, load, start the writer.
 
-    `clock` gives microseconds since the Unix epoch; `bounds` say what `prune` keeps. `on_fatal` is
-    called, on the writer's thread, if the writer must end: nothing can be written any more, and the
-    process should exit.
+    `clock` gives microseconds since the Unix epoch, `elapsed` since any moment: see `SteadyClock`.
+    `bounds` say what `prune` keeps. `on_fatal` is called, on the writer's thread, if the writer must end:
+    nothing can be written any more, and the process should exit.
 
     Raises StoreError, with nothing changed, if the URL is not usable, if another control plane has
     the catalog, or if its schema is not known to this program.
@@ -155,7 +156,7 @@ def open_store(
         ahead = (state.now - clock()) / 1e6
         if ahead > CLOCK_SECONDS:
             _log.warning(
-                "The clock is %.0f s behind the catalog's last write; its times stand still until then",
+                "The clock is %.0f s behind the catalog's last write; its times go on from there",
                 ahead,
                 extra={"action": "store.clock_behind", "seconds": ahead},
             )
@@ -166,10 +167,11 @@ def open_store(
             time.monotonic() - began,
             extra={"action": "store.opened", "revision": state.revision, "apps": len(state.mirror.apps)},
         )
-        writer = Writer(database.writer, state, clock, on_fatal)
+        steady = SteadyClock(clock, elapsed, state.now)
+        writer = Writer(database.writer, state, steady, on_fatal)
         stack.callback(writer.close, CLOSE_SECONDS)
         return SqlCatalogStore(
-            database, writer, clock=clock, bounds=bounds or Bounds(), stack=stack.pop_all()
+            database, writer, clock=steady, bounds=bounds or Bounds(), stack=stack.pop_all()
         )
 
 

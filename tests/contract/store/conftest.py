@@ -28,6 +28,8 @@ class Catalog:
         self._open: list[SqlCatalogStore] = []
 
     def open(self, **arguments: Any) -> SqlCatalogStore:
+        if "clock" in arguments:  # then time is what the test says, and nothing passes by itself
+            arguments.setdefault("elapsed", lambda: 0)
         store = open_store(self.url, **arguments)
         self._open.append(store)
         return store

@@ -291,6 +291,21 @@ def test_time_never_falls_whatever_the_clock_does(catalog: Any) -> None:
     assert store.write(stamp).result(WAIT) == 1_001
 
 
+def test_time_goes_on_while_the_clock_is_behind(catalog: Any) -> None:
+    clock, elapsed = [3_600_000_000], [0]
+    store = catalog.open(clock=lambda: clock[0], elapsed=lambda: elapsed[0])
+    assert store.write(lambda tx: tx.now).result(WAIT) == store.now() == 3_600_000_000
+    clock[0] = 0
+    elapsed[0] += 2_000_000
+    assert store.write(lambda tx: tx.now).result(WAIT) == store.now() == 3_602_000_000
+    store.write(put(app("apps/a"))).result(WAIT)
+    store = catalog.reopen(clock=lambda: clock[0], elapsed=lambda: elapsed[0])
+    elapsed[0] += 1_000_000
+    assert store.now() == 3_603_000_000
+    clock[0] = 4_000_000_000
+    assert store.now() == 4_000_000_000
+
+
 def test_a_clock_far_behind_the_catalog_is_told(catalog: Any, caplog: pytest.LogCaptureFixture) -> None:
     catalog.open(clock=lambda: 200_000_000)
     assert all(it.levelno < logging.WARNING for it in caplog.records)

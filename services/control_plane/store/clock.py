@@ -1,0 +1,43 @@
+"""The catalog's time: the wall clock's, but it never goes back and never stands still.
+
+A wall clock that is set back by an hour would otherwise stop all times for an hour, and with them every
+deadline and expiry.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+
+def wall_clock() -> int:
+    """Return the time in microseconds since the Unix epoch."""
+    return time.time_ns() // 1000
+
+
+def monotonic_clock() -> int:
+    """Return microseconds since some moment, whatever the wall clock is set to."""
+    return time.monotonic_ns() // 1000
+
+
+class SteadyClock:
+    """Follows `wall` forwards at once; where that is behind, goes on at its own pace by `elapsed`.
+
+    Both give microseconds; `least` is a time that has been already. Safe from any thread.
+    """
+
+    def __init__(self, wall: Callable[[], int], elapsed: Callable[[], int], least: int) -> None:
+        self._wall = wall
+        self._elapsed = elapsed
+        self._lock = threading.Lock()
+        self._since = elapsed()
+        self._now = least
+
+    def __call__(self) -> int:
+        """Return the time in microseconds since the Unix epoch."""
+        with self._lock:
+            elapsed = self._elapsed()
+            self._now = max(self._now + elapsed - self._since, self._wall())
+            self._since = elapsed
+            return self._now
