@@ -54,6 +54,8 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
         self.task: asyncio.Task[None] | None = None
         self.began = False
         self.refused = False
+        self.closing = False
+        """It was closing at the latest look, or is meant to close."""
         self.stalled_since = 0.0
 
     # --- driven by the connection and the listener ---
@@ -120,11 +122,15 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
 
     def expire(self, now: float) -> None:
         """Act on a deadline that has passed; called by the listener's sweep."""
-        self.deadline = _NEVER
-        stalled = self.stalled_since and now >= self.stalled_since + self.front.limits.write_timeout
-        if stalled or self.transport.is_closing():
+        patience = self.front.limits.write_timeout
+        due = self.stalled_since + patience if self.stalled_since else now + patience
+        if now >= due or (self.closing and self.transport.is_closing()):
             self.transport.abort()
-        elif not self.handshake_complete:
+            return
+        # Looked at again and again: the wire protocol closes by itself as well, and a reader may stall anew.
+        self.closing = self.transport.is_closing()
+        self.deadline = due
+        if not self.handshake_complete:
             if self.gate.dropped(self, timeout=True):
                 self.refuse(REQUEST_TIMEOUT)
             else:
@@ -149,7 +155,7 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
         """Close with 1012; the app is told with `websocket.disconnect`."""
         if not self.transport.is_closing():
             self.shutdown()
-            self.deadline = self.front.now + self.front.limits.write_timeout
+            self._close()
 
     def cut(self, problem: Problem) -> None:
         """End it: the handshake with the problem, an open WebSocket by closing; cancel the app's task."""
@@ -199,6 +205,7 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
             if self.close_timer is None:
                 self._close()
             else:
+                self.closing = True
                 self.deadline = self.front.now + self.close_timeout + self.front.limits.write_timeout
 
     def _fail(self, problem: Problem) -> None:
@@ -214,5 +221,6 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
         self.gate.ended(self)
 
     def _close(self) -> None:
+        self.closing = True
         self.deadline = self.front.now + self.front.limits.write_timeout
         self.transport.close()

@@ -210,6 +210,28 @@ async def test_a_reader_that_stalls_is_cut(make_site, wait_until):
     await wait_until(lambda: gate.figures().websockets == 0)
 
 
+async def test_a_reader_that_stalls_time_and_again_is_cut_once_it_stalls_for_good(make_site, wait_until):
+    async def flood(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        while True:
+            await send({"type": "websocket.send", "bytes": b"x" * 65536})
+
+    site = await make_site(FrontLimits(write_timeout=0.5))
+    gate = site.app("a", flood)
+    client = await site.connect()
+    client.send(HANDSHAKE)
+    await wait_until(lambda: gate.figures().websockets == 1)
+    [connection] = site.front._listener.connections
+    await wait_until(lambda: connection.stalled_since)
+    first = connection.stalled_since
+    while connection.stalled_since <= first + 0.2:
+        await client.reader.read(65536)
+    client.writer.transport.pause_reading()
+    await wait_until(lambda: site.front.figures().connections == 0)
+    await wait_until(lambda: gate.figures().websockets == 0)
+
+
 @pytest.mark.parametrize(
     ("old", "new"),
     [
