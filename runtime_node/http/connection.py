@@ -242,7 +242,7 @@ class FrontConnection(RequestReader):
         elif exchange.deadline and now >= exchange.deadline:
             exchange.expire()
         elif exchange.more_body and now >= self.last_read + self.limits.body_idle_timeout:
-            if not self.flow.read_paused:
+            if exchange.awaits_body():
                 exchange.cut(BODY_TIMEOUT)
             else:
                 self.last_read = now

@@ -132,6 +132,10 @@ class Exchange:
         if self._news is not None:
             self._news.set()
 
+    def awaits_body(self) -> bool:
+        """Tell whether it is the client's turn: more of the body is to come, and was asked for."""
+        return self.more_body and not self.awaits_continue and not self.connection.flow.read_paused
+
     def disconnected(self) -> None:
         """Take note that the client is gone: the app learns it from `receive`, and its deadline stays."""
         if self.complete or self.gone:
@@ -149,7 +153,7 @@ class Exchange:
         assert gate is not None
         if gate.dropped(self, timeout=True):
             self.refuse(REQUEST_TIMEOUT)
-        elif self.more_body and not self.connection.flow.read_paused and not self.started:
+        elif self.awaits_body() and not self.started:
             self.cut(BODY_TIMEOUT)
         else:
             self.cut(REQUEST_TIMEOUT, timeout=True)
@@ -265,7 +269,8 @@ class Exchange:
 
     async def receive(self) -> Message:
         """Return the next piece of the request's body, or `http.disconnect` after the end of the response."""
-        if self.awaits_continue:
+        # Once the response has begun it is too late to ask: the interim one would stand in the middle of it.
+        if self.awaits_continue and not self.started:
             self.awaits_continue = False
             if not self.complete and not self.gone:
                 self.connection.transport.write(_CONTINUE)

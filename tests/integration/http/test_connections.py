@@ -69,6 +69,33 @@ async def test_a_body_that_stops_arriving_is_answered_408(quick):
     assert gate.figures().errors == 0
 
 
+async def test_a_client_that_was_not_yet_asked_for_its_body_is_not_late_with_it(quick):
+    began = threading.Event()
+    release = asyncio.Event()
+    loops = []
+
+    async def slow(scope, receive, send):
+        loops.append(asyncio.get_running_loop())
+        began.set()
+        await release.wait()
+        body = (await receive())["body"]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    quick.app("a", slow)
+    quick.app("b")
+    post = b"POST / HTTP/1.1\r\nHost: %b.localhost\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+    patient, late = await quick.connect(), await quick.connect()
+    patient.send(post % b"a")
+    assert await asyncio.to_thread(began.wait, 5)
+    late.send(post % b"b")
+    assert [(await late.answer()).status for _ in range(2)] == [100, 408]
+    loops[0].call_soon_threadsafe(release.set)
+    assert (await patient.answer()).status == 100
+    patient.send(b"abc")
+    assert (await patient.answer()).body == b"abc"
+
+
 async def test_a_reader_that_stalls_is_cut_and_pins_no_memory(quick, wait_until):
     sent = 0
 

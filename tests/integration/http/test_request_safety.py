@@ -265,6 +265,22 @@ async def test_an_app_that_answers_without_reading_never_asks_for_the_body(site)
     assert await connection.rest() == b""
 
 
+@pytest.mark.parametrize("length", [[], [(b"content-length", b"6")]])
+async def test_the_body_is_not_asked_for_in_the_middle_of_a_response(site, length):
+    async def answer_first(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": length})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        body = (await receive())["body"]
+        await send({"type": "http.response.body", "body": body})
+
+    site.app("a", answer_first)
+    connection = await site.connect()
+    connection.send(post(b"Expect: 100-continue\r\nContent-Length: 3\r\n"))
+    assert (await connection.reader.readuntil(b"one")).startswith(b"HTTP/1.1 200 ")
+    connection.send(b"two")
+    assert b"100 Continue" not in await connection.rest()
+
+
 async def test_problems_are_json_and_reflect_nothing_unchecked(site):
     for path in ("/apps/%3Cscript%3E/", "/apps/UPPER/x", "/apps/a'b/"):
         answer = await site.get(path, host="localhost")
