@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -15,6 +15,7 @@ from websockets.http11 import Request
 from runtime_node.http.current import interruption_point, is_interruption
 from runtime_node.http.gate import Gate
 from runtime_node.http.problems import (
+    APP_BAD_RESPONSE,
     APP_BLOCKED_LOOP,
     APP_NO_RESPONSE,
     APP_RAISED,
@@ -23,6 +24,7 @@ from runtime_node.http.problems import (
     REQUEST_TIMEOUT,
     Problem,
 )
+from runtime_node.http.response import BadResponseError, check_handshake
 from runtime_node.lanes.lane import ASGIApp, Scope
 from services.rpc.errors import SupervisorError
 
@@ -136,6 +138,22 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
             else:
                 self.cut(REQUEST_TIMEOUT)
 
+    async def send(self, message: Any) -> None:
+        """Send what the app says: checked where it makes headers, bounded where it is collected.
+
+        Raises BadResponseError, as for a response, and ClientDisconnected (an OSError) to a client gone.
+        """
+        kind = message["type"]
+        if kind in ("websocket.accept", "websocket.http.response.start"):
+            status = 200 if kind == "websocket.accept" else message["status"]
+            message = {**message, "headers": check_handshake(status, message.get("headers", ()))}
+        elif kind == "websocket.http.response.body":
+            message = {"body": b"", **message}
+            begun = self.initial_response
+            if begun is not None and len(begun[2]) + len(message["body"]) > self.config.ws_max_size:
+                raise BadResponseError("The answer to a WebSocket handshake is too long.")
+        await super().send(message)
+
     # --- driven by the gate ---
 
     def moved(self, gate: Gate) -> None:
@@ -190,12 +208,13 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
             pass
         except SupervisorError as error:
             self._fail(Problem(503, error.reason, error.message, retry_after=error.retry_after))
+        except BadResponseError as error:
+            self._fault(error, APP_BAD_RESPONSE)
         except BaseException as error:  # noqa: BLE001 - even SystemExit of an app must not reach the loop
             if is_interruption(error):
                 self._fail(APP_BLOCKED_LOOP)
             else:
-                self.gate.fault(error, APP_RAISED.detail)
-                self._fail(APP_RAISED)
+                self._fault(error, APP_RAISED)
         else:
             if not self.handshake_complete and not self.close_sent:
                 self.gate.fault(None, APP_NO_RESPONSE.detail + " It left a WebSocket handshake unanswered.")
@@ -207,6 +226,10 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
             else:
                 self.closing = True
                 self.deadline = self.front.now + self.close_timeout + self.front.limits.write_timeout
+
+    def _fault(self, error: BaseException, problem: Problem) -> None:
+        self.gate.fault(error, problem.detail)
+        self._fail(problem)
 
     def _fail(self, problem: Problem) -> None:
         if not self.handshake_complete:

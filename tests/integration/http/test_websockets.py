@@ -126,6 +126,65 @@ async def test_an_app_may_refuse_a_handshake_by_itself(site):
     assert site.faults == []
 
 
+FORGED = [
+    {"type": "websocket.accept", "headers": [(b"x-a", b"b\r\nset-cookie: forged=1")]},
+    {"type": "websocket.accept", "headers": [(b"x-a: b\r\nset-cookie", b"forged=1")]},
+    {"type": "websocket.accept", "subprotocol": "a\r\nset-cookie: forged=1"},
+    {"type": "websocket.http.response.start", "status": 401, "headers": [(b"x-a", b"\r\n\r\nforged")]},
+    {"type": "websocket.http.response.start", "status": 101, "headers": [(b"x-a", b"forged")]},
+]
+
+
+@pytest.mark.parametrize("message", FORGED)
+async def test_a_handshakes_answer_that_forges_bytes_is_refused_and_recorded(site, message):
+    async def app(scope, receive, send):
+        await receive()
+        await send(message)
+        await send({"type": "websocket.http.response.body", "body": b"denied"})
+
+    gate = site.app("a", app)
+    client = await site.connect()
+    client.send(HANDSHAKE)
+    data = await client.rest()
+    assert data.startswith(b"HTTP/1.1 500 ")
+    assert b"forged" not in data
+    assert gate.figures().faults == 1
+
+
+async def test_a_refused_handshakes_answer_is_framed_by_the_node(site):
+    async def app(scope, receive, send):
+        await receive()
+        headers = [(b"Transfer-Encoding", b"chunked"), (b"content-length", b"3"), (b"X-Why", b"no")]
+        await send({"type": "websocket.http.response.start", "status": 401, "headers": headers})
+        await send({"type": "websocket.http.response.body", "body": b"denied", "more_body": True})
+        await send({"type": "websocket.http.response.body"})
+
+    site.app("a", app)
+    client = await site.connect()
+    client.send(HANDSHAKE)
+    head, _, body = (await client.rest()).lower().partition(b"\r\n\r\n")
+    assert head.startswith(b"http/1.1 401 ")
+    assert body == b"denied"
+    assert b"\r\nx-why: no\r\n" in head
+    assert b"\r\ncontent-length: 6\r\n" in head
+    assert b"transfer-encoding" not in head
+    assert site.faults == []
+
+
+async def test_a_refused_handshakes_body_is_bounded(site):
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.http.response.start", "status": 401})
+        while True:
+            await send({"type": "websocket.http.response.body", "body": b"x" * 1_000_000, "more_body": True})
+
+    gate = site.app("a", app)
+    client = await site.connect()
+    client.send(HANDSHAKE)
+    assert (await client.rest()).startswith(b"HTTP/1.1 500 ")
+    assert gate.figures().faults == 1
+
+
 @pytest.mark.parametrize("accepted", [False, True])
 async def test_what_leaves_an_app_ends_its_websocket_alone(site, wait_until, accepted):
     async def app(scope, receive, send):
