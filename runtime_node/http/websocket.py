@@ -228,6 +228,9 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
                 self.deadline = self.front.now + self.close_timeout + self.front.limits.write_timeout
 
     def _fault(self, error: BaseException, problem: Problem) -> None:
+        if self.transport.is_closing():
+            # What an app does when its client is gone, or when it is cut off, tells nothing of the app.
+            return
         self.gate.fault(error, problem.detail)
         self._fail(problem)
 

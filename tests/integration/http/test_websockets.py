@@ -185,6 +185,23 @@ async def test_a_refused_handshakes_body_is_bounded(site):
     assert gate.figures().faults == 1
 
 
+async def test_what_an_app_does_when_its_client_is_gone_is_no_fault_of_it(site, wait_until):
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        assert (await receive())["type"] == "websocket.receive"
+
+    gate = site.app("a", app)
+    async with connect(url(site)) as client:
+        await client.close()
+    await wait_until(lambda: gate.figures().websockets == 0)
+    assert gate.figures().faults == 0
+    async with connect(url(site)) as client:
+        client.transport.abort()
+    await wait_until(lambda: gate.figures().websockets == 0)
+    assert gate.figures().faults == 0
+
+
 @pytest.mark.parametrize("accepted", [False, True])
 async def test_what_leaves_an_app_ends_its_websocket_alone(site, wait_until, accepted):
     async def app(scope, receive, send):
