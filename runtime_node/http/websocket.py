@@ -59,6 +59,7 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
         self.closing = False
         """It was closing at the latest look, or is meant to close."""
         self.stalled_since = 0.0
+        self.pongs = b""
 
     # --- driven by the connection and the listener ---
 
@@ -120,7 +121,17 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
     def resume_writing(self) -> None:
         """Let senders go on."""
         self.stalled_since = 0.0
+        pongs, self.pongs = self.pongs, b""
+        if pongs and not self.transport.is_closing():
+            self.transport.write(pongs)
         super().resume_writing()
+
+    def handle_ping(self) -> None:
+        """Answer pings; a client that does not read is owed the latest answer only (RFC 6455 §5.5.3)."""
+        if self.stalled_since:
+            self.pongs = b"".join(self.conn.data_to_send()) or self.pongs
+        else:
+            super().handle_ping()
 
     def expire(self, now: float) -> None:
         """Act on a deadline that has passed; called by the listener's sweep."""

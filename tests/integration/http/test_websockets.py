@@ -202,6 +202,43 @@ async def test_what_an_app_does_when_its_client_is_gone_is_no_fault_of_it(site, 
     assert gate.figures().faults == 0
 
 
+async def test_a_flood_of_pings_by_a_client_that_does_not_read_pins_no_memory(make_site, wait_until):
+    site = await make_site(FrontLimits(write_timeout=3))
+    site.app("a", app_that_echoes([]))
+    client = await site.connect()
+    client.send(HANDSHAKE)
+    await client.reader.readuntil(b"\r\n\r\n")
+    [connection] = site.front._listener.connections
+    client.writer.transport.pause_reading()
+    pings = (b"\x89\xfd\0\0\0\0" + b"p" * 125) * 1000
+    most = 0
+    while site.front.figures().connections:
+        if client.writer.transport.get_write_buffer_size() < 1_000_000:
+            client.send(pings)
+        await asyncio.sleep(0)
+        most = max(most, connection.transport.get_write_buffer_size())
+    assert most < 1_000_000
+
+
+async def test_a_client_that_reads_on_gets_the_latest_pong(site, wait_until):
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "bytes": b"x" * 20_000_000})
+        await receive()
+
+    site.app("a", app)
+    client = await site.connect()
+    client.send(HANDSHAKE)
+    await client.reader.readuntil(b"\r\n\r\n")
+    [connection] = site.front._listener.connections
+    await wait_until(lambda: connection.stalled_since)
+    client.send(b"".join(b"\x89\x81\0\0\0\0" + letter for letter in (b"a", b"b", b"c")))
+    await wait_until(lambda: connection.pongs)
+    await client.reader.readexactly(10 + 20_000_000)
+    assert await client.reader.readexactly(9) == b"\x8a\x01a\x8a\x01b\x8a\x01c"
+
+
 @pytest.mark.parametrize("accepted", [False, True])
 async def test_what_leaves_an_app_ends_its_websocket_alone(site, wait_until, accepted):
     async def app(scope, receive, send):
