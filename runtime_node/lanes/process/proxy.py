@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import socket
 import struct
 import threading
@@ -235,7 +236,7 @@ class _Carried:
         self._receive = receive
         self._send = send
         self._pulling: asyncio.Task[None] | None = None
-        self._wanted = 0
+        self._wanted: float = 0
 
     async def run(self, scope: Scope) -> None:
         """Carry the exchange from its scope to its end."""
@@ -279,6 +280,8 @@ class _Carried:
                 message = await self._receive()
                 self._wanted -= 1
                 self._channel.write(self._pack(message))
+                if self._wanted == math.inf and message["type"] == "websocket.disconnect":
+                    self._wanted = 0
         except Exception as error:  # noqa: BLE001  (the front's; it ends this exchange)
             self._channel.fail(error)
         finally:
@@ -351,7 +354,13 @@ class _WebSocket(_Carried):
             message = self._message(kind, payload)
         except (UnicodeDecodeError, struct.error, ValueError, KeyError, TypeError) as error:
             raise frames.MalformedFrameError("a WebSocket event cannot be read") from error
-        await self._send(message)
+        try:
+            await self._send(message)
+        except OSError:
+            # Its app hears of it from its own `send` and `receive`, as on any server, and may have others to
+            # tell. It is told unasked, after what came before, for it may not be listening.
+            self._wanted = math.inf
+            self._want()
 
     def _message(self, kind: int, payload: bytes) -> dict[str, Any]:
         match kind:

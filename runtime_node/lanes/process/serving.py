@@ -352,7 +352,7 @@ class WebSocketExchange(Exchange):
     """One WebSocket, from its handshake to its close."""
 
     def _begin(self, body_follows: bool) -> None:
-        self._accepted = self._denied = self._closed = False
+        self._accepted = self._denied = self._closed = self._left = False
         self._events.append({"type": "websocket.connect"})
 
     def _gone_event(self) -> Message:
@@ -365,7 +365,7 @@ class WebSocketExchange(Exchange):
         elif kind == Frame.BYTES_IN:
             self._put({"type": "websocket.receive", "bytes": payload})
         elif kind == Frame.DISCONNECT:
-            self._closed = True
+            self._left = True
             (code,) = _CODE.unpack_from(payload)
             reason = payload[2:].decode()
             self._put({"type": "websocket.disconnect", "code": code, "reason": reason})
@@ -373,7 +373,7 @@ class WebSocketExchange(Exchange):
     async def send(self, message: Message) -> None:
         """See Exchange. Raises ClientDisconnectedError once the client is gone."""
         connection = self.connection
-        if connection.gone or self.finished:
+        if connection.gone or self.finished or (self._left and not self._closed):
             raise ClientDisconnectedError
         self._write(message)
         await connection.drain()
@@ -413,7 +413,7 @@ class WebSocketExchange(Exchange):
 
     def check_complete(self) -> None:
         """See Exchange."""
-        if not (self._accepted or self._denied or self._closed):
+        if not (self._accepted or self._denied or self._closed or self._left):
             raise RuntimeError("ASGI callable returned without completing handshake")
 
 
