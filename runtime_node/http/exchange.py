@@ -22,6 +22,7 @@ from runtime_node.http.problems import (
     Problem,
 )
 from runtime_node.http.response import BadResponseError, ResponseHead
+from runtime_node.lanes.cancellation import was_cancelled
 from runtime_node.lanes.lane import ASGIApp, Message, Scope, UndeliveredError
 from services.rpc.errors import SupervisorError
 
@@ -198,10 +199,11 @@ class Exchange:
         try:
             await asgi(self.scope, self.receive, self.send)
             interruption_point()
-        except asyncio.CancelledError:
-            if not self.complete and not self.gone:
+        except asyncio.CancelledError as error:
+            if was_cancelled():
                 self._fail(INSTANCE_STOPPING)
-            raise
+                raise
+            self._fault(error, APP_RAISED)
         except BadResponseError as error:
             self._fault(error, APP_BAD_RESPONSE)
         except SupervisorError as error:

@@ -25,6 +25,7 @@ from runtime_node.http.problems import (
     Problem,
 )
 from runtime_node.http.response import BadResponseError, check_handshake
+from runtime_node.lanes.cancellation import was_cancelled
 from runtime_node.lanes.lane import ASGIApp, Scope
 from services.rpc.errors import SupervisorError
 
@@ -212,20 +213,20 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
         try:
             await asgi(cast("Scope", self.scope), self.receive, self.send)  # type: ignore[arg-type]
             interruption_point()
-        except asyncio.CancelledError:
-            self._fail(INSTANCE_STOPPING)
-            raise
+        except asyncio.CancelledError as error:
+            if was_cancelled():
+                self._fail(INSTANCE_STOPPING)
+                raise
+            self._fault(error, APP_RAISED)
         except ClientDisconnected:
             pass
         except SupervisorError as error:
             self._fail(Problem(503, error.reason, error.message, retry_after=error.retry_after))
-        except BadResponseError as error:
-            self._fault(error, APP_BAD_RESPONSE)
         except BaseException as error:  # noqa: BLE001 - even SystemExit of an app must not reach the loop
             if is_interruption(error):
                 self._fail(APP_BLOCKED_LOOP)
             else:
-                self._fault(error, APP_RAISED)
+                self._fault(error, APP_BAD_RESPONSE if isinstance(error, BadResponseError) else APP_RAISED)
         else:
             if not self.handshake_complete and not self.close_sent:
                 self.gate.fault(None, APP_NO_RESPONSE.detail + " It left a WebSocket handshake unanswered.")

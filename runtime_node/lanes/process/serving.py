@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
+from runtime_node.lanes.cancellation import was_cancelled
 from runtime_node.lanes.lane import ASGIApp, Message, Scope
 from runtime_node.lanes.process import frames
 from runtime_node.lanes.process.frames import Frame, frame
@@ -198,7 +199,10 @@ class Connection(asyncio.Protocol):
         try:
             await self.server.app(scope, exchange.receive, exchange.send)
             exchange.check_complete()
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            if not was_cancelled():
+                self._fault(exchange, frames.FaultKind.RAISED, error)
+                return
             # Whoever cancelled it no longer reads: the node gave it up, or the guest ends.
             exchange.finished = True
             self.close()

@@ -239,13 +239,14 @@ async def test_a_client_that_reads_on_gets_the_latest_pong(site, wait_until):
     assert await client.reader.readexactly(9) == b"\x8a\x01a\x8a\x01b\x8a\x01c"
 
 
+@pytest.mark.parametrize("fault", [SystemExit, asyncio.CancelledError])
 @pytest.mark.parametrize("accepted", [False, True])
-async def test_what_leaves_an_app_ends_its_websocket_alone(site, wait_until, accepted):
+async def test_what_leaves_an_app_ends_its_websocket_alone(site, wait_until, accepted, fault):
     async def app(scope, receive, send):
         await receive()
         if accepted:
             await send({"type": "websocket.accept"})
-        raise SystemExit("websocket fault")
+        raise fault("websocket fault")
 
     gate = site.app("a", app)
     if accepted:

@@ -132,6 +132,10 @@ async def http(scope, receive, send):
             file.write(" ".join(events))
     elif path == "/raise":
         raise ValueError("a fault of the app")
+    elif path == "/raise-cancelled":
+        other = asyncio.create_task(asyncio.sleep(60))
+        asyncio.get_running_loop().call_soon(other.cancel)
+        await other
     elif path == "/half":
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"half", "more_body": True})
