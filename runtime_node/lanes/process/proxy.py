@@ -24,6 +24,8 @@ from services.rpc.errors import SupervisorError
 BUFFER_BYTES: Final = 2 * frames.MAX_FRAME_BYTES
 """What is read ahead of a slow client, per exchange."""
 MAX_IDLE_CONNECTIONS: Final = 32
+HAND_OVER_SECONDS: Final = 0.01
+"""Between two tries to hand a connection to a guest that has not taken those before it."""
 _CODE = struct.Struct("<H")
 
 Batch = list[tuple[int, bytes]]
@@ -101,7 +103,7 @@ class GuestProxy:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                self._connect(theirs)
+                await self._hand_over(theirs)
             ours.setblocking(False)
             _, channel = await loop.create_connection(lambda: Channel(loop, self._forget), sock=ours)
         except ConnectionError as error:
@@ -120,6 +122,16 @@ class GuestProxy:
             channel.transport.abort()
             raise UndeliveredError(ended)
         return channel
+
+    async def _hand_over(self, theirs: socket.socket) -> None:
+        while True:
+            try:
+                return self._connect(theirs)
+            except BlockingIOError:
+                # More are on their way to a busy guest than the kernel keeps; that is no end of it.
+                if self._ended is not None:
+                    raise UndeliveredError(self._ended) from None
+            await asyncio.sleep(HAND_OVER_SECONDS)
 
     def _release(self, channel: Channel) -> None:
         with self._lock:
