@@ -130,6 +130,19 @@ async def test_a_missing_double_or_malformed_host_is_refused(site, host):
     assert (answer.status, answer.reason) == (400, "MALFORMED_REQUEST")
 
 
+@pytest.mark.parametrize("space", [b" ", b"\t", b" \t  "])
+async def test_white_space_around_a_value_is_none_of_it(site, space):
+    site.app("a")
+    headers = [b"Host:localhost", b"X-App:a", b"Content-Length:3", b"X-Other:b c", b"Connection:close"]
+    lines = [name + b":" + space + value + space for name, value in (line.split(b":") for line in headers)]
+    [answer] = await site.raw(b"\r\n".join([b"POST / HTTP/1.1", *lines, b"", b"abc"]))
+    assert answer.status == 200
+    assert answer.body.endswith(
+        b"body=abc\nheader host=localhost\nheader x-app=a\nheader content-length=3\n"
+        b"header x-other=b c\nheader connection=close"
+    )
+
+
 async def test_http_1_0_needs_no_host(site):
     site.app("a")
     [answer] = await site.raw(b"GET /apps/a/x HTTP/1.0\r\n\r\n")
