@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import sys
 
 from runtime_node.lanes.process.zygote import Zygote
@@ -10,12 +11,26 @@ from runtime_node.memory import bound_arenas
 from runtime_node.settings import read_settings
 from services.rpc import logs
 
+MAX_OPEN_FILES = 65_536
+
+
+def allow_open_files() -> None:
+    """Raise the soft bound of open files, which is 1,024 on most systems, as far as the hard one lets it.
+
+    Clients' connections alone may take ten times as many, and then nobody reaches the node's API either.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
 
 def main() -> int:
     """Run a node until it is told to end; return the exit status."""
     bound_arenas()
     settings = read_settings()
     logs.configure(settings.log_level)
+    allow_open_files()
     # The zygote loads its modules while the node loads its own, which take about as long.
     zygote = Zygote.launch(settings.app_dirs)
     import uvloop  # noqa: PLC0415

@@ -48,7 +48,7 @@ def _parse(authority: bytes) -> str | None:
         except AddressValueError:
             return None
     host: str = name.decode("ascii").lower().removesuffix(".")
-    if not host or len(host) > 253 or ".." in host or host[0] in ".-":
+    if not host or len(host) > 253 or ".." in host or host[0] in ".-" or host[-1] == ".":
         return None
     return host
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from runtime_node.http.listener import Listener
 
 _NEVER = float("inf")
+_STEADY_BYTES = 64 * 1024
 _PIPELINED_HANDSHAKE = malformed("A WebSocket handshake cannot be pipelined.")
 
 
@@ -39,6 +40,8 @@ class FrontConnection(RequestReader):
         self.waiting: deque[Exchange | Problem] = deque()
         """Pipelined requests, and the answer to one that could not be read."""
         self.stalled_since = 0.0
+        self.untaken = 0
+        """What was buffered for the client at the latest look at how it reads."""
         self.half_closed = False
         self.lingering = False
 
@@ -79,6 +82,7 @@ class FrontConnection(RequestReader):
     def pause_writing(self) -> None:
         """Make senders wait, and start the client's time to read."""
         self.stalled_since = self.front.now
+        self.untaken = self.transport.get_write_buffer_size()
         self.deadline = min(self.deadline, self.stalled_since + self.limits.write_timeout)
         super().pause_writing()
 
@@ -211,6 +215,7 @@ class FrontConnection(RequestReader):
         if self.lingering or self.transport.is_closing():
             return
         self.finished = self.lingering = True
+        self.untaken = self.transport.get_write_buffer_size()
         self.deadline = self.front.now + self.limits.linger_timeout
         self.flow.resume_reading()
         if self.transport.can_write_eof():
@@ -218,13 +223,30 @@ class FrontConnection(RequestReader):
 
     def _close(self) -> None:
         self.finished = True
+        self.untaken = self.transport.get_write_buffer_size()
         self.deadline = self.front.now + self.limits.write_timeout
         self.transport.close()
+
+    def _reads_on(self) -> bool:
+        """Tell whether the client, slow as it is, has taken something worth it since the latest look."""
+        before, self.untaken = self.untaken, self.transport.get_write_buffer_size()
+        return 0 < self.untaken <= before - _STEADY_BYTES
+
+    def _stalls(self, now: float) -> bool:
+        if not self.stalled_since or now < self.stalled_since + self.limits.write_timeout:
+            return False
+        if self._reads_on():
+            self.stalled_since = now
+            return False
+        return True
 
     def expire(self, now: float) -> None:
         """Act on a deadline that has passed; called by the listener's sweep."""
         if self.lingering or self.transport.is_closing():
-            self.abandon()
+            if self._reads_on():
+                self.deadline = now + self.limits.write_timeout
+            else:
+                self.abandon()
             return
         exchange = self.exchange
         if exchange is None:
@@ -234,15 +256,13 @@ class FrontConnection(RequestReader):
                 self._close()
             return
         self.deadline = _NEVER
-        if (self.half_closed and not self.stalled_since and now < exchange.deadline) or (
-            self.stalled_since and now >= self.stalled_since + self.limits.write_timeout
-        ):
+        if self._stalls(now) or (self.half_closed and not self.stalled_since and now < exchange.deadline):
             exchange.disconnected()
             self.abandon()
         elif exchange.deadline and now >= exchange.deadline:
             exchange.expire()
         elif exchange.more_body and now >= self.last_read + self.limits.body_idle_timeout:
-            if not self.flow.read_paused:
+            if exchange.awaits_body():
                 exchange.cut(BODY_TIMEOUT)
             else:
                 self.last_read = now

@@ -22,6 +22,7 @@ from runtime_node.http.problems import (
     Problem,
 )
 from runtime_node.http.response import BadResponseError, ResponseHead
+from runtime_node.lanes.cancellation import was_cancelled
 from runtime_node.lanes.lane import ASGIApp, Message, Scope, UndeliveredError
 from services.rpc.errors import SupervisorError
 
@@ -132,6 +133,10 @@ class Exchange:
         if self._news is not None:
             self._news.set()
 
+    def awaits_body(self) -> bool:
+        """Tell whether it is the client's turn: more of the body is to come, and was asked for."""
+        return self.more_body and not self.awaits_continue and not self.connection.flow.read_paused
+
     def disconnected(self) -> None:
         """Take note that the client is gone: the app learns it from `receive`, and its deadline stays."""
         if self.complete or self.gone:
@@ -149,7 +154,7 @@ class Exchange:
         assert gate is not None
         if gate.dropped(self, timeout=True):
             self.refuse(REQUEST_TIMEOUT)
-        elif self.more_body and not self.connection.flow.read_paused and not self.started:
+        elif self.awaits_body() and not self.started:
             self.cut(BODY_TIMEOUT)
         else:
             self.cut(REQUEST_TIMEOUT, timeout=True)
@@ -194,10 +199,11 @@ class Exchange:
         try:
             await asgi(self.scope, self.receive, self.send)
             interruption_point()
-        except asyncio.CancelledError:
-            if not self.complete and not self.gone:
+        except asyncio.CancelledError as error:
+            if was_cancelled():
                 self._fail(INSTANCE_STOPPING)
-            raise
+                raise
+            self._fault(error, APP_RAISED)
         except BadResponseError as error:
             self._fault(error, APP_BAD_RESPONSE)
         except SupervisorError as error:
@@ -265,7 +271,8 @@ class Exchange:
 
     async def receive(self) -> Message:
         """Return the next piece of the request's body, or `http.disconnect` after the end of the response."""
-        if self.awaits_continue:
+        # Once the response has begun it is too late to ask: the interim one would stand in the middle of it.
+        if self.awaits_continue and not self.started:
             self.awaits_continue = False
             if not self.complete and not self.gone:
                 self.connection.transport.write(_CONTINUE)

@@ -26,7 +26,7 @@ class FrontLimits:
     keep_alive_timeout: float = 5.0
     """Silence between two requests."""
     write_timeout: float = 20.0
-    """For the client to take what is buffered for it (64 KiB and more); then the connection is cut."""
+    """For the client to take 64 KiB of what is buffered for it, or the rest; else the connection is cut."""
     half_close_timeout: float = 2.0
     """For the response to a client that has closed its sending side; then it counts as gone."""
     linger_timeout: float = 2.0

@@ -130,6 +130,8 @@ class RequestReader(HttpToolsProtocol):
         if head is None:
             return
         name = name.lower()
+        # llhttp leaves the white space behind a value on it; it is none of it (RFC 9110 §5.5).
+        value = value.rstrip(b" \t")
         head.headers.append((name, value))
         if name in NOTED_HEADERS:
             head.note(name, value)

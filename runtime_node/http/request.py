@@ -17,7 +17,6 @@ NOTED_HEADERS = frozenset(
         b"content-length",
         b"transfer-encoding",
         b"expect",
-        "first_size",
         b"upgrade",
         b"connection",
         b"x-app",

@@ -40,9 +40,7 @@ class ResponseHead:
         for name, value in headers:
             low = _known_names.get(name) or _checked_name(name)
             if _BAD_VALUE.search(value):
-                raise BadResponseError(
-                    f"The value of the response header {low.decode()!r} has control characters."
-                )
+                raise _bad_value(low)
             if low in _RESERVED:
                 self._reserved(low, value)
                 continue
@@ -60,6 +58,27 @@ class ResponseHead:
             self.content_length = length
         elif name == b"connection" and b"close" in [token.strip() for token in value.lower().split(b",")]:
             self.close = True
+
+
+def check_handshake(status: int, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return the headers of an answer to a WebSocket handshake that are the app's to set.
+
+    Raises BadResponseError.
+    """
+    if not 200 <= status <= 599:
+        raise BadResponseError("The status is not a number from 200 to 599.")
+    kept: list[tuple[bytes, bytes]] = []
+    for name, value in headers:
+        low = _known_names.get(name) or _checked_name(name)
+        if _BAD_VALUE.search(value):
+            raise _bad_value(low)
+        if low not in _RESERVED:
+            kept.append((low, value))
+    return kept
+
+
+def _bad_value(name: bytes) -> BadResponseError:
+    return BadResponseError(f"The value of the response header {name.decode()!r} has control characters.")
 
 
 def _checked_name(name: bytes) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -15,6 +15,7 @@ from websockets.http11 import Request
 from runtime_node.http.current import interruption_point, is_interruption
 from runtime_node.http.gate import Gate
 from runtime_node.http.problems import (
+    APP_BAD_RESPONSE,
     APP_BLOCKED_LOOP,
     APP_NO_RESPONSE,
     APP_RAISED,
@@ -23,6 +24,8 @@ from runtime_node.http.problems import (
     REQUEST_TIMEOUT,
     Problem,
 )
+from runtime_node.http.response import BadResponseError, check_handshake
+from runtime_node.lanes.cancellation import was_cancelled
 from runtime_node.lanes.lane import ASGIApp, Scope
 from services.rpc.errors import SupervisorError
 
@@ -54,7 +57,10 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
         self.task: asyncio.Task[None] | None = None
         self.began = False
         self.refused = False
+        self.closing = False
+        """It was closing at the latest look, or is meant to close."""
         self.stalled_since = 0.0
+        self.pongs = b""
 
     # --- driven by the connection and the listener ---
 
@@ -116,19 +122,49 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
     def resume_writing(self) -> None:
         """Let senders go on."""
         self.stalled_since = 0.0
+        pongs, self.pongs = self.pongs, b""
+        if pongs and not self.transport.is_closing():
+            self.transport.write(pongs)
         super().resume_writing()
+
+    def handle_ping(self) -> None:
+        """Answer pings; a client that does not read is owed the latest answer only (RFC 6455 §5.5.3)."""
+        if self.stalled_since:
+            self.pongs = b"".join(self.conn.data_to_send()) or self.pongs
+        else:
+            super().handle_ping()
 
     def expire(self, now: float) -> None:
         """Act on a deadline that has passed; called by the listener's sweep."""
-        self.deadline = _NEVER
-        stalled = self.stalled_since and now >= self.stalled_since + self.front.limits.write_timeout
-        if stalled or self.transport.is_closing():
+        patience = self.front.limits.write_timeout
+        due = self.stalled_since + patience if self.stalled_since else now + patience
+        if now >= due or (self.closing and self.transport.is_closing()):
             self.transport.abort()
-        elif not self.handshake_complete:
+            return
+        # Looked at again and again: the wire protocol closes by itself as well, and a reader may stall anew.
+        self.closing = self.transport.is_closing()
+        self.deadline = due
+        if not self.handshake_complete:
             if self.gate.dropped(self, timeout=True):
                 self.refuse(REQUEST_TIMEOUT)
             else:
                 self.cut(REQUEST_TIMEOUT)
+
+    async def send(self, message: Any) -> None:
+        """Send what the app says: checked where it makes headers, bounded where it is collected.
+
+        Raises BadResponseError, as for a response, and ClientDisconnected (an OSError) to a client gone.
+        """
+        kind = message["type"]
+        if kind in ("websocket.accept", "websocket.http.response.start"):
+            status = 200 if kind == "websocket.accept" else message["status"]
+            message = {**message, "headers": check_handshake(status, message.get("headers", ()))}
+        elif kind == "websocket.http.response.body":
+            message = {"body": b"", **message}
+            begun = self.initial_response
+            if begun is not None and len(begun[2]) + len(message["body"]) > self.config.ws_max_size:
+                raise BadResponseError("The answer to a WebSocket handshake is too long.")
+        await super().send(message)
 
     # --- driven by the gate ---
 
@@ -149,7 +185,7 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
         """Close with 1012; the app is told with `websocket.disconnect`."""
         if not self.transport.is_closing():
             self.shutdown()
-            self.deadline = self.front.now + self.front.limits.write_timeout
+            self._close()
 
     def cut(self, problem: Problem) -> None:
         """End it: the handshake with the problem, an open WebSocket by closing; cancel the app's task."""
@@ -177,9 +213,11 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
         try:
             await asgi(cast("Scope", self.scope), self.receive, self.send)  # type: ignore[arg-type]
             interruption_point()
-        except asyncio.CancelledError:
-            self._fail(INSTANCE_STOPPING)
-            raise
+        except asyncio.CancelledError as error:
+            if was_cancelled():
+                self._fail(INSTANCE_STOPPING)
+                raise
+            self._fault(error, APP_RAISED)
         except ClientDisconnected:
             pass
         except SupervisorError as error:
@@ -188,8 +226,7 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
             if is_interruption(error):
                 self._fail(APP_BLOCKED_LOOP)
             else:
-                self.gate.fault(error, APP_RAISED.detail)
-                self._fail(APP_RAISED)
+                self._fault(error, APP_BAD_RESPONSE if isinstance(error, BadResponseError) else APP_RAISED)
         else:
             if not self.handshake_complete and not self.close_sent:
                 self.gate.fault(None, APP_NO_RESPONSE.detail + " It left a WebSocket handshake unanswered.")
@@ -199,7 +236,15 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
             if self.close_timer is None:
                 self._close()
             else:
+                self.closing = True
                 self.deadline = self.front.now + self.close_timeout + self.front.limits.write_timeout
+
+    def _fault(self, error: BaseException, problem: Problem) -> None:
+        if self.transport.is_closing():
+            # What an app does when its client is gone, or when it is cut off, tells nothing of the app.
+            return
+        self.gate.fault(error, problem.detail)
+        self._fail(problem)
 
     def _fail(self, problem: Problem) -> None:
         if not self.handshake_complete:
@@ -214,5 +259,6 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
         self.gate.ended(self)
 
     def _close(self) -> None:
+        self.closing = True
         self.deadline = self.front.now + self.front.limits.write_timeout
         self.transport.close()

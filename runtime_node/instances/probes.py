@@ -15,9 +15,10 @@ from typing import Any
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Health
 from runtime_node.instances.record import Instance, Life
 from runtime_node.instances.terms import ProbeTerms
+from runtime_node.lanes.cancellation import was_cancelled
 from runtime_node.lanes.hop import run_on
 from runtime_node.lanes.lane import ASGIApp, Message, Scope
-from runtime_node.watchdog.interruption import RequestInterrupted
+from runtime_node.watchdog.interruption import is_interruption
 
 MAX_CONCURRENT = 32
 _LATE = 1.0
@@ -177,9 +178,11 @@ async def ask(asgi: ASGIApp, path: str, host: str, timeout: float) -> str | None
     except TimeoutError:
         if not complete:
             return f"no answer within {timeout:g} s"
-    except RequestInterrupted:
-        return "it blocked its event loop"
-    except Exception as fault:  # noqa: BLE001 - whatever the app raises is its answer
+    except BaseException as fault:  # whatever the app raises is its answer
+        if isinstance(fault, asyncio.CancelledError) and was_cancelled():
+            raise
+        if is_interruption(fault):
+            return "it blocked its event loop"
         if not complete:
             return f"it raised {type(fault).__name__}"
     if not complete:

@@ -64,7 +64,8 @@ class Transitions:
     def shut(self, instance: Instance, door: Callable[[], None]) -> None:
         """Set the door of an instance that serves no more, after what waits at it went to one that does."""
         successor = self._hooks.serving(instance)
-        if successor is None or successor is instance:
+        # One that has failed, too, may be handing its own over to this one still.
+        if successor is None or successor is instance or successor.state in (State.FAILED, State.STOPPED):
             door()
             return
         instance.gate.forward(successor.gate)

@@ -53,8 +53,8 @@ class _Crossing:
     """One request on its way. What is marked `front` runs there, the rest on the app's loop."""
 
     __slots__ = (
-        "_asked", "_buffered", "_ended", "_fault", "_front", "_loop", "_outbox", "_receive", "_receiver",
-        "_room", "_task", "_waiters", "_waker", "inbox",
+        "_asked", "_buffered", "_ended", "_fault", "_front", "_gone", "_loop", "_outbox", "_receive",
+        "_receiver", "_room", "_task", "_waiters", "_waker", "inbox",
     )  # fmt: skip
 
     def __init__(
@@ -68,6 +68,8 @@ class _Crossing:
         self._buffered = 0
         self._fault: BaseException | None = None
         self._ended = False
+        # Front: the client of a WebSocket has left.
+        self._gone = False
         self._task: asyncio.Task[None] | None = None
         # Front: wakes `carry` when there is something to send or the app has ended.
         self._waker: asyncio.Future[None] | None = None
@@ -114,8 +116,7 @@ class _Crossing:
             self._call_front(self._ask)
 
     async def _send_there(self, message: Message) -> None:
-        if self._ended:
-            raise OSError("the request has ended")
+        self._check_here()
         self._buffered += _size(message)
         self._outbox.append(message)
         self._call_front(self._wake)
@@ -123,8 +124,13 @@ class _Crossing:
             if self._room is None or self._room.done():
                 self._room = self._loop.create_future()
             await asyncio.shield(self._room)
-            if self._ended:
-                raise OSError("the request has ended")
+            self._check_here()
+
+    def _check_here(self) -> None:
+        if self._ended:
+            raise OSError("the request has ended")
+        if self._gone:
+            raise OSError("the client is gone")
 
     def _deliver(self, message: Message | None, fault: BaseException | None) -> None:
         # One message answers one call, in order; a call that was cancelled meanwhile gets none.
@@ -166,7 +172,14 @@ class _Crossing:
             while True:
                 while self._outbox:
                     message = self._outbox.popleft()
-                    await send(message)
+                    try:
+                        await send(message)
+                    except OSError:
+                        if not message["type"].startswith("websocket."):
+                            raise
+                        # Its app hears of it from its own `send` and `receive`, as on any server, and may
+                        # have others to tell.
+                        self._gone = True
                     # A response's head and its last part need no trip back: nobody waits for their room.
                     if message["type"] != "http.response.start" and (
                         message["type"] != "http.response.body" or message.get("more_body", False)

@@ -19,11 +19,17 @@ _SEND_QUEUE = 10
 
 
 class ClientGoneError(ConnectionError):
-    """Raised in a WSGI app that goes on writing after its request has ended."""
+    """Raised in a WSGI app that reads a body that broke off, or goes on after its request has ended."""
 
 
 class _Responder(WSGIResponder):
     gone = False
+
+    def wsgi(self, environ: Any, start_response: Any) -> None:
+        if "CONTENT_LENGTH" not in environ:
+            # Its input ends where the body does; frameworks that are not told take it as empty.
+            environ["wsgi.input_terminated"] = True
+        super().wsgi(environ, start_response)
 
     def send(self, message: Any) -> None:
         if self.gone:
@@ -61,14 +67,18 @@ class WSGIAdapter:
 
         async def receive_while_here() -> Message:
             if responder.gone:
-                return {"type": "http.disconnect"}
+                raise ClientGoneError("the request has ended")
             task = asyncio.current_task()
             assert task is not None
             readers.add(task)
             try:
-                return await receive()
+                message = await receive()
             finally:
                 readers.discard(task)
+            if message["type"] == "http.disconnect":
+                # An end of the input would look like the end of the body.
+                raise ClientGoneError("the client left before the end of its request")
+            return message
 
         # `X-A-B` and `X_A_B` are one key of a WSGI environment: a client could forge what a proxy set.
         headers = [(name, value) for name, value in scope.get("headers", ()) if b"_" not in name]

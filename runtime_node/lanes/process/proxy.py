@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import socket
 import struct
 import threading
@@ -23,6 +24,8 @@ from services.rpc.errors import SupervisorError
 BUFFER_BYTES: Final = 2 * frames.MAX_FRAME_BYTES
 """What is read ahead of a slow client, per exchange."""
 MAX_IDLE_CONNECTIONS: Final = 32
+HAND_OVER_SECONDS: Final = 0.01
+"""Between two tries to hand a connection to a guest that has not taken those before it."""
 _CODE = struct.Struct("<H")
 
 Batch = list[tuple[int, bytes]]
@@ -100,7 +103,7 @@ class GuestProxy:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                self._connect(theirs)
+                await self._hand_over(theirs)
             ours.setblocking(False)
             _, channel = await loop.create_connection(lambda: Channel(loop, self._forget), sock=ours)
         except ConnectionError as error:
@@ -119,6 +122,16 @@ class GuestProxy:
             channel.transport.abort()
             raise UndeliveredError(ended)
         return channel
+
+    async def _hand_over(self, theirs: socket.socket) -> None:
+        while True:
+            try:
+                return self._connect(theirs)
+            except BlockingIOError:
+                # More are on their way to a busy guest than the kernel keeps; that is no end of it.
+                if self._ended is not None:
+                    raise UndeliveredError(self._ended) from None
+            await asyncio.sleep(HAND_OVER_SECONDS)
 
     def _release(self, channel: Channel) -> None:
         with self._lock:
@@ -235,7 +248,7 @@ class _Carried:
         self._receive = receive
         self._send = send
         self._pulling: asyncio.Task[None] | None = None
-        self._wanted = 0
+        self._wanted: float = 0
 
     async def run(self, scope: Scope) -> None:
         """Carry the exchange from its scope to its end."""
@@ -279,6 +292,8 @@ class _Carried:
                 message = await self._receive()
                 self._wanted -= 1
                 self._channel.write(self._pack(message))
+                if self._wanted == math.inf and message["type"] == "websocket.disconnect":
+                    self._wanted = 0
         except Exception as error:  # noqa: BLE001  (the front's; it ends this exchange)
             self._channel.fail(error)
         finally:
@@ -351,7 +366,13 @@ class _WebSocket(_Carried):
             message = self._message(kind, payload)
         except (UnicodeDecodeError, struct.error, ValueError, KeyError, TypeError) as error:
             raise frames.MalformedFrameError("a WebSocket event cannot be read") from error
-        await self._send(message)
+        try:
+            await self._send(message)
+        except OSError:
+            # Its app hears of it from its own `send` and `receive`, as on any server, and may have others to
+            # tell. It is told unasked, after what came before, for it may not be listening.
+            self._wanted = math.inf
+            self._want()
 
     def _message(self, kind: int, payload: bytes) -> dict[str, Any]:
         match kind:

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
 
+from runtime_node.lanes.cancellation import was_cancelled
 from runtime_node.lanes.lane import ASGIApp, Message, Scope
 from runtime_node.lanes.process import frames
 from runtime_node.lanes.process.frames import Frame, frame
@@ -198,7 +199,10 @@ class Connection(asyncio.Protocol):
         try:
             await self.server.app(scope, exchange.receive, exchange.send)
             exchange.check_complete()
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            if not was_cancelled():
+                self._fault(exchange, frames.FaultKind.RAISED, error)
+                return
             # Whoever cancelled it no longer reads: the node gave it up, or the guest ends.
             exchange.finished = True
             self.close()
@@ -352,7 +356,7 @@ class WebSocketExchange(Exchange):
     """One WebSocket, from its handshake to its close."""
 
     def _begin(self, body_follows: bool) -> None:
-        self._accepted = self._denied = self._closed = False
+        self._accepted = self._denied = self._closed = self._left = False
         self._events.append({"type": "websocket.connect"})
 
     def _gone_event(self) -> Message:
@@ -365,7 +369,7 @@ class WebSocketExchange(Exchange):
         elif kind == Frame.BYTES_IN:
             self._put({"type": "websocket.receive", "bytes": payload})
         elif kind == Frame.DISCONNECT:
-            self._closed = True
+            self._left = True
             (code,) = _CODE.unpack_from(payload)
             reason = payload[2:].decode()
             self._put({"type": "websocket.disconnect", "code": code, "reason": reason})
@@ -373,7 +377,7 @@ class WebSocketExchange(Exchange):
     async def send(self, message: Message) -> None:
         """See Exchange. Raises ClientDisconnectedError once the client is gone."""
         connection = self.connection
-        if connection.gone or self.finished:
+        if connection.gone or self.finished or (self._left and not self._closed):
             raise ClientDisconnectedError
         self._write(message)
         await connection.drain()
@@ -413,7 +417,7 @@ class WebSocketExchange(Exchange):
 
     def check_complete(self) -> None:
         """See Exchange."""
-        if not (self._accepted or self._denied or self._closed):
+        if not (self._accepted or self._denied or self._closed or self._left):
             raise RuntimeError("ASGI callable returned without completing handshake")
 
 

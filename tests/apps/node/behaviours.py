@@ -47,6 +47,23 @@ def hangs_in_startup(context):
     return _app(context, startup=asyncio.Event().wait)
 
 
+def crashes_when_asked(context):
+    """Its lifespan ends with an error after the first request."""
+    asked = asyncio.Event()
+
+    async def app(scope, receive, send):
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+            await asked.wait()
+            raise RuntimeError("the lifespan is broken")
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"as you wish"})
+        asked.set()
+
+    return app
+
+
 def slow_to_stop(context):
     """Takes `config.stop_seconds` to shut down."""
 

@@ -247,7 +247,15 @@ async def test_draining_a_gate_that_never_saw_a_request_is_immediate(site):
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("no"), SystemExit(3), KeyboardInterrupt(), GeneratorExit(), BaseException("x")]
+    "error",
+    [
+        ValueError("no"),
+        SystemExit(3),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        BaseException("x"),
+        asyncio.CancelledError(),
+    ],
 )
 async def test_whatever_leaves_an_app_is_a_500_and_a_fault_and_no_more(site, error):
     async def app(scope, receive, send):

@@ -69,6 +69,33 @@ async def test_a_body_that_stops_arriving_is_answered_408(quick):
     assert gate.figures().errors == 0
 
 
+async def test_a_client_that_was_not_yet_asked_for_its_body_is_not_late_with_it(quick):
+    began = threading.Event()
+    release = asyncio.Event()
+    loops = []
+
+    async def slow(scope, receive, send):
+        loops.append(asyncio.get_running_loop())
+        began.set()
+        await release.wait()
+        body = (await receive())["body"]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    quick.app("a", slow)
+    quick.app("b")
+    post = b"POST / HTTP/1.1\r\nHost: %b.localhost\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
+    patient, late = await quick.connect(), await quick.connect()
+    patient.send(post % b"a")
+    assert await asyncio.to_thread(began.wait, 5)
+    late.send(post % b"b")
+    assert [(await late.answer()).status for _ in range(2)] == [100, 408]
+    loops[0].call_soon_threadsafe(release.set)
+    assert (await patient.answer()).status == 100
+    patient.send(b"abc")
+    assert (await patient.answer()).body == b"abc"
+
+
 async def test_a_reader_that_stalls_is_cut_and_pins_no_memory(quick, wait_until):
     sent = 0
 
@@ -104,11 +131,14 @@ async def test_a_stalled_reader_of_a_complete_response_is_cut(quick, wait_until)
     await wait_until(lambda: quick.front.figures().connections == 0)
 
 
-async def test_a_slow_but_steady_reader_gets_all(quick):
+@pytest.mark.parametrize("pieces", [1, 4, 100])
+@pytest.mark.parametrize("ending", [b"close", b"keep-alive"])
+async def test_a_slow_but_steady_reader_gets_all(quick, pieces, ending):
     async def large(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
-        for _ in range(100):
-            await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", ending)]})
+        for _ in range(pieces):
+            body = b"x" * (20_000_000 // pieces)
+            await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
     quick.app("a", large)
@@ -118,7 +148,7 @@ async def test_a_slow_but_steady_reader_gets_all(quick):
     while piece := await client.reader.read(1 << 20):
         total += len(piece)
         await asyncio.sleep(0.01)
-    assert total > 10_000_000
+    assert total > 20_000_000
 
 
 async def test_an_upload_faster_than_its_app_is_held_back(site, wait_until):

@@ -130,6 +130,19 @@ async def test_a_missing_double_or_malformed_host_is_refused(site, host):
     assert (answer.status, answer.reason) == (400, "MALFORMED_REQUEST")
 
 
+@pytest.mark.parametrize("space", [b" ", b"\t", b" \t  "])
+async def test_white_space_around_a_value_is_none_of_it(site, space):
+    site.app("a")
+    headers = [b"Host:localhost", b"X-App:a", b"Content-Length:3", b"X-Other:b c", b"Connection:close"]
+    lines = [name + b":" + space + value + space for name, value in (line.split(b":") for line in headers)]
+    [answer] = await site.raw(b"\r\n".join([b"POST / HTTP/1.1", *lines, b"", b"abc"]))
+    assert answer.status == 200
+    assert answer.body.endswith(
+        b"body=abc\nheader host=localhost\nheader x-app=a\nheader content-length=3\n"
+        b"header x-other=b c\nheader connection=close"
+    )
+
+
 async def test_http_1_0_needs_no_host(site):
     site.app("a")
     [answer] = await site.raw(b"GET /apps/a/x HTTP/1.0\r\n\r\n")
@@ -263,6 +276,22 @@ async def test_an_app_that_answers_without_reading_never_asks_for_the_body(site)
     assert answer.status == 401
     assert answer.headers["connection"] == "close"
     assert await connection.rest() == b""
+
+
+@pytest.mark.parametrize("length", [[], [(b"content-length", b"6")]])
+async def test_the_body_is_not_asked_for_in_the_middle_of_a_response(site, length):
+    async def answer_first(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": length})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        body = (await receive())["body"]
+        await send({"type": "http.response.body", "body": body})
+
+    site.app("a", answer_first)
+    connection = await site.connect()
+    connection.send(post(b"Expect: 100-continue\r\nContent-Length: 3\r\n"))
+    assert (await connection.reader.readuntil(b"one")).startswith(b"HTTP/1.1 200 ")
+    connection.send(b"two")
+    assert b"100 Continue" not in await connection.rest()
 
 
 async def test_problems_are_json_and_reflect_nothing_unchecked(site):

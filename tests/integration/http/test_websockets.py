@@ -126,13 +126,127 @@ async def test_an_app_may_refuse_a_handshake_by_itself(site):
     assert site.faults == []
 
 
+FORGED = [
+    {"type": "websocket.accept", "headers": [(b"x-a", b"b\r\nset-cookie: forged=1")]},
+    {"type": "websocket.accept", "headers": [(b"x-a: b\r\nset-cookie", b"forged=1")]},
+    {"type": "websocket.accept", "subprotocol": "a\r\nset-cookie: forged=1"},
+    {"type": "websocket.http.response.start", "status": 401, "headers": [(b"x-a", b"\r\n\r\nforged")]},
+    {"type": "websocket.http.response.start", "status": 101, "headers": [(b"x-a", b"forged")]},
+]
+
+
+@pytest.mark.parametrize("message", FORGED)
+async def test_a_handshakes_answer_that_forges_bytes_is_refused_and_recorded(site, message):
+    async def app(scope, receive, send):
+        await receive()
+        await send(message)
+        await send({"type": "websocket.http.response.body", "body": b"denied"})
+
+    gate = site.app("a", app)
+    client = await site.connect()
+    client.send(HANDSHAKE)
+    data = await client.rest()
+    assert data.startswith(b"HTTP/1.1 500 ")
+    assert b"forged" not in data
+    assert gate.figures().faults == 1
+
+
+async def test_a_refused_handshakes_answer_is_framed_by_the_node(site):
+    async def app(scope, receive, send):
+        await receive()
+        headers = [(b"Transfer-Encoding", b"chunked"), (b"content-length", b"3"), (b"X-Why", b"no")]
+        await send({"type": "websocket.http.response.start", "status": 401, "headers": headers})
+        await send({"type": "websocket.http.response.body", "body": b"denied", "more_body": True})
+        await send({"type": "websocket.http.response.body"})
+
+    site.app("a", app)
+    client = await site.connect()
+    client.send(HANDSHAKE)
+    head, _, body = (await client.rest()).lower().partition(b"\r\n\r\n")
+    assert head.startswith(b"http/1.1 401 ")
+    assert body == b"denied"
+    assert b"\r\nx-why: no\r\n" in head
+    assert b"\r\ncontent-length: 6\r\n" in head
+    assert b"transfer-encoding" not in head
+    assert site.faults == []
+
+
+async def test_a_refused_handshakes_body_is_bounded(site):
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.http.response.start", "status": 401})
+        while True:
+            await send({"type": "websocket.http.response.body", "body": b"x" * 1_000_000, "more_body": True})
+
+    gate = site.app("a", app)
+    client = await site.connect()
+    client.send(HANDSHAKE)
+    assert (await client.rest()).startswith(b"HTTP/1.1 500 ")
+    assert gate.figures().faults == 1
+
+
+async def test_what_an_app_does_when_its_client_is_gone_is_no_fault_of_it(site, wait_until):
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        assert (await receive())["type"] == "websocket.receive"
+
+    gate = site.app("a", app)
+    async with connect(url(site)) as client:
+        await client.close()
+    await wait_until(lambda: gate.figures().websockets == 0)
+    assert gate.figures().faults == 0
+    async with connect(url(site)) as client:
+        client.transport.abort()
+    await wait_until(lambda: gate.figures().websockets == 0)
+    assert gate.figures().faults == 0
+
+
+async def test_a_flood_of_pings_by_a_client_that_does_not_read_pins_no_memory(make_site, wait_until):
+    site = await make_site(FrontLimits(write_timeout=3))
+    site.app("a", app_that_echoes([]))
+    client = await site.connect()
+    client.send(HANDSHAKE)
+    await client.reader.readuntil(b"\r\n\r\n")
+    [connection] = site.front._listener.connections
+    client.writer.transport.pause_reading()
+    pings = (b"\x89\xfd\0\0\0\0" + b"p" * 125) * 1000
+    most = 0
+    while site.front.figures().connections:
+        if client.writer.transport.get_write_buffer_size() < 1_000_000:
+            client.send(pings)
+        await asyncio.sleep(0)
+        most = max(most, connection.transport.get_write_buffer_size())
+    assert most < 1_000_000
+
+
+async def test_a_client_that_reads_on_gets_the_latest_pong(site, wait_until):
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "bytes": b"x" * 20_000_000})
+        await receive()
+
+    site.app("a", app)
+    client = await site.connect()
+    client.send(HANDSHAKE)
+    await client.reader.readuntil(b"\r\n\r\n")
+    [connection] = site.front._listener.connections
+    await wait_until(lambda: connection.stalled_since)
+    client.send(b"".join(b"\x89\x81\0\0\0\0" + letter for letter in (b"a", b"b", b"c")))
+    await wait_until(lambda: connection.pongs)
+    await client.reader.readexactly(10 + 20_000_000)
+    assert await client.reader.readexactly(9) == b"\x8a\x01a\x8a\x01b\x8a\x01c"
+
+
+@pytest.mark.parametrize("fault", [SystemExit, asyncio.CancelledError])
 @pytest.mark.parametrize("accepted", [False, True])
-async def test_what_leaves_an_app_ends_its_websocket_alone(site, wait_until, accepted):
+async def test_what_leaves_an_app_ends_its_websocket_alone(site, wait_until, accepted, fault):
     async def app(scope, receive, send):
         await receive()
         if accepted:
             await send({"type": "websocket.accept"})
-        raise SystemExit("websocket fault")
+        raise fault("websocket fault")
 
     gate = site.app("a", app)
     if accepted:
@@ -205,6 +319,28 @@ async def test_a_reader_that_stalls_is_cut(make_site, wait_until):
     client = await site.connect()
     client.send(HANDSHAKE)
     await wait_until(lambda: gate.figures().websockets == 1)
+    client.writer.transport.pause_reading()
+    await wait_until(lambda: site.front.figures().connections == 0)
+    await wait_until(lambda: gate.figures().websockets == 0)
+
+
+async def test_a_reader_that_stalls_time_and_again_is_cut_once_it_stalls_for_good(make_site, wait_until):
+    async def flood(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        while True:
+            await send({"type": "websocket.send", "bytes": b"x" * 65536})
+
+    site = await make_site(FrontLimits(write_timeout=0.5))
+    gate = site.app("a", flood)
+    client = await site.connect()
+    client.send(HANDSHAKE)
+    await wait_until(lambda: gate.figures().websockets == 1)
+    [connection] = site.front._listener.connections
+    await wait_until(lambda: connection.stalled_since)
+    first = connection.stalled_since
+    while connection.stalled_since <= first + 0.2:
+        await client.reader.read(65536)
     client.writer.transport.pause_reading()
     await wait_until(lambda: site.front.figures().connections == 0)
     await wait_until(lambda: gate.figures().websockets == 0)

@@ -9,7 +9,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,47 @@ async def test_flask_serves(served: Any, web: Loader, entrypoint: str) -> None:
     async with served(web, entrypoint) as client:
         assert (await client.get("/")).text == "hello from flask"
         assert (await client.post("/echo", content=b"x" * 300_000)).content == b"x" * 300_000
+
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"in "
+            yield b"pieces"
+
+        assert (await client.post("/echo", content=pieces())).content == b"in pieces"
+
+
+@pytest.mark.parametrize("length", [[], [(b"content-length", b"10")]])
+async def test_a_body_that_breaks_off_is_not_taken_as_complete_by_wsgi(
+    tmp_path: Path, make_context: Callable[..., AppContext], length: list[tuple[bytes, bytes]]
+) -> None:
+    (tmp_path / "upload.py").write_text(
+        "def create_app(context):\n"
+        "    def app(environ, start_response):\n"
+        "        context.config['body'] = environ['wsgi.input'].read()\n"
+        "        start_response('200 OK', [])\n"
+        "        return [b'stored']\n"
+        "    return app\n"
+    )
+    loader = Loader([tmp_path])
+    code = await asyncio.to_thread(loader.load, "upload:create_app")
+    context = make_context(config={})
+    asgi = await code.build(context, threads=1)
+    events = iter([{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> dict[str, Any]:
+        return next(events)
+
+    async def send(message: Any) -> None:
+        pass
+
+    scope = {
+        "type": "http", "http_version": "1.1", "method": "POST", "path": "/", "query_string": b"",
+        "headers": length,
+    }  # fmt: skip
+    with pytest.raises(ConnectionError, match="left"):
+        await asgi(scope, receive, send)
+    assert "body" not in context.config
+    await asyncio.to_thread(code.release)
+    loader.close()
 
 
 async def test_a_header_that_could_forge_another_is_dropped_for_wsgi(served: Any, web: Loader) -> None:

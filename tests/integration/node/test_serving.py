@@ -58,6 +58,20 @@ async def test_a_broken_new_generation_leaves_the_old_one_serving(hosted: Hosted
     assert (await hosted.ask("shop")).text == "shop a1 1"
 
 
+async def test_two_instances_that_failed_do_not_hand_requests_to_each_other(hosted: Hosted) -> None:
+    await hosted.start(entrypoint="behaviours:crashes_when_asked", restart_policy=TEMPORARY)
+    await hosted.reaches(pb.RUNNING)
+    await hosted.start(
+        name=B1, generation=2, entrypoint="behaviours:raises_in_startup", restart_policy=TEMPORARY
+    )
+    await hosted.reaches(pb.FAILED, B1)
+    assert (await hosted.ask("shop")).text == "as you wish"
+    await hosted.reaches(pb.FAILED)
+    answer = await hosted.ask("shop")
+    assert answer.status_code == 503
+    assert answer.json()["reason"] in {"APP_CRASHED", "APP_STARTUP_FAILED"}
+
+
 async def test_a_swap_under_load_loses_no_request(hosted: Hosted) -> None:
     spec = hosted.spec(name="apps/shop/instances/g1", entrypoint="behaviours:slow_requests")
     spec.config["seconds"] = 0.005

@@ -65,6 +65,9 @@ async def test_faults_of_a_guest_are_answered_with_their_status(site: Site) -> N
     await site.open("good")
     async with site.client("bad") as bad, site.client("good") as good:
         assert (await bad.get("/raise")).status_code == 500
+        cancelled = await bad.get("/raise-cancelled")
+        assert cancelled.status_code == 500
+        assert "APP_RAISED" in cancelled.text
         blocked = await bad.get("/spin?20")
         assert blocked.status_code == 504
         assert "APP_BLOCKED_LOOP" in blocked.text

@@ -238,6 +238,15 @@ async def test_a_connection_serves_one_request_after_another(guests: Guests) -> 
     assert len(app._guest.proxy._channels) <= 32
 
 
+async def test_a_burst_of_connections_to_a_busy_app_waits_for_it(guests: Guests) -> None:
+    app = await guests.start()
+    busy = asyncio.create_task(request(app, "/sleep", "0.6"))
+    await until(lambda: app._guest.beat[2] == 1)
+    burst = await asyncio.gather(*(request(app) for _ in range(500)))
+    assert {response.status for response in burst} == {200}
+    assert (await busy).status == 200
+
+
 async def test_a_stop_that_takes_too_long_ends_in_a_kill_and_says_so(guests: Guests) -> None:
     app = await guests.start(env={"SLOW_SHUTDOWN": "1"})
     report = await guests.stop(app, 0.3)

@@ -16,6 +16,7 @@ class Socket:
     """A WebSocket client of an ASGI callable."""
 
     def __init__(self, app: Any, path: str = "/", subprotocols: tuple[str, ...] = ()) -> None:
+        self.left = False
         self.sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.events.put_nowait({"type": "websocket.connect"})
@@ -25,7 +26,12 @@ class Socket:
             "headers": [(b"host", b"test")], "client": ("192.0.2.1", 1), "server": ("test", 80),
             "subprotocols": list(subprotocols), "extensions": {"websocket.http.response": {}},
         }  # fmt: skip
-        self.task = asyncio.ensure_future(app.asgi(scope, self.events.get, self.sent.put))
+        self.task = asyncio.ensure_future(app.asgi(scope, self.events.get, self.send))
+
+    async def send(self, message: dict[str, Any]) -> None:
+        if self.left:
+            raise OSError("the client is gone")
+        await self.sent.put(message)
 
     async def next(self) -> dict[str, Any]:
         return await asyncio.wait_for(self.sent.get(), 5)
@@ -73,6 +79,19 @@ async def test_a_crash_breaks_the_websocket_off(guests: Guests) -> None:
     await until(lambda: app.exits)
     assert app.exits[0].metadata["signal"] == "SIGKILL"
     guests.running.remove(app)
+
+
+async def test_an_app_hears_of_its_client_from_send_and_receive(guests: Guests) -> None:
+    app = await guests.start()
+    socket = Socket(app, "/push")
+    for _ in range(3):
+        await socket.next()
+    socket.events.put_nowait({"type": "websocket.receive", "text": "last"})
+    socket.events.put_nowait({"type": "websocket.disconnect", "code": 1001, "reason": ""})
+    socket.left = True
+    await asyncio.wait_for(socket.task, 5)
+    heard = (app.data_dir / "heard").read_text()
+    assert heard == "ClientDisconnectedError websocket.receive websocket.disconnect"
 
 
 async def test_a_cancelled_websocket_is_cut_on_both_sides(guests: Guests) -> None:

@@ -32,6 +32,8 @@ def test_authorities_have_one_normal_form(authority, host):
         b".",
         b"..",
         b"a..b",
+        b"a..",
+        b"a..:80",
         b".a",
         b"-a",
         b"a b",

@@ -144,6 +144,33 @@ async def test_what_the_front_raises_at_sending_ends_the_app(loop: asyncio.Abstr
     assert await asyncio.to_thread(ended.wait, 5)
 
 
+async def test_a_websockets_app_hears_of_its_client_from_send_and_receive(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    heard: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            while True:
+                await send({"type": "websocket.send", "text": "news"})
+                await asyncio.sleep(0)
+        except OSError as error:
+            heard.append(error)
+        await asyncio.sleep(0)
+        heard.append((await receive())["type"])
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "websocket.disconnect", "code": 1006}
+
+    async def send(message: Any) -> None:
+        raise OSError("the client is gone")
+
+    async with asyncio.timeout(5):
+        await bridge(app, loop)({"type": "websocket", "headers": []}, receive, send)
+    assert isinstance(heard[0], OSError)
+    assert heard[1:] == ["websocket.disconnect"]
+
+
 async def test_cancelling_a_request_cancels_the_app(loop: asyncio.AbstractEventLoop) -> None:
     began, ended = threading.Event(), threading.Event()
 

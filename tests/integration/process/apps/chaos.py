@@ -44,6 +44,9 @@ async def websocket(scope, receive, send):
         await send({"type": "websocket.http.response.start", "status": 403, "headers": [(b"x-why", b"no")]})
         await send({"type": "websocket.http.response.body", "body": b"denied"})
         return
+    if scope["path"] == "/push":
+        await push(receive, send)
+        return
     subprotocols = scope["subprotocols"]
     await send({"type": "websocket.accept", "subprotocol": subprotocols[0] if subprotocols else None})
     while True:
@@ -57,6 +60,22 @@ async def websocket(scope, receive, send):
         if message.get("text") == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         await send({"type": "websocket.send", "text": message.get("text"), "bytes": message.get("bytes")})
+
+
+async def push(receive, send):
+    await send({"type": "websocket.accept"})
+    heard = []
+    try:
+        while True:
+            await send({"type": "websocket.send", "text": "news"})
+            await asyncio.sleep(0.01)
+    except OSError as error:
+        heard.append(type(error).__name__)
+    await asyncio.sleep(0)
+    while heard[-1] != "websocket.disconnect":
+        heard.append((await receive())["type"])
+    with open("heard", "w") as file:
+        file.write(" ".join(heard))
 
 
 async def answer(send, body: bytes, status: int = 200):
@@ -113,6 +132,10 @@ async def http(scope, receive, send):
             file.write(" ".join(events))
     elif path == "/raise":
         raise ValueError("a fault of the app")
+    elif path == "/raise-cancelled":
+        other = asyncio.create_task(asyncio.sleep(60))
+        asyncio.get_running_loop().call_soon(other.cancel)
+        await other
     elif path == "/half":
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"half", "more_body": True})
