@@ -71,7 +71,11 @@ def install() -> None:
 
 def guard_loop(loop: asyncio.AbstractEventLoop) -> None:
     """Refuse `stop` and `close` of a shared loop to the apps that run on it."""
-    for name, what in (("stop", "stop the event loop"), ("close", "close the event loop")):
+    for name, what in (
+        ("stop", "stop the event loop"),
+        ("close", "close the event loop"),
+        ("shutdown_default_executor", "end the threads of the event loop"),
+    ):
         setattr(loop, name, _refusing(getattr(loop, name), what, RefusedError))
 
 

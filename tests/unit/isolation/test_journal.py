@@ -277,7 +277,7 @@ async def test_an_app_cannot_stop_or_close_the_loop_it_shares() -> None:
     loop = asyncio.new_event_loop()
     guard_loop(loop)
     with running_as(ME):
-        for call in (loop.stop, loop.close):
+        for call in (loop.stop, loop.close, loop.shutdown_default_executor):
             with pytest.raises(RefusedError, match="event loop"):
                 call()
     loop.close()
