@@ -250,9 +250,13 @@ def test_an_instance_sees_the_environment_it_was_given_and_its_codes() -> None:
     [
         (lambda: os.chdir("/"), PermissionError),
         (lambda: os.fork(), PermissionError),  # noqa: PLW0108 - the seam is looked up at the call
+        (lambda: os.execv("/bin/true", ["true"]), PermissionError),
+        (lambda: os.execlp("true", "true"), PermissionError),
         (lambda: os._exit(1), PermissionError),
         (lambda: os.abort(), PermissionError),  # noqa: PLW0108
         (lambda: os.kill(os.getpid(), signal.SIGTERM), PermissionError),
+        (lambda: os.kill(-os.getpgrp(), signal.SIGTERM), PermissionError),
+        (lambda: os.killpg(os.getpgrp(), signal.SIGTERM), PermissionError),
         (lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN), ValueError),
         (lambda: signal.alarm(1), ValueError),
         (lambda: locale.setlocale(locale.LC_ALL, "C"), locale.Error),
