@@ -152,6 +152,58 @@ def test_an_app_that_configures_logging_leaves_the_others_handlers_and_loggers_a
         logging.getLogger("neighbour").removeHandler(others)
 
 
+def test_a_level_that_an_app_sets_is_its_own_and_goes_with_it() -> None:
+    root, library = logging.getLogger(), logging.getLogger("shared.library")
+    before = library.isEnabledFor(logging.INFO), library.isEnabledFor(logging.DEBUG)
+    open_overlay(ME, parent="code/mine")
+    with running_as("code/mine"):
+        root.setLevel(logging.ERROR)
+    with running_as(ME):
+        assert not library.isEnabledFor(logging.WARNING)
+        library.setLevel("DEBUG")
+        assert library.isEnabledFor(logging.DEBUG)
+        assert library.getEffectiveLevel() == logging.DEBUG
+        assert root.getEffectiveLevel() == logging.ERROR
+    with running_as(OTHER):
+        assert (library.isEnabledFor(logging.INFO), library.isEnabledFor(logging.DEBUG)) == before
+        library.setLevel(logging.CRITICAL)
+    undo(ME)  # while another one has set the same
+    with running_as(OTHER):
+        assert not library.isEnabledFor(logging.ERROR)
+    undo(OTHER)
+    undo("code/mine")
+    with running_as(ME):
+        assert (library.isEnabledFor(logging.INFO), library.isEnabledFor(logging.DEBUG)) == before
+
+
+def test_a_factory_of_log_records_makes_those_of_its_app_alone() -> None:
+    heard: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+
+    def make(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = before(*args, **kwargs)
+        record.msg = f"mine: {record.msg}"
+        return record
+
+    logger = logging.Logger("shared")
+    logger.addHandler(Handler())
+    with running_as(ME):
+        before = logging.getLogRecordFactory()
+        logging.setLogRecordFactory(make)
+        assert logging.getLogRecordFactory() is make
+        logger.warning("one")
+    with running_as(OTHER):
+        logger.warning("two")
+    logger.warning("three")
+    undo(ME)
+    with running_as(ME):
+        logger.warning("four")
+    assert heard == ["mine: one", "two", "three", "four"]
+
+
 def test_exit_hooks_run_when_the_instance_stops_newest_first() -> None:
     ran: list[int] = []
 
