@@ -175,7 +175,8 @@ class Guest:
         code: LoadedCode | None = None
         try:
             # Nothing else runs here yet, so a blocking import holds up nobody.
-            code = Loader(self._app_dirs, plain=True).load(self._parcel["entrypoint"])
+            loader = Loader(self._app_dirs, plain=True, secrets=self._secrets)
+            code = loader.load(self._parcel["entrypoint"])
             app = await code.build(self._context, threads=self._parcel["limits"]["max_threads"])
             lifespan = Lifespan(app, self._secrets)
             await lifespan.startup()
