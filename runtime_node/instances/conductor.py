@@ -262,6 +262,10 @@ class Conductor:
         if life.running is None:
             life.exited = (error,)
         elif instance.state == State.RUNNING and instance.task is None:
+            if error is not None and self._blocks.ends_for_good(life, error):
+                instance.past().last_error = error_message(error, self._wall())
+                self._stopped_for_blocking(instance, life, error)
+                return
             self._release(instance, life)
             self._failures.ended(instance, error, Event.CRASH, life.spec)
 

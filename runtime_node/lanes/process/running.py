@@ -204,10 +204,10 @@ class GuestProcess:
             if self._dumping is None:
                 self._dumping = self._loop.create_task(self._tell_blocked(seconds))
             return
-        action = self._bounds.block_action
-        if action == BlockAction.REPORT or self._dumping is not None:
+        if self._dumping is not None:
             return
-        if action == BlockAction.STOP or seconds > self._bounds.unresponsive_seconds:
+        bounds = self._bounds
+        if seconds > bounds.unresponsive_seconds and bounds.block_action != BlockAction.REPORT:
             sentence = f"The app blocked its event loop for {seconds:.1f} s and was ended."
             self.kill(SupervisorError("APP_BLOCKED_LOOP", sentence, resource=self._resource))
         elif time.monotonic() - self._interrupted > 0.5:
