@@ -45,8 +45,12 @@ MAX_LEAK_TEXT = 2000
 _CLOSE_SECONDS = 1.0
 """What a WebSocket's client gets to answer the close."""
 
-_CUT_GRACE = 2.0
-"""Seconds beyond its own limit that a lane gets to report a stop; then the rest is left behind."""
+_CUT_GRACE = 15.0
+"""Seconds beyond its own limit that a lane gets to report a stop; then the rest is left behind.
+
+More than a lane itself waits for a blocked loop, for its thread and for the app's other threads: one that is
+broken off in the middle never ends its thread.
+"""
 
 
 class Conductor:
@@ -355,7 +359,7 @@ class Conductor:
             return
         try:
             # A lane keeps the limit itself; this one is for a lane that a stuck loop keeps from answering.
-            report = await asyncio.wait_for(running.stop(limit), 2 * limit + _CUT_GRACE + 5.0)
+            report = await asyncio.wait_for(running.stop(limit), 2 * limit + _CUT_GRACE)
         except TimeoutError:
             report = StopReport(leaks=("what its lane could not take down in time",))
         except Exception as fault:
