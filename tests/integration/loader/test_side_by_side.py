@@ -60,6 +60,34 @@ async def test_imports_by_a_string_find_the_apps_own_module(served: Any, twins: 
     assert set(b) == {"settings b"}
 
 
+async def test_frameworks_find_the_files_of_a_package_that_is_named_to_them(tmp_path: Path) -> None:
+    source = (
+        "import flask, jinja2, pkgutil\n"
+        "from starlette.staticfiles import StaticFiles\n"
+        "def create_app(context): ...\n"
+        "def found():\n"
+        "    template = jinja2.Environment(loader=jinja2.PackageLoader('shop')).get_template('page.txt')\n"
+        "    kept = StaticFiles(packages=[('shop', 'templates')]).all_directories[0]\n"
+        "    data = pkgutil.get_data('shop', 'templates/page.txt').decode()\n"
+        "    return [template.render(), data, kept, flask.Flask('shop').root_path]\n"
+    )
+    places = [tmp_path / "one", tmp_path / "two"]
+    for place in places:
+        (place / "shop/templates").mkdir(parents=True)
+        (place / "shop/templates/page.txt").write_text(place.name)
+        (place / "shop/__init__.py").touch()
+        (place / "shop/web.py").write_text(source)
+    loader = Loader(places)
+    codes = [loader.load("shop.web:create_app"), loader.load("two.shop.web:create_app")]
+    try:
+        for place, code in [*zip(places, codes, strict=True)] * 2:
+            found = await asyncio.to_thread(code._target.__globals__["found"])
+            assert found == [place.name, place.name, str(place / "shop/templates"), str(place / "shop")]
+    finally:
+        for code in codes:
+            code.release()
+
+
 async def test_annotations_and_tables_are_resolved_in_the_apps_own_modules(
     served: Any, twins: Loader
 ) -> None:
