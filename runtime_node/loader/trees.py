@@ -184,6 +184,11 @@ class ModuleTree:
 
     def _locate(self, top: str) -> ModuleSpec | None:
         found = PathFinder.find_spec(top, self.roots) if self.roots else None
+        if found is not None and found.origin is None:
+            # A directory without `__init__.py`: Python takes a package from further along the path rather
+            # than that, and without one all such directories together.
+            everywhere = PathFinder.find_spec(top, [*self.roots, *sys.path])
+            found = everywhere if everywhere is None or everywhere.origin is None else None
         if found is None and top in self._private:
             found = PathFinder.find_spec(top)
         return found

@@ -88,6 +88,35 @@ async def test_frameworks_find_the_files_of_a_package_that_is_named_to_them(tmp_
             code.release()
 
 
+async def test_a_directory_that_is_no_package_hides_no_installed_one(tmp_path: Path) -> None:
+    """As the migrations in `alembic/` beside the code, or one's own part of a namespace."""
+    installed = tmp_path / "installed"
+    for file in (
+        installed / "regular_one/__init__.py", installed / "name_space/theirs.py",
+        tmp_path / "apps/regular_one/env.py", tmp_path / "apps/name_space/ours.py",
+    ):  # fmt: skip
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"PLACE = {str(file)!r}\n")
+    (tmp_path / "apps/both.py").write_text(
+        "import regular_one, name_space.ours, name_space.theirs\n"
+        "def create_app(context): ...\n"
+        "PLACES = regular_one.PLACE, name_space.ours.PLACE, name_space.theirs.PLACE\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(installed)])
+        loader = Loader([tmp_path / "apps"])
+        code = loader.load("both:create_app")
+    try:
+        assert code._target.__globals__["PLACES"] == (
+            str(installed / "regular_one/__init__.py"),
+            str(tmp_path / "apps/name_space/ours.py"),
+            str(installed / "name_space/theirs.py"),
+        )
+    finally:
+        code.release()
+        sys.modules.pop("regular_one", None)
+
+
 async def test_annotations_and_tables_are_resolved_in_the_apps_own_modules(
     served: Any, twins: Loader
 ) -> None:
