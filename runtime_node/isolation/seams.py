@@ -25,6 +25,8 @@ from runtime_node.isolation.pool import PoolThread
 
 _installed = False
 _lock = threading.Lock()
+_filter_owners: dict[Any, set[str]] = {}
+"""Which instances want a filter of warnings that is set; those of the node's own are not here."""
 
 
 def install() -> None:
@@ -261,14 +263,25 @@ def _noting_filter(original: Callable[..., None]) -> Callable[..., None]:
         instance = acting_instance()
         before = list(warnings.filters) if instance else []
         original(*args, **kwargs)
-        if instance:
-            for item in [item for item in warnings.filters if item not in before]:
-                journal_of(instance).record(("warning", item), functools.partial(_drop_filter, item))
+        if not instance:
+            return
+        added = [item for item in warnings.filters if item not in before]
+        if not added and warnings.filters[0] in _filter_owners:
+            # The same as another one's, moved to the front: an app's next instance sets what the last did.
+            added = [warnings.filters[0]]
+        for item in added:
+            _filter_owners.setdefault(item, set()).add(instance)
+            journal_of(instance).record(("warning", item), functools.partial(_drop_filter, item, instance))
 
     return add_filter
 
 
-def _drop_filter(item: Any) -> None:
+def _drop_filter(item: Any, instance: str) -> None:
+    owners = _filter_owners.get(item, set())
+    owners.discard(instance)
+    if owners:
+        return
+    _filter_owners.pop(item, None)
     filters: Any = warnings.filters
     if item in filters:
         filters.remove(item)

@@ -381,6 +381,17 @@ def test_warning_filters_of_an_app_go_with_it() -> None:
     assert list(warnings.filters) == before
 
 
+def test_a_warning_filter_that_two_instances_set_goes_with_the_last() -> None:
+    before = list(warnings.filters)
+    for instance in (ME, OTHER):
+        with running_as(instance):
+            warnings.filterwarnings("ignore", message="of both")
+    assert undo(ME) == []
+    assert len(warnings.filters) == len(before) + 1
+    assert undo(OTHER) == []
+    assert list(warnings.filters) == before
+
+
 def test_what_an_app_takes_back_itself_leaves_no_entry() -> None:
     handler = logging.NullHandler()
     with running_as(ME):
