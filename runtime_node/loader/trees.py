@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import (
     ExtensionFileLoader,
@@ -44,6 +45,7 @@ PROCESS_ONLY: Mapping[str, str] = {
 
 
 _UNDECIDED = "?"
+_FRESH_SECONDS = 2.0
 
 
 class IsolationUnsupportedError(ImportError):
@@ -264,6 +266,17 @@ class _SourceLoader(SourceFileLoader):
     def __init__(self, fullname: str, path: str, tree: ModuleTree) -> None:
         super().__init__(fullname, path)
         self._tree = tree
+
+    def path_stats(self, path: str) -> Mapping[str, Any]:
+        """Return what tells a file's cached bytecode from that of another state of it.
+
+        Raises OSError, for no cache, for a file that was just written: bytecode knows whole seconds alone,
+        so it could be of what the file was a moment ago.
+        """
+        stats: Mapping[str, Any] = super().path_stats(path)
+        if time.time() - stats["mtime"] < _FRESH_SECONDS:
+            raise OSError(f"{path} has just been written")
+        return stats
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the module's code with the builtins of its tree."""

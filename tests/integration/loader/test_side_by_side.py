@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -200,6 +202,23 @@ async def test_changed_code_is_loaded_anew_beside_the_code_in_use(tmp_path: Path
     finally:
         old.release()
         new.release()
+
+
+async def test_code_that_changed_within_a_second_and_not_in_length_is_loaded_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    module = tmp_path / "quick.py"
+    loader = Loader([tmp_path])
+    second = int(time.time())
+    for word in ("one", "two"):
+        module.write_text(f"def create_app(): ...\nWORD = {word!r}\n")
+        # As if both had been written in one second.
+        os.utime(module, ns=(0, second * 10**9 + ord(word[0])))
+        code = loader.load("quick:create_app")
+        assert code._target.__globals__["WORD"] == word
+        code.release()
+    loader.close()
 
 
 async def test_nothing_of_a_location_stays_once_it_is_unloaded(apps: Path) -> None:
