@@ -46,7 +46,7 @@ class Loader:
 
     @property
     def app_dirs(self) -> tuple[Path, ...]:
-        """The directories, resolved."""
+        """The directories, as absolute paths."""
         return self._locations.directories
 
     def kind_of(self, entrypoint: str) -> Literal["factory", "app"] | None:

@@ -221,6 +221,22 @@ async def test_code_that_changed_within_a_second_and_not_in_length_is_loaded_ane
     loader.close()
 
 
+async def test_a_link_that_is_switched_to_another_release_means_its_code(tmp_path: Path) -> None:
+    for release in ("first", "second"):
+        (tmp_path / release).mkdir()
+        (tmp_path / release / "released.py").write_text(f"def create_app(): ...\nWORD = {release!r}\n")
+    link = tmp_path / "current"
+    link.symlink_to(tmp_path / "first")
+    loader = Loader([link])
+    for release in ("first", "second"):
+        (tmp_path / "next").symlink_to(tmp_path / release)
+        (tmp_path / "next").rename(link)
+        code = loader.load("released:create_app")
+        assert code._target.__globals__["WORD"] == release
+        code.release()
+    loader.close()
+
+
 async def test_nothing_of_a_location_stays_once_it_is_unloaded(apps: Path) -> None:
     loader = Loader([apps / "twin_a"])
     loader.load("shop.web:create_app").release()
