@@ -14,6 +14,7 @@ import logging
 import logging.config
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -240,6 +241,9 @@ def _watch_exit_hooks() -> None:
         if not (instance and journal_of(instance).forget_all((EXIT_HOOK, func))):
             unregister(func)
 
+    # The first finalizer of a process registers the hook that runs those of everybody. Made by an app, it
+    # would run at that app's stop and take the neighbours' temporary directories away.
+    weakref.finalize(register_hook, int).detach()
     atexit.register = register_hook
     atexit.unregister = unregister_hook
 

@@ -13,6 +13,8 @@ import logging.handlers
 import os
 import queue
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -253,6 +255,29 @@ def test_an_exit_hook_may_end_the_threads_of_its_app() -> None:
     since = time.monotonic()
     assert undo(ME, grace=5) == []
     assert time.monotonic() - since < 2
+
+
+FINALIZERS = """
+import tempfile
+from pathlib import Path
+from runtime_node.isolation import install, running_as
+from runtime_node.isolation.journal import undo
+install()
+with running_as("apps/me/instances/1"):
+    mine = tempfile.TemporaryDirectory()
+with running_as("apps/other/instances/1"):
+    others = tempfile.TemporaryDirectory()
+assert undo("apps/me/instances/1") == []
+assert Path(others.name).is_dir()
+"""
+
+
+def test_the_first_finalizer_of_the_process_does_not_end_those_of_others() -> None:
+    """In a process of its own: in this one somebody was the first long ago."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-c", FINALIZERS]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_exit_hook_that_never_returns_is_cut_off_and_named() -> None:
