@@ -68,6 +68,8 @@ class GateFigures:
     """Requests and WebSocket handshakes waiting now."""
     websockets: int = 0
     """WebSockets the app serves now."""
+    running: int = 0
+    """Requests and WebSockets the app has not returned from; some work on after their response."""
     requests_per_second: float = 0.0
     """In the last whole period; 0 when it had no request."""
     latency_p50: float = 0.0

@@ -154,6 +154,7 @@ class Gate:
             in_flight=self._in_flight,
             queued=len(self._queue),
             websockets=self._websockets,
+            running=len(self._running),
             requests_per_second=rate,
             latency_p50=p50,
             latency_p99=p99,

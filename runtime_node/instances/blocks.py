@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import IsolationTier, State
+from appsupervisor.runtime.v1.runtime_environment_pb2 import BlockAction, IsolationTier, State
 from runtime_node.instances.offences import PERIOD, Tier, Verdict
 from runtime_node.instances.record import BLOCKED_LOOP, DEMOTED, Instance, Life, error_message
 from runtime_node.instances.terms import limit_terms
@@ -136,6 +136,10 @@ class Blocks:
             "nobody can be blamed for a hold of the interpreter's lock",
             extra={"action": "node.held", "suspects": names, "stack": block.stack},
         )
+
+    def ends_for_good(self, life: Life, error: SupervisorError) -> bool:
+        """Tell whether an app was ended by its lane for a block, and its policy is to leave it so."""
+        return error.reason == REASON and limit_terms(life.spec).block_action == BlockAction.STOP
 
     def _carry_out(self, instance: Instance, life: Life, verdict: Verdict, error: SupervisorError) -> bool:
         """Demote or stop an instance; return whether that was told already."""

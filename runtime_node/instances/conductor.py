@@ -45,8 +45,12 @@ MAX_LEAK_TEXT = 2000
 _CLOSE_SECONDS = 1.0
 """What a WebSocket's client gets to answer the close."""
 
-_CUT_GRACE = 2.0
-"""Seconds beyond its own limit that a lane gets to report a stop; then the rest is left behind."""
+_CUT_GRACE = 15.0
+"""Seconds beyond its own limit that a lane gets to report a stop; then the rest is left behind.
+
+More than a lane itself waits for a blocked loop, for its thread and for the app's other threads: one that is
+broken off in the middle never ends its thread.
+"""
 
 
 class Conductor:
@@ -262,6 +266,10 @@ class Conductor:
         if life.running is None:
             life.exited = (error,)
         elif instance.state == State.RUNNING and instance.task is None:
+            if error is not None and self._blocks.ends_for_good(life, error):
+                instance.past().last_error = error_message(error, self._wall())
+                self._stopped_for_blocking(instance, life, error)
+                return
             self._release(instance, life)
             self._failures.ended(instance, error, Event.CRASH, life.spec)
 
@@ -351,7 +359,7 @@ class Conductor:
             return
         try:
             # A lane keeps the limit itself; this one is for a lane that a stuck loop keeps from answering.
-            report = await asyncio.wait_for(running.stop(limit), 2 * limit + _CUT_GRACE + 5.0)
+            report = await asyncio.wait_for(running.stop(limit), 2 * limit + _CUT_GRACE)
         except TimeoutError:
             report = StopReport(leaks=("what its lane could not take down in time",))
         except Exception as fault:

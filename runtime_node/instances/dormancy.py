@@ -23,7 +23,7 @@ class Candidate:
 
     name: str
     busy: bool
-    """Requests or WebSockets are in it or wait for it."""
+    """Requests or WebSockets are in it or wait for it, or work on after their response."""
     ready: float
     start_seconds: float
     last_used: float

@@ -91,7 +91,7 @@ def _candidate(instance: Instance, figures: GateFigures) -> Candidate:
     assert life is not None
     return Candidate(
         name=instance.name,
-        busy=bool(figures.in_flight or figures.queued or figures.websockets),
+        busy=bool(figures.running or figures.queued),
         ready=life.ready,
         start_seconds=life.ready - life.started,
         last_used=max(life.ready, figures.last_request_time or 0.0),

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from runtime_node.isolation.current import CURRENT_INSTANCE
 
@@ -52,14 +53,15 @@ def tasks_of(loop: asyncio.AbstractEventLoop, instance: str) -> list[asyncio.Tas
 
     A task keeps the context it was made in, so nothing has to be noted when an app makes one.
     """
-    found = []
-    for task in asyncio.all_tasks(loop):
-        for part in gc.get_referents(task):
-            if isinstance(part, contextvars.Context):
-                if part.get(CURRENT_INSTANCE) == instance:
-                    found.append(task)
-                break
-    return found
+    return [task for task in asyncio.all_tasks(loop) if instance_of(task) == instance]
+
+
+def instance_of(task: asyncio.Future[Any]) -> str:
+    """Return the instance that made a task, or ""; of a future that is no task nobody can tell."""
+    for part in gc.get_referents(task):
+        if isinstance(part, contextvars.Context):
+            return part.get(CURRENT_INSTANCE, "")
+    return ""
 
 
 def _ask(thread: threading.Thread) -> None:

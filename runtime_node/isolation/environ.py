@@ -30,6 +30,12 @@ def belongs_to(instance: str, owner: str) -> bool:
     return instance == owner or _parents.get(instance) == owner
 
 
+def scopes_of(instance: str) -> tuple[str, ...]:
+    """Return under which names there may be something of an instance: its own, and its code location's."""
+    parent = _parents.get(instance)
+    return (instance,) if parent is None else (instance, parent)
+
+
 def close_overlay(instance: str) -> None:
     """Forget what the instance set."""
     _overlays.pop(instance, None)

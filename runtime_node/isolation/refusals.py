@@ -35,6 +35,8 @@ _REFUSED: tuple[tuple[Any, str, str, type[RefusedError]], ...] = (
     (os, "chroot", "change the root directory", RefusedError),
     (os, "fork", "fork the process", RefusedError),
     (os, "forkpty", "fork the process", RefusedError),
+    (os, "execv", "replace the process", RefusedError),
+    (os, "execve", "replace the process", RefusedError),
     (os, "_exit", "end the process", RefusedError),
     (os, "abort", "end the process", RefusedError),
     (os, "setpgrp", "change the process group", RefusedError),
@@ -59,19 +61,29 @@ def install() -> None:
         return set_locale(category, locale)
 
     locale.setlocale = setlocale
-    kill = os.kill
+    kill, kill_group = os.kill, os.killpg
 
     def refusing_kill(pid: int, number: int) -> None:
-        if pid in {os.getpid(), 0, -1} and number and acting_instance():
+        if pid in {os.getpid(), 0, -1, -os.getpgrp()} and number and acting_instance():
             raise RefusedError(_sentence("send itself a signal"))
         kill(pid, number)
 
-    os.kill = refusing_kill
+    def refusing_kill_group(group: int, number: int) -> None:
+        # A program that an app starts is in the node's group, unless it was given a session of its own.
+        if group in {os.getpgrp(), 0} and number and acting_instance():
+            raise RefusedError(_sentence("send a signal to the process group it shares"))
+        kill_group(group, number)
+
+    os.kill, os.killpg = refusing_kill, refusing_kill_group
 
 
 def guard_loop(loop: asyncio.AbstractEventLoop) -> None:
     """Refuse `stop` and `close` of a shared loop to the apps that run on it."""
-    for name, what in (("stop", "stop the event loop"), ("close", "close the event loop")):
+    for name, what in (
+        ("stop", "stop the event loop"),
+        ("close", "close the event loop"),
+        ("shutdown_default_executor", "end the threads of the event loop"),
+    ):
         setattr(loop, name, _refusing(getattr(loop, name), what, RefusedError))
 
 

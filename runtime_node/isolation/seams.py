@@ -14,6 +14,7 @@ import logging
 import logging.config
 import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,8 @@ from runtime_node.isolation.pool import PoolThread
 
 _installed = False
 _lock = threading.Lock()
+_filter_owners: dict[Any, set[str]] = {}
+"""Which instances want a filter of warnings that is set; those of the node's own are not here."""
 
 
 def install() -> None:
@@ -39,6 +42,7 @@ def install() -> None:
     _watch_threads()
     _watch_handlers()
     _watch_levels()
+    _keep_record_factories_apart()
     _keep_logging_of_others()
     _watch_exit_hooks()
     _watch_warnings()
@@ -119,16 +123,86 @@ def _watch_handlers() -> None:
 
 
 def _watch_levels() -> None:
-    original = logging.Logger.setLevel
+    """Let the level that an app sets on a logger hold for the app alone: they share the loggers."""
+    original, effective = logging.Logger.setLevel, logging.Logger.getEffectiveLevel
+    enabled = logging.Logger.isEnabledFor
+    set_by: dict[str, dict[logging.Logger, int]] = {}
+
+    def levels_here() -> list[dict[logging.Logger, int]]:
+        if not set_by:
+            return []
+        scopes = environ.scopes_of(CURRENT_INSTANCE.get())
+        return [levels for scope in scopes if (levels := set_by.get(scope)) is not None]
 
     def set_level(self: logging.Logger, level: int | str) -> None:
         instance = acting_instance()
-        if instance:
-            before = self.level
-            journal_of(instance).record(("level", self), lambda: original(self, before))
-        original(self, level)
+        if not instance:
+            original(self, level)
+            return
+        number: int = logging._checkLevel(level)  # type: ignore[attr-defined]
+        set_by.setdefault(instance, {})[self] = number
+
+        def forget() -> None:
+            set_by.pop(instance, None)
+
+        journal_of(instance).record("levels", forget)
+
+    def get_effective_level(self: logging.Logger) -> int:
+        own = levels_here()
+        if not own:
+            return effective(self)
+        logger: logging.Logger | None = self
+        while logger is not None:
+            here = logger
+            level = next((levels[here] for levels in own if here in levels), here.level)
+            if level:
+                return level
+            logger = logger.parent
+        return logging.NOTSET
+
+    def is_enabled_for(self: logging.Logger, level: int) -> bool:
+        # The logger's own cache knows of no instances.
+        if not levels_here():
+            return enabled(self, level)
+        return not self.disabled and self.manager.disable < level and level >= get_effective_level(self)
 
     logging.Logger.setLevel = set_level  # type: ignore[method-assign]
+    logging.Logger.getEffectiveLevel = get_effective_level  # type: ignore[method-assign]
+    logging.Logger.isEnabledFor = is_enabled_for  # type: ignore[method-assign]
+
+
+def _keep_record_factories_apart() -> None:
+    """Let the factory of log records that an app sets make the app's records alone."""
+    set_by: dict[str, Callable[..., logging.LogRecord]] = {}
+    for_all = logging.getLogRecordFactory()
+
+    def current() -> Callable[..., logging.LogRecord]:
+        if set_by:
+            for scope in environ.scopes_of(CURRENT_INSTANCE.get()):
+                if scope in set_by:
+                    return set_by[scope]
+        return for_all
+
+    def make_record(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        return current()(*args, **kwargs)
+
+    def set_factory(factory: Callable[..., logging.LogRecord]) -> None:
+        nonlocal for_all
+        instance = acting_instance()
+        if not instance:
+            for_all = factory
+            return
+        set_by[instance] = factory
+
+        def forget() -> None:
+            set_by.pop(instance, None)
+
+        journal_of(instance).record("record factory", forget)
+
+    logging.setLogRecordFactory(make_record)
+    logging.setLogRecordFactory = set_factory
+    # Not the one in charge of all: a factory that calls it from within would call itself.
+    logging.getLogRecordFactory = current
 
 
 def _keep_logging_of_others() -> None:
@@ -167,6 +241,9 @@ def _watch_exit_hooks() -> None:
         if not (instance and journal_of(instance).forget_all((EXIT_HOOK, func))):
             unregister(func)
 
+    # The first finalizer of a process registers the hook that runs those of everybody. Made by an app, it
+    # would run at that app's stop and take the neighbours' temporary directories away.
+    weakref.finalize(register_hook, int).detach()
     atexit.register = register_hook
     atexit.unregister = unregister_hook
 
@@ -190,14 +267,25 @@ def _noting_filter(original: Callable[..., None]) -> Callable[..., None]:
         instance = acting_instance()
         before = list(warnings.filters) if instance else []
         original(*args, **kwargs)
-        if instance:
-            for item in [item for item in warnings.filters if item not in before]:
-                journal_of(instance).record(("warning", item), functools.partial(_drop_filter, item))
+        if not instance:
+            return
+        added = [item for item in warnings.filters if item not in before]
+        if not added and warnings.filters[0] in _filter_owners:
+            # The same as another one's, moved to the front: an app's next instance sets what the last did.
+            added = [warnings.filters[0]]
+        for item in added:
+            _filter_owners.setdefault(item, set()).add(instance)
+            journal_of(instance).record(("warning", item), functools.partial(_drop_filter, item, instance))
 
     return add_filter
 
 
-def _drop_filter(item: Any) -> None:
+def _drop_filter(item: Any, instance: str) -> None:
+    owners = _filter_owners.get(item, set())
+    owners.discard(instance)
+    if owners:
+        return
+    _filter_owners.pop(item, None)
     filters: Any = warnings.filters
     if item in filters:
         filters.remove(item)

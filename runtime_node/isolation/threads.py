@@ -12,10 +12,10 @@ import importlib.util
 import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
-from runtime_node.isolation.current import CURRENT_INSTANCE
+from runtime_node.isolation.current import CURRENT_INSTANCE, acting_instance
 from runtime_node.isolation.pool import InstancePool
 
 P = ParamSpec("P")
@@ -25,6 +25,8 @@ _NODE_THREADS = 8
 _lock = threading.Lock()
 _open: dict[str, _InstanceThreads] = {}
 _make_limiter: Callable[[int], Any] | None = None
+_own_executors: dict[str, Executor] = {}
+"""By instance: what it has made the default executor, for its own calls."""
 
 
 class _InstanceThreads:
@@ -52,15 +54,35 @@ class InstanceExecutor(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run `fn` on a thread of the calling instance, or on the node's for the node's own calls."""
-        threads = _open.get(CURRENT_INSTANCE.get())
+        instance = CURRENT_INSTANCE.get()
+        own = _own_executors.get(instance)
+        if own is not None:
+            return own.submit(fn, *args, **kwargs)
+        threads = _open.get(instance)
         if threads is not None:
             return threads.pool.submit(fn, *args, **kwargs)
         return super().submit(fn, *args, **kwargs)
 
 
 def attach(loop: asyncio.AbstractEventLoop) -> None:
-    """Let `run_in_executor(None, …)` and `asyncio.to_thread` on this loop use the threads of instances."""
+    """Let `run_in_executor(None, …)` and `asyncio.to_thread` on this loop use the threads of instances.
+
+    An executor that an app sets as the loop's default is its own default: the loop is not its alone, and the
+    executor ends with it.
+    """
     loop.set_default_executor(InstanceExecutor())
+    set_for_all: Callable[[Any], None] = loop.set_default_executor
+
+    def set_default_executor(executor: Any) -> None:
+        instance = acting_instance()
+        if not instance:
+            set_for_all(executor)
+        elif not isinstance(executor, ThreadPoolExecutor):
+            raise TypeError("executor must be ThreadPoolExecutor instance")  # as asyncio's own
+        else:
+            _own_executors[instance] = executor
+
+    loop.set_default_executor = set_default_executor  # type: ignore[method-assign]
 
 
 def open_threads(instance: str, limit: int) -> InstancePool:
@@ -77,6 +99,7 @@ def close_threads(instance: str) -> list[threading.Thread]:
     """Take the instance's threads away; return those that are stuck in its code."""
     with _lock:
         threads = _open.pop(instance, None)
+        _own_executors.pop(instance, None)
     if threads is None:
         return []
     threads.pool.shutdown(wait=False, cancel_futures=True)

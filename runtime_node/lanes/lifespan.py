@@ -12,7 +12,7 @@ from enum import Enum, auto
 from typing import Any
 
 from runtime_node.lanes.lane import ASGIApp, Message
-from runtime_node.loader.failures import failure, one_line
+from runtime_node.loader.failures import bounded, failure, one_line, redact
 from runtime_node.watchdog.interruption import is_interruption
 from services.rpc.errors import SupervisorError
 
@@ -123,7 +123,7 @@ class Lifespan:
                 "APP_SHUTDOWN_FAILED", f"The app's shutdown took longer than {timeout:g} s and was cut off."
             )
         if self._failure is not None or (fault is not None and not early):
-            text = self._failure or one_line(fault) if fault is not None else self._failure or ""
+            text = self._failure or ("" if fault is None else one_line(fault, self._secrets))
             return failure(
                 "APP_SHUTDOWN_FAILED",
                 f"The app's shutdown failed: {_first_line(text)}",
@@ -137,7 +137,7 @@ class Lifespan:
             return
         fault = task.exception()
         if fault is not None:
-            text = f"The app's lifespan ended with an error: {one_line(fault)}"
+            text = f"The app's lifespan ended with an error: {one_line(fault, self._secrets)}"
             self._on_crash(failure("APP_CRASHED", text, fault, secrets=self._secrets))
 
     async def _run(self) -> None:
@@ -160,20 +160,23 @@ class Lifespan:
             self._settled.set()
         elif kind == "lifespan.startup.failed" and self._phase in {_Phase.FRESH, _Phase.STARTING}:
             self._phase = _Phase.STARTING
-            self._failure = str(message.get("message", "")) or "no message"
+            self._failure = self._told(message)
             self._settled.set()
         elif kind == "lifespan.shutdown.complete":
             self._phase = _Phase.STOPPED
         elif kind == "lifespan.shutdown.failed":
-            self._failure = str(message.get("message", "")) or "no message"
+            self._failure = self._told(message)
         else:
             raise RuntimeError(f"{kind} was sent out of its turn in the lifespan")
+
+    def _told(self, message: Message) -> str:
+        return redact(str(message.get("message", "")), self._secrets) or "no message"
 
     def _startup_failed(self, fault: BaseException | None) -> SupervisorError:
         if fault is not None:
             return failure(
                 "APP_STARTUP_FAILED",
-                f"The app's startup failed: {one_line(fault)}",
+                f"The app's startup failed: {one_line(fault, self._secrets)}",
                 fault,
                 secrets=self._secrets,
             )
@@ -183,7 +186,7 @@ class Lifespan:
                 f"The app's startup failed: {_first_line(self._failure)}",
                 secrets=self._secrets,
             )
-            error.metadata["detail"] = self._failure
+            error.metadata["detail"] = bounded(self._failure)
             return error
         return SupervisorError("APP_STARTUP_FAILED", "The app's startup was cancelled from within.")
 

@@ -167,7 +167,7 @@ class LoadedCode:
         if isinstance(fault, IsolationUnsupportedError):
             message = f"{self.entrypoint} cannot share a process: {fault}"
             return failure("ISOLATION_UNSUPPORTED", message, fault, secrets=secrets)
-        message = f"the factory {self.entrypoint} raised {one_line(fault)}"
+        message = f"the factory {self.entrypoint} raised {one_line(fault, secrets)}"
         return failure("APP_FACTORY_FAILED", message, fault, secrets=secrets)
 
     def _adapt(self, app: Any, finding: Finding, context: AppContext, pool: InstancePool) -> ASGIApp:

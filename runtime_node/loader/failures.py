@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
+from runtime_node.logs.masking import Masker
 from services.rpc.errors import SupervisorError
 
 MAX_DETAIL_BYTES = 16 * 1024
@@ -27,33 +28,33 @@ def failure(
     secrets: Iterable[str] = (),
 ) -> SupervisorError:
     """Return the error for `fault` with its traceback in `metadata["detail"]`, secrets blanked out."""
-    metadata = {} if fault is None else {"detail": redact(describe(fault), secrets)}
+    metadata = {} if fault is None else {"detail": describe(fault, secrets)}
     return SupervisorError(reason, redact(message, secrets), metadata=metadata)
 
 
-def describe(fault: BaseException) -> str:
+def describe(fault: BaseException, secrets: Iterable[str] = ()) -> str:
     """Format `fault` as a traceback of at most 16 KiB, without our own leading frames or any values."""
     summary = traceback.TracebackException.from_exception(fault, limit=-100, compact=True)
     _trim(summary, set())
-    return _bounded("".join(summary.format()).rstrip())
+    return bounded("".join(summary.format()).rstrip(), secrets)
 
 
-def one_line(fault: BaseException) -> str:
+def one_line(fault: BaseException, secrets: Iterable[str] = ()) -> str:
     """Return `Type: first line of the message`, at most 300 characters, for an error's sentence."""
     name = type(fault).__name__
     try:
         text = str(fault).strip()
     except Exception:  # noqa: BLE001 - an app's exception may fail even at being shown
         text = "<its message cannot be shown>"
+    # Before it is cut: of half a secret nobody could tell that it is one.
+    text = redact(text, secrets)
     line = text.splitlines()[0] if text else ""
     return f"{name}: {line}"[:300] if line else name
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:
-    """Replace each secret's value in `text` by `***`."""
-    for secret in sorted({s for s in secrets if len(s) >= _SHORTEST_SECRET}, key=len, reverse=True):
-        text = text.replace(secret, "***")
-    return text
+    """Replace each secret's value in `text` by `***`, also as it looks in a repr, in JSON and in a URL."""
+    return Masker(secrets, _SHORTEST_SECRET)(text)
 
 
 def _trim(summary: traceback.TracebackException, seen: set[int]) -> None:
@@ -77,7 +78,9 @@ def _is_import(frame: traceback.FrameSummary) -> bool:
     return "<frozen importlib" in frame.filename or frame.filename.startswith(_OWN + "loader/")
 
 
-def _bounded(text: str) -> str:
+def bounded(text: str, secrets: Iterable[str] = ()) -> str:
+    """Return a traceback without secrets, cut to 16 KiB from its middle."""
+    text = redact(text, secrets)
     data = text.encode("utf-8", "backslashreplace")
     if len(data) <= MAX_DETAIL_BYTES:
         return data.decode()

@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from importlib import metadata
 from importlib.abc import Loader
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
@@ -147,18 +148,26 @@ class AliasFinder:
         if path is not None and not isinstance(sys.modules.get(name.rpartition(".")[0]), AliasModule):
             return None
         module = tree.import_module(name)
-        spec = ModuleSpec(
-            name, AliasLoader(), origin="private module tree", is_package=hasattr(module, "__path__")
-        )
-        spec.submodule_search_locations = [] if hasattr(module, "__path__") else None
+        # Frameworks look up here where a package keeps its templates and files.
+        spec = ModuleSpec(name, AliasLoader(), origin=getattr(module, "__file__", None))
+        if hasattr(module, "__path__"):
+            spec.submodule_search_locations = list(module.__path__)
         return spec
 
 
 class AliasModule(ModuleType):
     """Stands in `sys.modules` for the modules of this name in all trees; each caller sees its own."""
 
+    @property
+    def __spec__(self) -> ModuleSpec | None:  # type: ignore[override]
+        """The spec of the caller's own module, None if it has none of this name."""
+        try:
+            return self._real().__spec__
+        except AttributeError:
+            return None
+
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name.endswith("__"):
+        if name.startswith("__") and name.endswith("__") and name != "__file__":
             raise AttributeError(name)
         return getattr(self._real(), name)
 
@@ -180,7 +189,13 @@ class AliasLoader(Loader):
         return AliasModule(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Do nothing: the modules behind the alias are imported in their trees."""
+        """Run nothing: the modules behind it are imported in their trees, its submodules are aliases too."""
+        if hasattr(module, "__path__"):
+            module.__path__ = []
+
+    def get_data(self, path: str) -> bytes:
+        """Return the contents of a file beside a module, as `pkgutil.get_data` asks for them."""
+        return Path(path).read_bytes()
 
 
 def _patch_import_module() -> None:

@@ -35,15 +35,18 @@ class Loader:
         *,
         plain: bool = False,
         private_packages: Iterable[str] = PRIVATE_PACKAGES,
+        secrets: Iterable[str] = (),
     ) -> None:
+        """`secrets` are blanked out in errors; only a process of one app knows them when it imports."""
         self._locations = Locations(app_dirs, private_packages)
         self._plain = plain
+        self._secrets = tuple(secrets)
         if not plain:
             hooks.install()
 
     @property
     def app_dirs(self) -> tuple[Path, ...]:
-        """The directories, resolved."""
+        """The directories, as absolute paths."""
         return self._locations.directories
 
     def kind_of(self, entrypoint: str) -> Literal["factory", "app"] | None:
@@ -85,8 +88,8 @@ class Loader:
         self._locations.close()
 
     def _load(self, named: Entrypoint, inside: Entrypoint, lease: Lease | None) -> LoadedCode:
-        module = _import(inside, lease)
-        target = _resolve(inside, module)
+        module = _import(inside, lease, self._secrets)
+        target = _resolve(inside, module, self._secrets)
         finding = examine(target)
         if finding.shape is Shape.UNKNOWN:
             raise SupervisorError(
@@ -102,7 +105,7 @@ class Loader:
             sys.path.insert(0, str(path))
 
 
-def _import(entrypoint: Entrypoint, lease: Lease | None) -> ModuleType:
+def _import(entrypoint: Entrypoint, lease: Lease | None, secrets: Sequence[str]) -> ModuleType:
     error: SupervisorError
     try:
         if lease is None:
@@ -115,11 +118,11 @@ def _import(entrypoint: Entrypoint, lease: Lease | None) -> ModuleType:
                 f"there is no module {fault.name!r} in this node's app-dirs or installed packages",
             )
         else:
-            error = _import_failed(entrypoint, fault)
+            error = _import_failed(entrypoint, fault, secrets)
     except IsolationUnsupportedError as fault:
         error = failure("ISOLATION_UNSUPPORTED", f"{entrypoint} cannot share a process: {fault}", fault)
     except BaseException as fault:  # noqa: BLE001 - whatever an app raises at import is its own failure
-        error = _import_failed(entrypoint, fault)
+        error = _import_failed(entrypoint, fault, secrets)
     # Raised outside the handlers, so that it does not keep the app's frames as its context.
     raise error
 
@@ -128,12 +131,12 @@ def _is_missing(module: str, fault: ModuleNotFoundError) -> bool:
     return fault.name is not None and (module == fault.name or module.startswith(fault.name + "."))
 
 
-def _import_failed(entrypoint: Entrypoint, fault: BaseException) -> SupervisorError:
-    message = f"importing {entrypoint.module} raised {one_line(fault)}"
-    return failure("ENTRYPOINT_IMPORT_FAILED", message, fault)
+def _import_failed(entrypoint: Entrypoint, fault: BaseException, secrets: Sequence[str]) -> SupervisorError:
+    message = f"importing {entrypoint.module} raised {one_line(fault, secrets)}"
+    return failure("ENTRYPOINT_IMPORT_FAILED", message, fault, secrets=secrets)
 
 
-def _resolve(entrypoint: Entrypoint, module: ModuleType) -> Any:
+def _resolve(entrypoint: Entrypoint, module: ModuleType, secrets: Sequence[str]) -> Any:
     target: Any = module
     path = entrypoint.module + ":"
     for name in entrypoint.attributes:
@@ -143,9 +146,8 @@ def _resolve(entrypoint: Entrypoint, module: ModuleType) -> Any:
         except AttributeError:
             error = _attribute_missing(path, target, name)
         except BaseException as fault:  # noqa: BLE001 - a module's __getattr__ and properties run app code
-            error = failure(
-                "ENTRYPOINT_IMPORT_FAILED", f"reading {path}{name} raised {one_line(fault)}", fault
-            )
+            message = f"reading {path}{name} raised {one_line(fault, secrets)}"
+            error = failure("ENTRYPOINT_IMPORT_FAILED", message, fault, secrets=secrets)
         else:
             path += name + "."
             continue

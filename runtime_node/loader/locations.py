@@ -6,6 +6,7 @@ instances. Code that changed on disk gets a new tree; the old one goes with its 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -45,7 +46,8 @@ class Locations:
     """The code locations of a node. Safe to use from any thread."""
 
     def __init__(self, app_dirs: Sequence[Path], private_packages: Iterable[str] = PRIVATE_PACKAGES) -> None:
-        self.directories = tuple(Path(directory).resolve() for directory in app_dirs)
+        # Links stay: one that is switched to another release means that one's code from then on.
+        self.directories = tuple(Path(os.path.abspath(directory)) for directory in app_dirs)
         self._private_packages = frozenset(private_packages)
         self._lock = threading.Lock()
         self._current: dict[Path, _Shared] = {}

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.machinery import (
     ExtensionFileLoader,
@@ -44,6 +45,7 @@ PROCESS_ONLY: Mapping[str, str] = {
 
 
 _UNDECIDED = "?"
+_FRESH_SECONDS = 2.0
 
 
 class IsolationUnsupportedError(ImportError):
@@ -184,6 +186,11 @@ class ModuleTree:
 
     def _locate(self, top: str) -> ModuleSpec | None:
         found = PathFinder.find_spec(top, self.roots) if self.roots else None
+        if found is not None and found.origin is None:
+            # A directory without `__init__.py`: Python takes a package from further along the path rather
+            # than that, and without one all such directories together.
+            everywhere = PathFinder.find_spec(top, [*self.roots, *sys.path])
+            found = everywhere if everywhere is None or everywhere.origin is None else None
         if found is None and top in self._private:
             found = PathFinder.find_spec(top)
         return found
@@ -259,6 +266,17 @@ class _SourceLoader(SourceFileLoader):
     def __init__(self, fullname: str, path: str, tree: ModuleTree) -> None:
         super().__init__(fullname, path)
         self._tree = tree
+
+    def path_stats(self, path: str) -> Mapping[str, Any]:
+        """Return what tells a file's cached bytecode from that of another state of it.
+
+        Raises OSError, for no cache, for a file that was just written: bytecode knows whole seconds alone,
+        so it could be of what the file was a moment ago.
+        """
+        stats: Mapping[str, Any] = super().path_stats(path)
+        if time.time() - stats["mtime"] < _FRESH_SECONDS:
+            raise OSError(f"{path} has just been written")
+        return stats
 
     def exec_module(self, module: ModuleType) -> None:
         """Run the module's code with the builtins of its tree."""

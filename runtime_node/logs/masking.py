@@ -19,11 +19,11 @@ class Masker:
 
     __slots__ = ("_forms", "_pattern")
 
-    def __init__(self, secrets: Iterable[str]) -> None:
+    def __init__(self, secrets: Iterable[str], shortest: int = SHORTEST_SECRET) -> None:
         forms: set[str] = set()
         for secret in secrets:
             for part in {secret, secret.strip(), *secret.splitlines()}:
-                if len(part) >= SHORTEST_SECRET:
+                if len(part) >= shortest:
                     forms |= {part, repr(part)[1:-1], json.dumps(part)[1:-1], quote(part), quote_plus(part)}
         # The longest first: a secret that begins with another one is blanked out as a whole.
         self._forms = tuple(sorted(forms, key=len, reverse=True))

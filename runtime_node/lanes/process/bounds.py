@@ -15,6 +15,8 @@ DEFAULT_CONCURRENCY: Final = 64
 MAX_PROCESSES: Final = 64
 UNRESPONSIVE_SECONDS: Final = 30.0
 """A loop that cannot be interrupted is given up after this time: as long as a request may take at most."""
+STUCK_SECONDS: Final = 1.0
+"""Where the policy is to stop it, after this time beyond the budget; as in the other tiers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +39,13 @@ class Bounds:
         limits = spec.limits
         concurrency = limits.max_concurrent_requests or DEFAULT_CONCURRENCY
         budget = limits.block_budget.ToTimedelta().total_seconds() or DEFAULT_BLOCK_BUDGET
+        stops = limits.block_action == BlockAction.STOP
+        patience = budget + STUCK_SECONDS if stops else max(UNRESPONSIVE_SECONDS, 2 * budget)
         stop = limits.stop_timeout.ToTimedelta().total_seconds()
         return cls(
             block_budget=budget,
             block_action=limits.block_action or BlockAction.DEMOTE,
-            unresponsive_seconds=max(UNRESPONSIVE_SECONDS, 2 * budget),
+            unresponsive_seconds=patience,
             stop_timeout=stop if limits.HasField("stop_timeout") else DEFAULT_STOP_TIMEOUT,
             memory_bytes=limits.memory_bytes,
             cpu_millis=limits.cpu_millis,

@@ -32,13 +32,13 @@ from runtime_node.context import AppContext
 from runtime_node.lanes.lifespan import Lifespan
 from runtime_node.lanes.process import limits, procfs, serving, wire
 from runtime_node.lanes.process.guest_signals import DUMP_SIGNAL, INTERRUPT_SIGNAL
+from runtime_node.lanes.process.output import MAX_RECORD_CHARACTERS
 from runtime_node.loader import LoadedCode, Loader
 from runtime_node.memory import give_back_zeros
 from services.rpc.errors import SupervisorError
 
 IDLE_BEAT_SECONDS: Final = 1.0
 EXIT_START_FAILED: Final = 71
-MAX_LOG_RECORD_BYTES: Final = 32 << 10
 MAX_DETAIL_BYTES: Final = 16 << 10
 
 
@@ -177,7 +177,8 @@ class Guest:
         code: LoadedCode | None = None
         try:
             # Nothing else runs here yet, so a blocking import holds up nobody.
-            code = Loader(self._app_dirs, plain=True).load(self._parcel["entrypoint"])
+            loader = Loader(self._app_dirs, plain=True, secrets=self._secrets)
+            code = loader.load(self._parcel["entrypoint"])
             app = await code.build(self._context, threads=self._parcel["limits"]["max_threads"])
             lifespan = Lifespan(app, self._secrets)
             await lifespan.startup()
@@ -259,12 +260,12 @@ class _NodeLogHandler(logging.Handler):
         self._descriptor = descriptor
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record; longer than `MAX_LOG_RECORD_BYTES` it is cut."""
+        """Write one record; longer than `MAX_RECORD_CHARACTERS` it is cut."""
         try:
             message = record.getMessage()
             if record.exc_info:
                 message += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
-            entry = [record.levelno, record.name, record.created, message[: MAX_LOG_RECORD_BYTES // 2]]
+            entry = [record.levelno, record.name[:200], record.created, message[:MAX_RECORD_CHARACTERS]]
             line = json.dumps(entry, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
             os.write(self._descriptor, line)
         except Exception:  # noqa: BLE001  (logging's own rule: a record must not break the app)

@@ -13,6 +13,10 @@ from collections.abc import Callable
 from typing import Final
 
 MAX_LINE_BYTES: Final = 16 << 10
+MAX_RECORD_CHARACTERS: Final = 20_000
+"""More than is kept of a record, so that a secret which the guest cuts in two here is cut off later."""
+MAX_RECORD_BYTES: Final = 128 << 10
+"""Its line: a character takes up to six bytes in JSON."""
 CHUNK_BYTES: Final = 64 << 10
 PAUSE_SECONDS: Final = 0.05
 """Rest after a full chunk: at most about 1.3 MB/s are taken from one stream of one guest."""
@@ -20,14 +24,19 @@ TAIL_BYTES: Final = 4 << 10
 
 
 class LineReader:
-    """Cuts one stream into lines; a longer line than `MAX_LINE_BYTES` comes in several."""
+    """Cuts one stream into lines; a longer line than `longest` bytes comes in several."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, descriptor: int, on_line: Callable[[str], None]
+        self,
+        loop: asyncio.AbstractEventLoop,
+        descriptor: int,
+        on_line: Callable[[str], None],
+        longest: int = MAX_LINE_BYTES,
     ) -> None:
         self._loop = loop
         self._descriptor = descriptor
         self._on_line = on_line
+        self._longest = longest
         self._rest = b""
         self._resume: asyncio.TimerHandle | None = None
         self._closed = False
@@ -78,13 +87,13 @@ class LineReader:
         self._rest = lines.pop()
         for line in lines:
             self._emit(line)
-        while len(self._rest) > MAX_LINE_BYTES:
-            self._emit(self._rest[:MAX_LINE_BYTES])
-            self._rest = self._rest[MAX_LINE_BYTES:]
+        while len(self._rest) > self._longest:
+            self._emit(self._rest[: self._longest])
+            self._rest = self._rest[self._longest :]
 
     def _emit(self, line: bytes) -> None:
-        for start in range(0, len(line) or 1, MAX_LINE_BYTES):
-            self._on_line(line[start : start + MAX_LINE_BYTES].decode(errors="replace").rstrip("\r"))
+        for start in range(0, len(line) or 1, self._longest):
+            self._on_line(line[start : start + self._longest].decode(errors="replace").rstrip("\r"))
 
 
 class Tail:

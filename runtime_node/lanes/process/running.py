@@ -21,7 +21,7 @@ from runtime_node.lanes.lane import ASGIApp, Launch, StopReport, Usage
 from runtime_node.lanes.process import ending, procfs, wire
 from runtime_node.lanes.process.bounds import Bounds
 from runtime_node.lanes.process.guest_signals import DUMP_SIGNAL, INTERRUPT_SIGNAL
-from runtime_node.lanes.process.output import LineReader, Tail, parse_record
+from runtime_node.lanes.process.output import MAX_RECORD_BYTES, LineReader, Tail, parse_record
 from runtime_node.lanes.process.proxy import GuestProxy
 from runtime_node.lanes.process.serving import Beat
 from runtime_node.lanes.process.watch import Watch
@@ -92,7 +92,7 @@ class GuestProcess:
         self._readers = [
             LineReader(self._loop, out, lambda line: on_output("stdout", line)),
             LineReader(self._loop, error, on_stderr),
-            LineReader(self._loop, log, self._on_record),
+            LineReader(self._loop, log, self._on_record, MAX_RECORD_BYTES),
         ]
         self._loop.add_reader(self._control.fileno(), self._read_control)
         self.proxy = GuestProxy(self._connect, self._resource)
@@ -204,10 +204,10 @@ class GuestProcess:
             if self._dumping is None:
                 self._dumping = self._loop.create_task(self._tell_blocked(seconds))
             return
-        action = self._bounds.block_action
-        if action == BlockAction.REPORT or self._dumping is not None:
+        if self._dumping is not None:
             return
-        if action == BlockAction.STOP or seconds > self._bounds.unresponsive_seconds:
+        bounds = self._bounds
+        if seconds > bounds.unresponsive_seconds and bounds.block_action != BlockAction.REPORT:
             sentence = f"The app blocked its event loop for {seconds:.1f} s and was ended."
             self.kill(SupervisorError("APP_BLOCKED_LOOP", sentence, resource=self._resource))
         elif time.monotonic() - self._interrupted > 0.5:

@@ -98,7 +98,7 @@ class Zygote:
 
     def __init__(self, app_dirs: Sequence[Path], preload: Sequence[str]) -> None:
         # Guests run in their data directories.
-        self._app_dirs = tuple(directory.resolve() for directory in app_dirs)
+        self._app_dirs = tuple(directory.absolute() for directory in app_dirs)
         self._preload = list(preload)
         self._process: subprocess.Popen[bytes] | None = None
         self._link: socket.socket | None = None

@@ -117,6 +117,22 @@ def slow_requests(context):
     return _app(context, serve=serve)
 
 
+def works_on(context):
+    """Answers at once and works for three seconds more, as a framework's background task does."""
+
+    async def serve(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"accepted"})
+        outcome = "broken off"
+        try:
+            await asyncio.sleep(3)
+            outcome = "done"
+        finally:
+            (context.data_dir / "work").write_text(outcome)
+
+    return _app(context, serve=serve)
+
+
 def probed(context):
     """Answers its probe with whatever status the file `status` in its data directory holds."""
 

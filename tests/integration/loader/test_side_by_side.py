@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,63 @@ async def test_imports_by_a_string_find_the_apps_own_module(served: Any, twins: 
     a, b = await both(served, twins, "/strings")
     assert set(a) == {"settings a"}
     assert set(b) == {"settings b"}
+
+
+async def test_frameworks_find_the_files_of_a_package_that_is_named_to_them(tmp_path: Path) -> None:
+    source = (
+        "import flask, jinja2, pkgutil\n"
+        "from starlette.staticfiles import StaticFiles\n"
+        "def create_app(context): ...\n"
+        "def found():\n"
+        "    template = jinja2.Environment(loader=jinja2.PackageLoader('shop')).get_template('page.txt')\n"
+        "    kept = StaticFiles(packages=[('shop', 'templates')]).all_directories[0]\n"
+        "    data = pkgutil.get_data('shop', 'templates/page.txt').decode()\n"
+        "    return [template.render(), data, kept, flask.Flask('shop').root_path]\n"
+    )
+    places = [tmp_path / "one", tmp_path / "two"]
+    for place in places:
+        (place / "shop/templates").mkdir(parents=True)
+        (place / "shop/templates/page.txt").write_text(place.name)
+        (place / "shop/__init__.py").touch()
+        (place / "shop/web.py").write_text(source)
+    loader = Loader(places)
+    codes = [loader.load("shop.web:create_app"), loader.load("two.shop.web:create_app")]
+    try:
+        for place, code in [*zip(places, codes, strict=True)] * 2:
+            found = await asyncio.to_thread(code._target.__globals__["found"])
+            assert found == [place.name, place.name, str(place / "shop/templates"), str(place / "shop")]
+    finally:
+        for code in codes:
+            code.release()
+
+
+async def test_a_directory_that_is_no_package_hides_no_installed_one(tmp_path: Path) -> None:
+    """As the migrations in `alembic/` beside the code, or one's own part of a namespace."""
+    installed = tmp_path / "installed"
+    for file in (
+        installed / "regular_one/__init__.py", installed / "name_space/theirs.py",
+        tmp_path / "apps/regular_one/env.py", tmp_path / "apps/name_space/ours.py",
+    ):  # fmt: skip
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"PLACE = {str(file)!r}\n")
+    (tmp_path / "apps/both.py").write_text(
+        "import regular_one, name_space.ours, name_space.theirs\n"
+        "def create_app(context): ...\n"
+        "PLACES = regular_one.PLACE, name_space.ours.PLACE, name_space.theirs.PLACE\n"
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "path", [*sys.path, str(installed)])
+        loader = Loader([tmp_path / "apps"])
+        code = loader.load("both:create_app")
+    try:
+        assert code._target.__globals__["PLACES"] == (
+            str(installed / "regular_one/__init__.py"),
+            str(tmp_path / "apps/name_space/ours.py"),
+            str(installed / "name_space/theirs.py"),
+        )
+    finally:
+        code.release()
+        sys.modules.pop("regular_one", None)
 
 
 async def test_annotations_and_tables_are_resolved_in_the_apps_own_modules(
@@ -143,6 +202,39 @@ async def test_changed_code_is_loaded_anew_beside_the_code_in_use(tmp_path: Path
     finally:
         old.release()
         new.release()
+
+
+async def test_code_that_changed_within_a_second_and_not_in_length_is_loaded_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    module = tmp_path / "quick.py"
+    loader = Loader([tmp_path])
+    second = int(time.time())
+    for word in ("one", "two"):
+        module.write_text(f"def create_app(): ...\nWORD = {word!r}\n")
+        # As if both had been written in one second.
+        os.utime(module, ns=(0, second * 10**9 + ord(word[0])))
+        code = loader.load("quick:create_app")
+        assert code._target.__globals__["WORD"] == word
+        code.release()
+    loader.close()
+
+
+async def test_a_link_that_is_switched_to_another_release_means_its_code(tmp_path: Path) -> None:
+    for release in ("first", "second"):
+        (tmp_path / release).mkdir()
+        (tmp_path / release / "released.py").write_text(f"def create_app(): ...\nWORD = {release!r}\n")
+    link = tmp_path / "current"
+    link.symlink_to(tmp_path / "first")
+    loader = Loader([link])
+    for release in ("first", "second"):
+        (tmp_path / "next").symlink_to(tmp_path / release)
+        (tmp_path / "next").rename(link)
+        code = loader.load("released:create_app")
+        assert code._target.__globals__["WORD"] == release
+        code.release()
+    loader.close()
 
 
 async def test_nothing_of_a_location_stays_once_it_is_unloaded(apps: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +17,7 @@ import uvloop
 from fastapi import FastAPI
 
 from runtime_node.isolation.current import CURRENT_INSTANCE, running_as
+from runtime_node.isolation.journal import undo
 from runtime_node.isolation.threads import attach, close_threads, open_threads
 
 ASGI = Callable[..., Any]
@@ -108,6 +110,25 @@ async def test_the_default_executor_runs_each_instances_calls_on_its_own_threads
         finally:
             release.set()
         await asyncio.gather(*held)
+
+
+@on_both_loops
+async def test_a_default_executor_that_an_app_sets_is_its_own_and_ends_with_it() -> None:
+    def name() -> str:
+        return threading.current_thread().name
+
+    with instance("calm", 1):
+        with instance("own", 1), running_as("own"):
+            asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1, thread_name_prefix="mine"))
+            assert (await asyncio.to_thread(name)).startswith("mine")
+            with running_as("calm"):
+                assert await asyncio.to_thread(name) == "calm-worker"
+            with pytest.raises(TypeError):
+                asyncio.get_running_loop().set_default_executor("no executor")
+        undo("own")
+        with running_as("calm"):
+            assert await asyncio.to_thread(name) == "calm-worker"
+        assert (await asyncio.to_thread(name)).startswith("node")
 
 
 @on_both_loops

@@ -193,6 +193,27 @@ async def test_policy_stop_ends_a_repeat_offender(hosted: Hosted) -> None:
     assert (await hosted.ask("hog")).status_code == 200
 
 
+async def test_policy_stop_means_the_same_in_a_process_of_its_own(hosted_with_processes: Hosted) -> None:
+    hosted = hosted_with_processes
+    limits = pb.Limits(block_budget=ms(BUDGET), block_action=pb.STOP, stop_timeout=ms(200))
+    policy = pb.RestartPolicy(min_backoff=ms(10))
+    await start_hog(hosted, isolation=pb.PROCESS, limits=limits, restart_policy=policy)
+    for _ in range(2):
+        assert (await hosted.ask("hog", "/?do=spin")).status_code == 504
+        assert (await hosted.get(HOG)).state == pb.RUNNING
+    await hosted.ask("hog", "/?do=spin")
+    failed = await hosted.reaches(pb.FAILED, HOG)
+    assert "3 times" in failed.last_error.message
+    await hosted.restart(HOG)
+    await hosted.reaches(pb.RUNNING, HOG)
+    # What cannot be interrupted is killed; it is left so as well.
+    answer = await hosted.ask("hog", "/?do=hold&seconds=30")
+    assert (answer.status_code, answer.json()["reason"]) == (504, "APP_BLOCKED_LOOP")
+    failed = await hosted.reaches(pb.FAILED, HOG)
+    assert (failed.last_error.reason, failed.restart_count) == ("APP_BLOCKED_LOOP", 1)
+    assert (await hosted.ask("hog")).json()["reason"] == "APP_BLOCKED_LOOP"
+
+
 async def test_policy_report_only_records(hosted: Hosted) -> None:
     await start_hog(hosted)
     for _ in range(5):

@@ -78,6 +78,14 @@ async def test_an_open_websocket_keeps_an_app_awake(hosted: Hosted) -> None:
     await hosted.reaches(pb.IDLE)
 
 
+async def test_work_after_a_response_keeps_an_app_awake(hosted: Hosted, tmp_path: Path) -> None:
+    limits = pb.Limits(stop_timeout=Duration())
+    await hosted.start(entrypoint="behaviours:works_on", limits=limits, **DORMANT)
+    assert (await hosted.ask("shop")).text == "accepted"
+    await hosted.reaches(pb.IDLE)
+    assert (tmp_path / "data/apps/shop.uid-1/work").read_text() == "done"
+
+
 async def test_requests_that_wake_a_broken_app_are_told_why(hosted: Hosted) -> None:
     policy = pb.RestartPolicy(mode=pb.RestartPolicy.TEMPORARY)
     await hosted.start(entrypoint="behaviours:raises_in_startup", restart_policy=policy, **DORMANT)

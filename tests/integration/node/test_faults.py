@@ -206,6 +206,30 @@ async def test_a_thread_app_that_blocks_its_loop_delays_nobody_else(hosted: Host
     assert (await hog).status_code == 200
 
 
+async def test_the_thread_of_an_app_that_blocked_beyond_its_stop_ends_when_it_can(hosted: Hosted) -> None:
+    await hosted.start(
+        entrypoint="blockers:asked", isolation=pb.THREAD,
+        limits=pb.Limits(stop_timeout=ms(0), block_action=pb.REPORT),
+    )  # fmt: skip
+    await hosted.reaches(pb.RUNNING)
+    # One call of C code that nothing can end, for longer than anybody waits.
+    blocking = asyncio.create_task(hosted.ask("shop", "/?do=select&seconds=12"))
+    await becomes_blocked(hosted)
+    await hosted.stop()
+    await blocking
+    deadline = time.monotonic() + 20
+    while threads := [t.name for t in threading.enumerate() if "apps/shop" in t.name]:
+        assert time.monotonic() < deadline, threads
+        await asyncio.sleep(0.05)
+
+
+async def becomes_blocked(hosted: Hosted) -> None:
+    deadline = time.monotonic() + 10
+    while condition(await hosted.get(), "BlockedLoop").status != pb.Condition.TRUE:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
 async def test_an_app_whose_workers_are_busy_delays_no_other_apps(hosted: Hosted) -> None:
     for app in ("busy", "shop"):
         await hosted.start(

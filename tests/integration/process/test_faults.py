@@ -136,14 +136,21 @@ async def test_a_blocked_loop_is_interrupted_and_serves_on(guests: Guests, how: 
     assert app.exits == []
 
 
-async def test_a_blocked_loop_is_only_reported_where_the_policy_says_so(guests: Guests) -> None:
-    limits = Limits(block_budget=Duration(nanos=200_000_000), block_action=BlockAction.REPORT)
+@pytest.mark.parametrize("action", [BlockAction.REPORT, BlockAction.STOP])
+async def test_a_blocked_loop_is_interrupted_whatever_is_to_follow_on_repeats(
+    guests: Guests, action: BlockAction.ValueType
+) -> None:
+    limits = Limits(block_budget=Duration(nanos=200_000_000), block_action=action)
     app = await guests.start(limits=limits)
-    assert (await request(app, "/sleep", "1")).body == b"woke"
+    with pytest.raises(SupervisorError) as caught:
+        await request(app, "/sleep", "20")
+    assert caught.value.reason == "APP_BLOCKED_LOOP"
     assert len(app.blocked) == 1
+    assert (await request(app)).body == b"ok"
+    assert app.exits == []
 
 
-async def test_a_blocked_loop_ends_the_guest_where_the_policy_says_so(guests: Guests) -> None:
+async def test_what_nothing_interrupts_ends_the_guest_where_the_policy_says_so(guests: Guests) -> None:
     limits = Limits(block_budget=Duration(nanos=200_000_000), block_action=BlockAction.STOP)
     _, error = await crash(guests, "/gil", "20", limits=limits)
     assert error.reason == "APP_BLOCKED_LOOP"

@@ -294,6 +294,16 @@ async def test_output_is_handed_over_line_by_line(guests: Guests) -> None:
     assert lines[1:] == [("stdout", "w" * 100)] * 500
 
 
+async def test_a_long_log_record_comes_whole_with_its_level_and_logger(
+    guests: Guests, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = await guests.start()
+    await request(app, "/log", "8000")
+    (record,) = await until(lambda: [r for r in caplog.records if r.levelno == logging.ERROR])
+    assert record.origin == "library"
+    assert record.getMessage() == "begin " + '"\n' * 8000 + " end"
+
+
 async def test_a_flood_of_output_slows_the_guest_alone(guests: Guests) -> None:
     guests.lane._on_output = lambda context, stream, line: None
     noisy, quiet = await guests.start(limits=Limits()), await guests.start()

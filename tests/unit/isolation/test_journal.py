@@ -13,6 +13,8 @@ import logging.handlers
 import os
 import queue
 import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -152,6 +154,58 @@ def test_an_app_that_configures_logging_leaves_the_others_handlers_and_loggers_a
         logging.getLogger("neighbour").removeHandler(others)
 
 
+def test_a_level_that_an_app_sets_is_its_own_and_goes_with_it() -> None:
+    root, library = logging.getLogger(), logging.getLogger("shared.library")
+    before = library.isEnabledFor(logging.INFO), library.isEnabledFor(logging.DEBUG)
+    open_overlay(ME, parent="code/mine")
+    with running_as("code/mine"):
+        root.setLevel(logging.ERROR)
+    with running_as(ME):
+        assert not library.isEnabledFor(logging.WARNING)
+        library.setLevel("DEBUG")
+        assert library.isEnabledFor(logging.DEBUG)
+        assert library.getEffectiveLevel() == logging.DEBUG
+        assert root.getEffectiveLevel() == logging.ERROR
+    with running_as(OTHER):
+        assert (library.isEnabledFor(logging.INFO), library.isEnabledFor(logging.DEBUG)) == before
+        library.setLevel(logging.CRITICAL)
+    undo(ME)  # while another one has set the same
+    with running_as(OTHER):
+        assert not library.isEnabledFor(logging.ERROR)
+    undo(OTHER)
+    undo("code/mine")
+    with running_as(ME):
+        assert (library.isEnabledFor(logging.INFO), library.isEnabledFor(logging.DEBUG)) == before
+
+
+def test_a_factory_of_log_records_makes_those_of_its_app_alone() -> None:
+    heard: list[str] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record.getMessage())
+
+    def make(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = before(*args, **kwargs)
+        record.msg = f"mine: {record.msg}"
+        return record
+
+    logger = logging.Logger("shared")
+    logger.addHandler(Handler())
+    with running_as(ME):
+        before = logging.getLogRecordFactory()
+        logging.setLogRecordFactory(make)
+        assert logging.getLogRecordFactory() is make
+        logger.warning("one")
+    with running_as(OTHER):
+        logger.warning("two")
+    logger.warning("three")
+    undo(ME)
+    with running_as(ME):
+        logger.warning("four")
+    assert heard == ["mine: one", "two", "three", "four"]
+
+
 def test_exit_hooks_run_when_the_instance_stops_newest_first() -> None:
     ran: list[int] = []
 
@@ -203,6 +257,29 @@ def test_an_exit_hook_may_end_the_threads_of_its_app() -> None:
     assert time.monotonic() - since < 2
 
 
+FINALIZERS = """
+import tempfile
+from pathlib import Path
+from runtime_node.isolation import install, running_as
+from runtime_node.isolation.journal import undo
+install()
+with running_as("apps/me/instances/1"):
+    mine = tempfile.TemporaryDirectory()
+with running_as("apps/other/instances/1"):
+    others = tempfile.TemporaryDirectory()
+assert undo("apps/me/instances/1") == []
+assert Path(others.name).is_dir()
+"""
+
+
+def test_the_first_finalizer_of_the_process_does_not_end_those_of_others() -> None:
+    """In a process of its own: in this one somebody was the first long ago."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-c", FINALIZERS]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_an_exit_hook_that_never_returns_is_cut_off_and_named() -> None:
     with running_as(ME):
         atexit.register(time.sleep, 3)
@@ -250,9 +327,13 @@ def test_an_instance_sees_the_environment_it_was_given_and_its_codes() -> None:
     [
         (lambda: os.chdir("/"), PermissionError),
         (lambda: os.fork(), PermissionError),  # noqa: PLW0108 - the seam is looked up at the call
+        (lambda: os.execv("/bin/true", ["true"]), PermissionError),
+        (lambda: os.execlp("true", "true"), PermissionError),
         (lambda: os._exit(1), PermissionError),
         (lambda: os.abort(), PermissionError),  # noqa: PLW0108
         (lambda: os.kill(os.getpid(), signal.SIGTERM), PermissionError),
+        (lambda: os.kill(-os.getpgrp(), signal.SIGTERM), PermissionError),
+        (lambda: os.killpg(os.getpgrp(), signal.SIGTERM), PermissionError),
         (lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN), ValueError),
         (lambda: signal.alarm(1), ValueError),
         (lambda: locale.setlocale(locale.LC_ALL, "C"), locale.Error),
@@ -277,7 +358,7 @@ async def test_an_app_cannot_stop_or_close_the_loop_it_shares() -> None:
     loop = asyncio.new_event_loop()
     guard_loop(loop)
     with running_as(ME):
-        for call in (loop.stop, loop.close):
+        for call in (loop.stop, loop.close, loop.shutdown_default_executor):
             with pytest.raises(RefusedError, match="event loop"):
                 call()
     loop.close()
@@ -322,6 +403,17 @@ def test_warning_filters_of_an_app_go_with_it() -> None:
         warnings.filterwarnings("ignore", message="of mine")
     assert list(warnings.filters) != before
     undo(ME)
+    assert list(warnings.filters) == before
+
+
+def test_a_warning_filter_that_two_instances_set_goes_with_the_last() -> None:
+    before = list(warnings.filters)
+    for instance in (ME, OTHER):
+        with running_as(instance):
+            warnings.filterwarnings("ignore", message="of both")
+    assert undo(ME) == []
+    assert len(warnings.filters) == len(before) + 1
+    assert undo(OTHER) == []
     assert list(warnings.filters) == before
 
 

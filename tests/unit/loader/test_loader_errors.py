@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -152,6 +155,38 @@ async def test_a_factory_that_raises_shows_its_traceback_without_secrets(
     for text in (error.message, error.metadata["detail"]):
         assert "hunter2" not in text
         assert "pa55word" not in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "repr(context.secrets['KEY'])",
+        "context.secrets['KEY']",
+        "'x' * 280 + context.secrets['KEY'].splitlines()[1]",
+        "'x' * 12200 + context.secrets['KEY'].splitlines()[1] + 'x' * 12150",
+    ],
+)
+async def test_neither_another_form_nor_a_cut_piece_of_a_secret_is_told(
+    loader: Loader, write: Write, context: AppContext, text: str
+) -> None:
+    key = "-----BEGIN KEY-----\n" + "hunter2/" * 30 + "\n-----END KEY-----\n"
+    write("shop.py", f"def create_app(context):\n    raise ValueError({text})\n")
+    error = await build_failed(loader, "shop:create_app", replace(context, secrets={"KEY": key}))
+    for told in (error.message, error.metadata["detail"]):
+        assert "ValueError" in told
+        assert "hunter" not in told
+
+
+def test_the_only_app_of_a_process_is_told_no_secret_of_its_import(tmp_path: Path) -> None:
+    (tmp_path / "only.py").write_text("import os\nint('x' * 260 + os.environ['KEY'])\n")
+    key = "hunter2/" * 30
+    loader = Loader([tmp_path], plain=True, secrets=[key])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KEY", key)
+        patch.setattr(sys, "path", [*sys.path])
+        error = failed(loader, "only:app")
+    assert "invalid literal" in error.message
+    assert "hunter" not in error.message + error.metadata["detail"]
 
 
 @pytest.mark.parametrize(

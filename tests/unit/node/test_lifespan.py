@@ -72,6 +72,17 @@ async def test_a_startup_that_says_it_failed_has_failed_with_what_it_said() -> N
     assert failed.value.metadata["detail"].startswith("Traceback")
 
 
+async def test_what_an_app_says_of_its_failure_is_told_without_secrets() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": f"Traceback\n{'x' * 297}hunter2hunter2"})
+
+    with pytest.raises(SupervisorError) as failed:
+        await Lifespan(app, secrets=("hunter2hunter2",)).startup()
+    assert "hun" not in failed.value.message
+    assert "hun" not in failed.value.metadata["detail"]
+
+
 async def test_a_failed_startup_leaves_no_task_even_if_the_app_waits_on() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -97,6 +108,7 @@ async def test_a_cancelled_startup_leaves_no_task() -> None:
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(Lifespan(app).startup(), 0.01)
     assert cleaned == [True]
+    await asyncio.sleep(0)  # what was cancelled last ends in the loop's next turn
     assert asyncio.all_tasks() == before
 
 

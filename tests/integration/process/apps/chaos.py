@@ -192,6 +192,9 @@ async def http(scope, receive, send):
         for _ in range(int(query)):
             print("w" * 100)
         await answer(send, b"flooded")
+    elif path == "/log":
+        logging.getLogger("library").error("begin %s end", '"\n' * int(query))
+        await answer(send, b"logged")
     else:
         await answer(send, b"ok")
 
