@@ -97,11 +97,11 @@ def observe(record: AppRecord, view: View, now: int) -> AppRecord:
     return replace(record, status=status)
 
 
-def has_vanished(record: AppRecord, view: View) -> bool:
-    """Tell whether an app that is to run, and did, is not on its node any more, for all that is known yet."""
+def awaits_start(record: AppRecord, view: View) -> bool:
+    """Tell whether an app that is to run has nothing on its node, for all that is known yet."""
     wanted = record.spec.desired_state != STOPPED and not record.deleting and record.failed is None
     seen = bool(view.instances) or view.hindrance is not None
-    return wanted and view.reachable and not seen and record.status.state in READY
+    return wanted and view.reachable and not seen
 
 
 def _advance(record: AppRecord, mine: Mapping[str, Instance]) -> AppRecord:

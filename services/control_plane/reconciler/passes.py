@@ -22,7 +22,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
 from services.control_plane.placement.placement import Candidate, choose
 from services.control_plane.reconciler import writes
 from services.control_plane.reconciler.node_link import NodeLink
-from services.control_plane.reconciler.observation import View, has_vanished, observe, under_new_epoch
+from services.control_plane.reconciler.observation import View, awaits_start, observe, under_new_epoch
 from services.control_plane.reconciler.plan import plan, stop_orphan
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord
@@ -79,9 +79,9 @@ class Passes:
         view = self._view(record, link, unplaced)
         if view is None:
             return
-        if link is not None and has_vanished(record, view):
-            # Its node was restarted. All of a node's apps are started before what came of it is stored, in
-            # the pass that this asks for: apps are to serve first of all, and are never told as gone.
+        if link is not None and awaits_start(record, view):
+            # Apps are to serve first of all: what came of the start is stored in the pass that this asks for.
+            # So all apps of a returning node are started before any of it, and none is told as gone.
             await self._act(record, view, link, after_pause)
             self._enqueue(app)
             return
