@@ -17,7 +17,7 @@ from runtime_node.http.authority import AuthorityParser, normal_domain
         (b"127.0.0.1:80", "127.0.0.1"),
         (b"[::1]", "[::1]"),
         (b"[0:0:0:0:0:0:0:1]:80", "[::1]"),
-        (b"[::FFFF:1:2]", "[::ffff:1:2]"),
+        (b"[::FFFE:1:2]", "[::fffe:1:2]"),
     ],
 )
 def test_authorities_have_one_normal_form(authority, host):
