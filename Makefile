@@ -10,7 +10,7 @@ SETUP := @PYTHON='$(PYTHON)' sh .ci/venv
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
-	@echo '  ARGS="..." is handed on to what the target runs; PYTHON=... chooses the Python of .venv.'
+	@echo '  ARGS="..." is handed on to what the target runs; PYTHON=... chooses the Python of .venv when it is made: make clean first.'
 
 up: $(VENV)/.ready-demo ## Run the control plane, a node and two demo apps on this machine
 	@$(PY) -m compose.local $(ARGS)

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def read_settings(
     add.many("--app-dir", _directory, os.pathsep, "directory to load apps' code from; may be repeated")
     add.many("--label", _label, ",", "label of the node, K=V, to place apps by; may be repeated")
     add("--advertise", str, "", "HOST or HOST:PORT at which others reach this node, if not where it listens")
-    add("--base-domain", str, "localhost", "domain under which each app answers as {app}.{base-domain}")
+    add("--base-domain", _domain, "localhost", "domain under which each app answers as {app}.{base-domain}")
     add("--max-instances", _count, "10000", "the most instances the node accepts")
     add(
         "--memory-budget-bytes", int, "0",
@@ -92,8 +93,9 @@ def read_settings(
     add("--concurrent-starts", _count, "16", "how many apps start at the same time")
     add("--shutdown-timeout", float, "30", "seconds for draining all apps at the node's end")
     add.many(
-        "--trusted-proxy", str, ",", "address or network whose X-Forwarded-* is believed; may be repeated"
-    )
+        "--trusted-proxy", _network, ",",
+        "address or network whose X-Forwarded-* is believed; may be repeated",
+    )  # fmt: skip
     add(
         "--metrics-listen", _optional_address, "",
         "where Prometheus metrics are served, such as 127.0.0.1:7402; port 0 takes a free one",
@@ -204,6 +206,28 @@ def _label(text: str) -> tuple[str, str]:
     if not equals or _LABEL_KEY.fullmatch(key) is None or len(value) > 63:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE as Kubernetes labels are")
     return key, value
+
+
+def _network(text: str) -> str:
+    try:
+        ip_network(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither an address nor a network such as 10.0.0.0/8"
+        ) from None
+    return text
+
+
+def _domain(text: str) -> str:
+    if text != "localhost":
+        # The front's modules take long: they are loaded while the zygote starts, if they can wait.
+        from runtime_node.http.authority import normal_domain  # noqa: PLC0415
+
+        try:
+            normal_domain(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a host name") from None
+    return text
 
 
 def _count(text: str) -> int:

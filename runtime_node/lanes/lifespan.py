@@ -49,7 +49,7 @@ class Lifespan:
         self._phase = _Phase.FRESH
         self._failure: str | None = None
         self._task: asyncio.Task[None] | None = None
-        self._settled: asyncio.Event | None = None
+        self._settled: asyncio.Future[None] | None = None
         self._shutdown: asyncio.Event | None = None
         self.state: dict[str, Any] = {}
 
@@ -69,17 +69,16 @@ class Lifespan:
         Raises SupervisorError APP_STARTUP_FAILED with the traceback as its detail. Then, and when
         cancelled, the lifespan's task is gone.
         """
-        self._settled = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        # A future, not an event: that is waited for by a task, which would outlive a cancelled startup.
+        self._settled = loop.create_future()
         self._shutdown = asyncio.Event()
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="lifespan")
-        waiter = asyncio.create_task(self._settled.wait())
+        self._task = loop.create_task(self._run(), name="lifespan")
         try:
-            await asyncio.wait({self._task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({self._task, self._settled}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             await self._cut_off()
             raise
-        finally:
-            waiter.cancel()
         if self._failure is None and not self._task.done():
             self._task.add_done_callback(self._ended_early)
             return
@@ -153,15 +152,14 @@ class Lifespan:
         return {"type": "lifespan.shutdown"}
 
     async def _send(self, message: Message) -> None:
-        assert self._settled is not None
         kind = message["type"]
         if kind == "lifespan.startup.complete" and self._phase in {_Phase.FRESH, _Phase.STARTING}:
             self._phase = _Phase.STARTED
-            self._settled.set()
+            self._settle()
         elif kind == "lifespan.startup.failed" and self._phase in {_Phase.FRESH, _Phase.STARTING}:
             self._phase = _Phase.STARTING
             self._failure = self._told(message)
-            self._settled.set()
+            self._settle()
         elif kind == "lifespan.shutdown.complete":
             self._phase = _Phase.STOPPED
         elif kind == "lifespan.shutdown.failed":
@@ -171,6 +169,11 @@ class Lifespan:
 
     def _told(self, message: Message) -> str:
         return redact(str(message.get("message", "")), self._secrets) or "no message"
+
+    def _settle(self) -> None:
+        # An app may take back a failure that it told; the first word settles it.
+        if self._settled is not None and not self._settled.done():
+            self._settled.set_result(None)
 
     def _startup_failed(self, fault: BaseException | None) -> SupervisorError:
         if fault is not None:

@@ -7,7 +7,6 @@ would run it in the node's process.
 from __future__ import annotations
 
 import ast
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from importlib.machinery import PathFinder
@@ -18,7 +17,6 @@ from runtime_node.loader.entrypoint import Entrypoint
 
 Kind = Literal["factory", "app"]
 _MOST_STEPS = 6
-_parsing = threading.Lock()
 _APP_PARAMETERS = ({"scope", "receive", "send"}, {"environ", "start_response"}, {"scope"})
 
 
@@ -54,10 +52,7 @@ def _follow(directory: Path | None, module: str, name: str, steps: int) -> Kind 
 
 @lru_cache(maxsize=256)
 def _bound_in(source: Path, modified: int, name: str) -> Any:
-    # Python 3.11 counts the depth of all threads' syntax trees in one place (gh-106905): one at a time.
-    with _parsing:
-        tree = ast.parse(source.read_bytes())
-    return _binding(tree.body, name)
+    return _binding(ast.parse(source.read_bytes()).body, name)
 
 
 def _kind_of_function(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Kind | None:

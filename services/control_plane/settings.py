@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from argparse import ArgumentParser
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
 
@@ -27,10 +30,28 @@ class Settings(BaseSettings):
     )
     metrics_listen: str = Field(
         "",
-        pattern=r"^(|.+:\d{1,5})$",
         description="host:port to serve Prometheus metrics on, such as 127.0.0.1:7403; empty for none",
     )
-    log_level: str = Field("info", pattern="^(debug|info|warning|error)$", description="least level logged")
+    log_level: str = Field(
+        "info",
+        pattern="^(debug|info|warning|error)$",
+        description="least level logged: debug, info, warning or error",
+    )
+
+    @field_validator("listen", "metrics_listen")
+    @classmethod
+    def _check_address(cls, text: str, info: Any) -> str:
+        # gRPC would take the rest of a port beyond 65535, and listen somewhere else.
+        host, colon, port = text.rpartition(":")
+        named = bool(colon and host) and port.isascii() and port.isdigit() and int(port) <= 65535
+        if not named and (text or info.field_name == "listen"):
+            raise ValueError(f"{text!r} is not HOST:PORT")
+        return text
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, text: str) -> str:
+        return text.lower()  # a node shares the variable, and takes both
 
     @classmethod
     def from_command_line(cls, arguments: list[str] | None = None) -> Settings:
@@ -42,4 +63,13 @@ class Settings(BaseSettings):
             cli_kebab_case=True,
             cli_exit_on_error=True,
         )
-        return cls(_cli_settings_source=source)  # type: ignore[call-arg]
+        try:
+            return cls(_cli_settings_source=source)  # type: ignore[call-arg]
+        except ValidationError as refused:
+            mistakes = (f"{_flag(str(one['loc'][0]))}: {one['msg']}" for one in refused.errors())
+            parser: ArgumentParser = source.root_parser  # type: ignore[assignment]
+            parser.error("; ".join(mistakes))
+
+
+def _flag(field: str) -> str:
+    return f"--{field.replace('_', '-')} (APPSUPERVISOR_{field.upper()})"

@@ -41,7 +41,11 @@ class MetricsListener:
         registry.register(_Undescribed(collector))
         handler = type("Handler", (_Handler,), {"registry": registry})
         server = type("Server", (_Server,), {"address_family": AF_INET6}) if ":" in host else _Server
-        self._server = server((host, port), handler)
+        try:
+            self._server = server((host, port), handler)
+        except OSError as refused:
+            # The programs have several listeners: which one could not be had must be told.
+            raise OSError(f"cannot serve metrics on {host}:{port}: {refused.strerror}") from refused
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, name="metrics", daemon=True

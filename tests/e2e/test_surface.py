@@ -65,6 +65,9 @@ def test_grpcurl_lists_describes_and_calls_both_servers(shared_stack: Stack, run
         for service in services:
             described = run_tool("grpcurl", "-plaintext", address, "describe", service)
             assert "rpc " in described.stdout, described.stderr
+            method = described.stdout.split("rpc ")[1].split()[0]
+            described = run_tool("grpcurl", "-plaintext", address, "describe", f"{service}.{method}")
+            assert f"rpc {method} " in described.stdout, described.stderr
     status = "appsupervisor.runtime.v1.RuntimeEnvironment/GetRuntimeStatus"
     answer = run_tool("grpcurl", "-plaintext", shared_stack.node_address(), status)
     assert json.loads(answer.stdout)["node"] == "environments/default/nodes/node-1"

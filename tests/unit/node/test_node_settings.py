@@ -43,6 +43,8 @@ def test_every_flag_has_an_environment_variable_and_wins_over_it(tmp_path: Path)
         ["--label", "novalue"],
         ["--max-instances", "0"],
         ["--log-level", "LOUD"],
+        ["--base-domain", "not a domain"],
+        ["--trusted-proxy", "proxy"],
         ["--nod", "x"],
     ],
 )
