@@ -7,7 +7,6 @@ import concurrent.futures.thread
 import contextvars
 import ctypes
 import gc
-import sys
 import threading
 import time
 import traceback
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from runtime_node.isolation.current import CURRENT_INSTANCE
+from runtime_node.isolation.frames import current_frames
 
 
 class ThreadEndedError(SystemExit):
@@ -80,7 +80,7 @@ def _join(threads: Sequence[threading.Thread], deadline: float) -> None:
 
 def place_of(thread: threading.Thread) -> str:
     """Return where a thread is now, `function (file:line)`, or "" if it has ended."""
-    frame = sys._current_frames().get(thread.ident or 0)
+    frame = current_frames().get(thread.ident or 0)
     if frame is None:
         return ""
     innermost = traceback.extract_stack(frame, limit=None)[-1]

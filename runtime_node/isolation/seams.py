@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from runtime_node.isolation import environ, refusals, syntax_trees
+from runtime_node.isolation import environ, frames, refusals, syntax_trees
 from runtime_node.isolation.current import CURRENT_INSTANCE, acting_instance
 from runtime_node.isolation.endings import ThreadEndedError
 from runtime_node.isolation.journal import EXIT_HOOK, journal_of
@@ -40,6 +40,7 @@ def install() -> None:
     environ.install()
     refusals.install()
     syntax_trees.install()
+    frames.install()
     _watch_threads()
     _watch_handlers()
     _watch_levels()

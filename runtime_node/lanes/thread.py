@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import sys
 import threading
 import time
 from collections.abc import Coroutine
@@ -19,6 +18,7 @@ import uvloop
 from appsupervisor.runtime.v1.runtime_environment_pb2 import IsolationTier
 from runtime_node.instances.terms import limit_terms
 from runtime_node.isolation import attach, guard_loop
+from runtime_node.isolation.frames import current_frames
 from runtime_node.lanes.bridge import Bridge
 from runtime_node.lanes.hop import run_on
 from runtime_node.lanes.lag import LoopLag
@@ -108,7 +108,7 @@ class AppThread:
 
     def position(self) -> str:
         """Say where the thread's code stands now."""
-        frame = sys._current_frames().get(self._thread.ident or 0)
+        frame = current_frames().get(self._thread.ident or 0)
         return "" if frame is None else f" at {frame.f_code.co_filename}:{frame.f_lineno}"
 
 

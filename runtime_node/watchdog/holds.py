@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from runtime_node.isolation.frames import current_frames
 from runtime_node.watchdog import sentry, stacks
 from runtime_node.watchdog.interruption import current_task
 from runtime_node.watchdog.loops import WatchedLoop
@@ -111,7 +112,7 @@ class HoldWatch:
     def _examine(self, late: float, loops: Mapping[int, WatchedLoop]) -> Held | None:
         assert self._shared is not None
         threads = {t.native_id: t for t in threading.enumerate()}
-        frames = sys._current_frames()
+        frames = current_frames()
         if self._collected >= late * COLLECTOR_PART:
             log.warning("a collection took %.2f s", self._collected, extra={"action": "watchdog.collection"})
             return None

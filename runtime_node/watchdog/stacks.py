@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import sys
 import traceback
 from contextvars import Context
 from types import CodeType, FrameType
@@ -12,6 +11,7 @@ from typing import Any
 
 from runtime_node.isolation.contain import ContainedApp
 from runtime_node.isolation.current import CURRENT_INSTANCE
+from runtime_node.isolation.frames import current_frames
 from runtime_node.isolation.pool import PoolThread
 
 MAX_FRAMES = 60
@@ -46,7 +46,7 @@ def instance_of_thread(thread: Any, frame: FrameType | None) -> str:
 
 def frame_of(thread: int) -> FrameType | None:
     """Return the innermost frame of a thread."""
-    return sys._current_frames().get(thread)
+    return current_frames().get(thread)
 
 
 def outermost(frame: FrameType | None, runner: CodeType | None) -> FrameType | None:

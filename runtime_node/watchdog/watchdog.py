@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 
+from runtime_node.isolation.frames import current_frames
 from runtime_node.watchdog import stacks
 from runtime_node.watchdog.block import Block, Stage
 from runtime_node.watchdog.holds import HoldWatch
@@ -138,7 +138,7 @@ class Watchdog:
         """Look at every loop; return the seconds until the next look."""
         with self._lock:
             loops = list(self._loops.values())
-        frames = sys._current_frames()
+        frames = current_frames()
         wait = self._period
         for watched in loops:
             wait = min(wait, self._look_at(watched, frames, now))
@@ -226,7 +226,7 @@ class Watchdog:
         if isinstance(key, asyncio.Task):
             sent = interruption.send_into(watched.loop, key)
         else:
-            sent = watched.present(sys._current_frames()) is key and interruption.send()
+            sent = watched.present(current_frames()) is key and interruption.send()
         if sent:
             step.interruption = interruption
             step.tries += 1
