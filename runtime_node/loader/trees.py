@@ -46,6 +46,7 @@ PROCESS_ONLY: Mapping[str, str] = {
 
 _UNDECIDED = "?"
 _FRESH_SECONDS = 2.0
+_MOST_ABSENT = 1_000
 
 
 class IsolationUnsupportedError(ImportError):
@@ -69,6 +70,9 @@ class ModuleTree:
         self._lock = threading.RLock()
         self._names: dict[str, str | None] = {}
         self._files: dict[str, tuple[int, int]] = {}
+        self._absent: dict[tuple[str, tuple[str, ...]], None] = {}
+        """Modules that were looked for and not there, by name and, in a package, where."""
+        self._roots_seen = [_stamp(root) for root in self.roots]
         self._builtins = ModuleType(f"builtins__{self.label}")
         self.builtins: dict[str, Any] = self._builtins.__dict__
         own = {key: self.builtins[key] for key in ("__name__", "__spec__", "__loader__", "__package__")}
@@ -118,8 +122,17 @@ class ModuleTree:
         return frozenset(private for private in self._names.values() if private is not None)
 
     def is_stale(self) -> bool:
-        """Whether a file that was loaded has changed or gone since."""
-        return any(_stamp(path) != stamp for path, stamp in list(self._files.items()))
+        """Whether a file that was loaded has changed or gone since, or one that was missed has come."""
+        if any(_stamp(path) != stamp for path, stamp in list(self._files.items())):
+            return True
+        seen, self._roots_seen = self._roots_seen, [_stamp(root) for root in self.roots]
+        for name, path in list(self._absent):
+            # What is not in a package can only have come where a root has changed.
+            if path and PathFinder.find_spec(name, path) is not None:
+                return True
+            if not path and seen != self._roots_seen and self._locate(name) is not None:
+                return True
+        return False
 
     def unload(self) -> None:
         """Take the tree's modules and their loggers out of the process's tables. Repeats do nothing."""
@@ -158,6 +171,7 @@ class ModuleTree:
         """Return the spec of a module of this tree by its private name, for the import system."""
         found = PathFinder.find_spec(name, path) if path is not None else self._locate(self.plain(name))
         if found is None:
+            self._miss(name, path or ())
             return None
         loader = found.loader
         if loader is None or found.origin is None:
@@ -184,6 +198,10 @@ class ModuleTree:
         """Remember the state of a file as it is loaded."""
         self._files[path] = _stamp(path)
 
+    def _miss(self, name: str, path: Sequence[str]) -> None:
+        if len(self._absent) < _MOST_ABSENT:
+            self._absent[name, tuple(path)] = None
+
     def _locate(self, top: str) -> ModuleSpec | None:
         found = PathFinder.find_spec(top, self.roots) if self.roots else None
         if found is not None and found.origin is None:
@@ -207,6 +225,7 @@ class ModuleTree:
                 if top in PROCESS_ONLY:
                     raise IsolationUnsupportedError(PROCESS_ONLY[top], name=top)
                 claims.check_visible(top, self.roots)
+                self._miss(top, ())
                 self._names[top] = None
                 return None
             if claims.has_extensions(found):

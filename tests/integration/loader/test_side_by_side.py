@@ -221,6 +221,26 @@ async def test_code_that_changed_within_a_second_and_not_in_length_is_loaded_ane
     loader.close()
 
 
+@pytest.mark.parametrize("late", ["local_settings.py", "shop/local_settings.py"])
+async def test_a_module_that_comes_later_is_found_by_the_next_start(tmp_path: Path, late: str) -> None:
+    (tmp_path / "shop").mkdir()
+    (tmp_path / "shop" / "__init__.py").touch()
+    name = "shop.local_settings" if "/" in late else "local_settings"
+    (tmp_path / "shop" / "web.py").write_text(
+        f"def create_app(): ...\ntry:\n    from {name} import WORD\nexcept ImportError:\n    WORD = 'none'\n"
+    )
+    loader = Loader([tmp_path])
+    before = loader.load("shop.web:create_app")
+    again = loader.load("shop.web:create_app")
+    assert again._target is before._target, "nothing has changed yet"
+    (tmp_path / late).write_text("WORD = 'local'\n")
+    after = loader.load("shop.web:create_app")
+    assert [code._target.__globals__["WORD"] for code in (before, after)] == ["none", "local"]
+    for code in (before, again, after):
+        code.release()
+    loader.close()
+
+
 async def test_a_link_that_is_switched_to_another_release_means_its_code(tmp_path: Path) -> None:
     for release in ("first", "second"):
         (tmp_path / release).mkdir()
