@@ -237,8 +237,9 @@ async def test_a_burst_of_blocking_requests_is_paid_for_with_one_budget(hosted: 
     assert {task.status_code for task in await asyncio.gather(*burst)} == {504}
 
 
+@pytest.mark.parametrize("wanted", [25, pytest.param(150, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("tier", [pb.SHARED, pb.THREAD])
-async def test_hundreds_of_rescues_cost_no_neighbour_a_request(hosted: Hosted, tier: int) -> None:
+async def test_many_rescues_cost_no_neighbour_a_request(hosted: Hosted, tier: int, wanted: int) -> None:
     draw = random.Random(11)
     limits = pb.Limits(block_budget=ms(50), block_action=pb.REPORT, stop_timeout=ms(500))
     await start_hog(hosted, isolation=tier, limits=limits)
@@ -247,7 +248,6 @@ async def test_hundreds_of_rescues_cost_no_neighbour_a_request(hosted: Hosted, t
         await hosted.reaches(pb.RUNNING, f"apps/{app}/instances/x")
     ended = asyncio.Event()
     neighbours = [asyncio.create_task(ask_until(hosted, app, ended)) for app in ("one", "two")]
-    wanted = 110
     kinds = ["spin", "sleep", "swallow", "swallow-all&times=1", "wait"]
     answers = []
     while len(answers) < wanted:
