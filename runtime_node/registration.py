@@ -21,6 +21,8 @@ log = logging.getLogger("runtime_node.registration")
 CALL_TIMEOUT = 5.0
 DEFAULT_INTERVAL = 10.0
 MAX_WAIT = 10.0
+PATIENCE = 5.0
+"""Seconds for which a control plane that does not answer yet is no news: both are often started at once."""
 
 
 class Registration:
@@ -84,12 +86,13 @@ class Registration:
         )
 
     def _tell_failure(self, state: RetryCallState) -> None:
-        """Log a failure once, and again only when it is another one."""
+        """Log a failure once, and again only when it is another one; who is just starting is waited for."""
         fault = state.outcome.exception() if state.outcome is not None else None
         if not isinstance(fault, grpc.aio.AioRpcError):
             return
         reason = reason_of(fault) or fault.code().name
-        if reason == self._told:
+        starting = fault.code() == grpc.StatusCode.UNAVAILABLE and state.seconds_since_start < PATIENCE
+        if reason == self._told or starting:
             return
         self._told = reason
         log.warning(

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tenacity
 from google.protobuf.duration_pb2 import Duration
 
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
+from runtime_node.instances.feed import InstanceFeed
+from runtime_node.registration import PATIENCE, Registration
 from services.rpc.errors import SupervisorError
 from services.rpc.server import RpcServer, Service
 
@@ -108,3 +111,33 @@ async def test_a_node_serves_while_its_control_plane_is_away(tmp_path: Path) -> 
     async with hosting(tmp_path, control_plane="127.0.0.1:1") as hosted:
         await hosted.start()
         assert (await hosted.ask("shop")).status_code == 200
+
+
+async def test_a_control_plane_that_does_not_answer_is_told_once_and_not_in_the_first_seconds(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_after: list[float] = []
+    now = 0.0
+
+    class OverError(Exception):
+        pass
+
+    def told() -> list[logging.LogRecord]:
+        return [r for r in caplog.records if getattr(r, "action", "") == "node.not_registered"]
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        if told() and not told_after:
+            told_after.append(now)
+        if now > 60:
+            raise OverError
+        now += seconds
+
+    # tenacity counts the time from the first try by this clock.
+    monkeypatch.setattr(tenacity.time, "monotonic", lambda: now)
+    feed = InstanceFeed("environments/default/nodes/n", "i")
+    registration = Registration("127.0.0.1:1", fleet_pb2.RegisterNodeRequest, feed, sleep)
+    with caplog.at_level(logging.INFO, "runtime_node.registration"), pytest.raises(OverError):
+        await registration.run()
+    assert [r.__dict__["reason"] for r in told()] == ["UNAVAILABLE"]
+    assert told_after[0] >= PATIENCE
