@@ -91,7 +91,9 @@ class Registration:
         if not isinstance(fault, grpc.aio.AioRpcError):
             return
         reason = reason_of(fault) or fault.code().name
-        starting = fault.code() == grpc.StatusCode.UNAVAILABLE and state.seconds_since_start < PATIENCE
+        starting = (
+            fault.code() == grpc.StatusCode.UNAVAILABLE and (state.seconds_since_start or 0.0) < PATIENCE
+        )
         if reason == self._told or starting:
             return
         self._told = reason
