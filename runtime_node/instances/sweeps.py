@@ -45,7 +45,6 @@ class Sweeps:
         self._period = period
         self.quiet = True
         """Whether there was no request from the round before the last one to the last."""
-        self._answered = 0
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -60,18 +59,18 @@ class Sweeps:
         """Do one round."""
         now = self._clock()
         candidates: list[Candidate] = []
-        busy = answered = 0
+        busy = 0
+        latest = 0.0
         for instance in self._host.running.values():
             figures = instance.gate.figures()
             self._figures.look(instance, figures)
             busy += figures.in_flight + figures.queued
-            answered += figures.requests
+            latest = max(latest, figures.last_request_time or 0.0)
             if instance.on_request and instance.task is None and instance.life is not None:
                 candidates.append(_candidate(instance, figures))
         self._figures.end()
         # Not only at this moment: a pause would meet the next one of those that come every few milliseconds.
-        self.quiet = not busy and answered <= self._answered
-        self._answered = answered
+        self.quiet = not busy and latest < now - self._period
         for name in expired(candidates, now):
             self._sleep(name)
         if self._budget is not None and candidates:

@@ -1,6 +1,7 @@
 """Which instance serves: routes, swaps, fallbacks, data of its own."""
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -213,3 +214,21 @@ async def healths(stream, wanted) -> list[int]:
             if message.instance.state == pb.RUNNING and message.instance.health != pb.UNKNOWN:
                 seen.append(message.instance.health)
     raise AssertionError
+
+
+async def test_a_node_is_quiet_only_some_time_after_the_last_request_whoever_stops(hosted: Hosted) -> None:
+    for app in ("one", "two"):
+        await hosted.start(name=f"apps/{app}/instances/x", app_uid=app)
+        await hosted.reaches(pb.RUNNING, f"apps/{app}/instances/x")
+        assert (await hosted.ask(app)).status_code == 200
+    sweeps = hosted.node.sweeps
+    sweeps.sweep()
+    assert not sweeps.quiet
+    assert (await hosted.ask("one")).status_code == 200
+    await hosted.stop(name="apps/two/instances/x")
+    await hosted.is_gone("apps/two/instances/x")
+    sweeps.sweep()
+    assert not sweeps.quiet
+    sweeps._clock = lambda: time.monotonic() + 60
+    sweeps.sweep()
+    assert sweeps.quiet
