@@ -118,11 +118,13 @@ class Bench:
         since, reader, writer = self._idle.pop()
         if time.monotonic() - since < KEPT:
             return reader, writer
-        for _, _, old in self._idle:  # all of them are older still
-            old.close()
-        self._idle.clear()
         writer.close()
+        self._close_idle()  # all of them are older still
         return None
+
+    def _close_idle(self) -> None:
+        while self._idle:
+            self._idle.pop()[2].close()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection(self.host, self.port)
@@ -138,6 +140,8 @@ class Bench:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             tasks.append(asyncio.create_task(self._one(NEIGHBOURS[number % 2], due, seen)))
         await asyncio.gather(*tasks)
+        # A stall leaves hundreds; all closed together they would be the next round's first stall.
+        self._close_idle()
         return seen
 
     async def _one(self, app: str, due: float, seen: Beside) -> None:
