@@ -37,7 +37,7 @@ class Bench:
 
 
 BENCHES = (
-    Bench("catalog", "reads and durable creates against an empty handler of the same server", 40, 150),
+    Bench("catalog", "reads and durable creates against an empty handler of the same server", 90, 300),
     Bench("store_writes", "durable writes of the store, opening it", 30, 120),
     Bench("end_to_end", "CreateApp to first 200, memory and start of one more app, beside uvicorn", 60, 240),
     Bench("node_http", "requests through the node against bare uvicorn, with 1 to 10,000 apps", 45, 150),
@@ -138,6 +138,11 @@ def main() -> int:
             rows += found
             if failure:
                 failures[bench.name] = failure
+            else:  # what it could not measure, and why
+                for line in (
+                    (Path(directory) / f"{bench.name}.log").read_text(errors="replace").splitlines()[-5:]
+                ):
+                    print(f"    {line}")
     load = os.getloadavg()[0]
     print(f"\nin all {time.monotonic() - began:.0f} s, load average at the end {load:.2f}\n")
     print(table(rows))
