@@ -1,4 +1,4 @@
-"""Each unary method over a real store: what it does, and each error that its comment promises."""
+"""Each unary method of the catalog over a real store, and what holds for those of every service."""
 
 from typing import Any
 
@@ -20,6 +20,7 @@ from services.rpc.server import MAX_MESSAGE_BYTES
 from tests.unit.control_plane.conftest import Refused, Server
 
 S = grpc.StatusCode
+NODE = "environments/default/nodes/n1"
 
 
 def create(app_id: str = "shop", *, request_id: str = "", only: bool = False, **fields: Any) -> Message:
@@ -57,6 +58,13 @@ def delete_now(server: Server, name: str = "apps/shop") -> None:
     record = server.store.mirror.apps.get(name)
     assert record is not None
     server.store.write(lambda tx: writes.removed(tx, name, record.uid, record.deleting)).result(5)
+
+
+def node(incarnation: str = "i1", port: int = 1, **fields: Any) -> fleet.RegisterNodeRequest:
+    told = fleet.Node(
+        address=f"10.0.0.1:{port}", http_address="10.0.0.1:80", incarnation=incarnation, **fields
+    )
+    return fleet.RegisterNodeRequest(parent="environments/default", node_id="n1", node=told)
 
 
 def test_every_reason_has_exactly_one_usual_code() -> None:
@@ -450,103 +458,6 @@ def test_what_is_only_validated_is_refused_as_the_real_request_is(server: Server
 
 # Environments and nodes
 
-
-def node(incarnation: str = "i1", port: int = 1, **fields: Any) -> fleet.RegisterNodeRequest:
-    told = fleet.Node(
-        address=f"10.0.0.1:{port}", http_address="10.0.0.1:80", incarnation=incarnation, **fields
-    )
-    return fleet.RegisterNodeRequest(parent="environments/default", node_id="n1", node=told)
-
-
-NODE = "environments/default/nodes/n1"
-
-
-def environment(name: str = "prod", **fields: Any) -> fleet.CreateEnvironmentRequest:
-    return fleet.CreateEnvironmentRequest(environment=fleet.Environment(**fields), environment_id=name)
-
-
-def test_environments_are_created_shown_listed_and_deleted(server: Server, refused: Refused) -> None:
-    made = server("CreateEnvironment", environment(display_name="Production"))
-    assert made.name == "environments/prod"
-    assert server("GetEnvironment", fleet.GetEnvironmentRequest(name=made.name)) == made
-    listed = server("ListEnvironments", fleet.ListEnvironmentsRequest(page_size=1))
-    assert [e.name for e in listed.environments] == ["environments/default"]
-    rest = fleet.ListEnvironmentsRequest(page_token=listed.next_page_token)
-    assert [e.name for e in server("ListEnvironments", rest).environments] == [made.name]
-    error = refused("CreateEnvironment", environment())
-    assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "ENVIRONMENT_ALREADY_EXISTS")
-    assert error.resource.resource_type == "appsupervisor/Environment"
-    error = refused("DeleteEnvironment", fleet.DeleteEnvironmentRequest(name=made.name, etag='"old"'))
-    assert (error.code, error.info.reason) == (S.ABORTED, "ETAG_MISMATCH")
-    server("DeleteEnvironment", fleet.DeleteEnvironmentRequest(name=made.name, etag=made.etag))
-    for method, request in (
-        ("GetEnvironment", fleet.GetEnvironmentRequest(name=made.name)),
-        ("DeleteEnvironment", fleet.DeleteEnvironmentRequest(name=made.name)),
-        ("ListNodes", fleet.ListNodesRequest(parent=made.name)),
-    ):
-        error = refused(method, request)
-        assert (error.code, error.info.reason) == (S.NOT_FOUND, "ENVIRONMENT_NOT_FOUND")
-
-
-def test_an_environment_in_use_and_the_default_one_are_not_deleted(
-    server: Server, refused: Refused, heard: set[str]
-) -> None:
-    error = refused("DeleteEnvironment", fleet.DeleteEnvironmentRequest(name="environments/default"))
-    assert (error.code, error.info.reason) == (S.FAILED_PRECONDITION, "ENVIRONMENT_PROTECTED")
-    server("CreateEnvironment", environment())
-    delete = fleet.DeleteEnvironmentRequest(name="environments/prod")
-    server("CreateApp", create(environment="environments/prod"))
-    assert server("GetEnvironment", fleet.GetEnvironmentRequest(name="environments/prod")).app_count == 1
-    error = refused("DeleteEnvironment", delete)
-    assert (error.code, error.info.reason) == (S.FAILED_PRECONDITION, "ENVIRONMENT_NOT_EMPTY")
-    assert error.precondition.violations[0].subject == "environments/prod"
-    server("DeleteApp", pb.DeleteAppRequest(name="apps/shop"))
-    delete_now(server)
-    request = node()
-    request.parent = "environments/prod"
-    server("RegisterNode", request)
-    heard.add("environments/prod/nodes/n1")
-    assert refused("DeleteEnvironment", delete).info.reason == "ENVIRONMENT_NOT_EMPTY"
-    heard.clear()
-    server("DeleteEnvironment", delete)
-    gone = fleet.GetNodeRequest(name="environments/prod/nodes/n1")
-    assert refused("GetNode", gone).info.reason == "NODE_NOT_FOUND"
-
-
-def test_a_node_registers_and_a_repeat_changes_nothing(server: Server) -> None:
-    first = server("RegisterNode", node(labels={"zone": "a"}, state=fleet.Node.READY, app_count=7))
-    assert first.registration_interval.seconds > 0
-    assert (first.node.name, first.node.state, first.node.app_count) == (NODE, fleet.Node.JOINING, 0)
-    assert first.node.state_reason
-    revision = server.store.mirror.nodes.revision
-    assert server("RegisterNode", node(labels={"zone": "a"})) == first
-    assert server.store.mirror.nodes.revision == revision
-    assert server("GetNode", fleet.GetNodeRequest(name=NODE)) == first.node
-    for parent in ("environments/default", "environments/-"):
-        (listed,) = server("ListNodes", fleet.ListNodesRequest(parent=parent)).nodes
-        assert listed == first.node
-
-
-def test_a_node_that_cannot_be_stored_is_told_why(server: Server, refused: Refused, heard: set[str]) -> None:
-    request = node()
-    request.parent = "environments/none"
-    error = refused("RegisterNode", request)
-    assert (error.code, error.info.reason) == (S.NOT_FOUND, "ENVIRONMENT_NOT_FOUND")
-    bad = node("", 0)
-    bad.node_id = "N"
-    bad.node.http_address = "nonsense"
-    error = refused("RegisterNode", bad)
-    assert error.fields == {"node_id", "node.address", "node.http_address", "node.incarnation"}
-    server("RegisterNode", node("i1", 1))
-    heard.add(NODE)
-    error = refused("RegisterNode", node("i2", 2))
-    assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "NODE_NAME_TAKEN")
-    assert (error.resource.resource_type, error.resource.resource_name) == ("appsupervisor/Node", NODE)
-    heard.clear()
-    assert server("RegisterNode", node("i2", 2)).node.incarnation == "i2"
-
-
-# What nobody may see, and what must never break
 
 CANARY = "canary-4711-secret"
 

@@ -1,0 +1,100 @@
+"""Each method of Fleet over a real store: what it does, and each error that its comment promises."""
+
+from typing import Any
+
+import grpc
+
+from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
+from appsupervisor.fleet.v1 import fleet_pb2 as fleet
+from tests.unit.control_plane.conftest import Refused, Server
+from tests.unit.control_plane.test_servicers import NODE, create, delete_now, node
+
+S = grpc.StatusCode
+
+
+def environment(name: str = "prod", **fields: Any) -> fleet.CreateEnvironmentRequest:
+    return fleet.CreateEnvironmentRequest(environment=fleet.Environment(**fields), environment_id=name)
+
+
+def test_environments_are_created_shown_listed_and_deleted(server: Server, refused: Refused) -> None:
+    made = server("CreateEnvironment", environment(display_name="Production"))
+    assert made.name == "environments/prod"
+    assert server("GetEnvironment", fleet.GetEnvironmentRequest(name=made.name)) == made
+    listed = server("ListEnvironments", fleet.ListEnvironmentsRequest(page_size=1))
+    assert [e.name for e in listed.environments] == ["environments/default"]
+    rest = fleet.ListEnvironmentsRequest(page_token=listed.next_page_token)
+    assert [e.name for e in server("ListEnvironments", rest).environments] == [made.name]
+    error = refused("CreateEnvironment", environment())
+    assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "ENVIRONMENT_ALREADY_EXISTS")
+    assert error.resource.resource_type == "appsupervisor/Environment"
+    error = refused("DeleteEnvironment", fleet.DeleteEnvironmentRequest(name=made.name, etag='"old"'))
+    assert (error.code, error.info.reason) == (S.ABORTED, "ETAG_MISMATCH")
+    server("DeleteEnvironment", fleet.DeleteEnvironmentRequest(name=made.name, etag=made.etag))
+    for method, request in (
+        ("GetEnvironment", fleet.GetEnvironmentRequest(name=made.name)),
+        ("DeleteEnvironment", fleet.DeleteEnvironmentRequest(name=made.name)),
+        ("ListNodes", fleet.ListNodesRequest(parent=made.name)),
+    ):
+        error = refused(method, request)
+        assert (error.code, error.info.reason) == (S.NOT_FOUND, "ENVIRONMENT_NOT_FOUND")
+
+
+def test_an_environment_in_use_and_the_default_one_are_not_deleted(
+    server: Server, refused: Refused, heard: set[str]
+) -> None:
+    error = refused("DeleteEnvironment", fleet.DeleteEnvironmentRequest(name="environments/default"))
+    assert (error.code, error.info.reason) == (S.FAILED_PRECONDITION, "ENVIRONMENT_PROTECTED")
+    server("CreateEnvironment", environment())
+    delete = fleet.DeleteEnvironmentRequest(name="environments/prod")
+    server("CreateApp", create(environment="environments/prod"))
+    assert server("GetEnvironment", fleet.GetEnvironmentRequest(name="environments/prod")).app_count == 1
+    error = refused("DeleteEnvironment", delete)
+    assert (error.code, error.info.reason) == (S.FAILED_PRECONDITION, "ENVIRONMENT_NOT_EMPTY")
+    assert error.precondition.violations[0].subject == "environments/prod"
+    server("DeleteApp", pb.DeleteAppRequest(name="apps/shop"))
+    delete_now(server)
+    request = node()
+    request.parent = "environments/prod"
+    server("RegisterNode", request)
+    heard.add("environments/prod/nodes/n1")
+    assert refused("DeleteEnvironment", delete).info.reason == "ENVIRONMENT_NOT_EMPTY"
+    heard.clear()
+    server("DeleteEnvironment", delete)
+    gone = fleet.GetNodeRequest(name="environments/prod/nodes/n1")
+    assert refused("GetNode", gone).info.reason == "NODE_NOT_FOUND"
+
+
+def test_a_node_registers_and_a_repeat_changes_nothing(server: Server) -> None:
+    first = server("RegisterNode", node(labels={"zone": "a"}, state=fleet.Node.READY, app_count=7))
+    assert first.registration_interval.seconds > 0
+    assert (first.node.name, first.node.state, first.node.app_count) == (NODE, fleet.Node.JOINING, 0)
+    assert first.node.state_reason
+    revision = server.store.mirror.nodes.revision
+    assert server("RegisterNode", node(labels={"zone": "a"})) == first
+    assert server.store.mirror.nodes.revision == revision
+    assert server("GetNode", fleet.GetNodeRequest(name=NODE)) == first.node
+    for parent in ("environments/default", "environments/-"):
+        (listed,) = server("ListNodes", fleet.ListNodesRequest(parent=parent)).nodes
+        assert listed == first.node
+
+
+def test_a_node_that_cannot_be_stored_is_told_why(server: Server, refused: Refused, heard: set[str]) -> None:
+    request = node()
+    request.parent = "environments/none"
+    error = refused("RegisterNode", request)
+    assert (error.code, error.info.reason) == (S.NOT_FOUND, "ENVIRONMENT_NOT_FOUND")
+    bad = node("", 0)
+    bad.node_id = "N"
+    bad.node.http_address = "nonsense"
+    error = refused("RegisterNode", bad)
+    assert error.fields == {"node_id", "node.address", "node.http_address", "node.incarnation"}
+    server("RegisterNode", node("i1", 1))
+    heard.add(NODE)
+    error = refused("RegisterNode", node("i2", 2))
+    assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "NODE_NAME_TAKEN")
+    assert (error.resource.resource_type, error.resource.resource_name) == ("appsupervisor/Node", NODE)
+    heard.clear()
+    assert server("RegisterNode", node("i2", 2)).node.incarnation == "i2"
+
+
+# What nobody may see, and what must never break
