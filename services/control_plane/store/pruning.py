@@ -23,6 +23,9 @@ class Bounds:
     """Newest revisions that the change log tells of; a removed app's events go with its removal."""
     events: int = 1_000
     """Newest events of each app."""
+    operations: int = 50_000
+    """Operations that ended last, each with the app as it then was, about 3 KB in memory; the others go
+    before their time: at ten creates a second a day's would take gigabytes."""
     at_once: int = 500
     """Records of each kind in one call: bounds how long it holds up other writes."""
 
@@ -47,7 +50,7 @@ class Prunable:
         operations = 0
         for name in self.operations:
             operation = transaction.operation(name)
-            if operation is not None and operation.done and operation.expire_time <= transaction.now:
+            if operation is not None and operation.done:
                 transaction.delete_operation(name)
                 operations += 1
         for request_id in self.requests:
@@ -61,9 +64,6 @@ class Prunable:
 
 def find_prunable(connection: Connection, state: State, bounds: Bounds, now: int) -> Prunable:
     """Return a bounded part of what can go as of `now` (µs)."""
-    operations = connection.execute(
-        select(OperationRow.name).where(col(OperationRow.expire_time).between(1, now)).limit(bounds.at_once)
-    )
     requests = connection.execute(
         select(RequestRow.request_id).where(RequestRow.expire_time <= now).limit(bounds.at_once)
     )
@@ -75,7 +75,18 @@ def find_prunable(connection: Connection, state: State, bounds: Bounds, now: int
         ).scalar_one()
         for app, up_to in events
     )
-    return Prunable(list(operations.scalars()), list(requests.scalars()), events, count, oldest_revision)
+    operations = _old_operations(connection, state, bounds, now)
+    return Prunable(operations, list(requests.scalars()), events, count, oldest_revision)
+
+
+def _old_operations(connection: Connection, state: State, bounds: Bounds, now: int) -> list[str]:
+    """Return ended operations that have expired, or are more than may be kept, the oldest first."""
+    ended = select(OperationRow.name).where(col(OperationRow.done)).order_by(col(OperationRow.expire_time))
+    surplus = len(state.mirror.operations) - state.mirror.count_open_operations() - bounds.operations
+    found = ended.limit(min(max(surplus, 0), bounds.at_once))
+    if surplus <= 0:
+        found = ended.where(col(OperationRow.expire_time).between(1, now)).limit(bounds.at_once)
+    return list(connection.execute(found).scalars())
 
 
 def _old_changes(connection: Connection, state: State, bounds: Bounds) -> tuple[int, list[tuple[str, int]]]:

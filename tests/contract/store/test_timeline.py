@@ -102,6 +102,17 @@ def test_what_has_expired_is_forgotten_in_bounded_steps(catalog: Any) -> None:
     assert store.write(lambda tx: tx.request("kept")).result(WAIT) is not None
 
 
+def test_of_too_many_ended_operations_the_oldest_go_before_their_time(catalog: Any) -> None:
+    store = catalog.open(clock=lambda: 1_000, bounds=Bounds(operations=5, at_once=2))
+    ended = [operation(f"operations/{it}", "apps/a", done=True, expire_time=9_000 - it) for it in range(8)]
+    store.write(put(*ended, operation("operations/open", "apps/a"))).result(WAIT)
+    assert [store.prune(), store.prune(), store.prune()] == [2, 1, 0]
+    left = [f"operations/{it}" for it in range(5)]
+    assert list(contents(store.mirror.operations)) == [*left, "operations/open"]
+    store = catalog.reopen(clock=lambda: 1_000)
+    assert list(contents(store.mirror.operations)) == [*left, "operations/open"]
+
+
 def test_an_app_keeps_its_newest_events(catalog: Any) -> None:
     store = catalog.open(bounds=Bounds(events=3))
     for number in range(5):
