@@ -34,7 +34,7 @@ bench: $(VENV)/.ready-dev ## Measure against bare servers in one run; prints a t
 	@$(PY) -m tests.bench $(ARGS)
 
 chaos: $(VENV)/.ready-dev ## Kill processes at random moments and check the promises
-	@$(PY) -m pytest -m chaos $(ARGS)
+	@CHAOS_ROUNDS=$${CHAOS_ROUNDS:-4} $(PY) -m pytest -m chaos $(ARGS)
 
 clean: ## Remove .venv, caches and build products; data/ stays
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist build *.egg-info

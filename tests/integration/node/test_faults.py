@@ -206,6 +206,7 @@ async def test_a_thread_app_that_blocks_its_loop_delays_nobody_else(hosted: Host
     assert (await hog).status_code == 200
 
 
+@pytest.mark.slow
 async def test_the_thread_of_an_app_that_blocked_beyond_its_stop_ends_when_it_can(hosted: Hosted) -> None:
     await hosted.start(
         entrypoint="blockers:asked", isolation=pb.THREAD,
