@@ -307,13 +307,14 @@ async def test_stopping_the_front_closes_websockets_with_1012(make_site):
     assert closed.value.rcvd.code == 1012
 
 
-async def test_a_reader_that_stalls_is_cut(make_site, wait_until):
-    async def flood(scope, receive, send):
-        await receive()
-        await send({"type": "websocket.accept"})
-        while True:
-            await send({"type": "websocket.send", "bytes": b"x" * 65536})
+async def flood(scope, receive, send):
+    await receive()
+    await send({"type": "websocket.accept"})
+    while True:
+        await send({"type": "websocket.send", "bytes": b"x" * 65536})
 
+
+async def test_a_reader_that_stalls_is_cut(make_site, wait_until):
     site = await make_site(FrontLimits(write_timeout=0.3))
     gate = site.app("a", flood)
     client = await site.connect()
@@ -325,12 +326,6 @@ async def test_a_reader_that_stalls_is_cut(make_site, wait_until):
 
 
 async def test_a_reader_that_stalls_time_and_again_is_cut_once_it_stalls_for_good(make_site, wait_until):
-    async def flood(scope, receive, send):
-        await receive()
-        await send({"type": "websocket.accept"})
-        while True:
-            await send({"type": "websocket.send", "bytes": b"x" * 65536})
-
     site = await make_site(FrontLimits(write_timeout=0.5))
     gate = site.app("a", flood)
     client = await site.connect()

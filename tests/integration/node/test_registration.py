@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -134,7 +135,7 @@ async def test_a_control_plane_that_does_not_answer_is_told_once_and_not_in_the_
         now += seconds
 
     # tenacity counts the time from the first try by this clock.
-    monkeypatch.setattr(tenacity.time, "monotonic", lambda: now)
+    monkeypatch.setattr(tenacity, "time", SimpleNamespace(monotonic=lambda: now))
     feed = InstanceFeed("environments/default/nodes/n", "i")
     registration = Registration("127.0.0.1:1", fleet_pb2.RegisterNodeRequest, feed, sleep)
     with caplog.at_level(logging.INFO, "runtime_node.registration"), pytest.raises(OverError):
