@@ -91,10 +91,10 @@ def health_of(instance: Instance) -> Health.ValueType:
     """Return an instance's health: its probe's verdict while it runs, lowered by known defects."""
     if instance.state == State.FAILED:
         return Health.UNHEALTHY
-    if instance.state != State.RUNNING or instance.life is None:
+    if instance.state != State.RUNNING or instance.run is None:
         return Health.UNKNOWN
-    probe = instance.life.probe
+    probe = instance.run.probe
     health = Health.HEALTHY if probe is None else probe.health
-    if health == Health.HEALTHY and any(map(instance.holds, (BLOCKED_LOOP, DEMOTED, LEAKED))):
+    if health == Health.HEALTHY and any(map(instance.has_condition, (BLOCKED_LOOP, DEMOTED, LEAKED))):
         return Health.DEGRADED
     return health
