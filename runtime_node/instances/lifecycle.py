@@ -299,7 +299,7 @@ class Lifecycle:
     def _stopped_for_blocking(self, instance: Instance, run: Run, error: SupervisorError) -> None:
         self._release(instance, run)
         self._transitions.move(instance, Event.CRASH, reason=error.reason, message=error.message)
-        self._transitions.shut(instance, partial(instance.gate.close, error.reason, detail=error.message))
+        self._transitions.shut(instance, partial(instance.gate.close, error.reason))
 
     # --- starting over, dormancy, stopping ---
 

@@ -70,7 +70,7 @@ class WSGIAdapter:
 
 
 class _Call:
-    """One call of a WSGI app. What is marked "loop" runs on the adapter's loop, the rest on the app's thread."""
+    """One call of a WSGI app. What says "Loop" runs on the adapter's loop, the rest on the app's thread."""
 
     def __init__(
         self, app: Callable[..., Iterable[bytes]], loop: asyncio.AbstractEventLoop, receive: Receive

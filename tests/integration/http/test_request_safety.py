@@ -139,7 +139,8 @@ async def test_white_space_around_a_value_is_none_of_it(site, space):
     assert answer.status == 200
     assert answer.body.endswith(
         b"body=abc\nheader host=localhost\nheader x-app=a\nheader content-length=3\n"
-        b"header x-other=b c\nheader connection=close"
+        b"header x-other=b c\nheader connection=close\n"
+        b"header x-forwarded-proto=http\nheader x-forwarded-for=127.0.0.1"
     )
 
 
