@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, IsolationTier
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.context import AppContext
 from services.rpc.errors import SupervisorError
 
@@ -79,7 +79,7 @@ class Lane(Protocol):
     """Starts apps in one isolation tier. Called on the control loop; never blocks it."""
 
     @property
-    def tier(self) -> IsolationTier.ValueType:
+    def tier(self) -> InstanceSpec.IsolationTier.ValueType:
         """The tier this lane gives."""
         ...
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import BlockAction
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Limits
 from runtime_node.lanes.lane import ASGIApp, Launch, StopReport, Usage
 from runtime_node.lanes.process import ending, procfs, wire
 from runtime_node.lanes.process.bounds import Bounds
@@ -207,7 +207,7 @@ class GuestProcess:
         if self._dumping is not None:
             return
         bounds = self._bounds
-        if seconds > bounds.unresponsive_seconds and bounds.block_action != BlockAction.REPORT:
+        if seconds > bounds.unresponsive_seconds and bounds.block_action != Limits.REPORT:
             sentence = f"The app blocked its event loop for {seconds:.1f} s and was ended."
             self.kill(SupervisorError("APP_BLOCKED_LOOP", sentence, resource=self._resource))
         elif time.monotonic() - self._interrupted > 0.5:

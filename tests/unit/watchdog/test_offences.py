@@ -2,16 +2,16 @@
 
 import pytest
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import BlockAction, IsolationTier
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
 from runtime_node.instances.offences import PERIOD, REPEATS, Offences, Verdict
 from runtime_node.watchdog.block import Block, Stage
 
-SHARED, THREAD, PROCESS = IsolationTier.SHARED, IsolationTier.THREAD, IsolationTier.PROCESS
+SHARED, THREAD, PROCESS = InstanceSpec.SHARED, InstanceSpec.THREAD, InstanceSpec.PROCESS
 
 
 def judge(offences: Offences, stage: Stage, now: float = 0.0, **more: object) -> Verdict | None:
     seconds = more.pop("seconds", 0.5)
-    terms = {"tier": SHARED, "budget": 1.0, "action": BlockAction.DEMOTE, **more}
+    terms = {"tier": SHARED, "budget": 1.0, "action": Limits.DEMOTE, **more}
     return offences.judge(Block(stage, seconds, "stack"), now, **terms)  # type: ignore[arg-type]
 
 
@@ -67,13 +67,13 @@ def test_blocks_and_holds_are_counted_apart() -> None:
 def test_policy_report_never_does_anything() -> None:
     offences = Offences()
     for stage in (Stage.BEGUN, Stage.STUCK, Stage.HELD) * 5:
-        assert judge(offences, stage, action=BlockAction.REPORT, seconds=10.0) is None
+        assert judge(offences, stage, action=Limits.REPORT, seconds=10.0) is None
 
 
 @pytest.mark.parametrize("tier", [SHARED, THREAD, PROCESS])
 def test_policy_stop_stops_in_every_tier(tier: int) -> None:
     offences = Offences()
-    verdicts = [judge(offences, Stage.BEGUN, tier=tier, action=BlockAction.STOP) for _ in range(REPEATS)]
+    verdicts = [judge(offences, Stage.BEGUN, tier=tier, action=Limits.STOP) for _ in range(REPEATS)]
     assert verdicts[-1] is not None
     assert verdicts[-1].tier is None
     assert verdicts[-1].sentence.endswith("and was stopped.")
