@@ -12,7 +12,7 @@ from dataclasses import replace
 from google.longrunning.operations_pb2 import Operation
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Health, State
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.catalog.requests import Caller, execute
 from services.control_plane.operations import operations
 from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
@@ -65,7 +65,7 @@ class AppCommands:
     def delete(self, request: pb.DeleteAppRequest, caller: Caller) -> Operation:
         """Carry out DeleteApp."""
         name = app_name(parse_app_name(request.name, "name"))
-        if request.data_policy not in pb.DataPolicy.values():
+        if request.data_policy not in pb.DeleteAppRequest.DataPolicy.values():
             raise invalid_field("data_policy", "must be DROP or RETAIN")
 
         def run(tx: Transaction) -> OperationRecord:
@@ -141,14 +141,14 @@ def _create(tx: Transaction, spec: pb.App, caller: Caller) -> OperationRecord:
             resource=spec.environment,
         )
     _check_domains(tx, spec)
-    wanted = spec.desired_state != pb.STOPPED
+    wanted = spec.desired_state != pb.App.STOPPED
     record = AppRecord(
         name=spec.name,
         uid=str(uuid.uuid4()),
         spec=spec,
         status=pb.App(
-            state=State.PENDING if wanted else State.STOPPED,
-            health=Health.UNKNOWN,
+            state=Instance.PENDING if wanted else Instance.STOPPED,
+            health=Instance.Health.UNKNOWN,
             reconciling=wanted,
             observed_generation=0 if wanted else 1,
         ),
@@ -202,7 +202,7 @@ def _update(
             changed = replace(changed, served_spec=record.spec)
     effect = ""
     if record.spec.desired_state != spec.desired_state:
-        effect = "stop" if spec.desired_state == pb.STOPPED else "start"
+        effect = "stop" if spec.desired_state == pb.App.STOPPED else "start"
     if effect == "start":
         changed = _restart(changed)
     return _store(tx, record, changed, "update", caller, "Updated", effect=effect)
@@ -210,18 +210,18 @@ def _update(
 
 def _start(record: AppRecord) -> AppRecord:
     """A start of what runs changes nothing; of what failed or is stopped, it is a new epoch."""
-    running = record.spec.desired_state != pb.STOPPED
-    if running and record.status.state not in (State.FAILED, State.STOPPED):
+    running = record.spec.desired_state != pb.App.STOPPED
+    if running and record.status.state not in (Instance.FAILED, Instance.STOPPED):
         return record
-    return _restart(replace(record, spec=_with_desired(record.spec, pb.RUNNING)))
+    return _restart(replace(record, spec=_with_desired(record.spec, pb.App.RUNNING)))
 
 
 def _stop(record: AppRecord) -> AppRecord:
-    return replace(record, spec=_with_desired(record.spec, pb.STOPPED))
+    return replace(record, spec=_with_desired(record.spec, pb.App.STOPPED))
 
 
 def _restart(record: AppRecord) -> AppRecord:
-    if record.spec.desired_state == pb.STOPPED:
+    if record.spec.desired_state == pb.App.STOPPED:
         raise SupervisorError(
             "APP_STOPPED", f"{record.name} is stopped; start it instead.", resource=record.name
         )
@@ -229,7 +229,7 @@ def _restart(record: AppRecord) -> AppRecord:
     return replace(record, target=target, failed=None)
 
 
-def _with_desired(spec: pb.App, desired: pb.DesiredState.ValueType) -> pb.App:
+def _with_desired(spec: pb.App, desired: pb.App.DesiredState.ValueType) -> pb.App:
     if spec.desired_state == desired:
         return spec
     changed = pb.App()
@@ -258,10 +258,10 @@ def _store(
             status.observed_generation = changed.generation
         else:
             status.reconciling = True
-            starts = changed.spec.desired_state != pb.STOPPED and changed.target != record.target
-            if starts and status.state in (State.STOPPED, State.FAILED):
-                status.state = State.PENDING
-                set_condition(status.conditions, "Ready", Condition.FALSE, "Starting", "", tx.now)
+            starts = changed.spec.desired_state != pb.App.STOPPED and changed.target != record.target
+            if starts and status.state in (Instance.STOPPED, Instance.FAILED):
+                status.state = Instance.PENDING
+                set_condition(status.conditions, "Ready", Condition.UNMET, "Starting", "", tx.now)
         changed = replace(changed, status=status)
         tx.put_app(changed)
     operation = operations.begin(tx, verb, changed, caller.actor, effect=effect)
@@ -277,7 +277,7 @@ def take_back(tx: Transaction, record: AppRecord, actor: str, operation: str) ->
         return
     status = pb.App()
     status.CopyFrom(record.status)
-    status.reconciling = status.state != State.STOPPED
+    status.reconciling = status.state != Instance.STOPPED
     changed = replace(changed, status=status, generation=record.generation + 1, update_time=tx.now)
     tx.put_app(changed)
     add_event(tx, changed, "StopRequested", actor=actor, reason="OPERATION_CANCELLED", operation=operation)
@@ -292,17 +292,17 @@ def _only_shown(tx: Transaction, operation: OperationRecord) -> OperationRecord:
 
 def _is_settled(record: AppRecord, changed: AppRecord) -> bool:
     """Tell whether a change needs nothing done: what runs stays, or nothing runs and nothing shall."""
-    if changed.spec.desired_state == pb.STOPPED:
-        return bool(changed.status.state == State.STOPPED)
-    same = record.spec.desired_state != pb.STOPPED and changed.target == record.served
+    if changed.spec.desired_state == pb.App.STOPPED:
+        return bool(changed.status.state == Instance.STOPPED)
+    same = record.spec.desired_state != pb.App.STOPPED and changed.target == record.served
     return same and changed.status.state in operations.READY
 
 
 def _delete(
     tx: Transaction, record: AppRecord, request: pb.DeleteAppRequest, caller: Caller
 ) -> OperationRecord:
-    policy = request.data_policy or record.deleting or pb.RETAIN
-    if record.deleting == pb.DROP and policy != pb.DROP:
+    policy = request.data_policy or record.deleting or pb.DeleteAppRequest.RETAIN
+    if record.deleting == pb.DeleteAppRequest.DROP and policy != pb.DeleteAppRequest.DROP:
         sentence = (
             f"{record.name} is being deleted with its data; what is dropped cannot be retained any more."
         )
@@ -312,11 +312,11 @@ def _delete(
         return operation
     status = pb.App()
     status.CopyFrom(record.status)
-    status.state, status.reconciling = State.DELETING, True
+    status.state, status.reconciling = Instance.DELETING, True
     changed = replace(record, deleting=policy, status=status)
     tx.put_app(changed)
     operation = operation or operations.begin(tx, "delete", changed, caller.actor)
-    reason = pb.DataPolicy.Name(policy)
+    reason = pb.DeleteAppRequest.DataPolicy.Name(policy)
     add_event(tx, changed, "DeleteRequested", reason=reason, actor=caller.actor, operation=operation.name)
     return operation
 

@@ -199,5 +199,5 @@ def _message(entry: Entry[AppRecord], view: _FilteredView | None) -> pb.WatchApp
     if view is not None and not view.loses(entry.key, removed=app is None):
         return None
     return pb.WatchAppsResponse(
-        type=pb.WatchAppsResponse.DELETE, app=pb.App(name=entry.key), revision=entry.revision
+        type=pb.WatchAppsResponse.REMOVE, app=pb.App(name=entry.key), revision=entry.revision
     )

@@ -14,7 +14,7 @@ from google.rpc.status_pb2 import Status
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import (
     App,
-    DataPolicy,
+    DeleteAppRequest,
     ListAppsResponse,
     OperationMetadata,
 )
@@ -67,7 +67,7 @@ class AppRecord:
     """The spec of `served`, kept while it differs from `spec`."""
     failed: Version | None = None
     """The version that was given up in favour of `served`."""
-    deleting: DataPolicy.ValueType = DataPolicy.DATA_POLICY_UNSPECIFIED
+    deleting: DeleteAppRequest.DataPolicy.ValueType = DeleteAppRequest.DATA_POLICY_UNSPECIFIED
     """Set once the app is being deleted: what becomes of its data."""
     revision: int = 0
     """Position of its last change in the change log; set by the store."""
