@@ -20,7 +20,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     State,
 )
 from services.control_plane.catalog.commands import add_event
-from services.control_plane.catalog.requests import SYSTEM
+from services.control_plane.catalog.idempotency import SYSTEM
 from services.control_plane.operations import operations
 from services.control_plane.reconciler.observation import View, observe
 from services.control_plane.store.interface import CatalogStore, Transaction
