@@ -20,8 +20,8 @@ class Reader(Protocol):
 class InboundBudget:
     """Counts bytes that wait for an app, and says who may read. Belongs to the front loop.
 
-    Beyond the bound one reader at a time may complete the message that it has begun: else several, each
-    with half a message, would wait for each other.
+    Beyond the bound one reader at a time borrows what it needs to complete the message that it has begun:
+    else several, each with half a message, would wait for each other.
     """
 
     __slots__ = ("_borrower", "_bound", "_stopped", "_used")
@@ -66,7 +66,7 @@ class InboundBudget:
             self._wake()
 
     def repay(self, reader: Reader) -> None:
-        """Take note that a reader has completed its message, or has ended."""
+        """Take note that the app has taken the message that a reader borrowed for, or that it has ended."""
         if self._borrower is reader:
             self._borrower = None
             self._wake()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_LEAST_WAITING_BYTES = 8 * 1024 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class FrontLimits:
@@ -56,11 +58,14 @@ class GateLimits:
     """WebSockets open at the same time."""
     max_websocket_message_bytes: int = 1024 * 1024
     """Size of one message from a client; a longer one ends its WebSocket with 1009."""
-    max_waiting_websocket_bytes: int = 8 * 1024 * 1024
-    """Held of messages that the app has not taken yet, of all its WebSockets; no more is read beyond it, but
-    for a few KiB of each that holds nothing."""
     websocket_compression: bool = False
     """Whether permessage-deflate is agreed to."""
+
+    @property
+    def max_waiting_websocket_bytes(self) -> int:
+        """Bytes that all WebSockets hold of messages which the app has not taken yet; no more is read beyond
+        them, but for a few KiB of each WebSocket that holds nothing."""
+        return max(_LEAST_WAITING_BYTES, 2 * self.max_websocket_message_bytes)
 
 
 DEFAULT_GATE_LIMITS = GateLimits()

@@ -181,7 +181,13 @@ class FrontWebSocket(asyncio.BufferedProtocol):
         app = self.app
         if app.waiting_bytes >= _HIGH_WATER:
             return False
-        return self.gate.inbound.may_read(self, self._counted, incomplete=not app.waiting_bytes)
+        inbound = self.gate.inbound
+        if not inbound.may_read(self, self._counted, incomplete=not app.waiting_bytes):
+            return False
+        if inbound.borrows(self) and not self._borrowed_at:
+            self._borrowed_at = self.shared.now
+            self.deadline = min(self.deadline, self._borrowed_at + self.shared.limits.body_idle_timeout)
+        return True
 
     def _stop(self) -> None:
         self._stopped = True
@@ -190,7 +196,6 @@ class FrontWebSocket(asyncio.BufferedProtocol):
     def _take(self, event: Event) -> None:
         match event:
             case Incoming():
-                self.gate.inbound.repay(self)
                 self.app.put(event)
             case Ping():
                 self._answer_ping()
@@ -215,6 +220,9 @@ class FrontWebSocket(asyncio.BufferedProtocol):
 
     def taken(self) -> None:
         """Go on reading when the app has taken enough."""
+        if self._borrowed_at:
+            self._borrowed_at = 0.0
+            self.gate.inbound.repay(self)
         if self._stopped:
             if self.app.waiting_bytes < _HIGH_WATER // 2:
                 self.read_on()
@@ -252,13 +260,13 @@ class FrontWebSocket(asyncio.BufferedProtocol):
 
     def _look_at_reading(self, now: float) -> None:
         """End the one for whose half a message all others wait, if it takes its time."""
-        if not self.gate.inbound.borrows(self):
-            self._borrowed_at = 0.0
-        elif not self._borrowed_at:
-            self._borrowed_at = now
-            self.deadline = min(self.deadline, now + self.shared.limits.body_idle_timeout)
-        elif now >= self._borrowed_at + self.shared.limits.body_idle_timeout:
+        if not self._borrowed_at or self.app.waiting_bytes:
+            return
+        due = self._borrowed_at + self.shared.limits.body_idle_timeout
+        if now >= due:
             self._take(self.wire.fail(_TRY_LATER, "the message took too long"))
+        else:
+            self.deadline = min(self.deadline, due)
 
     def _keep_alive(self, now: float) -> None:
         self._ping_due = now + _PING_SECONDS

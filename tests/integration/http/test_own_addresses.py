@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from runtime_node.http import Gate, HttpFront, Router
+from runtime_node.http import Gate, Router
 
 
 def named(name, headers=()):

@@ -19,6 +19,13 @@ def threads():
         yield executor
 
 
+async def until(condition):
+    """Let the loop turn until the condition holds."""
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110 - what is waited for happens on a thread
+            await asyncio.sleep(0)
+
+
 class Client:
     """Calls an adapter as a server would, with the pieces of one request's body."""
 
@@ -211,8 +218,7 @@ async def test_each_block_leaves_before_the_next_one_is_made(threads):
 
     client = Client(threads, app)
     calling = asyncio.create_task(client.call())
-    while len(client.sent) < 2:
-        await asyncio.sleep(0)
+    await until(lambda: len(client.sent) == 2)
     assert client.sent[1]["body"] == b"first"
     asked.set()
     await calling
@@ -257,8 +263,7 @@ async def test_a_thread_waits_for_a_slow_client_and_holds_a_bounded_part_of_the_
     client = Client(threads, app)
     client.gate.clear()
     calling = asyncio.create_task(client.call())
-    while len(made) * 10_000 < MAX_UNSENT_BYTES:
-        await asyncio.sleep(0)
+    await until(lambda: len(made) * 10_000 >= MAX_UNSENT_BYTES)
     assert len(made) <= MAX_UNSENT_BYTES // 10_000 + 3
     client.gate.set()
     await calling
@@ -279,8 +284,7 @@ async def test_a_reader_of_a_body_that_never_comes_goes_on_when_its_request_ends
     client = Client(threads, app, b"half", method="POST")
     client.wait_for_more = True
     calling = asyncio.create_task(client.call())
-    while client._pieces:
-        await asyncio.sleep(0)
+    await until(lambda: not client._pieces)
     calling.cancel()
     with pytest.raises(asyncio.CancelledError):
         await calling
