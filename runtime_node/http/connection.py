@@ -172,11 +172,10 @@ class FrontConnection(asyncio.Protocol):
         self.exchange = exchange
         self.waiting_place = None
         gate = self._gate_for(exchange)
-        if gate is None:
-            return
-        exchange.enter(gate)
-        if self.exchange is exchange:
-            self.deadline = self._exchange_deadline(exchange)
+        if gate is not None:
+            exchange.enter(gate)
+            if self.exchange is exchange:
+                self.deadline = self._exchange_deadline(exchange)
 
     def _gate_for(self, exchange: Exchange) -> Gate | None:
         """Return the gate that answers the request; None when it was answered here."""

@@ -286,11 +286,13 @@ class Exchange:
             self.gate.response_done(self, time.monotonic(), error=error, timeout=timeout, gone=self.gone)
 
     def _end(self) -> None:
-        self._leave(error=False)
+        if not self._left:
+            self._leave()
         self.task = None
         assert self.gate is not None
         self.gate.task_done(self)
-        self._sink.shared.orphans.discard(self)
+        if self.gone:
+            self._sink.shared.orphans.discard(self)
 
     # --- ASGI ---
 
@@ -377,10 +379,8 @@ class Exchange:
         keep_alive = self.keep_alive and not (
             response.close or self.awaits_continue or sink.closes_after(self)
         )
-        data, self.keep_alive = response.begin(
-            body, more, head_only=self.head_only, version=self.scope["http_version"],
-            keep_alive=keep_alive, date=sink.shared.date_line,
-        )  # fmt: skip
+        version, date = self.scope["http_version"], sink.shared.date_line
+        data, self.keep_alive = response.begin(body, more, self.head_only, version, keep_alive, date)
         sink.transport.write(data)
         self.started = True
 

@@ -217,9 +217,9 @@ class RequestReader:
             head.first_size + head.later_size > most and head.exact_size() > most
         ):
             raise RefusedError(HEADERS_TOO_LARGE)
-        target = parse_target(head.target, method)
-        check_head(head, method, version, target.authority)
-        path = target.path.decode("ascii")
+        raw_path, query, authority = parse_target(head.target, method)
+        check_head(head, method, version, authority)
+        path = raw_path.decode("ascii")
         ends = self._ends
         if not head.forwarded:
             head.headers += ends.forwarded
@@ -233,8 +233,8 @@ class RequestReader:
             "method": method,
             "root_path": "",
             "path": unquote(path) if "%" in path else path,
-            "raw_path": target.path,
-            "query_string": target.query,
+            "raw_path": raw_path,
+            "query_string": query,
             "headers": head.headers,
             "state": {},
         }

@@ -10,7 +10,7 @@ from runtime_node.http.problems import REASON_HEADER, STATUS_LINES
 
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_LENGTH = re.compile(rb"[0-9]{1,18}")
+_LENGTH_DIGITS = 18
 _KNOWN_NAMES_LIMIT = 1024
 _KNOWN_NAME_BYTES = 64
 # What they say is for the node to say.
@@ -70,7 +70,7 @@ class Response:
 
     def _reserved(self, name: bytes, value: bytes) -> None:
         if name == b"content-length":
-            if not _LENGTH.fullmatch(value):
+            if not value.isdigit() or len(value) > _LENGTH_DIGITS:
                 raise BadResponseError("Content-Length is not a number.")
             length = int(value)
             if self._content_length not in (None, length):
@@ -80,45 +80,42 @@ class Response:
             self.close = True
 
     def begin(
-        self, body: bytes, more: bool, *, head_only: bool, version: str, keep_alive: bool, date: bytes
+        self, body: bytes, more: bool, head_only: bool, version: str, keep_alive: bool, date: bytes
     ) -> tuple[bytes, bool]:
         """Return the bytes of the head with the first piece of the body, and whether the connection stays.
 
         Raises BadResponseError for a body that is not as long as its Content-Length.
         """
-        lines = self._lines.copy()
         length = self._content_length
         no_body = head_only or self.status in _NO_BODY_STATUSES
         size = 0 if no_body else len(body)
-        chunked, remaining = False, 0
+        remaining = 0 if length is None or self.status == 204 else _rest(0 if no_body else length, size, more)
+        # From here on nothing is refused.
+        lines = self._lines
         if self.status == 204:
             pass
         elif length is not None:
-            remaining = _rest(0 if no_body else length, size, more)
             lines.append(b"content-length: %d\r\n" % length)
         elif no_body:
             pass
         elif not more:
             lines.append(b"content-length: %d\r\n" % size)
         elif version == "1.1":
-            chunked = True
+            self._chunked = True
             lines.append(b"transfer-encoding: chunked\r\n")
         else:
             keep_alive = False
             remaining = _UNTIL_CLOSE
+        self._no_body, self._remaining = no_body, remaining
         if not keep_alive:
             lines.append(b"connection: close\r\n")
         if not self._date:
             lines.append(date)
         lines.append(b"\r\n")
         if size:
-            if chunked:
-                lines += (b"%x\r\n" % size, body, b"\r\n")
-            else:
-                lines.append(body)
-        data = b"".join(lines)
-        self._no_body, self._chunked, self._remaining = no_body, chunked, remaining
-        return data, keep_alive
+            lines += (b"%x\r\n" % size, body, b"\r\n") if self._chunked else (body,)
+        self._lines = []
+        return b"".join(lines), keep_alive
 
     def piece(self, body: bytes, more: bool) -> bytes:
         """Return the bytes of a further piece of the body. Raises BadResponseError as `begin`."""

@@ -214,9 +214,7 @@ class AppSide:
         carrier = self._carrier
         assert status in STATUS_LINES
         response = Response(status, headers, carrier.shared.router.base_domain)
-        data, _ = response.begin(
-            body, False, head_only=False, version="1.1", keep_alive=False, date=carrier.shared.date_line
-        )
+        data, _ = response.begin(body, False, False, "1.1", False, carrier.shared.date_line)
         carrier.transport.write(data)
         self.end(1006, "")
         carrier.close_transport()
