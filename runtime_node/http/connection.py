@@ -315,7 +315,12 @@ class FrontConnection(asyncio.Protocol):
         reader.finished = True
         exchange = self.exchange
         if exchange is None:
-            self._turn_away(problem)
+            if reader.receiving is None:
+                self._turn_away(problem)
+            else:
+                # What is wrong is the rest of a request that has its answer; another one would be taken for
+                # the answer to what comes next.
+                self.linger()
         elif exchange is reader.receiving:
             exchange.cut(problem)
         else:
@@ -370,7 +375,7 @@ class FrontConnection(asyncio.Protocol):
             return
         exchange = self.exchange
         if exchange is None:
-            if self.reader.head is not None or self.reader.receiving is not None:
+            if self.reader.head is not None:
                 self.reject(HEADER_TIMEOUT)
             else:
                 self._close()
