@@ -147,7 +147,7 @@ class Stack:
                 "--environment=default",
                 "--node=node-1",
                 f"--data-dir={data / 'node-1'}",
-                f"--app-dir={APPS}",
+                *(f"--app-dir={folder}" for folder in (*own.app_dirs, APPS)),
             ],
             self._output,
         )

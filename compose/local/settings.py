@@ -18,6 +18,8 @@ class Settings:
     node_port: int
     http_port: int
     data_dir: Path
+    app_dirs: tuple[Path, ...] = ()
+    """Folders with the user's own code, beside the demo's."""
 
     @property
     def control_plane(self) -> str:
@@ -52,7 +54,21 @@ def read_settings(argv: Sequence[str] | None = None) -> Settings:
     add("node-port", int, "7401", "port of the node's gRPC")
     add("http-port", int, "8080", "port at which the node serves its apps")
     add("data-dir", Path, "data", "folder for the catalog and the apps' data")
-    return Settings(**vars(parser.parse_args(argv)))
+    listed = os.environ.get(variable_of("app-dir"), "")
+    parser.add_argument(
+        "--app-dir",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder to load your own apps' code from; may be repeated "
+        f"(environment: {variable_of('app-dir')}, separated by {os.pathsep!r})",
+    )
+    parsed = vars(parser.parse_args(argv))
+    named = parsed.pop("app_dir") or [Path(part) for part in listed.split(os.pathsep) if part]
+    for folder in named:
+        if not folder.is_dir():
+            parser.error(f"--app-dir: {folder} is not a folder")
+    return Settings(**parsed, app_dirs=tuple(folder.resolve() for folder in named))
 
 
 def variable_of(flag: str) -> str:
