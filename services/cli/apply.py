@@ -1,4 +1,4 @@
-"""Commands on many apps, by their documents: apply, diff and export. `delete -f` is with the others of its kind."""
+"""Commands on many apps, by their documents: apply, diff and export."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Annotated
 
-import click
 import typer
 from rich.text import Text
 
@@ -58,22 +57,12 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str]) -> int:
     """Run one command line; return the exit status. What goes wrong is one sentence on stderr."""
     try:
-        status = app(_hoisted(arguments), standalone_mode=False)
+        app(_hoisted(arguments))
     except CliError as failure:
         return _tell(failure)
-    except click.exceptions.Exit as ended:
-        return ended.exit_code
-    except click.exceptions.Abort:
-        return _interrupted()
-    except click.ClickException as wrong:
-        wrong.show()
-        return Exit.USAGE
-    except KeyboardInterrupt:
-        return _interrupted()
-    except BrokenPipeError:
-        sys.stderr.close()  # whoever read has enough; nothing is to be told to nobody
-        return Exit.DONE
-    return status if isinstance(status, int) else Exit.DONE
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else Exit.DONE
+    return Exit.DONE
 
 
 def _tell(failure: CliError) -> int:
@@ -83,10 +72,6 @@ def _tell(failure: CliError) -> int:
     if failure.remedy:
         notes.print(Text(failure.remedy))
     return failure.code
-
-
-def _interrupted() -> int:
-    return 130  # as shells have it for SIGINT
 
 
 def _hoisted(arguments: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ is left alone: messages and the maps `labels` and `annotations` are merged, ever
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -183,10 +184,17 @@ def _proto_name(key: str) -> str:
     return re.sub(r"[A-Z]", lambda found: "_" + found[0].lower(), key)
 
 
-def _without_module(text: str) -> str:
-    return text.replace('Message type "appsupervisor.catalog.v1.App" ', "an app ").replace(
-        "appsupervisor.", ""
-    )
+def _told(wrong: ParseError) -> str:
+    """Return what is wrong with a document's fields as one sentence, with what may have been meant."""
+    text = str(wrong)
+    found = re.search(r'Message type "([\w.]+)" has no field named "(\w+)"', text)
+    if found is None:
+        return text.replace("appsupervisor.", "").splitlines()[0]
+    kind, name = found.groups()
+    fields = re.findall(r"'(\w+)'", text.partition("Available Fields")[2])
+    close = difflib.get_close_matches(_proto_name(name), [_proto_name(field) for field in fields], 1)
+    meant = f"; did you mean {close[0]}?" if close else ""
+    return f"{name}: {kind.rpartition('.')[2]} has no such field{meant}"
 
 
 def _output_fields() -> frozenset[str]:

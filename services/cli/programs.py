@@ -9,13 +9,16 @@ from collections.abc import Callable
 import typer
 
 PROGRAMS = {
-    "up": ("compose.local", "Run everything and two demo apps on this machine.\n\nExample: appsupervisor up --app-dir my"),
+    "up": (
+        "compose.local",
+        "Run everything and two demo apps on this machine.\n\nExample: appsupervisor up --app-dir my",
+    ),
     "control-plane": (
         "services.control_plane",
         "Run a control plane.\n\nExample: appsupervisor control-plane --help",
     ),
     "node": ("runtime_node", "Run a node.\n\nExample: appsupervisor node --help"),
-}  # fmt: skip
+}
 """Each program's module, and what `--help` says of it."""
 
 _AS_GIVEN = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
