@@ -20,6 +20,10 @@ class Settings:
     data_dir: Path
     app_dirs: tuple[Path, ...] = ()
     """Folders with the user's own code, beside the demo's."""
+    reload: bool = False
+    """Restart apps whose code changes on disk."""
+    install: bool = False
+    """Install what the folders say they need."""
 
     @property
     def control_plane(self) -> str:
@@ -62,6 +66,16 @@ def read_settings(argv: Sequence[str] | None = None) -> Settings:
         default=[],
         help="folder to load your own apps' code from; may be repeated "
         f"(environment: {variable_of('app-dir')}, separated by {os.pathsep!r})",
+    )
+    parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="restart the apps whose code changes on disk, without a lost request",
+    )
+    parser.add_argument(
+        "--install",
+        action="store_true",
+        help="install what the folders' requirements.txt or pyproject.toml name and this Python lacks",
     )
     parsed = vars(parser.parse_args(argv))
     named = parsed.pop("app_dir") or [Path(part) for part in listed.split(os.pathsep) if part]
