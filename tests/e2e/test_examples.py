@@ -42,7 +42,8 @@ def test_an_example_works_as_its_page_says(example: Path, stack: Up, tmp_path: P
     found = re.search(r"Control plane (\S+), node", stack.text)
     assert found
     address, port = found[1], stack.url("shop").rpartition(":")[2].strip("/")
-    commands = re.findall(
+    page = (example / "README.md").read_text()
+    commands = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
         r"^```sh\n(.*?)^```$", (example / "README.md").read_text(), re.MULTILINE | re.DOTALL
     )
     assert commands, "the page has no commands"

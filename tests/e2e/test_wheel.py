@@ -1,4 +1,4 @@
-"""The wheel gives `appsupervisor`, works without the repository, and takes no general name in a site-packages."""
+"""The wheel gives `appsupervisor`, works without the repository, and takes no general name."""
 
 import subprocess
 import sys
