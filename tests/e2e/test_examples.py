@@ -44,8 +44,6 @@ def test_an_example_works_as_its_page_says(example: Path, stack: Up, tmp_path: P
     address, port = found[1], stack.url("shop").rpartition(":")[2].strip("/")
     page = (example / "README.md").read_text()
     commands = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-        r"^```sh\n(.*?)^```$", (example / "README.md").read_text(), re.MULTILINE | re.DOTALL
-    )
     assert commands, "the page has no commands"
     (tmp_path / "bin").mkdir()
     program = tmp_path / "bin/appsupervisor"
