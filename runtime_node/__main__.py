@@ -6,9 +6,9 @@ import logging
 import resource
 import sys
 
-from runtime_node.lanes.process.zygote import Zygote
 from runtime_node.memory import bound_arenas
 from runtime_node.settings import read_settings
+from runtime_node.tiers.process.zygote import Zygote
 from services.rpc import logs
 
 MAX_OPEN_FILES = 65_536

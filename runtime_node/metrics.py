@@ -128,10 +128,10 @@ class NodeMetrics:
         states: Counter[tuple[str, str]] = Counter()
         uids: dict[str, set[str]] = {}
         for instance in instances:
-            life, past = instance.life, instance.history
-            tier = InstanceSpec.IsolationTier.Name(life.tier) if life is not None and life.tier else ""
+            run, past = instance.run, instance.history
+            tier = InstanceSpec.IsolationTier.Name(run.tier) if run is not None and run.tier else ""
             states[InstanceMessage.State.Name(instance.state), tier] += 1
-            if life is None and past is None:
+            if run is None and past is None:
                 continue
             name = instance.app
             app = apps.setdefault(name, _App())
@@ -194,7 +194,7 @@ def _add_present(app: _App, instance: Instance) -> None:
         websockets=gate.websockets,
         instances=1,
         instances_serving=int(serving),
-        instances_leaking=int(instance.holds(LEAKED)),
+        instances_leaking=int(instance.has_condition(LEAKED)),
     )
     worst = {"p50": gate.latency_p50, "p99": gate.latency_p99} if gate.requests else {}
     figures = past.figures if past is not None else None

@@ -9,7 +9,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as Instanc
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.instances.host import InstanceHost, Observer
 from runtime_node.instances.record import Instance
-from runtime_node.logs.app_logs import AppLogs, Speaker
+from runtime_node.logs.app_logs import AppLogs, LogSource
 from runtime_node.logs.echo import echo_of_stderr
 from runtime_node.logs.tail import Tails
 from runtime_node.metrics import NodeMetrics
@@ -24,7 +24,7 @@ class Observation:
         self.host: InstanceHost
         self.logs = AppLogs(
             settings.data_dir / "logs",
-            self._speaker,
+            self._source,
             echo=echo_of_stderr() if settings.echo_app_logs else None,
         )
         self.tails = Tails(self.logs, self._newest_uid, self._is_here)
@@ -51,15 +51,15 @@ class Observation:
     def _fault(self, name: str, stack: str) -> None:
         # A guest tells its own faults, with the app's stack instead of its proxy's.
         instance = self.host.find(name)
-        life = None if instance is None else instance.life
-        if life is None or life.tier != InstanceSpec.PROCESS:
+        run = None if instance is None else instance.run
+        if run is None or run.tier != InstanceSpec.PROCESS:
             self.logs.write_fault(name, stack)
 
-    def _speaker(self, name: str) -> Speaker | None:
+    def _source(self, name: str) -> LogSource | None:
         instance = self.host.find(name)
         if instance is None:
             return None
-        return Speaker(instance.app, instance.uid, tuple(instance.spec().secret_env.values()))
+        return LogSource(instance.app, instance.uid, tuple(instance.spec().secret_env.values()))
 
     def _newest_uid(self, app: str) -> str:
         instances = self.host.of_app(app)

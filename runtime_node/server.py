@@ -26,34 +26,34 @@ from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import add_RuntimeEnvironmentServicer_to_server
 from runtime_node import __version__, isolation
 from runtime_node.http import HttpFront, Router
-from runtime_node.instances.conductor import Conductor
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed, duration
 from runtime_node.instances.figures import FigureSweep
 from runtime_node.instances.host import InstanceHost
+from runtime_node.instances.housekeeping import Housekeeping
+from runtime_node.instances.lifecycle import Lifecycle
 from runtime_node.instances.probes import Probes
 from runtime_node.instances.record import timestamp
 from runtime_node.instances.routes import Routes
-from runtime_node.instances.slots import StartSlots
-from runtime_node.instances.sweeps import Sweeps
+from runtime_node.instances.start_limiter import StartLimiter
 from runtime_node.instances.transitions import Hooks
 from runtime_node.isolation import GCPolicy
 from runtime_node.isolation.leaks import Canary
-from runtime_node.lanes.choice import Lanes, Tier
-from runtime_node.lanes.lag import LoopLag
-from runtime_node.lanes.lane import Lane
-from runtime_node.lanes.process.lane import ProcessLane
-from runtime_node.lanes.process.zygote import Zygote
-from runtime_node.lanes.shared import SharedLane
-from runtime_node.lanes.thread import ThreadLane
 from runtime_node.loader import Loader
 from runtime_node.metrics import NodeMetrics
 from runtime_node.observation import Observation
 from runtime_node.registration import Registration
 from runtime_node.servicer import RuntimeServicer
 from runtime_node.settings import Address, NodeSettings
+from runtime_node.tiers.choice import Runners, Tier
+from runtime_node.tiers.lag import LoopLag
+from runtime_node.tiers.process.runner import ProcessRunner
+from runtime_node.tiers.process.zygote import Zygote
+from runtime_node.tiers.runner import AppRunner
+from runtime_node.tiers.shared import SharedRunner
+from runtime_node.tiers.thread import ThreadRunner
 from runtime_node.watchdog import Switching, Watchdog, waits
-from runtime_node.watchdog.holds import HoldWatch
+from runtime_node.watchdog.gil_holds import HoldWatch
 from services.rpc.metrics import MetricsListener
 from services.rpc.server import RpcServer, Service
 
@@ -86,7 +86,7 @@ class Node:
         self.observation: Observation
         self.metrics: Address | None = None
         self.front: HttpFront
-        self.sweeps: Sweeps
+        self.housekeeping: Housekeeping
         self._zygote = zygote
         self._process = psutil.Process()
 
@@ -106,7 +106,7 @@ class Node:
             # 3. The front: the listener's loop, which SHARED apps run on too, and who watches it.
             router = Router(self.settings.base_domain)
             watchdog = await self._start_front(stack, router)
-            # 4. The core, with the lanes in which it runs apps.
+            # 4. The core, with the tiers in which it runs apps.
             self.feed = InstanceFeed(self.settings.node_name, self.incarnation)
             self._start_core(stack, router, databases, watchdog)
             # 5. The API, ended only after its streams have told how every instance ended.
@@ -151,31 +151,32 @@ class Node:
         settings, observed = self.settings, self.observation
         loader = Loader(settings.app_dirs)
         stack.callback(loader.close)
-        collector = GCPolicy(lambda: self.sweeps.quiet, self._leaked)
+        collector = GCPolicy(lambda: self.housekeeping.quiet, self._leaked)
         if self._owns_process:
             collector.install()
             stack.callback(collector.uninstall)
-        lanes = self._lanes(self.front, loader, collector, watchdog)
-        for lane in lanes.values():
-            stack.push_async_callback(_quietly, "lane", lane.close)
+        runners = self._runners(self.front, loader, collector, watchdog)
+        for runner in runners.values():
+            stack.push_async_callback(_quietly, "tier", runner.close)
         self.host = observed.host = InstanceHost(
             feed=self.feed, routes=Routes(router), databases=databases,
             max_instances=settings.max_instances, observer=observed.observer,
         )  # fmt: skip
         probes = Probes(self.front.loop, settings.base_domain, self.host.reassess)
         stack.push_async_callback(_quietly, "probes", probes.close)
-        self.host.conductor = Conductor(
-            lanes=Lanes(lanes, loader), databases=databases, slots=StartSlots(settings.concurrent_starts),
+        self.host.lifecycle = Lifecycle(
+            runners=Runners(runners, loader), databases=databases,
+            start_limiter=StartLimiter(settings.concurrent_starts),
             probes=probes, watchdog=watchdog,
             hooks=Hooks(self.host.changed, self.host.gone, self.host.serving, collector.started),
         )  # fmt: skip
-        watchdog.on_unclaimed = partial(self.host.conductor.blame, lambda: list(self.host.running.values()))
-        self.sweeps = Sweeps(
-            self.host, self.host.conductor, FigureSweep(self.feed.measured),
+        watchdog.on_unclaimed = partial(self.host.lifecycle.blame, lambda: list(self.host.running.values()))
+        self.housekeeping = Housekeeping(
+            self.host, self.host.lifecycle, FigureSweep(self.feed.measured),
             memory=self.memory, memory_budget=settings.memory_budget_bytes,
             after=collector.tick if self._owns_process else lambda: None,
         )  # fmt: skip
-        _background(stack, self.sweeps.run())
+        _background(stack, self.housekeeping.run())
 
     async def _start_api(self, stack: AsyncExitStack) -> None:
         service = Service(
@@ -207,21 +208,21 @@ class Node:
         self.feed.close()
         self.observation.close_streams()
 
-    def _lanes(
+    def _runners(
         self, front: HttpFront, loader: Loader, collector: GCPolicy, watchdog: Watchdog
-    ) -> dict[Tier, Lane]:
+    ) -> dict[Tier, AppRunner]:
         def released(instance: str, suspects: Sequence[Canary]) -> None:
             collector.stopped(freed=not suspects, instance=instance, suspects=suspects)
 
-        lanes: dict[Tier, Lane] = {}
-        shared = SharedLane(loader, front.loop, LoopLag(front.loop).read, released)
-        lanes[shared.tier] = shared
-        thread = ThreadLane(loader, front.loop, released, watchdog)
-        lanes[thread.tier] = thread
+        runners: dict[Tier, AppRunner] = {}
+        shared = SharedRunner(loader, front.loop, LoopLag(front.loop).read, released)
+        runners[shared.tier] = shared
+        thread = ThreadRunner(loader, front.loop, released, watchdog)
+        runners[thread.tier] = thread
         if self._zygote is not None:
-            process = ProcessLane(self._zygote, self.observation.logs.output)
-            lanes[process.tier] = process
-        return lanes
+            process = ProcessRunner(self._zygote, self.observation.logs.output)
+            runners[process.tier] = process
+        return runners
 
     def _leaked(self, name: str, holders: Sequence[str]) -> None:
         self.host.leaked(name, holders)

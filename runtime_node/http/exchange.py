@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from uvicorn.protocols.utils import ClientDisconnected
 
+from runtime_node.asgi import ASGIApp, Message, Scope
 from runtime_node.http.current import interruption_point, is_interruption
 from runtime_node.http.gate import Gate
 from runtime_node.http.problems import (
@@ -22,8 +23,8 @@ from runtime_node.http.problems import (
     Problem,
 )
 from runtime_node.http.response import BadResponseError, ResponseHead
-from runtime_node.lanes.cancellation import was_cancelled
-from runtime_node.lanes.lane import ASGIApp, Message, Scope, UndeliveredError
+from runtime_node.tiers.cancellation import was_cancelled
+from runtime_node.tiers.runner import UndeliveredError
 from services.rpc.errors import SupervisorError
 
 if TYPE_CHECKING:
@@ -35,13 +36,13 @@ _UNSENT_LIMIT = 64
 _NO_BODY_STATUSES = frozenset((204, 304))
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _DISCONNECT = "http.disconnect"
-# A lane's failures in the middle of a request; every other reason is answered 503.
-_LANE_STATUS = {"APP_CRASHED": 502, "APP_OUT_OF_MEMORY": 502, "APP_BLOCKED_LOOP": 504, "INTERNAL": 500}
+# A tier's failures in the middle of a request; every other reason is answered 503.
+_TIER_STATUS = {"APP_CRASHED": 502, "APP_OUT_OF_MEMORY": 502, "APP_BLOCKED_LOOP": 504, "INTERNAL": 500}
 
 
 def problem_of(error: SupervisorError) -> Problem:
-    """Return what a lane's failure is answered with; its message is public."""
-    status = _LANE_STATUS.get(error.reason, 503)
+    """Return what a tier's failure is answered with; its message is public."""
+    status = _TIER_STATUS.get(error.reason, 503)
     return Problem(status, error.reason, error.message, retry_after=error.retry_after)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
-from runtime_node.lanes.lane import Scope
+from runtime_node.asgi import Scope
 
 
 class TrustedProxies:

@@ -1,6 +1,6 @@
 """One instance's door on the front loop: admission, limits, holding, draining, figures.
 
-Knows requests only through `Passage`; how bytes come and go is the protocol's business.
+Knows requests only through `GatedRequest`; how bytes come and go is the protocol's business.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextvars import Context
 
+from runtime_node.asgi import ASGIApp
 from runtime_node.http.current import CURRENT_INSTANCE
 from runtime_node.http.faults import FaultTeller
 from runtime_node.http.figures import GateFigures, Latencies
+from runtime_node.http.gated_request import GatedRequest
 from runtime_node.http.limits import DEFAULT_GATE_LIMITS, GateLimits
-from runtime_node.http.passage import Passage
 from runtime_node.http.problems import APP_BLOCKED_LOOP, INSTANCE_STOPPING, QUEUE_FULL, Problem
-from runtime_node.lanes.lane import ASGIApp
 
 _logger = logging.getLogger(__name__)
 
@@ -53,8 +53,8 @@ class _Door:
 # One for all gates: it is held for two assignments, and ten thousand would cost more than they free.
 _doors = threading.Lock()
 # What a gate has until its first request; never changed.
-_EMPTY_QUEUE: OrderedDict[Passage, None] = OrderedDict()
-_NOBODY: set[Passage] = set()
+_EMPTY_QUEUE: OrderedDict[GatedRequest, None] = OrderedDict()
+_NOBODY: set[GatedRequest] = set()
 
 
 class Gate:
@@ -182,7 +182,7 @@ class Gate:
 
     # --- front loop ---
 
-    def admit(self, passage: Passage, loop: asyncio.AbstractEventLoop) -> None:
+    def admit(self, gated: GatedRequest, loop: asyncio.AbstractEventLoop) -> None:
         """Let a request or WebSocket in, let it wait, or refuse it. Front loop."""
         if self._loop is None:
             self._queue, self._running = OrderedDict(), set()
@@ -192,54 +192,54 @@ class Gate:
             door.asgi is not None
             and self._in_flight < self.limits.max_concurrent_requests
             and not self._queue
-            and not passage.is_websocket
+            and not gated.is_websocket
         ):
             self._in_flight += 1
-            self._last_time = passage.admitted_at
-            self._start(passage, door.asgi)
+            self._last_time = gated.admitted_at
+            self._start(gated, door.asgi)
         else:
-            self._admit_otherwise(passage, door)
+            self._admit_otherwise(gated, door)
 
-    def _admit_otherwise(self, passage: Passage, door: _Door) -> None:
+    def _admit_otherwise(self, gated: GatedRequest, door: _Door) -> None:
         if door.problem is not None:
-            passage.refuse(door.problem)
+            gated.refuse(door.problem)
         elif door.forward is not None:
             assert self._loop is not None
-            passage.moved(door.forward)
-            door.forward.admit(passage, self._loop)
-        elif passage.is_websocket and self._websockets >= self.limits.max_websockets:
+            gated.moved(door.forward)
+            door.forward.admit(gated, self._loop)
+        elif gated.is_websocket and self._websockets >= self.limits.max_websockets:
             self._shed += 1
-            passage.refuse(QUEUE_FULL)
-        elif door.asgi is not None and passage.is_websocket:
-            self._let_in(passage, door.asgi)
+            gated.refuse(QUEUE_FULL)
+        elif door.asgi is not None and gated.is_websocket:
+            self._let_in(gated, door.asgi)
         elif len(self._queue) >= self._room(door):
             self._shed += 1
-            passage.refuse(QUEUE_FULL)
+            gated.refuse(QUEUE_FULL)
         else:
-            self._queue[passage] = None
-            self._last_time = passage.admitted_at
+            self._queue[gated] = None
+            self._last_time = gated.admitted_at
             self._want(door)
 
     def _room(self, door: _Door) -> int:
         room = self.limits.max_queued_requests
         return room if door.asgi is not None else room + self.limits.max_concurrent_requests
 
-    def _let_in(self, passage: Passage, asgi: ASGIApp) -> None:
-        if passage.is_websocket:
+    def _let_in(self, gated: GatedRequest, asgi: ASGIApp) -> None:
+        if gated.is_websocket:
             self._websockets += 1
         else:
             self._in_flight += 1
-        self._last_time = passage.admitted_at
-        self._start(passage, asgi)
+        self._last_time = gated.admitted_at
+        self._start(gated, asgi)
 
-    def _start(self, passage: Passage, asgi: ASGIApp) -> None:
+    def _start(self, gated: GatedRequest, asgi: ASGIApp) -> None:
         assert self._loop is not None
         context = self._context
         if context is None:
             self._context = context = Context()
             context.run(CURRENT_INSTANCE.set, self.name)
-        self._running.add(passage)
-        passage.task = self._loop.create_task(passage.run(asgi), context=context.copy())
+        self._running.add(gated)
+        gated.task = self._loop.create_task(gated.run(asgi), context=context.copy())
 
     def _want(self, door: _Door) -> None:
         if door.on_wanted is not None and not door.wanted:
@@ -269,7 +269,13 @@ class Gate:
         self._settle()
 
     def left(
-        self, passage: Passage, now: float, *, error: bool = False, timeout: bool = False, gone: bool = False
+        self,
+        gated: GatedRequest,
+        now: float,
+        *,
+        error: bool = False,
+        timeout: bool = False,
+        gone: bool = False,
     ) -> None:
         """Take note that a request's response is complete or will never be: its place is free. Front loop."""
         self._in_flight -= 1
@@ -283,41 +289,41 @@ class Gate:
         self._last_time = now
         latencies = self._latencies
         if latencies is None:
-            self._latencies = latencies = Latencies(passage.admitted_at)
-        took = now - passage.admitted_at
+            self._latencies = latencies = Latencies(gated.admitted_at)
+        took = now - gated.admitted_at
         latencies.add(now, took)
         if took > SLOW_SECONDS:
             self.last_slow = (now, took)
         if self._queue:
             self._apply()
 
-    def put_back(self, passage: Passage, asgi: ASGIApp) -> None:
+    def put_back(self, gated: GatedRequest, asgi: ASGIApp) -> None:
         """Let a request wait that `asgi` could not deliver, until the door is another one. Front loop.
 
         It keeps its turn and its time limit. The end of its app is on its way to whoever keeps the door.
         """
         self._in_flight -= 1
-        self._running.discard(passage)
-        passage.task = None
-        self._queue[passage] = None
-        self._queue.move_to_end(passage, last=False)
+        self._running.discard(gated)
+        gated.task = None
+        self._queue[gated] = None
+        self._queue.move_to_end(gated, last=False)
         if self._door.asgi is not asgi:
             self._apply()
 
-    def ended(self, passage: Passage) -> None:
+    def ended(self, gated: GatedRequest) -> None:
         """Take note that the app's callable for it has returned. Front loop."""
-        self._running.discard(passage)
-        if passage.is_websocket:
+        self._running.discard(gated)
+        if gated.is_websocket:
             self._websockets -= 1
             self._last_time = time.monotonic()
         if self._idle is not None:
             self._settle()
 
-    def dropped(self, passage: Passage, *, timeout: bool = False, gone: bool = False) -> bool:
-        """Take a waiting passage out of the queue, and count why; tell whether it was there. Front loop."""
-        if passage not in self._queue:
+    def dropped(self, gated: GatedRequest, *, timeout: bool = False, gone: bool = False) -> bool:
+        """Take a waiting request out of the queue, and count why; tell whether it was there. Front loop."""
+        if gated not in self._queue:
             return False
-        del self._queue[passage]
+        del self._queue[gated]
         if timeout:
             self._timeouts += 1
         if gone:
@@ -345,10 +351,10 @@ class Gate:
                 loop.call_soon_threadsafe(self._reconcile)
 
     def _reconcile(self) -> None:
-        for passage in [p for p in self._running if p.task is not None and p.task.done()]:
-            passage.cut(APP_BLOCKED_LOOP)
-            if passage in self._running:
-                self.ended(passage)
+        for gated in [p for p in self._running if p.task is not None and p.task.done()]:
+            gated.cut(APP_BLOCKED_LOOP)
+            if gated in self._running:
+                self.ended(gated)
 
     # --- draining, on the front loop ---
 
@@ -363,16 +369,16 @@ class Gate:
         deadline = time.monotonic() + timeout
         if websocket_grace > 0:
             await self._wait_idle(min(timeout, websocket_grace))
-        for passage in [p for p in self._running if p.is_websocket]:
-            passage.close_gently()
+        for gated in [p for p in self._running if p.is_websocket]:
+            gated.close_gently()
         if await self._wait_idle(deadline - time.monotonic()):
             return 0
         if self._door.asgi is not None:
             while self._queue:
                 self._queue.popitem(last=False)[0].refuse(INSTANCE_STOPPING)
         left_over = list(self._running)
-        for passage in left_over:
-            passage.cut(INSTANCE_STOPPING)
+        for gated in left_over:
+            gated.cut(INSTANCE_STOPPING)
         await self._wait_idle(_UNWIND_TIME)
         return len(left_over)
 

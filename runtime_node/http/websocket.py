@@ -12,6 +12,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.datastructures import Headers
 from websockets.http11 import Request
 
+from runtime_node.asgi import ASGIApp, Scope
 from runtime_node.http.current import interruption_point, is_interruption
 from runtime_node.http.gate import Gate
 from runtime_node.http.problems import (
@@ -25,8 +26,7 @@ from runtime_node.http.problems import (
     Problem,
 )
 from runtime_node.http.response import BadResponseError, check_handshake
-from runtime_node.lanes.cancellation import was_cancelled
-from runtime_node.lanes.lane import ASGIApp, Scope
+from runtime_node.tiers.cancellation import was_cancelled
 from services.rpc.errors import SupervisorError
 
 if TYPE_CHECKING:

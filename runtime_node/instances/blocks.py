@@ -1,6 +1,6 @@
 """What becomes of an instance that blocks its event loop or the interpreter: told, demoted, stopped.
 
-The watchdog and the PROCESS lane find blocks out; who demotes or stops an instance is the conductor.
+The watchdog and the PROCESS tier find blocks out; who demotes or stops an instance is the lifecycle.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from functools import partial
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
-from runtime_node.instances.offences import PERIOD, Tier, Verdict
-from runtime_node.instances.record import BLOCKED_LOOP, DEMOTED, Instance, Life, error_message
-from runtime_node.instances.terms import limit_terms
+from runtime_node.instances.block_history import PERIOD, Tier, Verdict
+from runtime_node.instances.effective import effective_limits
+from runtime_node.instances.record import BLOCKED_LOOP, DEMOTED, Instance, Run, error_message
 from runtime_node.instances.transitions import Transitions
-from runtime_node.watchdog import Block, Stage, Terms, Watchdog
+from runtime_node.watchdog import Block, BlockPolicy, Stage, Watchdog
 from services.rpc.errors import SupervisorError
 
 REASON = "APP_BLOCKED_LOOP"
@@ -46,7 +46,7 @@ class Blocks:
         *,
         has_tier: Callable[[Tier], bool],
         start_over: Callable[[Instance], None],
-        fail: Callable[[Instance, Life, SupervisorError], None],
+        fail: Callable[[Instance, Run, SupervisorError], None],
         clock: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
@@ -60,32 +60,32 @@ class Blocks:
         self._wall = wall
         self._loop = asyncio.get_running_loop()
 
-    def enter(self, instance: Instance, life: Life) -> None:
+    def enter(self, instance: Instance, run: Run) -> None:
         """Hold a life to its budget from its start on; a guest in a process has its own watch."""
-        if life.tier == InstanceSpec.PROCESS:
+        if run.tier == InstanceSpec.PROCESS:
             return
-        limits = limit_terms(life.spec)
+        limits = effective_limits(run.spec)
         budget = limits.block_budget
-        if life.tier == InstanceSpec.THREAD:
+        if run.tier == InstanceSpec.THREAD:
             # A startup that computes on a loop of its own delays nobody; the start's time limit bounds it.
             budget = max(budget, limits.start_timeout)
-        life.blocking = Terms(budget, partial(self._from_watchdog, instance, life))
-        self._watchdog.enter(instance.name, life.blocking)
+        run.blocking = BlockPolicy(budget, partial(self._from_watchdog, instance, run))
+        self._watchdog.enter(instance.name, run.blocking)
 
-    def ready(self, life: Life) -> None:
+    def ready(self, run: Run) -> None:
         """Take note that a life serves."""
-        if life.blocking is not None:
-            life.blocking.budget = limit_terms(life.spec).block_budget
+        if run.blocking is not None:
+            run.blocking.budget = effective_limits(run.spec).block_budget
             self._watchdog.retune()
 
-    def leave(self, instance: Instance, life: Life) -> None:
+    def leave(self, instance: Instance, run: Run) -> None:
         """Forget a life that is over."""
-        if life.blocking is not None:
-            self._watchdog.leave(instance.name, life.blocking)
+        if run.blocking is not None:
+            self._watchdog.leave(instance.name, run.blocking)
 
-    def told(self, instance: Instance, life: Life, block: Block) -> None:
+    def told(self, instance: Instance, run: Run, block: Block) -> None:
         """Record a block and do what the app's policy says."""
-        if instance.life is not life or life.down is not None:
+        if instance.run is not run or run.down is not None:
             return
         if block.stage is Stage.OVER:
             instance.gate.reconcile()
@@ -101,14 +101,14 @@ class Blocks:
             instance, "blocked", logging.WARNING, stage=block.stage.name, seconds=f"{block.seconds:.2f}",
             stack=block.stack,
         )  # fmt: skip
-        limits = limit_terms(life.spec)
-        verdict = past.offences.judge(
-            block, self._clock(), tier=life.tier, budget=limits.block_budget, action=limits.block_action,
-            starting=life.running is None,
+        limits = effective_limits(run.spec)
+        verdict = past.block_history.judge(
+            block, self._clock(), tier=run.tier, budget=limits.block_budget, action=limits.block_action,
+            starting=run.running is None,
         )  # fmt: skip
         if past.quiet is None:
             past.quiet = self._loop.call_later(PERIOD, self._grown_quiet, instance)
-        if verdict is None or not self._carry_out(instance, life, verdict, error):
+        if verdict is None or not self._carry_out(instance, run, verdict, error):
             self._transitions.reassess(instance, tell=True)
 
     def blame(self, instances: Iterable[Instance], block: Block) -> None:
@@ -121,14 +121,14 @@ class Blocks:
         suspects = []
         for instance in instances:
             answered, took = instance.gate.last_slow
-            life = instance.life
+            run = instance.run
             if (
-                life is not None
-                and life.tier == InstanceSpec.SHARED
+                run is not None
+                and run.tier == InstanceSpec.SHARED
                 and now - answered < _BLAME_SECONDS
                 and took >= block.seconds - _BLAME_SLACK
             ):
-                suspects.append((instance, life))
+                suspects.append((instance, run))
         if len(suspects) == 1:
             self.told(*suspects[0], block)
             return
@@ -138,35 +138,35 @@ class Blocks:
             extra={"action": "node.held", "suspects": names, "stack": block.stack},
         )
 
-    def ends_for_good(self, life: Life, error: SupervisorError) -> bool:
-        """Tell whether an app was ended by its lane for a block, and its policy is to leave it so."""
-        return error.reason == REASON and limit_terms(life.spec).block_action == Limits.STOP
+    def ends_for_good(self, run: Run, error: SupervisorError) -> bool:
+        """Tell whether an app was ended by its tier for a block, and its policy is to leave it so."""
+        return error.reason == REASON and effective_limits(run.spec).block_action == Limits.STOP
 
-    def _carry_out(self, instance: Instance, life: Life, verdict: Verdict, error: SupervisorError) -> bool:
+    def _carry_out(self, instance: Instance, run: Run, verdict: Verdict, error: SupervisorError) -> bool:
         """Demote or stop an instance; return whether that was told already."""
         serving = instance.state == InstanceMessage.RUNNING and instance.task is None
         past = instance.past()
         if verdict.tier is None:
             if not serving:
                 return False
-            past.offences.forget()
+            past.block_history.forget()
             stopped = SupervisorError(REASON, verdict.sentence, metadata=error.metadata)
             past.last_error = error_message(stopped, self._wall())
-            self._fail(instance, life, stopped)
+            self._fail(instance, run, stopped)
             return True
         if not self._has_tier(verdict.tier) or past.tier_floor >= verdict.tier:
             return False
-        past.offences.forget()
+        past.block_history.forget()
         past.tier_floor = verdict.tier
         instance.set_condition(DEMOTED, True, REASON, verdict.sentence, self._wall())
         tiers = {
-            "was": InstanceSpec.IsolationTier.Name(life.tier),
+            "was": InstanceSpec.IsolationTier.Name(run.tier),
             "tier": InstanceSpec.IsolationTier.Name(verdict.tier),
         }
         self._transitions.log(instance, "demoted", logging.WARNING, message=verdict.sentence, **tiers)
-        if life.blocking is not None:
+        if run.blocking is not None:
             # What it has begun already ends where it is, but no more at its neighbours' expense.
-            life.blocking.budget *= _LAST_PART
+            run.blocking.budget *= _LAST_PART
             self._watchdog.retune()
         if not serving:
             # Its start fails by the interruption, and the next one is in the other tier.
@@ -177,7 +177,7 @@ class Blocks:
 
     def _grown_quiet(self, instance: Instance) -> None:
         past = instance.past()
-        left = past.offences.last + PERIOD - self._clock()
+        left = past.block_history.last + PERIOD - self._clock()
         past.quiet = None
         if instance.state != InstanceMessage.RUNNING:
             return
@@ -187,8 +187,8 @@ class Blocks:
         instance.clear_condition(BLOCKED_LOOP, "Quiet", f"It has not blocked for {PERIOD:g} s.", self._wall())
         self._transitions.reassess(instance, tell=True)
 
-    def _from_watchdog(self, instance: Instance, life: Life, block: Block) -> None:
+    def _from_watchdog(self, instance: Instance, run: Run, block: Block) -> None:
         try:
-            self._loop.call_soon_threadsafe(self.told, instance, life, block)
+            self._loop.call_soon_threadsafe(self.told, instance, run, block)
         except RuntimeError:
             return  # the node has ended meanwhile

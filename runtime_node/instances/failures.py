@@ -9,10 +9,10 @@ from functools import partial
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
+from runtime_node.instances.effective import effective_restart_policy
 from runtime_node.instances.record import BACKING_OFF, CRASH_LOOP, Instance, error_message
 from runtime_node.instances.states import Event
 from runtime_node.instances.supervision import Again
-from runtime_node.instances.terms import restart_terms
 from runtime_node.instances.transitions import Transitions
 from services.rpc.errors import SupervisorError
 
@@ -49,14 +49,14 @@ class Failures:
         past = instance.past()
         if error is not None:
             past.last_error = error_message(error, self._wall())
-        terms = restart_terms(spec.restart_policy)
+        policy = effective_restart_policy(spec.restart_policy)
         reason = None if error is None else error.reason
-        decision = past.restarts.decide(terms, self._clock(), reason, self._uniform)
+        decision = past.restarts.decide(policy, self._clock(), reason, self._uniform)
         told = error or SupervisorError("APP_CRASHED", "It ended by itself.")
         if isinstance(decision, Again):
             self._again(instance, decision, event, told)
         elif decision.crash_loop:
-            times = f"more than {terms.max_restarts} times within {terms.period:g} s"
+            times = f"more than {policy.max_restarts} times within {policy.period:g} s"
             text = f"It ended {times} and is left so until it is started or restarted by hand."
             instance.set_condition(CRASH_LOOP, True, "APP_CRASH_LOOP", text, self._wall())
             self._for_good(instance, event, SupervisorError("APP_CRASH_LOOP", text))

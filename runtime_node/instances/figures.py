@@ -1,4 +1,4 @@
-"""Reads what each running instance does, from its gate and its lane, and tells what has changed."""
+"""Reads what each running instance does, from its gate and its tier, and tells what has changed."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceFigures
 from runtime_node.http.figures import GateFigures
 from runtime_node.instances.feed import duration
 from runtime_node.instances.record import Instance, timestamp
-from runtime_node.lanes.lane import Usage
+from runtime_node.tiers.runner import Usage
 
 USAGE_EVERY = 5
-"""An instance without requests has its lane asked every so many sweeps: its background work counts too."""
+"""An instance without requests has its tier asked every so many rounds: its background work counts too."""
 
 
 class FigureSweep:
@@ -24,18 +24,18 @@ class FigureSweep:
 
     def look(self, instance: Instance, gate: GateFigures) -> None:
         """Take an instance's figures and publish them if they differ from the last."""
-        life = instance.life
-        if life is None or life.running is None:
+        run = instance.run
+        if run is None or run.running is None:
             return
-        same = life.told is not None and life.told[0] == gate
-        if same and (self._sweeps + life.number) % USAGE_EVERY:
+        same = run.told is not None and run.told[0] == gate
+        if same and (self._sweeps + run.number) % USAGE_EVERY:
             return
-        usage = life.running.usage()
-        if same and life.told is not None and life.told[1] == usage:
+        usage = run.running.usage()
+        if same and run.told is not None and run.told[1] == usage:
             return
-        life.told = (gate, usage)
+        run.told = (gate, usage)
         past = instance.past()
-        past.figures = message(gate, life.base, usage, past.rescue_count)
+        past.figures = message(gate, run.base, usage, past.rescue_count)
         self._on_change(instance.name, past.figures)
 
     def end(self) -> None:

@@ -1,6 +1,6 @@
 """The instances of this node: which are here, which commands are fresh, which of an app's instances serves.
 
-Transport-free; every method belongs to the control loop. How an instance lives is the conductor's.
+Transport-free; every method belongs to the control loop. How an instance lives is the lifecycle's.
 """
 
 from __future__ import annotations
@@ -14,18 +14,23 @@ from dataclasses import dataclass
 
 from sortedcontainers import SortedDict
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
-from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, StopInstanceRequest
+from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    Instance as InstanceMessage,
+)
+from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    InstanceSpec,
+    StopInstanceRequest,
+)
 from runtime_node.http.gate import Gate
 from runtime_node.http.limits import GateLimits
 from runtime_node.instances import rules
-from runtime_node.instances.conductor import Conductor
 from runtime_node.instances.databases import Databases
+from runtime_node.instances.effective import effective_limits
 from runtime_node.instances.feed import InstanceFeed
+from runtime_node.instances.lifecycle import Lifecycle
 from runtime_node.instances.record import LEAKED, Instance, error_message
 from runtime_node.instances.routes import Routes, serving
 from runtime_node.instances.states import initial
-from runtime_node.instances.terms import limit_terms
 from services.rpc.errors import SupervisorError
 
 log = logging.getLogger("runtime_node.instances")
@@ -71,7 +76,7 @@ class InstanceHost:
         self._observer = observer
         self._wall = wall
         self.max_instances = max_instances
-        self.conductor: Conductor
+        self.lifecycle: Lifecycle
         self.draining = False
         self._instances: SortedDict[str, Instance] = SortedDict()
         self._apps: dict[str, tuple[Instance, ...]] = {}
@@ -80,7 +85,7 @@ class InstanceHost:
         self._purges: set[tuple[str, str]] = set()
         self._limits: dict[tuple[object, ...], GateLimits] = {}
         self.running: dict[str, Instance] = {}
-        """Instances that are RUNNING, by name: what sweeps look at."""
+        """Instances that are RUNNING, by name: what housekeeping looks at."""
 
     def __len__(self) -> int:
         return len(self._instances)
@@ -108,7 +113,7 @@ class InstanceHost:
                 "NODE_FULL", f"The node has its {self.max_instances} instances.", resource=self._feed.node
             )
         instance = self._register(spec, version)
-        self.conductor.accept(instance)
+        self.lifecycle.accept(instance)
         return self._describe(instance)
 
     async def stop(self, request: StopInstanceRequest) -> InstanceMessage | None:
@@ -128,7 +133,7 @@ class InstanceHost:
         if instance is None:
             await self._purge_if_last(app, uid)
             return None
-        self.conductor.stop(instance)
+        self.lifecycle.stop(instance)
         return self._describe(instance)
 
     def restart(self, name: str, epoch: int, request_id: str) -> InstanceMessage:
@@ -142,7 +147,7 @@ class InstanceHost:
         if request_id and instance.history is not None and instance.history.last_request_id == request_id:
             return self._describe(instance)
         instance.past().last_request_id = request_id
-        self.conductor.restart(instance)
+        self.lifecycle.restart(instance)
         return self._describe(instance)
 
     def get(self, name: str) -> InstanceMessage:
@@ -188,7 +193,7 @@ class InstanceHost:
         """Refuse new instances, stop all, wait at most `deadline` seconds; return how many are left."""
         self.draining = True
         for instance in list(self._instances.values()):
-            self.conductor.stop(instance)
+            self.lifecycle.stop(instance)
         tasks = {i.task for i in self._instances.values() if i.task is not None}
         if tasks:
             await asyncio.wait(tasks, timeout=deadline)
@@ -197,7 +202,7 @@ class InstanceHost:
             task.cancel()
         return left
 
-    # --- what the conductor tells ---
+    # --- what the lifecycle tells ---
 
     def changed(self, instance: Instance) -> None:
         """An instance changed: its route and its watchers have to know."""
@@ -216,13 +221,13 @@ class InstanceHost:
 
     def reassess(self, instance: Instance) -> None:
         """A probe of an instance came out otherwise than before."""
-        self.conductor.reassess(instance)
+        self.lifecycle.reassess(instance)
 
     def leaked(self, name: str, holders: Sequence[str]) -> None:
         """Something of a former life of an instance is in memory still, held by what is named."""
         instance = self._instances.get(name)
         if instance is not None:
-            self.conductor.leaked(instance, holders)
+            self.lifecycle.leaked(instance, holders)
             return
         log.warning(
             "Left behind: %s", "; ".join(holders), extra={"action": "instance.leaked", "instance": name}
@@ -244,7 +249,7 @@ class InstanceHost:
         if self.draining:
             shutdown = SupervisorError("NODE_DRAINING", "It ended because its node shut down.")
             why = error_message(shutdown, self._wall())
-        elif instance.history is not None and instance.holds(LEAKED):
+        elif instance.history is not None and instance.has_condition(LEAKED):
             text = instance.history.conditions[LEAKED].message
             why = error_message(SupervisorError("APP_LEAKED", text), self._wall())
         self._feed.gone(instance, why)
@@ -255,7 +260,7 @@ class InstanceHost:
         name = spec.name  # read once: each reading makes another string
         gate = Gate(name, self._gate_limits(spec), self._observer.fault)
         state = initial(spec.activation == InstanceSpec.ON_REQUEST)
-        instance = Instance(name, spec, gate, self._wall(), state, self.conductor)
+        instance = Instance(name, spec, gate, self._wall(), state, self.lifecycle)
         self._instances[name] = instance
         app = instance.app
         self._apps[app] = (*self._apps.get(app, ()), instance)
@@ -264,12 +269,12 @@ class InstanceHost:
         return instance
 
     def _gate_limits(self, spec: InstanceSpec) -> GateLimits:
-        terms = limit_terms(spec)
+        effective = effective_limits(spec)
         key = (
-            terms.max_concurrent_requests,
-            terms.max_queued_requests,
-            terms.request_timeout,
-            terms.max_request_body_bytes,
+            effective.max_concurrent_requests,
+            effective.max_queued_requests,
+            effective.request_timeout,
+            effective.max_request_body_bytes,
         )
         limits = self._limits.get(key)
         if limits is None:

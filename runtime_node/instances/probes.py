@@ -13,11 +13,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
-from runtime_node.instances.record import Instance, Life
-from runtime_node.instances.terms import ProbeTerms
-from runtime_node.lanes.cancellation import was_cancelled
-from runtime_node.lanes.hop import run_on
-from runtime_node.lanes.lane import ASGIApp, Message, Scope
+from runtime_node.asgi import ASGIApp, Message, Scope
+from runtime_node.instances.effective import EffectiveHealthCheck
+from runtime_node.instances.record import Instance, Run
+from runtime_node.tiers.cancellation import was_cancelled
+from runtime_node.tiers.cross_loop import run_on
 from runtime_node.watchdog.interruption import is_interruption
 
 MAX_CONCURRENT = 32
@@ -28,12 +28,12 @@ _LATE = 1.0
 class Probe:
     """The probing of one life of an instance, and what it has shown."""
 
-    __slots__ = ("_failures", "_successes", "due", "health", "instance", "last_failure", "life", "terms")
+    __slots__ = ("_failures", "_successes", "check", "due", "health", "instance", "last_failure", "run")
 
-    def __init__(self, instance: Instance, life: Life, terms: ProbeTerms, due: float) -> None:
+    def __init__(self, instance: Instance, run: Run, check: EffectiveHealthCheck, due: float) -> None:
         self.instance = instance
-        self.life = life
-        self.terms = terms
+        self.run = run
+        self.check = check
         self.due = due
         self.health: InstanceMessage.Health.ValueType = InstanceMessage.Health.UNKNOWN
         self.last_failure = ""
@@ -50,14 +50,14 @@ class Probe:
             self._failures = 0
             if (
                 self.health != InstanceMessage.Health.UNHEALTHY
-                or self._successes >= self.terms.success_threshold
+                or self._successes >= self.check.success_threshold
             ):
                 self.health = InstanceMessage.Health.HEALTHY
         else:
             self._failures += 1
             self._successes = 0
             self.last_failure = failure
-            if self._failures >= self.terms.failure_threshold:
+            if self._failures >= self.check.failure_threshold:
                 self.health = InstanceMessage.Health.UNHEALTHY
             elif self.health != InstanceMessage.Health.UNHEALTHY:
                 self.health = InstanceMessage.Health.DEGRADED
@@ -83,15 +83,15 @@ class Probes:
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
-    def add(self, instance: Instance, life: Life, terms: ProbeTerms) -> None:
+    def add(self, instance: Instance, run: Run, check: EffectiveHealthCheck) -> None:
         """Probe an instance from now on, at once for the first time."""
-        life.probe = Probe(instance, life, terms, self._loop.time())
-        heapq.heappush(self._heap, life.probe)
+        run.probe = Probe(instance, run, check, self._loop.time())
+        heapq.heappush(self._heap, run.probe)
         self._arm()
 
-    def remove(self, life: Life) -> None:
+    def remove(self, run: Run) -> None:
         """Probe it no more. What is scheduled of it is passed over when it is due."""
-        life.probe = None
+        run.probe = None
 
     async def close(self) -> None:
         """End all probing."""
@@ -116,7 +116,7 @@ class Probes:
         now = self._loop.time()
         while self._heap and self._heap[0].due <= now:
             probe = heapq.heappop(self._heap)
-            if probe.life.probe is probe:
+            if probe.run.probe is probe:
                 self._waiting.append(probe)
         self._pump()
         self._arm()
@@ -124,8 +124,8 @@ class Probes:
     def _pump(self) -> None:
         while self._waiting and len(self._under_way) < self._max_concurrent:
             probe = self._waiting.popleft()
-            if probe.life.probe is probe and probe.life.running is not None:
-                task = self._loop.create_task(self._run(probe, probe.life.running.asgi))
+            if probe.run.probe is probe and probe.run.running is not None:
+                task = self._loop.create_task(self._run(probe, probe.run.running.asgi))
                 self._under_way.add(task)
                 task.add_done_callback(self._finished)
 
@@ -136,19 +136,19 @@ class Probes:
         self._pump()
 
     async def _run(self, probe: Probe, asgi: ASGIApp) -> None:
-        terms = probe.terms
+        check = probe.check
         host = f"{probe.instance.app}.{self._base_domain}"
-        work: Coroutine[Any, Any, str | None] = ask(asgi, terms.path, host, terms.timeout)
+        work: Coroutine[Any, Any, str | None] = ask(asgi, check.path, host, check.timeout)
         try:
-            failure = await asyncio.wait_for(run_on(self._front, work), terms.timeout + _LATE)
+            failure = await asyncio.wait_for(run_on(self._front, work), check.timeout + _LATE)
         except TimeoutError:
             failure = "its event loop does not answer"
-        if probe.life.probe is not probe:
+        if probe.run.probe is not probe:
             return
         before = probe.health
         probe.record(failure)
         # A little early, at random: probes of apps that started together spread out.
-        probe.due = self._loop.time() + terms.interval * random.uniform(0.95, 1.0)  # noqa: S311
+        probe.due = self._loop.time() + check.interval * random.uniform(0.95, 1.0)  # noqa: S311
         heapq.heappush(self._heap, probe)
         self._arm()
         if probe.health != before:

@@ -1,6 +1,6 @@
 """What the node keeps of one instance. A dormant one is a handful of slots and its spec as bytes.
 
-Everything that only a woken instance needs is in `Life`; what a past life left behind is in `History`.
+Everything that only a woken instance needs is in `Run`; what a past life left behind is in `History`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     InstanceFigures,
     InstanceSpec,
 )
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
+from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    Instance as InstanceMessage,
+)
 from runtime_node.http.figures import GateFigures
-from runtime_node.instances.offences import Offences
+from runtime_node.instances.block_history import BlockHistory
 from runtime_node.instances.rules import app_id
 from runtime_node.instances.states import StateValue
 from runtime_node.instances.supervision import RestartHistory
@@ -27,11 +29,11 @@ from services.rpc.errors import SupervisorError
 
 if TYPE_CHECKING:
     from runtime_node.http.gate import Gate
-    from runtime_node.instances.conductor import Conductor
+    from runtime_node.instances.lifecycle import Lifecycle
     from runtime_node.instances.probes import Probe
-    from runtime_node.instances.slots import Slot
-    from runtime_node.lanes.lane import RunningApp, Usage
-    from runtime_node.watchdog import Terms
+    from runtime_node.instances.start_limiter import Slot
+    from runtime_node.tiers.runner import RunningApp, Usage
+    from runtime_node.watchdog import BlockPolicy
 
 NO_FIGURES = GateFigures()
 MAX_DETAIL_BYTES = 16 * 1024
@@ -80,7 +82,7 @@ def error_message(error: SupervisorError, unix_seconds: float) -> InstanceError:
 
 
 @dataclass(slots=True)
-class Life:
+class Run:
     """One awake stretch of an instance, from its start to its end."""
 
     spec: InstanceSpec
@@ -103,7 +105,7 @@ class Life:
     probe: Probe | None = None
     base: GateFigures = NO_FIGURES
     """What its gate had counted before this life."""
-    blocking: Terms | None = None
+    blocking: BlockPolicy | None = None
     """How much it may block, in the tiers that the watchdog watches."""
     told: tuple[GateFigures, Usage] | None = None
     """What its figures were last made of."""
@@ -126,7 +128,7 @@ class History:
     last_request_id: str = ""
     tier_floor: InstanceSpec.IsolationTier.ValueType = InstanceSpec.ISOLATION_TIER_UNSPECIFIED
     """The loosest tier still allowed, after a demotion."""
-    offences: Offences = field(default_factory=Offences)
+    block_history: BlockHistory = field(default_factory=BlockHistory)
     quiet: asyncio.TimerHandle | None = None
     """Looks whether it has blocked again."""
     figures: InstanceFigures | None = None
@@ -139,17 +141,17 @@ class Instance:
     __slots__ = (
         "app",
         "coming",
-        "conductor",
         "create_time",
         "epoch",
         "gate",
         "generation",
         "health",
         "history",
-        "life",
+        "lifecycle",
         "name",
         "on_request",
         "ready_changed",
+        "run",
         "spec_bytes",
         "state",
         "task",
@@ -163,9 +165,9 @@ class Instance:
         gate: Gate,
         now: float,
         state: StateValue,
-        conductor: Conductor,
+        lifecycle: Lifecycle,
     ) -> None:
-        self.conductor = conductor
+        self.lifecycle = lifecycle
         self.name = name
         self.app = app_id(name)
         """The app's id."""
@@ -179,8 +181,8 @@ class Instance:
         self.ready_changed = now
         self.state = state
         self.health: InstanceMessage.Health.ValueType = InstanceMessage.Health.UNKNOWN
-        self.life: Life | None = None
-        self.coming: Life | None = None
+        self.run: Run | None = None
+        self.coming: Run | None = None
         """The life that is being started."""
         self.history: History | None = None
         self.task: asyncio.Task[None] | None = None
@@ -192,12 +194,12 @@ class Instance:
         return (self.epoch, self.generation)
 
     def want(self) -> None:
-        """Tell its conductor that a request waits for it. May be called from any thread."""
-        self.conductor.want(self)
+        """Tell its lifecycle that a request waits for it. May be called from any thread."""
+        self.lifecycle.want(self)
 
     def spec(self) -> InstanceSpec:
         """Return its spec, parsed."""
-        return self.life.spec if self.life is not None else InstanceSpec.FromString(self.spec_bytes)
+        return self.run.spec if self.run is not None else InstanceSpec.FromString(self.spec_bytes)
 
     def past(self) -> History:
         """Return its history, which exists from now on."""
@@ -216,12 +218,12 @@ class Instance:
         )
 
     def clear_condition(self, kind: str, reason: str, message: str, now: float) -> None:
-        """Set a condition to UNMET if it was ever MET."""
+        """Set a condition to FALSE if it was ever TRUE."""
         if self.history is not None and kind in self.history.conditions:
             self.set_condition(kind, False, reason, message, now)
 
-    def holds(self, kind: str) -> bool:
-        """Return whether a condition is MET."""
+    def has_condition(self, kind: str) -> bool:
+        """Return whether a condition is TRUE."""
         condition = self.history.conditions.get(kind) if self.history is not None else None
         return condition is not None and condition.status == Condition.MET
 
@@ -239,8 +241,8 @@ class Instance:
             create_time=timestamp(self.create_time),
             conditions=[self._ready()],
         )
-        if self.life is not None:
-            message.isolation = self.life.tier
+        if self.run is not None:
+            message.isolation = self.run.tier
         past = self.history
         if past is not None:
             message.conditions.extend(past.conditions.values())
@@ -255,7 +257,7 @@ class Instance:
 
     def _ready(self) -> Condition:
         error = self.history.last_error if self.history is not None else None
-        if self.state == InstanceMessage.FAILED and self.holds(CRASH_LOOP):
+        if self.state == InstanceMessage.FAILED and self.has_condition(CRASH_LOOP):
             loop = self.past().conditions[CRASH_LOOP]
             reason, text = loop.reason, loop.message
         elif self.state == InstanceMessage.FAILED and error is not None:

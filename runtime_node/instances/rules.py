@@ -17,7 +17,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     StopInstanceRequest,
     TailLogsRequest,
 )
-from runtime_node.instances.terms import seconds
+from runtime_node.instances.effective import seconds
 from services.rpc.errors import SupervisorError, Violation, invalid_fields
 
 KIB, MIB, GIB = 1024, 1024**2, 1024**3

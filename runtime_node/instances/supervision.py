@@ -1,4 +1,4 @@
-"""Decides whether and when an instance that ended is started again, in the terms of Erlang/OTP. Pure.
+"""Decides whether and when an instance that ended is started again, in the policy of Erlang/OTP. Pure.
 
 Restart intensity and period are those of an OTP supervisor; the jittered exponential delay is ours.
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import RestartPolicy
-from runtime_node.instances.terms import RestartTerms
+from runtime_node.instances.effective import EffectiveRestartPolicy
 
 FINAL_REASONS = frozenset(
     {
@@ -48,38 +48,44 @@ class RestartHistory:
         self._restarts: deque[float] = deque()
 
     def decide(
-        self, terms: RestartTerms, now: float, reason: str | None, uniform: Callable[[float, float], float]
+        self,
+        policy: EffectiveRestartPolicy,
+        now: float,
+        reason: str | None,
+        uniform: Callable[[float, float], float],
     ) -> Again | Leave:
         """Decide about an end at monotonic time `now`; `reason` is None for an end without an error.
 
         A decision to start again is remembered as a restart. `uniform(low, high)` draws the jitter.
         """
-        if reason in FINAL_REASONS or not _wanted(terms, reason):
+        if reason in FINAL_REASONS or not _wanted(policy, reason):
             return Leave()
-        while self._restarts and self._restarts[0] <= now - terms.period:
+        while self._restarts and self._restarts[0] <= now - policy.period:
             self._restarts.popleft()
-        if len(self._restarts) >= terms.max_restarts:
+        if len(self._restarts) >= policy.max_restarts:
             return Leave(crash_loop=True)
         self._restarts.append(now)
         number = len(self._restarts)
-        return Again(delay=uniform(*backoff_range(terms, number)), number=number)
+        return Again(delay=uniform(*backoff_range(policy, number)), number=number)
 
     def forget(self) -> None:
         """Begin afresh, as a restart by hand does."""
         self._restarts.clear()
 
 
-def _wanted(terms: RestartTerms, reason: str | None) -> bool:
-    if terms.mode == RestartPolicy.PERMANENT:
+def _wanted(policy: EffectiveRestartPolicy, reason: str | None) -> bool:
+    if policy.mode == RestartPolicy.PERMANENT:
         return True
-    return terms.mode == RestartPolicy.TRANSIENT and reason is not None
+    return policy.mode == RestartPolicy.TRANSIENT and reason is not None
 
 
-def backoff_range(terms: RestartTerms, number: int) -> tuple[float, float]:
+def backoff_range(policy: EffectiveRestartPolicy, number: int) -> tuple[float, float]:
     """Return the range of seconds from which the delay of restart `number` (from 1) is drawn.
 
     A quarter to either side of the doubled delay, never outside the policy's bounds.
     """
     # 2**32 first delays exceed any allowed ceiling; the bound keeps the power finite.
-    delay = min(terms.max_backoff, terms.min_backoff * 2.0 ** min(number - 1, 32))
-    return max(terms.min_backoff, 0.75 * delay), max(terms.min_backoff, min(terms.max_backoff, 1.25 * delay))
+    delay = min(policy.max_backoff, policy.min_backoff * 2.0 ** min(number - 1, 32))
+    return max(policy.min_backoff, 0.75 * delay), max(
+        policy.min_backoff, min(policy.max_backoff, 1.25 * delay)
+    )

@@ -100,10 +100,12 @@ def health_of(instance: Instance) -> InstanceMessage.Health.ValueType:
     """Return an instance's health: its probe's verdict while it runs, lowered by known defects."""
     if instance.state == InstanceMessage.FAILED:
         return InstanceMessage.Health.UNHEALTHY
-    if instance.state != InstanceMessage.RUNNING or instance.life is None:
+    if instance.state != InstanceMessage.RUNNING or instance.run is None:
         return InstanceMessage.Health.UNKNOWN
-    probe = instance.life.probe
+    probe = instance.run.probe
     health = InstanceMessage.Health.HEALTHY if probe is None else probe.health
-    if health == InstanceMessage.Health.HEALTHY and any(map(instance.holds, (BLOCKED_LOOP, DEMOTED, LEAKED))):
+    if health == InstanceMessage.Health.HEALTHY and any(
+        map(instance.has_condition, (BLOCKED_LOOP, DEMOTED, LEAKED))
+    ):
         return InstanceMessage.Health.DEGRADED
     return health

@@ -4,8 +4,8 @@ from runtime_node.isolation.current import CURRENT_INSTANCE, running_as
 from runtime_node.isolation.endings import tasks_of
 from runtime_node.isolation.exception_handlers import keep_handlers_apart
 from runtime_node.isolation.gc_policy import GCPolicy
+from runtime_node.isolation.patches import install
 from runtime_node.isolation.refusals import guard_loop
-from runtime_node.isolation.seams import install
 from runtime_node.isolation.threads import attach
 
 __all__ = [

@@ -41,7 +41,7 @@ class _NotSharableError(Exception):
 
 def share_type_adapters() -> None:
     """Let FastAPI's fields share equal adapters from now on, if it is there and makes them in a known way."""
-    global _tried  # noqa: PLW0603 - one seam per process
+    global _tried  # noqa: PLW0603 - one patch per process
     module = sys.modules.get(_MODULE)
     if _tried or module is None:
         return

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from runtime_node.asgi import ASGIApp, Receive, Scope, Send
 from runtime_node.isolation.current import CURRENT_INSTANCE
-from runtime_node.lanes.lane import ASGIApp, Receive, Scope, Send
 
 
 class AppExitError(RuntimeError):

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from runtime_node.isolation.current import CURRENT_INSTANCE, acting_instance
 from runtime_node.isolation.endings import instance_of
-from runtime_node.isolation.journal import journal_of
+from runtime_node.isolation.undo_log import undo_log_of
 
 Handler: TypeAlias = Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object]
 
@@ -41,7 +41,7 @@ def keep_handlers_apart(loop: asyncio.AbstractEventLoop) -> None:
             def forget() -> None:
                 set_by.pop(instance, None)
 
-            journal_of(instance).record(("exception handler", id(loop)), forget)
+            undo_log_of(instance).record(("exception handler", id(loop)), forget)
 
     def get_exception_handler() -> Handler | None:
         return set_by.get(CURRENT_INSTANCE.get()) or for_all

@@ -108,7 +108,7 @@ def close_threads(instance: str) -> list[threading.Thread]:
 
 def _serve_anyio() -> None:
     """Make anyio's default limiter that of the calling instance; an app may lower it, not raise it."""
-    global _make_limiter  # noqa: PLW0603 - the seam is one per process, as anyio's backend is
+    global _make_limiter  # noqa: PLW0603 - the patch is one per process, as anyio's backend is
     with _lock:
         if _make_limiter is not None or importlib.util.find_spec("anyio") is None:
             return

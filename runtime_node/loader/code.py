@@ -9,20 +9,20 @@ from collections.abc import Awaitable, Callable
 from types import FunctionType
 from typing import Any, Literal
 
+from runtime_node.asgi import ASGIApp, Receive, Scope, Send
 from runtime_node.context import AppContext
+from runtime_node.isolation.abandonable import run_abandonable
 from runtime_node.isolation.adapters import share_type_adapters
-from runtime_node.isolation.apart import run_apart
 from runtime_node.isolation.caches import evict
 from runtime_node.isolation.contain import ContainedApp
 from runtime_node.isolation.current import running_as
 from runtime_node.isolation.dismantle import dismantle
 from runtime_node.isolation.endings import end_threads
 from runtime_node.isolation.environ import open_overlay
-from runtime_node.isolation.journal import undo
 from runtime_node.isolation.leaks import Canary
 from runtime_node.isolation.pool import InstancePool
 from runtime_node.isolation.threads import close_threads, open_threads
-from runtime_node.lanes.lane import ASGIApp, Receive, Scope, Send
+from runtime_node.isolation.undo_log import undo
 from runtime_node.loader import hooks
 from runtime_node.loader.detect import Finding, Shape, examine
 from runtime_node.loader.entrypoint import Entrypoint
@@ -144,7 +144,7 @@ class LoadedCode:
             call = _bound(self._target, self._finding, context)
             if inspect.iscoroutinefunction(self._target):
                 return await call()
-            app = await run_apart(call, name=f"build {context.app}")
+            app = await run_abandonable(call, name=f"build {context.app}")
             # An awaitable that is an app as well (Starlette's endpoint classes) is the app.
             if inspect.iscoroutine(app) or (inspect.isawaitable(app) and not examine(app).is_app):
                 app = await app

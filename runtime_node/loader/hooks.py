@@ -20,7 +20,7 @@ from types import FrameType, ModuleType
 from typing import Any
 
 from runtime_node.isolation.current import CURRENT_INSTANCE, TREE_KEY
-from runtime_node.loader import claims, paths
+from runtime_node.loader import extension_modules, paths
 from runtime_node.loader.trees import ModuleTree, all_trees, tree_of_module
 
 # Enough to get from a framework's helper back to the app's code that called it.
@@ -116,7 +116,7 @@ class TreeFinder:
         tree = tree_of_module(name)
         if tree is not None:
             return tree.find_spec(name, path)
-        return claims.find_spec(name) if path is None else None
+        return extension_modules.find_spec(name) if path is None else None
 
     @staticmethod
     def find_distributions(context: metadata.DistributionFinder.Context) -> Iterable[metadata.Distribution]:

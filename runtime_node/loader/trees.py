@@ -29,8 +29,8 @@ from typing import Any
 
 from runtime_node.isolation.caches import clear_typing, evict
 from runtime_node.isolation.current import TREE_KEY
-from runtime_node.isolation.journal import undo
-from runtime_node.loader import claims
+from runtime_node.isolation.undo_log import undo
+from runtime_node.loader import extension_modules
 
 PRIVATE_PACKAGES = frozenset({"sqlmodel"})
 """Installed packages of which each tree gets a copy: `SQLModel.metadata` is one registry of tables, so
@@ -224,12 +224,12 @@ class ModuleTree:
             if found is None:
                 if top in PROCESS_ONLY:
                     raise IsolationUnsupportedError(PROCESS_ONLY[top], name=top)
-                claims.check_visible(top, self.roots)
+                extension_modules.check_visible(top, self.roots)
                 self._miss(top, ())
                 self._names[top] = None
                 return None
-            if claims.has_extensions(found):
-                refusal = claims.claim(top, found, self.roots)
+            if extension_modules.has_extensions(found):
+                refusal = extension_modules.claim(top, found, self.roots)
                 if refusal is not None:
                     raise IsolationUnsupportedError(refusal, name=top)
                 self._names[top] = None

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from a2wsgi.wsgi import WSGIResponder
 
-from runtime_node.lanes.lane import ASGIApp, Message, Receive, Scope, Send
+from runtime_node.asgi import ASGIApp, Message, Receive, Scope, Send
 
 # Chunks of a response that may wait for a slow client before the app's thread waits too.
 _SEND_QUEUE = 10

@@ -19,10 +19,10 @@ from runtime_node.logs.writer import Account, Channel, LogWriter
 log = logging.getLogger("runtime_node.logs")
 
 CUT_BYTES = 16 * 1024
-"""Length of a piece of a longer line, as the PROCESS lane cuts it."""
+"""Length of a piece of a longer line, as the PROCESS tier cuts it."""
 
 
-class Speaker(NamedTuple):
+class LogSource(NamedTuple):
     """An instance as far as its log is concerned."""
 
     app: str
@@ -43,7 +43,7 @@ class AppLogs:
     def __init__(
         self,
         directory: Path,
-        find: Callable[[str], Speaker | None],
+        find: Callable[[str], LogSource | None],
         *,
         echo: Callable[[str, Entry], None] | None = None,
         **bounds: int,
@@ -115,14 +115,14 @@ class AppLogs:
 
     def _open(self, instance: str) -> Channel | None:
         try:
-            speaker = self._find(instance)
-            if speaker is None:
+            source = self._find(instance)
+            if source is None:
                 return None
             with self._lock:
                 channel = self._channels.get(instance)
                 if channel is None:
-                    account = self._account(speaker.app, speaker.uid)
-                    channel = self._channels[instance] = Channel(instance, account, speaker.secrets)
+                    account = self._account(source.app, source.uid)
+                    channel = self._channels[instance] = Channel(instance, account, source.secrets)
                     account.channels += 1
         except Exception:
             log.exception("an app's log cannot be opened", extra={"action": "logs.open_failed"})

@@ -2,6 +2,6 @@
 
 from runtime_node.watchdog.block import Block, Stage
 from runtime_node.watchdog.switching import Switching
-from runtime_node.watchdog.watchdog import Terms, Watchdog
+from runtime_node.watchdog.watchdog import BlockPolicy, Watchdog
 
-__all__ = ["Block", "Stage", "Switching", "Terms", "Watchdog"]
+__all__ = ["Block", "BlockPolicy", "Stage", "Switching", "Watchdog"]

@@ -21,7 +21,7 @@ _installed = False
 
 def install() -> None:
     """Put the waits in place, once per process and before any app is loaded; repeats do nothing."""
-    global _installed  # noqa: PLW0603 - the seam is the process's
+    global _installed  # noqa: PLW0603 - the patch is the process's
     with _lock:
         if _installed:
             return

@@ -16,7 +16,7 @@ from types import FrameType
 from runtime_node.isolation.frames import current_frames
 from runtime_node.watchdog import stacks
 from runtime_node.watchdog.block import Block, Stage
-from runtime_node.watchdog.holds import HoldWatch
+from runtime_node.watchdog.gil_holds import HoldWatch
 from runtime_node.watchdog.interruption import Interruption
 from runtime_node.watchdog.loops import Step, WatchedLoop
 from runtime_node.watchdog.schedule import run_times
@@ -40,7 +40,7 @@ all block costs the neighbours one budget, not one each."""
 
 
 @dataclass(slots=True, eq=False)
-class Terms:
+class BlockPolicy:
     """How much an instance may block, and who hears of it. `budget` may be changed at any time."""
 
     budget: float
@@ -57,7 +57,7 @@ class Watchdog:
         self._switching = switching
         self._lock = threading.Lock()
         self._loops: dict[asyncio.AbstractEventLoop, WatchedLoop] = {}
-        self._terms: dict[str, Terms] = {}
+        self._policies: dict[str, BlockPolicy] = {}
         self._period = PERIOD
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
@@ -92,24 +92,24 @@ class Watchdog:
         with self._lock:
             self._loops.pop(loop, None)
 
-    def enter(self, instance: str, terms: Terms) -> None:
-        """Hold an instance to its terms from now on."""
+    def enter(self, instance: str, policy: BlockPolicy) -> None:
+        """Hold an instance to its policy from now on."""
         with self._lock:
-            self._terms[instance] = terms
+            self._policies[instance] = policy
         self.retune()
 
-    def leave(self, instance: str, terms: Terms) -> None:
-        """Forget an instance, if these are still its terms."""
+    def leave(self, instance: str, policy: BlockPolicy) -> None:
+        """Forget an instance, if these are still its policy."""
         with self._lock:
-            if self._terms.get(instance) is terms:
-                del self._terms[instance]
+            if self._policies.get(instance) is policy:
+                del self._policies[instance]
                 for watched in self._loops.values():
                     watched.reduced.pop(instance, None)
 
     def retune(self) -> None:
         """Take note of changed budgets."""
         with self._lock:
-            smallest = min((terms.budget for terms in self._terms.values()), default=1.0)
+            smallest = min((policy.budget for policy in self._policies.values()), default=1.0)
         self._period = min(PERIOD, max(SHORTEST_PERIOD, smallest / 5))
 
     # --- the watchdog's thread ---
@@ -171,17 +171,17 @@ class Watchdog:
             return 0.005
         if step.instance is None:
             step.instance = self._whose(watched, step)
-        terms = self._terms.get(step.instance)
-        if step.instance and terms is None:
+        policy = self._policies.get(step.instance)
+        if step.instance and policy is None:
             return self._period
-        budget = max(terms.budget if terms is not None else 1.0, SMALLEST_BUDGET)
+        budget = max(policy.budget if policy is not None else 1.0, SMALLEST_BUDGET)
         if watched.reduced.get(step.instance, 0.0) > now:
             budget = max(budget * REDUCED, SMALLEST_BUDGET)
         left = budget - self._blocked(watched, step, now)
         if left > 0:
             return left
         if step.instance or (isinstance(step.key, FrameType) and stacks.is_foreign(step.key)):
-            self._interrupt(watched, step, terms, frames, now)
+            self._interrupt(watched, step, policy, frames, now)
         elif not step.stuck:
             step.stuck = True
             where = stacks.text(stacks.summary(watched.frame(frames)))
@@ -202,7 +202,12 @@ class Watchdog:
         return max(on_cpu - step.run[0], now - step.since - kept)
 
     def _interrupt(
-        self, watched: WatchedLoop, step: Step, terms: Terms | None, frames: dict[int, FrameType], now: float
+        self,
+        watched: WatchedLoop,
+        step: Step,
+        policy: BlockPolicy | None,
+        frames: dict[int, FrameType],
+        now: float,
     ) -> None:
         frame = watched.frame(frames) or frames.get(watched.thread)
         step.stack = stack = stacks.summary(frame)
@@ -217,8 +222,8 @@ class Watchdog:
                 "action": "watchdog.interrupted", "instance": step.instance, "seconds": f"{seconds:.3f}",
             },
         )  # fmt: skip
-        if terms is not None:
-            terms.on_block(Block(Stage.BEGUN, seconds, stacks.text(stack)))
+        if policy is not None:
+            policy.on_block(Block(Stage.BEGUN, seconds, stacks.text(stack)))
 
     def _send(self, watched: WatchedLoop, step: Step, now: float) -> bool:
         interruption = Interruption(watched.thread, now - step.since)
@@ -254,9 +259,9 @@ class Watchdog:
             "a loop stays blocked by %s", why,
             extra={"action": "watchdog.stuck", "instance": step.instance, "seconds": f"{seconds:.3f}"},
         )  # fmt: skip
-        terms = self._terms.get(step.instance or "")
-        if terms is not None and step.stack is not None:
-            terms.on_block(Block(Stage.STUCK, seconds, stacks.text(step.stack)))
+        policy = self._policies.get(step.instance or "")
+        if policy is not None and step.stack is not None:
+            policy.on_block(Block(Stage.STUCK, seconds, stacks.text(step.stack)))
 
     def _end_step(self, watched: WatchedLoop) -> None:
         """Take note that a step is over."""
@@ -273,13 +278,13 @@ class Watchdog:
                 "tries": step.tries,
             },
         )  # fmt: skip
-        terms = self._terms.get(instance)
-        if terms is None:
+        policy = self._policies.get(instance)
+        if policy is None:
             return
         if not step.instance and step.stack is not None:
             # A callback without a task: whose it was is known only now.
-            terms.on_block(Block(Stage.BEGUN, seconds, stacks.text(step.stack)))
-        terms.on_block(Block(Stage.OVER, seconds, ""))
+            policy.on_block(Block(Stage.BEGUN, seconds, stacks.text(step.stack)))
+        policy.on_block(Block(Stage.OVER, seconds, ""))
 
     def _look_at_lock(self, late: float) -> None:
         assert self._holds is not None
@@ -288,7 +293,7 @@ class Watchdog:
         held = self._holds.look(late, loops)
         if held is None:
             return
-        terms = self._terms.get(held.instance)
+        policy = self._policies.get(held.instance)
         log.warning(
             "the interpreter's lock was held", extra={
                 "action": "watchdog.held", "instance": held.instance, "seconds": f"{held.seconds:.3f}",
@@ -296,7 +301,7 @@ class Watchdog:
             },
         )  # fmt: skip
         block = Block(Stage.HELD, held.seconds, held.stack)
-        if terms is not None:
-            terms.on_block(block)
+        if policy is not None:
+            policy.on_block(block)
         elif self.on_unclaimed is not None:
             self.on_unclaimed(block)

@@ -103,7 +103,7 @@ async def run(apps: int, with_policy: bool) -> dict[str, Any]:
     }
 
 
-def run_apart(kind: str, apps: int) -> dict[str, Any]:
+def run_abandonable(kind: str, apps: int) -> dict[str, Any]:
     """Measure in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench.gc_pauses", "--kind", kind, str(apps)],
@@ -121,7 +121,7 @@ def measure(quick: bool) -> list[Row]:
     """Return the worst pauses with the node's policy beside those of Python's own settings."""
     rows = []
     for apps in (100,) if quick else (100, 500):
-        theirs, ours = run_apart("python", apps), run_apart("policy", apps)
+        theirs, ours = run_abandonable("python", apps), run_abandonable("policy", apps)
         for phase in ("starting", "serving", "stop/start"):
             key = f"worst pause {phase} ms"
             what = f"worst collection, {apps} FastAPI apps, {phase}, against Python's own settings"

@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from runtime_node.lanes.process.zygote import Zygote
+from runtime_node.tiers.process.zygote import Zygote
 
 APPS = Path(__file__).parent / "apps"
 ZYGOTE = Zygote.launch([APPS])
@@ -30,9 +30,9 @@ from runtime_node.context import AppContext  # noqa: E402
 from runtime_node.http.front import HttpFront  # noqa: E402
 from runtime_node.http.gate import Gate  # noqa: E402
 from runtime_node.http.router import Router  # noqa: E402
-from runtime_node.lanes.lane import Launch  # noqa: E402
-from runtime_node.lanes.process import procfs  # noqa: E402
-from runtime_node.lanes.process.lane import ProcessLane  # noqa: E402
+from runtime_node.tiers.process import procfs  # noqa: E402
+from runtime_node.tiers.process.runner import ProcessRunner  # noqa: E402
+from runtime_node.tiers.runner import Launch  # noqa: E402
 from tests.bench.results import Row, at_most, quantile_row, row, table  # noqa: E402
 
 
@@ -48,16 +48,16 @@ def launch(entrypoint: str, number: int, data: Path, on_exit: object = None) -> 
     )
 
 
-async def starts(lane: ProcessLane, entrypoint: str, count: int, data: Path) -> list[Row]:
+async def starts(runner: ProcessRunner, entrypoint: str, count: int, data: Path) -> list[Row]:
     times, stops = [], []
     for number in range(count):
         began = time.perf_counter()
-        app = await lane.start(launch(entrypoint, number, data))
+        app = await runner.start(launch(entrypoint, number, data))
         times.append(time.perf_counter() - began)
         began = time.perf_counter()
         await app.stop(5)
         stops.append(time.perf_counter() - began)
-    what = f"PROCESS lane, {name_of(entrypoint)}"
+    what = f"PROCESS tier, {name_of(entrypoint)}"
     return [
         quantile_row(f"{what}: start → ready, p50", times, 0.5, "ms", scale=1e3),
         quantile_row(f"{what}: start → ready, p99", times, 0.99, "ms", scale=1e3, target=at_most(80, "node")),
@@ -69,8 +69,8 @@ def name_of(entrypoint: str) -> str:
     return entrypoint.partition(":")[2]
 
 
-async def memory(lane: ProcessLane, entrypoint: str, count: int, data: Path) -> list[Row]:
-    apps = [await lane.start(launch(entrypoint, number, data)) for number in range(count)]
+async def memory(runner: ProcessRunner, entrypoint: str, count: int, data: Path) -> list[Row]:
+    apps = [await runner.start(launch(entrypoint, number, data)) for number in range(count)]
     sizes = [size for app in apps if (size := procfs.private_bytes(app.pid)) is not None]
     private, proportional = ([size[part] / 2**20 for size in sizes] for part in (0, 1))
     await asyncio.sleep(0.5)
@@ -79,7 +79,7 @@ async def memory(lane: ProcessLane, entrypoint: str, count: int, data: Path) -> 
     after = [procfs.cpu_seconds(app.pid) or 0.0 for app in apps]
     idle = (sum(after) - sum(before)) / 2 / count
     await asyncio.gather(*(app.stop(5) for app in apps))
-    what = f"PROCESS lane, {name_of(entrypoint)}, {count} guests"
+    what = f"PROCESS tier, {name_of(entrypoint)}, {count} guests"
     return [
         row(f"{what}: private memory (USS)", private, "MB", target=at_most(8, "node")),
         row(f"{what}: with its share of the zygote's (PSS)", proportional, "MB"),
@@ -87,18 +87,18 @@ async def memory(lane: ProcessLane, entrypoint: str, count: int, data: Path) -> 
     ]
 
 
-async def crashes(lane: ProcessLane, count: int, data: Path) -> list[Row]:
+async def crashes(runner: ProcessRunner, count: int, data: Path) -> list[Row]:
     times = []
     for number in range(count):
         ended = asyncio.Event()
-        app = await lane.start(launch("process_apps:small", number, data, lambda error, e=ended: e.set()))
+        app = await runner.start(launch("process_apps:small", number, data, lambda error, e=ended: e.set()))
         began = time.perf_counter()
         os.kill(app.pid, signal.SIGSEGV)
         await ended.wait()
-        again = await lane.start(launch("process_apps:small", number, data))
+        again = await runner.start(launch("process_apps:small", number, data))
         times.append(time.perf_counter() - began)
         await again.stop(5)
-    what = "PROCESS lane: crash → told → ready again, p99"
+    what = "PROCESS tier: crash → told → ready again, p99"
     return [quantile_row(what, times, 0.99, "ms", scale=1e3, target=at_most(150, "node"))]
 
 
@@ -115,11 +115,11 @@ async def rate(url: str, seconds: int, clients: int) -> float:
     return float(found[1])
 
 
-async def requests(lane: ProcessLane, entrypoint: str, path: str, seconds: int, data: Path) -> list[Row]:
+async def requests(runner: ProcessRunner, entrypoint: str, path: str, seconds: int, data: Path) -> list[Row]:
     router = Router()
     front = HttpFront("127.0.0.1", 0, router)
     _, port = await front.start()
-    app = await lane.start(launch(entrypoint, 0, data))
+    app = await runner.start(launch(entrypoint, 0, data))
     gate = Gate("apps/bench0/instances/one")
     router.set("bench0", ["127.0.0.1"], gate)
     gate.open(app.asgi)
@@ -145,7 +145,7 @@ async def requests(lane: ProcessLane, entrypoint: str, path: str, seconds: int, 
             ours.append(await rate(f"http://127.0.0.1:{port}{path}", seconds, 32))
         # Pairs of one round saw the same neighbours on the machine.
         ratio = statistics.median(mine / base for mine, base in zip(ours, theirs, strict=True))
-        what = f"PROCESS lane, {name_of(entrypoint)}: requests through the node, against bare uvicorn"
+        what = f"PROCESS tier, {name_of(entrypoint)}: requests through the node, against bare uvicorn"
         return [row(what, ours, "/s", base=statistics.median(theirs), ratio=ratio)]
     finally:
         bare.terminate()
@@ -156,7 +156,7 @@ async def requests(lane: ProcessLane, entrypoint: str, path: str, seconds: int, 
 
 async def run(quick: bool) -> list[Row]:
     guests, count, seconds = (10, 30, 1) if quick else (20, 100, 3)
-    lane = ProcessLane(ZYGOTE, lambda context, stream, line: None)
+    runner = ProcessRunner(ZYGOTE, lambda context, stream, line: None)
     await ZYGOTE.ready()
     assert ZYGOTE.pid is not None
     size = procfs.private_bytes(ZYGOTE.pid)
@@ -164,13 +164,13 @@ async def run(quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory() as directory:
         data = Path(directory)
         for entrypoint in ("process_apps:small", "process_apps:fastapi20"):
-            rows += await starts(lane, entrypoint, count, data)
-            rows += await memory(lane, entrypoint, guests, data)
-        rows += await crashes(lane, 20, data)
+            rows += await starts(runner, entrypoint, count, data)
+            rows += await memory(runner, entrypoint, guests, data)
+        rows += await crashes(runner, 20, data)
         if shutil.which("wrk"):
-            rows += await requests(lane, "process_apps:small", "/", seconds, data)
-            rows += await requests(lane, "process_apps:fastapi20", "/r3/7?q=x", seconds, data)
-    await lane.close()
+            rows += await requests(runner, "process_apps:small", "/", seconds, data)
+            rows += await requests(runner, "process_apps:fastapi20", "/r3/7?q=x", seconds, data)
+    await runner.close()
     return rows
 
 

@@ -146,7 +146,7 @@ class Beside:
         with self.stack.runtime() as node:
             return node.GetRuntimeStatus(runtime.GetRuntimeStatusRequest(), timeout=DEADLINE)
 
-    def holds(self) -> dict[str, int]:
+    def has_condition(self) -> dict[str, int]:
         return {
             "threads": self.process.num_threads(),
             "files": self.process.num_fds(),
@@ -184,7 +184,7 @@ class Beside:
 
     def holds_no_more_than(self, before: dict[str, int]) -> bool:
         """Tell whether the node holds about what it held then; its pools may have grown a little."""
-        now = self.holds()
+        now = self.has_condition()
         return (
             now["threads"] <= before["threads"] + 8
             and now["files"] <= before["files"] + 16
@@ -232,7 +232,7 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside]:
 @pytest.mark.parametrize("hog", HOGS, ids=str)
 def test_a_hog_costs_no_neighbour_a_request_and_leaves_nothing_behind(beside: Beside, hog: Hog) -> None:
     becomes = hog.becomes or hog.tier
-    before = beside.holds()
+    before = beside.has_condition()
     beside.let_loose(hog)
     try:
         with beside.among_neighbours(str(hog)) as phase:
@@ -303,7 +303,7 @@ def test_what_outlives_its_app_in_a_shared_process_fails_no_neighbour(
     beside: Beside, what: str, ask: str, kind: str, count: int, wall: str
 ) -> None:
     """The wall: this stays until the node ends, for nobody can end or close it but the app."""
-    before = beside.holds()
+    before = beside.has_condition()
     beside.let_loose(Hog("", SHARED, "", OK))
     try:
         with beside.among_neighbours(what) as phase:
@@ -313,7 +313,7 @@ def test_what_outlives_its_app_in_a_shared_process_fails_no_neighbour(
     assert answer[0] == 200, answer
     ROWS.append(Row(what, "SHARED", phase.seen, "200", "deleted", "", wall))
     assert not phase.seen.errors
-    assert beside.holds()[kind] >= before[kind] + count - 5
+    assert beside.has_condition()[kind] >= before[kind] + count - 5
     assert beside.node_status().incarnation == beside.status.incarnation
 
 
@@ -322,7 +322,7 @@ def test_an_app_that_takes_every_file_of_the_node_costs_no_connected_neighbour_a
 ) -> None:
     """The wall: the table of open files is the process's. What is connected already goes on being served."""
     pid = beside.process.pid
-    before, limits = beside.holds(), resource.prlimit(beside.process.pid, resource.RLIMIT_NOFILE)
+    before, limits = beside.has_condition(), resource.prlimit(beside.process.pid, resource.RLIMIT_NOFILE)
     beside.let_loose(Hog("", SHARED, "", OK))
     try:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (before["files"] + 100, limits[1]))

@@ -22,9 +22,9 @@ from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import (
     add_RuntimeEnvironmentServicer_to_server,
 )
 from runtime_node.instances import rules
+from runtime_node.instances.effective import effective_limits, seconds
 from runtime_node.instances.feed import duration
 from runtime_node.instances.record import timestamp
-from runtime_node.instances.terms import limit_terms, seconds
 from services.rpc.errors import Code, SupervisorError
 from services.rpc.feed import ChangeFeed
 from services.rpc.server import RpcServer, Service
@@ -327,7 +327,7 @@ class FakeNode:
 
     async def _run_start(self, hosted: _Hosted) -> None:
         behaviour = self.behaviours.get(hosted.spec.entrypoint, Behaviour())
-        limit = limit_terms(hosted.spec).start_timeout
+        limit = effective_limits(hosted.spec).start_timeout
         if behaviour.ready_after is None or behaviour.ready_after > limit:
             await asyncio.sleep(limit)
             self._fail(hosted, "APP_START_TIMEOUT", f"It was not ready within {limit:g} s.")
@@ -359,7 +359,7 @@ class FakeNode:
 
     async def _run_stop(self, hosted: _Hosted) -> None:
         behaviour = self.behaviours.get(hosted.spec.entrypoint, Behaviour())
-        await asyncio.sleep(min(behaviour.stop_after, limit_terms(hosted.spec).stop_timeout))
+        await asyncio.sleep(min(behaviour.stop_after, effective_limits(hosted.spec).stop_timeout))
         del self._hosted[hosted.spec.name]
         self._purge_if_last(hosted.spec.app_uid)
         if self.draining:

@@ -13,7 +13,7 @@ from google.longrunning.operations_pb2 import Operation
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
-from services.control_plane.catalog.requests import Caller, execute
+from services.control_plane.catalog.idempotency import Caller, execute
 from services.control_plane.operations import operations
 from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
 from services.control_plane.rules.app_rules import app_violations
@@ -37,16 +37,18 @@ class AppCommands:
     def __init__(self, store: CatalogStore) -> None:
         self._store = store
 
-    def create(self, request: pb.CreateAppRequest, caller: Caller) -> Operation:
+    async def create(self, request: pb.CreateAppRequest, caller: Caller) -> Operation:
         """Carry out CreateApp."""
         violations = validate_id("app_id", request.app_id)
         name = app_name(request.app_id)
         if request.app.name not in ("", name):
             violations.append(Violation("app.name", f"must be empty or {name!r}, after app_id"))
         spec = _checked_spec(request.app, name, violations)
-        return self._execute(request, caller, lambda tx: _create(tx, spec, caller), request.validate_only)
+        return await self._execute(
+            request, caller, lambda tx: _create(tx, spec, caller), request.validate_only
+        )
 
-    def update(self, request: pb.UpdateAppRequest, caller: Caller) -> Operation:
+    async def update(self, request: pb.UpdateAppRequest, caller: Caller) -> Operation:
         """Carry out UpdateApp."""
         name = app_name(parse_app_name(request.app.name, "app.name"))
 
@@ -60,9 +62,9 @@ class AppCommands:
             record = _changeable(record, name, request.app.etag)
             return _update(tx, record, request, caller)
 
-        return self._execute(request, caller, run, request.validate_only)
+        return await self._execute(request, caller, run, request.validate_only)
 
-    def delete(self, request: pb.DeleteAppRequest, caller: Caller) -> Operation:
+    async def delete(self, request: pb.DeleteAppRequest, caller: Caller) -> Operation:
         """Carry out DeleteApp."""
         name = app_name(parse_app_name(request.name, "name"))
         if request.data_policy not in pb.DeleteAppRequest.DataPolicy.values():
@@ -74,21 +76,21 @@ class AppCommands:
                 return _nothing_to_do(tx, name, caller)
             return _delete(tx, _existing(record, name, request.etag), request, caller)
 
-        return self._execute(request, caller, run, request.validate_only)
+        return await self._execute(request, caller, run, request.validate_only)
 
-    def start(self, request: pb.StartAppRequest, caller: Caller) -> Operation:
+    async def start(self, request: pb.StartAppRequest, caller: Caller) -> Operation:
         """Carry out StartApp."""
-        return self._lifecycle(request, caller, "start", _start)
+        return await self._lifecycle(request, caller, "start", _start)
 
-    def stop(self, request: pb.StopAppRequest, caller: Caller) -> Operation:
+    async def stop(self, request: pb.StopAppRequest, caller: Caller) -> Operation:
         """Carry out StopApp."""
-        return self._lifecycle(request, caller, "stop", _stop)
+        return await self._lifecycle(request, caller, "stop", _stop)
 
-    def restart(self, request: pb.RestartAppRequest, caller: Caller) -> Operation:
+    async def restart(self, request: pb.RestartAppRequest, caller: Caller) -> Operation:
         """Carry out RestartApp."""
-        return self._lifecycle(request, caller, "restart", _restart)
+        return await self._lifecycle(request, caller, "restart", _restart)
 
-    def _lifecycle(
+    async def _lifecycle(
         self,
         request: Lifecycle,
         caller: Caller,
@@ -101,16 +103,16 @@ class AppCommands:
             record = _changeable(tx.app(name), name, request.etag)
             return _store(tx, record, change(record), verb, caller, f"{verb.capitalize()}Requested")
 
-        return self._execute(request, caller, run, request.validate_only)
+        return await self._execute(request, caller, run, request.validate_only)
 
-    def _execute(
+    async def _execute(
         self,
         request: pb.CreateAppRequest | pb.UpdateAppRequest | pb.DeleteAppRequest | Lifecycle,
         caller: Caller,
         run: Callable[[Transaction], OperationRecord],
         validate_only: bool,
     ) -> Operation:
-        return execute(
+        return await execute(
             self._store,
             caller,
             request,

@@ -17,8 +17,8 @@ import uvloop
 from fastapi import FastAPI
 
 from runtime_node.isolation.current import CURRENT_INSTANCE, running_as
-from runtime_node.isolation.journal import undo
 from runtime_node.isolation.threads import attach, close_threads, open_threads
+from runtime_node.isolation.undo_log import undo
 
 ASGI = Callable[..., Any]
 

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentStub
-from runtime_node.lanes.process.zygote import Zygote
 from runtime_node.server import Node
+from runtime_node.tiers.process.zygote import Zygote
 from tests.fakes.node_client import APPS, Subject, node_settings
 
 

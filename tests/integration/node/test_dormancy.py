@@ -57,7 +57,7 @@ async def test_no_request_is_lost_while_an_app_goes_dormant_and_wakes(hosted: Ho
     clients = [asyncio.create_task(load()) for _ in range(5)]
     sleeps = 0
     while sleeps < 30:
-        hosted.node.host.conductor.sleep(instance)
+        hosted.node.host.lifecycle.sleep(instance)
         sleeps += instance.task is not None
         await asyncio.sleep(0.01)
     ended.set()
@@ -118,7 +118,7 @@ async def test_under_memory_pressure_the_least_recently_used_app_goes_dormant(
             name = f"apps/{app}/instances/x"
             await hosted.start(name=name, app_uid=app, activation=pb.InstanceSpec.ON_REQUEST)
             await hosted.ask(app)
-        hosted.node.sweeps._budget = 1
+        hosted.node.housekeeping._budget = 1
         await hosted.reaches(pb.Instance.IDLE, "apps/old/instances/x")
         assert (await hosted.get("apps/old/instances/x")).state == pb.Instance.IDLE
         assert (await hosted.ask("old")).status_code == 200

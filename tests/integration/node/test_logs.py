@@ -12,10 +12,10 @@ import pytest
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentStub
-from runtime_node.lanes.process.zygote import Zygote
 from runtime_node.logs import tail, writer
 from runtime_node.logs.echo import echo_of_stderr
 from runtime_node.logs.entries import Entry
+from runtime_node.tiers.process.zygote import Zygote
 from services.rpc.status import reason_of
 from tests.fakes.node_client import APPS, DEADLINE
 from tests.integration.node.conftest import Hosted, hosting

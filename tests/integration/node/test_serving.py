@@ -224,14 +224,14 @@ async def test_a_node_is_quiet_only_some_time_after_the_last_request_whoever_sto
         await hosted.start(name=f"apps/{app}/instances/x", app_uid=app)
         await hosted.reaches(pb.Instance.RUNNING, f"apps/{app}/instances/x")
         assert (await hosted.ask(app)).status_code == 200
-    sweeps = hosted.node.sweeps
-    sweeps.sweep()
-    assert not sweeps.quiet
+    housekeeping = hosted.node.housekeeping
+    housekeeping.sweep()
+    assert not housekeeping.quiet
     assert (await hosted.ask("one")).status_code == 200
     await hosted.stop(name="apps/two/instances/x")
     await hosted.is_gone("apps/two/instances/x")
-    sweeps.sweep()
-    assert not sweeps.quiet
-    sweeps._clock = lambda: time.monotonic() + 60
-    sweeps.sweep()
-    assert sweeps.quiet
+    housekeeping.sweep()
+    assert not housekeeping.quiet
+    housekeeping._clock = lambda: time.monotonic() + 60
+    housekeeping.sweep()
+    assert housekeeping.quiet

@@ -17,11 +17,11 @@ import uvloop
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
 from runtime_node.context import AppContext
-from runtime_node.lanes.lane import Launch, StopReport
-from runtime_node.lanes.process import procfs
-from runtime_node.lanes.process.lane import ProcessLane
-from runtime_node.lanes.process.running import ProcessRunningApp
-from runtime_node.lanes.process.zygote import Zygote
+from runtime_node.tiers.process import procfs
+from runtime_node.tiers.process.runner import ProcessRunner
+from runtime_node.tiers.process.running import ProcessRunningApp
+from runtime_node.tiers.process.zygote import Zygote
+from runtime_node.tiers.runner import Launch, StopReport
 from services.rpc.errors import SupervisorError
 
 APPS = Path(__file__).parent / "apps"
@@ -99,10 +99,10 @@ async def request(
 
 
 class Guests:
-    """Starts guests and remembers what their lane told about them."""
+    """Starts guests and remembers what their tier told about them."""
 
-    def __init__(self, lane: ProcessLane, zygote: Zygote, data: Path) -> None:
-        self.lane = lane
+    def __init__(self, runner: ProcessRunner, zygote: Zygote, data: Path) -> None:
+        self.runner = runner
         self.zygote = zygote
         self.data = data
         self.exits: dict[str, list[SupervisorError | None]] = {}
@@ -129,7 +129,7 @@ class Guests:
         return await self.start_launch(self.launch(entrypoint, **more))
 
     async def start_launch(self, launch: Launch) -> Any:
-        app = await asyncio.wait_for(self.lane.start(launch), 20)
+        app = await asyncio.wait_for(self.runner.start(launch), 20)
         self.running.append(app)
         app.data_dir = launch.context.data_dir
         app.exits = self.exits[launch.context.app]
@@ -146,13 +146,13 @@ async def guests(tmp_path: Path) -> AsyncIterator[Guests]:
     uvloop.new_event_loop().close()  # the first one opens a pipe that libuv keeps for the process's life
     zygote = Zygote.launch([APPS], preload=[])
     before = len(os.listdir("/proc/self/fd"))
-    lane = ProcessLane(zygote)
-    guests = Guests(lane, zygote, tmp_path)
+    runner = ProcessRunner(zygote)
+    guests = Guests(runner, zygote, tmp_path)
     yield guests
     for app in list(guests.running):
         await guests.stop(app, 0.5)
     first = zygote._first_tag
     left = [pid for pid, _ in procfs.marked(first, first + 10_000)]
-    await lane.close()
+    await runner.close()
     assert not left, "processes of stopped guests are still there"
     await until(lambda: len(os.listdir("/proc/self/fd")) <= before)

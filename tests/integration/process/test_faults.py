@@ -15,8 +15,8 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Limits
-from runtime_node.lanes.process import procfs
-from runtime_node.lanes.process.zygote import Zygote
+from runtime_node.tiers.process import procfs
+from runtime_node.tiers.process.zygote import Zygote
 from services.rpc.errors import SupervisorError
 
 from .conftest import APPS, Guests, alive, request, until
@@ -195,11 +195,11 @@ NODE = """
 import asyncio, logging, sys
 from pathlib import Path
 from typing import Any
-from runtime_node.lanes.process.zygote import Zygote
+from runtime_node.tiers.process.zygote import Zygote
 zygote = Zygote.launch([Path(sys.argv[1])], preload=[])
 sys.path.insert(0, sys.argv[3])
 from tests.integration.process.conftest import Guests, request
-from runtime_node.lanes.process.lane import ProcessLane
+from runtime_node.tiers.process.runner import ProcessLane
 async def main():
     guests = Guests(ProcessLane(zygote), zygote, Path(sys.argv[2]))
     apps = [await guests.start() for _ in range(3)]

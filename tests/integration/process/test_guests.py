@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
-from runtime_node.lanes.process.proxy import AppRaisedError
+from runtime_node.tiers.process.proxy import AppRaisedError
 from services.rpc.errors import SupervisorError
 
 from .conftest import Guests, alive, request, until
@@ -19,7 +19,7 @@ from .conftest import Guests, alive, request, until
 
 async def test_a_plain_asgi_app_serves_and_its_shutdown_runs(guests: Guests) -> None:
     app = await guests.start()
-    assert guests.lane.tier == InstanceSpec.PROCESS
+    assert guests.runner.tier == InstanceSpec.PROCESS
     response = await request(app)
     assert (response.status, response.body, response.complete) == (200, b"ok", True)
     report = await guests.stop(app)
@@ -147,7 +147,7 @@ async def test_a_failed_start_tells_its_reason_and_leaves_nothing(
 async def test_a_cancelled_start_leaves_no_process(guests: Guests) -> None:
     await guests.zygote.ready()
     launch = guests.launch("chaos:app", env={"X": "1"})
-    starting = asyncio.create_task(guests.lane.start(launch))
+    starting = asyncio.create_task(guests.runner.start(launch))
     await asyncio.sleep(0)
     starting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -286,7 +286,7 @@ async def test_usage_tells_cpu_and_private_memory(guests: Guests) -> None:
 
 async def test_output_is_handed_over_line_by_line(guests: Guests) -> None:
     lines: list[tuple[str, str]] = []
-    guests.lane._on_output = lambda context, stream, line: lines.append((stream, line))
+    guests.runner._on_output = lambda context, stream, line: lines.append((stream, line))
     app = await guests.start()
     await request(app, "/flood", "500")
     await until(lambda: len(lines) >= 501)
@@ -305,7 +305,7 @@ async def test_a_long_log_record_comes_whole_with_its_level_and_logger(
 
 
 async def test_a_flood_of_output_slows_the_guest_alone(guests: Guests) -> None:
-    guests.lane._on_output = lambda context, stream, line: None
+    guests.runner._on_output = lambda context, stream, line: None
     noisy, quiet = await guests.start(limits=Limits()), await guests.start()
     flooding = asyncio.create_task(request(noisy, "/flood", "10000000"))
     slowest = 0.0

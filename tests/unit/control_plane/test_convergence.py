@@ -1,5 +1,6 @@
 """Whatever is commanded and whatever happens to a node, what runs becomes what is wanted."""
 
+import asyncio
 import itertools
 from collections.abc import Iterator
 from functools import partial
@@ -14,7 +15,7 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.catalog.commands import AppCommands
-from services.control_plane.catalog.requests import Caller
+from services.control_plane.catalog.idempotency import Caller
 from services.control_plane.reconciler import writes
 from services.control_plane.reconciler.observation import View, is_ready, observe, under_new_epoch
 from services.control_plane.reconciler.plan import plan
@@ -53,7 +54,7 @@ class Convergence(RuleBasedStateMachine):
             desired_state=desired,
             activation=rt.InstanceSpec.ON_REQUEST if lazy else rt.InstanceSpec.EAGER,
         )
-        self.commands.create(pb.CreateAppRequest(app=spec, app_id=self.id), ME)
+        asyncio.run(self.commands.create(pb.CreateAppRequest(app=spec, app_id=self.id), ME))
 
     @property
     def record(self) -> AppRecord | None:
@@ -63,7 +64,7 @@ class Convergence(RuleBasedStateMachine):
 
     def _try(self, command: Any, request: Any) -> None:
         try:
-            command(request, ME)
+            asyncio.run(command(request, ME))
         except SupervisorError as refusal:
             if refusal.reason not in ("APP_DELETING", "APP_STOPPED", "APP_NOT_FOUND"):
                 raise

@@ -1,5 +1,6 @@
 """Each unary method of the catalog over a real store, and what holds for those of every service."""
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -11,8 +12,8 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.errors.v1.error_reason_pb2 import ErrorReason
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
+from services.control_plane.catalog.idempotency import Caller
 from services.control_plane.catalog.queries import AppQueries
-from services.control_plane.catalog.requests import Caller
 from services.control_plane.reconciler import writes
 from services.control_plane.store.transaction import CommandTransaction
 from services.rpc.errors import CODES, SupervisorError
@@ -338,7 +339,9 @@ def test_lists_refuse_what_they_cannot_read(refused: Refused, fields: Any, reaso
 def test_a_list_ends_when_its_time_is_up(server: Server, fields: Any) -> None:
     server("CreateApp", create())
     with pytest.raises(SupervisorError) as late:
-        AppQueries(server.store).list_apps(pb.ListAppsRequest(**fields), Caller("nobody", timeout=-1))
+        asyncio.run(
+            AppQueries(server.store).list_apps(pb.ListAppsRequest(**fields), Caller("nobody", timeout=-1))
+        )
     assert late.value.reason == "OPERATION_DEADLINE_EXCEEDED"
 
 

@@ -1,4 +1,4 @@
-"""The gate against passages that do nothing by themselves."""
+"""The gate against requests that do nothing by themselves."""
 
 import asyncio
 import sys
@@ -9,7 +9,7 @@ import pytest
 from runtime_node.http import Gate, GateLimits
 
 
-class FakePassage:
+class FakeGatedRequest:
     is_websocket = False
 
     def __init__(self, gate):
@@ -42,10 +42,10 @@ async def app(scope, receive, send):
 
 
 def enter(gate, count=1):
-    passages = [FakePassage(gate) for _ in range(count)]
-    for passage in passages:
-        gate.admit(passage, asyncio.get_running_loop())
-    return passages
+    gated_requests = [FakeGatedRequest(gate) for _ in range(count)]
+    for gated in gated_requests:
+        gate.admit(gated, asyncio.get_running_loop())
+    return gated_requests
 
 
 async def settled(condition):
@@ -55,8 +55,8 @@ async def settled(condition):
 
 
 async def test_a_new_gate_is_closed():
-    [passage] = enter(Gate("a"))
-    assert passage.refused.reason == "INSTANCE_STOPPING"
+    [gated] = enter(Gate("a"))
+    assert gated.refused.reason == "INSTANCE_STOPPING"
 
 
 async def test_a_dormant_gate_is_small():
@@ -69,13 +69,13 @@ async def test_commands_from_another_thread_wake_what_waits():
     gate = Gate("a")
     wanted = []
     await asyncio.to_thread(gate.hold, lambda: wanted.append(1))
-    passages = enter(gate, 3)
+    gated_requests = enter(gate, 3)
     assert wanted == [1]
     await asyncio.to_thread(gate.open, app)
-    await settled(lambda: all(passage.task for passage in passages))
+    await settled(lambda: all(gated.task for gated in gated_requests))
     assert gate.figures().in_flight == 3
-    for passage in passages:
-        passage.done.set()
+    for gated in gated_requests:
+        gated.done.set()
     await settled(lambda: gate.figures().in_flight == 0)
 
 
@@ -103,10 +103,10 @@ async def test_a_starting_app_keeps_as_many_waiting_as_a_running_one_takes(queue
     assert wanted == [1]
     assert beyond.refused.reason == "SERVER_BUSY"
     gate.open(app)
-    await settled(lambda: all(passage.task for passage in kept[:3]))
-    for passage in kept:
-        await settled(lambda one=passage: one.task)
-        passage.done.set()
+    await settled(lambda: all(gated.task for gated in kept[:3]))
+    for gated in kept:
+        await settled(lambda one=gated: one.task)
+        gated.done.set()
     await settled(lambda: gate.figures().in_flight == 0)
 
 
@@ -125,9 +125,9 @@ async def test_what_an_app_that_has_ended_did_not_get_waits_for_the_next_in_its_
     gate.open(other)
     await settled(lambda: first.task)
     assert second.task is None
-    for passage in (first, second):
-        await settled(lambda one=passage: one.task)
-        passage.done.set()
+    for gated in (first, second):
+        await settled(lambda one=gated: one.task)
+        gated.done.set()
     await settled(lambda: gate.figures().in_flight == 0)
     assert gate.figures().requests == 2
 
@@ -147,23 +147,23 @@ async def test_closing_refuses_what_waits_and_leaves_what_is_served():
 async def test_drain_cuts_after_its_time_and_tells_how_many():
     gate = Gate("a")
     gate.open(app)
-    passages = enter(gate, 3)
+    gated_requests = enter(gate, 3)
     assert await gate.drain(0.01) == 3
-    assert all(passage.cut_with.reason == "INSTANCE_STOPPING" for passage in passages)
+    assert all(gated.cut_with.reason == "INSTANCE_STOPPING" for gated in gated_requests)
 
 
 async def test_a_cancelled_drain_leaves_the_requests_alone():
     gate = Gate("a")
     gate.open(app)
-    [passage] = enter(gate)
+    [gated] = enter(gate)
     draining = asyncio.ensure_future(gate.drain(5))
     await asyncio.sleep(0.01)
     draining.cancel()
     with pytest.raises(asyncio.CancelledError):
         await draining
     await asyncio.sleep(0.01)
-    assert passage.cut_with is None
-    passage.done.set()
+    assert gated.cut_with is None
+    gated.done.set()
     await settled(lambda: gate.figures().in_flight == 0)
 
 

@@ -9,7 +9,7 @@ import pytest
 import uvloop
 
 from runtime_node.isolation import keep_handlers_apart, running_as
-from runtime_node.isolation.journal import undo
+from runtime_node.isolation.undo_log import undo
 
 ME = "apps/me/instances/1"
 OTHER = "apps/other/instances/1"

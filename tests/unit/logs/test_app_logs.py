@@ -10,15 +10,15 @@ from pathlib import Path
 
 from runtime_node.isolation.current import running_as
 from runtime_node.logs import writer
-from runtime_node.logs.app_logs import AppLogs, Speaker
+from runtime_node.logs.app_logs import AppLogs, LogSource
 from runtime_node.logs.capture import AppLogHandler
 from runtime_node.logs.entries import Entry
 from runtime_node.logs.files import LogReader
 
 SHOP, WIKI = "apps/shop/instances/a1", "apps/wiki/instances/b1"
 SPEAKERS = {
-    SHOP: Speaker("shop", "u1", ("canary-secret",)),
-    WIKI: Speaker("wiki", "u2", ()),
+    SHOP: LogSource("shop", "u1", ("canary-secret",)),
+    WIKI: LogSource("wiki", "u2", ()),
 }
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from runtime_node.lanes.bridge import MAX_BUFFERED_BYTES, Bridge
-from runtime_node.lanes.hop import run_on
+from runtime_node.tiers.bridge import MAX_BUFFERED_BYTES, Bridge
+from runtime_node.tiers.cross_loop import run_on
 
 HTTP = {"type": "http", "headers": []}
 WITH_BODY = {"type": "http", "headers": [(b"transfer-encoding", b"chunked")]}

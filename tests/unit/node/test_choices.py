@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec
 from runtime_node.instances.contexts import app_context
 from runtime_node.instances.dormancy import Candidate, evicted, expired
+from runtime_node.instances.effective import EffectiveHealthCheck
 from runtime_node.instances.probes import Probe
 from runtime_node.instances.record import MAX_DETAIL_BYTES, trim_detail
 from runtime_node.instances.routes import serving
-from runtime_node.instances.slots import StartSlots
-from runtime_node.instances.terms import ProbeTerms
+from runtime_node.instances.start_limiter import StartLimiter
 
 # --- routes ---
 
@@ -99,7 +99,7 @@ def test_one_sweep_evicts_a_share_and_at_least_one(count: int) -> None:
 
 
 def verdicts(outcomes: str, success: int = 1, failure: int = 3) -> list[str]:
-    terms = ProbeTerms("/", 1.0, 1.0, success, failure)
+    terms = EffectiveHealthCheck("/", 1.0, 1.0, success, failure)
     probe = Probe(None, None, terms, 0.0)  # type: ignore[arg-type]
     seen = []
     for outcome in outcomes:
@@ -123,7 +123,7 @@ def test_an_unhealthy_instance_needs_its_number_of_successes() -> None:
 
 
 async def test_slots_are_given_in_order_and_never_beyond_their_number() -> None:
-    slots = StartSlots(2, patience=60)
+    slots = StartLimiter(2, patience=60)
     first, second = slots.try_take(), slots.try_take()
     assert first is not None
     assert second is not None
@@ -145,14 +145,14 @@ async def test_slots_are_given_in_order_and_never_beyond_their_number() -> None:
 
 
 async def test_a_start_that_takes_long_frees_its_slot() -> None:
-    slots = StartSlots(1, patience=0.01)
+    slots = StartLimiter(1, patience=0.01)
     slots.try_take()
     async with asyncio.timeout(5):
         assert await slots.take() is not None
 
 
 async def test_a_waiter_that_is_cancelled_takes_no_slot() -> None:
-    slots = StartSlots(1, patience=60)
+    slots = StartLimiter(1, patience=60)
     held = slots.try_take()
     assert held is not None
     waiting = asyncio.create_task(slots.take())
@@ -164,7 +164,7 @@ async def test_a_waiter_that_is_cancelled_takes_no_slot() -> None:
 
 
 async def test_a_waiter_that_is_cancelled_just_when_its_turn_comes_passes_it_on() -> None:
-    slots = StartSlots(1, patience=60)
+    slots = StartLimiter(1, patience=60)
     held = slots.try_take()
     assert held is not None
     waiting = asyncio.create_task(slots.take())

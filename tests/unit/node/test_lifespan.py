@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from runtime_node.lanes.lifespan import Lifespan
+from runtime_node.tiers.lifespan import Lifespan
 from services.rpc.errors import SupervisorError
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from runtime_node.instances.databases import Databases
+from runtime_node.instances.effective import EffectiveLimits, effective_health_check, effective_limits
 from runtime_node.instances.rules import check_spec
-from runtime_node.instances.terms import LimitTerms, limit_terms, probe_terms
 from services.rpc.errors import SupervisorError
 
 
@@ -147,7 +147,7 @@ def test_whatever_passes_the_rules_names_a_directory_inside_the_data_directory(a
 
 
 def test_unset_limits_take_the_documented_defaults() -> None:
-    assert limit_terms(spec()) == LimitTerms(
+    assert effective_limits(spec()) == EffectiveLimits(
         max_concurrent_requests=64,
         max_queued_requests=128,
         request_timeout=30.0,
@@ -159,10 +159,10 @@ def test_unset_limits_take_the_documented_defaults() -> None:
         block_budget=1.0,
         block_action=pb.Limits.DEMOTE,
     )
-    assert limit_terms(spec()) is limit_terms(spec(name="apps/other/instances/b"))
+    assert effective_limits(spec()) is effective_limits(spec(name="apps/other/instances/b"))
 
 
 def test_the_default_probe_timeout_never_exceeds_the_interval() -> None:
-    probe = probe_terms(pb.HealthCheck(path="/", interval=ms(500)))
+    probe = effective_health_check(pb.HealthCheck(path="/", interval=ms(500)))
     assert (probe.interval, probe.timeout) == (0.5, 0.5)
     assert (probe.success_threshold, probe.failure_threshold) == (1, 3)

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import RestartPolicy
+from runtime_node.instances.effective import EffectiveRestartPolicy, effective_restart_policy
 from runtime_node.instances.supervision import (
     FINAL_REASONS,
     Again,
@@ -12,14 +13,13 @@ from runtime_node.instances.supervision import (
     RestartHistory,
     backoff_range,
 )
-from runtime_node.instances.terms import RestartTerms, restart_terms
 
 PERMANENT, TRANSIENT, TEMPORARY = RestartPolicy.PERMANENT, RestartPolicy.TRANSIENT, RestartPolicy.TEMPORARY
 
 
-def terms(**changes: float) -> RestartTerms:
+def terms(**changes: float) -> EffectiveRestartPolicy:
     fields = {"mode": PERMANENT, "max_restarts": 5, "period": 300.0, "min_backoff": 1.0, "max_backoff": 60.0}
-    return RestartTerms(**{**fields, **changes})  # type: ignore[arg-type]
+    return EffectiveRestartPolicy(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 def lowest(low: float, high: float) -> float:
@@ -93,5 +93,5 @@ def test_delays_double() -> None:
 
 
 def test_unset_fields_take_the_documented_defaults() -> None:
-    assert restart_terms(RestartPolicy()) == terms()
-    assert restart_terms(RestartPolicy(max_restarts=0)).max_restarts == 0
+    assert effective_restart_policy(RestartPolicy()) == terms()
+    assert effective_restart_policy(RestartPolicy(max_restarts=0)).max_restarts == 0

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime_node.lanes.process import frames
-from runtime_node.lanes.process.frames import Frame, MalformedFrameError, Reader, frame
+from runtime_node.tiers.process import frames
+from runtime_node.tiers.process.frames import Frame, MalformedFrameError, Reader, frame
 
 HEADERS = st.lists(st.tuples(st.binary(max_size=50), st.binary(max_size=200)), max_size=20)
 

@@ -1,4 +1,4 @@
-"""The pure rules of the lane: how an end is told, what a spec's limits become, what a guest may see."""
+"""The pure rules of the tier: how an end is told, what a spec's limits become, what a guest may see."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from google.protobuf.duration_pb2 import Duration
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
 from runtime_node.context import AppContext
-from runtime_node.lanes.process.bounds import Bounds
-from runtime_node.lanes.process.ending import error_of
-from runtime_node.lanes.process.lane import environment_of
-from runtime_node.lanes.process.limits import nice_of
-from runtime_node.lanes.process.output import Tail, parse_record
-from runtime_node.lanes.process.zygote import Ended, base_environment
+from runtime_node.tiers.process.bounds import Bounds
+from runtime_node.tiers.process.exit_reason import error_of
+from runtime_node.tiers.process.limits import nice_of
+from runtime_node.tiers.process.output import Tail, parse_record
+from runtime_node.tiers.process.runner import environment_of
+from runtime_node.tiers.process.zygote import Ended, base_environment
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from runtime_node.lanes.process import wire
+from runtime_node.tiers.process import wire
 
 
 def test_a_message_comes_whole_with_its_descriptors() -> None:

@@ -1,1 +1,0 @@
-"""Lanes: where an instance's code runs. One module per isolation tier, one interface."""

@@ -1,0 +1,1 @@
+"""Where an instance's code runs. One module per isolation tier, one interface."""

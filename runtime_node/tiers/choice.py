@@ -1,0 +1,51 @@
+"""Which tier an instance starts in: the tier it asks for, or the one that fits its code."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
+from runtime_node.loader import Loader
+from runtime_node.tiers.runner import AppRunner
+from services.rpc.errors import SupervisorError
+
+Tier: TypeAlias = InstanceSpec.IsolationTier.ValueType
+
+
+class Runners:
+    """The tiers of this node, by tier."""
+
+    def __init__(self, runners: Mapping[Tier, AppRunner], loader: Loader) -> None:
+        self._runners = runners
+        self._loader = loader
+
+    def has(self, tier: Tier) -> bool:
+        """Return whether this node has a tier of that tier."""
+        return tier in self._runners
+
+    async def choose(self, spec: InstanceSpec, floor: Tier) -> AppRunner:
+        """Return the tier for an instance: never looser than `floor`, which a demotion has set.
+
+        Raises SupervisorError ENTRYPOINT_MALFORMED, and ISOLATION_UNSUPPORTED for a tier that is not here.
+        """
+        tier = max(spec.isolation or await self._fitting(spec), floor)
+        runner = self._runners.get(tier)
+        if runner is None:
+            raise SupervisorError(
+                "ISOLATION_UNSUPPORTED",
+                f"This node has no {InstanceSpec.IsolationTier.Name(tier)} tier.",
+                resource=spec.name,
+            )
+        return runner
+
+    async def _fitting(self, spec: InstanceSpec) -> Tier:
+        """Return PROCESS for an app object and for what the source does not tell, else SHARED.
+
+        An unmodified app reads the process's environment when it is imported: it must not be imported here.
+        """
+        kind = await asyncio.to_thread(self._loader.kind_of, spec.entrypoint)
+        if kind == "factory" or not self.has(InstanceSpec.PROCESS):
+            return InstanceSpec.SHARED
+        return InstanceSpec.PROCESS

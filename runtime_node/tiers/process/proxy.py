@@ -1,0 +1,414 @@
+"""The front's side of a guest: an ASGI callable that carries each exchange to the guest's process.
+
+Runs on whatever loop calls it. Events are fetched from the client only when the app asks for them and
+reading stops while the client is slow, so what is buffered is bounded both ways.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from runtime_node.asgi import Message, Receive, Scope, Send
+from runtime_node.tiers.process import frames
+from runtime_node.tiers.process.frames import Frame, frame
+from runtime_node.tiers.runner import UndeliveredError
+from services.rpc.errors import SupervisorError
+
+BUFFER_BYTES: Final = 2 * frames.MAX_FRAME_BYTES
+"""What is read ahead of a slow client, per exchange."""
+MAX_IDLE_CONNECTIONS: Final = 32
+HAND_OVER_SECONDS: Final = 0.01
+"""Between two tries to hand a connection to a guest that has not taken those before it."""
+_CODE = struct.Struct("<H")
+
+Batch = list[tuple[int, bytes]]
+
+
+class AppRaisedError(Exception):
+    """The app's callable raised; `detail` is the traceback as the guest formatted it."""
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail.rstrip().rpartition("\n")[2][:300])
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class GuestProxy:
+    """Calls a guest's app. `connect` hands one end of a socket pair to the guest; it may raise OSError."""
+
+    def __init__(self, connect: Callable[[socket.socket], None], resource: str) -> None:
+        self._connect = connect
+        self._resource = resource
+        self._lock = threading.Lock()
+        self._idle: dict[asyncio.AbstractEventLoop, list[Channel]] = {}
+        self._channels: set[Channel] = set()
+        self._ended: SupervisorError | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one `http` or `websocket` scope.
+
+        Raises AppRaisedError when the app raised, SupervisorError APP_BLOCKED_LOOP when its request was
+        interrupted, and APP_CRASHED or APP_OUT_OF_MEMORY when its process ended meanwhile; then the
+        response may have been sent in part. UndeliveredError when the process had ended before.
+        Cancelling cancels the app's task as well.
+        """
+        channel = await self._acquire()
+        try:
+            if scope["type"] == "http":
+                await _Http(channel, receive, send).run(scope)
+            else:
+                await _WebSocket(channel, receive, send).run(scope)
+        except _BrokenOffError as error:
+            channel.transport.abort()
+            raise self._crashed() from error
+        except (AppRaisedError, SupervisorError):
+            self._release(channel)
+            raise
+        except frames.MalformedFrameError as error:
+            channel.transport.abort()
+            raise self._crashed() from error
+        except BaseException:
+            channel.give_up()
+            raise
+        self._release(channel)
+
+    def end(self, error: SupervisorError | None) -> None:
+        """Break off what is under way and refuse what comes, with `error` as the cause. Thread-safe."""
+        with self._lock:
+            self._ended = error or self._default_error()
+            channels = list(self._channels)
+            self._idle.clear()
+        for channel in channels:
+            with contextlib.suppress(RuntimeError):  # its loop is closed, and the channel with it
+                channel.loop.call_soon_threadsafe(channel.transport.abort)
+
+    async def _acquire(self) -> Channel:
+        loop = asyncio.get_running_loop()
+        idle = self._idle.get(loop)
+        while idle:
+            channel = idle.pop()
+            if not channel.lost:
+                return channel
+        if self._ended is not None:
+            raise UndeliveredError(self._ended)
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                await self._hand_over(theirs)
+            ours.setblocking(False)
+            _, channel = await loop.create_connection(lambda: Channel(loop, self._forget), sock=ours)
+        except ConnectionError as error:
+            ours.close()
+            raise UndeliveredError(self._crashed()) from error
+        except OSError as error:
+            ours.close()
+            raise self._crashed() from error
+        except BaseException:
+            ours.close()
+            raise
+        with self._lock:
+            self._channels.add(channel)
+            ended = self._ended
+        if ended is not None:
+            channel.transport.abort()
+            raise UndeliveredError(ended)
+        return channel
+
+    async def _hand_over(self, theirs: socket.socket) -> None:
+        while True:
+            try:
+                return self._connect(theirs)
+            except BlockingIOError:
+                # More are on their way to a busy guest than the kernel keeps; that is no end of it.
+                if self._ended is not None:
+                    raise UndeliveredError(self._ended) from None
+            await asyncio.sleep(HAND_OVER_SECONDS)
+
+    def _release(self, channel: Channel) -> None:
+        with self._lock:
+            idle = self._idle.setdefault(channel.loop, [])
+            if self._ended is None and not channel.lost and len(idle) < MAX_IDLE_CONNECTIONS:
+                idle.append(channel)
+                return
+        channel.transport.close()
+
+    def _forget(self, channel: Channel) -> None:
+        with self._lock:
+            self._channels.discard(channel)
+
+    def _crashed(self) -> SupervisorError:
+        return self._ended or self._default_error()
+
+    def _default_error(self) -> SupervisorError:
+        return SupervisorError(
+            "APP_CRASHED", "The app's process ended while it answered.", resource=self._resource
+        )
+
+
+class _BrokenOffError(Exception):
+    """The guest closed the connection in the middle of an exchange."""
+
+
+class Channel(asyncio.Protocol):
+    """One connection to a guest, on the loop that opened it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, on_lost: Callable[[Channel], None]) -> None:
+        self.loop = loop
+        self.lost = False
+        self._on_lost = on_lost
+        self._reader = frames.Reader(frames.MAX_FRAME_BYTES)
+        self._frames: Batch = []
+        self._buffered = 0
+        self._paused = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._error: BaseException | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        self.transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self.lost = True
+        self._on_lost(self)
+        self._wake()
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        try:
+            found = self._reader.feed(data)
+        except frames.MalformedFrameError as error:
+            self.fail(error)
+            self.transport.abort()
+            return
+        self._frames += found
+        self._buffered += len(data)
+        if self._buffered > BUFFER_BYTES and not self._paused:
+            self._paused = True
+            self.transport.pause_reading()
+        self._wake()
+
+    def write(self, data: bytes) -> None:
+        """Queue bytes for the guest; it asks for each event, so little is ever queued."""
+        if not self.lost:
+            self.transport.write(data)
+
+    async def read(self) -> Batch:
+        """Return the frames that came, at least one. Raises _BrokenOffError at the end of the stream."""
+        while not self._frames:
+            if self._error is not None:
+                raise self._error
+            if self.lost:
+                raise _BrokenOffError
+            self._waiter = self.loop.create_future()
+            await self._waiter
+        batch, self._frames = self._frames, []
+        self._buffered = 0
+        if self._paused:
+            self._paused = False
+            if not self.lost:
+                self.transport.resume_reading()
+        return batch
+
+    def fail(self, error: BaseException) -> None:
+        """Make the reader of this channel raise `error`."""
+        self._error = error
+        self._wake()
+
+    def give_up(self) -> None:
+        """End the exchange from this side: the app's task is cancelled, the connection is closed."""
+        if self.lost:
+            return
+        if self.transport.get_write_buffer_size() > 0:
+            self.transport.abort()
+        else:
+            self.transport.write(frame(Frame.CANCEL))
+            self.transport.close()
+
+    def _wake(self) -> None:
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+
+class _Carried:
+    """One exchange on its way: frames from the guest become `send`, its wants become `receive`."""
+
+    def __init__(self, channel: Channel, receive: Receive, send: Send) -> None:
+        self._channel = channel
+        self._receive = receive
+        self._send = send
+        self._pulling: asyncio.Task[None] | None = None
+        self._wanted: float = 0
+
+    async def run(self, scope: Scope) -> None:
+        """Carry the exchange from its scope to its end."""
+        channel = self._channel
+        body_follows = self._body_follows(scope)
+        channel.write(frame(Frame.REQUEST, frames.pack_scope(scope, body_follows)))
+        if body_follows:
+            self._want()
+        try:
+            while True:
+                for kind, payload in await channel.read():
+                    if kind == Frame.END:
+                        return
+                    if kind == Frame.WANT:
+                        self._want()
+                    elif kind == Frame.FAULT:
+                        raise _fault(payload)
+                    else:
+                        await self._pass_on(kind, payload)
+        finally:
+            if self._pulling is not None:
+                self._pulling.cancel()
+
+    def _body_follows(self, scope: Scope) -> bool:
+        raise NotImplementedError
+
+    async def _pass_on(self, kind: int, payload: bytes) -> None:
+        raise NotImplementedError
+
+    def _pack(self, message: Message) -> bytes:
+        raise NotImplementedError
+
+    def _want(self) -> None:
+        self._wanted += 1
+        if self._pulling is None:
+            self._pulling = self._channel.loop.create_task(self._pull())
+
+    async def _pull(self) -> None:
+        try:
+            while self._wanted:
+                message = await self._receive()
+                self._wanted -= 1
+                self._channel.write(self._pack(message))
+                if self._wanted == math.inf and message["type"] == "websocket.disconnect":
+                    self._wanted = 0
+        except Exception as error:  # noqa: BLE001  (the front's; it ends this exchange)
+            self._channel.fail(error)
+        finally:
+            self._pulling = None
+
+
+class _Http(_Carried):
+    async def run(self, scope: Scope) -> None:
+        if not self._body_follows(scope):
+            await self._receive()  # the empty body, which the guest gives its app itself
+        await super().run(scope)
+
+    def _body_follows(self, scope: Scope) -> bool:
+        for name, value in scope["headers"]:
+            if name == b"transfer-encoding" or (name == b"content-length" and value != b"0"):
+                return True
+        # HTTP/2 and in-process callers may send a body without telling its length.
+        return scope.get("http_version") != "1.1"
+
+    def _pack(self, message: Message) -> bytes:
+        if message["type"] == "http.disconnect":
+            return frame(Frame.DISCONNECT, b"\0\0")
+        kind = Frame.BODY_PART if message.get("more_body") else Frame.BODY_LAST
+        return frame(kind, message.get("body", b""))
+
+    async def _pass_on(self, kind: int, payload: bytes) -> None:
+        if kind == Frame.LAST:
+            await self._send({"type": "http.response.body", "body": payload, "more_body": False})
+        elif kind == Frame.START:
+            status, headers = frames.unpack_start(payload)
+            await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        elif kind == Frame.PART:
+            await self._send({"type": "http.response.body", "body": payload, "more_body": True})
+        else:
+            raise frames.MalformedFrameError(f"frame {kind} has no place in an HTTP exchange")
+
+
+class _WebSocket(_Carried):
+    def __init__(self, channel: Channel, receive: Receive, send: Send) -> None:
+        super().__init__(channel, receive, send)
+        self._fragments: list[bytes] = []
+        self._length = 0
+
+    def _body_follows(self, scope: Scope) -> bool:
+        return False
+
+    async def run(self, scope: Scope) -> None:
+        await self._receive()  # "websocket.connect", which the guest gives its app itself
+        await super().run(scope)
+
+    def _pack(self, message: Message) -> bytes:
+        if message["type"] == "websocket.receive":
+            if (text := message.get("text")) is not None:
+                return frame(Frame.TEXT_IN, text.encode())
+            return frame(Frame.BYTES_IN, message["bytes"])
+        reason = (message.get("reason") or "").encode()
+        return frame(Frame.DISCONNECT, _CODE.pack(message.get("code") or 1005) + reason)
+
+    async def _pass_on(self, kind: int, payload: bytes) -> None:
+        if kind == Frame.FRAGMENT:
+            self._length += len(payload)
+            if self._length > frames.MAX_MESSAGE_BYTES:
+                raise frames.MalformedFrameError("a WebSocket message is too long")
+            self._fragments.append(payload)
+            return
+        if self._fragments:
+            payload = b"".join([*self._fragments, payload])
+            self._fragments, self._length = [], 0
+        try:
+            message = self._message(kind, payload)
+        except (UnicodeDecodeError, struct.error, ValueError, KeyError, TypeError) as error:
+            raise frames.MalformedFrameError("a WebSocket event cannot be read") from error
+        try:
+            await self._send(message)
+        except OSError:
+            # Its app hears of it from its own `send` and `receive`, as on any server, and may have others to
+            # tell. It is told unasked, after what came before, for it may not be listening.
+            self._wanted = math.inf
+            self._want()
+
+    def _message(self, kind: int, payload: bytes) -> dict[str, Any]:
+        match kind:
+            case Frame.TEXT_OUT:
+                return {"type": "websocket.send", "text": payload.decode()}
+            case Frame.BYTES_OUT:
+                return {"type": "websocket.send", "bytes": payload}
+            case Frame.CLOSE:
+                detail = json.loads(payload)
+                return {
+                    "type": "websocket.close",
+                    "code": int(detail["code"]),
+                    "reason": str(detail["reason"]),
+                }
+            case Frame.ACCEPT:
+                (length,) = _CODE.unpack_from(payload)
+                subprotocol = payload[2 : 2 + length].decode() or None
+                _, headers = frames.unpack_start(payload[2 + length :])
+                return {"type": "websocket.accept", "subprotocol": subprotocol, "headers": headers}
+            case Frame.DENIAL_START:
+                status, headers = frames.unpack_start(payload)
+                return {"type": "websocket.http.response.start", "status": status, "headers": headers}
+            case Frame.DENIAL_PART | Frame.DENIAL_LAST:
+                more = kind == Frame.DENIAL_PART
+                return {"type": "websocket.http.response.body", "body": payload, "more_body": more}
+            case _:
+                raise frames.MalformedFrameError(f"frame {kind} has no place in a WebSocket exchange")
+
+
+def _fault(payload: bytes) -> Exception:
+    text = payload[1:].decode(errors="replace")
+    if payload[:1] == bytes([frames.FaultKind.BLOCKED]):
+        return SupervisorError(
+            "APP_BLOCKED_LOOP",
+            "The request blocked the app's event loop and was interrupted.",
+            metadata={"detail": text},
+        )
+    return AppRaisedError(text)

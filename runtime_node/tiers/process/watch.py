@@ -1,0 +1,135 @@
+"""Watches all guests from outside: blocked loops, memory, numbers of processes.
+
+One timer on the control loop for all of them. It decides that something is so and tells the guest's
+owner; what to do about it is the owner's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final, Protocol
+
+from runtime_node.tiers.process import procfs
+from runtime_node.tiers.process.serving import Beat
+
+PERIOD_SECONDS: Final = 0.1
+PROCESS_SCAN_SECONDS: Final = 5.0
+TASK_JUMP: Final = 100
+"""New threads on the machine between two looks that make the watch count each guest's processes."""
+MEMORY_STEP: Final = 16
+"""Private memory, which costs more to read, is read again after a sixteenth of the limit more is resident."""
+
+
+class Watched(Protocol):
+    """A guest as the watch sees it."""
+
+    pid: int
+    tag: int
+    beat: memoryview
+    block_budget: float
+    memory_limit: int
+    max_processes: int
+
+    def on_stalled(self, seconds: float, first: bool) -> None:
+        """The loop has not run for so long; called again, `first` no more, at each look until it runs."""
+        ...
+
+    def on_memory(self, private_bytes: int) -> None:
+        """More memory is used than allowed."""
+        ...
+
+    def on_processes(self, count: int) -> None:
+        """More processes run than allowed."""
+        ...
+
+
+class _Seen:
+    __slots__ = ("due", "private_time", "read_at", "run_delay", "told")
+
+    def __init__(self) -> None:
+        self.due = 0
+        self.run_delay = 0
+        self.told = False
+        self.read_at = 0
+        self.private_time = 0.0
+
+
+class Watch:
+    """Looks at every guest ten times a second, for as long as there are any."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._guests: dict[Watched, _Seen] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks = 0
+        self._scanned = 0.0
+
+    def add(self, guest: Watched) -> None:
+        """Begin to watch a guest."""
+        self._guests[guest] = _Seen()
+        if self._timer is None:
+            self._tasks = procfs.task_count()
+            self._timer = self._loop.call_later(PERIOD_SECONDS, self._look)
+
+    def remove(self, guest: Watched) -> None:
+        """Watch a guest no longer; does nothing when it isn't watched."""
+        self._guests.pop(guest, None)
+        if not self._guests and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        self._timer = self._loop.call_later(PERIOD_SECONDS, self._look)
+        now = time.monotonic_ns()
+        for guest, seen in list(self._guests.items()):
+            due = guest.beat[Beat.DUE]
+            if 0 < due < now:
+                self._late(guest, seen, due, now)
+            if guest.memory_limit:
+                self._look_at_memory(guest, seen)
+        self._look_at_processes()
+
+    def _late(self, guest: Watched, seen: _Seen, due: int, now: int) -> None:
+        if seen.due != due:
+            # The first look that finds it late only notes so: this loop, or the machine, may have slept.
+            seen.due, seen.told = due, False
+            seen.run_delay = procfs.run_delay_ns(guest.pid)
+            return
+        # Time spent waiting for a CPU is the machine's fault, not the app's.
+        starved = procfs.run_delay_ns(guest.pid) - seen.run_delay
+        seconds = (now - due + guest.beat[Beat.INTERVAL] - starved) / 1e9
+        if seconds >= guest.block_budget:
+            first, seen.told = not seen.told, True
+            guest.on_stalled(seconds, first)
+
+    def _look_at_memory(self, guest: Watched, seen: _Seen) -> None:
+        resident = procfs.resident_bytes(guest.pid)
+        if resident is None or resident <= guest.memory_limit:
+            return
+        now = self._loop.time()
+        grown = resident - seen.read_at > guest.memory_limit // MEMORY_STEP
+        if not grown and now - seen.private_time < 1.0:
+            return
+        seen.read_at, seen.private_time = resident, now
+        memory = procfs.private_bytes(guest.pid)
+        private = resident if memory is None else memory[0]
+        if private > guest.memory_limit:
+            guest.on_memory(private)
+
+    def _look_at_processes(self) -> None:
+        now = self._loop.time()
+        tasks = procfs.task_count()
+        if tasks - self._tasks < TASK_JUMP and now - self._scanned < PROCESS_SCAN_SECONDS:
+            return
+        self._tasks, self._scanned = tasks, now
+        guests = {guest.tag: guest for guest in self._guests}
+        if not guests:
+            return
+        counts: dict[int, int] = {}
+        for _, tag in procfs.marked(min(guests), max(guests)):
+            counts[tag] = counts.get(tag, 0) + 1
+        for tag, count in counts.items():
+            guest = guests.get(tag)
+            if guest is not None and count > guest.max_processes:
+                guest.on_processes(count)
