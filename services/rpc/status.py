@@ -16,7 +16,7 @@ from services.rpc.errors import Code, SupervisorError, Violation
 if TYPE_CHECKING:
     import grpc
 
-DOMAIN = "appsupervisor"
+DOMAIN = "appsupervisor.dev"
 DETAILS_KEY = "grpc-status-details-bin"
 
 MAX_DETAIL_BYTES = 4096
@@ -88,7 +88,7 @@ def _bad_request(error: SupervisorError) -> error_details_pb2.BadRequest:
 
 
 def resource_kind(name: str) -> str:
-    """Return the resource type of a name: `appsupervisor/App` for `apps/x`, and so on."""
+    """Return the resource type of a name: `appsupervisor.dev/App` for `apps/x`, and so on."""
     parts = name.split("/")
     kind = _KINDS.get(parts[0], "Resource")
     if len(parts) == 4:

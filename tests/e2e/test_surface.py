@@ -80,7 +80,7 @@ def test_grpcurl_shows_the_reason_of_an_error(shared_stack: Stack, run_tool: Run
     assert answer.returncode != 0
     assert "NotFound" in answer.stderr
     assert '"reason": "APP_NOT_FOUND"' in answer.stderr
-    assert '"domain": "appsupervisor"' in answer.stderr
+    assert '"domain": "appsupervisor.dev"' in answer.stderr
 
 
 def assert_whole_life(output: str, app: str) -> None:

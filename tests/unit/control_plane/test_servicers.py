@@ -104,7 +104,7 @@ def test_create_tells_every_violation_at_once(refused: Refused) -> None:
     assert (error.code, error.info.reason, error.info.domain) == (
         S.INVALID_ARGUMENT,
         "INVALID_FIELD",
-        "appsupervisor",
+        "appsupervisor.dev",
     )
     assert error.fields == {"app_id", "app.name", "app.entrypoint", "app.display_name", "app.replicas"}
 
@@ -132,7 +132,10 @@ def test_create_refuses_what_is_taken_or_missing(server: Server, refused: Refuse
     server("CreateApp", create(domains=["shop.example"]))
     error = refused("CreateApp", create())
     assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "APP_ALREADY_EXISTS")
-    assert (error.resource.resource_type, error.resource.resource_name) == ("appsupervisor/App", "apps/shop")
+    assert (error.resource.resource_type, error.resource.resource_name) == (
+        "appsupervisor.dev/App",
+        "apps/shop",
+    )
     error = refused("CreateApp", create("other", domains=["SHOP.example."]))
     assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "DOMAIN_TAKEN")
     assert error.info.metadata["domain"] == "shop.example"

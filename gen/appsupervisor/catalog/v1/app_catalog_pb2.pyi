@@ -377,9 +377,9 @@ class ListAppsRequest(_message.Message):
     page_token: _builtins.str
     """`next_page_token` of the page before; the other fields must be as they were."""
     filter: _builtins.str
-    """An AIP-160 filter over `name`, `uid`, `display_name`, `labels`, `annotations`, `entrypoint`, `environment`, `domains`,
-    `state`, `health`, `desired_state`, `activation`, `isolation`, `generation`, `reconciling`, `create_time`,
-    `update_time`; at most 4,096 characters. Example: `labels.tier = "gold" AND state != RUNNING`.
+    """An AIP-160 filter over `name`, `uid`, `display_name`, `labels`, `annotations`, `entrypoint`, `environment`,
+    `domains`, `state`, `health`, `desired_state`, `activation`, `isolation`, `generation`, `reconciling`,
+    `create_time`, `update_time`; at most 4,096 characters. Example: `labels.tier = "gold" AND state != RUNNING`.
     """
     order_by: _builtins.str
     """Comma-separated fields, each with an optional ` desc`: `name`, `display_name`, `environment`, `state`, `health`,
