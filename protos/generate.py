@@ -12,10 +12,13 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
 
 PROTOS = Path(__file__).resolve().parent
 GEN = PROTOS.parent / "gen"
+_OPTIONS = ("google/api/", "google/protobuf/descriptor.proto")
+"""What protos alone use, to say something about themselves."""
 
 
 def sources() -> list[Path]:
@@ -57,6 +60,7 @@ def generate(target: Path) -> None:
         for folder in path.relative_to(target).parents[:-1]:
             (target / folder / "__init__.py").touch()
     (target / "appsupervisor" / "py.typed").touch()
+    _write_documented(target / "appsupervisor" / "documented.binpb")
 
 
 def write_descriptor_set(target: Path) -> None:
@@ -94,6 +98,18 @@ def main() -> None:
             return
         shutil.rmtree(GEN, ignore_errors=True)
         shutil.copytree(fresh, GEN)
+
+
+def _write_documented(target: Path) -> None:
+    """Write what servers tell by reflection: all that callers send and get, with comments and JSON names."""
+    write_descriptor_set(target)
+    files = descriptor_pb2.FileDescriptorSet.FromString(target.read_bytes()).file
+    shown = [file for file in files if not file.name.startswith(_OPTIONS)]
+    for file in shown:
+        told = [place for place in file.source_code_info.location if place.leading_comments]
+        file.source_code_info.ClearField("location")
+        file.source_code_info.location.extend(told)
+    target.write_bytes(descriptor_pb2.FileDescriptorSet(file=shown).SerializeToString(deterministic=True))
 
 
 def _folders(package: str) -> Iterator[Path]:

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
-from google.protobuf import descriptor_pool
 from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from services.rpc.guard import Guarded, tolerant_deserializer
 from services.rpc.health import HealthServicer, ResourceHealth
+from services.rpc.reflection import ReflectionServicer
 
 T = TypeVar("T")
 
@@ -75,9 +74,8 @@ class RpcServer:
         names += [
             health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
             channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name,
-            reflection.SERVICE_NAME,
         ]
-        reflection.enable_server_reflection(names, self._server, _ReflectionPool())
+        ReflectionServicer(names).add_to(self._server)
 
     async def start(self, listen: str) -> int:
         """Listen on `host:port` (port 0: any free one), serve, and return the port.
@@ -124,23 +122,6 @@ class _Threads(Executor):
         """Begin nothing more."""
         for pool in (self._reading, self._others):
             pool.shutdown(wait, cancel_futures=cancel_futures)
-
-
-class _ReflectionPool:
-    """The descriptors of this process; a method's name is found too, as reflection's protocol has it."""
-
-    def __init__(self) -> None:
-        self._pool: Any = descriptor_pool.Default()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pool, name)
-
-    def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802 - a descriptor pool's method
-        """Return the file that declares a symbol. Raises KeyError for an unknown one."""
-        try:
-            return self._pool.FindFileContainingSymbol(symbol)
-        except KeyError:
-            return self._pool.FindMethodByName(symbol).containing_service.file
 
 
 class _Recorder:
