@@ -7,8 +7,10 @@ from types import ModuleType
 
 import yaml
 from google.protobuf import descriptor_pb2
+from reference import write_reference
 
 from tests.contract.protos.conftest import PROTOS
+from tests.contract.protos.declared import Contract
 
 
 def test_the_proto_root_holds_our_protos_alone() -> None:
@@ -47,3 +49,19 @@ def test_buf_knows_the_module_by_name_and_what_it_needs() -> None:
     assert [module["name"] for module in config["modules"]] == ["buf.build/appsupervisor/appsupervisor"]
     assert config["deps"] == ["buf.build/googleapis/googleapis"]
     assert yaml.safe_load((PROTOS / "buf.gen.yaml").read_text())["version"] == "v2"
+
+
+def test_the_reference_tells_every_method_and_links_to_what_is_there(
+    contract: Contract, generator: ModuleType, tmp_path: Path
+) -> None:
+    generator.generate(tmp_path)
+    raw = (tmp_path / "appsupervisor/documented.binpb").read_bytes()
+    write_reference(descriptor_pb2.FileDescriptorSet.FromString(raw), tmp_path / "reference")
+    pages = {path.name: path.read_text() for path in (tmp_path / "reference").iterdir()}
+    titles = {name: re.findall(r"^#+ (.+)$", text, re.MULTILINE) for name, text in pages.items()}
+    told = {title for some in titles.values() for title in some}
+    assert {name.rpartition(".")[2] for name in contract.methods} <= told
+    for name, text in pages.items():
+        for page, anchor in re.findall(r"\]\(([\w.]*)#(\w+)\)", text):
+            anchors = {re.sub(r"[\W_]", "", title.lower()) for title in titles[page or name]}
+            assert anchor in anchors, f"{name} links to {page}#{anchor}"
