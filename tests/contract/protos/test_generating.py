@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -65,3 +67,18 @@ def test_the_reference_tells_every_method_and_links_to_what_is_there(
         for page, anchor in re.findall(r"\]\(([\w.]*)#(\w+)\)", text):
             anchors = {re.sub(r"[\W_]", "", title.lower()) for title in titles[page or name]}
             assert anchor in anchors, f"{name} links to {page}#{anchor}"
+
+
+def test_comparing_words_of_two_enums_is_a_type_error(tmp_path: Path) -> None:
+    """RUNNING of a desired state and PENDING of a state have the same number, and nothing else in common."""
+    code = tmp_path / "compares.py"
+    code.write_text(
+        "from appsupervisor.catalog.v1.app_catalog_pb2 import App\n"
+        "from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance\n"
+        "print(App.RUNNING == Instance.PENDING)\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(code)]
+    checked = subprocess.run(
+        command, cwd=PROTOS.parent, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert "compares.py:3: error: Non-overlapping equality check" in checked.stdout, checked.stdout
