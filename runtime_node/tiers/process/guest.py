@@ -12,7 +12,6 @@ import contextlib
 import faulthandler
 import json
 import logging
-import mmap
 import os
 import random
 import signal
@@ -33,13 +32,15 @@ from runtime_node.loader import LoadedCode, Loader
 from runtime_node.memory import give_back_zeros
 from runtime_node.tiers.lifespan import Lifespan
 from runtime_node.tiers.process import limits, procfs, serving, wire
+from runtime_node.tiers.process.beat import Beat
 from runtime_node.tiers.process.guest_signals import DUMP_SIGNAL, INTERRUPT_SIGNAL
 from runtime_node.tiers.process.output import MAX_RECORD_CHARACTERS
 from services.rpc.errors import SupervisorError
 
-IDLE_BEAT_SECONDS: Final = 1.0
 EXIT_START_FAILED: Final = 71
 MAX_DETAIL_BYTES: Final = 16 << 10
+LOOP_MODULES: Final = frozenset({"uvloop.loop", "asyncio.unix_events"})
+"""Where the handlers are from that an event loop puts on signals."""
 
 
 class Descriptors(NamedTuple):
@@ -134,9 +135,8 @@ class Guest:
         self._app_dirs = [Path(directory) for directory in app_dirs]
         self._control = socket.socket(fileno=descriptors.control)
         self._control.setblocking(False)
-        memory = mmap.mmap(descriptors.beat, serving.Beat.SIZE)
+        self._beat = Beat(descriptors.beat, parcel["beat_seconds"])
         os.close(descriptors.beat)
-        self._beat = serving.Beat(memoryview(memory), parcel["beat_seconds"], IDLE_BEAT_SECONDS)
         self._context = self._build_context(parcel["context"])
         self._secrets = tuple(self._context.secrets.values())
         self._server: serving.Server | None = None
@@ -156,6 +156,7 @@ class Guest:
         give_back_zeros(loop)
         asyncio.set_event_loop(loop)
         signal.signal(INTERRUPT_SIGNAL, self._interrupt)
+        os.register_at_fork(after_in_child=self._become_child)
         try:
             return loop.run_until_complete(self._live())
         except SystemExit as error:
@@ -166,6 +167,24 @@ class Guest:
             return 1
         finally:
             signal.signal(INTERRUPT_SIGNAL, signal.SIG_IGN)
+
+    def _become_child(self) -> None:
+        """Take from a forked child what is its parent's: signals sent to the one must not reach the other.
+
+        The child has the parent's handlers, and its wakeup descriptor is the very one that the parent's loop
+        reads: a SIGTERM to the child would stop the parent, and never the child.
+        """
+        signal.set_wakeup_fd(-1)
+        for number in signal.valid_signals():
+            if getattr(signal.getsignal(number), "__module__", None) in LOOP_MODULES:
+                signal.signal(number, signal.SIG_DFL)
+        signal.signal(INTERRUPT_SIGNAL, signal.SIG_IGN)
+        faulthandler.unregister(DUMP_SIGNAL)
+        self._beat.cut_off()
+        # The number stays taken, for the child's copy of the loop knows it.
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, self._control.fileno(), inheritable=False)
+        os.close(null)
 
     def _build_context(self, plain: dict[str, Any]) -> AppContext:
         logger = logging.getLogger(f"app.{plain['app']}")
@@ -187,7 +206,7 @@ class Guest:
             return EXIT_START_FAILED
         self._server = serving.Server(app, lifespan.state, self._beat, self._context.logger)
         loop.add_reader(self._control.fileno(), self._read_control)
-        loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
+        loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
         self._beat.start(loop)
         self._tell({"op": "ready", "protocol": code.protocol or "asgi", "kind": code.kind})
         await self._stopping.wait()
@@ -234,6 +253,7 @@ class Guest:
                 return
             if message["op"] == "connect":
                 for descriptor in descriptors:
+                    self._beat.take()
                     sock = socket.socket(fileno=descriptor)
                     sock.setblocking(False)
                     task = loop.create_task(self._server.connect(sock))
@@ -242,6 +262,15 @@ class Guest:
             elif message["op"] == "stop":
                 self._stop_timeout = float(message["timeout"])
                 self._stopping.set()
+
+    def _on_sigterm(self) -> None:
+        """Stop. The node sends the signal too, behind its message: without one it is somebody else's."""
+        assert self._stopping is not None
+        if not self._stopping.is_set():
+            self._read_control()
+        if not self._stopping.is_set():
+            self._tell({"op": "leaving"})
+            self._stopping.set()
 
     def _interrupt(self, _signal: int, where: FrameType | None) -> None:
         # The loop may have gone on between the node's look and this moment: then nobody is to blame.

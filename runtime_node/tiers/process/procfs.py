@@ -85,6 +85,17 @@ def cpu_seconds(pid: int) -> float | None:
     return None if fields is None else sum(int(field) for field in fields[11:15]) / _TICKS
 
 
+def state(pid: int) -> str | None:
+    """Return the state's letter as of proc(5): "T" is stopped by a signal; None when the process is gone."""
+    fields = _stat(pid)
+    return None if fields is None else fields[0]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process is there and no zombie."""
+    return state(pid) not in (None, "Z", "X")
+
+
 def run_delay_ns(pid: int) -> int:
     """Return how long the main thread waited for a CPU so far; 0 when it can't be told."""
     try:

@@ -210,17 +210,17 @@ async def test_a_slow_reader_stops_the_app_not_the_node(guests: Guests) -> None:
 async def test_cancelling_a_request_cancels_the_apps_task(guests: Guests) -> None:
     app = await guests.start()
     waiting = asyncio.create_task(request(app, "/wait"))
-    await until(lambda: app._guest.beat[2] == 1)
+    await until(lambda: app._guest.beat.active == 1)
     waiting.cancel()
     await until((app.data_dir / "cancelled").exists)
-    await until(lambda: app._guest.beat[2] == 0)
+    await until(lambda: app._guest.beat.active == 0)
 
 
 async def test_the_app_learns_that_its_client_is_gone(guests: Guests) -> None:
     app = await guests.start()
     gone = asyncio.Event()
     waiting = asyncio.create_task(request(app, "/wait-for-disconnect", disconnect=gone))
-    await until(lambda: app._guest.beat[2] == 1)
+    await until(lambda: app._guest.beat.active == 1)
     gone.set()
     told = app.data_dir / "disconnected"
     await until(lambda: told.exists() and told.read_text())
@@ -241,7 +241,7 @@ async def test_a_connection_serves_one_request_after_another(guests: Guests) -> 
 async def test_a_burst_of_connections_to_a_busy_app_waits_for_it(guests: Guests) -> None:
     app = await guests.start()
     busy = asyncio.create_task(request(app, "/sleep", "0.6"))
-    await until(lambda: app._guest.beat[2] == 1)
+    await until(lambda: app._guest.beat.active == 1)
     burst = await asyncio.gather(*(request(app) for _ in range(500)))
     assert {response.status for response in burst} == {200}
     assert (await busy).status == 200
@@ -258,7 +258,7 @@ async def test_a_stop_that_takes_too_long_ends_in_a_kill_and_says_so(guests: Gue
 async def test_a_stop_cuts_what_is_still_running_and_counts_it(guests: Guests) -> None:
     app = await guests.start()
     waiting = [asyncio.create_task(request(app, "/wait")) for _ in range(3)]
-    await until(lambda: app._guest.beat[2] == 3)
+    await until(lambda: app._guest.beat.active == 3)
     report = await guests.stop(app)
     assert report.cancelled_tasks == 3
     assert report.error is None

@@ -1,0 +1,235 @@
+"""Guests that use what they share with their node against it: it serves on, and the guest's own end is told."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import os
+from typing import Any
+
+import pytest
+
+from runtime_node.tiers.process.proxy import AppRaisedError
+from services.rpc.errors import SupervisorError
+
+from .conftest import Guests, request, until
+
+HOSTILE = "hostile:app"
+
+
+async def ended(guests: Guests, app: Any) -> SupervisorError:
+    """Return why a guest ended by itself; fail when it doesn't."""
+    (error,) = await until(lambda: app.exits)
+    guests.running.remove(app)
+    assert error is not None
+    return error
+
+
+async def impatient(guests: Guests, seconds: float = 1.5, **more: Any) -> Any:
+    """Start a guest that is given up after `seconds` without an answer, not after half a minute."""
+    app = await guests.start(HOSTILE, **more)
+    app._guest._bounds = dataclasses.replace(app._guest._bounds, unresponsive_seconds=seconds)
+    return app
+
+
+async def test_the_memory_shared_with_the_node_cannot_be_cut_off(guests: Guests) -> None:
+    app = await guests.start(HOSTILE)
+    # The node reads it ten times a second, and would be killed by SIGBUS.
+    assert (await request(app, "/truncate-beat")).body == b"PermissionError PermissionError"
+    assert app.usage().loop_lag_seconds is not None
+    assert (await request(app)).body == b"ok"
+
+
+@pytest.mark.parametrize("path", ["/nested-reports", "/flood-reports"])
+async def test_a_guest_that_sends_what_is_no_report_is_ended(guests: Guests, path: str) -> None:
+    app, neighbour = await guests.start(HOSTILE), await guests.start()
+    before = len(os.listdir("/proc/self/fd"))
+    asking = asyncio.create_task(request(app, path))
+    error = await ended(guests, app)
+    assert error.reason == "APP_CRASHED"
+    assert "what a guest does not send" in error.message
+    assert len(os.listdir("/proc/self/fd")) <= before
+    assert (await request(neighbour)).body == b"ok"
+    await asyncio.gather(asking, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    "report",
+    [
+        {"v": 1, "op": "failed", "reason": "NODE_FULL"}, {"v": 1, "op": ["stopped"]}, {"v": 2, "op": "stopped"},
+        [], {"v": 1},
+    ],
+)  # fmt: skip
+async def test_a_report_out_of_its_turn_ends_the_guest(guests: Guests, report: Any) -> None:
+    app = await guests.start(HOSTILE)
+    asking = asyncio.create_task(request(app, "/report", json.dumps(report)))
+    assert (await ended(guests, app)).reason == "APP_CRASHED"
+    await asyncio.gather(asking, return_exceptions=True)
+
+
+@pytest.mark.parametrize(
+    "told", [{"cut": "many", "error": 3}, {"cut": -(10**30), "error": {"reason": "INTERNAL"}}]
+)
+async def test_what_a_guest_tells_of_its_stop_is_looked_at_before_it_is_believed(
+    guests: Guests, told: dict[str, Any]
+) -> None:
+    app = await guests.start(HOSTILE)
+    await request(app, "/tell", json.dumps({"v": 1, "op": "stopped", **told}))
+    report = app._guest._report(None, True, 1.0)
+    assert report.cancelled_tasks == 0
+    assert report.error is not None
+    assert report.error.reason == "APP_CRASHED"
+
+
+@pytest.mark.parametrize("way", ["control", "channel"])
+async def test_a_descriptor_whose_close_would_hang_does_not_reach_the_node(guests: Guests, way: str) -> None:
+    app, neighbour = await guests.start(HOSTILE), await guests.start()
+    asking = asyncio.create_task(request(app, "/lingering-descriptor", way))
+    await asyncio.wait({asking}, timeout=20)
+    # Either the kernel refuses it (Linux 6.16), or it is a message that ends the guest.
+    if asking.exception() is None:
+        assert asking.result().body == b"refused"
+    assert (await request(neighbour)).body == b"ok"
+
+
+async def test_a_guest_that_closes_its_link_to_the_node_is_ended(guests: Guests) -> None:
+    app = await guests.start(HOSTILE)
+    assert (await request(app, "/close-control")).body == b"closed"
+    assert (await ended(guests, app)).reason == "APP_UNRESPONSIVE"
+
+
+async def test_a_guest_that_closes_all_its_files_is_ended(guests: Guests) -> None:
+    app = await impatient(guests)
+    with pytest.raises((SupervisorError, AppRaisedError)):
+        await request(app, "/close-everything")
+    assert (await ended(guests, app)).reason in ("APP_UNRESPONSIVE", "APP_CRASHED", "APP_BLOCKED_LOOP")
+
+
+async def test_a_guest_that_takes_no_requests_any_more_is_ended(guests: Guests) -> None:
+    app = await impatient(guests)
+    with pytest.raises(AppRaisedError):
+        await request(app, "/deaf")
+    waiting = asyncio.create_task(request(app))
+    error = await ended(guests, app)
+    assert error.reason == "APP_UNRESPONSIVE"
+    assert "took no request" in error.message
+    with pytest.raises(SupervisorError):
+        await waiting
+
+
+async def test_a_guest_that_a_signal_has_stopped_is_ended(guests: Guests) -> None:
+    app = await impatient(guests)
+    with pytest.raises(SupervisorError):
+        await request(app, "/stop-itself")
+    error = await ended(guests, app)
+    assert error.reason == "APP_UNRESPONSIVE"
+    assert "signal" in error.message
+
+
+@pytest.mark.parametrize("words", [[0], [2**62], [-1], [1, -(2**62), 0, 2**63 - 1]])
+async def test_a_forged_sign_of_life_does_not_hide_a_hanging_loop(guests: Guests, words: list[int]) -> None:
+    app = await impatient(guests, 2.0)
+    with pytest.raises(SupervisorError):
+        await request(app, "/forge-beat", json.dumps(words))
+    assert (await ended(guests, app)).reason == "APP_BLOCKED_LOOP"
+    lag = app.usage().loop_lag_seconds
+    assert lag is None or 0 <= lag <= 3600
+
+
+@pytest.mark.parametrize("path", ["/string-body", "/cancel-itself", "/break-off"])
+async def test_an_apps_own_fault_in_a_request_is_told_as_that(guests: Guests, path: str) -> None:
+    app = await guests.start(HOSTILE)
+    with pytest.raises(AppRaisedError):
+        await request(app, path)
+    assert (await request(app)).body == b"ok"
+    assert app.exits == []
+
+
+@pytest.mark.parametrize("path", ["/garbage", "/many-headers"])
+async def test_an_answer_that_is_none_ends_the_guest(guests: Guests, path: str) -> None:
+    app = await guests.start(HOSTILE)
+    with pytest.raises(SupervisorError) as caught:
+        await request(app, path)
+    assert caught.value.reason == "APP_CRASHED"
+    assert (await ended(guests, app)).reason == "APP_CRASHED"
+
+
+async def test_what_follows_an_answer_is_never_the_next_ones(guests: Guests) -> None:
+    app = await guests.start(HOSTILE)
+    # Whether its own answer is still whole depends on how the kernel cuts the stream.
+    await asyncio.gather(request(app, "/after-the-end"), return_exceptions=True)
+    assert (await ended(guests, app)).reason == "APP_CRASHED"
+    with pytest.raises(SupervisorError):
+        await request(app)
+
+
+@pytest.mark.parametrize("path", ["/nested-close", "/empty-fragments"])
+async def test_a_websocket_event_that_is_none_does_not_reach_the_client(guests: Guests, path: str) -> None:
+    app = await guests.start(HOSTILE)
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        if not sent:
+            return {"type": "websocket.connect"}
+        return await asyncio.Future()
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "websocket", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "ws", "path": path,
+        "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": [], "client": None,
+        "server": None, "subprotocols": [],
+    }  # fmt: skip
+    if path == "/empty-fragments":
+        with pytest.raises(SupervisorError):
+            await app.asgi(scope, receive, send)
+        assert (await ended(guests, app)).reason == "APP_CRASHED"
+        assert [message["type"] for message in sent] == ["websocket.accept"]
+        return
+    serving = asyncio.create_task(app.asgi(scope, receive, send))
+    await until(lambda: len(sent) == 2)
+    # Its code is two bytes, whatever they say: the front checks what may be sent to a client.
+    assert 0 <= sent[1]["code"] <= 0xFFFF
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+
+
+async def test_a_flood_of_empty_parts_delays_no_neighbour(guests: Guests) -> None:
+    app, neighbour = await guests.start(HOSTILE), await guests.start()
+    parts = 0
+
+    async def count(_: bytes) -> None:
+        nonlocal parts
+        parts += 1
+
+    flooding = asyncio.create_task(request(app, "/empty-parts", on_body=count))
+    await until(lambda: parts > 0)
+    most = 0
+    for _ in range(50):
+        before = parts
+        assert (await request(neighbour)).body == b"ok"
+        most = max(most, parts - before)
+    # How many were carried while one request of a neighbour's was: today's bound is 64 each turn of the loop.
+    assert most < 10_000
+    flooding.cancel()
+    await asyncio.gather(flooding, return_exceptions=True)
+
+
+async def test_a_signal_to_a_forked_child_does_not_reach_its_parent(guests: Guests) -> None:
+    app = await guests.start(HOSTILE)
+    assert (await request(app, "/fork-and-terminate")).body == b"-15"
+    assert (await request(app)).body == b"ok"
+    assert app.exits == []
+
+
+@pytest.mark.parametrize("path", ["/terminate-itself", "/hang-at-exit"])
+async def test_a_guest_that_ends_unasked_says_so_and_is_not_waited_for(guests: Guests, path: str) -> None:
+    app = await guests.start(HOSTILE)
+    app._guest._bounds = dataclasses.replace(app._guest._bounds, stop_timeout=1.0)
+    with pytest.raises(SupervisorError) as caught:
+        await request(app, path)
+    assert caught.value.reason == "APP_EXITED"
+    assert (await ended(guests, app)).reason == "APP_EXITED"
+    assert (app.data_dir / "shutdown-ran").exists()
