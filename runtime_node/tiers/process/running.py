@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import BlockAction
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Limits
 from runtime_node.asgi import ASGIApp
 from runtime_node.loader.failures import redact
 from runtime_node.tiers.process import beat, exit_reason, procfs, wire
@@ -219,7 +219,7 @@ class GuestProcess:
     def _is_left_alone(self, seconds: float) -> bool:
         # `REPORT` spares code that takes its time; what does not run at all will never be done.
         used = (procfs.cpu_seconds(self.pid) or 0.0) - self._used
-        return self._bounds.block_action == BlockAction.REPORT and used > IDLE_SHARE * seconds
+        return self._bounds.block_action == Limits.REPORT and used > IDLE_SHARE * seconds
 
     def _stall_error(self, seconds: float) -> SupervisorError:
         if procfs.state(self.pid) in ("T", "t"):

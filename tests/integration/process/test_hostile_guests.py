@@ -1,4 +1,4 @@
-"""Guests that use what they share with their node against it: it serves on, and the guest's own end is told."""
+"""Guests that use what they share with their node against it: it serves on, and tells how they end."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ async def test_a_guest_that_sends_what_is_no_report_is_ended(guests: Guests, pat
 @pytest.mark.parametrize(
     "report",
     [
-        {"v": 1, "op": "failed", "reason": "NODE_FULL"}, {"v": 1, "op": ["stopped"]}, {"v": 2, "op": "stopped"},
-        [], {"v": 1},
+        {"v": 1, "op": "failed", "reason": "NODE_FULL"}, {"v": 1, "op": ["stopped"]},
+        {"v": 2, "op": "stopped"}, [], {"v": 1},
     ],
 )  # fmt: skip
 async def test_a_report_out_of_its_turn_ends_the_guest(guests: Guests, report: Any) -> None:
