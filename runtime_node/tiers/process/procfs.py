@@ -125,6 +125,31 @@ def mark(tag: int) -> None:
     resource.setrlimit(RLIMIT_RTTIME, (tag, tag))
 
 
+def mark_of(pid: int) -> int | None:
+    """Return the mark of a process, some other number if it has none; None when it is gone."""
+    try:
+        return resource.prlimit(pid, RLIMIT_RTTIME)[1]
+    except OSError:
+        return None
+
+
+def parents() -> dict[int, int]:
+    """Return the parent of every living process on this machine. Costs about 20 µs for each."""
+    found = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal() and (fields := _stat(int(entry))) is not None and fields[0] not in "ZX":
+            found[int(entry)] = int(fields[1])
+    return found
+
+
+def children(pid: int) -> set[int]:
+    """Return the children of a process with one thread, zombies among them."""
+    try:
+        return {int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+    except OSError:  # a kernel built without that file
+        return {child for child, parent in parents().items() if parent == pid}
+
+
 def marked(first: int, last: int) -> Iterator[tuple[int, int]]:
     """Yield (pid, tag) of the living processes marked with a tag in `first`..`last`."""
     own = os.getpid()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from typing import Final, Protocol
 
 from runtime_node.tiers.process import procfs
@@ -162,13 +163,34 @@ class Watch:
         if tasks - self._tasks < TASK_JUMP and now - self._scanned < PROCESS_SCAN_SECONDS:
             return
         self._tasks, self._scanned = tasks, now
-        guests = {guest.tag: guest for guest in self._guests}
-        if not guests:
-            return
-        counts: dict[int, int] = {}
-        for _, tag in procfs.marked(min(guests), max(guests)):
-            counts[tag] = counts.get(tag, 0) + 1
-        for tag, count in counts.items():
-            guest = guests.get(tag)
-            if guest is not None and count > guest.max_processes:
-                guest.on_processes(count)
+        counts = count_processes({guest.pid: guest.tag for guest in self._guests}, procfs.parents())
+        for guest in list(self._guests):
+            if counts[guest.pid] > guest.max_processes:
+                guest.on_processes(counts[guest.pid])
+
+
+def count_processes(guests: Mapping[int, int], parents: Mapping[int, int]) -> dict[int, int]:
+    """Return how many processes each guest has, by its pid; `guests` has their marks.
+
+    Its own are those that descend from it, and, since a daemon descends from nobody any more, those with its
+    mark. A child can lose the mark but not its parent.
+    """
+    offspring: dict[int, list[int]] = {}
+    for pid, parent in parents.items():
+        offspring.setdefault(parent, []).append(pid)
+    owner: dict[int, int] = {}
+    for guest in guests:
+        found = [guest]
+        while found:
+            pid = found.pop()
+            owner[pid] = guest
+            found += [child for child in offspring.get(pid, ()) if child not in guests and child not in owner]
+    counts = dict.fromkeys(guests, 0)
+    for guest in owner.values():
+        counts[guest] += 1
+    if guests:
+        by_mark = {tag: guest for guest, tag in guests.items()}
+        for pid, tag in procfs.marked(min(by_mark), max(by_mark)):
+            if pid not in owner and tag in by_mark:
+                counts[by_mark[tag]] += 1
+    return counts

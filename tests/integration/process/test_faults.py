@@ -192,19 +192,23 @@ async def test_the_zygotes_death_is_reported_for_each_guest_and_survived(guests:
 
 
 NODE = """
-import asyncio, logging, sys
+import asyncio, json, logging, sys
 from pathlib import Path
 from typing import Any
 from runtime_node.tiers.process.zygote import Zygote
 zygote = Zygote.launch([Path(sys.argv[1])], preload=[])
 sys.path.insert(0, sys.argv[3])
 from tests.integration.process.conftest import Guests, request
-from runtime_node.tiers.process.runner import ProcessLane
+from runtime_node.tiers.process.runner import ProcessRunner
 async def main():
-    guests = Guests(ProcessLane(zygote), zygote, Path(sys.argv[2]))
+    guests = Guests(ProcessRunner(zygote), zygote, Path(sys.argv[2]))
     apps = [await guests.start() for _ in range(3)]
     await request(apps[0], "/fork")
-    print(zygote.pid, *(app.pid for app in apps), zygote._first_tag, flush=True)
+    hostile = await guests.start("hostile:app")
+    unmarked = json.loads((await request(hostile, "/unmarked-children", "5")).body)
+    unmarked += json.loads((await request(hostile, "/unmarked-children", "5")).body)
+    apps.append(hostile)
+    print(len(unmarked), *unmarked, zygote.pid, *(app.pid for app in apps), zygote._first_tag, flush=True)
     await asyncio.sleep(60)
 asyncio.run(main())
 """
@@ -219,8 +223,10 @@ async def test_a_killed_node_leaves_no_orphan(tmp_path: Path) -> None:
     try:
         assert node.stdout is not None
         line = await asyncio.to_thread(node.stdout.readline)
-        *pids, first = (int(word) for word in line.split())
-        assert len(list(procfs.marked(first, first + 100))) == 5
+        count, *pids, first = (int(word) for word in line.split())
+        assert count == 10
+        assert all(alive(pid) for pid in pids)
+        assert len(list(procfs.marked(first, first + 100))) == 6
     finally:
         node.kill()
         node.wait()

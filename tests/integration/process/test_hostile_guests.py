@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from runtime_node.tiers.process import procfs
 from runtime_node.tiers.process.proxy import AppRaisedError
 from services.rpc.errors import SupervisorError
 
-from .conftest import Guests, request, until
+from .conftest import Guests, alive, request, until
 
 HOSTILE = "hostile:app"
 
@@ -233,3 +234,45 @@ async def test_a_guest_that_ends_unasked_says_so_and_is_not_waited_for(guests: G
     assert caught.value.reason == "APP_EXITED"
     assert (await ended(guests, app)).reason == "APP_EXITED"
     assert (app.data_dir / "shutdown-ran").exists()
+
+
+async def test_children_that_lose_their_mark_are_counted_and_end_with_their_guest(guests: Guests) -> None:
+    app = await guests.start(HOSTILE)
+    asking = asyncio.create_task(request(app, "/unmarked-children", "90"))
+    error = await ended(guests, app)
+    assert error.reason == "APP_CRASHED"
+    assert "90" in error.message or "91" in error.message
+    (told,) = await asyncio.gather(asking, return_exceptions=True)
+    if not isinstance(told, BaseException):
+        assert not any(alive(pid) for pid in json.loads(told.body))
+
+
+@pytest.mark.parametrize("path", ["/unmarked-children", "/ordinary-daemon"])
+async def test_what_an_app_started_ends_with_its_stop(guests: Guests, path: str) -> None:
+    app = await guests.start(HOSTILE)
+    pids = json.loads((await request(app, path, "3")).body)
+    assert all(alive(pid) for pid in pids)
+    report = await guests.stop(app)
+    assert report.leaks == (f"{len(pids)} processes that the app had started, now killed",)
+    assert not any(alive(pid) for pid in pids)
+
+
+async def test_a_daemon_that_lost_the_mark_of_its_guest_is_killed_another_is_not(
+    guests: Guests,
+) -> None:
+    app = await guests.start(HOSTILE)
+    (kept,) = json.loads((await request(app, "/ordinary-daemon")).body)
+    (lost,) = json.loads((await request(app, "/unmarked-orphan")).body)
+    await until(lambda: not alive(lost))
+    assert alive(kept)
+    assert (await request(app)).body == b"ok"
+
+
+async def test_descendants_that_fork_on_and_on_end_with_their_guest(guests: Guests) -> None:
+    app, neighbour = await guests.start(HOSTILE), await guests.start()
+    zygote = guests.zygote.pid
+    assert zygote is not None
+    assert (await request(app, "/escape-artists")).body == b"running"
+    await guests.stop(app)
+    await until(lambda: procfs.children(zygote) == {neighbour.pid})
+    assert (await request(neighbour)).body == b"ok"

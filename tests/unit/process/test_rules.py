@@ -11,11 +11,13 @@ from google.protobuf.duration_pb2 import Duration
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
 from runtime_node.context import AppContext
+from runtime_node.tiers.process import procfs
 from runtime_node.tiers.process.bounds import Bounds
 from runtime_node.tiers.process.exit_reason import error_of
 from runtime_node.tiers.process.limits import nice_of
 from runtime_node.tiers.process.output import Tail, parse_record
 from runtime_node.tiers.process.runner import environment_of
+from runtime_node.tiers.process.watch import count_processes
 from runtime_node.tiers.process.zygote import Ended, base_environment
 
 
@@ -94,3 +96,12 @@ def test_the_tail_keeps_the_last_lines_within_its_bound() -> None:
 def test_what_is_no_log_record_is_told_apart(line: str) -> None:
     assert parse_record(line) is None
     assert parse_record('[30, "a.b", 1.5, "m"]') == (30, "a.b", 1.5, "m")
+
+
+def test_processes_are_counted_by_descent_and_daemons_by_their_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 10 is a zygote, 20 and 30 its guests; 41 and 42 descend from 30 without a mark, 50 is a daemon of 20.
+    parents = {20: 10, 30: 10, 21: 20, 41: 30, 42: 41, 50: 10, 60: 1}
+    marks = [(20, 7), (21, 7), (30, 9), (50, 7), (60, 8)]
+    monkeypatch.setattr(procfs, "marked", lambda first, last: iter(marks))
+    assert count_processes({20: 7, 30: 9}, parents) == {20: 3, 30: 3}
+    assert count_processes({}, parents) == {}
