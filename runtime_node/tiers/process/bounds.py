@@ -13,6 +13,8 @@ DEFAULT_BLOCK_BUDGET: Final = 1.0
 DEFAULT_STOP_TIMEOUT: Final = 10.0
 DEFAULT_CONCURRENCY: Final = 64
 MAX_PROCESSES: Final = 64
+TASKS_PER_PROCESS: Final = 16
+"""The kernel counts threads too: room for as many as a process of a web app has, none for a fork bomb."""
 UNRESPONSIVE_SECONDS: Final = 30.0
 """A loop that cannot be interrupted is given up after this time: as long as a request may take at most."""
 STUCK_SECONDS: Final = 1.0
@@ -31,6 +33,7 @@ class Bounds:
     cpu_millis: int = 0
     max_threads: int = DEFAULT_THREADS
     max_processes: int = MAX_PROCESSES
+    max_tasks: int = TASKS_PER_PROCESS * MAX_PROCESSES
     max_files: int = 1024
 
     @classmethod

@@ -55,7 +55,7 @@ class ProcessRunner:
         guest = GuestProcess(launch, self._zygote, self._watch, bounds, on_output)
         try:
             await guest.fork(parcel)
-            await guest.ready
+            await guest.serves()
         except (OSError, TimeoutError, wire.WireError) as error:
             await guest.end()
             guest.release()
@@ -67,7 +67,6 @@ class ProcessRunner:
             finally:
                 guest.release()
             raise
-        guest.watch()
         _logger.info(
             "guest ready",
             extra={

@@ -110,7 +110,9 @@ class GuestProcess:
         try:
             descriptors = [packed, self._link.guest_end.fileno(), *self._for_guest]
             name = self._launch.context.app
-            self._serial, self.pid, self._pidfd = await self._zygote.spawn(name, descriptors, self._on_exit)
+            self._serial, self.pid, self._pidfd = await self._zygote.spawn(
+                name, descriptors, self._on_exit, self._bounds.max_tasks
+            )
         finally:
             os.close(packed)
             self._close_guest_ends()
@@ -118,8 +120,10 @@ class GuestProcess:
         if self._cause is not None:
             self.kill()  # it broke a rule before it could be told which process it is
 
-    def watch(self) -> None:
-        """Begin to watch it; called once it is ready."""
+    async def serves(self) -> None:
+        """Wait until it serves, then begin to watch it. Raises the error of its start."""
+        await self.ready
+        await self._zygote.joined(self._serial)
         self._watch.add(self)
 
     def kill(self, cause: SupervisorError | None = None) -> None:

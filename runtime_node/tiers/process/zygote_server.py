@@ -17,9 +17,10 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from runtime_node.tiers.process import procfs, wire
+from runtime_node.tiers.process import cgroups, procfs, wire
 
 NODE_DIED = signal.SIGRTMIN + 1
 HUNT_SECONDS = 2.0
@@ -48,9 +49,10 @@ class ZygoteServer:
     that is the nearest reaper of orphans. What has lost the mark of its guest is killed when it arrives.
     """
 
-    def __init__(self, link: socket.socket, app_dirs: Sequence[str]) -> None:
+    def __init__(self, link: socket.socket, app_dirs: Sequence[str], groups: Path | None) -> None:
         self._link = link
         self._app_dirs = tuple(app_dirs)
+        self._groups = groups
         self._guests: dict[int, tuple[int, int, int]] = {}  # pid -> serial, tag, kills of the OOM killer
         self._endings: list[_Ending] = []
         self._orphaned = False
@@ -195,6 +197,8 @@ class ZygoteServer:
             self._tell({**ending.report, "strays": len(ending.strays)})
 
     def _end_all(self) -> None:
+        if self._groups is not None:
+            cgroups.end(self._groups)
         for pid in self._guests:
             _kill_group(pid)
         deadline = time.monotonic() + LAST_SECONDS
@@ -249,6 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--node-pid", type=int, required=True)
     parser.add_argument("--preload", default="")
     parser.add_argument("--app-dir", action="append", default=[])
+    parser.add_argument("--guest-groups", type=Path)
     options = parser.parse_args(arguments)
     # Not SIGKILL: the zygote outlives its node for the moment it takes to end the guests' descendants,
     # which no death signal reaches.
@@ -275,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except wire.ClosedError:
         return  # the node went while modules were loaded
     try:
-        ZygoteServer(link, options.app_dir).run()
+        ZygoteServer(link, options.app_dir, options.guest_groups).run()
     finally:
         # An orderly end of the interpreter would take the preloaded heap apart piece by piece.
         os._exit(0)

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import signal
 from typing import Any
 
 import pytest
@@ -254,6 +255,17 @@ async def test_what_an_app_started_ends_with_its_stop(guests: Guests, path: str)
     assert all(alive(pid) for pid in pids)
     report = await guests.stop(app)
     assert report.leaks == (f"{len(pids)} processes that the app had started, now killed",)
+    assert not any(alive(pid) for pid in pids)
+
+
+async def test_what_lost_its_mark_ends_with_the_zygote_where_the_kernel_has_groups(guests: Guests) -> None:
+    app = await guests.start(HOSTILE)
+    if guests.zygote._groups is None:
+        pytest.skip("this process may make no control groups of version 2 with cgroup.kill")
+    pids = json.loads((await request(app, "/unmarked-children", "3")).body)
+    assert guests.zygote.pid is not None
+    os.kill(guests.zygote.pid, signal.SIGKILL)
+    assert (await ended(guests, app)).reason == "APP_CRASHED"
     assert not any(alive(pid) for pid in pids)
 
 
