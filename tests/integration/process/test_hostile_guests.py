@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
+import logging
 import os
 import signal
 from typing import Any
@@ -217,6 +218,18 @@ async def test_a_flood_of_empty_parts_delays_no_neighbour(guests: Guests) -> Non
     assert most < 10_000
     flooding.cancel()
     await asyncio.gather(flooding, return_exceptions=True)
+
+
+async def test_log_records_that_are_none_stop_no_others(
+    guests: Guests, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    app = await guests.start(HOSTILE)
+    assert (await request(app, "/records")).body == b"written"
+    await until(lambda: any(record.getMessage() == "last" for record in caplog.records))
+    for record in caplog.records:
+        record.getMessage().encode()
+        assert 0 <= record.created < 4e10
 
 
 async def test_a_signal_to_a_forked_child_does_not_reach_its_parent(guests: Guests) -> None:

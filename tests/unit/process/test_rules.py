@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,13 @@ def test_the_tail_keeps_the_last_lines_within_its_bound() -> None:
     assert len(tail.text) <= 4096
 
 
-@pytest.mark.parametrize("line", ["", "plain text", "[1]", '["x", "n", 1, "m"]', "{}", "[1, 2"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "", "plain text", "[1]", '["x", "n", 1, "m"]', "{}", "[1, 2", "[" * 60_000, '[1e999, "n", 1, "m"]',
+        '[20, "n", 1, ["m"]]', f'[{"9" * 5000}, "n", 1, "m"]',
+    ],
+)  # fmt: skip
 def test_what_is_no_log_record_is_told_apart(line: str) -> None:
     assert parse_record(line) is None
     assert parse_record('[30, "a.b", 1.5, "m"]') == (30, "a.b", 1.5, "m")
@@ -105,3 +112,15 @@ def test_processes_are_counted_by_descent_and_daemons_by_their_mark(monkeypatch:
     monkeypatch.setattr(procfs, "marked", lambda first, last: iter(marks))
     assert count_processes({20: 7, 30: 9}, parents) == {20: 3, 30: 3}
     assert count_processes({}, parents) == {}
+
+
+@pytest.mark.parametrize("created", ["Infinity", "-Infinity", "NaN", "1e300", "-1e300", "-1"])
+def test_a_records_time_is_one_that_a_calendar_has(created: str) -> None:
+    record = parse_record(f'[20, "n", {created}, "m"]')
+    assert record is not None
+    assert abs(record[2] - time.time()) < 3600
+
+
+def test_a_record_is_fit_to_be_stored_and_sent_on() -> None:
+    record = parse_record('[999999999999999999999, "\\ud800", 1, "\\udfff"]')
+    assert record == (50, "?", 1.0, "?")
