@@ -39,6 +39,8 @@ from services.rpc.errors import SupervisorError
 
 EXIT_START_FAILED: Final = 71
 MAX_DETAIL_BYTES: Final = 16 << 10
+NO_RUNNING_LOOP: Final = "no running event loop"
+"""What asyncio says where there is none."""
 LOOP_MODULES: Final = frozenset({"uvloop.loop", "asyncio.unix_events"})
 """Where the handlers are from that an event loop puts on signals."""
 
@@ -139,6 +141,7 @@ class Guest:
         os.close(descriptors.beat)
         self._context = self._build_context(parcel["context"])
         self._secrets = tuple(self._context.secrets.values())
+        self._loader = Loader(self._app_dirs, plain=True, secrets=self._secrets)
         self._server: serving.Server | None = None
         self._stopping: asyncio.Event | None = None
         self._stop_timeout = float(parcel["stop_timeout"])
@@ -152,13 +155,18 @@ class Guest:
 
     def run(self) -> int:
         """Run the app from import to the end of its lifespan; return the exit status."""
-        loop = uvloop.new_event_loop()
+        loop = asyncio.new_event_loop() if self._parcel["asyncio_loop"] else uvloop.new_event_loop()
         give_back_zeros(loop)
         asyncio.set_event_loop(loop)
         signal.signal(INTERRUPT_SIGNAL, self._interrupt)
         os.register_at_fork(after_in_child=self._become_child)
         try:
-            return loop.run_until_complete(self._live())
+            # Outside of the loop, as under a WSGI server: synchronous code may refuse to run inside of one.
+            code = self._load(in_loop=False)
+            return loop.run_until_complete(self._live(code))
+        except SupervisorError as error:
+            self._tell_failure(error)
+            return EXIT_START_FAILED
         except SystemExit as error:
             # Raised in a callback of the app; a request's or a task's own is contained there.
             return error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -190,20 +198,24 @@ class Guest:
         logger = logging.getLogger(f"app.{plain['app']}")
         return AppContext(**{**plain, "data_dir": Path(plain["data_dir"]), "logger": logger})
 
-    async def _live(self) -> int:
+    def _load(self, *, in_loop: bool) -> LoadedCode | None:
+        """Import the app's code; None for code that must be imported inside a running loop."""
+        try:
+            return self._loader.load(self._parcel["entrypoint"])
+        except SupervisorError as error:
+            if in_loop or NO_RUNNING_LOOP not in error.message:
+                raise
+            return None
+
+    async def _live(self, code: LoadedCode | None) -> int:
         loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        code: LoadedCode | None = None
-        try:
-            # Nothing else runs here yet, so a blocking import holds up nobody.
-            loader = Loader(self._app_dirs, plain=True, secrets=self._secrets)
-            code = loader.load(self._parcel["entrypoint"])
-            app = await code.build(self._context, threads=self._parcel["limits"]["max_threads"])
-            lifespan = Lifespan(app, self._secrets)
-            await lifespan.startup()
-        except SupervisorError as error:
-            self._tell_failure(error)
-            return EXIT_START_FAILED
+        # Nothing else runs here yet, so a blocking import holds up nobody.
+        code = code or self._load(in_loop=True)
+        assert code is not None
+        app = await code.build(self._context, threads=self._parcel["limits"]["max_threads"])
+        lifespan = Lifespan(app, self._secrets)
+        await lifespan.startup()
         self._server = serving.Server(app, lifespan.state, self._beat, self._context.logger)
         loop.add_reader(self._control.fileno(), self._read_control)
         loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
@@ -276,9 +288,24 @@ class Guest:
         # The loop may have gone on between the node's look and this moment: then nobody is to blame.
         if self._beat.late() < self._parcel["block_budget"]:
             return
-        if where is None or where.f_code is Guest.run.__code__:
+        if not _in_callback(where):
             return  # between two callbacks, in the loop's own code
         raise serving.LoopBlocked("the event loop was blocked beyond the app's block budget")
+
+
+def _in_callback(where: FrameType | None) -> bool:
+    """Tell whether the code at a frame was called by the loop, and is not the loop itself."""
+    frame = where
+    while frame is not None and frame.f_code is not Guest.run.__code__:
+        if frame.f_code is asyncio.Handle._run.__code__:
+            return frame is not where
+        frame = frame.f_back
+    # uvloop's own code has no frames, so all there are between it and here are the app's.
+    return where is not frame and not _runs_asyncio()
+
+
+def _runs_asyncio() -> bool:
+    return isinstance(asyncio._get_running_loop(), asyncio.BaseEventLoop)
 
 
 class _NodeLogHandler(logging.Handler):

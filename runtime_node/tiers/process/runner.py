@@ -103,6 +103,7 @@ def _parcel(launch: Launch, bounds: Bounds) -> dict[str, Any]:
         "beat_seconds": min(0.1, bounds.block_budget / 2),
         "block_budget": bounds.block_budget,
         "stop_timeout": bounds.stop_timeout,
+        "asyncio_loop": launch.spec.event_loop == InstanceSpec.ASYNCIO,
     }
 
 

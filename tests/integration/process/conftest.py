@@ -122,7 +122,10 @@ class Guests:
         )  # fmt: skip
         exits = self.exits.setdefault(app, [])
         blocked = self.blocked.setdefault(app, [])
-        spec = InstanceSpec(name=name, entrypoint=entrypoint, limits=more.get("limits", Limits()))
+        spec = InstanceSpec(
+            name=name, entrypoint=entrypoint, limits=more.get("limits", Limits()),
+            event_loop=more.get("event_loop", InstanceSpec.EVENT_LOOP_UNSPECIFIED),
+        )  # fmt: skip
         return Launch(spec, context, exits.append, lambda stack, seconds: blocked.append((stack, seconds)))
 
     async def start(self, entrypoint: str = "chaos:app", **more: Any) -> Any:

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
 from runtime_node.tiers.process.proxy import AppRaisedError
@@ -118,6 +119,40 @@ async def test_a_django_project_with_real_environment_variables_runs(guests: Gue
     assert json.loads((await request(app, "/users")).body) == {"users": 1}
     assert json.loads((await request(app, "/users")).body) == {"users": 2}
     assert (app.data_dir / "db.sqlite3").stat().st_mode & 0o077 == 0
+
+
+async def test_a_wsgi_module_may_use_djangos_orm_as_it_is_imported(guests: Guests) -> None:
+    app = await guests.start(
+        "djsite.wsgi_with_orm:application",
+        secrets={"SECRET_KEY": "k" * 50},
+        database_url="sqlite:///db.sqlite3",
+    )
+    assert json.loads((await request(app, "/users")).body) == {"users": 1}
+
+
+async def test_code_that_needs_a_running_loop_as_it_is_imported_gets_one(guests: Guests) -> None:
+    app = await guests.start("needs_loop:app")
+    assert (await request(app)).body == b"ok"
+
+
+async def test_an_app_runs_on_the_loop_that_it_asks_for(guests: Guests) -> None:
+    usual = await guests.start("loops:which")
+    assert (await request(usual)).body.startswith(b"uvloop")
+    app = await guests.start("loops:which", event_loop=InstanceSpec.ASYNCIO)
+    assert (await request(app)).body == b"asyncio.unix_events"
+    assert (await request(app, "/nested")).body == b"nested"
+    response = await request(app, method="POST", chunks=[b"x" * 100_000])
+    assert response.status == 200
+
+
+async def test_a_blocked_loop_of_asyncio_is_interrupted_in_the_apps_code_alone(guests: Guests) -> None:
+    budget = Limits(block_budget=Duration(nanos=300_000_000))
+    app = await guests.start("loops:which", event_loop=InstanceSpec.ASYNCIO, limits=budget)
+    with pytest.raises(SupervisorError) as caught:
+        await request(app, "/sleep")
+    assert caught.value.reason == "APP_BLOCKED_LOOP"
+    assert (await request(app)).body == b"asyncio.unix_events"
+    assert app.exits == []
 
 
 @pytest.mark.parametrize(
