@@ -9,7 +9,7 @@ import ctypes
 import os
 import resource
 import signal
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -150,8 +150,8 @@ def children(pid: int) -> set[int]:
         return {child for child, parent in parents().items() if parent == pid}
 
 
-def marked(first: int, last: int) -> Iterator[tuple[int, int]]:
-    """Yield (pid, tag) of the living processes marked with a tag in `first`..`last`."""
+def marked(tags: Container[int]) -> Iterator[tuple[int, int]]:
+    """Yield (pid, tag) of the living processes marked with one of `tags`."""
     own = os.getpid()
     for entry in os.listdir("/proc"):
         if not entry.isdecimal() or (pid := int(entry)) == own:
@@ -160,17 +160,17 @@ def marked(first: int, last: int) -> Iterator[tuple[int, int]]:
             _, tag = resource.prlimit(pid, RLIMIT_RTTIME)
         except OSError:
             continue
-        if first <= tag <= last and (fields := _stat(pid)) is not None and fields[0] not in "ZX":
+        if tag in tags and (fields := _stat(pid)) is not None and fields[0] not in "ZX":
             yield pid, tag
 
 
-def kill_marked(first: int, last: int | None = None) -> set[int]:
-    """Kill every living process marked with a tag in `first`..`last`; return their pids.
+def kill_marked(tags: Container[int]) -> dict[int, int]:
+    """Kill every living process marked with one of `tags`; return their pids with their marks.
 
     Goes through a pidfd and looks at the mark again, so a reused pid is never hit.
     """
-    killed = set()
-    for pid, tag in marked(first, first if last is None else last):
+    killed = {}
+    for pid, tag in marked(tags):
         try:
             descriptor = os.pidfd_open(pid)
         except OSError:
@@ -178,7 +178,7 @@ def kill_marked(first: int, last: int | None = None) -> set[int]:
         try:
             if resource.prlimit(pid, RLIMIT_RTTIME)[1] == tag:
                 signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-                killed.add(pid)
+                killed[pid] = tag
         except OSError:
             pass
         finally:

@@ -267,7 +267,7 @@ class GuestProcess:
             else:
                 stack, quiet = stack + data, False
         self._dumping = None
-        text = stack[:MAX_STACK_BYTES].decode(errors="replace")
+        text = redact(stack[:MAX_STACK_BYTES].decode(errors="replace"), self._secrets)
         self._launch.on_blocked(text, seconds)
 
     # --- the process's side ---

@@ -188,9 +188,8 @@ def count_processes(guests: Mapping[int, int], parents: Mapping[int, int]) -> di
     counts = dict.fromkeys(guests, 0)
     for guest in owner.values():
         counts[guest] += 1
-    if guests:
-        by_mark = {tag: guest for guest, tag in guests.items()}
-        for pid, tag in procfs.marked(min(by_mark), max(by_mark)):
-            if pid not in owner and tag in by_mark:
-                counts[by_mark[tag]] += 1
+    by_mark = {tag: guest for guest, tag in guests.items()}
+    for pid, tag in procfs.marked(by_mark):
+        if pid not in owner:
+            counts[by_mark[tag]] += 1
     return counts

@@ -368,7 +368,7 @@ class Zygote:
         deadline = self._loop.time() + BURIAL_SECONDS
         # Until none is found, as one may fork between two looks, and as a killed process takes a moment to
         # end: told too early, its successor would write the same database beside it.
-        while left := procfs.kill_marked(self._first_tag, last_tag):
+        while left := procfs.kill_marked(range(self._first_tag, last_tag + 1)):
             if self._loop.time() > deadline:
                 _logger.error(
                     "guests cannot be killed", extra={"action": "zygote.burial", "pids": sorted(left)}

@@ -49,8 +49,9 @@ class ZygoteServer:
     that is the nearest reaper of orphans. What has lost the mark of its guest is killed when it arrives.
     """
 
-    def __init__(self, link: socket.socket, app_dirs: Sequence[str], groups: Path | None) -> None:
+    def __init__(self, link: socket.socket, node: int, app_dirs: Sequence[str], groups: Path | None) -> None:
         self._link = link
+        self._node = node
         self._app_dirs = tuple(app_dirs)
         self._groups = groups
         self._guests: dict[int, tuple[int, int, int]] = {}  # pid -> serial, tag, kills of the OOM killer
@@ -88,7 +89,8 @@ class ZygoteServer:
             self._end_all()
 
     def _note_death(self, *_: object) -> None:
-        self._orphaned = True
+        # Whoever else sends this signal is not believed.
+        self._orphaned = os.getppid() != self._node
 
     def _read_commands(self) -> None:
         while True:
@@ -188,8 +190,9 @@ class ZygoteServer:
         nobodys = {pid for pid in procfs.children(os.getpid()) - set(self._guests) if _is_nobodys(pid, tags)}
         for pid in nobodys:
             _kill_group(pid)
+        killed = procfs.kill_marked({ending.tag for ending in self._endings}) if self._endings else {}
         for ending in list(self._endings):
-            found = procfs.kill_marked(ending.tag) | nobodys
+            found = nobodys | {pid for pid, tag in killed.items() if tag == ending.tag}
             ending.strays |= found
             if found and time.monotonic() < ending.deadline:
                 continue
@@ -202,13 +205,12 @@ class ZygoteServer:
         for pid in self._guests:
             _kill_group(pid)
         deadline = time.monotonic() + LAST_SECONDS
-        tags = [tag for _, tag, _ in self._guests.values()] + [ending.tag for ending in self._endings]
+        tags = {tag for _, tag, _ in self._guests.values()} | {ending.tag for ending in self._endings}
         while time.monotonic() < deadline:
             # Whatever a guest has started is our child once its parents are gone, and all go.
             for pid in procfs.children(os.getpid()):
                 _kill_group(pid)
-            for tag in tags:
-                procfs.kill_marked(tag)
+            procfs.kill_marked(tags)
             try:
                 while os.waitpid(-1, os.WNOHANG)[0]:
                     pass
@@ -280,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except wire.ClosedError:
         return  # the node went while modules were loaded
     try:
-        ZygoteServer(link, options.app_dir, options.guest_groups).run()
+        ZygoteServer(link, options.node_pid, options.app_dir, options.guest_groups).run()
     finally:
         # An orderly end of the interpreter would take the preloaded heap apart piece by piece.
         os._exit(0)

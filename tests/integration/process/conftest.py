@@ -155,7 +155,7 @@ async def guests(tmp_path: Path) -> AsyncIterator[Guests]:
     for app in list(guests.running):
         await guests.stop(app, 0.5)
     first = zygote._first_tag
-    left = [pid for pid, _ in procfs.marked(first, first + 10_000)]
+    left = [pid for pid, _ in procfs.marked(range(first, first + 10_000))]
     await runner.close()
     assert not left, "processes of stopped guests are still there"
     await until(lambda: len(os.listdir("/proc/self/fd")) <= before)

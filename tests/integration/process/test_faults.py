@@ -160,11 +160,11 @@ async def test_descendants_end_with_their_guest_however_they_left(guests: Guests
     app = await guests.start()
     child = int((await request(app, "/fork")).body)
     tag = app._guest.tag
-    assert len(list(procfs.marked(tag, tag))) == 3
+    assert len(list(procfs.marked({tag}))) == 3
     report = await guests.stop(app)
     assert report.leaks == ("2 processes that the app had started, now killed",)
     assert not alive(child)
-    assert list(procfs.marked(tag, tag)) == []
+    assert list(procfs.marked({tag})) == []
 
 
 async def test_a_fork_bomb_ends_its_guest(guests: Guests) -> None:
@@ -172,7 +172,7 @@ async def test_a_fork_bomb_ends_its_guest(guests: Guests) -> None:
     assert error.reason == "APP_CRASHED"
     assert "processes" in error.message
     tag = app._guest.tag
-    assert list(procfs.marked(tag, tag)) == []
+    assert list(procfs.marked({tag})) == []
 
 
 async def test_the_zygotes_death_is_reported_for_each_guest_and_survived(guests: Guests) -> None:
@@ -226,13 +226,13 @@ async def test_a_killed_node_leaves_no_orphan(tmp_path: Path) -> None:
         count, *pids, first = (int(word) for word in line.split())
         assert count == 10
         assert all(alive(pid) for pid in pids)
-        assert len(list(procfs.marked(first, first + 100))) == 6
+        assert len(list(procfs.marked(range(first, first + 100)))) == 6
     finally:
         node.kill()
         node.wait()
         node.stdout.close()
     await until(lambda: not any(alive(pid) for pid in pids))
-    await until(lambda: not list(procfs.marked(first, first + 100)))
+    await until(lambda: not list(procfs.marked(range(first, first + 100))))
 
 
 async def test_a_module_that_starts_threads_is_not_preloaded(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from runtime_node.tiers.process import procfs
 from runtime_node.tiers.process.proxy import AppRaisedError
+from runtime_node.tiers.process.zygote_server import NODE_DIED
 from services.rpc.errors import SupervisorError
 
 from .conftest import Guests, alive, request, until
@@ -34,6 +35,14 @@ async def impatient(guests: Guests, seconds: float = 1.5, **more: Any) -> Any:
     app = await guests.start(HOSTILE, **more)
     app._guest._bounds = dataclasses.replace(app._guest._bounds, unresponsive_seconds=seconds)
     return app
+
+
+def websocket_scope(path: str) -> dict[str, Any]:
+    return {
+        "type": "websocket", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "ws", "path": path,
+        "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": [], "client": None,
+        "server": None, "subprotocols": [],
+    }  # fmt: skip
 
 
 async def test_the_memory_shared_with_the_node_cannot_be_cut_off(guests: Guests) -> None:
@@ -180,11 +189,7 @@ async def test_a_websocket_event_that_is_none_does_not_reach_the_client(guests: 
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    scope = {
-        "type": "websocket", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "ws", "path": path,
-        "raw_path": path.encode(), "query_string": b"", "root_path": "", "headers": [], "client": None,
-        "server": None, "subprotocols": [],
-    }  # fmt: skip
+    scope = websocket_scope(path)
     if path == "/empty-fragments":
         with pytest.raises(SupervisorError):
             await app.asgi(scope, receive, send)
@@ -195,6 +200,33 @@ async def test_a_websocket_event_that_is_none_does_not_reach_the_client(guests: 
     await until(lambda: len(sent) == 2)
     # Its code is two bytes, whatever they say: the front checks what may be sent to a client.
     assert 0 <= sent[1]["code"] <= 0xFFFF
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+
+
+async def test_events_that_an_app_asks_for_and_does_not_read_are_not_fetched(guests: Guests) -> None:
+    app = await guests.start(HOSTILE)
+    fetched = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal fetched
+        fetched += 1
+        if fetched == 1:
+            return {"type": "websocket.connect"}
+        return {"type": "websocket.receive", "bytes": bytes(1 << 16)}
+
+    async def send(message: dict[str, Any]) -> None:
+        pass
+
+    scope = websocket_scope("/wants")
+    serving = asyncio.create_task(app.asgi(scope, receive, send))
+    await until(lambda: fetched > 1)
+    last = -1
+    while fetched != last:
+        last = fetched
+        await asyncio.sleep(0.1)
+    # Of 900 asked for, what one buffer and the kernel's hold: 58 MB would wait in the node otherwise.
+    assert fetched < 100
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
 
@@ -301,3 +333,11 @@ async def test_descendants_that_fork_on_and_on_end_with_their_guest(guests: Gues
     await guests.stop(app)
     await until(lambda: procfs.children(zygote) == {neighbour.pid})
     assert (await request(neighbour)).body == b"ok"
+
+
+async def test_the_signal_of_the_nodes_death_is_believed_of_a_dead_node_alone(guests: Guests) -> None:
+    app = await guests.start(HOSTILE)
+    assert guests.zygote.pid is not None
+    os.kill(guests.zygote.pid, NODE_DIED)
+    await guests.start()
+    assert (await request(app)).body == b"ok"

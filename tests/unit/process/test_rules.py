@@ -109,7 +109,7 @@ def test_processes_are_counted_by_descent_and_daemons_by_their_mark(monkeypatch:
     # 10 is a zygote, 20 and 30 its guests; 41 and 42 descend from 30 without a mark, 50 is a daemon of 20.
     parents = {20: 10, 30: 10, 21: 20, 41: 30, 42: 41, 50: 10, 60: 1}
     marks = [(20, 7), (21, 7), (30, 9), (50, 7), (60, 8)]
-    monkeypatch.setattr(procfs, "marked", lambda first, last: iter(marks))
+    monkeypatch.setattr(procfs, "marked", lambda tags: ((pid, tag) for pid, tag in marks if tag in tags))
     assert count_processes({20: 7, 30: 9}, parents) == {20: 3, 30: 3}
     assert count_processes({}, parents) == {}
 
