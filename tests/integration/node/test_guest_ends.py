@@ -5,6 +5,7 @@ import os
 import pytest
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
+
 from .conftest import Hosted
 
 ODD = {"entrypoint": "odd_ends:create_app", "isolation": pb.InstanceSpec.PROCESS}
