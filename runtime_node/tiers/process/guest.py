@@ -31,7 +31,7 @@ from runtime_node.context import AppContext
 from runtime_node.loader import LoadedCode, Loader
 from runtime_node.memory import give_back_zeros
 from runtime_node.tiers.lifespan import Lifespan
-from runtime_node.tiers.process import limits, procfs, serving, wire
+from runtime_node.tiers.process import procfs, rlimits, serving, wire
 from runtime_node.tiers.process.beat import Beat
 from runtime_node.tiers.process.guest_signals import DUMP_SIGNAL, INTERRUPT_SIGNAL
 from runtime_node.tiers.process.output import MAX_RECORD_CHARACTERS
@@ -111,7 +111,7 @@ def _settle_environment(parcel: dict[str, Any], tag: int) -> None:
     os.environ.update(parcel["environment"])
     time.tzset()
     os.umask(0o077)
-    limits.apply(limits.GuestLimits.of(parcel["limits"]), tag)
+    rlimits.apply(rlimits.Rlimits.of(parcel["limits"]), tag)
     os.chdir(parcel["context"]["data_dir"])
     sys.argv = [parcel["entrypoint"]]
     random.seed()

@@ -18,8 +18,8 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Limits
 from runtime_node.asgi import ASGIApp
 from runtime_node.loader.failures import redact
 from runtime_node.tiers.process import beat, exit_reason, procfs, wire
-from runtime_node.tiers.process.bounds import Bounds
 from runtime_node.tiers.process.guest_signals import DUMP_SIGNAL, INTERRUPT_SIGNAL
+from runtime_node.tiers.process.limits import ProcessLimits
 from runtime_node.tiers.process.link import GuestLink, error_told
 from runtime_node.tiers.process.output import MAX_RECORD_BYTES, LineReader, Tail, parse_record
 from runtime_node.tiers.process.proxy import GuestProxy
@@ -49,16 +49,16 @@ class GuestProcess:
     """A forked guest. `ready` resolves when it serves, or with the error of its start."""
 
     def __init__(
-        self, launch: Launch, zygote: Zygote, watch: Watch, bounds: Bounds, on_output: OnOutput
+        self, launch: Launch, zygote: Zygote, watch: Watch, limits: ProcessLimits, on_output: OnOutput
     ) -> None:
         self._launch = launch
         self._zygote = zygote
         self._watch = watch
         self._loop = asyncio.get_running_loop()
-        self._bounds = bounds
-        self.block_budget = bounds.block_budget
-        self.memory_limit = bounds.memory_bytes
-        self.max_processes = bounds.max_processes
+        self._limits = limits
+        self.block_budget = limits.block_budget
+        self.memory_limit = limits.memory_bytes
+        self.max_processes = limits.max_processes
         self.pid = 0
         self.tag = 0
         self._serial = 0
@@ -111,7 +111,7 @@ class GuestProcess:
             descriptors = [packed, self._link.guest_end.fileno(), *self._for_guest]
             name = self._launch.context.app
             self._serial, self.pid, self._pidfd = await self._zygote.spawn(
-                name, descriptors, self._on_exit, self._bounds.max_tasks
+                name, descriptors, self._on_exit, self._limits.max_tasks
             )
         finally:
             os.close(packed)
@@ -214,7 +214,7 @@ class GuestProcess:
             return
         if self._dumping is not None:
             return
-        if seconds > self._bounds.unresponsive_seconds and not self._is_left_alone(seconds):
+        if seconds > self._limits.unresponsive_seconds and not self._is_left_alone(seconds):
             self.kill(self._stall_error(seconds))
         elif time.monotonic() - self._interrupted > 0.5:
             self._interrupted = time.monotonic()
@@ -223,7 +223,7 @@ class GuestProcess:
     def _is_left_alone(self, seconds: float) -> bool:
         # `REPORT` spares code that takes its time; what does not run at all will never be done.
         used = (procfs.cpu_seconds(self.pid) or 0.0) - self._used
-        return self._bounds.block_action == Limits.REPORT and used > IDLE_SHARE * seconds
+        return self._limits.block_action == Limits.REPORT and used > IDLE_SHARE * seconds
 
     def _stall_error(self, seconds: float) -> SupervisorError:
         if procfs.state(self.pid) in ("T", "t"):
@@ -239,7 +239,7 @@ class GuestProcess:
 
     def on_deaf(self, seconds: float) -> None:
         """See watch.Watched."""
-        if seconds > self._bounds.unresponsive_seconds:
+        if seconds > self._limits.unresponsive_seconds:
             sentence = f"The app's process took no request for {seconds:.1f} s and was ended."
             self.kill(SupervisorError("APP_UNRESPONSIVE", sentence, resource=self._resource))
 
@@ -293,7 +293,7 @@ class GuestProcess:
         self._cause = SupervisorError("APP_EXITED", sentence, resource=self._resource)
         self._watch.remove(self)
         self.proxy.end(self._cause)
-        self._leaving = self._loop.call_later(self._bounds.stop_timeout + STOP_GRACE_SECONDS, self.kill)
+        self._leaving = self._loop.call_later(self._limits.stop_timeout + STOP_GRACE_SECONDS, self.kill)
 
     def _malformed_answer(self, why: str) -> None:
         with contextlib.suppress(RuntimeError):  # the node has ended, and the guest with it

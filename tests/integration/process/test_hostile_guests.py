@@ -33,7 +33,7 @@ async def ended(guests: Guests, app: Any) -> SupervisorError:
 async def impatient(guests: Guests, seconds: float = 1.5, **more: Any) -> Any:
     """Start a guest that is given up after `seconds` without an answer, not after half a minute."""
     app = await guests.start(HOSTILE, **more)
-    app._guest._bounds = dataclasses.replace(app._guest._bounds, unresponsive_seconds=seconds)
+    app._guest._limits = dataclasses.replace(app._guest._limits, unresponsive_seconds=seconds)
     return app
 
 
@@ -274,7 +274,7 @@ async def test_a_signal_to_a_forked_child_does_not_reach_its_parent(guests: Gues
 @pytest.mark.parametrize("path", ["/terminate-itself", "/hang-at-exit"])
 async def test_a_guest_that_ends_unasked_says_so_and_is_not_waited_for(guests: Guests, path: str) -> None:
     app = await guests.start(HOSTILE)
-    app._guest._bounds = dataclasses.replace(app._guest._bounds, stop_timeout=1.0)
+    app._guest._limits = dataclasses.replace(app._guest._limits, stop_timeout=1.0)
     with pytest.raises(SupervisorError) as caught:
         await request(app, path)
     assert caught.value.reason == "APP_EXITED"

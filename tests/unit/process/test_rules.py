@@ -13,10 +13,10 @@ from google.protobuf.duration_pb2 import Duration
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
 from runtime_node.context import AppContext
 from runtime_node.tiers.process import procfs
-from runtime_node.tiers.process.bounds import Bounds
 from runtime_node.tiers.process.exit_reason import error_of
-from runtime_node.tiers.process.limits import nice_of
+from runtime_node.tiers.process.limits import ProcessLimits
 from runtime_node.tiers.process.output import Tail, parse_record
+from runtime_node.tiers.process.rlimits import nice_of
 from runtime_node.tiers.process.runner import environment_of
 from runtime_node.tiers.process.watch import count_processes
 from runtime_node.tiers.process.zygote import Ended, base_environment
@@ -44,22 +44,22 @@ def test_an_end_is_told_by_its_reason(ended: Ended, tail: str, reason: str | Non
 
 
 def test_unset_limits_take_the_documented_defaults() -> None:
-    bounds = Bounds.of(InstanceSpec())
-    assert (bounds.block_budget, bounds.stop_timeout, bounds.max_threads) == (1.0, 10.0, 8)
-    assert bounds.block_action == Limits.DEMOTE
-    assert bounds.memory_bytes == bounds.cpu_millis == 0
+    limits = ProcessLimits.of(InstanceSpec())
+    assert (limits.block_budget, limits.stop_timeout, limits.max_threads) == (1.0, 10.0, 8)
+    assert limits.block_action == Limits.DEMOTE
+    assert limits.memory_bytes == limits.cpu_millis == 0
 
 
 def test_set_limits_are_taken() -> None:
-    limits = Limits(
+    told = Limits(
         block_budget=Duration(nanos=50_000_000), stop_timeout=Duration(), memory_bytes=1 << 25,
         cpu_millis=250, max_threads=3, max_concurrent_requests=10_000, block_action=Limits.STOP,
     )  # fmt: skip
-    bounds = Bounds.of(InstanceSpec(limits=limits))
-    assert (bounds.block_budget, bounds.stop_timeout) == (0.05, 0.0)
-    assert bounds.max_files >= 20_000
-    assert bounds.of_guest().memory_bytes == 1 << 25
-    assert bounds.block_action == Limits.STOP
+    limits = ProcessLimits.of(InstanceSpec(limits=told))
+    assert (limits.block_budget, limits.stop_timeout) == (0.05, 0.0)
+    assert limits.max_files >= 20_000
+    assert limits.of_guest().memory_bytes == 1 << 25
+    assert limits.block_action == Limits.STOP
 
 
 @pytest.mark.parametrize(("millis", "nice"), [(0, 0), (1000, 0), (4000, 0), (800, 1), (100, 10), (10, 19)])
