@@ -10,6 +10,7 @@ import logging
 import struct
 import traceback
 from collections import deque
+from collections.abc import Iterable
 from typing import Any, cast
 
 from runtime_node.asgi import ASGIApp, Message, Scope
@@ -148,6 +149,7 @@ class Connection(asyncio.Protocol):
         try:
             await self.server.app(scope, exchange.receive, exchange.send)
             exchange.check_complete()
+            await self._sent(exchange)
         except asyncio.CancelledError as error:
             if not (self._given_up or self.server.closing):
                 # The app cancelled its own task, or one that it waited for: a fault like any other.
@@ -169,6 +171,12 @@ class Connection(asyncio.Protocol):
             self.server.beat.leave()
             if self._exchange is exchange:
                 self._exchange = self._task = None
+
+    async def _sent(self, exchange: Exchange) -> None:
+        """Wait for what another task of the app still sends: behind the end it would be lost."""
+        while exchange.sending and not self.gone:
+            await self.drain()
+            await asyncio.sleep(0)
 
     def _fault(self, exchange: Exchange, kind: frames.FaultKind, error: BaseException) -> None:
         exchange.finished = True
@@ -193,6 +201,8 @@ class Exchange:
     def __init__(self, connection: Connection, body_follows: bool) -> None:
         self.connection = connection
         self.finished = False
+        self.sending = 0
+        """Calls of `send` that wait for the node to read."""
         self._events: deque[Message] = deque()
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._asked = 0
@@ -294,14 +304,22 @@ class HttpExchange(Exchange):
                 return  # only the first piece says something by being there: that the head may leave
             self._flushed = True
             parts = frames.split(Frame.PART, Frame.PART if more else Frame.LAST, body)
-            for part in parts:
-                connection.write(part)
-                if connection._writable is not None:
-                    await connection.drain()
+            await self._write_all(parts)
             if not more:
                 self.lose()
         else:
             raise RuntimeError(f"Unexpected ASGI message '{kind}' sent")
+
+    async def _write_all(self, parts: Iterable[bytes]) -> None:
+        self.sending += 1
+        try:
+            for part in parts:
+                if self.finished:
+                    return  # its exchange has failed meanwhile
+                self.connection.write(part)
+                await self.connection.drain()
+        finally:
+            self.sending -= 1
 
     def check_complete(self) -> None:
         """See Exchange."""

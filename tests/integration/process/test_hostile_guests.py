@@ -158,6 +158,27 @@ async def test_an_apps_own_fault_in_a_request_is_told_as_that(guests: Guests, pa
     assert app.exits == []
 
 
+async def test_a_body_that_is_still_being_sent_when_the_app_returns_comes_whole(guests: Guests) -> None:
+    app = await guests.start(HOSTILE)
+    response = await request(app, "/sends-on")
+    assert len(response.body) == 20_000_000
+    assert response.complete
+    with pytest.raises(AppRaisedError):
+        await request(app, "/sends-on", "raise")
+    assert (await request(app)).body == b"ok"
+    assert app.exits == []
+
+
+async def test_a_fork_that_answers_twice_reaches_no_other_request(guests: Guests) -> None:
+    app, neighbour = await guests.start(HOSTILE), await guests.start()
+    # One answer, then one too many, which ends the guest: whichever comes first, nobody gets another's.
+    (first,) = await asyncio.gather(request(app, "/naive-fork"), return_exceptions=True)
+    (second,) = await asyncio.gather(request(app), return_exceptions=True)
+    assert isinstance(first, SupervisorError) or first.body == b"twice"
+    assert isinstance(second, SupervisorError | AppRaisedError) or second.body == b"ok"
+    assert (await request(neighbour)).body == b"ok"
+
+
 @pytest.mark.parametrize("path", ["/garbage", "/many-headers"])
 async def test_an_answer_that_is_none_ends_the_guest(guests: Guests, path: str) -> None:
     app = await guests.start(HOSTILE)

@@ -244,6 +244,21 @@ async def break_off(query, receive, send):
     await asyncio.sleep(60)
 
 
+async def sends_on(query, receive, send):
+    """Returns while a task of its own still sends the body, or, with a query, raises."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    kept.append(asyncio.create_task(send({"type": "http.response.body", "body": bytes(20_000_000)})))
+    await asyncio.sleep(0)
+    if query:
+        raise ValueError(query)
+
+
+async def naive_fork(query, receive, send):
+    """Forks as a C program would: both go on, on one loop and one connection."""
+    os.fork()
+    await answer(send, b"twice")
+
+
 # --- what it writes ---
 
 
