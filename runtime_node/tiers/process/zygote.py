@@ -36,7 +36,7 @@ BURIAL_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 0.005
 
 CORE_PRELOAD: Final = (
-    "runtime_node.tiers.process.guest", "uvloop", "httptools", "a2wsgi", "asyncio", "encodings.idna",
+    "runtime_node.tiers.process.guest", "uvloop", "httptools", "asyncio", "encodings.idna",
     "concurrent.futures.thread", "email.parser", "http.cookies", "json", "logging.config", "sqlite3", "ssl",
     "uuid", "decimal", "multiprocessing.util", "urllib.request",
 )  # fmt: skip
