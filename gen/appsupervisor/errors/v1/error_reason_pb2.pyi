@@ -87,7 +87,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     RESUME_TOKEN_EXPIRED: _ErrorReason.ValueType  # 100
     """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
     NODE_FULL: _ErrorReason.ValueType  # 120
-    """RESOURCE_EXHAUSTED: the node has as many instances as it accepts."""
+    """RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor left for one more."""
     SERVER_BUSY: _ErrorReason.ValueType  # 121
     """RESOURCE_EXHAUSTED: the server has as many calls or streams as it accepts; retry after a while."""
     MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 122
@@ -132,6 +132,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The app: it left something behind when it stopped; the condition names the holder."""
     APP_OUT_OF_MEMORY: _ErrorReason.ValueType  # 175
     """The app: it used more memory than `limits.memory_bytes`."""
+    APP_EXITED: _ErrorReason.ValueType  # 176
+    """The app: its process ended in order although nobody had asked it to; a SIGTERM of somebody else's does so."""
+    APP_UNRESPONSIVE: _ErrorReason.ValueType  # 177
+    """The app: its process lived but took nothing any more of what its node sent it, and was ended."""
     INTERNAL: _ErrorReason.ValueType  # 200
     """INTERNAL: a fault of ours; the request id in the message finds it in the log."""
 
@@ -203,7 +207,7 @@ OPERATION_NOT_DONE: ErrorReason.ValueType  # 88
 RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
 """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
 NODE_FULL: ErrorReason.ValueType  # 120
-"""RESOURCE_EXHAUSTED: the node has as many instances as it accepts."""
+"""RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor left for one more."""
 SERVER_BUSY: ErrorReason.ValueType  # 121
 """RESOURCE_EXHAUSTED: the server has as many calls or streams as it accepts; retry after a while."""
 MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 122
@@ -248,6 +252,10 @@ APP_LEAKED: ErrorReason.ValueType  # 174
 """The app: it left something behind when it stopped; the condition names the holder."""
 APP_OUT_OF_MEMORY: ErrorReason.ValueType  # 175
 """The app: it used more memory than `limits.memory_bytes`."""
+APP_EXITED: ErrorReason.ValueType  # 176
+"""The app: its process ended in order although nobody had asked it to; a SIGTERM of somebody else's does so."""
+APP_UNRESPONSIVE: ErrorReason.ValueType  # 177
+"""The app: its process lived but took nothing any more of what its node sent it, and was ended."""
 INTERNAL: ErrorReason.ValueType  # 200
 """INTERNAL: a fault of ours; the request id in the message finds it in the log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
