@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Callable
 
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
-from services.control_plane.catalog.idempotency import Caller, execute
+from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_by_name, request_digest
 from services.control_plane.rules.etags import app_etag, etag_matches
 from services.control_plane.rules.fleet_rules import environment_violations, node_violations
@@ -21,6 +22,7 @@ from services.control_plane.rules.names import (
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import EnvironmentRecord, NodeRecord, timestamp
 from services.rpc.errors import SupervisorError, Violation, invalid_fields
+from services.rpc.pipeline.call import Caller
 
 REGISTRATION_SECONDS = 10.0
 """Silence after which a node should register again."""
@@ -80,12 +82,17 @@ class FleetService:
         record = self._mirror.environments.get(name)
         if record is None:
             raise _environment_not_found(name)
-        return self._with_counts(record)
+        nodes = sum(node.environment == name for node in self._mirror.nodes.values())
+        return self._with_counts(record, nodes)
 
     def list_environments(self, request: pb.ListEnvironmentsRequest) -> pb.ListEnvironmentsResponse:
         """Carry out ListEnvironments."""
+        nodes = Counter(node.environment for node in self._mirror.nodes.values())
         page, token = page_by_name(
-            lambda after: map(self._with_counts, self._mirror.environments.values(after)),
+            lambda after: (
+                self._with_counts(record, nodes[record.name])
+                for record in self._mirror.environments.values(after)
+            ),
             lambda environment: environment.name,
             pb.Environment.ByteSize,
             size=request.page_size,
@@ -190,11 +197,11 @@ class FleetService:
         )
         return pb.ListNodesResponse(nodes=page, next_page_token=token)
 
-    def _with_counts(self, record: EnvironmentRecord) -> pb.Environment:
+    def _with_counts(self, record: EnvironmentRecord, nodes: int) -> pb.Environment:
         shown = pb.Environment()
         shown.CopyFrom(record.environment)
         shown.app_count = self._mirror.count_in(record.name)
-        shown.node_count = sum(node.environment == record.name for node in self._mirror.nodes.values())
+        shown.node_count = nodes
         return shown
 
     def _node_with_counts(self, record: NodeRecord) -> pb.Node:
