@@ -24,7 +24,7 @@ MAX_REQUEST_BYTES = 1024 * 1024
 STREAMS_PER_CONNECTION = 1000
 """Calls and streams of one connection. It bounds what a client that opens and resets without end (rapid
 reset) has waiting before everyone else's calls: with 100 they take 25 ms meanwhile, with 1,000 a third of a
-second, without a bound most of them fail. But gRPC refuses some calls of an honest client that reaches it, too.
+second, without a bound most of them fail. But gRPC refuses some calls of an honest client at the bound, too.
 """
 
 MAX_CALLS = 8192
