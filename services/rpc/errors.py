@@ -93,6 +93,10 @@ CODES: dict[str, Code] = {
 }
 
 
+MAX_VIOLATIONS = 100
+"""Violations that one error tells."""
+
+
 @dataclass(frozen=True, slots=True)
 class Violation:
     """One field that breaks its rule: `field` as a path in the request, `rule` as a sentence."""
@@ -132,11 +136,14 @@ class SupervisorError(Exception):
 
 
 def invalid_fields(violations: list[Violation]) -> SupervisorError:
-    """Return the error that tells every violation at once."""
-    first = violations[0]
-    more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+    """Return the error that tells every violation at once, of very many the first ones."""
+    first, more = violations[0], len(violations) - 1
+    others = f" (and {more:,} more)" if more else ""
     return SupervisorError(
-        "INVALID_FIELD", f"{first.field}: {first.rule}{more}", violations=tuple(violations)
+        "INVALID_FIELD",
+        f"{first.field}: {first.rule}{others}",
+        violations=tuple(violations[:MAX_VIOLATIONS]),
+        metadata={"more": str(more)} if more else None,
     )
 
 

@@ -338,7 +338,7 @@ def _existing(record: AppRecord | None, name: str, etag: str) -> AppRecord:
             "ETAG_MISMATCH",
             f"{name} has changed since etag {etag}; read it again.",
             resource=name,
-            metadata={"etag": record.public.etag},
+            metadata={"etag": record.public.etag, "given_etag": etag},
         )
     return record
 

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from services.control_plane.rules.names import request_id_violations
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import RequestRecord
-from services.rpc.errors import SupervisorError, invalid_fields
+from services.rpc.errors import SupervisorError, Violation, invalid_fields
 from services.rpc.pipeline.call import Caller
 
 REQUEST_ID_KEPT = 24 * 3600 * 1_000_000
@@ -82,6 +82,8 @@ def _first_response(known: RequestRecord, digest: str) -> bytes:
         raise SupervisorError(
             "REQUEST_ID_REUSED",
             f"request_id {known.request_id!r} was used for another request; take a new one.",
+            violations=(Violation("request_id", "was used for another request"),),
+            metadata={"request_id": known.request_id},
         )
     return known.response
 

@@ -111,7 +111,10 @@ class FleetService:
                 raise _environment_not_found(name)
             if request.etag and not etag_matches(request.etag, record.environment.etag):
                 raise SupervisorError(
-                    "ETAG_MISMATCH", f"{name} has changed since; read it again.", resource=name
+                    "ETAG_MISMATCH",
+                    f"{name} has changed since etag {request.etag}; read it again.",
+                    resource=name,
+                    metadata={"etag": record.environment.etag, "given_etag": request.etag},
                 )
             if name == DEFAULT_ENVIRONMENT:
                 raise SupervisorError("ENVIRONMENT_PROTECTED", f"{name} cannot be deleted.", resource=name)
@@ -123,6 +126,7 @@ class FleetService:
                     "ENVIRONMENT_NOT_EMPTY",
                     f"{name} has {apps} apps and {len(alive)} nodes that can be heard.",
                     resource=name,
+                    metadata={"apps": str(apps), "nodes": str(len(alive))},
                 )
             for node in nodes:
                 tx.delete_node(node.name)
@@ -150,6 +154,7 @@ class FleetService:
                     "NODE_NAME_TAKEN",
                     f"{name} is another node, alive at {known.node.address}.",
                     resource=name,
+                    metadata={"address": known.node.address},
                 )
             if known is None or node != known.node:
                 node.update_time.CopyFrom(timestamp(tx.now))

@@ -22,7 +22,7 @@ from services.control_plane.operations import operations
 from services.control_plane.rules.names import operation_name, parse_operation_name
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import OperationRecord
-from services.rpc.errors import SupervisorError, invalid_field
+from services.rpc.errors import SupervisorError, Violation, invalid_field
 from services.rpc.feed import Entry
 from services.rpc.pipeline.call import Caller
 
@@ -109,12 +109,20 @@ class OperationService:
             if record.done or record.verb not in _CANCELLABLE:
                 what = "is done" if record.done else f"is a {record.verb}, which can't be taken back"
                 raise SupervisorError(
-                    "OPERATION_NOT_CANCELLABLE", f"{record.name} {what}.", resource=record.name
+                    "OPERATION_NOT_CANCELLABLE",
+                    f"{record.name} {what}.",
+                    resource=record.name,
+                    metadata={"verb": record.verb, "what": what},
                 )
             metadata = OperationMetadata()
             metadata.CopyFrom(record.metadata)
             metadata.cancel_requested = True
-            cancelled = SupervisorError("OPERATION_CANCELLED", f"Cancelled by {caller.actor}.")
+            cancelled = SupervisorError(
+                "OPERATION_CANCELLED",
+                f"Cancelled by {caller.actor}.",
+                resource=record.app,
+                metadata={"actor": caller.actor},
+            )
             operations.end(tx, replace(record, metadata=metadata), cancelled, step="cancelled")
             app = tx.app(record.app)
             if app is not None and app.uid == record.app_uid and record.verb in ("create", "start"):
@@ -181,8 +189,8 @@ def _test(field: str, _: str, value: str) -> Callable[[OperationRecord], bool]:
         return lambda record: record.app == value
     if field == "metadata.verb" and value:
         return lambda record: record.verb == value
-    raise SupervisorError(
-        "INVALID_FILTER",
-        f"filter: {field!r} is not understood; use done=true, done=false, "
-        'metadata.target="apps/x" or metadata.verb="create", joined by AND.',
+    rule = (
+        f"{field!r} is not understood; use done=true, done=false, "
+        'metadata.target="apps/x" or metadata.verb="create", joined by AND'
     )
+    raise SupervisorError("INVALID_FILTER", f"filter: {rule}.", violations=(Violation("filter", rule),))

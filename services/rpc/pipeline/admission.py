@@ -83,7 +83,7 @@ class Admission:
         if call.streams and peer.streams >= bounds.streams_per_peer:
             raise SupervisorError(
                 "TOO_MANY_STREAMS",
-                f"{peer.host} has {peer.streams:,} streams open, as many as one address may; close some.",
+                f"{peer.host} has {bounds.streams_per_peer:,} streams open, its share; close some.",
                 metadata={"limit": str(bounds.streams_per_peer), "peer": peer.host},
                 retry_after=10.0,
             )
@@ -145,5 +145,8 @@ class Admission:
 def busy(what: str, limit: int) -> SupervisorError:
     """Return the error for a call that comes while the server, or its caller's share of it, is full."""
     return SupervisorError(
-        "SERVER_BUSY", f"{what}; try again in a second.", metadata={"limit": str(limit)}, retry_after=1.0
+        "SERVER_BUSY",
+        f"{what}; try again in a second.",
+        metadata={"limit": str(limit), "what": what},
+        retry_after=1.0,
     )
