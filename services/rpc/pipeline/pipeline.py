@@ -73,7 +73,8 @@ class Pipeline:
             with Serving(self, Call(name, context, streams=False), figures) as serving:
                 request = serving.admit(parse, data)
                 response = await behave(request, context if with_context else serving.call)
-                return response if type(response) is bytes else serialize(response)
+                # A servicer of somebody else's answers without a response when it has set another code.
+                return response if response is None or type(response) is bytes else serialize(response)
             return await serving.refuse(context)
 
         return unary
