@@ -37,7 +37,10 @@ _NO_BODY_STATUSES = frozenset((204, 304))
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _DISCONNECT = "http.disconnect"
 # A tier's failures in the middle of a request; every other reason is answered 503.
-_TIER_STATUS = {"APP_CRASHED": 502, "APP_OUT_OF_MEMORY": 502, "APP_BLOCKED_LOOP": 504, "INTERNAL": 500}
+_TIER_STATUS = {
+    "APP_CRASHED": 502, "APP_EXITED": 502, "APP_OUT_OF_MEMORY": 502, "APP_BLOCKED_LOOP": 504,
+    "APP_UNRESPONSIVE": 504, "INTERNAL": 500,
+}  # fmt: skip
 
 
 def problem_of(error: SupervisorError) -> Problem:

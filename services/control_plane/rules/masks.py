@@ -78,7 +78,7 @@ def parse_path(text: str) -> Path:
     """
     if len(text) > _MAX_PATH_LENGTH:
         raise ValueError(f"is longer than {_MAX_PATH_LENGTH:,} characters")
-    segments = []
+    segments: list[str] = []
     at = 0
     while True:
         found = _SEGMENT.match(text, at)

@@ -140,6 +140,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The app: it left something behind when it stopped; the condition names the holder."""
     APP_OUT_OF_MEMORY: _ErrorReason.ValueType  # 175
     """The app: it used more memory than `limits.memory_bytes`."""
+    APP_EXITED: _ErrorReason.ValueType  # 176
+    """The app: its process ended in order although nobody had asked it to; a SIGTERM of somebody else's does so."""
+    APP_UNRESPONSIVE: _ErrorReason.ValueType  # 177
+    """The app: its process lived but took nothing any more of what its node sent it, and was ended."""
     INTERNAL: _ErrorReason.ValueType  # 200
     """INTERNAL: a fault of ours; the request id in the message finds it in the log."""
 
@@ -264,6 +268,10 @@ APP_LEAKED: ErrorReason.ValueType  # 174
 """The app: it left something behind when it stopped; the condition names the holder."""
 APP_OUT_OF_MEMORY: ErrorReason.ValueType  # 175
 """The app: it used more memory than `limits.memory_bytes`."""
+APP_EXITED: ErrorReason.ValueType  # 176
+"""The app: its process ended in order although nobody had asked it to; a SIGTERM of somebody else's does so."""
+APP_UNRESPONSIVE: ErrorReason.ValueType  # 177
+"""The app: its process lived but took nothing any more of what its node sent it, and was ended."""
 INTERNAL: ErrorReason.ValueType  # 200
 """INTERNAL: a fault of ours; the request id in the message finds it in the log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -833,6 +833,29 @@ class InstanceSpec(_message.Message):
     ON_REQUEST: InstanceSpec.Activation.ValueType  # 2
     """Dormant until its first request, and again after `idle_timeout` without one."""
 
+    class _EventLoop:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _EventLoopEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[InstanceSpec._EventLoop.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        EVENT_LOOP_UNSPECIFIED: InstanceSpec._EventLoop.ValueType  # 0
+        """Same as `UVLOOP`."""
+        UVLOOP: InstanceSpec._EventLoop.ValueType  # 1
+        """The loop of uvloop: the same rules, faster."""
+        ASYNCIO: InstanceSpec._EventLoop.ValueType  # 2
+        """The loop of Python's asyncio, for code that reaches into it, as nest_asyncio does. In `PROCESS` only."""
+
+    class EventLoop(_EventLoop, metaclass=_EventLoopEnumTypeWrapper):
+        """What runs an app's coroutines."""
+
+    EVENT_LOOP_UNSPECIFIED: InstanceSpec.EventLoop.ValueType  # 0
+    """Same as `UVLOOP`."""
+    UVLOOP: InstanceSpec.EventLoop.ValueType  # 1
+    """The loop of uvloop: the same rules, faster."""
+    ASYNCIO: InstanceSpec.EventLoop.ValueType  # 2
+    """The loop of Python's asyncio, for code that reaches into it, as nest_asyncio does. In `PROCESS` only."""
+
     @_typing.final
     class EnvEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
@@ -889,6 +912,7 @@ class InstanceSpec(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     HEALTH_CHECK_FIELD_NUMBER: _builtins.int
     RESTART_POLICY_FIELD_NUMBER: _builtins.int
+    EVENT_LOOP_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `apps/{app}/instances/{instance}`."""
     app_uid: _builtins.str
@@ -903,6 +927,8 @@ class InstanceSpec(_message.Message):
     """When its code is in memory."""
     isolation: Global___InstanceSpec.IsolationTier.ValueType
     """Tier asked for."""
+    event_loop: Global___InstanceSpec.EventLoop.ValueType
+    """What runs its coroutines. `ASYNCIO` asks for `isolation` `PROCESS`."""
     @_builtins.property
     def config(self) -> _struct_pb2.Struct:
         """Handed to a factory as `context.config`."""
@@ -958,10 +984,11 @@ class InstanceSpec(_message.Message):
         limits: Global___Limits | None = ...,
         health_check: Global___HealthCheck | None = ...,
         restart_policy: Global___RestartPolicy | None = ...,
+        event_loop: Global___InstanceSpec.EventLoop.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "database", b"database", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "limits", b"limits", "restart_policy", b"restart_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "app_uid", b"app_uid", "config", b"config", "database", b"database", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "epoch", b"epoch", "generation", b"generation", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "isolation", b"isolation", "limits", b"limits", "name", b"name", "restart_policy", b"restart_policy", "secret_env", b"secret_env"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "app_uid", b"app_uid", "config", b"config", "database", b"database", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "epoch", b"epoch", "event_loop", b"event_loop", "generation", b"generation", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "isolation", b"isolation", "limits", b"limits", "name", b"name", "restart_policy", b"restart_policy", "secret_env", b"secret_env"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
