@@ -383,9 +383,9 @@ class ListAppsRequest(_message.Message):
     page_token: _builtins.str
     """`next_page_token` of the page before; the other fields must be as they were."""
     filter: _builtins.str
-    """An AIP-160 filter over `name`, `uid`, `display_name`, `labels`, `annotations`, `entrypoint`, `environment`, `domains`,
-    `state`, `health`, `desired_state`, `activation`, `isolation`, `generation`, `reconciling`, `create_time`,
-    `update_time`; at most 4,096 characters. Example: `labels.tier = "gold" AND state != RUNNING`.
+    """An AIP-160 filter over `name`, `uid`, `display_name`, `labels`, `annotations`, `entrypoint`, `environment`,
+    `domains`, `state`, `health`, `desired_state`, `activation`, `isolation`, `generation`, `reconciling`,
+    `create_time`, `update_time`; at most 4,096 characters. Example: `labels.tier = "gold" AND state != RUNNING`.
     """
     order_by: _builtins.str
     """Comma-separated fields, each with an optional ` desc`: `name`, `display_name`, `environment`, `state`, `health`,
@@ -460,8 +460,10 @@ class UpdateAppRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Fields to set, `*` for all that can be set. Empty: every field of `app` that is set. Paths may go into messages and
-        maps (`limits.request_timeout`, `labels.tier`).
+        """Fields to set, `*` for all that can be set. Empty: every field of `app` that is set. Paths may go into messages,
+        maps and `config` (`limits.request_timeout`, `labels.tier`); a key with dots or stars may stand in backquotes, here
+        as in filters (`labels.`app.kubernetes.io/name``). A star at the end is all that is there. Output-only fields are
+        ignored.
         """
 
     def __init__(

@@ -1434,7 +1434,9 @@ class LogEntry(_message.Message):
     source: _builtins.str
     """`stdout`, `stderr`, or the name of the logger; `node` for what the node adds."""
     text: _builtins.str
-    """What was logged, at most 16 KiB, with its traceback if it has one; values of the app's `secret_env` are blanked out."""
+    """What was logged, at most 16 KiB, with its traceback if it has one; values of the app's `secret_env` are blanked
+    out.
+    """
     dropped_count: _builtins.int
     """With an entry of the node's own: so many lines were dropped here because the app logged faster than is kept."""
     @_builtins.property
