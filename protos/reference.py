@@ -33,7 +33,7 @@ def write_reference(files: descriptor_pb2.FileDescriptorSet, target: Path) -> No
         "\nOperations are Google's: `google.longrunning.Operations` has Get, List, Wait, Cancel and Delete."
     )
     contents.append("Every server has reflection, `grpc.health.v1.Health` and channelz.")
-    (target / "README.md").write_text("\n".join(contents) + "\n")
+    (target / "index.md").write_text("\n".join(contents) + "\n")
 
 
 def page_name(file: descriptor_pb2.FileDescriptorProto) -> str:

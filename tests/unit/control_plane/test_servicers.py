@@ -12,12 +12,12 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.errors.v1.error_reason_pb2 import ErrorReason
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
-from services.control_plane.catalog.idempotency import Caller
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.reconciler import writes
 from services.control_plane.store.transaction import CommandTransaction
 from services.rpc.errors import CODES, SupervisorError
-from services.rpc.server import MAX_MESSAGE_BYTES
+from services.rpc.pipeline.call import Caller
+from services.rpc.server import MAX_REQUEST_BYTES
 from tests.unit.control_plane.conftest import Refused, Server
 
 S = grpc.StatusCode
@@ -395,7 +395,7 @@ def test_a_page_ends_before_it_is_too_large_for_a_client(
     names: list[str] = []
     while True:
         page = server(method, request)
-        assert page.ByteSize() < MAX_MESSAGE_BYTES
+        assert page.ByteSize() < 4 * MAX_REQUEST_BYTES
         names += [element.name for element in getattr(page, elements)]
         request.page_token = page.next_page_token
         if not page.next_page_token:

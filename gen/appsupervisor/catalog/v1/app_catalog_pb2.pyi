@@ -460,8 +460,10 @@ class UpdateAppRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Fields to set, `*` for all that can be set. Empty: every field of `app` that is set. Paths may go into messages and
-        maps (`limits.request_timeout`, `labels.tier`).
+        """Fields to set, `*` for all that can be set. Empty: every field of `app` that is set. Paths may go into messages,
+        maps and `config` (`limits.request_timeout`, `labels.tier`); a key with dots or stars may stand in backquotes, here
+        as in filters (`labels.`app.kubernetes.io/name``). A star at the end is all that is there. Output-only fields are
+        ignored.
         """
 
     def __init__(

@@ -38,6 +38,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: `request_id` was used for another request."""
     MALFORMED_REQUEST: _ErrorReason.ValueType  # 7
     """INVALID_ARGUMENT: the request's bytes are not a message of its type."""
+    METHOD_NOT_FOUND: _ErrorReason.ValueType  # 8
+    """UNIMPLEMENTED: the server has no such service or method; reflection lists what it has."""
     APP_NOT_FOUND: _ErrorReason.ValueType  # 20
     """NOT_FOUND: there is no such app."""
     ENVIRONMENT_NOT_FOUND: _ErrorReason.ValueType  # 21
@@ -48,6 +50,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: there is no such instance on this node."""
     OPERATION_NOT_FOUND: _ErrorReason.ValueType  # 24
     """NOT_FOUND: there is no such operation, or it has expired."""
+    SERVICE_NOT_FOUND: _ErrorReason.ValueType  # 25
+    """NOT_FOUND, of health checks: the server has no such service."""
     APP_ALREADY_EXISTS: _ErrorReason.ValueType  # 40
     """ALREADY_EXISTS: an app of that name exists."""
     ENVIRONMENT_ALREADY_EXISTS: _ErrorReason.ValueType  # 41
@@ -89,9 +93,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     NODE_FULL: _ErrorReason.ValueType  # 120
     """RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor left for one more."""
     SERVER_BUSY: _ErrorReason.ValueType  # 121
-    """RESOURCE_EXHAUSTED: the server has as many calls or streams as it accepts; retry after a while."""
+    """RESOURCE_EXHAUSTED: the server has as many calls, writes or bytes of requests under way as it accepts; retry."""
     MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 122
     """RESOURCE_EXHAUSTED: the message is larger than the server accepts."""
+    TOO_MANY_STREAMS: _ErrorReason.ValueType  # 123
+    """RESOURCE_EXHAUSTED: one address has as many streams open as it may; close some."""
+    UNREAD_STREAMS: _ErrorReason.ValueType  # 124
+    """RESOURCE_EXHAUSTED: one address leaves unread what its streams send; read them or close them."""
     STORE_UNAVAILABLE: _ErrorReason.ValueType  # 140
     """UNAVAILABLE: the store cannot be written just now; a plain retry helps."""
     SHUTTING_DOWN: _ErrorReason.ValueType  # 141
@@ -158,6 +166,8 @@ REQUEST_ID_REUSED: ErrorReason.ValueType  # 6
 """INVALID_ARGUMENT: `request_id` was used for another request."""
 MALFORMED_REQUEST: ErrorReason.ValueType  # 7
 """INVALID_ARGUMENT: the request's bytes are not a message of its type."""
+METHOD_NOT_FOUND: ErrorReason.ValueType  # 8
+"""UNIMPLEMENTED: the server has no such service or method; reflection lists what it has."""
 APP_NOT_FOUND: ErrorReason.ValueType  # 20
 """NOT_FOUND: there is no such app."""
 ENVIRONMENT_NOT_FOUND: ErrorReason.ValueType  # 21
@@ -168,6 +178,8 @@ INSTANCE_NOT_FOUND: ErrorReason.ValueType  # 23
 """NOT_FOUND: there is no such instance on this node."""
 OPERATION_NOT_FOUND: ErrorReason.ValueType  # 24
 """NOT_FOUND: there is no such operation, or it has expired."""
+SERVICE_NOT_FOUND: ErrorReason.ValueType  # 25
+"""NOT_FOUND, of health checks: the server has no such service."""
 APP_ALREADY_EXISTS: ErrorReason.ValueType  # 40
 """ALREADY_EXISTS: an app of that name exists."""
 ENVIRONMENT_ALREADY_EXISTS: ErrorReason.ValueType  # 41
@@ -209,9 +221,13 @@ RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
 NODE_FULL: ErrorReason.ValueType  # 120
 """RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor left for one more."""
 SERVER_BUSY: ErrorReason.ValueType  # 121
-"""RESOURCE_EXHAUSTED: the server has as many calls or streams as it accepts; retry after a while."""
+"""RESOURCE_EXHAUSTED: the server has as many calls, writes or bytes of requests under way as it accepts; retry."""
 MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 122
 """RESOURCE_EXHAUSTED: the message is larger than the server accepts."""
+TOO_MANY_STREAMS: ErrorReason.ValueType  # 123
+"""RESOURCE_EXHAUSTED: one address has as many streams open as it may; close some."""
+UNREAD_STREAMS: ErrorReason.ValueType  # 124
+"""RESOURCE_EXHAUSTED: one address leaves unread what its streams send; read them or close them."""
 STORE_UNAVAILABLE: ErrorReason.ValueType  # 140
 """UNAVAILABLE: the store cannot be written just now; a plain retry helps."""
 SHUTTING_DOWN: ErrorReason.ValueType  # 141
