@@ -138,7 +138,7 @@ class Node:
         )
         isolation.attach(front.loop)
         isolation.guard_loop(front.loop)
-        isolation.keep_handlers_apart(front.loop)
+        isolation.keep_settings_apart(front.loop)
         stack.push_async_callback(_quietly, "front", lambda: front.stop(RPC_GRACE))
         self.http = Address(listen.host, (await front.start())[1])
         watchdog.watch(front.loop)

@@ -9,7 +9,14 @@ from __future__ import annotations
 import threading
 
 from runtime_node.isolation import environ, frames, refusals, syntax_trees
-from runtime_node.isolation.patches import exit_hooks, loggers, threads, warning_filters
+from runtime_node.isolation.patches import (
+    exit_hooks,
+    loggers,
+    loop_policies,
+    standard_streams,
+    threads,
+    warning_filters,
+)
 
 _installed = False
 _lock = threading.Lock()
@@ -23,6 +30,7 @@ def install() -> None:
             return
         _installed = True
     for part in (
-        environ, refusals, syntax_trees, frames, threads, loggers, exit_hooks, warning_filters,
+        environ, refusals, syntax_trees, frames, threads, loggers, standard_streams, loop_policies, exit_hooks,
+        warning_filters,
     ):  # fmt: skip
         part.install()
