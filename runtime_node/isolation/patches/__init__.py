@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 
-from runtime_node.isolation import environ, frames, refusals, syntax_trees
+from runtime_node.isolation import environ, frames, on_import, refusals, syntax_trees
 from runtime_node.isolation.patches import (
     exit_hooks,
     loggers,
@@ -30,7 +30,7 @@ def install() -> None:
             return
         _installed = True
     for part in (
-        environ, refusals, syntax_trees, frames, threads, loggers, standard_streams, loop_policies, exit_hooks,
+        on_import, environ, refusals, syntax_trees, frames, threads, loggers, standard_streams, loop_policies, exit_hooks,
         warning_filters,
     ):  # fmt: skip
         part.install()

@@ -6,13 +6,11 @@ import asyncio
 import atexit
 import concurrent.futures
 import contextvars
-import locale
 import logging
 import logging.config
 import logging.handlers
 import os
 import queue
-import signal
 import subprocess
 import sys
 import threading
@@ -23,11 +21,10 @@ from typing import Any
 
 import pytest
 
-from runtime_node.isolation import guard_loop, install, running_as, tasks_of
+from runtime_node.isolation import install, running_as, tasks_of
 from runtime_node.isolation.contain import AppExitError, ContainedApp
 from runtime_node.isolation.current import CURRENT_INSTANCE
 from runtime_node.isolation.environ import open_overlay
-from runtime_node.isolation.refusals import RefusedError
 from runtime_node.isolation.undo_log import undo, undo_log_of
 
 ME = "apps/me/instances/1"
@@ -321,49 +318,6 @@ def test_an_instance_sees_the_environment_it_was_given_and_its_codes() -> None:
     with running_as(ME):
         assert (os.environ["FROM_CODE"], os.environ["GIVEN"]) == ("1", "2")
     undo("code/x")
-
-
-@pytest.mark.parametrize(
-    ("call", "expected"),
-    [
-        (lambda: os.chdir("/"), PermissionError),
-        (lambda: os.fork(), PermissionError),  # noqa: PLW0108 - the patch is looked up at the call
-        (lambda: os.execv("/bin/true", ["true"]), PermissionError),
-        (lambda: os.execlp("true", "true"), PermissionError),
-        (lambda: os._exit(1), PermissionError),
-        (lambda: os.abort(), PermissionError),  # noqa: PLW0108
-        (lambda: os.kill(os.getpid(), signal.SIGTERM), PermissionError),
-        (lambda: os.kill(-os.getpgrp(), signal.SIGTERM), PermissionError),
-        (lambda: os.killpg(os.getpgrp(), signal.SIGTERM), PermissionError),
-        (lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN), ValueError),
-        (lambda: signal.alarm(1), ValueError),
-        (lambda: locale.setlocale(locale.LC_ALL, "C"), locale.Error),
-    ],
-)
-def test_what_would_change_the_whole_process_is_refused_with_a_way_out(
-    call: Callable[[], Any], expected: type[BaseException]
-) -> None:
-    with running_as(ME), pytest.raises(expected, match="isolation PROCESS") as caught:
-        call()
-    assert isinstance(caught.value, RefusedError)
-
-
-def test_the_node_itself_is_refused_nothing() -> None:
-    here = os.getcwd()
-    os.chdir(here)
-    os.kill(os.getpid(), 0)
-    assert locale.setlocale(locale.LC_CTYPE)
-
-
-async def test_an_app_cannot_stop_or_close_the_loop_it_shares() -> None:
-    loop = asyncio.new_event_loop()
-    guard_loop(loop)
-    with running_as(ME):
-        for call in (loop.stop, loop.close, loop.shutdown_default_executor):
-            with pytest.raises(RefusedError, match="event loop"):
-                call()
-    loop.close()
-    assert loop.is_closed()
 
 
 @pytest.mark.parametrize("fault", [SystemExit(3), KeyboardInterrupt()])
