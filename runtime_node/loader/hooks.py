@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from runtime_node.isolation.current import CURRENT_INSTANCE, TREE_KEY
+from runtime_node.isolation.current import CURRENT_INSTANCE, TREE_KEY, acting_instance, is_import
 from runtime_node.loader import extension_modules, paths
 from runtime_node.loader.trees import ModuleTree, all_trees, tree_of_module
 
@@ -80,8 +80,7 @@ def current_tree(requested: str = "") -> ModuleTree | None:
         if tree is not None:
             return _as_tree(tree)
         caller = frame.f_globals.get("__name__", "").partition(".")[0]
-        is_importing = frame.f_code.co_name == "<module>"
-        if requested and (is_importing or caller == requested.partition(".")[0]):
+        if requested and (is_import(frame) or caller == requested.partition(".")[0]):
             return None
     tree = _LOADING.get() or _by_instance.get(CURRENT_INSTANCE.get())
     if tree is not None:
@@ -97,12 +96,15 @@ def current_tree(requested: str = "") -> ModuleTree | None:
 
 
 def _tree_of_caller() -> ModuleTree | None:
-    """Return the tree whose own code changes `sys.path` now; what shared code does there is for all."""
+    """Return the tree for which `sys.path` is changed now: that of the code that does it, or for whose instance
+    shared code does it, as Alembic does for `prepend_sys_path`. What is done while it is imported is for all."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").startswith("runtime_node.loader"):
         frame = frame.f_back
     tree = frame.f_builtins.get(TREE_KEY) if frame is not None else None
-    return None if tree is None else _as_tree(tree)
+    if tree is not None:
+        return _as_tree(tree)
+    return current_tree() if acting_instance() else None
 
 
 class TreeFinder:

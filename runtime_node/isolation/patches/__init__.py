@@ -11,6 +11,7 @@ import threading
 from runtime_node.isolation import environ, frames, on_import, refusals, syntax_trees
 from runtime_node.isolation.patches import (
     exit_hooks,
+    libraries,
     loggers,
     loop_policies,
     standard_streams,
@@ -31,6 +32,6 @@ def install() -> None:
         _installed = True
     for part in (
         on_import, environ, refusals, syntax_trees, frames, threads, loggers, standard_streams, loop_policies, exit_hooks,
-        warning_filters,
+        warning_filters, libraries,
     ):  # fmt: skip
         part.install()
