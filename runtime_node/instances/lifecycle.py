@@ -35,7 +35,7 @@ from runtime_node.instances.start_limiter import StartLimiter
 from runtime_node.instances.states import Event
 from runtime_node.instances.transitions import Hooks, Transitions
 from runtime_node.tiers.choice import Runners
-from runtime_node.tiers.runner import Launch, RunningApp, StopReport
+from runtime_node.tiers.runner import AppRunner, Launch, RunningApp, StopReport
 from runtime_node.watchdog import Block, Stage, Watchdog
 from services.rpc.errors import SupervisorError
 
@@ -218,21 +218,38 @@ class Lifecycle:
             async with asyncio.timeout(limit) as timer:
                 directory, url = await asyncio.to_thread(self._databases.provide, spec)
                 runner = await self._runners.choose(spec, floor)
-                run.tier = runner.tier
-                self._blocks.enter(instance, run)
                 launch = Launch(
                     spec=spec,
                     context=app_context(spec, directory, url),
                     on_exit=partial(self._from_any_thread, self._exited, instance, run.number),
                     on_blocked=partial(self._from_any_thread, self._blocked, instance, run.number),
                 )
-                return await runner.start(launch)
+                return await self._start_in(runner, launch, instance, run)
         except TimeoutError:
             if timer is None or not timer.expired():
                 raise
             raise SupervisorError(
                 "APP_START_TIMEOUT", f"It was not ready within {limit:g} s.", resource=instance.name
             ) from None
+
+    async def _start_in(
+        self, runner: AppRunner, launch: Launch, instance: Instance, run: Run
+    ) -> RunningApp:
+        """Start it in a tier, or, where it turns out that its code cannot run there and none is asked for, in
+        the one that fits."""
+        run.tier = runner.tier
+        self._blocks.enter(instance, run)
+        try:
+            return await runner.start(launch)
+        except SupervisorError as refused:
+            stricter = self._runners.stricter(run.spec, run.tier, refused)
+            if stricter is None:
+                raise
+            was, tier = map(InstanceSpec.IsolationTier.Name, (runner.tier, stricter.tier))
+            self._transitions.log(instance, "tier_chosen", was=was, tier=tier, message=refused.message)
+        self._blocks.leave(instance, run)
+        run.blocking = None
+        return await self._start_in(stricter, launch, instance, run)
 
     def _ready(self, instance: Instance, run: Run, running: RunningApp) -> None:
         now = self._wall()

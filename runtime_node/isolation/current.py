@@ -52,8 +52,8 @@ def acting_instance() -> str:
 def is_import(frame: FrameType) -> bool:
     """Tell whether a frame is that of a module being imported, which all will share.
 
-    What is run like a module but is none that others could import, as the `env.py` of Alembic's migrations, is
-    its app's.
+    What is run like a module but is none that others could import, as the `env.py` of Alembic's migrations,
+    is its app's.
     """
     if frame.f_code.co_name != "<module>":
         return False

@@ -12,11 +12,11 @@ from runtime_node.isolation.undo_log import EXIT_HOOK, undo_log_of
 
 
 class LibraryState:
-    """The states of one library: the process's own, and one for each instance and code location that uses it.
+    """The states of one library: the process's own, and one per instance and code location that uses it.
 
-    `begin(state)` makes a new one out of the state of the instance's code location, else the process's; what is
-    configured while code is imported holds for all instances of that code. `end` closes what an instance has
-    opened, at its stop. Safe to use from any thread.
+    `begin(state)` makes a new one out of the state of the instance's code location, else the process's; what
+    is configured while code is imported holds for all instances of that code. `end` closes what an instance
+    has opened, at its stop. Safe to use from any thread.
     """
 
     def __init__(
@@ -43,9 +43,8 @@ class LibraryState:
     def _first(self, instance: str) -> Any:
         with self._lock:
             if instance not in self._of:
-                inherited = next(
-                    (self._of[scope] for scope in environ.scopes_of(instance) if scope in self._of), self.for_all
-                )
+                scopes = environ.scopes_of(instance)
+                inherited = next((self._of[each] for each in scopes if each in self._of), self.for_all)
                 self._of[instance] = self._begin(inherited)
                 # With the exit hooks, which find the threads alive that the library may need for its end.
                 undo_log_of(instance).record((EXIT_HOOK, id(self)), lambda: self._forget(instance))

@@ -82,7 +82,7 @@ _REFUSED: tuple[tuple[Any, str, str, type[RefusedError], Concerns], ...] = (
         for name in ("setuid", "setgid", "seteuid", "setegid", "setreuid", "setregid", "setresuid",
                      "setresgid", "setgroups", "initgroups")
     ),
-    *((os, name, "leave the namespaces of the process", RefusedError, _always) for name in ("unshare", "setns")),
+    *((os, name, "leave the process's namespaces", RefusedError, _always) for name in ("unshare", "setns")),
     (os, "nice", "change the priority of the process", RefusedError, _always),
     (os, "setpriority", "change the priority of the process", RefusedError, _priority_of_itself),
     *(

@@ -19,8 +19,9 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from runtime_node.isolation.current import CURRENT_INSTANCE, TREE_KEY, acting_instance, is_import
+from runtime_node.isolation.current import CURRENT_INSTANCE, LOADING_FOR, TREE_KEY, acting_instance, is_import
 from runtime_node.loader import extension_modules, paths
+from runtime_node.loader.process_only import refusal_of
 from runtime_node.loader.trees import ModuleTree, all_trees, tree_of_module
 
 # Enough to get from a framework's helper back to the app's code that called it.
@@ -96,8 +97,9 @@ def current_tree(requested: str = "") -> ModuleTree | None:
 
 
 def _tree_of_caller() -> ModuleTree | None:
-    """Return the tree for which `sys.path` is changed now: that of the code that does it, or for whose instance
-    shared code does it, as Alembic does for `prepend_sys_path`. What is done while it is imported is for all."""
+    """Return the tree for which `sys.path` is changed now: that of the code that does it, or of the instance
+    for which shared code does it, as Alembic for `prepend_sys_path`. What that does at its import is for all.
+    """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").startswith("runtime_node.loader"):
         frame = frame.f_back
@@ -118,6 +120,9 @@ class TreeFinder:
         tree = tree_of_module(name)
         if tree is not None:
             return tree.find_spec(name, path)
+        refusal = refusal_of(name) if CURRENT_INSTANCE.get() or LOADING_FOR.get() else None
+        if refusal is not None:  # asked for by shared code on an app's behalf
+            raise refusal
         return extension_modules.find_spec(name) if path is None else None
 
     @staticmethod

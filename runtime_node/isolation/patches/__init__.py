@@ -31,7 +31,7 @@ def install() -> None:
             return
         _installed = True
     for part in (
-        on_import, environ, refusals, syntax_trees, frames, threads, loggers, standard_streams, loop_policies, exit_hooks,
-        warning_filters, libraries,
+        on_import, environ, refusals, syntax_trees, frames, threads, loggers, standard_streams, loop_policies,
+        exit_hooks, warning_filters, libraries,
     ):  # fmt: skip
         part.install()

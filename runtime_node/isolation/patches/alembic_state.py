@@ -1,4 +1,4 @@
-"""Alembic's `context` and `op` per instance: migrations of several apps run at once, each on its own database.
+"""Alembic's `context` and `op` per instance: migrations of several apps at once, each on its own database.
 
 Both are modules whose functions call one object per process, which every run of migrations puts there. Here
 they call the object of the instance that runs, the last one it has put there.

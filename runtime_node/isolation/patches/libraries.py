@@ -6,7 +6,7 @@ Each looks at what it changes first and leaves a library alone whose insides are
 from __future__ import annotations
 
 from runtime_node.isolation.on_import import when_imported
-from runtime_node.isolation.patches import alembic_state, logging_libraries
+from runtime_node.isolation.patches import alembic_state, logging_libraries, settings_libraries
 
 
 def install() -> None:
@@ -14,3 +14,4 @@ def install() -> None:
     when_imported("alembic.util.langhelpers", alembic_state.keep_apart)
     when_imported("loguru", logging_libraries.keep_loguru_apart)
     when_imported("structlog._config", logging_libraries.keep_structlog_apart)
+    when_imported("pydantic_settings.sources.providers.env", settings_libraries.tell_what_is_withheld)

@@ -1,7 +1,7 @@
 """Logging set-up per instance: handlers, filters, levels and switches that an app sets on loggers all share.
 
-Loggers are the process's. What an app sets on one is kept beside it, by instance, and counts for the records of
-that instance alone; the node's own loggers are out of its reach.
+Loggers are the process's. What an app sets on one is kept beside it, by instance, and counts for the records
+of that instance alone; the node's own loggers are out of its reach.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ class _View(list[logging.Handler]):
         super().clear()
         self._then_keep()
 
-    def __iadd__(self, handlers: Iterable[logging.Handler]) -> Any:  # type: ignore[misc]
+    def __iadd__(self, handlers: Iterable[logging.Handler]) -> Any:  # type: ignore[override,misc]
         self.extend(handlers)
         return self
 
@@ -273,7 +273,7 @@ def _remove_filter(self: logging.Logger, filter: Any) -> None:
 
 
 def _keep_thresholds_apart() -> None:
-    """`logging.disable`, and which levels are enabled: a logger's own memory of that knows of no instances."""
+    """`logging.disable`, and which levels are enabled: a logger's own memory of it knows no instances."""
     enabled = logging.Logger.isEnabledFor
     manager: Any = logging.Manager
     for_all = manager.disable
@@ -296,7 +296,8 @@ def _keep_thresholds_apart() -> None:
             return enabled(self, level)
         if _is_nodes_own(self):
             return not self.disabled and level >= self.getEffectiveLevel()
-        return not self.disabled and self.manager.disable < level and level >= self.getEffectiveLevel()
+        enabled_here = self.manager.disable < level and level >= self.getEffectiveLevel()
+        return enabled_here and not self.disabled
 
     manager.disable = property(disable, set_disable)
     logging.Logger.isEnabledFor = is_enabled_for  # type: ignore[method-assign]

@@ -25,7 +25,7 @@ def keep_loguru_apart(module: Any) -> None:
     """Patch `loguru`: its one logger uses the core of the running instance."""
     logger = module.logger
     first = logger.__dict__.get("_core")
-    kind = type(logger)
+    kind: Any = type(logger)
     if first is None or not hasattr(first, "handlers") or not hasattr(first, "lock"):
         return
 
@@ -56,8 +56,7 @@ def keep_loguru_apart(module: Any) -> None:
     def state(self: Any) -> dict[str, Any]:
         return {**self.__dict__, "_core": self._core}  # what is copied is copied with its core
 
-    kind._core = property(core_here, set_core)
-    kind.__getstate__ = state
+    kind._core, kind.__getstate__ = property(core_here, set_core), state
     logger.__dict__["_core"] = None
 
 

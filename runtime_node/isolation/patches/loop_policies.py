@@ -25,7 +25,8 @@ def install() -> None:
         elif policy is None:
             own.drop(instance)
         elif not isinstance(policy, events.AbstractEventLoopPolicy):
-            raise TypeError(f"policy must be an AbstractEventLoopPolicy or None, not {type(policy).__name__!r}")
+            kind = type(policy).__name__
+            raise TypeError(f"policy must be an AbstractEventLoopPolicy or None, not {kind!r}")
         else:
             own.put(instance, policy)
 

@@ -1,7 +1,7 @@
 """`sys.stdin`, `sys.stdout` and `sys.stderr` per instance: what an app puts there takes its own output alone.
 
-Reading or setting the attribute of `sys` goes by the running instance. `print`, tracebacks and C code look into
-the module's dictionary, where a stream lies that hands everything on to whichever is the instance's.
+Reading or setting the attribute of `sys` goes by the running instance. `print`, tracebacks and C code look
+into the module's dictionary, where a stream lies that hands everything on to whichever is the instance's.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from alembic import command
+from alembic import command, context, op
 from alembic.config import Config
 
 from runtime_node.isolation import running_as
@@ -34,7 +34,8 @@ ON_A_LOOP = """
 import asyncio, threading
 from sqlalchemy.ext.asyncio import create_async_engine
 async def on_a_loop():
-    engine = create_async_engine(config.get_main_option("sqlalchemy.url").replace("sqlite:", "sqlite+aiosqlite:"))
+    url = config.get_main_option("sqlalchemy.url").replace("sqlite:", "sqlite+aiosqlite:")
+    engine = create_async_engine(url)
     async with engine.connect() as connection:
         await connection.run_sync(migrate)
     await engine.dispose()
@@ -95,8 +96,6 @@ def test_migrations_of_several_apps_at_once_stay_in_their_own_databases(
 
 
 def test_outside_of_a_migration_alembic_says_that_there_is_none(me: str) -> None:
-    from alembic import context, op
-
     with running_as(me):
         with pytest.raises(NameError, match="has not yet been established"):
             op.get_bind()

@@ -96,7 +96,8 @@ def test_no_way_of_multiprocessing_to_start_a_process_is_open(
     me: str, method: str, start: Callable[[Any], Any]
 ) -> None:
     before = set(psutil.Process().children()), set(threading.enumerate())
-    with running_as(me), pytest.raises(RefusedError, match="cannot fork the process; .* isolation PROCESS"):
+    sentence = r"cannot fork the process; .* isolation PROCESS"
+    with running_as(me), pytest.raises(RefusedError, match=sentence):
         start(multiprocessing.get_context(method))
     # Not even the helpers that the library starts for a process, which would outlive the app.
     assert (set(psutil.Process().children()), set(threading.enumerate())) == before
@@ -106,7 +107,7 @@ def test_a_pool_of_threads_and_a_program_are_an_apps_own_affair(me: str) -> None
     with running_as(me):
         with multiprocessing.pool.ThreadPool(1) as pool:
             assert pool.apply(int) == 0
-        child = subprocess.Popen(["sleep", "60"], preexec_fn=os.setsid)
+        child = subprocess.Popen(["sleep", "60"], preexec_fn=os.setsid)  # noqa: PLW1509 - apps do
         os.setpriority(os.PRIO_PROCESS, child.pid, 5)
         assert psutil.Process(child.pid).nice() == 5
         child.kill()

@@ -12,9 +12,7 @@ from runtime_node.isolation import running_as
 from runtime_node.isolation.undo_log import undo
 
 
-def test_output_that_an_app_redirects_is_its_own(
-    me: str, other: str, capsys: Any
-) -> None:
+def test_output_that_an_app_redirects_is_its_own(me: str, other: str, capsys: Any) -> None:
     inside, ended = threading.Event(), threading.Event()
     mine = io.StringIO()
 
