@@ -27,6 +27,7 @@ from runtime_node.instances.record import (
     BLOCKED_LOOP,
     CRASH_LOOP,
     LEAKED,
+    SHARED_STATE_RESTORED,
     Instance,
     Run,
     error_message,
@@ -141,6 +142,21 @@ class Lifecycle:
         text = ("Left behind: " + "; ".join(holders))[:MAX_LEAK_TEXT]
         instance.set_condition(LEAKED, True, "APP_LEAKED", text, self._wall())
         self._transitions.log(instance, "leaked", level=logging.WARNING, message=text)
+        self._transitions.reassess(instance, tell=instance.state != InstanceMessage.STOPPING)
+
+    def restored(self, instance: Instance, values: Sequence[str]) -> None:
+        """An instance had changed values that all apps of the process share; they are as before again.
+
+        Each value is told once in a run, however often it is put back.
+        """
+        told = instance.past().restored
+        if told.issuperset(values):
+            return
+        told.update(values)
+        text = f"Put back what it had changed for all apps of its process: {', '.join(sorted(told))}."
+        now = self._wall()
+        instance.set_condition(SHARED_STATE_RESTORED, True, "SHARED_STATE_CHANGED", text, now)
+        self._transitions.log(instance, "restored", level=logging.WARNING, message=text)
         self._transitions.reassess(instance, tell=instance.state != InstanceMessage.STOPPING)
 
     # --- starting ---
@@ -258,6 +274,8 @@ class Lifecycle:
         instance.past().ready_time = now
         instance.clear_condition(BACKING_OFF, "Started", "It has started.", now)
         instance.clear_condition(BLOCKED_LOOP, "Started", "It has started afresh.", now)
+        instance.clear_condition(SHARED_STATE_RESTORED, "Started", "It has started afresh.", now)
+        instance.past().restored.clear()
         run.base = instance.gate.figures()
         instance.gate.open(running.asgi)
         check = effective_health_check(run.spec.health_check)
@@ -267,7 +285,7 @@ class Lifecycle:
         self._transitions.move(
             instance, Event.READY, tier=InstanceSpec.IsolationTier.Name(run.tier), took_ms=took
         )
-        self._hooks.ready()
+        self._hooks.ready(instance)
         if run.exited is not None:
             self._exited(instance, run.number, run.exited[0])
 

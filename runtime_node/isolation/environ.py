@@ -72,6 +72,11 @@ def refuse(key: str, instead: str) -> RefusedEnvironmentError:
     )
 
 
+def instances_of(code: str) -> list[str]:
+    """Return the instances that run the code of a location."""
+    return [instance for instance, parent in list(_parents.items()) if parent == code]
+
+
 def close_overlay(instance: str) -> None:
     """Forget what the instance set and was given."""
     _overlays.pop(instance, None)

@@ -14,6 +14,7 @@ Patch = Callable[[Any], None]
 
 _lock = threading.Lock()
 _patches: dict[str, list[Patch]] = {}
+_searches = 0
 
 
 def when_imported(name: str, patch: Patch) -> None:
@@ -31,6 +32,11 @@ def loaded(name: str, module: ModuleType) -> None:
         patch(module)
 
 
+def searches() -> int:
+    """Return how many modules that all share were looked for so far."""
+    return _searches
+
+
 class _Finder:
     """Finds nothing itself: it lets the others find the modules that are to be patched."""
 
@@ -39,6 +45,8 @@ class _Finder:
         name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return the spec that another finder has, with a loader that patches what it has loaded."""
+        global _searches  # noqa: PLW0603 - imports are the process's
+        _searches += 1
         if name not in _patches:
             return None
         for finder in list(sys.meta_path):

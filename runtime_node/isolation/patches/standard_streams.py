@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from runtime_node.isolation.current import acting_instance
+from runtime_node.isolation.noting import NotingModule
 from runtime_node.isolation.per_instance import PerInstance
 
 _NAMES = ("stdin", "stdout", "stderr")
@@ -72,7 +73,7 @@ def _stream(name: str) -> property:
     return property(get, put)
 
 
-class _Sys(ModuleType):
+class _Sys(NotingModule):
     """The class of `sys` in a process that apps share."""
 
     stdin, stdout, stderr = map(_stream, _NAMES)
