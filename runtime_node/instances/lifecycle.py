@@ -155,7 +155,7 @@ class Lifecycle:
         told.update(values)
         text = f"Put back what it had changed for all apps of its process: {', '.join(sorted(told))}."
         now = self._wall()
-        instance.set_condition(SHARED_STATE_RESTORED, True, "SHARED_STATE_CHANGED", text, now)
+        instance.set_condition(SHARED_STATE_RESTORED, True, "SharedStateChanged", text, now)
         self._transitions.log(instance, "restored", level=logging.WARNING, message=text)
         self._transitions.reassess(instance, tell=instance.state != InstanceMessage.STOPPING)
 
