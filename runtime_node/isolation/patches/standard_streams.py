@@ -73,7 +73,20 @@ def _stream(name: str) -> property:
     return property(get, put)
 
 
-class _Sys(NotingModule):
+class _KindOfModule(type):
+    """What `type(sys)` is taken for by those who mean the type of modules, the import system among them."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> ModuleType:
+        return ModuleType(*args, **kwargs)
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, ModuleType)
+
+    def __subclasscheck__(cls, subclass: type) -> bool:
+        return issubclass(subclass, ModuleType)
+
+
+class _Sys(NotingModule, metaclass=_KindOfModule):
     """The class of `sys` in a process that apps share."""
 
     stdin, stdout, stderr = map(_stream, _NAMES)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import sys
 import threading
+from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+import pytest
 
 from runtime_node.isolation import running_as
 from runtime_node.isolation.undo_log import undo
@@ -85,3 +90,19 @@ def test_what_the_process_itself_puts_there_is_for_all(me: str) -> None:
         sys.stdout = before
     assert stream.getvalue() == "the node's\nmine\n"
     assert sys.stdout is before
+
+
+def test_modules_are_of_the_usual_type_all_the_same(
+    me: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The import system makes a new module by `type(sys)(name)`."""
+    (tmp_path / "made_now.py").write_text("stdout = 'of its own'\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with running_as(me):
+        module = importlib.import_module("made_now")
+    assert type(module) is ModuleType
+    assert module.stdout == "of its own"
+    assert type(type(sys)("another")) is ModuleType
+    assert isinstance(module, type(sys))
+    assert not isinstance(7, type(sys))
+    del sys.modules["made_now"]
