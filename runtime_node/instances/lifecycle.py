@@ -248,9 +248,7 @@ class Lifecycle:
                 "APP_START_TIMEOUT", f"It was not ready within {limit:g} s.", resource=instance.name
             ) from None
 
-    async def _start_in(
-        self, runner: AppRunner, launch: Launch, instance: Instance, run: Run
-    ) -> RunningApp:
+    async def _start_in(self, runner: AppRunner, launch: Launch, instance: Instance, run: Run) -> RunningApp:
         """Start it in a tier, or, where it turns out that its code cannot run there and none is asked for, in
         the one that fits."""
         run.tier = runner.tier

@@ -61,7 +61,7 @@ def _discover() -> None:
 
 
 def _caches_in(module: ModuleType) -> Iterator[Any]:
-    # By their types: what is asked for its class, as `isinstance` does, may come to life, as lazy settings do.
+    # By their types: what is asked for its class, as by `isinstance`, may come to life, as lazy settings do.
     for value in list(vars(module).values()):
         if type(value) is _CACHE:
             yield value
