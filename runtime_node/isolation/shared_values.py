@@ -97,8 +97,19 @@ _CALLS: tuple[tuple[ModuleType, str, str], ...] = (
     (random, "setstate", "random.seed"),
     (warnings, "resetwarnings", "warnings.filters"),
 )
+# Those that apps replace by faster or newer ones, which is what all others then import.
+_MODULES = (
+    "asyncio collections datetime decimal email hashlib html http.client importlib inspect json logging os"
+    " pathlib pickle random re select selectors shutil signal socket sqlite3 ssl string subprocess"
+    " tempfile threading time types typing urllib.parse urllib.request uuid warnings weakref"
+    " xml.etree.ElementTree zlib zoneinfo"
+)
 _DECIMAL = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
 _STATUS = Path("/proc/self/status")
+
+
+class _ByName:
+    """Loaded modules as attributes."""
 
 
 def watch() -> list[Watched]:
@@ -121,8 +132,11 @@ def watch() -> list[Watched]:
         attributes.append(Attributes(module, names))
     for owner, names in _OF_CLASSES.items():
         attributes.append(Attributes(owner, names, called=f"{owner.__module__}.{owner.__name__}"))
+    modules = _ByName()
+    modules.__dict__ = sys.modules
     return [
         *attributes,
+        Attributes(modules, _MODULES, called="sys.modules", fixed=True),
         Members("sys.meta_path", lambda: sys.meta_path),
         Members("sys.path_hooks", lambda: sys.path_hooks),
         Members("sys.path", lambda: sys.path),

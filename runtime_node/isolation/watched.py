@@ -38,14 +38,15 @@ class Watched(Protocol):
 
 
 class Attributes:
-    """Attributes of a module or a class."""
+    """Attributes of a module or a class. Where they are `fixed`, no package that all share replaces one."""
 
-    def __init__(self, owner: Any, names: str, called: str = "") -> None:
+    def __init__(self, owner: Any, names: str, called: str = "", *, fixed: bool = False) -> None:
         self._owner = owner
         self._names = names.split()
         self._called = called or owner.__name__
         # The attributes of a module are watched as they are set, too.
         self._noted = not called
+        self._fixed = fixed
         self._before = self._read()
 
     def _read(self) -> list[Any]:
@@ -74,9 +75,9 @@ class Attributes:
         def accept() -> None:
             self._before[index] = value
 
-        return Change(
-            f"{self._called}.{name}", origin_of(value), put_back, accept, not self._noted, self._noted
-        )
+        packages_may = not self._noted and (before is _MISSING or not self._fixed)
+        called = f"{self._called}.{name}"
+        return Change(called, origin_of(value), put_back, accept, packages_may, self._noted)
 
 
 class Setting:

@@ -12,6 +12,7 @@ from runtime_node.isolation import environ, frames, on_import, refusals, syntax_
 from runtime_node.isolation.patches import (
     exit_hooks,
     libraries,
+    logger_handlers,
     loggers,
     loop_policies,
     standard_streams,
@@ -31,7 +32,7 @@ def install() -> None:
             return
         _installed = True
     for part in (
-        on_import, environ, refusals, syntax_trees, frames, threads, loggers, standard_streams, loop_policies,
-        exit_hooks, warning_filters, libraries,
+        on_import, environ, refusals, syntax_trees, frames, threads, loggers, logger_handlers,
+        standard_streams, loop_policies, exit_hooks, warning_filters, libraries,
     ):  # fmt: skip
         part.install()

@@ -111,6 +111,7 @@ SILENT: dict[str, Callable[[], Any]] = {
     "logging.Formatter.converter": put(logging.Formatter, "converter", time.gmtime),
     "decimal.DefaultContext": put(decimal.DefaultContext, "prec", 3),
     "sys.meta_path": lambda: sys.meta_path.insert(0, Importer),  # type: ignore[arg-type]
+    "sys.modules.sqlite3": lambda: sys.modules.update(sqlite3=json),
     "sys.path_hooks": lambda: sys.path_hooks.pop(),  # noqa: PLW0108 - looked up at the call
     "sys.path": lambda: sys.path.append("/nowhere"),
     "gc.callbacks": lambda: gc.callbacks.append(nothing),
@@ -134,7 +135,7 @@ def state() -> list[Any]:
     ]  # fmt: skip
     return [
         *(vars(owner).get(name) for owner, names in of_modules for name in names.split()),
-        list(sys.meta_path), list(sys.path_hooks), list(sys.path), list(gc.callbacks),
+        sys.modules["sqlite3"], list(sys.meta_path), list(sys.path_hooks), list(sys.path), list(gc.callbacks),
         list(warnings.filters), dict(mimetypes.types_map), dict(sqlite3.adapters),
         logging.getLevelName(logging.INFO), decimal.DefaultContext.prec, socket.getdefaulttimeout(),
         gc.get_threshold(), gc.get_debug(), threading.stack_size(), csv.field_size_limit(),
@@ -245,6 +246,21 @@ def test_what_the_node_and_the_packages_of_all_set_stays(
         json.JSONEncoder.default = default  # type: ignore[method-assign]
         sys.meta_path.remove(package.finder)
         del sys.modules["patching_package"]
+
+
+def test_a_module_that_an_app_replaces_is_put_back_though_it_has_just_imported_the_other(
+    drift: Drift, me: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As apps do to have a newer SQLite."""
+    (tmp_path / "newer_sqlite.py").touch()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    drift._watched = Drift()._watched
+    with running_as(me):
+        sys.modules["sqlite3"] = __import__("newer_sqlite")
+    sys.modules.pop("newer_sqlite")
+    restored = drift.look((me,))
+    assert restored.by_instance == {me: ["sys.modules.sqlite3"]}, restored
+    assert sys.modules["sqlite3"] is sqlite3
 
 
 def test_what_an_app_adds_serves_it_until_it_stops(drift: Drift, me: str) -> None:

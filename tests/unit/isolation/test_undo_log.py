@@ -356,20 +356,30 @@ def test_warning_filters_of_an_app_go_with_it() -> None:
     before = list(warnings.filters)
     with running_as(ME):
         warnings.filterwarnings("ignore", message="of mine")
-    assert list(warnings.filters) != before
+        warnings.filterwarnings("ignore", message="of mine")
+    assert len(warnings.filters) == len(before) + 1
     undo(ME)
     assert list(warnings.filters) == before
 
 
-def test_a_warning_filter_that_two_instances_set_goes_with_the_last() -> None:
-    before = list(warnings.filters)
-    for instance in (ME, OTHER):
-        with running_as(instance):
-            warnings.filterwarnings("ignore", message="of both")
-    assert undo(ME) == []
-    assert len(warnings.filters) == len(before) + 1
-    assert undo(OTHER) == []
-    assert list(warnings.filters) == before
+def test_a_warning_filter_of_an_app_decides_about_its_own_warnings_alone() -> None:
+    open_overlay(OTHER, parent="code/others")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with running_as(ME):
+            warnings.simplefilter("error")
+            warnings.filterwarnings("ignore", message="not this", append=False)
+            with pytest.raises(UserWarning):
+                warnings.warn("mine", stacklevel=1)
+            warnings.warn("not this one", stacklevel=1)
+        with running_as("code/others"):
+            warnings.filterwarnings("ignore", message="silent")
+        with running_as(OTHER):
+            warnings.warn("another's", stacklevel=1)
+            warnings.warn("silent", stacklevel=1)
+        warnings.warn("silent", stacklevel=1)
+        assert [str(each.message) for each in told] == ["another's", "silent"]
+        undo("code/others")
 
 
 def test_what_an_app_takes_back_itself_leaves_no_entry() -> None:
