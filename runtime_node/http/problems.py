@@ -116,6 +116,8 @@ _PUBLIC = {
     "APP_CRASH_LOOP": "The app ended too often and is left so.",
     "APP_FACTORY_FAILED": "The app could not be built.",
     "APP_OUT_OF_MEMORY": "The app used more memory than it may.",
+    "APP_EXITED": "The app ended by itself.",
+    "APP_UNRESPONSIVE": "The app does not answer.",
     "APP_STARTUP_FAILED": "The app's startup failed.",
     "APP_STOPPED": "The app has been stopped.",
     "INSTANCE_STOPPING": "The app is being stopped or replaced.",
@@ -123,7 +125,10 @@ _PUBLIC = {
 }
 _CLOSED = "The app does not take requests now; its status says why."
 # Failures of an app's process in the middle of a request; every other reason is answered 503.
-_STATUSES = {"APP_CRASHED": 502, "APP_OUT_OF_MEMORY": 502, "APP_BLOCKED_LOOP": 504, "INTERNAL": 500}
+_STATUSES = {
+    "APP_CRASHED": 502, "APP_EXITED": 502, "APP_OUT_OF_MEMORY": 502, "APP_BLOCKED_LOOP": 504,
+    "APP_UNRESPONSIVE": 504, "INTERNAL": 500,
+}  # fmt: skip
 
 
 def unavailable(reason: str, retry_after: float | None = None) -> Problem:

@@ -52,7 +52,7 @@ class Failures:
         policy = effective_restart_policy(spec.restart_policy)
         reason = None if error is None else error.reason
         decision = past.restarts.decide(policy, self._clock(), reason, self._uniform)
-        told = error or SupervisorError("APP_CRASHED", "It ended by itself.")
+        told = error or SupervisorError("APP_EXITED", "It ended by itself, without an error.")
         if isinstance(decision, Again):
             self._again(instance, decision, event, told)
         elif decision.crash_loop:

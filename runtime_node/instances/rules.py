@@ -154,6 +154,9 @@ def _spec(at: str, spec: InstanceSpec) -> Found:
     yield from _known(f"{at}.activation", spec.activation, InstanceSpec.Activation)
     yield from _optional_span(spec, at, "idle_timeout", 1.0, DAY, "1 s to 1 day")
     yield from _known(f"{at}.isolation", spec.isolation, InstanceSpec.IsolationTier)
+    yield from _known(f"{at}.event_loop", spec.event_loop, InstanceSpec.EventLoop)
+    if spec.event_loop == InstanceSpec.ASYNCIO and spec.isolation != InstanceSpec.PROCESS:
+        yield Violation(f"{at}.event_loop", "must not be ASYNCIO unless isolation is PROCESS")
     yield from _limits(f"{at}.limits", spec.limits)
     yield from _health_check(f"{at}.health_check", spec.health_check)
     yield from _restart_policy(f"{at}.restart_policy", spec.restart_policy)

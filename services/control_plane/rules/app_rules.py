@@ -84,11 +84,18 @@ def app_violations(app: App, prefix: str = "app") -> list[Violation]:
     found += enum_violations(f"{prefix}.activation", app.activation, InstanceSpec.Activation.DESCRIPTOR)
     found += _span_violations(prefix, app, "idle_timeout", SECOND, _DAY)
     found += enum_violations(f"{prefix}.isolation", app.isolation, InstanceSpec.IsolationTier.DESCRIPTOR)
+    found += _event_loop_violations(f"{prefix}.event_loop", app)
     found += _limits_violations(f"{prefix}.limits", app.limits)
     found += _health_check_violations(f"{prefix}.health_check", app.health_check)
     found += _restart_policy_violations(f"{prefix}.restart_policy", app.restart_policy)
     found += enum_violations(f"{prefix}.desired_state", app.desired_state, App.DesiredState.DESCRIPTOR)
     return found
+
+
+def _event_loop_violations(field: str, app: App) -> list[Violation]:
+    if app.event_loop == InstanceSpec.ASYNCIO and app.isolation != InstanceSpec.PROCESS:
+        return [Violation(field, "must not be ASYNCIO unless isolation is PROCESS")]
+    return enum_violations(field, app.event_loop, InstanceSpec.EventLoop.DESCRIPTOR)
 
 
 def _annotation_violations(field: str, annotations: Mapping[str, str]) -> list[Violation]:

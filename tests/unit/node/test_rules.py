@@ -40,6 +40,12 @@ def test_the_least_spec_is_valid() -> None:
     assert violated(spec()) == set()
 
 
+def test_the_loop_of_asyncio_goes_with_a_process_of_its_own() -> None:
+    process = pb.InstanceSpec.PROCESS
+    assert violated(spec(event_loop=pb.InstanceSpec.ASYNCIO, isolation=process)) == set()
+    assert violated(spec(event_loop=pb.InstanceSpec.UVLOOP)) == set()
+
+
 @pytest.mark.parametrize(
     ("fields", "violation"),
     [
@@ -74,6 +80,9 @@ def test_the_least_spec_is_valid() -> None:
         ({"domains": ["a.example:80"]}, "domains[0]"),
         ({"activation": 99}, "activation"),
         ({"isolation": 99}, "isolation"),
+        ({"event_loop": 99}, "event_loop"),
+        ({"event_loop": pb.InstanceSpec.ASYNCIO}, "event_loop"),
+        ({"event_loop": pb.InstanceSpec.ASYNCIO, "isolation": pb.InstanceSpec.THREAD}, "event_loop"),
         ({"idle_timeout": ms(999)}, "idle_timeout"),
         ({"idle_timeout": Duration(seconds=86401)}, "idle_timeout"),
         ({"idle_timeout": Duration(seconds=5, nanos=-1)}, "idle_timeout"),

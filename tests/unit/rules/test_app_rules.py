@@ -41,6 +41,15 @@ def test_the_least_app_is_valid_and_so_is_its_full_form() -> None:
     assert app_violations(normalize_app(valid())) == []
 
 
+def test_the_loop_of_asyncio_goes_with_a_process_of_its_own() -> None:
+    asyncio_loop, process = InstanceSpec.ASYNCIO, InstanceSpec.PROCESS
+    assert broken(event_loop=asyncio_loop, isolation=process) == []
+    assert broken(event_loop=InstanceSpec.UVLOOP) == broken() == []
+    for isolation in (InstanceSpec.ISOLATION_TIER_UNSPECIFIED, InstanceSpec.SHARED, InstanceSpec.THREAD):
+        assert broken(event_loop=asyncio_loop, isolation=isolation) == ["event_loop"]
+    assert runtime_fields_changed(valid(), valid(event_loop=asyncio_loop))
+
+
 def test_every_default_of_the_contract_is_filled_in() -> None:
     app = normalize_app(valid())
     assert (app.replicas, app.activation, app.desired_state) == (1, InstanceSpec.EAGER, App.RUNNING)
@@ -201,7 +210,8 @@ def test_the_longest_backoff_is_not_below_the_first() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["activation", "isolation", "desired_state", "limits.block_action", "restart_policy.mode"]
+    "field",
+    ["activation", "isolation", "event_loop", "desired_state", "limits.block_action", "restart_policy.mode"],
 )
 def test_an_enum_value_of_another_version_is_refused(field: str) -> None:
     group, _, name = field.rpartition(".")

@@ -470,7 +470,9 @@ class Condition(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     LAST_TRANSITION_TIME_FIELD_NUMBER: _builtins.int
     type: _builtins.str
-    """Name of the aspect: `Ready`, `Scheduled`, `CrashLoop`, `Leaked`, …"""
+    """Name of the aspect: `Ready`, `Scheduled`, `CrashLoop`, `Leaked`, `SharedStateRestored` (it changed what all apps of
+    its process share, and that was put back), …
+    """
     status: Global___Condition.Status.ValueType
     """Whether it holds."""
     reason: _builtins.str
@@ -801,25 +803,25 @@ class InstanceSpec(_message.Message):
     class _IsolationTierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[InstanceSpec._IsolationTier.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         ISOLATION_TIER_UNSPECIFIED: InstanceSpec._IsolationTier.ValueType  # 0
-        """The node chooses: `SHARED` for a factory, `PROCESS` for a plain app object."""
+        """The node chooses: `SHARED` for a factory whose code can share a process, else `PROCESS`."""
         SHARED: InstanceSpec._IsolationTier.ValueType  # 1
-        """On the event loop it shares with other apps."""
+        """On the event loop it shares with other apps. Takes a factory alone: what it is given reaches it as its context."""
         THREAD: InstanceSpec._IsolationTier.ValueType  # 2
-        """On an event loop of its own in a thread of its own."""
+        """On an event loop of its own in a thread of its own. Takes a factory alone, as `SHARED` does."""
         PROCESS: InstanceSpec._IsolationTier.ValueType  # 3
-        """In a process of its own."""
+        """In a process of its own, whose environment holds `env`, `secret_env` and `DATABASE_URL`. Takes an app object, too."""
 
     class IsolationTier(_IsolationTier, metaclass=_IsolationTierEnumTypeWrapper):
         """How far an instance is kept apart from its neighbours."""
 
     ISOLATION_TIER_UNSPECIFIED: InstanceSpec.IsolationTier.ValueType  # 0
-    """The node chooses: `SHARED` for a factory, `PROCESS` for a plain app object."""
+    """The node chooses: `SHARED` for a factory whose code can share a process, else `PROCESS`."""
     SHARED: InstanceSpec.IsolationTier.ValueType  # 1
-    """On the event loop it shares with other apps."""
+    """On the event loop it shares with other apps. Takes a factory alone: what it is given reaches it as its context."""
     THREAD: InstanceSpec.IsolationTier.ValueType  # 2
-    """On an event loop of its own in a thread of its own."""
+    """On an event loop of its own in a thread of its own. Takes a factory alone, as `SHARED` does."""
     PROCESS: InstanceSpec.IsolationTier.ValueType  # 3
-    """In a process of its own."""
+    """In a process of its own, whose environment holds `env`, `secret_env` and `DATABASE_URL`. Takes an app object, too."""
 
     class _Activation:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -843,6 +845,29 @@ class InstanceSpec(_message.Message):
     """Runs as long as it is desired."""
     ON_REQUEST: InstanceSpec.Activation.ValueType  # 2
     """Dormant until its first request, and again after `idle_timeout` without one."""
+
+    class _EventLoop:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _EventLoopEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[InstanceSpec._EventLoop.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        EVENT_LOOP_UNSPECIFIED: InstanceSpec._EventLoop.ValueType  # 0
+        """Same as `UVLOOP`."""
+        UVLOOP: InstanceSpec._EventLoop.ValueType  # 1
+        """The loop of uvloop: the same rules, faster."""
+        ASYNCIO: InstanceSpec._EventLoop.ValueType  # 2
+        """The loop of Python's asyncio, for code that reaches into it, as nest_asyncio does. In `PROCESS` only."""
+
+    class EventLoop(_EventLoop, metaclass=_EventLoopEnumTypeWrapper):
+        """What runs an app's coroutines."""
+
+    EVENT_LOOP_UNSPECIFIED: InstanceSpec.EventLoop.ValueType  # 0
+    """Same as `UVLOOP`."""
+    UVLOOP: InstanceSpec.EventLoop.ValueType  # 1
+    """The loop of uvloop: the same rules, faster."""
+    ASYNCIO: InstanceSpec.EventLoop.ValueType  # 2
+    """The loop of Python's asyncio, for code that reaches into it, as nest_asyncio does. In `PROCESS` only."""
 
     @_typing.final
     class EnvEntry(_message.Message):
@@ -900,6 +925,7 @@ class InstanceSpec(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     HEALTH_CHECK_FIELD_NUMBER: _builtins.int
     RESTART_POLICY_FIELD_NUMBER: _builtins.int
+    EVENT_LOOP_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `apps/{app}/instances/{instance}`."""
     app_uid: _builtins.str
@@ -914,21 +940,25 @@ class InstanceSpec(_message.Message):
     """When its code is in memory."""
     isolation: Global___InstanceSpec.IsolationTier.ValueType
     """Tier asked for."""
+    event_loop: Global___InstanceSpec.EventLoop.ValueType
+    """What runs its coroutines. `ASYNCIO` asks for `isolation` `PROCESS`."""
     @_builtins.property
     def config(self) -> _struct_pb2.Struct:
         """Handed to a factory as `context.config`."""
 
     @_builtins.property
     def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Environment variables."""
+        """Environment variables: the app's environment in `PROCESS`, `context.env` of a factory in every tier."""
 
     @_builtins.property
     def secret_env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Environment variables that are secret: never logged, never returned."""
+        """Environment variables that are secret: never logged, never returned. The app's environment in `PROCESS`,
+        `context.secrets` of a factory in every tier.
+        """
 
     @_builtins.property
     def database(self) -> Global___Database:
-        """The database it is given."""
+        """The database it is given: `DATABASE_URL` in `PROCESS`, `context.database_url` of a factory in every tier."""
 
     @_builtins.property
     def domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -969,10 +999,11 @@ class InstanceSpec(_message.Message):
         limits: Global___Limits | None = ...,
         health_check: Global___HealthCheck | None = ...,
         restart_policy: Global___RestartPolicy | None = ...,
+        event_loop: Global___InstanceSpec.EventLoop.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "database", b"database", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "limits", b"limits", "restart_policy", b"restart_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "app_uid", b"app_uid", "config", b"config", "database", b"database", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "epoch", b"epoch", "generation", b"generation", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "isolation", b"isolation", "limits", b"limits", "name", b"name", "restart_policy", b"restart_policy", "secret_env", b"secret_env"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "app_uid", b"app_uid", "config", b"config", "database", b"database", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "epoch", b"epoch", "event_loop", b"event_loop", "generation", b"generation", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "isolation", b"isolation", "limits", b"limits", "name", b"name", "restart_policy", b"restart_policy", "secret_env", b"secret_env"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1407,7 +1438,9 @@ class LogEntry(_message.Message):
     source: _builtins.str
     """`stdout`, `stderr`, or the name of the logger; `node` for what the node adds."""
     text: _builtins.str
-    """What was logged, at most 16 KiB, with its traceback if it has one; values of the app's `secret_env` are blanked out."""
+    """What was logged, at most 16 KiB, with its traceback if it has one; values of the app's `secret_env` are blanked
+    out.
+    """
     dropped_count: _builtins.int
     """With an entry of the node's own: so many lines were dropped here because the app logged faster than is kept."""
     @_builtins.property
