@@ -266,6 +266,12 @@ class FrontConnection(asyncio.Protocol):
         )
         self.exchange_done(exchange)
 
+    def settle(self, exchange: Exchange) -> None:
+        """Close if the exchange, complete as it is, was never taken off: nobody knows what was sent of it."""
+        if self.exchange is exchange:
+            self.exchange = None
+            self.abandon()
+
     def abandon(self) -> None:
         """Close in the middle of a response: nothing more may look like a part of it."""
         self.reader.finished = True

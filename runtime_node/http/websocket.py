@@ -209,10 +209,13 @@ class FrontWebSocket(asyncio.BufferedProtocol):
                 self.app.put(event)
             case Ping():
                 self._answer_ping()
-            case Closed(code, reason):
+            case Closed(code, reason, broken):
                 self._ended(code, reason)
                 self.write()
-                self.close_transport()
+                if broken:
+                    self._linger()
+                else:
+                    self.close_transport()
 
     def _answer_ping(self) -> None:
         # A client that does not read is owed the latest answer only (RFC 6455 §5.5.3).
@@ -409,6 +412,16 @@ class FrontWebSocket(asyncio.BufferedProtocol):
         self.write()
         self._ended(code)
         self.close_transport()
+
+    def _linger(self) -> None:
+        """Close, but read off what is under way: a reset would take the close frame from the client."""
+        if self.transport.is_closing():
+            return
+        self._close_by = self.shared.now + self.shared.limits.linger_timeout
+        self.deadline = min(self.deadline, self._close_by)
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
 
     def close_transport(self) -> None:
         """Close after what is written has left, within a while."""

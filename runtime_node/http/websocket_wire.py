@@ -51,6 +51,8 @@ class Closed:
 
     code: int
     reason: str
+    broken: bool = False
+    """The protocol was broken: more may be on its way from the client."""
 
 
 Event = Incoming | Ping | Closed
@@ -188,11 +190,12 @@ class WebSocketWire:
         """Close because of what the client did, and take nothing more."""
         self._conn.fail(code, reason)
         self.drop()
-        return Closed(code, reason)
+        return Closed(code, reason, broken=True)
 
     def _failed(self) -> Closed:
         close = self._conn.close_sent
-        return Closed(_ABNORMAL, "") if close is None else Closed(close.code, close.reason)
+        code, reason = (_ABNORMAL, "") if close is None else (close.code, close.reason)
+        return Closed(code, reason, broken=True)
 
     # --- to the client ---
 
