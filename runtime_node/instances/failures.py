@@ -62,7 +62,7 @@ class Failures:
             self._for_good(instance, event, SupervisorError("APP_CRASH_LOOP", text))
         elif error is None:
             self._transitions.move(instance, Event.FINISH)
-            close = partial(instance.gate.close, "APP_STOPPED", detail="The app has finished.")
+            close = partial(instance.gate.close, "APP_STOPPED")
             self._transitions.shut(instance, close)
         else:
             self._for_good(instance, event, error)
@@ -77,14 +77,14 @@ class Failures:
         if event is Event.CRASH and again.delay <= HOLD_SECONDS:
             self._transitions.shut(instance, partial(instance.gate.hold, wait))
         else:
-            close = partial(instance.gate.close, error.reason, again.delay, detail=error.message)
+            close = partial(instance.gate.close, error.reason, again.delay)
             self._transitions.shut(instance, close)
         instance.past().retry = self._loop.call_later(again.delay, self._due, instance)
 
     def _for_good(self, instance: Instance, event: Event, error: SupervisorError) -> None:
         instance.clear_condition(BACKING_OFF, error.reason, "It is not started again.", self._wall())
         self._transitions.move(instance, event, reason=error.reason, message=error.message)
-        self._transitions.shut(instance, partial(instance.gate.close, error.reason, detail=error.message))
+        self._transitions.shut(instance, partial(instance.gate.close, error.reason))
 
     def _due(self, instance: Instance) -> None:
         instance.past().retry = None

@@ -197,6 +197,7 @@ def _limits_violations(field: str, limits: Limits) -> list[Violation]:
         ("max_concurrent_requests", limits.max_concurrent_requests or 1, 1, 10_000),
         ("max_queued_requests", limits.max_queued_requests, 0, 100_000),
         ("max_request_body_bytes", limits.max_request_body_bytes, 0, 10 * KIB**3),
+        ("max_websocket_message_bytes", limits.max_websocket_message_bytes or KIB, KIB, 16 * KIB**2),
         ("max_threads", limits.max_threads or 1, 1, 256),
         ("memory_bytes", limits.memory_bytes or 16 * KIB**2, 16 * KIB**2, 64 * KIB**3),
         ("cpu_millis", limits.cpu_millis or 10, 10, 64_000),

@@ -63,6 +63,7 @@ def test_every_default_of_the_contract_is_filled_in() -> None:
     assert limits.start_timeout.ToNanoseconds() == 30 * SECOND
     assert limits.stop_timeout.ToNanoseconds() == 10 * SECOND
     assert limits.max_request_body_bytes == 32 * MIB
+    assert (limits.max_websocket_message_bytes, limits.websocket_compression) == (MIB, False)
     assert (limits.memory_bytes, limits.cpu_millis) == (0, 0)
     assert limits.block_budget.ToNanoseconds() == SECOND
     assert limits.block_action == Limits.DEMOTE
@@ -173,6 +174,7 @@ def test_the_probe_interval_is_taken_within_its_range(value: int, is_valid: bool
         ("limits", "max_concurrent_requests", 1, 10_000),
         ("limits", "max_queued_requests", 0, 100_000),
         ("limits", "max_request_body_bytes", 0, 10 * GIB),
+        ("limits", "max_websocket_message_bytes", 1024, 16 * MIB),
         ("limits", "max_threads", 1, 256),
         ("limits", "memory_bytes", 16 * MIB, 64 * GIB),
         ("limits", "cpu_millis", 10, 64_000),

@@ -241,6 +241,8 @@ class Limits(_message.Message):
     CPU_MILLIS_FIELD_NUMBER: _builtins.int
     BLOCK_BUDGET_FIELD_NUMBER: _builtins.int
     BLOCK_ACTION_FIELD_NUMBER: _builtins.int
+    MAX_WEBSOCKET_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    WEBSOCKET_COMPRESSION_FIELD_NUMBER: _builtins.int
     max_concurrent_requests: _builtins.int
     """Requests served at the same time, 1 to 10,000. Default 64."""
     max_queued_requests: _builtins.int
@@ -255,6 +257,13 @@ class Limits(_message.Message):
     """Thousandths of one core that the instance may use on average, 10 to 64,000. Default: no bound."""
     block_action: Global___Limits.BlockAction.ValueType
     """What is done about repeated blocking. Default `DEMOTE`."""
+    max_websocket_message_bytes: _builtins.int
+    """Size of one WebSocket message from a client, 1 KiB to 16 MiB; a longer one ends its WebSocket with code 1009.
+    Default 1 MiB. What all WebSockets of the instance hold of messages that the app has not taken yet is bounded by
+    8 MiB, or twice this if that is more; beyond it they are not read.
+    """
+    websocket_compression: _builtins.bool
+    """Compresses WebSocket messages (permessage-deflate) with clients that offer it. Default: no."""
     @_builtins.property
     def request_timeout(self) -> _duration_pb2.Duration:
         """Time one request may take, queueing included, 10 ms to 1 hour; then it is answered 504. Default 30 s.
@@ -287,10 +296,12 @@ class Limits(_message.Message):
         cpu_millis: _builtins.int = ...,
         block_budget: _duration_pb2.Duration | None = ...,
         block_action: Global___Limits.BlockAction.ValueType = ...,
+        max_websocket_message_bytes: _builtins.int = ...,
+        websocket_compression: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_queued_requests", b"_max_queued_requests", "_max_request_body_bytes", b"_max_request_body_bytes", "block_budget", b"block_budget", "max_queued_requests", b"max_queued_requests", "max_request_body_bytes", b"max_request_body_bytes", "request_timeout", b"request_timeout", "start_timeout", b"start_timeout", "stop_timeout", b"stop_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_queued_requests", b"_max_queued_requests", "_max_request_body_bytes", b"_max_request_body_bytes", "block_action", b"block_action", "block_budget", b"block_budget", "cpu_millis", b"cpu_millis", "max_concurrent_requests", b"max_concurrent_requests", "max_queued_requests", b"max_queued_requests", "max_request_body_bytes", b"max_request_body_bytes", "max_threads", b"max_threads", "memory_bytes", b"memory_bytes", "request_timeout", b"request_timeout", "start_timeout", b"start_timeout", "stop_timeout", b"stop_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_queued_requests", b"_max_queued_requests", "_max_request_body_bytes", b"_max_request_body_bytes", "block_action", b"block_action", "block_budget", b"block_budget", "cpu_millis", b"cpu_millis", "max_concurrent_requests", b"max_concurrent_requests", "max_queued_requests", b"max_queued_requests", "max_request_body_bytes", b"max_request_body_bytes", "max_threads", b"max_threads", "max_websocket_message_bytes", b"max_websocket_message_bytes", "memory_bytes", b"memory_bytes", "request_timeout", b"request_timeout", "start_timeout", b"start_timeout", "stop_timeout", b"stop_timeout", "websocket_compression", b"websocket_compression"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_queued_requests: _TypeAlias = _typing.Literal["max_queued_requests"]  # noqa: Y015
     _WhichOneofArgType__max_queued_requests: _TypeAlias = _typing.Literal["_max_queued_requests", b"_max_queued_requests"]  # noqa: Y015
