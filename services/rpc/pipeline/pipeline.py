@@ -23,7 +23,6 @@ from services.rpc.pipeline.deadline import note_deadline
 from services.rpc.pipeline.errors import Refusal, refusal_of
 from services.rpc.pipeline.figures import CallFigures, MethodFigures
 from services.rpc.pipeline.identity import Identify, anonymous
-from services.rpc.pipeline.request_id import assign_request_id
 
 _END = object()
 
@@ -129,7 +128,6 @@ class Pipeline:
         async def refuse(_: Any, context: Any) -> None:
             # It takes no part in the figures: callers make up names without end.
             call = Call(name, context, streams=True)
-            assign_request_id(call)
             error = SupervisorError(
                 "METHOD_NOT_FOUND",
                 f"There is no method {method!r} of {service!r} here.",
@@ -162,7 +160,6 @@ class Serving:
         """Pass the parts before the method, in order; return its request. Raises SupervisorError."""
         call, pipeline = self.call, self._pipeline
         call.size = len(data)
-        assign_request_id(call)
         note_deadline(call)
         pipeline.identify(call)
         self._peer = pipeline.admission.enter(call)
