@@ -68,7 +68,9 @@ class AppCatalogStub:
 
     A change of what runs is carried out as a swap: the new generation starts beside the old one, takes over when it
     is ready, and the old one is drained. If the new generation does not start the old one goes on serving, the
-    operation fails with the reason, and condition `Updated` is UNMET until the next change.
+    operation fails with the reason, and condition `Updated` is UNMET until the next change. An `ON_REQUEST` app is
+    started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
+    app carries the end of its traceback (`DebugInfo`); all of it is in TailAppLogs and ListAppEvents.
     Idempotent by `request_id`; an update that changes nothing raises no generation.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
@@ -78,8 +80,8 @@ class AppCatalogStub:
     """Stops an app and removes it from the catalog.
 
     The operation ends, with the app as it was, when no instance runs and `data_policy` is carried out; then the name
-    may be used again, for an app with new data. If the app's node cannot be heard the app stays `DELETING` until it
-    can. Not undone by cancelling.
+    may be used again, for an app with new data. If the app's node cannot be heard, or cannot remove the data
+    (`DATA_NOT_REMOVED`), the app stays `DELETING` until it can. Not undone by cancelling.
 
     A repeat while `DELETING` returns the operation under way; with `DROP` where it was to retain, the data goes, too.
 
@@ -88,7 +90,8 @@ class AppCatalogStub:
     StartApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.StartAppRequest, _operations_pb2.Operation]
     """Sets `desired_state` to `RUNNING`; the operation ends when the app serves, or could not be started.
 
-    A failed or backing-off app is started at once. For an app that runs, the operation is done at once.
+    A failed or backing-off app is started at once. For an app that runs, the operation is done at once. One that has
+    served before and whose node no longer has its data fails with `DATA_MISSING`, unless `accept_data_loss` is set.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING` (FAILED_PRECONDITION).
     """
@@ -101,6 +104,8 @@ class AppCatalogStub:
     """
     RestartApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.RestartAppRequest, _operations_pb2.Operation]
     """Replaces the app's instance by a fresh one of the same generation, which takes over when it is ready.
+
+    If it does not start the one before it goes on serving, and the operation fails with the reason.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED` (FAILED_PRECONDITION).
     """
@@ -171,7 +176,9 @@ class AppCatalogAsyncStub(AppCatalogStub):
 
     A change of what runs is carried out as a swap: the new generation starts beside the old one, takes over when it
     is ready, and the old one is drained. If the new generation does not start the old one goes on serving, the
-    operation fails with the reason, and condition `Updated` is UNMET until the next change.
+    operation fails with the reason, and condition `Updated` is UNMET until the next change. An `ON_REQUEST` app is
+    started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
+    app carries the end of its traceback (`DebugInfo`); all of it is in TailAppLogs and ListAppEvents.
     Idempotent by `request_id`; an update that changes nothing raises no generation.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
@@ -181,8 +188,8 @@ class AppCatalogAsyncStub(AppCatalogStub):
     """Stops an app and removes it from the catalog.
 
     The operation ends, with the app as it was, when no instance runs and `data_policy` is carried out; then the name
-    may be used again, for an app with new data. If the app's node cannot be heard the app stays `DELETING` until it
-    can. Not undone by cancelling.
+    may be used again, for an app with new data. If the app's node cannot be heard, or cannot remove the data
+    (`DATA_NOT_REMOVED`), the app stays `DELETING` until it can. Not undone by cancelling.
 
     A repeat while `DELETING` returns the operation under way; with `DROP` where it was to retain, the data goes, too.
 
@@ -191,7 +198,8 @@ class AppCatalogAsyncStub(AppCatalogStub):
     StartApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.StartAppRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Sets `desired_state` to `RUNNING`; the operation ends when the app serves, or could not be started.
 
-    A failed or backing-off app is started at once. For an app that runs, the operation is done at once.
+    A failed or backing-off app is started at once. For an app that runs, the operation is done at once. One that has
+    served before and whose node no longer has its data fails with `DATA_MISSING`, unless `accept_data_loss` is set.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING` (FAILED_PRECONDITION).
     """
@@ -204,6 +212,8 @@ class AppCatalogAsyncStub(AppCatalogStub):
     """
     RestartApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.RestartAppRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Replaces the app's instance by a fresh one of the same generation, which takes over when it is ready.
+
+    If it does not start the one before it goes on serving, and the operation fails with the reason.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED` (FAILED_PRECONDITION).
     """
@@ -295,7 +305,9 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
 
         A change of what runs is carried out as a swap: the new generation starts beside the old one, takes over when it
         is ready, and the old one is drained. If the new generation does not start the old one goes on serving, the
-        operation fails with the reason, and condition `Updated` is UNMET until the next change.
+        operation fails with the reason, and condition `Updated` is UNMET until the next change. An `ON_REQUEST` app is
+        started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
+        app carries the end of its traceback (`DebugInfo`); all of it is in TailAppLogs and ListAppEvents.
         Idempotent by `request_id`; an update that changes nothing raises no generation.
 
         Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
@@ -311,8 +323,8 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         """Stops an app and removes it from the catalog.
 
         The operation ends, with the app as it was, when no instance runs and `data_policy` is carried out; then the name
-        may be used again, for an app with new data. If the app's node cannot be heard the app stays `DELETING` until it
-        can. Not undone by cancelling.
+        may be used again, for an app with new data. If the app's node cannot be heard, or cannot remove the data
+        (`DATA_NOT_REMOVED`), the app stays `DELETING` until it can. Not undone by cancelling.
 
         A repeat while `DELETING` returns the operation under way; with `DROP` where it was to retain, the data goes, too.
 
@@ -327,7 +339,8 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Sets `desired_state` to `RUNNING`; the operation ends when the app serves, or could not be started.
 
-        A failed or backing-off app is started at once. For an app that runs, the operation is done at once.
+        A failed or backing-off app is started at once. For an app that runs, the operation is done at once. One that has
+        served before and whose node no longer has its data fails with `DATA_MISSING`, unless `accept_data_loss` is set.
 
         Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING` (FAILED_PRECONDITION).
         """
@@ -352,6 +365,8 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Replaces the app's instance by a fresh one of the same generation, which takes over when it is ready.
+
+        If it does not start the one before it goes on serving, and the operation fails with the reason.
 
         Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED` (FAILED_PRECONDITION).
         """
