@@ -92,15 +92,18 @@ class Lifecycle:
 
     # --- commands ---
 
-    def accept(self, instance: Instance) -> None:
-        """Begin the life of an instance that was just registered."""
+    def accept(self, instance: Instance, *, tried: bool = False) -> None:
+        """Begin the life of an instance that was just registered.
+
+        One that is `tried` goes dormant as soon as it was ready, unless somebody needs it.
+        """
         self._transitions.log(instance, "accepted")
         if instance.state == InstanceMessage.IDLE:
             instance.gate.hold(instance.want)
             self._hooks.changed(instance)
         else:
             instance.gate.hold(wait)
-            self._begin(instance)
+            self._begin(instance, tried=tried)
 
     def restart(self, instance: Instance) -> None:
         """Stop what runs of it and start it at once, whatever its policy says."""
@@ -162,11 +165,17 @@ class Lifecycle:
 
     # --- starting ---
 
-    def _begin(self, instance: Instance, before: Coroutine[Any, Any, None] | None = None) -> None:
+    def _begin(
+        self,
+        instance: Instance,
+        before: Coroutine[Any, Any, None] | None = None,
+        *,
+        tried: bool = False,
+    ) -> None:
         """Start a PENDING instance, after `before` is done."""
         self._failures.forget_retry(instance)
         self._numbers += 1
-        run = Run(spec=instance.spec(), number=self._numbers)
+        run = Run(spec=instance.spec(), number=self._numbers, tried=tried)
         instance.coming = run
         if before is None:
             instance.run = run
@@ -200,7 +209,10 @@ class Lifecycle:
             return
         instance.task = instance.coming = None
         if run.running is not None:
+            served = self._hooks.serving(instance)
             self._ready(instance, run, run.running)
+            if run.tried:
+                self._tried(instance, served)
         elif isinstance(fault, SupervisorError):
             self._failed(instance, fault)
         else:
@@ -286,6 +298,13 @@ class Lifecycle:
         self._hooks.ready(instance)
         if run.exited is not None:
             self._exited(instance, run.number, run.exited[0])
+
+    def _tried(self, instance: Instance, before: Instance | None) -> None:
+        """Let what has shown that it starts sleep, unless requests came or it replaces one that is awake."""
+        awake = before is not None and before is not instance and before.state == InstanceMessage.RUNNING
+        figures = instance.gate.figures()
+        if not awake and not figures.in_flight and not figures.queued:
+            self.sleep(instance)
 
     # --- ends that nobody asked for ---
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,24 +27,20 @@ Row = Sequence[Any]
 
 def app_values(record: AppRecord) -> dict[str, Any]:
     """Return an app's row."""
-    served, failed = record.served, record.failed
+    failed = record.failed
     return {
         "name": record.name,
         "uid": record.uid,
         "environment": record.spec.environment,
-        "node": record.node,
         "desired_state": record.spec.desired_state,
         "generation": record.generation,
         "target_generation": record.target.generation,
         "target_epoch": record.target.epoch,
-        "served_generation": served.generation if served else None,
-        "served_epoch": served.epoch if served else None,
         "failed_generation": failed.generation if failed else None,
         "failed_epoch": failed.epoch if failed else None,
         "deleting": record.deleting,
         "spec": record.spec.SerializeToString(),
         "status": record.status.SerializeToString(),
-        "served_spec": None if record.served_spec is None else record.served_spec.SerializeToString(),
         "create_time": record.create_time,
         "update_time": record.update_time,
         "revision": record.revision,
@@ -56,19 +53,15 @@ def app_record(row: Row) -> AppRecord:
         name,
         uid,
         _environment,
-        node,
         _desired_state,
         generation,
         target_generation,
         target_epoch,
-        served_generation,
-        served_epoch,
         failed_generation,
         failed_epoch,
         deleting,
         spec,
         status,
-        served_spec,
         create_time,
         update_time,
         revision,
@@ -82,9 +75,6 @@ def app_record(row: Row) -> AppRecord:
         target=Version(target_generation, target_epoch),
         create_time=create_time,
         update_time=update_time,
-        node=node,
-        served=_version(served_generation, served_epoch),
-        served_spec=None if served_spec is None else App.FromString(served_spec),
         failed=_version(failed_generation, failed_epoch),
         deleting=deleting,
         revision=revision,
@@ -154,7 +144,7 @@ def placement_record(row: Row) -> PlacementRecord:
         replica=replica,
         generation=generation,
         epoch=epoch,
-        node=node,
+        node=sys.intern(node),  # one string for all that is on a node
         role=Role(role),
         spec=spec,
         why=why,

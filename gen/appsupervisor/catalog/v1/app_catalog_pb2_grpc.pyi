@@ -74,7 +74,9 @@ class AppCatalogStub:
     Idempotent by `request_id`; an update that changes nothing raises no generation.
     Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
     Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
-    the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands.
+    the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
+    started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
+    app carries the end of its traceback (`DebugInfo`); all of it is in TailAppLogs and ListAppEvents.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
     `DOMAIN_TAKEN` (ALREADY_EXISTS). With `allow_missing` also those of CreateApp.
@@ -85,7 +87,7 @@ class AppCatalogStub:
     Precondition: the app exists (or `allow_missing`) and has the `etag` given, if one is given.
     On success: the app is `DELETING`. The operation ends, with the app as it was, when no instance runs and
     `data_policy` is carried out; then the name may be used again, for an app with new data. While the app's node
-    cannot be heard the app stays `DELETING`.
+    cannot be heard, or cannot remove the data (`DATA_NOT_REMOVED`), the app stays `DELETING`.
     Idempotent: a repeat while `DELETING` returns the operation under way; with `DROP` where it was to retain, the data
     goes, too.
     Cancelling undoes nothing: a delete cannot be taken back (`OPERATION_NOT_CANCELLABLE`).
@@ -98,7 +100,8 @@ class AppCatalogStub:
 
     Precondition: the app exists, is not `DELETING`, and has the `etag` given, if one is given.
     On success: the operation ends when the app serves (is dormant, for `ON_REQUEST`), or fails when it could not be
-    started. A failed or backing-off app is started at once.
+    started. A failed or backing-off app is started at once. One that has served before and whose node no longer has
+    its data fails with `DATA_MISSING`, unless `accept_data_loss` is set.
     Idempotent: for an app that runs, nothing changes and the operation is done at once.
     Cancelling the call undoes nothing; cancelling the operation stops the app.
     Rolled back: nothing; an app that could not be started is `FAILED`, and wanted `RUNNING` still.
@@ -201,7 +204,9 @@ class AppCatalogAsyncStub(AppCatalogStub):
     Idempotent by `request_id`; an update that changes nothing raises no generation.
     Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
     Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
-    the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands.
+    the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
+    started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
+    app carries the end of its traceback (`DebugInfo`); all of it is in TailAppLogs and ListAppEvents.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
     `DOMAIN_TAKEN` (ALREADY_EXISTS). With `allow_missing` also those of CreateApp.
@@ -212,7 +217,7 @@ class AppCatalogAsyncStub(AppCatalogStub):
     Precondition: the app exists (or `allow_missing`) and has the `etag` given, if one is given.
     On success: the app is `DELETING`. The operation ends, with the app as it was, when no instance runs and
     `data_policy` is carried out; then the name may be used again, for an app with new data. While the app's node
-    cannot be heard the app stays `DELETING`.
+    cannot be heard, or cannot remove the data (`DATA_NOT_REMOVED`), the app stays `DELETING`.
     Idempotent: a repeat while `DELETING` returns the operation under way; with `DROP` where it was to retain, the data
     goes, too.
     Cancelling undoes nothing: a delete cannot be taken back (`OPERATION_NOT_CANCELLABLE`).
@@ -225,7 +230,8 @@ class AppCatalogAsyncStub(AppCatalogStub):
 
     Precondition: the app exists, is not `DELETING`, and has the `etag` given, if one is given.
     On success: the operation ends when the app serves (is dormant, for `ON_REQUEST`), or fails when it could not be
-    started. A failed or backing-off app is started at once.
+    started. A failed or backing-off app is started at once. One that has served before and whose node no longer has
+    its data fails with `DATA_MISSING`, unless `accept_data_loss` is set.
     Idempotent: for an app that runs, nothing changes and the operation is done at once.
     Cancelling the call undoes nothing; cancelling the operation stops the app.
     Rolled back: nothing; an app that could not be started is `FAILED`, and wanted `RUNNING` still.
@@ -349,7 +355,9 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         Idempotent by `request_id`; an update that changes nothing raises no generation.
         Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
         Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
-        the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands.
+        the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
+        started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
+        app carries the end of its traceback (`DebugInfo`); all of it is in TailAppLogs and ListAppEvents.
 
         Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
         `DOMAIN_TAKEN` (ALREADY_EXISTS). With `allow_missing` also those of CreateApp.
@@ -366,7 +374,7 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         Precondition: the app exists (or `allow_missing`) and has the `etag` given, if one is given.
         On success: the app is `DELETING`. The operation ends, with the app as it was, when no instance runs and
         `data_policy` is carried out; then the name may be used again, for an app with new data. While the app's node
-        cannot be heard the app stays `DELETING`.
+        cannot be heard, or cannot remove the data (`DATA_NOT_REMOVED`), the app stays `DELETING`.
         Idempotent: a repeat while `DELETING` returns the operation under way; with `DROP` where it was to retain, the data
         goes, too.
         Cancelling undoes nothing: a delete cannot be taken back (`OPERATION_NOT_CANCELLABLE`).
@@ -385,7 +393,8 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
 
         Precondition: the app exists, is not `DELETING`, and has the `etag` given, if one is given.
         On success: the operation ends when the app serves (is dormant, for `ON_REQUEST`), or fails when it could not be
-        started. A failed or backing-off app is started at once.
+        started. A failed or backing-off app is started at once. One that has served before and whose node no longer has
+        its data fails with `DATA_MISSING`, unless `accept_data_loss` is set.
         Idempotent: for an app that runs, nothing changes and the operation is done at once.
         Cancelling the call undoes nothing; cancelling the operation stops the app.
         Rolled back: nothing; an app that could not be started is `FAILED`, and wanted `RUNNING` still.

@@ -82,7 +82,9 @@ class FleetStub:
     Rolled back: everything, on an error: it is one transaction.
 
     Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `NODE_NAME_TAKEN` (ALREADY_EXISTS) while another incarnation under
-    the same name can be heard.
+    the same name can be heard, or while apps are placed on a node of that name with another `uid`: their data is
+    there. `DOMAIN_TAKEN` (ALREADY_EXISTS) for a base domain that is new to the environment and above a domain of one of
+    its apps, which would become the own address of some app.
     """
     GetNode: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.GetNodeRequest, _fleet_pb2.Node]
     """Returns one node.
@@ -148,7 +150,9 @@ class FleetAsyncStub(FleetStub):
     Rolled back: everything, on an error: it is one transaction.
 
     Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `NODE_NAME_TAKEN` (ALREADY_EXISTS) while another incarnation under
-    the same name can be heard.
+    the same name can be heard, or while apps are placed on a node of that name with another `uid`: their data is
+    there. `DOMAIN_TAKEN` (ALREADY_EXISTS) for a base domain that is new to the environment and above a domain of one of
+    its apps, which would become the own address of some app.
     """
     GetNode: _aio.UnaryUnaryMultiCallable[_fleet_pb2.GetNodeRequest, _fleet_pb2.Node]  # type: ignore[assignment]
     """Returns one node.
@@ -241,7 +245,9 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         Rolled back: everything, on an error: it is one transaction.
 
         Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `NODE_NAME_TAKEN` (ALREADY_EXISTS) while another incarnation under
-        the same name can be heard.
+        the same name can be heard, or while apps are placed on a node of that name with another `uid`: their data is
+        there. `DOMAIN_TAKEN` (ALREADY_EXISTS) for a base domain that is new to the environment and above a domain of one of
+        its apps, which would become the own address of some app.
         """
 
     @_abc_1.abstractmethod

@@ -54,7 +54,7 @@ class RuntimeEnvironmentStub:
     state, and starts nothing.
     Cancelling the call does not stop the instance.
     Rolled back: if it cannot start, the instance ends `FAILED` with `last_error` set; nothing of it stays but its
-    data.
+    data. With `requires_existing_data` and no data here it ends so with `DATA_MISSING`.
 
     Errors: `STALE_EPOCH` (FAILED_PRECONDITION) for an older epoch or generation; `INSTANCE_EXISTS` (ALREADY_EXISTS)
     for a known name with another spec; `INVALID_FIELD` (INVALID_ARGUMENT); `NODE_DRAINING` (FAILED_PRECONDITION) while
@@ -70,10 +70,12 @@ class RuntimeEnvironmentStub:
     Idempotent: an instance that is not there is answered with success and an empty `instance`; an unknown instance
     with `purge_data` still has its data removed.
     Cancelling the call does not cancel the stop.
-    Rolled back: nothing.
+    Rolled back: nothing. Data that cannot be removed is told: the instance stays `STOPPING` with `last_error`
+    `DATA_NOT_REMOVED`, and a repeat of the call tries again. A symbolic link in the place of the data directory is
+    never followed.
 
-    Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's;
-    `INVALID_FIELD` (INVALID_ARGUMENT).
+    Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's; `DATA_NOT_REMOVED`
+    (FAILED_PRECONDITION) for the data of an instance that is not there; `INVALID_FIELD` (INVALID_ARGUMENT).
     """
     RestartInstance: _grpc.UnaryUnaryMultiCallable[_runtime_environment_pb2.RestartInstanceRequest, _runtime_environment_pb2.RestartInstanceResponse]
     """Stops and starts one instance in place; a failed or backing-off instance is started at once.
@@ -144,7 +146,7 @@ class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
     state, and starts nothing.
     Cancelling the call does not stop the instance.
     Rolled back: if it cannot start, the instance ends `FAILED` with `last_error` set; nothing of it stays but its
-    data.
+    data. With `requires_existing_data` and no data here it ends so with `DATA_MISSING`.
 
     Errors: `STALE_EPOCH` (FAILED_PRECONDITION) for an older epoch or generation; `INSTANCE_EXISTS` (ALREADY_EXISTS)
     for a known name with another spec; `INVALID_FIELD` (INVALID_ARGUMENT); `NODE_DRAINING` (FAILED_PRECONDITION) while
@@ -160,10 +162,12 @@ class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
     Idempotent: an instance that is not there is answered with success and an empty `instance`; an unknown instance
     with `purge_data` still has its data removed.
     Cancelling the call does not cancel the stop.
-    Rolled back: nothing.
+    Rolled back: nothing. Data that cannot be removed is told: the instance stays `STOPPING` with `last_error`
+    `DATA_NOT_REMOVED`, and a repeat of the call tries again. A symbolic link in the place of the data directory is
+    never followed.
 
-    Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's;
-    `INVALID_FIELD` (INVALID_ARGUMENT).
+    Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's; `DATA_NOT_REMOVED`
+    (FAILED_PRECONDITION) for the data of an instance that is not there; `INVALID_FIELD` (INVALID_ARGUMENT).
     """
     RestartInstance: _aio.UnaryUnaryMultiCallable[_runtime_environment_pb2.RestartInstanceRequest, _runtime_environment_pb2.RestartInstanceResponse]  # type: ignore[assignment]
     """Stops and starts one instance in place; a failed or backing-off instance is started at once.
@@ -243,7 +247,7 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
         state, and starts nothing.
         Cancelling the call does not stop the instance.
         Rolled back: if it cannot start, the instance ends `FAILED` with `last_error` set; nothing of it stays but its
-        data.
+        data. With `requires_existing_data` and no data here it ends so with `DATA_MISSING`.
 
         Errors: `STALE_EPOCH` (FAILED_PRECONDITION) for an older epoch or generation; `INSTANCE_EXISTS` (ALREADY_EXISTS)
         for a known name with another spec; `INVALID_FIELD` (INVALID_ARGUMENT); `NODE_DRAINING` (FAILED_PRECONDITION) while
@@ -265,10 +269,12 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
         Idempotent: an instance that is not there is answered with success and an empty `instance`; an unknown instance
         with `purge_data` still has its data removed.
         Cancelling the call does not cancel the stop.
-        Rolled back: nothing.
+        Rolled back: nothing. Data that cannot be removed is told: the instance stays `STOPPING` with `last_error`
+        `DATA_NOT_REMOVED`, and a repeat of the call tries again. A symbolic link in the place of the data directory is
+        never followed.
 
-        Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's;
-        `INVALID_FIELD` (INVALID_ARGUMENT).
+        Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's; `DATA_NOT_REMOVED`
+        (FAILED_PRECONDITION) for the data of an instance that is not there; `INVALID_FIELD` (INVALID_ARGUMENT).
         """
 
     @_abc_1.abstractmethod
