@@ -6,8 +6,9 @@ The watchdog and the PROCESS tier find blocks out; who demotes or stops an insta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import BlockAction, IsolationTier, State
@@ -42,6 +43,7 @@ class Blocks:
         self,
         transitions: Transitions,
         watchdog: Watchdog,
+        running: Mapping[str, Instance],
         *,
         has_tier: Callable[[Tier], bool],
         start_over: Callable[[Instance], None],
@@ -52,12 +54,14 @@ class Blocks:
         """`start_over` starts an instance again in the tier its history demands; `fail` ends it for good."""
         self._transitions = transitions
         self._watchdog = watchdog
+        self._running = running
         self._has_tier = has_tier
         self._start_over = start_over
         self._fail = fail
         self._clock = clock
         self._wall = wall
         self._loop = asyncio.get_running_loop()
+        watchdog.subscribe(self._from_any_thread)
 
     def enter(self, instance: Instance, run: Run) -> None:
         """Hold a life to its budget from its start on; a guest in a process has its own watch."""
@@ -110,7 +114,11 @@ class Blocks:
         if verdict is None or not self._carry_out(instance, run, verdict, error):
             self._transitions.reassess(instance, tell=True)
 
-    def blame(self, instances: Iterable[Instance], block: Block) -> None:
+    def _from_any_thread(self, block: Block) -> None:
+        with contextlib.suppress(RuntimeError):  # the node has ended meanwhile
+            self._loop.call_soon_threadsafe(self._blame, block)
+
+    def _blame(self, block: Block) -> None:
         """Find out who held the interpreter's lock on the shared loop, if its thread could not tell.
 
         The request that did was answered right after the hold and had taken at least as long, which no other
@@ -118,7 +126,7 @@ class Blocks:
         """
         now = self._clock()
         suspects = []
-        for instance in instances:
+        for instance in self._running.values():
             answered, took = instance.gate.last_slow
             run = instance.run
             if (

@@ -19,6 +19,7 @@ FINAL_REASONS = frozenset(
         "ENTRYPOINT_ATTRIBUTE_NOT_FOUND",
         "ENTRYPOINT_NOT_AN_APP",
         "ISOLATION_UNSUPPORTED",
+        "DATA_MISSING",
     }
 )
 """Failures that a repeat cannot cure: only another spec or other code on the node can."""

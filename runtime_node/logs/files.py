@@ -10,17 +10,16 @@ import errno
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from runtime_node.logs.entries import Entry, decode, encode
+from runtime_node.removal import remove_directory
 
 MAX_FILE_BYTES = 1 << 20
 MAX_FILES = 4
 READ_BYTES = 256 << 10
-PURGED = ".purged."
 
 _NAME = re.compile(r"([0-9a-f]{8})-(\d{16})\.log")
 
@@ -116,13 +115,7 @@ class AppLog:
         """End it and remove its files. Raises OSError."""
         self.segments = ()
         self.end()
-        # Renamed first: a purge that is cut short is finished at the next start of the node.
-        doomed = self.directory.with_name(f"{PURGED}{self.directory.name}")
-        if doomed.exists():
-            shutil.rmtree(doomed)
-        if self.directory.exists():
-            self.directory.rename(doomed)
-            shutil.rmtree(doomed)
+        remove_directory(self.directory)
 
     def _close(self) -> None:
         if self._file is not None:

@@ -141,7 +141,7 @@ async def test_a_failure_that_no_repeat_can_cure_is_not_repeated(hosted: Hosted)
     await hosted.start(entrypoint="no_such_module:app", restart_policy=policy)
     failed = await hosted.reaches(pb.FAILED)
     assert condition(failed, "BackingOff") == pb.Condition()
-    assert hosted.node.host._instances[failed.name].history.retry is None
+    assert hosted.node.instances.find(failed.name).history.retry is None
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -173,8 +173,8 @@ async def test_many_starts_and_stops_leave_nothing(hosted: Hosted, tier: int) ->
         await hosted.is_gone()
     assert await owned_tasks(hosted) == 0
     assert [t.name for t in threading.enumerate() if "shop" in t.name] == []
-    assert hosted.node.host._instances == {}
-    assert hosted.node.host._apps == {}
+    assert hosted.node.instances.all() == ()
+    assert hosted.node.instances._by_app == {}
 
 
 async def test_commands_in_any_order_and_at_any_moment_end_in_a_clean_stop(hosted: Hosted) -> None:
