@@ -26,7 +26,7 @@ def remove_directory(directory: Path) -> None:
 
 
 def finish_removals(parent: Path) -> None:
-    """Remove what removals left in `parent` that were cut short by the end of the process, as far as it goes."""
+    """Remove, as far as it goes, what removals left in `parent` that the end of the process cut short."""
     if parent.is_dir():
         for doomed in parent.glob(f"{DOOMED}*"):
             try:

@@ -71,8 +71,8 @@ class Databases:
         if needed and not used:
             raise SupervisorError(
                 "DATA_MISSING",
-                "The app has served before, and its data is not on this node. Put the data directory back, or "
-                "start the app with accept_data_loss to let it begin on a new, empty database.",
+                "The app has served before, and its data is not on this node. Put the data directory back, "
+                "or start the app with accept_data_loss to let it begin on a new, empty database.",
                 resource=spec.name,
             )
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -71,7 +71,7 @@ class Lifecycle:
         wall: Callable[[], float] = time.time,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        """`running` holds the instances that are RUNNING; `on_ready` hears that an app was built and started."""
+        """`running` holds the instances that are RUNNING; `on_ready` hears that an app was started."""
         self._runners = runners
         self._databases = databases
         self._start_limiter = start_limiter

@@ -1,4 +1,4 @@
-"""Removals of apps' data that were asked for: carried out when the last instance is gone, told when they fail."""
+"""Removals of apps' data that were asked for: done when the last instance is gone, told when they fail."""
 
 from __future__ import annotations
 
