@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Health, IsolationTier, State
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage, InstanceSpec
 from runtime_node.instances.record import Instance
 from runtime_node.instances.table import InstanceTable
 from runtime_node.logs.app_logs import AppLogs, LogSource
@@ -63,7 +63,7 @@ class Observation:
         # A guest tells its own faults, with the app's stack instead of its proxy's.
         instance = self._table.find(name)
         run = None if instance is None else instance.run
-        if run is None or run.tier != IsolationTier.PROCESS:
+        if run is None or run.tier != InstanceSpec.PROCESS:
             self.logs.write_fault(name, stack)
 
     def _source(self, name: str) -> LogSource | None:
@@ -81,7 +81,7 @@ class Observation:
 
     def changed(self, instance: Instance) -> None:
         """An instance is new, or its state, health or conditions have changed."""
-        if instance.state == State.IDLE:
+        if instance.state == InstanceMessage.IDLE:
             self.logs.forget(instance.name, instance.app, instance.uid)
         if self.health.watched:
             self.health.changed(instance.name)
@@ -98,6 +98,6 @@ class Observation:
 
 def _answers(instance: Instance) -> bool:
     # A dormant one is well: the next request starts it.
-    if instance.state == State.IDLE:
+    if instance.state == InstanceMessage.IDLE:
         return True
-    return instance.state == State.RUNNING and instance.health != Health.UNHEALTHY
+    return instance.state == InstanceMessage.RUNNING and instance.health != InstanceMessage.Health.UNHEALTHY

@@ -48,7 +48,7 @@ class Databases:
                 f"The app's data directory cannot be made: {fault.strerror or type(fault).__name__}.",
                 resource=spec.name,
             ) from fault
-        if kind == "none":
+        if kind == "no_database":
             return directory, None
         if kind == "external":
             return directory, spec.secret_env[spec.database.external.secret_key]

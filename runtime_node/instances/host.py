@@ -10,12 +10,7 @@ import base64
 import time
 from collections.abc import Callable
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import (
-    Activation,
-    InstanceSpec,
-    State,
-    StopInstanceRequest,
-)
+from appsupervisor.runtime.v1.runtime_environment_pb2 import (Instance as InstanceMessage, InstanceSpec, StopInstanceRequest)
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from runtime_node.http.gate import Gate
 from runtime_node.http.limits import GateLimits
@@ -125,7 +120,7 @@ class InstanceHost:
         instance = self._get(name)
         if epoch < instance.epoch:
             raise rules.stale(name, (epoch, 0), instance.version)
-        if instance.state == State.STOPPING:
+        if instance.state == InstanceMessage.STOPPING:
             raise SupervisorError("INSTANCE_STOPPING", f"{name} is being stopped.", resource=name)
         if request_id and instance.history is not None and instance.history.last_request_id == request_id:
             return self._describe(instance)
@@ -187,7 +182,7 @@ class InstanceHost:
     def _register(self, spec: InstanceSpec, version: tuple[int, int]) -> Instance:
         name = spec.name  # read once: each reading makes another string
         gate = Gate(name, self._gate_limits(spec), self._on_fault)
-        state = initial(spec.activation == Activation.ON_REQUEST)
+        state = initial(spec.activation == InstanceSpec.ON_REQUEST)
         instance = Instance(name, spec, gate, self._wall(), state)
         self._registry.add(instance)
         self._raise_fence(instance.uid, version)

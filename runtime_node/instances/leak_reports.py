@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import State
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from runtime_node.instances.record import LEAKED, Instance
 from runtime_node.instances.table import InstanceTable
 from runtime_node.instances.transitions import Transitions
@@ -41,4 +41,4 @@ class LeakReports:
         text = ("Left behind: " + "; ".join(holders))[:MAX_TEXT]
         instance.set_condition(LEAKED, True, "APP_LEAKED", text, self._wall())
         self._transitions.log(instance, "leaked", level=logging.WARNING, message=text)
-        self._transitions.reassess(instance, tell=instance.state != State.STOPPING)
+        self._transitions.reassess(instance, tell=instance.state != InstanceMessage.STOPPING)

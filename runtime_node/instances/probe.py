@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Health
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from runtime_node.instances.effective import EffectiveHealthCheck
 
 
@@ -13,7 +13,7 @@ class Probe:
 
     def __init__(self, check: EffectiveHealthCheck) -> None:
         self.check = check
-        self.health: Health.ValueType = Health.UNKNOWN
+        self.health: Instance.Health.ValueType = Instance.Health.UNKNOWN
         self.last_failure = ""
         self._successes = 0
         self._failures = 0
@@ -23,13 +23,13 @@ class Probe:
         if failure is None:
             self._successes += 1
             self._failures = 0
-            if self.health != Health.UNHEALTHY or self._successes >= self.check.success_threshold:
-                self.health = Health.HEALTHY
+            if self.health != Instance.Health.UNHEALTHY or self._successes >= self.check.success_threshold:
+                self.health = Instance.Health.HEALTHY
         else:
             self._failures += 1
             self._successes = 0
             self.last_failure = failure
             if self._failures >= self.check.failure_threshold:
-                self.health = Health.UNHEALTHY
-            elif self.health != Health.UNHEALTHY:
-                self.health = Health.DEGRADED
+                self.health = Instance.Health.UNHEALTHY
+            elif self.health != Instance.Health.UNHEALTHY:
+                self.health = Instance.Health.DEGRADED

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import State
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from runtime_node.instances.feed import InstanceFeed
 from runtime_node.instances.purges import Purges
 from runtime_node.instances.record import LEAKED, Instance, error_message
@@ -60,7 +60,7 @@ class InstanceRegistry:
     def changed(self, instance: Instance) -> None:
         """An instance changed: its route and its watchers have to know."""
         running = self._table.running
-        if instance.state == State.RUNNING:
+        if instance.state == InstanceMessage.RUNNING:
             running[instance.name] = instance
         elif running.pop(instance.name, None) is not None:
             self._feed.unmeasured(instance.name)
