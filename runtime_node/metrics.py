@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage, InstanceSpec
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.instances.record import LEAKED, Instance
 from runtime_node.instances.table import InstanceTable
 from runtime_node.logs.app_logs import AppLogs

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage, InstanceSpec
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.instances.record import Instance
 from runtime_node.instances.table import InstanceTable
 from runtime_node.logs.app_logs import AppLogs, LogSource

@@ -11,7 +11,8 @@ import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage, InstanceSpec, Limits
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
 from runtime_node.instances.block_history import PERIOD, Tier, Verdict
 from runtime_node.instances.effective import effective_limits
 from runtime_node.instances.record import BLOCKED_LOOP, DEMOTED, Instance, Run, error_message
@@ -166,7 +167,10 @@ class Blocks:
         past.block_history.forget()
         past.tier_floor = verdict.tier
         instance.set_condition(DEMOTED, True, REASON, verdict.sentence, self._wall())
-        tiers = {"was": InstanceSpec.IsolationTier.Name(run.tier), "tier": InstanceSpec.IsolationTier.Name(verdict.tier)}
+        tiers = {
+            "was": InstanceSpec.IsolationTier.Name(run.tier),
+            "tier": InstanceSpec.IsolationTier.Name(verdict.tier),
+        }
         self._transitions.log(instance, "demoted", logging.WARNING, message=verdict.sentence, **tiers)
         if run.blocking is not None:
             # What it has begun already ends where it is, but no more at its neighbours' expense.

@@ -10,8 +10,8 @@ import base64
 import time
 from collections.abc import Callable
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import (Instance as InstanceMessage, InstanceSpec, StopInstanceRequest)
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, StopInstanceRequest
 from runtime_node.http.gate import Gate
 from runtime_node.http.limits import GateLimits
 from runtime_node.instances import rules

@@ -13,7 +13,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage, InstanceSpec
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.instances.blocks import Blocks
 from runtime_node.instances.contexts import app_context
 from runtime_node.instances.databases import Databases
@@ -240,7 +241,9 @@ class Lifecycle:
         if check.path:
             self._probes.add(instance, run, check)
         took = f"{(run.ready - run.started) * 1000:.1f}"
-        self._transitions.move(instance, Event.READY, tier=InstanceSpec.IsolationTier.Name(run.tier), took_ms=took)
+        self._transitions.move(
+            instance, Event.READY, tier=InstanceSpec.IsolationTier.Name(run.tier), took_ms=took
+        )
         self._on_ready()
         if run.exited is not None:
             self._exited(instance, run.number, run.exited[0])

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import (Condition, Instance as InstanceMessage, InstanceError, InstanceFigures, InstanceSpec)
+from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    Condition,
+    InstanceError,
+    InstanceFigures,
+    InstanceSpec,
+)
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from runtime_node.http.figures import GateFigures
 from runtime_node.instances.block_history import BlockHistory

@@ -48,7 +48,12 @@ class Transitions:
         """Work out its health anew; tell of a change, or of more than its health with `tell`."""
         health = health_of(instance)
         if health != instance.health:
-            self.log(instance, "health", health=InstanceMessage.Health.Name(health), was=InstanceMessage.Health.Name(instance.health))
+            self.log(
+                instance,
+                "health",
+                health=InstanceMessage.Health.Name(health),
+                was=InstanceMessage.Health.Name(instance.health),
+            )
             instance.health = health
             tell = True
         if tell:
@@ -58,7 +63,11 @@ class Transitions:
         """Set the door of an instance that serves no more, after what waits at it went to one that does."""
         successor = self._serving(instance)
         # One that has failed, too, may be handing its own over to this one still.
-        if successor is None or successor is instance or successor.state in (InstanceMessage.FAILED, InstanceMessage.STOPPED):
+        if (
+            successor is None
+            or successor is instance
+            or successor.state in (InstanceMessage.FAILED, InstanceMessage.STOPPED)
+        ):
             door()
             return
         instance.gate.forward(successor.gate)
@@ -88,6 +97,8 @@ def health_of(instance: Instance) -> InstanceMessage.Health.ValueType:
         return InstanceMessage.Health.UNKNOWN
     probe = instance.run.probe
     health = InstanceMessage.Health.HEALTHY if probe is None else probe.health
-    if health == InstanceMessage.Health.HEALTHY and any(map(instance.has_condition, (BLOCKED_LOOP, DEMOTED, LEAKED))):
+    if health == InstanceMessage.Health.HEALTHY and any(
+        map(instance.has_condition, (BLOCKED_LOOP, DEMOTED, LEAKED))
+    ):
         return InstanceMessage.Health.DEGRADED
     return health

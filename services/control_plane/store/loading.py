@@ -18,6 +18,7 @@ from services.control_plane.store.rows import (
     environment_record,
     node_record,
     operation_record,
+    placement_record,
 )
 from services.control_plane.store.tables import (
     AppDomainRow,
@@ -28,6 +29,7 @@ from services.control_plane.store.tables import (
     MetaRow,
     NodeRow,
     OperationRow,
+    PlacementRow,
     table_of,
 )
 
@@ -59,6 +61,8 @@ def load(connection: Connection) -> State:
             mirror.apply(at, environments=[(name, environment)])
         for at, name, node in _entries(connection, NodeRow, node_record):
             mirror.apply(at, nodes=[(name, node)])
+        for at, name, placement in _entries(connection, PlacementRow, placement_record):
+            mirror.apply(at, placements=[(name, placement)])
         for at, name, operation in _entries(connection, OperationRow, operation_record):
             mirror.apply(at, operations=[(name, operation)])
     finally:

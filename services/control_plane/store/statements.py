@@ -17,6 +17,7 @@ from services.control_plane.store.rows import (
     environment_values,
     node_values,
     operation_values,
+    placement_values,
     request_record,
     request_values,
 )
@@ -30,13 +31,14 @@ from services.control_plane.store.tables import (
     MetaRow,
     NodeRow,
     OperationRow,
+    PlacementRow,
     RequestRow,
     table_of,
 )
 
 R = TypeVar("R")
 
-KINDS = ("environment", "node", "app", "operation")
+KINDS = ("environment", "node", "app", "placement", "operation")
 """What the change log tells of, as written in its column `kind`."""
 
 
@@ -51,6 +53,7 @@ class Statements:
                 (EnvironmentRow, ()),
                 (NodeRow, ()),
                 (AppRow, ("uid",)),
+                (PlacementRow, ()),
                 (OperationRow, ()),
                 (RequestRow, ()),
                 (AppDomainRow, ()),
@@ -59,7 +62,7 @@ class Statements:
         self._append = {row: self._insert(row) for row in (ChangeRow, AppEventRow)}
         self._delete = {
             row: delete(table_of(row)).where(next(iter(table_of(row).primary_key)) == bindparam("key"))
-            for row in (EnvironmentRow, NodeRow, AppRow, OperationRow, AppDomainRow)
+            for row in (EnvironmentRow, NodeRow, AppRow, PlacementRow, OperationRow, AppDomainRow)
         }
         self._forget_events = delete(table_of(AppEventRow)).where(
             col(AppEventRow.app) == bindparam("key"), col(AppEventRow.id) <= bindparam("up_to")
@@ -119,6 +122,7 @@ class Statements:
         domains = [{"domain": domain, "app": app} for domain, app in layer.domains.items() if app]
         if domains:
             connection.execute(self._upsert[AppDomainRow], domains)
+        self._put(connection, PlacementRow, layer.placements, placement_values)
         self._put(connection, OperationRow, layer.operations, operation_values)
         self._put(connection, RequestRow, layer.requests, request_values)
         if layer.events:
@@ -153,6 +157,7 @@ class Statements:
         for row, keys in (
             (AppDomainRow, _gone(layer.domains)),
             (OperationRow, _gone(layer.operations)),
+            (PlacementRow, _gone(layer.placements)),
             (AppRow, list(layer.removed_apps)),
             (NodeRow, _gone(layer.nodes)),
             (EnvironmentRow, _gone(layer.environments)),
@@ -181,6 +186,7 @@ def _changes(batch: Batch) -> Iterator[dict[str, Any]]:
             layer.environments,
             layer.nodes,
             layer.apps,
+            layer.placements,
             layer.operations,
         )
         for kind, records in zip(KINDS, changed, strict=True):

@@ -60,4 +60,8 @@ async def test_a_repeat_offender_is_only_reported_if_its_policy_says_so(hosted: 
     for _ in range(5):
         report_block(hosted)
     reported = await hosted.get()
-    assert (reported.state, reported.isolation, reported.restart_count) == (pb.Instance.RUNNING, pb.InstanceSpec.SHARED, 0)
+    assert (reported.state, reported.isolation, reported.restart_count) == (
+        pb.Instance.RUNNING,
+        pb.InstanceSpec.SHARED,
+        0,
+    )

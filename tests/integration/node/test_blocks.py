@@ -139,7 +139,9 @@ async def test_a_repeat_offender_is_moved_to_a_loop_of_its_own_and_loses_no_requ
     harmless = asyncio.create_task(ask_until(hosted, "hog", moved := asyncio.Event()))
     for _ in range(3):
         assert (await hosted.ask("hog", "/?do=spin")).status_code == 504
-    hog = await becomes(hosted, lambda i: i.isolation == pb.InstanceSpec.THREAD and i.state == pb.Instance.RUNNING)
+    hog = await becomes(
+        hosted, lambda i: i.isolation == pb.InstanceSpec.THREAD and i.state == pb.Instance.RUNNING
+    )
     moved.set()
     assert set(await harmless) == {200}
     demoted = condition(hog, "Demoted")

@@ -194,8 +194,8 @@ async def test_a_thread_app_that_blocks_its_loop_delays_nobody_else(hosted: Host
     await hosted.start()
     await hosted.reaches(pb.Instance.RUNNING)
     await hosted.start(
-        name="apps/hog/instances/x", app_uid="hog", entrypoint="hogs:sleeps", isolation=pb.InstanceSpec.THREAD,
-        limits=pb.Limits(stop_timeout=ms(100)),
+        name="apps/hog/instances/x", app_uid="hog", entrypoint="hogs:sleeps",
+        isolation=pb.InstanceSpec.THREAD, limits=pb.Limits(stop_timeout=ms(100)),
     )  # fmt: skip
     await hosted.reaches(pb.Instance.RUNNING, "apps/hog/instances/x")
     hog = asyncio.create_task(hosted.ask("hog"))
@@ -255,7 +255,11 @@ async def test_a_process_that_dies_is_started_again_and_harms_nobody(
     name = "apps/frail/instances/x"
     policy = pb.RestartPolicy(min_backoff=ms(10))
     await hosted.start(
-        name=name, app_uid="f", entrypoint="hogs:exits", isolation=pb.InstanceSpec.PROCESS, restart_policy=policy
+        name=name,
+        app_uid="f",
+        entrypoint="hogs:exits",
+        isolation=pb.InstanceSpec.PROCESS,
+        restart_policy=policy,
     )
     await hosted.reaches(pb.Instance.RUNNING, name)
     await hosted.ask("frail", "/?exit=3")
@@ -275,6 +279,8 @@ async def test_a_plain_app_object_gets_a_process_and_a_factory_does_not(
     unset = pb.InstanceSpec.ISOLATION_TIER_UNSPECIFIED
     await hosted.start(name="apps/plain/instances/x", app_uid="p", entrypoint="plain:app", isolation=unset)
     await hosted.start(isolation=unset)
-    assert (await hosted.reaches(pb.Instance.RUNNING, "apps/plain/instances/x")).isolation == pb.InstanceSpec.PROCESS
+    assert (
+        await hosted.reaches(pb.Instance.RUNNING, "apps/plain/instances/x")
+    ).isolation == pb.InstanceSpec.PROCESS
     assert (await hosted.reaches(pb.Instance.RUNNING)).isolation == pb.InstanceSpec.SHARED
     assert "plain" not in sys.modules

@@ -211,7 +211,10 @@ async def healths(stream, wanted) -> list[int]:
         async for message in stream:
             if message.instance.health == wanted:
                 return seen
-            if message.instance.state == pb.Instance.RUNNING and message.instance.health != pb.Instance.Health.UNKNOWN:
+            if (
+                message.instance.state == pb.Instance.RUNNING
+                and message.instance.health != pb.Instance.Health.UNKNOWN
+            ):
                 seen.append(message.instance.health)
     raise AssertionError
 

@@ -23,7 +23,16 @@ instances = st.builds(
     lambda state, epoch, generation: SimpleNamespace(
         state=state, uid="u", epoch=epoch, generation=generation, version=(epoch, generation)
     ),
-    st.sampled_from([Instance.PENDING, Instance.STARTING, Instance.RUNNING, Instance.IDLE, Instance.STOPPING, Instance.FAILED]),
+    st.sampled_from(
+        [
+            Instance.PENDING,
+            Instance.STARTING,
+            Instance.RUNNING,
+            Instance.IDLE,
+            Instance.STOPPING,
+            Instance.FAILED,
+        ]
+    ),
     st.integers(1, 3),
     st.integers(1, 3),
 )
