@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,12 +63,18 @@ class FakeNode:
     base_domain: str = "localhost"
     http_address: str = "127.0.0.1:1"
     incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
+    uid: str = field(default_factory=lambda: str(uuid.uuid4()))
 
     def __post_init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
         """Every request that came in, by method name; WatchInstances too."""
         self.purged: list[str] = []
         """Uids whose data was removed."""
+        self.data: set[str] = set()
+        """Uids of apps whose data is here: a test that empties it gives the node another data directory."""
+        self.irremovable: set[str] = set()
+        """Uids whose data cannot be removed while they stand here."""
+        self._unpurged: dict[str, _Hosted] = {}
         self.address = ""
         self.draining = False
         self.refuse: SupervisorError | None = None
@@ -105,6 +112,8 @@ class FakeNode:
         """Shut down as SIGTERM makes a node do, and stop serving."""
         self.draining = True
         tasks = []
+        for uid in {hosted.spec.app_uid for hosted in self._unpurged.values()}:
+            self._forget_unpurged(uid)
         for hosted in list(self._hosted.values()):
             self._stop(hosted)
             if hosted.task is not None:
@@ -155,6 +164,7 @@ class FakeNode:
                 base_domain=self.base_domain,
                 incarnation=self.incarnation,
                 max_instances=self.max_instances,
+                uid=self.uid,
             ),
         )
         async with grpc.aio.insecure_channel(control_plane) as channel:
@@ -179,13 +189,14 @@ class FakeNode:
             start_time=timestamp(self._started),
             memory_bytes=1,
             draining=self.draining,
+            node_uid=self.uid,
         )
 
     def start_instance(self, spec: pb.InstanceSpec) -> pb.Instance:
         """StartInstance."""
         rules.check_spec(spec)
         known = self._hosted.get(spec.name)
-        if known is not None and known.spec == spec:
+        if known is not None and _without_claim(known.spec) == _without_claim(spec):
             return known.status
         version, fence = (spec.epoch, spec.generation), self._fences.get(spec.app_uid, (0, 0))
         if version < fence:
@@ -198,6 +209,7 @@ class FakeNode:
             raise SupervisorError("NODE_FULL", "The node is full.", resource=self.node)
         self._fences[spec.app_uid] = version
         self._purges.discard(spec.app_uid)
+        self._forget_unpurged(spec.app_uid)
         hosted = self._hosted[spec.name] = _Hosted(_copy_spec(spec), self._accepted(spec))
         if hosted.status.state == pb.Instance.STARTING:
             hosted.task = asyncio.create_task(self._run_start(hosted))
@@ -219,7 +231,12 @@ class FakeNode:
             self._purges.add(uid)
         if hosted is None:
             self._purge_if_last(uid)
+            if uid in self._purges and uid in self.irremovable:
+                raise SupervisorError("DATA_NOT_REMOVED", "It cannot be removed.", resource=request.name)
             return None
+        if request.name in self._unpurged:
+            self._end(hosted)
+            return self._hosted[request.name].status if request.name in self._hosted else None
         self._stop(hosted)
         return hosted.status
 
@@ -333,6 +350,12 @@ class FakeNode:
             self._fail(hosted, "APP_START_TIMEOUT", f"It was not ready within {limit:g} s.")
             return
         await asyncio.sleep(behaviour.ready_after)
+        uid = hosted.spec.app_uid
+        local = hosted.spec.database.WhichOneof("kind") in (None, "sqlite")
+        if hosted.spec.requires_existing_data and local and uid not in self.data:
+            self._fail(hosted, "DATA_MISSING", "Its data is not here.")
+            return
+        self.data.add(uid)
         if behaviour.fails is not None:
             self._fail(hosted, *behaviour.fails)
             return
@@ -360,20 +383,46 @@ class FakeNode:
     async def _run_stop(self, hosted: _Hosted) -> None:
         behaviour = self.behaviours.get(hosted.spec.entrypoint, Behaviour())
         await asyncio.sleep(min(behaviour.stop_after, effective_limits(hosted.spec).stop_timeout))
-        del self._hosted[hosted.spec.name]
-        self._purge_if_last(hosted.spec.app_uid)
+        self._end(hosted)
+
+    def _end(self, hosted: _Hosted) -> None:
+        name, uid = hosted.spec.name, hosted.spec.app_uid
+        del self._hosted[name]
+        self._purge_if_last(uid)
+        if uid in self._purges and not self._here(uid) and not self.draining:
+            self._hosted[name] = self._unpurged[name] = hosted
+            error = pb.InstanceError(
+                reason="DATA_NOT_REMOVED",
+                message="It cannot be removed.",
+                occur_time=timestamp(time.time()),
+            )
+            hosted.status.last_error.CopyFrom(error)
+            self._publish(hosted)
+            return
+        self._unpurged.pop(name, None)
         if self.draining:
-            self._obituaries[hosted.spec.name] = pb.InstanceError(
+            self._obituaries[name] = pb.InstanceError(
                 reason="NODE_DRAINING", message="Its node shut down.", occur_time=timestamp(time.time())
             )
-        self._feed.publish(self._feed.revision + 1, [(hosted.spec.name, None)])
+        self._feed.publish(self._feed.revision + 1, [(name, None)])
+
+    def _here(self, uid: str) -> bool:
+        return any(h.spec.app_uid == uid and n not in self._unpurged for n, h in self._hosted.items())
 
     def _purge_if_last(self, uid: str) -> None:
-        if uid in self._purges and all(h.spec.app_uid != uid for h in self._hosted.values()):
+        if uid in self._purges and not self._here(uid) and uid not in self.irremovable:
             self._purges.discard(uid)
+            self.data.discard(uid)
             self.purged.append(uid)
             self.logs.entries.pop(uid, None)
             self.logs.look()
+            self._forget_unpurged(uid)
+
+    def _forget_unpurged(self, uid: str) -> None:
+        for name in [n for n, h in self._unpurged.items() if h.spec.app_uid == uid]:
+            del self._unpurged[name]
+            if self._hosted.pop(name, None) is not None:
+                self._feed.publish(self._feed.revision + 1, [(name, None)])
 
     def _move(
         self, hosted: _Hosted, state: pb.Instance.State.ValueType, reason: str, message: str = ""
@@ -512,4 +561,10 @@ def _copy(instance: pb.Instance) -> pb.Instance:
 def _copy_spec(spec: pb.InstanceSpec) -> pb.InstanceSpec:
     copy = pb.InstanceSpec()
     copy.CopyFrom(spec)
+    return copy
+
+
+def _without_claim(spec: pb.InstanceSpec) -> pb.InstanceSpec:
+    copy = _copy_spec(spec)
+    copy.ClearField("requires_existing_data")
     return copy
