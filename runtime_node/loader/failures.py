@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
-from runtime_node.logs.masking import Masker
+from runtime_node.masking import Masker
 from services.rpc.errors import SupervisorError
 
 MAX_DETAIL_BYTES = 16 * 1024

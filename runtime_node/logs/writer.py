@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from runtime_node.logs.entries import MAX_TEXT_BYTES, Entry, storable
-from runtime_node.logs.masking import Masker
+from runtime_node.masking import Masker
 
 if TYPE_CHECKING:
     from runtime_node.logs.files import AppLog
@@ -102,12 +102,20 @@ class Account:
 class Channel:
     """Where the lines of one instance go."""
 
-    __slots__ = ("account", "instance", "mask")
+    __slots__ = ("_mask", "_secrets", "account", "instance")
 
     def __init__(self, instance: str, account: Account, secrets: tuple[str, ...]) -> None:
         self.instance = instance
         self.account = account
-        self.mask = Masker(secrets)
+        self._secrets = secrets
+        self._mask: Masker | None = None
+
+    @property
+    def mask(self) -> Masker:
+        """What blanks out the instance's secrets; made on first use: of many secrets that takes 100 ms."""
+        if self._mask is None:
+            self._mask = Masker(self._secrets)
+        return self._mask
 
 
 class LogWriter:
