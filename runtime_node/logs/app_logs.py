@@ -196,6 +196,7 @@ class AppLogs:
                 if account is None or account.channels or account.log.listeners:
                     return
                 del self._accounts[app, uid]
+            self._writer.settle(account)
             account.log.end()
 
         self._writer.call(release)

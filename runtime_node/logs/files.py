@@ -45,6 +45,10 @@ class AppLog:
         self._loaded = False
         self.ended = False
         """Purged, or given up for another object of the same log: nothing is added any more."""
+        self.lost = 0
+        """Lines that could not be written since this object was made."""
+        self.told = 0
+        """Of those, the ones that an entry tells of."""
         self.listeners: set[Callable[[], None]] = set()
         """Called on the writer's thread after entries were added, and at the end."""
         self.id = ""
@@ -98,6 +102,11 @@ class AppLog:
             raise
         self._size += len(data)
         self.next += len(lines)
+        self.tell()
+
+    def lose(self, lines: int) -> None:
+        """Take note that lines could not be written, behind the last entry; readers are told at once."""
+        self.lost += lines
         self.tell()
 
     def tell(self) -> None:
