@@ -12,9 +12,9 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wai
 
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
-from runtime_node.instances.effective import seconds
 from runtime_node.instances.feed import InstanceFeed
 from services.rpc.status import reason_of
+from services.spec.scalars import seconds
 
 log = logging.getLogger("runtime_node.registration")
 

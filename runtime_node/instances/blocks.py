@@ -14,11 +14,11 @@ from functools import partial
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
 from runtime_node.instances.block_history import PERIOD, Tier, Verdict
-from runtime_node.instances.effective import effective_limits
 from runtime_node.instances.record import BLOCKED_LOOP, DEMOTED, Instance, Run, error_message
 from runtime_node.instances.transitions import Transitions
 from runtime_node.watchdog import Block, BlockPolicy, Stage, Watchdog
 from services.rpc.errors import SupervisorError
+from services.spec.effective import effective_limits
 
 REASON = "APP_BLOCKED_LOOP"
 log = logging.getLogger("runtime_node.instances")

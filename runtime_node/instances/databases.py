@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
-from runtime_node.instances.rules import app_id
 from runtime_node.removal import finish_removals, remove_directory
+from runtime_node.rules import app_id
 from services.rpc.errors import SupervisorError
 
 OWNER = ".owner"

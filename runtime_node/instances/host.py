@@ -12,10 +12,9 @@ from collections.abc import Callable
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, StopInstanceRequest
+from runtime_node import rules
 from runtime_node.http.gate import Gate
 from runtime_node.http.limits import GateLimits
-from runtime_node.instances import rules
-from runtime_node.instances.effective import effective_limits
 from runtime_node.instances.feed import InstanceFeed
 from runtime_node.instances.lifecycle import Lifecycle
 from runtime_node.instances.purges import Purges
@@ -24,6 +23,7 @@ from runtime_node.instances.registry import InstanceRegistry
 from runtime_node.instances.states import initial
 from runtime_node.instances.table import InstanceTable
 from services.rpc.errors import SupervisorError
+from services.spec.effective import effective_limits
 
 DEFAULT_PAGE, MAX_PAGE = 50, 1000
 MAX_PAGE_BYTES = 2 * 1024 * 1024

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 
 from runtime_node.http.figures import GateFigures
 from runtime_node.instances.dormancy import Candidate, evicted, expired
-from runtime_node.instances.effective import idle_timeout
 from runtime_node.instances.figures import FigureSweep
 from runtime_node.instances.lifecycle import Lifecycle
 from runtime_node.instances.record import Instance
+from services.spec.effective import idle_timeout
 
 log = logging.getLogger("runtime_node.instances")
 

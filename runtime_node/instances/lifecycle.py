@@ -18,7 +18,6 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.instances.blocks import Blocks
 from runtime_node.instances.contexts import app_context
 from runtime_node.instances.databases import Databases
-from runtime_node.instances.effective import effective_health_check, effective_limits
 from runtime_node.instances.failures import Failures, wait
 from runtime_node.instances.leak_reports import LeakReports
 from runtime_node.instances.probes import Probes
@@ -38,6 +37,7 @@ from runtime_node.tiers.choice import Runners
 from runtime_node.tiers.runner import Launch, RunningApp, StopReport
 from runtime_node.watchdog import Block, Stage, Watchdog
 from services.rpc.errors import SupervisorError
+from services.spec.effective import effective_health_check, effective_limits
 
 log = logging.getLogger("runtime_node.instances")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
-from runtime_node.instances.effective import EffectiveHealthCheck
+from services.spec.effective import EffectiveHealthCheck
 
 
 class Probe:

@@ -20,9 +20,9 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from runtime_node.http.figures import GateFigures
 from runtime_node.instances.block_history import BlockHistory
-from runtime_node.instances.rules import app_id
 from runtime_node.instances.states import StateValue
 from runtime_node.instances.supervision import RestartHistory
+from runtime_node.rules import app_id
 from services.rpc.errors import SupervisorError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import RestartPolicy
-from runtime_node.instances.effective import EffectiveRestartPolicy
+from services.spec.effective import EffectiveRestartPolicy
 
 FINAL_REASONS = frozenset(
     {

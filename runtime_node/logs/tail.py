@@ -11,10 +11,10 @@ from typing import TypeVar
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import LogEntry, TailLogsRequest, TailLogsResponse
-from runtime_node.instances.rules import check_tail
 from runtime_node.logs.app_logs import AppLogs
 from runtime_node.logs.entries import Entry
 from runtime_node.logs.files import AppLog, LogReader
+from runtime_node.rules import check_tail
 from services.rpc.errors import Code, SupervisorError
 
 T = TypeVar("T")

@@ -160,7 +160,8 @@ def test_metrics_of_both_programs_and_apps_of_ones_own_are_there(up: type[Up], t
         APPSUPERVISOR_APP_DIR=str(tmp_path / "mine"),
         APPSUPERVISOR_LOG_LEVL="debug",
     ).wait()
-    for number, name in ((port, b"appsupervisor_control_plane_apps"), (port + 1, b"appsupervisor_node_instances")):
+    names = (b"appsupervisor_control_plane_apps", b"appsupervisor_node_instances")
+    for number, name in enumerate(names, port):
         assert f"http://127.0.0.1:{number}/metrics" in running.text
         with urllib.request.urlopen(f"http://127.0.0.1:{number}/metrics", timeout=10) as answer:
             assert name in answer.read()

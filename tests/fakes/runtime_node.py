@@ -22,13 +22,14 @@ from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import (
     RuntimeEnvironmentServicer,
     add_RuntimeEnvironmentServicer_to_server,
 )
-from runtime_node.instances import rules
-from runtime_node.instances.effective import effective_limits, seconds
+from runtime_node import rules
 from runtime_node.instances.feed import duration
 from runtime_node.instances.record import timestamp
 from services.rpc.errors import Code, SupervisorError
 from services.rpc.feed import ChangeFeed
 from services.rpc.server import RpcServer, Service
+from services.spec.effective import effective_limits
+from services.spec.scalars import seconds
 from tests.fakes.logs import FakeLogs
 
 SERVICE = "appsupervisor.runtime.v1.RuntimeEnvironment"

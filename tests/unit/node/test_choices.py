@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec
 from runtime_node.instances.contexts import app_context
 from runtime_node.instances.dormancy import Candidate, evicted, expired
-from runtime_node.instances.effective import EffectiveHealthCheck
 from runtime_node.instances.probe import Probe
 from runtime_node.instances.record import MAX_DETAIL_BYTES, trim_detail
 from runtime_node.instances.routes import serving
 from runtime_node.instances.start_limiter import StartLimiter
+from services.spec.effective import EffectiveHealthCheck
 
 # --- routes ---
 
