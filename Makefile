@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 ARGS ?=
+APP_DIR ?=
 SETUP := @PYTHON='$(PYTHON)' sh .ci/venv
 
 .DEFAULT_GOAL := help
@@ -12,8 +13,8 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo '  ARGS="..." is handed on to what the target runs; PYTHON=... chooses the Python of .venv when it is made: make clean first.'
 
-up: $(VENV)/.ready-demo ## Run the control plane, a node and two demo apps on this machine
-	@$(PY) -m compose.local $(ARGS)
+up: $(VENV)/.ready-demo ## Run the control plane, a node and two demo apps on this machine; APP_DIR=path adds your code
+	@$(PY) -m compose.local $(if $(APP_DIR),--app-dir '$(APP_DIR)') $(ARGS)
 
 test: $(VENV)/.ready-dev ## Run the tests that take a few minutes in all
 	@$(PY) -m pytest -m "not slow" $(ARGS)

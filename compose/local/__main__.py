@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -14,8 +15,9 @@ from pathlib import Path
 import grpc
 
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
-from compose.local import demo
+from compose.local import demo, requirements
 from compose.local.output import Output
+from compose.local.reload import reload_on_change
 from compose.local.settings import HOST, Settings, read_settings, refused, unknown, variable_of
 from compose.local.supervised import Supervised
 from services.rpc.process import ending_signals
@@ -38,10 +40,25 @@ def main() -> None:
     if problems := refused(os.environ):
         sys.exit(f"make up: {'; '.join(problems)}")
     try:
+        for folder in settings.app_dirs:
+            check_requirements(folder, install=settings.install)
         with exclusive(settings.data_dir):
             asyncio.run(Stack(with_ports(settings)).run())
     except StartError as problem:
         sys.exit(f"make up: {problem}")
+
+
+def check_requirements(folder: Path, *, install: bool) -> None:
+    """Say what a folder's code needs and this Python lacks, or install it. Raises StartError."""
+    missing = requirements.missing_in(folder)
+    if not missing:
+        return
+    if install:
+        if not requirements.install(folder):
+            raise StartError(f"what {folder} needs could not be installed; pip says why above")
+        return
+    print(f"up: {folder} needs what is not installed: {', '.join(missing)}")
+    print(f"up: --install does it, or: {shlex.join(requirements.command_for(folder))}")
 
 
 @contextlib.contextmanager
@@ -155,8 +172,7 @@ class Stack:
                 "--node=node-1",
                 f"--data-dir={data / 'node-1'}",
                 f"--metrics-listen={own.metrics_of_node}",
-                f"--app-dir={APPS}",
-                *(f"--app-dir={path}" for path in own.app_dirs),
+                *(f"--app-dir={folder}" for folder in (*own.app_dirs, APPS)),
             ],
             self._output,
         )
@@ -183,8 +199,11 @@ class Stack:
                 raise StartError(
                     f"the control plane answered {error.code().name}: {error.details()}"
                 ) from error
-        self._output.say(banner(self._settings, states))
-        await asyncio.Event().wait()
+            self._output.say(banner(self._settings, states))
+            if self._settings.reload:
+                folders = (*self._settings.app_dirs, APPS)
+                await reload_on_change(apps, folders, lambda text: self._output.log("up", text))
+            await asyncio.Event().wait()
 
     async def _become_ready(self, process: Supervised, channel: grpc.aio.Channel) -> None:
         """Wait until the process can be called. Raises StartError if it ends or takes too long."""

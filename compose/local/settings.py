@@ -50,7 +50,11 @@ class Settings:
     http_port: int
     data_dir: Path
     app_dirs: tuple[Path, ...] = ()
-    """Directories of the user's own apps."""
+    """Folders with the user's own code, beside the demo's."""
+    reload: bool = False
+    """Restart apps whose code changes on disk."""
+    install: bool = False
+    """Install what the folders say they need."""
     metrics: str = ""
     """`host:port` of the control plane's metrics; the node's are at the next port. Empty for none."""
 
@@ -97,15 +101,32 @@ def read_settings(argv: Sequence[str] | None = None) -> Settings:
         "metrics-listen", _metrics, "",
         "host:port of the control plane's Prometheus metrics; the node's are at the next port",
     )  # fmt: skip
+    listed = os.environ.get(variable_of("app-dir"), "")
     parser.add_argument(
         "--app-dir",
         type=Path,
         action="append",
-        default=[Path(part) for part in os.environ.get(f"{PREFIX}APP_DIR", "").split(os.pathsep) if part],
-        help=f"directory of apps of your own; may be repeated (environment: {PREFIX}APP_DIR)",
+        default=[],
+        help="folder to load your own apps' code from; may be repeated "
+        f"(environment: {variable_of('app-dir')}, separated by {os.pathsep!r})",
     )
-    given = vars(parser.parse_args(argv))
-    return Settings(app_dirs=tuple(given.pop("app_dir")), metrics=given.pop("metrics_listen"), **given)
+    parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="restart the apps whose code changes on disk, without a lost request",
+    )
+    parser.add_argument(
+        "--install",
+        action="store_true",
+        help="install what the folders' requirements.txt or pyproject.toml name and this Python lacks",
+    )
+    parsed = vars(parser.parse_args(argv))
+    named = parsed.pop("app_dir") or [Path(part) for part in listed.split(os.pathsep) if part]
+    for folder in named:
+        if not folder.is_dir():
+            parser.error(f"--app-dir: {folder} is not a folder")
+    metrics = parsed.pop("metrics_listen")
+    return Settings(**parsed, metrics=metrics, app_dirs=tuple(folder.resolve() for folder in named))
 
 
 def refused(environ: Mapping[str, str]) -> list[str]:
