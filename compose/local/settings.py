@@ -40,6 +40,9 @@ PASSED_ON = (
 )
 """What a program reads by itself."""
 
+OF_CLIENTS = ("ADDRESS", "CONFIG", "CONTEXT")
+"""What the command line reads."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -140,7 +143,7 @@ def refused(environ: Mapping[str, str]) -> list[str]:
 
 def unknown(environ: Mapping[str, str]) -> list[str]:
     """Return the variables of our prefix that no program reads, most likely misspelt."""
-    known = {PREFIX + name for name in (*OWN, *DECIDED, *PASSED_ON)}
+    known = {PREFIX + name for name in (*OWN, *DECIDED, *PASSED_ON, *OF_CLIENTS)}
     return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from uvicorn.protocols.utils import ClientDisconnected
 
-from runtime_node.asgi import ASGIApp, Message, Scope
+from runtime_node.asgi import ASGIApp, Message, Scope, UndeliveredError
+from runtime_node.cancellation import was_cancelled
 from runtime_node.http.current import interruption_point, is_interruption
 from runtime_node.http.gate import Gate
 from runtime_node.http.problems import (
@@ -23,8 +24,6 @@ from runtime_node.http.problems import (
     Problem,
 )
 from runtime_node.http.response import BadResponseError, ResponseHead
-from runtime_node.tiers.cancellation import was_cancelled
-from runtime_node.tiers.runner import UndeliveredError
 from services.rpc.errors import SupervisorError
 
 if TYPE_CHECKING:

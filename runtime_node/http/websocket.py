@@ -13,6 +13,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request
 
 from runtime_node.asgi import ASGIApp, Scope
+from runtime_node.cancellation import was_cancelled
 from runtime_node.http.current import interruption_point, is_interruption
 from runtime_node.http.gate import Gate
 from runtime_node.http.problems import (
@@ -26,7 +27,6 @@ from runtime_node.http.problems import (
     Problem,
 )
 from runtime_node.http.response import BadResponseError, check_handshake
-from runtime_node.tiers.cancellation import was_cancelled
 from services.rpc.errors import SupervisorError
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from runtime_node.asgi import ASGIApp, Message, Scope
+from runtime_node.cancellation import was_cancelled
 from runtime_node.instances.probe import Probe
 from runtime_node.instances.record import Instance, Run
-from runtime_node.tiers.cancellation import was_cancelled
 from runtime_node.tiers.cross_loop import run_on
 from runtime_node.watchdog.interruption import is_interruption
 from services.spec.effective import EffectiveHealthCheck

@@ -16,10 +16,9 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-from runtime_node.asgi import Message, Receive, Scope, Send
+from runtime_node.asgi import Message, Receive, Scope, Send, UndeliveredError
 from runtime_node.tiers.process import frames
 from runtime_node.tiers.process.frames import Frame, frame
-from runtime_node.tiers.runner import UndeliveredError
 from services.rpc.errors import SupervisorError
 
 BUFFER_BYTES: Final = 2 * frames.MAX_FRAME_BYTES

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from runtime_node.asgi import ASGIApp, Message, Scope
-from runtime_node.tiers.cancellation import was_cancelled
+from runtime_node.cancellation import was_cancelled
 from runtime_node.tiers.process import frames
 from runtime_node.tiers.process.frames import Frame, frame
 
