@@ -35,7 +35,6 @@ def condition(instance: pb.Instance, kind: str) -> pb.Condition:
         ("behaviours:raises_in_factory", "APP_FACTORY_FAILED", "raises_in_factory"),
         ("behaviours:raises_in_startup", "APP_STARTUP_FAILED", "in startup"),
         ("behaviours:no_such_thing", "ENTRYPOINT_ATTRIBUTE_NOT_FOUND", ""),
-        ("behaviours", "ENTRYPOINT_MALFORMED", ""),
         ("asyncio:AbstractServer.sockets", "ENTRYPOINT_ATTRIBUTE_NOT_FOUND", ""),
         ("string:ascii_letters", "ENTRYPOINT_NOT_AN_APP", ""),
     ],
