@@ -7,7 +7,7 @@ APP_DIR ?=
 SETUP := @PYTHON='$(PYTHON)' sh .ci/venv
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-all lint format proto bench chaos clean
+.PHONY: help up test test-all lint format proto docs bench chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -30,6 +30,10 @@ format: $(VENV)/.ready-dev ## Format the code and apply the safe fixes
 
 proto: $(VENV)/.ready-dev ## Generate gen/ from protos/
 	@$(PY) protos/generate.py
+
+docs: $(VENV)/.ready-dev ## Build the pages of docs/ into .cache/site
+	@$(PY) -m services.cli.reference
+	@$(PY) -m mkdocs build --quiet --strict --config-file .ci/mkdocs.yml
 
 bench: $(VENV)/.ready-dev ## Measure against bare servers in one run; prints a table with ratios
 	@$(PY) -m tests.bench $(ARGS)

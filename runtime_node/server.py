@@ -23,7 +23,6 @@ from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import add_RuntimeEnv
 from runtime_node import __version__, isolation
 from runtime_node.data_directory import held
 from runtime_node.http import HttpFront, Router
-from runtime_node.http.problems import NODE_DRAINING
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed, duration
 from runtime_node.instances.figures import FigureSweep
@@ -116,7 +115,11 @@ class Node:
             self.observation.logs.start()
             stack.push_async_callback(_quietly, "logs", self.observation.logs.close)
             # 3. The front: the listener's loop, which SHARED apps run on too, and who watches it.
-            self.router = router = Router(self.settings.base_domain)
+            self.router = router = Router(
+                self.settings.base_domain,
+                path_hosts=self.settings.path_hosts,
+                hosts_only=self.settings.hosts_only,
+            )
             watchdog = await self._start_front(stack, router)
             # 4. The core, with the tiers in which it runs apps.
             self._start_core(stack, table, databases, watchdog)
@@ -140,9 +143,9 @@ class Node:
                        "incarnation": self.incarnation},
             )  # fmt: skip
             yield self
-            log.info("draining", extra={"action": "node.draining", "instances": len(table)})
             # Before the first instance ends: who asks for one that is gone is told to come again, not 404.
-            router.refuse(NODE_DRAINING)
+            self.front.begin_draining()
+            log.info("draining", extra={"action": "node.draining", "instances": len(table)})
 
     async def _start_front(self, stack: AsyncExitStack, router: Router) -> Watchdog:
         isolation.install()

@@ -27,16 +27,9 @@ DECIDED = {
 """What the programs read and the launcher decides, and what to do instead."""
 
 PASSED_ON = (
-    *(
-        "ADVERTISE",
-        "BASE_DOMAIN",
-        "CONCURRENT_STARTS",
-        "DRAIN_TIMEOUT",
-        "ECHO_APP_LOGS",
-        "LABEL",
-        "LOG_LEVEL",
-    ),
-    *("MAX_INSTANCES", "MEMORY_BUDGET_BYTES", "NODE_TIMEOUT", "SHUTDOWN_TIMEOUT", "TRUSTED_PROXY"),
+    *("ADVERTISE", "BASE_DOMAIN", "CONCURRENT_STARTS", "DRAIN_TIMEOUT", "ECHO_APP_LOGS", "HOSTS_ONLY"),
+    *("LABEL", "LOG_LEVEL", "MAX_INSTANCES", "MEMORY_BUDGET_BYTES", "NODE_TIMEOUT", "PATH_HOST"),
+    *("SHUTDOWN_TIMEOUT", "TRUSTED_PROXY"),
 )
 """What a program reads by itself."""
 

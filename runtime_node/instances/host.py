@@ -195,6 +195,8 @@ class InstanceHost:
             effective.max_queued_requests,
             effective.request_timeout,
             effective.max_request_body_bytes,
+            effective.max_websocket_message_bytes,
+            effective.websocket_compression,
         )
         limits = self._limits.get(key)
         if limits is None:
@@ -205,6 +207,8 @@ class InstanceHost:
                 max_queued_requests=key[1],
                 request_timeout=key[2],
                 max_request_body_bytes=key[3],
+                max_websocket_message_bytes=key[4],
+                websocket_compression=key[5],
             )
         return limits
 

@@ -6,6 +6,7 @@ Runs on the control loop. Per instance at most one task is under way, and none w
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import random
 import time
@@ -181,8 +182,7 @@ class Lifecycle:
         elif isinstance(fault, SupervisorError):
             self._failed(instance, fault)
         else:
-            text = "The node failed at starting it; its log tells more."
-            self._failed(instance, SupervisorError("INTERNAL", text, resource=instance.name))
+            self._failed(instance, _start_fault(fault, instance.name))
             log.error(
                 "start failed", exc_info=fault,
                 extra={"action": "instance.start_fault", "instance": instance.name},
@@ -291,7 +291,7 @@ class Lifecycle:
     def _stopped_for_blocking(self, instance: Instance, run: Run, error: SupervisorError) -> None:
         self._release(instance, run)
         self._transitions.move(instance, Event.CRASH, reason=error.reason, message=error.message)
-        self._transitions.shut(instance, partial(instance.gate.close, error.reason, detail=error.message))
+        self._transitions.shut(instance, partial(instance.gate.close, error.reason))
 
     # --- starting over, dormancy, stopping ---
 
@@ -398,6 +398,14 @@ class Lifecycle:
             self._loop.call_soon_threadsafe(call, instance, number, *args)
         except RuntimeError:
             return  # the node has ended meanwhile
+
+
+def _start_fault(fault: BaseException | None, resource: str) -> SupervisorError:
+    if isinstance(fault, OSError) and fault.errno in (errno.EMFILE, errno.ENFILE):
+        text = "The node has no file descriptors left; raise its limit (ulimit -n) or run fewer apps on it."
+        return SupervisorError("NODE_FULL", text, resource=resource)
+    text = "The node failed at starting it; its log tells more."
+    return SupervisorError("INTERNAL", text, resource=resource)
 
 
 async def _ended(task: asyncio.Task[None] | None) -> None:

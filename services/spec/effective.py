@@ -20,6 +20,8 @@ class EffectiveLimits:
     start_timeout: float
     stop_timeout: float
     max_request_body_bytes: int
+    max_websocket_message_bytes: int
+    websocket_compression: bool
     max_threads: int
     memory_bytes: int | None
     cpu_millis: int | None
@@ -61,6 +63,8 @@ def _effective_limits(raw: bytes) -> EffectiveLimits:
         start_timeout=seconds(limits.start_timeout),
         stop_timeout=seconds(limits.stop_timeout),
         max_request_body_bytes=limits.max_request_body_bytes,
+        max_websocket_message_bytes=limits.max_websocket_message_bytes,
+        websocket_compression=limits.websocket_compression,
         max_threads=limits.max_threads,
         memory_bytes=limits.memory_bytes or None,
         cpu_millis=limits.cpu_millis or None,

@@ -75,6 +75,7 @@ def runtime_violations(prefix: str, spec: RuntimeSpec) -> list[Violation]:
     found += enum_violations(f"{prefix}.activation", spec.activation, InstanceSpec.Activation.DESCRIPTOR)
     found += _span_violations(prefix, spec, "idle_timeout", SECOND, _DAY)
     found += enum_violations(f"{prefix}.isolation", spec.isolation, InstanceSpec.IsolationTier.DESCRIPTOR)
+    found += _event_loop_violations(f"{prefix}.event_loop", spec)
     found += _limits_violations(f"{prefix}.limits", spec.limits)
     found += _health_check_violations(f"{prefix}.health_check", spec.health_check)
     return found + _restart_policy_violations(f"{prefix}.restart_policy", spec.restart_policy)
@@ -161,6 +162,12 @@ def _domains_violations(field: str, domains: Sequence[str]) -> list[Violation]:
     return found
 
 
+def _event_loop_violations(field: str, spec: RuntimeSpec) -> list[Violation]:
+    if spec.event_loop == InstanceSpec.ASYNCIO and spec.isolation != InstanceSpec.PROCESS:
+        return [Violation(field, "must not be ASYNCIO unless isolation is PROCESS")]
+    return enum_violations(field, spec.event_loop, InstanceSpec.EventLoop.DESCRIPTOR)
+
+
 def _limits_violations(field: str, limits: Limits) -> list[Violation]:
     found = []
     # Zero is what a field without presence has when it is not set.
@@ -168,6 +175,7 @@ def _limits_violations(field: str, limits: Limits) -> list[Violation]:
         ("max_concurrent_requests", limits.max_concurrent_requests or 1, 1, 10_000),
         ("max_queued_requests", limits.max_queued_requests, 0, 100_000),
         ("max_request_body_bytes", limits.max_request_body_bytes, 0, 10 * KIB**3),
+        ("max_websocket_message_bytes", limits.max_websocket_message_bytes or KIB, KIB, 16 * KIB**2),
         ("max_threads", limits.max_threads or 1, 1, 256),
         ("memory_bytes", limits.memory_bytes or 16 * KIB**2, 16 * KIB**2, 64 * KIB**3),
         ("cpu_millis", limits.cpu_millis or 10, 10, 64_000),

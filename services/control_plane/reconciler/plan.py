@@ -101,6 +101,7 @@ def _instance_spec(record: AppRecord, name: str) -> InstanceSpec:
         domains=domains,
         activation=spec.activation,
         isolation=spec.isolation,
+        event_loop=spec.event_loop,
     )
     wanted.env.update(spec.env)
     wanted.secret_env.update(spec.secret_env)

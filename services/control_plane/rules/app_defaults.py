@@ -41,6 +41,7 @@ RUNTIME_FIELDS = (
     "activation",
     "idle_timeout",
     "isolation",
+    "event_loop",
     "limits",
     "health_check",
     "restart_policy",

@@ -15,7 +15,6 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.catalog.commands import AppCommands
-from services.control_plane.catalog.idempotency import Caller
 from services.control_plane.reconciler import writes
 from services.control_plane.reconciler.observation import View, is_ready, observe, under_new_epoch
 from services.control_plane.reconciler.plan import plan
@@ -24,6 +23,7 @@ from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.records import AppRecord
 from services.control_plane.store.sql_store import open_store
 from services.rpc.errors import SupervisorError
+from services.rpc.pipeline.call import Caller
 from tests.unit.control_plane.model_node import BAD, ModelNode, app
 
 NODE = Node(name="environments/default/nodes/n", http_address="127.0.0.1:80", base_domain="localhost")

@@ -26,7 +26,7 @@ def test_environments_are_created_shown_listed_and_deleted(server: Server, refus
     assert [e.name for e in server("ListEnvironments", rest).environments] == [made.name]
     error = refused("CreateEnvironment", environment())
     assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "ENVIRONMENT_ALREADY_EXISTS")
-    assert error.resource.resource_type == "appsupervisor/Environment"
+    assert error.resource.resource_type == "appsupervisor.dev/Environment"
     error = refused("DeleteEnvironment", fleet.DeleteEnvironmentRequest(name=made.name, etag='"old"'))
     assert (error.code, error.info.reason) == (S.ABORTED, "ETAG_MISMATCH")
     server("DeleteEnvironment", fleet.DeleteEnvironmentRequest(name=made.name, etag=made.etag))
@@ -92,7 +92,7 @@ def test_a_node_that_cannot_be_stored_is_told_why(server: Server, refused: Refus
     heard.add(NODE)
     error = refused("RegisterNode", node("i2", 2))
     assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "NODE_NAME_TAKEN")
-    assert (error.resource.resource_type, error.resource.resource_name) == ("appsupervisor/Node", NODE)
+    assert (error.resource.resource_type, error.resource.resource_name) == ("appsupervisor.dev/Node", NODE)
     heard.clear()
     assert server("RegisterNode", node("i2", 2)).node.incarnation == "i2"
 

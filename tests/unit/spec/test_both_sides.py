@@ -27,6 +27,7 @@ NUMBERS = (
     ("limits", "max_concurrent_requests", 1, 10_000),
     ("limits", "max_queued_requests", 0, 100_000),
     ("limits", "max_request_body_bytes", 0, 10 * GIB),
+    ("limits", "max_websocket_message_bytes", 1024, 16 * MIB),
     ("limits", "max_threads", 1, 256),
     ("limits", "memory_bytes", 16 * MIB, 64 * GIB),
     ("limits", "cpu_millis", 10, 64_000),
@@ -130,6 +131,10 @@ def boundaries() -> Iterator[Fields]:
         ("", "activation"),
     ):
         yield within(message, field, 99)
+    yield {"event_loop": InstanceSpec.ASYNCIO}
+    yield {"event_loop": InstanceSpec.ASYNCIO, "isolation": InstanceSpec.PROCESS}
+    yield {"event_loop": InstanceSpec.UVLOOP}
+    yield {"event_loop": 99}
     yield {"config": nested(19)}
     for levels in (20, 21, 22):
         yield {"config": nested(levels)}
