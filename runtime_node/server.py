@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import psutil
@@ -27,14 +28,15 @@ from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed, duration
 from runtime_node.instances.figures import FigureSweep
 from runtime_node.instances.host import InstanceHost
-from runtime_node.instances.housekeeping import Housekeeping, Traffic
+from runtime_node.instances.housekeeping import PERIOD, Housekeeping, Traffic
 from runtime_node.instances.leak_reports import LeakReports
 from runtime_node.instances.lifecycle import Lifecycle
 from runtime_node.instances.probes import Probes
 from runtime_node.instances.purges import Purges
-from runtime_node.instances.record import timestamp
+from runtime_node.instances.record import Instance, timestamp
 from runtime_node.instances.registry import InstanceRegistry
 from runtime_node.instances.routes import Routes
+from runtime_node.instances.shared_state import SharedState
 from runtime_node.instances.start_limiter import StartLimiter
 from runtime_node.instances.table import InstanceTable
 from runtime_node.instances.transitions import Transitions
@@ -159,7 +161,7 @@ class Node:
         )
         isolation.attach(front.loop)
         isolation.guard_loop(front.loop)
-        isolation.keep_handlers_apart(front.loop)
+        isolation.keep_settings_apart(front.loop)
         stack.push_async_callback(_quietly, "front", lambda: front.stop(RPC_GRACE))
         self.http = Address(listen.host, (await front.start())[1])
         watchdog.watch(front.loop)
@@ -182,7 +184,9 @@ class Node:
         if self._owns_process:
             collector.install()
             stack.callback(collector.uninstall)
-        runners = self._runners(self.front, loader, collector, watchdog)
+        # Now that the node has set all that it sets itself.
+        shared_state = SharedState(table, transitions, PERIOD)
+        runners = self._runners(self.front, loader, collector, watchdog, shared_state)
         for runner in runners.values():
             stack.push_async_callback(_quietly, "tier", runner.close)
         probes = Probes(self.front.loop, settings.base_domain, transitions.reassess)
@@ -191,7 +195,7 @@ class Node:
             runners=Runners(runners, loader), databases=databases,
             start_limiter=StartLimiter(settings.concurrent_starts), probes=probes, registry=registry,
             transitions=transitions, leaks=leaks, watchdog=watchdog, running=table.running,
-            on_ready=collector.started,
+            on_ready=partial(_started, collector, shared_state),
         )  # fmt: skip
         self.host = InstanceHost(
             table=table, registry=registry, lifecycle=self.lifecycle, purges=purges, feed=self.feed,
@@ -200,7 +204,7 @@ class Node:
         self.housekeeping = Housekeeping(
             table.running, self.lifecycle, FigureSweep(self.feed.measured), traffic,
             memory=self.memory, memory_budget=settings.memory_budget_bytes,
-            after=collector.tick if self._owns_process else lambda: None,
+            after=partial(_every_second, collector if self._owns_process else None, shared_state),
         )  # fmt: skip
         _background(stack, self.housekeeping.run())
 
@@ -231,10 +235,16 @@ class Node:
         self.observation.close_streams()
 
     def _runners(
-        self, front: HttpFront, loader: Loader, collector: GCPolicy, watchdog: Watchdog
+        self,
+        front: HttpFront,
+        loader: Loader,
+        collector: GCPolicy,
+        watchdog: Watchdog,
+        shared_state: SharedState,
     ) -> dict[Tier, AppRunner]:
         def released(instance: str, suspects: Sequence[Canary]) -> None:
             collector.stopped(freed=not suspects, instance=instance, suspects=suspects)
+            shared_state.look(instance)
 
         runners: dict[Tier, AppRunner] = {}
         shared = SharedRunner(loader, front.loop, LoopLag(front.loop).read, released)
@@ -316,6 +326,17 @@ async def run_node(settings: NodeSettings, zygote: Zygote | None) -> None:
         await ended.wait()
         end_within(settings.shutdown_timeout + END_GRACE)
     log.info("ended", extra={"action": "node.ended"})
+
+
+def _started(collector: GCPolicy, shared_state: SharedState, instance: Instance) -> None:
+    collector.started()
+    shared_state.started(instance)
+
+
+def _every_second(collector: GCPolicy | None, shared_state: SharedState) -> None:
+    if collector is not None:
+        collector.tick()
+    shared_state.look()
 
 
 def _background(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:

@@ -11,6 +11,7 @@ from services.control_plane.placement.placement import Candidate, choose
 from services.control_plane.reconciler.observation import View, observe, under_new_epoch, wanted_version
 from services.control_plane.reconciler.plan import plan
 from services.control_plane.reconciler.turns import Turns
+from services.control_plane.rules.app_defaults import RUNTIME_FIELDS
 from services.control_plane.rules.conditions import get_condition
 from services.control_plane.store.records import AppRecord, Version
 
@@ -216,6 +217,25 @@ def test_a_new_epoch_moves_the_wanted_version_above_what_the_node_knows(
 def stops(before: AppRecord, *instances: rt.Instance) -> list[tuple[str, int, str, bool]]:
     todo = plan(before, view(*instances))
     return [(s.name.rpartition("/")[2], s.epoch, s.app_uid, s.purge_data) for s in todo.stop]
+
+
+def test_every_field_that_a_node_is_to_know_reaches_it() -> None:
+    wanted = record()
+    app = wanted.spec
+    app.config["size"] = 3
+    app.env["A"], app.secret_env["B"] = "a", "b"
+    app.domains.append("a.example")
+    app.activation, app.isolation = rt.InstanceSpec.ON_REQUEST, rt.InstanceSpec.PROCESS
+    app.event_loop = rt.InstanceSpec.ASYNCIO
+    app.database.sqlite.SetInParent()
+    app.idle_timeout.FromSeconds(60)
+    app.limits.max_threads, app.health_check.path, app.restart_policy.max_restarts = 3, "/", 7
+    todo = plan(wanted, view())
+    assert todo.start is not None
+    for field in RUNTIME_FIELDS:
+        told, asked = getattr(todo.start.spec, field), getattr(app, field)
+        assert told == asked, field
+        assert told, field
 
 
 def test_the_old_version_is_stopped_only_once_the_new_one_is_ready() -> None:
