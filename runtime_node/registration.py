@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
 
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
-from runtime_node.instances.effective import seconds
 from runtime_node.instances.feed import InstanceFeed
 from services.rpc.status import reason_of
+from services.spec.scalars import seconds
 
 log = logging.getLogger("runtime_node.registration")
 
@@ -25,6 +25,18 @@ PATIENCE = 5.0
 """Seconds for which a control plane that does not answer yet is no news: both are often started at once."""
 
 
+class Standing(Protocol):
+    """Hears whether the node has the name that it registers."""
+
+    def confirmed(self) -> None:
+        """The node is registered under its name."""
+        ...
+
+    def refused(self, reason: str, message: str) -> None:
+        """The node was refused; `reason` is an `ErrorReason`, or the name of a gRPC code."""
+        ...
+
+
 class Registration:
     """Registers a node and keeps it registered. `request` is what it says of itself."""
 
@@ -33,11 +45,13 @@ class Registration:
         control_plane: str,
         request: Callable[[], fleet_pb2.RegisterNodeRequest],
         feed: InstanceFeed,
+        standing: Standing,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._control_plane = control_plane
         self._request = request
         self._feed = feed
+        self._standing = standing
         self._sleep = sleep
         self._told = ""
         self._interval = DEFAULT_INTERVAL
@@ -76,6 +90,7 @@ class Registration:
         interval = seconds(response.registration_interval)
         self._interval = interval if interval > 0 else DEFAULT_INTERVAL
         self._told = ""
+        self._standing.confirmed()
         log.info(
             "registered",
             extra={
@@ -91,6 +106,7 @@ class Registration:
         if not isinstance(fault, grpc.aio.AioRpcError):
             return
         reason = reason_of(fault) or fault.code().name
+        self._standing.refused(reason, fault.details() or "")
         starting = (
             fault.code() == grpc.StatusCode.UNAVAILABLE and (state.seconds_since_start or 0.0) < PATIENCE
         )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 
@@ -28,6 +27,7 @@ from services.control_plane.settings import Settings
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.sql_store import open_store
 from services.rpc.metrics import Collector, MetricsListener
+from services.rpc.process import ending_signals
 from services.rpc.server import RpcServer, Service
 
 log = logging.getLogger("appsupervisor.control_plane")
@@ -124,7 +124,7 @@ def services(
 
 
 async def serve(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT, then drain. A second signal ends the process at once.
+    """Run until SIGTERM, SIGINT or SIGHUP, then drain. A second signal ends the process at once.
 
     Raises what ended the store, if it could not go on: acknowledged writes are safe, a new process
     starts from them.
@@ -137,12 +137,14 @@ async def serve(settings: Settings) -> None:
         fatal.append(failure)
         loop.call_soon_threadsafe(stopping.set)
 
+    numbers = ending_signals()
+
     def stop() -> None:
         stopping.set()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in numbers:
             loop.remove_signal_handler(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in numbers:
         loop.add_signal_handler(number, stop)
     control_plane = ControlPlane(settings, end)
     await control_plane.start()

@@ -18,7 +18,7 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec
 from services.control_plane.rules.filter_grammar import Literal, refuse
 from services.control_plane.rules.filter_patterns import text_test
-from services.control_plane.rules.scalars import SECOND, normalize_domain
+from services.spec.scalars import SECOND, normalize_domain
 
 Predicate = Callable[[App], bool]
 

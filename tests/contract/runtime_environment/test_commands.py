@@ -110,7 +110,7 @@ async def test_every_violation_of_a_spec_is_told_at_once(node: Subject) -> None:
         "spec.generation",
         "spec.epoch",
         "spec.entrypoint",
-        "spec.env",
+        'spec.env["1A"]',
         "spec.database.external.secret_key",
         "spec.domains[0]",
         "spec.idle_timeout",

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import tenacity
@@ -14,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
 from runtime_node.instances.feed import InstanceFeed
-from runtime_node.registration import PATIENCE, Registration
+from runtime_node.registration import PATIENCE, Registration, Standing
 from services.rpc.errors import SupervisorError
 from services.rpc.server import RpcServer, Service
 
@@ -137,7 +138,8 @@ async def test_a_control_plane_that_does_not_answer_is_told_once_and_not_in_the_
     # tenacity counts the time from the first try by this clock.
     monkeypatch.setattr(tenacity, "time", SimpleNamespace(monotonic=lambda: now))
     feed = InstanceFeed("environments/default/nodes/n", "i")
-    registration = Registration("127.0.0.1:1", fleet_pb2.RegisterNodeRequest, feed, sleep)
+    standing = Mock(spec=Standing)
+    registration = Registration("127.0.0.1:1", fleet_pb2.RegisterNodeRequest, feed, standing, sleep)
     with caplog.at_level(logging.INFO, "runtime_node.registration"), pytest.raises(OverError):
         await registration.run()
     assert [r.__dict__["reason"] for r in told()] == ["UNAVAILABLE"]

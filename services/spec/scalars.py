@@ -149,6 +149,16 @@ def enum_violations(field: str, value: int, enum: EnumDescriptor) -> list[Violat
     return [Violation(field, f"has the unknown value {value}; use {names}")]
 
 
+def text_bytes(texts: Mapping[str, str]) -> int:
+    """Return the size of a map's keys and values together, in UTF-8."""
+    return sum(len(key.encode()) + len(value.encode()) for key, value in texts.items())
+
+
+def seconds(duration: Duration) -> float:
+    """Return a span in seconds."""
+    return duration.seconds + duration.nanos / 1e9
+
+
 def _a_labels(domain: str) -> str | None:
     """Return a name in the form DNS carries, or None if there is none for it."""
     plain = domain.removesuffix(".")
