@@ -20,14 +20,14 @@ from sqlmodel import col, select
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import AppEvent
 from services.control_plane.store.clock import SteadyClock, monotonic_clock, wall_clock
-from services.control_plane.store.database import Database, open_database
+from services.control_plane.store.sql.database import Database, open_database
 from services.control_plane.store.errors import StoreError, unavailable
 from services.control_plane.store.interface import Transaction
-from services.control_plane.store.loading import load
-from services.control_plane.store.migrate import migrate
+from services.control_plane.store.sql.reader import load
+from services.control_plane.store.sql.migrate import migrate
 from services.control_plane.store.mirror import Mirror
-from services.control_plane.store.pruning import Bounds, find_prunable
-from services.control_plane.store.tables import AppEventRow
+from services.control_plane.store.sql.pruning import Bounds, find_prunable
+from services.control_plane.store.sql.tables import AppEventRow
 from services.control_plane.store.writer import Writer
 from services.rpc.errors import SupervisorError
 

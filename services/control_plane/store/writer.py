@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine
 
 from services.control_plane.store.errors import StoreError, busy, shutting_down, unavailable
-from services.control_plane.store.layers import Batch, State
-from services.control_plane.store.storage import BatchStorage, UnreadableError, is_of_one_command
+from services.control_plane.store.write_set import Batch, State
+from services.control_plane.store.sql.storage import BatchStorage, UnreadableError, is_of_one_command
 from services.control_plane.store.transaction import CommandTransaction
 
 T = TypeVar("T")
@@ -164,7 +164,7 @@ class Writer:
         except BaseException as error:  # noqa: BLE001  # it is the caller's, whatever it is
             job.error = error
         else:
-            batch.keep(transaction.revision, now, transaction.layer)
+            batch.keep(transaction.revision, now, transaction.write_set)
 
     def _recover(self, jobs: list[_Job], error: BaseException) -> bool:
         """After a batch could not be stored: return whether its jobs can be answered all the same."""

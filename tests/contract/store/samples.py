@@ -21,7 +21,7 @@ from services.control_plane.store.records import (
     RequestRecord,
     Version,
 )
-from services.control_plane.store.tables import ChangeRow, MetaRow
+from services.control_plane.store.sql.tables import ChangeRow, MetaRow
 from services.rpc.feed import ChangeFeed
 
 DEFAULT = "environments/default"

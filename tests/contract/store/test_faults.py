@@ -16,7 +16,7 @@ from services.control_plane.store import writer
 from services.control_plane.store.errors import StoreError
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.sql_store import SqlCatalogStore
-from services.control_plane.store.tables import MetaRow, table_of
+from services.control_plane.store.sql.tables import MetaRow, table_of
 from services.rpc.errors import SupervisorError
 from tests.contract.store.samples import WAIT, app, contents, put, snapshot
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from services.control_plane.store.interface import Transaction
-from services.control_plane.store.loading import load
-from services.control_plane.store.pruning import Bounds
+from services.control_plane.store.sql.reader import load
+from services.control_plane.store.sql.pruning import Bounds
 from services.control_plane.store.sql_store import SqlCatalogStore
 from services.rpc.errors import SupervisorError
 from tests.contract.store.samples import (

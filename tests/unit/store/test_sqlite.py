@@ -17,7 +17,7 @@ from alembic.runtime.migration import MigrationContext
 
 from services.control_plane.store.errors import StoreError
 from services.control_plane.store.sql_store import SqlCatalogStore, open_store
-from services.control_plane.store.tables import SCHEMA
+from services.control_plane.store.sql.tables import SCHEMA
 from services.rpc.errors import SupervisorError
 from tests.contract.store.samples import WAIT, app, contents, put
 
@@ -149,7 +149,7 @@ def test_a_failed_migration_leaves_nothing_behind(path: Path, monkeypatch: pytes
         raise OSError("pulled the plug")
 
     with monkeypatch.context() as patch:
-        patch.setattr("services.control_plane.store.migrate._begin_catalog", fails)
+        patch.setattr("services.control_plane.store.sql.migrate._begin_catalog", fails)
         with pytest.raises(StoreError):
             open_store(f"sqlite:///{path}")
     with sqlite3.connect(path) as connection:

@@ -10,16 +10,16 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection
 from sqlmodel import col, select
 
-from services.control_plane.store.layers import State
+from services.control_plane.store.write_set import State
 from services.control_plane.store.mirror import Mirror
-from services.control_plane.store.rows import (
+from services.control_plane.store.sql.rows import (
     Row,
     app_record,
     environment_record,
     node_record,
     operation_record,
 )
-from services.control_plane.store.tables import (
+from services.control_plane.store.sql.tables import (
     AppDomainRow,
     AppRow,
     CatalogTable,

@@ -15,11 +15,11 @@ from sqlalchemy import Connection, insert, inspect
 from sqlmodel import select
 
 from appsupervisor.fleet.v1.fleet_pb2 import Environment
-from services.control_plane.store.database import Database
+from services.control_plane.store.sql.database import Database
 from services.control_plane.store.errors import StoreError
 from services.control_plane.store.records import EnvironmentRecord
-from services.control_plane.store.rows import environment_values
-from services.control_plane.store.tables import ChangeRow, EnvironmentRow, MetaRow, table_of
+from services.control_plane.store.sql.rows import environment_values
+from services.control_plane.store.sql.tables import ChangeRow, EnvironmentRow, MetaRow, table_of
 
 DEFAULT_ENVIRONMENT = "environments/default"
 
@@ -30,7 +30,7 @@ def migrate(database: Database, now: int) -> None:
     Raises StoreError, before anything is written, if the schema is not one this program knows.
     """
     config = Config()
-    config.set_main_option("script_location", "services.control_plane.store:migrations")
+    config.set_main_option("script_location", "services.control_plane.store.sql:migrations")
     scripts = ScriptDirectory.from_config(config)
     with database.reader.connect() as connection:
         current = MigrationContext.configure(connection).get_current_heads()

@@ -12,10 +12,10 @@ from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingErr
 from sqlmodel import select
 
 from services.control_plane.store.errors import StoreError
-from services.control_plane.store.layers import Batch, State
+from services.control_plane.store.write_set import Batch, State
 from services.control_plane.store.records import RequestRecord
-from services.control_plane.store.statements import Statements
-from services.control_plane.store.tables import MetaRow
+from services.control_plane.store.sql.statements import Statements
+from services.control_plane.store.sql.tables import MetaRow
 
 _log = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import col, select
 
 from services.control_plane.store.errors import StoreError
-from services.control_plane.store.layers import Batch, Layer
+from services.control_plane.store.write_set import Batch, WriteSet
 from services.control_plane.store.records import RequestRecord
-from services.control_plane.store.rows import (
+from services.control_plane.store.sql.rows import (
     app_values,
     environment_values,
     node_values,
@@ -20,7 +20,7 @@ from services.control_plane.store.rows import (
     request_record,
     request_values,
 )
-from services.control_plane.store.tables import (
+from services.control_plane.store.sql.tables import (
     AppDomainRow,
     AppEventRow,
     AppRow,
@@ -110,26 +110,26 @@ class Statements:
 
         Raises StoreError if the stored revision is not the one this batch follows.
         """
-        layer = batch.layer
-        self._remove(connection, layer)
+        write_set = batch.write_set
+        self._remove(connection, write_set)
         # Parents before children, as foreign keys want it.
-        self._put(connection, EnvironmentRow, layer.environments, environment_values)
-        self._put(connection, NodeRow, layer.nodes, node_values)
-        self._put(connection, AppRow, layer.apps, app_values)
-        domains = [{"domain": domain, "app": app} for domain, app in layer.domains.items() if app]
+        self._put(connection, EnvironmentRow, write_set.environments, environment_values)
+        self._put(connection, NodeRow, write_set.nodes, node_values)
+        self._put(connection, AppRow, write_set.apps, app_values)
+        domains = [{"domain": domain, "app": app} for domain, app in write_set.domains.items() if app]
         if domains:
             connection.execute(self._upsert[AppDomainRow], domains)
-        self._put(connection, OperationRow, layer.operations, operation_values)
-        self._put(connection, RequestRow, layer.requests, request_values)
-        if layer.events:
-            rows = [{"app": app, "id": number, "body": body} for app, number, body in layer.events]
+        self._put(connection, OperationRow, write_set.operations, operation_values)
+        self._put(connection, RequestRow, write_set.requests, request_values)
+        if write_set.events:
+            rows = [{"app": app, "id": number, "body": body} for app, number, body in write_set.events]
             connection.execute(self._append[AppEventRow], rows)
         changes = list(_changes(batch))
         if changes:
             connection.execute(self._append[ChangeRow], changes)
         revision, now, _ = batch.commits[-1]
-        self._prune(connection, layer, now)
-        oldest = max(batch.state.oldest_revision, layer.oldest_revision)
+        self._prune(connection, write_set, now)
+        oldest = max(batch.state.oldest_revision, write_set.oldest_revision)
         advanced = connection.execute(
             self._advance, {"old": batch.state.revision, "new": revision, "now": now, "oldest": oldest}
         )
@@ -147,28 +147,28 @@ class Statements:
         if rows:
             connection.execute(self._upsert[row], rows)
 
-    def _remove(self, connection: Connection, layer: Layer) -> None:
+    def _remove(self, connection: Connection, write_set: WriteSet) -> None:
         # Children before parents. An app that another of its name replaced goes too: all of its row
         # is the other's then.
         for row, keys in (
-            (AppDomainRow, _gone(layer.domains)),
-            (OperationRow, _gone(layer.operations)),
-            (AppRow, list(layer.removed_apps)),
-            (NodeRow, _gone(layer.nodes)),
-            (EnvironmentRow, _gone(layer.environments)),
+            (AppDomainRow, _gone(write_set.domains)),
+            (OperationRow, _gone(write_set.operations)),
+            (AppRow, list(write_set.removed_apps)),
+            (NodeRow, _gone(write_set.nodes)),
+            (EnvironmentRow, _gone(write_set.environments)),
         ):
             if keys:
                 connection.execute(self._delete[row], [{"key": key} for key in keys])
 
-    def _prune(self, connection: Connection, layer: Layer, now: int) -> None:
-        if layer.expired_requests:
-            rows = [{"key": key, "now": now} for key in layer.expired_requests]
+    def _prune(self, connection: Connection, write_set: WriteSet, now: int) -> None:
+        if write_set.expired_requests:
+            rows = [{"key": key, "now": now} for key in write_set.expired_requests]
             connection.execute(self._expire_requests, rows)
-        if layer.forgotten_events:
-            pairs = [{"key": app, "up_to": up_to} for app, up_to in layer.forgotten_events]
+        if write_set.forgotten_events:
+            pairs = [{"key": app, "up_to": up_to} for app, up_to in write_set.forgotten_events]
             connection.execute(self._forget_events, pairs)
-        if layer.oldest_revision:
-            connection.execute(self._forget_changes, {"up_to": layer.oldest_revision})
+        if write_set.oldest_revision:
+            connection.execute(self._forget_changes, {"up_to": write_set.oldest_revision})
 
 
 def _gone(records: dict[str, Any]) -> list[str]:
@@ -176,12 +176,12 @@ def _gone(records: dict[str, Any]) -> list[str]:
 
 
 def _changes(batch: Batch) -> Iterator[dict[str, Any]]:
-    for revision, now, layer in batch.commits:
+    for revision, now, write_set in batch.commits:
         changed: tuple[Mapping[str, Any], ...] = (
-            layer.environments,
-            layer.nodes,
-            layer.apps,
-            layer.operations,
+            write_set.environments,
+            write_set.nodes,
+            write_set.apps,
+            write_set.operations,
         )
         for kind, records in zip(KINDS, changed, strict=True):
             for key, record in records.items():

@@ -1,6 +1,6 @@
 """The committed state, and the layers of changes over it that are not committed yet.
 
-A command that fails is undone by forgetting its layer; a batch that is stored is published.
+A command that fails is undone by forgetting its write_set; a batch that is stored is published.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class State:
 
 
 @dataclass
-class Layer:
+class WriteSet:
     """Changes over the state below; None stands for a removed key."""
 
     apps: dict[str, AppRecord | None] = field(default_factory=dict)
@@ -71,8 +71,8 @@ class Layer:
             or self.oldest_revision
         )
 
-    def take(self, other: Layer) -> None:
-        """Add the changes of a layer above."""
+    def take(self, other: WriteSet) -> None:
+        """Add the changes of a write_set above."""
         self.apps.update(other.apps)
         self.environments.update(other.environments)
         self.nodes.update(other.nodes)
@@ -95,8 +95,8 @@ class Batch:
     state: State
     find_request: Callable[[str], RequestRecord | None]
     """Reads a stored request by id, expired or not."""
-    layer: Layer = field(default_factory=Layer)
-    commits: list[tuple[int, int, Layer]] = field(default_factory=list)
+    write_set: WriteSet = field(default_factory=WriteSet)
+    commits: list[tuple[int, int, WriteSet]] = field(default_factory=list)
     """Revision, time (µs) and changes of each command that changed something."""
 
     @property
@@ -104,23 +104,23 @@ class Batch:
         """The newest revision, this batch's included."""
         return self.commits[-1][0] if self.commits else self.state.revision
 
-    def keep(self, revision: int, now: int, layer: Layer) -> None:
+    def keep(self, revision: int, now: int, write_set: WriteSet) -> None:
         """Take in a finished command's changes, if it made any."""
-        if layer:
-            self.layer.take(layer)
-            self.commits.append((revision, now, layer))
+        if write_set:
+            self.write_set.take(write_set)
+            self.commits.append((revision, now, write_set))
 
     def publish(self) -> None:
         """Take the batch, now that it is stored, into the state: revision by revision."""
         state = self.state
-        for domain, app in self.layer.domains.items():
+        for domain, app in self.write_set.domains.items():
             if app is None:
                 state.domains.pop(domain, None)
             else:
                 state.domains[domain] = app
         state.revision = self.revision
-        state.oldest_revision = max(state.oldest_revision, self.layer.oldest_revision)
-        state.eventful.update((app, None) for app, _, _ in self.layer.events)
+        state.oldest_revision = max(state.oldest_revision, self.write_set.oldest_revision)
+        state.eventful.update((app, None) for app, _, _ in self.write_set.events)
         for revision, _, changed in self.commits:
             state.mirror.apply(
                 revision,
