@@ -1,4 +1,4 @@
-"""The transaction that a command sees: its own write_set, over its batch's, over the mirror.
+"""The transaction that a command sees: its own write set, over its batch's, over the mirror.
 
 Nothing is written to the database here.
 """
@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import AppEvent
-from services.control_plane.store.write_set import Batch, WriteSet
 from services.control_plane.store.records import (
     VERBS,
     AppRecord,
@@ -18,6 +17,7 @@ from services.control_plane.store.records import (
     OperationRecord,
     RequestRecord,
 )
+from services.control_plane.store.write_set import Batch, WriteSet
 from services.rpc.errors import SupervisorError
 
 EVENTS_PER_COMMAND = 4096
@@ -48,17 +48,25 @@ class CommandTransaction:
         """The revision under which this command's changes are logged."""
         return self._revision
 
-    # Each read asks the command's write_set, then the batch's, then the mirror.
+    @property
+    def history(self) -> str:
+        """The history of the catalog that the revision belongs to; part of etags."""
+        return self._batch.history
+
+    # Each read asks the command's write set, then the batch's, then the mirror.
 
     def app(self, name: str) -> AppRecord | None:
         """Return an app."""
-        for write_set in (self.write_set.apps, self._below.apps):
-            if name in write_set:
-                return write_set[name]
+        for changed in (self.write_set.apps, self._below.apps):
+            if name in changed:
+                return changed[name]
         return self._mirror.apps.get(name)
 
-    def put_app(self, record: AppRecord) -> None:
-        """Insert or replace an app, with its domains. Raises SupervisorError DOMAIN_TAKEN."""
+    def put_app(self, record: AppRecord) -> AppRecord:
+        """Insert or replace an app, with its domains, and return it as it is stored.
+
+        Raises SupervisorError DOMAIN_TAKEN.
+        """
         name, old = record.name, self.app(record.name)
         for domain in record.spec.domains:
             if self._owner(domain) not in (None, name):
@@ -76,7 +84,11 @@ class CommandTransaction:
         if before != after:
             self.write_set.domains.update(dict.fromkeys(before - after))
             self.write_set.domains.update(dict.fromkeys(after - before, name))
-        self.write_set.apps[name] = replace(record, revision=self._revision)
+        same = old is not None and old.generation == record.generation
+        history = old.history if old is not None and same else self.history
+        stored = replace(record, revision=self._revision, history=history)
+        self.write_set.apps[name] = stored
+        return stored
 
     def delete_app(self, name: str) -> None:
         """Remove an app; its events stay."""
@@ -88,9 +100,9 @@ class CommandTransaction:
         self.write_set.removed_apps.add(name)
 
     def _owner(self, domain: str) -> str | None:
-        for write_set in (self.write_set.domains, self._below.domains):
-            if domain in write_set:
-                return write_set[domain]
+        for changed in (self.write_set.domains, self._below.domains):
+            if domain in changed:
+                return changed[domain]
         return self._batch.state.domains.get(domain)
 
     def count_apps(self, environment: str) -> int:
@@ -104,9 +116,9 @@ class CommandTransaction:
 
     def environment(self, name: str) -> EnvironmentRecord | None:
         """Return an environment."""
-        for write_set in (self.write_set.environments, self._below.environments):
-            if name in write_set:
-                return write_set[name]
+        for changed in (self.write_set.environments, self._below.environments):
+            if name in changed:
+                return changed[name]
         return self._mirror.environments.get(name)
 
     def put_environment(self, record: EnvironmentRecord) -> None:
@@ -120,17 +132,17 @@ class CommandTransaction:
 
     def node(self, name: str) -> NodeRecord | None:
         """Return a node."""
-        for write_set in (self.write_set.nodes, self._below.nodes):
-            if name in write_set:
-                return write_set[name]
+        for changed in (self.write_set.nodes, self._below.nodes):
+            if name in changed:
+                return changed[name]
         return self._mirror.nodes.get(name)
 
     def nodes(self, environment: str) -> list[NodeRecord]:
         """Return an environment's nodes, by name."""
         prefix = f"{environment}/nodes/"
         names = set(self._stored_nodes(prefix))
-        for write_set in (self.write_set.nodes, self._below.nodes):
-            names.update(name for name in write_set if name.startswith(prefix))
+        for changed in (self.write_set.nodes, self._below.nodes):
+            names.update(name for name in changed if name.startswith(prefix))
         found = (self.node(name) for name in sorted(names))
         return [node for node in found if node is not None]
 
@@ -154,16 +166,16 @@ class CommandTransaction:
 
     def operation(self, name: str) -> OperationRecord | None:
         """Return an operation."""
-        for write_set in (self.write_set.operations, self._below.operations):
-            if name in write_set:
-                return write_set[name]
+        for changed in (self.write_set.operations, self._below.operations):
+            if name in changed:
+                return changed[name]
         return self._mirror.operations.get(name)
 
     def open_operations(self, app: str, verbs: Collection[str] = VERBS) -> list[OperationRecord]:
         """Return the operations of an app that are not done, oldest first; only those of some verbs."""
         names = {operation.name for operation in self._mirror.open_operations(app, verbs)}
-        for write_set in (self.write_set, self._below):
-            names |= write_set.operations_of.get(app, _NONE)
+        for changed in (self.write_set, self._below):
+            names |= changed.operations_of.get(app, _NONE)
         found = (self.operation(name) for name in sorted(names))
         return [it for it in found if it is not None and not it.done and it.app == app and it.verb in verbs]
 

@@ -1,6 +1,6 @@
-"""The committed state, and the layers of changes over it that are not committed yet.
+"""Changes that are not committed yet: of one command, and of the batch that shares a commit.
 
-A command that fails is undone by forgetting its write_set; a batch that is stored is published.
+A command that fails is undone by forgetting its write set; a batch that is stored is published.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import (
     AppRecord,
     EnvironmentRecord,
@@ -16,23 +15,7 @@ from services.control_plane.store.records import (
     OperationRecord,
     RequestRecord,
 )
-
-
-@dataclass
-class State:
-    """What is committed: the mirror, and what the store needs beside it. Touched by the writer alone."""
-
-    catalog_id: str
-    mirror: Mirror
-    domains: dict[str, str]
-    """Each custom domain's app."""
-    revision: int
-    oldest_revision: int
-    """The newest revision that the stored change log has forgotten."""
-    now: int
-    """Time of the newest transaction, µs."""
-    eventful: dict[str, None] = field(default_factory=dict)
-    """Apps with events that pruning has not looked at."""
+from services.control_plane.store.state import State
 
 
 @dataclass
@@ -72,7 +55,7 @@ class WriteSet:
         )
 
     def take(self, other: WriteSet) -> None:
-        """Add the changes of a write_set above."""
+        """Add the changes of a write set above."""
         self.apps.update(other.apps)
         self.environments.update(other.environments)
         self.nodes.update(other.nodes)
@@ -93,11 +76,21 @@ class Batch:
     """Commands that share one commit."""
 
     state: State
+    """As of the lock under which the batch is made: nobody commits in between."""
     find_request: Callable[[str], RequestRecord | None]
     """Reads a stored request by id, expired or not."""
+    term: int = 0
+    """The newest leader's term."""
+    begins: str = ""
+    """The history that this batch begins, if it is the first of its connection."""
     write_set: WriteSet = field(default_factory=WriteSet)
     commits: list[tuple[int, int, WriteSet]] = field(default_factory=list)
     """Revision, time (µs) and changes of each command that changed something."""
+
+    @property
+    def history(self) -> str:
+        """The history that this batch's revisions belong to."""
+        return self.begins or self.state.histories.newest
 
     @property
     def revision(self) -> int:
@@ -113,6 +106,8 @@ class Batch:
     def publish(self) -> None:
         """Take the batch, now that it is stored, into the state: revision by revision."""
         state = self.state
+        if self.begins:
+            state.histories = state.histories.begun(self.begins, state.revision)
         for domain, app in self.write_set.domains.items():
             if app is None:
                 state.domains.pop(domain, None)

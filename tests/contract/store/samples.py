@@ -108,6 +108,12 @@ def raised(app_record: AppRecord | None) -> AppRecord:
     return replace(app_record, generation=app_record.generation + 1)
 
 
+def bare(record: Any) -> Any:
+    """A record without what the store sets."""
+    own = {"revision": 0, "history": ""} if isinstance(record, AppRecord) else {"revision": 0}
+    return replace(record, **own)
+
+
 def contents(feed: ChangeFeed[Any]) -> dict[str, tuple[int, Any]]:
     """What a feed holds: revision and value by key."""
     return {entry.key: (entry.revision, entry.value) for entry in feed.page("", 1_000_000)}

@@ -9,14 +9,14 @@ from concurrent.futures import Future
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import insert, update
 from sqlalchemy.exc import OperationalError
 
 from services.control_plane.store import writer
 from services.control_plane.store.errors import StoreError
 from services.control_plane.store.interface import Transaction
+from services.control_plane.store.sql.tables import AppRow, ChangeRow, MetaRow, table_of
 from services.control_plane.store.sql_store import SqlCatalogStore
-from services.control_plane.store.sql.tables import MetaRow, table_of
 from services.rpc.errors import SupervisorError
 from tests.contract.store.samples import WAIT, app, contents, put, snapshot
 
@@ -138,12 +138,26 @@ def test_an_unreachable_database_fails_a_commands_read(store: SqlCatalogStore, f
     assert store.write(swallows).result(WAIT) == "read"
 
 
-def test_a_catalog_that_another_program_wrote_is_written_no_more(catalog: Any) -> None:
+def test_what_another_program_commits_is_followed(catalog: Any) -> None:
+    store = catalog.open()
+    revision = store.write(put(app("apps/a"))).result(WAIT)
+    with store._database.writer.begin() as connection:
+        connection.execute(update(table_of(AppRow)).values(node="n", revision=revision + 1))
+        change = {"revision": revision + 1, "kind": "app", "key": "apps/a", "deleted": False, "time": 1}
+        connection.execute(insert(table_of(ChangeRow)), change)
+        connection.execute(update(table_of(MetaRow)).values(revision=revision + 1))
+    assert store.write(lambda tx: tx.app("apps/a").node).result(WAIT) == "n"
+    assert store.write(put(app("apps/b"))).result(WAIT) == revision + 2
+    known = snapshot(store.mirror)
+    assert snapshot(catalog.reopen().mirror) == known
+
+
+def test_a_database_that_lost_what_was_committed_is_written_no_more(catalog: Any) -> None:
     ended: list[BaseException] = []
     store = catalog.open(on_fatal=ended.append)
-    store.write(put(app("apps/a"))).result(WAIT)
+    revision = store.write(put(app("apps/a"))).result(WAIT)
     with store._database.writer.begin() as connection:
-        connection.execute(update(table_of(MetaRow)).values(revision=1_000))
+        connection.execute(update(table_of(MetaRow)).values(revision=revision - 1))
     assert is_unavailable(store.write(put(app("apps/b"))))
     wait_until(lambda: bool(ended))
     assert isinstance(ended[0], StoreError)

@@ -16,8 +16,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from services.control_plane.store.errors import StoreError
-from services.control_plane.store.sql_store import SqlCatalogStore, open_store
 from services.control_plane.store.sql.tables import SCHEMA
+from services.control_plane.store.sql_store import SqlCatalogStore, open_store
 from services.rpc.errors import SupervisorError
 from tests.contract.store.samples import WAIT, app, contents, put
 

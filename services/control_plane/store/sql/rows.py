@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ def app_values(record: AppRecord) -> dict[str, Any]:
         "served_spec": None if record.served_spec is None else record.served_spec.SerializeToString(),
         "create_time": record.create_time,
         "update_time": record.update_time,
+        "history": record.history,
         "revision": record.revision,
     }
 
@@ -69,6 +71,7 @@ def app_record(row: Row) -> AppRecord:
         served_spec,
         create_time,
         update_time,
+        history,
         revision,
     ) = row
     return AppRecord(
@@ -85,6 +88,7 @@ def app_record(row: Row) -> AppRecord:
         served_spec=None if served_spec is None else App.FromString(served_spec),
         failed=_version(failed_generation, failed_epoch),
         deleting=deleting,
+        history=sys.intern(history),
         revision=revision,
     )
 
