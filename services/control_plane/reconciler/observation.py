@@ -9,19 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import STOPPED, App
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1.fleet_pb2 import Node
-from appsupervisor.runtime.v1.runtime_environment_pb2 import (
-    Condition,
-    Health,
-    Instance,
-    InstanceError,
-    State,
-)
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceError
 from services.control_plane.rules.conditions import set_condition
 from services.control_plane.store.records import AppRecord, Version
 
-READY = frozenset({State.RUNNING, State.IDLE})
+READY = frozenset({Instance.RUNNING, Instance.IDLE})
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +83,7 @@ def observe(record: AppRecord, view: View, now: int) -> AppRecord:
         shown.node = view.node.name if view.node else ""
         shown.ClearField("figures")
         if not view.reachable:
-            shown.health = Health.UNKNOWN
+            shown.health = Instance.Health.UNKNOWN
     status.uri = _uri(record, view.node)
     _set_state(record, view, mine, status, now)
     if status == record.status:
@@ -99,7 +93,7 @@ def observe(record: AppRecord, view: View, now: int) -> AppRecord:
 
 def awaits_start(record: AppRecord, view: View) -> bool:
     """Tell whether an app that is to run has nothing on its node, for all that is known yet."""
-    wanted = record.spec.desired_state != STOPPED and not record.deleting and record.failed is None
+    wanted = record.spec.desired_state != App.STOPPED and not record.deleting and record.failed is None
     seen = bool(view.instances) or view.hindrance is not None
     return wanted and view.reachable and not seen
 
@@ -120,7 +114,7 @@ def _advance(record: AppRecord, mine: Mapping[str, Instance]) -> AppRecord:
             return replace(record, failed=None)  # it is gone and cannot be run again
         return record
     target = mine.get(instance_name(record, record.target))
-    failed = target is not None and target.state == State.FAILED
+    failed = target is not None and target.state == Instance.FAILED
     if failed and (record.served in ready or record.served_spec is not None):
         return replace(record, failed=record.target)
     return record
@@ -145,36 +139,36 @@ def under_new_epoch(record: AppRecord, known: int) -> AppRecord:
 def _set_state(record: AppRecord, view: View, mine: Mapping[str, Instance], status: App, now: int) -> None:
     wanted = mine.get(instance_name(record, wanted_version(record)))
     ready = _serving(mine)
-    was_stopped = status.state == State.STOPPED
-    status.health = Health.UNKNOWN
-    reason, message, holds = "", "", Condition.FALSE
+    was_stopped = status.state == Instance.STOPPED
+    status.health = Instance.Health.UNKNOWN
+    reason, message, holds = "", "", Condition.UNMET
     if record.deleting:
-        status.state, reason = State.DELETING, "Deleting"
-    elif record.spec.desired_state == STOPPED:
+        status.state, reason = Instance.DELETING, "Deleting"
+    elif record.spec.desired_state == App.STOPPED:
         # What was seen stopped stays so while its node cannot be heard: nothing starts it.
-        gone = all(instance.state == State.STOPPED for instance in mine.values())
+        gone = all(instance.state == Instance.STOPPED for instance in mine.values())
         stopped = gone and (view.reachable or not record.node or was_stopped)
-        status.state = State.STOPPED if stopped else State.STOPPING
+        status.state = Instance.STOPPED if stopped else Instance.STOPPING
         reason = "Stopped" if stopped else "Stopping"
     elif view.node is None:
-        status.state, reason = State.PENDING, "NO_NODE_AVAILABLE"
+        status.state, reason = Instance.PENDING, "NO_NODE_AVAILABLE"
         message = view.unplaced_reason
     elif ready is not None:
-        status.state, status.health, holds = ready.state, ready.health, Condition.TRUE
-        reason = "Serving" if ready.state == State.RUNNING else "Dormant"
-    elif wanted is None or wanted.state == State.STOPPING:
-        status.state = State.PENDING
+        status.state, status.health, holds = ready.state, ready.health, Condition.MET
+        reason = "Serving" if ready.state == Instance.RUNNING else "Dormant"
+    elif wanted is None or wanted.state == Instance.STOPPING:
+        status.state = Instance.PENDING
         reason, message = view.hindrance or ("Starting", "")
-    elif wanted.state == State.STOPPED:
-        status.state, reason = State.STOPPED, "Finished"
+    elif wanted.state == Instance.STOPPED:
+        status.state, reason = Instance.STOPPED, "Finished"
         message = "It ended by itself without an error, and its restart policy leaves it so."
-    elif wanted.state == State.FAILED:
-        status.state, status.health = State.FAILED, Health.UNHEALTHY
+    elif wanted.state == Instance.FAILED:
+        status.state, status.health = Instance.FAILED, Instance.Health.UNHEALTHY
         reason, message = _failure(wanted)
     else:
         status.state, reason = wanted.state, "Starting"
     if view.node is not None and not view.reachable and not _at_rest(record, status):
-        status.health, holds = Health.UNKNOWN, Condition.UNKNOWN
+        status.health, holds = Instance.Health.UNKNOWN, Condition.UNKNOWN
         reason = "NODE_UNREACHABLE"
         message = f"{view.node.name} cannot be heard; nothing is known of what runs there."
     set_condition(status.conditions, "Ready", holds, reason, message, now)
@@ -189,9 +183,7 @@ def _set_state(record: AppRecord, view: View, mine: Mapping[str, Instance], stat
 def _failure(instance: Instance) -> tuple[str, str]:
     """Return why an instance is failed: that it is left so, where it is, and what it failed of."""
     error = instance.last_error
-    loop = next(
-        (c for c in instance.conditions if c.type == "CrashLoop" and c.status == Condition.TRUE), None
-    )
+    loop = next((c for c in instance.conditions if c.type == "CrashLoop" and c.status == Condition.MET), None)
     if loop is not None:
         return loop.reason, f"{loop.message} The last time: {error.message or 'it failed.'}"
     return error.reason or "APP_STARTUP_FAILED", error.message or "It failed."
@@ -204,14 +196,14 @@ def _serving(mine: Mapping[str, Instance]) -> Instance | None:
 
 
 def _at_rest(record: AppRecord, status: App) -> bool:
-    return bool(status.state == State.STOPPED) and not record.deleting
+    return bool(status.state == Instance.STOPPED) and not record.deleting
 
 
 def _is_settled(record: AppRecord, status: App, serving: Instance | None) -> bool:
     if record.deleting:
         return False
-    if record.spec.desired_state == STOPPED:
-        return bool(status.state == State.STOPPED)
+    if record.spec.desired_state == App.STOPPED:
+        return bool(status.state == Instance.STOPPED)
     alone = len(status.instances) == 1
     return serving is not None and alone and version_of(serving) == record.target
 
@@ -221,17 +213,17 @@ def _is_final(record: AppRecord, status: App) -> bool:
     if record.deleting:
         return False
     gave_up = record.failed == record.target and status.state in READY and len(status.instances) == 1
-    return gave_up or status.state in (State.FAILED, State.STOPPED)
+    return gave_up or status.state in (Instance.FAILED, Instance.STOPPED)
 
 
 def _set_scheduled(view: View, status: App, now: int) -> None:
     if view.node is not None:
-        set_condition(status.conditions, "Scheduled", Condition.TRUE, "Placed", f"On {view.node.name}.", now)
-    elif status.state == State.PENDING:
+        set_condition(status.conditions, "Scheduled", Condition.MET, "Placed", f"On {view.node.name}.", now)
+    elif status.state == Instance.PENDING:
         set_condition(
             status.conditions,
             "Scheduled",
-            Condition.FALSE,
+            Condition.UNMET,
             "NO_NODE_AVAILABLE",
             view.unplaced_reason,
             now,
@@ -242,19 +234,19 @@ def _set_updated(record: AppRecord, mine: Mapping[str, Instance], status: App, n
     if record.failed is not None and record.failed == record.target:
         culprit = mine.get(instance_name(record, record.failed))
         known = next((c for c in status.conditions if c.type == "Updated"), None)
-        if culprit is not None or known is None or known.status != Condition.FALSE:
+        if culprit is not None or known is None or known.status != Condition.UNMET:
             error = culprit.last_error if culprit is not None else InstanceError()
             message = error.message or "The new version did not start."
             set_condition(
                 status.conditions,
                 "Updated",
-                Condition.FALSE,
+                Condition.UNMET,
                 error.reason or "APP_STARTUP_FAILED",
                 f"{message} The version before it goes on serving.",
                 now,
             )
     elif record.served == record.target:
-        set_condition(status.conditions, "Updated", Condition.TRUE, "Current", "", now)
+        set_condition(status.conditions, "Updated", Condition.MET, "Current", "", now)
 
 
 def _uri(record: AppRecord, node: Node | None) -> str:

@@ -12,11 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import STOPPED
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Instance,
     StartInstanceRequest,
-    State,
     StopInstanceRequest,
 )
 from services.control_plane.placement.placement import Candidate, choose
@@ -73,7 +72,7 @@ class Passes:
             self._outdated.pop(app, None)
             return
         unplaced = ""
-        if not record.node and not record.deleting and record.spec.desired_state != STOPPED:
+        if not record.node and not record.deleting and record.spec.desired_state != App.STOPPED:
             record, unplaced = await self._place(record)
         link = self._links.get(record.node)
         view = self._view(record, link, unplaced)
@@ -142,7 +141,7 @@ class Passes:
             if name == node or not link.synced:
                 continue
             for instance in list(link.instances(app).values()):
-                if instance.state == State.STOPPING:
+                if instance.state == Instance.STOPPING:
                     continue
                 log.warning(
                     "orphan stopped: %s on %s", instance.name, name,
@@ -222,7 +221,7 @@ def _refused(start: StartInstanceRequest, refusal: SupervisorError) -> Instance:
         app_uid=start.spec.app_uid,
         generation=start.spec.generation,
         epoch=start.spec.epoch,
-        state=State.FAILED,
+        state=Instance.FAILED,
     )
     instance.last_error.reason = refusal.reason
     instance.last_error.message = refusal.message

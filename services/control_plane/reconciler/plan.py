@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import DROP, STOPPED
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Instance,
     InstanceSpec,
     StartInstanceRequest,
-    State,
     StopInstanceRequest,
 )
 from services.control_plane.reconciler.observation import (
@@ -43,7 +42,7 @@ def plan(record: AppRecord, view: View) -> Plan:
         return Plan(remove=bool(record.deleting))
     if not view.reachable:
         return Plan()
-    if record.deleting or record.spec.desired_state == STOPPED:
+    if record.deleting or record.spec.desired_state == App.STOPPED:
         return _plan_end(record, view)
     version = wanted_version(record)
     name = instance_name(record, version)
@@ -52,7 +51,7 @@ def plan(record: AppRecord, view: View) -> Plan:
     stops = tuple(
         _stop(record, other)
         for other in view.instances.values()
-        if other.state != State.STOPPING
+        if other.state != Instance.STOPPING
         and (other.name not in mine or (other.name != name and (is_ready(wanted) or not is_ready(other))))
     )
     if name in view.instances:  # it is there, or another app's of that name has to go first
@@ -61,11 +60,11 @@ def plan(record: AppRecord, view: View) -> Plan:
 
 
 def _plan_end(record: AppRecord, view: View) -> Plan:
-    purge = record.deleting == DROP
+    purge = record.deleting == DeleteAppRequest.DROP
     stops = tuple(
         _stop(record, instance, purge=purge)
         for instance in view.instances.values()
-        if instance.state != State.STOPPING
+        if instance.state != Instance.STOPPING
     )
     if view.instances or not record.deleting:
         return Plan(stop=stops)

@@ -10,17 +10,11 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App, DataPolicy
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest
 from appsupervisor.fleet.v1.fleet_pb2 import Node
-from appsupervisor.runtime.v1.runtime_environment_pb2 import (
-    Condition,
-    Health,
-    Instance,
-    RuntimeStatus,
-    State,
-)
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, RuntimeStatus
 from services.control_plane.catalog.commands import add_event
-from services.control_plane.catalog.requests import SYSTEM
+from services.control_plane.catalog.idempotency import SYSTEM
 from services.control_plane.operations import operations
 from services.control_plane.reconciler.observation import View, observe
 from services.control_plane.store.interface import CatalogStore, Transaction
@@ -62,14 +56,14 @@ def observed(tx: Transaction, name: str, uid: str, view: View) -> AppRecord | No
     return after
 
 
-def removed(tx: Transaction, name: str, uid: str, policy: DataPolicy.ValueType) -> None:
+def removed(tx: Transaction, name: str, uid: str, policy: DeleteAppRequest.DataPolicy.ValueType) -> None:
     """Remove an app whose deletion has been carried out by `policy`, unless another is asked for by now."""
     record = _same(tx, name, uid)
     if record is None or not record.deleting or record.deleting != policy:
         return
     tx.delete_app(name)
     operations.settle_removed(tx, record)
-    add_event(tx, record, "Deleted", actor=SYSTEM, reason=DataPolicy.Name(policy))
+    add_event(tx, record, "Deleted", actor=SYSTEM, reason=DeleteAppRequest.DataPolicy.Name(policy))
 
 
 def left_behind(tx: Transaction, name: str, instance: Instance) -> None:
@@ -132,31 +126,33 @@ def _tell(tx: Transaction, before: AppRecord, after: AppRecord) -> None:
     old, new = before.status, after.status
     ready = _condition(new, "Ready")
     if old.state != new.state:
-        culprit = next((i for i in new.instances if i.state == State.FAILED), None)
-        failed = new.state == State.FAILED and culprit is not None
+        was = Instance.State.Name(old.state)
+        culprit = next((i for i in new.instances if i.state == Instance.FAILED), None)
+        failed = new.state == Instance.FAILED and culprit is not None
         add_event(
             tx,
             after,
             "StateChanged",
             actor=SYSTEM,
             reason=ready.reason,
-            message=f"{State.Name(old.state)} to {State.Name(new.state)}. {ready.message}".strip(),
+            message=f"{was} to {Instance.State.Name(new.state)}. {ready.message}".strip(),
             detail=culprit.last_error.detail if failed and culprit else "",
             instance=culprit.name if failed and culprit else "",
         )
     elif old.health != new.health:
+        was = Instance.Health.Name(old.health)
         add_event(
             tx,
             after,
             "HealthChanged",
             actor=SYSTEM,
             reason=ready.reason,
-            message=f"{Health.Name(old.health)} to {Health.Name(new.health)}. {ready.message}".strip(),
+            message=f"{was} to {Instance.Health.Name(new.health)}. {ready.message}".strip(),
         )
     _tell_blocks(tx, after, old, new)
     updated = _condition(new, "Updated")
-    if updated.status == Condition.FALSE and _condition(old, "Updated") != updated:
-        culprit = next((i for i in new.instances if i.state == State.FAILED), None)
+    if updated.status == Condition.UNMET and _condition(old, "Updated") != updated:
+        culprit = next((i for i in new.instances if i.state == Instance.FAILED), None)
         add_event(
             tx,
             after,
@@ -187,7 +183,7 @@ def _tell_blocks(tx: Transaction, record: AppRecord, old: App, new: App) -> None
                 instance=instance.name,
             )
         demoted = _of_instance(instance, "Demoted")
-        if demoted.status == Condition.TRUE and demoted != _of_instance(before, "Demoted"):
+        if demoted.status == Condition.MET and demoted != _of_instance(before, "Demoted"):
             add_event(
                 tx,
                 record,

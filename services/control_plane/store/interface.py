@@ -21,6 +21,7 @@ from services.control_plane.store.records import (
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
+    PlacementRecord,
     RequestRecord,
 )
 
@@ -57,7 +58,7 @@ class Transaction(Protocol):
         ...
 
     def delete_app(self, name: str) -> None:
-        """Remove an app; its events stay."""
+        """Remove an app with its placements; its events stay."""
         ...
 
     def count_apps(self, environment: str) -> int:
@@ -90,6 +91,26 @@ class Transaction(Protocol):
 
     def delete_node(self, name: str) -> None:
         """Remove a node."""
+        ...
+
+    def placements_of(self, app: str) -> list[PlacementRecord]:
+        """Return an app's placements, by name."""
+        ...
+
+    def apps_on(self, node: str) -> list[str]:
+        """Return the names of the apps with a placement on a node, in order."""
+        ...
+
+    def put_placement(self, record: PlacementRecord) -> None:
+        """Insert or replace a placement of an app that exists."""
+        ...
+
+    def delete_placement(self, record: PlacementRecord) -> None:
+        """Remove a placement."""
+        ...
+
+    def domains_under(self, base: str) -> list[tuple[str, str]]:
+        """Return the custom domains that are `base` or below it, each with its app, in order."""
         ...
 
     def operation(self, name: str) -> OperationRecord | None:

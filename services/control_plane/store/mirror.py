@@ -14,6 +14,7 @@ from services.control_plane.store.records import (
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
+    PlacementRecord,
 )
 from services.rpc.feed import ChangeFeed
 
@@ -30,9 +31,11 @@ class Mirror:
             revision=revision, oldest_revision=revision
         )
         self.nodes: ChangeFeed[NodeRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
+        self.placements: ChangeFeed[PlacementRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self.operations: ChangeFeed[OperationRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self._lock = threading.Lock()
         self._by_node: dict[str, set[str]] = {}
+        self._placed: dict[str, tuple[PlacementRecord, ...]] = {}
         self._by_environment: dict[str, set[str]] = {}
         self._open_operations: dict[str, set[str]] = {}
         """By app and verb: a command looks for those it ends, however many others there are."""
@@ -44,10 +47,11 @@ class Mirror:
         apps: Iterable[tuple[str, AppRecord | None]] = (),
         environments: Iterable[tuple[str, EnvironmentRecord | None]] = (),
         nodes: Iterable[tuple[str, NodeRecord | None]] = (),
+        placements: Iterable[tuple[str, PlacementRecord | None]] = (),
         operations: Iterable[tuple[str, OperationRecord | None]] = (),
     ) -> None:
         """Take in one revision's committed changes."""
-        apps, operations = list(apps), list(operations)
+        apps, placements, operations = list(apps), list(placements), list(operations)
         with self._lock:
             for name, app in apps:
                 old = self.apps.get(name)
@@ -58,6 +62,8 @@ class Mirror:
                     old.spec.environment if old else "",
                     app.spec.environment if app else "",
                 )
+            for name, placement in placements:
+                self._place(name, placement)
             for name, operation in operations:
                 known = self.operations.get(name)
                 _move(
@@ -68,8 +74,24 @@ class Mirror:
                 )
         self.environments.publish(revision, environments)
         self.nodes.publish(revision, nodes)
+        self.placements.publish(revision, placements)  # before their apps: who follows those reads these
         self.apps.publish(revision, apps)
         self.operations.publish(revision, operations)
+
+    def _place(self, name: str, placement: PlacementRecord | None) -> None:
+        app = name.partition("/placements/")[0]
+        before = self._placed.get(app, ())
+        after = tuple(other for other in before if other.name != name)
+        if placement is not None:
+            after = (*after, placement)
+        if after:
+            self._placed[app] = after
+        else:
+            self._placed.pop(app, None)
+
+    def placements_of(self, app: str) -> tuple[PlacementRecord, ...]:
+        """Return an app's placements, in no order."""
+        return self._placed.get(app, ())
 
     def apps_on(self, node: str) -> list[str]:
         """Return the names of the apps placed on a node."""

@@ -7,6 +7,7 @@ the Unix epoch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -14,7 +15,7 @@ from google.rpc.status_pb2 import Status
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import (
     App,
-    DataPolicy,
+    DeleteAppRequest,
     ListAppsResponse,
     OperationMetadata,
 )
@@ -68,7 +69,7 @@ class AppRecord:
     """The spec of `served`, kept while it differs from `spec`."""
     failed: Version | None = None
     """The version that was given up in favour of `served`."""
-    deleting: DataPolicy.ValueType = DataPolicy.DATA_POLICY_UNSPECIFIED
+    deleting: DeleteAppRequest.DataPolicy.ValueType = DeleteAppRequest.DATA_POLICY_UNSPECIFIED
     """Set once the app is being deleted: what becomes of its data."""
     history: str = ""
     """The history of the catalog that made its generation, so that no other can be taken for it; set by the
@@ -94,6 +95,65 @@ class AppRecord:
     def list_item(self) -> bytes:
         """The public app as one element of a serialized ListAppsResponse: a page is a join of these."""
         return ListAppsResponse(apps=[self.public]).SerializeToString()
+
+
+class Role(IntEnum):
+    """What a placement is to its app. Stored by number."""
+
+    INCOMING = 1
+    """Is to take over once it is ready."""
+    CURRENT = 2
+    """The copy that serves, or did last: it stays when the app is stopped, for its data is there."""
+    OUTGOING = 3
+    """Is being ended; gone once its node confirms it."""
+    LOST = 4
+    """Given up with its node, which may still run it; ended as soon as that node is heard."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlacementRecord:
+    """One copy of an app on one node, with the spec pinned to it."""
+
+    app: str
+    app_uid: str
+    replica: int
+    """From 0."""
+    generation: int
+    epoch: int
+    node: str
+    """Resource name of the node."""
+    role: Role
+    spec: bytes
+    """The serialized App that it runs, with `secret_env`; only the fields that a node is told of."""
+    why: str = ""
+    """Why it is there: one sentence."""
+    has_data: bool = False
+    """The app has run with the data that it keeps on this node: it must not begin with none."""
+    since: int = 0
+    """When it got its role."""
+    revision: int = 0
+    """Position of its last change in the change log; set by the store."""
+
+    @property
+    def version(self) -> Version:
+        """The version that it runs."""
+        return Version(self.generation, self.epoch)
+
+    @property
+    def instance_id(self) -> str:
+        """The id of its instance: the last part of `apps/{app}/instances/{instance}`."""
+        own = self.version.instance_id
+        return f"{own}-r{self.replica}" if self.replica else own
+
+    @property
+    def name(self) -> str:
+        """Its key in the store, `apps/{app}/placements/{instance}`."""
+        return f"{self.app}/placements/{self.instance_id}"
+
+    @property
+    def instance(self) -> str:
+        """Resource name of its instance."""
+        return f"{self.app}/instances/{self.instance_id}"
 
 
 @dataclass(frozen=True)

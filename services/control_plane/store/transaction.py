@@ -15,6 +15,7 @@ from services.control_plane.store.records import (
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
+    PlacementRecord,
     RequestRecord,
 )
 from services.control_plane.store.write_set import Batch, WriteSet
@@ -91,10 +92,12 @@ class CommandTransaction:
         return stored
 
     def delete_app(self, name: str) -> None:
-        """Remove an app; its events stay."""
+        """Remove an app with its placements; its events stay."""
         old = self.app(name)
         if old is None:
             return
+        for placement in self.placements_of(name):
+            self.delete_placement(placement)
         self.write_set.domains.update(dict.fromkeys(old.spec.domains))
         self.write_set.apps[name] = None
         self.write_set.removed_apps.add(name)
@@ -163,6 +166,40 @@ class CommandTransaction:
         """Remove a node."""
         if self.node(name) is not None:
             self.write_set.nodes[name] = None
+
+    def placements_of(self, app: str) -> list[PlacementRecord]:
+        """Return an app's placements, by name."""
+        found: dict[str, PlacementRecord | None] = {it.name: it for it in self._mirror.placements_of(app)}
+        for changed in (self._below, self.write_set):
+            found.update({name: changed.placements[name] for name in changed.placements_of.get(app, _NONE)})
+        return [known for _, known in sorted(found.items()) if known is not None]
+
+    def apps_on(self, node: str) -> list[str]:
+        """Return the names of the apps with a placement on a node, in order."""
+        apps = {*self._mirror.apps_on(node), *self._below.placements_of, *self.write_set.placements_of}
+        return sorted(app for app in apps if any(it.node == node for it in self.placements_of(app)))
+
+    def put_placement(self, record: PlacementRecord) -> None:
+        """Insert or replace a placement of an app that exists."""
+        self._keep(record.app, record.name, replace(record, revision=self._revision))
+
+    def delete_placement(self, record: PlacementRecord) -> None:
+        """Remove a placement."""
+        self._keep(record.app, record.name, None)
+
+    def _keep(self, app: str, name: str, record: PlacementRecord | None) -> None:
+        self.write_set.placements[name] = record
+        self.write_set.placements_of.setdefault(app, set()).add(name)
+
+    def domains_under(self, base: str) -> list[tuple[str, str]]:
+        """Return the custom domains that are `base` or below it, each with its app, in order."""
+        domains = {*self._batch.state.domains, *self._below.domains, *self.write_set.domains}
+        found = (
+            (domain, self._owner(domain))
+            for domain in domains
+            if domain == base or domain.endswith(f".{base}")
+        )
+        return sorted((domain, app) for domain, app in found if app is not None)
 
     def operation(self, name: str) -> OperationRecord | None:
         """Return an operation."""

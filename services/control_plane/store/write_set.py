@@ -13,6 +13,7 @@ from services.control_plane.store.records import (
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
+    PlacementRecord,
     RequestRecord,
 )
 from services.control_plane.store.state import State
@@ -25,6 +26,7 @@ class WriteSet:
     apps: dict[str, AppRecord | None] = field(default_factory=dict)
     environments: dict[str, EnvironmentRecord | None] = field(default_factory=dict)
     nodes: dict[str, NodeRecord | None] = field(default_factory=dict)
+    placements: dict[str, PlacementRecord | None] = field(default_factory=dict)
     operations: dict[str, OperationRecord | None] = field(default_factory=dict)
     requests: dict[str, RequestRecord] = field(default_factory=dict)
     domains: dict[str, str | None] = field(default_factory=dict)
@@ -34,6 +36,8 @@ class WriteSet:
     """Apps removed at some moment, even if another of the name came after."""
     operations_of: dict[str, set[str]] = field(default_factory=dict)
     """The operations in `operations`, by app."""
+    placements_of: dict[str, set[str]] = field(default_factory=dict)
+    """The placements in `placements`, by app."""
     expired_requests: list[str] = field(default_factory=list)
     """Request ids that go if they have expired."""
     forgotten_events: list[tuple[str, int]] = field(default_factory=list)
@@ -46,6 +50,7 @@ class WriteSet:
             self.apps
             or self.environments
             or self.nodes
+            or self.placements
             or self.operations
             or self.requests
             or self.events
@@ -59,6 +64,7 @@ class WriteSet:
         self.apps.update(other.apps)
         self.environments.update(other.environments)
         self.nodes.update(other.nodes)
+        self.placements.update(other.placements)
         self.operations.update(other.operations)
         self.requests.update(other.requests)
         self.domains.update(other.domains)
@@ -66,6 +72,8 @@ class WriteSet:
         self.removed_apps |= other.removed_apps
         for app, names in other.operations_of.items():
             self.operations_of.setdefault(app, set()).update(names)
+        for app, names in other.placements_of.items():
+            self.placements_of.setdefault(app, set()).update(names)
         self.expired_requests += other.expired_requests
         self.forgotten_events += other.forgotten_events
         self.oldest_revision = max(self.oldest_revision, other.oldest_revision)
@@ -122,5 +130,6 @@ class Batch:
                 apps=changed.apps.items(),
                 environments=changed.environments.items(),
                 nodes=changed.nodes.items(),
+                placements=changed.placements.items(),
                 operations=changed.operations.items(),
             )

@@ -18,7 +18,9 @@ from services.control_plane.store.records import (
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
+    PlacementRecord,
     RequestRecord,
+    Role,
     Version,
 )
 from services.control_plane.store.sql.tables import ChangeRow, MetaRow
@@ -57,6 +59,21 @@ def node(name: str, address: str = "127.0.0.1:7401") -> NodeRecord:
     return NodeRecord(Node(name=name, address=address))
 
 
+def placement(
+    of: str, *, epoch: int = 1, node: str = f"{DEFAULT}/nodes/n", role: Role = Role.CURRENT
+) -> PlacementRecord:
+    return PlacementRecord(
+        app=of,
+        app_uid=f"uid-of-{of}",
+        replica=0,
+        generation=1,
+        epoch=epoch,
+        node=node,
+        role=role,
+        spec=App(entrypoint="notes.app:create_app").SerializeToString(),
+    )
+
+
 def operation(name: str, of: str, *, done: bool = False, expire_time: int = 0) -> OperationRecord:
     return OperationRecord(
         name=name,
@@ -93,6 +110,8 @@ def put(*records: Any) -> Callable[[Transaction], int]:
                     tx.put_environment(record)
                 case NodeRecord():
                     tx.put_node(record)
+                case PlacementRecord():
+                    tx.put_placement(record)
                 case OperationRecord():
                     tx.put_operation(record)
                 case RequestRecord():
@@ -125,6 +144,7 @@ def snapshot(mirror: Mirror) -> dict[str, dict[str, tuple[int, Any]]]:
         "environment": contents(mirror.environments),
         "node": contents(mirror.nodes),
         "app": contents(mirror.apps),
+        "placement": contents(mirror.placements),
         "operation": contents(mirror.operations),
     }
 

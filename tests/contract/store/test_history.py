@@ -30,6 +30,7 @@ from tests.contract.store.samples import (
     event,
     node,
     operation,
+    placement,
     request,
     snapshot,
 )
@@ -54,6 +55,7 @@ class Model:
     environments: dict[str, Any] = field(default_factory=dict)
     nodes: dict[str, Any] = field(default_factory=dict)
     apps: dict[str, Any] = field(default_factory=dict)
+    placements: dict[str, Any] = field(default_factory=dict)
     operations: dict[str, Any] = field(default_factory=dict)
     requests: dict[str, Any] = field(default_factory=dict)
     events: dict[str, list[str]] = field(default_factory=dict)
@@ -65,6 +67,7 @@ class Model:
             "environment": self.environments,
             "node": self.nodes,
             "app": self.apps,
+            "placement": self.placements,
             "operation": self.operations,
         }
 
@@ -90,6 +93,8 @@ def put_app(name: str, uid: int, generation: int, home: str, domains: list[str])
                 tx.put_app(record)
         else:
             tx.put_app(record)
+            if name in model.apps and model.apps[name].uid != record.uid:
+                forget_placements(model, name)
             model.apps[name] = record
 
     return step
@@ -98,10 +103,42 @@ def put_app(name: str, uid: int, generation: int, home: str, domains: list[str])
 def delete_app(name: str) -> Step:
     def step(tx: Transaction, model: Model) -> None:
         tx.delete_app(name)
+        forget_placements(model, name)
         if model.apps.pop(name, None):
             model.removed |= {name}
 
     return step
+
+
+def forget_placements(model: Model, of: str) -> None:
+    model.placements = {key: it for key, it in model.placements.items() if it.app != of}
+
+
+def put_placement(of: str, epoch: int, where: str) -> Step:
+    def step(tx: Transaction, model: Model) -> None:
+        if of in model.apps:
+            record = placement(of, epoch=epoch, node=where)
+            tx.put_placement(record)
+            model.placements[record.name] = record
+        _check_placements(tx, model)
+
+    return step
+
+
+def delete_placement(of: str, epoch: int) -> Step:
+    def step(tx: Transaction, model: Model) -> None:
+        record = placement(of, epoch=epoch)
+        if model.placements.pop(record.name, None):
+            tx.delete_placement(record)
+        _check_placements(tx, model)
+
+    return step
+
+
+def _check_placements(tx: Transaction, model: Model) -> None:
+    for it in APPS:
+        expected = sorted(name for name, known in model.placements.items() if known.app == it)
+        assert [known.name for known in tx.placements_of(it)] == expected
 
 
 def put_environment(name: str) -> Step:
@@ -189,6 +226,8 @@ domain_lists = st.lists(st.sampled_from(DOMAINS), max_size=2)
 steps = st.one_of(
     st.builds(put_app, names, st.integers(1, 2), st.integers(1, 3), homes, domain_lists),
     st.builds(delete_app, names),
+    st.builds(put_placement, names, st.integers(1, 2), st.sampled_from(NODES)),
+    st.builds(delete_placement, names, st.integers(1, 2)),
     st.builds(put_environment, homes),
     st.builds(delete_environment, homes),
     st.builds(put_node, st.sampled_from(NODES), st.sampled_from(["h:1", "h:2"])),

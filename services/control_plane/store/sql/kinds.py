@@ -19,6 +19,8 @@ from services.control_plane.store.sql.rows import (
     node_values,
     operation_record,
     operation_values,
+    placement_record,
+    placement_values,
 )
 from services.control_plane.store.sql.tables import (
     AppRow,
@@ -26,6 +28,7 @@ from services.control_plane.store.sql.tables import (
     EnvironmentRow,
     NodeRow,
     OperationRow,
+    PlacementRow,
 )
 
 
@@ -50,5 +53,6 @@ KINDS = (  # parents before children, as foreign keys want it
     Kind("environment", "environments", EnvironmentRow, environment_values, environment_record, True),
     Kind("node", "nodes", NodeRow, node_values, node_record, True),
     Kind("app", "apps", AppRow, app_values, app_record, True, ("uid",)),
+    Kind("placement", "placements", PlacementRow, placement_values, placement_record, False),
     Kind("operation", "operations", OperationRow, operation_values, operation_record, False),
 )

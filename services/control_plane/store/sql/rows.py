@@ -15,7 +15,9 @@ from services.control_plane.store.records import (
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
+    PlacementRecord,
     RequestRecord,
+    Role,
     Version,
 )
 
@@ -126,6 +128,44 @@ def node_record(row: Row) -> NodeRecord:
     """Return the node of a row."""
     _name, _environment, body, revision = row
     return NodeRecord(Node.FromString(body), revision)
+
+
+def placement_values(record: PlacementRecord) -> dict[str, Any]:
+    """Return a placement's row."""
+    return {
+        "name": record.name,
+        "app": record.app,
+        "app_uid": record.app_uid,
+        "replica": record.replica,
+        "generation": record.generation,
+        "epoch": record.epoch,
+        "node": record.node,
+        "role": int(record.role),
+        "spec": record.spec,
+        "why": record.why,
+        "has_data": record.has_data,
+        "since": record.since,
+        "revision": record.revision,
+    }
+
+
+def placement_record(row: Row) -> PlacementRecord:
+    """Return the placement of a row."""
+    _name, app, app_uid, replica, generation, epoch, node, role, spec, why, has_data, since, revision = row
+    return PlacementRecord(
+        app=app,
+        app_uid=app_uid,
+        replica=replica,
+        generation=generation,
+        epoch=epoch,
+        node=node,
+        role=Role(role),
+        spec=spec,
+        why=why,
+        has_data=bool(has_data),
+        since=since,
+        revision=revision,
+    )
 
 
 def operation_values(record: OperationRecord) -> dict[str, Any]:

@@ -156,6 +156,28 @@ class AppDomainRow(CatalogTable, table=True):
     )
 
 
+class PlacementRow(CatalogTable, table=True):
+    """One copy of an app on one node."""
+
+    __tablename__ = "placements"
+
+    name: str = Field(primary_key=True)
+    app: str = Field(
+        sa_column=Column(ForeignKey("apps.name", ondelete="CASCADE"), nullable=False, index=True)
+    )
+    app_uid: str
+    replica: int
+    generation: int = _big()
+    epoch: int = _big()
+    node: str
+    role: int
+    spec: bytes = Field(sa_type=LargeBinary)
+    why: str
+    has_data: bool
+    since: int = _big()
+    revision: int = _big()
+
+
 class OperationRow(CatalogTable, table=True):
     """One long-running operation."""
 
