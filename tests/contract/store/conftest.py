@@ -77,14 +77,14 @@ def new_catalog(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Call
             if request.param == "sqlite":
                 catalog = Catalog(f"sqlite:///{tmp_path}/{uuid.uuid4().hex}.db")
             else:
-                catalog = Catalog(_create_database(request.getfixturevalue("postgresql"), stack))
+                catalog = Catalog(create_database(request.getfixturevalue("postgresql"), stack))
             stack.callback(catalog.close)
             return catalog
 
         yield new
 
 
-def _create_database(server_url: str, stack: ExitStack) -> str:
+def create_database(server_url: str, stack: ExitStack) -> str:
     name = f"catalog_{uuid.uuid4().hex}"
     server = create_engine(server_url, isolation_level="AUTOCOMMIT")
     stack.callback(server.dispose)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -18,7 +17,7 @@ from services.control_plane.store.interface import Transaction
 from services.control_plane.store.sql.tables import AppRow, ChangeRow, MetaRow, table_of
 from services.control_plane.store.sql_store import SqlCatalogStore
 from services.rpc.errors import SupervisorError
-from tests.contract.store.samples import WAIT, app, contents, put, snapshot
+from tests.contract.store.samples import WAIT, app, contents, put, snapshot, wait_until
 
 
 class Faults:
@@ -60,15 +59,6 @@ def is_unavailable(future: Future[Any]) -> bool:
     with pytest.raises(SupervisorError) as caught:
         future.result(WAIT)
     return caught.value.reason == "STORE_UNAVAILABLE" and caught.value.retry_after is not None
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    done = threading.Event()
-    for _ in range(int(WAIT / 0.01)):
-        if condition():
-            return
-        done.wait(0.01)
-    pytest.fail("the condition did not come true in time")
 
 
 def test_a_lost_commit_fails_its_commands_and_the_next_one_works(
