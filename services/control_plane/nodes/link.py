@@ -199,7 +199,7 @@ class NodeLink:
             self.synced, self.given_up = True, False
             self._listener.changed(before | set(self._apps))
             return
-        if message.type not in (Message.UPSERT, Message.DELETE):
+        if message.type not in (Message.UPSERT, Message.REMOVE):
             return
         instance = message.instance
         app = instance.name.partition("/instances/")[0]
