@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Health, IsolationTier, State
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.instances.host import InstanceHost
 from runtime_node.instances.record import LEAKED, Instance
 from runtime_node.logs.app_logs import AppLogs
@@ -128,8 +129,8 @@ class NodeMetrics:
         uids: dict[str, set[str]] = {}
         for instance in instances:
             run, past = instance.run, instance.history
-            tier = IsolationTier.Name(run.tier) if run is not None and run.tier else ""
-            states[State.Name(instance.state), tier] += 1
+            tier = InstanceSpec.IsolationTier.Name(run.tier) if run is not None and run.tier else ""
+            states[InstanceMessage.State.Name(instance.state), tier] += 1
             if run is None and past is None:
                 continue
             name = instance.app
@@ -184,8 +185,8 @@ def _counts(instance: Instance) -> Counter[str]:
 
 def _add_present(app: _App, instance: Instance) -> None:
     gate, past = instance.gate.figures(), instance.history
-    serving = instance.state == State.IDLE or (
-        instance.state == State.RUNNING and instance.health != Health.UNHEALTHY
+    serving = instance.state == InstanceMessage.IDLE or (
+        instance.state == InstanceMessage.RUNNING and instance.health != InstanceMessage.Health.UNHEALTHY
     )
     app.sums.update(
         requests_in_flight=gate.in_flight,
@@ -197,7 +198,7 @@ def _add_present(app: _App, instance: Instance) -> None:
     )
     worst = {"p50": gate.latency_p50, "p99": gate.latency_p99} if gate.requests else {}
     figures = past.figures if past is not None else None
-    if figures is not None and instance.state == State.RUNNING:
+    if figures is not None and instance.state == InstanceMessage.RUNNING:
         app.sums["memory_bytes"] += figures.memory_bytes
         if figures.HasField("loop_lag"):
             worst["loop_lag_seconds"] = figures.loop_lag.seconds + figures.loop_lag.nanos / 1e9

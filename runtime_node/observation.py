@@ -5,7 +5,8 @@ Put together here and handed the host; none of it decides anything about an inst
 
 from __future__ import annotations
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Health, IsolationTier, State
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.instances.host import InstanceHost, Observer
 from runtime_node.instances.record import Instance
 from runtime_node.logs.app_logs import AppLogs, LogSource
@@ -51,7 +52,7 @@ class Observation:
         # A guest tells its own faults, with the app's stack instead of its proxy's.
         instance = self.host.find(name)
         run = None if instance is None else instance.run
-        if run is None or run.tier != IsolationTier.PROCESS:
+        if run is None or run.tier != InstanceSpec.PROCESS:
             self.logs.write_fault(name, stack)
 
     def _source(self, name: str) -> LogSource | None:
@@ -68,7 +69,7 @@ class Observation:
         return self.host.find(name) is not None
 
     def _changed(self, instance: Instance) -> None:
-        if instance.state == State.IDLE:
+        if instance.state == InstanceMessage.IDLE:
             self.logs.forget(instance.name, instance.app, instance.uid)
         if self.health.watched:
             self.health.changed(instance.name)
@@ -84,6 +85,6 @@ class Observation:
 
 def _answers(instance: Instance) -> bool:
     # A dormant one is well: the next request starts it.
-    if instance.state == State.IDLE:
+    if instance.state == InstanceMessage.IDLE:
         return True
-    return instance.state == State.RUNNING and instance.health != Health.UNHEALTHY
+    return instance.state == InstanceMessage.RUNNING and instance.health != InstanceMessage.Health.UNHEALTHY

@@ -87,21 +87,22 @@ async def settle(apps: AppCatalogAsyncStub, demo: Demo, host: str, port: int, ti
         app = await found(apps, demo)
         if app is None:
             return "deleted, and left so"
-        if app.desired_state == catalog.STOPPED and app.state == runtime.STOPPED:
+        if app.desired_state == catalog.App.STOPPED and app.state == runtime.Instance.STOPPED:
             return "stopped, and left so: start it with StartApp"
-        if app.state == runtime.FAILED and not app.reconciling:
+        if app.state == runtime.Instance.FAILED and not app.reconciling:
             return f"FAILED: {_why(app)}"
-        if app.state in {runtime.RUNNING, runtime.IDLE} and await asyncio.to_thread(
+        if app.state in {runtime.Instance.RUNNING, runtime.Instance.IDLE} and await asyncio.to_thread(
             _answers, host, port, f"{demo.id}.localhost"
         ):
             return "answers"
         if loop.time() > deadline:
-            return f"{runtime.State.Name(app.state)} after {timeout:.0f} s: {_why(app) or 'see the log'}"
+            state = runtime.Instance.State.Name(app.state)
+            return f"{state} after {timeout:.0f} s: {_why(app) or 'see the log'}"
         await asyncio.sleep(LOOK_AGAIN)
 
 
 def _why(app: catalog.App) -> str:
-    unmet = [condition for condition in app.conditions if condition.status == runtime.Condition.FALSE]
+    unmet = [condition for condition in app.conditions if condition.status == runtime.Condition.UNMET]
     return "; ".join(f"{condition.reason}: {condition.message}" for condition in unmet)
 
 

@@ -6,10 +6,10 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import BlockAction, IsolationTier
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
 from runtime_node.watchdog.block import Block, Stage
 
-Tier: TypeAlias = IsolationTier.ValueType
+Tier: TypeAlias = InstanceSpec.IsolationTier.ValueType
 
 REPEATS, PERIOD = 3, 60.0
 """So many blocks, or so many holds of the interpreter's lock, within so many seconds are too many.
@@ -18,9 +18,9 @@ One is too many already if it cannot be interrupted, or if it holds the lock for
 """
 
 _PLACES = {
-    IsolationTier.SHARED: "on the shared event loop",
-    IsolationTier.THREAD: "on an event loop of its own",
-    IsolationTier.PROCESS: "in a process of its own",
+    InstanceSpec.SHARED: "on the shared event loop",
+    InstanceSpec.THREAD: "on an event loop of its own",
+    InstanceSpec.PROCESS: "in a process of its own",
 }
 
 
@@ -37,7 +37,7 @@ class Verdict:
         """Say what it did and what follows."""
         if self.tier is None:
             return f"{self.why} and was stopped."
-        return f"{self.why} and runs {_PLACES[self.tier]} now ({IsolationTier.Name(self.tier)})."
+        return f"{self.why} and runs {_PLACES[self.tier]} now ({InstanceSpec.IsolationTier.Name(self.tier)})."
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class BlockHistory:
         *,
         tier: Tier,
         budget: float,
-        action: BlockAction.ValueType,
+        action: Limits.BlockAction.ValueType,
         starting: bool = False,
     ) -> Verdict | None:
         """Note a block that began, is stuck or held the lock, and say what follows from it, if anything.
@@ -74,9 +74,9 @@ class BlockHistory:
         why = self._excess(block, now, budget)
         if why is None and starting and block.stage is Stage.BEGUN:
             why = f"It blocked its event loop for {block.seconds:.1f} s while it started"
-        if why is None or action == BlockAction.REPORT:
+        if why is None or action == Limits.REPORT:
             return None
-        if action == BlockAction.STOP:
+        if action == Limits.STOP:
             return Verdict(None, why)
         stricter = _stricter(tier, block.stage)
         return None if stricter is None else Verdict(stricter, why)
@@ -99,10 +99,10 @@ class BlockHistory:
 
 def _stricter(tier: Tier, stage: Stage) -> Tier | None:
     """Return the loosest tier in which an instance harms nobody by such blocks, if it is not there yet."""
-    if tier == IsolationTier.SHARED and stage is not Stage.HELD:
-        return IsolationTier.THREAD
+    if tier == InstanceSpec.SHARED and stage is not Stage.HELD:
+        return InstanceSpec.THREAD
     # On a loop of its own an instance that can be interrupted harms itself alone; one that cannot, or that
     # takes the lock from all, has to be where it can be killed.
-    if tier != IsolationTier.PROCESS and stage is not Stage.BEGUN:
-        return IsolationTier.PROCESS
+    if tier != InstanceSpec.PROCESS and stage is not Stage.BEGUN:
+        return InstanceSpec.PROCESS
     return None

@@ -10,7 +10,8 @@ import logging
 from collections.abc import Callable, Iterable
 from functools import partial
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import BlockAction, IsolationTier, State
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
 from runtime_node.instances.block_history import PERIOD, Tier, Verdict
 from runtime_node.instances.effective import effective_limits
 from runtime_node.instances.record import BLOCKED_LOOP, DEMOTED, Instance, Run, error_message
@@ -61,11 +62,11 @@ class Blocks:
 
     def enter(self, instance: Instance, run: Run) -> None:
         """Hold a life to its budget from its start on; a guest in a process has its own watch."""
-        if run.tier == IsolationTier.PROCESS:
+        if run.tier == InstanceSpec.PROCESS:
             return
         limits = effective_limits(run.spec)
         budget = limits.block_budget
-        if run.tier == IsolationTier.THREAD:
+        if run.tier == InstanceSpec.THREAD:
             # A startup that computes on a loop of its own delays nobody; the start's time limit bounds it.
             budget = max(budget, limits.start_timeout)
         run.blocking = BlockPolicy(budget, partial(self._from_watchdog, instance, run))
@@ -123,7 +124,7 @@ class Blocks:
             run = instance.run
             if (
                 run is not None
-                and run.tier == IsolationTier.SHARED
+                and run.tier == InstanceSpec.SHARED
                 and now - answered < _BLAME_SECONDS
                 and took >= block.seconds - _BLAME_SLACK
             ):
@@ -139,11 +140,11 @@ class Blocks:
 
     def ends_for_good(self, run: Run, error: SupervisorError) -> bool:
         """Tell whether an app was ended by its tier for a block, and its policy is to leave it so."""
-        return error.reason == REASON and effective_limits(run.spec).block_action == BlockAction.STOP
+        return error.reason == REASON and effective_limits(run.spec).block_action == Limits.STOP
 
     def _carry_out(self, instance: Instance, run: Run, verdict: Verdict, error: SupervisorError) -> bool:
         """Demote or stop an instance; return whether that was told already."""
-        serving = instance.state == State.RUNNING and instance.task is None
+        serving = instance.state == InstanceMessage.RUNNING and instance.task is None
         past = instance.past()
         if verdict.tier is None:
             if not serving:
@@ -158,7 +159,10 @@ class Blocks:
         past.block_history.forget()
         past.tier_floor = verdict.tier
         instance.set_condition(DEMOTED, True, REASON, verdict.sentence, self._wall())
-        tiers = {"was": IsolationTier.Name(run.tier), "tier": IsolationTier.Name(verdict.tier)}
+        tiers = {
+            "was": InstanceSpec.IsolationTier.Name(run.tier),
+            "tier": InstanceSpec.IsolationTier.Name(verdict.tier),
+        }
         self._transitions.log(instance, "demoted", logging.WARNING, message=verdict.sentence, **tiers)
         if run.blocking is not None:
             # What it has begun already ends where it is, but no more at its neighbours' expense.
@@ -175,7 +179,7 @@ class Blocks:
         past = instance.past()
         left = past.block_history.last + PERIOD - self._clock()
         past.quiet = None
-        if instance.state != State.RUNNING:
+        if instance.state != InstanceMessage.RUNNING:
             return
         if left > 0:
             past.quiet = self._loop.call_later(left, self._grown_quiet, instance)

@@ -41,7 +41,7 @@ class Databases:
                 resource=spec.name,
             ) from fault
         kind = spec.database.WhichOneof("kind")
-        if kind == "none":
+        if kind == "no_database":
             return directory, None
         if kind == "external":
             return directory, spec.secret_env[spec.database.external.secret_key]

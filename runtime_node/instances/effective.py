@@ -11,13 +11,7 @@ from functools import lru_cache
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import (
-    BlockAction,
-    HealthCheck,
-    InstanceSpec,
-    Limits,
-    RestartPolicy,
-)
+from appsupervisor.runtime.v1.runtime_environment_pb2 import HealthCheck, InstanceSpec, Limits, RestartPolicy
 
 MIB = 1024 * 1024
 
@@ -44,7 +38,7 @@ class EffectiveLimits:
     max_threads: int
     memory_bytes: int | None
     block_budget: float
-    block_action: BlockAction.ValueType
+    block_action: Limits.BlockAction.ValueType
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +79,7 @@ def _limit_terms(raw: bytes) -> EffectiveLimits:
         max_threads=limits.max_threads or 8,
         memory_bytes=limits.memory_bytes or None,
         block_budget=_span(limits, "block_budget", 1.0),
-        block_action=limits.block_action or BlockAction.DEMOTE,
+        block_action=limits.block_action or Limits.DEMOTE,
     )
 
 

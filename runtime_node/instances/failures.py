@@ -7,7 +7,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, State
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.instances.effective import effective_restart_policy
 from runtime_node.instances.record import BACKING_OFF, CRASH_LOOP, Instance, error_message
 from runtime_node.instances.states import Event
@@ -87,7 +88,7 @@ class Failures:
 
     def _due(self, instance: Instance) -> None:
         instance.past().retry = None
-        if instance.state == State.FAILED:
+        if instance.state == InstanceMessage.FAILED:
             self._retry(instance)
 
     def forget_retry(self, instance: Instance) -> None:

@@ -148,7 +148,7 @@ class InstanceFeed:
             message = self._message(WatchInstancesResponse.UPSERT, sequence)
             message.instance.CopyFrom(entry.value.describe(self.node, self.incarnation, figures=False))
             return message
-        message = self._message(WatchInstancesResponse.DELETE, sequence)
+        message = self._message(WatchInstancesResponse.REMOVE, sequence)
         message.instance.CopyFrom(
             InstanceMessage(name=entry.key, node=self.node, incarnation=self.incarnation)
         )

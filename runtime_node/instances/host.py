@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from sortedcontainers import SortedDict
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
-    Activation,
+    Instance as InstanceMessage,
+)
+from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     InstanceSpec,
-    State,
     StopInstanceRequest,
 )
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from runtime_node.http.gate import Gate
 from runtime_node.http.limits import GateLimits
 from runtime_node.instances import rules
@@ -142,7 +142,7 @@ class InstanceHost:
         instance = self._get(name)
         if epoch < instance.epoch:
             raise rules.stale(name, (epoch, 0), instance.version)
-        if instance.state == State.STOPPING:
+        if instance.state == InstanceMessage.STOPPING:
             raise SupervisorError("INSTANCE_STOPPING", f"{name} is being stopped.", resource=name)
         if request_id and instance.history is not None and instance.history.last_request_id == request_id:
             return self._describe(instance)
@@ -206,7 +206,7 @@ class InstanceHost:
 
     def changed(self, instance: Instance) -> None:
         """An instance changed: its route and its watchers have to know."""
-        if instance.state == State.RUNNING:
+        if instance.state == InstanceMessage.RUNNING:
             self.running[instance.name] = instance
         elif self.running.pop(instance.name, None) is not None:
             self._feed.unmeasured(instance.name)
@@ -259,7 +259,7 @@ class InstanceHost:
     def _register(self, spec: InstanceSpec, version: tuple[int, int]) -> Instance:
         name = spec.name  # read once: each reading makes another string
         gate = Gate(name, self._gate_limits(spec), self._observer.fault)
-        state = initial(spec.activation == Activation.ON_REQUEST)
+        state = initial(spec.activation == InstanceSpec.ON_REQUEST)
         instance = Instance(name, spec, gate, self._wall(), state, self.lifecycle)
         self._instances[name] = instance
         app = instance.app

@@ -14,7 +14,8 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import IsolationTier, State
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.instances.blocks import Blocks
 from runtime_node.instances.contexts import app_context
 from runtime_node.instances.databases import Databases
@@ -92,7 +93,7 @@ class Lifecycle:
     def accept(self, instance: Instance) -> None:
         """Begin the life of an instance that was just registered."""
         self._transitions.log(instance, "accepted")
-        if instance.state == State.IDLE:
+        if instance.state == InstanceMessage.IDLE:
             instance.gate.hold(instance.want)
             self._hooks.changed(instance)
         else:
@@ -110,12 +111,12 @@ class Lifecycle:
 
     def stop(self, instance: Instance) -> None:
         """Take it off its route, drain it, end it. Repeats do nothing."""
-        if instance.state == State.STOPPING:
+        if instance.state == InstanceMessage.STOPPING:
             return
         self._failures.forget_retry(instance)
         self._abort(instance)
         previous = instance.task
-        serving = instance.state == State.RUNNING and instance.task is None
+        serving = instance.state == InstanceMessage.RUNNING and instance.task is None
         self._transitions.move(instance, Event.STOP)
         if not serving:
             # Nothing will open it again; an open gate still serves what it has let in or queued.
@@ -124,7 +125,7 @@ class Lifecycle:
 
     def sleep(self, instance: Instance) -> None:
         """Let a running ON_REQUEST instance go dormant; a request that comes meanwhile wakes it again."""
-        if instance.state == State.RUNNING and instance.task is None and instance.run is not None:
+        if instance.state == InstanceMessage.RUNNING and instance.task is None and instance.run is not None:
             self._do(instance, self._sleep(instance, instance.run))
 
     def want(self, instance: Instance) -> None:
@@ -140,7 +141,7 @@ class Lifecycle:
         text = ("Left behind: " + "; ".join(holders))[:MAX_LEAK_TEXT]
         instance.set_condition(LEAKED, True, "APP_LEAKED", text, self._wall())
         self._transitions.log(instance, "leaked", level=logging.WARNING, message=text)
-        self._transitions.reassess(instance, tell=instance.state != State.STOPPING)
+        self._transitions.reassess(instance, tell=instance.state != InstanceMessage.STOPPING)
 
     # --- starting ---
 
@@ -246,7 +247,9 @@ class Lifecycle:
         if check.path:
             self._probes.add(instance, run, check)
         took = f"{(run.ready - run.started) * 1000:.1f}"
-        self._transitions.move(instance, Event.READY, tier=IsolationTier.Name(run.tier), took_ms=took)
+        self._transitions.move(
+            instance, Event.READY, tier=InstanceSpec.IsolationTier.Name(run.tier), took_ms=took
+        )
         self._hooks.ready()
         if run.exited is not None:
             self._exited(instance, run.number, run.exited[0])
@@ -265,7 +268,7 @@ class Lifecycle:
             return
         if run.running is None:
             run.exited = (error,)
-        elif instance.state == State.RUNNING and instance.task is None:
+        elif instance.state == InstanceMessage.RUNNING and instance.task is None:
             if error is not None and self._blocks.ends_for_good(run, error):
                 instance.past().last_error = error_message(error, self._wall())
                 self._stopped_for_blocking(instance, run, error)
@@ -318,7 +321,7 @@ class Lifecycle:
             instance.run = None
 
     def _wake(self, instance: Instance) -> None:
-        if instance.state == State.IDLE and instance.task is None:
+        if instance.state == InstanceMessage.IDLE and instance.task is None:
             self._transitions.move(instance, Event.WAKE)
             self._begin(instance)
         elif instance.run is not None:
@@ -327,7 +330,7 @@ class Lifecycle:
     async def _sleep(self, instance: Instance, run: Run) -> None:
         instance.gate.hold(instance.want)
         await _ended(self._take_down(instance, run))
-        if instance.state != State.RUNNING:
+        if instance.state != InstanceMessage.RUNNING:
             return
         instance.run = instance.task = None
         self._transitions.move(instance, Event.SLEEP)

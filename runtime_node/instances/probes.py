@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Health
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from runtime_node.asgi import ASGIApp, Message, Scope
 from runtime_node.instances.effective import EffectiveHealthCheck
 from runtime_node.instances.record import Instance, Run
@@ -35,7 +35,7 @@ class Probe:
         self.run = run
         self.check = check
         self.due = due
-        self.health: Health.ValueType = Health.UNKNOWN
+        self.health: InstanceMessage.Health.ValueType = InstanceMessage.Health.UNKNOWN
         self.last_failure = ""
         self._successes = 0
         self._failures = 0
@@ -48,16 +48,19 @@ class Probe:
         if failure is None:
             self._successes += 1
             self._failures = 0
-            if self.health != Health.UNHEALTHY or self._successes >= self.check.success_threshold:
-                self.health = Health.HEALTHY
+            if (
+                self.health != InstanceMessage.Health.UNHEALTHY
+                or self._successes >= self.check.success_threshold
+            ):
+                self.health = InstanceMessage.Health.HEALTHY
         else:
             self._failures += 1
             self._successes = 0
             self.last_failure = failure
             if self._failures >= self.check.failure_threshold:
-                self.health = Health.UNHEALTHY
-            elif self.health != Health.UNHEALTHY:
-                self.health = Health.DEGRADED
+                self.health = InstanceMessage.Health.UNHEALTHY
+            elif self.health != InstanceMessage.Health.UNHEALTHY:
+                self.health = InstanceMessage.Health.DEGRADED
 
 
 class Probes:

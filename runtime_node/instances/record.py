@@ -12,16 +12,14 @@ from typing import TYPE_CHECKING
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
-    Activation,
     Condition,
-    Health,
     InstanceError,
     InstanceFigures,
     InstanceSpec,
-    IsolationTier,
-    State,
 )
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
+from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    Instance as InstanceMessage,
+)
 from runtime_node.http.figures import GateFigures
 from runtime_node.instances.block_history import BlockHistory
 from runtime_node.instances.rules import app_id
@@ -48,12 +46,12 @@ BLOCKED_LOOP = "BlockedLoop"
 DEMOTED = "Demoted"
 
 _IDLE_REASONS: dict[StateValue, tuple[str, str]] = {
-    State.PENDING: ("Pending", "It waits for its turn to start."),
-    State.STARTING: ("Starting", "Its code is being loaded or its startup runs."),
-    State.RUNNING: ("Started", "It serves requests."),
-    State.IDLE: ("Idle", "It is dormant; the next request starts it."),
-    State.STOPPING: ("Stopping", "It takes no new requests and ends."),
-    State.STOPPED: ("Finished", "It ended by itself without an error."),
+    InstanceMessage.PENDING: ("Pending", "It waits for its turn to start."),
+    InstanceMessage.STARTING: ("Starting", "Its code is being loaded or its startup runs."),
+    InstanceMessage.RUNNING: ("Started", "It serves requests."),
+    InstanceMessage.IDLE: ("Idle", "It is dormant; the next request starts it."),
+    InstanceMessage.STOPPING: ("Stopping", "It takes no new requests and ends."),
+    InstanceMessage.STOPPED: ("Finished", "It ended by itself without an error."),
 }
 
 
@@ -99,7 +97,7 @@ class Run:
     running: RunningApp | None = None
     exited: tuple[SupervisorError | None] | None = None
     """An end by itself that came before the start was complete."""
-    tier: IsolationTier.ValueType = IsolationTier.ISOLATION_TIER_UNSPECIFIED
+    tier: InstanceSpec.IsolationTier.ValueType = InstanceSpec.ISOLATION_TIER_UNSPECIFIED
     started: float = 0.0
     """Monotonic time at which its turn came."""
     ready: float = 0.0
@@ -128,7 +126,7 @@ class History:
     rescue_count: int = 0
     ready_time: float = 0.0
     last_request_id: str = ""
-    tier_floor: IsolationTier.ValueType = IsolationTier.ISOLATION_TIER_UNSPECIFIED
+    tier_floor: InstanceSpec.IsolationTier.ValueType = InstanceSpec.ISOLATION_TIER_UNSPECIFIED
     """The loosest tier still allowed, after a demotion."""
     block_history: BlockHistory = field(default_factory=BlockHistory)
     quiet: asyncio.TimerHandle | None = None
@@ -176,13 +174,13 @@ class Instance:
         self.uid = spec.app_uid
         self.epoch = spec.epoch
         self.generation = spec.generation
-        self.on_request = spec.activation == Activation.ON_REQUEST
+        self.on_request = spec.activation == InstanceSpec.ON_REQUEST
         self.spec_bytes = spec.SerializeToString(deterministic=True)
         self.gate = gate
         self.create_time = now
         self.ready_changed = now
         self.state = state
-        self.health: Health.ValueType = Health.UNKNOWN
+        self.health: InstanceMessage.Health.ValueType = InstanceMessage.Health.UNKNOWN
         self.run: Run | None = None
         self.coming: Run | None = None
         """The life that is being started."""
@@ -211,7 +209,7 @@ class Instance:
 
     def set_condition(self, kind: str, holds: bool, reason: str, message: str, now: float) -> None:
         """Set a condition; its transition time changes with its status alone."""
-        status = Condition.TRUE if holds else Condition.FALSE
+        status = Condition.MET if holds else Condition.UNMET
         conditions = self.past().conditions
         old = conditions.get(kind)
         since = old.last_transition_time if old is not None and old.status == status else timestamp(now)
@@ -227,7 +225,7 @@ class Instance:
     def has_condition(self, kind: str) -> bool:
         """Return whether a condition is TRUE."""
         condition = self.history.conditions.get(kind) if self.history is not None else None
-        return condition is not None and condition.status == Condition.TRUE
+        return condition is not None and condition.status == Condition.MET
 
     def describe(self, node: str, incarnation: str, *, figures: bool) -> InstanceMessage:
         """Return the instance as the API tells it, with or without its figures."""
@@ -259,16 +257,16 @@ class Instance:
 
     def _ready(self) -> Condition:
         error = self.history.last_error if self.history is not None else None
-        if self.state == State.FAILED and self.has_condition(CRASH_LOOP):
+        if self.state == InstanceMessage.FAILED and self.has_condition(CRASH_LOOP):
             loop = self.past().conditions[CRASH_LOOP]
             reason, text = loop.reason, loop.message
-        elif self.state == State.FAILED and error is not None:
+        elif self.state == InstanceMessage.FAILED and error is not None:
             reason, text = error.reason, error.message
         else:
             reason, text = _IDLE_REASONS.get(self.state, ("Unknown", ""))
         return Condition(
             type=READY,
-            status=Condition.TRUE if self.state == State.RUNNING else Condition.FALSE,
+            status=Condition.MET if self.state == InstanceMessage.RUNNING else Condition.UNMET,
             reason=reason,
             message=text,
             last_transition_time=timestamp(self.ready_changed),

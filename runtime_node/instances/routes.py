@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import State
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from runtime_node.http.router import Router
 from runtime_node.instances.record import Instance
 from runtime_node.instances.states import StateValue
 
 # A start holds its requests, a failure answers them with its reason: only where nobody else can serve.
 _RANK: dict[StateValue, int] = {
-    State.RUNNING: 2,
-    State.IDLE: 2,
-    State.PENDING: 1,
-    State.STARTING: 1,
-    State.FAILED: 0,
-    State.STOPPED: 0,
+    InstanceMessage.RUNNING: 2,
+    InstanceMessage.IDLE: 2,
+    InstanceMessage.PENDING: 1,
+    InstanceMessage.STARTING: 1,
+    InstanceMessage.FAILED: 0,
+    InstanceMessage.STOPPED: 0,
 }
 
 

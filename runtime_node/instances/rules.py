@@ -9,11 +9,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
-    Activation,
-    BlockAction,
     HealthCheck,
     InstanceSpec,
-    IsolationTier,
     Limits,
     LogEntry,
     RestartPolicy,
@@ -154,9 +151,9 @@ def _spec(at: str, spec: InstanceSpec) -> Found:
     yield from _variables(f"{at}.secret_env", spec.secret_env)
     yield from _database(f"{at}.database.external.secret_key", spec)
     yield from _domains(f"{at}.domains", list(spec.domains))
-    yield from _known(f"{at}.activation", spec.activation, Activation)
+    yield from _known(f"{at}.activation", spec.activation, InstanceSpec.Activation)
     yield from _optional_span(spec, at, "idle_timeout", 1.0, DAY, "1 s to 1 day")
-    yield from _known(f"{at}.isolation", spec.isolation, IsolationTier)
+    yield from _known(f"{at}.isolation", spec.isolation, InstanceSpec.IsolationTier)
     yield from _limits(f"{at}.limits", spec.limits)
     yield from _health_check(f"{at}.health_check", spec.health_check)
     yield from _restart_policy(f"{at}.restart_policy", spec.restart_policy)
@@ -223,7 +220,7 @@ def _limits(at: str, limits: Limits) -> Found:
     yield from _default_or(f"{at}.memory_bytes", limits.memory_bytes, 16 * MIB, 64 * GIB, "16 MiB to 64 GiB")
     yield from _default_or(f"{at}.cpu_millis", limits.cpu_millis, 10, 64_000, "10 to 64,000")
     yield from _optional_span(limits, at, "block_budget", 0.05, MINUTE, "50 ms to 1 minute")
-    yield from _known(f"{at}.block_action", limits.block_action, BlockAction)
+    yield from _known(f"{at}.block_action", limits.block_action, Limits.BlockAction)
 
 
 def _health_check(at: str, check: HealthCheck) -> Found:

@@ -12,9 +12,9 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import TypeAlias
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import State
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 
-StateValue: TypeAlias = State.ValueType
+StateValue: TypeAlias = Instance.State.ValueType
 
 
 class Event(Enum):
@@ -46,30 +46,37 @@ class IllegalTransition(Exception):  # noqa: N818 - a fault of ours, named for w
     """An event came in a state that does not know it: a fault of the node."""
 
 
-_STARTABLE = (State.PENDING, State.STARTING, State.RUNNING, State.IDLE, State.FAILED, State.STOPPED)
+_STARTABLE = (
+    Instance.PENDING,
+    Instance.STARTING,
+    Instance.RUNNING,
+    Instance.IDLE,
+    Instance.FAILED,
+    Instance.STOPPED,
+)
 
 TRANSITIONS: dict[tuple[StateValue, Event], StateValue] = {
-    (State.PENDING, Event.BEGIN): State.STARTING,
-    (State.PENDING, Event.FAIL): State.FAILED,
-    (State.STARTING, Event.READY): State.RUNNING,
-    (State.STARTING, Event.FAIL): State.FAILED,
-    (State.RUNNING, Event.CRASH): State.FAILED,
-    (State.RUNNING, Event.FINISH): State.STOPPED,
-    (State.RUNNING, Event.SLEEP): State.IDLE,
-    (State.IDLE, Event.WAKE): State.PENDING,
-    (State.FAILED, Event.RETRY): State.PENDING,
-    **{(state, Event.RESTART): State.PENDING for state in _STARTABLE},
-    **{(state, Event.STOP): State.STOPPING for state in _STARTABLE},
+    (Instance.PENDING, Event.BEGIN): Instance.STARTING,
+    (Instance.PENDING, Event.FAIL): Instance.FAILED,
+    (Instance.STARTING, Event.READY): Instance.RUNNING,
+    (Instance.STARTING, Event.FAIL): Instance.FAILED,
+    (Instance.RUNNING, Event.CRASH): Instance.FAILED,
+    (Instance.RUNNING, Event.FINISH): Instance.STOPPED,
+    (Instance.RUNNING, Event.SLEEP): Instance.IDLE,
+    (Instance.IDLE, Event.WAKE): Instance.PENDING,
+    (Instance.FAILED, Event.RETRY): Instance.PENDING,
+    **{(state, Event.RESTART): Instance.PENDING for state in _STARTABLE},
+    **{(state, Event.STOP): Instance.STOPPING for state in _STARTABLE},
 }
 """Where each event leads; a pair that is missing is illegal."""
 
-ROUTABLE = frozenset({State.RUNNING, State.IDLE})
+ROUTABLE = frozenset({Instance.RUNNING, Instance.IDLE})
 """States in which an instance answers requests, at once or after waking."""
 
 
 def initial(on_request: bool) -> StateValue:
     """Return the state in which an accepted instance begins."""
-    return State.IDLE if on_request else State.PENDING
+    return Instance.IDLE if on_request else Instance.PENDING
 
 
 def advance(state: StateValue, event: Event) -> StateValue:
@@ -77,4 +84,4 @@ def advance(state: StateValue, event: Event) -> StateValue:
     try:
         return TRANSITIONS[state, event]
     except KeyError:
-        raise IllegalTransition(f"{event.name} in {State.Name(state)}") from None
+        raise IllegalTransition(f"{event.name} in {Instance.State.Name(state)}") from None

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Health, State
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from runtime_node.instances.record import BLOCKED_LOOP, DEMOTED, LEAKED, Instance
 from runtime_node.instances.states import Event, advance
 
@@ -43,11 +43,11 @@ class Transitions:
         """Take an instance to the state that `event` leads to. Raises IllegalTransition."""
         old = instance.state
         instance.state = advance(old, event)
-        if (old == State.RUNNING) != (instance.state == State.RUNNING):
+        if (old == InstanceMessage.RUNNING) != (instance.state == InstanceMessage.RUNNING):
             instance.ready_changed = self._wall()
         instance.health = health_of(instance)
-        level = logging.WARNING if instance.state == State.FAILED else logging.INFO
-        states = {"state": State.Name(instance.state), "was": State.Name(old)}
+        level = logging.WARNING if instance.state == InstanceMessage.FAILED else logging.INFO
+        states = {"state": InstanceMessage.State.Name(instance.state), "was": InstanceMessage.State.Name(old)}
         self.log(instance, "state", level, **states, **facts)
         self._hooks.changed(instance)
 
@@ -55,7 +55,12 @@ class Transitions:
         """Work out its health anew; tell of a change, or of more than its health with `tell`."""
         health = health_of(instance)
         if health != instance.health:
-            self.log(instance, "health", health=Health.Name(health), was=Health.Name(instance.health))
+            self.log(
+                instance,
+                "health",
+                health=InstanceMessage.Health.Name(health),
+                was=InstanceMessage.Health.Name(instance.health),
+            )
             instance.health = health
             tell = True
         if tell:
@@ -65,7 +70,11 @@ class Transitions:
         """Set the door of an instance that serves no more, after what waits at it went to one that does."""
         successor = self._hooks.serving(instance)
         # One that has failed, too, may be handing its own over to this one still.
-        if successor is None or successor is instance or successor.state in (State.FAILED, State.STOPPED):
+        if (
+            successor is None
+            or successor is instance
+            or successor.state in (InstanceMessage.FAILED, InstanceMessage.STOPPED)
+        ):
             door()
             return
         instance.gate.forward(successor.gate)
@@ -87,14 +96,16 @@ class Transitions:
         log.log(level, action, extra={**identity, "facts": facts})
 
 
-def health_of(instance: Instance) -> Health.ValueType:
+def health_of(instance: Instance) -> InstanceMessage.Health.ValueType:
     """Return an instance's health: its probe's verdict while it runs, lowered by known defects."""
-    if instance.state == State.FAILED:
-        return Health.UNHEALTHY
-    if instance.state != State.RUNNING or instance.run is None:
-        return Health.UNKNOWN
+    if instance.state == InstanceMessage.FAILED:
+        return InstanceMessage.Health.UNHEALTHY
+    if instance.state != InstanceMessage.RUNNING or instance.run is None:
+        return InstanceMessage.Health.UNKNOWN
     probe = instance.run.probe
-    health = Health.HEALTHY if probe is None else probe.health
-    if health == Health.HEALTHY and any(map(instance.has_condition, (BLOCKED_LOOP, DEMOTED, LEAKED))):
-        return Health.DEGRADED
+    health = InstanceMessage.Health.HEALTHY if probe is None else probe.health
+    if health == InstanceMessage.Health.HEALTHY and any(
+        map(instance.has_condition, (BLOCKED_LOOP, DEMOTED, LEAKED))
+    ):
+        return InstanceMessage.Health.DEGRADED
     return health

@@ -207,7 +207,7 @@ class _Stream:
 def _entry(entry: Entry, app: str) -> LogEntry:
     when = Timestamp()
     when.FromMicroseconds(entry.time)
-    level = max((level for level in _LEVELS if level <= entry.level), default=LogEntry.DEBUG)
+    level = max((level for level in _LEVELS if level <= entry.level), default=LogEntry.VERBOSE)
     return LogEntry(
         cursor=entry.cursor,
         log_time=when,

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, IsolationTier
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.loader import Loader
 from runtime_node.tiers.runner import AppRunner
 from services.rpc.errors import SupervisorError
 
-Tier: TypeAlias = IsolationTier.ValueType
+Tier: TypeAlias = InstanceSpec.IsolationTier.ValueType
 
 
 class Runners:
@@ -35,7 +35,7 @@ class Runners:
         if runner is None:
             raise SupervisorError(
                 "ISOLATION_UNSUPPORTED",
-                f"This node has no {IsolationTier.Name(tier)} tier.",
+                f"This node has no {InstanceSpec.IsolationTier.Name(tier)} tier.",
                 resource=spec.name,
             )
         return runner
@@ -46,6 +46,6 @@ class Runners:
         An unmodified app reads the process's environment when it is imported: it must not be imported here.
         """
         kind = await asyncio.to_thread(self._loader.kind_of, spec.entrypoint)
-        if kind == "factory" or not self.has(IsolationTier.PROCESS):
-            return IsolationTier.SHARED
-        return IsolationTier.PROCESS
+        if kind == "factory" or not self.has(InstanceSpec.PROCESS):
+            return InstanceSpec.SHARED
+        return InstanceSpec.PROCESS

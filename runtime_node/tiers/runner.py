@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, IsolationTier
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.asgi import ASGIApp
 from runtime_node.context import AppContext
 from services.rpc.errors import SupervisorError
@@ -74,7 +74,7 @@ class AppRunner(Protocol):
     """Starts apps in one isolation tier. Called on the control loop; never blocks it."""
 
     @property
-    def tier(self) -> IsolationTier.ValueType:
+    def tier(self) -> InstanceSpec.IsolationTier.ValueType:
         """The tier this tier gives."""
         ...
 

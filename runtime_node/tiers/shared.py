@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context, copy_context
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import IsolationTier
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.asgi import ASGIApp, Receive, Scope, Send
 from runtime_node.instances.effective import effective_limits
 from runtime_node.isolation import CURRENT_INSTANCE, tasks_of
@@ -75,7 +75,7 @@ class SharedApp:
 class SharedRunner:
     """Starts apps on the front's loop."""
 
-    tier: IsolationTier.ValueType = IsolationTier.SHARED
+    tier: InstanceSpec.IsolationTier.ValueType = InstanceSpec.SHARED
 
     def __init__(
         self,

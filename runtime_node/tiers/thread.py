@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import IsolationTier
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.asgi import ASGIApp
 from runtime_node.instances.effective import effective_limits
 from runtime_node.isolation import attach, guard_loop
@@ -176,7 +176,7 @@ class ThreadApp:
 class ThreadRunner:
     """Starts apps on loops of their own. `front` is the loop that requests come from."""
 
-    tier: IsolationTier.ValueType = IsolationTier.THREAD
+    tier: InstanceSpec.IsolationTier.ValueType = InstanceSpec.THREAD
 
     def __init__(
         self, loader: Loader, front: asyncio.AbstractEventLoop, released: Released, watchdog: Watchdog

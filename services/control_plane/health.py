@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Health, State
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.store.mirror import Mirror
 from services.rpc.errors import SupervisorError
 from services.rpc.feed import Entry
@@ -37,10 +37,13 @@ class AppHealth:
         if record is None:
             return None
         status = record.status
-        if status.state == State.IDLE:
+        if status.state == Instance.IDLE:
             # The health of a dormant app is not known; that of its node is what its condition tells.
-            return any(c.type == "Ready" and c.status == Condition.TRUE for c in status.conditions)
-        return status.state == State.RUNNING and status.health in (Health.HEALTHY, Health.DEGRADED)
+            return any(c.type == "Ready" and c.status == Condition.MET for c in status.conditions)
+        return status.state == Instance.RUNNING and status.health in (
+            Instance.Health.HEALTHY,
+            Instance.Health.DEGRADED,
+        )
 
     async def _follow(self) -> None:
         while True:

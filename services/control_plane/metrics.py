@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Health, State
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane.reconciler.reconciler import Reconciler
 from services.control_plane.store.interface import CatalogStore
 
@@ -77,7 +77,7 @@ class ControlPlaneMetrics:
             pairs = Counter((r.status.state, r.status.health) for r in self._store.mirror.apps.values())
             named: Counter[tuple[str, str]] = Counter()
             for (state, health), count in pairs.items():
-                named[_name(State, state), _name(Health, health)] += count
+                named[_name(Instance.State, state), _name(Instance.Health, health)] += count
             self._counted = (now, named)
         return self._counted[1]
 

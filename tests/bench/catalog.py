@@ -94,7 +94,7 @@ async def create_rate(port: int, clients: int, count: int) -> tuple[float, list[
 
     async def client(stub: AppCatalogStub) -> None:
         for number in numbers:
-            app = pb.App(entrypoint="notes:create_app", desired_state=pb.STOPPED)
+            app = pb.App(entrypoint="notes:create_app", desired_state=pb.App.STOPPED)
             start = time.perf_counter()
             await stub.CreateApp(pb.CreateAppRequest(app_id=f"new-{number}", app=app), timeout=30)
             taken.append(time.perf_counter() - start)
@@ -110,7 +110,7 @@ async def paced(port: int, per_second: float, count: int) -> list[float]:
     taken: list[float] = []
 
     async def one(stub: AppCatalogStub, number: int, due: float) -> None:
-        app = pb.App(entrypoint="notes:create_app", desired_state=pb.STOPPED)
+        app = pb.App(entrypoint="notes:create_app", desired_state=pb.App.STOPPED)
         await stub.CreateApp(pb.CreateAppRequest(app_id=f"paced-{number}", app=app), timeout=30)
         taken.append(time.perf_counter() - due)
 

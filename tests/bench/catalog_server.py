@@ -15,8 +15,8 @@ import grpc
 import uvloop
 from google.protobuf.empty_pb2 import Empty
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App, DesiredState
-from appsupervisor.runtime.v1.runtime_environment_pb2 import State
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane import server as composition
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.nodes.tails import AppTails
@@ -57,13 +57,13 @@ def fill(store: Any, count: int) -> None:
             App(
                 name=f"apps/app-{number:06d}",
                 entrypoint="notes:create_app",
-                desired_state=DesiredState.STOPPED,
+                desired_state=App.STOPPED,
             )
         )
         spec.labels["tier"] = "gold" if number % 10 == 0 else "free"
 
         def command(tx: Transaction) -> None:
-            status = App(state=State.STOPPED, observed_generation=1)
+            status = App(state=Instance.STOPPED, observed_generation=1)
             uid = f"{number:08x}-0000-4000-8000-000000000000"
             tx.put_app(AppRecord(spec.name, uid, spec, status, 1, Version(1, 1), tx.now, tx.now))
 

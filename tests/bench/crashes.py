@@ -41,14 +41,14 @@ def measure(quick: bool) -> list[Row]:
     times, seconds = (20, 3) if quick else (60, 10)
     backoff = Duration(nanos=int(BACKOFF * 1e9))
     policy = runtime.RestartPolicy(max_restarts=1000, min_backoff=backoff, max_backoff=backoff)
-    limits = runtime.Limits(memory_bytes=128 << 20, block_action=runtime.BlockAction.REPORT)
+    limits = runtime.Limits(memory_bytes=128 << 20, block_action=runtime.Limits.REPORT)
     limits.block_budget.seconds = limits.request_timeout.seconds = 60
     back: dict[str, list[float]] = {"segfault": [], "memory": []}
     with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "stack") as stack:
         stack.create("neighbour", "bench_apps:small")
         stack.create(
             "guest", "bench_apps:hostile",
-            isolation=runtime.IsolationTier.PROCESS, restart_policy=policy, limits=limits,
+            isolation=runtime.InstanceSpec.PROCESS, restart_policy=policy, limits=limits,
         )  # fmt: skip
         port = stack.http_port()
         with Load(port, "neighbour.localhost", rate=RATE) as load:

@@ -45,11 +45,11 @@ class Cycles:
         """Take in what the node tells until cancelled."""
         async for message in self._stub.WatchInstances(runtime.WatchInstancesRequest()):
             name = message.instance.name
-            if message.type == runtime.WatchInstancesResponse.DELETE:
+            if message.type == runtime.WatchInstancesResponse.REMOVE:
                 if (gone := self._gone.get(name)) and not gone.done():
                     gone.set_result(None)
                 continue
-            ended = message.instance.state in {runtime.State.RUNNING, runtime.State.FAILED}
+            ended = message.instance.state in {runtime.Instance.RUNNING, runtime.Instance.FAILED}
             if ended and (ready := self._waiting.get(name)) and not ready.done():
                 ready.set_result(message.instance)
 
@@ -75,7 +75,7 @@ class Cycles:
         ready = self._waiting[name] = loop.create_future()
         gone = self._gone[name] = loop.create_future()
         await self._stub.StartInstance(runtime.StartInstanceRequest(spec=spec), timeout=30)
-        if (await ready).state != runtime.State.RUNNING:
+        if (await ready).state != runtime.Instance.RUNNING:
             self.failed += 1
         stop = runtime.StopInstanceRequest(name=name, epoch=1, purge_data=True, app_uid=uid)
         await self._stub.StopInstance(stop, timeout=30)

@@ -183,7 +183,7 @@ def watch_until_back(stack: Stack, start: float, count: int, live: int) -> tuple
                 continue
             name = message.instance.name
             known.add(name)
-            if "crowd-live" in name and message.instance.state == runtime.State.RUNNING:
+            if "crowd-live" in name and message.instance.state == runtime.Instance.RUNNING:
                 running_ones.add(name)
             if not registered and len(known) >= count:
                 registered = time.perf_counter() - start

@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
-from appsupervisor.runtime.v1.runtime_environment_pb2 import IsolationTier
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from tests.bench.results import Row, at_least, at_most, quantile_row, row, table
 from tests.e2e.stack import ROOT, Stack, free_port
 
@@ -91,7 +91,7 @@ class Peer:
 def measure_ours(stack: Stack, name: str, tier: str, count: int) -> tuple[list[float], list[float], float]:
     """Create so many apps one by one; return seconds to the first answer, to ready, bytes of each."""
     node = psutil.Process(stack.nodes["node-1"].pid)
-    isolation = IsolationTier.Value(tier)
+    isolation = InstanceSpec.IsolationTier.Value(tier)
     prefix = f"{name}-{tier.lower()}"
     stack.create(f"{prefix}-warm", APPS[name], isolation=isolation)
     first_answer(stack.http_port(), f"{prefix}-warm.localhost")

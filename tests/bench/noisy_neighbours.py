@@ -73,7 +73,7 @@ class Bench:
         spec.restart_policy.max_backoff.FromMilliseconds(20)
         spec.restart_policy.max_restarts = 1000
         await self.stub.StartInstance(pb.StartInstanceRequest(spec=spec))
-        while (await self.get(app)).state != pb.RUNNING:  # noqa: ASYNC110 - another process's state
+        while (await self.get(app)).state != pb.Instance.RUNNING:  # noqa: ASYNC110 - another process's state
             await asyncio.sleep(0.02)
 
     async def get(self, app: str) -> pb.Instance:
@@ -170,34 +170,36 @@ class Bench:
     async def run(self) -> list[Beside]:
         """Measure beside each kind of hog."""
         for app in NEIGHBOURS:
-            await self.start(app, "behaviours:ready", pb.SHARED)
+            await self.start(app, "behaviours:ready", pb.InstanceSpec.SHARED)
         await self.measure("warm-up")
         rows = [await self.measure("no hog")]
         hog = "blockers:asked"
-        await self.start("hog", hog, pb.SHARED, block_budget=BUDGET, block_action=pb.REPORT)
+        await self.start(
+            "hog", hog, pb.InstanceSpec.SHARED, block_budget=BUDGET, block_action=pb.Limits.REPORT
+        )
         async with self.asking("hog", "/?do=spin", pause=2.0):
             rows.append(await self.measure("blocks the shared loop, rescued only", "budget 1 s, then 0.1 s"))
         await self.stop("hog")
-        await self.start("hog", hog, pb.SHARED, block_budget=BUDGET)
-        while (await self.get("hog")).isolation != pb.THREAD:
+        await self.start("hog", hog, pb.InstanceSpec.SHARED, block_budget=BUDGET)
+        while (await self.get("hog")).isolation != pb.InstanceSpec.THREAD:
             await self.ask("hog", "/?do=spin")
         async with self.asking("hog", "/?do=spin"):
             rows.append(await self.measure("the same, after its demotion", "THREAD"))
         await self.stop("hog")
         for count in (1, 4):
             for number in range(count):
-                await self.start(f"hog{number}", hog, pb.THREAD, block_budget=LONG)
+                await self.start(f"hog{number}", hog, pb.InstanceSpec.THREAD, block_budget=LONG)
             async with contextlib.AsyncExitStack() as stack:
                 for number in range(count):
                     await stack.enter_async_context(self.asking(f"hog{number}", "/?do=spin&seconds=20"))
                 rows.append(await self.measure(f"{count} CPU hog{'s' * (count > 1)}", "THREAD"))
             for number in range(count):
                 await self.stop(f"hog{number}")
-        await self.start("hog", hog, pb.PROCESS, block_budget=LONG)
+        await self.start("hog", hog, pb.InstanceSpec.PROCESS, block_budget=LONG)
         async with self.asking("hog", "/?do=hold&seconds=10"):
             rows.append(await self.measure("holds its interpreter's lock", "PROCESS"))
         await self.stop("hog")
-        await self.start("hog", hog, pb.PROCESS)
+        await self.start("hog", hog, pb.InstanceSpec.PROCESS)
         async with self.asking("hog", "/?do=segfault", pause=0.05):
             rows.append(await self.measure("segmentation faults", "PROCESS"))
         restarts = (await self.get("hog")).restart_count

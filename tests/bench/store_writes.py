@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent, OperationMetadata
-from appsupervisor.runtime.v1.runtime_environment_pb2 import State
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, OperationRecord, RequestRecord, Version
 from services.control_plane.store.sql_store import open_store
@@ -53,7 +53,7 @@ def create(name: str) -> Callable[[Transaction], AppRecord]:
             name=name,
             uid=uid,
             spec=spec(name),
-            status=App(state=State.PENDING),
+            status=App(state=Instance.PENDING),
             generation=1,
             target=Version(1, 1),
             create_time=tx.now,
@@ -86,7 +86,7 @@ def follow_up(name: str) -> Callable[[Transaction], None]:
     def command(tx: Transaction) -> None:
         record = tx.app(name)
         assert record is not None
-        status = App(state=State.RUNNING, observed_generation=1, uri="http://127.0.0.1:8080")
+        status = App(state=Instance.RUNNING, observed_generation=1, uri="http://127.0.0.1:8080")
         (operation,) = tx.open_operations(name)
         tx.put_app(
             AppRecord(

@@ -60,7 +60,7 @@ class Writer:
 
     def step(self) -> None:
         app_id = f"chaos-{self._number}"
-        state = catalog.STOPPED if self._stopped else catalog.RUNNING
+        state = catalog.App.STOPPED if self._stopped else catalog.App.RUNNING
         app = catalog.App(entrypoint="notes:create_app", desired_state=state, labels={"made": app_id})
         request = catalog.CreateAppRequest(app_id=app_id, app=app, request_id=app_id)
         try:
@@ -104,11 +104,12 @@ def test_a_control_plane_killed_at_any_moment_loses_nothing_and_touches_no_app(s
     for app_id in writer.acknowledged:
         app = stack.get(app_id)
         assert app.labels["made"] == app_id
-        assert app.desired_state == catalog.STOPPED
+        assert app.desired_state == catalog.App.STOPPED
     steady = eventually(
-        lambda: app if (app := stack.get("steady")).health == runtime.HEALTHY else None, "steady is heard"
+        lambda: app if (app := stack.get("steady")).health == runtime.Instance.Health.HEALTHY else None,
+        "steady is heard",
     )
-    assert steady.state == runtime.RUNNING
+    assert steady.state == runtime.Instance.RUNNING
     assert steady.instances[0].restart_count == 0
     assert (stack.nodes["node-1"].pid, stack.nodes["node-1"].running()) == (pid, True)
 
@@ -148,8 +149,8 @@ def test_a_node_killed_at_any_moment_brings_its_apps_back_and_no_stopped_one(sta
             stored += [note["text"] for note in page]
             before = f"&before={page[-1]['id']}"
         assert set(kept) <= set(stored), "an acknowledged note is gone"
-        assert stack.get(app_id).state == runtime.RUNNING
-    assert stack.get("halted").state == runtime.STOPPED
+        assert stack.get(app_id).state == runtime.Instance.RUNNING
+    assert stack.get("halted").state == runtime.Instance.STOPPED
     assert stack.http("halted", "/healthz")[0] >= 400
 
 
@@ -171,5 +172,6 @@ def test_both_killed_while_apps_are_being_created_end_with_all_of_them_serving(s
     for app_id in writer.acknowledged:
         stack.serves(app_id, timeout=60)
         eventually(
-            lambda app_id=app_id: stack.get(app_id).state == runtime.RUNNING, f"{app_id} is told as running"
+            lambda app_id=app_id: stack.get(app_id).state == runtime.Instance.RUNNING,
+            f"{app_id} is told as running",
         )

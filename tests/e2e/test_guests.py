@@ -16,11 +16,11 @@ from typing import Any, Literal
 import pytest
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
-from appsupervisor.runtime.v1.runtime_environment_pb2 import RUNNING, IsolationTier
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec
 from tests.e2e.stack import ROOT, Stack
 from tests.e2e.traffic import ask, data_dir, delete, update, websocket
 
-SHARED, THREAD, PROCESS = IsolationTier.SHARED, IsolationTier.THREAD, IsolationTier.PROCESS
+SHARED, THREAD, PROCESS = InstanceSpec.SHARED, InstanceSpec.THREAD, InstanceSpec.PROCESS
 DJANGO = ROOT / "tests/apps/django_project"
 
 
@@ -43,8 +43,8 @@ class Guest:
     """A web app that keeps notes, and the tier that it ends up in."""
 
     entrypoint: str
-    runs_in: IsolationTier.ValueType
-    asks_for: IsolationTier.ValueType = IsolationTier.ISOLATION_TIER_UNSPECIFIED
+    runs_in: InstanceSpec.IsolationTier.ValueType
+    asks_for: InstanceSpec.IsolationTier.ValueType = InstanceSpec.ISOLATION_TIER_UNSPECIFIED
     prepare: Callable[[Stack, catalog.App], None] = field(default=lambda stack, app: None)
 
 
@@ -68,7 +68,7 @@ def test_a_guest_lives_its_whole_life(guest_stack: Stack, kind: str) -> None:
     fields: dict[str, Any] = {"env": {"MOTTO": "one"}, "isolation": guest.asks_for}
     apps = [stack.create(app_id, guest.entrypoint, **fields) for app_id in ids]
     for app in apps:
-        assert app.state == RUNNING
+        assert app.state == Instance.RUNNING
         assert app.instances[0].isolation == guest.runs_in
         guest.prepare(stack, app)
     for app_id in ids:
@@ -98,12 +98,12 @@ def test_a_guest_lives_its_whole_life(guest_stack: Stack, kind: str) -> None:
         assert (gone.status, gone.reason) == (404, "APP_NOT_FOUND")
 
 
-@pytest.mark.parametrize("tier", [SHARED, THREAD, PROCESS], ids=IsolationTier.Name)
+@pytest.mark.parametrize("tier", [SHARED, THREAD, PROCESS], ids=InstanceSpec.IsolationTier.Name)
 def test_websockets_of_two_apps_hear_nothing_of_each_other(
-    guest_stack: Stack, tier: IsolationTier.ValueType
+    guest_stack: Stack, tier: InstanceSpec.IsolationTier.ValueType
 ) -> None:
     stack = guest_stack
-    ids = [f"chat-{IsolationTier.Name(tier).lower()}-{letter}" for letter in "ab"]
+    ids = [f"chat-{InstanceSpec.IsolationTier.Name(tier).lower()}-{letter}" for letter in "ab"]
     for app_id in ids:
         stack.create(app_id, "starlette_chat:create_app", isolation=tier)
     with (
@@ -162,10 +162,10 @@ def test_datasette_serves_the_database_of_each_app(guest_stack: Stack) -> None:
         assert ask(stack, app_id).status == 404
 
 
-@pytest.mark.parametrize("tier", [SHARED, THREAD], ids=IsolationTier.Name)
-def test_ariadne_answers_graphql(guest_stack: Stack, tier: IsolationTier.ValueType) -> None:
+@pytest.mark.parametrize("tier", [SHARED, THREAD], ids=InstanceSpec.IsolationTier.Name)
+def test_ariadne_answers_graphql(guest_stack: Stack, tier: InstanceSpec.IsolationTier.ValueType) -> None:
     stack = guest_stack
-    ids = [f"graph-{IsolationTier.Name(tier).lower()}-{letter}" for letter in "ab"]
+    ids = [f"graph-{InstanceSpec.IsolationTier.Name(tier).lower()}-{letter}" for letter in "ab"]
 
     def query(app_id: str, text: str, by: Literal["host", "path"] = "host") -> Any:
         body = json.dumps({"query": text})

@@ -16,14 +16,22 @@ from google.protobuf import duration_pb2
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as runtime
-from appsupervisor.runtime.v1.runtime_environment_pb2 import PROCESS, SHARED, THREAD
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec
 from tests.e2e.neighbours import ROWS, Neighbours, Row, Seen
 from tests.e2e.stack import DEADLINE, ROOT, Stack, eventually
+
+SHARED, THREAD, PROCESS = InstanceSpec.SHARED, InstanceSpec.THREAD, InstanceSpec.PROCESS
 
 # With its load it takes minutes: part of make chaos and make test-all, not of make test.
 pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(60)]
 
-NEIGHBOURS = {"one": SHARED, "two": SHARED, "three": SHARED, "four": THREAD, "five": PROCESS}
+NEIGHBOURS = {
+    "one": SHARED,
+    "two": SHARED,
+    "three": SHARED,
+    "four": THREAD,
+    "five": PROCESS,
+}
 IN_ONE_PROCESS = {"one", "two", "three", "four"}
 BUDGET = duration_pb2.Duration(nanos=300_000_000)
 SOON = duration_pb2.Duration(nanos=50_000_000)
@@ -38,11 +46,11 @@ class Hog:
     """What a hog does in a tier, and what has to become of it. No `reason`: nothing happens to it."""
 
     what: str
-    tier: runtime.IsolationTier.ValueType
+    tier: InstanceSpec.IsolationTier.ValueType
     ask: str
     status: frozenset[int]
     reason: str = ""
-    becomes: runtime.IsolationTier.ValueType | None = None
+    becomes: InstanceSpec.IsolationTier.ValueType | None = None
     entrypoint: str = "mischief:asked"
     times: int = 1
     limits: dict[str, Any] = field(default_factory=dict)
@@ -53,10 +61,12 @@ class Hog:
     """The neighbours whose requests fail: no tier's promise, but the documented wall."""
 
     def __str__(self) -> str:
-        return f"{self.what}-{runtime.IsolationTier.Name(self.tier)}".replace(" ", "-")
+        return f"{self.what}-{InstanceSpec.IsolationTier.Name(self.tier)}".replace(" ", "-")
 
 
-def _blocking(what: str, tier: runtime.IsolationTier.ValueType, ask: str, status: int, **more: Any) -> Hog:
+def _blocking(
+    what: str, tier: InstanceSpec.IsolationTier.ValueType, ask: str, status: int, **more: Any
+) -> Hog:
     limits = {"block_budget": BUDGET}
     return Hog(
         what, tier, ask, frozenset({status}), BLOCKED, entrypoint="blockers:asked", limits=limits, **more
@@ -231,7 +241,7 @@ def test_a_hog_costs_no_neighbour_a_request_and_leaves_nothing_behind(beside: Be
             def settled() -> runtime.Instance | None:
                 """Serving in the tier where it has to end up, and its timeline says why."""
                 found = beside.instance()
-                if found is None or (found.state, found.isolation) != (runtime.RUNNING, becomes):
+                if found is None or (found.state, found.isolation) != (Instance.RUNNING, becomes):
                     return None
                 return found if hog.reason in beside.reasons() or not hog.reason else None
 
@@ -240,9 +250,9 @@ def test_a_hog_costs_no_neighbour_a_request_and_leaves_nothing_behind(beside: Be
         reasons = beside.reasons()
         ROWS.append(
             Row(
-                hog.what, runtime.IsolationTier.Name(hog.tier), phase.seen,
+                hog.what, InstanceSpec.IsolationTier.Name(hog.tier), phase.seen,
                 ", ".join(dict.fromkeys(str(status) for status, _ in answers)),
-                f"{runtime.State.Name(found.state)} in {runtime.IsolationTier.Name(found.isolation)}"
+                f"{Instance.State.Name(found.state)} in {InstanceSpec.IsolationTier.Name(found.isolation)}"
                 + (f", restarts {found.restart_count}" if found.restart_count else ""),
                 reasons[0] if reasons else "", hog.wall,
             )

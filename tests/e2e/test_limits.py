@@ -6,19 +6,12 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
-from appsupervisor.runtime.v1.runtime_environment_pb2 import (
-    FAILED,
-    RUNNING,
-    UNHEALTHY,
-    IsolationTier,
-    Limits,
-    RestartPolicy,
-)
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec, Limits, RestartPolicy
 from tests.e2e.stack import Stack, eventually
 from tests.e2e.traffic import ask, burst, delete
 
 MIB = 1024 * 1024
-SHARED, PROCESS = IsolationTier.SHARED, IsolationTier.PROCESS
+SHARED, PROCESS = InstanceSpec.SHARED, InstanceSpec.PROCESS
 
 
 def milliseconds(count: int) -> Duration:
@@ -31,11 +24,11 @@ def events(stack: Stack, app_id: str) -> list[catalog.AppEvent]:
     return list(stack.apps.ListAppEvents(request, timeout=10).app_events)
 
 
-@pytest.mark.parametrize("tier", [SHARED, PROCESS], ids=IsolationTier.Name)
+@pytest.mark.parametrize("tier", [SHARED, PROCESS], ids=InstanceSpec.IsolationTier.Name)
 def test_by_default_64_requests_are_served_128_wait_and_more_are_told_to_come_again(
-    guest_stack: Stack, tier: IsolationTier.ValueType
+    guest_stack: Stack, tier: InstanceSpec.IsolationTier.ValueType
 ) -> None:
-    app_id = f"crowded-{IsolationTier.Name(tier).lower()}"
+    app_id = f"crowded-{InstanceSpec.IsolationTier.Name(tier).lower()}"
     guest_stack.create(app_id, "behaviours:slow_requests", isolation=tier, config={"seconds": 1})
     answers = burst(guest_stack, app_id, 64 + 128 + 40)
     assert sum(answer.status == 200 for answer in answers) == 64 + 128
@@ -58,9 +51,11 @@ def test_a_body_beyond_its_limit_is_refused(guest_stack: Stack) -> None:
     delete(guest_stack, "default-bodies")
 
 
-@pytest.mark.parametrize("tier", [SHARED, PROCESS], ids=IsolationTier.Name)
-def test_a_request_beyond_its_time_is_answered_504(guest_stack: Stack, tier: IsolationTier.ValueType) -> None:
-    app_id = f"slow-{IsolationTier.Name(tier).lower()}"
+@pytest.mark.parametrize("tier", [SHARED, PROCESS], ids=InstanceSpec.IsolationTier.Name)
+def test_a_request_beyond_its_time_is_answered_504(
+    guest_stack: Stack, tier: InstanceSpec.IsolationTier.ValueType
+) -> None:
+    app_id = f"slow-{InstanceSpec.IsolationTier.Name(tier).lower()}"
     limits = Limits(request_timeout=milliseconds(300))
     guest_stack.create(
         app_id, "behaviours:slow_requests", isolation=tier, limits=limits, config={"seconds": 20}
@@ -95,7 +90,9 @@ def test_memory_beyond_the_limit_ends_the_process_and_it_is_back_after_its_backo
         "the end is on its timeline",
     )
     assert "96 MiB" in told[0].message
-    app = eventually(lambda: one if (one := stack.get("greedy")).state == RUNNING else None, "it runs")
+    app = eventually(
+        lambda: one if (one := stack.get("greedy")).state == Instance.RUNNING else None, "it runs"
+    )
     assert app.instances[0].restart_count == 1
     assert app.instances[0].last_error.reason == "APP_OUT_OF_MEMORY"
     delete(stack, "greedy")
@@ -105,7 +102,7 @@ def test_memory_beyond_the_limit_ends_the_process_and_it_is_back_after_its_backo
 def restarted(stack: Stack, app_id: str) -> int:
     """Return how often a running app was restarted; -1 while it does not run."""
     app = stack.get(app_id)
-    return app.instances[0].restart_count if app.state == RUNNING else -1
+    return app.instances[0].restart_count if app.state == Instance.RUNNING else -1
 
 
 def crash_loop(stack: Stack, app_id: str) -> catalog.App | None:
@@ -124,14 +121,14 @@ def test_a_crash_loop_is_left_with_its_reason_and_a_start_by_hand_works_at_once(
         died = ask(stack, "looping", "/?exit=3")
         assert (died.status, died.reason) == (502, "APP_CRASHED")
     app = eventually(lambda: crash_loop(stack, "looping"), "it is left failed")
-    assert (app.state, app.health, app.reconciling) == (FAILED, UNHEALTHY, False)
+    assert (app.state, app.health, app.reconciling) == (Instance.FAILED, Instance.Health.UNHEALTHY, False)
     assert app.instances[0].last_error.reason == "APP_CRASHED"
     refused = ask(stack, "looping")
     assert (refused.status, refused.reason) == (503, "APP_CRASH_LOOP")
     assert events(stack, "looping")[0].reason == "APP_CRASH_LOOP"
     began = time.monotonic()
     started = stack.result(stack.apps.StartApp(catalog.StartAppRequest(name="apps/looping"), timeout=10))
-    assert started.state == RUNNING
+    assert started.state == Instance.RUNNING
     assert ask(stack, "looping").status == 200
     assert time.monotonic() - began < 2
     delete(stack, "looping")
@@ -142,7 +139,7 @@ def test_an_app_that_waits_long_for_its_restart_is_started_by_hand_at_once(guest
     policy = RestartPolicy(min_backoff=Duration(seconds=60), max_backoff=Duration(seconds=60))
     stack.create("patient", "greedy:app", restart_policy=policy)
     assert ask(stack, "patient", "/?exit=3").status == 502
-    eventually(lambda: stack.get("patient").state == FAILED, "it has failed")
+    eventually(lambda: stack.get("patient").state == Instance.FAILED, "it has failed")
     refused = ask(stack, "patient")
     assert (refused.status, refused.reason) == (503, "APP_CRASHED")
     assert 30 < int(refused.headers["retry-after"]) <= 75

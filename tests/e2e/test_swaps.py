@@ -12,21 +12,12 @@ from websockets.exceptions import ConnectionClosed
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as runtime
-from appsupervisor.runtime.v1.runtime_environment_pb2 import (
-    FAILED,
-    IDLE,
-    ON_REQUEST,
-    RUNNING,
-    STOPPED,
-    Condition,
-    IsolationTier,
-    Limits,
-)
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceSpec, Limits
 from tests.e2e.conftest import GUEST_DIRS
 from tests.e2e.stack import Stack, eventually
 from tests.e2e.traffic import Answer, ask, burst, data_dir, delete, reason_of, traffic, update, websocket
 
-SHARED, THREAD, PROCESS = IsolationTier.SHARED, IsolationTier.THREAD, IsolationTier.PROCESS
+SHARED, THREAD, PROCESS = InstanceSpec.SHARED, InstanceSpec.THREAD, InstanceSpec.PROCESS
 
 
 @pytest.fixture
@@ -102,16 +93,16 @@ def test_an_update_that_does_not_start_leaves_the_old_version_serving(
     assert flow.seen == {f"{app_id} g1-e1 1"}
     app = stack.get(app_id)
     updated = next(condition for condition in app.conditions if condition.type == "Updated")
-    assert (app.state, updated.status, updated.reason) == (RUNNING, Condition.FALSE, reason)
-    assert update(stack, app_id, entrypoint="behaviours:ready").state == RUNNING
+    assert (app.state, updated.status, updated.reason) == (Instance.RUNNING, Condition.UNMET, reason)
+    assert update(stack, app_id, entrypoint="behaviours:ready").state == Instance.RUNNING
     delete(stack, app_id)
 
 
-@pytest.mark.parametrize("tier", [SHARED, PROCESS], ids=IsolationTier.Name)
+@pytest.mark.parametrize("tier", [SHARED, PROCESS], ids=InstanceSpec.IsolationTier.Name)
 def test_a_websocket_survives_a_swap_until_the_stops_time_is_over(
-    guest_stack: Stack, tier: IsolationTier.ValueType
+    guest_stack: Stack, tier: InstanceSpec.IsolationTier.ValueType
 ) -> None:
-    app_id = f"held-{IsolationTier.Name(tier).lower()}"
+    app_id = f"held-{InstanceSpec.IsolationTier.Name(tier).lower()}"
     limits = Limits(stop_timeout=Duration(seconds=3))
     guest_stack.create(
         app_id, "starlette_chat:create_app", isolation=tier, limits=limits, env={"MOTTO": "one"}
@@ -148,8 +139,10 @@ def starts(stack: Stack, app: catalog.App) -> int:
 
 def test_two_hundred_first_requests_start_a_dormant_app_once(guest_stack: Stack) -> None:
     limits = Limits(max_queued_requests=136)  # and 64 to be served
-    app = guest_stack.create("sleeper", "behaviours:counts_starts", activation=ON_REQUEST, limits=limits)
-    assert (app.state, starts(guest_stack, app)) == (IDLE, 0)
+    app = guest_stack.create(
+        "sleeper", "behaviours:counts_starts", activation=InstanceSpec.ON_REQUEST, limits=limits
+    )
+    assert (app.state, starts(guest_stack, app)) == (Instance.IDLE, 0)
     assert [answer.status for answer in burst(guest_stack, "sleeper", 200)] == [200] * 200
     assert starts(guest_stack, app) == 1
     delete(guest_stack, "sleeper")
@@ -158,10 +151,13 @@ def test_two_hundred_first_requests_start_a_dormant_app_once(guest_stack: Stack)
 def test_dormancy_works_without_the_control_plane_and_a_stop_outlasts_it(own_stack: Stack) -> None:
     stack = own_stack
     app = stack.create(
-        "sleeper", "behaviours:counts_starts", activation=ON_REQUEST, idle_timeout=Duration(seconds=1)
+        "sleeper",
+        "behaviours:counts_starts",
+        activation=InstanceSpec.ON_REQUEST,
+        idle_timeout=Duration(seconds=1),
     )
     assert ask(stack, "sleeper").status == 200
-    eventually(lambda: stack.get("sleeper").state == IDLE, "it goes dormant")
+    eventually(lambda: stack.get("sleeper").state == Instance.IDLE, "it goes dormant")
     stack.control_plane.kill()
     assert [answer.status for answer in burst(stack, "sleeper", 50)] == [200] * 50
     assert starts(stack, app) == 2
@@ -169,21 +165,21 @@ def test_dormancy_works_without_the_control_plane_and_a_stop_outlasts_it(own_sta
     def dormant() -> bool:
         with stack.runtime() as node:
             from_node = node.ListInstances(runtime.ListInstancesRequest(parent="apps/-"), timeout=5).instances
-        return [instance.state for instance in from_node] == [IDLE]
+        return [instance.state for instance in from_node] == [Instance.IDLE]
 
     eventually(dormant, "it goes dormant again, alone with its node")
     stack.control_plane.start()
     stack.wait_until_called()
     stopped = stack.result(stack.apps.StopApp(catalog.StopAppRequest(name="apps/sleeper"), timeout=10))
-    assert stopped.state == STOPPED
+    assert stopped.state == Instance.STOPPED
     assert all(answer.status == 404 for answer in burst(stack, "sleeper", 10))
     stack.nodes["node-1"].kill()
     stack.nodes["node-1"].start()
     eventually(lambda: stack.http("sleeper")[0] == 404, "the node is back")
-    assert stack.get("sleeper").state == STOPPED
+    assert stack.get("sleeper").state == Instance.STOPPED
     assert starts(stack, app) == 2
     started = stack.result(stack.apps.StartApp(catalog.StartAppRequest(name="apps/sleeper"), timeout=10))
-    assert started.state == IDLE
+    assert started.state == Instance.IDLE
     assert ask(stack, "sleeper").status == 200
     assert starts(stack, app) == 3
 
@@ -204,11 +200,11 @@ def created(stack: Stack, app_id: str, entrypoint: str, **fields: object) -> ope
     return stack.apps.CreateApp(catalog.CreateAppRequest(app_id=app_id, app=app), timeout=10)
 
 
-@pytest.mark.parametrize("tier", [SHARED, THREAD, PROCESS], ids=IsolationTier.Name)
+@pytest.mark.parametrize("tier", [SHARED, THREAD, PROCESS], ids=InstanceSpec.IsolationTier.Name)
 def test_a_request_to_an_app_that_starts_is_held_until_it_is_ready(
-    guest_stack: Stack, tier: IsolationTier.ValueType
+    guest_stack: Stack, tier: InstanceSpec.IsolationTier.ValueType
 ) -> None:
-    app_id = f"fresh-{IsolationTier.Name(tier).lower()}"
+    app_id = f"fresh-{InstanceSpec.IsolationTier.Name(tier).lower()}"
     operation = created(
         guest_stack, app_id, "behaviours:blocks_in_factory", isolation=tier, config={"seconds": 1}
     )
@@ -224,7 +220,7 @@ def test_requests_held_for_a_start_that_fails_are_told_why(guest_stack: Stack) -
     told = first_answer(guest_stack, "doomed")
     assert (told.status, told.reason) == (503, "APP_FACTORY_FAILED")
     assert reason_of(guest_stack.wait(operation)) == "APP_FACTORY_FAILED"
-    assert guest_stack.get("doomed").state == FAILED
+    assert guest_stack.get("doomed").state == Instance.FAILED
     delete(guest_stack, "doomed")
 
 

@@ -87,7 +87,7 @@ def update(stack: Stack, app_id: str, *paths: str, **fields: Any) -> catalog.App
 
 def delete(stack: Stack, app_id: str) -> None:
     """Delete an app with its data."""
-    request = catalog.DeleteAppRequest(name=f"apps/{app_id}", data_policy=catalog.DROP)
+    request = catalog.DeleteAppRequest(name=f"apps/{app_id}", data_policy=catalog.DeleteAppRequest.DROP)
     stack.result(stack.apps.DeleteApp(request, timeout=10))
 
 

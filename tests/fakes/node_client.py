@@ -47,7 +47,7 @@ class Subject:
             "generation": 1,
             "epoch": 1,
             "entrypoint": "behaviours:ready",
-            "isolation": pb.SHARED,
+            "isolation": pb.InstanceSpec.SHARED,
             **fields,
         }
         return pb.InstanceSpec(name=name, **fields)
@@ -76,7 +76,9 @@ class Subject:
             pb.WatchInstancesRequest(resume_token=resume_token, heartbeat_interval=span)
         )
 
-    async def reaches(self, state: pb.State.ValueType, name: str = "apps/shop/instances/a1") -> pb.Instance:
+    async def reaches(
+        self, state: pb.Instance.State.ValueType, name: str = "apps/shop/instances/a1"
+    ) -> pb.Instance:
         """Wait on a watch stream until the instance is in `state`, and return it."""
         stream = self.watch()
         try:

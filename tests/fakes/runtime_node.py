@@ -128,7 +128,7 @@ class FakeNode:
         """Let a running instance end with an error and stay failed."""
         self._fail(self._hosted[name], reason, message)
 
-    def set_health(self, name: str, health: pb.Health.ValueType) -> None:
+    def set_health(self, name: str, health: pb.Instance.Health.ValueType) -> None:
         """Let an instance's probe come out so."""
         hosted = self._hosted[name]
         hosted.status.health = health
@@ -199,7 +199,7 @@ class FakeNode:
         self._fences[spec.app_uid] = version
         self._purges.discard(spec.app_uid)
         hosted = self._hosted[spec.name] = _Hosted(_copy_spec(spec), self._accepted(spec))
-        if hosted.status.state == pb.STARTING:
+        if hosted.status.state == pb.Instance.STARTING:
             hosted.task = asyncio.create_task(self._run_start(hosted))
         self._publish(hosted)
         return hosted.status
@@ -229,7 +229,7 @@ class FakeNode:
         hosted = self._find(request.name)
         if request.epoch < hosted.spec.epoch:
             raise rules.stale(request.name, (request.epoch, 0), (hosted.spec.epoch, hosted.spec.generation))
-        if hosted.status.state == pb.STOPPING:
+        if hosted.status.state == pb.Instance.STOPPING:
             raise SupervisorError("INSTANCE_STOPPING", "It is being stopped.", resource=request.name)
         if request.request_id and request.request_id == hosted.last_request_id:
             return hosted.status
@@ -237,7 +237,7 @@ class FakeNode:
         if hosted.task is not None:
             hosted.task.cancel()
         hosted.status.restart_count += 1
-        self._move(hosted, pb.STARTING, "Starting")
+        self._move(hosted, pb.Instance.STARTING, "Starting")
         hosted.task = asyncio.create_task(self._run_start(hosted))
         return hosted.status
 
@@ -309,7 +309,7 @@ class FakeNode:
         return found[-1].app_uid if found else ""
 
     def _accepted(self, spec: pb.InstanceSpec) -> pb.Instance:
-        dormant = spec.activation == pb.ON_REQUEST
+        dormant = spec.activation == pb.InstanceSpec.ON_REQUEST
         status = pb.Instance(
             name=spec.name,
             app_uid=spec.app_uid,
@@ -317,9 +317,9 @@ class FakeNode:
             incarnation=self.incarnation,
             generation=spec.generation,
             epoch=spec.epoch,
-            state=pb.IDLE if dormant else pb.STARTING,
-            health=pb.UNKNOWN,
-            isolation=spec.isolation or pb.SHARED,
+            state=pb.Instance.IDLE if dormant else pb.Instance.STARTING,
+            health=pb.Instance.Health.UNKNOWN,
+            isolation=spec.isolation or pb.InstanceSpec.SHARED,
             create_time=timestamp(time.time()),
         )
         _set_ready(status, "Idle" if dormant else "Starting")
@@ -337,24 +337,24 @@ class FakeNode:
             self._fail(hosted, *behaviour.fails)
             return
         hosted.status.ready_time.CopyFrom(timestamp(time.time()))
-        hosted.status.health = pb.HEALTHY
-        self._move(hosted, pb.RUNNING, "Started")
+        hosted.status.health = pb.Instance.Health.HEALTHY
+        self._move(hosted, pb.Instance.RUNNING, "Started")
 
     def _fail(self, hosted: _Hosted, reason: str, message: str) -> None:
         error = pb.InstanceError(
             reason=reason, message=message, detail=f"{reason}: {message}", occur_time=timestamp(time.time())
         )
         hosted.status.last_error.CopyFrom(error)
-        hosted.status.health = pb.UNHEALTHY
-        self._move(hosted, pb.FAILED, reason, message)
+        hosted.status.health = pb.Instance.Health.UNHEALTHY
+        self._move(hosted, pb.Instance.FAILED, reason, message)
 
     def _stop(self, hosted: _Hosted) -> None:
-        if hosted.status.state == pb.STOPPING:
+        if hosted.status.state == pb.Instance.STOPPING:
             return
         if hosted.task is not None:
             hosted.task.cancel()
-        hosted.status.health = pb.UNKNOWN
-        self._move(hosted, pb.STOPPING, "Stopping")
+        hosted.status.health = pb.Instance.Health.UNKNOWN
+        self._move(hosted, pb.Instance.STOPPING, "Stopping")
         hosted.task = asyncio.create_task(self._run_stop(hosted))
 
     async def _run_stop(self, hosted: _Hosted) -> None:
@@ -375,7 +375,9 @@ class FakeNode:
             self.logs.entries.pop(uid, None)
             self.logs.look()
 
-    def _move(self, hosted: _Hosted, state: pb.State.ValueType, reason: str, message: str = "") -> None:
+    def _move(
+        self, hosted: _Hosted, state: pb.Instance.State.ValueType, reason: str, message: str = ""
+    ) -> None:
         hosted.status.state = state
         _set_ready(hosted.status, reason, message)
         self._publish(hosted)
@@ -402,7 +404,7 @@ class FakeNode:
             gone = pb.Instance(name=entry.key, node=self.node, incarnation=self.incarnation)
             if entry.key in self._obituaries:
                 gone.last_error.CopyFrom(self._obituaries[entry.key])
-            messages.append(self._message(kind.DELETE, entry.revision, gone))
+            messages.append(self._message(kind.REMOVE, entry.revision, gone))
         return messages
 
     def _message(
@@ -491,7 +493,7 @@ class _Servicer(RuntimeEnvironmentServicer):
 
 
 def _set_ready(status: pb.Instance, reason: str, message: str = "") -> None:
-    holds = pb.Condition.TRUE if status.state == pb.RUNNING else pb.Condition.FALSE
+    holds = pb.Condition.MET if status.state == pb.Instance.RUNNING else pb.Condition.UNMET
     old = status.conditions[0] if status.conditions else None
     since = old.last_transition_time if old is not None and old.status == holds else timestamp(time.time())
     condition = pb.Condition(

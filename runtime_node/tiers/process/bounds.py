@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import BlockAction, InstanceSpec
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
 from runtime_node.tiers.process.limits import GuestLimits
 
 DEFAULT_THREADS: Final = 8
@@ -24,7 +24,7 @@ class Bounds:
     """Seconds, bytes and counts; 0 bytes and 0 millis mean no bound."""
 
     block_budget: float = DEFAULT_BLOCK_BUDGET
-    block_action: int = BlockAction.DEMOTE
+    block_action: int = Limits.DEMOTE
     unresponsive_seconds: float = UNRESPONSIVE_SECONDS
     stop_timeout: float = DEFAULT_STOP_TIMEOUT
     memory_bytes: int = 0
@@ -39,12 +39,12 @@ class Bounds:
         limits = spec.limits
         concurrency = limits.max_concurrent_requests or DEFAULT_CONCURRENCY
         budget = limits.block_budget.ToTimedelta().total_seconds() or DEFAULT_BLOCK_BUDGET
-        stops = limits.block_action == BlockAction.STOP
+        stops = limits.block_action == Limits.STOP
         patience = budget + STUCK_SECONDS if stops else max(UNRESPONSIVE_SECONDS, 2 * budget)
         stop = limits.stop_timeout.ToTimedelta().total_seconds()
         return cls(
             block_budget=budget,
-            block_action=limits.block_action or BlockAction.DEMOTE,
+            block_action=limits.block_action or Limits.DEMOTE,
             unresponsive_seconds=patience,
             stop_timeout=stop if limits.HasField("stop_timeout") else DEFAULT_STOP_TIMEOUT,
             memory_bytes=limits.memory_bytes,

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import IsolationTier
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.context import AppContext
 from runtime_node.tiers.process import wire
 from runtime_node.tiers.process.bounds import Bounds
@@ -32,7 +32,7 @@ OutputSink = Callable[[AppContext, str, str], None]
 class ProcessRunner:
     """Starts apps in processes of their own. Made on the control loop; one per node."""
 
-    tier: IsolationTier.ValueType = IsolationTier.PROCESS
+    tier: InstanceSpec.IsolationTier.ValueType = InstanceSpec.PROCESS
 
     def __init__(self, zygote: Zygote, on_output: OutputSink | None = None) -> None:
         """Without `on_output` the lines go to each instance's logger: stdout as INFO, stderr as WARNING."""

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import BlockAction
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Limits
 from runtime_node.asgi import ASGIApp
 from runtime_node.loader.failures import redact
 from runtime_node.tiers.process import exit_reason, procfs, wire
@@ -208,7 +208,7 @@ class GuestProcess:
         if self._dumping is not None:
             return
         bounds = self._bounds
-        if seconds > bounds.unresponsive_seconds and bounds.block_action != BlockAction.REPORT:
+        if seconds > bounds.unresponsive_seconds and bounds.block_action != Limits.REPORT:
             sentence = f"The app blocked its event loop for {seconds:.1f} s and was ended."
             self.kill(SupervisorError("APP_BLOCKED_LOOP", sentence, resource=self._resource))
         elif time.monotonic() - self._interrupted > 0.5:

@@ -12,8 +12,8 @@ from dataclasses import replace
 from google.longrunning.operations_pb2 import Operation
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Health, State
-from services.control_plane.catalog.requests import Caller, execute
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
+from services.control_plane.catalog.idempotency import Caller, execute
 from services.control_plane.operations import operations
 from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
 from services.control_plane.rules.app_rules import app_violations
@@ -37,16 +37,18 @@ class AppCommands:
     def __init__(self, store: CatalogStore) -> None:
         self._store = store
 
-    def create(self, request: pb.CreateAppRequest, caller: Caller) -> Operation:
+    async def create(self, request: pb.CreateAppRequest, caller: Caller) -> Operation:
         """Carry out CreateApp."""
         violations = validate_id("app_id", request.app_id)
         name = app_name(request.app_id)
         if request.app.name not in ("", name):
             violations.append(Violation("app.name", f"must be empty or {name!r}, after app_id"))
         spec = _checked_spec(request.app, name, violations)
-        return self._execute(request, caller, lambda tx: _create(tx, spec, caller), request.validate_only)
+        return await self._execute(
+            request, caller, lambda tx: _create(tx, spec, caller), request.validate_only
+        )
 
-    def update(self, request: pb.UpdateAppRequest, caller: Caller) -> Operation:
+    async def update(self, request: pb.UpdateAppRequest, caller: Caller) -> Operation:
         """Carry out UpdateApp."""
         name = app_name(parse_app_name(request.app.name, "app.name"))
 
@@ -60,12 +62,12 @@ class AppCommands:
             record = _changeable(record, name, request.app.etag)
             return _update(tx, record, request, caller)
 
-        return self._execute(request, caller, run, request.validate_only)
+        return await self._execute(request, caller, run, request.validate_only)
 
-    def delete(self, request: pb.DeleteAppRequest, caller: Caller) -> Operation:
+    async def delete(self, request: pb.DeleteAppRequest, caller: Caller) -> Operation:
         """Carry out DeleteApp."""
         name = app_name(parse_app_name(request.name, "name"))
-        if request.data_policy not in pb.DataPolicy.values():
+        if request.data_policy not in pb.DeleteAppRequest.DataPolicy.values():
             raise invalid_field("data_policy", "must be DROP or RETAIN")
 
         def run(tx: Transaction) -> OperationRecord:
@@ -74,21 +76,21 @@ class AppCommands:
                 return _nothing_to_do(tx, name, caller)
             return _delete(tx, _existing(record, name, request.etag), request, caller)
 
-        return self._execute(request, caller, run, request.validate_only)
+        return await self._execute(request, caller, run, request.validate_only)
 
-    def start(self, request: pb.StartAppRequest, caller: Caller) -> Operation:
+    async def start(self, request: pb.StartAppRequest, caller: Caller) -> Operation:
         """Carry out StartApp."""
-        return self._lifecycle(request, caller, "start", _start)
+        return await self._lifecycle(request, caller, "start", _start)
 
-    def stop(self, request: pb.StopAppRequest, caller: Caller) -> Operation:
+    async def stop(self, request: pb.StopAppRequest, caller: Caller) -> Operation:
         """Carry out StopApp."""
-        return self._lifecycle(request, caller, "stop", _stop)
+        return await self._lifecycle(request, caller, "stop", _stop)
 
-    def restart(self, request: pb.RestartAppRequest, caller: Caller) -> Operation:
+    async def restart(self, request: pb.RestartAppRequest, caller: Caller) -> Operation:
         """Carry out RestartApp."""
-        return self._lifecycle(request, caller, "restart", _restart)
+        return await self._lifecycle(request, caller, "restart", _restart)
 
-    def _lifecycle(
+    async def _lifecycle(
         self,
         request: Lifecycle,
         caller: Caller,
@@ -101,16 +103,16 @@ class AppCommands:
             record = _changeable(tx.app(name), name, request.etag)
             return _store(tx, record, change(record), verb, caller, f"{verb.capitalize()}Requested")
 
-        return self._execute(request, caller, run, request.validate_only)
+        return await self._execute(request, caller, run, request.validate_only)
 
-    def _execute(
+    async def _execute(
         self,
         request: pb.CreateAppRequest | pb.UpdateAppRequest | pb.DeleteAppRequest | Lifecycle,
         caller: Caller,
         run: Callable[[Transaction], OperationRecord],
         validate_only: bool,
     ) -> Operation:
-        return execute(
+        return await execute(
             self._store,
             caller,
             request,
@@ -141,14 +143,14 @@ def _create(tx: Transaction, spec: pb.App, caller: Caller) -> OperationRecord:
             resource=spec.environment,
         )
     _check_domains(tx, spec)
-    wanted = spec.desired_state != pb.STOPPED
+    wanted = spec.desired_state != pb.App.STOPPED
     record = AppRecord(
         name=spec.name,
         uid=str(uuid.uuid4()),
         spec=spec,
         status=pb.App(
-            state=State.PENDING if wanted else State.STOPPED,
-            health=Health.UNKNOWN,
+            state=Instance.PENDING if wanted else Instance.STOPPED,
+            health=Instance.Health.UNKNOWN,
             reconciling=wanted,
             observed_generation=0 if wanted else 1,
         ),
@@ -202,7 +204,7 @@ def _update(
             changed = replace(changed, served_spec=record.spec)
     effect = ""
     if record.spec.desired_state != spec.desired_state:
-        effect = "stop" if spec.desired_state == pb.STOPPED else "start"
+        effect = "stop" if spec.desired_state == pb.App.STOPPED else "start"
     if effect == "start":
         changed = _restart(changed)
     return _store(tx, record, changed, "update", caller, "Updated", effect=effect)
@@ -210,18 +212,18 @@ def _update(
 
 def _start(record: AppRecord) -> AppRecord:
     """A start of what runs changes nothing; of what failed or is stopped, it is a new epoch."""
-    running = record.spec.desired_state != pb.STOPPED
-    if running and record.status.state not in (State.FAILED, State.STOPPED):
+    running = record.spec.desired_state != pb.App.STOPPED
+    if running and record.status.state not in (Instance.FAILED, Instance.STOPPED):
         return record
-    return _restart(replace(record, spec=_with_desired(record.spec, pb.RUNNING)))
+    return _restart(replace(record, spec=_with_desired(record.spec, pb.App.RUNNING)))
 
 
 def _stop(record: AppRecord) -> AppRecord:
-    return replace(record, spec=_with_desired(record.spec, pb.STOPPED))
+    return replace(record, spec=_with_desired(record.spec, pb.App.STOPPED))
 
 
 def _restart(record: AppRecord) -> AppRecord:
-    if record.spec.desired_state == pb.STOPPED:
+    if record.spec.desired_state == pb.App.STOPPED:
         raise SupervisorError(
             "APP_STOPPED", f"{record.name} is stopped; start it instead.", resource=record.name
         )
@@ -229,7 +231,7 @@ def _restart(record: AppRecord) -> AppRecord:
     return replace(record, target=target, failed=None)
 
 
-def _with_desired(spec: pb.App, desired: pb.DesiredState.ValueType) -> pb.App:
+def _with_desired(spec: pb.App, desired: pb.App.DesiredState.ValueType) -> pb.App:
     if spec.desired_state == desired:
         return spec
     changed = pb.App()
@@ -258,10 +260,10 @@ def _store(
             status.observed_generation = changed.generation
         else:
             status.reconciling = True
-            starts = changed.spec.desired_state != pb.STOPPED and changed.target != record.target
-            if starts and status.state in (State.STOPPED, State.FAILED):
-                status.state = State.PENDING
-                set_condition(status.conditions, "Ready", Condition.FALSE, "Starting", "", tx.now)
+            starts = changed.spec.desired_state != pb.App.STOPPED and changed.target != record.target
+            if starts and status.state in (Instance.STOPPED, Instance.FAILED):
+                status.state = Instance.PENDING
+                set_condition(status.conditions, "Ready", Condition.UNMET, "Starting", "", tx.now)
         changed = replace(changed, status=status)
         tx.put_app(changed)
     operation = operations.begin(tx, verb, changed, caller.actor, effect=effect)
@@ -277,7 +279,7 @@ def take_back(tx: Transaction, record: AppRecord, actor: str, operation: str) ->
         return
     status = pb.App()
     status.CopyFrom(record.status)
-    status.reconciling = status.state != State.STOPPED
+    status.reconciling = status.state != Instance.STOPPED
     changed = replace(changed, status=status, generation=record.generation + 1, update_time=tx.now)
     tx.put_app(changed)
     add_event(tx, changed, "StopRequested", actor=actor, reason="OPERATION_CANCELLED", operation=operation)
@@ -292,17 +294,17 @@ def _only_shown(tx: Transaction, operation: OperationRecord) -> OperationRecord:
 
 def _is_settled(record: AppRecord, changed: AppRecord) -> bool:
     """Tell whether a change needs nothing done: what runs stays, or nothing runs and nothing shall."""
-    if changed.spec.desired_state == pb.STOPPED:
-        return bool(changed.status.state == State.STOPPED)
-    same = record.spec.desired_state != pb.STOPPED and changed.target == record.served
+    if changed.spec.desired_state == pb.App.STOPPED:
+        return bool(changed.status.state == Instance.STOPPED)
+    same = record.spec.desired_state != pb.App.STOPPED and changed.target == record.served
     return same and changed.status.state in operations.READY
 
 
 def _delete(
     tx: Transaction, record: AppRecord, request: pb.DeleteAppRequest, caller: Caller
 ) -> OperationRecord:
-    policy = request.data_policy or record.deleting or pb.RETAIN
-    if record.deleting == pb.DROP and policy != pb.DROP:
+    policy = request.data_policy or record.deleting or pb.DeleteAppRequest.RETAIN
+    if record.deleting == pb.DeleteAppRequest.DROP and policy != pb.DeleteAppRequest.DROP:
         sentence = (
             f"{record.name} is being deleted with its data; what is dropped cannot be retained any more."
         )
@@ -312,11 +314,11 @@ def _delete(
         return operation
     status = pb.App()
     status.CopyFrom(record.status)
-    status.state, status.reconciling = State.DELETING, True
+    status.state, status.reconciling = Instance.DELETING, True
     changed = replace(record, deleting=policy, status=status)
     tx.put_app(changed)
     operation = operation or operations.begin(tx, "delete", changed, caller.actor)
-    reason = pb.DataPolicy.Name(policy)
+    reason = pb.DeleteAppRequest.DataPolicy.Name(policy)
     add_event(tx, changed, "DeleteRequested", reason=reason, actor=caller.actor, operation=operation.name)
     return operation
 

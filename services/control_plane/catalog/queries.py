@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import time
 from collections.abc import AsyncIterator, Iterator
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from services.control_plane.catalog.commands import app_not_found
+from services.control_plane.catalog.idempotency import Caller
 from services.control_plane.catalog.pages import fitting, page_by_name, request_digest
-from services.control_plane.catalog.requests import Caller
 from services.control_plane.rules.filters import Filter, compile_filter
 from services.control_plane.rules.names import app_name, parse_app_name
 from services.control_plane.rules.ordering import Order, compile_order
@@ -49,7 +50,7 @@ class AppQueries:
             raise app_not_found(name)
         return record.public
 
-    def list_apps(self, request: pb.ListAppsRequest, caller: Caller) -> pb.ListAppsResponse:
+    async def list_apps(self, request: pb.ListAppsRequest, caller: Caller) -> pb.ListAppsResponse:
         """Carry out ListApps; OPERATION_DEADLINE_EXCEEDED when the call's time is up first."""
         deadline = time.monotonic() + caller.timeout
         order = compile_order(request.order_by)
@@ -126,13 +127,13 @@ class AppQueries:
             yield message
             told = time.monotonic()
 
-    def events(self, request: pb.ListAppEventsRequest) -> pb.ListAppEventsResponse:
+    async def events(self, request: pb.ListAppEventsRequest) -> pb.ListAppEventsResponse:
         """Carry out ListAppEvents. The timeline of a deleted app can still be read."""
         name = app_name(parse_app_name(request.parent, "parent"))
         size = page_size(request.page_size)
         digest = request_digest(name)
         before = str(decode_page_token(request.page_token, digest)[0]) if request.page_token else ""
-        events = self._store.events(name, size + 1, before)
+        events = await asyncio.to_thread(self._store.events, name, size + 1, before)
         if not events and not before and self._feed.get(name) is None:
             raise app_not_found(name)
         size = fitting(events[:size], pb.AppEvent.ByteSize)
@@ -199,5 +200,5 @@ def _message(entry: Entry[AppRecord], view: _FilteredView | None) -> pb.WatchApp
     if view is not None and not view.loses(entry.key, removed=app is None):
         return None
     return pb.WatchAppsResponse(
-        type=pb.WatchAppsResponse.DELETE, app=pb.App(name=entry.key), revision=entry.revision
+        type=pb.WatchAppsResponse.REMOVE, app=pb.App(name=entry.key), revision=entry.revision
     )

@@ -6,8 +6,8 @@ import uuid
 from collections.abc import Callable
 
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
+from services.control_plane.catalog.idempotency import Caller, execute
 from services.control_plane.catalog.pages import page_by_name, request_digest
-from services.control_plane.catalog.requests import Caller, execute
 from services.control_plane.rules.etags import app_etag, etag_matches
 from services.control_plane.rules.fleet_rules import environment_violations, node_violations
 from services.control_plane.rules.names import (
@@ -35,7 +35,9 @@ class FleetService:
         self._mirror = store.mirror
         self._is_heard = is_heard
 
-    def create_environment(self, request: pb.CreateEnvironmentRequest, caller: Caller) -> pb.Environment:
+    async def create_environment(
+        self, request: pb.CreateEnvironmentRequest, caller: Caller
+    ) -> pb.Environment:
         """Carry out CreateEnvironment."""
         name = environment_name(request.environment_id)
         violations = validate_id("environment_id", request.environment_id)
@@ -62,7 +64,7 @@ class FleetService:
             tx.put_environment(EnvironmentRecord(environment))
             return environment
 
-        return execute(
+        return await execute(
             self._store,
             caller,
             request,
@@ -92,7 +94,7 @@ class FleetService:
         )
         return pb.ListEnvironmentsResponse(environments=page, next_page_token=token)
 
-    def delete_environment(self, request: pb.DeleteEnvironmentRequest, caller: Caller) -> None:
+    async def delete_environment(self, request: pb.DeleteEnvironmentRequest, caller: Caller) -> None:
         """Carry out DeleteEnvironment."""
         name = environment_name(parse_environment_name(request.name))
 
@@ -120,9 +122,9 @@ class FleetService:
             tx.delete_environment(name)
             return record.environment
 
-        execute(self._store, caller, request, pb.Environment, run)
+        await execute(self._store, caller, request, pb.Environment, run)
 
-    def register_node(self, request: pb.RegisterNodeRequest, caller: Caller) -> pb.RegisterNodeResponse:
+    async def register_node(self, request: pb.RegisterNodeRequest, caller: Caller) -> pb.RegisterNodeResponse:
         """Carry out RegisterNode."""
         environment_id = parse_environment_name(request.parent, "parent")
         name = node_name(environment_id, request.node_id)
@@ -147,7 +149,7 @@ class FleetService:
                 tx.put_node(NodeRecord(node))
             return pb.RegisterNodeResponse(node=node)
 
-        response = execute(self._store, caller, request, pb.RegisterNodeResponse, run)
+        response = await execute(self._store, caller, request, pb.RegisterNodeResponse, run)
         response.registration_interval.FromMilliseconds(int(REGISTRATION_SECONDS * 1000))
         return response
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 from google.longrunning.operations_pb2 import Operation
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import DesiredState, OperationMetadata
-from appsupervisor.runtime.v1.runtime_environment_pb2 import State
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, OperationMetadata
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.records import AppRecord, OperationRecord, Version
 from services.rpc.errors import CODES, SupervisorError
@@ -24,7 +24,7 @@ KEPT = 24 * 3600 * 1_000_000
 SLACK = 60_000_000
 """Added to the app's own start and stop limits for an operation's deadline, µs."""
 
-READY = frozenset({State.RUNNING, State.IDLE})
+READY = frozenset({Instance.RUNNING, Instance.IDLE})
 
 _BRINGS_UP = frozenset({"create", "update", "start", "restart"})
 _ENDED_BY = {
@@ -92,7 +92,7 @@ def expire(tx: Transaction, name: str) -> None:
     if operation is None or operation.done or operation.deadline > tx.now:
         return
     app = tx.app(operation.app)
-    why = f" It is {State.Name(app.status.state)}." if app else ""
+    why = f" It is {Instance.State.Name(app.status.state)}." if app else ""
     for condition in app.status.conditions if app else ():
         if condition.type == "Ready" and condition.message:
             why = f" {condition.message}"
@@ -150,19 +150,19 @@ def fulfilled(verb: str, goal: Version, record: AppRecord) -> bool:
     """Tell whether an operation has reached its goal."""
     if verb == "delete":
         return False  # ended by the removal itself
-    if verb == "stop" or record.spec.desired_state == DesiredState.STOPPED:
-        wanted = record.spec.desired_state == DesiredState.STOPPED
-        return wanted and bool(record.status.state == State.STOPPED)
+    if verb == "stop" or record.spec.desired_state == App.STOPPED:
+        wanted = record.spec.desired_state == App.STOPPED
+        return wanted and bool(record.status.state == Instance.STOPPED)
     return record.served is not None and record.status.state in READY and _reaches(record.served, goal)
 
 
 def failed(verb: str, goal: Version, record: AppRecord) -> SupervisorError | None:
     """Return why an operation can't reach its goal by itself, or None."""
-    if verb not in _BRINGS_UP or record.spec.desired_state == DesiredState.STOPPED:
+    if verb not in _BRINGS_UP or record.spec.desired_state == App.STOPPED:
         return None
     if record.failed is not None and _reaches(record.failed, goal):
         return _error_of(record, "Updated")
-    if record.status.state in (State.FAILED, State.STOPPED) and _reaches(record.target, goal):
+    if record.status.state in (Instance.FAILED, Instance.STOPPED) and _reaches(record.target, goal):
         return _error_of(record, "Ready")
     return None
 
@@ -181,11 +181,11 @@ def _reaches(version: Version, goal: Version) -> bool:
 
 
 _STEPS = {
-    State.PENDING: ("placing", 10),
-    State.STARTING: ("starting", 50),
-    State.RUNNING: ("starting", 50),
-    State.STOPPING: ("draining", 50),
-    State.DELETING: ("draining", 50),
+    Instance.PENDING: ("placing", 10),
+    Instance.STARTING: ("starting", 50),
+    Instance.RUNNING: ("starting", 50),
+    Instance.STOPPING: ("draining", 50),
+    Instance.DELETING: ("draining", 50),
 }
 
 

@@ -14,8 +14,8 @@ from google.protobuf.empty_pb2 import Empty
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import OperationMetadata
 from services.control_plane.catalog.commands import take_back
+from services.control_plane.catalog.idempotency import Caller, execute
 from services.control_plane.catalog.pages import page_by_name, request_digest
-from services.control_plane.catalog.requests import Caller, execute
 from services.control_plane.operations import operations
 from services.control_plane.rules.names import operation_name, parse_operation_name
 from services.control_plane.store.interface import CatalogStore, Transaction
@@ -95,7 +95,7 @@ class OperationService:
                     self._waiting.pop(record.name, None)
         return operations.present(self._record(record.name))
 
-    def cancel(self, request: pb.CancelOperationRequest, caller: Caller) -> None:
+    async def cancel(self, request: pb.CancelOperationRequest, caller: Caller) -> None:
         """Carry out CancelOperation.
 
         A create or start is taken back by stopping the app, as StopApp does; an update or restart that has
@@ -119,9 +119,9 @@ class OperationService:
                 take_back(tx, app, caller.actor, record.name)
             return Empty()
 
-        execute(self._store, caller, request, Empty, run)
+        await execute(self._store, caller, request, Empty, run)
 
-    def delete(self, request: pb.DeleteOperationRequest, caller: Caller) -> None:
+    async def delete(self, request: pb.DeleteOperationRequest, caller: Caller) -> None:
         """Carry out DeleteOperation: forgets one that is done."""
 
         def run(tx: Transaction) -> Empty:
@@ -133,7 +133,7 @@ class OperationService:
             tx.delete_operation(record.name)
             return Empty()
 
-        execute(self._store, caller, request, Empty, run)
+        await execute(self._store, caller, request, Empty, run)
 
     def _record(self, name: str) -> OperationRecord:
         return _found(self._feed.get(operation_name(parse_operation_name(name))), name)

@@ -10,16 +10,8 @@ from collections.abc import Iterable
 from google.api import field_behavior_pb2
 from google.protobuf.message import Message
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import RUNNING as DESIRED_RUNNING
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
-from appsupervisor.runtime.v1.runtime_environment_pb2 import (
-    DEMOTE,
-    EAGER,
-    ON_REQUEST,
-    HealthCheck,
-    Limits,
-    RestartPolicy,
-)
+from appsupervisor.runtime.v1.runtime_environment_pb2 import HealthCheck, InstanceSpec, Limits, RestartPolicy
 from services.control_plane.rules.names import DEFAULT_ENVIRONMENT
 from services.control_plane.rules.scalars import SECOND, nanoseconds, normalize_domain, set_nanoseconds
 
@@ -90,11 +82,11 @@ def fill_defaults(app: App) -> None:
     """
     app.environment = app.environment or DEFAULT_ENVIRONMENT
     app.replicas = app.replicas or 1
-    app.activation = app.activation or EAGER
-    app.desired_state = app.desired_state or DESIRED_RUNNING
+    app.activation = app.activation or InstanceSpec.EAGER
+    app.desired_state = app.desired_state or App.RUNNING
     if app.database.WhichOneof("kind") is None:
         app.database.sqlite.SetInParent()
-    if app.activation == ON_REQUEST:
+    if app.activation == InstanceSpec.ON_REQUEST:
         _default_duration(app, "idle_timeout", DEFAULT_IDLE_TIMEOUT)
     if app.domains:
         domains = [normalize_domain(domain) for domain in app.domains]
@@ -121,7 +113,7 @@ def _fill_limits(limits: Limits) -> None:
         limits.max_request_body_bytes = 32 * 1024 * 1024
     limits.max_threads = limits.max_threads or 8
     _default_duration(limits, "block_budget", SECOND)
-    limits.block_action = limits.block_action or DEMOTE
+    limits.block_action = limits.block_action or Limits.DEMOTE
 
 
 def _fill_health_check(check: HealthCheck) -> None:

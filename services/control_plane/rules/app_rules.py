@@ -14,13 +14,11 @@ from collections.abc import Mapping, Sequence
 from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Struct, Value
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App, DesiredState
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
-    Activation,
-    BlockAction,
     Database,
     HealthCheck,
-    IsolationTier,
+    InstanceSpec,
     Limits,
     RestartPolicy,
 )
@@ -83,13 +81,13 @@ def app_violations(app: App, prefix: str = "app") -> list[Violation]:
         found.append(Violation(f"{prefix}.environment", "must have the form environments/{environment}"))
     if app.replicas not in (0, 1):
         found.append(Violation(f"{prefix}.replicas", "must be 1 in this version"))
-    found += enum_violations(f"{prefix}.activation", app.activation, Activation.DESCRIPTOR)
+    found += enum_violations(f"{prefix}.activation", app.activation, InstanceSpec.Activation.DESCRIPTOR)
     found += _span_violations(prefix, app, "idle_timeout", SECOND, _DAY)
-    found += enum_violations(f"{prefix}.isolation", app.isolation, IsolationTier.DESCRIPTOR)
+    found += enum_violations(f"{prefix}.isolation", app.isolation, InstanceSpec.IsolationTier.DESCRIPTOR)
     found += _limits_violations(f"{prefix}.limits", app.limits)
     found += _health_check_violations(f"{prefix}.health_check", app.health_check)
     found += _restart_policy_violations(f"{prefix}.restart_policy", app.restart_policy)
-    found += enum_violations(f"{prefix}.desired_state", app.desired_state, DesiredState.DESCRIPTOR)
+    found += enum_violations(f"{prefix}.desired_state", app.desired_state, App.DesiredState.DESCRIPTOR)
     return found
 
 
@@ -204,7 +202,10 @@ def _limits_violations(field: str, limits: Limits) -> list[Violation]:
         ("block_budget", 50 * _MS, _MINUTE),
     ):
         found += _span_violations(field, limits, name, lowest, highest)
-    return [*found, *enum_violations(f"{field}.block_action", limits.block_action, BlockAction.DESCRIPTOR)]
+    return [
+        *found,
+        *enum_violations(f"{field}.block_action", limits.block_action, Limits.BlockAction.DESCRIPTOR),
+    ]
 
 
 def _health_check_violations(field: str, check: HealthCheck) -> list[Violation]:

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from google.protobuf.descriptor import EnumDescriptor
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App, DesiredState
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Activation, Health, IsolationTier, State
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec
 from services.control_plane.rules.filter_grammar import Literal, refuse
 from services.control_plane.rules.filter_patterns import text_test
 from services.control_plane.rules.scalars import SECOND, normalize_domain
@@ -224,11 +224,11 @@ FIELDS: dict[str, Field] = {
     "entrypoint": TextField(lambda app: app.entrypoint),
     "environment": TextField(lambda app: app.environment),
     "domains": DomainsField(),
-    "state": EnumField(lambda app: app.state, State.DESCRIPTOR),
-    "health": EnumField(lambda app: app.health, Health.DESCRIPTOR),
-    "desired_state": EnumField(lambda app: app.desired_state, DesiredState.DESCRIPTOR),
-    "activation": EnumField(lambda app: app.activation, Activation.DESCRIPTOR),
-    "isolation": EnumField(lambda app: app.isolation, IsolationTier.DESCRIPTOR),
+    "state": EnumField(lambda app: app.state, Instance.State.DESCRIPTOR),
+    "health": EnumField(lambda app: app.health, Instance.Health.DESCRIPTOR),
+    "desired_state": EnumField(lambda app: app.desired_state, App.DesiredState.DESCRIPTOR),
+    "activation": EnumField(lambda app: app.activation, InstanceSpec.Activation.DESCRIPTOR),
+    "isolation": EnumField(lambda app: app.isolation, InstanceSpec.IsolationTier.DESCRIPTOR),
     "generation": NumberField(lambda app: app.generation),
     "reconciling": BoolField(lambda app: app.reconciling),
     "create_time": TimeField("create_time"),

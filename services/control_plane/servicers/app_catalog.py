@@ -16,44 +16,44 @@ from services.control_plane.servicers.calls import caller_of
 
 
 class CatalogServicer(AppCatalogServicer):
-    """Serves AppCatalog. Unary methods run on worker threads, streams on the loop."""
+    """Serves AppCatalog."""
 
     def __init__(self, commands: AppCommands, queries: AppQueries, tails: AppTails) -> None:
         self._commands = commands
         self._queries = queries
         self._tails = tails
 
-    def CreateApp(self, request: pb.CreateAppRequest, context: Any) -> Operation:
+    async def CreateApp(self, request: pb.CreateAppRequest, context: Any) -> Operation:
         """Serve AppCatalog.CreateApp."""
-        return self._commands.create(request, caller_of(context))
+        return await self._commands.create(request, caller_of(context))
 
-    def GetApp(self, request: pb.GetAppRequest, context: Any) -> pb.App:
+    async def GetApp(self, request: pb.GetAppRequest, context: Any) -> pb.App:
         """Serve AppCatalog.GetApp."""
         return self._queries.get(request.name)
 
-    def ListApps(self, request: pb.ListAppsRequest, context: Any) -> pb.ListAppsResponse:
+    async def ListApps(self, request: pb.ListAppsRequest, context: Any) -> pb.ListAppsResponse:
         """Serve AppCatalog.ListApps."""
-        return self._queries.list_apps(request, caller_of(context))
+        return await self._queries.list_apps(request, caller_of(context))
 
-    def UpdateApp(self, request: pb.UpdateAppRequest, context: Any) -> Operation:
+    async def UpdateApp(self, request: pb.UpdateAppRequest, context: Any) -> Operation:
         """Serve AppCatalog.UpdateApp."""
-        return self._commands.update(request, caller_of(context))
+        return await self._commands.update(request, caller_of(context))
 
-    def DeleteApp(self, request: pb.DeleteAppRequest, context: Any) -> Operation:
+    async def DeleteApp(self, request: pb.DeleteAppRequest, context: Any) -> Operation:
         """Serve AppCatalog.DeleteApp."""
-        return self._commands.delete(request, caller_of(context))
+        return await self._commands.delete(request, caller_of(context))
 
-    def StartApp(self, request: pb.StartAppRequest, context: Any) -> Operation:
+    async def StartApp(self, request: pb.StartAppRequest, context: Any) -> Operation:
         """Serve AppCatalog.StartApp."""
-        return self._commands.start(request, caller_of(context))
+        return await self._commands.start(request, caller_of(context))
 
-    def StopApp(self, request: pb.StopAppRequest, context: Any) -> Operation:
+    async def StopApp(self, request: pb.StopAppRequest, context: Any) -> Operation:
         """Serve AppCatalog.StopApp."""
-        return self._commands.stop(request, caller_of(context))
+        return await self._commands.stop(request, caller_of(context))
 
-    def RestartApp(self, request: pb.RestartAppRequest, context: Any) -> Operation:
+    async def RestartApp(self, request: pb.RestartAppRequest, context: Any) -> Operation:
         """Serve AppCatalog.RestartApp."""
-        return self._commands.restart(request, caller_of(context))
+        return await self._commands.restart(request, caller_of(context))
 
     async def WatchApps(
         self, request: pb.WatchAppsRequest, context: Any
@@ -69,6 +69,6 @@ class CatalogServicer(AppCatalogServicer):
         async for message in self._tails.tail(request):
             yield message
 
-    def ListAppEvents(self, request: pb.ListAppEventsRequest, context: Any) -> pb.ListAppEventsResponse:
+    async def ListAppEvents(self, request: pb.ListAppEventsRequest, context: Any) -> pb.ListAppEventsResponse:
         """Serve AppCatalog.ListAppEvents."""
-        return self._queries.events(request)
+        return await self._queries.events(request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from services.control_plane.catalog.requests import Caller
+from services.control_plane.catalog.idempotency import Caller
 
 LONGEST_CALL = 30.0
 """Seconds a unary call may take when its caller set no deadline."""

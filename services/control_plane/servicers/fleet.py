@@ -13,38 +13,38 @@ from services.control_plane.servicers.calls import caller_of
 
 
 class FleetServicer(GeneratedServicer):
-    """Serves Fleet, on worker threads."""
+    """Serves Fleet."""
 
     def __init__(self, fleet: FleetService) -> None:
         self._fleet = fleet
 
-    def CreateEnvironment(self, request: pb.CreateEnvironmentRequest, context: Any) -> pb.Environment:
+    async def CreateEnvironment(self, request: pb.CreateEnvironmentRequest, context: Any) -> pb.Environment:
         """Serve Fleet.CreateEnvironment."""
-        return self._fleet.create_environment(request, caller_of(context))
+        return await self._fleet.create_environment(request, caller_of(context))
 
-    def GetEnvironment(self, request: pb.GetEnvironmentRequest, context: Any) -> pb.Environment:
+    async def GetEnvironment(self, request: pb.GetEnvironmentRequest, context: Any) -> pb.Environment:
         """Serve Fleet.GetEnvironment."""
         return self._fleet.get_environment(request)
 
-    def ListEnvironments(
+    async def ListEnvironments(
         self, request: pb.ListEnvironmentsRequest, context: Any
     ) -> pb.ListEnvironmentsResponse:
         """Serve Fleet.ListEnvironments."""
         return self._fleet.list_environments(request)
 
-    def DeleteEnvironment(self, request: pb.DeleteEnvironmentRequest, context: Any) -> Empty:
+    async def DeleteEnvironment(self, request: pb.DeleteEnvironmentRequest, context: Any) -> Empty:
         """Serve Fleet.DeleteEnvironment."""
-        self._fleet.delete_environment(request, caller_of(context))
+        await self._fleet.delete_environment(request, caller_of(context))
         return Empty()
 
-    def RegisterNode(self, request: pb.RegisterNodeRequest, context: Any) -> pb.RegisterNodeResponse:
+    async def RegisterNode(self, request: pb.RegisterNodeRequest, context: Any) -> pb.RegisterNodeResponse:
         """Serve Fleet.RegisterNode."""
-        return self._fleet.register_node(request, caller_of(context))
+        return await self._fleet.register_node(request, caller_of(context))
 
-    def GetNode(self, request: pb.GetNodeRequest, context: Any) -> pb.Node:
+    async def GetNode(self, request: pb.GetNodeRequest, context: Any) -> pb.Node:
         """Serve Fleet.GetNode."""
         return self._fleet.get_node(request)
 
-    def ListNodes(self, request: pb.ListNodesRequest, context: Any) -> pb.ListNodesResponse:
+    async def ListNodes(self, request: pb.ListNodesRequest, context: Any) -> pb.ListNodesResponse:
         """Serve Fleet.ListNodes."""
         return self._fleet.list_nodes(request)

@@ -13,16 +13,18 @@ from services.control_plane.servicers.calls import caller_of
 
 
 class OperationsServicer(GeneratedServicer):  # type: ignore[misc]  # generated without types
-    """Serves Operations; waiting on the loop, the rest on worker threads."""
+    """Serves Operations."""
 
     def __init__(self, operations: OperationService) -> None:
         self._operations = operations
 
-    def GetOperation(self, request: pb.GetOperationRequest, context: Any) -> pb.Operation:
+    async def GetOperation(self, request: pb.GetOperationRequest, context: Any) -> pb.Operation:
         """Serve Operations.GetOperation."""
         return self._operations.get(request.name)
 
-    def ListOperations(self, request: pb.ListOperationsRequest, context: Any) -> pb.ListOperationsResponse:
+    async def ListOperations(
+        self, request: pb.ListOperationsRequest, context: Any
+    ) -> pb.ListOperationsResponse:
         """Serve Operations.ListOperations."""
         return self._operations.list(request)
 
@@ -30,12 +32,12 @@ class OperationsServicer(GeneratedServicer):  # type: ignore[misc]  # generated 
         """Serve Operations.WaitOperation."""
         return await self._operations.wait(request, caller_of(context, LONGEST_WAIT))
 
-    def CancelOperation(self, request: pb.CancelOperationRequest, context: Any) -> Empty:
+    async def CancelOperation(self, request: pb.CancelOperationRequest, context: Any) -> Empty:
         """Serve Operations.CancelOperation."""
-        self._operations.cancel(request, caller_of(context))
+        await self._operations.cancel(request, caller_of(context))
         return Empty()
 
-    def DeleteOperation(self, request: pb.DeleteOperationRequest, context: Any) -> Empty:
+    async def DeleteOperation(self, request: pb.DeleteOperationRequest, context: Any) -> Empty:
         """Serve Operations.DeleteOperation."""
-        self._operations.delete(request, caller_of(context))
+        await self._operations.delete(request, caller_of(context))
         return Empty()

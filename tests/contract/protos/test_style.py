@@ -3,6 +3,7 @@
 Each exception stands beside its rule, with its reason.
 """
 
+import keyword
 import re
 
 from google.longrunning import operations_pb2
@@ -22,6 +23,17 @@ PREPOSITIONS = re.compile(
     r"(^|_)(after|at|before|between|but|by|during|except|for|from|in|into|of|on|over|per|since|to|toward|under"
     r"|upon|with|within|without)(_|$)"
 )
+# Enums that belong to no message, with the reason.
+TOP_LEVEL_ENUMS = {
+    "appsupervisor.errors.v1.ErrorReason": "it is the vocabulary of a string field of Google's"
+}
+# Macros of common headers and builds, and keywords of Python, that generated code would trip over.
+MACROS_AND_KEYWORDS = {
+    "TRUE", "FALSE", "NULL", "EOF", "NAN", "INFINITY", "HUGE_VAL", "DOMAIN", "SING", "OVERFLOW", "UNDERFLOW",
+    "DEBUG", "NDEBUG", "RELEASE", "ERROR", "NO_ERROR", "DELETE", "IN", "OUT", "OPTIONAL", "IGNORE", "STRICT",
+    "CONST", "VOID", "INTERFACE", "ABSOLUTE", "RELATIVE", "TRANSPARENT", "OPAQUE", "EXCEPTION", "ASSERT",
+    *(word.upper() for word in keyword.kwlist), *keyword.kwlist,
+}  # fmt: skip
 STANDARD_TYPES = {
     "request_id": Field.TYPE_STRING,
     "page_size": Field.TYPE_INT32,
@@ -80,6 +92,17 @@ def test_an_enum_begins_with_its_unspecified_value(contract: Contract) -> None:
     for name, enum in contract.enums.items():
         assert enum.value[0].number == 0, name
         assert enum.value[0].name == f"{snake(last(name)).upper()}_UNSPECIFIED", name
+
+
+def test_an_enum_is_nested_in_the_message_it_belongs_to(contract: Contract) -> None:
+    top_level = {name for name in contract.enums if name.rpartition(".")[0] not in contract.messages}
+    assert top_level == set(TOP_LEVEL_ENUMS)
+
+
+def test_no_word_is_a_macro_of_c_or_a_keyword_of_python(contract: Contract) -> None:
+    words = {f"{name}.{value.name}" for name, enum in contract.enums.items() for value in enum.value}
+    words |= set(contract.messages) | {item.path for item in contract.fields()}
+    assert [word for word in sorted(words) if last(word) in MACROS_AND_KEYWORDS] == []
 
 
 def test_fields_are_named_without_prepositions(contract: Contract) -> None:

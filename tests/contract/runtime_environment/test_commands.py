@@ -14,21 +14,21 @@ STALE = (grpc.StatusCode.FAILED_PRECONDITION, "STALE_EPOCH")
 
 async def test_an_accepted_instance_becomes_ready(node: Subject) -> None:
     accepted = await node.start()
-    assert accepted.state in {pb.PENDING, pb.STARTING, pb.RUNNING}
-    running = await node.reaches(pb.RUNNING)
+    assert accepted.state in {pb.Instance.PENDING, pb.Instance.STARTING, pb.Instance.RUNNING}
+    running = await node.reaches(pb.Instance.RUNNING)
     ready = next(c for c in running.conditions if c.type == "Ready")
-    assert ready.status == pb.Condition.TRUE
+    assert ready.status == pb.Condition.MET
     assert (running.epoch, running.generation, running.app_uid) == (1, 1, "uid-1")
     assert running.HasField("ready_time")
-    assert running.health == pb.HEALTHY
-    assert running.isolation == pb.SHARED
+    assert running.health == pb.Instance.Health.HEALTHY
+    assert running.isolation == pb.InstanceSpec.SHARED
 
 
 async def test_a_repeated_start_returns_the_instance_as_it_is(node: Subject) -> None:
     first = await node.start()
-    await node.reaches(pb.RUNNING)
+    await node.reaches(pb.Instance.RUNNING)
     again = await node.start()
-    assert again.state == pb.RUNNING
+    assert again.state == pb.Instance.RUNNING
     assert again.create_time == first.create_time
     assert again.restart_count == 0
 
@@ -36,9 +36,9 @@ async def test_a_repeated_start_returns_the_instance_as_it_is(node: Subject) -> 
 async def test_a_repeated_start_of_a_failed_instance_starts_nothing(node: Subject) -> None:
     spec = node.spec(entrypoint="no_such_module:create_app")
     await node.start(spec)
-    failed = await node.reaches(pb.FAILED)
+    failed = await node.reaches(pb.Instance.FAILED)
     again = await node.start(spec)
-    assert again.state == pb.FAILED
+    assert again.state == pb.Instance.FAILED
     assert again.last_error.occur_time == failed.last_error.occur_time
 
 
@@ -59,8 +59,8 @@ async def test_an_older_epoch_or_generation_is_refused(node: Subject, epoch: int
 async def test_a_newer_instance_starts_beside_the_older(node: Subject, epoch: int, generation: int) -> None:
     await node.start(epoch=5, generation=7)
     await node.start(name="apps/shop/instances/b1", epoch=epoch, generation=generation)
-    await node.reaches(pb.RUNNING, "apps/shop/instances/b1")
-    assert (await node.reaches(pb.RUNNING)).epoch == 5
+    await node.reaches(pb.Instance.RUNNING, "apps/shop/instances/b1")
+    assert (await node.reaches(pb.Instance.RUNNING)).epoch == 5
 
 
 async def test_the_fence_outlives_the_instance_that_set_it(node: Subject) -> None:
@@ -84,7 +84,7 @@ async def test_an_app_created_anew_under_an_old_name_begins_its_epochs_anew(node
     await node.stop(epoch=9)
     await node.is_gone()
     await node.start(app_uid="uid-2", epoch=1)
-    await node.reaches(pb.RUNNING)
+    await node.reaches(pb.Instance.RUNNING)
 
 
 async def test_every_violation_of_a_spec_is_told_at_once(node: Subject) -> None:
@@ -125,15 +125,15 @@ async def test_every_violation_of_a_spec_is_told_at_once(node: Subject) -> None:
 async def test_a_full_node_refuses_one_more(node: Subject) -> None:
     for index in range(MAX_INSTANCES):
         name = f"apps/app-{index}/instances/a"
-        await node.start(name=name, app_uid=f"u{index}", activation=pb.ON_REQUEST)
+        await node.start(name=name, app_uid=f"u{index}", activation=pb.InstanceSpec.ON_REQUEST)
     async with Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "NODE_FULL"):
         await node.start(name="apps/one-more/instances/a", app_uid="u")
 
 
 async def test_an_on_request_instance_is_accepted_dormant(node: Subject) -> None:
-    accepted = await node.start(activation=pb.ON_REQUEST)
-    assert accepted.state == pb.IDLE
-    assert accepted.health == pb.UNKNOWN
+    accepted = await node.start(activation=pb.InstanceSpec.ON_REQUEST)
+    assert accepted.state == pb.Instance.IDLE
+    assert accepted.health == pb.Instance.Health.UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -149,30 +149,30 @@ async def test_an_instance_that_cannot_start_is_failed_with_its_reason(
 ) -> None:
     policy = pb.RestartPolicy(mode=pb.RestartPolicy.TEMPORARY)
     await node.start(entrypoint=entrypoint, restart_policy=policy)
-    failed = await node.reaches(pb.FAILED)
+    failed = await node.reaches(pb.Instance.FAILED)
     assert failed.last_error.reason == reason
     assert text in failed.last_error.message
-    assert failed.health == pb.UNHEALTHY
+    assert failed.health == pb.Instance.Health.UNHEALTHY
 
 
 async def test_an_instance_that_is_never_ready_fails_at_its_time_limit(node: Subject) -> None:
     limits = pb.Limits(start_timeout=Duration(nanos=200_000_000))
     policy = pb.RestartPolicy(mode=pb.RestartPolicy.TEMPORARY)
     await node.start(entrypoint="behaviours:hangs_in_startup", limits=limits, restart_policy=policy)
-    assert (await node.reaches(pb.FAILED)).last_error.reason == "APP_START_TIMEOUT"
+    assert (await node.reaches(pb.Instance.FAILED)).last_error.reason == "APP_START_TIMEOUT"
 
 
 async def test_a_start_that_hangs_can_be_stopped(node: Subject) -> None:
     await node.start(entrypoint="behaviours:hangs_in_startup")
-    assert (await node.stop()).state == pb.STOPPING
+    assert (await node.stop()).state == pb.Instance.STOPPING
     await node.is_gone()
 
 
 async def test_a_stop_answers_at_once_and_a_repeat_finds_nothing(node: Subject) -> None:
     await node.start()
-    await node.reaches(pb.RUNNING)
+    await node.reaches(pb.Instance.RUNNING)
     stopping = await node.stop()
-    assert stopping.state == pb.STOPPING
+    assert stopping.state == pb.Instance.STOPPING
     await node.is_gone()
     assert await node.stop() == pb.Instance()
 
@@ -191,7 +191,7 @@ async def test_a_stop_of_an_older_epoch_is_refused(node: Subject) -> None:
 async def test_a_stop_for_another_apps_uid_finds_nothing(node: Subject) -> None:
     await node.start()
     assert await node.stop(app_uid="another") == pb.Instance()
-    await node.reaches(pb.RUNNING)
+    await node.reaches(pb.Instance.RUNNING)
 
 
 async def test_a_purge_needs_the_apps_uid(node: Subject) -> None:
@@ -206,16 +206,16 @@ async def test_a_start_after_a_stop_begins_a_new_life(node: Subject) -> None:
     await node.is_gone()
     again = await node.start(epoch=2)
     assert again.create_time.ToNanoseconds() > first.create_time.ToNanoseconds()
-    await node.reaches(pb.RUNNING)
+    await node.reaches(pb.Instance.RUNNING)
 
 
 async def test_a_start_during_the_stop_returns_the_stopping_instance(node: Subject) -> None:
     spec = node.spec(entrypoint="behaviours:slow_to_stop")
     spec.config["stop_seconds"] = 0.3
     await node.start(spec)
-    await node.reaches(pb.RUNNING)
+    await node.reaches(pb.Instance.RUNNING)
     await node.stop()
-    assert (await node.start(spec)).state == pb.STOPPING
+    assert (await node.start(spec)).state == pb.Instance.STOPPING
     async with Refused(grpc.StatusCode.FAILED_PRECONDITION, "INSTANCE_STOPPING"):
         await node.restart()
     await node.is_gone()
@@ -223,10 +223,10 @@ async def test_a_start_during_the_stop_returns_the_stopping_instance(node: Subje
 
 async def test_a_restart_keeps_name_epoch_and_generation(node: Subject) -> None:
     await node.start(epoch=2, generation=3)
-    before = await node.reaches(pb.RUNNING)
+    before = await node.reaches(pb.Instance.RUNNING)
     restarting = await node.restart(epoch=2)
-    assert restarting.state in {pb.PENDING, pb.STARTING}
-    after = await node.reaches(pb.RUNNING)
+    assert restarting.state in {pb.Instance.PENDING, pb.Instance.STARTING}
+    after = await node.reaches(pb.Instance.RUNNING)
     assert (after.epoch, after.generation, after.restart_count) == (2, 3, 1)
     assert after.ready_time.ToNanoseconds() > before.ready_time.ToNanoseconds()
     assert after.create_time == before.create_time
@@ -234,9 +234,9 @@ async def test_a_restart_keeps_name_epoch_and_generation(node: Subject) -> None:
 
 async def test_a_repeated_restart_request_restarts_once(node: Subject) -> None:
     await node.start()
-    await node.reaches(pb.RUNNING)
+    await node.reaches(pb.Instance.RUNNING)
     await node.restart(request_id="r1")
-    await node.reaches(pb.RUNNING)
+    await node.reaches(pb.Instance.RUNNING)
     assert (await node.restart(request_id="r1")).restart_count == 1
     assert (await node.restart(request_id="r2")).restart_count == 2
 
@@ -244,9 +244,9 @@ async def test_a_repeated_restart_request_restarts_once(node: Subject) -> None:
 async def test_a_restart_starts_a_failed_instance_again(node: Subject) -> None:
     policy = pb.RestartPolicy(mode=pb.RestartPolicy.TEMPORARY)
     await node.start(entrypoint="behaviours:raises_in_startup", restart_policy=policy)
-    first = await node.reaches(pb.FAILED)
-    assert (await node.restart()).state in {pb.PENDING, pb.STARTING}
-    second = await node.reaches(pb.FAILED)
+    first = await node.reaches(pb.Instance.FAILED)
+    assert (await node.restart()).state in {pb.Instance.PENDING, pb.Instance.STARTING}
+    second = await node.reaches(pb.Instance.FAILED)
     assert second.last_error.occur_time.ToNanoseconds() > first.last_error.occur_time.ToNanoseconds()
 
 
@@ -264,7 +264,7 @@ async def test_restarts_of_the_unknown_and_of_older_epochs_are_refused(node: Sub
 async def test_instances_are_listed_by_name_in_pages(node: Subject) -> None:
     names = [f"apps/{app}/instances/{i}" for app in ("a", "b") for i in ("x1", "x2", "x3")]
     for name in reversed(names):
-        await node.start(name=name, app_uid=f"u-{name[5]}", activation=pb.ON_REQUEST)
+        await node.start(name=name, app_uid=f"u-{name[5]}", activation=pb.InstanceSpec.ON_REQUEST)
     found, token = [], ""
     while True:
         request = pb.ListInstancesRequest(parent="apps/-", page_size=2, page_token=token)
@@ -298,7 +298,7 @@ async def test_names_and_parents_are_checked(node: Subject) -> None:
 async def test_a_secret_is_in_no_answer(node: Subject) -> None:
     secret = "hunter2-hunter2"
     accepted = await node.start(secret_env={"KEY": secret})
-    running = await node.reaches(pb.RUNNING)
+    running = await node.reaches(pb.Instance.RUNNING)
     listed = await node.stub.ListInstances(pb.ListInstancesRequest(parent="apps/-"))
     for message in (accepted, running, await node.get(), listed):
         assert secret.encode() not in message.SerializeToString()
@@ -308,7 +308,7 @@ async def test_a_secret_is_in_no_answer(node: Subject) -> None:
 
 
 async def test_the_status_tells_who_the_node_is(node: Subject) -> None:
-    await node.start(activation=pb.ON_REQUEST)
+    await node.start(activation=pb.InstanceSpec.ON_REQUEST)
     status = await node.stub.GetRuntimeStatus(pb.GetRuntimeStatusRequest())
     assert status.node.startswith("environments/default/nodes/")
     assert status.incarnation

@@ -30,7 +30,7 @@ def is_type(kind: Any) -> Any:
 
 async def test_a_stream_begins_with_every_instance_and_then_says_so(node: Subject) -> None:
     for app in ("a", "b", "c"):
-        await node.start(name=f"apps/{app}/instances/x", app_uid=app, activation=pb.ON_REQUEST)
+        await node.start(name=f"apps/{app}/instances/x", app_uid=app, activation=pb.InstanceSpec.ON_REQUEST)
     seen = await until(node.watch(), is_type(Message.SYNCED))
     assert [m.instance.name for m in seen[:-1]] == [f"apps/{app}/instances/x" for app in "abc"]
     assert all(m.type == Message.UPSERT for m in seen[:-1])
@@ -45,12 +45,15 @@ async def test_changes_follow_the_snapshot_in_order(node: Subject) -> None:
     stream = node.watch()
     await until(stream, is_type(Message.SYNCED))
     await node.start()
-    seen = await until(stream, lambda m: m.instance.state == pb.RUNNING)
+    seen = await until(stream, lambda m: m.instance.state == pb.Instance.RUNNING)
     await node.stop()
-    seen += await until(stream, is_type(Message.DELETE))
+    seen += await until(stream, is_type(Message.REMOVE))
     states = [m.instance.state for m in seen if m.type == Message.UPSERT]
-    assert states == sorted(states, key=[pb.PENDING, pb.STARTING, pb.RUNNING, pb.STOPPING].index)
-    assert states[-1] in {pb.RUNNING, pb.STOPPING}  # a state may be left out by a newer one
+    assert states == sorted(
+        states,
+        key=[pb.Instance.PENDING, pb.Instance.STARTING, pb.Instance.RUNNING, pb.Instance.STOPPING].index,
+    )
+    assert states[-1] in {pb.Instance.RUNNING, pb.Instance.STOPPING}  # a state may be left out by a newer one
     assert seen[-1].instance.name == "apps/shop/instances/a1"
     assert not seen[-1].instance.HasField("last_error")
     sequences = [m.sequence for m in seen]
@@ -70,12 +73,12 @@ async def test_heartbeats_come_between_changes_too(node: Subject) -> None:
     stream = node.watch(heartbeat=0.1)
     await until(stream, is_type(Message.SYNCED))
     await node.start()
-    await node.reaches(pb.RUNNING)
+    await node.reaches(pb.Instance.RUNNING)
 
     async def keep_changing() -> None:
         while True:
             await node.restart()
-            await node.reaches(pb.RUNNING)
+            await node.reaches(pb.Instance.RUNNING)
 
     changing = asyncio.create_task(keep_changing())
     try:
@@ -86,22 +89,22 @@ async def test_heartbeats_come_between_changes_too(node: Subject) -> None:
 
 
 async def test_a_stream_resumes_exactly_after_its_token(node: Subject) -> None:
-    await node.start(name="apps/old/instances/x", app_uid="old", activation=pb.ON_REQUEST)
+    await node.start(name="apps/old/instances/x", app_uid="old", activation=pb.InstanceSpec.ON_REQUEST)
     first = node.watch()
     token = (await until(first, is_type(Message.SYNCED)))[-1].resume_token
     first.cancel()
-    await node.start(activation=pb.ON_REQUEST)
+    await node.start(activation=pb.InstanceSpec.ON_REQUEST)
     await node.stop("apps/old/instances/x")
     await node.is_gone("apps/old/instances/x")
     seen = await until(node.watch(token), is_type(Message.SYNCED))
     assert [(m.type, m.instance.name) for m in seen[:-1]] == [
         (Message.UPSERT, "apps/shop/instances/a1"),
-        (Message.DELETE, "apps/old/instances/x"),
+        (Message.REMOVE, "apps/old/instances/x"),
     ]
 
 
 async def test_a_stream_resumed_where_nothing_happened_says_nothing(node: Subject) -> None:
-    await node.start(activation=pb.ON_REQUEST)
+    await node.start(activation=pb.InstanceSpec.ON_REQUEST)
     first = node.watch()
     token = (await until(first, is_type(Message.SYNCED)))[-1].resume_token
     first.cancel()
@@ -137,16 +140,16 @@ async def test_every_watcher_sees_every_instance(node: Subject) -> None:
         await until(stream, is_type(Message.SYNCED))
     await node.start()
     for stream in streams:
-        await until(stream, lambda m: m.instance.state == pb.RUNNING)
+        await until(stream, lambda m: m.instance.state == pb.Instance.RUNNING)
 
 
 async def test_a_shutdown_ends_streams_after_telling_how_each_instance_ended(node: Subject) -> None:
     await node.start()
-    await node.reaches(pb.RUNNING)
+    await node.reaches(pb.Instance.RUNNING)
     stream = node.watch()
     await until(stream, is_type(Message.SYNCED))
     drained = asyncio.create_task(node.drain())
-    deleted = (await until(stream, is_type(Message.DELETE)))[-1]
+    deleted = (await until(stream, is_type(Message.REMOVE)))[-1]
     assert deleted.instance.last_error.reason == "NODE_DRAINING"
     with pytest.raises(grpc.aio.AioRpcError) as ended:
         await until(stream, lambda _: False)
@@ -158,9 +161,9 @@ async def test_a_node_that_shuts_down_takes_no_more_instances(node: Subject) -> 
     spec = node.spec(entrypoint="behaviours:slow_to_stop")
     spec.config["stop_seconds"] = 0.3
     await node.start(spec)
-    await node.reaches(pb.RUNNING)
+    await node.reaches(pb.Instance.RUNNING)
     drained = asyncio.create_task(node.drain())
-    await node.reaches(pb.STOPPING)
+    await node.reaches(pb.Instance.STOPPING)
     async with Refused(grpc.StatusCode.FAILED_PRECONDITION, "NODE_DRAINING"):
         await node.start(name="apps/late/instances/x", app_uid="late")
     await drained

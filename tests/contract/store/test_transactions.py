@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import DROP, App
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest
 from services.control_plane.store import writer
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import Version
@@ -95,7 +95,7 @@ def test_every_field_of_an_app_survives(catalog: Any) -> None:
         served_spec=App(name="apps/a", entrypoint="old:app"),
         failed=Version(6, 2),
         node="environments/default/nodes/n",
-        deleting=DROP,
+        deleting=DeleteAppRequest.DROP,
         status=App(uri="http://a"),
     )
     record.spec.secret_env["TOKEN"] = "secret"

@@ -23,13 +23,17 @@ def starts(node: FakeNode) -> list[str]:
 async def test_a_created_app_runs_and_tells_where(plane: Plane) -> None:
     node = await plane.node(http_address="127.0.0.1:8080")
     app = await plane.create("shop", secret_env={"TOKEN": "s"}, env={"A": "1"})
-    assert (app.state, app.health, app.reconciling) == (rt.RUNNING, rt.HEALTHY, False)
+    assert (app.state, app.health, app.reconciling) == (
+        rt.Instance.RUNNING,
+        rt.Instance.Health.HEALTHY,
+        False,
+    )
     assert (app.generation, app.observed_generation) == (1, 1)
     assert app.uri == "http://shop.localhost:8080/"
     assert [i.name for i in app.instances] == ["apps/shop/instances/g1-e1"]
     assert app.instances[0].node == NODE
     for kind in ("Ready", "Scheduled", "Updated"):
-        assert condition(app, kind).status == rt.Condition.TRUE
+        assert condition(app, kind).status == rt.Condition.MET
     (spec,) = [request.spec for method, request in node.calls if method == "StartInstance"]
     assert dict(spec.secret_env) == {"TOKEN": "s"}
     assert spec.app_uid == app.uid
@@ -41,20 +45,20 @@ async def test_a_created_app_runs_and_tells_where(plane: Plane) -> None:
 async def test_an_app_without_a_node_waits_with_its_reason_and_starts_when_one_comes(plane: Plane) -> None:
     operation = await plane.create("shop", wait=False)
     app = await plane.app("apps/shop", lambda app: condition(app, "Scheduled").reason != "")
-    assert app.state == rt.PENDING
-    assert app.health == rt.UNKNOWN
+    assert app.state == rt.Instance.PENDING
+    assert app.health == rt.Instance.Health.UNKNOWN
     assert app.reconciling
     assert condition(app, "Scheduled").reason == "NO_NODE_AVAILABLE"
     assert condition(app, "Ready").reason == "NO_NODE_AVAILABLE"
     await plane.node()
-    assert (await plane.done(operation)).state == rt.RUNNING
+    assert (await plane.done(operation)).state == rt.Instance.RUNNING
 
 
 async def test_an_update_starts_the_new_generation_before_the_old_one_is_stopped(plane: Plane) -> None:
     node = await plane.node()
     await plane.create("shop")
     app = await plane.done(await plane.update("apps/shop", ["env"], env={"A": "2"}))
-    assert (app.state, app.generation) == (rt.RUNNING, 2)
+    assert (app.state, app.generation) == (rt.Instance.RUNNING, 2)
     app = await plane.app("apps/shop", lambda app: not app.reconciling)
     assert [i.name for i in app.instances] == ["apps/shop/instances/g2-e1"]
     commands = [
@@ -88,21 +92,23 @@ async def test_a_failed_update_leaves_the_old_generation_serving_and_says_why(pl
     operation = await plane.update("apps/shop", ["entrypoint"], entrypoint="broken:app")
     assert await plane.failed(operation) == "APP_STARTUP_FAILED"
     app = await plane.app("apps/shop", lambda app: not app.reconciling and len(app.instances) == 1)
-    assert app.state == rt.RUNNING
+    assert app.state == rt.Instance.RUNNING
     assert app.instances[0].name == "apps/shop/instances/g1-e1"
     assert (app.generation, app.observed_generation) == (2, 1)
-    assert condition(app, "Updated").status == rt.Condition.FALSE
+    assert condition(app, "Updated").status == rt.Condition.UNMET
     assert condition(app, "Updated").reason == "APP_STARTUP_FAILED"
     assert "It lacks a table." in condition(app, "Updated").message
     assert "UpdateFailed" in [event.type for event in await plane.events("apps/shop")]
     # The version that serves is the one that a new life of the node starts.
     await node.kill()
     await plane.node(behaviours={"broken:app": BROKEN})
-    app = await plane.app("apps/shop", lambda app: app.health == rt.HEALTHY and not app.reconciling)
+    app = await plane.app(
+        "apps/shop", lambda app: app.health == rt.Instance.Health.HEALTHY and not app.reconciling
+    )
     assert [i.generation for i in app.instances] == [1]
     # A next update that works takes over and the condition is true again.
     app = await plane.done(await plane.update("apps/shop", ["entrypoint"], entrypoint="mended:app"))
-    assert condition(app, "Updated").status == rt.Condition.TRUE
+    assert condition(app, "Updated").status == rt.Condition.MET
     assert (app.generation, app.observed_generation) == (3, 1)
     app = await plane.app("apps/shop", lambda app: not app.reconciling)
     assert app.observed_generation == 3
@@ -131,7 +137,11 @@ async def test_a_start_that_fails_ends_the_operation_with_the_nodes_reason(plane
     operation = await plane.create("shop", wait=False, entrypoint="broken:app")
     assert await plane.failed(operation) == "APP_STARTUP_FAILED"
     app = await plane.get("apps/shop")
-    assert (app.state, app.health, app.reconciling) == (rt.FAILED, rt.UNHEALTHY, False)
+    assert (app.state, app.health, app.reconciling) == (
+        rt.Instance.FAILED,
+        rt.Instance.Health.UNHEALTHY,
+        False,
+    )
     assert condition(app, "Ready").reason == "APP_STARTUP_FAILED"
     event = (await plane.events("apps/shop"))[0]
     assert (event.type, event.reason) == ("StateChanged", "APP_STARTUP_FAILED")
@@ -144,7 +154,7 @@ async def test_a_failed_app_can_be_started_again(plane: Plane) -> None:
     await plane.failed(await plane.create("shop", wait=False, entrypoint="broken:app"))
     del node.behaviours["broken:app"]
     app = await plane.done(await plane.apps.StartApp(pb.StartAppRequest(name="apps/shop")))
-    assert app.state == rt.RUNNING
+    assert app.state == rt.Instance.RUNNING
     app = await plane.app("apps/shop", lambda app: not app.reconciling)
     assert [i.name for i in app.instances] == ["apps/shop/instances/g1-e2"]
 
@@ -162,7 +172,7 @@ async def test_a_stopped_app_stays_stopped_over_restarts_of_everything(plane: Pl
     node = await plane.node()
     await plane.create("shop")
     app = await plane.done(await plane.apps.StopApp(pb.StopAppRequest(name="apps/shop")))
-    assert (app.state, app.health, len(app.instances)) == (rt.STOPPED, rt.UNKNOWN, 0)
+    assert (app.state, app.health, len(app.instances)) == (rt.Instance.STOPPED, rt.Instance.Health.UNKNOWN, 0)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await plane.apps.RestartApp(pb.RestartAppRequest(name="apps/shop"))
     assert reason_of(refused.value) == "APP_STOPPED"
@@ -171,10 +181,10 @@ async def test_a_stopped_app_stays_stopped_over_restarts_of_everything(plane: Pl
     await plane.restart()
     await plane.create("witness")  # the node was heard, and everything on it looked at
     app = await plane.get("apps/shop")
-    assert (app.state, app.reconciling) == (rt.STOPPED, False)
+    assert (app.state, app.reconciling) == (rt.Instance.STOPPED, False)
     assert starts(second) == ["apps/witness/instances/g1-e1"]
     app = await plane.done(await plane.apps.StartApp(pb.StartAppRequest(name="apps/shop")))
-    assert app.state == rt.RUNNING
+    assert app.state == rt.Instance.RUNNING
 
 
 async def test_a_restart_replaces_the_instance_by_a_fresh_one_of_its_generation(plane: Plane) -> None:
@@ -188,7 +198,10 @@ async def test_a_restart_replaces_the_instance_by_a_fresh_one_of_its_generation(
     assert app.generation == 1
 
 
-@pytest.mark.parametrize("policy", [pb.RETAIN, pb.DROP, pb.DATA_POLICY_UNSPECIFIED])
+@pytest.mark.parametrize(
+    "policy",
+    [pb.DeleteAppRequest.RETAIN, pb.DeleteAppRequest.DROP, pb.DeleteAppRequest.DATA_POLICY_UNSPECIFIED],
+)
 async def test_a_deleted_app_is_gone_and_its_data_goes_only_if_asked(plane: Plane, policy: int) -> None:
     node = await plane.node()
     uid = (await plane.create("shop")).uid
@@ -202,7 +215,7 @@ async def test_a_deleted_app_is_gone_and_its_data_goes_only_if_asked(plane: Plan
         await plane.get("apps/shop")
     assert missing.value.code() is grpc.StatusCode.NOT_FOUND
     assert node.instances() == {}
-    assert set(node.purged) == ({uid} if policy == pb.DROP else set())
+    assert set(node.purged) == ({uid} if policy == pb.DeleteAppRequest.DROP else set())
     assert (await plane.events("apps/shop"))[0].type == "Deleted"
     # The name may be used again, by another app.
     again = await plane.create("shop")
@@ -213,7 +226,11 @@ async def test_data_of_a_stopped_app_is_dropped_too(plane: Plane) -> None:
     node = await plane.node()
     uid = (await plane.create("shop")).uid
     await plane.done(await plane.apps.StopApp(pb.StopAppRequest(name="apps/shop")))
-    await plane.done(await plane.apps.DeleteApp(pb.DeleteAppRequest(name="apps/shop", data_policy=pb.DROP)))
+    await plane.done(
+        await plane.apps.DeleteApp(
+            pb.DeleteAppRequest(name="apps/shop", data_policy=pb.DeleteAppRequest.DROP)
+        )
+    )
     assert set(node.purged) == {uid}
 
 
@@ -221,7 +238,9 @@ async def test_data_that_was_to_be_retained_can_still_be_dropped_while_the_app_e
     node = await plane.node(behaviours={"slow:app": Behaviour(stop_after=0.5)})
     uid = (await plane.create("shop", entrypoint="slow:app")).uid
     operation = await plane.apps.DeleteApp(pb.DeleteAppRequest(name="apps/shop"))
-    again = await plane.apps.DeleteApp(pb.DeleteAppRequest(name="apps/shop", data_policy=pb.DROP))
+    again = await plane.apps.DeleteApp(
+        pb.DeleteAppRequest(name="apps/shop", data_policy=pb.DeleteAppRequest.DROP)
+    )
     assert again.name == operation.name
     await plane.done(operation)
     assert set(node.purged) == {uid}
@@ -231,7 +250,7 @@ async def test_every_other_command_is_refused_while_an_app_is_deleted(plane: Pla
     await plane.node(behaviours={"slow:app": Behaviour(stop_after=0.5)})
     await plane.create("shop", entrypoint="slow:app")
     operation = await plane.apps.DeleteApp(pb.DeleteAppRequest(name="apps/shop"))
-    assert (await plane.get("apps/shop")).state == rt.DELETING
+    assert (await plane.get("apps/shop")).state == rt.Instance.DELETING
     calls = [
         plane.apps.StartApp(pb.StartAppRequest(name="apps/shop")),
         plane.apps.StopApp(pb.StopAppRequest(name="apps/shop")),
@@ -278,13 +297,13 @@ async def test_an_instance_of_an_app_that_lives_elsewhere_is_stopped(plane: Plan
         )
     )
     await until(other.instances, lambda found: not found)
-    assert (await plane.get("apps/shop")).state == rt.RUNNING
+    assert (await plane.get("apps/shop")).state == rt.Instance.RUNNING
     assert other.purged == []
 
 
 async def test_a_node_that_knows_a_newer_epoch_gets_one_above_it(plane: Plane) -> None:
     node = await plane.node()
-    operation = await plane.create("shop", wait=False, desired_state=pb.STOPPED)
+    operation = await plane.create("shop", wait=False, desired_state=pb.App.STOPPED)
     uid = (await plane.done(operation)).uid
     node._fences[uid] = (41, 3)
     app = await plane.done(await plane.apps.StartApp(pb.StartAppRequest(name="apps/shop")))
@@ -298,9 +317,9 @@ async def test_a_full_node_is_told_as_the_reason_and_room_ends_the_wait(plane: P
     node.max_instances = 1
     operation = await plane.create("two", wait=False)
     app = await plane.app("apps/two", lambda app: condition(app, "Ready").reason == "NODE_FULL")
-    assert (app.state, app.reconciling) == (rt.PENDING, True)
+    assert (app.state, app.reconciling) == (rt.Instance.PENDING, True)
     node.max_instances = 2
-    assert (await plane.done(operation)).state == rt.RUNNING
+    assert (await plane.done(operation)).state == rt.Instance.RUNNING
 
 
 async def test_an_app_beyond_every_nodes_room_is_not_placed(plane: Plane) -> None:
@@ -311,7 +330,7 @@ async def test_an_app_beyond_every_nodes_room_is_not_placed(plane: Plane) -> Non
     assert condition(app, "Scheduled").reason == "NO_NODE_AVAILABLE"
     assert "full" in condition(app, "Scheduled").message
     await plane.done(await plane.apps.DeleteApp(pb.DeleteAppRequest(name="apps/one")))
-    await plane.app("apps/two", lambda app: app.state == rt.RUNNING)
+    await plane.app("apps/two", lambda app: app.state == rt.Instance.RUNNING)
 
 
 async def test_a_refusal_that_no_retry_changes_fails_the_app_until_it_is_changed(plane: Plane) -> None:
@@ -320,18 +339,18 @@ async def test_a_refusal_that_no_retry_changes_fails_the_app_until_it_is_changed
     operation = await plane.create("shop", wait=False)
     assert await plane.failed(operation) == "ISOLATION_UNSUPPORTED"
     app = await plane.get("apps/shop")
-    assert (app.state, condition(app, "Ready").reason) == (rt.FAILED, "ISOLATION_UNSUPPORTED")
+    assert (app.state, condition(app, "Ready").reason) == (rt.Instance.FAILED, "ISOLATION_UNSUPPORTED")
     tried = len(starts(node))
     node.refuse = None
     app = await plane.done(await plane.apps.StartApp(pb.StartAppRequest(name="apps/shop")))
-    assert app.state == rt.RUNNING
+    assert app.state == rt.Instance.RUNNING
     assert tried == 1
 
 
 async def test_an_on_request_app_is_created_dormant(plane: Plane) -> None:
     await plane.node()
-    app = await plane.create("shop", activation=rt.ON_REQUEST)
-    assert (app.state, app.reconciling) == (rt.IDLE, False)
+    app = await plane.create("shop", activation=rt.InstanceSpec.ON_REQUEST)
+    assert (app.state, app.reconciling) == (rt.Instance.IDLE, False)
     assert condition(app, "Ready").reason == "Dormant"
 
 
@@ -344,7 +363,7 @@ async def test_two_hundred_apps_start_concurrently_and_are_spread_fairly(plane: 
         *(plane.create(f"app-{n}", wait=False, entrypoint="slow:app") for n in range(200))
     )
     apps = await asyncio.gather(*(plane.done(operation) for operation in operations))
-    assert {app.state for app in apps} == {rt.RUNNING}
+    assert {app.state for app in apps} == {rt.Instance.RUNNING}
     assert abs(len(first.instances()) - len(second.instances())) <= 2
     assert len(starts(first)) + len(starts(second)) == 200
 

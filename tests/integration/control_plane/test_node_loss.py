@@ -19,9 +19,9 @@ from tests.integration.control_plane.test_lifecycle import starts
 
 async def lost(plane: Plane, name: str) -> pb.App:
     app = await plane.app(name, lambda app: condition(app, "Ready").reason == "NODE_UNREACHABLE")
-    assert app.health == rt.UNKNOWN
+    assert app.health == rt.Instance.Health.UNKNOWN
     assert condition(app, "Ready").status == rt.Condition.UNKNOWN
-    assert [i.health for i in app.instances] == [rt.UNKNOWN] * len(app.instances)
+    assert [i.health for i in app.instances] == [rt.Instance.Health.UNKNOWN] * len(app.instances)
     return app
 
 
@@ -30,20 +30,20 @@ async def test_a_node_whose_stream_is_cut_makes_health_unknown_and_a_new_life_re
 ) -> None:
     node = await plane.node()
     await plane.create("shop")
-    await plane.create("idle", activation=rt.ON_REQUEST)
+    await plane.create("idle", activation=rt.InstanceSpec.ON_REQUEST)
     await node.kill()
-    assert (await lost(plane, "apps/shop")).state == rt.RUNNING
+    assert (await lost(plane, "apps/shop")).state == rt.Instance.RUNNING
     await lost(plane, "apps/idle")
     told = await plane.node_state(NODE, fleet_pb2.Node.UNREACHABLE)
     assert told.state_reason
     events = [(e.type, e.reason) for e in await plane.events("apps/shop")]
     assert events[0] == ("HealthChanged", "NODE_UNREACHABLE")
     second = await plane.node()
-    app = await plane.app("apps/shop", lambda app: app.health == rt.HEALTHY)
+    app = await plane.app("apps/shop", lambda app: app.health == rt.Instance.Health.HEALTHY)
     assert app.instances[0].incarnation == second.incarnation
     # It is not told as gone first: its start is what its node's new life tells of it.
     assert not [e.message for e in await plane.events("apps/shop") if "to PENDING" in e.message]
-    await plane.app("apps/idle", lambda app: condition(app, "Ready").status == rt.Condition.TRUE)
+    await plane.app("apps/idle", lambda app: condition(app, "Ready").status == rt.Condition.MET)
 
 
 async def test_a_silent_node_is_given_up_after_its_time_and_heard_again(plane: Plane) -> None:
@@ -56,14 +56,14 @@ async def test_a_silent_node_is_given_up_after_its_time_and_heard_again(plane: P
     assert 0.5 < time.monotonic() - began < 3 * plane.node_timeout
     node.refuse = None
     node.unmute()
-    await plane.app("apps/shop", lambda app: app.health == rt.HEALTHY)
+    await plane.app("apps/shop", lambda app: app.health == rt.Instance.Health.HEALTHY)
     await plane.node_state(NODE, fleet_pb2.Node.READY)
     assert starts(node) == ["apps/shop/instances/g1-e1"]  # it was there all the time
 
 
 async def test_a_stopped_app_of_a_lost_node_stays_stopped_in_the_catalog(plane: Plane) -> None:
     node = await plane.node()
-    await plane.create("still", desired_state=pb.STOPPED)
+    await plane.create("still", desired_state=pb.App.STOPPED)
     await plane.create("shop")
     await plane.done(await plane.apps.StopApp(pb.StopAppRequest(name="apps/shop")))
     await plane.create("witness")
@@ -71,7 +71,7 @@ async def test_a_stopped_app_of_a_lost_node_stays_stopped_in_the_catalog(plane: 
     await lost(plane, "apps/witness")
     for name in ("apps/still", "apps/shop"):
         app = await plane.get(name)
-        assert (app.state, app.reconciling) == (rt.STOPPED, False)
+        assert (app.state, app.reconciling) == (rt.Instance.STOPPED, False)
         assert condition(app, "Ready").reason == "Stopped"
 
 
@@ -87,8 +87,8 @@ async def test_commands_on_an_app_of_a_lost_node_are_carried_out_when_it_is_back
         await plane.update("apps/update", ["env"], env={"A": "1"}),
     ]
     assert not any(operation.done for operation in operations)
-    assert (await lost(plane, "apps/delete")).state == rt.DELETING
-    assert (await lost(plane, "apps/stop")).state == rt.STOPPING
+    assert (await lost(plane, "apps/delete")).state == rt.Instance.DELETING
+    assert (await lost(plane, "apps/stop")).state == rt.Instance.STOPPING
     assert (await plane.get("apps/update")).reconciling
     second = await plane.node()
     for operation in operations:
@@ -108,7 +108,7 @@ async def test_another_process_at_the_nodes_address_is_not_taken_for_it(plane: P
     assert "incarnation" in (await plane.node_state(NODE, fleet_pb2.Node.UNREACHABLE)).state_reason
     # Once it has said who it is it is as good as any.
     await impostor.register(plane.address)
-    await plane.app("apps/shop", lambda app: app.health == rt.HEALTHY)
+    await plane.app("apps/shop", lambda app: app.health == rt.Instance.Health.HEALTHY)
 
 
 async def test_a_name_is_refused_while_its_bearer_is_heard_and_free_afterwards(plane: Plane) -> None:
@@ -145,7 +145,9 @@ async def test_a_new_life_at_the_same_address_takes_over_at_once(plane: Plane) -
     await second.register(plane.address)
     await plane.app(
         "apps/shop",
-        lambda app: app.health == rt.HEALTHY and app.instances[0].incarnation == second.incarnation,
+        lambda app: (
+            app.health == rt.Instance.Health.HEALTHY and app.instances[0].incarnation == second.incarnation
+        ),
     )
 
 
@@ -160,7 +162,7 @@ async def test_a_restart_of_the_control_plane_touches_no_app_and_goes_on_with_op
     before = [call for call in node.calls if call[0] in ("StartInstance", "StopInstance")]
     revision = (await plane.get("apps/app-0")).SerializeToString(deterministic=True)
     await plane.restart()
-    assert (await plane.done(operation)).state == rt.RUNNING
+    assert (await plane.done(operation)).state == rt.Instance.RUNNING
     calls = [call for call in node.calls if call[0] in ("StartInstance", "StopInstance")]
     assert calls == before
     assert (await plane.get("apps/app-0")).SerializeToString(deterministic=True) == revision

@@ -66,8 +66,8 @@ async def test_a_cancelled_create_ends_and_stops_the_app(plane: Plane) -> None:
     about = metadata(ended)
     assert (about.step, about.cancel_requested) == ("cancelled", True)
     assert await plane.failed(update) == "OPERATION_SUPERSEDED"
-    app = await plane.app("apps/shop", lambda app: app.state == rt.STOPPED and not app.reconciling)
-    assert app.desired_state == pb.STOPPED
+    app = await plane.app("apps/shop", lambda app: app.state == rt.Instance.STOPPED and not app.reconciling)
+    assert app.desired_state == pb.App.STOPPED
     assert app.observed_generation == app.generation
     events = [(e.type, e.reason, e.operation) for e in await plane.events("apps/shop")]
     assert ("StopRequested", "OPERATION_CANCELLED", operation.name) in events
@@ -100,7 +100,7 @@ async def test_what_is_done_or_cannot_be_taken_back_is_not_cancelled(plane: Plan
 
 async def test_operations_are_listed_in_pages_by_what_they_are_about(plane: Plane) -> None:
     made = [await plane.create(f"app-{n}", wait=False) for n in range(5)]
-    await plane.done(await plane.create("still", wait=False, desired_state=pb.STOPPED))
+    await plane.done(await plane.create("still", wait=False, desired_state=pb.App.STOPPED))
     names, token = [], ""
     while True:
         page = await plane.operations.ListOperations(
@@ -137,8 +137,8 @@ async def test_an_operation_ends_at_its_deadline_and_what_is_wanted_stands(
         assert "has no node" in ended.error.message
         assert metadata(ended).step == "failed"
     await plane.node()
-    app = await plane.app("apps/app-0", lambda app: app.state == rt.RUNNING)
-    assert app.desired_state == pb.RUNNING
+    app = await plane.app("apps/app-0", lambda app: app.state == rt.Instance.RUNNING)
+    assert app.desired_state == pb.App.RUNNING
 
 
 async def test_a_stop_ends_what_would_bring_the_app_up_and_a_start_ends_the_stop(plane: Plane) -> None:
@@ -152,7 +152,7 @@ async def test_a_stop_ends_what_would_bring_the_app_up_and_a_start_ends_the_stop
     ended = await plane.wait(stopping)
     assert reason(ended.error) == "OPERATION_SUPERSEDED"
     assert ended.error.code == grpc.StatusCode.ABORTED.value[0]
-    assert (await plane.done(starting)).state == rt.RUNNING
+    assert (await plane.done(starting)).state == rt.Instance.RUNNING
     await until(node.instances, lambda found: len(found) == 1)
 
 
@@ -160,14 +160,14 @@ async def test_an_update_that_stops_is_a_stop_and_one_that_starts_is_a_start(pla
     await plane.node(behaviours={"slow:both": Behaviour(ready_after=0.5, stop_after=0.5)})
     await plane.create("shop", entrypoint="slow:both")
     restart = await plane.apps.RestartApp(pb.RestartAppRequest(name="apps/shop"))
-    stopping = await plane.update("apps/shop", ["desired_state"], desired_state=pb.STOPPED)
+    stopping = await plane.update("apps/shop", ["desired_state"], desired_state=pb.App.STOPPED)
     assert await plane.failed(restart) == "OPERATION_SUPERSEDED"
-    assert (await plane.done(stopping)).state == rt.STOPPED
+    assert (await plane.done(stopping)).state == rt.Instance.STOPPED
     await plane.done(await plane.apps.StartApp(start()))
     stop_op = await plane.apps.StopApp(stop())
-    starting = await plane.update("apps/shop", ["desired_state"], desired_state=pb.RUNNING)
+    starting = await plane.update("apps/shop", ["desired_state"], desired_state=pb.App.RUNNING)
     assert await plane.failed(stop_op) == "OPERATION_SUPERSEDED"
-    assert (await plane.done(starting)).state == rt.RUNNING
+    assert (await plane.done(starting)).state == rt.Instance.RUNNING
 
 
 async def test_a_delete_ends_everything_else(plane: Plane) -> None:
@@ -183,7 +183,7 @@ async def test_a_start_of_what_runs_is_done_at_once(plane: Plane) -> None:
     await plane.create("shop")
     operation = await plane.apps.StartApp(start())
     assert operation.done
-    assert response(operation).state == rt.RUNNING
+    assert response(operation).state == rt.Instance.RUNNING
     assert len(node.instances()) == 1
 
 
@@ -193,7 +193,7 @@ async def test_a_stop_of_what_failed_never_shows_it_as_starting(plane: Plane) ->
     )
     await plane.failed(await plane.create("shop", wait=False, entrypoint="broken:app"))
     operation = await plane.update("apps/shop", ["labels"], labels={"a": "b"})
-    assert (await plane.get("apps/shop")).state == rt.FAILED
+    assert (await plane.get("apps/shop")).state == rt.Instance.FAILED
     assert await plane.failed(operation) == "APP_FACTORY_FAILED"
     await plane.done(await plane.apps.StopApp(stop()))
     states = [e.message for e in await plane.events("apps/shop") if e.type == "StateChanged"]

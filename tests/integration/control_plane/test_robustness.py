@@ -173,8 +173,8 @@ def fill(plane: Plane, node: FakeNode, count: int) -> int:
             incarnation=node.incarnation,
             generation=1,
             epoch=1,
-            state=rt.RUNNING,
-            health=rt.HEALTHY,
+            state=rt.Instance.RUNNING,
+            health=rt.Instance.Health.HEALTHY,
         )
         record = AppRecord(name, uid, spec, pb.App(), 1, Version(1, 1), 1, 1, node=NODE)
         record = observe(record, View(view_of, True, {instance.name: instance}), 1)

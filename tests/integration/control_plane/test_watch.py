@@ -43,7 +43,7 @@ class Reader:
 
     async def until_gone(self, name: str) -> dict[str, pb.App]:
         """Read until an app is told as gone; return the newest of each app."""
-        await self.to(Kind.DELETE, name)
+        await self.to(Kind.REMOVE, name)
         return self.newest()
 
     def newest(self) -> dict[str, pb.App]:
@@ -51,7 +51,7 @@ class Reader:
         for message in self.seen:
             if message.type == Kind.UPSERT:
                 apps[message.app.name] = message.app
-            elif message.type == Kind.DELETE:
+            elif message.type == Kind.REMOVE:
                 apps.pop(message.app.name, None)
         return apps
 
@@ -74,7 +74,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 async def make(plane: Plane, *names: str, **fields: Any) -> None:
     """Create apps that are to be stopped, and wait until nothing more is to be told of them."""
     for name in names:
-        await plane.create(name, wait=False, desired_state=pb.STOPPED, **fields)
+        await plane.create(name, wait=False, desired_state=pb.App.STOPPED, **fields)
     for name in names:
         await plane.app(f"apps/{name}", lambda app: condition(app, "Ready").reason == "Stopped")
 
@@ -113,7 +113,7 @@ async def test_a_stream_resumes_exactly_after_its_token_over_a_restart(plane: Pl
             told = [(m.type, m.app.name) for m in reader.seen[:-1]]
             assert sorted(told, key=lambda m: m[1]) == [
                 (Kind.UPSERT, "apps/a"),
-                (Kind.DELETE, "apps/b"),
+                (Kind.REMOVE, "apps/b"),
                 (Kind.UPSERT, "apps/d"),
             ]
             revisions = [m.revision for m in reader.seen]
@@ -132,7 +132,7 @@ async def test_an_app_that_no_longer_matches_is_told_as_gone(plane: Plane) -> No
         token = (await reader.to(Kind.SYNCED)).resume_token
         assert set(reader.newest()) == {"apps/a", "apps/b"}
         await plane.update("apps/a", ["labels"], labels={"tier": "tin"})
-        gone = await reader.to(Kind.DELETE)
+        gone = await reader.to(Kind.REMOVE)
         assert gone.app == pb.App(name="apps/a")
         await plane.update("apps/z", ["labels"], labels={"tier": "iron"})
         await plane.update("apps/a", ["labels"], labels={"tier": "gold"})
@@ -141,7 +141,7 @@ async def test_an_app_that_no_longer_matches_is_told_as_gone(plane: Plane) -> No
     await plane.update("apps/b", ["labels"], labels={"tier": "tin"})
     async with watch(plane, filter=filter, resume_token=token) as reader:
         await reader.to(Kind.SYNCED)
-        assert (Kind.DELETE, "apps/b") in [(m.type, m.app.name) for m in reader.seen]
+        assert (Kind.REMOVE, "apps/b") in [(m.type, m.app.name) for m in reader.seen]
 
 
 async def test_a_resumed_reader_is_told_once_that_an_app_is_none_of_its_own(plane: Plane, soon: None) -> None:
@@ -155,7 +155,7 @@ async def test_a_resumed_reader_is_told_once_that_an_app_is_none_of_its_own(plan
             await plane.update("apps/z", ["labels"], labels={"n": str(n)})
         await make(plane, "gold", labels={"tier": "gold"})
         await reader.to(Kind.UPSERT)
-        assert [m.app.name for m in reader.seen if m.type == Kind.DELETE] == ["apps/z"]
+        assert [m.app.name for m in reader.seen if m.type == Kind.REMOVE] == ["apps/z"]
 
 
 def test_a_resumed_reader_keeps_nothing_of_apps_that_come_and_go() -> None:
@@ -258,7 +258,7 @@ async def test_a_shutdown_sends_readers_and_waiters_off_at_once(plane: Plane) ->
     assert plane._running is not None
     closing = asyncio.create_task(plane._running.close())
     with pytest.raises(grpc.aio.AioRpcError) as ended:
-        await reader.to(Kind.DELETE)
+        await reader.to(Kind.REMOVE)
     assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
     assert reason_of(ended.value) == "SHUTTING_DOWN"
     assert not (await waiting).done
@@ -276,6 +276,6 @@ async def test_secrets_are_not_in_what_watchers_see(plane: Plane) -> None:
         await reader.to(Kind.SYNCED)
         await plane.create("shop", secret_env={"TOKEN": "canary-4711"})
         while True:
-            if (await reader.next()).app.state == rt.RUNNING:
+            if (await reader.next()).app.state == rt.Instance.RUNNING:
                 break
         assert all(b"canary-4711" not in m.SerializeToString() for m in reader.seen)

@@ -20,10 +20,10 @@ BUDGET = 100
 
 async def start_hog(hosted: Hosted, entrypoint: str = "blockers:asked", **fields: Any) -> pb.Instance:
     fields.setdefault(
-        "limits", pb.Limits(block_budget=ms(BUDGET), block_action=pb.REPORT, stop_timeout=ms(200))
+        "limits", pb.Limits(block_budget=ms(BUDGET), block_action=pb.Limits.REPORT, stop_timeout=ms(200))
     )
     await hosted.start(name=HOG, app_uid="hog", entrypoint=entrypoint, **fields)
-    return await hosted.reaches(pb.RUNNING, HOG)
+    return await hosted.reaches(pb.Instance.RUNNING, HOG)
 
 
 async def becomes(hosted: Hosted, what: Callable[[pb.Instance], Any], name: str = HOG) -> pb.Instance:
@@ -35,7 +35,7 @@ async def becomes(hosted: Hosted, what: Callable[[pb.Instance], Any], name: str 
     return found
 
 
-@pytest.mark.parametrize("tier", [pb.SHARED, pb.THREAD])
+@pytest.mark.parametrize("tier", [pb.InstanceSpec.SHARED, pb.InstanceSpec.THREAD])
 @pytest.mark.parametrize(
     ("query", "where"),
     [
@@ -57,8 +57,8 @@ async def test_a_blocking_request_is_answered_504_and_the_stack_is_told(
     hog = await becomes(hosted, lambda i: i.last_error.reason == "APP_BLOCKED_LOOP")
     assert where in hog.last_error.detail
     assert "runtime_node" not in hog.last_error.detail.partition("\n")[0]
-    assert condition(hog, "BlockedLoop").status == pb.Condition.TRUE
-    assert hog.health == pb.DEGRADED
+    assert condition(hog, "BlockedLoop").status == pb.Condition.MET
+    assert hog.health == pb.Instance.Health.DEGRADED
     assert (await hosted.ask("hog")).status_code == 200
     await becomes(hosted, lambda i: i.figures.rescue_count == 1)
 
@@ -118,20 +118,20 @@ async def test_a_startup_that_blocks_the_shared_loop_is_tried_again_on_its_own(h
     spec = hosted.spec(name=HOG, app_uid="hog", entrypoint="blockers:in_startup", **fields)
     spec.config["seconds"] = 1
     await hosted.start(spec)
-    running = await hosted.reaches(pb.RUNNING, HOG)
-    assert running.isolation == pb.THREAD
+    running = await hosted.reaches(pb.Instance.RUNNING, HOG)
+    assert running.isolation == pb.InstanceSpec.THREAD
     assert running.last_error.reason == "APP_BLOCKED_LOOP"
-    assert condition(running, "Demoted").status == pb.Condition.TRUE
+    assert condition(running, "Demoted").status == pb.Condition.MET
 
 
 async def test_a_startup_on_a_loop_of_its_own_may_take_its_time(hosted: Hosted) -> None:
     spec = hosted.spec(
-        name=HOG, app_uid="hog", entrypoint="blockers:in_startup", isolation=pb.THREAD,
+        name=HOG, app_uid="hog", entrypoint="blockers:in_startup", isolation=pb.InstanceSpec.THREAD,
         limits=pb.Limits(block_budget=ms(50)),
     )  # fmt: skip
     spec.config["seconds"] = 0.5
     await hosted.start(spec)
-    assert (await hosted.reaches(pb.RUNNING, HOG)).last_error.reason == ""
+    assert (await hosted.reaches(pb.Instance.RUNNING, HOG)).last_error.reason == ""
 
 
 async def test_a_repeat_offender_is_moved_to_a_loop_of_its_own_and_loses_no_request(hosted: Hosted) -> None:
@@ -139,21 +139,23 @@ async def test_a_repeat_offender_is_moved_to_a_loop_of_its_own_and_loses_no_requ
     harmless = asyncio.create_task(ask_until(hosted, "hog", moved := asyncio.Event()))
     for _ in range(3):
         assert (await hosted.ask("hog", "/?do=spin")).status_code == 504
-    hog = await becomes(hosted, lambda i: i.isolation == pb.THREAD and i.state == pb.RUNNING)
+    hog = await becomes(
+        hosted, lambda i: i.isolation == pb.InstanceSpec.THREAD and i.state == pb.Instance.RUNNING
+    )
     moved.set()
     assert set(await harmless) == {200}
     demoted = condition(hog, "Demoted")
-    assert (demoted.status, demoted.reason) == (pb.Condition.TRUE, "APP_BLOCKED_LOOP")
+    assert (demoted.status, demoted.reason) == (pb.Condition.MET, "APP_BLOCKED_LOOP")
     assert "3 times" in demoted.message
     assert "THREAD" in demoted.message
-    assert hog.health == pb.DEGRADED
+    assert hog.health == pb.Instance.Health.DEGRADED
     assert (await hosted.ask("hog")).status_code == 200
     # There it harms only itself, and is left there.
     for _ in range(4):
         assert (await hosted.ask("hog", "/?do=spin")).status_code == 504
-    assert (await hosted.get(HOG)).isolation == pb.THREAD
+    assert (await hosted.get(HOG)).isolation == pb.InstanceSpec.THREAD
     await hosted.restart(HOG)
-    assert (await hosted.reaches(pb.RUNNING, HOG)).isolation == pb.THREAD
+    assert (await hosted.reaches(pb.Instance.RUNNING, HOG)).isolation == pb.InstanceSpec.THREAD
 
 
 async def ask_until(hosted: Hosted, app: str, end: asyncio.Event) -> list[int]:
@@ -168,48 +170,48 @@ async def test_a_new_generation_begins_in_the_tier_it_asks_for(hosted: Hosted) -
     await start_hog(hosted, limits=limits)
     for _ in range(3):
         await hosted.ask("hog", "/?do=spin")
-    await becomes(hosted, lambda i: i.isolation == pb.THREAD and i.state == pb.RUNNING)
+    await becomes(hosted, lambda i: i.isolation == pb.InstanceSpec.THREAD and i.state == pb.Instance.RUNNING)
     name = "apps/hog/instances/y"
     await hosted.start(name=name, app_uid="hog", entrypoint="blockers:asked", generation=2, limits=limits)
-    running = await hosted.reaches(pb.RUNNING, name)
-    assert running.isolation == pb.SHARED
+    running = await hosted.reaches(pb.Instance.RUNNING, name)
+    assert running.isolation == pb.InstanceSpec.SHARED
     assert condition(running, "Demoted") == pb.Condition()
 
 
 async def test_policy_stop_ends_a_repeat_offender(hosted: Hosted) -> None:
     await start_hog(
-        hosted, limits=pb.Limits(block_budget=ms(BUDGET), block_action=pb.STOP, stop_timeout=ms(200))
+        hosted, limits=pb.Limits(block_budget=ms(BUDGET), block_action=pb.Limits.STOP, stop_timeout=ms(200))
     )
     for _ in range(3):
         await hosted.ask("hog", "/?do=spin")
-    failed = await hosted.reaches(pb.FAILED, HOG)
+    failed = await hosted.reaches(pb.Instance.FAILED, HOG)
     assert failed.last_error.reason == "APP_BLOCKED_LOOP"
     assert "stopped" in failed.last_error.message
     assert "_spin" in failed.last_error.detail
     answer = await hosted.ask("hog")
     assert (answer.status_code, answer.json()["reason"]) == (503, "APP_BLOCKED_LOOP")
     await hosted.restart(HOG)
-    await hosted.reaches(pb.RUNNING, HOG)
+    await hosted.reaches(pb.Instance.RUNNING, HOG)
     assert (await hosted.ask("hog")).status_code == 200
 
 
 async def test_policy_stop_means_the_same_in_a_process_of_its_own(hosted_with_processes: Hosted) -> None:
     hosted = hosted_with_processes
-    limits = pb.Limits(block_budget=ms(BUDGET), block_action=pb.STOP, stop_timeout=ms(200))
+    limits = pb.Limits(block_budget=ms(BUDGET), block_action=pb.Limits.STOP, stop_timeout=ms(200))
     policy = pb.RestartPolicy(min_backoff=ms(10))
-    await start_hog(hosted, isolation=pb.PROCESS, limits=limits, restart_policy=policy)
+    await start_hog(hosted, isolation=pb.InstanceSpec.PROCESS, limits=limits, restart_policy=policy)
     for _ in range(2):
         assert (await hosted.ask("hog", "/?do=spin")).status_code == 504
-        assert (await hosted.get(HOG)).state == pb.RUNNING
+        assert (await hosted.get(HOG)).state == pb.Instance.RUNNING
     await hosted.ask("hog", "/?do=spin")
-    failed = await hosted.reaches(pb.FAILED, HOG)
+    failed = await hosted.reaches(pb.Instance.FAILED, HOG)
     assert "3 times" in failed.last_error.message
     await hosted.restart(HOG)
-    await hosted.reaches(pb.RUNNING, HOG)
+    await hosted.reaches(pb.Instance.RUNNING, HOG)
     # What cannot be interrupted is killed; it is left so as well.
     answer = await hosted.ask("hog", "/?do=hold&seconds=30")
     assert (answer.status_code, answer.json()["reason"]) == (504, "APP_BLOCKED_LOOP")
-    failed = await hosted.reaches(pb.FAILED, HOG)
+    failed = await hosted.reaches(pb.Instance.FAILED, HOG)
     assert (failed.last_error.reason, failed.restart_count) == ("APP_BLOCKED_LOOP", 1)
     assert (await hosted.ask("hog")).json()["reason"] == "APP_BLOCKED_LOOP"
 
@@ -219,16 +221,16 @@ async def test_policy_report_only_records(hosted: Hosted) -> None:
     for _ in range(5):
         assert (await hosted.ask("hog", "/?do=spin")).status_code == 504
     hog = await becomes(hosted, lambda i: i.figures.rescue_count == 5)
-    assert (hog.isolation, hog.state) == (pb.SHARED, pb.RUNNING)
+    assert (hog.isolation, hog.state) == (pb.InstanceSpec.SHARED, pb.Instance.RUNNING)
     assert condition(hog, "Demoted") == pb.Condition()
 
 
 async def test_a_burst_of_blocking_requests_is_paid_for_with_one_budget(hosted: Hosted) -> None:
     await start_hog(
-        hosted, limits=pb.Limits(block_budget=ms(1000), block_action=pb.REPORT, stop_timeout=ms(200))
+        hosted, limits=pb.Limits(block_budget=ms(1000), block_action=pb.Limits.REPORT, stop_timeout=ms(200))
     )
     await hosted.start()
-    await hosted.reaches(pb.RUNNING)
+    await hosted.reaches(pb.Instance.RUNNING)
     burst = [asyncio.create_task(hosted.ask("hog", "/?do=spin")) for _ in range(8)]
     await asyncio.sleep(0.1)
     began = time.monotonic()
@@ -238,14 +240,14 @@ async def test_a_burst_of_blocking_requests_is_paid_for_with_one_budget(hosted: 
 
 
 @pytest.mark.parametrize("wanted", [25, pytest.param(150, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("tier", [pb.SHARED, pb.THREAD])
+@pytest.mark.parametrize("tier", [pb.InstanceSpec.SHARED, pb.InstanceSpec.THREAD])
 async def test_many_rescues_cost_no_neighbour_a_request(hosted: Hosted, tier: int, wanted: int) -> None:
     draw = random.Random(11)
-    limits = pb.Limits(block_budget=ms(50), block_action=pb.REPORT, stop_timeout=ms(500))
+    limits = pb.Limits(block_budget=ms(50), block_action=pb.Limits.REPORT, stop_timeout=ms(500))
     await start_hog(hosted, isolation=tier, limits=limits)
     for app in ("one", "two"):
         await hosted.start(name=f"apps/{app}/instances/x", app_uid=app)
-        await hosted.reaches(pb.RUNNING, f"apps/{app}/instances/x")
+        await hosted.reaches(pb.Instance.RUNNING, f"apps/{app}/instances/x")
     ended = asyncio.Event()
     neighbours = [asyncio.create_task(ask_until(hosted, app, ended)) for app in ("one", "two")]
     kinds = ["spin", "sleep", "swallow", "swallow-all&times=1", "wait"]
@@ -266,5 +268,5 @@ async def test_many_rescues_cost_no_neighbour_a_request(hosted: Hosted, tier: in
     assert (figures.in_flight, figures.queued) == (0, 0)
     assert hosted.node.front._thread.is_alive()
     hog = await becomes(hosted, lambda i: i.figures.rescue_count >= wanted)
-    assert hog.state == pb.RUNNING
+    assert hog.state == pb.Instance.RUNNING
     assert (await hosted.ask("hog")).status_code == 200

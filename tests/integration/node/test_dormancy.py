@@ -13,14 +13,14 @@ from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from .conftest import Hosted, hosting
 
 A1 = "apps/shop/instances/a1"
-DORMANT: dict[str, Any] = {"activation": pb.ON_REQUEST, "idle_timeout": Duration(seconds=1)}
+DORMANT: dict[str, Any] = {"activation": pb.InstanceSpec.ON_REQUEST, "idle_timeout": Duration(seconds=1)}
 
 
-@pytest.mark.parametrize("tier", [pb.SHARED, pb.THREAD])
+@pytest.mark.parametrize("tier", [pb.InstanceSpec.SHARED, pb.InstanceSpec.THREAD])
 async def test_the_first_request_wakes_a_dormant_app(hosted: Hosted, tier: int) -> None:
     await hosted.start(isolation=tier, **DORMANT)
     assert (await hosted.ask("shop")).text == "shop a1 1"
-    assert (await hosted.get()).state == pb.RUNNING
+    assert (await hosted.get()).state == pb.Instance.RUNNING
 
 
 async def test_a_burst_of_first_requests_is_served_by_one_start(hosted: Hosted, tmp_path: Path) -> None:
@@ -36,8 +36,8 @@ async def test_a_burst_of_first_requests_is_served_by_one_start(hosted: Hosted, 
 async def test_an_idle_app_goes_dormant_and_wakes_again(hosted: Hosted, tmp_path: Path) -> None:
     await hosted.start(entrypoint="behaviours:counts_starts", **DORMANT)
     await hosted.ask("shop")
-    idle = await hosted.reaches(pb.IDLE)
-    assert idle.health == pb.UNKNOWN
+    idle = await hosted.reaches(pb.Instance.IDLE)
+    assert idle.health == pb.Instance.Health.UNKNOWN
     assert (await hosted.ask("shop")).status_code == 200
     assert (tmp_path / "data/apps/shop.uid-1/starts").read_text() == "xx"
     assert (await hosted.get()).restart_count == 0
@@ -74,15 +74,15 @@ async def test_an_open_websocket_keeps_an_app_awake(hosted: Hosted) -> None:
             await asyncio.sleep(0.5)
             await socket.send("hello")
             assert await socket.recv() == "hello"
-        assert (await hosted.get()).state == pb.RUNNING
-    await hosted.reaches(pb.IDLE)
+        assert (await hosted.get()).state == pb.Instance.RUNNING
+    await hosted.reaches(pb.Instance.IDLE)
 
 
 async def test_work_after_a_response_keeps_an_app_awake(hosted: Hosted, tmp_path: Path) -> None:
     limits = pb.Limits(stop_timeout=Duration())
     await hosted.start(entrypoint="behaviours:works_on", limits=limits, **DORMANT)
     assert (await hosted.ask("shop")).text == "accepted"
-    await hosted.reaches(pb.IDLE)
+    await hosted.reaches(pb.Instance.IDLE)
     assert (tmp_path / "data/apps/shop.uid-1/work").read_text() == "done"
 
 
@@ -95,7 +95,7 @@ async def test_requests_that_wake_a_broken_app_are_told_why(hosted: Hosted) -> N
 
 async def test_a_dormant_app_can_be_stopped(hosted: Hosted) -> None:
     await hosted.start(**DORMANT)
-    assert (await hosted.stop()).state == pb.STOPPING
+    assert (await hosted.stop()).state == pb.Instance.STOPPING
     await hosted.is_gone()
     assert (await hosted.ask("shop")).status_code == 404
 
@@ -116,9 +116,9 @@ async def test_under_memory_pressure_the_least_recently_used_app_goes_dormant(
     async with hosting(tmp_path, memory_budget_bytes=str(2**50)) as hosted:
         for app in ("old", "new"):
             name = f"apps/{app}/instances/x"
-            await hosted.start(name=name, app_uid=app, activation=pb.ON_REQUEST)
+            await hosted.start(name=name, app_uid=app, activation=pb.InstanceSpec.ON_REQUEST)
             await hosted.ask(app)
         hosted.node.housekeeping._budget = 1
-        await hosted.reaches(pb.IDLE, "apps/old/instances/x")
-        assert (await hosted.get("apps/old/instances/x")).state == pb.IDLE
+        await hosted.reaches(pb.Instance.IDLE, "apps/old/instances/x")
+        assert (await hosted.get("apps/old/instances/x")).state == pb.Instance.IDLE
         assert (await hosted.ask("old")).status_code == 200

@@ -16,7 +16,7 @@ from runtime_node.isolation import tasks_of
 from .conftest import Hosted, hosting
 
 TEMPORARY = pb.RestartPolicy(mode=pb.RestartPolicy.TEMPORARY)
-TIERS = [pb.SHARED, pb.THREAD]
+TIERS = [pb.InstanceSpec.SHARED, pb.InstanceSpec.THREAD]
 
 
 def ms(count: int) -> Duration:
@@ -44,7 +44,7 @@ async def test_a_start_that_fails_tells_reason_and_place(
     hosted: Hosted, tier: int, entrypoint: str, reason: str, where: str
 ) -> None:
     await hosted.start(entrypoint=entrypoint, isolation=tier, restart_policy=TEMPORARY)
-    error = (await hosted.reaches(pb.FAILED)).last_error
+    error = (await hosted.reaches(pb.Instance.FAILED)).last_error
     assert error.reason == reason
     assert where in error.detail
     assert len(error.detail.encode()) <= 16 * 1024
@@ -56,7 +56,7 @@ async def test_a_start_that_hangs_is_ended_at_its_limit_and_leaves_nothing(hoste
     await hosted.start(
         entrypoint="behaviours:hangs_in_startup", isolation=tier, limits=limits, restart_policy=TEMPORARY
     )
-    assert (await hosted.reaches(pb.FAILED)).last_error.reason == "APP_START_TIMEOUT"
+    assert (await hosted.reaches(pb.Instance.FAILED)).last_error.reason == "APP_START_TIMEOUT"
     await hosted.stop()
     await hosted.is_gone()
     assert await owned_tasks(hosted) == 0
@@ -79,37 +79,37 @@ async def test_slow_starts_hold_up_nobody(tmp_path: Path) -> None:
             await hosted.start(name=name, app_uid=f"u{index}", entrypoint="behaviours:hangs_in_startup")
         began = time.monotonic()
         await hosted.start()
-        await hosted.reaches(pb.RUNNING)
+        await hosted.reaches(pb.Instance.RUNNING)
         assert time.monotonic() - began < 6  # six rounds of half a second each, and not of thirty
         assert (await hosted.ask("shop")).status_code == 200
 
 
 async def test_code_that_blocks_while_it_is_built_delays_no_request(hosted: Hosted) -> None:
     await hosted.start()
-    await hosted.reaches(pb.RUNNING)
+    await hosted.reaches(pb.Instance.RUNNING)
     blocking = hosted.spec(
         name="apps/slow/instances/x", app_uid="s", entrypoint="behaviours:blocks_in_factory"
     )
     blocking.config["seconds"] = 3
     await hosted.start(blocking)
-    await hosted.reaches(pb.STARTING, blocking.name)
+    await hosted.reaches(pb.Instance.STARTING, blocking.name)
     assert (await hosted.ask("shop")).status_code == 200
-    assert (await hosted.get(blocking.name)).state == pb.STARTING
+    assert (await hosted.get(blocking.name)).state == pb.Instance.STARTING
 
 
 async def test_a_failing_start_is_tried_again_and_tells_when(hosted: Hosted, tmp_path: Path) -> None:
     policy = pb.RestartPolicy(min_backoff=ms(50), max_backoff=ms(100), max_restarts=100)
     await hosted.start(entrypoint="behaviours:fails_until_file", restart_policy=policy)
-    failed = await hosted.reaches(pb.FAILED)
-    assert condition(failed, "BackingOff").status == pb.Condition.TRUE
+    failed = await hosted.reaches(pb.Instance.FAILED)
+    assert condition(failed, "BackingOff").status == pb.Condition.MET
     assert "Restart 1 " in condition(failed, "BackingOff").message
     told = await hosted.ask("shop")
     assert (told.status_code, told.json()["reason"]) == (503, "APP_FACTORY_FAILED")
     (tmp_path / "data/apps/shop.uid-1/go").touch()
-    running = await hosted.reaches(pb.RUNNING)
+    running = await hosted.reaches(pb.Instance.RUNNING)
     assert running.restart_count >= 1
     assert running.last_error.reason == "APP_FACTORY_FAILED"
-    assert condition(running, "BackingOff").status == pb.Condition.FALSE
+    assert condition(running, "BackingOff").status == pb.Condition.UNMET
     assert (await hosted.ask("shop")).status_code == 200
 
 
@@ -123,15 +123,15 @@ async def test_too_many_failures_are_a_crash_loop_which_a_restart_ends(
     assert (await hosted.ask("shop")).json()["reason"] == "APP_CRASH_LOOP"
     (tmp_path / "data/apps/shop.uid-1/go").touch()
     await hosted.restart()
-    running = await hosted.reaches(pb.RUNNING)
-    assert condition(running, "CrashLoop").status == pb.Condition.FALSE
+    running = await hosted.reaches(pb.Instance.RUNNING)
+    assert condition(running, "CrashLoop").status == pb.Condition.UNMET
     assert (await hosted.ask("shop")).status_code == 200
 
 
 async def crash_loop(hosted: Hosted) -> pb.Instance:
     async with asyncio.timeout(10):
         async for message in hosted.watch():
-            if condition(message.instance, "CrashLoop").status == pb.Condition.TRUE:
+            if condition(message.instance, "CrashLoop").status == pb.Condition.MET:
                 return message.instance
     raise AssertionError
 
@@ -139,7 +139,7 @@ async def crash_loop(hosted: Hosted) -> pb.Instance:
 async def test_a_failure_that_no_repeat_can_cure_is_not_repeated(hosted: Hosted) -> None:
     policy = pb.RestartPolicy(min_backoff=ms(10), max_restarts=100)
     await hosted.start(entrypoint="no_such_module:app", restart_policy=policy)
-    failed = await hosted.reaches(pb.FAILED)
+    failed = await hosted.reaches(pb.Instance.FAILED)
     assert condition(failed, "BackingOff") == pb.Condition()
     assert hosted.node.host._instances[failed.name].history.retry is None
 
@@ -149,7 +149,7 @@ async def test_a_failure_that_no_repeat_can_cure_is_not_repeated(hosted: Hosted)
 async def test_a_stop_ends_whatever_the_app_does(hosted: Hosted, tier: int, behaviour: str) -> None:
     limits = pb.Limits(stop_timeout=ms(100))
     await hosted.start(entrypoint=f"behaviours:{behaviour}", isolation=tier, limits=limits)
-    await hosted.reaches(pb.RUNNING)
+    await hosted.reaches(pb.Instance.RUNNING)
     await hosted.stop()
     await hosted.is_gone()
     assert await owned_tasks(hosted) == 0
@@ -157,9 +157,9 @@ async def test_a_stop_ends_whatever_the_app_does(hosted: Hosted, tier: int, beha
 
 async def test_a_restart_records_a_shutdown_that_failed(hosted: Hosted) -> None:
     await hosted.start(entrypoint="behaviours:raises_in_shutdown")
-    await hosted.reaches(pb.RUNNING)
+    await hosted.reaches(pb.Instance.RUNNING)
     await hosted.restart()
-    running = await hosted.reaches(pb.RUNNING)
+    running = await hosted.reaches(pb.Instance.RUNNING)
     assert running.last_error.reason == "APP_SHUTDOWN_FAILED"
     assert "the shutdown is broken" in running.last_error.message
 
@@ -168,7 +168,7 @@ async def test_a_restart_records_a_shutdown_that_failed(hosted: Hosted) -> None:
 async def test_many_starts_and_stops_leave_nothing(hosted: Hosted, tier: int) -> None:
     for epoch in range(1, 26):
         await hosted.start(entrypoint="behaviours:leaves_tasks", isolation=tier, epoch=epoch)
-        await hosted.reaches(pb.RUNNING)
+        await hosted.reaches(pb.Instance.RUNNING)
         await hosted.stop(epoch=epoch)
         await hosted.is_gone()
     assert await owned_tasks(hosted) == 0
@@ -192,12 +192,12 @@ async def test_commands_in_any_order_and_at_any_moment_end_in_a_clean_stop(hoste
 
 async def test_a_thread_app_that_blocks_its_loop_delays_nobody_else(hosted: Hosted) -> None:
     await hosted.start()
-    await hosted.reaches(pb.RUNNING)
+    await hosted.reaches(pb.Instance.RUNNING)
     await hosted.start(
-        name="apps/hog/instances/x", app_uid="hog", entrypoint="hogs:sleeps", isolation=pb.THREAD,
-        limits=pb.Limits(stop_timeout=ms(100)),
+        name="apps/hog/instances/x", app_uid="hog", entrypoint="hogs:sleeps",
+        isolation=pb.InstanceSpec.THREAD, limits=pb.Limits(stop_timeout=ms(100)),
     )  # fmt: skip
-    await hosted.reaches(pb.RUNNING, "apps/hog/instances/x")
+    await hosted.reaches(pb.Instance.RUNNING, "apps/hog/instances/x")
     hog = asyncio.create_task(hosted.ask("hog"))
     await asyncio.sleep(0.05)
     assert (await hosted.ask("shop")).status_code == 200
@@ -209,10 +209,10 @@ async def test_a_thread_app_that_blocks_its_loop_delays_nobody_else(hosted: Host
 @pytest.mark.slow
 async def test_the_thread_of_an_app_that_blocked_beyond_its_stop_ends_when_it_can(hosted: Hosted) -> None:
     await hosted.start(
-        entrypoint="blockers:asked", isolation=pb.THREAD,
-        limits=pb.Limits(stop_timeout=ms(0), block_action=pb.REPORT),
+        entrypoint="blockers:asked", isolation=pb.InstanceSpec.THREAD,
+        limits=pb.Limits(stop_timeout=ms(0), block_action=pb.Limits.REPORT),
     )  # fmt: skip
-    await hosted.reaches(pb.RUNNING)
+    await hosted.reaches(pb.Instance.RUNNING)
     # One call of C code that nothing can end, for longer than anybody waits.
     blocking = asyncio.create_task(hosted.ask("shop", "/?do=select&seconds=12"))
     await becomes_blocked(hosted)
@@ -226,7 +226,7 @@ async def test_the_thread_of_an_app_that_blocked_beyond_its_stop_ends_when_it_ca
 
 async def becomes_blocked(hosted: Hosted) -> None:
     deadline = time.monotonic() + 10
-    while condition(await hosted.get(), "BlockedLoop").status != pb.Condition.TRUE:
+    while condition(await hosted.get(), "BlockedLoop").status != pb.Condition.MET:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.01)
 
@@ -237,7 +237,7 @@ async def test_an_app_whose_workers_are_busy_delays_no_other_apps(hosted: Hosted
             name=f"apps/{app}/instances/x", app_uid=app, entrypoint="hogs:worker",
             limits=pb.Limits(max_threads=2, stop_timeout=ms(100)),
         )  # fmt: skip
-        await hosted.reaches(pb.RUNNING, f"apps/{app}/instances/x")
+        await hosted.reaches(pb.Instance.RUNNING, f"apps/{app}/instances/x")
     busy = [asyncio.create_task(hosted.ask("busy", "/?seconds=0.5")) for _ in range(50)]
     await asyncio.sleep(0.1)
     assert (await hosted.ask("shop", "/?seconds=0")).status_code == 200
@@ -251,18 +251,22 @@ async def test_a_process_that_dies_is_started_again_and_harms_nobody(
 ) -> None:
     hosted = hosted_with_processes
     await hosted.start()
-    await hosted.reaches(pb.RUNNING)
+    await hosted.reaches(pb.Instance.RUNNING)
     name = "apps/frail/instances/x"
     policy = pb.RestartPolicy(min_backoff=ms(10))
     await hosted.start(
-        name=name, app_uid="f", entrypoint="hogs:exits", isolation=pb.PROCESS, restart_policy=policy
+        name=name,
+        app_uid="f",
+        entrypoint="hogs:exits",
+        isolation=pb.InstanceSpec.PROCESS,
+        restart_policy=policy,
     )
-    await hosted.reaches(pb.RUNNING, name)
+    await hosted.reaches(pb.Instance.RUNNING, name)
     await hosted.ask("frail", "/?exit=3")
     async with asyncio.timeout(10):
         while (await hosted.get(name)).restart_count != 1:  # noqa: ASYNC110 - a condition of another loop or process
             await asyncio.sleep(0.01)
-    running = await hosted.reaches(pb.RUNNING, name)
+    running = await hosted.reaches(pb.Instance.RUNNING, name)
     assert running.last_error.reason == "APP_CRASHED"
     assert (await hosted.ask("frail")).status_code == 200
     assert (await hosted.ask("shop")).status_code == 200
@@ -272,9 +276,11 @@ async def test_a_plain_app_object_gets_a_process_and_a_factory_does_not(
     hosted_with_processes: Hosted,
 ) -> None:
     hosted = hosted_with_processes
-    unset = pb.ISOLATION_TIER_UNSPECIFIED
+    unset = pb.InstanceSpec.ISOLATION_TIER_UNSPECIFIED
     await hosted.start(name="apps/plain/instances/x", app_uid="p", entrypoint="plain:app", isolation=unset)
     await hosted.start(isolation=unset)
-    assert (await hosted.reaches(pb.RUNNING, "apps/plain/instances/x")).isolation == pb.PROCESS
-    assert (await hosted.reaches(pb.RUNNING)).isolation == pb.SHARED
+    assert (
+        await hosted.reaches(pb.Instance.RUNNING, "apps/plain/instances/x")
+    ).isolation == pb.InstanceSpec.PROCESS
+    assert (await hosted.reaches(pb.Instance.RUNNING)).isolation == pb.InstanceSpec.SHARED
     assert "plain" not in sys.modules

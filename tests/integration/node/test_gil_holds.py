@@ -32,7 +32,7 @@ class Client:
         fields = {"app_uid": name.split("/")[1], "generation": 1, "epoch": 1, **fields}
         spec = pb.InstanceSpec(name=name, **fields)  # type: ignore[arg-type]
         self.stub.StartInstance(pb.StartInstanceRequest(spec=spec))
-        return self.becomes(lambda i: i.state == pb.RUNNING, name)
+        return self.becomes(lambda i: i.state == pb.Instance.RUNNING, name)
 
     def becomes(self, what: Callable[[pb.Instance], bool], name: str = HOG) -> pb.Instance:
         deadline = time.monotonic() + DEADLINE
@@ -57,26 +57,26 @@ def client(launch: Callable[..., NodeProcess]) -> Iterator[Client]:  # noqa: F81
     assert client.node.end() == 0
 
 
-@pytest.mark.parametrize("tier", [pb.SHARED, pb.THREAD])
+@pytest.mark.parametrize("tier", [pb.InstanceSpec.SHARED, pb.InstanceSpec.THREAD])
 @pytest.mark.parametrize("query", ["do=hold&seconds=1.5", "do=compute&seconds=1.5"])
 def test_a_call_that_keeps_the_lock_is_found_and_its_app_moved_to_a_process(
     client: Client, tier: int, query: str
 ) -> None:
-    client.start("apps/shop/instances/x", entrypoint="behaviours:ready", isolation=pb.SHARED)
+    client.start("apps/shop/instances/x", entrypoint="behaviours:ready", isolation=pb.InstanceSpec.SHARED)
     limits = pb.Limits(block_budget=ms(600), stop_timeout=ms(500))
     client.start(HOG, entrypoint="blockers:asked", isolation=tier, limits=limits)
     assert client.ask("hog", f"/?{query}") in {200, 504}
-    hog = client.becomes(lambda i: i.isolation == pb.PROCESS and i.state == pb.RUNNING)
+    hog = client.becomes(lambda i: i.isolation == pb.InstanceSpec.PROCESS and i.state == pb.Instance.RUNNING)
     assert hog.last_error.reason == "APP_BLOCKED_LOOP"
     assert "held the interpreter's lock" in hog.last_error.message
     assert "_do" in hog.last_error.detail
     assert "blockers.py" in hog.last_error.detail
     demoted = condition(hog, "Demoted")
-    assert (demoted.status, demoted.reason) == (pb.Condition.TRUE, "APP_BLOCKED_LOOP")
+    assert (demoted.status, demoted.reason) == (pb.Condition.MET, "APP_BLOCKED_LOOP")
     assert "PROCESS" in demoted.message
-    assert hog.health == pb.DEGRADED
+    assert hog.health == pb.Instance.Health.DEGRADED
     shop = client.stub.GetInstance(pb.GetInstanceRequest(name="apps/shop/instances/x"))
-    assert (shop.isolation, shop.last_error.reason) == (pb.SHARED, "")
+    assert (shop.isolation, shop.last_error.reason) == (pb.InstanceSpec.SHARED, "")
     # There it holds a lock of its own.
     with httpx.Client(base_url=client.http.base_url, timeout=20) as other:
         began = time.monotonic()
@@ -88,18 +88,18 @@ def test_a_call_that_keeps_the_lock_is_found_and_its_app_moved_to_a_process(
 
 def test_a_hold_in_a_worker_thread_is_found_too(client: Client) -> None:
     limits = pb.Limits(block_budget=ms(600), stop_timeout=ms(500))
-    client.start(HOG, entrypoint="blockers:asked", isolation=pb.SHARED, limits=limits)
+    client.start(HOG, entrypoint="blockers:asked", isolation=pb.InstanceSpec.SHARED, limits=limits)
     client.ask("hog", "/?do=hold-in-thread&seconds=1.5")
-    hog = client.becomes(lambda i: i.isolation == pb.PROCESS and i.state == pb.RUNNING)
+    hog = client.becomes(lambda i: i.isolation == pb.InstanceSpec.PROCESS and i.state == pb.Instance.RUNNING)
     assert "blockers.py" in hog.last_error.detail
 
 
 def test_a_node_that_was_stopped_for_a_while_blames_nobody(client: Client) -> None:
-    client.start(HOG, entrypoint="blockers:asked", isolation=pb.SHARED)
+    client.start(HOG, entrypoint="blockers:asked", isolation=pb.InstanceSpec.SHARED)
     os.kill(client.node.process.pid, signal.SIGSTOP)
     time.sleep(1.2)
     os.kill(client.node.process.pid, signal.SIGCONT)
     assert client.ask("hog") == 200
-    hog = client.becomes(lambda i: i.state == pb.RUNNING)
+    hog = client.becomes(lambda i: i.state == pb.Instance.RUNNING)
     assert hog.last_error.reason == ""
     assert "watchdog.held" not in client.node.log.read_text()

@@ -37,9 +37,9 @@ async def node(directory: Path, tier: str = "SHARED", **flags: str) -> AsyncIter
 
 async def talking(hosted: Hosted, tier: str, app: str = "shop", **fields: Any) -> str:
     name = f"apps/{app}/instances/a1"
-    fields = {"app_uid": f"uid-{app}", "isolation": pb.IsolationTier.Value(tier), **fields}
+    fields = {"app_uid": f"uid-{app}", "isolation": pb.InstanceSpec.IsolationTier.Value(tier), **fields}
     await hosted.start(hosted.spec(name, entrypoint="talkers:create_app", **fields))
-    await hosted.reaches(pb.RUNNING, name)
+    await hosted.reaches(pb.Instance.RUNNING, name)
     return name
 
 
@@ -107,10 +107,10 @@ async def test_all_that_an_app_says_is_its_own(tmp_path, tier, capfd):
         ("starting", pb.LogEntry.INFO, "stdout"),
         ("word-print", pb.LogEntry.INFO, "stdout"),
         ("word-stderr", pb.LogEntry.WARNING, "stderr"),
-        ("debug word-log", pb.LogEntry.DEBUG, "app.shop"),
+        ("debug word-log", pb.LogEntry.VERBOSE, "app.shop"),
         ("info word-log", pb.LogEntry.INFO, "app.shop"),
         ("library word-log", pb.LogEntry.WARNING, "library.shop"),
-        ("failed", pb.LogEntry.ERROR, "library.shop"),
+        ("failed", pb.LogEntry.SEVERE, "library.shop"),
         ("word-thread", pb.LogEntry.INFO, "stdout"),
         ("word-bytes", pb.LogEntry.INFO, "stdout"),
     ):
@@ -228,9 +228,9 @@ async def test_of_what_there_is_only_what_was_asked_for_is_told(tmp_path):
         everything = await lines(hosted)
         assert [e.text for e in await lines(hosted, tail_line_count=2)] == [e.text for e in everything[-2:]]
         assert await lines(hosted, tail_line_count=0) == []
-        graver = await lines(hosted, min_level=pb.LogEntry.ERROR)
+        graver = await lines(hosted, min_level=pb.LogEntry.SEVERE)
         assert len(graver) == 5
-        assert {entry.level for entry in graver} == {pb.LogEntry.ERROR}
+        assert {entry.level for entry in graver} == {pb.LogEntry.SEVERE}
         since = await lines(hosted, start_time=everything[-3].log_time)
         assert since == everything[-len(since) :]
         assert 3 <= len(since) < len(everything)
@@ -262,7 +262,7 @@ async def test_a_follower_of_an_app_stays_over_a_change_of_instances(tmp_path):
         await hosted.stop("apps/shop/instances/a1")
         stopping = await follower.until("stopping")
         assert stopping.instance == "apps/shop/instances/a1"
-        await hosted.reaches(pb.RUNNING, second)
+        await hosted.reaches(pb.Instance.RUNNING, second)
         await hosted.ask("shop", "/print?text=still-followed")
         assert (await follower.until("still-followed")).instance == second
         follower.call.cancel()

@@ -87,12 +87,12 @@ def start_app(address: str, name: str = "apps/shop/instances/a1", **fields: obje
         spec = pb.InstanceSpec(
             **{
                 "name": name, "app_uid": "uid-1", "generation": 1, "epoch": 1,
-                "entrypoint": "behaviours:ready", "isolation": pb.SHARED, **fields,
+                "entrypoint": "behaviours:ready", "isolation": pb.InstanceSpec.SHARED, **fields,
             }
         )  # fmt: skip
         accepted = stub.StartInstance(pb.StartInstanceRequest(spec=spec), timeout=10).instance
         for message in stub.WatchInstances(pb.WatchInstancesRequest(), timeout=20):
-            if message.instance.name == name and message.instance.state == pb.RUNNING:
+            if message.instance.name == name and message.instance.state == pb.Instance.RUNNING:
                 break
         return accepted.incarnation
 

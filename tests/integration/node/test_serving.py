@@ -17,7 +17,7 @@ TEMPORARY = pb.RestartPolicy(mode=pb.RestartPolicy.TEMPORARY)
 
 async def test_an_app_answers_by_name_domain_header_and_path(hosted: Hosted) -> None:
     await hosted.start(domains=["shop.example.com"])
-    await hosted.reaches(pb.RUNNING)
+    await hosted.reaches(pb.Instance.RUNNING)
     port = hosted.node.http.port
     for path, headers in [
         ("/", {"Host": f"shop.localhost:{port}"}),
@@ -40,9 +40,9 @@ async def test_the_newest_ready_instance_serves_and_an_older_one_takes_over_when
     hosted: Hosted,
 ) -> None:
     await hosted.start()
-    await hosted.reaches(pb.RUNNING)
+    await hosted.reaches(pb.Instance.RUNNING)
     await hosted.start(name=B1, generation=2)
-    await hosted.reaches(pb.RUNNING, B1)
+    await hosted.reaches(pb.Instance.RUNNING, B1)
     assert (await hosted.ask("shop")).text == "shop b1 2"
     await hosted.stop(B1)
     assert (await hosted.ask("shop")).text == "shop a1 1"
@@ -53,21 +53,21 @@ async def test_the_newest_ready_instance_serves_and_an_older_one_takes_over_when
 @pytest.mark.parametrize("entrypoint", ["cannot_import:app", "behaviours:raises_in_startup"])
 async def test_a_broken_new_generation_leaves_the_old_one_serving(hosted: Hosted, entrypoint: str) -> None:
     await hosted.start()
-    await hosted.reaches(pb.RUNNING)
+    await hosted.reaches(pb.Instance.RUNNING)
     await hosted.start(name=B1, generation=2, entrypoint=entrypoint, restart_policy=TEMPORARY)
-    await hosted.reaches(pb.FAILED, B1)
+    await hosted.reaches(pb.Instance.FAILED, B1)
     assert (await hosted.ask("shop")).text == "shop a1 1"
 
 
 async def test_two_instances_that_failed_do_not_hand_requests_to_each_other(hosted: Hosted) -> None:
     await hosted.start(entrypoint="behaviours:crashes_when_asked", restart_policy=TEMPORARY)
-    await hosted.reaches(pb.RUNNING)
+    await hosted.reaches(pb.Instance.RUNNING)
     await hosted.start(
         name=B1, generation=2, entrypoint="behaviours:raises_in_startup", restart_policy=TEMPORARY
     )
-    await hosted.reaches(pb.FAILED, B1)
+    await hosted.reaches(pb.Instance.FAILED, B1)
     assert (await hosted.ask("shop")).text == "as you wish"
-    await hosted.reaches(pb.FAILED)
+    await hosted.reaches(pb.Instance.FAILED)
     answer = await hosted.ask("shop")
     assert answer.status_code == 503
     assert answer.json()["reason"] in {"APP_CRASHED", "APP_STARTUP_FAILED"}
@@ -77,7 +77,7 @@ async def test_a_swap_under_load_loses_no_request(hosted: Hosted) -> None:
     spec = hosted.spec(name="apps/shop/instances/g1", entrypoint="behaviours:slow_requests")
     spec.config["seconds"] = 0.005
     await hosted.start(spec)
-    await hosted.reaches(pb.RUNNING, spec.name)
+    await hosted.reaches(pb.Instance.RUNNING, spec.name)
     ended = asyncio.Event()
     statuses: list[int] = []
 
@@ -91,7 +91,7 @@ async def test_a_swap_under_load_loses_no_request(hosted: Hosted) -> None:
         newer.CopyFrom(spec)
         newer.name, newer.generation = f"apps/shop/instances/g{generation}", generation
         await hosted.start(newer)
-        await hosted.reaches(pb.RUNNING, newer.name)
+        await hosted.reaches(pb.Instance.RUNNING, newer.name)
         await hosted.stop(f"apps/shop/instances/g{generation - 1}")
     ended.set()
     await asyncio.gather(*clients)
@@ -101,7 +101,7 @@ async def test_a_swap_under_load_loses_no_request(hosted: Hosted) -> None:
 
 async def test_a_stopped_app_is_not_found(hosted: Hosted) -> None:
     await hosted.start()
-    await hosted.reaches(pb.RUNNING)
+    await hosted.reaches(pb.Instance.RUNNING)
     await hosted.stop()
     await hosted.is_gone()
     assert (await hosted.ask("shop")).status_code == 404
@@ -109,7 +109,7 @@ async def test_a_stopped_app_is_not_found(hosted: Hosted) -> None:
 
 async def test_a_failed_app_says_why(hosted: Hosted) -> None:
     await hosted.start(entrypoint="no_such_module:app")
-    await hosted.reaches(pb.FAILED)
+    await hosted.reaches(pb.Instance.FAILED)
     answer = await hosted.ask("shop")
     assert answer.status_code == 503
     assert answer.json()["reason"] == "ENTRYPOINT_MODULE_NOT_FOUND"
@@ -119,7 +119,7 @@ async def test_a_stop_lets_requests_finish_within_its_limit(hosted: Hosted) -> N
     spec = hosted.spec(entrypoint="behaviours:slow_requests")
     spec.config["seconds"] = 0.3
     await hosted.start(spec)
-    await hosted.reaches(pb.RUNNING)
+    await hosted.reaches(pb.Instance.RUNNING)
     asked = asyncio.create_task(hosted.ask("shop"))
     await in_flight(hosted, 1)
     await hosted.stop()
@@ -133,7 +133,7 @@ async def test_a_stop_cuts_off_requests_that_outlast_its_limit(hosted: Hosted) -
     )
     spec.config["seconds"] = 30
     await hosted.start(spec)
-    await hosted.reaches(pb.RUNNING)
+    await hosted.reaches(pb.Instance.RUNNING)
     asked = asyncio.create_task(hosted.ask("shop"))
     await in_flight(hosted, 1)
     await hosted.stop()
@@ -152,7 +152,7 @@ async def test_each_app_has_a_directory_that_outlives_its_instances_until_it_is_
     hosted: Hosted, tmp_path: Path
 ) -> None:
     await hosted.start()
-    await hosted.reaches(pb.RUNNING)
+    await hosted.reaches(pb.Instance.RUNNING)
     directory = tmp_path / "data" / "apps" / "shop.uid-1"
     (directory / "kept").write_text("x")
     await hosted.stop()
@@ -166,8 +166,8 @@ async def test_each_app_has_a_directory_that_outlives_its_instances_until_it_is_
 async def test_data_is_purged_only_after_the_last_instance_is_gone(hosted: Hosted, tmp_path: Path) -> None:
     await hosted.start()
     await hosted.start(name=B1, generation=2)
-    await hosted.reaches(pb.RUNNING)
-    await hosted.reaches(pb.RUNNING, B1)
+    await hosted.reaches(pb.Instance.RUNNING)
+    await hosted.reaches(pb.Instance.RUNNING, B1)
     directory = tmp_path / "data" / "apps" / "shop.uid-1"
     await hosted.stop(app_uid="uid-1", purge_data=True)
     await hosted.is_gone()
@@ -179,7 +179,7 @@ async def test_data_is_purged_only_after_the_last_instance_is_gone(hosted: Hoste
 
 async def test_figures_come_with_heartbeats(hosted: Hosted) -> None:
     await hosted.start()
-    await hosted.reaches(pb.RUNNING)
+    await hosted.reaches(pb.Instance.RUNNING)
     for _ in range(5):
         await hosted.ask("shop")
     async with asyncio.timeout(10):
@@ -197,12 +197,12 @@ async def test_health_follows_the_probe(hosted: Hosted, tmp_path: Path) -> None:
     await hosted.start(entrypoint="behaviours:probed", health_check=check)
     stream = hosted.watch()
     status = tmp_path / "data" / "apps" / "shop.uid-1" / "status"
-    await healths(stream, pb.HEALTHY)
+    await healths(stream, pb.Instance.Health.HEALTHY)
     status.write_text("500")
-    assert await healths(stream, pb.UNHEALTHY) == [pb.DEGRADED]
+    assert await healths(stream, pb.Instance.Health.UNHEALTHY) == [pb.Instance.Health.DEGRADED]
     assert (await hosted.ask("shop")).status_code == 500  # it serves on: health is apart from state
     status.write_text("302")
-    assert await healths(stream, pb.HEALTHY) == []
+    assert await healths(stream, pb.Instance.Health.HEALTHY) == []
 
 
 async def healths(stream, wanted) -> list[int]:
@@ -211,7 +211,10 @@ async def healths(stream, wanted) -> list[int]:
         async for message in stream:
             if message.instance.health == wanted:
                 return seen
-            if message.instance.state == pb.RUNNING and message.instance.health != pb.UNKNOWN:
+            if (
+                message.instance.state == pb.Instance.RUNNING
+                and message.instance.health != pb.Instance.Health.UNKNOWN
+            ):
                 seen.append(message.instance.health)
     raise AssertionError
 
@@ -219,7 +222,7 @@ async def healths(stream, wanted) -> list[int]:
 async def test_a_node_is_quiet_only_some_time_after_the_last_request_whoever_stops(hosted: Hosted) -> None:
     for app in ("one", "two"):
         await hosted.start(name=f"apps/{app}/instances/x", app_uid=app)
-        await hosted.reaches(pb.RUNNING, f"apps/{app}/instances/x")
+        await hosted.reaches(pb.Instance.RUNNING, f"apps/{app}/instances/x")
         assert (await hosted.ask(app)).status_code == 200
     housekeeping = hosted.node.housekeeping
     housekeeping.sweep()

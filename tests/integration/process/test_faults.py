@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import BlockAction, Limits
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Limits
 from runtime_node.tiers.process import procfs
 from runtime_node.tiers.process.zygote import Zygote
 from services.rpc.errors import SupervisorError
@@ -136,9 +136,9 @@ async def test_a_blocked_loop_is_interrupted_and_serves_on(guests: Guests, how: 
     assert app.exits == []
 
 
-@pytest.mark.parametrize("action", [BlockAction.REPORT, BlockAction.STOP])
+@pytest.mark.parametrize("action", [Limits.REPORT, Limits.STOP])
 async def test_a_blocked_loop_is_interrupted_whatever_is_to_follow_on_repeats(
-    guests: Guests, action: BlockAction.ValueType
+    guests: Guests, action: Limits.BlockAction.ValueType
 ) -> None:
     limits = Limits(block_budget=Duration(nanos=200_000_000), block_action=action)
     app = await guests.start(limits=limits)
@@ -151,7 +151,7 @@ async def test_a_blocked_loop_is_interrupted_whatever_is_to_follow_on_repeats(
 
 
 async def test_what_nothing_interrupts_ends_the_guest_where_the_policy_says_so(guests: Guests) -> None:
-    limits = Limits(block_budget=Duration(nanos=200_000_000), block_action=BlockAction.STOP)
+    limits = Limits(block_budget=Duration(nanos=200_000_000), block_action=Limits.STOP)
     _, error = await crash(guests, "/gil", "20", limits=limits)
     assert error.reason == "APP_BLOCKED_LOOP"
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import IsolationTier, Limits
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
 from runtime_node.tiers.process.proxy import AppRaisedError
 from services.rpc.errors import SupervisorError
 
@@ -19,7 +19,7 @@ from .conftest import Guests, alive, request, until
 
 async def test_a_plain_asgi_app_serves_and_its_shutdown_runs(guests: Guests) -> None:
     app = await guests.start()
-    assert guests.runner.tier == IsolationTier.PROCESS
+    assert guests.runner.tier == InstanceSpec.PROCESS
     response = await request(app)
     assert (response.status, response.body, response.complete) == (200, b"ok", True)
     report = await guests.stop(app)

@@ -1,17 +1,16 @@
 """The control plane's servicers over a real store, called without a network."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
-import grpc_testing
 import pytest
 from google.longrunning import operations_pb2
 from google.protobuf.message import Message
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, PreconditionFailure, ResourceInfo, RetryInfo
 from google.rpc.status_pb2 import Status
-from grpc_testing._server import _servicer_context
 
 from appsupervisor.catalog.v1 import app_catalog_pb2
 from appsupervisor.fleet.v1 import fleet_pb2
@@ -58,35 +57,57 @@ class Refusal(Exception):  # noqa: N818 - not a fault: what a test expects
         return {violation.field for violation in self.bad_request.field_violations}
 
 
+class Context:
+    """What a servicer sees of a call that comes over no network."""
+
+    def __init__(self, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._metadata = metadata
+        self.trailers: dict[str, bytes] = {}
+        self.refused: tuple[grpc.StatusCode, str] | None = None
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return self._metadata
+
+    def peer(self) -> str:
+        return "ipv4:192.0.2.1:5"
+
+    def time_remaining(self) -> float:
+        return 20.0
+
+    def set_trailing_metadata(self, trailers: tuple[tuple[str, bytes], ...]) -> None:
+        self.trailers = dict(trailers)
+
+    async def abort(self, code: grpc.StatusCode, message: str) -> None:
+        self.refused = code, message
+        raise grpc.aio.AbortError
+
+
 class Server:
     """Calls a unary method by its short name; raises Refusal."""
 
-    def __init__(self, store: CatalogStore, heard: set[str]) -> None:
+    def __init__(self, store: CatalogStore, heard: set[str], loop: asyncio.AbstractEventLoop) -> None:
         self.store = store
         self.heard = heard
-        self.trailers: list[Any] = []
-        servicers = {
-            "AppCatalog": CatalogServicer(
-                AppCommands(store), AppQueries(store), AppTails(store.mirror, lambda node: None)
-            ),
-            "Fleet": FleetServicer(FleetService(store, heard.__contains__)),
-            "Operations": OperationsServicer(OperationService(store)),
-        }
-        self._server = grpc_testing.server_from_dictionary(
-            {SERVICES[name]: Guarded(servicer) for name, servicer in servicers.items()},
-            grpc_testing.strict_real_time(),
-        )
+        self._loop = loop
+        self._servicers = [
+            Guarded(servicer)
+            for servicer in (
+                CatalogServicer(
+                    AppCommands(store), AppQueries(store), AppTails(store.mirror, lambda node: None)
+                ),
+                FleetServicer(FleetService(store, heard.__contains__)),
+                OperationsServicer(OperationService(store)),
+            )
+        ]
 
     def __call__(self, method: str, request: Message, **metadata: str) -> Any:
-        (descriptor,) = (
-            found for service in SERVICES.values() for found in service.methods if found.name == method
-        )
-        pairs = tuple((key.replace("_", "-"), value) for key, value in metadata.items())
-        call = self._server.invoke_unary_unary(descriptor, pairs, request, 20)
-        response, _, code, message = call.termination()
-        if code is grpc.StatusCode.OK:
-            return response
-        raise Refusal(code, message, Status.FromString(dict(self.trailers.pop())[DETAILS_KEY]))
+        (serve,) = (found for servicer in self._servicers if (found := getattr(servicer, method, None)))
+        context = Context(tuple((key.replace("_", "-"), value) for key, value in metadata.items()))
+        try:
+            return self._loop.run_until_complete(serve(request, context))
+        except grpc.aio.AbortError:
+            assert context.refused is not None
+            raise Refusal(*context.refused, Status.FromString(context.trailers[DETAILS_KEY])) from None
 
 
 @pytest.fixture
@@ -103,17 +124,9 @@ def store(tmp_path: Path) -> Iterator[CatalogStore]:
 
 
 @pytest.fixture
-def server(store: CatalogStore, heard: set[str], monkeypatch: pytest.MonkeyPatch) -> Server:
-    # The testing context knows no peer.
-    monkeypatch.setattr(_servicer_context.ServicerContext, "peer", lambda self: "ipv4:192.0.2.1:5")
-    server = Server(store, heard)
-    # It also drops the trailers of a call that is aborted, which a real one sends.
-    monkeypatch.setattr(
-        _servicer_context.ServicerContext,
-        "set_trailing_metadata",
-        lambda self, trailers: server.trailers.append(trailers),
-    )
-    return server
+def server(store: CatalogStore, heard: set[str]) -> Iterator[Server]:
+    with asyncio.Runner() as runner:
+        yield Server(store, heard, runner.get_loop())
 
 
 Refused = Callable[..., Refusal]

@@ -37,8 +37,8 @@ class ModelNode:
             app_uid=spec.app_uid,
             generation=spec.generation,
             epoch=spec.epoch,
-            state=pb.IDLE if spec.activation == pb.ON_REQUEST else pb.PENDING,
-            health=pb.UNKNOWN,
+            state=pb.Instance.IDLE if spec.activation == pb.InstanceSpec.ON_REQUEST else pb.Instance.PENDING,
+            health=pb.Instance.Health.UNKNOWN,
         )
 
     def stop(self, request: pb.StopInstanceRequest) -> None:
@@ -53,33 +53,36 @@ class ModelNode:
         if request.purge_data:
             self.purging.add(uid)
         if found is not None:
-            found.state = pb.STOPPING
+            found.state = pb.Instance.STOPPING
         self._purge()
 
     def step(self, name: str) -> None:
         """Move an instance on: to ready or failed, or out."""
         instance = self.instances[name]
-        if instance.state == pb.STOPPING:
+        if instance.state == pb.Instance.STOPPING:
             del self.instances[name], self.specs[name], self.entrypoints[name]
             self._purge()
-        elif instance.state == pb.PENDING:
-            instance.state = pb.STARTING
-        elif instance.state == pb.STARTING:
+        elif instance.state == pb.Instance.PENDING:
+            instance.state = pb.Instance.STARTING
+        elif instance.state == pb.Instance.STARTING:
             if self.entrypoints[name] == BAD:
                 self.crash(name, "APP_STARTUP_FAILED")
             else:
-                instance.state, instance.health = pb.RUNNING, pb.HEALTHY
+                instance.state, instance.health = pb.Instance.RUNNING, pb.Instance.Health.HEALTHY
 
     def crash(self, name: str, reason: str = "APP_CRASHED") -> None:
         instance = self.instances[name]
-        if instance.state not in (pb.STOPPING, pb.IDLE):
-            instance.state, instance.health = pb.FAILED, pb.UNHEALTHY
+        if instance.state not in (pb.Instance.STOPPING, pb.Instance.IDLE):
+            instance.state, instance.health = pb.Instance.FAILED, pb.Instance.Health.UNHEALTHY
             instance.last_error.reason, instance.last_error.message = reason, "It broke."
 
     def retry(self, name: str) -> None:
         """Let the restart policy start a failed instance again."""
-        if self.instances[name].state == pb.FAILED:
-            self.instances[name].state, self.instances[name].health = pb.PENDING, pb.UNKNOWN
+        if self.instances[name].state == pb.Instance.FAILED:
+            self.instances[name].state, self.instances[name].health = (
+                pb.Instance.PENDING,
+                pb.Instance.Health.UNKNOWN,
+            )
 
     def restart(self) -> None:
         """Begin a new life, which knows nothing of the one before."""

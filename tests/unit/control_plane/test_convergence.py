@@ -1,5 +1,6 @@
 """Whatever is commanded and whatever happens to a node, what runs becomes what is wanted."""
 
+import asyncio
 import itertools
 from collections.abc import Iterator
 from functools import partial
@@ -14,7 +15,7 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.catalog.commands import AppCommands
-from services.control_plane.catalog.requests import Caller
+from services.control_plane.catalog.idempotency import Caller
 from services.control_plane.reconciler import writes
 from services.control_plane.reconciler.observation import View, is_ready, observe, under_new_epoch
 from services.control_plane.reconciler.plan import plan
@@ -36,7 +37,9 @@ class Convergence(RuleBasedStateMachine):
 
     store: ClassVar[CatalogStore]
 
-    @initialize(entrypoint=ENTRYPOINTS, desired=st.sampled_from([pb.RUNNING, pb.STOPPED]), lazy=st.booleans())
+    @initialize(
+        entrypoint=ENTRYPOINTS, desired=st.sampled_from([pb.App.RUNNING, pb.App.STOPPED]), lazy=st.booleans()
+    )
     def create(self, entrypoint: str, desired: Any, lazy: bool) -> None:
         self.node = ModelNode()
         self.seen: dict[str, rt.Instance] = {}
@@ -46,8 +49,12 @@ class Convergence(RuleBasedStateMachine):
         self.name = f"apps/{self.id}"
         self.dropped: set[str] = set()
         self.wanted_gone = False
-        spec = app(entrypoint, desired_state=desired, activation=rt.ON_REQUEST if lazy else rt.EAGER)
-        self.commands.create(pb.CreateAppRequest(app=spec, app_id=self.id), ME)
+        spec = app(
+            entrypoint,
+            desired_state=desired,
+            activation=rt.InstanceSpec.ON_REQUEST if lazy else rt.InstanceSpec.EAGER,
+        )
+        asyncio.run(self.commands.create(pb.CreateAppRequest(app=spec, app_id=self.id), ME))
 
     @property
     def record(self) -> AppRecord | None:
@@ -57,7 +64,7 @@ class Convergence(RuleBasedStateMachine):
 
     def _try(self, command: Any, request: Any) -> None:
         try:
-            command(request, ME)
+            asyncio.run(command(request, ME))
         except SupervisorError as refusal:
             if refusal.reason not in ("APP_DELETING", "APP_STOPPED", "APP_NOT_FOUND"):
                 raise
@@ -68,7 +75,7 @@ class Convergence(RuleBasedStateMachine):
         request.update_mask.paths.append("entrypoint")
         self._try(self.commands.update, request)
 
-    @rule(desired=st.sampled_from([pb.RUNNING, pb.STOPPED]), label=st.sampled_from("ab"))
+    @rule(desired=st.sampled_from([pb.App.RUNNING, pb.App.STOPPED]), label=st.sampled_from("ab"))
     def update_both(self, desired: Any, label: str) -> None:
         request = pb.UpdateAppRequest(app=pb.App(name=self.name, desired_state=desired, labels={"l": label}))
         self._try(self.commands.update, request)
@@ -79,11 +86,13 @@ class Convergence(RuleBasedStateMachine):
         self._try(getattr(self.commands, verb), kind[verb](name=self.name))
 
     @precondition(lambda self: not self.wanted_gone)
-    @rule(policy=st.sampled_from([pb.DROP, pb.RETAIN]), sure=st.integers(0, 9))
+    @rule(
+        policy=st.sampled_from([pb.DeleteAppRequest.DROP, pb.DeleteAppRequest.RETAIN]), sure=st.integers(0, 9)
+    )
     def delete(self, policy: Any, sure: int) -> None:
         if sure == 0 and self.record is not None:
             self.wanted_gone = True
-            if policy == pb.DROP:
+            if policy == pb.DeleteAppRequest.DROP:
                 self.dropped.add(self.record.uid)
             self.has_data = bool(self.record.node)
             self._try(self.commands.delete, pb.DeleteAppRequest(name=self.name, data_policy=policy))
@@ -126,7 +135,7 @@ class Convergence(RuleBasedStateMachine):
         record = self.record
         if record is None:
             return
-        if not record.node and not record.deleting and record.spec.desired_state != pb.STOPPED:
+        if not record.node and not record.deleting and record.spec.desired_state != pb.App.STOPPED:
             self._write(lambda tx: writes.placed(tx, self.name, record.uid, NODE.name, "only one"))
         record = self.record
         assert record is not None
@@ -142,7 +151,7 @@ class Convergence(RuleBasedStateMachine):
                 assert not stop.purge_data or stop.app_uid in self.dropped
                 self._call(self.node.stop, stop)
             if todo.start is not None:
-                assert record.spec.desired_state != pb.STOPPED
+                assert record.spec.desired_state != pb.App.STOPPED
                 assert not record.deleting
                 self._call(self.node.start, todo.start.spec)
         except SupervisorError as refusal:
@@ -182,19 +191,24 @@ class Convergence(RuleBasedStateMachine):
         assert ready.reason
         serving = any(is_ready(instance) for instance in view.instances.values())
         if record.node and not view.reachable:
-            assert status.health == rt.UNKNOWN
-            assert ready.status == rt.Condition.UNKNOWN or status.state == rt.STOPPED
+            assert status.health == rt.Instance.Health.UNKNOWN
+            assert ready.status == rt.Condition.UNKNOWN or status.state == rt.Instance.STOPPED
         elif record.deleting:
-            assert status.state == rt.DELETING
-        elif record.spec.desired_state == pb.STOPPED:
-            assert status.state == (rt.STOPPING if view.instances else rt.STOPPED)
+            assert status.state == rt.Instance.DELETING
+        elif record.spec.desired_state == pb.App.STOPPED:
+            assert status.state == (rt.Instance.STOPPING if view.instances else rt.Instance.STOPPED)
         else:
-            assert (ready.status == rt.Condition.TRUE) == serving
-            assert (status.state in (rt.RUNNING, rt.IDLE)) == serving
+            assert (ready.status == rt.Condition.MET) == serving
+            assert (status.state in (rt.Instance.RUNNING, rt.Instance.IDLE)) == serving
         if status.observed_generation == record.generation and not status.reconciling:
-            assert status.state in (rt.RUNNING, rt.IDLE, rt.STOPPED, rt.FAILED)
+            assert status.state in (
+                rt.Instance.RUNNING,
+                rt.Instance.IDLE,
+                rt.Instance.STOPPED,
+                rt.Instance.FAILED,
+            )
         updated = get_condition(status.conditions, "Updated")
-        if updated is not None and updated.status == rt.Condition.FALSE:
+        if updated is not None and updated.status == rt.Condition.UNMET:
             assert updated.reason in ("APP_STARTUP_FAILED", "APP_CRASHED")
 
     @invariant()
@@ -225,13 +239,13 @@ class Convergence(RuleBasedStateMachine):
         assert (self.node.calls, self.store.mirror.apps.revision) == (calls, revision), "never at rest"
         assert not record.status.reconciling
         running = [i for i in self.node.instances.values() if is_ready(i)]
-        if record.spec.desired_state == pb.STOPPED:
+        if record.spec.desired_state == pb.App.STOPPED:
             assert not self.node.instances
-            assert record.status.state == rt.STOPPED
-        elif record.spec.entrypoint != BAD or record.spec.activation == rt.ON_REQUEST:
+            assert record.status.state == rt.Instance.STOPPED
+        elif record.spec.entrypoint != BAD or record.spec.activation == rt.InstanceSpec.ON_REQUEST:
             states = {i.state for i in self.node.instances.values()}
-            if states == {rt.FAILED}:  # it crashed, and its node has not been told to try again
-                assert record.status.state == rt.FAILED
+            if states == {rt.Instance.FAILED}:  # it crashed, and its node has not been told to try again
+                assert record.status.state == rt.Instance.FAILED
                 return
             (one,) = running
             if (one.generation, one.epoch) != (record.target.generation, record.target.epoch):
@@ -240,12 +254,12 @@ class Convergence(RuleBasedStateMachine):
             assert record.status.observed_generation == record.generation
         elif running:
             (one,) = running
-            assert self.node.entrypoints[one.name] != BAD or one.state == rt.IDLE
+            assert self.node.entrypoints[one.name] != BAD or one.state == rt.Instance.IDLE
             assert record.failed == record.target
             assert record.status.observed_generation < record.generation
         else:
-            assert record.status.state == rt.FAILED
-        assert len(self.node.instances) == 1 or record.spec.desired_state == pb.STOPPED
+            assert record.status.state == rt.Instance.FAILED
+        assert len(self.node.instances) == 1 or record.spec.desired_state == pb.App.STOPPED
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -266,13 +280,13 @@ TestConvergence.settings = settings(
 
 def test_a_version_that_is_ready_only_after_an_update_goes_on_serving_when_the_update_fails() -> None:
     state = Convergence()
-    state.create(entrypoint="good:app", desired=pb.RUNNING, lazy=False)
+    state.create(entrypoint="good:app", desired=pb.App.RUNNING, lazy=False)
     state.look()
     state.step(index=0)
     state.update(entrypoint=BAD)
     state.teardown()
     assert state.record is not None
-    assert state.record.status.state == rt.RUNNING
+    assert state.record.status.state == rt.Instance.RUNNING
     state.restart_node()
     state.teardown()
-    assert state.record.status.state == rt.FAILED
+    assert state.record.status.state == rt.Instance.FAILED

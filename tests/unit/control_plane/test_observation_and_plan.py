@@ -16,10 +16,11 @@ from services.control_plane.store.records import AppRecord, Version
 
 NODE = Node(name="environments/default/nodes/n", http_address="h:8080", base_domain="apps.example")
 V11, V21, V12 = Version(1, 1), Version(2, 1), Version(1, 2)
-TRUE, FALSE, UNKNOWN = rt.Condition.TRUE, rt.Condition.FALSE, rt.Condition.UNKNOWN
+State, Health = rt.Instance.State, rt.Instance.Health
+MET, UNMET, UNKNOWN = rt.Condition.MET, rt.Condition.UNMET, rt.Condition.UNKNOWN
 
 
-def record(target: Version = V11, *, desired: Any = pb.RUNNING, **fields: Any) -> AppRecord:
+def record(target: Version = V11, *, desired: Any = pb.App.RUNNING, **fields: Any) -> AppRecord:
     spec = pb.App(name="apps/a", entrypoint=f"v{target.generation}:app", desired_state=desired)
     fields = {"status": pb.App(), "node": NODE.name, **fields}
     return AppRecord(
@@ -41,7 +42,7 @@ def instance(version: Version, state: Any, uid: str = "mine", reason: str = "") 
         generation=version.generation,
         epoch=version.epoch,
         state=state,
-        health=rt.HEALTHY if state == rt.RUNNING else rt.UNKNOWN,
+        health=Health.HEALTHY if state == State.RUNNING else Health.UNKNOWN,
     )
     if reason:
         made.last_error.reason, made.last_error.message = reason, "It broke."
@@ -52,77 +53,92 @@ def view(*instances: rt.Instance, reachable: bool = True, **fields: Any) -> View
     return View(NODE, reachable, {i.name: i for i in instances}, **fields)
 
 
-OLD, NEW = instance(V11, rt.RUNNING), instance(V21, rt.RUNNING)
-BROKEN = instance(V21, rt.FAILED, reason="APP_FACTORY_FAILED")
+OLD, NEW = instance(V11, State.RUNNING), instance(V21, State.RUNNING)
+BROKEN = instance(V21, State.FAILED, reason="APP_FACTORY_FAILED")
 UPDATED = {"served": V11, "served_spec": pb.App(entrypoint="v1:app")}
-RAN = {"served": V11, "status": pb.App(state=rt.RUNNING)}
+RAN = {"served": V11, "status": pb.App(state=State.RUNNING)}
 
 STATES = {
     # name: (record, view, state, health, Ready, reason, reconciling)
     "unplaced": (
         record(node=""), View(None, True, {}, "None."),
-        rt.PENDING, rt.UNKNOWN, FALSE, "NO_NODE_AVAILABLE", True,
+        State.PENDING, Health.UNKNOWN, UNMET, "NO_NODE_AVAILABLE", True,
     ),
-    "placed": (record(), view(), rt.PENDING, rt.UNKNOWN, FALSE, "Starting", True),
+    "placed": (record(), view(), State.PENDING, Health.UNKNOWN, UNMET, "Starting", True),
     "put off": (
-        record(), view(hindrance=("NODE_FULL", "Full.")), rt.PENDING, rt.UNKNOWN, FALSE, "NODE_FULL", True
+        record(), view(hindrance=("NODE_FULL", "Full.")),
+        State.PENDING, Health.UNKNOWN, UNMET, "NODE_FULL", True,
     ),
-    "queued": (record(), view(instance(V11, rt.PENDING)), rt.PENDING, rt.UNKNOWN, FALSE, "Starting", True),
+    "queued": (
+        record(), view(instance(V11, State.PENDING)),
+        State.PENDING, Health.UNKNOWN, UNMET, "Starting", True,
+    ),
     "starting": (
-        record(), view(instance(V11, rt.STARTING)), rt.STARTING, rt.UNKNOWN, FALSE, "Starting", True
+        record(), view(instance(V11, State.STARTING)), State.STARTING, Health.UNKNOWN, UNMET, "Starting", True
     ),
-    "running": (record(), view(OLD), rt.RUNNING, rt.HEALTHY, TRUE, "Serving", False),
-    "dormant": (record(), view(instance(V11, rt.IDLE)), rt.IDLE, rt.UNKNOWN, TRUE, "Dormant", False),
+    "running": (record(), view(OLD), State.RUNNING, Health.HEALTHY, MET, "Serving", False),
+    "dormant": (record(), view(instance(V11, State.IDLE)), State.IDLE, Health.UNKNOWN, MET, "Dormant", False),
     "failed": (
-        record(), view(instance(V11, rt.FAILED, reason="APP_CRASHED")),
-        rt.FAILED, rt.UNHEALTHY, FALSE, "APP_CRASHED", False,
+        record(), view(instance(V11, State.FAILED, reason="APP_CRASHED")),
+        State.FAILED, Health.UNHEALTHY, UNMET, "APP_CRASHED", False,
     ),
     "failed without a word": (
-        record(), view(instance(V11, rt.FAILED)), rt.FAILED, rt.UNHEALTHY, FALSE, "APP_STARTUP_FAILED", False
+        record(), view(instance(V11, State.FAILED)),
+        State.FAILED, Health.UNHEALTHY, UNMET, "APP_STARTUP_FAILED", False,
     ),
-    "finished": (record(), view(instance(V11, rt.STOPPED)), rt.STOPPED, rt.UNKNOWN, FALSE, "Finished", False),
+    "finished": (
+        record(), view(instance(V11, State.STOPPED)),
+        State.STOPPED, Health.UNKNOWN, UNMET, "Finished", False,
+    ),
     "updating": (
-        record(V21, **UPDATED), view(OLD, instance(V21, rt.STARTING)),
-        rt.RUNNING, rt.HEALTHY, TRUE, "Serving", True,
+        record(V21, **UPDATED), view(OLD, instance(V21, State.STARTING)),
+        State.RUNNING, Health.HEALTHY, MET, "Serving", True,
     ),
     "swapped, not drained": (
-        record(V21, **UPDATED), view(OLD, NEW), rt.RUNNING, rt.HEALTHY, TRUE, "Serving", True
+        record(V21, **UPDATED), view(OLD, NEW), State.RUNNING, Health.HEALTHY, MET, "Serving", True
     ),
     "update failed": (
-        record(V21, **UPDATED, failed=V21), view(OLD), rt.RUNNING, rt.HEALTHY, TRUE, "Serving", False
+        record(V21, **UPDATED, failed=V21), view(OLD), State.RUNNING, Health.HEALTHY, MET, "Serving", False
     ),
     "stopping": (
-        record(desired=pb.STOPPED, **RAN), view(instance(V11, rt.STOPPING)),
-        rt.STOPPING, rt.UNKNOWN, FALSE, "Stopping", True,
+        record(desired=pb.App.STOPPED, **RAN), view(instance(V11, State.STOPPING)),
+        State.STOPPING, Health.UNKNOWN, UNMET, "Stopping", True,
     ),
-    "stopped": (record(desired=pb.STOPPED), view(), rt.STOPPED, rt.UNKNOWN, FALSE, "Stopped", False),
+    "stopped": (
+        record(desired=pb.App.STOPPED), view(),
+        State.STOPPED, Health.UNKNOWN, UNMET, "Stopped", False,
+    ),
     "stopped, never placed": (
-        record(desired=pb.STOPPED, node=""), View(None, True, {}),
-        rt.STOPPED, rt.UNKNOWN, FALSE, "Stopped", False,
+        record(desired=pb.App.STOPPED, node=""), View(None, True, {}),
+        State.STOPPED, Health.UNKNOWN, UNMET, "Stopped", False,
     ),
-    "deleting": (record(deleting=pb.DROP), view(), rt.DELETING, rt.UNKNOWN, FALSE, "Deleting", True),
+    "deleting": (
+        record(deleting=pb.DeleteAppRequest.DROP), view(),
+        State.DELETING, Health.UNKNOWN, UNMET, "Deleting", True,
+    ),
     "unheard, running": (
-        record(**RAN), view(OLD, reachable=False), rt.RUNNING, rt.UNKNOWN, UNKNOWN, "NODE_UNREACHABLE", False
+        record(**RAN), view(OLD, reachable=False),
+        State.RUNNING, Health.UNKNOWN, UNKNOWN, "NODE_UNREACHABLE", False,
     ),
     "unheard, stopping": (
-        record(desired=pb.STOPPED, **RAN), view(OLD, reachable=False),
-        rt.STOPPING, rt.UNKNOWN, UNKNOWN, "NODE_UNREACHABLE", True,
+        record(desired=pb.App.STOPPED, **RAN), view(OLD, reachable=False),
+        State.STOPPING, Health.UNKNOWN, UNKNOWN, "NODE_UNREACHABLE", True,
     ),
     "unheard, stop while nothing was told": (
-        record(desired=pb.STOPPED, status=pb.App(state=rt.PENDING)), view(reachable=False),
-        rt.STOPPING, rt.UNKNOWN, UNKNOWN, "NODE_UNREACHABLE", True,
+        record(desired=pb.App.STOPPED, status=pb.App(state=State.PENDING)), view(reachable=False),
+        State.STOPPING, Health.UNKNOWN, UNKNOWN, "NODE_UNREACHABLE", True,
     ),
     "unheard, stopped before": (
-        record(desired=pb.STOPPED, status=pb.App(state=rt.STOPPED)), view(reachable=False),
-        rt.STOPPED, rt.UNKNOWN, FALSE, "Stopped", False,
+        record(desired=pb.App.STOPPED, status=pb.App(state=State.STOPPED)), view(reachable=False),
+        State.STOPPED, Health.UNKNOWN, UNMET, "Stopped", False,
     ),
     "unheard, deleting": (
-        record(deleting=pb.RETAIN, **RAN), view(OLD, reachable=False),
-        rt.DELETING, rt.UNKNOWN, UNKNOWN, "NODE_UNREACHABLE", True,
+        record(deleting=pb.DeleteAppRequest.RETAIN, **RAN), view(OLD, reachable=False),
+        State.DELETING, Health.UNKNOWN, UNKNOWN, "NODE_UNREACHABLE", True,
     ),
     "another's instance alone": (
-        record(), view(instance(V11, rt.RUNNING, uid="other")),
-        rt.PENDING, rt.UNKNOWN, FALSE, "Starting", True,
+        record(), view(instance(V11, State.RUNNING, uid="other")),
+        State.PENDING, Health.UNKNOWN, UNMET, "Starting", True,
     ),
 }  # fmt: skip
 
@@ -134,9 +150,9 @@ def test_status_tells_what_is(name: str) -> None:
     status = after.status
     condition = get_condition(status.conditions, "Ready")
     assert condition is not None
-    assert (rt.State.Name(status.state), rt.Health.Name(status.health)) == (
-        rt.State.Name(state),
-        rt.Health.Name(health),
+    assert (State.Name(status.state), Health.Name(status.health)) == (
+        State.Name(state),
+        Health.Name(health),
     )
     assert (condition.status, condition.reason, status.reconciling) == (ready, reason, reconciling)
     assert observe(after, seen, 9) is after  # what is known is not stored again
@@ -146,11 +162,11 @@ def test_unplaced_and_placed_apps_tell_so() -> None:
     waiting = observe(record(node=""), View(None, True, {}, "No node."), 5).status
     scheduled = get_condition(waiting.conditions, "Scheduled")
     assert scheduled is not None
-    assert (scheduled.status, scheduled.reason, scheduled.message) == (FALSE, "NO_NODE_AVAILABLE", "No node.")
+    assert (scheduled.status, scheduled.reason, scheduled.message) == (UNMET, "NO_NODE_AVAILABLE", "No node.")
     placed = observe(record(), view(), 5).status
     scheduled = get_condition(placed.conditions, "Scheduled")
     assert scheduled is not None
-    assert scheduled.status == TRUE
+    assert scheduled.status == MET
     assert placed.uri == "http://a.apps.example:8080/"
 
 
@@ -159,7 +175,7 @@ def test_a_failed_update_is_given_up_for_what_serves_and_told() -> None:
     assert (after.failed, after.served, wanted_version(after)) == (V21, V11, V11)
     updated = get_condition(after.status.conditions, "Updated")
     assert updated is not None
-    assert (updated.status, updated.reason) == (FALSE, "APP_FACTORY_FAILED")
+    assert (updated.status, updated.reason) == (UNMET, "APP_FACTORY_FAILED")
     todo = plan(after, view(OLD, BROKEN))
     assert todo.start is None
     assert [stop.name for stop in todo.stop] == [BROKEN.name]
@@ -207,46 +223,46 @@ def test_the_old_version_is_stopped_only_once_the_new_one_is_ready() -> None:
     todo = plan(updating, view(OLD))
     assert todo.start is not None
     assert todo.start.spec.name.endswith("g2-e1")
-    assert stops(updating, OLD, instance(V21, rt.STARTING)) == []
+    assert stops(updating, OLD, instance(V21, State.STARTING)) == []
     assert stops(updating, OLD, NEW) == [("g1-e1", 1, "mine", False)]
-    assert stops(updating, instance(V11, rt.STOPPING), NEW) == []
+    assert stops(updating, instance(V11, State.STOPPING), NEW) == []
 
 
 def test_what_is_neither_wanted_nor_ready_is_stopped_at_once() -> None:
-    assert stops(record(V21), instance(V11, rt.STARTING)) == [("g1-e1", 1, "mine", False)]
+    assert stops(record(V21), instance(V11, State.STARTING)) == [("g1-e1", 1, "mine", False)]
 
 
 def test_nothing_is_decided_on_a_node_that_is_not_heard() -> None:
-    for before in (record(), record(desired=pb.STOPPED), record(deleting=pb.DROP)):
+    for before in (record(), record(desired=pb.App.STOPPED), record(deleting=pb.DeleteAppRequest.DROP)):
         todo = plan(before, view(OLD, reachable=False))
         assert (todo.start, todo.stop, todo.remove) == (None, (), False)
 
 
 def test_another_apps_instance_goes_before_its_name_is_used_and_keeps_its_data() -> None:
-    theirs = instance(Version(1, 9), rt.RUNNING, uid="other")
-    same_name = instance(V11, rt.RUNNING, uid="other")
+    theirs = instance(Version(1, 9), State.RUNNING, uid="other")
+    same_name = instance(V11, State.RUNNING, uid="other")
     assert stops(record(), theirs) == [("g1-e9", 9, "other", False)]
     assert plan(record(), view(theirs)).start is not None
     assert plan(record(), view(same_name)).start is None
     assert stops(record(), same_name) == [("g1-e1", 1, "other", False)]
-    assert stops(record(deleting=pb.DROP), theirs, OLD) == [
+    assert stops(record(deleting=pb.DeleteAppRequest.DROP), theirs, OLD) == [
         ("g1-e9", 9, "other", False),
         ("g1-e1", 1, "mine", True),
     ]
 
 
 def test_a_deleted_app_is_removed_once_nothing_of_it_is_there() -> None:
-    for policy, purges in ((pb.DROP, [True]), (pb.RETAIN, [])):
+    for policy, purges in ((pb.DeleteAppRequest.DROP, [True]), (pb.DeleteAppRequest.RETAIN, [])):
         deleting = record(deleting=policy)
-        assert not plan(deleting, view(instance(V11, rt.STOPPING))).remove
+        assert not plan(deleting, view(instance(V11, State.STOPPING))).remove
         todo = plan(deleting, view())
         assert todo.remove
         assert [stop.purge_data for stop in todo.stop] == purges
-    assert plan(record(node="", deleting=pb.DROP), View(None, True, {})).remove
+    assert plan(record(node="", deleting=pb.DeleteAppRequest.DROP), View(None, True, {})).remove
 
 
 def test_a_stopped_app_is_never_started() -> None:
-    todo = plan(record(desired=pb.STOPPED), view())
+    todo = plan(record(desired=pb.App.STOPPED), view())
     assert (todo.start, todo.stop, todo.remove) == (None, (), False)
 
 

@@ -1,5 +1,6 @@
 """Each unary method of the catalog over a real store, and what holds for those of every service."""
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -11,8 +12,8 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.errors.v1.error_reason_pb2 import ErrorReason
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
+from services.control_plane.catalog.idempotency import Caller
 from services.control_plane.catalog.queries import AppQueries
-from services.control_plane.catalog.requests import Caller
 from services.control_plane.reconciler import writes
 from services.control_plane.store.transaction import CommandTransaction
 from services.rpc.errors import CODES, SupervisorError
@@ -81,7 +82,12 @@ def test_create_stores_the_app_and_answers_with_an_operation(server: Server) -> 
     assert about(operation).target == "apps/shop"
     assert about(operation).actor == "ci (ipv4:192.0.2.1:5)"
     app = get(server)
-    assert (app.state, app.health, app.reconciling, app.generation) == (rt.PENDING, rt.UNKNOWN, True, 1)
+    assert (app.state, app.health, app.reconciling, app.generation) == (
+        rt.Instance.PENDING,
+        rt.Instance.Health.UNKNOWN,
+        True,
+        1,
+    )
     assert app.environment == "environments/default"
     assert app.uid
     assert app.etag
@@ -207,7 +213,7 @@ def test_update_sets_what_its_mask_names_alone(server: Server, refused: Refused)
     error = refused("UpdateApp", update(environment="environments/other"))
     assert error.fields == {"app.environment"}
     request = update(paths="database")
-    request.app.database.none.SetInParent()
+    request.app.database.no_database.SetInParent()
     assert refused("UpdateApp", request).fields == {"app.database"}
 
 
@@ -237,8 +243,10 @@ def test_an_update_that_takes_anothers_domain_changes_nothing(server: Server, re
 
 def test_delete_marks_the_app_and_frees_the_name_when_it_is_gone(server: Server, refused: Refused) -> None:
     server("CreateApp", create(domains=["a.example"]))
-    operation = server("DeleteApp", pb.DeleteAppRequest(name="apps/shop", data_policy=pb.DROP))
-    assert get(server).state == rt.DELETING
+    operation = server(
+        "DeleteApp", pb.DeleteAppRequest(name="apps/shop", data_policy=pb.DeleteAppRequest.DROP)
+    )
+    assert get(server).state == rt.Instance.DELETING
     assert server("DeleteApp", pb.DeleteAppRequest(name="apps/shop")).name == operation.name
     assert refused("CreateApp", create()).info.reason == "APP_ALREADY_EXISTS"
     for method in ("StartApp", "StopApp", "RestartApp"):
@@ -259,12 +267,14 @@ def test_the_data_policy_of_a_delete_under_way_can_become_stricter_only(
     operation = server("DeleteApp", pb.DeleteAppRequest(name="apps/shop"))
     record = server.store.mirror.apps.get("apps/shop")
     assert record is not None
-    drop = pb.DeleteAppRequest(name="apps/shop", data_policy=pb.DROP)
+    drop = pb.DeleteAppRequest(name="apps/shop", data_policy=pb.DeleteAppRequest.DROP)
     assert server("DeleteApp", drop).name == operation.name
     # A pass that has carried out the milder policy meanwhile does not end it.
-    server.store.write(lambda tx: writes.removed(tx, "apps/shop", record.uid, pb.RETAIN)).result(5)
-    assert get(server).state == rt.DELETING
-    retain = pb.DeleteAppRequest(name="apps/shop", data_policy=pb.RETAIN)
+    server.store.write(
+        lambda tx: writes.removed(tx, "apps/shop", record.uid, pb.DeleteAppRequest.RETAIN)
+    ).result(5)
+    assert get(server).state == rt.Instance.DELETING
+    retain = pb.DeleteAppRequest(name="apps/shop", data_policy=pb.DeleteAppRequest.RETAIN)
     assert refused("DeleteApp", retain).info.reason == "APP_DELETING"
     assert server("DeleteApp", pb.DeleteAppRequest(name="apps/shop")).name == operation.name
     delete_now(server)
@@ -287,12 +297,12 @@ def test_an_unknown_data_policy_is_refused(server: Server, refused: Refused) -> 
 
 
 def test_a_stopped_app_is_not_restarted(server: Server, refused: Refused) -> None:
-    server("CreateApp", create(desired_state=pb.STOPPED))
+    server("CreateApp", create(desired_state=pb.App.STOPPED))
     error = refused("RestartApp", pb.RestartAppRequest(name="apps/shop"))
     assert (error.code, error.info.reason) == (S.FAILED_PRECONDITION, "APP_STOPPED")
     assert server("StopApp", pb.StopAppRequest(name="apps/shop")).done
     assert not server("StartApp", pb.StartAppRequest(name="apps/shop")).done
-    assert get(server).state == rt.PENDING
+    assert get(server).state == rt.Instance.PENDING
 
 
 @pytest.mark.parametrize("method", ["StartApp", "RestartApp", "UpdateApp"])
@@ -329,7 +339,9 @@ def test_lists_refuse_what_they_cannot_read(refused: Refused, fields: Any, reaso
 def test_a_list_ends_when_its_time_is_up(server: Server, fields: Any) -> None:
     server("CreateApp", create())
     with pytest.raises(SupervisorError) as late:
-        AppQueries(server.store).list_apps(pb.ListAppsRequest(**fields), Caller("nobody", timeout=-1))
+        asyncio.run(
+            AppQueries(server.store).list_apps(pb.ListAppsRequest(**fields), Caller("nobody", timeout=-1))
+        )
     assert late.value.reason == "OPERATION_DEADLINE_EXCEEDED"
 
 
@@ -370,7 +382,7 @@ def test_a_page_ends_before_it_is_too_large_for_a_client(
 ) -> None:
     large = {"A": "x" * 60_000}
     for n in range(45):
-        server("CreateApp", create(f"a{n}", env=large, annotations=large, desired_state=pb.STOPPED))
+        server("CreateApp", create(f"a{n}", env=large, annotations=large, desired_state=pb.App.STOPPED))
     event = pb.AppEvent(detail="x" * 16_000)
     for _ in range(300):
         last = server.store.write(lambda tx: tx.add_event("apps/a0", event))

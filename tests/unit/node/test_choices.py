@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Health, InstanceSpec, State
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec
 from runtime_node.instances.contexts import app_context
 from runtime_node.instances.dormancy import Candidate, evicted, expired
 from runtime_node.instances.effective import EffectiveHealthCheck
@@ -23,7 +23,16 @@ instances = st.builds(
     lambda state, epoch, generation: SimpleNamespace(
         state=state, uid="u", epoch=epoch, generation=generation, version=(epoch, generation)
     ),
-    st.sampled_from([State.PENDING, State.STARTING, State.RUNNING, State.IDLE, State.STOPPING, State.FAILED]),
+    st.sampled_from(
+        [
+            Instance.PENDING,
+            Instance.STARTING,
+            Instance.RUNNING,
+            Instance.IDLE,
+            Instance.STOPPING,
+            Instance.FAILED,
+        ]
+    ),
     st.integers(1, 3),
     st.integers(1, 3),
 )
@@ -31,20 +40,20 @@ instances = st.builds(
 
 @given(st.lists(instances, max_size=6))
 def test_the_newest_ready_instance_serves_whatever_else_is_there(all_of_app: list[Any]) -> None:
-    ready = [i for i in all_of_app if i.state in {State.RUNNING, State.IDLE}]
+    ready = [i for i in all_of_app if i.state in {Instance.RUNNING, Instance.IDLE}]
     chosen = serving(all_of_app)
     if ready:
         assert chosen in ready
         assert chosen.version == max(i.version for i in ready)
     elif chosen is not None:
-        assert chosen.state != State.STOPPING
+        assert chosen.state != Instance.STOPPING
     else:
-        assert all(i.state == State.STOPPING for i in all_of_app)
+        assert all(i.state == Instance.STOPPING for i in all_of_app)
 
 
 def test_an_app_created_anew_comes_before_the_one_whose_name_it_has() -> None:
-    old = SimpleNamespace(state=State.RUNNING, uid="old", version=(9, 9))
-    new = SimpleNamespace(state=State.RUNNING, uid="new", version=(1, 1))
+    old = SimpleNamespace(state=Instance.RUNNING, uid="old", version=(9, 9))
+    new = SimpleNamespace(state=Instance.RUNNING, uid="new", version=(1, 1))
     assert serving([old, new]) is new  # type: ignore[list-item]
 
 
@@ -95,7 +104,7 @@ def verdicts(outcomes: str, success: int = 1, failure: int = 3) -> list[str]:
     seen = []
     for outcome in outcomes:
         probe.record(None if outcome == "+" else "it answered 500")
-        seen.append(Health.Name(probe.health))
+        seen.append(Instance.Health.Name(probe.health))
     return seen
 
 

@@ -121,7 +121,7 @@ async def test_a_closed_feed_tells_all_that_happened_before_it_ends() -> None:
     await anext(stream)
     feed.gone(record("a"))
     feed.close()
-    assert (await anext(stream)).type == Kind.DELETE
+    assert (await anext(stream)).type == Kind.REMOVE
     with pytest.raises(SupervisorError) as ended:
         await anext(stream)
     assert ended.value.reason == "NODE_DRAINING"

@@ -157,7 +157,7 @@ def test_unset_limits_take_the_documented_defaults() -> None:
         max_threads=8,
         memory_bytes=None,
         block_budget=1.0,
-        block_action=pb.DEMOTE,
+        block_action=pb.Limits.DEMOTE,
     )
     assert effective_limits(spec()) is effective_limits(spec(name="apps/other/instances/b"))
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import State
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from runtime_node.instances.states import TRANSITIONS, Event, IllegalTransition, advance, initial
 
 STATES = {state for state, _ in TRANSITIONS} | set(TRANSITIONS.values())
@@ -25,38 +25,38 @@ def walk(on_request: bool, events: list[Event]) -> list[int]:
 @given(st.booleans(), histories)
 def test_nothing_follows_a_stop(on_request: bool, events: list[Event]) -> None:
     states = walk(on_request, events)
-    if State.STOPPING in states:
-        assert states.index(State.STOPPING) == len(states) - 1
+    if Instance.STOPPING in states:
+        assert states.index(Instance.STOPPING) == len(states) - 1
 
 
 @given(st.booleans(), histories)
 def test_nothing_runs_that_was_not_starting_just_before(on_request: bool, events: list[Event]) -> None:
     states = walk(on_request, events)
     for before, after in itertools.pairwise(states):
-        if after == State.RUNNING:
-            assert before == State.STARTING
-        if after == State.STARTING:
-            assert before == State.PENDING
+        if after == Instance.RUNNING:
+            assert before == Instance.STARTING
+        if after == Instance.STARTING:
+            assert before == Instance.PENDING
 
 
 @given(st.booleans(), histories)
 def test_every_instance_can_be_stopped_until_it_is(on_request: bool, events: list[Event]) -> None:
     last = walk(on_request, events)[-1]
-    assert last == State.STOPPING or advance(last, Event.STOP) == State.STOPPING
+    assert last == Instance.STOPPING or advance(last, Event.STOP) == Instance.STOPPING
 
 
 @given(st.booleans(), histories)
 def test_every_instance_can_be_restarted_until_it_is_stopped(on_request: bool, events: list[Event]) -> None:
     last = walk(on_request, events)[-1]
-    if last != State.STOPPING:
-        assert advance(last, Event.RESTART) == State.PENDING
+    if last != Instance.STOPPING:
+        assert advance(last, Event.RESTART) == Instance.PENDING
 
 
 def test_an_instance_that_ended_by_itself_starts_only_by_policy_command_or_request() -> None:
-    leading_to_pending = {(s, e) for (s, e), after in TRANSITIONS.items() if after == State.PENDING}
+    leading_to_pending = {(s, e) for (s, e), after in TRANSITIONS.items() if after == Instance.PENDING}
     assert {e for _, e in leading_to_pending} == {Event.RETRY, Event.RESTART, Event.WAKE}
-    assert {s for s, e in leading_to_pending if e is Event.RETRY} == {State.FAILED}
-    assert {s for s, e in leading_to_pending if e is Event.WAKE} == {State.IDLE}
+    assert {s for s, e in leading_to_pending if e is Event.RETRY} == {Instance.FAILED}
+    assert {s for s, e in leading_to_pending if e is Event.WAKE} == {Instance.IDLE}
 
 
 def test_every_state_can_be_reached() -> None:
@@ -68,4 +68,4 @@ def test_every_state_can_be_reached() -> None:
 
 def test_an_event_out_of_its_turn_is_a_fault() -> None:
     with pytest.raises(IllegalTransition, match="READY in IDLE"):
-        advance(State.IDLE, Event.READY)
+        advance(Instance.IDLE, Event.READY)

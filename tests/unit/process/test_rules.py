@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import BlockAction, InstanceSpec, Limits
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
 from runtime_node.context import AppContext
 from runtime_node.tiers.process.bounds import Bounds
 from runtime_node.tiers.process.exit_reason import error_of
@@ -43,20 +43,20 @@ def test_an_end_is_told_by_its_reason(ended: Ended, tail: str, reason: str | Non
 def test_unset_limits_take_the_documented_defaults() -> None:
     bounds = Bounds.of(InstanceSpec())
     assert (bounds.block_budget, bounds.stop_timeout, bounds.max_threads) == (1.0, 10.0, 8)
-    assert bounds.block_action == BlockAction.DEMOTE
+    assert bounds.block_action == Limits.DEMOTE
     assert bounds.memory_bytes == bounds.cpu_millis == 0
 
 
 def test_set_limits_are_taken() -> None:
     limits = Limits(
         block_budget=Duration(nanos=50_000_000), stop_timeout=Duration(), memory_bytes=1 << 25,
-        cpu_millis=250, max_threads=3, max_concurrent_requests=10_000, block_action=BlockAction.STOP,
+        cpu_millis=250, max_threads=3, max_concurrent_requests=10_000, block_action=Limits.STOP,
     )  # fmt: skip
     bounds = Bounds.of(InstanceSpec(limits=limits))
     assert (bounds.block_budget, bounds.stop_timeout) == (0.05, 0.0)
     assert bounds.max_files >= 20_000
     assert bounds.of_guest().memory_bytes == 1 << 25
-    assert bounds.block_action == BlockAction.STOP
+    assert bounds.block_action == Limits.STOP
 
 
 @pytest.mark.parametrize(("millis", "nice"), [(0, 0), (1000, 0), (4000, 0), (800, 1), (100, 10), (10, 19)])

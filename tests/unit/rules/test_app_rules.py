@@ -10,15 +10,8 @@ from google.protobuf.struct_pb2 import Value
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import RUNNING, STOPPED, App
-from appsupervisor.runtime.v1.runtime_environment_pb2 import (
-    DEMOTE,
-    EAGER,
-    ISOLATION_TIER_UNSPECIFIED,
-    ON_REQUEST,
-    RestartPolicy,
-    State,
-)
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec, Limits, RestartPolicy
 from services.control_plane.rules import app_defaults
 from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
 from services.control_plane.rules.app_rules import MAX_CONFIG_DEPTH, app_violations
@@ -50,9 +43,9 @@ def test_the_least_app_is_valid_and_so_is_its_full_form() -> None:
 
 def test_every_default_of_the_contract_is_filled_in() -> None:
     app = normalize_app(valid())
-    assert (app.replicas, app.activation, app.desired_state) == (1, EAGER, RUNNING)
+    assert (app.replicas, app.activation, app.desired_state) == (1, InstanceSpec.EAGER, App.RUNNING)
     assert app.environment == "environments/default"
-    assert app.isolation == ISOLATION_TIER_UNSPECIFIED
+    assert app.isolation == InstanceSpec.ISOLATION_TIER_UNSPECIFIED
     assert app.database.WhichOneof("kind") == "sqlite"
     assert not app.HasField("idle_timeout")
     limits = app.limits
@@ -63,7 +56,7 @@ def test_every_default_of_the_contract_is_filled_in() -> None:
     assert limits.max_request_body_bytes == 32 * MIB
     assert (limits.memory_bytes, limits.cpu_millis) == (0, 0)
     assert limits.block_budget.ToNanoseconds() == SECOND
-    assert limits.block_action == DEMOTE
+    assert limits.block_action == Limits.DEMOTE
     check = app.health_check
     assert (check.path, check.success_threshold, check.failure_threshold) == ("", 1, 3)
     assert check.interval.ToNanoseconds() == 10 * SECOND
@@ -77,18 +70,22 @@ def test_every_default_of_the_contract_is_filled_in() -> None:
 
 def test_what_is_set_stays_and_an_explicit_zero_is_set() -> None:
     given_ = valid(
-        activation=ON_REQUEST,
-        desired_state=STOPPED,
+        activation=InstanceSpec.ON_REQUEST,
+        desired_state=App.STOPPED,
         environment="environments/blue",
         idle_timeout={"seconds": 7},
-        database={"none": {}},
+        database={"no_database": {}},
         limits={"max_queued_requests": 0, "max_request_body_bytes": 0, "stop_timeout": {}},
         restart_policy={"max_restarts": 0},
     )
     app = normalize_app(given_)
-    assert (app.activation, app.desired_state, app.environment) == (ON_REQUEST, STOPPED, "environments/blue")
+    assert (app.activation, app.desired_state, app.environment) == (
+        InstanceSpec.ON_REQUEST,
+        App.STOPPED,
+        "environments/blue",
+    )
     assert app.idle_timeout.seconds == 7
-    assert app.database.WhichOneof("kind") == "none"
+    assert app.database.WhichOneof("kind") == "no_database"
     assert app.limits.max_queued_requests == app.limits.max_request_body_bytes == 0
     assert app.limits.stop_timeout.ToNanoseconds() == 0
     assert app.restart_policy.max_restarts == 0
@@ -96,11 +93,11 @@ def test_what_is_set_stays_and_an_explicit_zero_is_set() -> None:
 
 
 def test_an_app_on_request_goes_dormant_after_five_minutes() -> None:
-    assert normalize_app(valid(activation=ON_REQUEST)).idle_timeout.seconds == 300
+    assert normalize_app(valid(activation=InstanceSpec.ON_REQUEST)).idle_timeout.seconds == 300
 
 
 def test_output_only_fields_and_the_etag_are_cleared_in_a_copy() -> None:
-    app = valid(name="apps/x", uid="u", generation=3, uri="http://x", etag='"e"', state=State.RUNNING)
+    app = valid(name="apps/x", uid="u", generation=3, uri="http://x", etag='"e"', state=Instance.RUNNING)
     full = normalize_app(app)
     assert full.name == "apps/x"
     assert (full.uid, full.generation, full.uri, full.etag, full.state) == ("", 0, "", "", 0)
@@ -421,19 +418,19 @@ def test_all_violations_are_told_at_once_under_the_prefix_asked_for() -> None:
         ({"display_name": "New"}, False),
         ({"labels": {"a": "b"}}, False),
         ({"annotations": {"a": "b"}}, False),
-        ({"desired_state": STOPPED}, False),
+        ({"desired_state": App.STOPPED}, False),
         ({"entrypoint": "other:app"}, True),
         ({"env": {"A": "1"}}, True),
         ({"secret_env": {"A": "1"}}, True),
         ({"domains": ["x.de"]}, True),
         ({"isolation": 3}, True),
-        ({"activation": ON_REQUEST}, True),
+        ({"activation": InstanceSpec.ON_REQUEST}, True),
         ({"limits": {"max_threads": 9}}, True),
         ({"limits": {"max_threads": 8}}, False),
         ({"health_check": {"path": "/x"}}, True),
         ({"restart_policy": {"max_restarts": 0}}, True),
         ({"config": {"a": 1}}, True),
-        ({"database": {"none": {}}}, True),
+        ({"database": {"no_database": {}}}, True),
     ],
 )
 def test_only_a_change_of_what_runs_asks_for_a_swap(change: dict[str, Any], runs_anew: bool) -> None:
@@ -473,7 +470,7 @@ ANY_APP = group(
     config=st.dictionaries(
         STRINGS, st.none() | st.floats() | STRINGS | st.lists(st.booleans(), max_size=2), max_size=2
     ),
-    database=st.sampled_from([{}, {"none": {}}, {"external": {}}, {"external": {"secret_key": "K"}}]),
+    database=st.sampled_from([{}, {"no_database": {}}, {"external": {}}, {"external": {"secret_key": "K"}}]),
     limits=group(
         max_threads=INT32,
         max_queued_requests=INT32,

@@ -29,27 +29,27 @@ def test_another_etag_does_not_match(given_: str) -> None:
 
 def test_the_transition_time_of_a_condition_follows_its_status_alone() -> None:
     conditions = App().conditions
-    assert set_condition(conditions, "Ready", Condition.FALSE, "Starting", "One.", 1_000_001)
-    assert set_condition(conditions, "Ready", Condition.FALSE, "APP_CRASHED", "Two.", 2_000_000)
+    assert set_condition(conditions, "Ready", Condition.UNMET, "Starting", "One.", 1_000_001)
+    assert set_condition(conditions, "Ready", Condition.UNMET, "APP_CRASHED", "Two.", 2_000_000)
     ready = get_condition(conditions, "Ready")
     assert ready is not None
     assert (ready.reason, ready.message) == ("APP_CRASHED", "Two.")
     assert ready.last_transition_time.ToMicroseconds() == 1_000_001
-    assert set_condition(conditions, "Ready", Condition.TRUE, "Serving", "Three.", 3_000_000)
+    assert set_condition(conditions, "Ready", Condition.MET, "Serving", "Three.", 3_000_000)
     assert ready.last_transition_time.ToMicroseconds() == 3_000_000
 
 
 def test_setting_a_condition_as_it_is_changes_nothing() -> None:
     conditions = App().conditions
-    set_condition(conditions, "Ready", Condition.TRUE, "Serving", "", 1)
+    set_condition(conditions, "Ready", Condition.MET, "Serving", "", 1)
     before = conditions[0].SerializeToString()
-    assert not set_condition(conditions, "Ready", Condition.TRUE, "Serving", "", 2)
+    assert not set_condition(conditions, "Ready", Condition.MET, "Serving", "", 2)
     assert conditions[0].SerializeToString() == before
 
 
 def test_conditions_of_other_types_are_left_alone() -> None:
     conditions = App().conditions
-    set_condition(conditions, "Ready", Condition.TRUE, "Serving", "", 1)
-    set_condition(conditions, "Scheduled", Condition.TRUE, "Placed", "", 2)
+    set_condition(conditions, "Ready", Condition.MET, "Serving", "", 1)
+    set_condition(conditions, "Scheduled", Condition.MET, "Placed", "", 2)
     assert [condition.type for condition in conditions] == ["Ready", "Scheduled"]
     assert get_condition(conditions, "Updated") is None

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App, DesiredState
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Health, State
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane.rules.filter_grammar import MAX_DEPTH, MAX_LENGTH
 from services.control_plane.rules.filters import compile_filter
 from services.rpc.errors import SupervisorError
@@ -111,9 +111,9 @@ def search_case(value: str) -> Case:
 TEXTS = st.text(LETTERS, max_size=4)
 OPS = st.sampled_from(sorted(COMPARE))
 EQUAL = st.sampled_from(["=", "!=", ":"])
-STATES = dict(State.items())
-HEALTHS = dict(Health.items())
-DESIRED = dict(DesiredState.items())
+STATES = dict(Instance.State.items())
+HEALTHS = dict(Instance.Health.items())
+DESIRED = dict(App.DesiredState.items())
 
 LEAVES = st.one_of(
     st.builds(text_case, st.sampled_from(["name", "display_name", "entrypoint", "uid"]), OPS, TEXTS),
@@ -292,15 +292,15 @@ def test_an_empty_filter_matches_everything(text: str) -> None:
 
 def test_the_example_of_the_contract_works() -> None:
     text = 'labels.tier = "gold" AND state != RUNNING'
-    assert matching(text, labels={"tier": "gold"}, state=State.FAILED)
-    assert not matching(text, labels={"tier": "gold"}, state=State.RUNNING)
-    assert not matching(text, labels={"tier": "free"}, state=State.FAILED)
+    assert matching(text, labels={"tier": "gold"}, state=Instance.FAILED)
+    assert not matching(text, labels={"tier": "gold"}, state=Instance.RUNNING)
+    assert not matching(text, labels={"tier": "free"}, state=Instance.FAILED)
 
 
 def test_or_binds_tighter_than_and() -> None:
     text = "state=RUNNING AND health=HEALTHY OR health=DEGRADED"
-    assert not matching(text, state=State.FAILED, health=Health.DEGRADED)
-    assert matching(text, state=State.RUNNING, health=Health.DEGRADED)
+    assert not matching(text, state=Instance.FAILED, health=Instance.Health.DEGRADED)
+    assert matching(text, state=Instance.RUNNING, health=Instance.Health.DEGRADED)
 
 
 @pytest.mark.parametrize(
@@ -343,9 +343,9 @@ def test_a_bare_phrase_is_searched_for_in_the_display_name() -> None:
 
 def test_several_values_can_stand_in_parentheses() -> None:
     text = "state = (RUNNING OR IDLE) AND labels.tier:(gold OR sil*)"
-    assert matching(text, state=State.IDLE, labels={"tier": "silver"})
-    assert not matching(text, state=State.FAILED, labels={"tier": "gold"})
-    assert not matching(text, state=State.IDLE, labels={"tier": "free"})
+    assert matching(text, state=Instance.IDLE, labels={"tier": "silver"})
+    assert not matching(text, state=Instance.FAILED, labels={"tier": "gold"})
+    assert not matching(text, state=Instance.IDLE, labels={"tier": "free"})
 
 
 def test_domains_are_compared_in_the_form_they_are_kept_in() -> None:
@@ -376,7 +376,7 @@ def test_generations_beyond_a_float_are_told_apart() -> None:
 
 
 def test_presence_asks_whether_a_field_is_set() -> None:
-    app = App(display_name="x", state=State.RUNNING, generation=1)
+    app = App(display_name="x", state=Instance.RUNNING, generation=1)
     app.create_time.GetCurrentTime()
     for field in ("display_name", "state", "generation", "create_time"):
         assert compile_filter(f"{field}:*")(app)

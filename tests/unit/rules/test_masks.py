@@ -9,8 +9,8 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import STOPPED, App
-from appsupervisor.runtime.v1.runtime_environment_pb2 import ON_REQUEST, State
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec
 from services.control_plane.rules.app_defaults import OUTPUT_ONLY_FIELDS, SPEC_FIELDS, normalize_app
 from services.control_plane.rules.masks import apply_update, parse_path
 from services.rpc.errors import SupervisorError, Violation
@@ -30,7 +30,7 @@ def current() -> App:
         )
     )
     app.config.update({"colour": "red", "deep": {"one": 1, "two": 2}, "list": [1]})
-    app.uid, app.generation, app.state = "u", 3, State.RUNNING
+    app.uid, app.generation, app.state = "u", 3, Instance.RUNNING
     return app
 
 
@@ -124,10 +124,10 @@ def test_without_a_mask_every_set_field_is_taken_over() -> None:
         display_name="New",
         labels={"only": "1"},
         limits={"max_threads": 9},
-        desired_state=STOPPED,
+        desired_state=App.STOPPED,
     )
     app = updated(patch)
-    assert (app.display_name, app.labels, app.desired_state) == ("New", {"only": "1"}, STOPPED)
+    assert (app.display_name, app.labels, app.desired_state) == ("New", {"only": "1"}, App.STOPPED)
     assert app.limits.max_threads == 9
     assert app.limits.max_queued_requests == 0
     assert app.entrypoint == "shop.app:create"
@@ -145,12 +145,12 @@ def test_what_was_read_can_be_sent_back_whole() -> None:
 def test_a_star_replaces_everything_that_can_be_set() -> None:
     app = updated(App(entrypoint="a:b", secret_env={"KEY": "new"}), "*")
     wanted = normalize_app(App(name="apps/shop", entrypoint="a:b", secret_env={"KEY": "new"}))
-    wanted.uid, wanted.generation, wanted.state = "u", 3, State.RUNNING
+    wanted.uid, wanted.generation, wanted.state = "u", 3, Instance.RUNNING
     assert app == wanted
 
 
 def test_output_only_fields_are_ignored_unless_they_are_named() -> None:
-    patch = App(uid="other", generation=9, uri="http://x", state=State.FAILED, display_name="New")
+    patch = App(uid="other", generation=9, uri="http://x", state=Instance.FAILED, display_name="New")
     assert updated(patch) == expected(display_name="New")
     assert set(refused(patch, "uid", "state", "conditions", "instances.name").values()) == {
         "'uid' is output-only",
@@ -198,7 +198,7 @@ def test_immutable_fields_are_refused_only_if_they_change() -> None:
     same = App(name="apps/shop", environment="environments/default", database={"sqlite": {}})
     assert updated(same, "name", "environment", "database", "etag") == current()
     assert updated(App(), "environment", "database") == current()
-    other = App(name="apps/other", environment="environments/other", database={"none": {}})
+    other = App(name="apps/other", environment="environments/other", database={"no_database": {}})
     assert sorted(refused(other, "name", "environment", "database")) == [
         "app.database",
         "app.environment",
@@ -219,7 +219,7 @@ def test_the_inside_of_a_database_can_change_but_not_its_kind() -> None:
 
 
 def test_an_app_that_becomes_on_request_gets_an_idle_timeout() -> None:
-    assert updated(App(activation=ON_REQUEST), "activation").idle_timeout.seconds == 300
+    assert updated(App(activation=InstanceSpec.ON_REQUEST), "activation").idle_timeout.seconds == 300
 
 
 def test_no_secret_stands_in_an_error() -> None:

@@ -2,16 +2,16 @@
 
 import pytest
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import BlockAction, IsolationTier
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
 from runtime_node.instances.block_history import PERIOD, REPEATS, BlockHistory, Verdict
 from runtime_node.watchdog.block import Block, Stage
 
-SHARED, THREAD, PROCESS = IsolationTier.SHARED, IsolationTier.THREAD, IsolationTier.PROCESS
+SHARED, THREAD, PROCESS = InstanceSpec.SHARED, InstanceSpec.THREAD, InstanceSpec.PROCESS
 
 
 def judge(block_history: BlockHistory, stage: Stage, now: float = 0.0, **more: object) -> Verdict | None:
     seconds = more.pop("seconds", 0.5)
-    terms = {"tier": SHARED, "budget": 1.0, "action": BlockAction.DEMOTE, **more}
+    terms = {"tier": SHARED, "budget": 1.0, "action": Limits.DEMOTE, **more}
     return block_history.judge(Block(stage, seconds, "stack"), now, **terms)  # type: ignore[arg-type]
 
 
@@ -69,13 +69,13 @@ def test_blocks_and_holds_are_counted_apart() -> None:
 def test_policy_report_never_does_anything() -> None:
     block_history = BlockHistory()
     for stage in (Stage.BEGUN, Stage.STUCK, Stage.HELD) * 5:
-        assert judge(block_history, stage, action=BlockAction.REPORT, seconds=10.0) is None
+        assert judge(block_history, stage, action=Limits.REPORT, seconds=10.0) is None
 
 
 @pytest.mark.parametrize("tier", [SHARED, THREAD, PROCESS])
 def test_policy_stop_stops_in_every_tier(tier: int) -> None:
     block_history = BlockHistory()
-    verdicts = [judge(block_history, Stage.BEGUN, tier=tier, action=BlockAction.STOP) for _ in range(REPEATS)]
+    verdicts = [judge(block_history, Stage.BEGUN, tier=tier, action=Limits.STOP) for _ in range(REPEATS)]
     assert verdicts[-1] is not None
     assert verdicts[-1].tier is None
     assert verdicts[-1].sentence.endswith("and was stopped.")

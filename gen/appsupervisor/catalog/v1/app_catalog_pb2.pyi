@@ -24,59 +24,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class _DesiredState:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _DesiredStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DesiredState.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    DESIRED_STATE_UNSPECIFIED: _DesiredState.ValueType  # 0
-    """Same as `RUNNING`."""
-    RUNNING: _DesiredState.ValueType  # 1
-    """It serves."""
-    STOPPED: _DesiredState.ValueType  # 2
-    """It does not run, whatever happens."""
-
-class DesiredState(_DesiredState, metaclass=_DesiredStateEnumTypeWrapper):
-    """What the user wants of an app."""
-
-DESIRED_STATE_UNSPECIFIED: DesiredState.ValueType  # 0
-"""Same as `RUNNING`."""
-RUNNING: DesiredState.ValueType  # 1
-"""It serves."""
-STOPPED: DesiredState.ValueType  # 2
-"""It does not run, whatever happens."""
-Global___DesiredState: _TypeAlias = DesiredState  # noqa: Y015
-
-class _DataPolicy:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _DataPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DataPolicy.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    DATA_POLICY_UNSPECIFIED: _DataPolicy.ValueType  # 0
-    """Same as `RETAIN`."""
-    DROP: _DataPolicy.ValueType  # 1
-    """The data is removed."""
-    RETAIN: _DataPolicy.ValueType  # 2
-    """The data stays on its node, under the app's uid; no later app finds it."""
-
-class DataPolicy(_DataPolicy, metaclass=_DataPolicyEnumTypeWrapper):
-    """What becomes of an app's data."""
-
-DATA_POLICY_UNSPECIFIED: DataPolicy.ValueType  # 0
-"""Same as `RETAIN`."""
-DROP: DataPolicy.ValueType  # 1
-"""The data is removed."""
-RETAIN: DataPolicy.ValueType  # 2
-"""The data stays on its node, under the app's uid; no later app finds it."""
-Global___DataPolicy: _TypeAlias = DataPolicy  # noqa: Y015
-
 @_typing.final
 class App(_message.Message):
     """One application: what the user wants (spec), and what is (output-only status)."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    class _DesiredState:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _DesiredStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[App._DesiredState.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        DESIRED_STATE_UNSPECIFIED: App._DesiredState.ValueType  # 0
+        """Same as `RUNNING`."""
+        RUNNING: App._DesiredState.ValueType  # 1
+        """It serves."""
+        STOPPED: App._DesiredState.ValueType  # 2
+        """It does not run, whatever happens."""
+
+    class DesiredState(_DesiredState, metaclass=_DesiredStateEnumTypeWrapper):
+        """What the user wants of an app."""
+
+    DESIRED_STATE_UNSPECIFIED: App.DesiredState.ValueType  # 0
+    """Same as `RUNNING`."""
+    RUNNING: App.DesiredState.ValueType  # 1
+    """It serves."""
+    STOPPED: App.DesiredState.ValueType  # 2
+    """It does not run, whatever happens."""
 
     @_typing.final
     class LabelsEntry(_message.Message):
@@ -202,11 +177,11 @@ class App(_message.Message):
     """Environment whose nodes may host it; `environments/default` when unset. Cannot be changed."""
     replicas: _builtins.int
     """Number of instances; 1, which is also the default, is what this version accepts."""
-    activation: _runtime_environment_pb2.Activation.ValueType
+    activation: _runtime_environment_pb2.InstanceSpec.Activation.ValueType
     """When its code is in memory; `EAGER` when unset."""
-    isolation: _runtime_environment_pb2.IsolationTier.ValueType
+    isolation: _runtime_environment_pb2.InstanceSpec.IsolationTier.ValueType
     """How far it is kept apart from its neighbours; unset: the node chooses."""
-    desired_state: Global___DesiredState.ValueType
+    desired_state: Global___App.DesiredState.ValueType
     """Whether it is to run; `RUNNING` when unset. StartApp and StopApp set it too."""
     uid: _builtins.str
     """Id of this app that no other app ever has, not even one of the same name."""
@@ -214,9 +189,9 @@ class App(_message.Message):
     """Number of the spec, raised by each change of it."""
     observed_generation: _builtins.int
     """Newest generation that has been carried out."""
-    state: _runtime_environment_pb2.State.ValueType
+    state: _runtime_environment_pb2.Instance.State.ValueType
     """Where it is in its life."""
-    health: _runtime_environment_pb2.Health.ValueType
+    health: _runtime_environment_pb2.Instance.Health.ValueType
     """Whether it is well. `UNKNOWN` while its node cannot be heard."""
     reconciling: _builtins.bool
     """True while what is differs from what is wanted and work goes on."""
@@ -301,18 +276,18 @@ class App(_message.Message):
         domains: _abc.Iterable[_builtins.str] | None = ...,
         environment: _builtins.str = ...,
         replicas: _builtins.int = ...,
-        activation: _runtime_environment_pb2.Activation.ValueType = ...,
+        activation: _runtime_environment_pb2.InstanceSpec.Activation.ValueType = ...,
         idle_timeout: _duration_pb2.Duration | None = ...,
-        isolation: _runtime_environment_pb2.IsolationTier.ValueType = ...,
+        isolation: _runtime_environment_pb2.InstanceSpec.IsolationTier.ValueType = ...,
         limits: _runtime_environment_pb2.Limits | None = ...,
         health_check: _runtime_environment_pb2.HealthCheck | None = ...,
         restart_policy: _runtime_environment_pb2.RestartPolicy | None = ...,
-        desired_state: Global___DesiredState.ValueType = ...,
+        desired_state: Global___App.DesiredState.ValueType = ...,
         uid: _builtins.str = ...,
         generation: _builtins.int = ...,
         observed_generation: _builtins.int = ...,
-        state: _runtime_environment_pb2.State.ValueType = ...,
-        health: _runtime_environment_pb2.Health.ValueType = ...,
+        state: _runtime_environment_pb2.Instance.State.ValueType = ...,
+        health: _runtime_environment_pb2.Instance.Health.ValueType = ...,
         reconciling: _builtins.bool = ...,
         conditions: _abc.Iterable[_runtime_environment_pb2.Condition] | None = ...,
         instances: _abc.Iterable[_runtime_environment_pb2.Instance] | None = ...,
@@ -506,6 +481,29 @@ class DeleteAppRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _DataPolicy:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _DataPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[DeleteAppRequest._DataPolicy.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        DATA_POLICY_UNSPECIFIED: DeleteAppRequest._DataPolicy.ValueType  # 0
+        """Same as `RETAIN`."""
+        DROP: DeleteAppRequest._DataPolicy.ValueType  # 1
+        """The data is removed."""
+        RETAIN: DeleteAppRequest._DataPolicy.ValueType  # 2
+        """The data stays on its node, under the app's uid; no later app finds it."""
+
+    class DataPolicy(_DataPolicy, metaclass=_DataPolicyEnumTypeWrapper):
+        """What becomes of an app's data."""
+
+    DATA_POLICY_UNSPECIFIED: DeleteAppRequest.DataPolicy.ValueType  # 0
+    """Same as `RETAIN`."""
+    DROP: DeleteAppRequest.DataPolicy.ValueType  # 1
+    """The data is removed."""
+    RETAIN: DeleteAppRequest.DataPolicy.ValueType  # 2
+    """The data stays on its node, under the app's uid; no later app finds it."""
+
     NAME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     DATA_POLICY_FIELD_NUMBER: _builtins.int
@@ -516,7 +514,7 @@ class DeleteAppRequest(_message.Message):
     """The app to delete, `apps/{app}`."""
     etag: _builtins.str
     """If set, must be the app's current one."""
-    data_policy: Global___DataPolicy.ValueType
+    data_policy: Global___DeleteAppRequest.DataPolicy.ValueType
     """What becomes of its database and files."""
     request_id: _builtins.str
     """Makes a repeat return the first result."""
@@ -529,7 +527,7 @@ class DeleteAppRequest(_message.Message):
         *,
         name: _builtins.str = ...,
         etag: _builtins.str = ...,
-        data_policy: Global___DataPolicy.ValueType = ...,
+        data_policy: Global___DeleteAppRequest.DataPolicy.ValueType = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
         allow_missing: _builtins.bool = ...,
@@ -686,7 +684,7 @@ class WatchAppsResponse(_message.Message):
         """Not set."""
         UPSERT: WatchAppsResponse._Type.ValueType  # 1
         """`app` is new or changed."""
-        DELETE: WatchAppsResponse._Type.ValueType  # 2
+        REMOVE: WatchAppsResponse._Type.ValueType  # 2
         """`app.name` is gone or no longer matches; only `name` is set."""
         SYNCED: WatchAppsResponse._Type.ValueType  # 3
         """The snapshot, or the catching up after a resume, is complete."""
@@ -700,7 +698,7 @@ class WatchAppsResponse(_message.Message):
     """Not set."""
     UPSERT: WatchAppsResponse.Type.ValueType  # 1
     """`app` is new or changed."""
-    DELETE: WatchAppsResponse.Type.ValueType  # 2
+    REMOVE: WatchAppsResponse.Type.ValueType  # 2
     """`app.name` is gone or no longer matches; only `name` is set."""
     SYNCED: WatchAppsResponse.Type.ValueType  # 3
     """The snapshot, or the catching up after a resume, is complete."""
@@ -721,7 +719,7 @@ class WatchAppsResponse(_message.Message):
     """Resumes after this message; set with SYNCED, BOOKMARK and each change that follows SYNCED."""
     @_builtins.property
     def app(self) -> Global___App:
-        """The app, with UPSERT and DELETE."""
+        """The app, with UPSERT and REMOVE."""
 
     def __init__(
         self,
@@ -998,7 +996,7 @@ class OperationMetadata(_message.Message):
         """Resource name of the node."""
         instance: _builtins.str
         """Resource name of the instance there."""
-        state: _runtime_environment_pb2.State.ValueType
+        state: _runtime_environment_pb2.Instance.State.ValueType
         """State of that instance."""
         message: _builtins.str
         """What is happening there, or what went wrong."""
@@ -1007,7 +1005,7 @@ class OperationMetadata(_message.Message):
             *,
             node: _builtins.str = ...,
             instance: _builtins.str = ...,
-            state: _runtime_environment_pb2.State.ValueType = ...,
+            state: _runtime_environment_pb2.Instance.State.ValueType = ...,
             message: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015

@@ -153,7 +153,7 @@ class AppCatalogServicer:
 
         A change of what runs is carried out as a swap: the new generation starts beside the old one, takes over when it
         is ready, and the old one is drained. If the new generation does not start the old one goes on serving, the
-        operation fails with the reason, and condition `Updated` is FALSE until the next change.
+        operation fails with the reason, and condition `Updated` is UNMET until the next change.
         Idempotent by `request_id`; an update that changes nothing raises no generation.
 
         Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
@@ -213,7 +213,7 @@ class AppCatalogServicer:
         """Streams every app that matches, `SYNCED`, then each change, and `BOOKMARK`s while idle.
 
         Misses nothing; of several changes of one app, a slow reader gets the newest. An app that no longer matches
-        `filter` is told as a DELETE. With `resume_token` the stream starts exactly after it, without a snapshot.
+        `filter` is told as a `REMOVE`. With `resume_token` the stream starts exactly after it, without a snapshot.
 
         Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE, `oldest_revision` in its metadata): start again without one.
         `INVALID_RESUME_TOKEN`, `INVALID_FILTER` (INVALID_ARGUMENT).

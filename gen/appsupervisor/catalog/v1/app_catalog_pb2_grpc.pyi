@@ -68,7 +68,7 @@ class AppCatalogStub:
 
     A change of what runs is carried out as a swap: the new generation starts beside the old one, takes over when it
     is ready, and the old one is drained. If the new generation does not start the old one goes on serving, the
-    operation fails with the reason, and condition `Updated` is FALSE until the next change.
+    operation fails with the reason, and condition `Updated` is UNMET until the next change.
     Idempotent by `request_id`; an update that changes nothing raises no generation.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
@@ -108,7 +108,7 @@ class AppCatalogStub:
     """Streams every app that matches, `SYNCED`, then each change, and `BOOKMARK`s while idle.
 
     Misses nothing; of several changes of one app, a slow reader gets the newest. An app that no longer matches
-    `filter` is told as a DELETE. With `resume_token` the stream starts exactly after it, without a snapshot.
+    `filter` is told as a `REMOVE`. With `resume_token` the stream starts exactly after it, without a snapshot.
 
     Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE, `oldest_revision` in its metadata): start again without one.
     `INVALID_RESUME_TOKEN`, `INVALID_FILTER` (INVALID_ARGUMENT).
@@ -171,7 +171,7 @@ class AppCatalogAsyncStub(AppCatalogStub):
 
     A change of what runs is carried out as a swap: the new generation starts beside the old one, takes over when it
     is ready, and the old one is drained. If the new generation does not start the old one goes on serving, the
-    operation fails with the reason, and condition `Updated` is FALSE until the next change.
+    operation fails with the reason, and condition `Updated` is UNMET until the next change.
     Idempotent by `request_id`; an update that changes nothing raises no generation.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
@@ -211,7 +211,7 @@ class AppCatalogAsyncStub(AppCatalogStub):
     """Streams every app that matches, `SYNCED`, then each change, and `BOOKMARK`s while idle.
 
     Misses nothing; of several changes of one app, a slow reader gets the newest. An app that no longer matches
-    `filter` is told as a DELETE. With `resume_token` the stream starts exactly after it, without a snapshot.
+    `filter` is told as a `REMOVE`. With `resume_token` the stream starts exactly after it, without a snapshot.
 
     Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE, `oldest_revision` in its metadata): start again without one.
     `INVALID_RESUME_TOKEN`, `INVALID_FILTER` (INVALID_ARGUMENT).
@@ -295,7 +295,7 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
 
         A change of what runs is carried out as a swap: the new generation starts beside the old one, takes over when it
         is ready, and the old one is drained. If the new generation does not start the old one goes on serving, the
-        operation fails with the reason, and condition `Updated` is FALSE until the next change.
+        operation fails with the reason, and condition `Updated` is UNMET until the next change.
         Idempotent by `request_id`; an update that changes nothing raises no generation.
 
         Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
@@ -365,7 +365,7 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         """Streams every app that matches, `SYNCED`, then each change, and `BOOKMARK`s while idle.
 
         Misses nothing; of several changes of one app, a slow reader gets the newest. An app that no longer matches
-        `filter` is told as a DELETE. With `resume_token` the stream starts exactly after it, without a snapshot.
+        `filter` is told as a `REMOVE`. With `resume_token` the stream starts exactly after it, without a snapshot.
 
         Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE, `oldest_revision` in its metadata): start again without one.
         `INVALID_RESUME_TOKEN`, `INVALID_FILTER` (INVALID_ARGUMENT).

@@ -22,166 +22,6 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class _State:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_State.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    STATE_UNSPECIFIED: _State.ValueType  # 0
-    """Not set."""
-    PENDING: _State.ValueType  # 1
-    """Accepted; waits for a node or for its turn."""
-    STARTING: _State.ValueType  # 2
-    """Its code is being loaded or its startup runs."""
-    RUNNING: _State.ValueType  # 3
-    """Ready; requests are served."""
-    IDLE: _State.ValueType  # 4
-    """Dormant; the next request starts it."""
-    STOPPING: _State.ValueType  # 5
-    """Takes no new requests; those under way are drained."""
-    STOPPED: _State.ValueType  # 6
-    """Stopped because it was told to; stays so until it is started."""
-    FAILED: _State.ValueType  # 7
-    """Could not start or keep running; the conditions tell why and what happens next."""
-    DELETING: _State.ValueType  # 8
-    """Being removed."""
-
-class State(_State, metaclass=_StateEnumTypeWrapper):
-    """State of an app or of one of its instances. New values may come: treat an unknown one as transient."""
-
-STATE_UNSPECIFIED: State.ValueType  # 0
-"""Not set."""
-PENDING: State.ValueType  # 1
-"""Accepted; waits for a node or for its turn."""
-STARTING: State.ValueType  # 2
-"""Its code is being loaded or its startup runs."""
-RUNNING: State.ValueType  # 3
-"""Ready; requests are served."""
-IDLE: State.ValueType  # 4
-"""Dormant; the next request starts it."""
-STOPPING: State.ValueType  # 5
-"""Takes no new requests; those under way are drained."""
-STOPPED: State.ValueType  # 6
-"""Stopped because it was told to; stays so until it is started."""
-FAILED: State.ValueType  # 7
-"""Could not start or keep running; the conditions tell why and what happens next."""
-DELETING: State.ValueType  # 8
-"""Being removed."""
-Global___State: _TypeAlias = State  # noqa: Y015
-
-class _Health:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _HealthEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Health.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    HEALTH_UNSPECIFIED: _Health.ValueType  # 0
-    """Not set."""
-    HEALTHY: _Health.ValueType  # 1
-    """Answers its probe."""
-    DEGRADED: _Health.ValueType  # 2
-    """Serves, with a known defect: a failing probe below its threshold, a blocked loop, a leak."""
-    UNHEALTHY: _Health.ValueType  # 3
-    """Fails its probe."""
-    UNKNOWN: _Health.ValueType  # 4
-    """Nobody can tell: not started, or its node cannot be heard."""
-
-class Health(_Health, metaclass=_HealthEnumTypeWrapper):
-    """Health of an app or an instance; apart from its state."""
-
-HEALTH_UNSPECIFIED: Health.ValueType  # 0
-"""Not set."""
-HEALTHY: Health.ValueType  # 1
-"""Answers its probe."""
-DEGRADED: Health.ValueType  # 2
-"""Serves, with a known defect: a failing probe below its threshold, a blocked loop, a leak."""
-UNHEALTHY: Health.ValueType  # 3
-"""Fails its probe."""
-UNKNOWN: Health.ValueType  # 4
-"""Nobody can tell: not started, or its node cannot be heard."""
-Global___Health: _TypeAlias = Health  # noqa: Y015
-
-class _IsolationTier:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _IsolationTierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IsolationTier.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    ISOLATION_TIER_UNSPECIFIED: _IsolationTier.ValueType  # 0
-    """The node chooses: `SHARED` for a factory, `PROCESS` for a plain app object."""
-    SHARED: _IsolationTier.ValueType  # 1
-    """On the event loop it shares with other apps."""
-    THREAD: _IsolationTier.ValueType  # 2
-    """On an event loop of its own in a thread of its own."""
-    PROCESS: _IsolationTier.ValueType  # 3
-    """In a process of its own."""
-
-class IsolationTier(_IsolationTier, metaclass=_IsolationTierEnumTypeWrapper):
-    """How far an instance is kept apart from its neighbours."""
-
-ISOLATION_TIER_UNSPECIFIED: IsolationTier.ValueType  # 0
-"""The node chooses: `SHARED` for a factory, `PROCESS` for a plain app object."""
-SHARED: IsolationTier.ValueType  # 1
-"""On the event loop it shares with other apps."""
-THREAD: IsolationTier.ValueType  # 2
-"""On an event loop of its own in a thread of its own."""
-PROCESS: IsolationTier.ValueType  # 3
-"""In a process of its own."""
-Global___IsolationTier: _TypeAlias = IsolationTier  # noqa: Y015
-
-class _Activation:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _ActivationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Activation.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    ACTIVATION_UNSPECIFIED: _Activation.ValueType  # 0
-    """Same as `EAGER`."""
-    EAGER: _Activation.ValueType  # 1
-    """Runs as long as it is desired."""
-    ON_REQUEST: _Activation.ValueType  # 2
-    """Dormant until its first request, and again after `idle_timeout` without one."""
-
-class Activation(_Activation, metaclass=_ActivationEnumTypeWrapper):
-    """When an app's code is in memory."""
-
-ACTIVATION_UNSPECIFIED: Activation.ValueType  # 0
-"""Same as `EAGER`."""
-EAGER: Activation.ValueType  # 1
-"""Runs as long as it is desired."""
-ON_REQUEST: Activation.ValueType  # 2
-"""Dormant until its first request, and again after `idle_timeout` without one."""
-Global___Activation: _TypeAlias = Activation  # noqa: Y015
-
-class _BlockAction:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _BlockActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BlockAction.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    BLOCK_ACTION_UNSPECIFIED: _BlockAction.ValueType  # 0
-    """Same as `DEMOTE`."""
-    REPORT: _BlockAction.ValueType  # 1
-    """Only records it."""
-    DEMOTE: _BlockAction.ValueType  # 2
-    """Moves the instance to a stricter isolation tier."""
-    STOP: _BlockAction.ValueType  # 3
-    """Stops the instance and marks it failed."""
-
-class BlockAction(_BlockAction, metaclass=_BlockActionEnumTypeWrapper):
-    """What is done about an app that keeps blocking its event loop."""
-
-BLOCK_ACTION_UNSPECIFIED: BlockAction.ValueType  # 0
-"""Same as `DEMOTE`."""
-REPORT: BlockAction.ValueType  # 1
-"""Only records it."""
-DEMOTE: BlockAction.ValueType  # 2
-"""Moves the instance to a stricter isolation tier."""
-STOP: BlockAction.ValueType  # 3
-"""Stops the instance and marks it failed."""
-Global___BlockAction: _TypeAlias = BlockAction  # noqa: Y015
-
 @_typing.final
 class GetRuntimeStatusRequest(_message.Message):
     """Request of GetRuntimeStatus."""
@@ -311,7 +151,7 @@ class Database(_message.Message):
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     @_typing.final
-    class _r_None(_message.Message):
+    class NoDatabase(_message.Message):
         """No database."""
 
         DESCRIPTOR: _descriptor.Descriptor
@@ -327,7 +167,7 @@ class Database(_message.Message):
 
     SQLITE_FIELD_NUMBER: _builtins.int
     EXTERNAL_FIELD_NUMBER: _builtins.int
-    NONE_FIELD_NUMBER: _builtins.int
+    NO_DATABASE_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sqlite(self) -> Global___Database.Sqlite:
         """A SQLite file of its own."""
@@ -337,7 +177,7 @@ class Database(_message.Message):
         """A database that exists elsewhere, by URL."""
 
     @_builtins.property
-    def none(self) -> Global___Database._r_None:
+    def no_database(self) -> Global___Database.NoDatabase:
         """No database."""
 
     def __init__(
@@ -345,13 +185,13 @@ class Database(_message.Message):
         *,
         sqlite: Global___Database.Sqlite | None = ...,
         external: Global___Database.External | None = ...,
-        none: Global___Database._r_None | None = ...,
+        no_database: Global___Database.NoDatabase | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["external", b"external", "kind", b"kind", "none", b"none", "sqlite", b"sqlite"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["external", b"external", "kind", b"kind", "no_database", b"no_database", "sqlite", b"sqlite"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["external", b"external", "kind", b"kind", "none", b"none", "sqlite", b"sqlite"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["external", b"external", "kind", b"kind", "no_database", b"no_database", "sqlite", b"sqlite"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["sqlite", "external", "none"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["sqlite", "external", "no_database"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -362,6 +202,33 @@ class Limits(_message.Message):
     """Bounds on what one instance may use. Unset fields take the default named with them."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    class _BlockAction:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _BlockActionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Limits._BlockAction.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        BLOCK_ACTION_UNSPECIFIED: Limits._BlockAction.ValueType  # 0
+        """Same as `DEMOTE`."""
+        REPORT: Limits._BlockAction.ValueType  # 1
+        """Only records it."""
+        DEMOTE: Limits._BlockAction.ValueType  # 2
+        """Moves the instance to a stricter isolation tier."""
+        STOP: Limits._BlockAction.ValueType  # 3
+        """Stops the instance and marks it failed."""
+
+    class BlockAction(_BlockAction, metaclass=_BlockActionEnumTypeWrapper):
+        """What is done about an app that keeps blocking its event loop."""
+
+    BLOCK_ACTION_UNSPECIFIED: Limits.BlockAction.ValueType  # 0
+    """Same as `DEMOTE`."""
+    REPORT: Limits.BlockAction.ValueType  # 1
+    """Only records it."""
+    DEMOTE: Limits.BlockAction.ValueType  # 2
+    """Moves the instance to a stricter isolation tier."""
+    STOP: Limits.BlockAction.ValueType  # 3
+    """Stops the instance and marks it failed."""
 
     MAX_CONCURRENT_REQUESTS_FIELD_NUMBER: _builtins.int
     MAX_QUEUED_REQUESTS_FIELD_NUMBER: _builtins.int
@@ -386,7 +253,7 @@ class Limits(_message.Message):
     """Memory of the instance, 16 MiB to 64 GiB: hard in `PROCESS`, advisory elsewhere. Default: no bound."""
     cpu_millis: _builtins.int
     """Thousandths of one core that the instance may use on average, 10 to 64,000. Default: no bound."""
-    block_action: Global___BlockAction.ValueType
+    block_action: Global___Limits.BlockAction.ValueType
     """What is done about repeated blocking. Default `DEMOTE`."""
     @_builtins.property
     def request_timeout(self) -> _duration_pb2.Duration:
@@ -419,7 +286,7 @@ class Limits(_message.Message):
         memory_bytes: _builtins.int = ...,
         cpu_millis: _builtins.int = ...,
         block_budget: _duration_pb2.Duration | None = ...,
-        block_action: Global___BlockAction.ValueType = ...,
+        block_action: Global___Limits.BlockAction.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_queued_requests", b"_max_queued_requests", "_max_request_body_bytes", b"_max_request_body_bytes", "block_budget", b"block_budget", "max_queued_requests", b"max_queued_requests", "max_request_body_bytes", b"max_request_body_bytes", "request_timeout", b"request_timeout", "start_timeout", b"start_timeout", "stop_timeout", b"stop_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -567,9 +434,9 @@ class Condition(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         STATUS_UNSPECIFIED: Condition._Status.ValueType  # 0
         """Not set."""
-        TRUE: Condition._Status.ValueType  # 1
+        MET: Condition._Status.ValueType  # 1
         """It holds."""
-        FALSE: Condition._Status.ValueType  # 2
+        UNMET: Condition._Status.ValueType  # 2
         """It does not hold."""
         UNKNOWN: Condition._Status.ValueType  # 3
         """It cannot be told."""
@@ -579,9 +446,9 @@ class Condition(_message.Message):
 
     STATUS_UNSPECIFIED: Condition.Status.ValueType  # 0
     """Not set."""
-    TRUE: Condition.Status.ValueType  # 1
+    MET: Condition.Status.ValueType  # 1
     """It holds."""
-    FALSE: Condition.Status.ValueType  # 2
+    UNMET: Condition.Status.ValueType  # 2
     """It does not hold."""
     UNKNOWN: Condition.Status.ValueType  # 3
     """It cannot be told."""
@@ -750,6 +617,84 @@ class Instance(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Instance._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: Instance._State.ValueType  # 0
+        """Not set."""
+        PENDING: Instance._State.ValueType  # 1
+        """Accepted; waits for a node or for its turn."""
+        STARTING: Instance._State.ValueType  # 2
+        """Its code is being loaded or its startup runs."""
+        RUNNING: Instance._State.ValueType  # 3
+        """Ready; requests are served."""
+        IDLE: Instance._State.ValueType  # 4
+        """Dormant; the next request starts it."""
+        STOPPING: Instance._State.ValueType  # 5
+        """Takes no new requests; those under way are drained."""
+        STOPPED: Instance._State.ValueType  # 6
+        """Stopped because it was told to; stays so until it is started."""
+        FAILED: Instance._State.ValueType  # 7
+        """Could not start or keep running; the conditions tell why and what happens next."""
+        DELETING: Instance._State.ValueType  # 8
+        """Being removed."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """State of an app or of one of its instances. New values may come: treat an unknown one as transient."""
+
+    STATE_UNSPECIFIED: Instance.State.ValueType  # 0
+    """Not set."""
+    PENDING: Instance.State.ValueType  # 1
+    """Accepted; waits for a node or for its turn."""
+    STARTING: Instance.State.ValueType  # 2
+    """Its code is being loaded or its startup runs."""
+    RUNNING: Instance.State.ValueType  # 3
+    """Ready; requests are served."""
+    IDLE: Instance.State.ValueType  # 4
+    """Dormant; the next request starts it."""
+    STOPPING: Instance.State.ValueType  # 5
+    """Takes no new requests; those under way are drained."""
+    STOPPED: Instance.State.ValueType  # 6
+    """Stopped because it was told to; stays so until it is started."""
+    FAILED: Instance.State.ValueType  # 7
+    """Could not start or keep running; the conditions tell why and what happens next."""
+    DELETING: Instance.State.ValueType  # 8
+    """Being removed."""
+
+    class _Health:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _HealthEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Instance._Health.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        HEALTH_UNSPECIFIED: Instance._Health.ValueType  # 0
+        """Not set."""
+        HEALTHY: Instance._Health.ValueType  # 1
+        """Answers its probe."""
+        DEGRADED: Instance._Health.ValueType  # 2
+        """Serves, with a known defect: a failing probe below its threshold, a blocked loop, a leak."""
+        UNHEALTHY: Instance._Health.ValueType  # 3
+        """Fails its probe."""
+        UNKNOWN: Instance._Health.ValueType  # 4
+        """Nobody can tell: not started, or its node cannot be heard."""
+
+    class Health(_Health, metaclass=_HealthEnumTypeWrapper):
+        """Health of an app or an instance; apart from its state."""
+
+    HEALTH_UNSPECIFIED: Instance.Health.ValueType  # 0
+    """Not set."""
+    HEALTHY: Instance.Health.ValueType  # 1
+    """Answers its probe."""
+    DEGRADED: Instance.Health.ValueType  # 2
+    """Serves, with a known defect: a failing probe below its threshold, a blocked loop, a leak."""
+    UNHEALTHY: Instance.Health.ValueType  # 3
+    """Fails its probe."""
+    UNKNOWN: Instance.Health.ValueType  # 4
+    """Nobody can tell: not started, or its node cannot be heard."""
+
     NAME_FIELD_NUMBER: _builtins.int
     APP_UID_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
@@ -777,11 +722,11 @@ class Instance(_message.Message):
     """Generation of the app's spec that it runs."""
     epoch: _builtins.int
     """Epoch of the placement it belongs to."""
-    state: Global___State.ValueType
+    state: Global___Instance.State.ValueType
     """Where it is in its life."""
-    health: Global___Health.ValueType
+    health: Global___Instance.Health.ValueType
     """Whether it is well."""
-    isolation: Global___IsolationTier.ValueType
+    isolation: Global___InstanceSpec.IsolationTier.ValueType
     """Tier it really runs in."""
     restart_count: _builtins.int
     """How often it was started again by its restart policy or by RestartInstance."""
@@ -814,9 +759,9 @@ class Instance(_message.Message):
         incarnation: _builtins.str = ...,
         generation: _builtins.int = ...,
         epoch: _builtins.int = ...,
-        state: Global___State.ValueType = ...,
-        health: Global___Health.ValueType = ...,
-        isolation: Global___IsolationTier.ValueType = ...,
+        state: Global___Instance.State.ValueType = ...,
+        health: Global___Instance.Health.ValueType = ...,
+        isolation: Global___InstanceSpec.IsolationTier.ValueType = ...,
         conditions: _abc.Iterable[Global___Condition] | None = ...,
         last_error: Global___InstanceError | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
@@ -837,6 +782,56 @@ class InstanceSpec(_message.Message):
     """Everything a node needs to run one instance."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    class _IsolationTier:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _IsolationTierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[InstanceSpec._IsolationTier.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ISOLATION_TIER_UNSPECIFIED: InstanceSpec._IsolationTier.ValueType  # 0
+        """The node chooses: `SHARED` for a factory, `PROCESS` for a plain app object."""
+        SHARED: InstanceSpec._IsolationTier.ValueType  # 1
+        """On the event loop it shares with other apps."""
+        THREAD: InstanceSpec._IsolationTier.ValueType  # 2
+        """On an event loop of its own in a thread of its own."""
+        PROCESS: InstanceSpec._IsolationTier.ValueType  # 3
+        """In a process of its own."""
+
+    class IsolationTier(_IsolationTier, metaclass=_IsolationTierEnumTypeWrapper):
+        """How far an instance is kept apart from its neighbours."""
+
+    ISOLATION_TIER_UNSPECIFIED: InstanceSpec.IsolationTier.ValueType  # 0
+    """The node chooses: `SHARED` for a factory, `PROCESS` for a plain app object."""
+    SHARED: InstanceSpec.IsolationTier.ValueType  # 1
+    """On the event loop it shares with other apps."""
+    THREAD: InstanceSpec.IsolationTier.ValueType  # 2
+    """On an event loop of its own in a thread of its own."""
+    PROCESS: InstanceSpec.IsolationTier.ValueType  # 3
+    """In a process of its own."""
+
+    class _Activation:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ActivationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[InstanceSpec._Activation.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ACTIVATION_UNSPECIFIED: InstanceSpec._Activation.ValueType  # 0
+        """Same as `EAGER`."""
+        EAGER: InstanceSpec._Activation.ValueType  # 1
+        """Runs as long as it is desired."""
+        ON_REQUEST: InstanceSpec._Activation.ValueType  # 2
+        """Dormant until its first request, and again after `idle_timeout` without one."""
+
+    class Activation(_Activation, metaclass=_ActivationEnumTypeWrapper):
+        """When an app's code is in memory."""
+
+    ACTIVATION_UNSPECIFIED: InstanceSpec.Activation.ValueType  # 0
+    """Same as `EAGER`."""
+    EAGER: InstanceSpec.Activation.ValueType  # 1
+    """Runs as long as it is desired."""
+    ON_REQUEST: InstanceSpec.Activation.ValueType  # 2
+    """Dormant until its first request, and again after `idle_timeout` without one."""
 
     @_typing.final
     class EnvEntry(_message.Message):
@@ -904,9 +899,9 @@ class InstanceSpec(_message.Message):
     """Epoch of the placement, from 1."""
     entrypoint: _builtins.str
     """`package.module:attribute`, an ASGI or WSGI app or a factory."""
-    activation: Global___Activation.ValueType
+    activation: Global___InstanceSpec.Activation.ValueType
     """When its code is in memory."""
-    isolation: Global___IsolationTier.ValueType
+    isolation: Global___InstanceSpec.IsolationTier.ValueType
     """Tier asked for."""
     @_builtins.property
     def config(self) -> _struct_pb2.Struct:
@@ -957,9 +952,9 @@ class InstanceSpec(_message.Message):
         secret_env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         database: Global___Database | None = ...,
         domains: _abc.Iterable[_builtins.str] | None = ...,
-        activation: Global___Activation.ValueType = ...,
+        activation: Global___InstanceSpec.Activation.ValueType = ...,
         idle_timeout: _duration_pb2.Duration | None = ...,
-        isolation: Global___IsolationTier.ValueType = ...,
+        isolation: Global___InstanceSpec.IsolationTier.ValueType = ...,
         limits: Global___Limits | None = ...,
         health_check: Global___HealthCheck | None = ...,
         restart_policy: Global___RestartPolicy | None = ...,
@@ -1256,7 +1251,7 @@ class WatchInstancesResponse(_message.Message):
         """Not set."""
         UPSERT: WatchInstancesResponse._Type.ValueType  # 1
         """`instance` is new or changed."""
-        DELETE: WatchInstancesResponse._Type.ValueType  # 2
+        REMOVE: WatchInstancesResponse._Type.ValueType  # 2
         """`instance.name` is gone; `last_error` tells why if it did not end by command, or what its end left behind."""
         SYNCED: WatchInstancesResponse._Type.ValueType  # 3
         """The snapshot is complete."""
@@ -1270,7 +1265,7 @@ class WatchInstancesResponse(_message.Message):
     """Not set."""
     UPSERT: WatchInstancesResponse.Type.ValueType  # 1
     """`instance` is new or changed."""
-    DELETE: WatchInstancesResponse.Type.ValueType  # 2
+    REMOVE: WatchInstancesResponse.Type.ValueType  # 2
     """`instance.name` is gone; `last_error` tells why if it did not end by command, or what its end left behind."""
     SYNCED: WatchInstancesResponse.Type.ValueType  # 3
     """The snapshot is complete."""
@@ -1315,7 +1310,7 @@ class WatchInstancesResponse(_message.Message):
     """Resumes after this message."""
     @_builtins.property
     def instance(self) -> Global___Instance:
-        """The instance, with UPSERT and DELETE."""
+        """The instance, with UPSERT and REMOVE."""
 
     @_builtins.property
     def monotonic_time(self) -> _duration_pb2.Duration:
@@ -1358,14 +1353,14 @@ class LogEntry(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         LEVEL_UNSPECIFIED: LogEntry._Level.ValueType  # 0
         """Not set."""
-        DEBUG: LogEntry._Level.ValueType  # 10
-        """For who looks for a fault."""
+        VERBOSE: LogEntry._Level.ValueType  # 10
+        """For who looks for a fault; Python's level `DEBUG`."""
         INFO: LogEntry._Level.ValueType  # 20
         """What the app prints to its standard output, and whatever is worth a line."""
         WARNING: LogEntry._Level.ValueType  # 30
         """What the app prints to its standard error output, and whatever is odd."""
-        ERROR: LogEntry._Level.ValueType  # 40
-        """Something failed."""
+        SEVERE: LogEntry._Level.ValueType  # 40
+        """Something failed; Python's level `ERROR`."""
         CRITICAL: LogEntry._Level.ValueType  # 50
         """The app cannot go on."""
 
@@ -1374,14 +1369,14 @@ class LogEntry(_message.Message):
 
     LEVEL_UNSPECIFIED: LogEntry.Level.ValueType  # 0
     """Not set."""
-    DEBUG: LogEntry.Level.ValueType  # 10
-    """For who looks for a fault."""
+    VERBOSE: LogEntry.Level.ValueType  # 10
+    """For who looks for a fault; Python's level `DEBUG`."""
     INFO: LogEntry.Level.ValueType  # 20
     """What the app prints to its standard output, and whatever is worth a line."""
     WARNING: LogEntry.Level.ValueType  # 30
     """What the app prints to its standard error output, and whatever is odd."""
-    ERROR: LogEntry.Level.ValueType  # 40
-    """Something failed."""
+    SEVERE: LogEntry.Level.ValueType  # 40
+    """Something failed; Python's level `ERROR`."""
     CRITICAL: LogEntry.Level.ValueType  # 50
     """The app cannot go on."""
 

@@ -119,7 +119,7 @@ class RuntimeEnvironmentServicer:
     def StopInstance(self, request, context):
         """Stops one instance: takes it off its route, drains its requests, runs its shutdown, removes it.
 
-        Returns at once with the instance `STOPPING`; a `DELETE` on `WatchInstances` tells that it is gone. Drains for at
+        Returns at once with the instance `STOPPING`; a `REMOVE` on `WatchInstances` tells that it is gone. Drains for at
         most the instance's `limits.stop_timeout`, then cancels what is left. With `purge_data` the app's data directory is
         removed after the last instance of that app uid is gone.
         Idempotent: an instance that is not there is answered with success and an empty `instance`; an unknown instance

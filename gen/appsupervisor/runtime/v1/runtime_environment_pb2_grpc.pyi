@@ -60,7 +60,7 @@ class RuntimeEnvironmentStub:
     StopInstance: _grpc.UnaryUnaryMultiCallable[_runtime_environment_pb2.StopInstanceRequest, _runtime_environment_pb2.StopInstanceResponse]
     """Stops one instance: takes it off its route, drains its requests, runs its shutdown, removes it.
 
-    Returns at once with the instance `STOPPING`; a `DELETE` on `WatchInstances` tells that it is gone. Drains for at
+    Returns at once with the instance `STOPPING`; a `REMOVE` on `WatchInstances` tells that it is gone. Drains for at
     most the instance's `limits.stop_timeout`, then cancels what is left. With `purge_data` the app's data directory is
     removed after the last instance of that app uid is gone.
     Idempotent: an instance that is not there is answered with success and an empty `instance`; an unknown instance
@@ -142,7 +142,7 @@ class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
     StopInstance: _aio.UnaryUnaryMultiCallable[_runtime_environment_pb2.StopInstanceRequest, _runtime_environment_pb2.StopInstanceResponse]  # type: ignore[assignment]
     """Stops one instance: takes it off its route, drains its requests, runs its shutdown, removes it.
 
-    Returns at once with the instance `STOPPING`; a `DELETE` on `WatchInstances` tells that it is gone. Drains for at
+    Returns at once with the instance `STOPPING`; a `REMOVE` on `WatchInstances` tells that it is gone. Drains for at
     most the instance's `limits.stop_timeout`, then cancels what is left. With `purge_data` the app's data directory is
     removed after the last instance of that app uid is gone.
     Idempotent: an instance that is not there is answered with success and an empty `instance`; an unknown instance
@@ -239,7 +239,7 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_runtime_environment_pb2.StopInstanceResponse, _abc.Awaitable[_runtime_environment_pb2.StopInstanceResponse]]:
         """Stops one instance: takes it off its route, drains its requests, runs its shutdown, removes it.
 
-        Returns at once with the instance `STOPPING`; a `DELETE` on `WatchInstances` tells that it is gone. Drains for at
+        Returns at once with the instance `STOPPING`; a `REMOVE` on `WatchInstances` tells that it is gone. Drains for at
         most the instance's `limits.stop_timeout`, then cancels what is left. With `purge_data` the app's data directory is
         removed after the last instance of that app uid is gone.
         Idempotent: an instance that is not there is answered with success and an empty `instance`; an unknown instance

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class _OnlyValidated(Exception):  # noqa: N818 - not a failure: it undoes a tran
         self.result = result
 
 
-def execute(
+async def execute(
     store: CatalogStore,
     caller: Caller,
     request: Message,
@@ -72,13 +73,13 @@ def execute(
             tx.put_request(RequestRecord(request_id, digest, response.SerializeToString(), expire))
         return response
 
-    stored = store.write(command)
+    stored = asyncio.wrap_future(store.write(command))
     try:
-        return stored.result(timeout=caller.timeout)
+        # A command whose caller is gone is cancelled if it has not begun.
+        return await asyncio.wait_for(stored, caller.timeout)
     except _OnlyValidated as validated:
         return validated.result  # type: ignore[return-value]
     except TimeoutError as late:
-        stored.cancel()  # if it has not begun it need not
         raise SupervisorError(
             "OPERATION_DEADLINE_EXCEEDED",
             "The call's time was up before its outcome was known; repeat it with the same request_id.",
