@@ -1,4 +1,4 @@
-"""Decides which placements an app is to have. Pure: the app, its placements and a snapshot in, placements out.
+"""Decides which placements an app is to have. Pure: app, placements and a snapshot in, placements out.
 
 Whatever changes is a swap: a placement comes in, takes over when it is ready, and the one before it goes;
 if it cannot start it goes itself, and the one before it stays.
@@ -31,6 +31,11 @@ class Assignment:
     """Why a placement that is wanted is missing: one sentence."""
 
     @property
+    def staying(self) -> tuple[PlacementRecord, ...]:
+        """The placements that were not given up with their node."""
+        return tuple(placement for placement in self.placements if placement.role is not Role.LOST)
+
+    @property
     def incoming(self) -> PlacementRecord | None:
         """The placement that is to take over."""
         return _of(self.placements, Role.INCOMING)
@@ -46,9 +51,7 @@ class Assignment:
         return self.incoming or self.current
 
 
-def assign(
-    app: AppRecord, placements: Iterable[PlacementRecord], seen: Snapshot, now: int
-) -> Assignment:
+def assign(app: AppRecord, placements: Iterable[PlacementRecord], seen: Snapshot, now: int) -> Assignment:
     """Return the placements that an app is to have from now (µs) on.
 
     A placement never changes its node or its version; what has another is another placement. A node that
@@ -89,6 +92,8 @@ class _Swap:
             for placement in list(self._placements.values()):
                 if placement.role is not Role.LOST:
                     self._give(placement, Role.OUTGOING, "The app is being deleted.")
+                elif self._seen.heard(placement.node) is None:
+                    del self._placements[placement.name]  # given up with its data: nobody waits for it
         elif self._app.spec.desired_state == App.STOPPED:
             if self._current is not None:  # else the one that comes in stays, for the data of its tries
                 self._end(Role.INCOMING, "The app was stopped.")
@@ -158,7 +163,8 @@ class _Swap:
 
     def _bring_in(self, target: Version, current: PlacementRecord | None) -> str:
         # Nothing moves without a reason, and the app's data is where it was.
-        before = current or next(iter(self._placements.values()), None)
+        staying = (it for it in self._placements.values() if it.role is not Role.LOST)
+        before = current or next(staying, None)
         node, why = (before.node, "It was there before.") if before is not None else ("", "")
         if before is None:
             choice = choose(self._app.spec.environment, self._seen.candidates)

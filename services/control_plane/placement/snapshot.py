@@ -18,14 +18,12 @@ READY = frozenset({Instance.RUNNING, Instance.IDLE})
 
 
 class Sight(Enum):
-    """How well a node is known just now."""
+    """How well a node is known just now; one that is neither heard nor given up is not in a snapshot."""
 
     HEARD = auto()
     """Its stream is open: what it tells is all that is there."""
     SILENT = auto()
     """It was not heard for its time limit; what is known is what it told last."""
-    UNCLEAR = auto()
-    """Neither yet: nothing can be said or decided."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,17 +16,21 @@ from functools import partial
 from typing import Any, TypeVar
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, StartInstanceRequest, StopInstanceRequest
+from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    Instance,
+    StartInstanceRequest,
+    StopInstanceRequest,
+)
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.placement.assignment import Assignment, assign
 from services.control_plane.placement.choice import Candidate
-from services.control_plane.placement.snapshot import Snapshot, is_own
+from services.control_plane.placement.snapshot import Snapshot
 from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.pace import Pace
-from services.control_plane.reconciler.plan import Plan, Start, Stop, plan, stop_orphan
+from services.control_plane.reconciler.plan import Plan, Start, plan, stop_orphan
 from services.control_plane.store.interface import CatalogStore, Transaction
-from services.control_plane.store.records import AppRecord, PlacementRecord
+from services.control_plane.store.records import AppRecord, PlacementRecord, Role
 from services.rpc.errors import SupervisorError
 
 log = logging.getLogger("appsupervisor.reconciler")
@@ -108,7 +112,8 @@ class AppReconciler:
             view = self._links.view(name, app.name, told)
             if view is not None:
                 nodes[name] = view
-        if placements or app.deleting or app.spec.desired_state == App.STOPPED:
+        staying = any(placement.role is not Role.LOST for placement in placements)
+        if staying or app.deleting or app.spec.desired_state == App.STOPPED:
             return Snapshot(nodes)
         prefix = f"{app.spec.environment}/nodes/"
         return Snapshot(
@@ -142,6 +147,8 @@ class AppReconciler:
 
     async def _act(self, app: AppRecord, assigned: Assignment, seen: Snapshot) -> Result:
         todo = plan(app, assigned, seen)
+        if app.deleting and (pause := self._pace.wait(_removal(app), app.target, "")):
+            return Result(after=pause)
         if todo.start is not None and (pause := self._pause(app, todo.start.placement)):
             return Result(after=pause)  # nor is anything stopped: what takes the app away would run then
         over, failure = await self._stop_all(app, todo)
@@ -165,7 +172,9 @@ class AppReconciler:
                 gone = await self._stop(app.name, stop.node, stop.request)
             except SupervisorError as refusal:
                 failure = refusal
-                self._links.hinder(stop.node, app.name, refusal)
+                if app.deleting:
+                    self._links.hinder(stop.node, app.name, refusal)
+                    self._pace.started(_removal(app), app.target, "")
                 continue
             if gone and stop.ends is not None:
                 over.append(stop.ends)
@@ -250,6 +259,11 @@ def _awaits_start(app: AppRecord, assigned: Assignment, seen: Snapshot) -> bool:
         return False
     view = seen.heard(wanted.node)
     return view is not None and not view.instances and view.hindrance is None
+
+
+def _removal(app: AppRecord) -> str:
+    """Return the name under which the tries to remove an app's data are paced: each is news of its own."""
+    return f"{app.name} removal"
 
 
 def _refused(start: StartInstanceRequest, refusal: SupervisorError) -> Instance:

@@ -12,7 +12,7 @@ from services.control_plane.placement.assignment import ENDING, Assignment
 from services.control_plane.placement.snapshot import READY, NodeView, Sight, Snapshot, is_own, is_ready
 from services.control_plane.rules.conditions import set_condition
 from services.control_plane.rules.sentences import sentences
-from services.control_plane.store.records import AppRecord, PlacementRecord, Role, Version, home_of
+from services.control_plane.store.records import AppRecord, PlacementRecord, Version, home_of
 
 
 def version_of(instance: Instance) -> Version:
@@ -29,7 +29,7 @@ def observe(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> A
     status.instances.clear()
     for name in sorted(told):
         status.instances.append(told[name])
-    home = seen.nodes.get(home_of(assigned.placements))
+    home = seen.nodes.get(home_of(assigned.staying))
     if home is not None:
         status.uri = _uri(app, home.node)
     _Status(app, assigned, seen, status, home).set(now)
@@ -40,7 +40,7 @@ def observe(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> A
 
 def _told(app: AppRecord, assigned: Assignment, seen: Snapshot) -> Iterator[tuple[str, Instance]]:
     """Yield the app's instances on the nodes that it has placements on, as the status shows them."""
-    known = {placement.node for placement in assigned.placements}
+    known = {placement.node for placement in assigned.staying}
     for instance in app.status.instances:
         if instance.node in known and instance.node not in seen.nodes:
             yield instance.name, instance
@@ -105,7 +105,7 @@ class _Status:
             stopped = gone and (self._is_heard() or was_stopped)
             status.state = Instance.STOPPED if stopped else Instance.STOPPING
             return "Stopped" if stopped else "Stopping", "", Condition.UNMET
-        if not self._assigned.placements:
+        if not self._assigned.staying:
             status.state = Instance.PENDING
             return "NO_NODE_AVAILABLE", self._assigned.unplaced, Condition.UNMET
         if ready is not None:
@@ -146,11 +146,11 @@ class _Status:
         return [self._seen.nodes[name] for name in nodes if name in self._seen.nodes]
 
     def _is_heard(self) -> bool:
-        nodes = {it.node for it in self._assigned.placements if it.role is not Role.LOST}
+        nodes = {it.node for it in self._assigned.staying}
         return all(self._seen.heard(node) is not None for node in nodes)
 
     def _silent(self) -> str:
-        """Return the name of the app's node if it is not heard; where it is being deleted, of any that isn't."""
+        """Return the name of the app's node if it isn't heard; while it is deleted, of any that isn't."""
         views = self._views() if self._app.deleting else [self._home] if self._home else []
         return next((view.node.name for view in views if view.sight is Sight.SILENT), "")
 
@@ -159,7 +159,7 @@ class _Status:
 
     def _alone(self) -> bool:
         """Tell whether nothing is left of other placements than the one that is to be."""
-        staying = [it for it in self._assigned.placements if it.role is not Role.LOST]
+        staying = self._assigned.staying
         return len(staying) <= 1 and all(it.role not in ENDING for it in staying)
 
     def _is_settled(self) -> bool:
@@ -181,8 +181,8 @@ class _Status:
         return status.state in (Instance.FAILED, Instance.STOPPED) and self._alone()
 
     def _set_scheduled(self, now: int) -> None:
-        if self._assigned.placements:
-            where = f"On {home_of(self._assigned.placements)}."
+        if self._assigned.staying:
+            where = f"On {home_of(self._assigned.staying)}."
             set_condition(self._status.conditions, "Scheduled", Condition.MET, "Placed", where, now)
         elif self._status.state == Instance.PENDING:
             why = self._assigned.unplaced
@@ -211,9 +211,7 @@ class _Status:
 def _failure(instance: Instance) -> tuple[str, str]:
     """Return why an instance is failed: that it is left so, where it is, and what it failed of."""
     error = instance.last_error
-    loop = next(
-        (c for c in instance.conditions if c.type == "CrashLoop" and c.status == Condition.MET), None
-    )
+    loop = next((c for c in instance.conditions if c.type == "CrashLoop" and c.status == Condition.MET), None)
     if loop is not None:
         return loop.reason, sentences(loop.message, f"The last time: {error.message or 'it failed'}")
     return error.reason or "APP_STARTUP_FAILED", error.message or "It failed."

@@ -83,4 +83,4 @@ class Pace:
 
 
 def _jittered(growth: int, uniform: Callable[[float, float], float]) -> float:
-    return min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(growth, 16)) * uniform(0.5, 1.0)
+    return min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(growth, 16)) * uniform(0.5, 1.0)

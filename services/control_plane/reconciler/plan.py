@@ -10,7 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest
-from appsupervisor.runtime.v1.runtime_environment_pb2 import (Instance, InstanceSpec, StartInstanceRequest, StopInstanceRequest)
+from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    Instance,
+    InstanceSpec,
+    StartInstanceRequest,
+    StopInstanceRequest,
+)
 from services.control_plane.placement.assignment import ENDING, Assignment, spec_of
 from services.control_plane.placement.snapshot import NodeView, Snapshot, is_own, is_ready
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role
@@ -37,7 +42,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The calls to make now, stops first, and whether the app has nothing left that could run or keep data."""
+    """The calls to make now, stops first, and whether nothing is left of the app that could keep data."""
 
     start: Start | None = None
     stop: tuple[Stop, ...] = ()
@@ -82,12 +87,12 @@ def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool
                 yield Stop(name, _stop(app, instance))
             elif ending or (own is not wanted and (replaced or not is_ready(instance))):
                 yield Stop(name, _stop(app, instance), own)
-        # What was never seen to be there may come yet, or have left its data: its node has to say that it is gone.
+        # What was never seen there may come yet, or have left its data: its node has to say that it is gone.
         if not app.deleting or not any(is_own(it, app.uid) for it in view.instances.values()):
             for placement in assigned.placements:
-                if placement.node == name and placement.role in ENDING:
-                    if placement.instance not in view.instances:
-                        yield Stop(name, _last_stop(app, placement), placement)
+                unseen = placement.node == name and placement.instance not in view.instances
+                if unseen and placement.role in ENDING:
+                    yield Stop(name, _last_stop(app, placement), placement)
 
 
 def _heard(assigned: Assignment, seen: Snapshot) -> Iterator[tuple[str, NodeView]]:
@@ -99,7 +104,8 @@ def _heard(assigned: Assignment, seen: Snapshot) -> Iterator[tuple[str, NodeView
 
 def _is_stuck(app: AppRecord, instance: Instance) -> bool:
     """Tell whether an instance has ended, but its data could not be removed: the stop is to be repeated."""
-    return app.deleting == DeleteAppRequest.DROP and instance.last_error.reason == "DATA_NOT_REMOVED"
+    own = app.deleting == DeleteAppRequest.DROP and is_own(instance, app.uid)
+    return own and instance.last_error.reason == "DATA_NOT_REMOVED"
 
 
 def _stop(app: AppRecord, instance: Instance) -> StopInstanceRequest:
@@ -117,7 +123,10 @@ def _last_stop(app: AppRecord, placement: PlacementRecord) -> StopInstanceReques
     # Of a deleted app: an epoch above all, so that a start which is still on its way is refused.
     epoch = max(placement.epoch, app.target.epoch) + bool(app.deleting)
     return StopInstanceRequest(
-        name=placement.instance, epoch=epoch, app_uid=app.uid, purge_data=app.deleting == DeleteAppRequest.DROP
+        name=placement.instance,
+        epoch=epoch,
+        app_uid=app.uid,
+        purge_data=app.deleting == DeleteAppRequest.DROP,
     )
 
 
@@ -150,6 +159,6 @@ def _instance_spec(app: AppRecord, placement: PlacementRecord) -> InstanceSpec:
     wanted.env.update(spec.env)
     wanted.secret_env.update(spec.secret_env)
     for field in _SPEC_MESSAGES:
-        if spec.HasField(field):
+        if spec.HasField(field):  # type: ignore[arg-type]
             getattr(wanted, field).CopyFrom(getattr(spec, field))
     return wanted

@@ -5,7 +5,7 @@ Each looks at the app again inside the transaction and does nothing if it is no 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -44,9 +44,7 @@ def decided(tx: Transaction, name: str, uid: str, seen: Snapshot) -> tuple[AppRe
     return after, assigned
 
 
-def renewed(
-    tx: Transaction, name: str, uid: str, placement: PlacementRecord, known: int
-) -> AppRecord | None:
+def renewed(tx: Transaction, name: str, uid: str, placement: PlacementRecord, known: int) -> AppRecord | None:
     """Move a placement to an epoch above `known`, its node's highest, and return the app."""
     record = _same(tx, name, uid)
     current = {it.name: it for it in tx.placements_of(name)}.get(placement.name)
@@ -125,10 +123,12 @@ def node_lost(tx: Transaction, node: Node, why: str) -> None:
     _put_node(tx, record, lost)
 
 
-def expire_operations(store: CatalogStore) -> Iterator[Future[None]]:
+def expire_operations(
+    store: CatalogStore, write: Callable[[Callable[[Transaction], None]], Future[None]]
+) -> Iterator[Future[None]]:
     """End the operations whose deadline has passed, one write each."""
     for name in store.mirror.overdue_operations(store.now()):
-        yield store.write(partial(operations.expire, name=name))
+        yield write(partial(operations.expire, name=name))
 
 
 def _put_placements(
@@ -176,7 +176,9 @@ def _tell(tx: Transaction, before: AppRecord, after: AppRecord, assigned: Assign
             "StateChanged",
             actor=SYSTEM,
             reason=ready.reason,
-            message=sentences(f"{Instance.State.Name(old.state)} to {Instance.State.Name(new.state)}", ready.message),
+            message=sentences(
+                f"{Instance.State.Name(old.state)} to {Instance.State.Name(new.state)}", ready.message
+            ),
             detail=culprit.last_error.detail if failed and culprit else "",
             instance=culprit.name if failed and culprit else "",
         )
@@ -187,14 +189,16 @@ def _tell(tx: Transaction, before: AppRecord, after: AppRecord, assigned: Assign
             "HealthChanged",
             actor=SYSTEM,
             reason=ready.reason,
-            message=sentences(f"{Instance.Health.Name(old.health)} to {Instance.Health.Name(new.health)}", ready.message),
+            message=sentences(
+                f"{Instance.Health.Name(old.health)} to {Instance.Health.Name(new.health)}", ready.message
+            ),
         )
     _tell_blocks(tx, after, old, new)
     updated = _condition(new, "Updated")
     if updated.status == Condition.UNMET and _condition(old, "Updated") != updated:
         culprit = next((i for i in new.instances if i.state == Instance.FAILED), None)
-        current, failed = assigned.current, after.failed
-        restarted = current is not None and failed is not None and current.generation == failed.generation
+        current, given_up = assigned.current, after.failed
+        restarted = current is not None and given_up is not None and current.generation == given_up.generation
         add_event(
             tx,
             after,

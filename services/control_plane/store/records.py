@@ -14,7 +14,12 @@ from functools import cached_property
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest, ListAppsResponse, OperationMetadata
+from appsupervisor.catalog.v1.app_catalog_pb2 import (
+    App,
+    DeleteAppRequest,
+    ListAppsResponse,
+    OperationMetadata,
+)
 from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
 
 VERBS = ("create", "update", "delete", "start", "stop", "restart")
@@ -148,7 +153,7 @@ def current_of(placements: Iterable[PlacementRecord]) -> PlacementRecord | None:
 
 
 def home_of(placements: Iterable[PlacementRecord]) -> str:
-    """Return the node that an app is on: that of what serves, else of what comes in; empty if there is none."""
+    """Return the node of what serves, else of what comes in; empty if there is none."""
     nodes = {placement.role: placement.node for placement in placements}
     return nodes.get(Role.CURRENT) or nodes.get(Role.INCOMING) or next(iter(nodes.values()), "")
 

@@ -1,5 +1,7 @@
 """Where an app runs moves from its row to its placements."""
 
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -44,7 +46,7 @@ def upgrade() -> None:
         op.drop_column("apps", column)
 
 
-def _placements(app: sa.RowMapping) -> list[dict[str, object]]:
+def _placements(app: sa.RowMapping) -> list[dict[str, Any]]:
     if not app["node"]:
         return []
     spec = App.FromString(app["spec"])
@@ -87,7 +89,7 @@ def _pinned(spec: App) -> bytes:
     kept.CopyFrom(spec)
     for field, _ in spec.ListFields():
         if field.name not in _KEPT:
-            kept.ClearField(field.name)
+            kept.ClearField(field.name)  # type: ignore[arg-type]
     return kept.SerializeToString(deterministic=True)
 
 
