@@ -19,9 +19,9 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane import server as composition
 from services.control_plane.catalog.queries import AppQueries
+from services.control_plane.controller.controller import Controller
 from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
-from services.control_plane.reconciler.reconciler import Reconciler
 from services.control_plane.rules.app_defaults import normalize_app
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.records import AppRecord, Version
@@ -79,26 +79,26 @@ async def serve(apps: int, directory: str) -> None:
     store = open_store(f"sqlite:///{directory}/catalog.db")
     fill(store, apps)
     operations = OperationService(store)
-    reconciler = Reconciler(store)
+    controller = Controller(store)
     server = RpcServer(
         [
             *composition.services(
                 store,
                 operations,
-                reconciler,
+                controller,
                 AppQueries(store),
-                AppTails(store.mirror, reconciler.client_of),
+                AppTails(store.mirror, controller.client_of),
             ),
             Service("bench.Empty", add_empty, EmptyServicer()),
         ]
     )
     await operations.start()
-    await reconciler.start()
+    await controller.start()
     print(await server.start("127.0.0.1:0"), flush=True)
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     await stopping.wait()
-    await reconciler.close()
+    await controller.close()
     await server.stop(0)
     await operations.close()
     store.close()

@@ -18,7 +18,14 @@ from pathlib import Path
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent, OperationMetadata
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane.store.interface import CatalogStore, Transaction
-from services.control_plane.store.records import AppRecord, OperationRecord, RequestRecord, Version
+from services.control_plane.store.records import (
+    AppRecord,
+    OperationRecord,
+    PlacementRecord,
+    RequestRecord,
+    Role,
+    Version,
+)
 from services.control_plane.store.sql_store import open_store
 from tests.bench.results import Row, at_most, quantile_row, row, table
 
@@ -93,9 +100,20 @@ def follow_up(name: str) -> Callable[[Transaction], None]:
                 **{
                     **{key: value for key, value in vars(record).items() if key != "public"},
                     "status": status,
-                    "node": "environments/default/nodes/node-1",
-                    "served": record.target,
                 }
+            )
+        )
+        tx.put_placement(
+            PlacementRecord(
+                app=name,
+                app_uid=record.uid,
+                replica=0,
+                generation=1,
+                epoch=1,
+                node="environments/default/nodes/node-1",
+                role=Role.CURRENT,
+                spec=record.spec.SerializeToString(),
+                since=tx.now,
             )
         )
         values = {**vars(operation), "done": True, "response": record.public, "expire_time": tx.now + DAY}

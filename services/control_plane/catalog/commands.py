@@ -12,6 +12,7 @@ from dataclasses import replace
 from google.longrunning.operations_pb2 import Operation
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
+from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.catalog.idempotency import Caller, execute
 from services.control_plane.operations import operations
@@ -22,7 +23,7 @@ from services.control_plane.rules.etags import etag_matches
 from services.control_plane.rules.masks import apply_update
 from services.control_plane.rules.names import app_name, parse_app_name, validate_id
 from services.control_plane.store.interface import CatalogStore, Transaction
-from services.control_plane.store.records import AppRecord, OperationRecord, Version
+from services.control_plane.store.records import AppRecord, OperationRecord, Role, Version, current_of
 from services.rpc.errors import Code, SupervisorError, Violation, invalid_field, invalid_fields
 
 DEFAULT_BASE_DOMAIN = "localhost"
@@ -101,7 +102,10 @@ class AppCommands:
 
         def run(tx: Transaction) -> OperationRecord:
             record = _changeable(tx.app(name), name, request.etag)
-            return _store(tx, record, change(record), verb, caller, f"{verb.capitalize()}Requested")
+            changed = change(record)
+            if not isinstance(request, pb.StopAppRequest) and request.accept_data_loss:
+                changed = _without_data(tx, record, changed)
+            return _store(tx, record, changed, verb, caller, f"{verb.capitalize()}Requested")
 
         return await self._execute(request, caller, run, request.validate_only)
 
@@ -199,9 +203,6 @@ def _update(
     changed = replace(record, spec=spec)
     if runtime_fields_changed(record.spec, spec):
         changed = replace(changed, target=Version(record.generation + 1, record.target.epoch), failed=None)
-        current = record.served is not None and record.served.generation == record.target.generation
-        if current and record.served_spec is None:
-            changed = replace(changed, served_spec=record.spec)
     effect = ""
     if record.spec.desired_state != spec.desired_state:
         effect = "stop" if spec.desired_state == pb.App.STOPPED else "start"
@@ -231,6 +232,21 @@ def _restart(record: AppRecord) -> AppRecord:
     return replace(record, target=target, failed=None)
 
 
+def _without_data(tx: Transaction, record: AppRecord, changed: AppRecord) -> AppRecord:
+    """Let an app begin with no data, also on another node if its own cannot be heard."""
+    given_up = False
+    for placement in tx.placements_of(record.name):
+        node = tx.node(placement.node)
+        silent = node is None or node.node.state == Node.UNREACHABLE
+        if silent and placement.role is not Role.LOST:
+            given_up = True
+            why = "Its data was given up while its node could not be heard."
+            tx.put_placement(replace(placement, role=Role.LOST, why=why, has_data=False, since=tx.now))
+        elif placement.has_data:
+            tx.put_placement(replace(placement, has_data=False))
+    return _restart(changed) if given_up and changed.target == record.target else changed
+
+
 def _with_desired(spec: pb.App, desired: pb.App.DesiredState.ValueType) -> pb.App:
     if spec.desired_state == desired:
         return spec
@@ -256,7 +272,7 @@ def _store(
     if changed is not record:
         status = pb.App()
         status.CopyFrom(changed.status)
-        if _is_settled(record, changed):
+        if _is_settled(tx, record, changed):
             status.observed_generation = changed.generation
         else:
             status.reconciling = True
@@ -292,11 +308,13 @@ def _only_shown(tx: Transaction, operation: OperationRecord) -> OperationRecord:
     return operations.end(tx, operation, None, app=tx.app(operation.app))
 
 
-def _is_settled(record: AppRecord, changed: AppRecord) -> bool:
+def _is_settled(tx: Transaction, record: AppRecord, changed: AppRecord) -> bool:
     """Tell whether a change needs nothing done: what runs stays, or nothing runs and nothing shall."""
     if changed.spec.desired_state == pb.App.STOPPED:
         return bool(changed.status.state == Instance.STOPPED)
-    same = record.spec.desired_state != pb.App.STOPPED and changed.target == record.served
+    current = current_of(tx.placements_of(record.name))
+    served = current is not None and current.version == changed.target
+    same = record.spec.desired_state != pb.App.STOPPED and served
     return same and changed.status.state in operations.READY
 
 

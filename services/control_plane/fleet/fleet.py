@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable
 
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
+from services.control_plane.catalog.commands import DEFAULT_BASE_DOMAIN
 from services.control_plane.catalog.idempotency import Caller, execute
 from services.control_plane.catalog.pages import page_by_name, request_digest
 from services.control_plane.rules.etags import app_etag, etag_matches
@@ -19,7 +20,7 @@ from services.control_plane.rules.names import (
     validate_id,
 )
 from services.control_plane.store.interface import CatalogStore, Transaction
-from services.control_plane.store.records import EnvironmentRecord, NodeRecord, timestamp
+from services.control_plane.store.records import EnvironmentRecord, NodeRecord, Role, timestamp
 from services.rpc.errors import SupervisorError, Violation, invalid_fields
 
 REGISTRATION_SECONDS = 10.0
@@ -138,12 +139,9 @@ class FleetService:
                 raise _environment_not_found(environment_name(environment_id))
             known = tx.node(name)
             node = _registered(request.node, name, known, tx.now)
-            if known is not None and self._is_taken(known, node):
-                raise SupervisorError(
-                    "NODE_NAME_TAKEN",
-                    f"{name} is another node, alive at {known.node.address}.",
-                    resource=name,
-                )
+            if known is not None:
+                self._check_name(tx, known, node)
+            _check_base_domain(tx, node, environment_name(environment_id))
             if known is None or node != known.node:
                 node.update_time.CopyFrom(timestamp(tx.now))
                 tx.put_node(NodeRecord(node))
@@ -153,7 +151,33 @@ class FleetService:
         response.registration_interval.FromMilliseconds(int(REGISTRATION_SECONDS * 1000))
         return response
 
-    def _is_taken(self, known: NodeRecord, node: pb.Node) -> bool:
+    def _check_name(self, tx: Transaction, known: NodeRecord, node: pb.Node) -> None:
+        """Refuse the name to another node while its bearer lives or has apps: their data is there."""
+        if self._is_alive(known, node):
+            raise SupervisorError(
+                "NODE_NAME_TAKEN",
+                f"{known.name} is another node, alive at {known.node.address}.",
+                resource=known.name,
+            )
+        if not known.node.uid or known.node.uid == node.uid:
+            return
+        lost = []
+        for app in tx.apps_on(known.name):
+            there = [it for it in tx.placements_of(app) if it.node == known.name]
+            if any(it.role is not Role.LOST for it in there):
+                raise SupervisorError(
+                    "NODE_NAME_TAKEN",
+                    f"{known.name} is another node, with the identity {known.node.uid}, and {app} is placed "
+                    "on it. Start that node with its own data directory, or this one under another name; or "
+                    "give its apps' data up: StartApp or RestartApp with accept_data_loss, or DeleteApp.",
+                    resource=known.name,
+                    metadata={"uid": known.node.uid, "app": app},
+                )
+            lost += there
+        for placement in lost:  # they were given up, and what has the name from now on never had them
+            tx.delete_placement(placement)
+
+    def _is_alive(self, known: NodeRecord, node: pb.Node) -> bool:
         """Tell whether another living process has the name; two can't listen on one address."""
         if known.node.incarnation == node.incarnation or known.node.address == node.address:
             return False
@@ -220,6 +244,27 @@ def _registered(told: pb.Node, name: str, known: NodeRecord | None, now: int) ->
             node.state, node.state_reason = known.node.state, known.node.state_reason
             node.update_time.CopyFrom(known.node.update_time)
     return node
+
+
+def _check_base_domain(tx: Transaction, node: pb.Node, environment: str) -> None:
+    """Refuse a base domain that is new to the environment and has custom domains of its apps under it.
+
+    Each of them would be the own address of some app, now or later. One that the environment has already is
+    not refused: its nodes would not come back, and on them own addresses go before custom domains.
+    """
+    base = node.base_domain or DEFAULT_BASE_DOMAIN
+    if any(base == (it.node.base_domain or DEFAULT_BASE_DOMAIN) for it in tx.nodes(environment)):
+        return
+    for domain, name in tx.domains_under(base):
+        app = tx.app(name)
+        if app is not None and app.spec.environment == environment:
+            raise SupervisorError(
+                "DOMAIN_TAKEN",
+                f"The base domain {base} would be above {domain}, a domain of {name}; take that from the app "
+                "first, or give the node another base domain.",
+                resource=node.name,
+                metadata={"domain": domain, "app": name, "base_domain": base},
+            )
 
 
 def _environment_not_found(name: str) -> SupervisorError:

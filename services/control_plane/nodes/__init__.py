@@ -1,1 +1,1 @@
-"""The control plane's side of a node: one client per node, with deadlines and bounded retries."""
+"""The control plane's side of a node: a client with deadlines and bounded retries, and the node's stream."""

@@ -11,7 +11,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import LogEntry, TailLogsR
 from services.control_plane.nodes.client import NodeClient
 from services.control_plane.rules.names import app_name, parse_app_name
 from services.control_plane.store.mirror import Mirror
-from services.control_plane.store.records import AppRecord
+from services.control_plane.store.records import AppRecord, home_of
 from services.rpc.errors import SupervisorError, Violation, invalid_fields
 
 MAX_TAIL_LINES = 100_000
@@ -54,10 +54,11 @@ class AppTails:
         synced = False
         while True:
             record = self._existing(name, uid)
-            moved = asyncio.create_task(self._moved(record), name=f"tail {name}")
+            node = self._node_of(name)
+            moved = asyncio.create_task(self._moved(record, node), name=f"tail {name}")
             try:
-                if record.node:
-                    async with aclosing(self._from_node(record, wanted, moved)) as messages:
+                if node:
+                    async with aclosing(self._from_node(record, node, wanted, moved)) as messages:
                         async for message in messages:
                             if message.resume_token:
                                 wanted.resume_token = message.resume_token
@@ -71,7 +72,7 @@ class AppTails:
                     yield TailAppLogsResponse(
                         type=TailAppLogsResponse.SYNCED, resume_token=wanted.resume_token
                     )
-                if not wanted.follow or (wanted.instance and record.node):
+                if not wanted.follow or (wanted.instance and node):
                     return
                 # Nothing to read yet; or its data has gone from the node, and in a moment the app has, too.
                 await asyncio.wait({moved}, timeout=LOOK_SECONDS)
@@ -81,14 +82,12 @@ class AppTails:
             yield TailAppLogsResponse(type=TailAppLogsResponse.BOOKMARK, resume_token=wanted.resume_token)
 
     async def _from_node(
-        self, record: AppRecord, wanted: TailLogsRequest, moved: asyncio.Task[None]
+        self, record: AppRecord, node: str, wanted: TailLogsRequest, moved: asyncio.Task[None]
     ) -> AsyncGenerator[TailLogsResponse, None]:
         """Yield what the app's node tells, until it has no more or the app isn't there any longer."""
-        client = self._client_of(record.node)
+        client = self._client_of(node)
         if client is None:
-            raise SupervisorError(
-                "NODE_UNREACHABLE", f"{record.node} is not followed now.", resource=record.node
-            )
+            raise SupervisorError("NODE_UNREACHABLE", f"{node} is not followed now.", resource=node)
         async with aclosing(client.tail_logs(wanted)) as messages:
             while True:
                 step = asyncio.ensure_future(anext(messages))
@@ -111,7 +110,7 @@ class AppTails:
                     raise
                 yield message
 
-    async def _moved(self, record: AppRecord) -> None:
+    async def _moved(self, record: AppRecord, node: str) -> None:
         """Return once the app is gone or on another node, or the server shuts down."""
         feed = self._mirror.apps
         closed = asyncio.create_task(self._closed.wait())
@@ -119,7 +118,7 @@ class AppTails:
             while not closed.done():
                 position = feed.revision
                 now = feed.get(record.name)
-                if now is None or (now.uid, now.node) != (record.uid, record.node):
+                if now is None or (now.uid, self._node_of(now.name)) != (record.uid, node):
                     return
                 change = asyncio.create_task(feed.wait(position, LOOK_SECONDS))
                 try:
@@ -128,6 +127,9 @@ class AppTails:
                     change.cancel()
         finally:
             closed.cancel()
+
+    def _node_of(self, app: str) -> str:
+        return home_of(self._mirror.placements_of(app))
 
     def _existing(self, name: str, uid: str) -> AppRecord:
         if self._closed.is_set():

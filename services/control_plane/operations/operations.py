@@ -13,8 +13,10 @@ from google.longrunning.operations_pb2 import Operation
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, OperationMetadata
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
+from services.control_plane.operations.traces import add_trace
+from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.interface import Transaction
-from services.control_plane.store.records import AppRecord, OperationRecord, Version
+from services.control_plane.store.records import AppRecord, OperationRecord, Version, current_of
 from services.rpc.errors import CODES, SupervisorError
 from services.rpc.status import to_status
 
@@ -59,8 +61,9 @@ def begin(tx: Transaction, verb: str, record: AppRecord, actor: str, *, effect: 
     metadata.create_time.FromMicroseconds(tx.now)
     metadata.deadline_time.FromMicroseconds(tx.now + allowed + SLACK)
     goal = record.target
-    if verb == "start" and record.served is not None and record.status.state in READY:
-        goal = record.served  # it serves, if only an older version after a failed update
+    served = _served(tx, record)
+    if verb == "start" and served is not None and record.status.state in READY:
+        goal = served  # it serves, if only an older version after a failed update
     operation = OperationRecord(
         name=f"operations/{tx.now:016x}{secrets.token_hex(6)}",
         app=record.name,
@@ -92,16 +95,16 @@ def expire(tx: Transaction, name: str) -> None:
     if operation is None or operation.done or operation.deadline > tx.now:
         return
     app = tx.app(operation.app)
-    why = f" It is {Instance.State.Name(app.status.state)}." if app else ""
+    why = f"It is {Instance.State.Name(app.status.state)}" if app else ""
     for condition in app.status.conditions if app else ():
         if condition.type == "Ready" and condition.message:
-            why = f" {condition.message}"
+            why = condition.message
     end(
         tx,
         operation,
         SupervisorError(
             "OPERATION_DEADLINE_EXCEEDED",
-            f"{operation.app} did not get there in time; what is wanted of it stands.{why}",
+            sentences(f"{operation.app} did not get there in time; what is wanted of it stands", why),
             resource=operation.app,
         ),
         step="failed",
@@ -115,19 +118,26 @@ def end(
     *,
     step: str = "done",
     app: AppRecord | None = None,
+    traceback: str = "",
 ) -> OperationRecord:
-    """End an operation, with the app as its response or an error, and return it."""
+    """End an operation, with the app as its response or an error, and return it.
+
+    The error carries the end of `traceback`, that of the app's exception.
+    """
     metadata = OperationMetadata()
     metadata.CopyFrom(operation.metadata)
     metadata.end_time.FromMicroseconds(tx.now)
     metadata.step = step
     if error is None:
         metadata.progress_percent = 100
+    status = None if error is None else to_status(error)
+    if status is not None:
+        add_trace(status, traceback, operation.app)
     ended = replace(
         operation,
         metadata=metadata,
         done=True,
-        error=None if error is None else to_status(error),
+        error=status,
         response=app.public if app else None,
         expire_time=tx.now + KEPT,
     )
@@ -136,24 +146,30 @@ def end(
 
 
 def _settle_one(tx: Transaction, operation: OperationRecord, record: AppRecord) -> OperationRecord:
-    if fulfilled(operation.verb, operation.goal, record):
+    if fulfilled(operation.verb, operation.goal, record, _served(tx, record)):
         return end(tx, operation, None, app=record)
     if failure := failed(operation.verb, operation.goal, record):
-        return end(tx, operation, failure, step="failed")
+        return end(tx, operation, failure, step="failed", traceback=_traceback(record))
     updated = replace(operation, metadata=_progress(operation.metadata, record))
     if operation.revision == 0 or updated.metadata != operation.metadata:
         tx.put_operation(updated)
     return updated
 
 
-def fulfilled(verb: str, goal: Version, record: AppRecord) -> bool:
-    """Tell whether an operation has reached its goal."""
+def _served(tx: Transaction, record: AppRecord) -> Version | None:
+    """Return the version that serves, or did last."""
+    current = current_of(tx.placements_of(record.name))
+    return current.version if current is not None else None
+
+
+def fulfilled(verb: str, goal: Version, record: AppRecord, served: Version | None) -> bool:
+    """Tell whether an operation has reached its goal; `served` is the version that serves, or did last."""
     if verb == "delete":
         return False  # ended by the removal itself
     if verb == "stop" or record.spec.desired_state == App.STOPPED:
         wanted = record.spec.desired_state == App.STOPPED
         return wanted and bool(record.status.state == Instance.STOPPED)
-    return record.served is not None and record.status.state in READY and _reaches(record.served, goal)
+    return served is not None and record.status.state in READY and _reaches(served, goal)
 
 
 def failed(verb: str, goal: Version, record: AppRecord) -> SupervisorError | None:
@@ -174,6 +190,13 @@ def _error_of(record: AppRecord, kind: str) -> SupervisorError:
             reason = condition.reason if condition.reason in CODES else "APP_STARTUP_FAILED"
             return SupervisorError(reason, condition.message, resource=record.name)
     return SupervisorError("APP_STARTUP_FAILED", f"{record.name} failed.", resource=record.name)
+
+
+def _traceback(record: AppRecord) -> str:
+    """Return the traceback that an app's failed instance has, the one that was given up first."""
+    failed = [it for it in record.status.instances if it.state == Instance.FAILED]
+    failed.sort(key=lambda it: (it.epoch, it.generation), reverse=True)
+    return next((it.last_error.detail for it in failed), "")
 
 
 def _reaches(version: Version, goal: Version) -> bool:

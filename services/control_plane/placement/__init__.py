@@ -1,1 +1,1 @@
-"""Placement: which node an app runs on. Pure: state in, assignment out."""
+"""Placement: which copies of an app there are to be, and on which nodes. Pure: state in, assignment out."""

@@ -1,1 +1,1 @@
-"""The reconciler: makes what runs on the nodes match what the catalog wants, for ever."""
+"""The reconciler: one pass over one app, which brings what runs closer to what the catalog wants."""

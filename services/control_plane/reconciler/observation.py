@@ -1,38 +1,18 @@
-"""What is: an app's status from what its node tells. Pure.
-
-`observe` also notes which version serves and which was given up, so that a failed update goes on
-serving the old version, also after a restart of the node.
-"""
+"""What is: an app's status from its placements and what their nodes tell. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceError
+from services.control_plane.placement.assignment import ENDING, Assignment
+from services.control_plane.placement.snapshot import READY, NodeView, Sight, Snapshot, is_own, is_ready
 from services.control_plane.rules.conditions import set_condition
-from services.control_plane.store.records import AppRecord, Version
-
-READY = frozenset({Instance.RUNNING, Instance.IDLE})
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """What can be seen of an app's node: the app's instances there, by resource name.
-
-    `reachable` is false once the node was not heard for its time limit; the instances are then the
-    last ones told. `node` is None while the app has no node.
-    """
-
-    node: Node | None
-    reachable: bool
-    instances: Mapping[str, Instance]
-    unplaced_reason: str = ""
-    """Why the app has no node: one sentence."""
-    hindrance: tuple[str, str] | None = None
-    """Why its last start was not accepted, for now: a reason and a sentence."""
+from services.control_plane.rules.sentences import sentences
+from services.control_plane.store.records import AppRecord, PlacementRecord, Version, home_of
 
 
 def version_of(instance: Instance) -> Version:
@@ -40,144 +20,192 @@ def version_of(instance: Instance) -> Version:
     return Version(instance.generation, instance.epoch)
 
 
-def own_instances(record: AppRecord, view: View) -> dict[str, Instance]:
-    """Return the instances of this very app: those of another uid belong to one that had its name."""
-    return {name: i for name, i in view.instances.items() if i.app_uid in ("", record.uid)}
-
-
-def is_ready(instance: Instance | None) -> bool:
-    """Tell whether an instance serves, or would with the first request."""
-    return instance is not None and instance.state in READY
-
-
-def wanted_version(record: AppRecord) -> Version:
-    """Return the version that is to run: the target, or the one served before it was given up."""
-    if record.failed == record.target and record.served is not None:
-        return record.served
-    return record.target
-
-
-def wanted_spec(record: AppRecord) -> App:
-    """Return the spec of the wanted version."""
-    if record.served_spec is not None and wanted_version(record) != record.target:
-        return record.served_spec
-    return record.spec
-
-
-def instance_name(record: AppRecord, version: Version) -> str:
-    """Return the resource name of the instance that runs a version."""
-    return f"{record.name}/instances/{version.instance_id}"
-
-
-def observe(record: AppRecord, view: View, now: int) -> AppRecord:
-    """Return the app with what has been observed: versions served and given up, and its status."""
-    mine = own_instances(record, view)
-    if view.reachable:
-        record = _advance(record, mine)
+def observe(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> AppRecord:
+    """Return the app with the status that its placements and their nodes give it, as of now (µs)."""
+    app = app if app.failed == assigned.failed else replace(app, failed=assigned.failed)
     status = App()
-    status.CopyFrom(record.status)
+    status.CopyFrom(app.status)
+    told = dict(_told(app, assigned, seen))
     status.instances.clear()
-    for name in sorted(mine):
-        shown = status.instances.add()
-        shown.CopyFrom(mine[name])
-        shown.node = view.node.name if view.node else ""
-        shown.ClearField("figures")
-        if not view.reachable:
-            shown.health = Instance.Health.UNKNOWN
-    status.uri = _uri(record, view.node)
-    _set_state(record, view, mine, status, now)
-    if status == record.status:
-        return record
-    return replace(record, status=status)
+    for name in sorted(told):
+        status.instances.append(told[name])
+    home = seen.nodes.get(home_of(assigned.staying))
+    if home is not None:
+        status.uri = _uri(app, home.node)
+    _Status(app, assigned, seen, status, home).set(now)
+    if status == app.status:
+        return app
+    return replace(app, status=status)
 
 
-def awaits_start(record: AppRecord, view: View) -> bool:
-    """Tell whether an app that is to run has nothing on its node, for all that is known yet."""
-    wanted = record.spec.desired_state != App.STOPPED and not record.deleting and record.failed is None
-    seen = bool(view.instances) or view.hindrance is not None
-    return wanted and view.reachable and not seen
+def _told(app: AppRecord, assigned: Assignment, seen: Snapshot) -> Iterator[tuple[str, Instance]]:
+    """Yield the app's instances on the nodes that it has placements on, as the status shows them."""
+    known = {placement.node for placement in assigned.staying}
+    for instance in app.status.instances:
+        if instance.node in known and instance.node not in seen.nodes:
+            yield instance.name, instance
+    for name in known & seen.nodes.keys():
+        view = seen.nodes[name]
+        for instance in view.instances.values():
+            if not is_own(instance, app.uid):
+                continue
+            shown = Instance()
+            shown.CopyFrom(instance)
+            shown.node = name
+            shown.ClearField("figures")
+            if view.sight is Sight.SILENT:
+                shown.health = Instance.Health.UNKNOWN
+            yield shown.name, shown
 
 
-def _advance(record: AppRecord, mine: Mapping[str, Instance]) -> AppRecord:
-    """Note the newest ready version as served, and a failed target beside it as given up."""
-    ready = [version_of(i) for i in mine.values() if is_ready(i)]
-    if record.target in ready:
-        if record.served != record.target or record.served_spec is not None:
-            record = replace(record, served=record.target, served_spec=None, failed=None)
-        return record
-    if record.served is None and ready:  # it was ready only after the next version was wanted
-        record = replace(record, served=max(ready, key=lambda v: (v.epoch, v.generation)))
-    if record.served is None or record.served == record.target:
-        return record
-    if record.failed == record.target:
-        if not has_served_spec(record) and instance_name(record, record.served) not in mine:
-            return replace(record, failed=None)  # it is gone and cannot be run again
-        return record
-    target = mine.get(instance_name(record, record.target))
-    failed = target is not None and target.state == Instance.FAILED
-    if failed and (record.served in ready or record.served_spec is not None):
-        return replace(record, failed=record.target)
-    return record
+class _Status:
+    """Sets the parts of a status that follow from each other."""
 
+    def __init__(
+        self, app: AppRecord, assigned: Assignment, seen: Snapshot, status: App, home: NodeView | None
+    ) -> None:
+        self._app = app
+        self._assigned = assigned
+        self._seen = seen
+        self._status = status
+        self._home = home
+        self._serving = max(
+            (it for it in status.instances if is_ready(it)),
+            key=lambda it: (it.epoch, it.generation),
+            default=None,
+        )
 
-def has_served_spec(record: AppRecord) -> bool:
-    """Tell whether the spec of the version served is known: its own, or the current one."""
-    if record.served is None:
-        return False
-    return record.served_spec is not None or record.served.generation == record.target.generation
+    def set(self, now: int) -> None:
+        """Set state, health, conditions and whether work goes on."""
+        status = self._status
+        reason, message, holds = self._state()
+        silent = self._silent()
+        if silent and not self._at_rest():
+            status.health, holds, reason = Instance.Health.UNKNOWN, Condition.UNKNOWN, "NODE_UNREACHABLE"
+            message = f"{silent} cannot be heard; nothing is known of what runs there."
+        set_condition(status.conditions, "Ready", holds, reason, message, now)
+        self._set_scheduled(now)
+        self._set_updated(now)
+        settled = self._is_settled()
+        if settled:
+            status.observed_generation = self._app.generation
+        status.reconciling = not settled and not self._is_final()
 
+    def _state(self) -> tuple[str, str, Condition.Status.ValueType]:
+        """Set state and health; return the reason, the message and the status of condition `Ready`."""
+        app, status, ready = self._app, self._status, self._serving
+        was_stopped = status.state == Instance.STOPPED
+        status.health = Instance.Health.UNKNOWN
+        if app.deleting:
+            status.state = Instance.DELETING
+            return *self._hindrance("Deleting"), Condition.UNMET
+        if app.spec.desired_state == App.STOPPED:
+            # What was seen stopped stays so while its node cannot be heard: nothing starts it.
+            gone = all(instance.state == Instance.STOPPED for instance in status.instances)
+            stopped = gone and (self._is_heard() or was_stopped)
+            status.state = Instance.STOPPED if stopped else Instance.STOPPING
+            return "Stopped" if stopped else "Stopping", "", Condition.UNMET
+        if not self._assigned.staying:
+            status.state = Instance.PENDING
+            return "NO_NODE_AVAILABLE", self._assigned.unplaced, Condition.UNMET
+        if ready is not None:
+            status.state, status.health = ready.state, ready.health
+            return "Serving" if ready.state == Instance.RUNNING else "Dormant", "", Condition.MET
+        return *self._not_ready(), Condition.UNMET
 
-def under_new_epoch(record: AppRecord, known: int) -> AppRecord:
-    """Return the app with its wanted version moved to an epoch above `known`, the node's highest."""
-    epoch = max(known, record.target.epoch) + 1
-    target = replace(record.target, epoch=epoch)
-    if wanted_version(record) == record.target or record.served is None:
-        return replace(record, target=target)
-    return replace(record, target=target, failed=target, served=replace(record.served, epoch=epoch))
+    def _not_ready(self) -> tuple[str, str]:
+        status = self._status
+        wanted = self._shown(self._assigned.wanted)
+        if wanted is None or wanted.state == Instance.STOPPING:
+            status.state = Instance.PENDING
+            return self._hindrance("Starting")
+        if wanted.state == Instance.STOPPED:
+            status.state = Instance.STOPPED
+            return "Finished", "It ended by itself without an error, and its restart policy leaves it so."
+        if wanted.state == Instance.FAILED:
+            status.state, status.health = Instance.FAILED, Instance.Health.UNHEALTHY
+            return _failure(wanted)
+        status.state = wanted.state
+        return "Starting", ""
 
+    def _hindrance(self, otherwise: str) -> tuple[str, str]:
+        """Return what keeps the app's nodes from doing what they were told."""
+        for instance in self._status.instances:
+            if instance.state == Instance.STOPPING and instance.last_error.reason == "DATA_NOT_REMOVED":
+                return instance.last_error.reason, instance.last_error.message
+        hindrances = (view.hindrance for view in self._views() if view.heard and view.hindrance)
+        return next(hindrances, (otherwise, ""))
 
-def _set_state(record: AppRecord, view: View, mine: Mapping[str, Instance], status: App, now: int) -> None:
-    wanted = mine.get(instance_name(record, wanted_version(record)))
-    ready = _serving(mine)
-    was_stopped = status.state == Instance.STOPPED
-    status.health = Instance.Health.UNKNOWN
-    reason, message, holds = "", "", Condition.UNMET
-    if record.deleting:
-        status.state, reason = Instance.DELETING, "Deleting"
-    elif record.spec.desired_state == App.STOPPED:
-        # What was seen stopped stays so while its node cannot be heard: nothing starts it.
-        gone = all(instance.state == Instance.STOPPED for instance in mine.values())
-        stopped = gone and (view.reachable or not record.node or was_stopped)
-        status.state = Instance.STOPPED if stopped else Instance.STOPPING
-        reason = "Stopped" if stopped else "Stopping"
-    elif view.node is None:
-        status.state, reason = Instance.PENDING, "NO_NODE_AVAILABLE"
-        message = view.unplaced_reason
-    elif ready is not None:
-        status.state, status.health, holds = ready.state, ready.health, Condition.MET
-        reason = "Serving" if ready.state == Instance.RUNNING else "Dormant"
-    elif wanted is None or wanted.state == Instance.STOPPING:
-        status.state = Instance.PENDING
-        reason, message = view.hindrance or ("Starting", "")
-    elif wanted.state == Instance.STOPPED:
-        status.state, reason = Instance.STOPPED, "Finished"
-        message = "It ended by itself without an error, and its restart policy leaves it so."
-    elif wanted.state == Instance.FAILED:
-        status.state, status.health = Instance.FAILED, Instance.Health.UNHEALTHY
-        reason, message = _failure(wanted)
-    else:
-        status.state, reason = wanted.state, "Starting"
-    if view.node is not None and not view.reachable and not _at_rest(record, status):
-        status.health, holds = Instance.Health.UNKNOWN, Condition.UNKNOWN
-        reason = "NODE_UNREACHABLE"
-        message = f"{view.node.name} cannot be heard; nothing is known of what runs there."
-    set_condition(status.conditions, "Ready", holds, reason, message, now)
-    _set_scheduled(view, status, now)
-    _set_updated(record, mine, status, now)
-    settled = _is_settled(record, status, ready)
-    if settled:
-        status.observed_generation = record.generation
-    status.reconciling = not settled and not _is_final(record, status)
+    def _shown(self, placement: PlacementRecord | None) -> Instance | None:
+        if placement is None:
+            return None
+        return next((it for it in self._status.instances if it.name == placement.instance), None)
+
+    def _views(self) -> list[NodeView]:
+        nodes = dict.fromkeys(placement.node for placement in self._assigned.placements)
+        return [self._seen.nodes[name] for name in nodes if name in self._seen.nodes]
+
+    def _is_heard(self) -> bool:
+        nodes = {it.node for it in self._assigned.staying}
+        return all(self._seen.heard(node) is not None for node in nodes)
+
+    def _silent(self) -> str:
+        """Return the name of the app's node if it isn't heard; while it is deleted, of any that isn't."""
+        views = self._views() if self._app.deleting else [self._home] if self._home else []
+        return next((view.node.name for view in views if view.sight is Sight.SILENT), "")
+
+    def _at_rest(self) -> bool:
+        return bool(self._status.state == Instance.STOPPED) and not self._app.deleting
+
+    def _alone(self) -> bool:
+        """Tell whether nothing is left of other placements than the one that is to be."""
+        staying = self._assigned.staying
+        return len(staying) <= 1 and all(it.role not in ENDING for it in staying)
+
+    def _is_settled(self) -> bool:
+        app, serving = self._app, self._serving
+        if app.deleting:
+            return False
+        if app.spec.desired_state == App.STOPPED:
+            return bool(self._status.state == Instance.STOPPED) and self._alone()
+        one = len(self._status.instances) == 1 and self._alone()
+        return serving is not None and one and version_of(serving) == app.target
+
+    def _is_final(self) -> bool:
+        """Tell whether nothing more will be done until somebody changes something."""
+        app, status = self._app, self._status
+        if app.deleting:
+            return False
+        if app.failed == app.target and status.state in READY:
+            return len(status.instances) == 1 and self._alone()
+        return status.state in (Instance.FAILED, Instance.STOPPED) and self._alone()
+
+    def _set_scheduled(self, now: int) -> None:
+        if self._assigned.staying:
+            where = f"On {home_of(self._assigned.staying)}."
+            set_condition(self._status.conditions, "Scheduled", Condition.MET, "Placed", where, now)
+        elif self._status.state == Instance.PENDING:
+            why = self._assigned.unplaced
+            reason = "NO_NODE_AVAILABLE"
+            set_condition(self._status.conditions, "Scheduled", Condition.UNMET, reason, why, now)
+
+    def _set_updated(self, now: int) -> None:
+        app, status, current = self._app, self._status, self._assigned.current
+        if app.failed is not None and app.failed == app.target:
+            culprit = next((it for it in status.instances if version_of(it) == app.failed), None)
+            known = next((c for c in status.conditions if c.type == "Updated"), None)
+            if culprit is not None or known is None or known.status != Condition.UNMET:
+                error = culprit.last_error if culprit is not None else InstanceError()
+                restarted = current is not None and current.generation == app.failed.generation
+                before = "instance" if restarted else "version"
+                message = sentences(
+                    error.message or f"The new {before} did not start",
+                    f"The {before} before it goes on serving",
+                )
+                reason = error.reason or "APP_STARTUP_FAILED"
+                set_condition(status.conditions, "Updated", Condition.UNMET, reason, message, now)
+        elif current is not None and current.version == app.target:
+            set_condition(status.conditions, "Updated", Condition.MET, "Current", "", now)
 
 
 def _failure(instance: Instance) -> tuple[str, str]:
@@ -185,74 +213,12 @@ def _failure(instance: Instance) -> tuple[str, str]:
     error = instance.last_error
     loop = next((c for c in instance.conditions if c.type == "CrashLoop" and c.status == Condition.MET), None)
     if loop is not None:
-        return loop.reason, f"{loop.message} The last time: {error.message or 'it failed.'}"
+        return loop.reason, sentences(loop.message, f"The last time: {error.message or 'it failed'}")
     return error.reason or "APP_STARTUP_FAILED", error.message or "It failed."
 
 
-def _serving(mine: Mapping[str, Instance]) -> Instance | None:
-    """Return the ready instance of the newest version."""
-    ready = [i for i in mine.values() if is_ready(i)]
-    return max(ready, key=lambda i: (i.epoch, i.generation), default=None)
-
-
-def _at_rest(record: AppRecord, status: App) -> bool:
-    return bool(status.state == Instance.STOPPED) and not record.deleting
-
-
-def _is_settled(record: AppRecord, status: App, serving: Instance | None) -> bool:
-    if record.deleting:
-        return False
-    if record.spec.desired_state == App.STOPPED:
-        return bool(status.state == Instance.STOPPED)
-    alone = len(status.instances) == 1
-    return serving is not None and alone and version_of(serving) == record.target
-
-
-def _is_final(record: AppRecord, status: App) -> bool:
-    """Tell whether nothing more will be done until somebody changes something."""
-    if record.deleting:
-        return False
-    gave_up = record.failed == record.target and status.state in READY and len(status.instances) == 1
-    return gave_up or status.state in (Instance.FAILED, Instance.STOPPED)
-
-
-def _set_scheduled(view: View, status: App, now: int) -> None:
-    if view.node is not None:
-        set_condition(status.conditions, "Scheduled", Condition.MET, "Placed", f"On {view.node.name}.", now)
-    elif status.state == Instance.PENDING:
-        set_condition(
-            status.conditions,
-            "Scheduled",
-            Condition.UNMET,
-            "NO_NODE_AVAILABLE",
-            view.unplaced_reason,
-            now,
-        )
-
-
-def _set_updated(record: AppRecord, mine: Mapping[str, Instance], status: App, now: int) -> None:
-    if record.failed is not None and record.failed == record.target:
-        culprit = mine.get(instance_name(record, record.failed))
-        known = next((c for c in status.conditions if c.type == "Updated"), None)
-        if culprit is not None or known is None or known.status != Condition.UNMET:
-            error = culprit.last_error if culprit is not None else InstanceError()
-            message = error.message or "The new version did not start."
-            set_condition(
-                status.conditions,
-                "Updated",
-                Condition.UNMET,
-                error.reason or "APP_STARTUP_FAILED",
-                f"{message} The version before it goes on serving.",
-                now,
-            )
-    elif record.served == record.target:
-        set_condition(status.conditions, "Updated", Condition.MET, "Current", "", now)
-
-
-def _uri(record: AppRecord, node: Node | None) -> str:
-    if node is None:
-        return ""
-    app_id = record.name.removeprefix("apps/")
+def _uri(app: AppRecord, node: Node) -> str:
+    app_id = app.name.removeprefix("apps/")
     host = f"{app_id}.{node.base_domain or 'localhost'}"
     port = node.http_address.rpartition(":")[2]
     return f"http://{host}/" if port == "80" else f"http://{host}:{port}/"

@@ -1,12 +1,12 @@
-"""What to do: the calls that bring an app's node from what is to what is wanted. Pure.
+"""What to do: the calls that bring an app's nodes from what is to what its placements say. Pure.
 
-The rules: the wanted version is started when it isn't there; once it is ready every other instance
-is stopped; an instance that is neither wanted nor ready is stopped at once; nothing is decided on a
-node that cannot be heard.
+The rules: what is wanted is started where it isn't; once it is ready everything else is stopped; what is
+neither wanted nor ready is stopped at once; nothing is asked of a node that cannot be heard.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest
@@ -16,62 +16,55 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     StartInstanceRequest,
     StopInstanceRequest,
 )
-from services.control_plane.reconciler.observation import (
-    View,
-    instance_name,
-    is_ready,
-    own_instances,
-    wanted_spec,
-    wanted_version,
-)
-from services.control_plane.store.records import AppRecord
+from services.control_plane.placement.assignment import ENDING, Assignment, spec_of
+from services.control_plane.placement.snapshot import NodeView, Snapshot, is_own, is_ready
+from services.control_plane.store.records import AppRecord, PlacementRecord, Role
+
+_SPEC_MESSAGES = ("config", "database", "idle_timeout", "limits", "health_check", "restart_policy")
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A placement whose instance is to be started."""
+
+    placement: PlacementRecord
+    request: StartInstanceRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """An instance that is to end; `ends` is the placement that is over once its node says that it is gone."""
+
+    node: str
+    request: StopInstanceRequest
+    ends: PlacementRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The calls to make now, and whether the app may be removed from the catalog after them."""
+    """The calls to make now, stops first, and whether nothing is left of the app that could keep data."""
 
-    start: StartInstanceRequest | None = None
-    stop: tuple[StopInstanceRequest, ...] = ()
+    start: Start | None = None
+    stop: tuple[Stop, ...] = ()
     remove: bool = False
 
 
-def plan(record: AppRecord, view: View) -> Plan:
+def plan(app: AppRecord, assigned: Assignment, seen: Snapshot) -> Plan:
     """Return what to do next for an app."""
-    if view.node is None:
-        return Plan(remove=bool(record.deleting))
-    if not view.reachable:
-        return Plan()
-    if record.deleting or record.spec.desired_state == App.STOPPED:
-        return _plan_end(record, view)
-    version = wanted_version(record)
-    name = instance_name(record, version)
-    mine = own_instances(record, view)
-    wanted = mine.get(name)
-    stops = tuple(
-        _stop(record, other)
-        for other in view.instances.values()
-        if other.state != Instance.STOPPING
-        and (other.name not in mine or (other.name != name and (is_ready(wanted) or not is_ready(other))))
-    )
-    if name in view.instances:  # it is there, or another app's of that name has to go first
+    if app.deleting and not assigned.placements:
+        return Plan(remove=True)
+    ending = bool(app.deleting) or app.spec.desired_state == App.STOPPED
+    stops = tuple(_stops(app, assigned, seen, ending=ending))
+    wanted = assigned.wanted
+    if ending or wanted is None:
         return Plan(stop=stops)
-    return Plan(start=StartInstanceRequest(spec=_instance_spec(record, name)), stop=stops)
-
-
-def _plan_end(record: AppRecord, view: View) -> Plan:
-    purge = record.deleting == DeleteAppRequest.DROP
-    stops = tuple(
-        _stop(record, instance, purge=purge)
-        for instance in view.instances.values()
-        if instance.state != Instance.STOPPING
+    view = seen.heard(wanted.node)
+    if view is None or wanted.instance in view.instances:
+        return Plan(stop=stops)  # it is there, or another app's of that name has to go first
+    request = StartInstanceRequest(
+        spec=_instance_spec(app, wanted), start_now=_is_tried(assigned, wanted, seen)
     )
-    if view.instances or not record.deleting:
-        return Plan(stop=stops)
-    if purge:
-        rest = Instance(name=instance_name(record, record.target), app_uid=record.uid)
-        return Plan(stop=(_stop(record, rest, purge=True),), remove=True)
-    return Plan(remove=True)
+    return Plan(Start(wanted, request), stops)
 
 
 def stop_orphan(instance: Instance) -> StopInstanceRequest:
@@ -79,32 +72,93 @@ def stop_orphan(instance: Instance) -> StopInstanceRequest:
     return StopInstanceRequest(name=instance.name, epoch=instance.epoch, app_uid=instance.app_uid)
 
 
-def _stop(record: AppRecord, instance: Instance, *, purge: bool = False) -> StopInstanceRequest:
+def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool) -> Iterator[Stop]:
+    wanted = assigned.wanted
+    replaced = ending or (wanted is not None and is_ready(seen.instance(wanted)))
+    placements = {placement.instance: placement for placement in assigned.placements}
+    for name, view in _heard(assigned, seen):
+        for instance in view.instances.values():
+            own = placements.get(instance.name) if is_own(instance, app.uid) else None
+            if own is not None and own.node != name:
+                own = None
+            if instance.state == Instance.STOPPING and not _is_stuck(app, instance):
+                continue
+            if not is_own(instance, app.uid) or (own is not None and own.role is Role.LOST):
+                yield Stop(name, _stop(app, instance))
+            elif ending or (own is not wanted and (replaced or not is_ready(instance))):
+                yield Stop(name, _stop(app, instance), own)
+        # What was never seen there may come yet, or have left its data: its node has to say that it is gone.
+        if not app.deleting or not any(is_own(it, app.uid) for it in view.instances.values()):
+            for placement in assigned.placements:
+                unseen = placement.node == name and placement.instance not in view.instances
+                if unseen and placement.role in ENDING:
+                    yield Stop(name, _last_stop(app, placement), placement)
+
+
+def _heard(assigned: Assignment, seen: Snapshot) -> Iterator[tuple[str, NodeView]]:
+    for name in dict.fromkeys(placement.node for placement in assigned.placements):
+        view = seen.heard(name)
+        if view is not None:
+            yield name, view
+
+
+def _is_stuck(app: AppRecord, instance: Instance) -> bool:
+    """Tell whether an instance has ended, but its data could not be removed: the stop is to be repeated."""
+    own = app.deleting == DeleteAppRequest.DROP and is_own(instance, app.uid)
+    return own and instance.last_error.reason == "DATA_NOT_REMOVED"
+
+
+def _stop(app: AppRecord, instance: Instance) -> StopInstanceRequest:
     """Return the call that ends an instance. Only the app's own data may go with it."""
-    if instance.app_uid not in ("", record.uid):
+    if not is_own(instance, app.uid):
         return stop_orphan(instance)
-    epoch = max(instance.epoch, record.target.epoch)
-    return StopInstanceRequest(name=instance.name, epoch=epoch, app_uid=record.uid, purge_data=purge)
+    epoch = max(instance.epoch, app.target.epoch)
+    return StopInstanceRequest(
+        name=instance.name, epoch=epoch, app_uid=app.uid, purge_data=app.deleting == DeleteAppRequest.DROP
+    )
 
 
-def _instance_spec(record: AppRecord, name: str) -> InstanceSpec:
-    version = wanted_version(record)
-    spec = wanted_spec(record)
+def _last_stop(app: AppRecord, placement: PlacementRecord) -> StopInstanceRequest:
+    """Return the call that has a node say that an instance is not there, and with it the data."""
+    # Of a deleted app: an epoch above all, so that a start which is still on its way is refused.
+    epoch = max(placement.epoch, app.target.epoch) + bool(app.deleting)
+    return StopInstanceRequest(
+        name=placement.instance,
+        epoch=epoch,
+        app_uid=app.uid,
+        purge_data=app.deleting == DeleteAppRequest.DROP,
+    )
+
+
+def _is_tried(assigned: Assignment, wanted: PlacementRecord, seen: Snapshot) -> bool:
+    """Tell whether an instance has to show that it starts, also if it is to be dormant.
+
+    So has what is to replace something; not what is started again as it was before a stop.
+    """
+    current = assigned.current
+    if current is None or wanted is current:
+        return False
+    return wanted.generation != current.generation or seen.instance(current) is not None
+
+
+def _instance_spec(app: AppRecord, placement: PlacementRecord) -> InstanceSpec:
+    spec = spec_of(placement)
     # What the app has given up may be another's by now, also where its version before goes on serving.
-    domains = [domain for domain in spec.domains if domain in record.spec.domains]
+    domains = [domain for domain in spec.domains if domain in app.spec.domains]
     wanted = InstanceSpec(
-        name=name,
-        app_uid=record.uid,
-        generation=version.generation,
-        epoch=version.epoch,
+        name=placement.instance,
+        app_uid=app.uid,
+        generation=placement.generation,
+        epoch=placement.epoch,
         entrypoint=spec.entrypoint,
         domains=domains,
         activation=spec.activation,
         isolation=spec.isolation,
+        requires_existing_data=placement.has_data,
     )
     wanted.env.update(spec.env)
     wanted.secret_env.update(spec.secret_env)
-    for field in ("config", "database", "idle_timeout", "limits", "health_check", "restart_policy"):
-        if spec.HasField(field):
+    for field in _SPEC_MESSAGES:
+        if spec.HasField(field):  # type: ignore[arg-type]
             getattr(wanted, field).CopyFrom(getattr(spec, field))
     return wanted

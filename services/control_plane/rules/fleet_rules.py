@@ -25,6 +25,7 @@ _MAX_INSTANCES = 2**31 - 1
 # Wider than DNS: names of containers and hosts files may have underscores.
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _INCARNATION = re.compile(rf"[!-~]{{1,{_MAX_INCARNATION}}}")
+_UUID = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def environment_violations(environment: Environment, prefix: str = "environment") -> list[Violation]:
@@ -46,6 +47,8 @@ def node_violations(node: Node, prefix: str = "node") -> list[Violation]:
     ]
     if node.base_domain and node.base_domain != "localhost":
         found += domain_violations(f"{prefix}.base_domain", node.base_domain)
+    if node.uid and not _UUID.fullmatch(node.uid):
+        found.append(Violation(f"{prefix}.uid", "must be a UUID in lower case, or empty"))
     if not _INCARNATION.fullmatch(node.incarnation):
         rule = "is required" if not node.incarnation else "must be 1 to 64 visible ASCII characters"
         found.append(Violation(f"{prefix}.incarnation", rule))

@@ -55,7 +55,6 @@ class Mirror:
         with self._lock:
             for name, app in apps:
                 old = self.apps.get(name)
-                _move(self._by_node, name, old.node if old else "", app.node if app else "")
                 _move(
                     self._by_environment,
                     name,
@@ -88,18 +87,23 @@ class Mirror:
             self._placed[app] = after
         else:
             self._placed.pop(app, None)
+        was, now = {it.node for it in before}, {it.node for it in after}
+        for node in was - now:
+            _move(self._by_node, app, node, "")
+        for node in now - was:
+            _move(self._by_node, app, "", node)
 
     def placements_of(self, app: str) -> tuple[PlacementRecord, ...]:
         """Return an app's placements, in no order."""
         return self._placed.get(app, ())
 
     def apps_on(self, node: str) -> list[str]:
-        """Return the names of the apps placed on a node."""
+        """Return the names of the apps with a placement on a node."""
         with self._lock:
             return list(self._by_node.get(node, _NONE))
 
     def count_on(self, node: str) -> int:
-        """Count the apps placed on a node."""
+        """Count the apps with a placement on a node."""
         return len(self._by_node.get(node, _NONE))
 
     def apps_in(self, environment: str) -> list[str]:

@@ -6,6 +6,7 @@ the Unix epoch.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -48,7 +49,7 @@ class Version:
 
 @dataclass(frozen=True)
 class AppRecord:
-    """One app: its spec, its placement, and its last known status."""
+    """One app: its spec and its last known status. Where it runs is told by its placements."""
 
     name: str
     uid: str
@@ -61,14 +62,8 @@ class AppRecord:
     """What is wanted to run: the generation that last changed what runs, and the newest epoch."""
     create_time: int
     update_time: int
-    node: str = ""
-    """Resource name of the node it is placed on; empty until placed."""
-    served: Version | None = None
-    """The last version that was ready; it is run when `target` is `failed`."""
-    served_spec: App | None = None
-    """The spec of `served`, kept while it differs from `spec`."""
     failed: Version | None = None
-    """The version that was given up in favour of `served`."""
+    """The version that was given up in favour of the one before it."""
     deleting: DeleteAppRequest.DataPolicy.ValueType = DeleteAppRequest.DATA_POLICY_UNSPECIFIED
     """Set once the app is being deleted: what becomes of its data."""
     history: str = ""
@@ -154,6 +149,17 @@ class PlacementRecord:
     def instance(self) -> str:
         """Resource name of its instance."""
         return f"{self.app}/instances/{self.instance_id}"
+
+
+def current_of(placements: Iterable[PlacementRecord]) -> PlacementRecord | None:
+    """Return the placement that serves, or did last."""
+    return next((placement for placement in placements if placement.role is Role.CURRENT), None)
+
+
+def home_of(placements: Iterable[PlacementRecord]) -> str:
+    """Return the node of what serves, else of what comes in; empty if there is none."""
+    nodes = {placement.role: placement.node for placement in placements}
+    return nodes.get(Role.CURRENT) or nodes.get(Role.INCOMING) or next(iter(nodes.values()), "")
 
 
 @dataclass(frozen=True)

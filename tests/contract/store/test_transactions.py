@@ -92,10 +92,7 @@ def test_every_field_of_an_app_survives(catalog: Any) -> None:
     record = replace(
         app("apps/a", generation=7),
         target=Version(6, 3),
-        served=Version(5, 2),
-        served_spec=App(name="apps/a", entrypoint="old:app"),
         failed=Version(6, 2),
-        node="environments/default/nodes/n",
         deleting=DeleteAppRequest.DROP,
         status=App(uri="http://a"),
     )

@@ -12,9 +12,12 @@ from google.longrunning import operations_pb2 as lro
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
-from services.control_plane.reconciler.observation import View, observe
+from services.control_plane.placement.assignment import assign, pinned
+from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
+from services.control_plane.reconciler.observation import observe
 from services.control_plane.rules.app_defaults import normalize_app
-from services.control_plane.store.records import AppRecord, Version
+from services.control_plane.store.interface import Transaction
+from services.control_plane.store.records import AppRecord, PlacementRecord, Role, Version
 from services.rpc.errors import SupervisorError
 from services.rpc.status import reason_of
 from tests.fakes.runtime_node import Behaviour, FakeNode, _Hosted
@@ -176,10 +179,19 @@ def fill(plane: Plane, node: FakeNode, count: int) -> int:
             state=rt.Instance.RUNNING,
             health=rt.Instance.Health.HEALTHY,
         )
-        record = AppRecord(name, uid, spec, pb.App(), 1, Version(1, 1), 1, 1, node=NODE)
-        record = observe(record, View(view_of, True, {instance.name: instance}), 1)
+        record = AppRecord(name, uid, spec, pb.App(), 1, Version(1, 1), 1, 1)
+        placement = PlacementRecord(
+            name, uid, 0, 1, 1, NODE, Role.CURRENT, pinned(spec), why="It is the only one.", has_data=True
+        )
+        seen = Snapshot({NODE: NodeView(view_of, Sight.HEARD, {instance.name: instance})})
+        record = observe(record, assign(record, [placement], seen, 1), seen, 1)
         node._hosted[instance.name] = _Hosted(rt.InstanceSpec(name=instance.name, app_uid=uid), instance)
         node._feed.publish(node._feed.revision + 1, [(instance.name, instance)])
-        last = plane.store.write(lambda tx, record=record: tx.put_app(record))
+
+        def put(tx: Transaction, record: AppRecord = record, placement: PlacementRecord = placement) -> None:
+            tx.put_app(record)
+            tx.put_placement(placement)
+
+        last = plane.store.write(put)
     last.result(60)
     return len(starts(node))

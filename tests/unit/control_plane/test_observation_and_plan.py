@@ -3,14 +3,14 @@
 from typing import Any
 
 import pytest
+from services.control_plane.placement.placement import Candidate, choose
+from services.control_plane.reconciler.turns import Turns
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
-from services.control_plane.placement.placement import Candidate, choose
 from services.control_plane.reconciler.observation import View, observe, under_new_epoch, wanted_version
 from services.control_plane.reconciler.plan import plan
-from services.control_plane.reconciler.turns import Turns
 from services.control_plane.rules.conditions import get_condition
 from services.control_plane.store.records import AppRecord, Version
 

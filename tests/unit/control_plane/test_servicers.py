@@ -14,7 +14,7 @@ from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.catalog.idempotency import Caller
 from services.control_plane.catalog.queries import AppQueries
-from services.control_plane.reconciler import writes
+from services.control_plane.reconciler import transactions
 from services.control_plane.store.transaction import CommandTransaction
 from services.rpc.errors import CODES, SupervisorError
 from services.rpc.server import MAX_MESSAGE_BYTES
@@ -58,7 +58,7 @@ def delete_now(server: Server, name: str = "apps/shop") -> None:
     """Take an app out as the reconciler does once nothing of it runs."""
     record = server.store.mirror.apps.get(name)
     assert record is not None
-    server.store.write(lambda tx: writes.removed(tx, name, record.uid, record.deleting)).result(5)
+    server.store.write(lambda tx: transactions.ended(tx, name, record.uid, [], record.deleting)).result(5)
 
 
 def node(incarnation: str = "i1", port: int = 1, **fields: Any) -> fleet.RegisterNodeRequest:
@@ -271,7 +271,7 @@ def test_the_data_policy_of_a_delete_under_way_can_become_stricter_only(
     assert server("DeleteApp", drop).name == operation.name
     # A pass that has carried out the milder policy meanwhile does not end it.
     server.store.write(
-        lambda tx: writes.removed(tx, "apps/shop", record.uid, pb.DeleteAppRequest.RETAIN)
+        lambda tx: transactions.ended(tx, "apps/shop", record.uid, [], pb.DeleteAppRequest.RETAIN)
     ).result(5)
     assert get(server).state == rt.Instance.DELETING
     retain = pb.DeleteAppRequest(name="apps/shop", data_policy=pb.DeleteAppRequest.RETAIN)

@@ -5,27 +5,37 @@ from __future__ import annotations
 from dataclasses import replace
 
 from services.control_plane.store.mirror import Mirror
-from tests.contract.store.samples import app, operation
+from tests.contract.store.samples import app, operation, placement
 
 FIRST, SECOND = "environments/default/nodes/1", "environments/default/nodes/2"
 
 
-def test_apps_are_found_by_node_and_environment_wherever_they_move() -> None:
+def test_apps_are_found_by_environment_as_they_come_and_go() -> None:
     mirror = Mirror()
-    a, b = (
-        replace(app("apps/a"), node=FIRST),
-        replace(app("apps/b", environment="environments/e"), node=FIRST),
-    )
+    a, b = app("apps/a"), app("apps/b", environment="environments/e")
     mirror.apply(1, apps=[("apps/a", a), ("apps/b", b), ("apps/c", app("apps/c"))])
-    assert (sorted(mirror.apps_on(FIRST)), mirror.count_on(FIRST)) == (["apps/a", "apps/b"], 2)
     assert (sorted(mirror.apps_in("environments/default")), mirror.count_in("environments/e")) == (
         ["apps/a", "apps/c"],
         1,
     )
-    mirror.apply(2, apps=[("apps/a", replace(a, node=SECOND)), ("apps/b", None)])
-    assert (mirror.apps_on(FIRST), mirror.count_on(FIRST)) == ([], 0)
-    assert mirror.apps_on(SECOND) == ["apps/a"]
+    mirror.apply(2, apps=[("apps/b", None)])
     assert (mirror.apps_in("environments/e"), mirror.count_in("environments/default")) == ([], 2)
+
+
+def test_apps_are_found_by_the_nodes_of_their_placements_wherever_they_move() -> None:
+    mirror = Mirror()
+    a, b = placement("apps/a", node=FIRST), placement("apps/b", node=FIRST)
+    mirror.apply(1, placements=[(it.name, it) for it in (a, b)])
+    assert (sorted(mirror.apps_on(FIRST)), mirror.count_on(FIRST)) == (["apps/a", "apps/b"], 2)
+    moved, beside = placement("apps/a", epoch=2, node=SECOND), placement("apps/b", epoch=2, node=FIRST)
+    mirror.apply(2, placements=[(it.name, it) for it in (moved, beside)])
+    assert (mirror.count_on(FIRST), mirror.count_on(SECOND)) == (2, 1)  # two of one app count once
+    assert sorted(it.epoch for it in mirror.placements_of("apps/a")) == [1, 2]
+    mirror.apply(3, placements=[(a.name, None), (b.name, None)])
+    assert (mirror.apps_on(FIRST), mirror.apps_on(SECOND)) == (["apps/b"], ["apps/a"])
+    mirror.apply(4, placements=[(beside.name, None)])
+    assert (mirror.apps_on(FIRST), mirror.count_on(FIRST)) == ([], 0)
+    assert mirror.placements_of("apps/b") == ()
 
 
 def test_open_operations_are_an_apps_unfinished_ones_oldest_first() -> None:

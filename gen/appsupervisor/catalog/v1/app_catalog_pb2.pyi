@@ -218,7 +218,9 @@ class App(_message.Message):
     @_builtins.property
     def secret_env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Environment variables that are secret, under the rules of `env`. Never read back. An update that names the field
-        replaces them all.
+        replaces them all. In the app's log each value is blanked out, also in base64, hexadecimal and as part of a URL.
+        Not found there: a value of fewer than 4 characters, one of fewer than 8 within a longer word, and what the app
+        itself encrypts, compresses or takes apart.
         """
 
     @_builtins.property
@@ -550,6 +552,7 @@ class StartAppRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACCEPT_DATA_LOSS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The app to start, `apps/{app}`."""
     etag: _builtins.str
@@ -558,6 +561,10 @@ class StartAppRequest(_message.Message):
     """Makes a repeat return the first result."""
     validate_only: _builtins.bool
     """Checks everything and changes nothing."""
+    accept_data_loss: _builtins.bool
+    """Starts an app that has served before on a new, empty database if its own is not there (`DATA_MISSING`). What it
+    had stored is given up.
+    """
     def __init__(
         self,
         *,
@@ -565,10 +572,11 @@ class StartAppRequest(_message.Message):
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        accept_data_loss: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_data_loss", b"accept_data_loss", "etag", b"etag", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -618,6 +626,7 @@ class RestartAppRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACCEPT_DATA_LOSS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The app to restart, `apps/{app}`."""
     etag: _builtins.str
@@ -626,6 +635,10 @@ class RestartAppRequest(_message.Message):
     """Makes a repeat return the first result."""
     validate_only: _builtins.bool
     """Checks everything and changes nothing."""
+    accept_data_loss: _builtins.bool
+    """Starts an app that has served before on a new, empty database if its own is not there (`DATA_MISSING`). What it
+    had stored is given up.
+    """
     def __init__(
         self,
         *,
@@ -633,10 +646,11 @@ class RestartAppRequest(_message.Message):
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        accept_data_loss: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_data_loss", b"accept_data_loss", "etag", b"etag", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -78,8 +78,8 @@ class AppCatalogStub:
     """Stops an app and removes it from the catalog.
 
     The operation ends, with the app as it was, when no instance runs and `data_policy` is carried out; then the name
-    may be used again, for an app with new data. If the app's node cannot be heard the app stays `DELETING` until it
-    can. Not undone by cancelling.
+    may be used again, for an app with new data. If the app's node cannot be heard, or cannot remove the data
+    (`DATA_NOT_REMOVED`), the app stays `DELETING` until it can. Not undone by cancelling.
 
     A repeat while `DELETING` returns the operation under way; with `DROP` where it was to retain, the data goes, too.
 
@@ -88,7 +88,8 @@ class AppCatalogStub:
     StartApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.StartAppRequest, _operations_pb2.Operation]
     """Sets `desired_state` to `RUNNING`; the operation ends when the app serves, or could not be started.
 
-    A failed or backing-off app is started at once. For an app that runs, the operation is done at once.
+    A failed or backing-off app is started at once. For an app that runs, the operation is done at once. One that has
+    served before and whose node no longer has its data fails with `DATA_MISSING`, unless `accept_data_loss` is set.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING` (FAILED_PRECONDITION).
     """
@@ -181,8 +182,8 @@ class AppCatalogAsyncStub(AppCatalogStub):
     """Stops an app and removes it from the catalog.
 
     The operation ends, with the app as it was, when no instance runs and `data_policy` is carried out; then the name
-    may be used again, for an app with new data. If the app's node cannot be heard the app stays `DELETING` until it
-    can. Not undone by cancelling.
+    may be used again, for an app with new data. If the app's node cannot be heard, or cannot remove the data
+    (`DATA_NOT_REMOVED`), the app stays `DELETING` until it can. Not undone by cancelling.
 
     A repeat while `DELETING` returns the operation under way; with `DROP` where it was to retain, the data goes, too.
 
@@ -191,7 +192,8 @@ class AppCatalogAsyncStub(AppCatalogStub):
     StartApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.StartAppRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Sets `desired_state` to `RUNNING`; the operation ends when the app serves, or could not be started.
 
-    A failed or backing-off app is started at once. For an app that runs, the operation is done at once.
+    A failed or backing-off app is started at once. For an app that runs, the operation is done at once. One that has
+    served before and whose node no longer has its data fails with `DATA_MISSING`, unless `accept_data_loss` is set.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING` (FAILED_PRECONDITION).
     """
@@ -311,8 +313,8 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         """Stops an app and removes it from the catalog.
 
         The operation ends, with the app as it was, when no instance runs and `data_policy` is carried out; then the name
-        may be used again, for an app with new data. If the app's node cannot be heard the app stays `DELETING` until it
-        can. Not undone by cancelling.
+        may be used again, for an app with new data. If the app's node cannot be heard, or cannot remove the data
+        (`DATA_NOT_REMOVED`), the app stays `DELETING` until it can. Not undone by cancelling.
 
         A repeat while `DELETING` returns the operation under way; with `DROP` where it was to retain, the data goes, too.
 
@@ -327,7 +329,8 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Sets `desired_state` to `RUNNING`; the operation ends when the app serves, or could not be started.
 
-        A failed or backing-off app is started at once. For an app that runs, the operation is done at once.
+        A failed or backing-off app is started at once. For an app that runs, the operation is done at once. One that has
+        served before and whose node no longer has its data fails with `DATA_MISSING`, unless `accept_data_loss` is set.
 
         Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING` (FAILED_PRECONDITION).
         """

@@ -55,7 +55,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     DOMAIN_TAKEN: _ErrorReason.ValueType  # 42
     """ALREADY_EXISTS: the domain belongs to another app."""
     NODE_NAME_TAKEN: _ErrorReason.ValueType  # 43
-    """ALREADY_EXISTS: another living node has that name."""
+    """ALREADY_EXISTS: a node with another identity has that name, and lives or has apps placed on it. A node that lost
+    its name to another one stops serving, and answers with this.
+    """
     INSTANCE_EXISTS: _ErrorReason.ValueType  # 44
     """ALREADY_EXISTS: an instance of that name runs with another spec."""
     ETAG_MISMATCH: _ErrorReason.ValueType  # 60
@@ -124,6 +126,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The app: it crashed more often than its restart policy allows."""
     DATABASE_UNAVAILABLE: _ErrorReason.ValueType  # 170
     """The app: its database could not be provided."""
+    DATA_MISSING: _ErrorReason.ValueType  # 176
+    """FAILED_PRECONDITION: the app has served before, and its data is not on this node; `accept_data_loss` starts it anew."""
+    DATA_NOT_REMOVED: _ErrorReason.ValueType  # 177
+    """FAILED_PRECONDITION: the app's data could not be removed from its node; the message says why. Tried again."""
     APP_BLOCKED_LOOP: _ErrorReason.ValueType  # 171
     """The app: it blocked its event loop beyond its budget."""
     ISOLATION_UNSUPPORTED: _ErrorReason.ValueType  # 172
@@ -173,7 +179,9 @@ ENVIRONMENT_ALREADY_EXISTS: ErrorReason.ValueType  # 41
 DOMAIN_TAKEN: ErrorReason.ValueType  # 42
 """ALREADY_EXISTS: the domain belongs to another app."""
 NODE_NAME_TAKEN: ErrorReason.ValueType  # 43
-"""ALREADY_EXISTS: another living node has that name."""
+"""ALREADY_EXISTS: a node with another identity has that name, and lives or has apps placed on it. A node that lost
+its name to another one stops serving, and answers with this.
+"""
 INSTANCE_EXISTS: ErrorReason.ValueType  # 44
 """ALREADY_EXISTS: an instance of that name runs with another spec."""
 ETAG_MISMATCH: ErrorReason.ValueType  # 60
@@ -242,6 +250,10 @@ APP_CRASH_LOOP: ErrorReason.ValueType  # 169
 """The app: it crashed more often than its restart policy allows."""
 DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 170
 """The app: its database could not be provided."""
+DATA_MISSING: ErrorReason.ValueType  # 176
+"""FAILED_PRECONDITION: the app has served before, and its data is not on this node; `accept_data_loss` starts it anew."""
+DATA_NOT_REMOVED: ErrorReason.ValueType  # 177
+"""FAILED_PRECONDITION: the app's data could not be removed from its node; the message says why. Tried again."""
 APP_BLOCKED_LOOP: ErrorReason.ValueType  # 171
 """The app: it blocked its event loop beyond its budget."""
 ISOLATION_UNSUPPORTED: ErrorReason.ValueType  # 172

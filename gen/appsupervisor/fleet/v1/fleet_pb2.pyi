@@ -162,6 +162,7 @@ class Node(_message.Message):
     VERSION_FIELD_NUMBER: _builtins.int
     MAX_INSTANCES_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
     APP_COUNT_FIELD_NUMBER: _builtins.int
@@ -181,6 +182,8 @@ class Node(_message.Message):
     """The most instances the node accepts; 0 for 10,000."""
     incarnation: _builtins.str
     """Random id of this life of the node process, 1 to 64 characters."""
+    uid: _builtins.str
+    """Identity of the node, which it keeps in its data directory: a UUID (version 4), or empty for a node without one."""
     state: Global___Node.State.ValueType
     """What is known of it."""
     state_reason: _builtins.str
@@ -210,6 +213,7 @@ class Node(_message.Message):
         version: _builtins.str = ...,
         max_instances: _builtins.int = ...,
         incarnation: _builtins.str = ...,
+        uid: _builtins.str = ...,
         state: Global___Node.State.ValueType = ...,
         state_reason: _builtins.str = ...,
         app_count: _builtins.int = ...,
@@ -218,7 +222,7 @@ class Node(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app_count", b"app_count", "base_domain", b"base_domain", "create_time", b"create_time", "http_address", b"http_address", "incarnation", b"incarnation", "labels", b"labels", "max_instances", b"max_instances", "name", b"name", "state", b"state", "state_reason", b"state_reason", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app_count", b"app_count", "base_domain", b"base_domain", "create_time", b"create_time", "http_address", b"http_address", "incarnation", b"incarnation", "labels", b"labels", "max_instances", b"max_instances", "name", b"name", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -57,6 +57,7 @@ class RuntimeStatus(_message.Message):
     START_TIME_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    NODE_UID_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Resource name of the node, `environments/{environment}/nodes/{node}`."""
     incarnation: _builtins.str
@@ -77,6 +78,8 @@ class RuntimeStatus(_message.Message):
     """Resident memory of the node's process group."""
     draining: _builtins.bool
     """True once the node has begun to shut down."""
+    node_uid: _builtins.str
+    """Identity of the node, which it keeps in its data directory: a UUID (version 4)."""
     @_builtins.property
     def monotonic_time(self) -> _duration_pb2.Duration:
         """The node's monotonic clock; comparable only within one incarnation."""
@@ -100,10 +103,11 @@ class RuntimeStatus(_message.Message):
         start_time: _timestamp_pb2.Timestamp | None = ...,
         memory_bytes: _builtins.int = ...,
         draining: _builtins.bool = ...,
+        node_uid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["monotonic_time", b"monotonic_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_domain", b"base_domain", "draining", b"draining", "http_address", b"http_address", "incarnation", b"incarnation", "instance_count", b"instance_count", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "monotonic_time", b"monotonic_time", "node", b"node", "python_version", b"python_version", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_domain", b"base_domain", "draining", b"draining", "http_address", b"http_address", "incarnation", b"incarnation", "instance_count", b"instance_count", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "monotonic_time", b"monotonic_time", "node", b"node", "node_uid", b"node_uid", "python_version", b"python_version", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -889,6 +893,7 @@ class InstanceSpec(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     HEALTH_CHECK_FIELD_NUMBER: _builtins.int
     RESTART_POLICY_FIELD_NUMBER: _builtins.int
+    REQUIRES_EXISTING_DATA_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `apps/{app}/instances/{instance}`."""
     app_uid: _builtins.str
@@ -903,6 +908,10 @@ class InstanceSpec(_message.Message):
     """When its code is in memory."""
     isolation: Global___InstanceSpec.IsolationTier.ValueType
     """Tier asked for."""
+    requires_existing_data: _builtins.bool
+    """Refuses to start with a new, empty `sqlite` database: the app has served before, so its own must be here. Not part
+    of what makes two specs differ.
+    """
     @_builtins.property
     def config(self) -> _struct_pb2.Struct:
         """Handed to a factory as `context.config`."""
@@ -913,7 +922,9 @@ class InstanceSpec(_message.Message):
 
     @_builtins.property
     def secret_env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Environment variables that are secret: never logged, never returned."""
+        """Environment variables that are secret: never returned; blanked out in logs, where a value of fewer than 4
+        characters, one of fewer than 8 within a longer word, and what the app encrypts or takes apart is not found.
+        """
 
     @_builtins.property
     def database(self) -> Global___Database:
@@ -958,10 +969,11 @@ class InstanceSpec(_message.Message):
         limits: Global___Limits | None = ...,
         health_check: Global___HealthCheck | None = ...,
         restart_policy: Global___RestartPolicy | None = ...,
+        requires_existing_data: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "database", b"database", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "limits", b"limits", "restart_policy", b"restart_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "app_uid", b"app_uid", "config", b"config", "database", b"database", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "epoch", b"epoch", "generation", b"generation", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "isolation", b"isolation", "limits", b"limits", "name", b"name", "restart_policy", b"restart_policy", "secret_env", b"secret_env"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "app_uid", b"app_uid", "config", b"config", "database", b"database", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "epoch", b"epoch", "generation", b"generation", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "isolation", b"isolation", "limits", b"limits", "name", b"name", "requires_existing_data", b"requires_existing_data", "restart_policy", b"restart_policy", "secret_env", b"secret_env"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -974,6 +986,11 @@ class StartInstanceRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SPEC_FIELD_NUMBER: _builtins.int
+    START_NOW_FIELD_NUMBER: _builtins.int
+    start_now: _builtins.bool
+    """Starts an `ON_REQUEST` instance at once, to see that it can. Once it was ready it goes dormant again, unless a
+    request has come or the instance that it takes over from was awake. Nothing to an `EAGER` one.
+    """
     @_builtins.property
     def spec(self) -> Global___InstanceSpec:
         """What to run."""
@@ -982,10 +999,11 @@ class StartInstanceRequest(_message.Message):
         self,
         *,
         spec: Global___InstanceSpec | None = ...,
+        start_now: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "start_now", b"start_now"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1493,7 +1511,9 @@ class TailLogsResponse(_message.Message):
         ENTRIES: TailLogsResponse._Type.ValueType  # 1
         """`entries` come next."""
         GAP: TailLogsResponse._Type.ValueType  # 2
-        """Lines are missing here: they were not kept long enough for this reader."""
+        """Lines are missing here: they were not kept long enough for this reader, or cannot be written now. Of the latter an
+        entry with a `dropped_count` may tell once more to who reads on later.
+        """
         SYNCED: TailLogsResponse._Type.ValueType  # 3
         """All that there was has been told."""
         BOOKMARK: TailLogsResponse._Type.ValueType  # 4
@@ -1507,7 +1527,9 @@ class TailLogsResponse(_message.Message):
     ENTRIES: TailLogsResponse.Type.ValueType  # 1
     """`entries` come next."""
     GAP: TailLogsResponse.Type.ValueType  # 2
-    """Lines are missing here: they were not kept long enough for this reader."""
+    """Lines are missing here: they were not kept long enough for this reader, or cannot be written now. Of the latter an
+    entry with a `dropped_count` may tell once more to who reads on later.
+    """
     SYNCED: TailLogsResponse.Type.ValueType  # 3
     """All that there was has been told."""
     BOOKMARK: TailLogsResponse.Type.ValueType  # 4

@@ -106,7 +106,8 @@ class RuntimeEnvironmentServicer:
         it is ready, and an older instance of the app goes on serving until it is stopped.
         Idempotent: a repeat with the same instance name and an equal spec returns the instance as it is, whatever its
         state, and starts nothing. Cancelling the call does not stop the instance.
-        If it cannot start, the instance ends `FAILED` with `last_error` set; nothing of it stays but its data.
+        If it cannot start, the instance ends `FAILED` with `last_error` set; nothing of it stays but its data. With
+        `requires_existing_data` and no data here it ends so with `DATA_MISSING`.
 
         Errors: `STALE_EPOCH` (FAILED_PRECONDITION) for an older epoch or generation; `INSTANCE_EXISTS` (ALREADY_EXISTS) for
         a known name with another spec; `INVALID_FIELD` (INVALID_ARGUMENT); `NODE_DRAINING` (FAILED_PRECONDITION) while
@@ -124,9 +125,11 @@ class RuntimeEnvironmentServicer:
         removed after the last instance of that app uid is gone.
         Idempotent: an instance that is not there is answered with success and an empty `instance`; an unknown instance
         with `purge_data` still has its data removed. Cancelling the call does not cancel the stop.
+        Data that cannot be removed is told: the instance stays `STOPPING` with `last_error` `DATA_NOT_REMOVED`, and a
+        repeat of the call tries again. A symbolic link in the place of the data directory is never followed.
 
-        Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's;
-        `INVALID_FIELD` (INVALID_ARGUMENT).
+        Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's; `DATA_NOT_REMOVED`
+        (FAILED_PRECONDITION) for the data of an instance that is not there; `INVALID_FIELD` (INVALID_ARGUMENT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

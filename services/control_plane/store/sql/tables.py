@@ -125,19 +125,15 @@ class AppRow(CatalogTable, table=True):
     name: str = Field(primary_key=True)
     uid: str = Field(unique=True)
     environment: str = Field(foreign_key="environments.name", index=True)
-    node: str
     desired_state: int
     generation: int = _big()
     target_generation: int = _big()
     target_epoch: int = _big()
-    served_generation: int | None = _big(default=None)
-    served_epoch: int | None = _big(default=None)
     failed_generation: int | None = _big(default=None)
     failed_epoch: int | None = _big(default=None)
     deleting: int
     spec: bytes = Field(sa_type=LargeBinary)
     status: bytes = Field(sa_type=LargeBinary)
-    served_spec: bytes | None = Field(default=None, sa_type=LargeBinary)
     create_time: int = _big()
     update_time: int = _big()
     history: str

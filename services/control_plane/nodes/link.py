@@ -1,4 +1,4 @@
-"""One node as the reconciler hears it: the watch stream kept alive, and what it last told.
+"""One node as the control plane hears it: the watch stream kept alive, and what it last told.
 
 The link never decides anything: it keeps the view and tells which apps may have changed.
 """
@@ -98,19 +98,22 @@ class NodeLink:
     def refuse(self, app: str, instance: Instance) -> None:
         """Note a start that the node refused, as a failed instance that isn't there."""
         self._refused[app] = instance
+        self._listener.changed((app,))
 
     def hindrance(self, app: str) -> tuple[str, str] | None:
-        """Return why the app's last start was put off: a reason and a sentence."""
+        """Return why the app's last command was not carried out: a reason and a sentence."""
         return self._hindered.get(app)
 
-    def hinder(self, app: str, reason: str, message: str) -> bool:
-        """Note why a start was put off, and tell whether the reason is news."""
-        news = self._hindered.get(app, ("", ""))[0] != reason
+    def hinder(self, app: str, reason: str, message: str) -> None:
+        """Note why a command was not carried out, for now."""
+        news = self._hindered.get(app) != (reason, message)
         self._hindered[app] = (reason, message)
-        return news
+        if news:
+            self._listener.changed((app,))
 
     def forget(self, app: str, name: str) -> None:
         """Note that an instance which was to be stopped is not there, refused or not."""
+        self._hindered.pop(app, None)
         known = self._apps.get(app, {})
         gone = known.pop(name, None) is not None
         if not known:

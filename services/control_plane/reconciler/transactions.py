@@ -1,11 +1,11 @@
-"""The reconciler's transactions: what was observed or decided, stored with its events.
+"""The reconciler's transactions: what was decided and observed, stored with its events.
 
 Each looks at the app again inside the transaction and does nothing if it is no longer the same app.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -16,50 +16,75 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.catalog.commands import add_event
 from services.control_plane.catalog.idempotency import SYSTEM
 from services.control_plane.operations import operations
-from services.control_plane.reconciler.observation import View, observe
+from services.control_plane.placement.assignment import ENDING, Assignment, assign
+from services.control_plane.placement.snapshot import Snapshot
+from services.control_plane.reconciler.observation import observe
+from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.interface import CatalogStore, Transaction
-from services.control_plane.store.records import AppRecord, NodeRecord
+from services.control_plane.store.records import AppRecord, NodeRecord, PlacementRecord
 
 
-def placed(tx: Transaction, name: str, uid: str, node: str, why: str) -> AppRecord | None:
-    """Give an app without a node one, and return it."""
-    record = _same(tx, name, uid)
-    if record is None or record.node or record.deleting:
-        return record
-    record = replace(record, node=node)
-    tx.put_app(record)
-    add_event(tx, record, "Placed", actor=SYSTEM, message=f"On {node}: {why}.")
-    return record
+def decided(tx: Transaction, name: str, uid: str, seen: Snapshot) -> tuple[AppRecord, Assignment] | None:
+    """Decide on an app by its newest record and what was seen of its nodes, and store what comes of it.
 
-
-def changed(
-    tx: Transaction, name: str, uid: str, change: Callable[[AppRecord], AppRecord]
-) -> AppRecord | None:
-    """Apply a change to an app, and return it."""
-    record = _same(tx, name, uid)
-    if record is not None:
-        record = change(record)
-        tx.put_app(record)
-    return record
-
-
-def observed(tx: Transaction, name: str, uid: str, view: View) -> AppRecord | None:
-    """Store what was observed of an app, end its operations by it, and return it."""
+    Returns the app and its placements as they are then; None if it is no longer that app.
+    """
     before = _same(tx, name, uid)
-    if before is None or before.node != (view.node.name if view.node else ""):
+    if before is None:
         return None
-    after = observe(before, view, tx.now)
+    known = tx.placements_of(name)
+    assigned = assign(before, known, seen, tx.now)
+    after = observe(before, assigned, seen, tx.now)
     if after != before:
         tx.put_app(after)
-        _tell(tx, before, after)
+    _put_placements(tx, after, known, assigned)
+    if after != before:
+        _tell(tx, before, after, assigned)
     operations.settle(tx, after)
-    return after
+    return after, assigned
 
 
-def removed(tx: Transaction, name: str, uid: str, policy: DeleteAppRequest.DataPolicy.ValueType) -> None:
-    """Remove an app whose deletion has been carried out by `policy`, unless another is asked for by now."""
+def renewed(tx: Transaction, name: str, uid: str, placement: PlacementRecord, known: int) -> AppRecord | None:
+    """Move a placement to an epoch above `known`, its node's highest, and return the app."""
     record = _same(tx, name, uid)
-    if record is None or not record.deleting or record.deleting != policy:
+    current = {it.name: it for it in tx.placements_of(name)}.get(placement.name)
+    if record is None or current is None:
+        return record
+    epoch = max(known, current.epoch, record.target.epoch) + 1
+    wanted = current.version == record.target
+    target = replace(record.target, epoch=epoch)
+    # One that was gone back to stays so: what was given up is given up under the new epoch, too.
+    failed = target if record.failed == record.target and not wanted else record.failed
+    tx.delete_placement(current)
+    why = f"Its node knew epoch {known} of the app already."
+    tx.put_placement(replace(current, epoch=epoch, why=why, since=tx.now))
+    record = replace(record, target=target, failed=failed)
+    tx.put_app(record)
+    return record
+
+
+def ended(
+    tx: Transaction,
+    name: str,
+    uid: str,
+    placements: Collection[PlacementRecord],
+    policy: DeleteAppRequest.DataPolicy.ValueType,
+) -> None:
+    """Forget placements whose nodes have said that they are gone, and with the last one a deleted app.
+
+    `policy` is what the app's data was ended by: another one asked for meanwhile is carried out first.
+    """
+    record = _same(tx, name, uid)
+    if record is None or record.deleting != policy:
+        return
+    gone = {placement.name for placement in placements}
+    left = 0
+    for placement in tx.placements_of(name):
+        if placement.name in gone and placement.role in ENDING:
+            tx.delete_placement(placement)
+        else:
+            left += 1
+    if not record.deleting or left:
         return
     tx.delete_app(name)
     operations.settle_removed(tx, record)
@@ -98,10 +123,27 @@ def node_lost(tx: Transaction, node: Node, why: str) -> None:
     _put_node(tx, record, lost)
 
 
-def expire_operations(store: CatalogStore) -> Iterator[Future[None]]:
+def expire_operations(
+    store: CatalogStore, write: Callable[[Callable[[Transaction], None]], Future[None]]
+) -> Iterator[Future[None]]:
     """End the operations whose deadline has passed, one write each."""
     for name in store.mirror.overdue_operations(store.now()):
-        yield store.write(partial(operations.expire, name=name))
+        yield write(partial(operations.expire, name=name))
+
+
+def _put_placements(
+    tx: Transaction, record: AppRecord, known: Sequence[PlacementRecord], assigned: Assignment
+) -> None:
+    before = {placement.name: placement for placement in known}
+    after = {placement.name: placement for placement in assigned.placements}
+    for name in before.keys() - after.keys():
+        tx.delete_placement(before[name])
+    for name, placement in after.items():
+        if before.get(name) == placement:
+            continue
+        tx.put_placement(placement)
+        if placement.node not in {it.node for it in known}:
+            add_event(tx, record, "Placed", actor=SYSTEM, message=placement.why)
 
 
 def _same(tx: Transaction, name: str, uid: str) -> AppRecord | None:
@@ -121,12 +163,11 @@ def _put_node(tx: Transaction, record: NodeRecord, node: Node) -> None:
         tx.put_node(NodeRecord(node))
 
 
-def _tell(tx: Transaction, before: AppRecord, after: AppRecord) -> None:
+def _tell(tx: Transaction, before: AppRecord, after: AppRecord, assigned: Assignment) -> None:
     """Append what changed to the app's timeline."""
     old, new = before.status, after.status
     ready = _condition(new, "Ready")
     if old.state != new.state:
-        was = Instance.State.Name(old.state)
         culprit = next((i for i in new.instances if i.state == Instance.FAILED), None)
         failed = new.state == Instance.FAILED and culprit is not None
         add_event(
@@ -135,28 +176,33 @@ def _tell(tx: Transaction, before: AppRecord, after: AppRecord) -> None:
             "StateChanged",
             actor=SYSTEM,
             reason=ready.reason,
-            message=f"{was} to {Instance.State.Name(new.state)}. {ready.message}".strip(),
+            message=sentences(
+                f"{Instance.State.Name(old.state)} to {Instance.State.Name(new.state)}", ready.message
+            ),
             detail=culprit.last_error.detail if failed and culprit else "",
             instance=culprit.name if failed and culprit else "",
         )
     elif old.health != new.health:
-        was = Instance.Health.Name(old.health)
         add_event(
             tx,
             after,
             "HealthChanged",
             actor=SYSTEM,
             reason=ready.reason,
-            message=f"{was} to {Instance.Health.Name(new.health)}. {ready.message}".strip(),
+            message=sentences(
+                f"{Instance.Health.Name(old.health)} to {Instance.Health.Name(new.health)}", ready.message
+            ),
         )
     _tell_blocks(tx, after, old, new)
     updated = _condition(new, "Updated")
     if updated.status == Condition.UNMET and _condition(old, "Updated") != updated:
         culprit = next((i for i in new.instances if i.state == Instance.FAILED), None)
+        current, given_up = assigned.current, after.failed
+        restarted = current is not None and given_up is not None and current.generation == given_up.generation
         add_event(
             tx,
             after,
-            "UpdateFailed",
+            "RestartFailed" if restarted else "UpdateFailed",
             actor=SYSTEM,
             reason=updated.reason,
             message=updated.message,

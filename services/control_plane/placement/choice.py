@@ -1,7 +1,7 @@
-"""Chooses the node of an app: the fullest rule that is fair, and a sentence when there is none.
+"""Picks the node with the fewest apps; says why if none can take the app.
 
-Among the nodes of the app's environment that are heard and have room, the one with the fewest apps
-wins; ties go by name, so that the same state gives the same answer.
+Among the nodes of the app's environment that are heard and have room; ties go by name, so that the same
+state gives the same answer.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The controller: which app is looked at when, on how many nodes at once, and again after which pause."""

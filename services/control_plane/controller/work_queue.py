@@ -1,0 +1,164 @@
+"""Whose turn it is: one worker per key, a bound of them per group, and pauses that grow for a key that fails.
+
+A group that hangs, such as the apps of a node that has gone silent, holds up nobody in another one. The
+frame is that of client-go's work queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+
+from services.control_plane.reconciler.app_reconciler import Result
+
+log = logging.getLogger("appsupervisor.reconciler")
+
+WIDTH = 64
+"""Workers at once for the keys of one group; more wait their turn in order."""
+
+PAUSES = (0.2, 10.0)
+"""Seconds, first and longest, before a key that failed is worked on again."""
+
+PASS: ContextVar[str] = ContextVar("pass")
+"""Id of the pass that the running task makes, for its log lines."""
+
+
+class WorkQueue:
+    """Gives each key its worker. Lives on one event loop."""
+
+    def __init__(
+        self,
+        work: Callable[[str], Awaitable[Result]],
+        group_of: Callable[[str], str],
+        *,
+        width: int = WIDTH,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        """`work(key)` does a key's work; `group_of(key)` tells the group that it belongs to just now."""
+        self._work = work
+        self._group_of = group_of
+        self._width = width
+        self._uniform = uniform
+        self._waiting: dict[str, deque[str]] = {}
+        self._queued: set[str] = set()
+        self._running: dict[str, str] = {}
+        self._under_way: dict[str, int] = {}
+        self._again: set[str] = set()
+        self._failures: dict[str, int] = {}
+        self._later: dict[str, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._numbers = itertools.count(1)
+        self._closed = False
+
+    def add(self, key: str) -> None:
+        """Have a key worked on as soon as there is room; once more if its work is under way."""
+        if self._closed or key in self._queued:
+            return
+        if key in self._running:
+            self._again.add(key)
+            return
+        group = self._group_of(key)
+        self._queued.add(key)
+        self._waiting.setdefault(group, deque()).append(key)
+        self._fill(group)
+
+    def is_put_off(self, key: str) -> bool:
+        """Tell whether a key waits for a pause to end."""
+        return key in self._later
+
+    def count(self) -> tuple[int, int]:
+        """Return how many keys wait, and how many are worked on. Safe from any thread."""
+        return len(self._queued), len(self._running)
+
+    async def close(self) -> None:
+        """Begin nothing more, and end what is under way."""
+        self._closed = True
+        for timer in self._later.values():
+            timer.cancel()
+        self._later.clear()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _fill(self, group: str) -> None:
+        waiting = self._waiting.get(group)
+        while waiting and not self._closed and self._under_way.get(group, 0) < self._width:
+            key = waiting.popleft()
+            self._queued.discard(key)
+            self._running[key] = group
+            self._under_way[group] = self._under_way.get(group, 0) + 1
+            task = asyncio.create_task(self._run(key), name=f"reconcile {key}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        if waiting is not None and not waiting:
+            del self._waiting[group]
+
+    async def _run(self, key: str) -> None:
+        PASS.set(f"{next(self._numbers):x}")
+        try:
+            self._settle(key, await self._work(key))
+        except Exception:
+            log.exception("pass failed: %s", key, extra={"action": "reconcile.failed", "app": key})
+            self._put_off(key, None)
+        finally:
+            self._done(key)
+
+    def _settle(self, key: str, result: Result) -> None:
+        if result.failure is not None:
+            self._put_off(key, result.failure.message)
+            return
+        self._failures.pop(key, None)
+        timer = self._later.pop(key, None)
+        if timer is not None:
+            timer.cancel()
+        if result.again:
+            self._again.add(key)
+        elif result.after:
+            self._wait(key, result.after)
+
+    def _done(self, key: str) -> None:
+        group = self._running.pop(key)
+        self._under_way[group] -= 1
+        if not self._under_way[group]:
+            del self._under_way[group]
+        if key in self._again:
+            self._again.discard(key)
+            self.add(key)
+        self._fill(group)
+
+    def _put_off(self, key: str, why: str | None) -> None:
+        tries = self._failures[key] = self._failures.get(key, 0) + 1
+        first, longest = PAUSES
+        pause = round(min(longest, first * 2 ** min(tries, 16)) * self._uniform(0.5, 1), 2)
+        if why is not None:
+            log.info("pass put off: %s: %s", key, why,
+                     extra={"action": "reconcile.put_off", "app": key, "seconds": pause})  # fmt: skip
+        self._wait(key, pause)
+
+    def _wait(self, key: str, pause: float) -> None:
+        if self._closed:
+            return
+        if key in self._later:
+            self._later[key].cancel()
+        self._later[key] = asyncio.get_running_loop().call_later(pause, self._due, key)
+
+    def _due(self, key: str) -> None:
+        del self._later[key]
+        self.add(key)
+
+
+class PassId(logging.Filter):
+    """Adds to each record of a pass the id of that pass, as `pass`."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record through."""
+        record.__dict__["pass"] = PASS.get("")
+        return True
+
+
+log.addFilter(PassId())

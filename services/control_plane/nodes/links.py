@@ -1,0 +1,81 @@
+"""The links to the nodes, by name: made and ended as nodes come and go, and what they show of an app."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+from appsupervisor.fleet.v1.fleet_pb2 import Node
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
+from services.control_plane.nodes.client import NodeClient
+from services.control_plane.nodes.link import LinkListener, NodeLink
+from services.control_plane.placement.snapshot import NodeView, Sight
+from services.rpc.errors import SupervisorError
+
+
+class NodeLinks:
+    """Follows nodes. Belongs to one event loop; `is_heard` may be asked from any thread."""
+
+    def __init__(self, timeout: float, connect: Callable[[str], NodeClient]) -> None:
+        """`timeout` is the seconds of silence after which a node is given up."""
+        self._timeout = timeout
+        self._connect = connect
+        self._links: dict[str, NodeLink] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def follow(self, node: Node, listener: LinkListener) -> None:
+        """Follow a node's present life; one that is followed already is told what it says of itself."""
+        link = self._links.get(node.name)
+        if link is not None:
+            if (link.node.incarnation, link.node.address) == (node.incarnation, node.address):
+                link.node = node
+                return
+            self.forget(node.name)
+        self._links[node.name] = NodeLink(node, listener, timeout=self._timeout, connect=self._connect)
+
+    def forget(self, name: str) -> None:
+        """Follow a node no longer."""
+        link = self._links.pop(name, None)
+        if link is not None:
+            task = asyncio.create_task(link.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Follow nobody any more; others may be followed afterwards."""
+        for name in list(self._links):
+            self.forget(name)
+        await asyncio.gather(*self._closing)
+
+    def get(self, name: str) -> NodeLink | None:
+        """Return the link to a node."""
+        return self._links.get(name)
+
+    def all(self) -> list[NodeLink]:
+        """Return the links to all nodes."""
+        return list(self._links.values())
+
+    def is_heard(self, name: str) -> bool:
+        """Tell whether a node's stream is open now. Safe from any thread."""
+        link = self._links.get(name)
+        return link is not None and link.synced
+
+    def is_clear(self, name: str) -> bool:
+        """Tell whether a node is heard or given up; until then nothing can be said of its apps."""
+        link = self._links.get(name)
+        return link is not None and (link.synced or link.given_up)
+
+    def view(self, name: str, app: str, told: Mapping[str, Instance]) -> NodeView | None:
+        """Return what a node shows of an app; `told` is what is known of a silent one. None while unclear."""
+        link = self._links.get(name)
+        if link is None or not self.is_clear(name):
+            return None
+        if not link.synced:
+            return NodeView(link.node, Sight.SILENT, told)
+        return NodeView(link.node, Sight.HEARD, dict(link.instances(app)), link.hindrance(app))
+
+    def hinder(self, name: str, app: str, refusal: SupervisorError) -> None:
+        """Note why a node did not do what it was told for an app."""
+        link = self._links.get(name)
+        if link is not None:
+            link.hinder(app, refusal.reason, refusal.message)

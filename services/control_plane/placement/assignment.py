@@ -1,0 +1,214 @@
+"""Decides which placements an app is to have. Pure: app, placements and a snapshot in, placements out.
+
+Whatever changes is a swap: a placement comes in, takes over when it is ready, and the one before it goes;
+if it cannot start it goes itself, and the one before it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
+from services.control_plane.placement.choice import choose
+from services.control_plane.placement.snapshot import Snapshot, is_ready
+from services.control_plane.rules.app_defaults import RUNTIME_FIELDS, clear_fields
+from services.control_plane.store.records import AppRecord, PlacementRecord, Role, Version
+
+ENDING = (Role.OUTGOING, Role.LOST)
+"""Roles of placements whose instances are to end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """The placements an app is to have."""
+
+    placements: tuple[PlacementRecord, ...]
+    failed: Version | None = None
+    """The version that was given up in favour of the one before it."""
+    unplaced: str = ""
+    """Why a placement that is wanted is missing: one sentence."""
+
+    @property
+    def staying(self) -> tuple[PlacementRecord, ...]:
+        """The placements that were not given up with their node."""
+        return tuple(placement for placement in self.placements if placement.role is not Role.LOST)
+
+    @property
+    def incoming(self) -> PlacementRecord | None:
+        """The placement that is to take over."""
+        return _of(self.placements, Role.INCOMING)
+
+    @property
+    def current(self) -> PlacementRecord | None:
+        """The placement that serves, or did last."""
+        return _of(self.placements, Role.CURRENT)
+
+    @property
+    def wanted(self) -> PlacementRecord | None:
+        """The placement that is to run: the one that comes in, else the one that is."""
+        return self.incoming or self.current
+
+
+def assign(app: AppRecord, placements: Iterable[PlacementRecord], seen: Snapshot, now: int) -> Assignment:
+    """Return the placements that an app is to have from now (µs) on.
+
+    A placement never changes its node or its version; what has another is another placement. A node that
+    isn't heard changes nothing.
+    """
+    return _Swap(app, placements, seen, now).decide()
+
+
+def spec_of(placement: PlacementRecord) -> App:
+    """Return the spec that a placement runs."""
+    return App.FromString(placement.spec)
+
+
+def pinned(spec: App) -> bytes:
+    """Return what a placement keeps of an app's spec: the fields that a node is told of."""
+    kept = App()
+    kept.CopyFrom(spec)
+    clear_fields(kept, (field.name for field, _ in spec.ListFields() if field.name not in RUNTIME_FIELDS))
+    return kept.SerializeToString(deterministic=True)
+
+
+class _Swap:
+    """The decision on one app."""
+
+    def __init__(
+        self, app: AppRecord, placements: Iterable[PlacementRecord], seen: Snapshot, now: int
+    ) -> None:
+        self._app = app
+        self._seen = seen
+        self._now = now
+        self._failed = app.failed
+        self._placements = {it.name: self._with_data(it) for it in placements}
+
+    def decide(self) -> Assignment:
+        self._promote()
+        unplaced = ""
+        if self._app.deleting:
+            for placement in list(self._placements.values()):
+                if placement.role is not Role.LOST:
+                    self._give(placement, Role.OUTGOING, "The app is being deleted.")
+                elif self._seen.heard(placement.node) is None:
+                    del self._placements[placement.name]  # given up with its data: nobody waits for it
+        elif self._app.spec.desired_state == App.STOPPED:
+            if self._current is not None:  # else the one that comes in stays, for the data of its tries
+                self._end(Role.INCOMING, "The app was stopped.")
+        else:
+            unplaced = self._go_on()
+        if not self._app.deleting:
+            self._forget()
+        return Assignment(tuple(self._placements.values()), self._failed, unplaced)
+
+    @property
+    def _current(self) -> PlacementRecord | None:
+        return _of(self._placements.values(), Role.CURRENT)
+
+    @property
+    def _incoming(self) -> PlacementRecord | None:
+        return _of(self._placements.values(), Role.INCOMING)
+
+    def _with_data(self, placement: PlacementRecord) -> PlacementRecord:
+        """Note that an app which keeps its data on its node has run there: a dormant one may never have."""
+        instance = self._seen.instance(placement)
+        if placement.has_data or instance is None:
+            return placement
+        ran = instance.state == Instance.RUNNING or instance.HasField("ready_time")
+        keeps = self._app.spec.database.WhichOneof("kind") in (None, "sqlite")
+        return replace(placement, has_data=True) if ran and keeps else placement
+
+    def _promote(self) -> None:
+        """Let what comes in take over once it is ready."""
+        incoming = self._incoming
+        if incoming is None or not is_ready(self._instance(incoming)):
+            return
+        self._end(Role.CURRENT, f"{incoming.instance_id} has taken over.")
+        self._give(incoming, Role.CURRENT, incoming.why)
+        if incoming.version == self._app.target:
+            self._failed = None
+
+    def _go_on(self) -> str:
+        """Bring the wanted version in, unless it is there or was given up; return why it can't be."""
+        target, current = self._app.target, self._current
+        if current is not None and current.version == target:
+            self._end(Role.INCOMING, "The version before it is wanted again.")
+            self._failed = None
+            return ""
+        incoming = self._incoming
+        if incoming is not None and incoming.version != target:
+            self._give(incoming, Role.OUTGOING, f"{target.instance_id} is wanted instead.")
+            incoming = None
+        if incoming is not None:
+            self._give_up(incoming, current)
+            return ""
+        if self._failed == target and current is not None:
+            return ""
+        self._failed = None
+        return self._bring_in(target, current)
+
+    def _give_up(self, incoming: PlacementRecord, current: PlacementRecord | None) -> None:
+        """Go back to the version before if what comes in has failed, and there is something to go back to.
+
+        A version before that doesn't run any more is one only if it is of other code.
+        """
+        instance = self._instance(incoming)
+        if current is None or instance is None or instance.state != Instance.FAILED:
+            return
+        if is_ready(self._instance(current)) or current.generation != incoming.generation:
+            self._give(incoming, Role.OUTGOING, "It did not start.")
+            self._failed = incoming.version
+
+    def _bring_in(self, target: Version, current: PlacementRecord | None) -> str:
+        # Nothing moves without a reason, and the app's data is where it was.
+        staying = (it for it in self._placements.values() if it.role is not Role.LOST)
+        before = current or next(staying, None)
+        node, why = (before.node, "It was there before.") if before is not None else ("", "")
+        if before is None:
+            choice = choose(self._app.spec.environment, self._seen.candidates)
+            if not choice.node:
+                return choice.reason
+            node, why = choice.node, f"On {choice.node}: {choice.reason}."
+        placement = PlacementRecord(
+            app=self._app.name,
+            app_uid=self._app.uid,
+            replica=0,
+            generation=target.generation,
+            epoch=target.epoch,
+            node=node,
+            role=Role.INCOMING,
+            spec=pinned(self._app.spec),
+            why=why,
+            has_data=current is not None and current.has_data and current.node == node,
+            since=self._now,
+        )
+        self._placements[placement.name] = placement
+        return ""
+
+    def _forget(self) -> None:
+        """Forget what has ended: it was told by its node once and is not there any more."""
+        told = {instance.name for instance in self._app.status.instances}
+        for placement in list(self._placements.values()):
+            ended = placement.instance in told and self._seen.instance(placement) is None
+            if placement.role in ENDING and ended and self._seen.heard(placement.node) is not None:
+                del self._placements[placement.name]
+
+    def _instance(self, placement: PlacementRecord) -> Instance | None:
+        """Return a placement's instance; None if its node is not heard."""
+        return self._seen.instance(placement) if self._seen.heard(placement.node) else None
+
+    def _end(self, role: Role, why: str) -> None:
+        placement = _of(self._placements.values(), role)
+        if placement is not None:
+            self._give(placement, Role.OUTGOING, why)
+
+    def _give(self, placement: PlacementRecord, role: Role, why: str) -> None:
+        if placement.role is not role:
+            placement = replace(placement, role=role, why=why, since=self._now)
+        self._placements[placement.name] = placement
+
+
+def _of(placements: Iterable[PlacementRecord], role: Role) -> PlacementRecord | None:
+    return next((placement for placement in placements if placement.role is role), None)

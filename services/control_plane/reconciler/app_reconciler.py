@@ -1,0 +1,280 @@
+"""One pass over one app: assign, observe, store what came of both, act.
+
+It looks at the newest of the catalog and of the nodes, and may be cut off anywhere: the next pass begins
+again. Who passes when, and what failed again when, is the controller's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    Instance,
+    StartInstanceRequest,
+    StopInstanceRequest,
+)
+from services.control_plane.nodes.links import NodeLinks
+from services.control_plane.placement.assignment import Assignment, assign
+from services.control_plane.placement.choice import Candidate
+from services.control_plane.placement.snapshot import Snapshot
+from services.control_plane.reconciler import transactions
+from services.control_plane.reconciler.observation import observe
+from services.control_plane.reconciler.pace import Pace
+from services.control_plane.reconciler.plan import Plan, Start, plan, stop_orphan
+from services.control_plane.store.interface import CatalogStore, Transaction
+from services.control_plane.store.records import AppRecord, PlacementRecord, Role
+from services.rpc.errors import SupervisorError
+
+log = logging.getLogger("appsupervisor.reconciler")
+
+FINAL_REFUSALS = frozenset({"INVALID_FIELD", "ENTRYPOINT_MALFORMED", "ISOLATION_UNSUPPORTED"})
+"""Refusals of a start that no retry changes: they are shown as the app's failure."""
+
+OUTDATED = frozenset({"STALE_EPOCH", "INSTANCE_EXISTS"})
+"""Refusals of a start that a new epoch resolves."""
+
+T = TypeVar("T")
+Command = Callable[[Transaction], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a pass."""
+
+    again: bool = False
+    """There is more to do at once."""
+    after: float = 0.0
+    """There is more to do, after so many seconds; 0 if there isn't."""
+    failure: SupervisorError | None = None
+    """What is worth another try, after a pause that grows."""
+
+
+class AppReconciler:
+    """Makes passes over apps; keeps only what one pass must know of another. Lives on one loop."""
+
+    def __init__(
+        self,
+        store: CatalogStore,
+        links: NodeLinks,
+        write: Callable[[Command], Future[Any]],
+        clock: Callable[[], float],
+    ) -> None:
+        """`write` stores what a pass decides; `clock` gives seconds, monotonic."""
+        self._store = store
+        self._mirror = store.mirror
+        self._links = links
+        self._store_write = write
+        self._pace = Pace(clock)
+        self._placing: Counter[str] = Counter()
+
+    async def reconcile(self, app: str) -> Result:
+        """Make one pass over an app, which may not exist any more."""
+        try:
+            record = self._mirror.apps.get(app)
+            result = await self._look_at(record) if record is not None else Result()
+            await self._stop_orphans(app)
+        except SupervisorError as failure:
+            return Result(failure=failure)
+        return result
+
+    async def _look_at(self, app: AppRecord) -> Result:
+        placements = self._mirror.placements_of(app.name)
+        seen = self._see(app, placements)
+        if placements and not any(self._links.is_clear(it.node) for it in placements):
+            return Result()  # nothing can be said or done yet
+        now = self._store.now()
+        assigned = assign(app, placements, seen, now)
+        if set(assigned.placements) == set(placements) and _awaits_start(app, assigned, seen):
+            # Apps are to serve first of all: what came of the start is stored in the pass that this asks for.
+            # So all apps of a returning node are started before any of it, and none is told as gone.
+            result = await self._act(app, assigned, seen)
+            return result if result.failure or result.after else Result(again=True)
+        observed = observe(app, assigned, seen, now)
+        if observed != app or set(assigned.placements) != set(placements):
+            stored = await self._decide(app, placements, assigned, seen)
+            if stored is None:
+                return Result()
+            app, assigned = stored
+        return await self._act(app, assigned, seen)
+
+    def _see(self, app: AppRecord, placements: tuple[PlacementRecord, ...]) -> Snapshot:
+        nodes = {}
+        for name in {placement.node for placement in placements}:
+            told = {it.name: it for it in app.status.instances if it.node == name}
+            view = self._links.view(name, app.name, told)
+            if view is not None:
+                nodes[name] = view
+        staying = any(placement.role is not Role.LOST for placement in placements)
+        if staying or app.deleting or app.spec.desired_state == App.STOPPED:
+            return Snapshot(nodes)
+        prefix = f"{app.spec.environment}/nodes/"
+        return Snapshot(
+            nodes,
+            tuple(
+                Candidate(
+                    link.node.name,
+                    link.synced,
+                    self._mirror.count_on(link.node.name) + self._placing[link.node.name],
+                    link.node.max_instances,
+                )
+                for link in self._links.all()
+                if link.node.name.startswith(prefix)
+            ),
+        )
+
+    async def _decide(
+        self,
+        app: AppRecord,
+        placements: tuple[PlacementRecord, ...],
+        assigned: Assignment,
+        seen: Snapshot,
+    ) -> tuple[AppRecord, Assignment] | None:
+        new = {it.node for it in assigned.placements} - {it.node for it in placements}
+        # Until it is stored the mirror doesn't count it; others that are placed meanwhile must.
+        self._placing.update(new)
+        try:
+            return await self._write(partial(transactions.decided, name=app.name, uid=app.uid, seen=seen))
+        finally:
+            self._placing.subtract(new)
+
+    async def _act(self, app: AppRecord, assigned: Assignment, seen: Snapshot) -> Result:
+        todo = plan(app, assigned, seen)
+        if app.deleting and (pause := self._pace.wait(_removal(app), app.target, "")):
+            return Result(after=pause)
+        if todo.start is not None and (pause := self._pause(app, todo.start.placement)):
+            return Result(after=pause)  # nor is anything stopped: what takes the app away would run then
+        over, failure = await self._stop_all(app, todo)
+        # A stop that fails holds up no start: an app is to serve first of all.
+        if todo.start is not None:
+            await self._start(app, todo.start)
+        if over or todo.remove:
+            await self._write(
+                partial(transactions.ended, name=app.name, uid=app.uid, placements=over, policy=app.deleting)
+            )
+        return Result(failure=failure)
+
+    async def _stop_all(
+        self, app: AppRecord, todo: Plan
+    ) -> tuple[list[PlacementRecord], SupervisorError | None]:
+        """Carry out a plan's stops; return the placements that are over, and the last failure."""
+        over: list[PlacementRecord] = []
+        failure: SupervisorError | None = None
+        for stop in todo.stop:
+            try:
+                gone = await self._stop(app.name, stop.node, stop.request)
+            except SupervisorError as refusal:
+                failure = refusal
+                if app.deleting:
+                    self._links.hinder(stop.node, app.name, refusal)
+                    self._pace.started(_removal(app), app.target, "")
+                continue
+            if gone and stop.ends is not None:
+                over.append(stop.ends)
+        return over, failure
+
+    async def _stop(self, app: str, node: str, request: StopInstanceRequest) -> bool:
+        """Stop an instance; tell whether it is gone, and its data if that was to go."""
+        link = self._links.get(node)
+        if link is None:
+            return False
+        instance = await link.client.stop(request)
+        if instance is None:
+            link.forget(app, request.name)
+            return True
+        if instance.last_error.reason == "DATA_NOT_REMOVED":
+            raise SupervisorError("DATA_NOT_REMOVED", instance.last_error.message, resource=app)
+        return False
+
+    async def _stop_orphans(self, app: str) -> None:
+        """Stop the app's instances on nodes that it has no placement on; of a removed app, all of them.
+
+        An app that this catalog never knew is left alone: the catalog may be the wrong one, or an old copy.
+        """
+        if self._mirror.apps.get(app) is None and not self._mirror.apps.was_deleted(app):
+            return
+        placed = {placement.node for placement in self._mirror.placements_of(app)}
+        for link in self._links.all():
+            if link.node.name in placed or not link.synced:
+                continue
+            for instance in list(link.instances(app).values()):
+                if instance.state == Instance.STOPPING:
+                    continue
+                log.warning(
+                    "orphan stopped: %s on %s", instance.name, link.node.name,
+                    extra={"action": "instance.orphan_stopped", "instance": instance.name,
+                           "node": link.node.name},
+                )  # fmt: skip
+                await self._stop(app, link.node.name, stop_orphan(instance))
+
+    def _pause(self, app: AppRecord, placement: PlacementRecord) -> float:
+        link = self._links.get(placement.node)
+        return self._pace.wait(app.name, app.target, link.node.incarnation) if link is not None else 0.0
+
+    async def _start(self, app: AppRecord, start: Start) -> None:
+        link = self._links.get(start.placement.node)
+        if link is None:
+            return
+        try:
+            instance = await link.client.start(start.request)
+        except SupervisorError as refusal:
+            if refusal.reason in OUTDATED:
+                self._pace.started(app.name, app.target, link.node.incarnation)
+                await self._renew(app, start, refusal)
+                return
+            if refusal.reason not in FINAL_REFUSALS:
+                link.hinder(app.name, refusal.reason, refusal.message)
+                raise
+            link.refuse(app.name, _refused(start.request, refusal))
+        else:
+            self._pace.started(app.name, app.target, link.node.incarnation)
+            link.accepted(app.name, instance)
+
+    async def _renew(self, app: AppRecord, start: Start, refusal: SupervisorError) -> None:
+        """Move a placement above the epoch that its node knows; the change has the app looked at again."""
+        told = refusal.metadata.get("known_epoch", "")
+        known = max(start.placement.epoch, int(told) if told.isdecimal() else 0)
+        renew = partial(
+            transactions.renewed, name=app.name, uid=app.uid, placement=start.placement, known=known
+        )
+        renewed: AppRecord | None = await self._write(renew)
+        if renewed is not None:
+            self._pace.renewed(app.name, renewed.target)
+
+    async def _write(self, command: Callable[[Transaction], T]) -> T:
+        return await asyncio.wrap_future(self._store_write(command))
+
+
+def _awaits_start(app: AppRecord, assigned: Assignment, seen: Snapshot) -> bool:
+    """Tell whether an app that is to run has nothing on its node, for all that is known yet."""
+    wanted = assigned.wanted
+    if wanted is None or app.deleting or app.spec.desired_state == App.STOPPED or assigned.failed is not None:
+        return False
+    view = seen.heard(wanted.node)
+    return view is not None and not view.instances and view.hindrance is None
+
+
+def _removal(app: AppRecord) -> str:
+    """Return the name under which the tries to remove an app's data are paced: each is news of its own."""
+    return f"{app.name} removal"
+
+
+def _refused(start: StartInstanceRequest, refusal: SupervisorError) -> Instance:
+    instance = Instance(
+        name=start.spec.name,
+        app_uid=start.spec.app_uid,
+        generation=start.spec.generation,
+        epoch=start.spec.epoch,
+        state=Instance.FAILED,
+    )
+    instance.last_error.reason = refusal.reason
+    instance.last_error.message = refusal.message
+    instance.last_error.occur_time.GetCurrentTime()
+    return instance
