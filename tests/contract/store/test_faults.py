@@ -132,11 +132,11 @@ def test_what_another_program_commits_is_followed(catalog: Any) -> None:
     store = catalog.open()
     revision = store.write(put(app("apps/a"))).result(WAIT)
     with store._database.writer.begin() as connection:
-        connection.execute(update(table_of(AppRow)).values(node="n", revision=revision + 1))
+        connection.execute(update(table_of(AppRow)).values(generation=9, revision=revision + 1))
         change = {"revision": revision + 1, "kind": "app", "key": "apps/a", "deleted": False, "time": 1}
         connection.execute(insert(table_of(ChangeRow)), change)
         connection.execute(update(table_of(MetaRow)).values(revision=revision + 1))
-    assert store.write(lambda tx: tx.app("apps/a").node).result(WAIT) == "n"
+    assert store.write(lambda tx: tx.app("apps/a").generation).result(WAIT) == 9
     assert store.write(put(app("apps/b"))).result(WAIT) == revision + 2
     known = snapshot(store.mirror)
     assert snapshot(catalog.reopen().mirror) == known

@@ -17,6 +17,7 @@ from appsupervisor.fleet.v1 import fleet_pb2
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.fleet.fleet import FleetService
+from services.control_plane.nodes.pool import NodePool
 from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
 from services.control_plane.servicers.app_catalog import CatalogServicer
@@ -93,7 +94,7 @@ class Server:
             Guarded(servicer)
             for servicer in (
                 CatalogServicer(
-                    AppCommands(store), AppQueries(store), AppTails(store.mirror, lambda node: None)
+                    AppCommands(store), AppQueries(store), AppTails(store.mirror, NodePool(store.mirror))
                 ),
                 FleetServicer(FleetService(store, heard.__contains__)),
                 OperationsServicer(OperationService(store)),
