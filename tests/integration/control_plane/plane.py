@@ -23,6 +23,7 @@ from services.control_plane.server import ControlPlane
 from services.control_plane.settings import Settings
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.sql_store import open_store
+from services.rpc.status import reason_of
 from tests.fakes.runtime_node import FakeNode
 
 WAIT = 15.0
@@ -79,9 +80,19 @@ class Plane:
         node = FakeNode(name, **fields)
         await node.start()
         self.nodes.append(node)
-        await node.register(self.address)
+        await until(lambda: self._registered(node), bool)
         await self.node_state(name, fleet_pb2.Node.READY)
         return node
+
+    async def _registered(self, node: FakeNode) -> bool:
+        """Register as nodes do: again, until the silence of the name's former bearer is noticed."""
+        try:
+            await node.register(self.address)
+        except grpc.aio.AioRpcError as refused:
+            if reason_of(refused) != "NODE_NAME_TAKEN":
+                raise
+            return False
+        return True
 
     async def node_state(self, name: str, state: int) -> fleet_pb2.Node:
         async def look() -> fleet_pb2.Node:
