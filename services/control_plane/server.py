@@ -27,6 +27,7 @@ from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
 from services.control_plane.servicers.app_catalog import CatalogServicer
 from services.control_plane.servicers.fleet import FleetServicer
+from services.control_plane.servicers.fresh import FreshServicer
 from services.control_plane.servicers.operations import OperationsServicer
 from services.control_plane.settings import Settings
 from services.control_plane.store.interface import CatalogStore
@@ -120,15 +121,14 @@ def services(
     """Return the services of the control plane over its core."""
     catalog = CatalogServicer(AppCommands(store), queries, tails)
     fleet = FleetServicer(FleetService(store, store.mirror.is_heard))
-    return [
-        Service("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),
-        Service("appsupervisor.fleet.v1.Fleet", add_FleetServicer_to_server, fleet),
-        Service(
-            "google.longrunning.Operations",
-            add_OperationsServicer_to_server,
-            OperationsServicer(operations),
-        ),
+    servicers = [
+        ("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),
+        ("appsupervisor.fleet.v1.Fleet", add_FleetServicer_to_server, fleet),
+        ("google.longrunning.Operations", add_OperationsServicer_to_server, OperationsServicer(operations)),
     ]
+    if store.seat.exclusive:  # nobody else writes: what isn't here isn't anywhere
+        return [Service(name, add, servicer) for name, add, servicer in servicers]
+    return [Service(name, add, FreshServicer(servicer, store)) for name, add, servicer in servicers]
 
 
 async def serve(settings: Settings) -> None:
