@@ -104,10 +104,14 @@ class Leadership:
         elif term is not None:
             await self._ended()
         if term is not None:
-            with suppress(SupervisorError, TimeoutError):
-                async with asyncio.timeout(self._pace.renew):
-                    await self._call(partial(self._seat.leave, self.holder, term))
+            await self._leave(term)
         self._calls.shutdown(wait=False, cancel_futures=True)
+
+    async def _leave(self, term: int) -> None:
+        # If it can't be said, the others wait for the time to run out.
+        with suppress(SupervisorError, TimeoutError):
+            async with asyncio.timeout(self._pace.lasts):
+                await self._call(partial(self._seat.leave, self.holder, term))
 
     async def _seek(self) -> None:
         while True:
@@ -136,6 +140,7 @@ class Leadership:
             beginning.cancel()
             await asyncio.wait({beginning})
             await self._ended()
+        await self._leave(standing.term)
 
     def _elected(self, standing: Standing, sent: float) -> None:
         self._extend(sent)
