@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, text
 
-from services.control_plane.store.sql_store import SqlCatalogStore
+from services.control_plane.store.errors import StoreError
+from services.control_plane.store.sql_store import SqlCatalogStore, open_store
 from services.rpc.errors import SupervisorError
 from services.rpc.feed import Entry
-from tests.contract.store.conftest import Catalog, create_database
+from tests.contract.store.conftest import Catalog
 from tests.contract.store.samples import (
     WAIT,
     app,
@@ -27,13 +28,14 @@ from tests.contract.store.samples import (
     snapshot,
     wait_until,
 )
+from tests.postgresql import Server
 
 
 @pytest.fixture
-def shared(postgresql: str) -> Iterator[Catalog]:
+def shared(postgresql: Server) -> Iterator[Catalog]:
     """An empty PostgreSQL database."""
     with ExitStack() as stack:
-        catalog = Catalog(create_database(postgresql, stack))
+        catalog = Catalog(postgresql.create_database(stack))
         stack.callback(catalog.close)
         yield catalog
 
@@ -274,3 +276,45 @@ def test_replicas_started_at_once_on_an_empty_database_agree_on_one_catalog(shar
         thread.join(WAIT)
     assert len({store.catalog_id for store in opened}) == 1
     assert len(opened) == 4
+
+
+def test_a_server_that_is_away_fails_writes_alone_and_is_found_again() -> None:
+    """Reads go on from the mirror; what was acknowledged is there when it is back."""
+    with ExitStack() as stack:
+        server = Server(stack)
+        catalog = Catalog(server.create_database(stack))
+        stack.callback(catalog.close)
+        one, other = catalog.open(), catalog.open()
+        one.write(put(app("apps/a"))).result(WAIT)
+        other.catch_up().result(WAIT)
+        server.stop()
+        for store in (one, other):
+            with pytest.raises(SupervisorError) as caught:
+                store.write(put(app("apps/b"))).result(WAIT)
+            assert caught.value.reason == "STORE_UNAVAILABLE"
+            with pytest.raises(SupervisorError):
+                store.catch_up().result(WAIT)
+            with pytest.raises(SupervisorError):
+                store.seat.take("h", "a", 5.0)
+            assert store.mirror.apps.get("apps/a") is not None
+        server.start()
+        assert other.write(put(app("apps/c"))).result(WAIT)
+        wait_until(lambda: one.mirror.apps.get("apps/c") is not None)
+        assert one.write(put(app("apps/d"))).result(WAIT)
+        assert list(contents(one.mirror.apps)) == ["apps/a", "apps/c", "apps/d"]
+        one.write(put(app("apps/e"))).result(WAIT)
+        wait_until(lambda: other.mirror.apps.get("apps/e") is not None)
+
+
+def test_a_server_that_cannot_be_reached_at_start_is_told_in_a_sentence_without_the_password() -> None:
+    for url in (
+        "postgresql://u:hunter2@127.0.0.1:1/db",
+        "postgresql://u:hunter2%zz@127.0.0.1/db",
+        "postgresql://u:hunter2@127.0.0.1/db?colour=blue",
+        "postgresql+psycopg2://u:hunter2@127.0.0.1/db",
+    ):
+        with pytest.raises(StoreError) as caught:
+            open_store(url)
+        assert "hunter2" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).endswith((".", "database"))
