@@ -11,6 +11,7 @@ import warnings
 from contextlib import ExitStack
 from pathlib import Path
 
+import psycopg
 import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import make_url
@@ -63,3 +64,13 @@ class Server:
 
         stack.callback(drop)
         return make_url(self.url).set(database=name).render_as_string(False)
+
+    def cut(self, url: str) -> int:
+        """End every connection to a database; return how many there were."""
+        database = make_url(url).database
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            return len(
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (database,)
+                ).fetchall()
+            )

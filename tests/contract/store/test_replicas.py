@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, text
 
 from services.control_plane.store.errors import StoreError
 from services.control_plane.store.sql_store import SqlCatalogStore, open_store
@@ -44,23 +43,6 @@ def shared(postgresql: Server) -> Iterator[Catalog]:
 def pair(shared: Catalog) -> tuple[SqlCatalogStore, SqlCatalogStore]:
     """Two stores on one database."""
     return shared.open(), shared.open()
-
-
-def sever(catalog: Catalog) -> int:
-    """End every connection of the stores at the server; return how many there were."""
-    engine = create_engine(catalog.url.replace("postgresql://", "postgresql+psycopg://"))
-    try:
-        with engine.connect() as connection:
-            return len(
-                connection.execute(
-                    text(
-                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                        "WHERE datname = current_database() AND pid <> pg_backend_pid()"
-                    )
-                ).all()
-            )
-    finally:
-        engine.dispose()
 
 
 def test_what_one_replica_commits_the_other_is_told(pair: Any) -> None:
@@ -124,11 +106,13 @@ def test_times_never_fall_from_one_replica_to_the_other(pair: Any) -> None:
     assert times == sorted(times)
 
 
-def test_connections_cut_by_the_server_fail_no_write_that_comes_after(pair: Any, shared: Catalog) -> None:
+def test_connections_cut_by_the_server_fail_no_write_that_comes_after(
+    pair: Any, shared: Catalog, postgresql: Server
+) -> None:
     one, other = pair
     one.write(put(app("apps/a"))).result(WAIT)
     for number in range(5):
-        assert sever(shared)
+        assert postgresql.cut(shared.url)
         assert pair[number % 2].write(put(app(f"apps/b{number}"))).result(WAIT)
     for store in pair:
         assert store.catch_up().result(WAIT)
