@@ -18,11 +18,12 @@ class FreshServicer:
     """A servicer as it is, but for its NOT_FOUND: that is the newest catalog's."""
 
     def __init__(self, servicer: Any, store: CatalogStore) -> None:
-        self._servicer = servicer
         self._store = store
+        for name, method in inspect.getmembers(servicer, callable):
+            if name[0].isupper():
+                setattr(self, name, self._fresh(method))
 
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._servicer, name)
+    def _fresh(self, method: Any) -> Any:
         if inspect.isasyncgenfunction(method):
             return self._stream(method)
         return self._unary(method) if inspect.iscoroutinefunction(method) else method

@@ -33,12 +33,17 @@ NODE = "environments/default/nodes/fake-1"
 class Plane:
     """A control plane that can be stopped and started again on the same catalog."""
 
-    def __init__(self, directory: Path, *, node_timeout: float = 1.0) -> None:
-        self.url = f"sqlite:///{directory}/catalog.db"
+    def __init__(self, directory: Path, *, node_timeout: float = 1.0, url: str = "") -> None:
+        self.url = url or f"sqlite:///{directory}/catalog.db"
         self.node_timeout = node_timeout
         self.port = 0
         self.nodes: list[FakeNode] = []
         self._running: ControlPlane | None = None
+
+    @property
+    def running(self) -> ControlPlane:
+        assert self._running is not None
+        return self._running
 
     @property
     def address(self) -> str:
