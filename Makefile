@@ -3,17 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 ARGS ?=
+APP_DIR ?=
 SETUP := @PYTHON='$(PYTHON)' sh .ci/venv
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-all lint format proto bench chaos clean
+.PHONY: help up test test-all lint format proto docs bench chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo '  ARGS="..." is handed on to what the target runs; PYTHON=... chooses the Python of .venv when it is made: make clean first.'
 
-up: $(VENV)/.ready-demo ## Run the control plane, a node and two demo apps on this machine
-	@$(PY) -m compose.local $(ARGS)
+up: $(VENV)/.ready-demo ## Run the control plane, a node and two demo apps on this machine; APP_DIR=path adds your code
+	@$(PY) -m compose.local $(if $(APP_DIR),--app-dir '$(APP_DIR)') $(ARGS)
 
 test: $(VENV)/.ready-dev ## Run the tests that take a few minutes in all
 	@$(PY) -m pytest -m "not slow" $(ARGS)
@@ -29,6 +30,10 @@ format: $(VENV)/.ready-dev ## Format the code and apply the safe fixes
 
 proto: $(VENV)/.ready-dev ## Generate gen/ from protos/
 	@$(PY) protos/generate.py
+
+docs: $(VENV)/.ready-dev ## Build the pages of docs/ into .cache/site
+	@$(PY) -m services.cli.reference
+	@$(PY) -m mkdocs build --quiet --strict --config-file .ci/mkdocs.yml
 
 bench: $(VENV)/.ready-dev ## Measure against bare servers in one run; prints a table with ratios
 	@$(PY) -m tests.bench $(ARGS)

@@ -104,7 +104,11 @@ class Node:
             self.observation.logs.start()
             stack.push_async_callback(_quietly, "logs", self.observation.logs.close)
             # 3. The front: the listener's loop, which SHARED apps run on too, and who watches it.
-            router = Router(self.settings.base_domain)
+            router = Router(
+                self.settings.base_domain,
+                path_hosts=self.settings.path_hosts,
+                hosts_only=self.settings.hosts_only,
+            )
             watchdog = await self._start_front(stack, router)
             # 4. The core, with the tiers in which it runs apps.
             self.feed = InstanceFeed(self.settings.node_name, self.incarnation)
@@ -124,6 +128,7 @@ class Node:
                        "incarnation": self.incarnation},
             )  # fmt: skip
             yield self
+            self.front.begin_draining()
             log.info("draining", extra={"action": "node.draining", "instances": len(self.host)})
 
     async def _start_front(self, stack: AsyncExitStack, router: Router) -> Watchdog:

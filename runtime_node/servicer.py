@@ -37,7 +37,7 @@ class RuntimeServicer(RuntimeEnvironmentServicer):
 
     async def StartInstance(self, request: pb.StartInstanceRequest, context: Any) -> pb.StartInstanceResponse:
         """Accept an instance."""
-        return pb.StartInstanceResponse(instance=self._host.start(request.spec))
+        return pb.StartInstanceResponse(instance=self._host.start(request.spec, start_now=request.start_now))
 
     async def StopInstance(self, request: pb.StopInstanceRequest, context: Any) -> pb.StopInstanceResponse:
         """Begin to stop an instance."""

@@ -49,6 +49,10 @@ class NodeSettings:
     shutdown_timeout: float
     """Seconds for draining every instance at the node's end."""
     trusted_proxies: tuple[str, ...]
+    path_hosts: tuple[str, ...]
+    """Host names under which apps are found by path and X-App, beside loopback names and addresses."""
+    hosts_only: bool
+    """Whether apps are found by host name alone."""
     log_level: str
     metrics_listen: Address | None
     echo_app_logs: bool
@@ -94,8 +98,20 @@ def read_settings(
     add("--shutdown-timeout", float, "30", "seconds for draining all apps at the node's end")
     add.many(
         "--trusted-proxy", _network, ",",
-        "address or network whose X-Forwarded-* is believed; may be repeated",
+        "address or network of a proxy: its Forwarded and X-Forwarded-* reach the apps, from others they are "
+        "dropped, and its connections count as those of many clients; may be repeated",
     )  # fmt: skip
+    add.many(
+        "--path-host", _domain, ",",
+        "host name under which apps are also found by path (/apps/{app}/) and by X-App, as they are under "
+        "loopback names, IP addresses and the base domain; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--hosts-only",
+        action=argparse.BooleanOptionalAction,
+        default=variables.get(f"{PREFIX}HOSTS_ONLY", "").lower() in {"1", "true", "yes", "on"},
+        help=f"find apps by their own host names alone, never by path or X-App ({PREFIX}HOSTS_ONLY)",
+    )
     add(
         "--metrics-listen", _optional_address, "",
         "where Prometheus metrics are served, such as 127.0.0.1:7402; port 0 takes a free one",
@@ -124,6 +140,8 @@ def read_settings(
         concurrent_starts=parsed.concurrent_starts,
         shutdown_timeout=parsed.shutdown_timeout,
         trusted_proxies=tuple(parsed.trusted_proxy),
+        path_hosts=tuple(parsed.path_host),
+        hosts_only=parsed.hosts_only,
         log_level=parsed.log_level,
         metrics_listen=parsed.metrics_listen or None,
         echo_app_logs=parsed.echo_app_logs,

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import shlex
 import signal
 import socket
 import sys
@@ -13,8 +14,9 @@ from pathlib import Path
 import grpc
 
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
-from compose.local import demo
+from compose.local import demo, requirements
 from compose.local.output import Output
+from compose.local.reload import reload_on_change
 from compose.local.settings import HOST, Settings, read_settings, variable_of
 from compose.local.supervised import Supervised
 
@@ -34,10 +36,25 @@ def main() -> None:
     """Run the stack until Ctrl-C or SIGTERM; exit with 0 after a clean stop, with 1 if it could not start."""
     settings = read_settings()
     try:
+        for folder in settings.app_dirs:
+            check_requirements(folder, install=settings.install)
         with exclusive(settings.data_dir):
             asyncio.run(Stack(with_ports(settings)).run())
     except StartError as problem:
         sys.exit(f"make up: {problem}")
+
+
+def check_requirements(folder: Path, *, install: bool) -> None:
+    """Say what a folder's code needs and this Python lacks, or install it. Raises StartError."""
+    missing = requirements.missing_in(folder)
+    if not missing:
+        return
+    if install:
+        if not requirements.install(folder):
+            raise StartError(f"what {folder} needs could not be installed; pip says why above")
+        return
+    print(f"up: {folder} needs what is not installed: {', '.join(missing)}")
+    print(f"up: --install does it, or: {shlex.join(requirements.command_for(folder))}")
 
 
 @contextlib.contextmanager
@@ -147,7 +164,7 @@ class Stack:
                 "--environment=default",
                 "--node=node-1",
                 f"--data-dir={data / 'node-1'}",
-                f"--app-dir={APPS}",
+                *(f"--app-dir={folder}" for folder in (*own.app_dirs, APPS)),
             ],
             self._output,
         )
@@ -174,8 +191,11 @@ class Stack:
                 raise StartError(
                     f"the control plane answered {error.code().name}: {error.details()}"
                 ) from error
-        self._output.say(banner(self._settings, states))
-        await asyncio.Event().wait()
+            self._output.say(banner(self._settings, states))
+            if self._settings.reload:
+                folders = (*self._settings.app_dirs, APPS)
+                await reload_on_change(apps, folders, lambda text: self._output.log("up", text))
+            await asyncio.Event().wait()
 
     async def _become_ready(self, process: Supervised, channel: grpc.aio.Channel) -> None:
         """Wait until the process can be called. Raises StartError if it ends or takes too long."""

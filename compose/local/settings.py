@@ -18,6 +18,12 @@ class Settings:
     node_port: int
     http_port: int
     data_dir: Path
+    app_dirs: tuple[Path, ...] = ()
+    """Folders with the user's own code, beside the demo's."""
+    reload: bool = False
+    """Restart apps whose code changes on disk."""
+    install: bool = False
+    """Install what the folders say they need."""
 
     @property
     def control_plane(self) -> str:
@@ -52,7 +58,31 @@ def read_settings(argv: Sequence[str] | None = None) -> Settings:
     add("node-port", int, "7401", "port of the node's gRPC")
     add("http-port", int, "8080", "port at which the node serves its apps")
     add("data-dir", Path, "data", "folder for the catalog and the apps' data")
-    return Settings(**vars(parser.parse_args(argv)))
+    listed = os.environ.get(variable_of("app-dir"), "")
+    parser.add_argument(
+        "--app-dir",
+        type=Path,
+        action="append",
+        default=[],
+        help="folder to load your own apps' code from; may be repeated "
+        f"(environment: {variable_of('app-dir')}, separated by {os.pathsep!r})",
+    )
+    parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="restart the apps whose code changes on disk, without a lost request",
+    )
+    parser.add_argument(
+        "--install",
+        action="store_true",
+        help="install what the folders' requirements.txt or pyproject.toml name and this Python lacks",
+    )
+    parsed = vars(parser.parse_args(argv))
+    named = parsed.pop("app_dir") or [Path(part) for part in listed.split(os.pathsep) if part]
+    for folder in named:
+        if not folder.is_dir():
+            parser.error(f"--app-dir: {folder} is not a folder")
+    return Settings(**parsed, app_dirs=tuple(folder.resolve() for folder in named))
 
 
 def variable_of(flag: str) -> str:

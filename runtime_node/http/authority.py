@@ -9,6 +9,7 @@ import idna
 
 # RFC 3986 allows more in a reg-name; DNS names, and the underscore of container networks, need no more.
 _AUTHORITY = re.compile(rb"(?:([A-Za-z0-9_.-]{1,254})|\[([0-9A-Fa-f:.]{2,45})\])(?::([0-9]{0,5}))?")
+_IPV4 = re.compile(r"[0-9]{1,3}(?:\.[0-9]{1,3}){3}")
 _CACHED_NAMES = 8192
 
 
@@ -51,6 +52,16 @@ def _parse(authority: bytes) -> str | None:
     if not host or len(host) > 253 or ".." in host or host[0] in ".-" or host[-1] == ".":
         return None
     return host
+
+
+def is_local(host: str) -> bool:
+    """Tell whether a host in normal form is an IP address or a loopback name: nobody can redirect these."""
+    return (
+        host == "localhost"
+        or host.endswith(".localhost")
+        or host.startswith("[")
+        or _IPV4.fullmatch(host) is not None
+    )
 
 
 def normal_domain(domain: str) -> str:

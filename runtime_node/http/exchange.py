@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
-
-from uvicorn.protocols.utils import ClientDisconnected
+from typing import TYPE_CHECKING, Protocol
 
 from runtime_node.asgi import ASGIApp, Message, Scope
 from runtime_node.http.current import interruption_point, is_interruption
+from runtime_node.http.flow import Flow
 from runtime_node.http.gate import Gate
+from runtime_node.http.gated_request import ClientGoneError
 from runtime_node.http.problems import (
     APP_BAD_RESPONSE,
     APP_BLOCKED_LOOP,
@@ -21,45 +21,68 @@ from runtime_node.http.problems import (
     INSTANCE_STOPPING,
     REQUEST_TIMEOUT,
     Problem,
+    problem_of,
 )
-from runtime_node.http.response import BadResponseError, ResponseHead
-from runtime_node.tiers.cancellation import was_cancelled
+from runtime_node.http.response import BadResponseError, Response
 from runtime_node.tiers.runner import UndeliveredError
 from services.rpc.errors import SupervisorError
 
 if TYPE_CHECKING:
-    from runtime_node.http.connection import FrontConnection
     from runtime_node.http.request import Head
+    from runtime_node.http.shared import FrontShared
 
 _READ_HIGH_WATER = 64 * 1024
 _UNSENT_LIMIT = 64
-_NO_BODY_STATUSES = frozenset((204, 304))
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _DISCONNECT = "http.disconnect"
-# A tier's failures in the middle of a request; every other reason is answered 503.
-_TIER_STATUS = {"APP_CRASHED": 502, "APP_OUT_OF_MEMORY": 502, "APP_BLOCKED_LOOP": 504, "INTERNAL": 500}
 
 
-def problem_of(error: SupervisorError) -> Problem:
-    """Return what a tier's failure is answered with; its message is public."""
-    status = _TIER_STATUS.get(error.reason, 503)
-    return Problem(status, error.reason, error.message, retry_after=error.retry_after)
+class ResponseSink(Protocol):
+    """Where a response goes: a connection, as one of its exchanges sees it."""
+
+    shared: FrontShared
+    transport: asyncio.Transport
+    flow: Flow
+
+    def resume_reading(self) -> None:
+        """Read on after a complete body, unless requests wait already."""
+        ...
+
+    def closes_after(self, exchange: Exchange) -> bool:
+        """Tell whether the connection ends with this response whatever the client asked for."""
+        ...
+
+    def answer(self, exchange: Exchange, problem: Problem) -> None:
+        """Send the node's own answer as the exchange's response; the exchange is complete."""
+        ...
+
+    def exchange_done(self, exchange: Exchange) -> None:
+        """Go on after a complete response."""
+        ...
+
+    def linger(self) -> None:
+        """Close, but read off what is under way."""
+        ...
+
+    def abandon(self) -> None:
+        """Close in the middle of a response: nothing more may look like a part of it."""
+        ...
 
 
 class Exchange:
     """One request on its connection. Belongs to the front loop; the app sees `receive` and `send`."""
 
     __slots__ = (
-        "_began", "_buffered", "_chunked_out", "_delivered", "_head", "_left", "_news", "_parts",
-        "_remaining", "_unsent", "admitted_at", "authority", "awaits_continue", "chunked_in", "complete",
-        "connection", "content_length", "deadline", "gate", "gone", "head_only", "keep_alive",
+        "_began", "_buffered", "_cut", "_delivered", "_left", "_news", "_parts", "_response",
+        "_sink", "_unsent", "admitted_at", "authority", "awaits_continue", "chunked_in", "complete",
+        "content_length", "deadline", "gate", "gone", "head_only", "keep_alive",
         "more_body", "received", "scope", "started", "task", "wire", "x_app",
     )  # fmt: skip
 
     is_websocket = False
 
-    def __init__(self, connection: FrontConnection, scope: Scope, head: Head, keep_alive: bool) -> None:
-        self.connection = connection
+    def __init__(self, sink: ResponseSink, scope: Scope, head: Head, keep_alive: bool) -> None:
+        self._sink = sink
         self.scope = scope
         self.authority = head.authority
         self.x_app = head.x_app
@@ -84,13 +107,12 @@ class Exchange:
         self.started = False
         self.complete = False
         self.gone = False
-        self._head: ResponseHead | None = None
-        self._chunked_out = False
-        self._remaining = 0
+        self._response: Response | None = None
         self._unsent = 0
         # Its place in the gate.
         self._began = False
         self._left = False
+        self._cut = False
 
     # --- driven by the connection ---
 
@@ -106,7 +128,7 @@ class Exchange:
             gate.refused_body()
             self.refuse(BODY_TOO_LARGE)
             return
-        gate.admit(self, self.connection.loop)
+        gate.admit(self, self._sink.shared.loop)
 
     def feed(self, body: bytes) -> None:
         """Take a piece of the request's body."""
@@ -117,14 +139,14 @@ class Exchange:
                 gate.refused_body()
                 self.cut(BODY_TOO_LARGE)
             else:
-                self.connection.linger()
+                self._sink.linger()
             return
         if self.complete or self.gone:
             return
         self._parts.append(body)
         self._buffered += len(body)
         if self._buffered > _READ_HIGH_WATER:
-            self.connection.flow.pause_reading()
+            self._sink.flow.pause_reading()
         if self._news is not None:
             self._news.set()
 
@@ -136,7 +158,7 @@ class Exchange:
 
     def awaits_body(self) -> bool:
         """Tell whether it is the client's turn: more of the body is to come, and was asked for."""
-        return self.more_body and not self.awaits_continue and not self.connection.flow.read_paused
+        return self.more_body and not self.awaits_continue and not self._sink.flow.read_paused
 
     def disconnected(self) -> None:
         """Take note that the client is gone: the app learns it from `receive`, and its deadline stays."""
@@ -146,14 +168,14 @@ class Exchange:
         if self._news is not None:
             self._news.set()
         gate = self.gate
-        if gate is not None and not gate.dropped(self, gone=True) and self.task is not None:
-            self.connection.front.orphans.add(self)
+        if gate is not None and not gate.remove_waiting(self, gone=True) and self.task is not None:
+            self._sink.shared.orphans.add(self)
 
     def expire(self) -> None:
         """End the request because its time is up."""
         gate = self.gate
         assert gate is not None
-        if gate.dropped(self, timeout=True):
+        if gate.remove_waiting(self, timeout=True):
             self.refuse(REQUEST_TIMEOUT)
         elif self.awaits_body() and not self.started:
             self.cut(BODY_TIMEOUT)
@@ -171,12 +193,12 @@ class Exchange:
         if self.complete or self.gone:
             return
         self.complete = True
-        self.connection.answer(self, problem)
+        self._sink.answer(self, problem)
 
     def cut(self, problem: Problem, *, timeout: bool = False) -> None:
         """End the request: answer with the problem if nothing was sent, else close; cancel the app's task."""
         gate = self.gate
-        if gate is not None and gate.dropped(self):
+        if gate is not None and gate.remove_waiting(self):
             self.refuse(problem)
             return
         self._leave(error=problem.status >= 500, timeout=timeout)
@@ -186,6 +208,7 @@ class Exchange:
             self._news.set()
         task = self.task
         if task is not None:
+            self._cut = True
             task.cancel()
             # A task that never began is thrown away by its cancelling, without a word to the gate.
             if not self._began:
@@ -201,9 +224,10 @@ class Exchange:
             await asgi(self.scope, self.receive, self.send)
             interruption_point()
         except asyncio.CancelledError as error:
-            if was_cancelled():
+            if self._cut or self._sink.shared.ended:
                 self._fail(INSTANCE_STOPPING)
                 raise
+            # By the app itself, of this task or of one that it waits for: a fault like any other.
             self._fault(error, APP_RAISED)
         except BadResponseError as error:
             self._fault(error, APP_BAD_RESPONSE)
@@ -251,22 +275,24 @@ class Exchange:
         if self.started:
             # The client must see that the response is not whole: only a closed connection says so.
             self.gone = True
-            self.connection.abandon()
+            self._sink.abandon()
         else:
             self.complete = True
-            self.connection.answer(self, problem)
+            self._sink.answer(self, problem)
 
     def _leave(self, *, error: bool = False, timeout: bool = False) -> None:
         if not self._left and self.gate is not None:
             self._left = True
-            self.gate.left(self, time.monotonic(), error=error, timeout=timeout, gone=self.gone)
+            self.gate.response_done(self, time.monotonic(), error=error, timeout=timeout, gone=self.gone)
 
     def _end(self) -> None:
-        self._leave(error=False)
+        if not self._left:
+            self._leave()
         self.task = None
         assert self.gate is not None
-        self.gate.ended(self)
-        self.connection.front.orphans.discard(self)
+        self.gate.task_done(self)
+        if self.gone:
+            self._sink.shared.orphans.discard(self)
 
     # --- ASGI ---
 
@@ -276,12 +302,12 @@ class Exchange:
         if self.awaits_continue and not self.started:
             self.awaits_continue = False
             if not self.complete and not self.gone:
-                self.connection.transport.write(_CONTINUE)
+                self._sink.transport.write(_CONTINUE)
         while not self.complete and not self.gone:
             if self._parts or not (self.more_body or self._delivered):
                 return self._take_body()
             if self.more_body:
-                self.connection.flow.resume_reading()
+                self._sink.flow.resume_reading()
             if self._news is None:
                 self._news = asyncio.Event()
             self._news.clear()
@@ -295,117 +321,78 @@ class Exchange:
         self._buffered = 0
         self._delivered = not self.more_body
         if self._delivered:
-            self.connection.resume_reading()
+            self._sink.resume_reading()
         return {"type": "http.request", "body": body, "more_body": self.more_body}
 
     async def send(self, message: Message) -> None:
         """Send a part of the response. Waits while the client does not read; nothing is sent to a gone one.
 
-        As ASGI asks, the head leaves with the first piece of the body. Raises BadResponseError for what may
-        not be sent, RuntimeError for a message out of order, ClientDisconnected (an OSError) to an app that
-        goes on and on sending to a client that is gone.
+        As ASGI asks, the head leaves with the first piece of the body. Raises BadResponseError or TypeError
+        for what may not be sent, RuntimeError for a message out of order, ClientGoneError (an OSError) to an
+        app that goes on and on sending to a client that is gone.
         """
-        flow = self.connection.flow
+        flow = self._sink.flow
         if flow.write_paused and not self.gone:
             await flow.drain()
         if self.gone:
             await self._send_to_nobody()
             return
         kind = message["type"]
-        if self._head is None:
+        response = self._response
+        if response is None:
             if kind != "http.response.start" or self.complete:
                 raise RuntimeError(f"Expected http.response.start, got {kind!r}.")
-            self._head = ResponseHead(message["status"], message.get("headers", ()))
+            self._response = response = Response(
+                message["status"], message.get("headers", ()), self._sink.shared.router.base_domain
+            )
+            if response.widened_cookie and self.gate is not None:
+                self.gate.tell_widened_cookie()
             return
         if kind != "http.response.body":
             raise RuntimeError(f"Expected http.response.body, got {kind!r}.")
         if self.complete:
             raise RuntimeError("The response is already complete.")
         body = message.get("body", b"")
+        if type(body) is not bytes:
+            body = _as_bytes(body)
         more = message.get("more_body", False)
-        if not self.started:
-            self._start(self._head, body, more)
-        elif self._chunked_out:
-            self._send_chunk(body, more)
+        if self.started:
+            data = response.piece(body, more)
+            if data:
+                self._sink.transport.write(data)
         else:
-            self._send_counted(body, more)
+            self._begin(response, body, more)
         if not more:
-            self._finish()
+            self._finish(response)
 
     async def _send_to_nobody(self) -> None:
         # An app that streams without end must let go of the loop, and learn in the end; one that finishes
         # its response goes on to its work after it undisturbed.
         self._unsent += 1
         if self._unsent > _UNSENT_LIMIT:
-            raise ClientDisconnected
+            raise ClientGoneError
         await asyncio.sleep(0)
 
-    def _start(self, head: ResponseHead, body: bytes, more: bool) -> None:
-        out = head.lines
-        size = self._frame(head, body, more)
+    def _begin(self, response: Response, body: bytes, more: bool) -> None:
+        sink = self._sink
         # A client that was never told to send its body may or may not do so: what follows cannot be told.
-        if head.close or self.awaits_continue or self.connection.closes_after(self):
-            self.keep_alive = False
-        if not self.keep_alive:
-            out.append(b"connection: close\r\n")
-        if not head.date:
-            out.append(self.connection.front.date_line)
-        out.append(b"\r\n")
-        if size:
-            if self._chunked_out:
-                out += (b"%x\r\n" % size, body, b"\r\n")
-            else:
-                out.append(body)
-        self.connection.transport.write(b"".join(out))
+        keep_alive = self.keep_alive and not (
+            response.close or self.awaits_continue or sink.closes_after(self)
+        )
+        version, date = self.scope["http_version"], sink.shared.date_line
+        data, self.keep_alive = response.begin(body, more, self.head_only, version, keep_alive, date)
+        sink.transport.write(data)
         self.started = True
 
-    def _frame(self, head: ResponseHead, body: bytes, more: bool) -> int:
-        """Choose how the body's end is told; return how much of this first piece is sent."""
-        out = head.lines
-        length = head.content_length
-        bodiless = self.head_only or head.status in _NO_BODY_STATUSES
-        size = 0 if bodiless else len(body)
-        if head.status == 204:
-            pass
-        elif length is not None:
-            self._expect(0 if bodiless else length, size, more)
-            out.append(b"content-length: %d\r\n" % length)
-        elif bodiless:
-            pass
-        elif not more:
-            out.append(b"content-length: %d\r\n" % size)
-        elif self.scope["http_version"] == "1.1":
-            self._chunked_out = True
-            out.append(b"transfer-encoding: chunked\r\n")
-        else:
-            self.keep_alive = False
-            self._remaining = -1
-        return size
-
-    def _expect(self, length: int, size: int, more: bool) -> None:
-        if size > length or (not more and size < length):
-            raise BadResponseError("The response's body is not as long as its Content-Length.")
-        self._remaining = length - size
-
-    def _send_chunk(self, body: bytes, more: bool) -> None:
-        out = b"" if more else b"0\r\n\r\n"
-        if body:
-            out = b"".join((b"%x\r\n" % len(body), body, b"\r\n", out))
-        if out:
-            self.connection.transport.write(out)
-
-    def _send_counted(self, body: bytes, more: bool) -> None:
-        assert self._head is not None
-        size = 0 if self.head_only or self._head.status in _NO_BODY_STATUSES else len(body)
-        if self._remaining >= 0:
-            self._expect(self._remaining, size, more)
-        if size:
-            self.connection.transport.write(body)
-
-    def _finish(self) -> None:
+    def _finish(self, response: Response) -> None:
         self.complete = True
-        assert self._head is not None
-        self._leave(error=self._head.status >= 500)
+        self._leave(error=response.status >= 500)
         if self._news is not None:
             self._news.set()
-        self.connection.exchange_done(self)
+        self._sink.exchange_done(self)
+
+
+def _as_bytes(body: object) -> bytes:
+    if isinstance(body, (bytes, bytearray, memoryview)):
+        return bytes(body)
+    raise TypeError(f"The body of a response is bytes, not {type(body).__name__}.")

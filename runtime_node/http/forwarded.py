@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from runtime_node.asgi import Scope
 
+_LONGEST_CHAIN = 32
+
 
 class TrustedProxies:
-    """The proxies whose word is taken; the headers themselves are passed on untouched in any case."""
+    """The proxies whose word is taken: their headers reach the app, everybody else's are dropped."""
 
     def __init__(self, networks: Sequence[str]) -> None:
         """Take addresses or networks in CIDR form. Raises ValueError."""
@@ -18,9 +20,11 @@ class TrustedProxies:
     def trusts(self, address: str) -> bool:
         """Tell whether the address is one of the proxies'."""
         try:
-            ip = ip_address(address)
+            ip = ip_address(address.partition("%")[0])
         except ValueError:
             return False
+        if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
         return any(ip in network for network in self._networks)
 
     def apply(self, scope: Scope) -> None:
@@ -38,7 +42,7 @@ class TrustedProxies:
                 chain += [part.strip() for part in value.decode("latin-1").split(",")]
             elif name == b"x-forwarded-proto" and value.strip().lower() in (b"http", b"https"):
                 scope["scheme"] = value.strip().lower().decode("ascii")
-        for address in reversed(chain):
+        for address in reversed(chain[-_LONGEST_CHAIN:]):
             try:
                 ip_address(address)
             except ValueError:

@@ -15,6 +15,7 @@ from runtime_node.http.forwarded import TrustedProxies
 from runtime_node.http.limits import DEFAULT_FRONT_LIMITS, FrontLimits
 from runtime_node.http.listener import Listener
 from runtime_node.http.router import Router
+from runtime_node.http.shared import FrontShared
 
 _logger = logging.getLogger(__name__)
 
@@ -53,13 +54,16 @@ class HttpFront:
         trusted_proxies: Sequence[str] = (),
     ) -> None:
         """Take the address to listen on (port 0: a free one) and the proxies, as addresses or networks,
-        whose `X-Forwarded-For` and `-Proto` are believed. Raises ValueError for a malformed network."""
+        whose `Forwarded` and `X-Forwarded-…` are believed; from others they are dropped.
+
+        Raises ValueError for a malformed network.
+        """
         self._host = host
         self._port = port
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="front", daemon=True)
-        trusted = TrustedProxies(trusted_proxies) if trusted_proxies else None
-        self._listener = Listener(self._loop, router, limits, trusted)
+        self._shared = FrontShared(self._loop, router, limits, TrustedProxies(trusted_proxies))
+        self._listener = Listener(self._shared)
         self._stopping = False
         self._address: tuple[str, int] | None = None
 
@@ -87,6 +91,14 @@ class HttpFront:
             await self.stop(0)
             raise
         return self._address
+
+    def begin_draining(self) -> None:
+        """Say from now on that the node leaves. Any thread; safe to repeat; there is no way back.
+
+        Apps that are open go on being served, each connection ends with its response, and an app that is
+        gone is answered 503 NODE_DRAINING with Retry-After, not 404.
+        """
+        self._shared.draining = True
 
     async def drain(self, timeout: float) -> int:
         """Accept no more connections, let those that serve finish, cut them after `timeout` seconds.
@@ -121,11 +133,11 @@ class HttpFront:
 
     def figures(self) -> FrontFigures:
         """Return the listener's figures as of now. Any thread; cheap."""
-        listener = self._listener
+        shared = self._shared
         return FrontFigures(
-            connections=len(listener.connections),
-            refused_connections=listener.refused_connections,
-            refusals=listener.refusals.copy(),
+            connections=len(shared.connections),
+            refused_connections=shared.refused_connections,
+            refusals=shared.refusals.copy(),
         )
 
     async def _call(self, coroutine: Coroutine[Any, Any, _T], timeout: float) -> _T:
@@ -134,6 +146,7 @@ class HttpFront:
 
     async def _cancel_tasks(self) -> None:
         self._listener.stop()
+        self._shared.ended = True
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()

@@ -19,8 +19,15 @@ from runtime_node.http.current import CURRENT_INSTANCE
 from runtime_node.http.faults import FaultTeller
 from runtime_node.http.figures import GateFigures, Latencies
 from runtime_node.http.gated_request import GatedRequest
+from runtime_node.http.inbound import InboundBudget
 from runtime_node.http.limits import DEFAULT_GATE_LIMITS, GateLimits
-from runtime_node.http.problems import APP_BLOCKED_LOOP, INSTANCE_STOPPING, QUEUE_FULL, Problem
+from runtime_node.http.problems import (
+    APP_BLOCKED_LOOP,
+    INSTANCE_STOPPING,
+    QUEUE_FULL,
+    Problem,
+    unavailable,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -67,9 +74,9 @@ class Gate:
 
     __slots__ = (
         "_context", "_disconnects", "_door", "_errors", "_faults", "_idle",
-        "_in_flight", "_last_time", "_latencies", "_loop", "_on_fault",
+        "_in_flight", "_inbound", "_last_time", "_latencies", "_loop", "_on_fault",
         "_queue", "_requests", "_running", "_shed", "_teller", "_timeouts", "_too_large", "_websockets",
-        "last_slow", "limits", "name",
+        "_widened_cookie", "last_slow", "limits", "name",
     )  # fmt: skip
 
     def __init__(
@@ -96,6 +103,8 @@ class Gate:
         self._faults = self._disconnects = self._too_large = 0
         self._last_time: float | None = None
         self._teller: FaultTeller | None = None
+        self._inbound: InboundBudget | None = None
+        self._widened_cookie = False
 
     # --- from any thread ---
 
@@ -113,10 +122,12 @@ class Gate:
         """
         self._replace(_Door(on_wanted=on_wanted))
 
-    def close(self, reason: str, retry_after: float | None = None, *, detail: str = "") -> None:
-        """Answer 503 with `reason` from now on, to those that wait too. Requests being served go on."""
-        detail = detail or "The app does not take requests now."
-        self._replace(_Door(problem=Problem(503, reason, detail, retry_after=retry_after)))
+    def close(self, reason: str, retry_after: float | None = None) -> None:
+        """Answer 503 with `reason` from now on, to those that wait too. Requests being served go on.
+
+        The public gets the reason and its fixed sentence: what the app itself said is for its owner.
+        """
+        self._replace(_Door(problem=unavailable(reason, retry_after)))
 
     def forward(self, successor: Gate) -> None:
         """Hand those that wait, and any that still come, to another gate: what was held here is not lost.
@@ -268,7 +279,7 @@ class Gate:
             self._want(door)
         self._settle()
 
-    def left(
+    def response_done(
         self,
         gated: GatedRequest,
         now: float,
@@ -310,7 +321,7 @@ class Gate:
         if self._door.asgi is not asgi:
             self._apply()
 
-    def ended(self, gated: GatedRequest) -> None:
+    def task_done(self, gated: GatedRequest) -> None:
         """Take note that the app's callable for it has returned. Front loop."""
         self._running.discard(gated)
         if gated.is_websocket:
@@ -319,7 +330,7 @@ class Gate:
         if self._idle is not None:
             self._settle()
 
-    def dropped(self, gated: GatedRequest, *, timeout: bool = False, gone: bool = False) -> bool:
+    def remove_waiting(self, gated: GatedRequest, *, timeout: bool = False, gone: bool = False) -> bool:
         """Take a waiting request out of the queue, and count why; tell whether it was there. Front loop."""
         if gated not in self._queue:
             return False
@@ -343,6 +354,29 @@ class Gate:
                 self._teller = FaultTeller(self.name, self._on_fault)
             self._teller.tell(error, what)
 
+    @property
+    def held_connections(self) -> int:
+        """How many connections its requests and WebSockets hold, waiting ones included. Front loop."""
+        return len(self._running) + len(self._queue)
+
+    @property
+    def inbound(self) -> InboundBudget:
+        """What its WebSockets may hold for the app together. Front loop."""
+        if self._inbound is None:
+            self._inbound = InboundBudget(self.limits.max_waiting_websocket_bytes)
+        return self._inbound
+
+    def tell_widened_cookie(self) -> None:
+        """Say in the app's log, once, that cookies lose a `Domain` that covers other apps. Front loop."""
+        if not self._widened_cookie:
+            self._widened_cookie = True
+            # Not registered: loggers that are live as long as the process.
+            logger = logging.Logger(self.name)
+            logger.parent = logging.getLogger("apps")
+            logger.warning(
+                "Set-Cookie had a Domain that covers every app of this node; the attribute is dropped."
+            )
+
     def reconcile(self) -> None:
         """End what an interruption left behind: it may have come after the app, in the node's own code."""
         loop = self._loop
@@ -354,7 +388,7 @@ class Gate:
         for gated in [p for p in self._running if p.task is not None and p.task.done()]:
             gated.cut(APP_BLOCKED_LOOP)
             if gated in self._running:
-                self.ended(gated)
+                self.task_done(gated)
 
     # --- draining, on the front loop ---
 

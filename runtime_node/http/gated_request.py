@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from runtime_node.http.gate import Gate
 
 
+class ClientGoneError(OSError):
+    """Raised in an app that sends to a client that is gone, as the ASGI specification has it."""
+
+
 class GatedRequest(Protocol):
     """A request or a WebSocket on its way through a gate. All of it belongs to the front loop."""
 
@@ -21,7 +25,7 @@ class GatedRequest(Protocol):
     task: asyncio.Task[None] | None
 
     def run(self, asgi: ASGIApp) -> Coroutine[Any, Any, None]:
-        """Serve it with the app; calls the gate's `left` and `ended`. Never raises a fault."""
+        """Serve it with the app; calls the gate's `response_done` and `task_done`. Never raises a fault."""
         ...
 
     def moved(self, gate: Gate) -> None:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_LEAST_WAITING_BYTES = 8 * 1024 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class FrontLimits:
     """Bounds of the listener. Times are seconds, kept to about a tenth of a second."""
 
     max_connections: int = 10_000
-    """Open connections, WebSockets included; one more is answered 503 and closed."""
+    """Open connections, WebSockets included, as far as the process may open descriptors. One more makes the
+    oldest that has no request give way; where each has one it is answered 503 and closed."""
+    peer_share: float = 0.5
+    """Part of these that one peer (an IPv4 address, an IPv6 /64) may hold; a trusted proxy may hold all."""
+    app_share: float = 0.5
+    """Part of these that the requests and WebSockets of one app may hold."""
+    max_unfinished_head_bytes: int = 32 * 1024 * 1024
+    """Held of heads that are not complete, of all connections; beyond it the oldest of these give way."""
     max_target_bytes: int = 16 * 1024
     """Size of a request target; a longer one is answered 414."""
     max_header_bytes: int = 64 * 1024
@@ -47,6 +56,16 @@ class GateLimits:
     """Size of one request's body."""
     max_websockets: int = 4096
     """WebSockets open at the same time."""
+    max_websocket_message_bytes: int = 1024 * 1024
+    """Size of one message from a client; a longer one ends its WebSocket with 1009."""
+    websocket_compression: bool = False
+    """Whether permessage-deflate is agreed to."""
+
+    @property
+    def max_waiting_websocket_bytes(self) -> int:
+        """Bytes that all WebSockets hold of messages which the app has not taken yet; no more is read beyond
+        them, but for a few KiB of each WebSocket that holds nothing."""
+        return max(_LEAST_WAITING_BYTES, 2 * self.max_websocket_message_bytes)
 
 
 DEFAULT_GATE_LIMITS = GateLimits()

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
+from services.rpc.errors import SupervisorError
+
 REASON_HEADER = b"x-appsupervisor-reason"
 
 
@@ -97,16 +99,59 @@ def app_not_found(by: str, value: str | None) -> Problem:
     return Problem(404, "APP_NOT_FOUND", f"No app of this node answers to that {by}.", members=members)
 
 
-def no_app_named(base_domain: str) -> Problem:
+def no_app_named(base_domain: str, *, hosts_only: bool) -> Problem:
     """Return the 404 for a request that names no app; it says how to name one."""
     detail = (
-        "This is a node of AppSupervisor; the request names no app. Address one by its domain, as "
-        f"<app>.{base_domain}, with the header X-App: <app>, or under the path /apps/<app>/."
+        "This is a node of AppSupervisor; the request names no app. Address one by its domain or as "
+        f"<app>.{base_domain}"
     )
+    detail += "." if hosts_only else ", with the header X-App: <app>, or under the path /apps/<app>/."
     return Problem(404, "NO_APP_NAMED", detail)
 
 
+# What the public is told of an app, by reason. What an app says itself may name hosts, users and files.
+_PUBLIC = {
+    "APP_BLOCKED_LOOP": "The app blocked its event loop.",
+    "APP_CRASHED": "The app's process ended.",
+    "APP_CRASH_LOOP": "The app ended too often and is left so.",
+    "APP_FACTORY_FAILED": "The app could not be built.",
+    "APP_OUT_OF_MEMORY": "The app used more memory than it may.",
+    "APP_EXITED": "The app ended by itself.",
+    "APP_UNRESPONSIVE": "The app does not answer.",
+    "APP_STARTUP_FAILED": "The app's startup failed.",
+    "APP_STOPPED": "The app has been stopped.",
+    "INSTANCE_STOPPING": "The app is being stopped or replaced.",
+    "NODE_DRAINING": "The node is shutting down.",
+}
+_CLOSED = "The app does not take requests now; its status says why."
+# Failures of an app's process in the middle of a request; every other reason is answered 503.
+_STATUSES = {
+    "APP_CRASHED": 502, "APP_EXITED": 502, "APP_OUT_OF_MEMORY": 502, "APP_BLOCKED_LOOP": 504,
+    "APP_UNRESPONSIVE": 504, "INTERNAL": 500,
+}  # fmt: skip
+
+
+def unavailable(reason: str, retry_after: float | None = None) -> Problem:
+    """Return the 503 of an app that takes no requests."""
+    return Problem(503, reason, _PUBLIC.get(reason, _CLOSED), retry_after=retry_after)
+
+
+def problem_of(error: SupervisorError) -> Problem:
+    """Return what a failure outside of an app's code is answered with: its reason, and a fixed sentence."""
+    if error.reason == "APP_BLOCKED_LOOP":
+        return APP_BLOCKED_LOOP
+    status = _STATUSES.get(error.reason, 503)
+    detail = _PUBLIC.get(error.reason, _CLOSED if status == 503 else INTERNAL.detail)
+    return Problem(status, error.reason, detail, retry_after=error.retry_after)
+
+
 TARGET_TOO_LONG = Problem(414, "REQUEST_TARGET_TOO_LONG", "The request target is too long.", close=True)
+HOST_NOT_LISTED = Problem(
+    421,
+    "HOST_NOT_LISTED",
+    "This node finds apps by path or X-App only under its own names: loopback names, IP addresses, its base "
+    "domain and hosts listed with --path-host.",
+)
 HEADERS_TOO_LARGE = Problem(431, "HEADERS_TOO_LARGE", "The request's headers are too large.", close=True)
 HEADER_TIMEOUT = Problem(408, "HEADER_TIMEOUT", "The request's headers did not arrive in time.", close=True)
 BODY_TIMEOUT = Problem(408, "BODY_TIMEOUT", "The request's body stopped arriving.", close=True)
@@ -125,6 +170,10 @@ VERSION_NOT_SUPPORTED = Problem(505, "VERSION_NOT_SUPPORTED", "Use HTTP/1.1 or H
 TOO_MANY_CONNECTIONS = Problem(
     503, "SERVER_BUSY", "The node has as many connections as it accepts.", retry_after=1, close=True
 )
+CROWDED_OUT = Problem(
+    503, "SERVER_BUSY", "The request's headers were still incomplete when others needed its place.",
+    retry_after=1, close=True,
+)  # fmt: skip
 QUEUE_FULL = Problem(503, "SERVER_BUSY", "The app has as many requests waiting as it accepts.", retry_after=1)
 REQUEST_TIMEOUT = Problem(504, "REQUEST_TIMEOUT", "The app did not answer in time.", close=True)
 APP_BLOCKED_LOOP = Problem(

@@ -1,4 +1,4 @@
-"""Reads requests off a connection: llhttp through uvicorn's protocol, with what it leaves open tightened.
+"""Reads requests off a connection: llhttp, with what it leaves open tightened.
 
 Ends at a checked head and the pieces of its body; when a request is served is for the connection to say.
 """
@@ -6,13 +6,12 @@ Ends at a checked head and the pieces of its body; when a request is served is f
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from runtime_node.http.exchange import Exchange
+from runtime_node.asgi import Scope
 from runtime_node.http.problems import (
     HEADERS_TOO_LARGE,
     INTERNAL,
@@ -21,12 +20,12 @@ from runtime_node.http.problems import (
     RefusedError,
     malformed,
 )
-from runtime_node.http.request import NOTED_HEADERS, Head, check_head
+from runtime_node.http.request import FORWARDED, HEADER_NAMES, NOTED, Head, check_head, header_name
+from runtime_node.http.shared import FrontShared
 from runtime_node.http.target import parse_target
 
 if TYPE_CHECKING:
-    from runtime_node.http.connection import FrontConnection
-    from runtime_node.http.listener import Listener
+    from runtime_node.http.exchange import Exchange
 
 _logger = logging.getLogger(__name__)
 
@@ -37,29 +36,76 @@ _CHUNK_OVERHEAD = 8
 _CHUNK_ALLOWANCE = 16 * 1024
 
 
-class RequestReader(HttpToolsProtocol):
-    """The reading half of a connection. The connection gives it the four methods at the end."""
+class RequestTaker(Protocol):
+    """Whoever a reader reads for: a connection."""
 
-    def __init__(self, front: Listener) -> None:
-        super().__init__(front.config, front.server_state, {}, front.loop)
-        self.front = front
-        self.limits = front.limits
-        # Data after the last request is dropped here; the parser is to accept nothing that it would refuse.
-        self.parser.set_dangerous_leniencies(lenient_data_after_close=False)
+    def accepts_request(self) -> bool:
+        """Tell whether one more request may begin, and take note of its beginning."""
+        ...
+
+    def make_exchange(self, scope: Scope, head: Head, keep_alive: bool) -> Exchange:
+        """Make the exchange for a head that was checked."""
+        ...
+
+    def request_began(self, exchange: Exchange) -> None:
+        """Serve the request when its turn comes."""
+        ...
+
+    def handshake_began(self, exchange: Exchange, rest: bytes) -> None:
+        """Go over to WebSocket when its turn comes; `rest` came after the head."""
+        ...
+
+    def reject(self, problem: Problem) -> None:
+        """Read no more, and answer with the problem when its turn comes."""
+        ...
+
+
+class Endpoints:
+    """The two ends of a connection, and what the node tells an app of them. Addresses are `(host, port)`."""
+
+    __slots__ = ("client", "forwarded", "server", "trusted")
+
+    def __init__(
+        self, server: tuple[str, int] | None, client: tuple[str, int] | None, *, trusted: bool
+    ) -> None:
+        self.server = server
+        self.client = client
+        self.trusted = trusted
+        """The peer is a proxy whose word is taken."""
+        self.forwarded = [(b"x-forwarded-proto", b"http")]
+        if client is not None:
+            self.forwarded.append((b"x-forwarded-for", client[0].encode("ascii")))
+
+
+class RequestReader:
+    """Turns the bytes of one connection into exchanges, and feeds these their bodies."""
+
+    def __init__(self, shared: FrontShared, taker: RequestTaker, endpoints: Endpoints) -> None:
+        self._shared = shared
+        self._taker = taker
+        self._ends = endpoints
+        self._limits = shared.limits
+        self._parser: Any = self._new_parser()
         self.head: Head | None = None
         """The request whose head is being read."""
         self.receiving: Exchange | None = None
         """The request whose body is being read."""
         self.finished = False
         """Nothing is read any more: what comes is dropped."""
-        self.last_read = front.now
+        self.last_read = shared.now
         self._read_size = 0
         self._upgrade: Head | None = None
         self._replaying = False
 
-    def data_received(self, data: bytes) -> None:
+    def _new_parser(self) -> Any:
+        parser = httptools.HttpRequestParser(self)
+        # Data after the last request is dropped here; the parser is to accept nothing that it would refuse.
+        parser.set_dangerous_leniencies(lenient_data_after_close=False)
+        return parser
+
+    def feed(self, data: bytes) -> None:
         """Parse what the client sent."""
-        self.last_read = self.front.now
+        self.last_read = self._shared.now
         head = self.head
         if head is not None:
             head.later_size += len(data)
@@ -69,10 +115,10 @@ class RequestReader(HttpToolsProtocol):
         while data and not self.finished:
             self._read_size = len(data)
             try:
-                self.parser.feed_data(data)
+                self._parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
                 data = data[upgrade.args[0] :]
-                if self._take_upgrade(data):
+                if self.finished or self._take_upgrade(data):
                     return
             except httptools.HttpParserError as error:
                 self._unreadable(error)
@@ -81,28 +127,43 @@ class RequestReader(HttpToolsProtocol):
                 break
         self._check_sizes()
 
+    @property
+    def head_bytes(self) -> int:
+        """Bytes held of a head that is not complete."""
+        head = self.head
+        return 0 if head is None else head.first_size + head.later_size
+
+    def end(self) -> None:
+        """Read nothing any more, and let go of everything."""
+        self.finished = True
+        self.head = self.receiving = self._upgrade = None
+        # The two know each other: nothing is to be left to the collector.
+        self._parser = None
+
     def _check_sizes(self) -> None:
         head, receiving = self.head, self.receiving
         if self.finished:
             return
-        if head is not None and head.later_size > self.limits.max_header_bytes:
-            self.reject(HEADERS_TOO_LARGE)
+        if head is not None:
+            most = self._limits.max_header_bytes
+            if head.later_size > most or len(head.headers) > self._limits.max_headers:
+                self._taker.reject(HEADERS_TOO_LARGE)
         elif receiving is not None and (
             receiving.wire > _CHUNK_ALLOWANCE + _CHUNK_OVERHEAD * receiving.received
         ):
-            self.reject(_BAD_CHUNKS)
+            self._taker.reject(_BAD_CHUNKS)
 
     def _unreadable(self, error: httptools.HttpParserError) -> None:
         cause = error.__context__
         if self.finished:
             return
         if isinstance(cause, RefusedError):
-            self.reject(cause.problem)
+            self._taker.reject(cause.problem)
         elif isinstance(error, httptools.HttpParserCallbackError):
             _logger.error("request handling failed", exc_info=cause, extra={"action": "http.fault"})
-            self.reject(INTERNAL)
+            self._taker.reject(INTERNAL)
         else:
-            self.reject(_BAD_SYNTAX)
+            self._taker.reject(_BAD_SYNTAX)
 
     # --- parser callbacks ---
 
@@ -110,7 +171,7 @@ class RequestReader(HttpToolsProtocol):
         """Begin a request."""
         if self._replaying:
             return
-        if self.finished or not self.accepts_request():
+        if self.finished or not self._taker.accepts_request():
             # Not answered: RFC 9112 §9.3.2 lets a client repeat what was behind a close.
             self.finished = True
             raise RefusedError(_BAD_SYNTAX)
@@ -121,7 +182,7 @@ class RequestReader(HttpToolsProtocol):
         head = self.head
         if head is not None:
             head.target += url
-            if len(head.target) > self.limits.max_target_bytes:
+            if len(head.target) > self._limits.max_target_bytes:
                 raise RefusedError(TARGET_TOO_LONG)
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -129,12 +190,17 @@ class RequestReader(HttpToolsProtocol):
         head = self.head
         if head is None:
             return
-        name = name.lower()
+        low, kind = HEADER_NAMES.get(name) or header_name(name)
         # llhttp leaves the white space behind a value on it; it is none of it (RFC 9110 §5.5).
         value = value.rstrip(b" \t")
-        head.headers.append((name, value))
-        if name in NOTED_HEADERS:
-            head.note(name, value)
+        if kind:
+            if kind == NOTED:
+                head.note(low, value)
+            elif kind == FORWARDED and self._ends.trusted:
+                head.forwarded = True
+            else:
+                return
+        head.headers.append((low, value))
 
     def on_headers_complete(self) -> None:
         """Check the head, and hand the exchange on."""
@@ -143,42 +209,43 @@ class RequestReader(HttpToolsProtocol):
         head = self.head
         assert head is not None
         self.head = None
-        parser = self.parser
+        parser = self._parser
         head.method = method = parser.get_method().decode("ascii")
         version = parser.get_http_version()
-        most = self.limits.max_header_bytes
-        if len(head.headers) > self.limits.max_headers or (
+        most = self._limits.max_header_bytes
+        if len(head.headers) > self._limits.max_headers or (
             head.first_size + head.later_size > most and head.exact_size() > most
         ):
             raise RefusedError(HEADERS_TOO_LARGE)
-        target = parse_target(head.target, method)
-        check_head(head, method, version, target.authority)
-        path = target.path.decode("ascii")
+        raw_path, query, authority = parse_target(head.target, method)
+        check_head(head, method, version, authority)
+        path = raw_path.decode("ascii")
+        ends = self._ends
+        if not head.forwarded:
+            head.headers += ends.forwarded
         scope = {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
             "http_version": version,
-            "server": self.server,
-            "client": self.client,
-            "scheme": self.scheme,
+            "server": ends.server,
+            "client": ends.client,
+            "scheme": "http",
             "method": method,
             "root_path": "",
             "path": unquote(path) if "%" in path else path,
-            "raw_path": target.path,
-            "query_string": target.query,
+            "raw_path": raw_path,
+            "query_string": query,
             "headers": head.headers,
             "state": {},
         }
-        if self.front.trusted is not None:
-            self.front.trusted.apply(scope)
-        exchange = Exchange(
-            cast("FrontConnection", self), scope, head, version != "1.0" and parser.should_keep_alive()
-        )
-        self.receiving = exchange
+        if head.forwarded:
+            self._shared.trusted.apply(scope)
+        keep_alive = version != "1.0" and parser.should_keep_alive()
+        self.receiving = exchange = self._taker.make_exchange(scope, head, keep_alive)
         if parser.should_upgrade():
             self._upgrade = head
         if not head.wants_websocket:
-            self.request_began(exchange)
+            self._taker.request_began(exchange)
 
     def on_body(self, body: bytes) -> None:
         """Pass a piece of a body on."""
@@ -206,7 +273,7 @@ class RequestReader(HttpToolsProtocol):
         assert exchange is not None
         if head.wants_websocket:
             self.receiving = None
-            self.websocket_began(exchange, rest)
+            self._taker.handshake_began(exchange, rest)
             return True
         # llhttp takes all that follows for the other protocol. A fresh parser that is told only the framing
         # reads the body as the sender, and any proxy before us, meant it.
@@ -216,26 +283,8 @@ class RequestReader(HttpToolsProtocol):
         if not exchange.keep_alive:
             framing += b"connection: close\r\n"
         version = exchange.scope["http_version"].encode("ascii")
-        self.parser = httptools.HttpRequestParser(self)
+        self._parser = self._new_parser()
         self._replaying = True
-        self.parser.feed_data(b"%b / HTTP/%b\r\n%b\r\n" % (head.method.encode("ascii"), version, framing))
+        self._parser.feed_data(b"%b / HTTP/%b\r\n%b\r\n" % (head.method.encode("ascii"), version, framing))
         self._replaying = False
         return False
-
-    # --- the connection's part ---
-
-    def accepts_request(self) -> bool:
-        """Tell whether one more request may begin, and take note of its beginning."""
-        raise NotImplementedError
-
-    def request_began(self, exchange: Exchange) -> None:
-        """Serve the request when its turn comes."""
-        raise NotImplementedError
-
-    def websocket_began(self, exchange: Exchange, rest: bytes) -> None:
-        """Go over to WebSocket; `rest` came after the head."""
-        raise NotImplementedError
-
-    def reject(self, problem: Problem) -> None:
-        """Read no more, and answer with the problem when its turn comes."""
-        raise NotImplementedError

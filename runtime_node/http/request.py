@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from runtime_node.http.problems import (
     CODING_NOT_SUPPORTED,
     EXPECTATION_FAILED,
@@ -11,22 +13,47 @@ from runtime_node.http.problems import (
     malformed,
 )
 
-NOTED_HEADERS = frozenset(
-    (
-        b"host",
-        b"content-length",
-        b"transfer-encoding",
-        b"expect",
-        b"upgrade",
-        b"connection",
-        b"x-app",
-    )
+_NOTED = frozenset(
+    (b"host", b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"connection", b"x-app")
 )
+PLAIN, NOTED, FORWARDED, FORGED = range(4)
+"""What a header is to the node: nothing, something to note, what a proxy says of its client, or something
+that some frameworks take for that."""
+
+_KNOWN_NAMES_LIMIT = 1024
+_KNOWN_NAME_BYTES = 64
+_LENGTH = re.compile(rb"[0-9]{1,18}")
 _ONE_HOST = malformed("A request has exactly one Host.")
 _ONE_X_APP = malformed("A request has at most one X-App.")
 _FRAMING = malformed("The request says in more than one way how long its body is.")
-_LENGTH = malformed("Content-Length is not one number.")
+_ONE_LENGTH = malformed("Content-Length is not one number of at most 18 digits.")
 _WEBSOCKET = malformed("A WebSocket handshake is a GET of HTTP/1.1 without a body.")
+
+
+def _kind_of(name: bytes) -> int:
+    dashed = name.replace(b"_", b"-")
+    if dashed in (b"forwarded", b"x-real-ip") or dashed.startswith(b"x-forwarded"):
+        return FORWARDED if dashed == name else FORGED
+    return NOTED if name in _NOTED else PLAIN
+
+
+HEADER_NAMES: dict[bytes, tuple[bytes, int]] = {}
+"""Names as they came → in lower case, and their kind. Bounded; `header_name` knows what is not in it."""
+
+
+def header_name(name: bytes) -> tuple[bytes, int]:
+    """Return a header's name in lower case and its kind, and remember it while there is room."""
+    low = name.lower()
+    found = low, _kind_of(low)
+    if len(HEADER_NAMES) < _KNOWN_NAMES_LIMIT and len(name) <= _KNOWN_NAME_BYTES:
+        HEADER_NAMES[name] = found
+    return found
+
+
+# So that no flood of invented names keeps them out.
+for _name in _NOTED:
+    header_name(_name)
+    header_name(_name.title())
 
 
 class Head:
@@ -34,7 +61,7 @@ class Head:
 
     __slots__ = (
         "authority", "awaits_continue", "chunked", "connection", "content_length", "expect",
-        "first_size", "headers",
+        "first_size", "forwarded", "headers",
         "host_count", "later_size", "method", "target", "transfer_encoding", "upgrade",
         "wants_websocket", "x_app",
     )  # fmt: skip
@@ -54,6 +81,7 @@ class Head:
         self.upgrade = b""
         self.connection = b""
         self.chunked = False
+        self.forwarded = False
         self.awaits_continue = False
         self.wants_websocket = False
         self.method = ""
@@ -63,14 +91,14 @@ class Head:
         return sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def note(self, name: bytes, value: bytes) -> None:
-        """Note a header of `NOTED_HEADERS`. Raises RefusedError (400) for one that may come only once."""
+        """Note a header whose kind is `NOTED`. Raises RefusedError (400) for one that may come only once."""
         if name == b"host":
             self.host_count += 1
             self.authority = value
         elif name == b"content-length":
-            # llhttp refuses a second one, and accepts what Python's int would not be given here.
-            if self.content_length is not None or not value.isdigit():
-                raise RefusedError(_LENGTH)
+            # llhttp refuses a second one, but tells of a number that is too long only after this.
+            if self.content_length is not None or not _LENGTH.fullmatch(value):
+                raise RefusedError(_ONE_LENGTH)
             self.content_length = int(value)
         elif name == b"transfer-encoding":
             known = self.transfer_encoding

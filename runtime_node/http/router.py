@@ -1,4 +1,4 @@
-"""Which gate answers a request: by domain, by name under the base domain, by header, by path.
+"""Which gate answers a request: by name under the base domain, by domain, by header, by path.
 
 Changed by the control loop, read by the front loop; a lookup is a hash lookup and takes no lock.
 """
@@ -9,9 +9,9 @@ import re
 import threading
 from collections.abc import Sequence
 
-from runtime_node.http.authority import AuthorityParser, normal_domain
+from runtime_node.http.authority import AuthorityParser, is_local, normal_domain
 from runtime_node.http.gate import Gate
-from runtime_node.http.problems import Problem, app_not_found, malformed, no_app_named
+from runtime_node.http.problems import HOST_NOT_LISTED, Problem, app_not_found, malformed, no_app_named
 
 _APP_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _PREFIX = b"/apps/"
@@ -36,14 +36,21 @@ class _Route:
 class Router:
     """The node's routes. `base_domain` makes each app answer as `{app}.{base_domain}`."""
 
-    def __init__(self, base_domain: str = "localhost") -> None:
+    def __init__(
+        self, base_domain: str = "localhost", *, path_hosts: Sequence[str] = (), hosts_only: bool = False
+    ) -> None:
+        """Apps are found by path and by X-App under loopback names, IP addresses, the base domain itself and
+        `path_hosts`, and with `hosts_only` never. Raises ValueError for what is no host name."""
         self.base_domain = normal_domain(base_domain)
         self._suffix = "." + self.base_domain
+        # Any other name may be an attacker's, who makes it point here (DNS rebinding).
+        self._path_hosts = frozenset(("", self.base_domain, *map(normal_domain, path_hosts)))
+        self._hosts_only = hosts_only
         self._lock = threading.Lock()
         self._apps: dict[str, _Route] = {}
         self._domains: dict[str, _Route] = {}
         self.authorities = AuthorityParser()
-        self._nobody = no_app_named(self.base_domain)
+        self._nobody = no_app_named(self.base_domain, hosts_only=hosts_only)
 
     def set(self, app_id: str, domains: Sequence[str], gate: Gate) -> None:
         """Make `gate` answer for the app and for its domains, instead of what did before. Thread-safe.
@@ -99,18 +106,28 @@ class Router:
         host = self.authorities.parse(authority)
         if host is None:
             return _MALFORMED_HOST
+        # An app's own address first: no other app's domain may stand before it, whichever came later.
+        if host.endswith(self._suffix):
+            app_id = host[: -len(self._suffix)]
+            route = self._apps.get(app_id)
+            if route is not None:
+                return route.gate, ""
+            if "." not in app_id:
+                return app_not_found("host", host)
         route = self._domains.get(host)
         if route is not None:
             return route.gate, ""
         if host.endswith(self._suffix):
-            app_id = host[: -len(self._suffix)]
-            route = self._apps.get(app_id)
-            return (route.gate, "") if route is not None else app_not_found("host", host)
+            return app_not_found("host", host)
+        if x_app is None and not raw_path.startswith(_PREFIX):
+            return self._nobody
+        if self._hosts_only:
+            return self._nobody
+        if host not in self._path_hosts and not is_local(host):
+            return HOST_NOT_LISTED
         if x_app is not None:
             return self._by_header(x_app)
-        if raw_path.startswith(_PREFIX):
-            return self._by_path(raw_path, query)
-        return self._nobody
+        return self._by_path(raw_path, query)
 
     def _by_header(self, x_app: bytes) -> tuple[Gate, str] | Problem:
         app_id = x_app.decode("latin-1")

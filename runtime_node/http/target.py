@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from runtime_node.http.problems import SERVER_WIDE_OPTIONS, RefusedError, malformed
 
@@ -12,12 +11,8 @@ _FORBIDDEN = re.compile(rb'[^\x21-\x7e]|[#<>"\\^`{|}]')
 _ABSOLUTE = re.compile(rb"https?://([^/?@]+)([/?].*)?", re.IGNORECASE | re.DOTALL)
 
 
-class Target(NamedTuple):
-    """A path and query as they came; `authority` only in absolute form."""
-
-    path: bytes
-    query: bytes
-    authority: bytes | None
+Target = tuple[bytes, bytes, bytes | None]
+"""A path and query as they came, and the authority where it is in absolute form."""
 
 
 def parse_target(target: bytes, method: str) -> Target:
@@ -26,11 +21,11 @@ def parse_target(target: bytes, method: str) -> Target:
         raise RefusedError(malformed("The request target has characters that must be percent-encoded."))
     if target.startswith(b"/"):
         path, _, query = target.partition(b"?")
-        return Target(path, query, None)
+        return path, query, None
     if target == b"*" and method == "OPTIONS":
         raise RefusedError(SERVER_WIDE_OPTIONS)
     match = _ABSOLUTE.fullmatch(target)
     if match is None:
         raise RefusedError(malformed("The request target is neither a path nor an http URL."))
     path, _, query = (match[2] or b"/").partition(b"?")
-    return Target(path or b"/", query, match[1])
+    return path or b"/", query, match[1]

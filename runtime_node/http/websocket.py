@@ -1,20 +1,20 @@
-"""One WebSocket connection: uvicorn's protocol behind a gate (ASGI `websocket`)."""
+"""One WebSocket of the front: its bytes, its deadlines, its end, and its place in a gate.
+
+Frames are `websocket_wire`'s; what the app sees is `websocket_app`'s.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from typing import TYPE_CHECKING, Any, cast
-
-from uvicorn.protocols.utils import ClientDisconnected
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.datastructures import Headers
-from websockets.http11 import Request
+from typing import TYPE_CHECKING
 
 from runtime_node.asgi import ASGIApp, Scope
 from runtime_node.http.current import interruption_point, is_interruption
+from runtime_node.http.flow import Flow
 from runtime_node.http.gate import Gate
+from runtime_node.http.gated_request import ClientGoneError
+from runtime_node.http.inbound import OWN_BYTES
 from runtime_node.http.problems import (
     APP_BAD_RESPONSE,
     APP_BLOCKED_LOOP,
@@ -24,100 +24,123 @@ from runtime_node.http.problems import (
     NODE_DRAINING,
     REQUEST_TIMEOUT,
     Problem,
+    malformed,
+    problem_of,
 )
-from runtime_node.http.response import BadResponseError, check_handshake
-from runtime_node.tiers.cancellation import was_cancelled
+from runtime_node.http.response import BadResponseError
+from runtime_node.http.websocket_app import AppSide, Stage
+from runtime_node.http.websocket_wire import Closed, Event, Incoming, Ping, WebSocketWire
 from services.rpc.errors import SupervisorError
 
 if TYPE_CHECKING:
-    from uvicorn._types import WebSocketScope
-
-    from runtime_node.http.listener import Listener
+    from runtime_node.http.shared import FrontShared
 
 _NEVER = float("inf")
-_CLOSE_SERVICE_RESTART = 1012
-_CLOSE_INTERNAL_ERROR = 1011
-_quiet = logging.getLogger("runtime_node.http.websocket.wire")
-_quiet.setLevel(logging.ERROR)
+_NORMAL = 1000
+_RESTART = 1012
+_TRY_LATER = 1013
+_INTERNAL_ERROR = 1011
+_GONE = 1006
+_PING_SECONDS = 20.0
+"""Silence before a ping, and for its pong after it."""
+_CLOSE_SECONDS = 10.0
+"""For the client's answer to a close."""
+_HIGH_WATER = 64 * 1024
+_EARLY = malformed("Data before the WebSocket handshake's answer.")
 
 
-class FrontWebSocket(WebSocketsSansIOProtocol):
+class FrontWebSocket(asyncio.BufferedProtocol):
     """A WebSocket of the listener. Its handshake waits at the gate as a request does."""
 
     is_websocket = True
+    waiting_place: int | None = None
+    head_bytes = 0
 
-    def __init__(self, front: Listener, gate: Gate, scope: Scope) -> None:
-        super().__init__(front.config, front.server_state, {}, front.loop)
-        self.logger = self.conn.logger = _quiet
-        self.front = front
+    def __init__(self, shared: FrontShared, gate: Gate, scope: Scope, peer: str | None) -> None:
+        self.shared = shared
         self.gate = gate
-        self.http_scope = scope
+        self.peer = peer
+        limits = gate.limits
         self.admitted_at = time.monotonic()
-        self.deadline = self.admitted_at + gate.limits.request_timeout
+        self.deadline = self.admitted_at + limits.request_timeout
         self.task: asyncio.Task[None] | None = None
-        self.began = False
-        self.refused = False
+        self.wire = WebSocketWire(
+            limits.max_websocket_message_bytes, compression=limits.websocket_compression
+        )
+        self.app = AppSide(self, scope)
         self.closing = False
         """It was closing at the latest look, or is meant to close."""
         self.stalled_since = 0.0
         self.pongs = b""
+        self._began = self._cut = False
+        self._counted = 0
+        # Reading was stopped: the app has enough, or all its WebSockets together have.
+        self._stopped = False
+        self._borrowed_at = 0.0
+        self._close_by = _NEVER
+        # A ping was sent, and nothing came since.
+        self._asked = False
+        self._ping_due = _NEVER
 
-    # --- driven by the connection and the listener ---
+    # --- transport ---
 
-    def begin(self, rest: bytes) -> None:
-        """Do the handshake's checks and ask the gate to let the WebSocket in."""
-        # The head was read and checked already; the wire protocol only has to be past it.
-        self.conn.receive_data(b"GET / HTTP/1.1\r\n\r\n")
-        self.conn.events_received()
-        scope = self.http_scope
-        headers = Headers((name.decode("ascii"), value.decode("latin-1")) for name, value in scope["headers"])
-        self.request = request = Request("/", headers)
-        self.response = self.conn.accept(request)
-        self.handshake_initiated = True
-        if self.response.status_code != 101:
-            self.handshake_complete = self.close_sent = self.refused = True
-            self.conn.send_response(self.response)
-            self.transport.write(b"".join(self.conn.data_to_send()))
-            self._close()
+    def take_over(self, transport: asyncio.Transport, rest: bytes) -> None:
+        """Go on with a connection whose handshake was read: check it, and ask the gate to let it in."""
+        self.transport = transport
+        self.flow = Flow(transport)
+        self.shared.connections.add(self)
+        # In uvloop how it reads is settled when reading begins.
+        transport.pause_reading()
+        transport.set_protocol(self)
+        transport.resume_reading()
+        accepted, answer = self.wire.accept(self.app.scope["headers"])
+        if not accepted:
+            self.app.stage = Stage.ENDED
+            self.transport.write(answer)
+            self.close_transport()
             return
-        protocols: list[str] = []
-        for value in headers.get_all("Sec-WebSocket-Protocol"):
-            protocols.extend(token.strip() for token in value.split(","))
-        del scope["method"]
-        scope.update(
-            type="websocket",
-            asgi={"version": "3.0", "spec_version": "2.4"},
-            scheme="wss" if scope["scheme"] == "https" else "ws",
-            subprotocols=protocols,
-            extensions={"websocket.http.response": {}},
-        )
-        self.scope = cast("WebSocketScope", scope)
-        self.queue.put_nowait({"type": "websocket.connect"})
-        self.gate.admit(self, self.loop)
+        self.app.accepted_head = answer
+        self.gate.admit(self, self.shared.loop)
         if rest:
-            self.data_received(rest)
+            self.refuse(_EARLY)
 
-    def data_received(self, data: bytes) -> None:
-        """Take frames; before the handshake's answer a client has nothing to say."""
-        if self.refused:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Return where the next bytes go; one buffer serves all, for it is emptied at once."""
+        buffer = self.shared.read_buffer
+        return buffer[:OWN_BYTES] if self.gate.inbound.full else buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take bytes of the client; before the handshake's answer it has nothing to say."""
+        stage = self.app.stage
+        if stage is Stage.ENDED:
             return
-        if not self.handshake_complete:
-            self.refuse(Problem(400, "MALFORMED_REQUEST", "Data before the WebSocket handshake's answer."))
+        if stage is not Stage.OPEN:
+            self.refuse(_EARLY)
             return
-        super().data_received(data)
+        self._asked = False
+        self.wire.feed(self.shared.read_buffer[:nbytes])
+        self.read_on()
+
+    def eof_received(self) -> bool:
+        """Close: without the client there is nobody to talk to."""
+        return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the app; a handshake that waited leaves the queue."""
         self.deadline = _NEVER
+        self.shared.connections.discard(self)
+        self.shared.shares.leave(self)
         if self.task is None:
-            self.gate.dropped(self, gone=True)
-        super().connection_lost(exc)
+            self.gate.remove_waiting(self, gone=True)
+        self._ended(_GONE)
+        # Nobody is told that it may write to a connection that is lost.
+        self.flow.resume_writing()
 
     def pause_writing(self) -> None:
         """Make senders wait, and start the client's time to read."""
-        self.stalled_since = self.front.now
-        self.deadline = min(self.deadline, self.stalled_since + self.front.limits.write_timeout)
-        super().pause_writing()
+        self.stalled_since = self.shared.now
+        self.deadline = min(self.deadline, self.stalled_since + self.shared.limits.write_timeout)
+        self.flow.pause_writing()
 
     def resume_writing(self) -> None:
         """Let senders go on."""
@@ -125,46 +148,137 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
         pongs, self.pongs = self.pongs, b""
         if pongs and not self.transport.is_closing():
             self.transport.write(pongs)
-        super().resume_writing()
+        self.flow.resume_writing()
 
-    def handle_ping(self) -> None:
-        """Answer pings; a client that does not read is owed the latest answer only (RFC 6455 §5.5.3)."""
+    def write(self) -> None:
+        """Write what the wire has for the client."""
+        data = self.wire.output()
+        if data and not self.transport.is_closing():
+            self.transport.write(data)
+
+    # --- reading ---
+
+    def read_on(self) -> None:
+        """Take events out of what came, as far as the app and its bound have room; then read on, or not."""
+        app, wire = self.app, self.wire
+        while True:
+            if app.stage is Stage.ENDED:
+                break
+            if not self._has_room():
+                self._stop()
+                return
+            event = wire.step()
+            if event is None:
+                break
+            self._take(event)
+        self._count()
+        self._stopped = False
+        if not self.transport.is_closing():
+            self.flow.resume_reading()
+
+    def _has_room(self) -> bool:
+        self._count()
+        app = self.app
+        if app.waiting_bytes >= _HIGH_WATER:
+            return False
+        inbound = self.gate.inbound
+        if not inbound.may_read(self, self._counted, incomplete=not app.waiting_bytes):
+            return False
+        if inbound.borrows(self) and not self._borrowed_at:
+            self._borrowed_at = self.shared.now
+            self.deadline = min(self.deadline, self._borrowed_at + self.shared.limits.body_idle_timeout)
+        return True
+
+    def _stop(self) -> None:
+        self._stopped = True
+        self.flow.pause_reading()
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Incoming():
+                self.app.put(event)
+            case Ping():
+                self._answer_ping()
+            case Closed(code, reason):
+                self._ended(code, reason)
+                self.write()
+                self.close_transport()
+
+    def _answer_ping(self) -> None:
+        # A client that does not read is owed the latest answer only (RFC 6455 §5.5.3).
+        pong = self.wire.output()
         if self.stalled_since:
-            self.pongs = b"".join(self.conn.data_to_send()) or self.pongs
+            self.pongs = pong or self.pongs
+        elif pong:
+            self.transport.write(pong)
+
+    def _count(self) -> None:
+        held = self.app.waiting_bytes + self.wire.held
+        if held != self._counted:
+            change, self._counted = held - self._counted, held
+            self.gate.inbound.count(change)
+
+    def taken(self) -> None:
+        """Go on reading when the app has taken enough."""
+        if self._borrowed_at:
+            self._borrowed_at = 0.0
+            self.gate.inbound.repay(self)
+        if self._stopped:
+            if self.app.waiting_bytes < _HIGH_WATER // 2:
+                self.read_on()
         else:
-            super().handle_ping()
+            self._count()
+
+    # --- deadlines ---
+
+    def opened(self) -> None:
+        """Take note that the handshake was answered: from now on silence is asked about."""
+        self._ping_due = self.shared.now + _PING_SECONDS
+        self.deadline = min(self.deadline, self._ping_due)
 
     def expire(self, now: float) -> None:
         """Act on a deadline that has passed; called by the listener's sweep."""
-        patience = self.front.limits.write_timeout
-        due = self.stalled_since + patience if self.stalled_since else now + patience
-        if now >= due or (self.closing and self.transport.is_closing()):
+        patience = self.shared.limits.write_timeout
+        stalled = self.stalled_since and now >= self.stalled_since + patience
+        if stalled or now >= self._close_by or (self.closing and self.transport.is_closing()):
             self.transport.abort()
             return
-        # Looked at again and again: the wire protocol closes by itself as well, and a reader may stall anew.
+        # Looked at again and again: the other side may close, and a reader may stall anew.
         self.closing = self.transport.is_closing()
-        self.deadline = due
-        if not self.handshake_complete:
-            if self.gate.dropped(self, timeout=True):
+        self.deadline = min(now + patience, self.stalled_since + patience if self.stalled_since else _NEVER)
+        self.deadline = min(self.deadline, self._close_by)
+        if self.app.stage is Stage.WAITING:
+            if self.gate.remove_waiting(self, timeout=True):
                 self.refuse(REQUEST_TIMEOUT)
-            else:
+            elif now >= self.admitted_at + self.gate.limits.request_timeout:
                 self.cut(REQUEST_TIMEOUT)
+        elif self.app.stage is Stage.OPEN and not self.closing:
+            self._look_at_reading(now)
+            if now >= self._ping_due:
+                self._keep_alive(now)
+            self.deadline = min(self.deadline, self._ping_due)
 
-    async def send(self, message: Any) -> None:
-        """Send what the app says: checked where it makes headers, bounded where it is collected.
+    def _look_at_reading(self, now: float) -> None:
+        """End the one for whose half a message all others wait, if it takes its time."""
+        if not self._borrowed_at or self.app.waiting_bytes:
+            return
+        due = self._borrowed_at + self.shared.limits.body_idle_timeout
+        if now >= due:
+            self._take(self.wire.fail(_TRY_LATER, "the message took too long"))
+        else:
+            self.deadline = min(self.deadline, due)
 
-        Raises BadResponseError, as for a response, and ClientDisconnected (an OSError) to a client gone.
-        """
-        kind = message["type"]
-        if kind in ("websocket.accept", "websocket.http.response.start"):
-            status = 200 if kind == "websocket.accept" else message["status"]
-            message = {**message, "headers": check_handshake(status, message.get("headers", ()))}
-        elif kind == "websocket.http.response.body":
-            message = {"body": b"", **message}
-            begun = self.initial_response
-            if begun is not None and len(begun[2]) + len(message["body"]) > self.config.ws_max_size:
-                raise BadResponseError("The answer to a WebSocket handshake is too long.")
-        await super().send(message)
+    def _keep_alive(self, now: float) -> None:
+        self._ping_due = now + _PING_SECONDS
+        if self.flow.read_paused or self.stalled_since:
+            # Its pong could not be read, or its ping not be sent: that is ours.
+            self._asked = False
+        elif self._asked:
+            self._take(self.wire.fail(_INTERNAL_ERROR, "no answer to a ping"))
+        else:
+            self._asked = True
+            self.wire.ping()
+            self.write()
 
     # --- driven by the gate ---
 
@@ -174,70 +288,78 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
 
     def refuse(self, problem: Problem) -> None:
         """Answer the handshake with a problem, and close."""
-        if self.refused or self.transport.is_closing():
+        if self.app.stage not in (Stage.WAITING, Stage.DENYING) or self.transport.is_closing():
             return
-        self.refused = self.handshake_complete = self.close_sent = True
-        self.front.count(problem)
-        self.transport.write(problem.encode(date=self.front.date_line))
-        self._close()
+        self.shared.count(problem)
+        self.transport.write(problem.encode(date=self.shared.date_line))
+        self._ended(_GONE)
+        self.gate.remove_waiting(self)
+        self.close_transport()
+
+    def give_way(self) -> None:
+        """Close: asked of connections without a request only, which a WebSocket never is."""
+        self.shutdown()
 
     def close_gently(self) -> None:
         """Close with 1012; the app is told with `websocket.disconnect`."""
-        if not self.transport.is_closing():
-            self.shutdown()
-            self._close()
+        self.shutdown()
+
+    def shutdown(self) -> None:
+        """Close: the app is told with `websocket.disconnect`, and goes on to its end."""
+        if self.transport.is_closing():
+            return
+        if self.app.stage in (Stage.WAITING, Stage.DENYING):
+            self.refuse(NODE_DRAINING if self.shared.draining else INSTANCE_STOPPING)
+        else:
+            self._close_with(_RESTART)
 
     def cut(self, problem: Problem) -> None:
         """End it: the handshake with the problem, an open WebSocket by closing; cancel the app's task."""
-        if self.gate.dropped(self):
+        if self.gate.remove_waiting(self):
             self.refuse(problem)
             return
-        if not self.handshake_complete:
+        if self.app.stage in (Stage.WAITING, Stage.DENYING):
             self.refuse(problem)
         else:
             self.transport.abort()
         task = self.task
         if task is not None:
+            self._cut = True
             task.cancel()
-            if not self.began:
+            if not self._began:
                 self._end()
-
-    def send_500_response(self) -> None:
-        """Refuse a handshake that is cut short by the end of the node."""
-        if not self.handshake_complete and self.initial_response is None:
-            self.refuse(NODE_DRAINING if self.front.draining else INSTANCE_STOPPING)
 
     async def run(self, asgi: ASGIApp) -> None:
         """Serve the WebSocket with the app; whatever leaves the app ends here."""
-        self.began = True
+        self._began = True
+        app = self.app
         try:
-            await asgi(cast("Scope", self.scope), self.receive, self.send)  # type: ignore[arg-type]
+            await asgi(app.scope, app.receive, app.send)
             interruption_point()
         except asyncio.CancelledError as error:
-            if was_cancelled():
+            if self._cut or self.shared.ended:
                 self._fail(INSTANCE_STOPPING)
                 raise
             self._fault(error, APP_RAISED)
-        except ClientDisconnected:
+        except ClientGoneError:
             pass
         except SupervisorError as error:
-            self._fail(Problem(503, error.reason, error.message, retry_after=error.retry_after))
+            self._fail(problem_of(error))
         except BaseException as error:  # noqa: BLE001 - even SystemExit of an app must not reach the loop
             if is_interruption(error):
                 self._fail(APP_BLOCKED_LOOP)
             else:
                 self._fault(error, APP_BAD_RESPONSE if isinstance(error, BadResponseError) else APP_RAISED)
         else:
-            if not self.handshake_complete and not self.close_sent:
+            if app.stage in (Stage.WAITING, Stage.DENYING) and not self.transport.is_closing():
                 self.gate.fault(None, APP_NO_RESPONSE.detail + " It left a WebSocket handshake unanswered.")
                 self._fail(APP_NO_RESPONSE)
         finally:
             self._end()
-            if self.close_timer is None:
-                self._close()
-            else:
-                self.closing = True
-                self.deadline = self.front.now + self.close_timeout + self.front.limits.write_timeout
+            if app.stage is Stage.OPEN:
+                self._close_with(_NORMAL)
+            elif self._close_by == _NEVER:
+                self.close_transport()
 
     def _fault(self, error: BaseException, problem: Problem) -> None:
         if self.transport.is_closing():
@@ -247,18 +369,39 @@ class FrontWebSocket(WebSocketsSansIOProtocol):
         self._fail(problem)
 
     def _fail(self, problem: Problem) -> None:
-        if not self.handshake_complete:
+        if self.app.stage in (Stage.WAITING, Stage.DENYING):
             self.refuse(problem)
-        elif not self.close_sent and not self.transport.is_closing():
-            self.conn.send_close(_CLOSE_INTERNAL_ERROR)
-            self.transport.write(b"".join(self.conn.data_to_send()))
-            self.close_sent = True
+        elif self.app.stage is Stage.OPEN:
+            self._close_with(_INTERNAL_ERROR)
 
     def _end(self) -> None:
         self.task = None
-        self.gate.ended(self)
+        self.app.drop()
+        self._count()
+        self.gate.task_done(self)
 
-    def _close(self) -> None:
+    # --- ends ---
+
+    def await_close(self) -> None:
+        """Give the client a while to answer the app's close; what it still sends is of no use to anybody."""
+        self._close_by = self.shared.now + _CLOSE_SECONDS
+        self.deadline = min(self.deadline, self._close_by)
+        self.read_on()
+
+    def _ended(self, code: int, reason: str = "") -> None:
+        self.app.end(code, reason)
+        self.wire.drop()
+        self._count()
+        self.gate.inbound.forget(self)
+
+    def _close_with(self, code: int) -> None:
+        self.wire.close(code)
+        self.write()
+        self._ended(code)
+        self.close_transport()
+
+    def close_transport(self) -> None:
+        """Close after what is written has left, within a while."""
         self.closing = True
-        self.deadline = self.front.now + self.front.limits.write_timeout
+        self.deadline = self.shared.now + self.shared.limits.write_timeout
         self.transport.close()

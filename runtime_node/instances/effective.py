@@ -35,6 +35,8 @@ class EffectiveLimits:
     start_timeout: float
     stop_timeout: float
     max_request_body_bytes: int
+    max_websocket_message_bytes: int
+    websocket_compression: bool
     max_threads: int
     memory_bytes: int | None
     block_budget: float
@@ -76,6 +78,8 @@ def _limit_terms(raw: bytes) -> EffectiveLimits:
         max_request_body_bytes=(
             limits.max_request_body_bytes if limits.HasField("max_request_body_bytes") else 32 * MIB
         ),
+        max_websocket_message_bytes=limits.max_websocket_message_bytes or MIB,
+        websocket_compression=limits.websocket_compression,
         max_threads=limits.max_threads or 8,
         memory_bytes=limits.memory_bytes or None,
         block_budget=_span(limits, "block_budget", 1.0),

@@ -52,7 +52,7 @@ class Failures:
         policy = effective_restart_policy(spec.restart_policy)
         reason = None if error is None else error.reason
         decision = past.restarts.decide(policy, self._clock(), reason, self._uniform)
-        told = error or SupervisorError("APP_CRASHED", "It ended by itself.")
+        told = error or SupervisorError("APP_EXITED", "It ended by itself, without an error.")
         if isinstance(decision, Again):
             self._again(instance, decision, event, told)
         elif decision.crash_loop:
@@ -62,7 +62,7 @@ class Failures:
             self._for_good(instance, event, SupervisorError("APP_CRASH_LOOP", text))
         elif error is None:
             self._transitions.move(instance, Event.FINISH)
-            close = partial(instance.gate.close, "APP_STOPPED", detail="The app has finished.")
+            close = partial(instance.gate.close, "APP_STOPPED")
             self._transitions.shut(instance, close)
         else:
             self._for_good(instance, event, error)
@@ -77,14 +77,14 @@ class Failures:
         if event is Event.CRASH and again.delay <= HOLD_SECONDS:
             self._transitions.shut(instance, partial(instance.gate.hold, wait))
         else:
-            close = partial(instance.gate.close, error.reason, again.delay, detail=error.message)
+            close = partial(instance.gate.close, error.reason, again.delay)
             self._transitions.shut(instance, close)
         instance.past().retry = self._loop.call_later(again.delay, self._due, instance)
 
     def _for_good(self, instance: Instance, event: Event, error: SupervisorError) -> None:
         instance.clear_condition(BACKING_OFF, error.reason, "It is not started again.", self._wall())
         self._transitions.move(instance, event, reason=error.reason, message=error.message)
-        self._transitions.shut(instance, partial(instance.gate.close, error.reason, detail=error.message))
+        self._transitions.shut(instance, partial(instance.gate.close, error.reason))
 
     def _due(self, instance: Instance) -> None:
         instance.past().retry = None

@@ -92,7 +92,7 @@ class InstanceHost:
 
     # --- commands ---
 
-    def start(self, spec: InstanceSpec) -> InstanceMessage:
+    def start(self, spec: InstanceSpec, *, start_now: bool = False) -> InstanceMessage:
         """Accept an instance and begin its life; see StartInstance for the rules and errors."""
         rules.check_spec(spec)
         known = self._instances.get(spec.name)
@@ -112,8 +112,9 @@ class InstanceHost:
             raise SupervisorError(
                 "NODE_FULL", f"The node has its {self.max_instances} instances.", resource=self._feed.node
             )
-        instance = self._register(spec, version)
-        self.lifecycle.accept(instance)
+        tried = start_now and spec.activation == InstanceSpec.ON_REQUEST
+        instance = self._register(spec, version, dormant=not tried)
+        self.lifecycle.accept(instance, tried=tried)
         return self._describe(instance)
 
     async def stop(self, request: StopInstanceRequest) -> InstanceMessage | None:
@@ -256,10 +257,10 @@ class InstanceHost:
 
     # --- inside ---
 
-    def _register(self, spec: InstanceSpec, version: tuple[int, int]) -> Instance:
+    def _register(self, spec: InstanceSpec, version: tuple[int, int], *, dormant: bool) -> Instance:
         name = spec.name  # read once: each reading makes another string
         gate = Gate(name, self._gate_limits(spec), self._observer.fault)
-        state = initial(spec.activation == InstanceSpec.ON_REQUEST)
+        state = initial(dormant and spec.activation == InstanceSpec.ON_REQUEST)
         instance = Instance(name, spec, gate, self._wall(), state, self.lifecycle)
         self._instances[name] = instance
         app = instance.app
@@ -275,6 +276,8 @@ class InstanceHost:
             effective.max_queued_requests,
             effective.request_timeout,
             effective.max_request_body_bytes,
+            effective.max_websocket_message_bytes,
+            effective.websocket_compression,
         )
         limits = self._limits.get(key)
         if limits is None:
@@ -285,6 +288,8 @@ class InstanceHost:
                 max_queued_requests=key[1],
                 request_timeout=key[2],
                 max_request_body_bytes=key[3],
+                max_websocket_message_bytes=key[4],
+                websocket_compression=key[5],
             )
         return limits
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import random
 import time
@@ -90,15 +91,18 @@ class Lifecycle:
 
     # --- commands ---
 
-    def accept(self, instance: Instance) -> None:
-        """Begin the life of an instance that was just registered."""
+    def accept(self, instance: Instance, *, tried: bool = False) -> None:
+        """Begin the life of an instance that was just registered.
+
+        One that is `tried` goes dormant as soon as it was ready, unless somebody needs it.
+        """
         self._transitions.log(instance, "accepted")
         if instance.state == InstanceMessage.IDLE:
             instance.gate.hold(instance.want)
             self._hooks.changed(instance)
         else:
             instance.gate.hold(wait)
-            self._begin(instance)
+            self._begin(instance, tried=tried)
 
     def restart(self, instance: Instance) -> None:
         """Stop what runs of it and start it at once, whatever its policy says."""
@@ -145,11 +149,17 @@ class Lifecycle:
 
     # --- starting ---
 
-    def _begin(self, instance: Instance, before: Coroutine[Any, Any, None] | None = None) -> None:
+    def _begin(
+        self,
+        instance: Instance,
+        before: Coroutine[Any, Any, None] | None = None,
+        *,
+        tried: bool = False,
+    ) -> None:
         """Start a PENDING instance, after `before` is done."""
         self._failures.forget_retry(instance)
         self._numbers += 1
-        run = Run(spec=instance.spec(), number=self._numbers)
+        run = Run(spec=instance.spec(), number=self._numbers, tried=tried)
         instance.coming = run
         if before is None:
             instance.run = run
@@ -183,12 +193,14 @@ class Lifecycle:
             return
         instance.task = instance.coming = None
         if run.running is not None:
+            served = self._hooks.serving(instance)
             self._ready(instance, run, run.running)
+            if run.tried:
+                self._tried(instance, served)
         elif isinstance(fault, SupervisorError):
             self._failed(instance, fault)
         else:
-            text = "The node failed at starting it; its log tells more."
-            self._failed(instance, SupervisorError("INTERNAL", text, resource=instance.name))
+            self._failed(instance, _start_fault(fault, instance.name))
             log.error(
                 "start failed", exc_info=fault,
                 extra={"action": "instance.start_fault", "instance": instance.name},
@@ -254,6 +266,13 @@ class Lifecycle:
         if run.exited is not None:
             self._exited(instance, run.number, run.exited[0])
 
+    def _tried(self, instance: Instance, before: Instance | None) -> None:
+        """Let what has shown that it starts sleep, unless requests came or it replaces one that is awake."""
+        awake = before is not None and before is not instance and before.state == InstanceMessage.RUNNING
+        figures = instance.gate.figures()
+        if not awake and not figures.in_flight and not figures.queued:
+            self.sleep(instance)
+
     # --- ends that nobody asked for ---
 
     def _failed(self, instance: Instance, error: SupervisorError) -> None:
@@ -302,7 +321,7 @@ class Lifecycle:
     def _stopped_for_blocking(self, instance: Instance, run: Run, error: SupervisorError) -> None:
         self._release(instance, run)
         self._transitions.move(instance, Event.CRASH, reason=error.reason, message=error.message)
-        self._transitions.shut(instance, partial(instance.gate.close, error.reason, detail=error.message))
+        self._transitions.shut(instance, partial(instance.gate.close, error.reason))
 
     # --- starting over, dormancy, stopping ---
 
@@ -409,6 +428,14 @@ class Lifecycle:
             self._loop.call_soon_threadsafe(call, instance, number, *args)
         except RuntimeError:
             return  # the node has ended meanwhile
+
+
+def _start_fault(fault: BaseException | None, resource: str) -> SupervisorError:
+    if isinstance(fault, OSError) and fault.errno in (errno.EMFILE, errno.ENFILE):
+        text = "The node has no file descriptors left; raise its limit (ulimit -n) or run fewer apps on it."
+        return SupervisorError("NODE_FULL", text, resource=resource)
+    text = "The node failed at starting it; its log tells more."
+    return SupervisorError("INTERNAL", text, resource=resource)
 
 
 async def _ended(task: asyncio.Task[None] | None) -> None:

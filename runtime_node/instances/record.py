@@ -88,6 +88,8 @@ class Run:
     spec: InstanceSpec
     number: int
     """Tells callbacks of an earlier start from those of this one."""
+    tried: bool = False
+    """It is started to see that it can, not for a request."""
     slot: Slot | None = None
     """Its turn among the starts of the node, while it has it."""
     work: asyncio.Task[RunningApp] | None = None

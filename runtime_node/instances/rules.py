@@ -154,6 +154,9 @@ def _spec(at: str, spec: InstanceSpec) -> Found:
     yield from _known(f"{at}.activation", spec.activation, InstanceSpec.Activation)
     yield from _optional_span(spec, at, "idle_timeout", 1.0, DAY, "1 s to 1 day")
     yield from _known(f"{at}.isolation", spec.isolation, InstanceSpec.IsolationTier)
+    yield from _known(f"{at}.event_loop", spec.event_loop, InstanceSpec.EventLoop)
+    if spec.event_loop == InstanceSpec.ASYNCIO and spec.isolation != InstanceSpec.PROCESS:
+        yield Violation(f"{at}.event_loop", "must not be ASYNCIO unless isolation is PROCESS")
     yield from _limits(f"{at}.limits", spec.limits)
     yield from _health_check(f"{at}.health_check", spec.health_check)
     yield from _restart_policy(f"{at}.restart_policy", spec.restart_policy)
@@ -216,6 +219,10 @@ def _limits(at: str, limits: Limits) -> Found:
     yield from _count(
         f"{at}.max_request_body_bytes", limits.max_request_body_bytes, 0, 10 * GIB, "0 to 10 GiB"
     )
+    yield from _default_or(
+        f"{at}.max_websocket_message_bytes", limits.max_websocket_message_bytes, 1024, 16 * MIB,
+        "1 KiB to 16 MiB",
+    )  # fmt: skip
     yield from _default_or(f"{at}.max_threads", limits.max_threads, 1, 256, "1 to 256")
     yield from _default_or(f"{at}.memory_bytes", limits.memory_bytes, 16 * MIB, 64 * GIB, "16 MiB to 64 GiB")
     yield from _default_or(f"{at}.cpu_millis", limits.cpu_millis, 10, 64_000, "10 to 64,000")

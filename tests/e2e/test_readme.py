@@ -34,6 +34,13 @@ def tour() -> list[tuple[str, str]]:
     return steps
 
 
+def own_app() -> str:
+    """Return the file that the README has its reader write."""
+    found = re.search(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert found is not None, "the README's own app was not found"
+    return found[1]
+
+
 @pytest.fixture
 def ports(tmp_path: Path) -> Iterator[dict[str, int]]:
     """Run `make up` on ports of its own; give them by the port that the README names."""
@@ -41,10 +48,12 @@ def ports(tmp_path: Path) -> Iterator[dict[str, int]]:
     names = ("CONTROL_PLANE_PORT", "NODE_PORT", "HTTP_PORT")
     settings = {f"APPSUPERVISOR_{name}": str(port) for name, port in zip(names, ports.values(), strict=True)}
     settings["APPSUPERVISOR_DATA_DIR"] = str(tmp_path / "data")
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my/hello.py").write_text(own_app())
     log = tmp_path / "up.log"
     with log.open("wb") as output:
         up = subprocess.Popen(
-            [sys.executable, "-m", "compose.local"],
+            [sys.executable, "-m", "compose.local", "--app-dir", str(tmp_path / "my")],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}", **settings},
             stdin=subprocess.DEVNULL,

@@ -22,13 +22,13 @@ PORTS = ("CONTROL_PLANE_PORT", "NODE_PORT", "HTTP_PORT")
 class Up:
     """One run of the launcher, with its output in a file."""
 
-    def __init__(self, folder: Path, number: int, **env: str) -> None:
+    def __init__(self, folder: Path, number: int, *arguments: str, **env: str) -> None:
         self.log = folder / f"up-{number}.log"
         settings = {f"APPSUPERVISOR_{name}": "0" for name in PORTS}
         settings |= {"APPSUPERVISOR_DATA_DIR": str(folder / "data"), "PYTHONUNBUFFERED": "1"}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "compose.local"],
+                [sys.executable, "-m", "compose.local", *arguments],
                 cwd=ROOT,
                 env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}", **settings, **env},
                 stdin=subprocess.DEVNULL,
@@ -73,8 +73,8 @@ def up(tmp_path: Path) -> Iterator[type[Up]]:
     """Give the launcher; whatever is left of it afterwards is ended."""
     started: list[Up] = []
 
-    def start(**env: str) -> Up:
-        started.append(Up(tmp_path, len(started), **env))
+    def start(*arguments: str, **env: str) -> Up:
+        started.append(Up(tmp_path, len(started), *arguments, **env))
         return started[-1]
 
     yield start  # type: ignore[misc]
@@ -163,3 +163,47 @@ def test_a_port_in_use_is_named_with_the_way_out(up: type[Up]) -> None:
     assert third.process.wait(30) == 1
     assert "another make up runs on" in third.text
     assert first.process.poll() is None
+
+
+OWN = """
+def create_app(context):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"%s"})
+    return app
+"""
+
+
+@pytest.mark.tool("curl")
+@pytest.mark.timeout(180)
+def test_your_own_code_is_hosted_and_a_change_of_it_is_swapped_in(
+    up: type[Up], run_tool: RunTool, tmp_path: Path
+) -> None:
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my/requirements.txt").write_text("fastapi\nno-such-thing-at-all>=1\n")
+    (tmp_path / "my/hello.py").write_text(OWN % "one")
+    running = up("--app-dir", str(tmp_path / "my"), "--reload").wait()
+    assert "needs what is not installed: no-such-thing-at-all>=1" in running.text
+    control_plane = re.search(r"Control plane (\S+), node", running.text)
+    assert control_plane
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "services.cli",
+            "--address",
+            control_plane[1],
+            "create",
+            "mine",
+            "hello:create_app",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}"},
+        check=True,
+        timeout=60,
+    )
+    address = running.url("shop").replace("shop", "mine")
+    assert curl(run_tool, address) == "one"
+    (tmp_path / "my/hello.py").write_text(OWN % "another")
+    eventually(lambda: curl(run_tool, address) == "another", "the new code", 20)
+    assert running.stop() == 0

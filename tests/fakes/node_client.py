@@ -52,8 +52,10 @@ class Subject:
         }
         return pb.InstanceSpec(name=name, **fields)
 
-    async def start(self, spec: pb.InstanceSpec | None = None, **fields: Any) -> pb.Instance:
-        request = pb.StartInstanceRequest(spec=spec or self.spec(**fields))
+    async def start(
+        self, spec: pb.InstanceSpec | None = None, *, start_now: bool = False, **fields: Any
+    ) -> pb.Instance:
+        request = pb.StartInstanceRequest(spec=spec or self.spec(**fields), start_now=start_now)
         return (await self.stub.StartInstance(request)).instance
 
     async def stop(self, name: str = "apps/shop/instances/a1", epoch: int = 1, **fields: Any) -> pb.Instance:

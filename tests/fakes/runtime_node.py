@@ -44,12 +44,28 @@ class Behaviour:
     stop_after: float = 0.0
 
 
+@dataclass
+class Disk:
+    """A node's data directory, which outlives the node's lives."""
+
+    uid: str = ""
+    """The node's identity."""
+    data: set[str] = field(default_factory=set)
+    """Uids of the apps that have data here."""
+    stuck: dict[str, str] = field(default_factory=dict)
+    """Uids of the apps whose data cannot be removed, each with the reason."""
+
+
 @dataclass(slots=True)
 class _Hosted:
     spec: pb.InstanceSpec
     status: pb.Instance
     task: asyncio.Task[None] | None = None
     last_request_id: str = ""
+    tried: bool = False
+    """It was started only to see that it can."""
+    ended: bool = False
+    """It has ended, and only its data is still there."""
 
 
 @dataclass
@@ -62,6 +78,7 @@ class FakeNode:
     base_domain: str = "localhost"
     http_address: str = "127.0.0.1:1"
     incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
+    disk: Disk = field(default_factory=Disk)
 
     def __post_init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
@@ -155,6 +172,7 @@ class FakeNode:
                 base_domain=self.base_domain,
                 incarnation=self.incarnation,
                 max_instances=self.max_instances,
+                uid=self.disk.uid,
             ),
         )
         async with grpc.aio.insecure_channel(control_plane) as channel:
@@ -173,19 +191,20 @@ class FakeNode:
             python_version="3",
             http_address=self.http_address,
             base_domain=self.base_domain,
-            monotonic_time=duration(time.monotonic()),
+            monotonic_time=duration(self._time()),
             instance_count=len(self._hosted),
             max_instances=self.max_instances,
             start_time=timestamp(self._started),
             memory_bytes=1,
             draining=self.draining,
+            node_uid=self.disk.uid,
         )
 
-    def start_instance(self, spec: pb.InstanceSpec) -> pb.Instance:
+    def start_instance(self, spec: pb.InstanceSpec, *, start_now: bool = False) -> pb.Instance:
         """StartInstance."""
         rules.check_spec(spec)
         known = self._hosted.get(spec.name)
-        if known is not None and known.spec == spec:
+        if known is not None and _same(known.spec, spec):
             return known.status
         version, fence = (spec.epoch, spec.generation), self._fences.get(spec.app_uid, (0, 0))
         if version < fence:
@@ -198,7 +217,10 @@ class FakeNode:
             raise SupervisorError("NODE_FULL", "The node is full.", resource=self.node)
         self._fences[spec.app_uid] = version
         self._purges.discard(spec.app_uid)
-        hosted = self._hosted[spec.name] = _Hosted(_copy_spec(spec), self._accepted(spec))
+        hosted = self._hosted[spec.name] = _Hosted(
+            _copy_spec(spec), self._accepted(spec, start_now=start_now)
+        )
+        hosted.tried = start_now and spec.activation == pb.InstanceSpec.ON_REQUEST
         if hosted.status.state == pb.Instance.STARTING:
             hosted.task = asyncio.create_task(self._run_start(hosted))
         self._publish(hosted)
@@ -218,8 +240,12 @@ class FakeNode:
         if request.purge_data:
             self._purges.add(uid)
         if hosted is None:
-            self._purge_if_last(uid)
+            if why := self._purge_if_last(uid):
+                raise SupervisorError("DATA_NOT_REMOVED", why, resource=request.name)
             return None
+        if hosted.ended:
+            self._end(hosted)
+            return hosted.status if hosted.spec.name in self._hosted else None
         self._stop(hosted)
         return hosted.status
 
@@ -283,33 +309,43 @@ class FakeNode:
                 yield message
             position = self._feed.revision
             yield self._message(kind.SYNCED, position)
-        next_beat = time.monotonic() + heartbeat
+        next_beat = self._time() + heartbeat
         while True:
-            await self._feed.wait(position, max(0.0, next_beat - time.monotonic()))
+            await self._feed.wait(position, max(0.0, next_beat - self._time()))
             await self._mute.wait()
             target = self._feed.revision
             for message in self._since(position):
                 yield message
             position = target
-            if time.monotonic() >= next_beat:
+            if self._time() >= next_beat:
                 beat = self._message(kind.HEARTBEAT, position)
-                beat.monotonic_time.CopyFrom(duration(time.monotonic()))
+                beat.monotonic_time.CopyFrom(duration(self._time()))
                 for name, hosted in self._hosted.items():
                     if hosted.status.HasField("figures"):
                         beat.figures[name].CopyFrom(hosted.status.figures)
                 yield beat
-                next_beat = time.monotonic() + heartbeat
+                next_beat = self._time() + heartbeat
             if self.draining and not self._hosted and position == self._feed.revision:
                 raise self._shut_down()
 
     # --- inside ---
 
+    def _time(self) -> float:
+        """Return the loop's time: a test may let it pass as it likes."""
+        return asyncio.get_running_loop().time()
+
+    def _is_awake(self, app: str, but: _Hosted) -> bool:
+        return any(
+            name.startswith(f"{app}/instances/") and it is not but and it.status.state == pb.Instance.RUNNING
+            for name, it in self._hosted.items()
+        )
+
     def _newest_uid(self, app: str) -> str:
         found = [h.spec for name, h in self._hosted.items() if name.startswith(f"apps/{app}/")]
         return found[-1].app_uid if found else ""
 
-    def _accepted(self, spec: pb.InstanceSpec) -> pb.Instance:
-        dormant = spec.activation == pb.InstanceSpec.ON_REQUEST
+    def _accepted(self, spec: pb.InstanceSpec, *, start_now: bool) -> pb.Instance:
+        dormant = spec.activation == pb.InstanceSpec.ON_REQUEST and not start_now
         status = pb.Instance(
             name=spec.name,
             app_uid=spec.app_uid,
@@ -333,12 +369,21 @@ class FakeNode:
             self._fail(hosted, "APP_START_TIMEOUT", f"It was not ready within {limit:g} s.")
             return
         await asyncio.sleep(behaviour.ready_after)
+        uid = hosted.spec.app_uid
+        if hosted.spec.requires_existing_data and uid not in self.disk.data:
+            self._fail(hosted, "DATA_MISSING", "Its data is not on this node.")
+            return
+        self.disk.data.add(uid)
         if behaviour.fails is not None:
             self._fail(hosted, *behaviour.fails)
             return
         hosted.status.ready_time.CopyFrom(timestamp(time.time()))
         hosted.status.health = pb.Instance.Health.HEALTHY
+        asleep = hosted.tried and not self._is_awake(hosted.spec.name.partition("/instances/")[0], hosted)
         self._move(hosted, pb.Instance.RUNNING, "Started")
+        if asleep:
+            hosted.status.health = pb.Instance.Health.UNKNOWN
+            self._move(hosted, pb.Instance.IDLE, "Idle")
 
     def _fail(self, hosted: _Hosted, reason: str, message: str) -> None:
         error = pb.InstanceError(
@@ -360,20 +405,38 @@ class FakeNode:
     async def _run_stop(self, hosted: _Hosted) -> None:
         behaviour = self.behaviours.get(hosted.spec.entrypoint, Behaviour())
         await asyncio.sleep(min(behaviour.stop_after, effective_limits(hosted.spec).stop_timeout))
+        self._end(hosted)
+
+    def _end(self, hosted: _Hosted) -> None:
+        """Forget an instance that has ended, unless its data was to go and stays."""
+        hosted.ended = True
+        if why := self._purge_if_last(hosted.spec.app_uid, but=hosted):
+            error = pb.InstanceError(
+                reason="DATA_NOT_REMOVED", message=why, occur_time=timestamp(time.time())
+            )
+            hosted.status.last_error.CopyFrom(error)
+            self._publish(hosted)
+            return
         del self._hosted[hosted.spec.name]
-        self._purge_if_last(hosted.spec.app_uid)
         if self.draining:
             self._obituaries[hosted.spec.name] = pb.InstanceError(
                 reason="NODE_DRAINING", message="Its node shut down.", occur_time=timestamp(time.time())
             )
         self._feed.publish(self._feed.revision + 1, [(hosted.spec.name, None)])
 
-    def _purge_if_last(self, uid: str) -> None:
-        if uid in self._purges and all(h.spec.app_uid != uid for h in self._hosted.values()):
-            self._purges.discard(uid)
-            self.purged.append(uid)
-            self.logs.entries.pop(uid, None)
-            self.logs.look()
+    def _purge_if_last(self, uid: str, but: _Hosted | None = None) -> str:
+        """Carry out a purge that was asked for, if nothing has the data; return why it can't be."""
+        others = (it for it in self._hosted.values() if it is not but and it.spec.app_uid == uid)
+        if uid not in self._purges or any(others):
+            return ""
+        if uid in self.disk.stuck:
+            return self.disk.stuck[uid]
+        self._purges.discard(uid)
+        self.disk.data.discard(uid)
+        self.purged.append(uid)
+        self.logs.entries.pop(uid, None)
+        self.logs.look()
+        return ""
 
     def _move(
         self, hosted: _Hosted, state: pb.Instance.State.ValueType, reason: str, message: str = ""
@@ -457,7 +520,9 @@ class _Servicer(RuntimeEnvironmentServicer):
 
     async def StartInstance(self, request: pb.StartInstanceRequest, context: Any) -> pb.StartInstanceResponse:  # noqa: N802
         self._take("StartInstance", request)
-        return pb.StartInstanceResponse(instance=self._node.start_instance(request.spec))
+        return pb.StartInstanceResponse(
+            instance=self._node.start_instance(request.spec, start_now=request.start_now)
+        )
 
     async def StopInstance(self, request: pb.StopInstanceRequest, context: Any) -> pb.StopInstanceResponse:  # noqa: N802
         self._take("StopInstance", request)
@@ -507,6 +572,13 @@ def _copy(instance: pb.Instance) -> pb.Instance:
     copy = pb.Instance()
     copy.CopyFrom(instance)
     return copy
+
+
+def _same(one: pb.InstanceSpec, other: pb.InstanceSpec) -> bool:
+    one, other = _copy_spec(one), _copy_spec(other)
+    one.ClearField("requires_existing_data")
+    other.ClearField("requires_existing_data")
+    return one == other
 
 
 def _copy_spec(spec: pb.InstanceSpec) -> pb.InstanceSpec:

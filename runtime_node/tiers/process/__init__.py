@@ -1,5 +1,5 @@
 """The PROCESS tier: each app in a process of its own, forked from a warm zygote.
 
-`zygote` (node side) ↔ `zygote server` (the zygote process) ↔ `guest` (one app); `proxy` carries requests.
-Nothing here but `tier` and `proxy` runs in the node alone, and nothing imports gRPC.
+`zygote` (node side) ↔ `zygote_server` (the zygote process) ↔ `guest` (one app); `proxy` carries requests,
+`link` reports and commands, `beat` the sign of life. Nothing here imports gRPC, and nothing trusts a guest.
 """

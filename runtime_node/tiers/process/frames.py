@@ -19,6 +19,10 @@ MAX_MESSAGE_BYTES: Final = 16 << 20
 """Longest WebSocket message, either way; uvicorn's own default."""
 MAX_HEADER_BYTES: Final = MAX_FRAME_BYTES - 1024
 MAX_FAULT_BYTES: Final = 16 << 10
+MAX_HEADERS: Final = 1_000
+"""In one response: each costs the front a look, however short it is."""
+MAX_FRAMES_AT_ONCE: Final = 64
+"""Taken by a loop before it turns to others: the smallest frame has five bytes, a buffer many thousands."""
 
 _START = struct.Struct("<HBI")
 _PAIR = struct.Struct("<HI")
@@ -98,30 +102,58 @@ def split(kind_part: Frame, kind_last: Frame, data: bytes) -> Iterator[bytes]:
 
 
 class Reader:
-    """Cuts a byte stream into frames of at most `limit` bytes. Keeps at most one unfinished frame."""
+    """Cuts a byte stream into frames of at most `limit` bytes, as many at a time as are asked for.
 
-    __slots__ = ("_limit", "_rest")
+    What it costs to add bytes does not depend on how much waits already, nor on how small the pieces are.
+    """
+
+    __slots__ = ("_data", "_limit", "_more", "_needed", "_position", "waiting_bytes")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._rest = b""
+        self._data = b""
+        self._position = 0
+        self._more: list[bytes] = []
+        self._needed = HEADER.size
+        """Bytes that must wait before there can be another frame."""
+        self.waiting_bytes = 0
+        """Bytes that were fed and not taken."""
 
-    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
-        """Return the frames that `data` completes. Raises MalformedFrameError for one that is too long."""
-        if self._rest:
-            data = self._rest + data
+    @property
+    def ready(self) -> bool:
+        """Whether a look for another frame is worth it."""
+        return self.waiting_bytes >= self._needed
+
+    def feed(self, data: bytes) -> None:
+        """Add what came."""
+        self.waiting_bytes += len(data)
+        if self._position == len(self._data):
+            self._data, self._position = data, 0
+        else:
+            self._more.append(data)
+
+    def take(self, count: int = MAX_FRAMES_AT_ONCE) -> list[tuple[int, bytes]]:
+        """Return the next complete frames, at most `count`. Raises MalformedFrameError for one too long."""
         found: list[tuple[int, bytes]] = []
-        position, end = 0, len(data)
-        while end - position >= 5:
-            kind, length = HEADER.unpack_from(data, position)
+        while len(found) < count and self.waiting_bytes >= self._needed:
+            if len(self._data) - self._position < self._needed:
+                self._data = b"".join((self._data[self._position :], *self._more))
+                self._more.clear()
+                self._position = 0
+            kind, length = HEADER.unpack_from(self._data, self._position)
             if length > self._limit:
                 raise MalformedFrameError(f"a frame of {length} bytes is longer than {self._limit}")
-            stop = position + 5 + length
-            if stop > end:
+            size = HEADER.size + length
+            if self.waiting_bytes < size:
+                self._needed = size
                 break
-            found.append((kind, data[position + 5 : stop]))
-            position = stop
-        self._rest = data[position:] if position else data
+            if len(self._data) - self._position < size:
+                self._needed = size
+                continue
+            start, self._position = self._position + HEADER.size, self._position + size
+            found.append((kind, self._data[start : self._position]))
+            self.waiting_bytes -= size
+            self._needed = HEADER.size
         return found
 
 
@@ -153,7 +185,7 @@ def unpack_scope(payload: bytes) -> tuple[bool, dict[str, Any]]:
 
 
 def pack_start(status: int, headers: Iterable[Iterable[bytes]], trailers: bool = False) -> bytes:
-    """Return the payload of `START`. Raises ValueError for headers that exceed `MAX_HEADER_BYTES`."""
+    """Return the payload of `START`. Raises ValueError beyond `MAX_HEADER_BYTES` or `MAX_HEADERS`."""
     out = [b""]
     count = 0
     for name, value in headers:
@@ -161,6 +193,8 @@ def pack_start(status: int, headers: Iterable[Iterable[bytes]], trailers: bool =
         out.append(bytes(name))
         out.append(bytes(value))
         count += 1
+    if count > MAX_HEADERS:
+        raise ValueError(f"{count} response headers are more than {MAX_HEADERS}")
     out[0] = _START.pack(status, trailers, count)
     payload = b"".join(out)
     if len(payload) > MAX_HEADER_BYTES:
@@ -172,6 +206,8 @@ def unpack_start(payload: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
     """Return (status, headers). Raises MalformedFrameError when the payload isn't what its lengths say."""
     try:
         status, _, count = _START.unpack_from(payload)
+        if count > MAX_HEADERS:
+            raise MalformedFrameError(f"{count} response headers are more than {MAX_HEADERS}")
         position = _START.size
         headers = []
         for _ in range(count):

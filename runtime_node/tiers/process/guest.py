@@ -12,7 +12,6 @@ import contextlib
 import faulthandler
 import json
 import logging
-import mmap
 import os
 import random
 import signal
@@ -32,14 +31,18 @@ from runtime_node.context import AppContext
 from runtime_node.loader import LoadedCode, Loader
 from runtime_node.memory import give_back_zeros
 from runtime_node.tiers.lifespan import Lifespan
-from runtime_node.tiers.process import limits, procfs, serving, wire
+from runtime_node.tiers.process import procfs, rlimits, serving, wire
+from runtime_node.tiers.process.beat import Beat
 from runtime_node.tiers.process.guest_signals import DUMP_SIGNAL, INTERRUPT_SIGNAL
 from runtime_node.tiers.process.output import MAX_RECORD_CHARACTERS
 from services.rpc.errors import SupervisorError
 
-IDLE_BEAT_SECONDS: Final = 1.0
 EXIT_START_FAILED: Final = 71
 MAX_DETAIL_BYTES: Final = 16 << 10
+NO_RUNNING_LOOP: Final = "no running event loop"
+"""What asyncio says where there is none."""
+LOOP_MODULES: Final = frozenset({"uvloop.loop", "asyncio.unix_events"})
+"""Where the handlers are from that an event loop puts on signals."""
 
 
 class Descriptors(NamedTuple):
@@ -108,7 +111,7 @@ def _settle_environment(parcel: dict[str, Any], tag: int) -> None:
     os.environ.update(parcel["environment"])
     time.tzset()
     os.umask(0o077)
-    limits.apply(limits.GuestLimits.of(parcel["limits"]), tag)
+    rlimits.apply(rlimits.Rlimits.of(parcel["limits"]), tag)
     os.chdir(parcel["context"]["data_dir"])
     sys.argv = [parcel["entrypoint"]]
     random.seed()
@@ -134,11 +137,11 @@ class Guest:
         self._app_dirs = [Path(directory) for directory in app_dirs]
         self._control = socket.socket(fileno=descriptors.control)
         self._control.setblocking(False)
-        memory = mmap.mmap(descriptors.beat, serving.Beat.SIZE)
+        self._beat = Beat(descriptors.beat, parcel["beat_seconds"])
         os.close(descriptors.beat)
-        self._beat = serving.Beat(memoryview(memory), parcel["beat_seconds"], IDLE_BEAT_SECONDS)
         self._context = self._build_context(parcel["context"])
         self._secrets = tuple(self._context.secrets.values())
+        self._loader = Loader(self._app_dirs, plain=True, secrets=self._secrets)
         self._server: serving.Server | None = None
         self._stopping: asyncio.Event | None = None
         self._stop_timeout = float(parcel["stop_timeout"])
@@ -152,12 +155,18 @@ class Guest:
 
     def run(self) -> int:
         """Run the app from import to the end of its lifespan; return the exit status."""
-        loop = uvloop.new_event_loop()
+        loop = asyncio.new_event_loop() if self._parcel["asyncio_loop"] else uvloop.new_event_loop()
         give_back_zeros(loop)
         asyncio.set_event_loop(loop)
         signal.signal(INTERRUPT_SIGNAL, self._interrupt)
+        os.register_at_fork(after_in_child=self._become_child)
         try:
-            return loop.run_until_complete(self._live())
+            # Outside of the loop, as under a WSGI server: synchronous code may refuse to run inside of one.
+            code = self._load(in_loop=False)
+            return loop.run_until_complete(self._live(code))
+        except SupervisorError as error:
+            self._tell_failure(error)
+            return EXIT_START_FAILED
         except SystemExit as error:
             # Raised in a callback of the app; a request's or a task's own is contained there.
             return error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -167,27 +176,49 @@ class Guest:
         finally:
             signal.signal(INTERRUPT_SIGNAL, signal.SIG_IGN)
 
+    def _become_child(self) -> None:
+        """Take from a forked child what is its parent's: signals sent to the one must not reach the other.
+
+        The child has the parent's handlers, and its wakeup descriptor is the very one that the parent's loop
+        reads: a SIGTERM to the child would stop the parent, and never the child.
+        """
+        signal.set_wakeup_fd(-1)
+        for number in signal.valid_signals():
+            if getattr(signal.getsignal(number), "__module__", None) in LOOP_MODULES:
+                signal.signal(number, signal.SIG_DFL)
+        signal.signal(INTERRUPT_SIGNAL, signal.SIG_IGN)
+        faulthandler.unregister(DUMP_SIGNAL)
+        self._beat.cut_off()
+        # The number stays taken, for the child's copy of the loop knows it.
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, self._control.fileno(), inheritable=False)
+        os.close(null)
+
     def _build_context(self, plain: dict[str, Any]) -> AppContext:
         logger = logging.getLogger(f"app.{plain['app']}")
         return AppContext(**{**plain, "data_dir": Path(plain["data_dir"]), "logger": logger})
 
-    async def _live(self) -> int:
+    def _load(self, *, in_loop: bool) -> LoadedCode | None:
+        """Import the app's code; None for code that must be imported inside a running loop."""
+        try:
+            return self._loader.load(self._parcel["entrypoint"])
+        except SupervisorError as error:
+            if in_loop or NO_RUNNING_LOOP not in error.message:
+                raise
+            return None
+
+    async def _live(self, code: LoadedCode | None) -> int:
         loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
-        code: LoadedCode | None = None
-        try:
-            # Nothing else runs here yet, so a blocking import holds up nobody.
-            loader = Loader(self._app_dirs, plain=True, secrets=self._secrets)
-            code = loader.load(self._parcel["entrypoint"])
-            app = await code.build(self._context, threads=self._parcel["limits"]["max_threads"])
-            lifespan = Lifespan(app, self._secrets)
-            await lifespan.startup()
-        except SupervisorError as error:
-            self._tell_failure(error)
-            return EXIT_START_FAILED
+        # Nothing else runs here yet, so a blocking import holds up nobody.
+        code = code or self._load(in_loop=True)
+        assert code is not None
+        app = await code.build(self._context, threads=self._parcel["limits"]["max_threads"])
+        lifespan = Lifespan(app, self._secrets)
+        await lifespan.startup()
         self._server = serving.Server(app, lifespan.state, self._beat, self._context.logger)
         loop.add_reader(self._control.fileno(), self._read_control)
-        loop.add_signal_handler(signal.SIGTERM, self._stopping.set)
+        loop.add_signal_handler(signal.SIGTERM, self._on_sigterm)
         self._beat.start(loop)
         self._tell({"op": "ready", "protocol": code.protocol or "asgi", "kind": code.kind})
         await self._stopping.wait()
@@ -234,6 +265,7 @@ class Guest:
                 return
             if message["op"] == "connect":
                 for descriptor in descriptors:
+                    self._beat.take()
                     sock = socket.socket(fileno=descriptor)
                     sock.setblocking(False)
                     task = loop.create_task(self._server.connect(sock))
@@ -243,13 +275,37 @@ class Guest:
                 self._stop_timeout = float(message["timeout"])
                 self._stopping.set()
 
+    def _on_sigterm(self) -> None:
+        """Stop. The node sends the signal too, behind its message: without one it is somebody else's."""
+        assert self._stopping is not None
+        if not self._stopping.is_set():
+            self._read_control()
+        if not self._stopping.is_set():
+            self._tell({"op": "leaving"})
+            self._stopping.set()
+
     def _interrupt(self, _signal: int, where: FrameType | None) -> None:
         # The loop may have gone on between the node's look and this moment: then nobody is to blame.
         if self._beat.late() < self._parcel["block_budget"]:
             return
-        if where is None or where.f_code is Guest.run.__code__:
+        if not _in_callback(where):
             return  # between two callbacks, in the loop's own code
         raise serving.LoopBlocked("the event loop was blocked beyond the app's block budget")
+
+
+def _in_callback(where: FrameType | None) -> bool:
+    """Tell whether the code at a frame was called by the loop, and is not the loop itself."""
+    frame = where
+    while frame is not None and frame.f_code is not Guest.run.__code__:
+        if frame.f_code is asyncio.Handle._run.__code__:
+            return frame is not where
+        frame = frame.f_back
+    # uvloop's own code has no frames, so all there are between it and here are the app's.
+    return where is not frame and not _runs_asyncio()
+
+
+def _runs_asyncio() -> bool:
+    return isinstance(asyncio._get_running_loop(), asyncio.BaseEventLoop)
 
 
 class _NodeLogHandler(logging.Handler):

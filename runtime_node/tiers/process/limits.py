@@ -1,82 +1,67 @@
-"""What one guest may use, put on by the guest itself before any of its code is loaded.
-
-Memory is bounded by RLIMIT_DATA and by the node's watch on private memory; see `tier` for the choice.
-"""
+"""The limits of one instance as this tier applies them, from its spec, with the documented defaults."""
 
 from __future__ import annotations
 
-import contextlib
-import math
-import os
-import resource
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Final
 
-from runtime_node.tiers.process import procfs
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
+from runtime_node.tiers.process.rlimits import Rlimits
 
-STACK_BYTES: Final = 8 << 20
-"""What glibc maps, writable, for each thread's stack; RLIMIT_DATA counts all of it."""
-SLACK_BYTES: Final = 64 << 20
-"""Mapped but hardly touched: malloc arenas, loop buffers, what imports reserve."""
+DEFAULT_THREADS: Final = 8
+DEFAULT_BLOCK_BUDGET: Final = 1.0
+DEFAULT_STOP_TIMEOUT: Final = 10.0
+DEFAULT_CONCURRENCY: Final = 64
+MAX_PROCESSES: Final = 64
+TASKS_PER_PROCESS: Final = 16
+"""The kernel counts threads too: room for as many as a process of a web app has, none for a fork bomb."""
+UNRESPONSIVE_SECONDS: Final = 30.0
+"""A loop that cannot be interrupted is given up after this time: as long as a request may take at most."""
+STUCK_SECONDS: Final = 1.0
+"""Where the policy is to stop it, after this time beyond the budget; as in the other tiers."""
 
 
 @dataclass(frozen=True, slots=True)
-class GuestLimits:
-    """Bounds of one guest; 0 means none."""
+class ProcessLimits:
+    """What one guest is bound by: seconds, bytes and counts; 0 bytes and 0 millis mean no bound."""
 
+    block_budget: float = DEFAULT_BLOCK_BUDGET
+    block_action: int = Limits.DEMOTE
+    unresponsive_seconds: float = UNRESPONSIVE_SECONDS
+    stop_timeout: float = DEFAULT_STOP_TIMEOUT
     memory_bytes: int = 0
     cpu_millis: int = 0
-    max_threads: int = 8
+    max_threads: int = DEFAULT_THREADS
+    max_processes: int = MAX_PROCESSES
+    max_tasks: int = TASKS_PER_PROCESS * MAX_PROCESSES
     max_files: int = 1024
-    max_processes: int = 64
-
-    def plain(self) -> dict[str, int]:
-        """Return the limits as plain data."""
-        return asdict(self)
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> GuestLimits:
-        """Return the limits from plain data."""
-        return cls(**data)
+    def of(cls, spec: InstanceSpec) -> ProcessLimits:
+        """Return the limits of a spec. No tier is stricter than this one: `DEMOTE` here interrupts only."""
+        limits = spec.limits
+        concurrency = limits.max_concurrent_requests or DEFAULT_CONCURRENCY
+        budget = limits.block_budget.ToTimedelta().total_seconds() or DEFAULT_BLOCK_BUDGET
+        stops = limits.block_action == Limits.STOP
+        patience = budget + STUCK_SECONDS if stops else max(UNRESPONSIVE_SECONDS, 2 * budget)
+        stop = limits.stop_timeout.ToTimedelta().total_seconds()
+        return cls(
+            block_budget=budget,
+            block_action=limits.block_action or Limits.DEMOTE,
+            unresponsive_seconds=patience,
+            stop_timeout=stop if limits.HasField("stop_timeout") else DEFAULT_STOP_TIMEOUT,
+            memory_bytes=limits.memory_bytes,
+            cpu_millis=limits.cpu_millis,
+            max_threads=limits.max_threads or DEFAULT_THREADS,
+            # A connection per request, a WebSocket each, and as many for the app's own.
+            max_files=max(1024, 4 * concurrency),
+        )
 
-
-def apply(limits: GuestLimits, tag: int) -> None:
-    """Bound the calling process, and mark it and its descendants with `tag`."""
-    procfs.mark(tag)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _lower(resource.RLIMIT_NOFILE, limits.max_files)
-    if limits.memory_bytes:
-        # Virtual size says little with threads and allocators about; what can be written says more. The
-        # bound is what the process has at birth plus twice the limit, so that the node's watch, which
-        # looks at what is really used, is the first to act, and a burst between two looks still fails.
-        room = procfs.data_bytes() + 2 * limits.memory_bytes + SLACK_BYTES
-        _lower(resource.RLIMIT_DATA, room + limits.max_threads * STACK_BYTES)
-    # The kernel's own choice, should the machine run out of memory, falls on a guest before the node.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500")
-    niceness = nice_of(limits.cpu_millis)
-    if niceness:
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, niceness)
-            # With autogrouping each session is weighed as one; niceness inside it would count for nothing.
-            Path("/proc/self/autogroup").write_text(str(niceness))
-
-
-def nice_of(cpu_millis: int) -> int:
-    """Return the niceness whose weight is to the usual one as `cpu_millis` is to one core.
-
-    A step of niceness is a factor of 1.25 (sched(7)). A weight only: it gives way to neighbours that
-    want the CPU and bounds nothing on an idle machine.
-    """
-    if not 0 < cpu_millis < 1000:
-        return 0
-    return min(19, round(math.log(1000 / cpu_millis) / math.log(1.25)))
-
-
-def _lower(kind: int, bound: int) -> None:
-    _, hard = resource.getrlimit(kind)
-    if hard != resource.RLIM_INFINITY:
-        bound = min(bound, hard)
-    resource.setrlimit(kind, (bound, bound))
+    def of_guest(self) -> Rlimits:
+        """Return what the guest puts on itself."""
+        return Rlimits(
+            memory_bytes=self.memory_bytes,
+            cpu_millis=self.cpu_millis,
+            max_threads=self.max_threads,
+            max_files=self.max_files,
+        )

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final
+
+from runtime_node.tiers.process.wire import text
 
 MAX_LINE_BYTES: Final = 16 << 10
 MAX_RECORD_CHARACTERS: Final = 20_000
@@ -20,7 +24,15 @@ MAX_RECORD_BYTES: Final = 128 << 10
 CHUNK_BYTES: Final = 64 << 10
 PAUSE_SECONDS: Final = 0.05
 """Rest after a full chunk: at most about 1.3 MB/s are taken from one stream of one guest."""
+LINES_PER_TURN: Final = 512
+"""Handed over before the loop turns to others: a chunk may be 65,536 lines with nothing on them."""
+REST_SHARE: Final = 19
+"""What a turn took is rested for so many times: one flooding stream gets a twentieth of the loop."""
+LAST_LINES: Final = 4_096
+"""Taken of what a guest left behind; the rest is counted and dropped."""
 TAIL_BYTES: Final = 4 << 10
+EARLIEST, LATEST = 0.0, 32_503_680_000.0
+"""Seconds since the Unix epoch, up to the year 3000: what any clock and calendar can hold."""
 
 
 class LineReader:
@@ -38,6 +50,7 @@ class LineReader:
         self._on_line = on_line
         self._longest = longest
         self._rest = b""
+        self._lines: deque[bytes] = deque()
         self._resume: asyncio.TimerHandle | None = None
         self._closed = False
         loop.add_reader(descriptor, self._read)
@@ -57,7 +70,11 @@ class LineReader:
                 break
             self._cut(data)
         if self._rest:
-            self._emit(self._rest)
+            self._lines.append(self._rest)
+        self._hand_over(LAST_LINES)
+        if self._lines:
+            self._on_line(f"[{len(self._lines)} more lines of output were dropped at its end]")
+            self._lines.clear()
         os.close(self._descriptor)
 
     def _take(self) -> bytes | None:
@@ -74,21 +91,32 @@ class LineReader:
             self._loop.remove_reader(self._descriptor)
             return
         self._cut(data)
-        if len(data) == CHUNK_BYTES:
+        took = self._hand_over(LINES_PER_TURN)
+        if self._lines or len(data) == CHUNK_BYTES:
             self._loop.remove_reader(self._descriptor)
-            self._resume = self._loop.call_later(PAUSE_SECONDS, self._go_on)
+            self._resume = self._loop.call_later(max(PAUSE_SECONDS, REST_SHARE * took), self._go_on)
 
     def _go_on(self) -> None:
-        self._resume = None
-        self._loop.add_reader(self._descriptor, self._read)
+        took = self._hand_over(LINES_PER_TURN)
+        if self._lines:
+            self._resume = self._loop.call_later(max(PAUSE_SECONDS, REST_SHARE * took), self._go_on)
+        else:
+            self._resume = None
+            self._loop.add_reader(self._descriptor, self._read)
+
+    def _hand_over(self, count: int) -> float:
+        """Hand over the next lines, at most `count`; return how many seconds that took."""
+        began = time.perf_counter()
+        for _ in range(min(count, len(self._lines))):
+            self._emit(self._lines.popleft())
+        return time.perf_counter() - began
 
     def _cut(self, data: bytes) -> None:
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
-        for line in lines:
-            self._emit(line)
+        self._lines.extend(lines)
         while len(self._rest) > self._longest:
-            self._emit(self._rest[: self._longest])
+            self._lines.append(self._rest[: self._longest])
             self._rest = self._rest[self._longest :]
 
     def _emit(self, line: bytes) -> None:
@@ -117,9 +145,17 @@ class Tail:
 
 
 def parse_record(line: str) -> tuple[int, str, float, str] | None:
-    """Return (level, logger, time, message) of a guest's log line; None for anything else."""
+    """Return (level, logger, time, message) of a guest's log line; None for anything else.
+
+    A guest may write what it likes there: what is returned is fit to be stored, and its time is one.
+    """
     try:
         level, name, created, message = json.loads(line)
-        return int(level), str(name)[:200], float(created), str(message)
-    except (ValueError, TypeError):
+        if not isinstance(message, str):
+            return None
+        level, created = min(max(int(level), 0), logging.CRITICAL), float(created)
+    except (ValueError, TypeError, OverflowError, RecursionError):
         return None
+    if not EARLIEST <= created <= LATEST:
+        created = time.time()
+    return level, text(name, 200), created, text(message, len(message))

@@ -8,28 +8,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import math
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from runtime_node.asgi import Message, Receive, Scope, Send
-from runtime_node.tiers.process import frames
+from runtime_node.tiers.process import frames, wire
+from runtime_node.tiers.process.channel import BrokenOffError, Channel
 from runtime_node.tiers.process.frames import Frame, frame
 from runtime_node.tiers.runner import UndeliveredError
 from services.rpc.errors import SupervisorError
 
-BUFFER_BYTES: Final = 2 * frames.MAX_FRAME_BYTES
-"""What is read ahead of a slow client, per exchange."""
 MAX_IDLE_CONNECTIONS: Final = 32
+MAX_WANTED: Final = 1_000
+"""Calls of `receive` that one exchange may have waiting."""
+VERDICT_SECONDS: Final = 0.5
+"""From a broken connection to the news of the guest's end; after it, the guest is taken to live on."""
+LOOK_SECONDS: Final = 0.01
 HAND_OVER_SECONDS: Final = 0.01
 """Between two tries to hand a connection to a guest that has not taken those before it."""
 _CODE = struct.Struct("<H")
-
-Batch = list[tuple[int, bytes]]
+_LAST_FRAMES: Final = frozenset({Frame.END, Frame.FAULT})
 
 
 class AppRaisedError(Exception):
@@ -44,11 +47,23 @@ class AppRaisedError(Exception):
 
 
 class GuestProxy:
-    """Calls a guest's app. `connect` hands one end of a socket pair to the guest; it may raise OSError."""
+    """Calls a guest's app.
 
-    def __init__(self, connect: Callable[[socket.socket], None], resource: str) -> None:
+    `connect` hands one end of a socket pair to the guest; it may raise OSError. `is_alive` tells whether the
+    guest's process is there. `on_malformed` is told, on any thread, what a guest sent that is no answer.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[socket.socket], None],
+        resource: str,
+        is_alive: Callable[[], bool],
+        on_malformed: Callable[[str], object],
+    ) -> None:
         self._connect = connect
         self._resource = resource
+        self._is_alive = is_alive
+        self._on_malformed = on_malformed
         self._lock = threading.Lock()
         self._idle: dict[asyncio.AbstractEventLoop, list[Channel]] = {}
         self._channels: set[Channel] = set()
@@ -57,9 +72,9 @@ class GuestProxy:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one `http` or `websocket` scope.
 
-        Raises AppRaisedError when the app raised, SupervisorError APP_BLOCKED_LOOP when its request was
-        interrupted, and APP_CRASHED or APP_OUT_OF_MEMORY when its process ended meanwhile; then the
-        response may have been sent in part. UndeliveredError when the process had ended before.
+        Raises AppRaisedError when the app raised or closed its connection, SupervisorError APP_BLOCKED_LOOP
+        when its request was interrupted, and another reason of the app when its process ended meanwhile;
+        then the response may have been sent in part. UndeliveredError when the process had ended before.
         Cancelling cancels the app's task as well.
         """
         channel = await self._acquire()
@@ -68,14 +83,18 @@ class GuestProxy:
                 await _Http(channel, receive, send).run(scope)
             else:
                 await _WebSocket(channel, receive, send).run(scope)
-        except _BrokenOffError as error:
+        except BrokenOffError as error:
             channel.transport.abort()
+            if await self._outlives_its_connection():
+                raise AppRaisedError("The app closed the connection that carried its request.") from error
             raise self._crashed() from error
         except (AppRaisedError, SupervisorError):
             self._release(channel)
             raise
         except frames.MalformedFrameError as error:
             channel.transport.abort()
+            self._on_malformed(str(error))
+            await self._outlives_its_connection()
             raise self._crashed() from error
         except BaseException:
             channel.give_up()
@@ -92,21 +111,36 @@ class GuestProxy:
             with contextlib.suppress(RuntimeError):  # its loop is closed, and the channel with it
                 channel.loop.call_soon_threadsafe(channel.transport.abort)
 
+    async def _outlives_its_connection(self) -> bool:
+        """Wait for what is told of the guest's end; return whether it lives on without the connection."""
+        deadline = time.monotonic() + VERDICT_SECONDS
+        while self._ended is None:
+            if not self._is_alive():
+                return False
+            if time.monotonic() > deadline:
+                return True
+            await asyncio.sleep(LOOK_SECONDS)
+        return False
+
     async def _acquire(self) -> Channel:
         loop = asyncio.get_running_loop()
         idle = self._idle.get(loop)
         while idle:
             channel = idle.pop()
             if not channel.lost:
+                channel.idle = False
                 return channel
         if self._ended is not None:
             raise UndeliveredError(self._ended)
         ours, theirs = socket.socketpair()
+        wire.refuse_descriptors(ours)
         try:
             with theirs:
                 await self._hand_over(theirs)
             ours.setblocking(False)
-            _, channel = await loop.create_connection(lambda: Channel(loop, self._forget), sock=ours)
+            _, channel = await loop.create_connection(
+                lambda: Channel(loop, self._forget, self._on_malformed), sock=ours
+            )
         except ConnectionError as error:
             ours.close()
             raise UndeliveredError(self._crashed()) from error
@@ -135,9 +169,15 @@ class GuestProxy:
             await asyncio.sleep(HAND_OVER_SECONDS)
 
     def _release(self, channel: Channel) -> None:
+        # What a guest sends behind the end of an exchange must not become the beginning of the next.
+        if channel.has_more:
+            channel.transport.abort()
+            self._on_malformed("an exchange goes on after its end")
+            return
         with self._lock:
             idle = self._idle.setdefault(channel.loop, [])
             if self._ended is None and not channel.lost and len(idle) < MAX_IDLE_CONNECTIONS:
+                channel.idle = True
                 idle.append(channel)
                 return
         channel.transport.close()
@@ -153,92 +193,6 @@ class GuestProxy:
         return SupervisorError(
             "APP_CRASHED", "The app's process ended while it answered.", resource=self._resource
         )
-
-
-class _BrokenOffError(Exception):
-    """The guest closed the connection in the middle of an exchange."""
-
-
-class Channel(asyncio.Protocol):
-    """One connection to a guest, on the loop that opened it."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, on_lost: Callable[[Channel], None]) -> None:
-        self.loop = loop
-        self.lost = False
-        self._on_lost = on_lost
-        self._reader = frames.Reader(frames.MAX_FRAME_BYTES)
-        self._frames: Batch = []
-        self._buffered = 0
-        self._paused = False
-        self._waiter: asyncio.Future[None] | None = None
-        self._error: BaseException | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See asyncio.Protocol."""
-        self.transport = cast(asyncio.Transport, transport)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio.Protocol."""
-        self.lost = True
-        self._on_lost(self)
-        self._wake()
-
-    def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
-        try:
-            found = self._reader.feed(data)
-        except frames.MalformedFrameError as error:
-            self.fail(error)
-            self.transport.abort()
-            return
-        self._frames += found
-        self._buffered += len(data)
-        if self._buffered > BUFFER_BYTES and not self._paused:
-            self._paused = True
-            self.transport.pause_reading()
-        self._wake()
-
-    def write(self, data: bytes) -> None:
-        """Queue bytes for the guest; it asks for each event, so little is ever queued."""
-        if not self.lost:
-            self.transport.write(data)
-
-    async def read(self) -> Batch:
-        """Return the frames that came, at least one. Raises _BrokenOffError at the end of the stream."""
-        while not self._frames:
-            if self._error is not None:
-                raise self._error
-            if self.lost:
-                raise _BrokenOffError
-            self._waiter = self.loop.create_future()
-            await self._waiter
-        batch, self._frames = self._frames, []
-        self._buffered = 0
-        if self._paused:
-            self._paused = False
-            if not self.lost:
-                self.transport.resume_reading()
-        return batch
-
-    def fail(self, error: BaseException) -> None:
-        """Make the reader of this channel raise `error`."""
-        self._error = error
-        self._wake()
-
-    def give_up(self) -> None:
-        """End the exchange from this side: the app's task is cancelled, the connection is closed."""
-        if self.lost:
-            return
-        if self.transport.get_write_buffer_size() > 0:
-            self.transport.abort()
-        else:
-            self.transport.write(frame(Frame.CANCEL))
-            self.transport.close()
-
-    def _wake(self) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
 
 
 class _Carried:
@@ -260,7 +214,10 @@ class _Carried:
             self._want()
         try:
             while True:
-                for kind, payload in await channel.read():
+                batch = await channel.read()
+                for place, (kind, payload) in enumerate(batch, 1):
+                    if kind in _LAST_FRAMES and place < len(batch):
+                        raise frames.MalformedFrameError("an exchange goes on after its end")
                     if kind == Frame.END:
                         return
                     if kind == Frame.WANT:
@@ -269,6 +226,8 @@ class _Carried:
                         raise _fault(payload)
                     else:
                         await self._pass_on(kind, payload)
+                if channel.has_more:
+                    await asyncio.sleep(0)  # a guest that floods its own exchange delays no other
         finally:
             if self._pulling is not None:
                 self._pulling.cancel()
@@ -284,6 +243,8 @@ class _Carried:
 
     def _want(self) -> None:
         self._wanted += 1
+        if MAX_WANTED < self._wanted < math.inf:
+            raise frames.MalformedFrameError(f"an app awaits more than {MAX_WANTED} events at once")
         if self._pulling is None:
             self._pulling = self._channel.loop.create_task(self._pull())
 
@@ -293,6 +254,7 @@ class _Carried:
                 message = await self._receive()
                 self._wanted -= 1
                 self._channel.write(self._pack(message))
+                await self._channel.drain()
                 if self._wanted == math.inf and message["type"] == "websocket.disconnect":
                     self._wanted = 0
         except Exception as error:  # noqa: BLE001  (the front's; it ends this exchange)
@@ -355,6 +317,8 @@ class _WebSocket(_Carried):
 
     async def _pass_on(self, kind: int, payload: bytes) -> None:
         if kind == Frame.FRAGMENT:
+            if not payload:
+                raise frames.MalformedFrameError("a part of a WebSocket message is empty")
             self._length += len(payload)
             if self._length > frames.MAX_MESSAGE_BYTES:
                 raise frames.MalformedFrameError("a WebSocket message is too long")
@@ -365,7 +329,7 @@ class _WebSocket(_Carried):
             self._fragments, self._length = [], 0
         try:
             message = self._message(kind, payload)
-        except (UnicodeDecodeError, struct.error, ValueError, KeyError, TypeError) as error:
+        except (UnicodeDecodeError, struct.error) as error:
             raise frames.MalformedFrameError("a WebSocket event cannot be read") from error
         try:
             await self._send(message)
@@ -382,12 +346,8 @@ class _WebSocket(_Carried):
             case Frame.BYTES_OUT:
                 return {"type": "websocket.send", "bytes": payload}
             case Frame.CLOSE:
-                detail = json.loads(payload)
-                return {
-                    "type": "websocket.close",
-                    "code": int(detail["code"]),
-                    "reason": str(detail["reason"]),
-                }
+                (code,) = _CODE.unpack_from(payload)
+                return {"type": "websocket.close", "code": code, "reason": payload[2:].decode()}
             case Frame.ACCEPT:
                 (length,) = _CODE.unpack_from(payload)
                 subprotocol = payload[2 : 2 + length].decode() or None

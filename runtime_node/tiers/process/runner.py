@@ -16,7 +16,7 @@ from typing import Any
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.context import AppContext
 from runtime_node.tiers.process import wire
-from runtime_node.tiers.process.bounds import Bounds
+from runtime_node.tiers.process.limits import ProcessLimits
 from runtime_node.tiers.process.running import GuestProcess, ProcessRunningApp
 from runtime_node.tiers.process.watch import Watch
 from runtime_node.tiers.process.zygote import Zygote, base_environment
@@ -45,17 +45,17 @@ class ProcessRunner:
     async def start(self, launch: Launch) -> RunningApp:
         """See AppRunner. Raises APP_CRASHED or APP_OUT_OF_MEMORY too, where the process died of its start."""
         began = time.monotonic()
-        bounds = Bounds.of(launch.spec)
+        limits = ProcessLimits.of(launch.spec)
         context = launch.context
 
         def on_output(stream: str, line: str) -> None:
             self._on_output(context, stream, line)
 
-        parcel = _parcel(launch, bounds)
-        guest = GuestProcess(launch, self._zygote, self._watch, bounds, on_output)
+        parcel = _parcel(launch, limits)
+        guest = GuestProcess(launch, self._zygote, self._watch, limits, on_output)
         try:
             await guest.fork(parcel)
-            await guest.ready
+            await guest.serves()
         except (OSError, TimeoutError, wire.WireError) as error:
             await guest.end()
             guest.release()
@@ -67,7 +67,6 @@ class ProcessRunner:
             finally:
                 guest.release()
             raise
-        guest.watch()
         _logger.info(
             "guest ready",
             extra={
@@ -84,7 +83,7 @@ class ProcessRunner:
         await self._zygote.close()
 
 
-def _parcel(launch: Launch, bounds: Bounds) -> dict[str, Any]:
+def _parcel(launch: Launch, limits: ProcessLimits) -> dict[str, Any]:
     context = launch.context
     plain = {
         "app": context.app,
@@ -100,10 +99,11 @@ def _parcel(launch: Launch, bounds: Bounds) -> dict[str, Any]:
         "entrypoint": launch.spec.entrypoint,
         "context": plain,
         "environment": environment_of(context),
-        "limits": bounds.of_guest().plain(),
-        "beat_seconds": min(0.1, bounds.block_budget / 2),
-        "block_budget": bounds.block_budget,
-        "stop_timeout": bounds.stop_timeout,
+        "limits": limits.of_guest().plain(),
+        "beat_seconds": min(0.1, limits.block_budget / 2),
+        "block_budget": limits.block_budget,
+        "stop_timeout": limits.stop_timeout,
+        "asyncio_loop": launch.spec.event_loop == InstanceSpec.ASYNCIO,
     }
 
 

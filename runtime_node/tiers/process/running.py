@@ -8,10 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import mmap
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -19,12 +17,12 @@ from typing import Any, Final
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Limits
 from runtime_node.asgi import ASGIApp
 from runtime_node.loader.failures import redact
-from runtime_node.tiers.process import exit_reason, procfs, wire
-from runtime_node.tiers.process.bounds import Bounds
+from runtime_node.tiers.process import beat, exit_reason, procfs, wire
 from runtime_node.tiers.process.guest_signals import DUMP_SIGNAL, INTERRUPT_SIGNAL
+from runtime_node.tiers.process.limits import ProcessLimits
+from runtime_node.tiers.process.link import GuestLink, error_told
 from runtime_node.tiers.process.output import MAX_RECORD_BYTES, LineReader, Tail, parse_record
 from runtime_node.tiers.process.proxy import GuestProxy
-from runtime_node.tiers.process.serving import Beat
 from runtime_node.tiers.process.watch import Watch
 from runtime_node.tiers.process.zygote import Ended, Zygote, pipe
 from runtime_node.tiers.runner import Launch, StopReport, Usage
@@ -39,22 +37,28 @@ STOP_GRACE_SECONDS: Final = 0.25
 STACK_SECONDS: Final = 0.3
 MAX_STACK_BYTES: Final = 16 << 10
 SAMPLE_SECONDS: Final = 1.0
+LINK_SECONDS: Final = 1.0
+"""From the end of its link to that of its process: what is told in this time is why."""
+MAX_CUT: Final = 1_000_000
+"""More requests than a guest can have had; what it tells beyond is not passed on."""
+IDLE_SHARE: Final = 0.01
+"""A process that uses less of a CPU than this waits for something, for ever as it seems."""
 
 
 class GuestProcess:
     """A forked guest. `ready` resolves when it serves, or with the error of its start."""
 
     def __init__(
-        self, launch: Launch, zygote: Zygote, watch: Watch, bounds: Bounds, on_output: OnOutput
+        self, launch: Launch, zygote: Zygote, watch: Watch, limits: ProcessLimits, on_output: OnOutput
     ) -> None:
         self._launch = launch
         self._zygote = zygote
         self._watch = watch
         self._loop = asyncio.get_running_loop()
-        self._bounds = bounds
-        self.block_budget = bounds.block_budget
-        self.memory_limit = bounds.memory_bytes
-        self.max_processes = bounds.max_processes
+        self._limits = limits
+        self.block_budget = limits.block_budget
+        self.memory_limit = limits.memory_bytes
+        self.max_processes = limits.max_processes
         self.pid = 0
         self.tag = 0
         self._serial = 0
@@ -67,24 +71,22 @@ class GuestProcess:
         self.ready: asyncio.Future[None] = self._loop.create_future()
         self.gone: asyncio.Future[Ended] = self._loop.create_future()
         self._interrupted = 0.0
+        self._used = 0.0
         self._dumping: asyncio.Task[None] | None = None
         self._sampled = (0.0, Usage())
         self._secrets = [*launch.context.secrets.values()]
         if launch.context.database_url:
             self._secrets.append(launch.context.database_url)
 
-        self._control, self._guest_control = wire.pair()
-        self._control.setblocking(False)
-        self._guest_control.setblocking(False)
-        beat = os.memfd_create("beat", os.MFD_CLOEXEC)
-        os.ftruncate(beat, Beat.SIZE)
-        self._beat_memory = mmap.mmap(beat, Beat.SIZE)
-        self.beat = memoryview(self._beat_memory).cast("q")
+        self._link = GuestLink(self._on_report, self._on_malformed, self._on_link_closed)
+        self._leaving: asyncio.TimerHandle | None = None
+        shared = beat.open_memory()
+        self.beat = beat.BeatReader(shared)
         out, guest_out = pipe()
         error, guest_error = pipe()
         log, guest_log = pipe()
         self._stack, guest_stack = pipe()
-        self._for_guest = [guest_out, guest_error, guest_log, beat, guest_stack]
+        self._for_guest = [guest_out, guest_error, guest_log, shared, guest_stack]
 
         def on_stderr(line: str) -> None:
             self._tail.add(line)
@@ -95,23 +97,33 @@ class GuestProcess:
             LineReader(self._loop, error, on_stderr),
             LineReader(self._loop, log, self._on_record, MAX_RECORD_BYTES),
         ]
-        self._loop.add_reader(self._control.fileno(), self._read_control)
-        self.proxy = GuestProxy(self._connect, self._resource)
+        self.proxy = GuestProxy(
+            self._link.connect,
+            self._resource,
+            is_alive=lambda: procfs.is_alive(self.pid),
+            on_malformed=self._malformed_answer,
+        )
 
     async def fork(self, parcel: dict[str, Any]) -> None:
         """Have the zygote fork the process. Raises OSError when it can't; `release` is the caller's."""
         packed = wire.pack_parcel(parcel)
         try:
-            descriptors = [packed, self._guest_control.fileno(), *self._for_guest]
+            descriptors = [packed, self._link.guest_end.fileno(), *self._for_guest]
             name = self._launch.context.app
-            self._serial, self.pid, self._pidfd = await self._zygote.spawn(name, descriptors, self._on_exit)
+            self._serial, self.pid, self._pidfd = await self._zygote.spawn(
+                name, descriptors, self._on_exit, self._limits.max_tasks
+            )
         finally:
             os.close(packed)
             self._close_guest_ends()
         self.tag = self._zygote.tag_of(self._serial)
+        if self._cause is not None:
+            self.kill()  # it broke a rule before it could be told which process it is
 
-    def watch(self) -> None:
-        """Begin to watch it; called once it is ready."""
+    async def serves(self) -> None:
+        """Wait until it serves, then begin to watch it. Raises the error of its start."""
+        await self.ready
+        await self._zygote.joined(self._serial)
         self._watch.add(self)
 
     def kill(self, cause: SupervisorError | None = None) -> None:
@@ -134,10 +146,10 @@ class GuestProcess:
         """Release what this side holds of it. Repeats do nothing."""
         self._watch.remove(self)
         self.proxy.end(self._cause)
-        if self._control.fileno() >= 0:
-            self._loop.remove_reader(self._control.fileno())
-            self._control.close()
+        self._link.close()
         self._close_guest_ends()
+        if self._leaving is not None:
+            self._leaving.cancel()
         for reader in self._readers:
             reader.close()
         if self._dumping is not None:
@@ -150,9 +162,7 @@ class GuestProcess:
             self._pidfd = None
         if not self.ready.done():
             self.ready.cancel()
-        self.beat.release()
-        self.beat = memoryview(bytes(Beat.SIZE)).cast("q")
-        self._beat_memory.close()
+        self.beat.close()
 
     async def stop(self, timeout: float) -> StopReport:
         """See RunningApp."""
@@ -162,8 +172,7 @@ class GuestProcess:
             # It ended by itself, which `on_exit` has told; a stop adds but what was left behind.
             self.release()
             return StopReport(leaks=_leaks(self.gone.result(), self.pid))
-        with contextlib.suppress(wire.ClosedError, BlockingIOError):
-            wire.send(self._control, {"op": "stop", "timeout": timeout})
+        self._link.stop(timeout)
         self._signal(signal.SIGTERM)
         try:
             await asyncio.wait({self.gone}, timeout=timeout + STOP_GRACE_SECONDS)
@@ -173,7 +182,7 @@ class GuestProcess:
             raise
         in_time = self.gone.done()
         ended = self.gone.result() if in_time else await self.end()
-        self._read_control_once()
+        self._link.read()
         report = self._report(ended, in_time, timeout)
         self.release()
         return report
@@ -184,10 +193,7 @@ class GuestProcess:
         if now - self._sampled[0] < SAMPLE_SECONDS or self.gone.done():
             return self._sampled[1]
         memory = procfs.private_bytes(self.pid)
-        lag = max(self.beat[Beat.LAG], 0)
-        if due := self.beat[Beat.DUE]:
-            lag = max(lag, time.monotonic_ns() - due)
-        self.beat[Beat.LAG] = 0
+        lag = self.beat.take_lag(time.monotonic_ns())
         usage = Usage(
             cpu_seconds=procfs.cpu_seconds(self.pid),
             memory_bytes=procfs.resident_bytes(self.pid) if memory is None else memory[0],
@@ -202,18 +208,40 @@ class GuestProcess:
         """See watch.Watched."""
         if first:
             self._interrupted = 0.0
+            self._used = procfs.cpu_seconds(self.pid) or 0.0
             if self._dumping is None:
                 self._dumping = self._loop.create_task(self._tell_blocked(seconds))
             return
         if self._dumping is not None:
             return
-        bounds = self._bounds
-        if seconds > bounds.unresponsive_seconds and bounds.block_action != Limits.REPORT:
-            sentence = f"The app blocked its event loop for {seconds:.1f} s and was ended."
-            self.kill(SupervisorError("APP_BLOCKED_LOOP", sentence, resource=self._resource))
+        if seconds > self._limits.unresponsive_seconds and not self._is_left_alone(seconds):
+            self.kill(self._stall_error(seconds))
         elif time.monotonic() - self._interrupted > 0.5:
             self._interrupted = time.monotonic()
             self._signal(INTERRUPT_SIGNAL)
+
+    def _is_left_alone(self, seconds: float) -> bool:
+        # `REPORT` spares code that takes its time; what does not run at all will never be done.
+        used = (procfs.cpu_seconds(self.pid) or 0.0) - self._used
+        return self._limits.block_action == Limits.REPORT and used > IDLE_SHARE * seconds
+
+    def _stall_error(self, seconds: float) -> SupervisorError:
+        if procfs.state(self.pid) in ("T", "t"):
+            sentence = f"A signal had stopped the app's process for {seconds:.1f} s, and it was ended."
+            return SupervisorError("APP_UNRESPONSIVE", sentence, resource=self._resource)
+        sentence = f"The app blocked its event loop for {seconds:.1f} s and was ended."
+        return SupervisorError("APP_BLOCKED_LOOP", sentence, resource=self._resource)
+
+    @property
+    def waiting(self) -> int:
+        """See watch.Watched."""
+        return self._link.handed_over - self.beat.taken
+
+    def on_deaf(self, seconds: float) -> None:
+        """See watch.Watched."""
+        if seconds > self._limits.unresponsive_seconds:
+            sentence = f"The app's process took no request for {seconds:.1f} s and was ended."
+            self.kill(SupervisorError("APP_UNRESPONSIVE", sentence, resource=self._resource))
 
     def on_memory(self, private_bytes: int) -> None:
         """See watch.Watched."""
@@ -239,57 +267,57 @@ class GuestProcess:
             else:
                 stack, quiet = stack + data, False
         self._dumping = None
-        text = stack[:MAX_STACK_BYTES].decode(errors="replace")
+        text = redact(stack[:MAX_STACK_BYTES].decode(errors="replace"), self._secrets)
         self._launch.on_blocked(text, seconds)
 
     # --- the process's side ---
 
-    def _connect(self, theirs: socket.socket) -> None:
-        try:
-            wire.send(self._control, {"op": "connect"}, [theirs.fileno()])
-        except wire.ClosedError as error:
-            raise ConnectionError("the app's process is gone") from error
-
-    def _read_control(self) -> None:
-        if not self._read_control_once():
-            self._loop.remove_reader(self._control.fileno())
-
-    def _read_control_once(self) -> bool:
-        """Take what the guest has told; tell whether more may come."""
-        while self._control.fileno() >= 0:
-            try:
-                message, descriptors = wire.receive(self._control)
-            except BlockingIOError:
-                return True
-            except (wire.ClosedError, wire.WireError):
-                return False
-            for descriptor in descriptors:
-                os.close(descriptor)
-            self._on_message(message)
-        return False
-
-    def _on_message(self, message: dict[str, Any]) -> None:
+    def _on_report(self, message: dict[str, Any]) -> None:
         match message.get("op"):
             case "ready" if not self.ready.done():
                 self.ready.set_result(None)
             case "failed" if not self.ready.done():
                 self.ready.set_exception(self._told_error(message))
+            case "leaving":
+                self._on_leaving()
             case "stopped":
                 self._stopped_report = message
+            case other:
+                self._on_malformed(f"{wire.text(other, 40)!r} is no report of a guest")
 
-    def _told_error(self, told: dict[str, Any]) -> SupervisorError:
-        detail = redact(str(told.get("detail", "")), self._secrets)
-        message = redact(str(told.get("message", "")), self._secrets)
-        metadata = {"detail": detail} if detail else {}
-        try:
-            return SupervisorError(
-                str(told.get("reason")), message, resource=self._resource, metadata=metadata
-            )
-        except ValueError:  # a reason that is none: the guest's memory is the app's to spoil
-            return SupervisorError("APP_CRASHED", message, resource=self._resource, metadata=metadata)
+    def _on_leaving(self) -> None:
+        """Take note that it ends unasked: no request goes there any more, and its end has a limit."""
+        if self._stopping or self._cause is not None or not self.ready.done():
+            return
+        sentence = "The app's process ended in order: it got a SIGTERM that its node had not sent."
+        self._cause = SupervisorError("APP_EXITED", sentence, resource=self._resource)
+        self._watch.remove(self)
+        self.proxy.end(self._cause)
+        self._leaving = self._loop.call_later(self._limits.stop_timeout + STOP_GRACE_SECONDS, self.kill)
+
+    def _malformed_answer(self, why: str) -> None:
+        with contextlib.suppress(RuntimeError):  # the node has ended, and the guest with it
+            self._loop.call_soon_threadsafe(self._on_malformed, why)
+
+    def _on_malformed(self, why: str) -> None:
+        sentence = f"The app's process sent its node what a guest does not send, and was ended: {why}."
+        self.kill(SupervisorError("APP_CRASHED", sentence, resource=self._resource))
+
+    def _on_link_closed(self) -> None:
+        # The usual cause is the process's end, which is told in a moment, with its reason.
+        if not self.gone.done() and self._leaving is None:
+            self._leaving = self._loop.call_later(LINK_SECONDS, self._end_without_link)
+
+    def _end_without_link(self) -> None:
+        if not self._stopping:
+            sentence = "The app's process closed its connection to the node and was ended."
+            self.kill(SupervisorError("APP_UNRESPONSIVE", sentence, resource=self._resource))
+
+    def _told_error(self, told: object) -> SupervisorError:
+        return error_told(told, resource=self._resource, secrets=self._secrets)
 
     def _on_exit(self, ended: Ended) -> None:
-        self._read_control_once()
+        self._link.read()
         for reader in self._readers:
             reader.close()
         tail = redact(self._tail.text, self._secrets)
@@ -344,7 +372,9 @@ class GuestProcess:
         elif ended is not None and not told:
             error = self._cause
         leaks = _leaks(ended, self.pid)
-        return StopReport(error=error, cancelled_tasks=int(told.get("cut", 0)), leaks=leaks)
+        cut = told.get("cut")
+        cancelled = min(max(cut, 0), MAX_CUT) if isinstance(cut, int) else 0
+        return StopReport(error=error, cancelled_tasks=cancelled, leaks=leaks)
 
     def _signal(self, number: int) -> None:
         if self._pidfd is not None:
@@ -352,7 +382,7 @@ class GuestProcess:
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def _close_guest_ends(self) -> None:
-        self._guest_control.close()
+        self._link.close_guest_end()
         while self._for_guest:
             os.close(self._for_guest.pop())
 

@@ -6,18 +6,16 @@ It knows frames and ASGI; what the app is and how it was loaded is `guest`'s bus
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import struct
-import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any, cast
 
 from runtime_node.asgi import ASGIApp, Message, Scope
-from runtime_node.tiers.cancellation import was_cancelled
 from runtime_node.tiers.process import frames
+from runtime_node.tiers.process.beat import Beat
 from runtime_node.tiers.process.frames import Frame, frame
 
 _CODE = struct.Struct("<H")
@@ -32,63 +30,6 @@ class ClientDisconnectedError(OSError):
     """The client of a WebSocket is gone; raised from `send`, as the ASGI specification has it."""
 
 
-class Beat:
-    """The sign of life in memory shared with the node: when the loop will have run again, at the latest.
-
-    Words: due time (monotonic ns; 0 = not serving yet), interval ns, exchanges under way, and the
-    largest delay seen (ns; the node sets it back to 0).
-    """
-
-    DUE, INTERVAL, ACTIVE, LAG = range(4)
-    SIZE = 64
-
-    def __init__(self, memory: memoryview, busy_seconds: float, idle_seconds: float) -> None:
-        self._words = memory.cast("q")
-        self._busy = int(busy_seconds * 1e9)
-        self._idle = int(idle_seconds * 1e9)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to beat."""
-        self._loop = loop
-        self._arm(self._idle)
-
-    def stop(self) -> None:
-        """Stop beating; the node takes the loop as fine from now on."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._words[self.DUE] = 0
-
-    def enter(self) -> None:
-        """Count an exchange; the first one makes the beat fast."""
-        self._words[self.ACTIVE] += 1
-        if self._words[self.INTERVAL] != self._busy:
-            self._arm(self._busy)
-
-    def leave(self) -> None:
-        """Count an exchange that ended."""
-        self._words[self.ACTIVE] -= 1
-
-    def late(self) -> float:
-        """Return for how many seconds the loop has not run, as far as it can be told."""
-        due = self._words[self.DUE]
-        return (time.monotonic_ns() - due + self._words[self.INTERVAL]) / 1e9 if due else 0.0
-
-    def _arm(self, interval: int) -> None:
-        assert self._loop is not None
-        if self._timer is not None:
-            self._timer.cancel()
-        self._words[self.INTERVAL] = interval
-        self._words[self.DUE] = time.monotonic_ns() + interval
-        self._timer = self._loop.call_later(interval / 1e9, self._tick)
-
-    def _tick(self) -> None:
-        lag = time.monotonic_ns() - self._words[self.DUE]
-        self._words[self.LAG] = max(self._words[self.LAG], lag)
-        self._arm(self._busy if self._words[self.ACTIVE] > 0 else self._idle)
-
-
 class Server:
     """Serves one app to one node."""
 
@@ -98,6 +39,7 @@ class Server:
         self.beat = beat
         self.logger = logger
         self.tasks: set[asyncio.Task[None]] = set()
+        self.closing = False
         self._connections: set[Connection] = set()
         self.loop = asyncio.get_running_loop()
 
@@ -116,6 +58,7 @@ class Server:
     async def close(self) -> int:
         """Cancel what is under way, close the connections; return how many exchanges were cut."""
         cut = len(self.tasks)
+        self.closing = True
         for task in self.tasks:
             task.cancel()
         if self.tasks:
@@ -131,6 +74,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, server: Server) -> None:
         self.server = server
         self.gone = False
+        self._given_up = False
         self._reader = frames.Reader(NODE_FRAME_BYTES)
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
@@ -152,14 +96,20 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
-        for kind, payload in self._reader.feed(data):
-            if kind == Frame.REQUEST:
-                self._begin(payload)
-            elif kind == Frame.CANCEL:
-                if self._task is not None:
-                    self._task.cancel()
-            elif self._exchange is not None:
-                self._exchange.deliver(kind, payload)
+        self._reader.feed(data)
+        while self._reader.ready:
+            for kind, payload in self._reader.take():
+                self._take(kind, payload)
+
+    def _take(self, kind: int, payload: bytes) -> None:
+        if kind == Frame.REQUEST:
+            self._begin(payload)
+        elif kind == Frame.CANCEL:
+            self._given_up = True
+            if self._task is not None:
+                self._task.cancel()
+        elif self._exchange is not None:
+            self._exchange.deliver(kind, payload)
 
     def pause_writing(self) -> None:
         """See asyncio.Protocol."""
@@ -199,11 +149,12 @@ class Connection(asyncio.Protocol):
         try:
             await self.server.app(scope, exchange.receive, exchange.send)
             exchange.check_complete()
+            await self._sent(exchange)
         except asyncio.CancelledError as error:
-            if not was_cancelled():
+            if not (self._given_up or self.server.closing):
+                # The app cancelled its own task, or one that it waited for: a fault like any other.
                 self._fault(exchange, frames.FaultKind.RAISED, error)
                 return
-            # Whoever cancelled it no longer reads: the node gave it up, or the guest ends.
             exchange.finished = True
             self.close()
             return
@@ -221,6 +172,12 @@ class Connection(asyncio.Protocol):
             if self._exchange is exchange:
                 self._exchange = self._task = None
 
+    async def _sent(self, exchange: Exchange) -> None:
+        """Wait for what another task of the app still sends: behind the end it would be lost."""
+        while exchange.sending and not self.gone:
+            await self.drain()
+            await asyncio.sleep(0)
+
     def _fault(self, exchange: Exchange, kind: frames.FaultKind, error: BaseException) -> None:
         exchange.finished = True
         if self.gone:
@@ -231,12 +188,21 @@ class Connection(asyncio.Protocol):
         self.write(frame(Frame.FAULT, payload))
 
 
+def as_bytes(body: object) -> bytes:
+    """Return a body as bytes. Raises TypeError before anything of it was sent: half a frame is none."""
+    if isinstance(body, bytes | bytearray | memoryview):
+        return bytes(body)
+    raise TypeError(f"a body is bytes, not {type(body).__name__}")
+
+
 class Exchange:
     """What both kinds of exchange share: asking the node for events and passing them on in order."""
 
     def __init__(self, connection: Connection, body_follows: bool) -> None:
         self.connection = connection
         self.finished = False
+        self.sending = 0
+        """Calls of `send` that wait for the node to read."""
         self._events: deque[Message] = deque()
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._asked = 0
@@ -297,7 +263,7 @@ class HttpExchange(Exchange):
     """One HTTP request and its response."""
 
     def _begin(self, body_follows: bool) -> None:
-        self._started = self._complete = False
+        self._started = self._flushed = self._complete = False
         if body_follows:
             self._asked = 1  # the node sends the first part unasked
         else:
@@ -331,18 +297,29 @@ class HttpExchange(Exchange):
             payload = frames.pack_start(message["status"], message.get("headers", ()))
             connection.write(frame(Frame.START, payload))
         elif kind == "http.response.body" and self._started and not self._complete:
-            body = message.get("body", b"")
+            body = as_bytes(message.get("body", b""))
             more = message.get("more_body", False)
             self._complete = not more
+            if more and not body and self._flushed:
+                return  # only the first piece says something by being there: that the head may leave
+            self._flushed = True
             parts = frames.split(Frame.PART, Frame.PART if more else Frame.LAST, body)
-            for part in parts:
-                connection.write(part)
-                if connection._writable is not None:
-                    await connection.drain()
+            await self._write_all(parts)
             if not more:
                 self.lose()
         else:
             raise RuntimeError(f"Unexpected ASGI message '{kind}' sent")
+
+    async def _write_all(self, parts: Iterable[bytes]) -> None:
+        self.sending += 1
+        try:
+            for part in parts:
+                if self.finished:
+                    return  # its exchange has failed meanwhile
+                self.connection.write(part)
+                await self.connection.drain()
+        finally:
+            self.sending -= 1
 
     def check_complete(self) -> None:
         """See Exchange."""
@@ -392,16 +369,16 @@ class WebSocketExchange(Exchange):
             write(frame(Frame.ACCEPT, _CODE.pack(len(subprotocol)) + subprotocol + start))
         elif kind == "websocket.send" and self._accepted and not self._closed:
             text = message.get("text")
-            data = text.encode() if text is not None else bytes(message["bytes"])
+            data = text.encode() if text is not None else as_bytes(message["bytes"])
             if len(data) > frames.MAX_MESSAGE_BYTES:
                 raise ValueError(f"a WebSocket message is longer than {frames.MAX_MESSAGE_BYTES} bytes")
             last = Frame.TEXT_OUT if text is not None else Frame.BYTES_OUT
             for part in frames.split(Frame.FRAGMENT, last, data):
                 write(part)
         elif kind == "websocket.close" and not self._closed:
+            reason = (message.get("reason") or "").encode()
+            write(frame(Frame.CLOSE, _CODE.pack(message.get("code") or 1000) + reason))
             self._closed = True
-            detail = {"code": message.get("code") or 1000, "reason": message.get("reason") or ""}
-            write(frame(Frame.CLOSE, json.dumps(detail).encode()))
         elif kind == "websocket.http.response.start" and not self._accepted and not self._denied:
             self._denied = True
             start = frames.pack_start(message["status"], message.get("headers", ()))
@@ -410,7 +387,7 @@ class WebSocketExchange(Exchange):
             more = message.get("more_body", False)
             self._closed = not more
             last = Frame.DENIAL_PART if more else Frame.DENIAL_LAST
-            for part in frames.split(Frame.DENIAL_PART, last, message.get("body", b"")):
+            for part in frames.split(Frame.DENIAL_PART, last, as_bytes(message.get("body", b""))):
                 write(part)
         else:
             raise RuntimeError(f"Unexpected ASGI message '{kind}' sent")
@@ -419,6 +396,3 @@ class WebSocketExchange(Exchange):
         """See Exchange."""
         if not (self._accepted or self._denied or self._closed or self._left):
             raise RuntimeError("ASGI callable returned without completing handshake")
-
-
-ControlHandler = Callable[[dict[str, Any], list[int]], None]

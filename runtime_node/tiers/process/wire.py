@@ -7,16 +7,22 @@ message comes whole, with its descriptors, or not at all.
 from __future__ import annotations
 
 import array
+import contextlib
 import json
 import os
 import socket
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 VERSION: Final = 1
 MAX_MESSAGE_BYTES: Final = 64 << 10
 MAX_DESCRIPTORS: Final = 8
 MAX_PARCEL_BYTES: Final = 8 << 20
+
+_SO_PASSRIGHTS: Final = 83
+"""Linux 6.16; the socket module has no name for it yet."""
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class WireError(Exception):
@@ -46,11 +52,37 @@ def send(sock: socket.socket, message: dict[str, Any], descriptors: Sequence[int
         raise ClosedError("the peer is gone") from error
 
 
+def refuse_descriptors(sock: socket.socket) -> bool:
+    """Have the kernel refuse descriptors that a peer sends to this socket; return whether it can.
+
+    Whoever gets a descriptor also closes it, unread ones too, and a TCP connection can be told to make its
+    close wait for an hour: a guest that sends one would hang its node.
+    """
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+    except OSError:
+        return False
+    return True
+
+
+def discard(descriptors: Iterable[int]) -> None:
+    """Close descriptors that somebody else sent, without waiting for what they are connected to."""
+    for descriptor in descriptors:
+        try:
+            sock = socket.socket(fileno=descriptor)
+        except OSError:
+            os.close(descriptor)
+            continue
+        with sock, contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+
+
 def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Return one message and its descriptors (close-on-exec, owned by the caller).
 
-    Raises ClosedError at the end of the stream and WireError for a message that is not ours; a
-    non-blocking socket with nothing to read raises BlockingIOError.
+    Raises ClosedError at the end of the stream and WireError for a message that is not ours, whatever is
+    wrong with it; a non-blocking socket with nothing to read raises BlockingIOError. Then no descriptor is
+    left open.
     """
     room = socket.CMSG_SPACE(MAX_DESCRIPTORS * 4)
     try:
@@ -62,21 +94,33 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
     try:
-        if not data and not descriptors:
-            raise ClosedError("the peer closed its end")
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise WireError("a message is longer than allowed")
-        try:
-            message = json.loads(data)
-        except ValueError as error:
-            raise WireError("a message is not JSON") from error
-        if not isinstance(message, dict) or message.pop("v", None) != VERSION:
-            raise WireError("a message is of another version")
-    except (WireError, ClosedError):
-        for descriptor in descriptors:
-            os.close(descriptor)
+        return _parse(data, flags, bool(descriptors)), list(descriptors)
+    except BaseException:
+        discard(descriptors)
         raise
-    return message, list(descriptors)
+
+
+def _parse(data: bytes, flags: int, with_descriptors: bool) -> dict[str, Any]:
+    if not data and not with_descriptors:
+        raise ClosedError("the peer closed its end")
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        raise WireError("a message is longer than allowed")
+    try:
+        message = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise WireError("a message is not JSON") from error
+    if not isinstance(message, dict) or message.pop("v", None) != VERSION:
+        raise WireError("a message is of another version")
+    return message
+
+
+def text(value: object, longest: int) -> str:
+    """Return what a guest told as text, at most `longest` characters, fit to be stored and sent on.
+
+    JSON can hold halves of surrogate pairs, which no protobuf, file or terminal takes.
+    """
+    told = value if isinstance(value, str) else ""
+    return told[:longest].encode(errors="replace").decode()
 
 
 def pack_parcel(content: dict[str, Any]) -> int:

@@ -13,6 +13,7 @@ import importlib.util
 import logging
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from runtime_node.memory import ARENAS
-from runtime_node.tiers.process import procfs, wire
+from runtime_node.tiers.process import cgroups, procfs, wire
+from runtime_node.tiers.process.cgroups import GuestGroups
 
 _logger = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ BURIAL_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 0.005
 
 CORE_PRELOAD: Final = (
-    "runtime_node.tiers.process.guest", "uvloop", "httptools", "a2wsgi", "asyncio", "encodings.idna",
+    "runtime_node.tiers.process.guest", "uvloop", "httptools", "asyncio", "encodings.idna",
     "concurrent.futures.thread", "email.parser", "http.cookies", "json", "logging.config", "sqlite3", "ssl",
     "uuid", "decimal", "multiprocessing.util", "urllib.request",
 )  # fmt: skip
@@ -86,6 +88,8 @@ class _Expected:
     spawned: asyncio.Future[tuple[int, int]]
     on_exit: Callable[[Ended], None]
     tag: int
+    group: Path | None = None
+    joining: asyncio.Task[None] | None = None
     pid: int | None = None
 
 
@@ -108,6 +112,7 @@ class Zygote:
         self._serial = 0
         # 24 bits for the serial, 30 for this node's life: the marks of two nodes on a machine differ.
         self._first_tag = (1 << 60) | (random.getrandbits(30) << 24)
+        self._groups: GuestGroups | None = None
         self._failures = 0
         self._closing = False
         self._relaunching: asyncio.TimerHandle | None = None
@@ -146,9 +151,11 @@ class Zygote:
                     return
 
     async def spawn(
-        self, name: str, descriptors: Sequence[int], on_exit: Callable[[Ended], None]
+        self, name: str, descriptors: Sequence[int], on_exit: Callable[[Ended], None], max_tasks: int
     ) -> tuple[int, int, int]:
         """Fork a guest; return (serial, pid, pidfd). The caller owns the pidfd and closes `descriptors`.
+
+        Where the kernel counts them, the guest gets no more than `max_tasks` processes and threads.
 
         `on_exit` is called once, on the control loop, when the process is gone and nothing of it is
         left. Raises OSError when the machine has no process to give, ConnectionError when the zygote
@@ -159,7 +166,8 @@ class Zygote:
         assert self._link is not None
         self._serial += 1
         serial, tag = self._serial, self._first_tag + self._serial
-        expected = _Expected(self._loop.create_future(), on_exit, tag)
+        group = None if self._groups is None else self._groups.make(str(serial), max_tasks)
+        expected = _Expected(self._loop.create_future(), on_exit, tag, group)
         self._expected[serial] = expected
         message = {"op": "spawn", "serial": serial, "tag": tag, "name": name[:64]}
         try:
@@ -167,17 +175,31 @@ class Zygote:
             pid, pidfd = await expected.spawned
         except (wire.ClosedError, BlockingIOError) as error:
             self._expected.pop(serial, None)
+            if group is not None:
+                cgroups.remove(group)
             raise ConnectionError("the zygote does not take requests") from error
         except asyncio.CancelledError:
             expected.spawned.cancel()
             self.kill(serial)
             raise
+        if group is not None:
+            expected.joining = self._loop.create_task(_join(group, pid, pidfd))
         return serial, pid, pidfd
+
+    async def joined(self, serial: int) -> None:
+        """Wait until a guest is in its group, if it has one; it loads its app meanwhile."""
+        expected = self._expected.get(serial)
+        if expected is not None and expected.joining is not None:
+            await asyncio.wait({expected.joining})
 
     def kill(self, serial: int) -> None:
         """Kill a guest and all its descendants; `on_exit` follows. Does nothing for one that is gone."""
         expected = self._expected.get(serial)
-        if expected is None or self._link is None:
+        if expected is None:
+            return
+        if expected.group is not None:
+            cgroups.kill(expected.group)
+        if self._link is None:
             return
         with contextlib.suppress(wire.ClosedError, BlockingIOError):
             wire.send(self._link, {"op": "kill", "serial": serial})
@@ -197,12 +219,15 @@ class Zygote:
         process, self._process = self._process, None
         if process is None:
             return
+        groups, self._groups = self._groups, None
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(None, process.wait, 5.0)
         except subprocess.TimeoutExpired:
             process.kill()
             await loop.run_in_executor(None, process.wait)
+        if groups is not None:
+            await loop.run_in_executor(None, cgroups.end, groups.root)
 
     def _start(self) -> None:
         ours, theirs = wire.pair()
@@ -212,6 +237,9 @@ class Zygote:
         ]  # fmt: skip
         for directory in self._app_dirs:
             command += ["--app-dir", str(directory)]
+        self._groups = GuestGroups.open()
+        if self._groups is not None:
+            command += ["--guest-groups", str(self._groups.root)]
         environment = base_environment()
         # What the interpreter itself needs to find the same code; removed again in each guest.
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
@@ -263,7 +291,9 @@ class Zygote:
                 assert self._ready is not None
                 if not self._ready.done():
                     self._ready.set_result(None)
-                _logger.info("zygote ready", extra={"action": "zygote.ready", "pid": message["pid"]})
+                enforced = "nothing" if self._groups is None else self._groups.enforced
+                facts = {"action": "zygote.ready", "pid": message["pid"], "control_groups": enforced}
+                _logger.info("zygote ready", extra=facts)
             case "unfit":
                 self._preload.remove(message["module"])
                 _logger.warning(
@@ -274,13 +304,27 @@ class Zygote:
                 self._spawned(message, descriptors)
             case "refused":
                 expected = self._expected.pop(message["serial"], None)
+                if expected is not None and expected.group is not None:
+                    cgroups.remove(expected.group)
                 if expected is not None and not expected.spawned.done():
                     expected.spawned.set_exception(OSError(message["message"]))
             case "exited":
                 expected = self._expected.pop(message["serial"], None)
                 if expected is not None:
                     kept = {key: message[key] for key in ("status", "strays", "peak_bytes", "oom_kills")}
-                    expected.on_exit(Ended(**kept))
+                    self._tell_exit(expected, Ended(**kept))
+
+    def _tell_exit(self, expected: _Expected, ended: Ended, deadline: float | None = None) -> None:
+        """Tell of a guest's end once its group is empty: whatever left the marks behind is in there still."""
+        assert self._loop is not None
+        if expected.group is not None:
+            cgroups.kill(expected.group)
+            deadline = self._loop.time() + cgroups.END_SECONDS if deadline is None else deadline
+            if cgroups.is_populated(expected.group) and self._loop.time() < deadline:
+                self._loop.call_later(LOOK_SECONDS, self._tell_exit, expected, ended, deadline)
+                return
+            cgroups.remove(expected.group)
+        expected.on_exit(ended)
 
     def _spawned(self, message: dict[str, Any], descriptors: list[int]) -> None:
         expected = self._expected.get(message["serial"])
@@ -299,8 +343,10 @@ class Zygote:
             process.kill()
             process.wait()
         orphans, self._expected = self._expected, {}
+        groups, self._groups = self._groups, None
         assert self._loop is not None
-        burial = self._loop.create_task(self._bury(orphans.values(), self._first_tag + self._serial))
+        last_tag = self._first_tag + self._serial
+        burial = self._loop.create_task(self._bury(orphans.values(), last_tag, groups))
         self._burials.add(burial)
         burial.add_done_callback(self._burials.discard)
         if self._closing:
@@ -314,13 +360,15 @@ class Zygote:
             self._ready = self._loop.create_future()
         self._relaunching = self._loop.call_later(delay, self._relaunch)
 
-    async def _bury(self, orphans: Iterable[_Expected], last_tag: int) -> None:
+    async def _bury(self, orphans: Iterable[_Expected], last_tag: int, groups: GuestGroups | None) -> None:
         """Kill a lost zygote's guests and tell of each once nothing of them is left."""
+        if groups is not None:
+            await asyncio.to_thread(cgroups.end, groups.root)
         assert self._loop is not None
         deadline = self._loop.time() + BURIAL_SECONDS
         # Until none is found, as one may fork between two looks, and as a killed process takes a moment to
         # end: told too early, its successor would write the same database beside it.
-        while left := procfs.kill_marked(self._first_tag, last_tag):
+        while left := procfs.kill_marked(range(self._first_tag, last_tag + 1)):
             if self._loop.time() > deadline:
                 _logger.error(
                     "guests cannot be killed", extra={"action": "zygote.burial", "pids": sorted(left)}
@@ -346,6 +394,15 @@ class Zygote:
             self._relaunching = self._loop.call_later(RELAUNCH_SECONDS[-1], self._relaunch)
         else:
             self._listen()
+
+
+async def _join(group: Path, pid: int, pidfd: int) -> None:
+    # A guest that ends meanwhile gives its number back; whoever had it next would be in a group to be killed.
+    if await asyncio.to_thread(cgroups.join, group, pid):
+        try:
+            signal.pidfd_send_signal(pidfd, 0)
+        except OSError:
+            await asyncio.to_thread(cgroups.join, group.parent.parent, pid)
 
 
 def _reap(pid: int | None) -> None:

@@ -16,24 +16,46 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from runtime_node.tiers.process import procfs, wire
+from runtime_node.tiers.process import cgroups, procfs, wire
 
 NODE_DIED = signal.SIGRTMIN + 1
-SWEEP_SECONDS = 2.0
-"""How long the descendants of an ended guest are hunted: a fork bomb may need several rounds."""
+HUNT_SECONDS = 2.0
+"""How long the end of a guest waits for that of its descendants: a fork bomb may need several rounds."""
+HUNT_PERIOD = 0.002
+LOOK_SECONDS = 1.0
+"""Between two looks for processes that came to us because their parents ended."""
+LAST_SECONDS = 5.0
+"""How long the zygote stays behind its node until nothing of its guests is left."""
+
+
+@dataclass
+class _Ending:
+    """A guest that has ended, while something that it started may still run."""
+
+    tag: int
+    report: dict[str, Any]
+    deadline: float
+    strays: set[int] = field(default_factory=set)
 
 
 class ZygoteServer:
-    """The zygote's own state: its link to the node and the guests it has forked."""
+    """The zygote's own state: its link to the node and the guests it has forked.
 
-    def __init__(self, link: socket.socket, app_dirs: Sequence[str]) -> None:
+    What an app starts ends with it, however it left: all of it becomes the zygote's child in the end, for
+    that is the nearest reaper of orphans. What has lost the mark of its guest is killed when it arrives.
+    """
+
+    def __init__(self, link: socket.socket, node: int, app_dirs: Sequence[str], groups: Path | None) -> None:
         self._link = link
+        self._node = node
         self._app_dirs = tuple(app_dirs)
+        self._groups = groups
         self._guests: dict[int, tuple[int, int, int]] = {}  # pid -> serial, tag, kills of the OOM killer
-        self._tags: set[int] = set()
-        """Tags under which something may still run."""
+        self._endings: list[_Ending] = []
         self._orphaned = False
         self._wakeup, self._wakeup_write = socket.socketpair()
 
@@ -49,21 +71,26 @@ class ZygoteServer:
         poll = select.poll()
         poll.register(self._link, select.POLLIN)
         poll.register(self._wakeup, select.POLLIN)
+        looked = 0.0
         try:
             while not self._orphaned:
-                for descriptor, _ in poll.poll():
+                for descriptor, _ in poll.poll((HUNT_PERIOD if self._endings else LOOK_SECONDS) * 1000):
                     if descriptor == self._link.fileno():
                         self._read_commands()
                     else:
                         self._drain_wakeup()
                 self._reap()
+                if self._endings or time.monotonic() - looked > LOOK_SECONDS:
+                    looked = time.monotonic()
+                    self._hunt()
         except wire.ClosedError:
             pass
         finally:
             self._end_all()
 
     def _note_death(self, *_: object) -> None:
-        self._orphaned = True
+        # Whoever else sends this signal is not believed.
+        self._orphaned = os.getppid() != self._node
 
     def _read_commands(self) -> None:
         while True:
@@ -93,7 +120,6 @@ class ZygoteServer:
 
     def _spawn(self, message: dict[str, Any], descriptors: list[int]) -> None:
         serial, tag = message["serial"], message["tag"]
-        self._tags.add(tag)
         try:
             pid = os.fork()
         except OSError as error:
@@ -102,7 +128,12 @@ class ZygoteServer:
         if pid == 0:
             self._become_guest(message, descriptors)
         self._guests[pid] = (serial, tag, procfs.out_of_memory_kills())
-        descriptor = os.pidfd_open(pid)
+        try:
+            descriptor = os.pidfd_open(pid)
+        except OSError as error:  # as many files are open as may be
+            _kill_group(pid)
+            self._tell({"op": "refused", "serial": serial, "message": os.strerror(error.errno or 0)})
+            return
         try:
             self._tell({"op": "spawned", "serial": serial, "pid": pid}, [descriptor])
         finally:
@@ -144,32 +175,53 @@ class ZygoteServer:
             if known is None:
                 continue  # a descendant of a guest that outlived its parents
             serial, tag, kills = known
-            strays = self._sweep(tag)
-            self._tags.discard(tag)
-            self._tell(
-                {
-                    "op": "exited",
-                    "serial": serial,
-                    "status": status,
-                    "strays": strays,
-                    "peak_bytes": used.ru_maxrss << 10,
-                    "oom_kills": procfs.out_of_memory_kills() - kills,
-                }
-            )
+            report = {
+                "op": "exited",
+                "serial": serial,
+                "status": status,
+                "peak_bytes": used.ru_maxrss << 10,
+                "oom_kills": procfs.out_of_memory_kills() - kills,
+            }
+            self._endings.append(_Ending(tag, report, time.monotonic() + HUNT_SECONDS))
 
-    def _sweep(self, tag: int) -> int:
-        deadline = time.monotonic() + SWEEP_SECONDS
-        strays: set[int] = set()
-        while (found := procfs.kill_marked(tag)) and time.monotonic() < deadline:
-            strays |= found
-            time.sleep(0.002)
-        return len(strays)
+    def _hunt(self) -> None:
+        """Kill what has outlived its guest, and tell the node of each guest of which nothing is left."""
+        tags = {tag for _, tag, _ in self._guests.values()}
+        nobodys = {pid for pid in procfs.children(os.getpid()) - set(self._guests) if _is_nobodys(pid, tags)}
+        for pid in nobodys:
+            _kill_group(pid)
+        killed = procfs.kill_marked({ending.tag for ending in self._endings}) if self._endings else {}
+        for ending in list(self._endings):
+            found = nobodys | {pid for pid, tag in killed.items() if tag == ending.tag}
+            ending.strays |= found
+            if found and time.monotonic() < ending.deadline:
+                continue
+            self._endings.remove(ending)
+            self._tell({**ending.report, "strays": len(ending.strays)})
 
     def _end_all(self) -> None:
+        if self._groups is not None:
+            cgroups.end(self._groups)
         for pid in self._guests:
             _kill_group(pid)
-        for tag in self._tags:
-            self._sweep(tag)
+        deadline = time.monotonic() + LAST_SECONDS
+        tags = {tag for _, tag, _ in self._guests.values()} | {ending.tag for ending in self._endings}
+        while time.monotonic() < deadline:
+            # Whatever a guest has started is our child once its parents are gone, and all go.
+            for pid in procfs.children(os.getpid()):
+                _kill_group(pid)
+            procfs.kill_marked(tags)
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                return
+            time.sleep(HUNT_PERIOD)
+
+
+def _is_nobodys(pid: int, tags: set[int]) -> bool:
+    # A daemon that an app has started is left to it for as long as both live.
+    return procfs.is_alive(pid) and procfs.mark_of(pid) not in tags
 
 
 def _on_node_died(*_: object) -> None:
@@ -203,6 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--node-pid", type=int, required=True)
     parser.add_argument("--preload", default="")
     parser.add_argument("--app-dir", action="append", default=[])
+    parser.add_argument("--guest-groups", type=Path)
     options = parser.parse_args(arguments)
     # Not SIGKILL: the zygote outlives its node for the moment it takes to end the guests' descendants,
     # which no death signal reaches.
@@ -229,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except wire.ClosedError:
         return  # the node went while modules were loaded
     try:
-        ZygoteServer(link, options.app_dir).run()
+        ZygoteServer(link, options.node_pid, options.app_dir, options.guest_groups).run()
     finally:
         # An orderly end of the interpreter would take the preloaded heap apart piece by piece.
         os._exit(0)

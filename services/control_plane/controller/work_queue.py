@@ -157,7 +157,8 @@ class PassId(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Let every record through."""
-        record.__dict__["pass"] = PASS.get("")
+        if known := PASS.get(""):
+            record.__dict__["pass"] = known
         return True
 
 

@@ -106,7 +106,8 @@ class NodeLink:
 
     def hinder(self, app: str, reason: str, message: str) -> None:
         """Note why a command was not carried out, for now."""
-        news = self._hindered.get(app) != (reason, message)
+        # Not its words: they may differ each time, and each piece of news is a pass.
+        news = self._hindered.get(app, ("", ""))[0] != reason
         self._hindered[app] = (reason, message)
         if news:
             self._listener.changed((app,))

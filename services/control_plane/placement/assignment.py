@@ -6,6 +6,7 @@ if it cannot start it goes itself, and the one before it stays.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -177,7 +178,7 @@ class _Swap:
             replica=0,
             generation=target.generation,
             epoch=target.epoch,
-            node=node,
+            node=sys.intern(node),  # one string for all that is on a node
             role=Role.INCOMING,
             spec=pinned(self._app.spec),
             why=why,

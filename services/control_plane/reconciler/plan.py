@@ -154,6 +154,7 @@ def _instance_spec(app: AppRecord, placement: PlacementRecord) -> InstanceSpec:
         domains=domains,
         activation=spec.activation,
         isolation=spec.isolation,
+        event_loop=spec.event_loop,
         requires_existing_data=placement.has_data,
     )
     wanted.env.update(spec.env)

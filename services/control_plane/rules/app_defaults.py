@@ -50,6 +50,7 @@ RUNTIME_FIELDS = (
     "activation",
     "idle_timeout",
     "isolation",
+    "event_loop",
     "limits",
     "health_check",
     "restart_policy",
@@ -111,6 +112,7 @@ def _fill_limits(limits: Limits) -> None:
     _default_duration(limits, "stop_timeout", 10 * SECOND)
     if not limits.HasField("max_request_body_bytes"):
         limits.max_request_body_bytes = 32 * 1024 * 1024
+    limits.max_websocket_message_bytes = limits.max_websocket_message_bytes or 1024 * 1024
     limits.max_threads = limits.max_threads or 8
     _default_duration(limits, "block_budget", SECOND)
     limits.block_action = limits.block_action or Limits.DEMOTE

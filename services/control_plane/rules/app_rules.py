@@ -84,11 +84,18 @@ def app_violations(app: App, prefix: str = "app") -> list[Violation]:
     found += enum_violations(f"{prefix}.activation", app.activation, InstanceSpec.Activation.DESCRIPTOR)
     found += _span_violations(prefix, app, "idle_timeout", SECOND, _DAY)
     found += enum_violations(f"{prefix}.isolation", app.isolation, InstanceSpec.IsolationTier.DESCRIPTOR)
+    found += _event_loop_violations(f"{prefix}.event_loop", app)
     found += _limits_violations(f"{prefix}.limits", app.limits)
     found += _health_check_violations(f"{prefix}.health_check", app.health_check)
     found += _restart_policy_violations(f"{prefix}.restart_policy", app.restart_policy)
     found += enum_violations(f"{prefix}.desired_state", app.desired_state, App.DesiredState.DESCRIPTOR)
     return found
+
+
+def _event_loop_violations(field: str, app: App) -> list[Violation]:
+    if app.event_loop == InstanceSpec.ASYNCIO and app.isolation != InstanceSpec.PROCESS:
+        return [Violation(field, "must not be ASYNCIO unless isolation is PROCESS")]
+    return enum_violations(field, app.event_loop, InstanceSpec.EventLoop.DESCRIPTOR)
 
 
 def _annotation_violations(field: str, annotations: Mapping[str, str]) -> list[Violation]:
@@ -190,6 +197,7 @@ def _limits_violations(field: str, limits: Limits) -> list[Violation]:
         ("max_concurrent_requests", limits.max_concurrent_requests or 1, 1, 10_000),
         ("max_queued_requests", limits.max_queued_requests, 0, 100_000),
         ("max_request_body_bytes", limits.max_request_body_bytes, 0, 10 * KIB**3),
+        ("max_websocket_message_bytes", limits.max_websocket_message_bytes or KIB, KIB, 16 * KIB**2),
         ("max_threads", limits.max_threads or 1, 1, 256),
         ("memory_bytes", limits.memory_bytes or 16 * KIB**2, 16 * KIB**2, 64 * KIB**3),
         ("cpu_millis", limits.cpu_millis or 10, 10, 64_000),

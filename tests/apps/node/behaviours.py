@@ -183,3 +183,28 @@ def echoes(context):
             await send({"type": "websocket.send", "text": message["text"]})
 
     return app
+
+
+def cancels_itself(context):
+    async def serve(scope, receive, send):
+        asyncio.current_task().cancel()
+        await asyncio.sleep(0)
+
+    return _app(context, serve=serve)
+
+
+def sends_text(context):
+    async def serve(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": "text"})
+
+    return _app(context, serve=serve)
+
+
+def widens_its_cookie(context):
+    async def serve(scope, receive, send):
+        headers = [(b"set-cookie", b"session=1; Domain=localhost")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})
+
+    return _app(context, serve=serve)

@@ -136,6 +136,37 @@ async def test_an_on_request_instance_is_accepted_dormant(node: Subject) -> None
     assert accepted.health == pb.Instance.Health.UNKNOWN
 
 
+async def test_an_on_request_instance_shows_that_it_starts_and_goes_dormant_again(node: Subject) -> None:
+    accepted = await node.start(activation=pb.InstanceSpec.ON_REQUEST, start_now=True)
+    assert accepted.state in (pb.Instance.PENDING, pb.Instance.STARTING)
+    dormant = await node.reaches(pb.Instance.IDLE)
+    assert dormant.HasField("ready_time")
+    assert dormant.health == pb.Instance.Health.UNKNOWN
+
+
+async def test_an_on_request_instance_that_replaces_one_that_is_awake_stays_awake(node: Subject) -> None:
+    await node.start()
+    await node.reaches(pb.Instance.RUNNING)
+    name = "apps/shop/instances/a2"
+    await node.start(name=name, epoch=2, activation=pb.InstanceSpec.ON_REQUEST, start_now=True)
+    await node.reaches(pb.Instance.RUNNING, name)
+    await node.stop(epoch=2)
+    await node.is_gone()
+    assert (await node.get(name)).state == pb.Instance.RUNNING
+
+
+async def test_an_on_request_instance_that_does_not_start_when_it_is_to_has_failed(node: Subject) -> None:
+    policy = pb.RestartPolicy(mode=pb.RestartPolicy.TEMPORARY)
+    await node.start(
+        entrypoint="behaviours:raises_in_startup",
+        activation=pb.InstanceSpec.ON_REQUEST,
+        start_now=True,
+        restart_policy=policy,
+    )
+    failed = await node.reaches(pb.Instance.FAILED)
+    assert failed.last_error.reason == "APP_STARTUP_FAILED"
+
+
 @pytest.mark.parametrize(
     ("entrypoint", "reason", "text"),
     [

@@ -24,7 +24,7 @@ from services.control_plane.settings import Settings
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.sql_store import open_store
 from services.rpc.status import reason_of
-from tests.fakes.runtime_node import FakeNode
+from tests.fakes.runtime_node import Disk, FakeNode
 
 WAIT = 15.0
 NODE = "environments/default/nodes/fake-1"
@@ -38,6 +38,8 @@ class Plane:
         self.node_timeout = node_timeout
         self.port = 0
         self.nodes: list[FakeNode] = []
+        self.disks: dict[str, Disk] = {}
+        """By node: a new life of one finds what the one before has left."""
         self._running: ControlPlane | None = None
 
     @property
@@ -82,6 +84,7 @@ class Plane:
 
     async def node(self, name: str = NODE, **fields: Any) -> FakeNode:
         """Start a fake node, register it, and wait until it is ready."""
+        fields.setdefault("disk", self.disks.setdefault(name, Disk()))
         node = FakeNode(name, **fields)
         await node.start()
         self.nodes.append(node)

@@ -100,7 +100,7 @@ async def test_another_process_at_the_nodes_address_is_not_taken_for_it(plane: P
     node = await plane.node()
     await plane.create("shop")
     await node.kill()
-    impostor = FakeNode(NODE)
+    impostor = FakeNode(NODE, disk=node.disk)
     plane.nodes.append(impostor)
     await impostor.start(node.address)
     await lost(plane, "apps/shop")
@@ -113,7 +113,7 @@ async def test_another_process_at_the_nodes_address_is_not_taken_for_it(plane: P
 
 async def test_a_name_is_refused_while_its_bearer_is_heard_and_free_afterwards(plane: Plane) -> None:
     node = await plane.node()
-    second = FakeNode(NODE)
+    second = FakeNode(NODE, disk=node.disk)
     plane.nodes.append(second)
     await second.start()
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -139,7 +139,7 @@ async def test_a_new_life_at_the_same_address_takes_over_at_once(plane: Plane) -
     node = await plane.node()
     await plane.create("shop")
     await node.kill()
-    second = FakeNode(NODE)
+    second = FakeNode(NODE, disk=node.disk)
     plane.nodes.append(second)
     await second.start(node.address)
     await second.register(plane.address)

@@ -48,6 +48,28 @@ AMBIGUOUS_FRAMING = {
     "chunk longer than its size": post(CHUNKED, b"3\r\nabcdef\r\n0\r\n\r\n"),
     "chunk extension with LF": post(CHUNKED, b"3;a\nabc\r\n0\r\n\r\n"),
     "chunk extension with CR": post(CHUNKED, b"3;a\rb\r\nabc\r\n0\r\n\r\n"),
+    "chunk data without its end": post(CHUNKED, b"3\r\nabcXX0\r\n\r\n"),
+    "chunk data with half its end": post(CHUNKED, b"3\r\nabc\n0\r\n\r\n"),
+    "last chunk with half its end": post(CHUNKED, b"0\r\n\n"),
+    "chunk extension with NUL": post(CHUNKED, b"3;a\0\r\nabc\r\n0\r\n\r\n"),
+    "chunk size empty": post(CHUNKED, b"\r\nabc\r\n0\r\n\r\n"),
+    "chunk size with a space": post(CHUNKED, b"3 \r\nabc\r\n0\r\n\r\n"),
+    "chunk size with a sign": post(CHUNKED, b"+3\r\nabc\r\n0\r\n\r\n"),
+    "chunk size with an underscore": post(CHUNKED, b"0_3\r\nabc\r\n0\r\n\r\n"),
+    "trailer with a bare LF": post(CHUNKED, b"0\r\nX: y\n\r\n"),
+    "trailer with a NUL": post(CHUNKED, b"0\r\nX: y\0\r\n\r\n"),
+    "length of 5,000 digits": post(b"Content-Length: " + b"9" * 5000 + b"\r\n", b"abc"),
+    "length of 5,000 zeros": post(b"Content-Length: " + b"0" * 5000 + b"\r\n", b"abc"),
+    "length in other digits": post("Content-Length: \u0663\r\n".encode(), b"abc"),
+    "host twice": post(b"Host: a.localhost\r\n"),
+    "host list": b"GET / HTTP/1.1\r\nHost: a.localhost, b.localhost\r\n\r\n",
+    "host with a user": b"GET / HTTP/1.1\r\nHost: b@a.localhost\r\n\r\n",
+    "host with a port of 5,000 digits": b"GET / HTTP/1.1\r\nHost: a.localhost:" + b"8" * 5000 + b"\r\n\r\n",
+    "host with a path": b"GET / HTTP/1.1\r\nHost: a.localhost/x\r\n\r\n",
+    "target with a user": b"GET http://b@a.localhost/ HTTP/1.1\r\n" + HOST + b"\r\n",
+    "target with a NUL": b"GET /\0 HTTP/1.1\r\n" + HOST + b"\r\n",
+    "target with a space": b"GET /a b HTTP/1.1\r\n" + HOST + b"\r\n",
+    "preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "length in a trailer": post(CHUNKED, b"0\r\nContent-Length: 5\r\n\r\n"),
     "handshake with a body": post(
         b"Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 3\r\n", b"abc"
@@ -139,7 +161,8 @@ async def test_white_space_around_a_value_is_none_of_it(site, space):
     assert answer.status == 200
     assert answer.body.endswith(
         b"body=abc\nheader host=localhost\nheader x-app=a\nheader content-length=3\n"
-        b"header x-other=b c\nheader connection=close"
+        b"header x-other=b c\nheader connection=close\n"
+        b"header x-forwarded-proto=http\nheader x-forwarded-for=127.0.0.1"
     )
 
 
@@ -316,3 +339,57 @@ async def test_problems_are_json_and_reflect_nothing_unchecked(site):
 async def test_bytes_that_are_not_http_are_refused(site, data):
     [answer] = await site.raw(data)
     assert answer.status == 400
+
+
+@pytest.mark.parametrize(
+    "coding", [b"chunked;q=1", b'"chunked"', b"gzip, chunked", b"chunked, chunked", b"identity"]
+)
+async def test_other_codings_are_refused_and_what_follows_is_never_served(site, coding):
+    site.app("a")
+    answers = await site.raw(post(b"Transfer-Encoding: " + coding + b"\r\n", b"0\r\n\r\n") + SECOND)
+    assert [answer.status for answer in answers] in ([501], [400])
+
+
+async def answer_at_once(scope, receive, send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"early"})
+
+
+@pytest.mark.parametrize("rest", [b"xyz\r\n", b"5\r\nabcdefgh\r\n", b"1;" + b"e" * 100_000])
+async def test_a_bad_rest_of_an_answered_request_gets_no_second_answer(site, rest):
+    site.app("a", answer_at_once)
+    client = await site.connect()
+    client.send(post(CHUNKED, b"3\r\nabc\r\n"))
+    assert (await client.answer()).status == 200
+    client.send(rest)
+    # A proxy would take a second answer for that of another client's request.
+    assert await client.rest() == b""
+
+
+async def test_a_rest_that_never_comes_of_an_answered_request_gets_no_second_answer(make_site):
+    site = await make_site(FrontLimits(keep_alive_timeout=0.2, linger_timeout=0.2))
+    site.app("a", answer_at_once)
+    client = await site.connect()
+    client.send(post(b"Content-Length: 10\r\n", b"abc"))
+    assert (await client.answer()).status == 200
+    assert await client.rest() == b""
+
+
+@pytest.mark.parametrize(
+    "upgrade",
+    [
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n",
+        b"Connection: upgrade\r\nUpgrade: websocket2\r\n",
+        b"Connection: upgrade\r\nUpgrade: TLS/1.0\r\n",
+    ],
+)
+async def test_an_upgrade_that_is_not_taken_up_smuggles_nothing(site, upgrade):
+    site.app("a")
+    answers = await site.raw(post(upgrade + b"Content-Length: 3\r\n", b"abc") + SECOND)
+    assert [answer.status for answer in answers] == [200, 200]
+    assert b"body=abc" in answers[0].body
+    assert b"path=/second" in answers[1].body
+    # Chunk extensions and trailers, as of any request.
+    answers = await site.raw(post(upgrade + CHUNKED, b"3;x=y\r\nabc\r\n0\r\nX-App: b\r\n\r\n") + SECOND)
+    assert [answer.status for answer in answers] == [200, 200]
+    assert b"header x-app" not in answers[0].body

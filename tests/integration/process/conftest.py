@@ -122,7 +122,10 @@ class Guests:
         )  # fmt: skip
         exits = self.exits.setdefault(app, [])
         blocked = self.blocked.setdefault(app, [])
-        spec = InstanceSpec(name=name, entrypoint=entrypoint, limits=more.get("limits", Limits()))
+        spec = InstanceSpec(
+            name=name, entrypoint=entrypoint, limits=more.get("limits", Limits()),
+            event_loop=more.get("event_loop", InstanceSpec.EVENT_LOOP_UNSPECIFIED),
+        )  # fmt: skip
         return Launch(spec, context, exits.append, lambda stack, seconds: blocked.append((stack, seconds)))
 
     async def start(self, entrypoint: str = "chaos:app", **more: Any) -> Any:
@@ -152,7 +155,7 @@ async def guests(tmp_path: Path) -> AsyncIterator[Guests]:
     for app in list(guests.running):
         await guests.stop(app, 0.5)
     first = zygote._first_tag
-    left = [pid for pid, _ in procfs.marked(first, first + 10_000)]
+    left = [pid for pid, _ in procfs.marked(range(first, first + 10_000))]
     await runner.close()
     assert not left, "processes of stopped guests are still there"
     await until(lambda: len(os.listdir("/proc/self/fd")) <= before)

@@ -160,11 +160,11 @@ async def test_descendants_end_with_their_guest_however_they_left(guests: Guests
     app = await guests.start()
     child = int((await request(app, "/fork")).body)
     tag = app._guest.tag
-    assert len(list(procfs.marked(tag, tag))) == 3
+    assert len(list(procfs.marked({tag}))) == 3
     report = await guests.stop(app)
     assert report.leaks == ("2 processes that the app had started, now killed",)
     assert not alive(child)
-    assert list(procfs.marked(tag, tag)) == []
+    assert list(procfs.marked({tag})) == []
 
 
 async def test_a_fork_bomb_ends_its_guest(guests: Guests) -> None:
@@ -172,7 +172,7 @@ async def test_a_fork_bomb_ends_its_guest(guests: Guests) -> None:
     assert error.reason == "APP_CRASHED"
     assert "processes" in error.message
     tag = app._guest.tag
-    assert list(procfs.marked(tag, tag)) == []
+    assert list(procfs.marked({tag})) == []
 
 
 async def test_the_zygotes_death_is_reported_for_each_guest_and_survived(guests: Guests) -> None:
@@ -192,19 +192,23 @@ async def test_the_zygotes_death_is_reported_for_each_guest_and_survived(guests:
 
 
 NODE = """
-import asyncio, logging, sys
+import asyncio, json, logging, sys
 from pathlib import Path
 from typing import Any
 from runtime_node.tiers.process.zygote import Zygote
 zygote = Zygote.launch([Path(sys.argv[1])], preload=[])
 sys.path.insert(0, sys.argv[3])
 from tests.integration.process.conftest import Guests, request
-from runtime_node.tiers.process.runner import ProcessLane
+from runtime_node.tiers.process.runner import ProcessRunner
 async def main():
-    guests = Guests(ProcessLane(zygote), zygote, Path(sys.argv[2]))
+    guests = Guests(ProcessRunner(zygote), zygote, Path(sys.argv[2]))
     apps = [await guests.start() for _ in range(3)]
     await request(apps[0], "/fork")
-    print(zygote.pid, *(app.pid for app in apps), zygote._first_tag, flush=True)
+    hostile = await guests.start("hostile:app")
+    unmarked = json.loads((await request(hostile, "/unmarked-children", "5")).body)
+    unmarked += json.loads((await request(hostile, "/unmarked-children", "5")).body)
+    apps.append(hostile)
+    print(len(unmarked), *unmarked, zygote.pid, *(app.pid for app in apps), zygote._first_tag, flush=True)
     await asyncio.sleep(60)
 asyncio.run(main())
 """
@@ -219,14 +223,16 @@ async def test_a_killed_node_leaves_no_orphan(tmp_path: Path) -> None:
     try:
         assert node.stdout is not None
         line = await asyncio.to_thread(node.stdout.readline)
-        *pids, first = (int(word) for word in line.split())
-        assert len(list(procfs.marked(first, first + 100))) == 5
+        count, *pids, first = (int(word) for word in line.split())
+        assert count == 10
+        assert all(alive(pid) for pid in pids)
+        assert len(list(procfs.marked(range(first, first + 100)))) == 6
     finally:
         node.kill()
         node.wait()
         node.stdout.close()
     await until(lambda: not any(alive(pid) for pid in pids))
-    await until(lambda: not list(procfs.marked(first, first + 100)))
+    await until(lambda: not list(procfs.marked(range(first, first + 100))))
 
 
 async def test_a_module_that_starts_threads_is_not_preloaded(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
 from runtime_node.tiers.process.proxy import AppRaisedError
@@ -120,6 +121,40 @@ async def test_a_django_project_with_real_environment_variables_runs(guests: Gue
     assert (app.data_dir / "db.sqlite3").stat().st_mode & 0o077 == 0
 
 
+async def test_a_wsgi_module_may_use_djangos_orm_as_it_is_imported(guests: Guests) -> None:
+    app = await guests.start(
+        "djsite.wsgi_with_orm:application",
+        secrets={"SECRET_KEY": "k" * 50},
+        database_url="sqlite:///db.sqlite3",
+    )
+    assert json.loads((await request(app, "/users")).body) == {"users": 1}
+
+
+async def test_code_that_needs_a_running_loop_as_it_is_imported_gets_one(guests: Guests) -> None:
+    app = await guests.start("needs_loop:app")
+    assert (await request(app)).body == b"ok"
+
+
+async def test_an_app_runs_on_the_loop_that_it_asks_for(guests: Guests) -> None:
+    usual = await guests.start("loops:which")
+    assert (await request(usual)).body.startswith(b"uvloop")
+    app = await guests.start("loops:which", event_loop=InstanceSpec.ASYNCIO)
+    assert (await request(app)).body == b"asyncio.unix_events"
+    assert (await request(app, "/nested")).body == b"nested"
+    response = await request(app, method="POST", chunks=[b"x" * 100_000])
+    assert response.status == 200
+
+
+async def test_a_blocked_loop_of_asyncio_is_interrupted_in_the_apps_code_alone(guests: Guests) -> None:
+    budget = Limits(block_budget=Duration(nanos=300_000_000))
+    app = await guests.start("loops:which", event_loop=InstanceSpec.ASYNCIO, limits=budget)
+    with pytest.raises(SupervisorError) as caught:
+        await request(app, "/sleep")
+    assert caught.value.reason == "APP_BLOCKED_LOOP"
+    assert (await request(app)).body == b"asyncio.unix_events"
+    assert app.exits == []
+
+
 @pytest.mark.parametrize(
     ("entrypoint", "reason"),
     [
@@ -210,17 +245,17 @@ async def test_a_slow_reader_stops_the_app_not_the_node(guests: Guests) -> None:
 async def test_cancelling_a_request_cancels_the_apps_task(guests: Guests) -> None:
     app = await guests.start()
     waiting = asyncio.create_task(request(app, "/wait"))
-    await until(lambda: app._guest.beat[2] == 1)
+    await until(lambda: app._guest.beat.active == 1)
     waiting.cancel()
     await until((app.data_dir / "cancelled").exists)
-    await until(lambda: app._guest.beat[2] == 0)
+    await until(lambda: app._guest.beat.active == 0)
 
 
 async def test_the_app_learns_that_its_client_is_gone(guests: Guests) -> None:
     app = await guests.start()
     gone = asyncio.Event()
     waiting = asyncio.create_task(request(app, "/wait-for-disconnect", disconnect=gone))
-    await until(lambda: app._guest.beat[2] == 1)
+    await until(lambda: app._guest.beat.active == 1)
     gone.set()
     told = app.data_dir / "disconnected"
     await until(lambda: told.exists() and told.read_text())
@@ -241,7 +276,7 @@ async def test_a_connection_serves_one_request_after_another(guests: Guests) -> 
 async def test_a_burst_of_connections_to_a_busy_app_waits_for_it(guests: Guests) -> None:
     app = await guests.start()
     busy = asyncio.create_task(request(app, "/sleep", "0.6"))
-    await until(lambda: app._guest.beat[2] == 1)
+    await until(lambda: app._guest.beat.active == 1)
     burst = await asyncio.gather(*(request(app) for _ in range(500)))
     assert {response.status for response in burst} == {200}
     assert (await busy).status == 200
@@ -258,7 +293,7 @@ async def test_a_stop_that_takes_too_long_ends_in_a_kill_and_says_so(guests: Gue
 async def test_a_stop_cuts_what_is_still_running_and_counts_it(guests: Guests) -> None:
     app = await guests.start()
     waiting = [asyncio.create_task(request(app, "/wait")) for _ in range(3)]
-    await until(lambda: app._guest.beat[2] == 3)
+    await until(lambda: app._guest.beat.active == 3)
     report = await guests.stop(app)
     assert report.cancelled_tasks == 3
     assert report.error is None

@@ -99,4 +99,4 @@ async def test_a_cancelled_websocket_is_cut_on_both_sides(guests: Guests) -> Non
     socket = Socket(app)
     await socket.next()
     socket.task.cancel()
-    await until(lambda: app._guest.beat[2] == 0)
+    await until(lambda: app._guest.beat.active == 0)

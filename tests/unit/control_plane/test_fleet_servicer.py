@@ -3,9 +3,12 @@
 from typing import Any
 
 import grpc
+import pytest
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
+from services.control_plane.reconciler import transactions
+from services.control_plane.store.records import PlacementRecord, Role
 from tests.unit.control_plane.conftest import Refused, Server
 from tests.unit.control_plane.test_servicers import NODE, create, delete_now, node
 
@@ -98,3 +101,81 @@ def test_a_node_that_cannot_be_stored_is_told_why(server: Server, refused: Refus
 
 
 # What nobody may see, and what must never break
+
+
+ONE, OTHER = "6b4d1a52-0b5e-4e1e-8f43-2f5d9b1c7a10", "0c9a4c1e-7c0b-4a57-9d8a-5b3f2e1d0c9b"
+
+
+def place(server: Server, app: str = "apps/shop") -> None:
+    """Place an app on the node, as the reconciler does."""
+    record = server.store.mirror.apps.get(app)
+    assert record is not None
+    placement = PlacementRecord(app, record.uid, 0, 1, 1, NODE, Role.CURRENT, b"", has_data=True)
+    server.store.write(lambda tx: tx.put_placement(placement)).result(5)
+
+
+def lose_node(server: Server) -> None:
+    record = server.store.mirror.nodes.get(NODE)
+    assert record is not None
+    server.store.write(lambda tx: transactions.node_lost(tx, record.node, "Silent.")).result(5)
+
+
+def test_a_name_with_apps_on_it_is_its_bearers_alone_however_long_that_is_silent(
+    server: Server, refused: Refused
+) -> None:
+    server("RegisterNode", node("i1", 1, uid=ONE))
+    server("RegisterNode", node("i2", 2, uid=OTHER))  # nothing is placed there
+    server("RegisterNode", node("i3", 1, uid=ONE))
+    server("CreateApp", create())
+    place(server)
+    error = refused("RegisterNode", node("i4", 2, uid=OTHER))
+    assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "NODE_NAME_TAKEN")
+    assert dict(error.info.metadata) == {"uid": ONE, "app": "apps/shop"}
+    assert "apps/shop" in error.message
+    refused("RegisterNode", node("i4", 2))  # nor one that has none
+    assert server("RegisterNode", node("i5", 3, uid=ONE)).node.incarnation == "i5"
+    assert refused("RegisterNode", node("i6", 3, uid="x")).fields == {"node.uid"}
+
+
+def test_a_node_without_an_identity_takes_one_on(server: Server) -> None:
+    server("RegisterNode", node("i1", 1))
+    server("CreateApp", create())
+    place(server)
+    assert server("RegisterNode", node("i2", 1, uid=ONE)).node.uid == ONE
+
+
+@pytest.mark.parametrize("verb", ["Start", "Restart"])
+def test_a_name_is_free_again_once_the_data_of_its_apps_is_given_up(
+    server: Server, refused: Refused, verb: str
+) -> None:
+    server("RegisterNode", node("i1", 1, uid=ONE))
+    server("CreateApp", create())
+    place(server)
+    accept = getattr(pb, f"{verb}AppRequest")(name="apps/shop", accept_data_loss=True)
+    server(f"{verb}App", accept)  # while its node may still be heard, it stays there
+    assert [it.role for it in server.store.mirror.placements_of("apps/shop")] == [Role.CURRENT]
+    refused("RegisterNode", node("i2", 2, uid=OTHER))
+    lose_node(server)
+    before = server.store.mirror.apps.get("apps/shop")
+    server(f"{verb}App", accept)
+    after = server.store.mirror.apps.get("apps/shop")
+    assert before is not None
+    assert after is not None
+    assert after.target.epoch > before.target.epoch
+    assert [it.role for it in server.store.mirror.placements_of("apps/shop")] == [Role.LOST]
+    assert server("RegisterNode", node("i2", 2, uid=OTHER)).node.uid == OTHER
+    assert server.store.mirror.placements_of("apps/shop") == ()
+
+
+def test_no_base_domain_comes_over_the_domains_of_apps(server: Server, refused: Refused) -> None:
+    server("CreateApp", create(domains=["shop.apps.example.com"]))
+    server("CreateEnvironment", fleet.CreateEnvironmentRequest(environment_id="prod"))
+    error = refused("RegisterNode", node(base_domain="apps.example.com"))
+    assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "DOMAIN_TAKEN")
+    assert dict(error.info.metadata) == {
+        "domain": "shop.apps.example.com", "app": "apps/shop", "base_domain": "apps.example.com",
+    }  # fmt: skip
+    server("RegisterNode", node(base_domain="other.example.com"))
+    elsewhere = node(base_domain="apps.example.com")
+    elsewhere.parent = "environments/prod"
+    server("RegisterNode", elsewhere)

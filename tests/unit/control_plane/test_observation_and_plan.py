@@ -1,314 +1,301 @@
-"""What is and what to do, state by state, as pure functions of a record and a view."""
+"""What is and what to do, state by state, as pure functions of an app, its placements and a snapshot."""
+
+from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from services.control_plane.placement.placement import Candidate, choose
-from services.control_plane.reconciler.turns import Turns
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
-from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
-from services.control_plane.reconciler.observation import View, observe, under_new_epoch, wanted_version
-from services.control_plane.reconciler.plan import plan
+from services.control_plane.placement.assignment import pinned
+from services.control_plane.placement.snapshot import Snapshot
 from services.control_plane.rules.conditions import get_condition
-from services.control_plane.store.records import AppRecord, Version
+from services.control_plane.rules.sentences import sentences
+from services.control_plane.store.records import AppRecord, PlacementRecord, Version
+from tests.unit.control_plane.looks import (
+    CUR,
+    FAILED,
+    IDLE,
+    IN,
+    LOST,
+    OUT,
+    RUNNING,
+    STARTING,
+    V11,
+    V12,
+    V21,
+    M,
+    N,
+    after,
+    free,
+    heard,
+    instance,
+    placed,
+    planned,
+    record,
+    silent,
+    told,
+)
 
-NODE = Node(name="environments/default/nodes/n", http_address="h:8080", base_domain="apps.example")
-V11, V21, V12 = Version(1, 1), Version(2, 1), Version(1, 2)
-State, Health = rt.Instance.State, rt.Instance.Health
-MET, UNMET, UNKNOWN = rt.Condition.MET, rt.Condition.UNMET, rt.Condition.UNKNOWN
-
-
-def record(target: Version = V11, *, desired: Any = pb.App.RUNNING, **fields: Any) -> AppRecord:
-    spec = pb.App(name="apps/a", entrypoint=f"v{target.generation}:app", desired_state=desired)
-    fields = {"status": pb.App(), "node": NODE.name, **fields}
-    return AppRecord(
-        "apps/a",
-        "mine",
-        spec,
-        generation=target.generation,
-        target=target,
-        create_time=1,
-        update_time=1,
-        **fields,
-    )
-
-
-def instance(version: Version, state: Any, uid: str = "mine", reason: str = "") -> rt.Instance:
-    made = rt.Instance(
-        name=f"apps/a/instances/{version.instance_id}",
-        app_uid=uid,
-        generation=version.generation,
-        epoch=version.epoch,
-        state=state,
-        health=Health.HEALTHY if state == State.RUNNING else Health.UNKNOWN,
-    )
-    if reason:
-        made.last_error.reason, made.last_error.message = reason, "It broke."
-    return made
-
-
-def view(*instances: rt.Instance, reachable: bool = True, **fields: Any) -> View:
-    return View(NODE, reachable, {i.name: i for i in instances}, **fields)
-
-
-OLD, NEW = instance(V11, State.RUNNING), instance(V21, State.RUNNING)
-BROKEN = instance(V21, State.FAILED, reason="APP_FACTORY_FAILED")
-UPDATED = {"served": V11, "served_spec": pb.App(entrypoint="v1:app")}
-RAN = {"served": V11, "status": pb.App(state=State.RUNNING)}
+PENDING, STOPPED, STOPPING = rt.Instance.PENDING, rt.Instance.STOPPED, rt.Instance.STOPPING
+HEALTHY, UNHEALTHY, UNKNOWN = (
+    rt.Instance.Health.HEALTHY,
+    rt.Instance.Health.UNHEALTHY,
+    rt.Instance.Health.UNKNOWN,
+)
+MET, UNMET, UNCLEAR = rt.Condition.MET, rt.Condition.UNMET, rt.Condition.UNKNOWN
+STOP: dict[str, Any] = {"desired": pb.App.STOPPED}
+DROP, RETAIN = pb.DeleteAppRequest.DROP, pb.DeleteAppRequest.RETAIN
+OLD, NEW = instance(V11, RUNNING), instance(V21, RUNNING)
+BROKEN = instance(V21, FAILED, reason="APP_FACTORY_FAILED")
+RAN = {"status": pb.App(state=RUNNING)}
+FIRST, ONE, BOTH = [placed(V11, IN)], [placed(V11, CUR)], [placed(V11, CUR), placed(V21, IN)]
 
 STATES = {
-    # name: (record, view, state, health, Ready, reason, reconciling)
-    "unplaced": (
-        record(node=""), View(None, True, {}, "None."),
-        State.PENDING, Health.UNKNOWN, UNMET, "NO_NODE_AVAILABLE", True,
-    ),
-    "placed": (record(), view(), State.PENDING, Health.UNKNOWN, UNMET, "Starting", True),
+    # name: (app, placements, snapshot, state, health, Ready, reason, reconciling)
+    "unplaced": (record(), [], Snapshot(), PENDING, UNKNOWN, UNMET, "NO_NODE_AVAILABLE", True),
+    "placed": (record(), [], free(N), PENDING, UNKNOWN, UNMET, "Starting", True),
     "put off": (
-        record(), view(hindrance=("NODE_FULL", "Full.")),
-        State.PENDING, Health.UNKNOWN, UNMET, "NODE_FULL", True,
+        record(), FIRST, heard(hindrance=("NODE_FULL", "Full.")), PENDING, UNKNOWN, UNMET, "NODE_FULL", True
     ),
-    "queued": (
-        record(), view(instance(V11, State.PENDING)),
-        State.PENDING, Health.UNKNOWN, UNMET, "Starting", True,
-    ),
-    "starting": (
-        record(), view(instance(V11, State.STARTING)), State.STARTING, Health.UNKNOWN, UNMET, "Starting", True
-    ),
-    "running": (record(), view(OLD), State.RUNNING, Health.HEALTHY, MET, "Serving", False),
-    "dormant": (record(), view(instance(V11, State.IDLE)), State.IDLE, Health.UNKNOWN, MET, "Dormant", False),
+    "queued": (record(), FIRST, heard(instance(V11, PENDING)), PENDING, UNKNOWN, UNMET, "Starting", True),
+    "starting": (record(), FIRST, heard(instance(V11, STARTING)), STARTING, UNKNOWN, UNMET, "Starting", True),
+    "running": (record(), FIRST, heard(OLD), RUNNING, HEALTHY, MET, "Serving", False),
+    "dormant": (record(), FIRST, heard(instance(V11, IDLE)), IDLE, UNKNOWN, MET, "Dormant", False),
     "failed": (
-        record(), view(instance(V11, State.FAILED, reason="APP_CRASHED")),
-        State.FAILED, Health.UNHEALTHY, UNMET, "APP_CRASHED", False,
+        record(), FIRST, heard(instance(V11, FAILED, reason="APP_CRASHED")),
+        FAILED, UNHEALTHY, UNMET, "APP_CRASHED", False,
     ),
     "failed without a word": (
-        record(), view(instance(V11, State.FAILED)),
-        State.FAILED, Health.UNHEALTHY, UNMET, "APP_STARTUP_FAILED", False,
+        record(), ONE, heard(instance(V11, FAILED)), FAILED, UNHEALTHY, UNMET, "APP_STARTUP_FAILED", False
     ),
-    "finished": (
-        record(), view(instance(V11, State.STOPPED)),
-        State.STOPPED, Health.UNKNOWN, UNMET, "Finished", False,
-    ),
+    "finished": (record(), ONE, heard(instance(V11, STOPPED)), STOPPED, UNKNOWN, UNMET, "Finished", False),
     "updating": (
-        record(V21, **UPDATED), view(OLD, instance(V21, State.STARTING)),
-        State.RUNNING, Health.HEALTHY, MET, "Serving", True,
+        record(V21), BOTH, heard(OLD, instance(V21, STARTING)), RUNNING, HEALTHY, MET, "Serving", True
     ),
-    "swapped, not drained": (
-        record(V21, **UPDATED), view(OLD, NEW), State.RUNNING, Health.HEALTHY, MET, "Serving", True
+    "swapped, not drained": (record(V21), BOTH, heard(OLD, NEW), RUNNING, HEALTHY, MET, "Serving", True),
+    "swapped, the end not confirmed": (
+        record(V21), [placed(V11, OUT), placed(V21, CUR)], heard(NEW), RUNNING, HEALTHY, MET, "Serving", True
     ),
-    "update failed": (
-        record(V21, **UPDATED, failed=V21), view(OLD), State.RUNNING, Health.HEALTHY, MET, "Serving", False
-    ),
+    "update failed": (record(V21, failed=V21), ONE, heard(OLD), RUNNING, HEALTHY, MET, "Serving", False),
     "stopping": (
-        record(desired=pb.App.STOPPED, **RAN), view(instance(V11, State.STOPPING)),
-        State.STOPPING, Health.UNKNOWN, UNMET, "Stopping", True,
+        record(**STOP, **RAN), ONE, heard(instance(V11, STOPPING)), STOPPING, UNKNOWN, UNMET, "Stopping", True
     ),
-    "stopped": (
-        record(desired=pb.App.STOPPED), view(),
-        State.STOPPED, Health.UNKNOWN, UNMET, "Stopped", False,
+    "stopped": (record(**STOP), ONE, heard(), STOPPED, UNKNOWN, UNMET, "Stopped", False),
+    "stopped, never placed": (record(**STOP), [], Snapshot(), STOPPED, UNKNOWN, UNMET, "Stopped", False),
+    "deleting": (record(deleting=DROP), ONE, heard(), rt.Instance.DELETING, UNKNOWN, UNMET, "Deleting", True),
+    "deleting, its data can't be removed": (
+        record(deleting=DROP), ONE, heard(hindrance=("DATA_NOT_REMOVED", "A link.")),
+        rt.Instance.DELETING, UNKNOWN, UNMET, "DATA_NOT_REMOVED", True,
     ),
-    "stopped, never placed": (
-        record(desired=pb.App.STOPPED, node=""), View(None, True, {}),
-        State.STOPPED, Health.UNKNOWN, UNMET, "Stopped", False,
-    ),
-    "deleting": (
-        record(deleting=pb.DeleteAppRequest.DROP), view(),
-        State.DELETING, Health.UNKNOWN, UNMET, "Deleting", True,
+    "deleting, the data of what ended can't be removed": (
+        record(deleting=DROP), ONE, heard(instance(V11, STOPPING, reason="DATA_NOT_REMOVED")),
+        rt.Instance.DELETING, UNKNOWN, UNMET, "DATA_NOT_REMOVED", True,
     ),
     "unheard, running": (
-        record(**RAN), view(OLD, reachable=False),
-        State.RUNNING, Health.UNKNOWN, UNKNOWN, "NODE_UNREACHABLE", False,
+        record(**RAN), ONE, silent(OLD), RUNNING, UNKNOWN, UNCLEAR, "NODE_UNREACHABLE", False,
     ),
     "unheard, stopping": (
-        record(desired=pb.App.STOPPED, **RAN), view(OLD, reachable=False),
-        State.STOPPING, Health.UNKNOWN, UNKNOWN, "NODE_UNREACHABLE", True,
+        record(**STOP, **RAN), ONE, silent(OLD), STOPPING, UNKNOWN, UNCLEAR, "NODE_UNREACHABLE", True
     ),
     "unheard, stop while nothing was told": (
-        record(desired=pb.App.STOPPED, status=pb.App(state=State.PENDING)), view(reachable=False),
-        State.STOPPING, Health.UNKNOWN, UNKNOWN, "NODE_UNREACHABLE", True,
+        record(**STOP, status=pb.App(state=PENDING)), FIRST, silent(),
+        STOPPING, UNKNOWN, UNCLEAR, "NODE_UNREACHABLE", True,
     ),
     "unheard, stopped before": (
-        record(desired=pb.App.STOPPED, status=pb.App(state=State.STOPPED)), view(reachable=False),
-        State.STOPPED, Health.UNKNOWN, UNMET, "Stopped", False,
+        record(**STOP, status=pb.App(state=STOPPED)), ONE, silent(), STOPPED, UNKNOWN, UNMET, "Stopped", False
     ),
     "unheard, deleting": (
-        record(deleting=pb.DeleteAppRequest.RETAIN, **RAN), view(OLD, reachable=False),
-        State.DELETING, Health.UNKNOWN, UNKNOWN, "NODE_UNREACHABLE", True,
+        record(deleting=RETAIN, **RAN), ONE, silent(OLD),
+        rt.Instance.DELETING, UNKNOWN, UNCLEAR, "NODE_UNREACHABLE", True,
+    ),
+    "given up with its node": (
+        record(V12, **RAN), [placed(V11, LOST)], silent(OLD),
+        PENDING, UNKNOWN, UNMET, "NO_NODE_AVAILABLE", True
+    ),
+    "serving elsewhere, given up here": (
+        record(V12), [placed(V11, LOST), placed(V12, CUR, M)],
+        Snapshot({**silent(OLD).nodes, **heard(instance(V12, RUNNING), at=M).nodes}),
+        RUNNING, HEALTHY, MET, "Serving", False,
     ),
     "another's instance alone": (
-        record(), view(instance(V11, State.RUNNING, uid="other")),
-        State.PENDING, Health.UNKNOWN, UNMET, "Starting", True,
+        record(), FIRST, heard(instance(V11, RUNNING, uid="other")), PENDING, UNKNOWN, UNMET, "Starting", True
     ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", STATES)
 def test_status_tells_what_is(name: str) -> None:
-    before, seen, state, health, ready, reason, reconciling = STATES[name]
-    after = observe(before, seen, 5)
-    status = after.status
+    before, placements, seen, state, health, ready, reason, reconciling = STATES[name]
+    then = after(before, placements, seen)
+    status = then.status
     condition = get_condition(status.conditions, "Ready")
     assert condition is not None
-    assert (State.Name(status.state), Health.Name(status.health)) == (
-        State.Name(state),
-        Health.Name(health),
+    assert (rt.Instance.State.Name(status.state), rt.Instance.Health.Name(status.health)) == (
+        rt.Instance.State.Name(state),
+        rt.Instance.Health.Name(health),
     )
     assert (condition.status, condition.reason, status.reconciling) == (ready, reason, reconciling)
-    assert observe(after, seen, 9) is after  # what is known is not stored again
+    assert after(then, placements, seen).status == status  # what is known is not told anew
 
 
 def test_unplaced_and_placed_apps_tell_so() -> None:
-    waiting = observe(record(node=""), View(None, True, {}, "No node."), 5).status
+    waiting = after(record(), [], Snapshot()).status
     scheduled = get_condition(waiting.conditions, "Scheduled")
     assert scheduled is not None
-    assert (scheduled.status, scheduled.reason, scheduled.message) == (UNMET, "NO_NODE_AVAILABLE", "No node.")
-    placed = observe(record(), view(), 5).status
-    scheduled = get_condition(placed.conditions, "Scheduled")
+    assert (scheduled.status, scheduled.reason) == (UNMET, "NO_NODE_AVAILABLE")
+    assert "has no node" in scheduled.message
+    there = after(record(), FIRST, heard()).status
+    scheduled = get_condition(there.conditions, "Scheduled")
     assert scheduled is not None
     assert scheduled.status == MET
-    assert placed.uri == "http://a.apps.example:8080/"
+    assert there.uri == "http://a.apps.example:8080/"
 
 
-def test_a_failed_update_is_given_up_for_what_serves_and_told() -> None:
-    after = observe(record(V21, **UPDATED), view(OLD, BROKEN), 5)
-    assert (after.failed, after.served, wanted_version(after)) == (V21, V11, V11)
-    updated = get_condition(after.status.conditions, "Updated")
-    assert updated is not None
-    assert (updated.status, updated.reason) == (UNMET, "APP_FACTORY_FAILED")
-    todo = plan(after, view(OLD, BROKEN))
-    assert todo.start is None
-    assert [stop.name for stop in todo.stop] == [BROKEN.name]
-    again = plan(after, view())  # the node has lost all: what served is started, with its own spec
-    assert again.start is not None
-    assert (again.start.spec.entrypoint, again.start.spec.generation) == ("v1:app", 1)
-
-
-def test_a_first_start_that_fails_has_nothing_to_fall_back_to() -> None:
-    after = observe(record(V21), view(BROKEN), 5)
-    assert after.failed is None
-    assert plan(after, view(BROKEN)).stop == ()
-
-
-def test_a_new_version_that_is_ready_replaces_what_was_served() -> None:
-    after = observe(record(V21, **UPDATED, failed=V21), view(OLD, NEW), 5)
-    assert (after.served, after.served_spec, after.failed) == (V21, None, None)
-    assert [stop.name for stop in plan(after, view(OLD, NEW)).stop] == [OLD.name]
+def test_what_a_node_that_is_not_clear_yet_told_stays_as_it_is() -> None:
+    known = after(record(), FIRST, heard(OLD))
+    assert after(known, ONE, Snapshot()).status.instances == known.status.instances
 
 
 @pytest.mark.parametrize(
-    ("before", "known", "target", "served", "failed"),
+    ("target", "word"), [(V21, "The version before it"), (V12, "The instance before it")]
+)
+def test_what_was_given_up_is_told_with_its_reason_in_sentences_of_their_own(
+    target: Version, word: str
+) -> None:
+    broken = instance(target, FAILED, reason="APP_FACTORY_FAILED")
+    broken.last_error.message = "name 'FstAPI' is not defined"
+    then = after(record(target), [placed(V11, CUR), placed(target, IN)], heard(OLD, broken))
+    updated = get_condition(then.status.conditions, "Updated")
+    assert updated is not None
+    assert (updated.status, updated.reason) == (UNMET, "APP_FACTORY_FAILED")
+    assert updated.message == f"name 'FstAPI' is not defined. {word} goes on serving."
+    # Nor does the reason go with the instance.
+    assert after(then, [placed(V11, CUR)], heard(OLD)).status.conditions == then.status.conditions
+
+
+@pytest.mark.parametrize(
+    ("parts", "text"),
     [
-        (record(), 7, Version(1, 8), None, None),
-        (record(V12, served=V11), 1, Version(1, 3), V11, None),
-        (record(V21, **UPDATED, failed=V21), 4, Version(2, 5), Version(1, 5), Version(2, 5)),
+        (("One", "Two."), "One. Two."),
+        (("One!", "", "Two"), "One! Two."),
+        (("He said “no.”", "So"), "He said “no.” So."),
+        (("", ""), ""),
     ],
 )
-def test_a_new_epoch_moves_the_wanted_version_above_what_the_node_knows(
-    before: AppRecord, known: int, target: Version, served: Version | None, failed: Version | None
-) -> None:
-    after = under_new_epoch(before, known)
-    assert (after.target, after.served, after.failed) == (target, served, failed)
-    assert wanted_version(after).generation == wanted_version(before).generation
-    assert wanted_version(after).epoch > known
+def test_sentences_are_never_glued(parts: tuple[str, ...], text: str) -> None:
+    assert sentences(*parts) == text
 
 
-def stops(before: AppRecord, *instances: rt.Instance) -> list[tuple[str, int, str, bool]]:
-    todo = plan(before, view(*instances))
-    return [(s.name.rpartition("/")[2], s.epoch, s.app_uid, s.purge_data) for s in todo.stop]
+def stops(app: AppRecord, placements: list[PlacementRecord], seen: Snapshot) -> list[tuple[Any, ...]]:
+    todo = planned(app, placements, seen)
+    return [
+        (it.request.name.rpartition("/")[2], it.request.epoch, it.request.app_uid, it.request.purge_data)
+        for it in todo.stop
+    ]
+
+
+def started(app: AppRecord, placements: list[PlacementRecord], seen: Snapshot) -> rt.StartInstanceRequest:
+    todo = planned(app, placements, seen)
+    assert todo.start is not None
+    return todo.start.request
 
 
 def test_the_old_version_is_stopped_only_once_the_new_one_is_ready() -> None:
-    updating = record(V21, **UPDATED)
-    todo = plan(updating, view(OLD))
-    assert todo.start is not None
-    assert todo.start.spec.name.endswith("g2-e1")
-    assert stops(updating, OLD, instance(V21, State.STARTING)) == []
-    assert stops(updating, OLD, NEW) == [("g1-e1", 1, "mine", False)]
-    assert stops(updating, instance(V11, State.STOPPING), NEW) == []
+    assert started(record(V21), BOTH, heard(OLD)).spec.name.endswith("g2-e1")
+    assert stops(record(V21), BOTH, heard(OLD, instance(V21, STARTING))) == []
+    assert stops(record(V21), BOTH, heard(OLD, NEW)) == [("g1-e1", 1, "mine", False)]
+    assert stops(record(V21, status=told(OLD)), BOTH, heard(instance(V11, STOPPING), NEW)) == []
+
+
+def test_a_version_that_failed_is_stopped_and_what_served_is_run_by_its_own_spec() -> None:
+    assert stops(record(V21), BOTH, heard(OLD, BROKEN)) == [("g2-e1", 1, "mine", False)]
+    again = started(record(V21, failed=V21), ONE, heard())  # the node has lost all
+    assert (again.spec.entrypoint, again.spec.generation) == ("v1:app", 1)
 
 
 def test_what_is_neither_wanted_nor_ready_is_stopped_at_once() -> None:
-    assert stops(record(V21), instance(V11, State.STARTING)) == [("g1-e1", 1, "mine", False)]
+    assert stops(record(V21), FIRST, heard(instance(V11, STARTING))) == [("g1-e1", 1, "mine", False)]
+
+
+def test_what_was_never_seen_is_asked_for_until_its_node_says_that_it_is_gone() -> None:
+    replaced = [placed(V11, OUT), placed(V21, CUR)]
+    assert stops(record(V21), replaced, heard(NEW)) == [("g1-e1", 1, "mine", False)]
+    assert [it.ends for it in planned(record(V21), replaced, heard(NEW)).stop] == [replaced[0]]
+
+
+def test_what_was_given_up_with_its_node_ends_when_that_is_back() -> None:
+    placements = [placed(V11, LOST), placed(V12, CUR, M)]
+    here = Snapshot({**heard(OLD).nodes, **heard(instance(V12, STARTING), at=M).nodes})
+    assert stops(record(V12), placements, here) == [("g1-e1", 2, "mine", False)]
 
 
 def test_nothing_is_decided_on_a_node_that_is_not_heard() -> None:
-    for before in (record(), record(desired=pb.App.STOPPED), record(deleting=pb.DeleteAppRequest.DROP)):
-        todo = plan(before, view(OLD, reachable=False))
+    for before in (record(), record(**STOP), record(deleting=DROP)):
+        todo = planned(before, ONE, silent(OLD))
         assert (todo.start, todo.stop, todo.remove) == (None, (), False)
 
 
 def test_another_apps_instance_goes_before_its_name_is_used_and_keeps_its_data() -> None:
-    theirs = instance(Version(1, 9), State.RUNNING, uid="other")
-    same_name = instance(V11, State.RUNNING, uid="other")
-    assert stops(record(), theirs) == [("g1-e9", 9, "other", False)]
-    assert plan(record(), view(theirs)).start is not None
-    assert plan(record(), view(same_name)).start is None
-    assert stops(record(), same_name) == [("g1-e1", 1, "other", False)]
-    assert stops(record(deleting=pb.DeleteAppRequest.DROP), theirs, OLD) == [
+    theirs = instance(Version(1, 9), RUNNING, uid="other")
+    same_name = instance(V11, RUNNING, uid="other")
+    assert stops(record(), FIRST, heard(theirs)) == [("g1-e9", 9, "other", False)]
+    assert planned(record(), FIRST, heard(theirs)).start is not None
+    assert planned(record(), FIRST, heard(same_name)).start is None
+    assert stops(record(), FIRST, heard(same_name)) == [("g1-e1", 1, "other", False)]
+    assert stops(record(deleting=DROP), ONE, heard(theirs, OLD)) == [
         ("g1-e9", 9, "other", False),
         ("g1-e1", 1, "mine", True),
     ]
 
 
-def test_a_deleted_app_is_removed_once_nothing_of_it_is_there() -> None:
-    for policy, purges in ((pb.DeleteAppRequest.DROP, [True]), (pb.DeleteAppRequest.RETAIN, [])):
+def test_a_deleted_app_is_removed_once_its_nodes_have_said_that_nothing_is_left() -> None:
+    for policy in (DROP, RETAIN):
         deleting = record(deleting=policy)
-        assert not plan(deleting, view(instance(V11, State.STOPPING))).remove
-        todo = plan(deleting, view())
-        assert todo.remove
-        assert [stop.purge_data for stop in todo.stop] == purges
-    assert plan(record(node="", deleting=pb.DeleteAppRequest.DROP), View(None, True, {})).remove
+        purges = policy == DROP
+        # Not while something of it is there: its data goes with the last of it.
+        assert stops(deleting, ONE, heard(instance(V11, STOPPING))) == []
+        # Under an epoch above all, so that a start which is still on its way is refused.
+        assert stops(deleting, ONE, heard()) == [("g1-e1", 2, "mine", purges)]
+        assert not planned(deleting, ONE, heard()).remove
+        assert planned(deleting, [], Snapshot()).remove
+    stuck = instance(V11, STOPPING, reason="DATA_NOT_REMOVED")
+    assert stops(record(deleting=DROP), ONE, heard(stuck)) == [("g1-e1", 1, "mine", True)]
 
 
 def test_a_stopped_app_is_never_started() -> None:
-    todo = plan(record(desired=pb.App.STOPPED), view())
+    todo = planned(record(**STOP), ONE, heard())
     assert (todo.start, todo.stop, todo.remove) == (None, (), False)
 
 
-# Placement
-
-
-def candidate(name: str, apps: int = 0, heard: bool = True, room: int = 0) -> Candidate:
-    return Candidate(name, heard, apps, room)
-
-
 @pytest.mark.parametrize(
-    ("nodes", "chosen", "word"),
+    ("target", "role", "seen", "tried"),
     [
-        ([], "", "has no node"),
-        ([candidate("a", heard=False)], "", "can be heard"),
-        ([candidate("a", 3, room=3), candidate("b", heard=False)], "", "full"),
-        ([candidate("a", 10_000)], "", "full"),
-        ([candidate("b"), candidate("a")], "a", "fewest"),
-        ([candidate("a", 2), candidate("b", 1)], "b", "fewest"),
-        ([candidate("a", 0, heard=False), candidate("b", 5)], "b", "fewest"),
-        ([candidate("a", 1, room=1), candidate("b", 5, room=6)], "b", "fewest"),
+        (V11, IN, heard(), False),  # a first start may be dormant
+        (V21, CUR, heard(OLD), True),
+        (V21, CUR, heard(instance(V11, IDLE)), True),
+        (V21, CUR, heard(), True),  # other code than what served
+        (V12, CUR, heard(instance(V11, IDLE)), True),
+        (V12, CUR, heard(), False),  # started again after a stop, as it was
+        (V11, CUR, heard(), False),  # started again in a new life of its node
     ],
 )
-def test_placement_takes_the_emptiest_node_with_room_or_says_why_none(
-    nodes: list[Candidate], chosen: str, word: str
+def test_what_replaces_something_has_to_show_that_it_starts(
+    target: Version, role: Any, seen: Snapshot, tried: bool
 ) -> None:
-    choice = choose("environments/x", nodes)
-    assert choice.node == chosen
-    assert word in choice.reason
+    assert started(record(target), [placed(V11, role)], seen).start_now is tried
 
 
-# Turns
+def test_an_app_that_ran_with_data_on_its_node_starts_on_that_data_alone() -> None:
+    assert not started(record(), FIRST, heard()).spec.requires_existing_data
+    assert started(record(), [placed(V11, CUR, has_data=True)], heard()).spec.requires_existing_data
+    assert started(record(V21), [placed(V11, CUR, has_data=True)], heard()).spec.requires_existing_data
 
 
-def test_turns_are_one_at_a_time_per_key_and_bounded_per_lane() -> None:
-    begun: list[str] = []
-    turns = Turns(begun.append, width=2)
-    for key in ("a", "b", "c", "a", "c"):
-        turns.add(key, "slow")
-    turns.add("x", "other")
-    assert begun == ["a", "b", "x"]
-    turns.done("b")
-    assert begun == ["a", "b", "x", "c"]
-    turns.done("a")  # it was asked for again meanwhile
-    assert begun == ["a", "b", "x", "c", "a"]
-    turns.close()
-    turns.add("y", "other")
-    turns.done("a")
-    assert begun == ["a", "b", "x", "c", "a"]
+def test_a_domain_that_the_app_has_given_up_is_not_served_by_the_version_before() -> None:
+    app = record(V21, failed=V21)
+    app.spec.domains.append("kept.example")
+    spec = pinned(pb.App(entrypoint="v1:app", domains=["kept.example", "gone.example"]))
+    current = PlacementRecord("apps/a", "mine", 0, 1, 1, N, CUR, spec)
+    assert list(started(app, [current], heard()).spec.domains) == ["kept.example"]

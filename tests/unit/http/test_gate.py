@@ -23,8 +23,8 @@ class FakeGatedRequest:
 
     async def run(self, asgi):
         await self.done.wait()
-        self.gate.left(self, time.monotonic())
-        self.gate.ended(self)
+        self.gate.response_done(self, time.monotonic())
+        self.gate.task_done(self)
 
     def refuse(self, problem):
         self.refused = problem

@@ -1,30 +1,72 @@
 import pytest
 
 from runtime_node.http.problems import INTERNAL, Problem
-from runtime_node.http.response import BadResponseError, ResponseHead
+from runtime_node.http.response import BadResponseError, Response, check_handshake
 from runtime_node.http.target import parse_target
+
+
+def begun(response, body=b"", more=False, **options):
+    known = {"head_only": False, "version": "1.1", "keep_alive": True, "date": b""}
+    return response.begin(body, more, **{**known, **options})[0]
 
 
 @pytest.mark.parametrize("status", [0, 99, 100, 101, 600, "200", None])
 def test_a_final_status_is_needed(status):
     with pytest.raises(BadResponseError):
-        ResponseHead(status, [])
+        Response(status, [], "localhost")
 
 
 def test_equal_lengths_are_one_and_different_ones_none():
-    assert ResponseHead(200, [(b"Content-Length", b"3"), (b"content-length", b"3")]).content_length == 3
+    response = Response(200, [(b"Content-Length", b"3"), (b"content-length", b"3")], "localhost")
+    assert begun(response, b"abc").count(b"content-length: 3\r\n") == 1
     with pytest.raises(BadResponseError):
-        ResponseHead(200, [(b"Content-Length", b"3"), (b"content-length", b"4")])
+        Response(200, [(b"Content-Length", b"3"), (b"content-length", b"4")], "localhost")
+
+
+@pytest.mark.parametrize("length", [b"-1", b"1.0", b" 1", b"1" * 19, b"1" * 5000, b"", b"0x1"])
+def test_a_length_that_is_no_number_is_refused(length):
+    with pytest.raises(BadResponseError):
+        Response(200, [(b"content-length", length)], "localhost")
 
 
 def test_names_are_lower_case_and_values_untouched():
-    head = ResponseHead(404, [(b"X-Thing", b" \xe9\tb ")])
-    assert b"".join(head.lines) == b"HTTP/1.1 404 Not Found\r\nx-thing:  \xe9\tb \r\n"
+    head = begun(Response(404, [(b"X-Thing", b" \xe9\tb ")], "localhost"))
+    assert head == b"HTTP/1.1 404 Not Found\r\nx-thing:  \xe9\tb \r\ncontent-length: 0\r\n\r\n"
 
 
 def test_connection_close_is_heard():
-    assert ResponseHead(200, [(b"Connection", b"foo, Close")]).close
-    assert not ResponseHead(200, [(b"Connection", b"keep-alive")]).close
+    assert Response(200, [(b"Connection", b"foo, Close")], "localhost").close
+    assert not Response(200, [(b"Connection", b"keep-alive")], "localhost").close
+
+
+def test_a_piece_that_may_not_be_sent_leaves_nothing_behind():
+    response = Response(200, [(b"content-length", b"3")], "localhost")
+    with pytest.raises(BadResponseError):
+        begun(response, b"four")
+    assert begun(response, b"abc") == b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc"
+
+
+@pytest.mark.parametrize(
+    ("cookie", "kept"),
+    [
+        (b"a=1; Domain=apps.example.com; Path=/", b"a=1; Path=/"),
+        (b"a=1;domain=.APPS.example.com", b"a=1"),
+        (b'a=1; Domain = "apps.example.com." ; Secure', b"a=1; Secure"),
+        (b"a=1; Domain=example.com", b"a=1"),
+        (b"a=1; Domain=shop.apps.example.com; Domain=apps.example.com", b"a=1; Domain=shop.apps.example.com"),
+        (b"a=1; Domain=shop.apps.example.com", None),
+        (b"a=1; Domain=ple.com", None),
+        (b"a=1; Domain=", None),
+        (b"Domain=apps.example.com", None),
+        (b"a=Domain=apps.example.com; X-Domain=apps.example.com", None),
+    ],
+)
+def test_a_cookies_domain_that_covers_other_apps_is_dropped(cookie, kept):
+    response = Response(200, [(b"Set-Cookie", cookie)], "apps.example.com")
+    assert response.widened_cookie is (kept is not None)
+    assert b"\r\nset-cookie: " + (kept or cookie) + b"\r\n" in begun(response)
+    headers, widened = check_handshake(200, [(b"Set-Cookie", cookie)], "apps.example.com")
+    assert (headers, widened) == ([(b"set-cookie", kept or cookie)], kept is not None)
 
 
 def test_a_problem_says_how_long_it_is_also_without_a_body():

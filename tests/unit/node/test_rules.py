@@ -40,6 +40,12 @@ def test_the_least_spec_is_valid() -> None:
     assert violated(spec()) == set()
 
 
+def test_the_loop_of_asyncio_goes_with_a_process_of_its_own() -> None:
+    process = pb.InstanceSpec.PROCESS
+    assert violated(spec(event_loop=pb.InstanceSpec.ASYNCIO, isolation=process)) == set()
+    assert violated(spec(event_loop=pb.InstanceSpec.UVLOOP)) == set()
+
+
 @pytest.mark.parametrize(
     ("fields", "violation"),
     [
@@ -74,6 +80,9 @@ def test_the_least_spec_is_valid() -> None:
         ({"domains": ["a.example:80"]}, "domains[0]"),
         ({"activation": 99}, "activation"),
         ({"isolation": 99}, "isolation"),
+        ({"event_loop": 99}, "event_loop"),
+        ({"event_loop": pb.InstanceSpec.ASYNCIO}, "event_loop"),
+        ({"event_loop": pb.InstanceSpec.ASYNCIO, "isolation": pb.InstanceSpec.THREAD}, "event_loop"),
         ({"idle_timeout": ms(999)}, "idle_timeout"),
         ({"idle_timeout": Duration(seconds=86401)}, "idle_timeout"),
         ({"idle_timeout": Duration(seconds=5, nanos=-1)}, "idle_timeout"),
@@ -85,6 +94,8 @@ def test_the_least_spec_is_valid() -> None:
         ({"limits": pb.Limits(start_timeout=ms(99))}, "limits.start_timeout"),
         ({"limits": pb.Limits(stop_timeout=Duration(seconds=-1))}, "limits.stop_timeout"),
         ({"limits": pb.Limits(max_request_body_bytes=10 * 2**30 + 1)}, "limits.max_request_body_bytes"),
+        ({"limits": pb.Limits(max_websocket_message_bytes=1023)}, "limits.max_websocket_message_bytes"),
+        ({"limits": pb.Limits(max_websocket_message_bytes=2**24 + 1)}, "limits.max_websocket_message_bytes"),
         ({"limits": pb.Limits(max_threads=257)}, "limits.max_threads"),
         ({"limits": pb.Limits(memory_bytes=16 * 2**20 - 1)}, "limits.memory_bytes"),
         ({"limits": pb.Limits(cpu_millis=9)}, "limits.cpu_millis"),
@@ -154,6 +165,8 @@ def test_unset_limits_take_the_documented_defaults() -> None:
         start_timeout=30.0,
         stop_timeout=10.0,
         max_request_body_bytes=32 * 2**20,
+        max_websocket_message_bytes=2**20,
+        websocket_compression=False,
         max_threads=8,
         memory_bytes=None,
         block_budget=1.0,

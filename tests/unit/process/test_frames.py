@@ -21,14 +21,33 @@ def test_frames_survive_any_cut_of_the_stream(sent: list[tuple[Frame, bytes]], d
     got = []
     while stream:
         size = data.draw(st.integers(1, len(stream)))
-        got += reader.feed(stream[:size])
+        reader.feed(stream[:size])
         stream = stream[size:]
+        count = data.draw(st.integers(1, 4))
+        while reader.ready:
+            taken = reader.take(count)
+            assert len(taken) <= count
+            got += taken
     assert got == sent
+    assert reader.waiting_bytes == 0
 
 
 def test_a_frame_that_is_too_long_is_refused_by_its_header_alone() -> None:
+    reader = Reader(100)
+    reader.feed(struct.pack("<BI", Frame.PART, 101))
     with pytest.raises(MalformedFrameError):
-        Reader(100).feed(struct.pack("<BI", Frame.PART, 101))
+        reader.take()
+
+
+def test_a_frame_that_comes_byte_by_byte_is_put_together_once() -> None:
+    payload = bytes(100_000)
+    reader = Reader(len(payload))
+    for byte in frame(Frame.PART, payload):
+        assert not reader.ready or reader.take() == []
+        reader.feed(bytes([byte]))
+    # Were what waits copied for each byte, this would be five gigabytes, not a few copies of the frame.
+    assert reader.take() == [(Frame.PART, payload)]
+    assert reader.take() == []
 
 
 @given(st.integers(100, 999), HEADERS)
@@ -49,13 +68,23 @@ def test_random_bytes_are_a_response_start_or_refused(payload: bytes) -> None:
 def test_response_headers_beyond_the_bound_are_refused() -> None:
     with pytest.raises(ValueError, match="exceed"):
         frames.pack_start(200, [(b"x", b"y" * frames.MAX_FRAME_BYTES)])
+    with pytest.raises(ValueError, match="more than"):
+        frames.pack_start(200, [(b"x", b"")] * (frames.MAX_HEADERS + 1))
+
+
+def test_more_headers_than_allowed_are_refused_by_their_number_alone() -> None:
+    pair = struct.pack("<HI", 1, 0) + b"a"
+    count = frames.MAX_HEADERS + 1
+    with pytest.raises(MalformedFrameError):
+        frames.unpack_start(struct.pack("<HBI", 200, 0, count) + pair * count)
 
 
 @given(st.integers(0, 3 * frames.MAX_FRAME_BYTES))
 def test_a_long_body_is_split_into_frames_that_join_to_it(length: int) -> None:
     body = b"b" * length
     reader = Reader(frames.MAX_FRAME_BYTES)
-    got = reader.feed(b"".join(frames.split(Frame.PART, Frame.LAST, body)))
+    reader.feed(b"".join(frames.split(Frame.PART, Frame.LAST, body)))
+    got = reader.take()
     assert b"".join(payload for _, payload in got) == body
     assert [kind for kind, _ in got] == [Frame.PART] * (len(got) - 1) + [Frame.LAST]
 

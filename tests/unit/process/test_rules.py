@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -11,11 +12,13 @@ from google.protobuf.duration_pb2 import Duration
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
 from runtime_node.context import AppContext
-from runtime_node.tiers.process.bounds import Bounds
+from runtime_node.tiers.process import procfs
 from runtime_node.tiers.process.exit_reason import error_of
-from runtime_node.tiers.process.limits import nice_of
+from runtime_node.tiers.process.limits import ProcessLimits
 from runtime_node.tiers.process.output import Tail, parse_record
+from runtime_node.tiers.process.rlimits import nice_of
 from runtime_node.tiers.process.runner import environment_of
+from runtime_node.tiers.process.watch import count_processes
 from runtime_node.tiers.process.zygote import Ended, base_environment
 
 
@@ -41,22 +44,22 @@ def test_an_end_is_told_by_its_reason(ended: Ended, tail: str, reason: str | Non
 
 
 def test_unset_limits_take_the_documented_defaults() -> None:
-    bounds = Bounds.of(InstanceSpec())
-    assert (bounds.block_budget, bounds.stop_timeout, bounds.max_threads) == (1.0, 10.0, 8)
-    assert bounds.block_action == Limits.DEMOTE
-    assert bounds.memory_bytes == bounds.cpu_millis == 0
+    limits = ProcessLimits.of(InstanceSpec())
+    assert (limits.block_budget, limits.stop_timeout, limits.max_threads) == (1.0, 10.0, 8)
+    assert limits.block_action == Limits.DEMOTE
+    assert limits.memory_bytes == limits.cpu_millis == 0
 
 
 def test_set_limits_are_taken() -> None:
-    limits = Limits(
+    told = Limits(
         block_budget=Duration(nanos=50_000_000), stop_timeout=Duration(), memory_bytes=1 << 25,
         cpu_millis=250, max_threads=3, max_concurrent_requests=10_000, block_action=Limits.STOP,
     )  # fmt: skip
-    bounds = Bounds.of(InstanceSpec(limits=limits))
-    assert (bounds.block_budget, bounds.stop_timeout) == (0.05, 0.0)
-    assert bounds.max_files >= 20_000
-    assert bounds.of_guest().memory_bytes == 1 << 25
-    assert bounds.block_action == Limits.STOP
+    limits = ProcessLimits.of(InstanceSpec(limits=told))
+    assert (limits.block_budget, limits.stop_timeout) == (0.05, 0.0)
+    assert limits.max_files >= 20_000
+    assert limits.of_guest().memory_bytes == 1 << 25
+    assert limits.block_action == Limits.STOP
 
 
 @pytest.mark.parametrize(("millis", "nice"), [(0, 0), (1000, 0), (4000, 0), (800, 1), (100, 10), (10, 19)])
@@ -90,7 +93,34 @@ def test_the_tail_keeps_the_last_lines_within_its_bound() -> None:
     assert len(tail.text) <= 4096
 
 
-@pytest.mark.parametrize("line", ["", "plain text", "[1]", '["x", "n", 1, "m"]', "{}", "[1, 2"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "", "plain text", "[1]", '["x", "n", 1, "m"]', "{}", "[1, 2", "[" * 60_000, '[1e999, "n", 1, "m"]',
+        '[20, "n", 1, ["m"]]', f'[{"9" * 5000}, "n", 1, "m"]',
+    ],
+)  # fmt: skip
 def test_what_is_no_log_record_is_told_apart(line: str) -> None:
     assert parse_record(line) is None
     assert parse_record('[30, "a.b", 1.5, "m"]') == (30, "a.b", 1.5, "m")
+
+
+def test_processes_are_counted_by_descent_and_daemons_by_their_mark(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 10 is a zygote, 20 and 30 its guests; 41 and 42 descend from 30 without a mark, 50 is a daemon of 20.
+    parents = {20: 10, 30: 10, 21: 20, 41: 30, 42: 41, 50: 10, 60: 1}
+    marks = [(20, 7), (21, 7), (30, 9), (50, 7), (60, 8)]
+    monkeypatch.setattr(procfs, "marked", lambda tags: ((pid, tag) for pid, tag in marks if tag in tags))
+    assert count_processes({20: 7, 30: 9}, parents) == {20: 3, 30: 3}
+    assert count_processes({}, parents) == {}
+
+
+@pytest.mark.parametrize("created", ["Infinity", "-Infinity", "NaN", "1e300", "-1e300", "-1"])
+def test_a_records_time_is_one_that_a_calendar_has(created: str) -> None:
+    record = parse_record(f'[20, "n", {created}, "m"]')
+    assert record is not None
+    assert abs(record[2] - time.time()) < 3600
+
+
+def test_a_record_is_fit_to_be_stored_and_sent_on() -> None:
+    record = parse_record('[999999999999999999999, "\\ud800", 1, "\\udfff"]')
+    assert record == (50, "?", 1.0, "?")

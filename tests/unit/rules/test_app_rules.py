@@ -41,6 +41,15 @@ def test_the_least_app_is_valid_and_so_is_its_full_form() -> None:
     assert app_violations(normalize_app(valid())) == []
 
 
+def test_the_loop_of_asyncio_goes_with_a_process_of_its_own() -> None:
+    asyncio_loop, process = InstanceSpec.ASYNCIO, InstanceSpec.PROCESS
+    assert broken(event_loop=asyncio_loop, isolation=process) == []
+    assert broken(event_loop=InstanceSpec.UVLOOP) == broken() == []
+    for isolation in (InstanceSpec.ISOLATION_TIER_UNSPECIFIED, InstanceSpec.SHARED, InstanceSpec.THREAD):
+        assert broken(event_loop=asyncio_loop, isolation=isolation) == ["event_loop"]
+    assert runtime_fields_changed(valid(), valid(event_loop=asyncio_loop))
+
+
 def test_every_default_of_the_contract_is_filled_in() -> None:
     app = normalize_app(valid())
     assert (app.replicas, app.activation, app.desired_state) == (1, InstanceSpec.EAGER, App.RUNNING)
@@ -54,6 +63,7 @@ def test_every_default_of_the_contract_is_filled_in() -> None:
     assert limits.start_timeout.ToNanoseconds() == 30 * SECOND
     assert limits.stop_timeout.ToNanoseconds() == 10 * SECOND
     assert limits.max_request_body_bytes == 32 * MIB
+    assert (limits.max_websocket_message_bytes, limits.websocket_compression) == (MIB, False)
     assert (limits.memory_bytes, limits.cpu_millis) == (0, 0)
     assert limits.block_budget.ToNanoseconds() == SECOND
     assert limits.block_action == Limits.DEMOTE
@@ -164,6 +174,7 @@ def test_the_probe_interval_is_taken_within_its_range(value: int, is_valid: bool
         ("limits", "max_concurrent_requests", 1, 10_000),
         ("limits", "max_queued_requests", 0, 100_000),
         ("limits", "max_request_body_bytes", 0, 10 * GIB),
+        ("limits", "max_websocket_message_bytes", 1024, 16 * MIB),
         ("limits", "max_threads", 1, 256),
         ("limits", "memory_bytes", 16 * MIB, 64 * GIB),
         ("limits", "cpu_millis", 10, 64_000),
@@ -199,7 +210,8 @@ def test_the_longest_backoff_is_not_below_the_first() -> None:
 
 
 @pytest.mark.parametrize(
-    "field", ["activation", "isolation", "desired_state", "limits.block_action", "restart_policy.mode"]
+    "field",
+    ["activation", "isolation", "event_loop", "desired_state", "limits.block_action", "restart_policy.mode"],
 )
 def test_an_enum_value_of_another_version_is_refused(field: str) -> None:
     group, _, name = field.rpartition(".")

@@ -152,6 +152,7 @@ class App(_message.Message):
     HEALTH_CHECK_FIELD_NUMBER: _builtins.int
     RESTART_POLICY_FIELD_NUMBER: _builtins.int
     DESIRED_STATE_FIELD_NUMBER: _builtins.int
+    EVENT_LOOP_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     OBSERVED_GENERATION_FIELD_NUMBER: _builtins.int
@@ -183,6 +184,10 @@ class App(_message.Message):
     """How far it is kept apart from its neighbours; unset: the node chooses."""
     desired_state: Global___App.DesiredState.ValueType
     """Whether it is to run; `RUNNING` when unset. StartApp and StopApp set it too."""
+    event_loop: _runtime_environment_pb2.InstanceSpec.EventLoop.ValueType
+    """What runs its coroutines; `UVLOOP` when unset. `ASYNCIO` is for code that needs the loop of Python's own asyncio,
+    and is accepted with `isolation` `PROCESS` only: the other tiers share loops, or their kind.
+    """
     uid: _builtins.str
     """Id of this app that no other app ever has, not even one of the same name."""
     generation: _builtins.int
@@ -285,6 +290,7 @@ class App(_message.Message):
         health_check: _runtime_environment_pb2.HealthCheck | None = ...,
         restart_policy: _runtime_environment_pb2.RestartPolicy | None = ...,
         desired_state: Global___App.DesiredState.ValueType = ...,
+        event_loop: _runtime_environment_pb2.InstanceSpec.EventLoop.ValueType = ...,
         uid: _builtins.str = ...,
         generation: _builtins.int = ...,
         observed_generation: _builtins.int = ...,
@@ -300,7 +306,7 @@ class App(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "create_time", b"create_time", "database", b"database", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "limits", b"limits", "restart_policy", b"restart_policy", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "annotations", b"annotations", "conditions", b"conditions", "config", b"config", "create_time", b"create_time", "database", b"database", "desired_state", b"desired_state", "display_name", b"display_name", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "environment", b"environment", "etag", b"etag", "generation", b"generation", "health", b"health", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "instances", b"instances", "isolation", b"isolation", "labels", b"labels", "limits", b"limits", "name", b"name", "observed_generation", b"observed_generation", "reconciling", b"reconciling", "replicas", b"replicas", "restart_policy", b"restart_policy", "secret_env", b"secret_env", "state", b"state", "uid", b"uid", "update_time", b"update_time", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "annotations", b"annotations", "conditions", b"conditions", "config", b"config", "create_time", b"create_time", "database", b"database", "desired_state", b"desired_state", "display_name", b"display_name", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "environment", b"environment", "etag", b"etag", "event_loop", b"event_loop", "generation", b"generation", "health", b"health", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "instances", b"instances", "isolation", b"isolation", "labels", b"labels", "limits", b"limits", "name", b"name", "observed_generation", b"observed_generation", "reconciling", b"reconciling", "replicas", b"replicas", "restart_policy", b"restart_policy", "secret_env", b"secret_env", "state", b"state", "uid", b"uid", "update_time", b"update_time", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -68,7 +68,9 @@ class AppCatalogStub:
 
     A change of what runs is carried out as a swap: the new generation starts beside the old one, takes over when it
     is ready, and the old one is drained. If the new generation does not start the old one goes on serving, the
-    operation fails with the reason, and condition `Updated` is UNMET until the next change.
+    operation fails with the reason, and condition `Updated` is UNMET until the next change. An `ON_REQUEST` app is
+    started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
+    app carries the end of its traceback (`DebugInfo`); all of it is in TailAppLogs and ListAppEvents.
     Idempotent by `request_id`; an update that changes nothing raises no generation.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
@@ -102,6 +104,8 @@ class AppCatalogStub:
     """
     RestartApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.RestartAppRequest, _operations_pb2.Operation]
     """Replaces the app's instance by a fresh one of the same generation, which takes over when it is ready.
+
+    If it does not start the one before it goes on serving, and the operation fails with the reason.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED` (FAILED_PRECONDITION).
     """
@@ -172,7 +176,9 @@ class AppCatalogAsyncStub(AppCatalogStub):
 
     A change of what runs is carried out as a swap: the new generation starts beside the old one, takes over when it
     is ready, and the old one is drained. If the new generation does not start the old one goes on serving, the
-    operation fails with the reason, and condition `Updated` is UNMET until the next change.
+    operation fails with the reason, and condition `Updated` is UNMET until the next change. An `ON_REQUEST` app is
+    started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
+    app carries the end of its traceback (`DebugInfo`); all of it is in TailAppLogs and ListAppEvents.
     Idempotent by `request_id`; an update that changes nothing raises no generation.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
@@ -206,6 +212,8 @@ class AppCatalogAsyncStub(AppCatalogStub):
     """
     RestartApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.RestartAppRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Replaces the app's instance by a fresh one of the same generation, which takes over when it is ready.
+
+    If it does not start the one before it goes on serving, and the operation fails with the reason.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED` (FAILED_PRECONDITION).
     """
@@ -297,7 +305,9 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
 
         A change of what runs is carried out as a swap: the new generation starts beside the old one, takes over when it
         is ready, and the old one is drained. If the new generation does not start the old one goes on serving, the
-        operation fails with the reason, and condition `Updated` is UNMET until the next change.
+        operation fails with the reason, and condition `Updated` is UNMET until the next change. An `ON_REQUEST` app is
+        started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
+        app carries the end of its traceback (`DebugInfo`); all of it is in TailAppLogs and ListAppEvents.
         Idempotent by `request_id`; an update that changes nothing raises no generation.
 
         Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
@@ -355,6 +365,8 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Replaces the app's instance by a fresh one of the same generation, which takes over when it is ready.
+
+        If it does not start the one before it goes on serving, and the operation fails with the reason.
 
         Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED` (FAILED_PRECONDITION).
         """

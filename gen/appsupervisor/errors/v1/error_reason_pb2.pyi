@@ -91,7 +91,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     RESUME_TOKEN_EXPIRED: _ErrorReason.ValueType  # 100
     """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
     NODE_FULL: _ErrorReason.ValueType  # 120
-    """RESOURCE_EXHAUSTED: the node has as many instances as it accepts."""
+    """RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor left for one more."""
     SERVER_BUSY: _ErrorReason.ValueType  # 121
     """RESOURCE_EXHAUSTED: the server has as many calls or streams as it accepts; retry after a while."""
     MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 122
@@ -126,9 +126,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The app: it crashed more often than its restart policy allows."""
     DATABASE_UNAVAILABLE: _ErrorReason.ValueType  # 170
     """The app: its database could not be provided."""
-    DATA_MISSING: _ErrorReason.ValueType  # 176
+    DATA_MISSING: _ErrorReason.ValueType  # 178
     """FAILED_PRECONDITION: the app has served before, and its data is not on this node; `accept_data_loss` starts it anew."""
-    DATA_NOT_REMOVED: _ErrorReason.ValueType  # 177
+    DATA_NOT_REMOVED: _ErrorReason.ValueType  # 179
     """FAILED_PRECONDITION: the app's data could not be removed from its node; the message says why. Tried again."""
     APP_BLOCKED_LOOP: _ErrorReason.ValueType  # 171
     """The app: it blocked its event loop beyond its budget."""
@@ -140,6 +140,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The app: it left something behind when it stopped; the condition names the holder."""
     APP_OUT_OF_MEMORY: _ErrorReason.ValueType  # 175
     """The app: it used more memory than `limits.memory_bytes`."""
+    APP_EXITED: _ErrorReason.ValueType  # 176
+    """The app: its process ended in order although nobody had asked it to; a SIGTERM of somebody else's does so."""
+    APP_UNRESPONSIVE: _ErrorReason.ValueType  # 177
+    """The app: its process lived but took nothing any more of what its node sent it, and was ended."""
     INTERNAL: _ErrorReason.ValueType  # 200
     """INTERNAL: a fault of ours; the request id in the message finds it in the log."""
 
@@ -215,7 +219,7 @@ OPERATION_NOT_DONE: ErrorReason.ValueType  # 88
 RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
 """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
 NODE_FULL: ErrorReason.ValueType  # 120
-"""RESOURCE_EXHAUSTED: the node has as many instances as it accepts."""
+"""RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor left for one more."""
 SERVER_BUSY: ErrorReason.ValueType  # 121
 """RESOURCE_EXHAUSTED: the server has as many calls or streams as it accepts; retry after a while."""
 MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 122
@@ -250,9 +254,9 @@ APP_CRASH_LOOP: ErrorReason.ValueType  # 169
 """The app: it crashed more often than its restart policy allows."""
 DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 170
 """The app: its database could not be provided."""
-DATA_MISSING: ErrorReason.ValueType  # 176
+DATA_MISSING: ErrorReason.ValueType  # 178
 """FAILED_PRECONDITION: the app has served before, and its data is not on this node; `accept_data_loss` starts it anew."""
-DATA_NOT_REMOVED: ErrorReason.ValueType  # 177
+DATA_NOT_REMOVED: ErrorReason.ValueType  # 179
 """FAILED_PRECONDITION: the app's data could not be removed from its node; the message says why. Tried again."""
 APP_BLOCKED_LOOP: ErrorReason.ValueType  # 171
 """The app: it blocked its event loop beyond its budget."""
@@ -264,6 +268,10 @@ APP_LEAKED: ErrorReason.ValueType  # 174
 """The app: it left something behind when it stopped; the condition names the holder."""
 APP_OUT_OF_MEMORY: ErrorReason.ValueType  # 175
 """The app: it used more memory than `limits.memory_bytes`."""
+APP_EXITED: ErrorReason.ValueType  # 176
+"""The app: its process ended in order although nobody had asked it to; a SIGTERM of somebody else's does so."""
+APP_UNRESPONSIVE: ErrorReason.ValueType  # 177
+"""The app: its process lived but took nothing any more of what its node sent it, and was ended."""
 INTERNAL: ErrorReason.ValueType  # 200
 """INTERNAL: a fault of ours; the request id in the message finds it in the log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

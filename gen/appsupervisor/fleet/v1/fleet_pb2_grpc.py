@@ -131,7 +131,9 @@ class FleetServicer:
         it becomes `READY` once it has reported what it runs. Idempotent: a repeat by the same incarnation changes nothing.
 
         Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `NODE_NAME_TAKEN` (ALREADY_EXISTS) while another incarnation under
-        the same name can be heard.
+        the same name can be heard, or while apps are placed on a node of that name with another `uid`: their data is
+        there. `DOMAIN_TAKEN` (ALREADY_EXISTS) for a base domain that is new to the environment and above a domain of one of
+        its apps, which would become the own address of some app.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -70,7 +70,9 @@ class FleetStub:
     it becomes `READY` once it has reported what it runs. Idempotent: a repeat by the same incarnation changes nothing.
 
     Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `NODE_NAME_TAKEN` (ALREADY_EXISTS) while another incarnation under
-    the same name can be heard.
+    the same name can be heard, or while apps are placed on a node of that name with another `uid`: their data is
+    there. `DOMAIN_TAKEN` (ALREADY_EXISTS) for a base domain that is new to the environment and above a domain of one of
+    its apps, which would become the own address of some app.
     """
     GetNode: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.GetNodeRequest, _fleet_pb2.Node]
     """Returns one node.
@@ -124,7 +126,9 @@ class FleetAsyncStub(FleetStub):
     it becomes `READY` once it has reported what it runs. Idempotent: a repeat by the same incarnation changes nothing.
 
     Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `NODE_NAME_TAKEN` (ALREADY_EXISTS) while another incarnation under
-    the same name can be heard.
+    the same name can be heard, or while apps are placed on a node of that name with another `uid`: their data is
+    there. `DOMAIN_TAKEN` (ALREADY_EXISTS) for a base domain that is new to the environment and above a domain of one of
+    its apps, which would become the own address of some app.
     """
     GetNode: _aio.UnaryUnaryMultiCallable[_fleet_pb2.GetNodeRequest, _fleet_pb2.Node]  # type: ignore[assignment]
     """Returns one node.
@@ -205,7 +209,9 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         it becomes `READY` once it has reported what it runs. Idempotent: a repeat by the same incarnation changes nothing.
 
         Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `NODE_NAME_TAKEN` (ALREADY_EXISTS) while another incarnation under
-        the same name can be heard.
+        the same name can be heard, or while apps are placed on a node of that name with another `uid`: their data is
+        there. `DOMAIN_TAKEN` (ALREADY_EXISTS) for a base domain that is new to the environment and above a domain of one of
+        its apps, which would become the own address of some app.
         """
 
     @_abc_1.abstractmethod

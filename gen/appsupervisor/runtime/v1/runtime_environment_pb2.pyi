@@ -245,6 +245,8 @@ class Limits(_message.Message):
     CPU_MILLIS_FIELD_NUMBER: _builtins.int
     BLOCK_BUDGET_FIELD_NUMBER: _builtins.int
     BLOCK_ACTION_FIELD_NUMBER: _builtins.int
+    MAX_WEBSOCKET_MESSAGE_BYTES_FIELD_NUMBER: _builtins.int
+    WEBSOCKET_COMPRESSION_FIELD_NUMBER: _builtins.int
     max_concurrent_requests: _builtins.int
     """Requests served at the same time, 1 to 10,000. Default 64."""
     max_queued_requests: _builtins.int
@@ -259,6 +261,13 @@ class Limits(_message.Message):
     """Thousandths of one core that the instance may use on average, 10 to 64,000. Default: no bound."""
     block_action: Global___Limits.BlockAction.ValueType
     """What is done about repeated blocking. Default `DEMOTE`."""
+    max_websocket_message_bytes: _builtins.int
+    """Size of one WebSocket message from a client, 1 KiB to 16 MiB; a longer one ends its WebSocket with code 1009.
+    Default 1 MiB. What all WebSockets of the instance hold of messages that the app has not taken yet is bounded by
+    8 MiB, or twice this if that is more; beyond it they are not read.
+    """
+    websocket_compression: _builtins.bool
+    """Compresses WebSocket messages (permessage-deflate) with clients that offer it. Default: no."""
     @_builtins.property
     def request_timeout(self) -> _duration_pb2.Duration:
         """Time one request may take, queueing included, 10 ms to 1 hour; then it is answered 504. Default 30 s.
@@ -291,10 +300,12 @@ class Limits(_message.Message):
         cpu_millis: _builtins.int = ...,
         block_budget: _duration_pb2.Duration | None = ...,
         block_action: Global___Limits.BlockAction.ValueType = ...,
+        max_websocket_message_bytes: _builtins.int = ...,
+        websocket_compression: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_queued_requests", b"_max_queued_requests", "_max_request_body_bytes", b"_max_request_body_bytes", "block_budget", b"block_budget", "max_queued_requests", b"max_queued_requests", "max_request_body_bytes", b"max_request_body_bytes", "request_timeout", b"request_timeout", "start_timeout", b"start_timeout", "stop_timeout", b"stop_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_queued_requests", b"_max_queued_requests", "_max_request_body_bytes", b"_max_request_body_bytes", "block_action", b"block_action", "block_budget", b"block_budget", "cpu_millis", b"cpu_millis", "max_concurrent_requests", b"max_concurrent_requests", "max_queued_requests", b"max_queued_requests", "max_request_body_bytes", b"max_request_body_bytes", "max_threads", b"max_threads", "memory_bytes", b"memory_bytes", "request_timeout", b"request_timeout", "start_timeout", b"start_timeout", "stop_timeout", b"stop_timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_queued_requests", b"_max_queued_requests", "_max_request_body_bytes", b"_max_request_body_bytes", "block_action", b"block_action", "block_budget", b"block_budget", "cpu_millis", b"cpu_millis", "max_concurrent_requests", b"max_concurrent_requests", "max_queued_requests", b"max_queued_requests", "max_request_body_bytes", b"max_request_body_bytes", "max_threads", b"max_threads", "max_websocket_message_bytes", b"max_websocket_message_bytes", "memory_bytes", b"memory_bytes", "request_timeout", b"request_timeout", "start_timeout", b"start_timeout", "stop_timeout", b"stop_timeout", "websocket_compression", b"websocket_compression"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_queued_requests: _TypeAlias = _typing.Literal["max_queued_requests"]  # noqa: Y015
     _WhichOneofArgType__max_queued_requests: _TypeAlias = _typing.Literal["_max_queued_requests", b"_max_queued_requests"]  # noqa: Y015
@@ -837,6 +848,29 @@ class InstanceSpec(_message.Message):
     ON_REQUEST: InstanceSpec.Activation.ValueType  # 2
     """Dormant until its first request, and again after `idle_timeout` without one."""
 
+    class _EventLoop:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _EventLoopEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[InstanceSpec._EventLoop.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        EVENT_LOOP_UNSPECIFIED: InstanceSpec._EventLoop.ValueType  # 0
+        """Same as `UVLOOP`."""
+        UVLOOP: InstanceSpec._EventLoop.ValueType  # 1
+        """The loop of uvloop: the same rules, faster."""
+        ASYNCIO: InstanceSpec._EventLoop.ValueType  # 2
+        """The loop of Python's asyncio, for code that reaches into it, as nest_asyncio does. In `PROCESS` only."""
+
+    class EventLoop(_EventLoop, metaclass=_EventLoopEnumTypeWrapper):
+        """What runs an app's coroutines."""
+
+    EVENT_LOOP_UNSPECIFIED: InstanceSpec.EventLoop.ValueType  # 0
+    """Same as `UVLOOP`."""
+    UVLOOP: InstanceSpec.EventLoop.ValueType  # 1
+    """The loop of uvloop: the same rules, faster."""
+    ASYNCIO: InstanceSpec.EventLoop.ValueType  # 2
+    """The loop of Python's asyncio, for code that reaches into it, as nest_asyncio does. In `PROCESS` only."""
+
     @_typing.final
     class EnvEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
@@ -893,6 +927,7 @@ class InstanceSpec(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     HEALTH_CHECK_FIELD_NUMBER: _builtins.int
     RESTART_POLICY_FIELD_NUMBER: _builtins.int
+    EVENT_LOOP_FIELD_NUMBER: _builtins.int
     REQUIRES_EXISTING_DATA_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `apps/{app}/instances/{instance}`."""
@@ -908,6 +943,8 @@ class InstanceSpec(_message.Message):
     """When its code is in memory."""
     isolation: Global___InstanceSpec.IsolationTier.ValueType
     """Tier asked for."""
+    event_loop: Global___InstanceSpec.EventLoop.ValueType
+    """What runs its coroutines. `ASYNCIO` asks for `isolation` `PROCESS`."""
     requires_existing_data: _builtins.bool
     """Refuses to start with a new, empty `sqlite` database: the app has served before, so its own must be here. Not part
     of what makes two specs differ.
@@ -969,11 +1006,12 @@ class InstanceSpec(_message.Message):
         limits: Global___Limits | None = ...,
         health_check: Global___HealthCheck | None = ...,
         restart_policy: Global___RestartPolicy | None = ...,
+        event_loop: Global___InstanceSpec.EventLoop.ValueType = ...,
         requires_existing_data: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "database", b"database", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "limits", b"limits", "restart_policy", b"restart_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "app_uid", b"app_uid", "config", b"config", "database", b"database", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "epoch", b"epoch", "generation", b"generation", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "isolation", b"isolation", "limits", b"limits", "name", b"name", "requires_existing_data", b"requires_existing_data", "restart_policy", b"restart_policy", "secret_env", b"secret_env"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "app_uid", b"app_uid", "config", b"config", "database", b"database", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "epoch", b"epoch", "event_loop", b"event_loop", "generation", b"generation", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "isolation", b"isolation", "limits", b"limits", "name", b"name", "requires_existing_data", b"requires_existing_data", "restart_policy", b"restart_policy", "secret_env", b"secret_env"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -147,7 +147,7 @@ def placement_record(row: Row) -> PlacementRecord:
         replica=replica,
         generation=generation,
         epoch=epoch,
-        node=node,
+        node=sys.intern(node),  # one string for all that is on a node
         role=Role(role),
         spec=spec,
         why=why,

@@ -1,0 +1,7 @@
+"""What the board keeps."""
+
+from django.db import models
+
+
+class Post(models.Model):
+    text = models.CharField(max_length=200)

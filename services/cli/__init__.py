@@ -1,0 +1,1 @@
+"""The command line: a client of the public API alone, for any server of the same major version."""

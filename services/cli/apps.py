@@ -1,0 +1,323 @@
+"""Commands on one app, from create to delete, and the list of all."""
+
+from __future__ import annotations
+
+import uuid
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from google.longrunning.operations_pb2 import Operation
+
+from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
+from services.cli import views
+from services.cli.client import app_name, short
+from services.cli.completion import complete_app
+from services.cli.errors import CliError, Exit
+from services.cli.manifests import assign, read_manifests
+from services.cli.session import Session, session_of
+
+AppArgument = Annotated[
+    str, typer.Argument(help="The app's id.", autocompletion=complete_app, show_default=False)
+]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done, or return at once.")]
+Timeout = Annotated[float, typer.Option(help="Seconds to wait.", min=0)]
+Etag = Annotated[str, typer.Option(help="Only if this is still the app's etag.")]
+DryRun = Annotated[bool, typer.Option("--validate-only", help="Check everything, change nothing.")]
+
+DESCRIBED_EVENTS = 8
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    for name, command in (
+        ("create", create), ("get", get), ("list", list_apps), ("describe", describe), ("update", update),
+        ("start", start), ("stop", stop), ("restart", restart), ("delete", delete), ("wait", wait),
+        ("open", open_app),
+    ):  # fmt: skip
+        app.command(name, rich_help_panel="Apps")(command)
+
+
+def create(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Id of the new app.", show_default=False)],
+    entrypoint: Annotated[str, typer.Argument(help="package.module:attribute", show_default=False)],
+    config: Annotated[
+        list[str], typer.Option("--config", "-c", help="KEY=VALUE, the value as YAML; may be repeated.")
+    ] = [],  # noqa: B006
+    env: Annotated[list[str], typer.Option("--env", "-e", help="KEY=VALUE; may be repeated.")] = [],  # noqa: B006
+    secret: Annotated[list[str], typer.Option(help="KEY=VALUE or KEY=@FILE; may be repeated.")] = [],  # noqa: B006
+    label: Annotated[list[str], typer.Option("--label", "-l", help="KEY=VALUE; may be repeated.")] = [],  # noqa: B006
+    set_: Annotated[list[str], typer.Option("--set", help="PATH=VALUE of any other field.")] = [],  # noqa: B006
+    wait: Wait = True,
+    timeout: Timeout = 60.0,
+    validate_only: DryRun = False,
+) -> None:
+    """Create an app and start it.
+
+    Example: appsupervisor create wiki notes:create_app --config title=Wiki
+    """
+    wanted = catalog.App(entrypoint=entrypoint)
+    for option, field, pairs in (("--env", "env", env), ("--label", "labels", label)):
+        for pair in pairs:
+            key, value = _pair(option, pair)
+            getattr(wanted, field)[key] = value
+    for pair in secret:
+        key, value = _pair("--secret", pair)
+        wanted.secret_env[key] = _from_file(value)
+    if config:
+        wanted.config.update(
+            {key: yaml.safe_load(value) for key, value in (_pair("--config", c) for c in config)}
+        )
+    for setting in set_:
+        assign(wanted, setting)
+    request = catalog.CreateAppRequest(
+        app_id=name.removeprefix("apps/"), app=wanted, request_id=_request_id(), validate_only=validate_only
+    )
+    session = session_of(context)
+    _finish(session, session.client.call(session.client.catalog.CreateApp, request), wait, timeout)
+
+
+def get(context: typer.Context, name: AppArgument) -> None:
+    """Show one app.
+
+    Example: appsupervisor get shop -o yaml
+    """
+    session = session_of(context)
+    session.output.one(session.client.app(name), views.APPS)
+
+
+def list_apps(
+    context: typer.Context,
+    filter_text: Annotated[
+        str, typer.Option("--filter", "-f", help='AIP-160, such as state = RUNNING AND labels.tier = "gold"')
+    ] = "",
+    selector: Annotated[str, typer.Option("--selector", "-l", help="KEY=VALUE[,KEY=VALUE…] of labels")] = "",
+    sort: Annotated[str, typer.Option(help="Fields, such as create_time desc.")] = "",
+) -> None:
+    """List apps, a line each.
+
+    Example: appsupervisor list --filter "state = RUNNING"
+    """
+    session = session_of(context)
+    wanted = combined(filter_text, selector)
+    none = "No app matches." if wanted else "There is no app yet. `appsupervisor create` makes one."
+    session.output.many(session.client.apps(wanted, sort), views.APPS, none=none)
+
+
+def describe(context: typer.Context, name: AppArgument) -> None:
+    """Show an app on one screen: state, why, instances, figures, newest events, what to do.
+
+    Example: appsupervisor describe shop
+    """
+    session = session_of(context)
+    app = session.client.app(name)
+    session.output.console.print(views.described(app, session.client.events(name, DESCRIBED_EVENTS)))
+
+
+def update(
+    context: typer.Context,
+    name: AppArgument,
+    set_: Annotated[
+        list[str],
+        typer.Option(
+            "--set", help="PATH=VALUE, the value as YAML; empty for the default.", show_default=False
+        ),
+    ],
+    wait: Wait = True,
+    timeout: Timeout = 60.0,
+    etag: Etag = "",
+    validate_only: DryRun = False,
+) -> None:
+    """Change fields of an app; what runs is swapped without a lost request.
+
+    Example: appsupervisor update shop --set config.title=Shop --set labels.tier=gold
+    """
+    wanted = catalog.App(name=app_name(name), etag=etag)
+    request = catalog.UpdateAppRequest(request_id=_request_id(), validate_only=validate_only)
+    request.update_mask.paths.extend(assign(wanted, setting) for setting in set_)
+    request.app.CopyFrom(wanted)
+    session = session_of(context)
+    _finish(session, session.client.call(session.client.catalog.UpdateApp, request), wait, timeout)
+
+
+def start(
+    context: typer.Context, name: AppArgument, wait: Wait = True, timeout: Timeout = 60.0, etag: Etag = ""
+) -> None:
+    """Start an app that is stopped or has failed.
+
+    Example: appsupervisor start shop
+    """
+    session = session_of(context)
+    request = catalog.StartAppRequest(name=app_name(name), etag=etag, request_id=_request_id())
+    _finish(session, session.client.call(session.client.catalog.StartApp, request), wait, timeout)
+
+
+def stop(
+    context: typer.Context, name: AppArgument, wait: Wait = True, timeout: Timeout = 60.0, etag: Etag = ""
+) -> None:
+    """Stop an app; nothing but a start starts it again.
+
+    Example: appsupervisor stop shop
+    """
+    session = session_of(context)
+    request = catalog.StopAppRequest(name=app_name(name), etag=etag, request_id=_request_id())
+    _finish(session, session.client.call(session.client.catalog.StopApp, request), wait, timeout)
+
+
+def restart(
+    context: typer.Context, name: AppArgument, wait: Wait = True, timeout: Timeout = 60.0, etag: Etag = ""
+) -> None:
+    """Swap an app's instance for a new one, with the code as it is on disk now.
+
+    Example: appsupervisor restart shop
+    """
+    session = session_of(context)
+    request = catalog.RestartAppRequest(name=app_name(name), etag=etag, request_id=_request_id())
+    _finish(session, session.client.call(session.client.catalog.RestartApp, request), wait, timeout)
+
+
+def delete(
+    context: typer.Context,
+    names: Annotated[
+        list[str], typer.Argument(help="Ids of apps.", autocompletion=complete_app, show_default=False)
+    ] = [],  # noqa: B006
+    file: Annotated[
+        list[str],
+        typer.Option("--file", "-f", help="Those that documents name; - for stdin.", show_default=False),
+    ] = [],  # noqa: B006
+    drop: Annotated[
+        bool, typer.Option("--drop", help="Remove the data too; without it the data stays on its node.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    wait: Wait = True,
+    timeout: Timeout = 60.0,
+) -> None:
+    """Delete apps. One that documents name and that is not there is fine.
+
+    Example: appsupervisor delete wiki --drop --yes
+    """
+    session = session_of(context)
+    listed = [manifest.app.name for manifest in read_manifests(file)] if file else []
+    doomed = [app_name(name) for name in names] + listed
+    if not doomed:
+        raise CliError("Name an app, or documents with -f.", Exit.USAGE)
+    if (drop or file) and not yes:
+        confirm(session, f"Delete {', '.join(map(short, doomed))}{' with all data' if drop else ''}?")
+    policy = catalog.DeleteAppRequest.DROP if drop else catalog.DeleteAppRequest.RETAIN
+    begun = []
+    for name in doomed:
+        request = catalog.DeleteAppRequest(
+            name=name, data_policy=policy, request_id=_request_id(), allow_missing=name in listed
+        )
+        begun.append(session.client.call(session.client.catalog.DeleteApp, request))
+    for name, operation in zip(doomed, begun, strict=True):
+        if session.finish(operation, wait, timeout) is not None:
+            session.output.note(f"{short(name)} is deleted{', its data too' if drop else ''}.")
+
+
+def wait(
+    context: typer.Context,
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="An app's id, or operations/ID.", autocompletion=complete_app, show_default=False
+        ),
+    ],
+    for_: Annotated[
+        str, typer.Option("--for", help="ready, stopped, deleted, settled, or a state such as RUNNING")
+    ] = "settled",
+    timeout: Timeout = 60.0,
+) -> None:
+    """Wait until an app is so, or until an operation is done.
+
+    Example: appsupervisor wait shop --for ready --timeout 30
+    """
+    session = session_of(context)
+    if name.startswith("operations/"):
+        app = session.finish(session.client.operation(name), True, timeout)
+        if app is not None:
+            session.output.one(app, views.APPS)
+        return
+    from services.cli.streams import watch_until  # noqa: PLC0415 - streams uses this module's names
+
+    app = watch_until(session, name, for_, timeout)
+    if app is not None:
+        session.output.one(app, views.APPS)
+
+
+def open_app(context: typer.Context, name: AppArgument) -> None:
+    """Open an app's page in the browser, and print its address.
+
+    Example: appsupervisor open shop
+    """
+    app = session_of(context).client.app(name)
+    if not app.uri:
+        raise CliError(f"{app.name} has no address: it is {views.state_of(app)}.", Exit.FAILED)
+    print(app.uri)  # noqa: T201 - what was asked for
+    webbrowser.open(app.uri)
+
+
+def combined(filter_text: str, selector: str) -> str:
+    """Return one filter that says what a filter and a label selector say. Raises CliError."""
+    parts = [f"({filter_text})"] if filter_text else []
+    for pair in filter(None, selector.split(",")):
+        key, value = _pair("--selector", pair)
+        parts.append(
+            f'labels."{key}" = "{value}"' if "." in key or "/" in key else f'labels.{key} = "{value}"'
+        )
+    return " AND ".join(parts)
+
+
+def confirm(session: Session, question: str) -> None:
+    """Ask before what cannot be undone. Raises CliError where nobody can answer, or the answer is no."""
+    if not session.output.notes.is_terminal:
+        raise CliError(f"{question} Say --yes where nobody can be asked.", Exit.USAGE)
+    if not typer.confirm(question, err=True):
+        raise CliError("Nothing was done.", Exit.FAILED)
+
+
+def is_ready(app: catalog.App) -> bool:
+    """Tell whether an app serves in its newest version."""
+    return (
+        any(one.type == "Ready" and one.status == Condition.MET for one in app.conditions)
+        and not app.reconciling
+    )
+
+
+def is_settled(app: catalog.App) -> bool:
+    """Tell whether nothing is being done about an app any more."""
+    return not app.reconciling and app.state != Instance.DELETING
+
+
+def _finish(session: Session, operation: Operation, wait: bool, timeout: float) -> None:
+    app = session.finish(operation, wait or operation.done, timeout)
+    if app is not None:
+        session.output.one(app, views.APPS)
+
+
+def _pair(option: str, text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise CliError(f"{option} {text!r}: write KEY=VALUE", Exit.USAGE)
+    return key, value
+
+
+def _from_file(value: str) -> str:
+    if not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text().rstrip("\n")
+    except OSError as wrong:
+        raise CliError(f"--secret: {value[1:]} cannot be read: {wrong.strerror}", Exit.USAGE) from wrong
+
+
+def _request_id() -> str:
+    return str(uuid.uuid4())
+
+
+__all__: Sequence[str] = ("combined", "confirm", "is_ready", "is_settled", "register")

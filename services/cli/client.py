@@ -1,0 +1,186 @@
+"""Calls a control plane: deadlines, pages, operations that are waited for. Errors leave as CliError."""
+
+from __future__ import annotations
+
+import getpass
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+from google.longrunning import operations_pb2 as lro
+from google.longrunning.operations_pb2_grpc import OperationsStub
+
+from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
+from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
+from appsupervisor.fleet.v1 import fleet_pb2 as fleet
+from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
+from services.cli.contexts import Context
+from services.cli.errors import CliError, Exit, from_rpc, from_status
+
+T = TypeVar("T")
+
+CALL_SECONDS = 30.0
+"""Deadline of a call that answers at once."""
+LOOK_SECONDS = 0.5
+"""How often an operation that is waited for tells how far it is."""
+PAGE = 1000
+
+OPTIONS = (("grpc.max_receive_message_length", 64 * 1024 * 1024), ("grpc.enable_retries", 1))
+
+
+class Client:
+    """One control plane, from the first call to `close`."""
+
+    def __init__(self, context: Context) -> None:
+        self.address = context.address
+        first, *others = [one.strip() for one in context.address.split(",")]
+        # gRPC's own resolution of several addresses: the first that answers is used.
+        target = f"ipv4:{','.join([first, *others])}" if others else first
+        if context.ca:
+            roots = grpc.ssl_channel_credentials(Path(context.ca).read_bytes())
+            self._channel = grpc.secure_channel(target, roots, options=OPTIONS)
+        else:
+            self._channel = grpc.insecure_channel(target, options=OPTIONS)
+        self.catalog = AppCatalogStub(self._channel)
+        self.fleet = FleetStub(self._channel)
+        self._operations = OperationsStub(self._channel)
+        self._metadata = (("x-actor", _actor()),)
+
+    def close(self) -> None:
+        """End the connection; streams end with it."""
+        self._channel.close()
+
+    def call(self, method: Callable[..., T], request: object, *, timeout: float = CALL_SECONDS) -> T:
+        """Make one call. Raises CliError."""
+        try:
+            return method(request, timeout=timeout, metadata=self._metadata)
+        except grpc.RpcError as failure:
+            raise from_rpc(failure, self.address) from None
+
+    def stream(self, method: Callable[..., Any], request: object) -> Iterator[Any]:
+        """Yield a stream's messages for as long as it lasts. Raises CliError."""
+        try:
+            yield from method(request, metadata=self._metadata)
+        except grpc.RpcError as failure:
+            raise from_rpc(failure, self.address) from None
+
+    def app(self, name: str) -> catalog.App:
+        """Return an app by its id or resource name. Raises CliError."""
+        return self.call(self.catalog.GetApp, catalog.GetAppRequest(name=app_name(name)))
+
+    def apps(self, filter_text: str = "", order_by: str = "") -> Iterator[catalog.App]:
+        """Yield all apps that match, page by page."""
+        request = catalog.ListAppsRequest(page_size=PAGE, filter=filter_text, order_by=order_by)
+        while True:
+            page = self.call(self.catalog.ListApps, request)
+            yield from page.apps
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def nodes(self, environment: str = "-") -> Iterator[fleet.Node]:
+        """Yield the nodes of an environment, `-` for all."""
+        request = fleet.ListNodesRequest(parent=f"environments/{environment}", page_size=PAGE)
+        while True:
+            page = self.call(self.fleet.ListNodes, request)
+            yield from page.nodes
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def environments(self) -> Iterator[fleet.Environment]:
+        """Yield all environments."""
+        request = fleet.ListEnvironmentsRequest(page_size=PAGE)
+        while True:
+            page = self.call(self.fleet.ListEnvironments, request)
+            yield from page.environments
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def events(self, app: str, limit: int) -> list[catalog.AppEvent]:
+        """Return an app's newest events, newest first."""
+        request = catalog.ListAppEventsRequest(parent=app_name(app), page_size=limit)
+        return list(self.call(self.catalog.ListAppEvents, request).app_events)
+
+    def operations(self) -> Iterator[lro.Operation]:
+        """Yield the operations that are kept, newest first."""
+        request = lro.ListOperationsRequest(name="operations", page_size=PAGE)
+        while True:
+            page = self.call(self._operations.ListOperations, request)
+            yield from page.operations
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def operation(self, name: str) -> lro.Operation:
+        """Return an operation by its id or resource name."""
+        return self.call(self._operations.GetOperation, lro.GetOperationRequest(name=operation_name(name)))
+
+    def cancel(self, name: str) -> None:
+        """Ask for an operation to be given up."""
+        self.call(self._operations.CancelOperation, lro.CancelOperationRequest(name=operation_name(name)))
+
+    def wait(
+        self,
+        operation: lro.Operation,
+        timeout: float,
+        told: Callable[[lro.Operation], None] = lambda _: None,
+    ) -> lro.Operation:
+        """Wait until an operation is done, at most `timeout` seconds; `told` hears how far it is.
+
+        Raises CliError TIMED_OUT when the time is up: the operation goes on.
+        """
+        deadline = time.monotonic() + timeout
+        while not operation.done:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise CliError(
+                    f"{operation.name} is not done after {timeout:g} s; it goes on.",
+                    Exit.TIMED_OUT,
+                    remedy=f"`appsupervisor wait {operation.name}` comes back to it.",
+                )
+            request = lro.WaitOperationRequest(name=operation.name)
+            request.timeout.FromMilliseconds(int(min(LOOK_SECONDS, left) * 1000))
+            operation = self.call(self._operations.WaitOperation, request)
+            told(operation)
+        return operation
+
+    def result(self, operation: lro.Operation) -> catalog.App:
+        """Return the app of an operation that is done. Raises CliError with what it failed of."""
+        if operation.HasField("error"):
+            raise from_status(operation.error)
+        app = catalog.App()
+        operation.response.Unpack(app)
+        return app
+
+
+def metadata_of(operation: lro.Operation) -> catalog.OperationMetadata:
+    """Return what an operation tells of itself."""
+    metadata = catalog.OperationMetadata()
+    operation.metadata.Unpack(metadata)
+    return metadata
+
+
+def app_name(text: str) -> str:
+    """Return the resource name of an app that was given by it or by its id."""
+    return text if text.startswith("apps/") else f"apps/{text}"
+
+
+def operation_name(text: str) -> str:
+    """Return the resource name of an operation that was given by it or by its id."""
+    return text if text.startswith("operations/") else f"operations/{text}"
+
+
+def short(name: str) -> str:
+    """Return the last part of a resource name."""
+    return name.rpartition("/")[2]
+
+
+def _actor() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "appsupervisor"

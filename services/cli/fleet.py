@@ -1,0 +1,179 @@
+"""Commands on what hosts apps, on operations, and on contexts."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated
+
+import typer
+
+from appsupervisor.fleet.v1 import fleet_pb2 as fleet
+from services.cli import views
+from services.cli.client import metadata_of, operation_name
+from services.cli.contexts import Context, contexts_file, read_contexts, write_contexts
+from services.cli.errors import CliError, Exit
+from services.cli.session import session_of
+
+environments = typer.Typer(
+    no_args_is_help=False, invoke_without_command=True, help="Show, create and delete environments."
+)
+operations = typer.Typer(
+    no_args_is_help=False, invoke_without_command=True, help="Show operations, and cancel one."
+)
+contexts = typer.Typer(
+    no_args_is_help=False, invoke_without_command=True, help="Name control planes, and choose one."
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.command("nodes", rich_help_panel="Fleet")(nodes)
+    app.add_typer(environments, name="environments", rich_help_panel="Fleet")
+    app.add_typer(operations, name="operations", rich_help_panel="Look")
+    app.add_typer(contexts, name="contexts", rich_help_panel="Program")
+
+
+def nodes(
+    context: typer.Context,
+    environment: Annotated[str, typer.Option(help="Only of this environment; - for all.")] = "-",
+) -> None:
+    """List nodes, a line each.
+
+    Example: appsupervisor nodes -o wide
+    """
+    session = session_of(context)
+    none = "There is no node yet. `appsupervisor node --control-plane …` starts one."
+    session.output.many(session.client.nodes(environment), views.NODES, none=none)
+
+
+@environments.callback()
+def _environments(context: typer.Context) -> None:
+    """List environments, a line each.
+
+    Example: appsupervisor environments
+    """
+    if context.invoked_subcommand is None:
+        session = session_of(context)
+        session.output.many(session.client.environments(), views.ENVIRONMENTS)
+
+
+@environments.command("create")
+def create_environment(context: typer.Context, name: str, display_name: str = "") -> None:
+    """Create an environment.
+
+    Example: appsupervisor environments create staging
+    """
+    session = session_of(context)
+    request = fleet.CreateEnvironmentRequest(
+        environment_id=name,
+        environment=fleet.Environment(display_name=display_name),
+        request_id=str(uuid.uuid4()),
+    )
+    session.output.one(
+        session.client.call(session.client.fleet.CreateEnvironment, request), views.ENVIRONMENTS
+    )
+
+
+@environments.command("delete")
+def delete_environment(context: typer.Context, name: str) -> None:
+    """Delete an environment that has no apps and no nodes.
+
+    Example: appsupervisor environments delete staging
+    """
+    session = session_of(context)
+    request = fleet.DeleteEnvironmentRequest(name=name if "/" in name else f"environments/{name}")
+    session.client.call(session.client.fleet.DeleteEnvironment, request)
+    session.output.note(f"{name} is deleted.")
+
+
+@operations.callback()
+def _operations(
+    context: typer.Context,
+    all_: Annotated[bool, typer.Option("--all", help="Those that are done too.")] = False,
+) -> None:
+    """List operations that go on, a line each.
+
+    Example: appsupervisor operations --all
+    """
+    if context.invoked_subcommand is None:
+        session = session_of(context)
+        found = (one for one in session.client.operations() if all_ or not one.done)
+        session.output.many(found, views.OPERATIONS, none="Nothing is under way.")
+
+
+@operations.command("get")
+def get_operation(context: typer.Context, name: str) -> None:
+    """Show one operation.
+
+    Example: appsupervisor operations get operations/ID
+    """
+    session = session_of(context)
+    session.output.one(session.client.operation(name), views.OPERATIONS)
+
+
+@operations.command("cancel")
+def cancel_operation(context: typer.Context, name: str) -> None:
+    """Ask for an operation to be given up. A create or start is taken back by stopping the app.
+
+    Example: appsupervisor operations cancel operations/ID
+    """
+    session = session_of(context)
+    session.client.cancel(name)
+    step = metadata_of(session.client.operation(name)).step
+    session.output.note(f"{operation_name(name)} is asked to end; it is at: {step}.")
+
+
+@contexts.callback()
+def _contexts(context: typer.Context) -> None:
+    """List contexts; the one in use has a star.
+
+    Example: appsupervisor contexts
+    """
+    if context.invoked_subcommand is None:
+        known = read_contexts()
+        for name, one in sorted(known.contexts.items()):
+            print(f"{'*' if name == known.current else ' '} {name}  {one.address}")  # noqa: T201 - what was asked for
+        if not known.contexts:
+            session_of(context).output.note(
+                f"There is none yet ({contexts_file()}); the address is {Context().address}."
+            )
+
+
+@contexts.command("set")
+def set_context(
+    name: str, address: str, ca: Annotated[str, typer.Option(help="File of the CA's certificates.")] = ""
+) -> None:
+    """Name a control plane, and use it from now on.
+
+    Example: appsupervisor contexts set local 127.0.0.1:7400
+    """
+    known = read_contexts()
+    known.contexts[name] = Context(address, ca)
+    known.current = name
+    write_contexts(known)
+
+
+@contexts.command("use")
+def use_context(name: str) -> None:
+    """Use another context from now on.
+
+    Example: appsupervisor contexts use local
+    """
+    known = read_contexts()
+    known.chosen(name)
+    known.current = name
+    write_contexts(known)
+
+
+@contexts.command("delete")
+def delete_context(name: str) -> None:
+    """Forget a context.
+
+    Example: appsupervisor contexts delete local
+    """
+    known = read_contexts()
+    if known.contexts.pop(name, None) is None:
+        raise CliError(f"There is no context {name!r}.", Exit.NOT_FOUND)
+    if known.current == name:
+        known.current = ""
+    write_contexts(known)

@@ -1,0 +1,95 @@
+"""The program `appsupervisor`: its flags, its commands, and how it ends."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from services.cli import apply, apps, fleet, programs, streams
+from services.cli.errors import CliError, Exit
+from services.cli.output import Format, Output
+from services.cli.session import Session
+
+app = typer.Typer(
+    name="appsupervisor",
+    help="Create, watch and manage isolated web apps. Works against any AppSupervisor server.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def program(
+    context: typer.Context,
+    address: Annotated[
+        str,
+        typer.Option(
+            help="host:port of the control plane; several separated by commas.",
+            envvar="APPSUPERVISOR_ADDRESS",
+        ),
+    ] = "",
+    context_name: Annotated[
+        str, typer.Option("--context", help="A named control plane.", envvar="APPSUPERVISOR_CONTEXT")
+    ] = "",
+    output: Annotated[Format, typer.Option("--output", "-o", help="How answers are written.")] = Format.TABLE,
+    jmes: Annotated[
+        str, typer.Option("--jmespath", help="Write only this part of the answer, such as '[].name'.")
+    ] = "",
+) -> None:
+    """Create, watch and manage isolated web apps."""
+    context.obj = Session(address=address, context=context_name, form=output, query=jmes)
+
+
+for group in (apps, apply, streams, fleet, programs):
+    group.register(app)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run one command line and end the process with its exit status."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; return the exit status. What goes wrong is one sentence on stderr."""
+    try:
+        app(_hoisted(arguments))
+    except CliError as failure:
+        return _tell(failure)
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else Exit.DONE
+    return Exit.DONE
+
+
+def _tell(failure: CliError) -> int:
+    notes = Output().notes
+    reason = f" ({failure.reason})" if failure.reason else ""
+    notes.print(Text.assemble(("error: ", "bold red"), failure.sentence, (reason, "dim")))
+    if failure.remedy:
+        notes.print(Text(failure.remedy))
+    return failure.code
+
+
+def _hoisted(arguments: list[str]) -> list[str]:
+    """Return the arguments with the program's own flags in front: they may stand after the command."""
+    own = {"-o", "--output", "--address", "--context", "--jmespath"}
+    command = next((word for word in arguments if not word.startswith("-")), "")
+    if command in programs.PROGRAMS:
+        return arguments
+    front: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--":
+            rest += [word, *words]
+        elif word in own:
+            front += [word, *[value for value in [next(words, None)] if value is not None]]
+        elif word.partition("=")[0] in own:
+            front.append(word)
+        else:
+            rest.append(word)
+    return front + rest

@@ -1,0 +1,88 @@
+"""What the flags before a command say, kept for the command: the client and the output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import typer
+from google.longrunning.operations_pb2 import Operation
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from services.cli.client import Client, metadata_of, short
+from services.cli.contexts import Context, read_contexts
+from services.cli.errors import CliError, Exit
+from services.cli.output import Format, Output
+
+BAR = (
+    TextColumn("{task.description}"),
+    BarColumn(24),
+    TextColumn("{task.percentage:>3.0f}% {task.fields[step]}"),
+    TimeElapsedColumn(),
+)
+
+
+@dataclass
+class Session:
+    """One run of the command line."""
+
+    address: str = ""
+    context: str = ""
+    form: Format = Format.TABLE
+    query: str = ""
+
+    @cached_property
+    def output(self) -> Output:
+        """Where answers go."""
+        return Output(self.form, self.query)
+
+    @cached_property
+    def client(self) -> Client:
+        """The control plane that was named: by --address, else by a context, else the usual address."""
+        return Client(Context(self.address) if self.address else read_contexts().chosen(self.context))
+
+    def finish(self, operation: Operation, wait: bool, timeout: float) -> App | None:
+        """Wait for an operation with a bar, and return its app; None if it was not to be waited for.
+
+        Ctrl-C leaves it going and says how to come back. Raises CliError with what it failed of.
+        """
+        if not wait:
+            self.output.note(
+                f"{operation.name} goes on; `appsupervisor wait {operation.name}` comes back to it."
+            )
+            return None
+        try:
+            with self._telling(operation) as told:
+                return self.client.result(self.client.wait(operation, timeout, told))
+        except KeyboardInterrupt:
+            raise CliError(
+                f"{operation.name} goes on.",
+                Exit.TIMED_OUT,
+                remedy=f"`appsupervisor wait {operation.name}` comes back to it.",
+            ) from None
+
+    @contextmanager
+    def _telling(self, operation: Operation) -> Iterator[Callable[[Operation], None]]:
+        if not self.output.interactive or operation.done:
+            yield lambda _: None
+            return
+        about = metadata_of(operation)
+        with Progress(*BAR, console=self.output.notes, transient=True) as progress:
+            task = progress.add_task(f"{about.verb} {short(about.target)}", total=100, step=about.step)
+
+            def told(now: Operation) -> None:
+                metadata = metadata_of(now)
+                progress.update(task, completed=metadata.progress_percent, step=metadata.step)
+
+            told(operation)
+            yield told
+
+
+def session_of(context: typer.Context) -> Session:
+    """Return the session of a command."""
+    session = context.find_object(Session)
+    assert session is not None, "the callback of the program makes it"
+    return session

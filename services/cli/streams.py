@@ -1,0 +1,203 @@
+"""Commands that follow: logs, events, watch, and waiting for a state."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC
+from typing import Annotated
+
+import typer
+from google.protobuf.json_format import MessageToJson
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, LogEntry
+from services.cli import views
+from services.cli.apps import AppArgument, combined, is_ready, is_settled
+from services.cli.client import app_name, short
+from services.cli.errors import CliError, Exit
+from services.cli.output import Format, styled
+from services.cli.session import Session, session_of
+
+LOOK_SECONDS = 1.0
+EVENTS_LOOK_SECONDS = 1.0
+SHOWN_APPS = 200
+"""Lines of a live table: more than a screen has, few enough to draw each second."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    for name, command in (("logs", logs), ("events", events), ("watch", watch)):
+        app.command(name, rich_help_panel="Look")(command)
+
+
+def logs(
+    context: typer.Context,
+    name: AppArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+    tail: Annotated[int, typer.Option(help="Only the newest so many lines; -1 for all.")] = -1,
+    instance: Annotated[str, typer.Option(help="Only of this instance.")] = "",
+) -> None:
+    """Show what an app has printed and logged.
+
+    Example: appsupervisor logs shop --tail 20
+    """
+    session = session_of(context)
+    request = catalog.TailAppLogsRequest(name=app_name(name), follow=follow)
+    if tail >= 0:
+        request.tail_line_count = tail
+    if instance:
+        request.instance = f"{app_name(name)}/instances/{short(instance)}"
+    for message in session.client.stream(session.client.catalog.TailAppLogs, request):
+        if message.type == catalog.TailAppLogsResponse.GAP:
+            session.output.note(f"… {message.dropped_count or 'some'} lines are missing here …")
+        for entry in message.entries:
+            _show_line(session, entry)
+
+
+def events(
+    context: typer.Context,
+    name: AppArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+    limit: Annotated[int, typer.Option(help="The newest so many.", min=1, max=1000)] = 20,
+) -> None:
+    """Show an app's timeline, oldest first.
+
+    Example: appsupervisor events shop --limit 5
+    """
+    session = session_of(context)
+    newest = session.client.events(name, limit)
+    session.output.many(reversed(newest), views.EVENTS, none="Nothing has happened yet.")
+    seen = newest[0].name if newest else ""
+    while follow:
+        time.sleep(EVENTS_LOOK_SECONDS)
+        fresh = [event for event in session.client.events(name, 100) if event.name > seen]
+        if fresh:
+            seen = fresh[0].name
+            session.output.many(reversed(fresh), views.EVENTS)
+
+
+def watch(
+    context: typer.Context,
+    filter_text: Annotated[str, typer.Option("--filter", "-f", help="AIP-160, as in list.")] = "",
+    selector: Annotated[str, typer.Option("--selector", "-l", help="KEY=VALUE of labels")] = "",
+) -> None:
+    """Show apps as they change: a live table on a terminal, a line per change elsewhere.
+
+    Example: appsupervisor watch --filter "state != RUNNING"
+    """
+    session = session_of(context)
+    changes = _changes(session, combined(filter_text, selector))
+    if not session.output.console.is_terminal or session.output.form is not Format.TABLE:
+        for app, gone in changes:
+            if app is not None:
+                state = "GONE" if gone else views.state_of(app)
+                print(f"{short(app.name)}\t{state}\t{views.health_of(app)}\t{app.generation}", flush=True)  # noqa: T201
+        return
+    apps: dict[str, catalog.App] = {}
+    with Live(console=session.output.console, auto_refresh=False) as live:
+        for app, gone in changes:
+            if app is not None:
+                if gone:
+                    apps.pop(app.name, None)
+                else:
+                    apps[app.name] = app
+            live.update(_table(apps), refresh=True)
+
+
+def watch_until(session: Session, name: str, what: str, timeout: float) -> catalog.App | None:
+    """Follow an app until it is so, at most `timeout` seconds; None once it is gone, if that was waited for.
+
+    Raises CliError: TIMED_OUT; FAILED when it failed and nothing more is done about it; NOT_FOUND.
+    """
+    is_so = _condition(what)
+    deadline = time.monotonic() + timeout
+    name = app_name(name)
+    last: catalog.App | None = None
+    while True:
+        try:
+            last = session.client.app(name)
+        except CliError as missing:
+            if missing.code is Exit.NOT_FOUND and what == "deleted":
+                return None
+            raise
+        if is_so(last):
+            return last
+        if last.state == Instance.FAILED and not last.reconciling and what != "deleted":
+            raise CliError(f"{name} is FAILED: {views.why(last)}", Exit.FAILED, remedy=views.todo(last))
+        if time.monotonic() >= deadline:
+            raise CliError(
+                f"{name} is {views.state_of(last)} after {timeout:g} s. {views.why(last)}".strip(),
+                Exit.TIMED_OUT,
+            )
+        time.sleep(min(0.2, max(0.01, deadline - time.monotonic())))
+
+
+def _condition(what: str) -> Callable[[catalog.App], bool]:
+    known = {
+        "ready": is_ready,
+        "settled": is_settled,
+        "stopped": lambda app: app.state == Instance.STOPPED,
+        "deleted": lambda _: False,
+    }
+    if what.lower() in known:
+        return known[what.lower()]
+    if what.upper() in Instance.State.keys():  # noqa: SIM118 - an enum, not a dict
+        state = Instance.State.Value(what.upper())
+        return lambda app: app.state == state
+    states = ", ".join(word for word in Instance.State.keys() if word != "STATE_UNSPECIFIED")  # noqa: SIM118
+    raise CliError(f"--for {what!r}: one of {', '.join(known)}, or a state: {states}", Exit.USAGE)
+
+
+def _changes(session: Session, filter_text: str) -> Iterator[tuple[catalog.App | None, bool]]:
+    """Yield each app as it changes, and whether it is gone; (None, False) when the snapshot is complete.
+
+    A stream that breaks is taken up where it was; what happened meanwhile is told.
+    """
+    request = catalog.WatchAppsRequest(filter=filter_text)
+    while True:
+        try:
+            for message in session.client.stream(session.client.catalog.WatchApps, request):
+                if message.resume_token:
+                    request.resume_token = message.resume_token
+                if message.HasField("app"):
+                    yield message.app, message.type == catalog.WatchAppsResponse.REMOVE
+                elif message.type == catalog.WatchAppsResponse.SYNCED:
+                    yield None, False
+        except CliError as broken:
+            if broken.reason == "RESUME_TOKEN_EXPIRED":
+                request.resume_token = ""
+            elif broken.code is not Exit.UNREACHABLE:
+                raise
+            else:
+                session.output.note(f"{broken.sentence} Trying again.")
+                time.sleep(LOOK_SECONDS)
+
+
+def _show_line(session: Session, entry: LogEntry) -> None:
+    if session.output.form is Format.JSON:
+        print(MessageToJson(entry, indent=None, preserving_proto_field_name=True), flush=True)  # noqa: T201
+        return
+    when = entry.log_time.ToDatetime(UTC).astimezone().strftime("%H:%M:%S.%f")[:-3]
+    level = LogEntry.Level.Name(entry.level)
+    message = "".join(c if c.isprintable() or c in "\t\n" else f"\\x{ord(c):02x}" for c in entry.text)
+    line = Text.assemble((when, "dim"), " ", (f"{level:<7}", _LEVELS.get(level, "")), " ", message)
+    session.output.console.print(line)
+
+
+_LEVELS = {"WARNING": "yellow", "SEVERE": "red", "CRITICAL": "bold red", "VERBOSE": "dim"}
+
+
+def _table(apps: dict[str, catalog.App]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in views.APPS:
+        if not column.wide:
+            table.add_column(column.title)
+    for name in sorted(apps)[:SHOWN_APPS]:
+        table.add_row(*(styled(column.text(apps[name])) for column in views.APPS if not column.wide))
+    if len(apps) > SHOWN_APPS:
+        table.add_row(f"… and {len(apps) - SHOWN_APPS} more")
+    return table

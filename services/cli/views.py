@@ -1,0 +1,184 @@
+"""The columns of tables, and the page that `describe` shows. Pure: messages in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from google.longrunning.operations_pb2 import Operation
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent
+from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceSpec
+from services.cli.client import metadata_of, short
+from services.cli.output import Column, M, age, styled
+
+
+def state_of(app: App) -> str:
+    """Return an app's state as one word."""
+    return Instance.State.Name(app.state)
+
+
+def health_of(app: App | Instance) -> str:
+    """Return health as one word; `-` where nothing runs."""
+    rests = app.state in (Instance.STOPPED, Instance.PENDING, Instance.FAILED)
+    return "-" if rests or not app.health else Instance.Health.Name(app.health)
+
+
+def why(app: App) -> str:
+    """Return why an app is not well, one line; empty when it is."""
+    for condition in app.conditions:
+        if condition.status == Condition.UNMET and condition.message:
+            return condition.message.splitlines()[0]
+    return ""
+
+
+APPS: Sequence[Column[App]] = (
+    Column("NAME", lambda app: short(app.name)),
+    Column("STATE", state_of),
+    Column("HEALTH", health_of),
+    Column("GEN", lambda app: str(app.generation)),
+    Column("NODE", lambda app: ",".join(sorted({short(i.node) for i in app.instances})) or "-"),
+    Column("AGE", lambda app: age(app.create_time)),
+    Column("URI", lambda app: app.uri or "-"),
+    Column("ENVIRONMENT", lambda app: short(app.environment), wide=True),
+    Column("TIER", lambda app: ",".join(sorted({_tier(i) for i in app.instances})) or "-", wide=True),
+    Column("ENTRYPOINT", lambda app: app.entrypoint, wide=True),
+    Column(
+        "LABELS", lambda app: ",".join(f"{k}={v}" for k, v in sorted(app.labels.items())) or "-", wide=True
+    ),
+    Column("WHY", why, wide=True),
+)
+
+NODES: Sequence[Column[Node]] = (
+    Column("NAME", lambda node: short(node.name)),
+    Column("ENVIRONMENT", lambda node: node.name.split("/")[1]),
+    Column("STATE", lambda node: Node.State.Name(node.state)),
+    Column("APPS", lambda node: str(node.app_count)),
+    Column("ADDRESS", lambda node: node.address),
+    Column("HTTP", lambda node: node.http_address),
+    Column("VERSION", lambda node: node.version),
+    Column("AGE", lambda node: age(node.create_time)),
+    Column("WHY", lambda node: node.state_reason, wide=True),
+)
+
+ENVIRONMENTS: Sequence[Column[Environment]] = (
+    Column("NAME", lambda environment: short(environment.name)),
+    Column("NODES", lambda environment: str(environment.node_count)),
+    Column("APPS", lambda environment: str(environment.app_count)),
+    Column("AGE", lambda environment: age(environment.create_time)),
+)
+
+EVENTS: Sequence[Column[AppEvent]] = (
+    Column("AGE", lambda event: age(event.create_time)),
+    Column("TYPE", lambda event: event.type),
+    Column("REASON", lambda event: event.reason or "-"),
+    Column("GEN", lambda event: str(event.generation)),
+    Column("BY", lambda event: event.actor),
+    Column("MESSAGE", lambda event: (event.message.splitlines() or [""])[0]),
+)
+
+OPERATIONS: Sequence[Column[Operation]] = (
+    Column("NAME", lambda operation: short(operation.name)),
+    Column("APP", lambda operation: short(metadata_of(operation).target)),
+    Column("VERB", lambda operation: metadata_of(operation).verb),
+    Column("STEP", lambda operation: metadata_of(operation).step),
+    Column("DONE", lambda operation: f"{metadata_of(operation).progress_percent}%"),
+    Column("AGE", lambda operation: age(metadata_of(operation).create_time)),
+    Column("ERROR", lambda operation: (operation.error.message.splitlines() or [""])[0]),
+)
+
+
+def described(app: App, events: Iterable[AppEvent]) -> RenderableType:
+    """Return an app on one screen: what it is, why it is so, and what to do."""
+    parts: list[RenderableType] = [_facts(app)]
+    if app.conditions:
+        parts += [Text("\nConditions", style="bold"), _conditions(app)]
+    if app.instances:
+        parts += [Text("\nInstances", style="bold"), _instances(app)]
+    told = list(events)
+    if told:
+        parts += [Text("\nNewest events", style="bold"), _rows(EVENTS, told)]
+    advice = todo(app)
+    if advice:
+        parts.append(Text(f"\n{advice}", style="bold yellow"))
+    return Group(*parts)
+
+
+def todo(app: App) -> str:
+    """Return what its user may do about an app's state; empty when nothing is wrong."""
+    name = short(app.name)
+    if app.state == Instance.FAILED:
+        return f"It failed. `appsupervisor logs {name}` has the rest; once it is mended, `start {name}`."
+    for condition in app.conditions:
+        if condition.status != Condition.UNMET:
+            continue
+        if condition.type == "Updated":
+            return f"The version before serves. Mend it with `appsupervisor update` or `restart {name}`."
+        if condition.type == "Scheduled":
+            return "No node takes it. `appsupervisor nodes` shows those there are."
+    if app.health == Instance.UNKNOWN and app.instances and app.state == Instance.RUNNING:
+        return "Its node cannot be heard. `appsupervisor nodes -o wide` says why."
+    return ""
+
+
+def _facts(app: App) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    rows = [
+        ("Name", Text(app.name)),
+        (
+            "State",
+            Text.assemble(
+                styled(state_of(app)),
+                "  ",
+                styled(health_of(app)),
+                "  reconciling" if app.reconciling else "",
+            ),
+        ),
+        ("Address", Text(app.uri or "-")),
+        ("Entrypoint", Text(app.entrypoint)),
+        ("Generation", Text(f"{app.generation} (carried out: {app.observed_generation})")),
+        ("Environment", Text(short(app.environment))),
+        ("Activation", Text(InstanceSpec.Activation.Name(app.activation))),
+        ("Labels", Text(", ".join(f"{k}={v}" for k, v in sorted(app.labels.items())) or "-")),
+        ("Domains", Text(", ".join(app.domains) or "-")),
+        ("Created", Text(f"{age(app.create_time)} ago, uid {app.uid}")),
+    ]
+    for title, text in rows:
+        table.add_row(Text(title, style="dim"), text)
+    return table
+
+
+def _conditions(app: App) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for one in app.conditions:
+        table.add_row(one.type, styled(Condition.Status.Name(one.status)), one.reason, one.message)
+    return table
+
+
+def _instances(app: App) -> Table:
+    columns: list[Column[Instance]] = [
+        Column("NAME", lambda one: short(one.name)),
+        Column("STATE", lambda one: Instance.State.Name(one.state)),
+        Column("HEALTH", health_of),
+        Column("TIER", _tier),
+        Column("NODE", lambda one: short(one.node)),
+        Column("RESTARTS", lambda one: str(one.restart_count)),
+        Column("LAST ERROR", lambda one: one.last_error.reason or "-"),
+    ]
+    return _rows(columns, app.instances)
+
+
+def _rows(columns: Sequence[Column[M]], rows: Iterable[M]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        table.add_column(column.title)
+    for row in rows:
+        table.add_row(*(styled(column.text(row)) for column in columns))
+    return table
+
+
+def _tier(instance: Instance) -> str:
+    return InstanceSpec.IsolationTier.Name(instance.isolation) if instance.isolation else "-"

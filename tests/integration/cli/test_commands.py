@@ -1,0 +1,184 @@
+"""The command line against a real control plane with a fake node: what it does, writes, and ends with."""
+
+import asyncio
+import json
+import re
+import shlex
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from services.cli.errors import Exit
+from services.cli.main import app as program
+from services.cli.main import run
+from services.cli.programs import PROGRAMS
+from tests.fakes.runtime_node import Behaviour
+from tests.integration.control_plane.plane import Plane
+
+Command = Callable[..., Awaitable[tuple[int, str, str]]]
+
+
+@pytest.fixture
+async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
+    plane = Plane(tmp_path)
+    await plane.start()
+    try:
+        await plane.node(http_address="127.0.0.1:8080")
+        yield plane
+    finally:
+        await plane.close()
+
+
+@pytest.fixture
+def command(
+    plane: Plane, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Command:
+    monkeypatch.setenv("APPSUPERVISOR_CONFIG", str(tmp_path / "contexts.yaml"))
+    monkeypatch.setenv("APPSUPERVISOR_ADDRESS", plane.address)
+    monkeypatch.chdir(tmp_path)
+
+    async def ran(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = await asyncio.to_thread(run, list(arguments))
+        told = capsys.readouterr()
+        return int(status), told.out, told.err
+
+    return ran
+
+
+async def test_an_app_goes_full_circle(command: Command) -> None:
+    status, out, _ = await command(
+        "create", "shop", "shop:create_app", "-c", "title=A title", "-l", "tier=gold"
+    )
+    assert (status, out.splitlines()[1].split()[:2]) == (0, ["shop", "RUNNING"])
+    status, out, _ = await command("get", "shop", "-o", "json")
+    assert json.loads(out)["config"] == {"title": "A title"}
+    status, out, _ = await command("update", "shop", "--set", "config.title=B", "--jmespath", "config.title")
+    assert (status, out) == (0, "B\n")
+    status, out, _ = await command("stop", "shop", "-o", "name")
+    assert (status, out) == (0, "apps/shop\n")
+    status, out, _ = await command("describe", "shop")
+    assert "STOPPED" in out
+    assert "StopRequested" in out
+    assert (await command("wait", "shop", "--for", "stopped"))[0] == 0
+    assert (await command("start", "shop"))[0] == 0
+    assert (await command("delete", "shop", "--drop", "--yes"))[0] == 0
+    status, out, _ = await command("list", "-o", "json")
+    assert (status, json.loads(out)) == (0, [])
+
+
+async def test_what_goes_wrong_is_a_sentence_with_a_status_for_scripts(
+    command: Command, plane: Plane
+) -> None:
+    await command("create", "shop", "shop:create_app")
+    for arguments, expected, sentence in (
+        (["get", "nope"], Exit.NOT_FOUND, "apps/nope does not exist. (APP_NOT_FOUND)"),
+        (["create", "shop", "a:b"], Exit.CONFLICT, "exists already"),
+        (["create", "Bad Id", "nonsense"], Exit.USAGE, "app.entrypoint must have the form"),
+        (["list", "--filter", "x ="], Exit.USAGE, "INVALID_FILTER"),
+        (["update", "shop", "--set", "nonsense=1"], Exit.USAGE, "no such field"),
+        (["stop", "shop", "--etag", '"other"'], Exit.CONFLICT, "ETAG_MISMATCH"),
+        (["wait", "shop", "--for", "nonsense"], Exit.USAGE, "one of ready"),
+        (["wait", "shop", "--for", "stopped", "--timeout", "0.1"], Exit.TIMED_OUT, "RUNNING after 0.1 s"),
+        (["list", "--context", "nope", "--address", ""], Exit.USAGE, "There is no context"),
+        (["list", "--address", "127.0.0.1:1"], Exit.UNREACHABLE, "No control plane answers"),
+        (["delete", "shop", "--drop"], Exit.USAGE, "Say --yes"),
+    ):
+        status, out, err = await command(*arguments)
+        assert (status, out) == (expected, ""), arguments
+        assert sentence in err, arguments
+        assert "Traceback" not in err
+
+
+async def test_a_start_that_fails_is_told_with_its_reason(command: Command, plane: Plane) -> None:
+    plane.nodes[0].behaviours["bad:create_app"] = Behaviour(fails=("APP_STARTUP_FAILED", "It lacks a table."))
+    status, _, err = await command("create", "bad", "bad:create_app")
+    assert status == Exit.FAILED
+    assert "It lacks a table." in err
+    assert "APP_STARTUP_FAILED" in err
+
+
+async def test_documents_are_applied_compared_exported_and_deleted(command: Command, tmp_path: Path) -> None:
+    file = tmp_path / "apps.yaml"
+    file.write_text("name: a\nentrypoint: x:y\nlabels: {set: one}\n---\nname: b\nentrypoint: x:y\n")
+    assert (await command("diff", "-f", str(file)))[0] == 1
+    status, out, _ = await command("apply", "-f", str(file), "-o", "name")
+    assert (status, out) == (0, "apps/a\napps/b\n")
+    assert await command("diff", "-f", str(file)) == (0, "", "")
+    await command("update", "a", "--set", "config.kept=1")
+    file.write_text("name: a\nlabels: {more: x}\n")
+    await command("apply", "-f", str(file))
+    _, out, _ = await command("export", "a")
+    content = yaml.safe_load(out)
+    assert (content["labels"], content["config"]) == ({"set": "one", "more": "x"}, {"kept": 1})
+    file.write_text("name: c\nentrypoint: nonsense\n---\nname: d\nentrypoint: x:y\n")
+    status, _, err = await command("apply", "-f", str(file))
+    assert (status, "document 1" in err) == (Exit.USAGE, True)
+    assert (await command("get", "d"))[0] == Exit.NOT_FOUND
+    file.write_text("name: d\nentrypoint: x:y\nlabels: {set: one}\n")
+    assert (await command("apply", "-f", str(file), "--prune"))[0] == Exit.USAGE
+    status, _, err = await command("apply", "-f", str(file), "--prune", "-l", "set=one", "--yes")
+    assert (status, "  a\n" in err) == (0, True)
+    _, out, _ = await command("list", "-o", "name")
+    assert out == "apps/b\napps/d\n"
+    assert (await command("delete", "-f", str(file), "--yes"))[0] == 0
+    assert (await command("delete", "-f", str(file), "--yes"))[0] == 0
+
+
+async def test_contexts_are_kept_and_private(command: Command, plane: Plane, tmp_path: Path) -> None:
+    assert (await command("contexts", "set", "local", plane.address))[0] == 0
+    assert (tmp_path / "contexts.yaml").stat().st_mode & 0o077 == 0
+    _, out, _ = await command("contexts")
+    assert out == f"* local  {plane.address}\n"
+    assert (await command("list", "--context", "local", "--address", ""))[0] == 0
+    assert (await command("contexts", "delete", "local"))[0] == 0
+    (tmp_path / "contexts.yaml").write_text("- nonsense")
+    status, _, err = await command("contexts")
+    assert (status, "cannot be read" in err) == (Exit.USAGE, True)
+
+
+def commands() -> list[tuple[str, str]]:
+    found = []
+    root = typer.main.get_command(program)
+
+    def walk(path: list[str], node: object) -> None:
+        for name, child in getattr(node, "commands", {}).items():
+            found.append((" ".join([*path, name]), child.help or ""))
+            walk([*path, name], child)
+
+    walk([], root)
+    return found
+
+
+@pytest.mark.parametrize(("name", "text"), commands(), ids=[name for name, _ in commands()])
+async def test_the_example_of_each_commands_help_works(
+    name: str, text: str, command: Command, plane: Plane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = re.search(r"Example: appsupervisor (.+)", text)
+    if found is None:
+        assert name in {"environments", "operations", "contexts"}, f"{name} has no example"
+        return
+    if name in PROGRAMS:
+        return  # tests/e2e starts them
+    monkeypatch.setattr("webbrowser.open", lambda _: True)
+    example = found[1]
+    assert (await command("create", "shop", "notes:create_app", "--set", "secret_env.A=x"))[0] == 0
+    if name == "delete":
+        await command("create", "wiki", "notes:create_app")
+    if name == "environments delete":
+        await command("environments", "create", "staging")
+    if name in {"contexts use", "contexts delete"}:
+        await command("contexts", "set", "local", plane.address)
+    (tmp_path / "apps.yaml").write_text("name: wiki\nentrypoint: notes:create_app\n")
+    if "operations/ID" in example:
+        plane.nodes[0].behaviours["slow:app"] = Behaviour(ready_after=30.0)
+        await command("create", "slow", "slow:app", "--no-wait")
+        _, out, _ = await command("operations", "-o", "name")
+        example = example.replace("operations/ID", out.splitlines()[0])
+    if name in {"logs", "watch"}:
+        return  # streams: tests/e2e follows them
+    status, _, err = await command(*shlex.split(example))
+    assert status == (1 if name == "diff" else 0), err

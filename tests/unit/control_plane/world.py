@@ -1,0 +1,209 @@
+"""One node and the line to it, in virtual time: calls and answers that get lost, a stream that is late."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
+from appsupervisor.fleet.v1.fleet_pb2 import Node, RegisterNodeRequest
+from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
+from services.control_plane.catalog.commands import AppCommands
+from services.control_plane.catalog.idempotency import Caller
+from services.control_plane.controller.controller import Controller
+from services.control_plane.fleet.fleet import FleetService
+from services.control_plane.nodes.client import CALL_SECONDS, NodeClient
+from services.rpc.errors import SupervisorError
+from tests.fakes.runtime_node import Behaviour, Disk, FakeNode
+from tests.virtual_time import VirtualTimeLoop
+
+NODE = "environments/default/nodes/fake-1"
+ME = Caller("test", 1e6)
+BAD, SLOW = "bad:app", "slow:app"
+BEHAVIOURS = {
+    BAD: Behaviour(ready_after=0.05, fails=("APP_FACTORY_FAILED", "it is bad")),
+    SLOW: Behaviour(ready_after=2.0, stop_after=1.0),
+}
+
+
+class VirtualStore:
+    """A store whose writer's thread takes no virtual time."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def write(self, command: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        return loop.elsewhere(self._store.write(command))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+class World:
+    """A control plane, a node that lives again and again on one disk, and a bad line between them."""
+
+    def __init__(self, store: Any, chance: random.Random, node: str = NODE, disk: Disk | None = None) -> None:
+        self.store = VirtualStore(store)
+        self.chance = chance
+        self.name = node
+        self.disk = disk or Disk(uid="6b4d1a52-0b5e-4e1e-8f43-2f5d9b1c7a10")
+        self.lost_requests = self.lost_answers = 0.0
+        """Share of the calls whose request, or answer, gets lost."""
+        self.delay = 0.0
+        """Seconds by which a message of the stream may be late."""
+        self.cut = False
+        """Nothing passes."""
+        self.withheld = False
+        """The stream tells that the node lives, and nothing of its instances yet."""
+        self.calls = 0
+        self.started: list[rt.InstanceSpec] = []
+        self.commands = AppCommands(self.store)  # type: ignore[arg-type]
+        self.controller = self._controller()
+        self.fleet = FleetService(self.store, lambda name: False)  # type: ignore[arg-type]
+        self.node = self._life()
+
+    def _controller(self) -> Controller:
+        return Controller(
+            self.store,  # type: ignore[arg-type]
+            connect=lambda address: Line(self, address),
+        )
+
+    def _life(self) -> FakeNode:
+        self.node = FakeNode(self.name, behaviours=dict(BEHAVIOURS), disk=self.disk)
+        self.node.address = "127.0.0.1:7401"
+        return self.node
+
+    async def start(self) -> None:
+        """Register the node, and begin to reconcile."""
+        await self.register()
+        await self.controller.start()
+
+    async def register(self) -> None:
+        """Have the node's present life tell who it is."""
+        environment, _, node = self.name.partition("/nodes/")
+        request = RegisterNodeRequest(parent=environment, node_id=node)
+        request.node.CopyFrom(
+            Node(
+                address=self.node.address,
+                http_address="127.0.0.1:80",
+                incarnation=self.node.incarnation,
+                uid=self.disk.uid,
+            )
+        )
+        await self.fleet.register_node(request, ME)
+
+    async def restart_node(self) -> None:
+        """End the node as a killed process does, and begin another life of it."""
+        await self.node.kill()
+        self._life()
+        await self.register()
+
+    async def restart_controller(self) -> None:
+        """Let another term begin."""
+        await self.controller.close()
+        await self.controller.start()
+
+    def app(self, name: str) -> pb.App | None:
+        """Return an app as the API shows it."""
+        record = self.store.mirror.apps.get(name)
+        return record.public if record is not None else None
+
+    async def until(self, test: Any, seconds: float = 600.0) -> None:
+        """Let virtual time pass until something holds."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + seconds
+        while not test():
+            assert clock() < deadline, "never came about"
+            await asyncio.sleep(0.05)
+
+    async def close(self) -> None:
+        await self.controller.close()
+        await self.node.kill()
+
+
+class Line(NodeClient):
+    """A client whose calls go to the node's present life without a network, or get lost."""
+
+    def __init__(self, world: World, address: str) -> None:
+        self._world = world
+        self._address = address
+        self._closed = asyncio.Event()
+
+    async def status(self) -> rt.RuntimeStatus:
+        return await self._call(lambda node: node.status())
+
+    async def start(self, request: rt.StartInstanceRequest) -> rt.Instance:
+        self._world.calls += 1
+        self._world.started.append(request.spec)
+        found = await self._call(lambda node: node.start_instance(request.spec, start_now=request.start_now))
+        return _copy(found)
+
+    async def stop(self, request: rt.StopInstanceRequest) -> rt.Instance | None:
+        self._world.calls += 1
+        found = await self._call(lambda node: node.stop_instance(request))
+        return _copy(found) if found is not None else None
+
+    async def watch(self, silence: float) -> AsyncIterator[rt.WatchInstancesResponse]:
+        world, node = self._world, self._world.node
+        request = rt.WatchInstancesRequest()
+        request.heartbeat_interval.FromMilliseconds(int(silence * 1000 / 3))
+        messages = node.watch(request)
+        late: list[rt.WatchInstancesResponse] = []
+        while True:
+            step = asyncio.ensure_future(anext(messages))
+            try:
+                async with asyncio.timeout(silence):
+                    while not step.done():
+                        await asyncio.wait({step}, timeout=0.2)
+                        if world.node is not node:
+                            raise self._broken("it ended")
+                if world.delay:
+                    await asyncio.sleep(world.chance.uniform(0, world.delay))
+                if world.cut:
+                    raise self._broken("it is cut")
+            except TimeoutError:
+                raise self._broken("it was silent") from None
+            finally:
+                step.cancel()
+            message = rt.WatchInstancesResponse()
+            message.CopyFrom(step.result())
+            late.append(message)
+            if message.type != message.HEARTBEAT and message.type != message.SYNCED and world.withheld:
+                continue
+            if world.withheld:
+                yield late.pop()
+                continue
+            while late:
+                yield late.pop(0)
+
+    async def close(self) -> None:
+        self._closed.set()
+
+    async def _call(self, call: Any) -> Any:
+        world, chance = self._world, self._world.chance
+        await asyncio.sleep(chance.uniform(0, 0.01))
+        if world.cut or chance.random() < world.lost_requests:
+            await asyncio.sleep(CALL_SECONDS)
+            raise self._broken("it did not answer")
+        node = world.node
+        answer = call(node)
+        if chance.random() < world.lost_answers:
+            await asyncio.sleep(CALL_SECONDS)
+            raise self._broken("it did not answer")
+        await asyncio.sleep(chance.uniform(0, 0.01))
+        if node is not world.node:
+            raise self._broken("it ended")
+        return answer
+
+    def _broken(self, why: str) -> SupervisorError:
+        return SupervisorError("NODE_UNREACHABLE", f"The node cannot be heard: {why}.")
+
+
+def _copy(instance: rt.Instance) -> rt.Instance:
+    copy = rt.Instance()
+    copy.CopyFrom(instance)
+    return copy
