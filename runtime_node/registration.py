@@ -81,7 +81,7 @@ class Registration:
     def _control_plane(self) -> str:
         return self._control_planes[self._turn % len(self._control_planes)]
 
-    async def _register(self, fleets: list[FleetStub]) -> None:
+    async def _register(self, fleets: list[Any]) -> None:
         async for attempt in AsyncRetrying(
             # Every refusal can end: the environment is created, the name's former holder falls silent.
             retry=retry_if_exception_type(grpc.aio.AioRpcError),

@@ -10,10 +10,10 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "command-line.md"
 
 INTRODUCTION = """# The command line
 
-`appsupervisor` talks to one control plane: `--address`, else `APPSUPERVISOR_ADDRESS`, else the context in use
-(`appsupervisor contexts`), else 127.0.0.1:7400. Tables are for people; `-o json`, `-o yaml` and `-o name` are for
-programs, `--jmespath` picks a part. `NO_COLOR` turns colours off. `appsupervisor --install-completion` teaches your
-shell the commands and the names of your apps.
+`appsupervisor` talks to one control plane: `--address`, else `APPSUPERVISOR_ADDRESS`, else the context
+in use (`appsupervisor contexts`), else 127.0.0.1:7400. Tables are for people; `-o json`, `-o yaml` and
+`-o name` are for programs, `--jmespath` picks a part. `NO_COLOR` turns colours off. `appsupervisor
+--install-completion` teaches your shell the commands and the names of your apps.
 
 | exit status | what it says |
 |---|---|

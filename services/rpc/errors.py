@@ -16,6 +16,7 @@ class Code(Enum):
     """Canonical codes of `google.rpc.Code`, by number."""
 
     CANCELLED = 1
+    UNKNOWN = 2
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
@@ -24,6 +25,7 @@ class Code(Enum):
     FAILED_PRECONDITION = 9
     ABORTED = 10
     OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
     INTERNAL = 13
     UNAVAILABLE = 14
 
@@ -36,11 +38,13 @@ CODES: dict[str, Code] = {
     "INVALID_RESUME_TOKEN": Code.INVALID_ARGUMENT,
     "REQUEST_ID_REUSED": Code.INVALID_ARGUMENT,
     "MALFORMED_REQUEST": Code.INVALID_ARGUMENT,
+    "METHOD_NOT_FOUND": Code.UNIMPLEMENTED,
     "APP_NOT_FOUND": Code.NOT_FOUND,
     "ENVIRONMENT_NOT_FOUND": Code.NOT_FOUND,
     "NODE_NOT_FOUND": Code.NOT_FOUND,
     "INSTANCE_NOT_FOUND": Code.NOT_FOUND,
     "OPERATION_NOT_FOUND": Code.NOT_FOUND,
+    "SERVICE_NOT_FOUND": Code.NOT_FOUND,
     "APP_ALREADY_EXISTS": Code.ALREADY_EXISTS,
     "ENVIRONMENT_ALREADY_EXISTS": Code.ALREADY_EXISTS,
     "DOMAIN_TAKEN": Code.ALREADY_EXISTS,
@@ -64,6 +68,8 @@ CODES: dict[str, Code] = {
     "NODE_FULL": Code.RESOURCE_EXHAUSTED,
     "SERVER_BUSY": Code.RESOURCE_EXHAUSTED,
     "MESSAGE_TOO_LARGE": Code.RESOURCE_EXHAUSTED,
+    "TOO_MANY_STREAMS": Code.RESOURCE_EXHAUSTED,
+    "UNREAD_STREAMS": Code.RESOURCE_EXHAUSTED,
     "STORE_UNAVAILABLE": Code.UNAVAILABLE,
     "SHUTTING_DOWN": Code.UNAVAILABLE,
     "NODE_UNREACHABLE": Code.UNAVAILABLE,
@@ -90,6 +96,10 @@ CODES: dict[str, Code] = {
     "APP_UNRESPONSIVE": Code.FAILED_PRECONDITION,
     "INTERNAL": Code.INTERNAL,
 }
+
+
+MAX_VIOLATIONS = 100
+"""Violations that one error tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,11 +141,14 @@ class SupervisorError(Exception):
 
 
 def invalid_fields(violations: list[Violation]) -> SupervisorError:
-    """Return the error that tells every violation at once."""
-    first = violations[0]
-    more = f" (and {len(violations) - 1} more)" if len(violations) > 1 else ""
+    """Return the error that tells every violation at once, of very many the first ones."""
+    first, more = violations[0], len(violations) - 1
+    others = f" (and {more:,} more)" if more else ""
     return SupervisorError(
-        "INVALID_FIELD", f"{first.field}: {first.rule}{more}", violations=tuple(violations)
+        "INVALID_FIELD",
+        f"{first.field}: {first.rule}{others}",
+        violations=tuple(violations[:MAX_VIOLATIONS]),
+        metadata={"more": str(more)} if more else None,
     )
 
 

@@ -6,12 +6,10 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import grpc
 from grpc_health.v1 import health_pb2
-from grpc_health.v1.health import aio as aio_health
 
 from services.rpc.errors import SupervisorError
-from services.rpc.status import DETAILS_KEY, to_status
+from services.rpc.pipeline.call import Call
 
 Response = health_pb2.HealthCheckResponse
 
@@ -78,45 +76,52 @@ class ResourceHealth:
                 del self._waiting[name]
 
 
-class HealthServicer(aio_health.HealthServicer):  # type: ignore[misc]  # published without types
+class HealthServicer:
     """Serves grpc.health.v1. Names with a slash are resources, if there is a source for them."""
 
     def __init__(self, resources: ResourceHealth | None = None) -> None:
-        super().__init__()
         self._resources = resources
-        # The published Watch writes under a lock: one client that takes nothing would hold up all others.
+        self._statuses: dict[str, int] = {"": int(Response.SERVING)}
         self._services = ResourceHealth(self._serves)
 
-    async def set(self, service: str, status: int) -> None:
+    def set(self, service: str, status: int) -> None:
         """Set the status of one of the server's services."""
-        await super().set(service, status)
+        self._statuses[service] = status
         self._services.changed(service)
 
-    async def enter_graceful_shutdown(self) -> None:
+    def enter_graceful_shutdown(self) -> None:
         """Set every status to NOT_SERVING, for good, and end the watches."""
-        await super().enter_graceful_shutdown()
         self._services.close()
 
     def _serves(self, service: str) -> bool | None:
-        status = self._server_status.get(service)
-        return None if status is None else bool(status == Response.SERVING)
+        status = self._statuses.get(service)
+        return None if status is None else status == Response.SERVING
 
-    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:  # noqa: N802
+    def _source(self, name: str) -> ResourceHealth:
+        return self._resources if self._resources is not None and "/" in name else self._services
+
+    async def Check(self, request: health_pb2.HealthCheckRequest, call: Call) -> Any:  # noqa: N802
         """Serve Health.Check: NOT_FOUND for what is not known."""
-        if self._resources is None or "/" not in request.service:
-            return await super().Check(request, context)
-        status = self._resources.status(request.service)
-        if status == Response.SERVICE_UNKNOWN:
-            kind = "INSTANCE_NOT_FOUND" if "/instances/" in request.service else "APP_NOT_FOUND"
-            error = SupervisorError(kind, f"{request.service[:200]} is not known here.")
-            context.set_trailing_metadata(((DETAILS_KEY, to_status(error).SerializeToString()),))
-            await context.abort(grpc.StatusCode.NOT_FOUND, error.message)
-        return Response(status=status)
+        name = request.service
+        status = self._source(name).status(name)
+        if status != Response.SERVICE_UNKNOWN:
+            return Response(status=status)
+        reason = "SERVICE_NOT_FOUND"
+        if self._source(name) is self._resources:
+            reason = "INSTANCE_NOT_FOUND" if "/instances/" in name else "APP_NOT_FOUND"
+        shown = name[:200]
+        raise SupervisorError(reason, f"{shown} is not known here.", resource=shown)
 
-    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:  # noqa: N802
+    async def List(self, request: health_pb2.HealthListRequest, call: Call) -> Any:  # noqa: N802
+        """Serve Health.List: the services of the server; resources have lists of their own."""
+        response = health_pb2.HealthListResponse()
+        for name in self._statuses:
+            response.statuses[name].status = self._services.status(name)
+        return response
+
+    async def Watch(  # noqa: N802
+        self, request: health_pb2.HealthCheckRequest, call: Call
+    ) -> AsyncIterator[Any]:
         """Serve Health.Watch: SERVICE_UNKNOWN for what is not known, now or any more."""
-        source = self._services
-        if self._resources is not None and "/" in request.service:
-            source = self._resources
-        async for status in source.watch(request.service):
-            await context.write(Response(status=status))
+        async for status in self._source(request.service).watch(request.service):
+            yield Response(status=status)

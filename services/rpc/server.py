@@ -4,31 +4,40 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
-from google.protobuf import descriptor_pool
-from grpc_channelz.v1 import channelz, channelz_pb2
+from grpc_channelz.v1 import channelz, channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
-from services.rpc.guard import Guarded, tolerant_deserializer
 from services.rpc.health import HealthServicer, ResourceHealth
-
-T = TypeVar("T")
+from services.rpc.pipeline.methods import Methods
+from services.rpc.pipeline.pipeline import Pipeline
+from services.rpc.reflection import ReflectionServicer
 
 log = logging.getLogger("appsupervisor.rpc")
 
-MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-"""Largest request; gRPC's own default, named so that the error can tell it."""
+MAX_REQUEST_BYTES = 1024 * 1024
+"""Largest request; an app with every field at its bound has a third of it. gRPC refuses larger ones."""
 
-MAX_CONCURRENT_CALLS = 4096
-"""Calls and streams beyond these are answered RESOURCE_EXHAUSTED by the transport."""
+STREAMS_PER_CONNECTION = 1000
+"""Calls and streams of one connection. It bounds what a client that opens and resets without end (rapid
+reset) has waiting before everyone else's calls: with 100 they take 25 ms meanwhile, with 1,000 a third of a
+second, without a bound most of them fail. But gRPC refuses some calls of an honest client at the bound, too.
+"""
+
+MAX_CALLS = 8192
+"""Calls begun, those included whose request has not come yet; beyond it gRPC refuses without details."""
 
 OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+    # Calls that wait for this process: beyond it gRPC drops some of everybody's at random. 1,000 by default.
+    ("grpc.server.max_pending_requests", 4 * 4096),
+    ("grpc.server.max_pending_requests_hard_limit", 4 * 8192),
+    # What a stream that is not read holds in the transport, beside the message that is being written.
+    ("grpc.http2.write_buffer_size", 16 * 1024),
     ("grpc.so_reuseport", 0),
     # A watcher behind a silent network is found out; a client may ping every second, as a control plane does
     # every 2 s: a node whose loop hangs must not be sent away by its own transport on top of it.
@@ -49,123 +58,59 @@ class Service:
 
 
 class RpcServer:
-    """A grpc.aio server on the running loop. Synchronous methods run on worker threads: `threads` for those
-    that only read, as many for the others.
+    """A grpc.aio server on the running loop, on which every method runs: none may block.
 
     Health checks of names with a slash are answered by `resources`.
     """
 
     def __init__(
-        self, services: Sequence[Service], resources: ResourceHealth | None = None, *, threads: int = 64
+        self,
+        services: Sequence[Service],
+        resources: ResourceHealth | None = None,
+        *,
+        pipeline: Pipeline | None = None,
     ) -> None:
         self._services = services
-        self._pool = _Threads(threads)
-        self._server = grpc.aio.server(
-            migration_thread_pool=self._pool,
-            options=OPTIONS,
-            maximum_concurrent_rpcs=MAX_CONCURRENT_CALLS,
-        )
+        self.pipeline = pipeline or Pipeline()
+        self.methods = Methods(self.pipeline)
+        self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
         self._health = HealthServicer(resources)
-        recorder = _Recorder(self._server)
         for service in services:
-            service.register(Guarded(service.servicer), recorder)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        channelz.add_channelz_servicer(self._server)
+            service.register(service.servicer, self.methods)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.methods)
+        channelz_pb2_grpc.add_ChannelzServicer_to_server(
+            channelz.aio.ChannelzServicer(), self.methods.foreign
+        )
         names = [service.name for service in services]
         names += [
             health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
             channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name,
-            reflection.SERVICE_NAME,
         ]
-        reflection.enable_server_reflection(names, self._server, _ReflectionPool())
+        ReflectionServicer(names).add_to(self.methods)
 
     async def start(self, listen: str) -> int:
         """Listen on `host:port` (port 0: any free one), serve, and return the port.
 
         Raises OSError when the address cannot be bound.
         """
+        self._server.add_generic_rpc_handlers((self.methods,))
         try:
             port = self._server.add_insecure_port(listen)
         except RuntimeError as refused:
             raise OSError(f"cannot listen on {listen}: the address is in use or not ours") from refused
         await self._server.start()
-        await self.set_serving(True)
+        self.set_serving(True)
         return int(port)
 
-    async def set_serving(self, serving: bool, service: str | None = None) -> None:
+    def set_serving(self, serving: bool, service: str | None = None) -> None:
         """Tell health checkers whether a service, or all and the server as a whole, can be used."""
         state = (
             health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         )
-        names = [service] if service else ["", *(known.name for known in self._services)]
-        for name in names:
-            await self._health.set(name, state)
+        for name in [service] if service else ["", *(known.name for known in self._services)]:
+            self._health.set(name, state)
 
     async def stop(self, grace: float) -> None:
         """Refuse new calls, let those under way end within `grace` seconds, then cancel them."""
-        await self._health.enter_graceful_shutdown()
+        self._health.enter_graceful_shutdown()
         await self._server.stop(grace)
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-
-class _Threads(Executor):
-    """Worker threads, with some for reads alone: they are answered while commands wait for a disk."""
-
-    def __init__(self, threads: int) -> None:
-        self._reading = ThreadPoolExecutor(threads, thread_name_prefix="rpc-read")
-        self._others = ThreadPoolExecutor(threads, thread_name_prefix="rpc")
-
-    def submit(self, call: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Run a servicer's method; standard methods that read are told by their names (AIP-131, AIP-132)."""
-        reads = getattr(call, "__name__", "").startswith(("Get", "List"))
-        return (self._reading if reads else self._others).submit(call, *args, **kwargs)
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Begin nothing more."""
-        for pool in (self._reading, self._others):
-            pool.shutdown(wait, cancel_futures=cancel_futures)
-
-
-class _ReflectionPool:
-    """The descriptors of this process; a method's name is found too, as reflection's protocol has it."""
-
-    def __init__(self) -> None:
-        self._pool: Any = descriptor_pool.Default()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._pool, name)
-
-    def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802 - a descriptor pool's method
-        """Return the file that declares a symbol. Raises KeyError for an unknown one."""
-        try:
-            return self._pool.FindFileContainingSymbol(symbol)
-        except KeyError:
-            return self._pool.FindMethodByName(symbol).containing_service.file
-
-
-class _Recorder:
-    """Passes a service's generated handlers on with deserializers that never raise."""
-
-    def __init__(self, server: grpc.aio.Server) -> None:
-        self._server = server
-
-    def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """Register a service's methods."""
-        self._server.add_generic_rpc_handlers(tuple(_Tolerant(handler) for handler in handlers))
-
-    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
-        """Do nothing: only newer generated code calls this, with the same handlers by name."""
-
-
-class _Tolerant(grpc.GenericRpcHandler):
-    """Finds a service's methods as another handler does, and gives each a deserializer that never raises."""
-
-    def __init__(self, handler: grpc.GenericRpcHandler) -> None:
-        self._handler = handler
-
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """Return the handler of one call, or None for a method that is not ours."""
-        found: Any = self._handler.service(handler_call_details)
-        if found is None:
-            return None
-        return found._replace(request_deserializer=tolerant_deserializer(found.request_deserializer))

@@ -16,14 +16,17 @@ from services.rpc.errors import Code, SupervisorError, Violation
 if TYPE_CHECKING:
     import grpc
 
-DOMAIN = "appsupervisor"
+DOMAIN = "appsupervisor.dev"
 DETAILS_KEY = "grpc-status-details-bin"
 
-MAX_DETAIL_BYTES = 4096
+MAX_DETAIL_BYTES = 3072
 """Room for violations: gRPC clients refuse more than 8 KiB of trailers, which travel in base64."""
 
 MAX_TEXT_BYTES = 400
 """Room for one text of an error that travels in trailers; the message does so twice, once escaped."""
+
+MAX_VALUE_BYTES = 160
+"""Room for one value of ErrorInfo's metadata; an error has a handful of them."""
 
 _KINDS = {"apps": "App", "environments": "Environment", "operations": "Operation"}
 
@@ -32,6 +35,12 @@ def to_status(error: SupervisorError) -> Status:
     """Return the error as a `google.rpc.Status`: ErrorInfo always, other details where they fit."""
     status = Status(code=error.code.value, message=error.message)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
+    # What a message tells of one case is here by key: no program has to take a sentence apart (AIP-193).
+    if error.resource:
+        info.metadata["resource"] = error.resource
+    if error.violations:
+        first = error.violations[0]
+        info.metadata["field"], info.metadata["rule"] = first.field, _cut(first.rule, MAX_VALUE_BYTES)
     for key, value in error.metadata.items():
         if key != "detail":  # a traceback is for the app's own status, not for every caller
             info.metadata[key] = value
@@ -61,16 +70,16 @@ def brief(error: SupervisorError) -> SupervisorError:
         code=error.code,
         resource=error.resource,
         violations=tuple(Violation(_cut(known.field), _cut(known.rule)) for known in error.violations),
-        metadata={key: _cut(value) for key, value in error.metadata.items()},
+        metadata={key: _cut(value, MAX_VALUE_BYTES) for key, value in error.metadata.items()},
         retry_after=error.retry_after,
     )
 
 
-def _cut(text: str) -> str:
+def _cut(text: str, most: int = MAX_TEXT_BYTES) -> str:
     encoded = text.encode()
-    if len(encoded) <= MAX_TEXT_BYTES:
+    if len(encoded) <= most:
         return text
-    return encoded[: MAX_TEXT_BYTES - 3].decode(errors="ignore") + "…"
+    return encoded[: most - 3].decode(errors="ignore") + "…"
 
 
 def _bad_request(error: SupervisorError) -> error_details_pb2.BadRequest:
@@ -88,7 +97,7 @@ def _bad_request(error: SupervisorError) -> error_details_pb2.BadRequest:
 
 
 def resource_kind(name: str) -> str:
-    """Return the resource type of a name: `appsupervisor/App` for `apps/x`, and so on."""
+    """Return the resource type of a name: `appsupervisor.dev/App` for `apps/x`, and so on."""
     parts = name.split("/")
     kind = _KINDS.get(parts[0], "Resource")
     if len(parts) == 4:

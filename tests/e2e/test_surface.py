@@ -9,11 +9,11 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from services.rpc.reflection import SERVICES as REFLECTION
 from tests.conftest import RunTool
 from tests.e2e.stack import ROOT, Stack
 
-CLIENTS = Path(__file__).with_name("clients")
-STANDARD = {"grpc.health.v1.Health", "grpc.channelz.v1.Channelz", "grpc.reflection.v1alpha.ServerReflection"}
+STANDARD = {"grpc.health.v1.Health", "grpc.channelz.v1.Channelz", *REFLECTION}
 CONTROL_PLANE = {
     "appsupervisor.catalog.v1.AppCatalog",
     "appsupervisor.fleet.v1.Fleet",
@@ -80,47 +80,37 @@ def test_grpcurl_shows_the_reason_of_an_error(shared_stack: Stack, run_tool: Run
     assert answer.returncode != 0
     assert "NotFound" in answer.stderr
     assert '"reason": "APP_NOT_FOUND"' in answer.stderr
-    assert '"domain": "appsupervisor"' in answer.stderr
+    assert '"domain": "appsupervisor.dev"' in answer.stderr
 
 
-def assert_whole_life(output: str, app: str) -> None:
-    steps = [json.loads(line) for line in output.splitlines()]
-    assert [step["step"] for step in steps] == ["created", "read", "deleted"]
-    assert {step["name"] for step in steps} == {f"apps/{app}"}
-    assert [step["state"] for step in steps[:2]] == ["RUNNING", "RUNNING"]
-
-
-@pytest.mark.tool("go", "protoc-gen-go", "protoc-gen-go-grpc")
-@pytest.mark.timeout(300)  # the first build compiles grpc-go
-def test_a_generated_go_client_takes_an_app_through_its_life(
+@pytest.mark.tool("grpcurl")
+def test_grpcurl_prints_the_same_by_reflection_as_by_proto(
     shared_stack: Stack, run_tool: RunTool, tmp_path: Path
 ) -> None:
-    for file in (CLIENTS / "go").iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    protos = ROOT / "protos"
-    sources = [str(path.relative_to(protos)) for path in (protos / "appsupervisor").rglob("*.proto")]
-    outputs = [f"--go_out={tmp_path}", f"--go-grpc_out={tmp_path}"]
-    outputs += ["--go_opt=module=appsupervisor.dev", "--go-grpc_opt=module=appsupervisor.dev"]
-    protoc = ["-m", "grpc_tools.protoc", "-I.", "-Ithird_party"]
-    generated = run_tool.python(*protoc, *outputs, *sources, cwd=protos)
-    assert generated.returncode == 0, generated.stderr
-    built = run_tool("go", "build", "-o", "client", ".", timeout=240)
-    assert built.returncode == 0, built.stderr
-    ran = run_tool(str(tmp_path / "client"), shared_stack.address, "from-go", "notes:create_app")
-    assert ran.stderr.strip() == "appsupervisor/APP_NOT_FOUND"
-    assert_whole_life(ran.stdout, "from-go")
-
-
-@pytest.mark.tool("node", "proto-loader-gen-types")
-def test_a_node_client_takes_an_app_through_its_life(shared_stack: Stack, run_tool: RunTool) -> None:
-    ran = run_tool(
-        "node",
-        str(CLIENTS / "node/client.cjs"),
-        str(ROOT / "protos"),
-        shared_stack.address,
-        "from-node",
-        "notes:create_app",
-        NODE_PATH=str(run_tool.folder_of("proto-loader-gen-types").parent),
-    )
-    assert ran.stderr.strip() == "NOT_FOUND"
-    assert_whole_life(ran.stdout, "from-node")
+    protoset = tmp_path / "protoset"
+    written = run_tool.python(str(ROOT / "protos/generate.py"), "--descriptor-set", str(protoset))
+    assert written.returncode == 0, written.stderr
+    shared_stack.create("printed", "notes:create_app", labels={"demo_of": "printing"})
+    by_reflection = ["grpcurl", "-plaintext", shared_stack.address]
+    by_proto = ["grpcurl", "-plaintext", "-protoset", str(protoset), shared_stack.address]
+    services = run_tool("grpcurl", "-protoset", str(protoset), "list").stdout.split()
+    symbols = [
+        *sorted(set(services) & CONTROL_PLANE),
+        *(
+            "appsupervisor.catalog.v1.App",
+            "appsupervisor.runtime.v1.Instance",
+            "google.longrunning.Operation",
+        ),
+    ]
+    for symbol in symbols:
+        told = run_tool(*by_reflection, "describe", symbol).stdout
+        assert "//" in told, "its comments are told, too"
+        assert told == run_tool(*by_proto[:-1], "describe", symbol).stdout
+    for method in (
+        "appsupervisor.catalog.v1.AppCatalog/ListAppEvents",
+        "google.longrunning.Operations/ListOperations",
+    ):
+        asked = ["-d", '{"parent": "apps/printed"}' if "Events" in method else "{}"]
+        told = run_tool(*by_reflection[:-1], *asked, by_reflection[-1], method).stdout
+        assert "apps/printed" in told
+        assert told == run_tool(*by_proto[:-1], *asked, by_proto[-1], method).stdout

@@ -45,9 +45,11 @@ class GuestGroups:
         """Whether the kernel bounds how many processes and threads a group has."""
 
     @classmethod
-    def open(cls, base: Path | None = None) -> GuestGroups | None:
-        """Make the group below which the guests' will be; None where that is not this process's to do."""
-        base = own_group() if base is None else base
+    def open(cls, base: Path | None) -> GuestGroups | None:
+        """Make a group in `base` below which the guests' will be; None where that may not be done.
+
+        May move this process into a group of its own below `base`: find `base` before the first call.
+        """
         if base is None:
             return None
         remove_left_behind(base)

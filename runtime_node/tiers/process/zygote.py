@@ -112,6 +112,7 @@ class Zygote:
         self._serial = 0
         # 24 bits for the serial, 30 for this node's life: the marks of two nodes on a machine differ.
         self._first_tag = (1 << 60) | (random.getrandbits(30) << 24)
+        self._own_group = cgroups.own_group()
         self._groups: GuestGroups | None = None
         self._failures = 0
         self._closing = False
@@ -237,7 +238,7 @@ class Zygote:
         ]  # fmt: skip
         for directory in self._app_dirs:
             command += ["--app-dir", str(directory)]
-        self._groups = GuestGroups.open()
+        self._groups = GuestGroups.open(self._own_group)
         if self._groups is not None:
             command += ["--guest-groups", str(self._groups.root)]
         environment = base_environment()
@@ -279,7 +280,7 @@ class Zygote:
                 message, descriptors = wire.receive(self._link)
             except BlockingIOError:
                 return
-            except wire.ClosedError:
+            except (wire.ClosedError, wire.WireError):
                 self._lost()
                 return
             self._handle(message, descriptors)

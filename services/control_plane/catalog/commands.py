@@ -14,7 +14,7 @@ from google.longrunning.operations_pb2 import Operation
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
-from services.control_plane.catalog.idempotency import Caller, execute
+from services.control_plane.catalog.idempotency import execute
 from services.control_plane.operations import operations
 from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
 from services.control_plane.rules.app_rules import app_violations
@@ -25,6 +25,7 @@ from services.control_plane.rules.names import app_name, parse_app_name, validat
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, OperationRecord, Role, Version, current_of
 from services.rpc.errors import Code, SupervisorError, Violation, invalid_field, invalid_fields
+from services.rpc.pipeline.call import Caller
 
 DEFAULT_BASE_DOMAIN = "localhost"
 """Base domain of a node that was given none."""
@@ -355,7 +356,7 @@ def _existing(record: AppRecord | None, name: str, etag: str) -> AppRecord:
             "ETAG_MISMATCH",
             f"{name} has changed since etag {etag}; read it again.",
             resource=name,
-            metadata={"etag": record.public.etag},
+            metadata={"etag": record.public.etag, "given_etag": etag},
         )
     return record
 

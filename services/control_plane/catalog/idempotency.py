@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -13,7 +12,8 @@ from google.protobuf.message import Message
 from services.control_plane.rules.names import request_id_violations
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import RequestRecord
-from services.rpc.errors import SupervisorError, invalid_fields
+from services.rpc.errors import SupervisorError, Violation, invalid_fields
+from services.rpc.pipeline.call import Caller
 
 REQUEST_ID_KEPT = 24 * 3600 * 1_000_000
 """How long a request id is remembered, µs."""
@@ -22,15 +22,6 @@ SYSTEM = "system"
 """The actor of what the control plane does by itself."""
 
 M = TypeVar("M", bound=Message)
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who made a call and how long it may take."""
-
-    actor: str
-    timeout: float
-    """Seconds until the call's deadline, at most the server's own limit."""
 
 
 class _OnlyValidated(Exception):  # noqa: N818 - not a failure: it undoes a transaction
@@ -91,6 +82,8 @@ def _first_response(known: RequestRecord, digest: str) -> bytes:
         raise SupervisorError(
             "REQUEST_ID_REUSED",
             f"request_id {known.request_id!r} was used for another request; take a new one.",
+            violations=(Violation("request_id", "was used for another request"),),
+            metadata={"request_id": known.request_id},
         )
     return known.response
 

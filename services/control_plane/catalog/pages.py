@@ -48,9 +48,22 @@ def page_by_name(
 
     Raises SupervisorError INVALID_FIELD for a negative size, INVALID_PAGE_TOKEN.
     """
-    count = page_size(size)
-    after = str(decode_page_token(token, digest)[0]) if token else ""
-    found = list(islice(values(after), count + 1))
+    count, after = page_start(size, token, digest)
+    return page_end(list(islice(values(after), count + 1)), count, name_of, bytes_of, digest)
+
+
+def page_start(size: int, token: str, digest: str) -> tuple[int, str]:
+    """Return how many elements a page may have, and the name after which it begins.
+
+    Raises SupervisorError INVALID_FIELD for a negative size, INVALID_PAGE_TOKEN.
+    """
+    return page_size(size), str(decode_page_token(token, digest)[0]) if token else ""
+
+
+def page_end(
+    found: list[T], count: int, name_of: Callable[[T], str], bytes_of: Callable[[T], int], digest: str
+) -> tuple[list[T], str]:
+    """Return the page of what was found, `count` elements or one more, and the token of the next one."""
     count = fitting(found[:count], bytes_of)
     if len(found) <= count:
         return found, ""

@@ -5,17 +5,21 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from services.control_plane.catalog.commands import app_not_found
-from services.control_plane.catalog.idempotency import Caller
-from services.control_plane.catalog.pages import fitting, page_by_name, request_digest
+from services.control_plane.catalog.pages import fitting, page_end, page_start, request_digest
 from services.control_plane.catalog.positions import position_of, token_at
+from services.control_plane.catalog.scans import LOOK_EVERY, Scans
 from services.control_plane.rules.filters import Filter, compile_filter
 from services.control_plane.rules.names import app_name, parse_app_name
 from services.control_plane.rules.ordering import Order, compile_order
 from services.control_plane.rules.paging import (
+    Position,
     decode_page_token,
     encode_page_token,
     page_size,
@@ -24,12 +28,15 @@ from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.records import AppRecord
 from services.rpc.errors import SupervisorError
 from services.rpc.feed import Entry, Mark, Signal
+from services.rpc.pipeline.call import Caller
 
 BOOKMARK_SECONDS = 5.0
 """Silence after which a watcher is told that nothing has happened."""
 
-LOOK_EVERY = 64
-"""Apps between two looks at the time: the longest filter takes a few milliseconds for them."""
+READERS = 4
+"""Threads that read timelines from the database."""
+
+T = TypeVar("T")
 
 
 class AppQueries:
@@ -38,6 +45,8 @@ class AppQueries:
     def __init__(self, store: CatalogStore) -> None:
         self._store = store
         self._feed = store.mirror.apps
+        self._scans = Scans()
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="catalog-read")
         self.watchers = 0
         """WatchApps streams open now."""
 
@@ -49,51 +58,58 @@ class AppQueries:
             raise app_not_found(name)
         return record.public
 
-    async def list_apps(self, request: pb.ListAppsRequest, caller: Caller) -> pb.ListAppsResponse:
-        """Carry out ListApps; OPERATION_DEADLINE_EXCEEDED when the call's time is up first."""
+    async def list_apps(self, request: pb.ListAppsRequest, caller: Caller) -> bytes:
+        """Carry out ListApps; return a serialized ListAppsResponse.
+
+        Raises OPERATION_DEADLINE_EXCEEDED when the call's time is up first.
+        """
         deadline = time.monotonic() + caller.timeout
         order = compile_order(request.order_by)
         matches = compile_filter(request.filter)
         digest = request_digest(request.filter, request.order_by)
         if order.is_default:
-            records, token = page_by_name(
-                lambda after: self._matching(matches, after, deadline),
-                lambda record: record.name,
-                _bytes_of,
-                size=request.page_size,
-                token=request.page_token,
-                digest=digest,
-            )
+            count, after = page_start(request.page_size, request.page_token, digest)
+            found = await self._first(matches, after, count + 1, deadline)
+            records, token = page_end(found, count, lambda record: record.name, _bytes_of, digest)
         else:
-            records, token = self._ordered(matches, order, request, digest, deadline)
-        response = pb.ListAppsResponse.FromString(b"".join(record.list_item for record in records))
-        response.next_page_token = token
-        return response
+            records, token = await self._ordered(matches, order, request, digest, deadline)
+        # Fields of a message may come in pieces: each app was serialized as an element once.
+        rest = pb.ListAppsResponse(next_page_token=token).SerializeToString()
+        return b"".join([*(record.list_item for record in records), rest])
 
-    def _ordered(
+    async def _first(self, matches: Filter, after: str, limit: int, deadline: float) -> list[AppRecord]:
+        """Return the first apps by name that match, from the one that follows `after`."""
+        if matches.matches_all:
+            return list(islice(self._feed.values(after), limit))
+        candidates = self._candidates(matches, after)
+        return await self._scans.find(candidates, lambda record: matches(record.public), limit, deadline)
+
+    async def _ordered(
         self, matches: Filter, order: Order, request: pb.ListAppsRequest, digest: str, deadline: float
     ) -> tuple[list[AppRecord], str]:
         count = page_size(request.page_size)
-        records = self._matching(matches, "", deadline)
-        found = ((order.key(record.public), record) for record in _until(deadline, records))
-        if request.page_token:
-            after = decode_page_token(request.page_token, digest)
-            found = (pair for pair in found if order.follows(pair[0], after))
-        page = heapq.nsmallest(count + 1, found, key=lambda pair: order.sort_key(pair[0]))
-        count = fitting([record for _, record in page[:count]], _bytes_of)
-        chosen = [record for _, record in page[:count]]
-        return chosen, encode_page_token(page[count - 1][0], digest) if len(page) > count else ""
+        after = decode_page_token(request.page_token, digest) if request.page_token else None
+        page = _Smallest(count + 1, order)
 
-    def _matching(self, matches: Filter, after: str, deadline: float) -> Iterator[AppRecord]:
-        """Yield the apps that match, by name, from the one that follows `after`, until the deadline."""
-        if matches.exact_name is not None:
-            record = self._feed.get(matches.exact_name)
-            found = record is not None and record.name > after and matches(record.public)
-            return iter([record] if record is not None and found else [])
-        records = self._feed.values(after)
-        if not matches.text:
-            return records
-        return (record for record in _until(deadline, records) if matches(record.public))
+        def look(record: AppRecord) -> bool:
+            if matches(record.public):
+                key = order.key(record.public)
+                if after is None or order.follows(key, after):
+                    page.add(key, record)
+            return False
+
+        await self._scans.find(self._candidates(matches, ""), look, None, deadline)
+        pairs = page.sorted()
+        count = fitting([record for _, record in pairs[:count]], _bytes_of)
+        chosen = [record for _, record in pairs[:count]]
+        return chosen, encode_page_token(pairs[count - 1][0], digest) if len(pairs) > count else ""
+
+    def _candidates(self, matches: Filter, after: str) -> Iterator[AppRecord]:
+        """Return the apps that can match, by name, from the one that follows `after`."""
+        if matches.exact_name is None:
+            return self._feed.values(after)
+        record = self._feed.get(matches.exact_name)
+        return iter([record] if record is not None and record.name > after else [])
 
     async def watch(self, request: pb.WatchAppsRequest) -> AsyncIterator[pb.WatchAppsResponse]:
         """Carry out WatchApps."""
@@ -112,11 +128,14 @@ class AppQueries:
             resume = await position_of(self._store, request.resume_token, digest)
         view = _FilteredView(matches, resumed=resume is not None) if request.filter else None
         exact = resume is not None
-        told = time.monotonic()
+        told, passed = time.monotonic(), 0
         async for item in self._feed.watch(resume, BOOKMARK_SECONDS):
             message = _mark(item) if isinstance(item, Mark) else _message(item, view)
             exact = exact or isinstance(item, Mark)
             if message is None:
+                passed += 1
+                if passed % LOOK_EVERY == 0:
+                    await asyncio.sleep(0)
                 if not exact or time.monotonic() < told + BOOKMARK_SECONDS:
                     continue
                 # Much happens, but nothing for this reader: its token must not grow old.
@@ -126,13 +145,13 @@ class AppQueries:
             yield message
             told = time.monotonic()
 
-    async def events(self, request: pb.ListAppEventsRequest) -> pb.ListAppEventsResponse:
+    async def events(self, request: pb.ListAppEventsRequest, caller: Caller) -> pb.ListAppEventsResponse:
         """Carry out ListAppEvents. The timeline of a deleted app can still be read."""
         name = app_name(parse_app_name(request.parent, "parent"))
         size = page_size(request.page_size)
         digest = request_digest(name)
         before = str(decode_page_token(request.page_token, digest)[0]) if request.page_token else ""
-        events = await asyncio.to_thread(self._store.events, name, size + 1, before)
+        events = await self._read(caller, lambda: self._store.events(name, size + 1, before))
         if not events and not before and self._feed.get(name) is None:
             raise app_not_found(name)
         size = fitting(events[:size], pb.AppEvent.ByteSize)
@@ -142,15 +161,34 @@ class AppQueries:
             response.next_page_token = encode_page_token((last,), digest)
         return response
 
-
-def _until(deadline: float, records: Iterator[AppRecord]) -> Iterator[AppRecord]:
-    """Pass the records on; a caller who has gone shall not keep a thread busy with a large catalog."""
-    for number, record in enumerate(records):
-        if number % LOOK_EVERY == 0 and time.monotonic() > deadline:
+    async def _read(self, caller: Caller, read: Callable[[], T]) -> T:
+        """Read from the database, on one of a few threads of its own: it may hang, and others be answered."""
+        reading = asyncio.get_running_loop().run_in_executor(self._readers, read)
+        try:
+            return await asyncio.wait_for(reading, caller.timeout)
+        except TimeoutError as late:
             raise SupervisorError(
-                "OPERATION_DEADLINE_EXCEEDED", "The call's time was up before all apps were looked at."
-            )
-        yield record
+                "OPERATION_DEADLINE_EXCEEDED", "The call's time was up before the catalog's file was read."
+            ) from late
+
+
+class _Smallest:
+    """Keeps the first so many of what is added, in an order."""
+
+    def __init__(self, limit: int, order: Order) -> None:
+        self._limit = limit
+        self._order = order
+        self._pairs: list[tuple[Position, AppRecord]] = []
+
+    def add(self, key: Position, record: AppRecord) -> None:
+        """Add an app under its position."""
+        self._pairs.append((key, record))
+        if len(self._pairs) >= 4 * self._limit:
+            self._pairs = self.sorted()
+
+    def sorted(self) -> list[tuple[Position, AppRecord]]:
+        """Return the first ones, in order."""
+        return heapq.nsmallest(self._limit, self._pairs, key=lambda pair: self._order.sort_key(pair[0]))
 
 
 def _bytes_of(record: AppRecord) -> int:

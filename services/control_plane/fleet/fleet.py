@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Callable
 
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
 from services.control_plane.catalog.commands import DEFAULT_BASE_DOMAIN
-from services.control_plane.catalog.idempotency import Caller, execute
+from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_by_name, request_digest
 from services.control_plane.rules.etags import app_etag, etag_matches
 from services.control_plane.rules.fleet_rules import environment_violations, node_violations
@@ -22,6 +23,7 @@ from services.control_plane.rules.names import (
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import EnvironmentRecord, NodeRecord, Role, timestamp
 from services.rpc.errors import SupervisorError, Violation, invalid_fields
+from services.rpc.pipeline.call import Caller
 
 REGISTRATION_SECONDS = 10.0
 """Silence after which a node should register again."""
@@ -81,12 +83,17 @@ class FleetService:
         record = self._mirror.environments.get(name)
         if record is None:
             raise _environment_not_found(name)
-        return self._with_counts(record)
+        nodes = sum(node.environment == name for node in self._mirror.nodes.values())
+        return self._with_counts(record, nodes)
 
     def list_environments(self, request: pb.ListEnvironmentsRequest) -> pb.ListEnvironmentsResponse:
         """Carry out ListEnvironments."""
+        nodes = Counter(node.environment for node in self._mirror.nodes.values())
         page, token = page_by_name(
-            lambda after: map(self._with_counts, self._mirror.environments.values(after)),
+            lambda after: (
+                self._with_counts(record, nodes[record.name])
+                for record in self._mirror.environments.values(after)
+            ),
             lambda environment: environment.name,
             pb.Environment.ByteSize,
             size=request.page_size,
@@ -105,7 +112,10 @@ class FleetService:
                 raise _environment_not_found(name)
             if request.etag and not etag_matches(request.etag, record.environment.etag):
                 raise SupervisorError(
-                    "ETAG_MISMATCH", f"{name} has changed since; read it again.", resource=name
+                    "ETAG_MISMATCH",
+                    f"{name} has changed since etag {request.etag}; read it again.",
+                    resource=name,
+                    metadata={"etag": record.environment.etag, "given_etag": request.etag},
                 )
             if name == DEFAULT_ENVIRONMENT:
                 raise SupervisorError("ENVIRONMENT_PROTECTED", f"{name} cannot be deleted.", resource=name)
@@ -117,6 +127,7 @@ class FleetService:
                     "ENVIRONMENT_NOT_EMPTY",
                     f"{name} has {apps} apps and {len(alive)} nodes that can be heard.",
                     resource=name,
+                    metadata={"apps": str(apps), "nodes": str(len(alive))},
                 )
             for node in nodes:
                 tx.delete_node(node.name)
@@ -158,6 +169,7 @@ class FleetService:
                 "NODE_NAME_TAKEN",
                 f"{known.name} is another node, alive at {known.node.address}.",
                 resource=known.name,
+                metadata={"address": known.node.address},
             )
         if not known.node.uid or known.node.uid == node.uid:
             return
@@ -216,11 +228,11 @@ class FleetService:
         )
         return pb.ListNodesResponse(nodes=page, next_page_token=token)
 
-    def _with_counts(self, record: EnvironmentRecord) -> pb.Environment:
+    def _with_counts(self, record: EnvironmentRecord, nodes: int) -> pb.Environment:
         shown = pb.Environment()
         shown.CopyFrom(record.environment)
         shown.app_count = self._mirror.count_in(record.name)
-        shown.node_count = sum(node.environment == record.name for node in self._mirror.nodes.values())
+        shown.node_count = nodes
         return shown
 
     def _node_with_counts(self, record: NodeRecord) -> pb.Node:

@@ -148,7 +148,11 @@ class NodeClient:
         return self._unreachable(failure.details() or failure.code().name)
 
     def _unreachable(self, why: str) -> SupervisorError:
-        return SupervisorError("NODE_UNREACHABLE", f"The node at {self._address} cannot be heard: {why}.")
+        return SupervisorError(
+            "NODE_UNREACHABLE",
+            f"The node at {self._address} cannot be heard: {why}.",
+            metadata={"address": self._address, "why": why},
+        )
 
 
 def _is_retryable(failure: BaseException) -> bool:

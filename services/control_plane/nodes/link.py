@@ -176,7 +176,11 @@ class NodeLink:
 
     def _check(self, incarnation: str) -> None:
         if incarnation not in ("", self.node.incarnation):
-            raise SupervisorError("NODE_UNREACHABLE", f"Another incarnation answers at {self.node.address}.")
+            raise SupervisorError(
+                "NODE_UNREACHABLE",
+                f"Another incarnation answers at {self.node.address}.",
+                metadata={"address": self.node.address},
+            )
 
     def _broken(self, why: str) -> None:
         """Note that the stream is not open, and give the node until its time limit."""

@@ -41,7 +41,10 @@ def supersede(tx: Transaction, app: str, verb: str, effect: str) -> None:
     """End the app's operations that a later command takes back; `effect` is the verb it amounts to."""
     for other in tx.open_operations(app, _ENDED_BY.get(effect, ())):
         replaced = SupervisorError(
-            "OPERATION_SUPERSEDED", f"A later {verb} of {app} replaced this operation.", resource=app
+            "OPERATION_SUPERSEDED",
+            f"A later {verb} of {app} replaced this operation.",
+            resource=app,
+            metadata={"verb": verb},
         )
         end(tx, other, replaced, step="superseded")
 
@@ -106,6 +109,7 @@ def expire(tx: Transaction, name: str) -> None:
             "OPERATION_DEADLINE_EXCEEDED",
             sentences(f"{operation.app} did not get there in time; what is wanted of it stands", why),
             resource=operation.app,
+            metadata={"why": why},
         ),
         step="failed",
     )

@@ -6,6 +6,7 @@ Waiting costs a future per caller; one task follows the change log for all of th
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -14,14 +15,16 @@ from google.protobuf.empty_pb2 import Empty
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import OperationMetadata
 from services.control_plane.catalog.commands import take_back
-from services.control_plane.catalog.idempotency import Caller, execute
-from services.control_plane.catalog.pages import page_by_name, request_digest
+from services.control_plane.catalog.idempotency import execute
+from services.control_plane.catalog.pages import page_end, page_start, request_digest
+from services.control_plane.catalog.scans import Scans
 from services.control_plane.operations import operations
 from services.control_plane.rules.names import operation_name, parse_operation_name
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import OperationRecord
-from services.rpc.errors import SupervisorError, invalid_field
+from services.rpc.errors import SupervisorError, Violation, invalid_field
 from services.rpc.feed import Entry
+from services.rpc.pipeline.call import Caller
 
 LONGEST_WAIT = 600.0
 """Seconds that one WaitOperation may take, whatever it asks for."""
@@ -38,6 +41,7 @@ class OperationService:
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
         self._follower: asyncio.Task[None] | None = None
         self._closed = False
+        self._scans = Scans()
 
     async def start(self) -> None:
         """Begin to wake those who wait."""
@@ -56,17 +60,15 @@ class OperationService:
         """Carry out GetOperation."""
         return operations.present(self._record(name))
 
-    def list(self, request: pb.ListOperationsRequest) -> pb.ListOperationsResponse:
+    async def list(self, request: pb.ListOperationsRequest, caller: Caller) -> pb.ListOperationsResponse:
         """Carry out ListOperations, oldest first; `filter` as in `_compile`."""
         test = _compile(request.filter)
-        page, token = page_by_name(
-            lambda after: map(operations.present, filter(test, self._feed.values(after))),
-            lambda operation: operation.name,
-            pb.Operation.ByteSize,
-            size=request.page_size,
-            token=request.page_token,
-            digest=request_digest("operations", request.filter),
-        )
+        digest = request_digest("operations", request.filter)
+        count, after = page_start(request.page_size, request.page_token, digest)
+        deadline = time.monotonic() + caller.timeout
+        found = await self._scans.find(self._feed.values(after), test, count + 1, deadline)
+        shown = [operations.present(record) for record in found]
+        page, token = page_end(shown, count, lambda operation: operation.name, pb.Operation.ByteSize, digest)
         return pb.ListOperationsResponse(operations=page, next_page_token=token)
 
     async def wait(self, request: pb.WaitOperationRequest, caller: Caller) -> pb.Operation:
@@ -107,12 +109,20 @@ class OperationService:
             if record.done or record.verb not in _CANCELLABLE:
                 what = "is done" if record.done else f"is a {record.verb}, which can't be taken back"
                 raise SupervisorError(
-                    "OPERATION_NOT_CANCELLABLE", f"{record.name} {what}.", resource=record.name
+                    "OPERATION_NOT_CANCELLABLE",
+                    f"{record.name} {what}.",
+                    resource=record.name,
+                    metadata={"verb": record.verb, "what": what},
                 )
             metadata = OperationMetadata()
             metadata.CopyFrom(record.metadata)
             metadata.cancel_requested = True
-            cancelled = SupervisorError("OPERATION_CANCELLED", f"Cancelled by {caller.actor}.")
+            cancelled = SupervisorError(
+                "OPERATION_CANCELLED",
+                f"Cancelled by {caller.actor}.",
+                resource=record.app,
+                metadata={"actor": caller.actor},
+            )
             operations.end(tx, replace(record, metadata=metadata), cancelled, step="cancelled")
             app = tx.app(record.app)
             if app is not None and app.uid == record.app_uid and record.verb in ("create", "start"):
@@ -179,8 +189,8 @@ def _test(field: str, _: str, value: str) -> Callable[[OperationRecord], bool]:
         return lambda record: record.app == value
     if field == "metadata.verb" and value:
         return lambda record: record.verb == value
-    raise SupervisorError(
-        "INVALID_FILTER",
-        f"filter: {field!r} is not understood; use done=true, done=false, "
-        'metadata.target="apps/x" or metadata.verb="create", joined by AND.',
+    rule = (
+        f"{field!r} is not understood; use done=true, done=false, "
+        'metadata.target="apps/x" or metadata.verb="create", joined by AND'
     )
+    raise SupervisorError("INVALID_FILTER", f"filter: {rule}.", violations=(Violation("filter", rule),))

@@ -1,6 +1,7 @@
 """The grammar of AIP-160: text to a tree of restrictions, each with its column.
 
-Knows no fields. Differs from AIP-160 by having no functions; `OR` binds tighter than `AND`, as there.
+Knows no fields. Differs from AIP-160 by having no functions, and keys in backquotes as update masks
+have them; `OR` binds tighter than `AND`, as there.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ restriction: member [COMPARATOR arg]
 function: FUNCTION
 value: [MINUS] member
 member: _value (DOT _field)*
-_value: TEXT | STRING | TIMESTAMP
-_field: TEXT | STRING | AND | OR | NOT
+_value: TEXT | STRING | QUOTED_KEY | TIMESTAMP
+_field: TEXT | STRING | QUOTED_KEY | AND | OR | NOT
 
 AND: "AND"
 OR: "OR"
@@ -45,6 +46,7 @@ TIMESTAMP.2: /\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)/
 FUNCTION.2: /(?!(AND|OR|NOT)\()[^\s"'`().,:<>=!~\-][^\s"'`().,:<>=!~]*(?=\()/
 TEXT: /[^\s"'`().,:<>=!~\-][^\s"'`().,:<>=!~]*/
 STRING: /"([^"\\]|\\.)*"|'([^'\\]|\\.)*'/s
+QUOTED_KEY: /`([^`]|``)*`/
 WS: /\s+/
 %ignore WS
 """
@@ -60,6 +62,7 @@ _TERMINALS = {
     "COMPARATOR": "a comparison (=, !=, <, <=, >, >=, :)",
     "TEXT": "a word",
     "STRING": "a quoted string",
+    "QUOTED_KEY": "a key in backquotes",
     "TIMESTAMP": "a timestamp",
     "$END": "the end",
 }
@@ -137,7 +140,7 @@ def parse_filter(text: str) -> Node | None:
         tree: Any = _parser().parse(text)
     except UnexpectedCharacters as error:
         at = error.pos_in_stream or 0
-        if text[at] in "\"'":
+        if text[at] in "\"'`":
             refuse(at + 1, "the string is not closed")
         refuse(at + 1, f"{text[at]!r} can only stand inside quotes")
     except UnexpectedToken as error:
@@ -228,6 +231,9 @@ def _deeper(node: Node) -> Node:
 
 def _literal(token: Token) -> Literal:
     column = (token.start_pos or 0) + 1
+    if token.type == "QUOTED_KEY":  # as in update masks: no star and no escape but the doubled backquote
+        key = token[1:-1].replace("``", "`")
+        return Literal(key, (key,), True, column)
     quoted = token.type == "STRING"
     raw = token[1:-1] if quoted else str(token)
     parts = [""]

@@ -40,10 +40,9 @@ def apply_update(current: App, patch: App, mask: FieldMask, field: str = "update
     A named field that is not set in the patch gets its default. Without paths, the mask is every field
     set in the patch, in `limits`, `health_check` and `restart_policy` each field by itself. `*` is every
     field that can be set, but leaves `secret_env` alone unless the patch has it: what was read back
-    never has it. What is output-only stays as it is. Neither argument is changed.
+    never has it. What is output-only stays as it is, named or not (AIP-161). Neither argument is changed.
 
-    Raises INVALID_FIELD with every path that is unknown or output-only, and every immutable field that
-    would change.
+    Raises INVALID_FIELD with every path that is unknown, and every immutable field that would change.
     """
     violations: list[Violation] = []
     paths = list(mask.paths)
@@ -56,9 +55,14 @@ def apply_update(current: App, patch: App, mask: FieldMask, field: str = "update
     updated = App()
     updated.CopyFrom(current)
     for path in parsed:
-        if path[0] not in IDENTITY_FIELDS:
+        if path[0] not in IDENTITY_FIELDS and path[0] not in OUTPUT_ONLY_FIELDS:
             _copy_path(updated, patch, path)
     fill_defaults(updated)
+    if not updated.config.fields and not current.config.fields:
+        # A path that removed nothing may have left an empty one: that is no change.
+        updated.ClearField("config")
+        if current.HasField("config"):
+            updated.config.SetInParent()
     violations += _immutable_violations(current, updated)
     if any(path == ("name",) for path in parsed) and patch.name not in ("", current.name):
         violations.append(Violation("app.name", "cannot be changed"))
@@ -68,18 +72,25 @@ def apply_update(current: App, patch: App, mask: FieldMask, field: str = "update
 
 
 def parse_path(text: str) -> Path:
-    """Return the segments of a mask's path, backquotes removed; raises ValueError saying what is wrong."""
+    """Return the segments of a mask's path, backquotes removed; raises ValueError saying what is wrong.
+
+    A star at its end stands for all that is there, as the path without it does.
+    """
     if len(text) > _MAX_PATH_LENGTH:
         raise ValueError(f"is longer than {_MAX_PATH_LENGTH:,} characters")
-    segments = []
+    segments: list[str] = []
     at = 0
     while True:
         found = _SEGMENT.match(text, at)
         if found is None:
             raise ValueError("has an empty part, or a backquote that is not closed")
         quoted, plain = found.groups()
-        segments.append(plain if quoted is None else quoted.replace("``", "`"))
         at = found.end()
+        if quoted is None and "*" in plain:
+            if plain != "*" or at != len(text):
+                raise ValueError("has a star, which stands for a whole part, the last one; or in backquotes")
+            return tuple(segments) or ("*",)
+        segments.append(plain if quoted is None else quoted.replace("``", "`"))
         if at == len(text):
             return tuple(segments)
         if text[at] != ".":
@@ -103,8 +114,7 @@ def _parse_paths(paths: list[str], field: str, violations: list[Violation]) -> l
     parsed = []
     for index, text in enumerate(paths):
         try:
-            path = parse_path(text)
-            _check_path(path)
+            path = _checked_path(parse_path(text))
         except ValueError as error:
             shown = text if len(text) <= 128 else text[:128] + "…"
             violations.append(Violation(f"{field}.paths[{index}]", f"{shown!r} {error}"))
@@ -113,12 +123,12 @@ def _parse_paths(paths: list[str], field: str, violations: list[Violation]) -> l
     return parsed
 
 
-def _check_path(path: Path) -> None:
-    """Raise ValueError unless the path leads to something an update may set."""
+def _checked_path(path: Path) -> Path:
+    """Return the path, a map's key as one segment; raise ValueError if an update cannot set what is there."""
     if path == ("*",):
         raise ValueError("must be the only path")
     if path[0] in OUTPUT_ONLY_FIELDS:
-        raise ValueError("is output-only")
+        return path  # ignored, whatever it leads to
     message: Descriptor = App.DESCRIPTOR
     for depth, name in enumerate(path):
         descriptor = message.fields_by_name.get(name)
@@ -127,20 +137,20 @@ def _check_path(path: Path) -> None:
             raise ValueError(f"names no field that can be set; {message.name} has {', '.join(known)}")
         rest = path[depth + 1 :]
         if not rest:
-            return
+            break
         if _is_map(descriptor):
-            if len(rest) > 1:
-                raise ValueError("goes below a map's value; put a key with dots in backquotes")
-            return
+            # Nothing lies below a map's value, so that its key may have dots, as in filters.
+            return (*path[: depth + 1], ".".join(rest))
         if descriptor.message_type is None or descriptor.is_repeated:
             raise ValueError(f"goes below {name}, which can only be set as a whole")
         if descriptor.message_type is Struct.DESCRIPTOR:
             if len(rest) > MAX_CONFIG_DEPTH:
                 raise ValueError(f"goes deeper than {MAX_CONFIG_DEPTH} levels")
-            return
+            break
         if descriptor.message_type.file.package == "google.protobuf":
             raise ValueError(f"goes below {name}, which can only be set as a whole")
         message = descriptor.message_type
+    return path
 
 
 def _copy_path(target: Any, source: Any, path: Path) -> None:

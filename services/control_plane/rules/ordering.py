@@ -71,7 +71,10 @@ class Order:
 def _token_sort_key(order: Order, after: Position) -> SortKey:
     kinds = [str if field in _TEXT_FIELDS else int for field, _ in order.fields]
     if [type(value) for value in after] != kinds:
-        raise SupervisorError("INVALID_PAGE_TOKEN", "page_token is not a next_page_token of this request.")
+        rule = "is not a next_page_token of this request"
+        raise SupervisorError(
+            "INVALID_PAGE_TOKEN", f"page_token {rule}.", violations=(Violation("page_token", rule),)
+        )
     return order.sort_key(after)
 
 

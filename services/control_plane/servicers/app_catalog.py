@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
 
 from google.longrunning.operations_pb2 import Operation
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
-from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogServicer
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.nodes.tails import AppTails
-from services.control_plane.servicers.calls import caller_of
+from services.rpc.pipeline.call import Call
 
 
-class CatalogServicer(AppCatalogServicer):
+class CatalogServicer:
     """Serves AppCatalog."""
 
     def __init__(self, commands: AppCommands, queries: AppQueries, tails: AppTails) -> None:
@@ -23,52 +21,52 @@ class CatalogServicer(AppCatalogServicer):
         self._queries = queries
         self._tails = tails
 
-    async def CreateApp(self, request: pb.CreateAppRequest, context: Any) -> Operation:
+    async def CreateApp(self, request: pb.CreateAppRequest, call: Call) -> Operation:
         """Serve AppCatalog.CreateApp."""
-        return await self._commands.create(request, caller_of(context))
+        return await self._commands.create(request, call.caller())
 
-    async def GetApp(self, request: pb.GetAppRequest, context: Any) -> pb.App:
+    async def GetApp(self, request: pb.GetAppRequest, call: Call) -> pb.App:
         """Serve AppCatalog.GetApp."""
         return self._queries.get(request.name)
 
-    async def ListApps(self, request: pb.ListAppsRequest, context: Any) -> pb.ListAppsResponse:
+    async def ListApps(self, request: pb.ListAppsRequest, call: Call) -> bytes:
         """Serve AppCatalog.ListApps."""
-        return await self._queries.list_apps(request, caller_of(context))
+        return await self._queries.list_apps(request, call.caller())
 
-    async def UpdateApp(self, request: pb.UpdateAppRequest, context: Any) -> Operation:
+    async def UpdateApp(self, request: pb.UpdateAppRequest, call: Call) -> Operation:
         """Serve AppCatalog.UpdateApp."""
-        return await self._commands.update(request, caller_of(context))
+        return await self._commands.update(request, call.caller())
 
-    async def DeleteApp(self, request: pb.DeleteAppRequest, context: Any) -> Operation:
+    async def DeleteApp(self, request: pb.DeleteAppRequest, call: Call) -> Operation:
         """Serve AppCatalog.DeleteApp."""
-        return await self._commands.delete(request, caller_of(context))
+        return await self._commands.delete(request, call.caller())
 
-    async def StartApp(self, request: pb.StartAppRequest, context: Any) -> Operation:
+    async def StartApp(self, request: pb.StartAppRequest, call: Call) -> Operation:
         """Serve AppCatalog.StartApp."""
-        return await self._commands.start(request, caller_of(context))
+        return await self._commands.start(request, call.caller())
 
-    async def StopApp(self, request: pb.StopAppRequest, context: Any) -> Operation:
+    async def StopApp(self, request: pb.StopAppRequest, call: Call) -> Operation:
         """Serve AppCatalog.StopApp."""
-        return await self._commands.stop(request, caller_of(context))
+        return await self._commands.stop(request, call.caller())
 
-    async def RestartApp(self, request: pb.RestartAppRequest, context: Any) -> Operation:
+    async def RestartApp(self, request: pb.RestartAppRequest, call: Call) -> Operation:
         """Serve AppCatalog.RestartApp."""
-        return await self._commands.restart(request, caller_of(context))
+        return await self._commands.restart(request, call.caller())
 
     async def WatchApps(
-        self, request: pb.WatchAppsRequest, context: Any
+        self, request: pb.WatchAppsRequest, call: Call
     ) -> AsyncIterator[pb.WatchAppsResponse]:
         """Serve AppCatalog.WatchApps."""
         async for message in self._queries.watch(request):
             yield message
 
     async def TailAppLogs(
-        self, request: pb.TailAppLogsRequest, context: Any
+        self, request: pb.TailAppLogsRequest, call: Call
     ) -> AsyncIterator[pb.TailAppLogsResponse]:
         """Serve AppCatalog.TailAppLogs."""
         async for message in self._tails.tail(request):
             yield message
 
-    async def ListAppEvents(self, request: pb.ListAppEventsRequest, context: Any) -> pb.ListAppEventsResponse:
+    async def ListAppEvents(self, request: pb.ListAppEventsRequest, call: Call) -> pb.ListAppEventsResponse:
         """Serve AppCatalog.ListAppEvents."""
-        return await self._queries.events(request)
+        return await self._queries.events(request, call.caller())

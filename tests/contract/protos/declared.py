@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from google.api import field_behavior_pb2, resource_pb2
+from google.api import field_behavior_pb2, field_info_pb2, resource_pb2
 from google.protobuf import descriptor_pb2
 
 Field = descriptor_pb2.FieldDescriptorProto
@@ -44,24 +44,30 @@ class DeclaredField:
             return None
         return options.Extensions[resource_pb2.resource_reference]
 
+    @property
+    def format(self) -> str:
+        info = self.proto.options.Extensions[field_info_pb2.field_info]
+        return field_info_pb2.FieldInfo.Format.Name(info.format)
+
     def is_scalar(self, kind: "Field.Type.ValueType") -> bool:
         return self.proto.type == kind and not self.repeated
 
 
 @dataclass
 class Contract:
-    """Every message, field, enum and method of ours, and what has no comment."""
+    """Every message, field, enum and method of ours, the methods' comments, and what has no comment."""
 
     files: descriptor_pb2.FileDescriptorSet
     messages: dict[str, descriptor_pb2.DescriptorProto] = field(default_factory=dict)
     enums: dict[str, descriptor_pb2.EnumDescriptorProto] = field(default_factory=dict)
     methods: dict[str, descriptor_pb2.MethodDescriptorProto] = field(default_factory=dict)
+    comments: dict[str, str] = field(default_factory=dict)
     uncommented: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for file in self.files.file:
             commented = {
-                tuple(location.path)
+                tuple(location.path): location.leading_comments
                 for location in file.source_code_info.location
                 if location.leading_comments.strip()
             }
@@ -76,6 +82,19 @@ class Contract:
     def fields_of(self, message: str) -> dict[str, DeclaredField]:
         return {item.name: item for item in self.fields() if item.message == message}
 
+    def sent(self) -> Iterator[DeclaredField]:
+        """Yield the fields of every request, and of every message of ours that a request holds."""
+        messages = {method.input_type.lstrip(".") for method in self.methods.values()}
+        seen: set[str] = set()
+        while messages:
+            name = messages.pop()
+            seen.add(name)
+            for item in self.fields_of(name).values():
+                yield item
+                held = item.proto.type_name.lstrip(".")
+                if held in self.messages and held not in seen:
+                    messages.add(held)
+
     def resources(self) -> dict[str, resource_pb2.ResourceDescriptor]:
         """Return the resources by the full name of their message."""
         return {
@@ -84,7 +103,9 @@ class Contract:
             if message.options.HasExtension(resource_pb2.resource)
         }
 
-    def _walk_file(self, file: descriptor_pb2.FileDescriptorProto, commented: set[tuple[int, ...]]) -> None:
+    def _walk_file(
+        self, file: descriptor_pb2.FileDescriptorProto, commented: dict[tuple[int, ...], str]
+    ) -> None:
         # Paths are field numbers of FileDescriptorProto and its parts, as descriptor.proto explains.
         def note(name: str, path: tuple[int, ...]) -> None:
             if path not in commented:
@@ -123,4 +144,5 @@ class Contract:
             note(name, (6, index))
             for number, method in enumerate(service.method):
                 self.methods[f"{name}.{method.name}"] = method
+                self.comments[f"{name}.{method.name}"] = commented.get((6, index, 2, number), "")
                 note(f"{name}.{method.name}", (6, index, 2, number))

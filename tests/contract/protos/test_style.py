@@ -6,6 +6,7 @@ Each exception stands beside its rule, with its reason.
 import keyword
 import re
 
+from google.api import client_pb2
 from google.longrunning import operations_pb2
 
 from appsupervisor.errors.v1.error_reason_pb2 import ErrorReason
@@ -158,6 +159,65 @@ def test_get_and_list_methods_have_the_standard_shape(contract: Contract) -> Non
             assert first.proto.type_name.lstrip(".") in resources, name
 
 
+READS = ("Get", "List", "Watch", "Tail")
+TOLD_OF_A_COMMAND = (
+    "Precondition: ",
+    "On success: ",
+    "Idempotent",
+    "Cancelling ",
+    "Rolled back: ",
+    "Errors: ",
+)
+
+
+def test_the_comment_of_a_command_tells_all_that_its_caller_has_to_know(contract: Contract) -> None:
+    commands = {name: text for name, text in contract.comments.items() if not last(name).startswith(READS)}
+    assert len(commands) > 10
+    for name, text in commands.items():
+        lines = [line.removeprefix(" ") for line in text.splitlines()]
+        untold = [word for word in TOLD_OF_A_COMMAND if not any(line.startswith(word) for line in lines)]
+        assert untold == [], name
+
+
+def test_every_method_has_a_signature_that_names_fields_of_its_request(contract: Contract) -> None:
+    for name, method in contract.methods.items():
+        signatures = method.options.Extensions[client_pb2.method_signature]
+        assert signatures, name
+        fields = contract.fields_of(method.input_type.lstrip("."))
+        assert {field for one in signatures for field in one.split(",") if field} <= set(fields), name
+
+
+def test_whatever_a_request_holds_says_who_owns_it(contract: Contract) -> None:
+    marks = {"REQUIRED", "OPTIONAL", "OUTPUT_ONLY", "IMMUTABLE", "IDENTIFIER"}
+    assert [item.path for item in contract.sent() if not item.behaviors & marks] == []
+    masks = [item for item in contract.sent() if item.name == "update_mask"]
+    assert masks
+    assert all(item.behaviors == {"OPTIONAL"} for item in masks)
+
+
+def test_a_uid_is_a_uuid(contract: Contract) -> None:
+    uids = [item for item in contract.fields() if item.name == "uid"]
+    assert len(uids) > 1
+    assert [item.path for item in uids if item.format != "UUID4"] == []
+
+
+def test_each_file_says_where_every_language_puts_it(contract: Contract) -> None:
+    prefixes = set()
+    for file in contract.files.file:
+        parts = [part.capitalize() for part in file.package.split(".")[1:]]
+        options = file.options
+        assert options.csharp_namespace == ".".join(["AppSupervisor", *parts]), file.name
+        assert options.php_namespace == "\\".join(["AppSupervisor", *parts]), file.name
+        assert options.ruby_package == "::".join(["AppSupervisor", *parts]), file.name
+        assert options.java_package == f"dev.{file.package}", file.name
+        assert options.go_package.startswith(f"appsupervisor.dev/gen/{file.package.replace('.', '/')};"), (
+            file.name
+        )
+        assert re.fullmatch("[A-Z]{3,}", options.objc_class_prefix), file.name
+        prefixes.add(options.objc_class_prefix)
+    assert len(prefixes) == len(contract.files.file), "two packages would clash in Objective-C"
+
+
 def test_a_streaming_answer_is_the_response_named_after_its_method(contract: Contract) -> None:
     for name, method in contract.methods.items():
         if method.server_streaming:
@@ -192,7 +252,7 @@ def test_a_resource_has_an_identifier_and_a_pattern(contract: Contract) -> None:
     assert contract.resources()
     for name, resource in contract.resources().items():
         assert "IDENTIFIER" in contract.fields_of(name)["name"].behaviors, name
-        assert resource.type == f"appsupervisor/{last(name)}", name
+        assert resource.type == f"appsupervisor.dev/{last(name)}", name
         assert resource.pattern, name
         assert all(re.fullmatch(r"[a-z]+/\{[a-z_]+\}(/[a-z]+/\{[a-z_]+\})*", p) for p in resource.pattern), (
             name
@@ -230,7 +290,7 @@ def test_what_the_system_reports_is_marked_output_only(contract: Contract) -> No
 def test_secrets_are_input_only(contract: Contract) -> None:
     secret = [item for item in contract.fields() if item.name.startswith("secret_") and item.repeated]
     assert {item.name for item in secret} == {"secret_env"}
-    assert all(item.behaviors == {"INPUT_ONLY"} for item in secret)
+    assert all("INPUT_ONLY" in item.behaviors for item in secret)
 
 
 def test_every_error_reason_has_its_code_and_every_code_its_reason() -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import pytest
 from sqlalchemy import Connection
 from sqlmodel import select
 
@@ -171,12 +169,3 @@ def check_change_log(connection: Connection, mirror: Mirror) -> None:
     stored = connection.execute(select(MetaRow.revision)).scalar_one()
     assert stored == mirror.apps.revision
     assert stored >= max((row[0] for row in changes), default=0)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    done = threading.Event()
-    for _ in range(int(WAIT / 0.01)):
-        if condition():
-            return
-        done.wait(0.01)
-    pytest.fail("the condition did not come true in time")

@@ -17,7 +17,8 @@ from services.control_plane.store.interface import Transaction
 from services.control_plane.store.sql.tables import AppRow, ChangeRow, MetaRow, table_of
 from services.control_plane.store.sql_store import SqlCatalogStore
 from services.rpc.errors import SupervisorError
-from tests.contract.store.samples import WAIT, app, contents, put, snapshot, wait_until
+from tests.contract.store.samples import WAIT, app, contents, put, snapshot
+from tests.eventually import eventually_blocking
 
 
 class Faults:
@@ -94,7 +95,7 @@ def test_a_commit_of_unknown_outcome_is_looked_up_as_soon_as_that_is_possible(
     assert is_unavailable(store.write(put(app("apps/b"))))
     assert not contents(store.mirror.apps)
     faults.unreachable = False
-    wait_until(lambda: store.mirror.apps.get("apps/a") is not None)
+    eventually_blocking(lambda: store.mirror.apps.get("apps/a") is not None)
     with pytest.raises(SupervisorError, match="belongs to another app"):
         store.write(put(app("apps/c", domains=("x.example",)))).result(WAIT)
     known = snapshot(store.mirror)
@@ -149,7 +150,7 @@ def test_a_database_that_lost_what_was_committed_is_written_no_more(catalog: Any
     with store._database.writer.begin() as connection:
         connection.execute(update(table_of(MetaRow)).values(revision=revision - 1))
     assert is_unavailable(store.write(put(app("apps/b"))))
-    wait_until(lambda: bool(ended))
+    eventually_blocking(lambda: bool(ended))
     assert isinstance(ended[0], StoreError)
     assert is_unavailable(store.write(put(app("apps/c"))))
     assert list(contents(store.mirror.apps)) == ["apps/a"]
@@ -174,7 +175,7 @@ def test_a_writer_that_dies_fails_all_that_waits_and_says_so(
     go.set()
     assert is_unavailable(held)
     assert all(is_unavailable(future) for future in waiting)
-    wait_until(lambda: bool(ended))
+    eventually_blocking(lambda: bool(ended))
     assert isinstance(ended[0], KeyError)
     assert [it.levelname for it in caplog.records if it.levelno >= logging.WARNING] == ["CRITICAL"]
     assert is_unavailable(store.write(put(app("apps/late"))))

@@ -25,8 +25,8 @@ from tests.contract.store.samples import (
     put,
     raised,
     snapshot,
-    wait_until,
 )
+from tests.eventually import eventually_blocking
 from tests.postgresql import Server
 
 
@@ -50,13 +50,13 @@ def test_what_one_replica_commits_the_other_is_told(pair: Any) -> None:
     revision = one.write(
         put(node("environments/default/nodes/n"), app("apps/a", domains=("x.example",)))
     ).result(WAIT)
-    wait_until(lambda: other.mirror.apps.revision >= revision)
+    eventually_blocking(lambda: other.mirror.apps.revision >= revision)
     assert snapshot(one.mirror) == snapshot(other.mirror)
     with pytest.raises(SupervisorError) as caught:
         other.write(put(app("apps/b", domains=("x.example",)))).result(WAIT)
     assert caught.value.reason == "DOMAIN_TAKEN"
     one.write(lambda tx: tx.delete_app("apps/a")).result(WAIT)
-    wait_until(lambda: other.mirror.apps.get("apps/a") is None)
+    eventually_blocking(lambda: other.mirror.apps.get("apps/a") is None)
     assert other.write(put(app("apps/b", domains=("x.example",)))).result(WAIT)
 
 
@@ -177,7 +177,7 @@ def test_a_write_of_an_older_term_is_refused_in_its_own_transaction(pair: Any) -
 def test_a_leaders_time_runs_out_by_the_databases_clock(pair: Any) -> None:
     one, other = pair
     assert one.seat.take("one", "h:1", 0.05).leads
-    wait_until(lambda: other.seat.take("other", "h:2", 5.0).leads)
+    eventually_blocking(lambda: other.seat.take("other", "h:2", 5.0).leads)
     assert one.seat.renew("one", 1, 5.0) is False
 
 
@@ -283,11 +283,11 @@ def test_a_server_that_is_away_fails_writes_alone_and_is_found_again() -> None:
             assert store.mirror.apps.get("apps/a") is not None
         server.start()
         assert other.write(put(app("apps/c"))).result(WAIT)
-        wait_until(lambda: one.mirror.apps.get("apps/c") is not None)
+        eventually_blocking(lambda: one.mirror.apps.get("apps/c") is not None)
         assert one.write(put(app("apps/d"))).result(WAIT)
         assert list(contents(one.mirror.apps)) == ["apps/a", "apps/c", "apps/d"]
         one.write(put(app("apps/e"))).result(WAIT)
-        wait_until(lambda: other.mirror.apps.get("apps/e") is not None)
+        eventually_blocking(lambda: other.mirror.apps.get("apps/e") is not None)
 
 
 def test_a_server_that_cannot_be_reached_at_start_is_told_in_a_sentence_without_the_password() -> None:

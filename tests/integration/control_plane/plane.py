@@ -1,7 +1,6 @@
 """A control plane in this process on a free port, its clients, and waits on what it tells."""
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,9 @@ from services.control_plane.settings import Settings
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.sql_store import open_store
 from services.rpc.status import reason_of
+from tests.eventually import WITHIN, eventually
 from tests.fakes.runtime_node import Disk, FakeNode
 
-WAIT = 15.0
 NODE = "environments/default/nodes/fake-1"
 
 
@@ -88,7 +87,7 @@ class Plane:
         node = FakeNode(name, **fields)
         await node.start()
         self.nodes.append(node)
-        await until(lambda: self._registered(node), bool)
+        await eventually(lambda: self._registered(node))
         await self.node_state(name, fleet_pb2.Node.READY)
         return node
 
@@ -106,7 +105,7 @@ class Plane:
         async def look() -> fleet_pb2.Node:
             return await self.fleet.GetNode(fleet_pb2.GetNodeRequest(name=name))
 
-        return await until(look, lambda node: node.state == state)
+        return await eventually(look, lambda node: node.state == state)
 
     async def create(self, app_id: str, *, wait: bool = True, **fields: Any) -> Any:
         """Create an app; return it once its operation is done, or else the operation."""
@@ -119,7 +118,7 @@ class Plane:
         request.update_mask.paths.extend(paths)
         return await self.apps.UpdateApp(request)
 
-    async def wait(self, operation: operations_pb2.Operation, seconds: float = WAIT) -> Any:
+    async def wait(self, operation: operations_pb2.Operation, seconds: float = WITHIN) -> Any:
         limit = Duration()
         limit.FromMilliseconds(int(seconds * 1000))
         request = operations_pb2.WaitOperationRequest(name=operation.name, timeout=limit)
@@ -143,23 +142,11 @@ class Plane:
 
     async def app(self, name: str, test: Callable[[pb.App], bool]) -> pb.App:
         """Wait until an app is as `test` says."""
-        return await until(lambda: self.get(name), test)
+        return await eventually(lambda: self.get(name), test)
 
     async def events(self, name: str) -> list[pb.AppEvent]:
         request = pb.ListAppEventsRequest(parent=name, page_size=1000)
         return list((await self.apps.ListAppEvents(request)).app_events)
-
-
-async def until(look: Callable[[], Any], test: Callable[[Any], bool], seconds: float = WAIT) -> Any:
-    """Look again until `test` holds of what is seen."""
-    deadline = time.monotonic() + seconds
-    while True:
-        seen = look()
-        seen = await seen if asyncio.iscoroutine(seen) else seen
-        if test(seen):
-            return seen
-        assert time.monotonic() < deadline, f"never came about; last seen: {seen}"
-        await asyncio.sleep(0.01)
 
 
 def condition(app: pb.App, kind: str) -> Condition:

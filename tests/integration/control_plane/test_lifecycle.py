@@ -10,8 +10,9 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.rpc.errors import SupervisorError
 from services.rpc.status import reason_of
+from tests.eventually import eventually
 from tests.fakes.runtime_node import Behaviour, FakeNode
-from tests.integration.control_plane.plane import NODE, Plane, condition, metadata, until
+from tests.integration.control_plane.plane import NODE, Plane, condition, metadata
 
 BROKEN = Behaviour(fails=("APP_STARTUP_FAILED", "It lacks a table."))
 
@@ -122,7 +123,7 @@ async def test_a_domain_that_a_failed_update_gave_up_is_served_by_its_next_owner
     await plane.create("heir", domains=["a.example"])
     await node.kill()
     node = await plane.node(behaviours={"broken:app": BROKEN})
-    specs = await until(
+    specs = await eventually(
         lambda: [request.spec for method, request in node.calls if method == "StartInstance"],
         lambda found: len(found) == 2,
     )
@@ -296,7 +297,7 @@ async def test_an_instance_of_an_app_that_lives_elsewhere_is_stopped(plane: Plan
             name="apps/shop/instances/g1-e1", app_uid=app.uid, generation=1, epoch=1, entrypoint="a:b"
         )
     )
-    await until(other.instances, lambda found: not found)
+    await eventually(other.instances, lambda found: not found)
     assert (await plane.get("apps/shop")).state == rt.Instance.RUNNING
     assert other.purged == []
 
@@ -382,9 +383,9 @@ async def test_operations_tell_their_progress_and_who_asked(plane: Plane) -> Non
         get = operations_pb2.GetOperationRequest(name=operation.name)
         return metadata(await plane.operations.GetOperation(get))
 
-    about = await until(look, lambda about: about.step == "starting")
+    about = await eventually(look, lambda about: about.step == "starting")
     assert 0 < about.progress_percent < 100
-    about = await until(look, lambda about: about.step == "done")
+    about = await eventually(look, lambda about: about.step == "done")
     assert (about.progress_percent, about.HasField("end_time")) == (100, True)
     (event,) = [e for e in await plane.events("apps/shop") if e.type == "Created"]
     assert event.actor == about.actor

@@ -11,9 +11,10 @@ from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.rpc.errors import SupervisorError
 from services.rpc.status import reason_of
+from tests.eventually import eventually
 from tests.fakes import runtime_node as fakes
 from tests.fakes.runtime_node import Behaviour, FakeNode
-from tests.integration.control_plane.plane import NODE, Plane, condition, until
+from tests.integration.control_plane.plane import NODE, Plane, condition
 from tests.integration.control_plane.test_lifecycle import starts
 
 
@@ -131,7 +132,7 @@ async def test_a_name_is_refused_while_its_bearer_is_heard_and_free_afterwards(p
             return False
         return True
 
-    await until(try_again, bool)
+    await eventually(try_again, bool)
     assert (await plane.node_state(NODE, fleet_pb2.Node.READY)).incarnation == second.incarnation
 
 
@@ -158,7 +159,7 @@ async def test_a_restart_of_the_control_plane_touches_no_app_and_goes_on_with_op
     for n in range(5):
         await plane.create(f"app-{n}")
     operation = await plane.create("slow", wait=False, entrypoint="slow:app")
-    await until(lambda: starts(node), lambda found: len(found) == 6)
+    await eventually(lambda: starts(node), lambda found: len(found) == 6)
     before = [call for call in node.calls if call[0] in ("StartInstance", "StopInstance")]
     revision = (await plane.get("apps/app-0")).SerializeToString(deterministic=True)
     await plane.restart()
@@ -182,7 +183,7 @@ async def test_a_node_that_ends_each_stream_at_once_is_not_stormed(plane: Plane)
 
     node.watch = short  # type: ignore[method-assign]
     node.mute()
-    await until(lambda: count, lambda count: count >= 3)
+    await eventually(lambda: count, lambda count: count >= 3)
     began, first = time.monotonic(), count
     await asyncio.sleep(2)
     assert (count - first) / (time.monotonic() - began) < 10
@@ -206,7 +207,7 @@ async def test_a_hung_node_holds_up_no_app_of_another(plane: Plane) -> None:
     fakes._Servicer.StartInstance = start  # type: ignore[method-assign]
     try:
         await asyncio.gather(*(plane.create(f"a-{n}", wait=False) for n in range(300)))
-        await until(lambda: plane.get("apps/a-299"), lambda app: condition(app, "Scheduled").status == 1)
+        await eventually(lambda: plane.get("apps/a-299"), lambda app: condition(app, "Scheduled").status == 1)
         await plane.node("environments/default/nodes/b-well")
         began = time.monotonic()
         apps = await asyncio.gather(*(plane.create(f"b-{n}") for n in range(20)))

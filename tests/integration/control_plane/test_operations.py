@@ -12,8 +12,9 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.operations import operations
 from services.rpc.status import reason_of
+from tests.eventually import eventually
 from tests.fakes.runtime_node import Behaviour
-from tests.integration.control_plane.plane import Plane, condition, metadata, reason, response, until
+from tests.integration.control_plane.plane import Plane, condition, metadata, reason, response
 
 SLOW = {"slow:app": Behaviour(ready_after=1.0), "slow:stop": Behaviour(stop_after=0.6)}
 
@@ -153,7 +154,7 @@ async def test_a_stop_ends_what_would_bring_the_app_up_and_a_start_ends_the_stop
     assert reason(ended.error) == "OPERATION_SUPERSEDED"
     assert ended.error.code == grpc.StatusCode.ABORTED.value[0]
     assert (await plane.done(starting)).state == rt.Instance.RUNNING
-    await until(node.instances, lambda found: len(found) == 1)
+    await eventually(node.instances, lambda found: len(found) == 1)
 
 
 async def test_an_update_that_stops_is_a_stop_and_one_that_starts_is_a_start(plane: Plane) -> None:

@@ -7,8 +7,9 @@ from google.rpc.error_details_pb2 import DebugInfo
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
+from tests.eventually import eventually
 from tests.fakes.runtime_node import Behaviour, Disk, FakeNode
-from tests.integration.control_plane.plane import NODE, Plane, condition, until
+from tests.integration.control_plane.plane import NODE, Plane, condition
 
 BROKEN = {"broken:app": Behaviour(fails=("APP_FACTORY_FAILED", "name 'FstAPI' is not defined"))}
 ON_REQUEST, IDLE, RUNNING = rt.InstanceSpec.ON_REQUEST, rt.Instance.IDLE, rt.Instance.RUNNING
@@ -130,7 +131,7 @@ async def test_an_app_that_has_served_starts_on_its_own_data_alone_until_its_los
     assert app.state == RUNNING
     # From now on it has data again.
     await plane.done(await plane.apps.RestartApp(pb.RestartAppRequest(name="apps/shop")))
-    (placement,) = await until(
+    (placement,) = await eventually(
         lambda: plane.store.mirror.placements_of("apps/shop"), lambda found: len(found) == 1
     )
     assert placement.has_data
@@ -165,6 +166,6 @@ async def test_an_app_whose_data_was_given_up_with_its_node_starts_on_another(pl
     # The one that was given up ends as soon as its node is heard.
     await node.start(node.address)
     node.unmute()
-    await until(node.instances, lambda found: not found)
+    await eventually(node.instances, lambda found: not found)
     app = await settled(plane)
     assert [i.node for i in app.instances] == [other.node]

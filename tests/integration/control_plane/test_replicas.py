@@ -19,7 +19,8 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
-from tests.integration.control_plane.plane import NODE, Plane, until
+from tests.eventually import eventually
+from tests.integration.control_plane.plane import NODE, Plane
 from tests.postgresql import Server
 
 
@@ -35,7 +36,7 @@ async def planes(url: str, tmp_path: Path) -> AsyncIterator[tuple[Plane, Plane]]
     pair = Plane(tmp_path, url=url), Plane(tmp_path, url=url)
     try:
         await pair[0].start()
-        await until(lambda: leads(pair[0]), bool)
+        await eventually(lambda: leads(pair[0]))
         await pair[1].start()
         yield pair
     finally:
@@ -98,7 +99,7 @@ async def test_who_stops_hands_the_lead_over_and_no_app_is_touched(planes: tuple
     await one.create("shop")
     calls = len([name for name, _ in node.calls if name != "WatchInstances"])
     await one.stop()
-    await until(lambda: leads(other), bool)
+    await eventually(lambda: leads(other))
     assert (await other.create("late")).state == rt.Instance.RUNNING
     later = [name for name, _ in node.calls if name != "WatchInstances"][calls:]
     assert later.count("StartInstance") == 1
@@ -121,7 +122,7 @@ class Process:
         assert self._process.stderr is not None
         self.log: list[str] = []
         self._reader = asyncio.create_task(self._read(self._process.stderr))
-        address = await until(lambda: re.search(r"serves gRPC on (\S+?),", "".join(self.log)), bool)
+        address = await eventually(lambda: re.search(r"serves gRPC on (\S+?),", "".join(self.log)))
         self.address = address.group(1)
         self.channel = grpc.aio.insecure_channel(self.address)
         self.apps: Any = AppCatalogStub(self.channel)
@@ -151,18 +152,18 @@ async def test_a_leader_that_is_killed_or_stands_still_is_replaced_and_commands_
     first, second = Process(url), Plane(tmp_path, url=url)
     await first.start()
     try:
-        await until(first.leads, bool)
+        await eventually(first.leads)
         await second.start()
         await second.node(NODE)
         assert (await second.create("before")).state == rt.Instance.RUNNING
         first._process.send_signal(how)
         operation = await second.create("during", wait=False)  # accepted at once, whoever leads
         assert (await second.get("apps/during")).name == "apps/during"
-        await until(lambda: leads(second), bool)
+        await eventually(lambda: leads(second))
         assert (await second.done(operation)).state == rt.Instance.RUNNING
         if how is signal.SIGSTOP:
             first._process.send_signal(signal.SIGCONT)
-            await until(lambda: any("leads no longer" in line for line in first.log), bool)
+            await eventually(lambda: any("leads no longer" in line for line in first.log))
             assert (await second.create("after")).state == rt.Instance.RUNNING
             assert leads(second)
     finally:

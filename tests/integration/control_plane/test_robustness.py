@@ -20,8 +20,9 @@ from services.control_plane.store.interface import Transaction
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role, Version
 from services.rpc.errors import SupervisorError
 from services.rpc.status import reason_of
+from tests.eventually import eventually
 from tests.fakes.runtime_node import Behaviour, FakeNode, _Hosted
-from tests.integration.control_plane.plane import NODE, Plane, condition, until
+from tests.integration.control_plane.plane import NODE, Plane, condition
 from tests.integration.control_plane.test_lifecycle import starts
 
 CREATE = "/appsupervisor.catalog.v1.AppCatalog/CreateApp"
@@ -73,7 +74,7 @@ async def test_reads_are_answered_while_every_command_waits_for_the_database(pla
         other.execute("BEGIN IMMEDIATE")
         calls = [asyncio.ensure_future(plane.create(f"a{n}", wait=False)) for n in range(100)]
         writer = plane.store._writer
-        await until(lambda: len(writer._running) + len(writer._queue), lambda waiting: waiting >= 64)
+        await eventually(lambda: len(writer._running) + len(writer._queue), lambda waiting: waiting >= 64)
         request = pb.GetAppRequest(name="apps/shop")
         assert (await plane.apps.GetApp(request, timeout=2)).name == "apps/shop"
         assert all(not call.done() for call in calls)
@@ -115,7 +116,7 @@ async def test_secrets_show_up_nowhere_on_their_way_to_a_node(
     await plane.done(operations[1])
     node.refuse = SupervisorError("NODE_FULL", "Full.")
     await plane.apps.RestartApp(pb.RestartAppRequest(name="apps/shop"))
-    await until(lambda: starts(node), lambda found: "apps/shop/instances/g3-e2" in found)
+    await eventually(lambda: starts(node), lambda found: "apps/shop/instances/g3-e2" in found)
     node.refuse = None
     await plane.app("apps/shop", lambda app: not app.reconciling)
     assert dict(node._hosted["apps/shop/instances/g3-e2"].spec.secret_env) == {"TOKEN": canary}

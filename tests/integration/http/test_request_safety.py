@@ -378,7 +378,7 @@ async def test_a_rest_that_never_comes_of_an_answered_request_gets_no_second_ans
 @pytest.mark.parametrize(
     "upgrade",
     [
-        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA\r\n",
+        b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAoAAAAAI\r\n",
         b"Connection: upgrade\r\nUpgrade: websocket2\r\n",
         b"Connection: upgrade\r\nUpgrade: TLS/1.0\r\n",
     ],

@@ -63,7 +63,7 @@ async def test_a_cookie_that_was_narrowed_is_told_in_the_apps_log(hosted: Hosted
     await hosted.start(entrypoint="behaviours:widens_its_cookie")
     await hosted.reaches(pb.Instance.RUNNING)
     assert (await hosted.ask("shop")).headers["set-cookie"] == "session=1"
-    tail = hosted.stub.TailLogs(pb.TailLogsRequest(name="apps/shop/instances/a1"))
+    tail = hosted.stub.TailLogs(pb.TailLogsRequest(name="apps/shop"))
     entries = [entry async for entry in tail]
     assert "Set-Cookie had a Domain" in str(entries)
 

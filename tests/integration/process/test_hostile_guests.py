@@ -11,7 +11,9 @@ import signal
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Limits
 from runtime_node.tiers.process import procfs
 from runtime_node.tiers.process.proxy import AppRaisedError
 from runtime_node.tiers.process.zygote_server import NODE_DIED
@@ -30,10 +32,10 @@ async def ended(guests: Guests, app: Any) -> SupervisorError:
     return error
 
 
-async def impatient(guests: Guests, seconds: float = 1.5, **more: Any) -> Any:
-    """Start a guest that is given up after `seconds` without an answer, not after half a minute."""
-    app = await guests.start(HOSTILE, **more)
-    app._guest._limits = dataclasses.replace(app._guest._limits, unresponsive_seconds=seconds)
+async def impatient(guests: Guests) -> Any:
+    """Start a guest that is given up after half a second without an answer, not after half a minute."""
+    app = await guests.start(HOSTILE, limits=Limits(block_budget=Duration(nanos=200_000_000)))
+    app._guest._limits = dataclasses.replace(app._guest._limits, unresponsive_seconds=0.5)
     return app
 
 
@@ -139,9 +141,9 @@ async def test_a_guest_that_a_signal_has_stopped_is_ended(guests: Guests) -> Non
     assert "signal" in error.message
 
 
-@pytest.mark.parametrize("words", [[0], [2**62], [-1], [1, -(2**62), 0, 2**63 - 1]])
+@pytest.mark.parametrize("words", [[0], [2**62], [1, -(2**62), 0, 2**63 - 1]])
 async def test_a_forged_sign_of_life_does_not_hide_a_hanging_loop(guests: Guests, words: list[int]) -> None:
-    app = await impatient(guests, 2.0)
+    app = await impatient(guests)
     with pytest.raises(SupervisorError):
         await request(app, "/forge-beat", json.dumps(words))
     assert (await ended(guests, app)).reason == "APP_BLOCKED_LOOP"
@@ -305,10 +307,10 @@ async def test_a_guest_that_ends_unasked_says_so_and_is_not_waited_for(guests: G
 
 async def test_children_that_lose_their_mark_are_counted_and_end_with_their_guest(guests: Guests) -> None:
     app = await guests.start(HOSTILE)
-    asking = asyncio.create_task(request(app, "/unmarked-children", "90"))
+    asking = asyncio.create_task(request(app, "/unmarked-children", "120"))
     error = await ended(guests, app)
     assert error.reason == "APP_CRASHED"
-    assert "90" in error.message or "91" in error.message
+    assert "where 64 are allowed" in error.message
     (told,) = await asyncio.gather(asking, return_exceptions=True)
     if not isinstance(told, BaseException):
         assert not any(alive(pid) for pid in json.loads(told.body))

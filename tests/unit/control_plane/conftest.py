@@ -8,12 +8,16 @@ from typing import Any
 import grpc
 import pytest
 from google.longrunning import operations_pb2
+from google.longrunning.operations_pb2_grpc import add_OperationsServicer_to_server
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, PreconditionFailure, ResourceInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from appsupervisor.catalog.v1 import app_catalog_pb2
+from appsupervisor.catalog.v1.app_catalog_pb2_grpc import add_AppCatalogServicer_to_server
 from appsupervisor.fleet.v1 import fleet_pb2
+from appsupervisor.fleet.v1.fleet_pb2_grpc import add_FleetServicer_to_server
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.fleet.fleet import FleetService
@@ -25,7 +29,8 @@ from services.control_plane.servicers.fleet import FleetServicer
 from services.control_plane.servicers.operations import OperationsServicer
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.sql_store import open_store
-from services.rpc.guard import Guarded
+from services.rpc.pipeline.methods import Methods
+from services.rpc.pipeline.pipeline import Pipeline
 from services.rpc.status import DETAILS_KEY
 
 SERVICES = {
@@ -75,11 +80,9 @@ class Context:
     def time_remaining(self) -> float:
         return 20.0
 
-    def set_trailing_metadata(self, trailers: tuple[tuple[str, bytes], ...]) -> None:
-        self.trailers = dict(trailers)
-
-    async def abort(self, code: grpc.StatusCode, message: str) -> None:
+    async def abort(self, code: grpc.StatusCode, message: str, trailers: Any) -> None:
         self.refused = code, message
+        self.trailers = dict(trailers)
         raise grpc.aio.AbortError
 
 
@@ -90,25 +93,36 @@ class Server:
         self.store = store
         self.heard = heard
         self._loop = loop
-        self._servicers = [
-            Guarded(servicer)
-            for servicer in (
-                CatalogServicer(
-                    AppCommands(store), AppQueries(store), AppTails(store.mirror, NodePool(store.mirror))
-                ),
-                FleetServicer(FleetService(store, heard.__contains__)),
-                OperationsServicer(OperationService(store)),
-            )
-        ]
+        self.methods = Methods(Pipeline())
+        add_AppCatalogServicer_to_server(
+            CatalogServicer(
+                AppCommands(store), AppQueries(store), AppTails(store.mirror, NodePool(store.mirror))
+            ),
+            self.methods,
+        )
+        add_FleetServicer_to_server(FleetServicer(FleetService(store, heard.__contains__)), self.methods)
+        add_OperationsServicer_to_server(OperationsServicer(OperationService(store)), self.methods)
 
     def __call__(self, method: str, request: Message, **metadata: str) -> Any:
-        (serve,) = (found for servicer in self._servicers if (found := getattr(servicer, method, None)))
+        (found,) = (
+            found for service in SERVICES.values() for found in service.methods if found.name == method
+        )
+        handler: Any = self.methods.service(Details(f"/{found.containing_service.full_name}/{method}"))
         context = Context(tuple((key.replace("_", "-"), value) for key, value in metadata.items()))
         try:
-            return self._loop.run_until_complete(serve(request, context))
+            data = self._loop.run_until_complete(handler.unary_unary(request.SerializeToString(), context))
         except grpc.aio.AbortError:
             assert context.refused is not None
             raise Refusal(*context.refused, Status.FromString(context.trailers[DETAILS_KEY])) from None
+        return GetMessageClass(found.output_type).FromString(data)
+
+
+class Details:
+    """What gRPC tells of a call before its method is known."""
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+        self.invocation_metadata = ()
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def test_environments_are_created_shown_listed_and_deleted(server: Server, refus
     assert [e.name for e in server("ListEnvironments", rest).environments] == [made.name]
     error = refused("CreateEnvironment", environment())
     assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "ENVIRONMENT_ALREADY_EXISTS")
-    assert error.resource.resource_type == "appsupervisor/Environment"
+    assert error.resource.resource_type == "appsupervisor.dev/Environment"
     error = refused("DeleteEnvironment", fleet.DeleteEnvironmentRequest(name=made.name, etag='"old"'))
     assert (error.code, error.info.reason) == (S.ABORTED, "ETAG_MISMATCH")
     server("DeleteEnvironment", fleet.DeleteEnvironmentRequest(name=made.name, etag=made.etag))
@@ -95,7 +95,7 @@ def test_a_node_that_cannot_be_stored_is_told_why(server: Server, refused: Refus
     heard.add(NODE)
     error = refused("RegisterNode", node("i2", 2))
     assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "NODE_NAME_TAKEN")
-    assert (error.resource.resource_type, error.resource.resource_name) == ("appsupervisor/Node", NODE)
+    assert (error.resource.resource_type, error.resource.resource_name) == ("appsupervisor.dev/Node", NODE)
     heard.clear()
     assert server("RegisterNode", node("i2", 2)).node.incarnation == "i2"
 
@@ -130,7 +130,7 @@ def test_a_name_with_apps_on_it_is_its_bearers_alone_however_long_that_is_silent
     place(server)
     error = refused("RegisterNode", node("i4", 2, uid=OTHER))
     assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "NODE_NAME_TAKEN")
-    assert dict(error.info.metadata) == {"uid": ONE, "app": "apps/shop"}
+    assert {"uid": ONE, "app": "apps/shop"}.items() <= dict(error.info.metadata).items()
     assert "apps/shop" in error.message
     refused("RegisterNode", node("i4", 2))  # nor one that has none
     assert server("RegisterNode", node("i5", 3, uid=ONE)).node.incarnation == "i5"
@@ -172,9 +172,8 @@ def test_no_base_domain_comes_over_the_domains_of_apps(server: Server, refused: 
     server("CreateEnvironment", fleet.CreateEnvironmentRequest(environment_id="prod"))
     error = refused("RegisterNode", node(base_domain="apps.example.com"))
     assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "DOMAIN_TAKEN")
-    assert dict(error.info.metadata) == {
-        "domain": "shop.apps.example.com", "app": "apps/shop", "base_domain": "apps.example.com",
-    }  # fmt: skip
+    varied = {"domain": "shop.apps.example.com", "app": "apps/shop", "base_domain": "apps.example.com"}
+    assert varied.items() <= dict(error.info.metadata).items()
     server("RegisterNode", node(base_domain="other.example.com"))
     elsewhere = node(base_domain="apps.example.com")
     elsewhere.parent = "environments/prod"

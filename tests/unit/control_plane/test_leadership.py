@@ -11,6 +11,7 @@ import pytest
 from services.control_plane.leadership import Leadership, Pace
 from services.control_plane.store.errors import unavailable
 from services.control_plane.store.interface import Standing
+from tests.eventually import eventually
 
 WAIT = 10.0
 PACE = Pace(lasts=5.0, renew=0.01, margin=0.5)
@@ -97,26 +98,20 @@ async def replicas(seat: Seat) -> AsyncIterator[Callable[[], Replica]]:
         await replica.leadership.close()
 
 
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(WAIT):
-        while not condition():  # noqa: ASYNC110  # of things that no event tells
-            await asyncio.sleep(0.002)
-
-
 async def test_one_leads_and_the_other_follows_when_it_leaves(
     seat: Seat, replicas: Callable[[], Replica]
 ) -> None:
     one, other = replicas(), replicas()
     await one.leadership.start()
-    await until(lambda: one.told)
+    await eventually(lambda: one.told)
     await other.leadership.start()
     before = seat.renewals
-    await until(lambda: seat.renewals > before + 5)
+    await eventually(lambda: seat.renewals > before + 5)
     assert (one.told, one.leadership.term) == (["begin 1"], 1)
     assert (other.told, other.leadership.term) == ([], None)
     await one.leadership.close()
     assert (one.told, one.leadership.term) == (["begin 1", "end"], None)
-    await until(lambda: other.told == ["begin 2"])
+    await eventually(lambda: other.told == ["begin 2"])
 
 
 async def test_a_leader_that_slept_past_its_time_ends_its_work_before_it_asks_anyone(
@@ -124,11 +119,11 @@ async def test_a_leader_that_slept_past_its_time_ends_its_work_before_it_asks_an
 ) -> None:
     one = replicas()
     await one.leadership.start()
-    await until(lambda: one.told)
+    await eventually(lambda: one.told)
     seat.open.clear()
     seat.now += 4.6  # not yet its time by the database's clock
     assert one.leadership.term is None
-    await until(lambda: one.told == ["begin 1", "end"])
+    await eventually(lambda: one.told == ["begin 1", "end"])
     seat.open.set()
 
 
@@ -137,7 +132,7 @@ async def test_a_leader_that_cannot_ask_the_database_goes_on_until_its_time_is_u
 ) -> None:
     one = replicas()
     await one.leadership.start()
-    await until(lambda: seat.renewals)
+    await eventually(lambda: seat.renewals)
     seat.fails = True
     seat.now += 3.0
     assert one.leadership.term == 1
@@ -145,15 +140,15 @@ async def test_a_leader_that_cannot_ask_the_database_goes_on_until_its_time_is_u
     assert (one.told, one.leadership.term) == (["begin 1"], 1)
     seat.fails = False
     before = seat.renewals
-    await until(lambda: seat.renewals > before)
+    await eventually(lambda: seat.renewals > before)
     seat.fails = True
     seat.now += 4.0
     assert one.leadership.term == 1
     seat.now += 0.5
-    await until(lambda: one.told == ["begin 1", "end"])
+    await eventually(lambda: one.told == ["begin 1", "end"])
     seat.now += 1.0
     seat.fails = False
-    await until(lambda: one.told == ["begin 1", "end", "begin 2"])
+    await eventually(lambda: one.told == ["begin 1", "end", "begin 2"])
 
 
 async def test_a_leader_that_is_told_of_another_ends_its_work_at_once(
@@ -161,9 +156,9 @@ async def test_a_leader_that_is_told_of_another_ends_its_work_at_once(
 ) -> None:
     one = replicas()
     await one.leadership.start()
-    await until(lambda: one.told)
+    await eventually(lambda: one.told)
     seat.holder, seat.term, seat.expires = "other", 2, seat.now + 5
-    await until(lambda: one.told == ["begin 1", "end"])
+    await eventually(lambda: one.told == ["begin 1", "end"])
     assert one.leadership.term is None
 
 
@@ -177,7 +172,7 @@ async def test_a_candidate_waits_until_the_leaders_time_is_up(
     await asyncio.sleep(0.05)
     assert one.told == []
     seat.now = 5.0
-    await until(lambda: one.told == ["begin 8"])
+    await eventually(lambda: one.told == ["begin 8"])
 
 
 async def test_a_leader_whose_work_does_not_begin_gives_the_lead_up_and_tries_again(
@@ -186,10 +181,10 @@ async def test_a_leader_whose_work_does_not_begin_gives_the_lead_up_and_tries_ag
     one = replicas()
     one.fails = True
     await one.leadership.start()
-    await until(lambda: "end" in one.told)
+    await eventually(lambda: "end" in one.told)
     assert "leadership.begin_failed" in [it.__dict__["action"] for it in caplog.records]
     one.fails = False
-    await until(lambda: one.told[-1].startswith("begin"))
+    await eventually(lambda: one.told[-1].startswith("begin"))
 
 
 async def test_of_a_catalog_that_nobody_else_can_open_the_work_has_begun_on_return(seat: Seat) -> None:

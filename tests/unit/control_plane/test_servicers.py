@@ -12,12 +12,12 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.errors.v1.error_reason_pb2 import ErrorReason
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
-from services.control_plane.catalog.idempotency import Caller
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.reconciler import transactions
 from services.control_plane.store.transaction import CommandTransaction
 from services.rpc.errors import CODES, SupervisorError
-from services.rpc.server import MAX_MESSAGE_BYTES
+from services.rpc.pipeline.call import Caller
+from services.rpc.server import MAX_REQUEST_BYTES
 from tests.unit.control_plane.conftest import Refused, Server
 
 S = grpc.StatusCode
@@ -104,7 +104,7 @@ def test_create_tells_every_violation_at_once(refused: Refused) -> None:
     assert (error.code, error.info.reason, error.info.domain) == (
         S.INVALID_ARGUMENT,
         "INVALID_FIELD",
-        "appsupervisor",
+        "appsupervisor.dev",
     )
     assert error.fields == {"app_id", "app.name", "app.entrypoint", "app.display_name", "app.replicas"}
 
@@ -132,7 +132,10 @@ def test_create_refuses_what_is_taken_or_missing(server: Server, refused: Refuse
     server("CreateApp", create(domains=["shop.example"]))
     error = refused("CreateApp", create())
     assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "APP_ALREADY_EXISTS")
-    assert (error.resource.resource_type, error.resource.resource_name) == ("appsupervisor/App", "apps/shop")
+    assert (error.resource.resource_type, error.resource.resource_name) == (
+        "appsupervisor.dev/App",
+        "apps/shop",
+    )
     error = refused("CreateApp", create("other", domains=["SHOP.example."]))
     assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "DOMAIN_TAKEN")
     assert error.info.metadata["domain"] == "shop.example"
@@ -392,7 +395,7 @@ def test_a_page_ends_before_it_is_too_large_for_a_client(
     names: list[str] = []
     while True:
         page = server(method, request)
-        assert page.ByteSize() < MAX_MESSAGE_BYTES
+        assert page.ByteSize() < 4 * MAX_REQUEST_BYTES
         names += [element.name for element in getattr(page, elements)]
         request.page_token = page.next_page_token
         if not page.next_page_token:

@@ -11,11 +11,11 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1.fleet_pb2 import Node, RegisterNodeRequest
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.catalog.commands import AppCommands
-from services.control_plane.catalog.idempotency import Caller
 from services.control_plane.controller.controller import Controller
 from services.control_plane.fleet.fleet import FleetService
 from services.control_plane.nodes.client import CALL_SECONDS, NodeClient
 from services.rpc.errors import SupervisorError
+from services.rpc.pipeline.call import Caller
 from tests.fakes.runtime_node import Behaviour, Disk, FakeNode
 from tests.virtual_time import VirtualTimeLoop
 

@@ -35,6 +35,7 @@ def test_the_own_group_is_found_below_its_mount(
 
 def test_without_groups_of_version_2_there_are_none(tmp_path: Path) -> None:
     assert cgroups.own_group(tmp_path) is None
+    assert GuestGroups.open(None) is None
     assert GuestGroups.open(tmp_path / "missing") is None
     # A directory, but none that the kernel makes control files in.
     assert GuestGroups.open(tmp_path) is None
@@ -57,6 +58,10 @@ def test_tasks_are_counted_where_the_node_is_alone_in_its_group(tmp_path: Path) 
     # A group with processes of its own may not hand its controllers on, so the node moves down.
     assert (base / "node" / "cgroup.procs").read_text() == str(os.getpid())
     assert (base / "cgroup.subtree_control").read_text() == "+pids"
+    # What the kernel shows afterwards; the next zygote finds it done.
+    (base / "cgroup.subtree_control").write_text("pids\n")
+    (base / "cgroup.procs").write_text("")
+    assert cgroups._count_tasks(base)
 
 
 def test_nobody_is_moved_where_others_are_in_the_group(tmp_path: Path) -> None:
@@ -83,7 +88,7 @@ def test_groups_of_nodes_that_are_gone_are_removed(tmp_path: Path) -> None:
 
 
 def test_the_kernel_ends_all_that_is_in_a_group_and_below_it() -> None:
-    groups = GuestGroups.open()
+    groups = GuestGroups.open(cgroups.own_group())
     if groups is None:
         pytest.skip("this process may make no control groups of version 2 with cgroup.kill")
     try:

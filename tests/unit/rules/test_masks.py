@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec
 from services.control_plane.rules.app_defaults import OUTPUT_ONLY_FIELDS, SPEC_FIELDS, normalize_app
+from services.control_plane.rules.filters import compile_filter
 from services.control_plane.rules.masks import apply_update, parse_path
 from services.rpc.errors import SupervisorError, Violation
 
@@ -149,19 +150,17 @@ def test_a_star_replaces_everything_that_can_be_set() -> None:
     assert app == wanted
 
 
-def test_output_only_fields_are_ignored_unless_they_are_named() -> None:
+def test_output_only_fields_are_ignored_named_or_not() -> None:
     patch = App(uid="other", generation=9, uri="http://x", state=Instance.FAILED, display_name="New")
     assert updated(patch) == expected(display_name="New")
-    assert set(refused(patch, "uid", "state", "conditions", "instances.name").values()) == {
-        "'uid' is output-only",
-        "'state' is output-only",
-        "'conditions' is output-only",
-        "'instances.name' is output-only",
-    }
+    assert updated(patch, "uid", "state", "conditions", "instances.name", "display_name") == expected(
+        display_name="New"
+    )
+    assert updated(patch, "uid", "state.x") == current()
 
 
 def test_every_bad_path_is_told_at_once_beside_the_good_ones() -> None:
-    found = refused(App(), "display_name", "bogus", "limits.bogus", "labels.a.b", "", "a..b", "`x", "x`y`")
+    found = refused(App(), "display_name", "bogus", "limits.bogus", "labels.a*", "", "a..b", "`x", "x`y`")
     assert sorted(found) == [f"update_mask.paths[{index}]" for index in range(1, 8)]
     assert "display_name, labels" in found["update_mask.paths[1]"]
     assert "max_threads" in found["update_mask.paths[2]"]
@@ -175,7 +174,10 @@ def test_every_bad_path_is_told_at_once_beside_the_good_ones() -> None:
         "entrypoint.x",
         "limits.request_timeout.seconds",
         "idle_timeout.nanos",
-        "labels.a.b",
+        "labels.*.b",
+        "config.*.b",
+        "labels.a*",
+        "lim*",
         "config." + ".".join("x" * 21),
         "x" * 2000,
         "config.*.",
@@ -188,6 +190,47 @@ def test_a_path_below_what_is_one_value_is_refused(path: str) -> None:
 
 def test_a_star_stands_alone() -> None:
     assert "only path" in refused(App(), "*", "labels")["update_mask.paths[0]"]
+
+
+@pytest.mark.parametrize(
+    "path", ["labels", "env", "secret_env", "config", "config.deep", "limits", "database"]
+)
+def test_a_star_at_the_end_is_all_that_is_there(path: str) -> None:
+    patch = App(labels={"x": "1"}, env={"X": "1"}, limits={"max_threads": 2}, database={"sqlite": {}})
+    patch.config.update({"deep": {"x": 1}})
+    assert updated(patch, f"{path}.*") == updated(patch, path)
+    assert updated(patch, f"{path}.*") != current() or path == "database"
+
+
+def test_a_key_that_is_a_star_stands_in_backquotes() -> None:
+    app = current()
+    app.annotations["*"] = "1"
+    assert apply_update(app, App(), FieldMask(paths=["annotations.`*`"])) == current()
+
+
+def test_a_maps_key_with_dots_may_stand_without_backquotes_as_in_a_filter() -> None:
+    patch = App(labels={"a.b/c": "2", "x.y": "3"})
+    for paths in (
+        ("labels.a.b/c", "labels.x.y"),
+        ("labels.`a.b/c`", "labels.`x.y`"),
+        ("labels.`a.b/c`", "labels.x.`y`"),
+    ):
+        assert updated(patch, *paths).labels == {"tier": "gold", "a.b/c": "2", "x.y": "3"}
+    for text in ("labels.a.b/c = 1", "labels.`a.b/c` = 1", 'labels."a.b/c" = 1', "labels:`a.b/c`"):
+        assert compile_filter(text)(current()), text
+
+
+@pytest.mark.parametrize("with_config", [False, True])
+@pytest.mark.parametrize(
+    "path",
+    ["config", "config.*", "config.a", "config.a.b", "labels.a", "env.A", "annotations", "domains",
+     "idle_timeout", "secret_env.A", "database.external.secret_key", "health_check.path", "isolation"],
+)  # fmt: skip
+def test_a_path_to_what_is_not_there_changes_nothing(path: str, with_config: bool) -> None:
+    app = normalize_app(App(name="apps/shop", entrypoint="a:b"))
+    if with_config:
+        app.config.SetInParent()
+    assert normalize_app(apply_update(app, App(), FieldMask(paths=[path]))) == app
 
 
 def test_too_many_paths_are_refused() -> None:
@@ -224,7 +267,7 @@ def test_an_app_that_becomes_on_request_gets_an_idle_timeout() -> None:
 
 def test_no_secret_stands_in_an_error() -> None:
     with pytest.raises(SupervisorError) as caught:
-        updated(App(secret_env={"KEY": "hunter2"}), "secret_env.a.b", "secret_env", "uid")
+        updated(App(secret_env={"KEY": "hunter2"}), "secret_env.a.b", "secret_env", "bogus")
     assert "hunter2" not in repr((caught.value.message, caught.value.violations))
 
 

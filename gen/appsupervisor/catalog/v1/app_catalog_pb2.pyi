@@ -385,9 +385,9 @@ class ListAppsRequest(_message.Message):
     page_token: _builtins.str
     """`next_page_token` of the page before; the other fields must be as they were."""
     filter: _builtins.str
-    """An AIP-160 filter over `name`, `uid`, `display_name`, `labels`, `annotations`, `entrypoint`, `environment`, `domains`,
-    `state`, `health`, `desired_state`, `activation`, `isolation`, `generation`, `reconciling`, `create_time`,
-    `update_time`; at most 4,096 characters. Example: `labels.tier = "gold" AND state != RUNNING`.
+    """An AIP-160 filter over `name`, `uid`, `display_name`, `labels`, `annotations`, `entrypoint`, `environment`,
+    `domains`, `state`, `health`, `desired_state`, `activation`, `isolation`, `generation`, `reconciling`,
+    `create_time`, `update_time`; at most 4,096 characters. Example: `labels.tier = "gold" AND state != RUNNING`.
     """
     order_by: _builtins.str
     """Comma-separated fields, each with an optional ` desc`: `name`, `display_name`, `environment`, `state`, `health`,
@@ -462,8 +462,10 @@ class UpdateAppRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Fields to set, `*` for all that can be set. Empty: every field of `app` that is set. Paths may go into messages and
-        maps (`limits.request_timeout`, `labels.tier`).
+        """Fields to set, `*` for all that can be set. Empty: every field of `app` that is set. Paths may go into messages,
+        maps and `config` (`limits.request_timeout`, `labels.tier`); a key with dots or stars may stand in backquotes, here
+        as in filters (`labels.`app.kubernetes.io/name``). A star at the end is all that is there. Output-only fields are
+        ignored.
         """
 
     def __init__(
@@ -568,8 +570,8 @@ class StartAppRequest(_message.Message):
     validate_only: _builtins.bool
     """Checks everything and changes nothing."""
     accept_data_loss: _builtins.bool
-    """Starts an app that has served before on a new, empty database if its own is not there (`DATA_MISSING`). What it
-    had stored is given up.
+    """Starts an app that has served before on a new, empty database if its own is not there (`DATA_MISSING`), and on
+    another node if its own cannot be heard. What it had stored is given up.
     """
     def __init__(
         self,
@@ -642,8 +644,8 @@ class RestartAppRequest(_message.Message):
     validate_only: _builtins.bool
     """Checks everything and changes nothing."""
     accept_data_loss: _builtins.bool
-    """Starts an app that has served before on a new, empty database if its own is not there (`DATA_MISSING`). What it
-    had stored is given up.
+    """Starts an app that has served before on a new, empty database if its own is not there (`DATA_MISSING`), and on
+    another node if its own cannot be heard. What it had stored is given up.
     """
     def __init__(
         self,

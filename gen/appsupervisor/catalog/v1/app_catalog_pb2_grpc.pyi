@@ -48,13 +48,15 @@ class AppCatalogStub:
     CreateApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.CreateAppRequest, _operations_pb2.Operation]
     """Creates an app; it is started unless `desired_state` is `STOPPED`.
 
-    On success the app is stored with generation 1. The operation ends when the app is `RUNNING` (`IDLE` for
-    `ON_REQUEST`, `STOPPED` if so desired) or could not be started; the app stays in the catalog either way. Without a
-    node in its environment the app is accepted and stays `PENDING`, condition `Scheduled` telling why.
+    Precondition: no app has its name or one of its domains, and its environment exists. Without a node in it the app
+    is accepted all the same and stays `PENDING`, condition `Scheduled` telling why.
+    On success: stored with generation 1; the operation ends when the app is `RUNNING` (`IDLE` for `ON_REQUEST`,
+    `STOPPED` if so desired), or fails when it could not be started.
     Idempotent by `request_id` alone.
+    Cancelling the call undoes nothing; cancelling the operation stops the app.
+    Rolled back: nothing; an app that could not be started stays in the catalog, `FAILED`, to be updated or deleted.
 
-    Errors: `APP_ALREADY_EXISTS` (ALREADY_EXISTS); `DOMAIN_TAKEN` (ALREADY_EXISTS);
-    `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION).
+    Errors: `APP_ALREADY_EXISTS`, `DOMAIN_TAKEN` (ALREADY_EXISTS); `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION).
     """
     GetApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.GetAppRequest, _app_catalog_pb2.App]
     """Returns one app."""
@@ -66,12 +68,15 @@ class AppCatalogStub:
     UpdateApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.UpdateAppRequest, _operations_pb2.Operation]
     """Updates the fields of an app that `update_mask` names.
 
-    A change of what runs is carried out as a swap: the new generation starts beside the old one, takes over when it
-    is ready, and the old one is drained. If the new generation does not start the old one goes on serving, the
-    operation fails with the reason, and condition `Updated` is UNMET until the next change. An `ON_REQUEST` app is
+    Precondition: the app exists (or `allow_missing`), is not `DELETING`, and has the `etag` given, if one is given.
+    On success: stored with the next generation. A change of what runs is carried out as a swap: the new generation
+    starts beside the old one, takes over when it is ready, and the old one is drained; then the operation ends.
+    Idempotent by `request_id`; an update that changes nothing raises no generation.
+    Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
+    Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
+    the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
     started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
     app carries the end of its traceback (`DebugInfo`); all of it is in TailAppLogs and ListAppEvents.
-    Idempotent by `request_id`; an update that changes nothing raises no generation.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
     `DOMAIN_TAKEN` (ALREADY_EXISTS). With `allow_missing` also those of CreateApp.
@@ -79,33 +84,50 @@ class AppCatalogStub:
     DeleteApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.DeleteAppRequest, _operations_pb2.Operation]
     """Stops an app and removes it from the catalog.
 
-    The operation ends, with the app as it was, when no instance runs and `data_policy` is carried out; then the name
-    may be used again, for an app with new data. If the app's node cannot be heard, or cannot remove the data
-    (`DATA_NOT_REMOVED`), the app stays `DELETING` until it can. Not undone by cancelling.
-
-    A repeat while `DELETING` returns the operation under way; with `DROP` where it was to retain, the data goes, too.
+    Precondition: the app exists (or `allow_missing`) and has the `etag` given, if one is given.
+    On success: the app is `DELETING`. The operation ends, with the app as it was, when no instance runs and
+    `data_policy` is carried out; then the name may be used again, for an app with new data. While the app's node
+    cannot be heard, or cannot remove the data (`DATA_NOT_REMOVED`), the app stays `DELETING`.
+    Idempotent: a repeat while `DELETING` returns the operation under way; with `DROP` where it was to retain, the data
+    goes, too.
+    Cancelling undoes nothing: a delete cannot be taken back (`OPERATION_NOT_CANCELLABLE`).
+    Rolled back: nothing.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING` (FAILED_PRECONDITION) if it is to `RETAIN` what is being dropped.
     """
     StartApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.StartAppRequest, _operations_pb2.Operation]
-    """Sets `desired_state` to `RUNNING`; the operation ends when the app serves, or could not be started.
+    """Sets `desired_state` to `RUNNING` and starts the app.
 
-    A failed or backing-off app is started at once. For an app that runs, the operation is done at once. One that has
-    served before and whose node no longer has its data fails with `DATA_MISSING`, unless `accept_data_loss` is set.
+    Precondition: the app exists, is not `DELETING`, and has the `etag` given, if one is given.
+    On success: the operation ends when the app serves (is dormant, for `ON_REQUEST`), or fails when it could not be
+    started. A failed or backing-off app is started at once. One that has served before and whose node no longer has
+    its data fails with `DATA_MISSING`, unless `accept_data_loss` is set.
+    Idempotent: for an app that runs, nothing changes and the operation is done at once.
+    Cancelling the call undoes nothing; cancelling the operation stops the app.
+    Rolled back: nothing; an app that could not be started is `FAILED`, and wanted `RUNNING` still.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING` (FAILED_PRECONDITION).
     """
     StopApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.StopAppRequest, _operations_pb2.Operation]
-    """Sets `desired_state` to `STOPPED`; the operation ends when no instance runs.
+    """Sets `desired_state` to `STOPPED` and stops the app, after its requests under way have been drained.
 
-    Sticky: no request, restart or failover starts a stopped app.
+    Precondition: the app exists, is not `DELETING`, and has the `etag` given, if one is given.
+    On success: the operation ends when no instance runs. Sticky: no request, restart or failover starts a stopped app.
+    Idempotent: for an app that is stopped, nothing changes and the operation is done at once.
+    Cancelling undoes nothing: a stop cannot be taken back (`OPERATION_NOT_CANCELLABLE`).
+    Rolled back: nothing.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING` (FAILED_PRECONDITION).
     """
     RestartApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.RestartAppRequest, _operations_pb2.Operation]
     """Replaces the app's instance by a fresh one of the same generation, which takes over when it is ready.
 
-    If it does not start the one before it goes on serving, and the operation fails with the reason.
+    Precondition: the app exists, is wanted `RUNNING`, is not `DELETING`, and has the `etag` given, if one is given.
+    On success: the operation ends when the fresh instance has taken over.
+    Idempotent by `request_id` alone.
+    Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
+    Rolled back: what runs. If the fresh instance does not start the one before goes on serving, and the operation
+    fails with the reason.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED` (FAILED_PRECONDITION).
     """
@@ -156,13 +178,15 @@ class AppCatalogAsyncStub(AppCatalogStub):
     CreateApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.CreateAppRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Creates an app; it is started unless `desired_state` is `STOPPED`.
 
-    On success the app is stored with generation 1. The operation ends when the app is `RUNNING` (`IDLE` for
-    `ON_REQUEST`, `STOPPED` if so desired) or could not be started; the app stays in the catalog either way. Without a
-    node in its environment the app is accepted and stays `PENDING`, condition `Scheduled` telling why.
+    Precondition: no app has its name or one of its domains, and its environment exists. Without a node in it the app
+    is accepted all the same and stays `PENDING`, condition `Scheduled` telling why.
+    On success: stored with generation 1; the operation ends when the app is `RUNNING` (`IDLE` for `ON_REQUEST`,
+    `STOPPED` if so desired), or fails when it could not be started.
     Idempotent by `request_id` alone.
+    Cancelling the call undoes nothing; cancelling the operation stops the app.
+    Rolled back: nothing; an app that could not be started stays in the catalog, `FAILED`, to be updated or deleted.
 
-    Errors: `APP_ALREADY_EXISTS` (ALREADY_EXISTS); `DOMAIN_TAKEN` (ALREADY_EXISTS);
-    `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION).
+    Errors: `APP_ALREADY_EXISTS`, `DOMAIN_TAKEN` (ALREADY_EXISTS); `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION).
     """
     GetApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.GetAppRequest, _app_catalog_pb2.App]  # type: ignore[assignment]
     """Returns one app."""
@@ -174,12 +198,15 @@ class AppCatalogAsyncStub(AppCatalogStub):
     UpdateApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.UpdateAppRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Updates the fields of an app that `update_mask` names.
 
-    A change of what runs is carried out as a swap: the new generation starts beside the old one, takes over when it
-    is ready, and the old one is drained. If the new generation does not start the old one goes on serving, the
-    operation fails with the reason, and condition `Updated` is UNMET until the next change. An `ON_REQUEST` app is
+    Precondition: the app exists (or `allow_missing`), is not `DELETING`, and has the `etag` given, if one is given.
+    On success: stored with the next generation. A change of what runs is carried out as a swap: the new generation
+    starts beside the old one, takes over when it is ready, and the old one is drained; then the operation ends.
+    Idempotent by `request_id`; an update that changes nothing raises no generation.
+    Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
+    Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
+    the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
     started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
     app carries the end of its traceback (`DebugInfo`); all of it is in TailAppLogs and ListAppEvents.
-    Idempotent by `request_id`; an update that changes nothing raises no generation.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
     `DOMAIN_TAKEN` (ALREADY_EXISTS). With `allow_missing` also those of CreateApp.
@@ -187,33 +214,50 @@ class AppCatalogAsyncStub(AppCatalogStub):
     DeleteApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.DeleteAppRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Stops an app and removes it from the catalog.
 
-    The operation ends, with the app as it was, when no instance runs and `data_policy` is carried out; then the name
-    may be used again, for an app with new data. If the app's node cannot be heard, or cannot remove the data
-    (`DATA_NOT_REMOVED`), the app stays `DELETING` until it can. Not undone by cancelling.
-
-    A repeat while `DELETING` returns the operation under way; with `DROP` where it was to retain, the data goes, too.
+    Precondition: the app exists (or `allow_missing`) and has the `etag` given, if one is given.
+    On success: the app is `DELETING`. The operation ends, with the app as it was, when no instance runs and
+    `data_policy` is carried out; then the name may be used again, for an app with new data. While the app's node
+    cannot be heard, or cannot remove the data (`DATA_NOT_REMOVED`), the app stays `DELETING`.
+    Idempotent: a repeat while `DELETING` returns the operation under way; with `DROP` where it was to retain, the data
+    goes, too.
+    Cancelling undoes nothing: a delete cannot be taken back (`OPERATION_NOT_CANCELLABLE`).
+    Rolled back: nothing.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING` (FAILED_PRECONDITION) if it is to `RETAIN` what is being dropped.
     """
     StartApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.StartAppRequest, _operations_pb2.Operation]  # type: ignore[assignment]
-    """Sets `desired_state` to `RUNNING`; the operation ends when the app serves, or could not be started.
+    """Sets `desired_state` to `RUNNING` and starts the app.
 
-    A failed or backing-off app is started at once. For an app that runs, the operation is done at once. One that has
-    served before and whose node no longer has its data fails with `DATA_MISSING`, unless `accept_data_loss` is set.
+    Precondition: the app exists, is not `DELETING`, and has the `etag` given, if one is given.
+    On success: the operation ends when the app serves (is dormant, for `ON_REQUEST`), or fails when it could not be
+    started. A failed or backing-off app is started at once. One that has served before and whose node no longer has
+    its data fails with `DATA_MISSING`, unless `accept_data_loss` is set.
+    Idempotent: for an app that runs, nothing changes and the operation is done at once.
+    Cancelling the call undoes nothing; cancelling the operation stops the app.
+    Rolled back: nothing; an app that could not be started is `FAILED`, and wanted `RUNNING` still.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING` (FAILED_PRECONDITION).
     """
     StopApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.StopAppRequest, _operations_pb2.Operation]  # type: ignore[assignment]
-    """Sets `desired_state` to `STOPPED`; the operation ends when no instance runs.
+    """Sets `desired_state` to `STOPPED` and stops the app, after its requests under way have been drained.
 
-    Sticky: no request, restart or failover starts a stopped app.
+    Precondition: the app exists, is not `DELETING`, and has the `etag` given, if one is given.
+    On success: the operation ends when no instance runs. Sticky: no request, restart or failover starts a stopped app.
+    Idempotent: for an app that is stopped, nothing changes and the operation is done at once.
+    Cancelling undoes nothing: a stop cannot be taken back (`OPERATION_NOT_CANCELLABLE`).
+    Rolled back: nothing.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING` (FAILED_PRECONDITION).
     """
     RestartApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.RestartAppRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Replaces the app's instance by a fresh one of the same generation, which takes over when it is ready.
 
-    If it does not start the one before it goes on serving, and the operation fails with the reason.
+    Precondition: the app exists, is wanted `RUNNING`, is not `DELETING`, and has the `etag` given, if one is given.
+    On success: the operation ends when the fresh instance has taken over.
+    Idempotent by `request_id` alone.
+    Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
+    Rolled back: what runs. If the fresh instance does not start the one before goes on serving, and the operation
+    fails with the reason.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED` (FAILED_PRECONDITION).
     """
@@ -267,13 +311,15 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Creates an app; it is started unless `desired_state` is `STOPPED`.
 
-        On success the app is stored with generation 1. The operation ends when the app is `RUNNING` (`IDLE` for
-        `ON_REQUEST`, `STOPPED` if so desired) or could not be started; the app stays in the catalog either way. Without a
-        node in its environment the app is accepted and stays `PENDING`, condition `Scheduled` telling why.
+        Precondition: no app has its name or one of its domains, and its environment exists. Without a node in it the app
+        is accepted all the same and stays `PENDING`, condition `Scheduled` telling why.
+        On success: stored with generation 1; the operation ends when the app is `RUNNING` (`IDLE` for `ON_REQUEST`,
+        `STOPPED` if so desired), or fails when it could not be started.
         Idempotent by `request_id` alone.
+        Cancelling the call undoes nothing; cancelling the operation stops the app.
+        Rolled back: nothing; an app that could not be started stays in the catalog, `FAILED`, to be updated or deleted.
 
-        Errors: `APP_ALREADY_EXISTS` (ALREADY_EXISTS); `DOMAIN_TAKEN` (ALREADY_EXISTS);
-        `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION).
+        Errors: `APP_ALREADY_EXISTS`, `DOMAIN_TAKEN` (ALREADY_EXISTS); `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION).
         """
 
     @_abc_1.abstractmethod
@@ -303,12 +349,15 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Updates the fields of an app that `update_mask` names.
 
-        A change of what runs is carried out as a swap: the new generation starts beside the old one, takes over when it
-        is ready, and the old one is drained. If the new generation does not start the old one goes on serving, the
-        operation fails with the reason, and condition `Updated` is UNMET until the next change. An `ON_REQUEST` app is
+        Precondition: the app exists (or `allow_missing`), is not `DELETING`, and has the `etag` given, if one is given.
+        On success: stored with the next generation. A change of what runs is carried out as a swap: the new generation
+        starts beside the old one, takes over when it is ready, and the old one is drained; then the operation ends.
+        Idempotent by `request_id`; an update that changes nothing raises no generation.
+        Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
+        Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
+        the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
         started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
         app carries the end of its traceback (`DebugInfo`); all of it is in TailAppLogs and ListAppEvents.
-        Idempotent by `request_id`; an update that changes nothing raises no generation.
 
         Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
         `DOMAIN_TAKEN` (ALREADY_EXISTS). With `allow_missing` also those of CreateApp.
@@ -322,11 +371,14 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Stops an app and removes it from the catalog.
 
-        The operation ends, with the app as it was, when no instance runs and `data_policy` is carried out; then the name
-        may be used again, for an app with new data. If the app's node cannot be heard, or cannot remove the data
-        (`DATA_NOT_REMOVED`), the app stays `DELETING` until it can. Not undone by cancelling.
-
-        A repeat while `DELETING` returns the operation under way; with `DROP` where it was to retain, the data goes, too.
+        Precondition: the app exists (or `allow_missing`) and has the `etag` given, if one is given.
+        On success: the app is `DELETING`. The operation ends, with the app as it was, when no instance runs and
+        `data_policy` is carried out; then the name may be used again, for an app with new data. While the app's node
+        cannot be heard, or cannot remove the data (`DATA_NOT_REMOVED`), the app stays `DELETING`.
+        Idempotent: a repeat while `DELETING` returns the operation under way; with `DROP` where it was to retain, the data
+        goes, too.
+        Cancelling undoes nothing: a delete cannot be taken back (`OPERATION_NOT_CANCELLABLE`).
+        Rolled back: nothing.
 
         Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING` (FAILED_PRECONDITION) if it is to `RETAIN` what is being dropped.
         """
@@ -337,10 +389,15 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         request: _app_catalog_pb2.StartAppRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
-        """Sets `desired_state` to `RUNNING`; the operation ends when the app serves, or could not be started.
+        """Sets `desired_state` to `RUNNING` and starts the app.
 
-        A failed or backing-off app is started at once. For an app that runs, the operation is done at once. One that has
-        served before and whose node no longer has its data fails with `DATA_MISSING`, unless `accept_data_loss` is set.
+        Precondition: the app exists, is not `DELETING`, and has the `etag` given, if one is given.
+        On success: the operation ends when the app serves (is dormant, for `ON_REQUEST`), or fails when it could not be
+        started. A failed or backing-off app is started at once. One that has served before and whose node no longer has
+        its data fails with `DATA_MISSING`, unless `accept_data_loss` is set.
+        Idempotent: for an app that runs, nothing changes and the operation is done at once.
+        Cancelling the call undoes nothing; cancelling the operation stops the app.
+        Rolled back: nothing; an app that could not be started is `FAILED`, and wanted `RUNNING` still.
 
         Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING` (FAILED_PRECONDITION).
         """
@@ -351,9 +408,13 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         request: _app_catalog_pb2.StopAppRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
-        """Sets `desired_state` to `STOPPED`; the operation ends when no instance runs.
+        """Sets `desired_state` to `STOPPED` and stops the app, after its requests under way have been drained.
 
-        Sticky: no request, restart or failover starts a stopped app.
+        Precondition: the app exists, is not `DELETING`, and has the `etag` given, if one is given.
+        On success: the operation ends when no instance runs. Sticky: no request, restart or failover starts a stopped app.
+        Idempotent: for an app that is stopped, nothing changes and the operation is done at once.
+        Cancelling undoes nothing: a stop cannot be taken back (`OPERATION_NOT_CANCELLABLE`).
+        Rolled back: nothing.
 
         Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING` (FAILED_PRECONDITION).
         """
@@ -366,7 +427,12 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Replaces the app's instance by a fresh one of the same generation, which takes over when it is ready.
 
-        If it does not start the one before it goes on serving, and the operation fails with the reason.
+        Precondition: the app exists, is wanted `RUNNING`, is not `DELETING`, and has the `etag` given, if one is given.
+        On success: the operation ends when the fresh instance has taken over.
+        Idempotent by `request_id` alone.
+        Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
+        Rolled back: what runs. If the fresh instance does not start the one before goes on serving, and the operation
+        fails with the reason.
 
         Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED` (FAILED_PRECONDITION).
         """

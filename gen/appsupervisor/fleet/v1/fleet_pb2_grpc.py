@@ -86,7 +86,11 @@ class FleetServicer:
     def CreateEnvironment(self, request, context):
         """Creates an environment.
 
+        Precondition: no environment has its name.
+        On success: stored; nodes may join it and apps name it at once.
         Idempotent by `request_id` alone.
+        Cancelling the call undoes nothing.
+        Rolled back: everything, on an error: it is one transaction.
 
         Errors: `ENVIRONMENT_ALREADY_EXISTS` (ALREADY_EXISTS); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
         """
@@ -115,7 +119,11 @@ class FleetServicer:
     def DeleteEnvironment(self, request, context):
         """Deletes an environment, with the records of its nodes that are gone.
 
-        Precondition: no app belongs to it and none of its nodes can be heard.
+        Precondition: no app belongs to it, none of its nodes can be heard, and it has the `etag` given, if one is given.
+        On success: it and those records are gone; a node that comes back is refused.
+        Idempotent: no; a repeat is answered `ENVIRONMENT_NOT_FOUND`.
+        Cancelling the call undoes nothing.
+        Rolled back: everything, on an error: it is one transaction.
 
         Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ENVIRONMENT_NOT_EMPTY`, `ENVIRONMENT_PROTECTED` (FAILED_PRECONDITION,
         the latter for `default`); `ETAG_MISMATCH` (ABORTED).
@@ -127,8 +135,12 @@ class FleetServicer:
     def RegisterNode(self, request, context):
         """Tells the control plane that a node is there; the control plane then calls the node at its address.
 
-        A node calls it when it starts, and whenever it has not been called for a while. On success the node is stored;
-        it becomes `READY` once it has reported what it runs. Idempotent: a repeat by the same incarnation changes nothing.
+        A node calls it when it starts, and whenever it has not been called for a while.
+        Precondition: the environment exists, and no other incarnation of that name can be heard.
+        On success: the node is stored; it becomes `READY` once it has reported what it runs.
+        Idempotent: a repeat by the same incarnation changes nothing.
+        Cancelling the call undoes nothing.
+        Rolled back: everything, on an error: it is one transaction.
 
         Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `NODE_NAME_TAKEN` (ALREADY_EXISTS) while another incarnation under
         the same name can be heard, or while apps are placed on a node of that name with another `uid`: their data is

@@ -41,7 +41,11 @@ class FleetStub:
     CreateEnvironment: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.CreateEnvironmentRequest, _fleet_pb2.Environment]
     """Creates an environment.
 
+    Precondition: no environment has its name.
+    On success: stored; nodes may join it and apps name it at once.
     Idempotent by `request_id` alone.
+    Cancelling the call undoes nothing.
+    Rolled back: everything, on an error: it is one transaction.
 
     Errors: `ENVIRONMENT_ALREADY_EXISTS` (ALREADY_EXISTS); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
     """
@@ -58,7 +62,11 @@ class FleetStub:
     DeleteEnvironment: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DeleteEnvironmentRequest, _empty_pb2.Empty]
     """Deletes an environment, with the records of its nodes that are gone.
 
-    Precondition: no app belongs to it and none of its nodes can be heard.
+    Precondition: no app belongs to it, none of its nodes can be heard, and it has the `etag` given, if one is given.
+    On success: it and those records are gone; a node that comes back is refused.
+    Idempotent: no; a repeat is answered `ENVIRONMENT_NOT_FOUND`.
+    Cancelling the call undoes nothing.
+    Rolled back: everything, on an error: it is one transaction.
 
     Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ENVIRONMENT_NOT_EMPTY`, `ENVIRONMENT_PROTECTED` (FAILED_PRECONDITION,
     the latter for `default`); `ETAG_MISMATCH` (ABORTED).
@@ -66,8 +74,12 @@ class FleetStub:
     RegisterNode: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.RegisterNodeRequest, _fleet_pb2.RegisterNodeResponse]
     """Tells the control plane that a node is there; the control plane then calls the node at its address.
 
-    A node calls it when it starts, and whenever it has not been called for a while. On success the node is stored;
-    it becomes `READY` once it has reported what it runs. Idempotent: a repeat by the same incarnation changes nothing.
+    A node calls it when it starts, and whenever it has not been called for a while.
+    Precondition: the environment exists, and no other incarnation of that name can be heard.
+    On success: the node is stored; it becomes `READY` once it has reported what it runs.
+    Idempotent: a repeat by the same incarnation changes nothing.
+    Cancelling the call undoes nothing.
+    Rolled back: everything, on an error: it is one transaction.
 
     Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `NODE_NAME_TAKEN` (ALREADY_EXISTS) while another incarnation under
     the same name can be heard, or while apps are placed on a node of that name with another `uid`: their data is
@@ -97,7 +109,11 @@ class FleetAsyncStub(FleetStub):
     CreateEnvironment: _aio.UnaryUnaryMultiCallable[_fleet_pb2.CreateEnvironmentRequest, _fleet_pb2.Environment]  # type: ignore[assignment]
     """Creates an environment.
 
+    Precondition: no environment has its name.
+    On success: stored; nodes may join it and apps name it at once.
     Idempotent by `request_id` alone.
+    Cancelling the call undoes nothing.
+    Rolled back: everything, on an error: it is one transaction.
 
     Errors: `ENVIRONMENT_ALREADY_EXISTS` (ALREADY_EXISTS); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
     """
@@ -114,7 +130,11 @@ class FleetAsyncStub(FleetStub):
     DeleteEnvironment: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DeleteEnvironmentRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes an environment, with the records of its nodes that are gone.
 
-    Precondition: no app belongs to it and none of its nodes can be heard.
+    Precondition: no app belongs to it, none of its nodes can be heard, and it has the `etag` given, if one is given.
+    On success: it and those records are gone; a node that comes back is refused.
+    Idempotent: no; a repeat is answered `ENVIRONMENT_NOT_FOUND`.
+    Cancelling the call undoes nothing.
+    Rolled back: everything, on an error: it is one transaction.
 
     Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ENVIRONMENT_NOT_EMPTY`, `ENVIRONMENT_PROTECTED` (FAILED_PRECONDITION,
     the latter for `default`); `ETAG_MISMATCH` (ABORTED).
@@ -122,8 +142,12 @@ class FleetAsyncStub(FleetStub):
     RegisterNode: _aio.UnaryUnaryMultiCallable[_fleet_pb2.RegisterNodeRequest, _fleet_pb2.RegisterNodeResponse]  # type: ignore[assignment]
     """Tells the control plane that a node is there; the control plane then calls the node at its address.
 
-    A node calls it when it starts, and whenever it has not been called for a while. On success the node is stored;
-    it becomes `READY` once it has reported what it runs. Idempotent: a repeat by the same incarnation changes nothing.
+    A node calls it when it starts, and whenever it has not been called for a while.
+    Precondition: the environment exists, and no other incarnation of that name can be heard.
+    On success: the node is stored; it becomes `READY` once it has reported what it runs.
+    Idempotent: a repeat by the same incarnation changes nothing.
+    Cancelling the call undoes nothing.
+    Rolled back: everything, on an error: it is one transaction.
 
     Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `NODE_NAME_TAKEN` (ALREADY_EXISTS) while another incarnation under
     the same name can be heard, or while apps are placed on a node of that name with another `uid`: their data is
@@ -156,7 +180,11 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_fleet_pb2.Environment, _abc.Awaitable[_fleet_pb2.Environment]]:
         """Creates an environment.
 
+        Precondition: no environment has its name.
+        On success: stored; nodes may join it and apps name it at once.
         Idempotent by `request_id` alone.
+        Cancelling the call undoes nothing.
+        Rolled back: everything, on an error: it is one transaction.
 
         Errors: `ENVIRONMENT_ALREADY_EXISTS` (ALREADY_EXISTS); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
         """
@@ -191,7 +219,11 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Deletes an environment, with the records of its nodes that are gone.
 
-        Precondition: no app belongs to it and none of its nodes can be heard.
+        Precondition: no app belongs to it, none of its nodes can be heard, and it has the `etag` given, if one is given.
+        On success: it and those records are gone; a node that comes back is refused.
+        Idempotent: no; a repeat is answered `ENVIRONMENT_NOT_FOUND`.
+        Cancelling the call undoes nothing.
+        Rolled back: everything, on an error: it is one transaction.
 
         Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ENVIRONMENT_NOT_EMPTY`, `ENVIRONMENT_PROTECTED` (FAILED_PRECONDITION,
         the latter for `default`); `ETAG_MISMATCH` (ABORTED).
@@ -205,8 +237,12 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_fleet_pb2.RegisterNodeResponse, _abc.Awaitable[_fleet_pb2.RegisterNodeResponse]]:
         """Tells the control plane that a node is there; the control plane then calls the node at its address.
 
-        A node calls it when it starts, and whenever it has not been called for a while. On success the node is stored;
-        it becomes `READY` once it has reported what it runs. Idempotent: a repeat by the same incarnation changes nothing.
+        A node calls it when it starts, and whenever it has not been called for a while.
+        Precondition: the environment exists, and no other incarnation of that name can be heard.
+        On success: the node is stored; it becomes `READY` once it has reported what it runs.
+        Idempotent: a repeat by the same incarnation changes nothing.
+        Cancelling the call undoes nothing.
+        Rolled back: everything, on an error: it is one transaction.
 
         Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `NODE_NAME_TAKEN` (ALREADY_EXISTS) while another incarnation under
         the same name can be heard, or while apps are placed on a node of that name with another `uid`: their data is

@@ -1452,7 +1452,9 @@ class LogEntry(_message.Message):
     source: _builtins.str
     """`stdout`, `stderr`, or the name of the logger; `node` for what the node adds."""
     text: _builtins.str
-    """What was logged, at most 16 KiB, with its traceback if it has one; values of the app's `secret_env` are blanked out."""
+    """What was logged, at most 16 KiB, with its traceback if it has one; values of the app's `secret_env` are blanked
+    out.
+    """
     dropped_count: _builtins.int
     """With an entry of the node's own: so many lines were dropped here because the app logged faster than is kept."""
     @_builtins.property
@@ -1549,9 +1551,7 @@ class TailLogsResponse(_message.Message):
         ENTRIES: TailLogsResponse._Type.ValueType  # 1
         """`entries` come next."""
         GAP: TailLogsResponse._Type.ValueType  # 2
-        """Lines are missing here: they were not kept long enough for this reader, or cannot be written now. Of the latter an
-        entry with a `dropped_count` may tell once more to who reads on later.
-        """
+        """Lines are missing here: they were not kept long enough for this reader."""
         SYNCED: TailLogsResponse._Type.ValueType  # 3
         """All that there was has been told."""
         BOOKMARK: TailLogsResponse._Type.ValueType  # 4
@@ -1565,9 +1565,7 @@ class TailLogsResponse(_message.Message):
     ENTRIES: TailLogsResponse.Type.ValueType  # 1
     """`entries` come next."""
     GAP: TailLogsResponse.Type.ValueType  # 2
-    """Lines are missing here: they were not kept long enough for this reader, or cannot be written now. Of the latter an
-    entry with a `dropped_count` may tell once more to who reads on later.
-    """
+    """Lines are missing here: they were not kept long enough for this reader."""
     SYNCED: TailLogsResponse.Type.ValueType  # 3
     """All that there was has been told."""
     BOOKMARK: TailLogsResponse.Type.ValueType  # 4

@@ -102,15 +102,17 @@ class RuntimeEnvironmentServicer:
         """Starts one instance and returns it as accepted (usually `STARTING`, or `IDLE` for `ON_REQUEST`).
 
         Precondition: the app's highest epoch known here is not above `spec.epoch`, and at that epoch its highest
-        generation is not above `spec.generation`. On success the instance is registered; it becomes the app's route when
-        it is ready, and an older instance of the app goes on serving until it is stopped.
+        generation is not above `spec.generation`.
+        On success: the instance is registered; it becomes the app's route when it is ready, and an older instance of the
+        app goes on serving until it is stopped.
         Idempotent: a repeat with the same instance name and an equal spec returns the instance as it is, whatever its
-        state, and starts nothing. Cancelling the call does not stop the instance.
-        If it cannot start, the instance ends `FAILED` with `last_error` set; nothing of it stays but its data. With
-        `requires_existing_data` and no data here it ends so with `DATA_MISSING`.
+        state, and starts nothing.
+        Cancelling the call does not stop the instance.
+        Rolled back: if it cannot start, the instance ends `FAILED` with `last_error` set; nothing of it stays but its
+        data. With `requires_existing_data` and no data here it ends so with `DATA_MISSING`.
 
-        Errors: `STALE_EPOCH` (FAILED_PRECONDITION) for an older epoch or generation; `INSTANCE_EXISTS` (ALREADY_EXISTS) for
-        a known name with another spec; `INVALID_FIELD` (INVALID_ARGUMENT); `NODE_DRAINING` (FAILED_PRECONDITION) while
+        Errors: `STALE_EPOCH` (FAILED_PRECONDITION) for an older epoch or generation; `INSTANCE_EXISTS` (ALREADY_EXISTS)
+        for a known name with another spec; `INVALID_FIELD` (INVALID_ARGUMENT); `NODE_DRAINING` (FAILED_PRECONDITION) while
         the node shuts down; `NODE_FULL` (RESOURCE_EXHAUSTED) at the node's instance limit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -120,13 +122,16 @@ class RuntimeEnvironmentServicer:
     def StopInstance(self, request, context):
         """Stops one instance: takes it off its route, drains its requests, runs its shutdown, removes it.
 
-        Returns at once with the instance `STOPPING`; a `REMOVE` on `WatchInstances` tells that it is gone. Drains for at
-        most the instance's `limits.stop_timeout`, then cancels what is left. With `purge_data` the app's data directory is
-        removed after the last instance of that app uid is gone.
+        Precondition: `epoch` is not below the instance's.
+        On success: returns at once with the instance `STOPPING`; a `REMOVE` on `WatchInstances` tells that it is gone. It
+        drains for at most the instance's `limits.stop_timeout`, then cancels what is left. With `purge_data` the app's
+        data directory is removed after the last instance of that app uid is gone.
         Idempotent: an instance that is not there is answered with success and an empty `instance`; an unknown instance
-        with `purge_data` still has its data removed. Cancelling the call does not cancel the stop.
-        Data that cannot be removed is told: the instance stays `STOPPING` with `last_error` `DATA_NOT_REMOVED`, and a
-        repeat of the call tries again. A symbolic link in the place of the data directory is never followed.
+        with `purge_data` still has its data removed.
+        Cancelling the call does not cancel the stop.
+        Rolled back: nothing. Data that cannot be removed is told: the instance stays `STOPPING` with `last_error`
+        `DATA_NOT_REMOVED`, and a repeat of the call tries again. A symbolic link in the place of the data directory is
+        never followed.
 
         Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's; `DATA_NOT_REMOVED`
         (FAILED_PRECONDITION) for the data of an instance that is not there; `INVALID_FIELD` (INVALID_ARGUMENT).
@@ -138,9 +143,11 @@ class RuntimeEnvironmentServicer:
     def RestartInstance(self, request, context):
         """Stops and starts one instance in place; a failed or backing-off instance is started at once.
 
-        Precondition: the instance exists and is not stopping. Its name, epoch and generation stay.
-        Idempotent by `request_id`: a repeat of the last one does nothing. Not rolled back: an app that does not come up
-        again is `FAILED`.
+        Precondition: the instance exists and is not stopping; `epoch` is not below its own.
+        On success: returns at once; its name, epoch and generation stay.
+        Idempotent by `request_id`: a repeat of the last one does nothing.
+        Cancelling the call does not cancel the restart.
+        Rolled back: nothing; an app that does not come up again is `FAILED`.
 
         Errors: `INSTANCE_NOT_FOUND` (NOT_FOUND); `STALE_EPOCH`, `INSTANCE_STOPPING` (FAILED_PRECONDITION).
         """

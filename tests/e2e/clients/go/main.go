@@ -63,7 +63,7 @@ func run(address, id, entrypoint string) error {
 	}
 	report("read", read)
 
-	deleted, err := apps.DeleteApp(ctx, &catalogv1.DeleteAppRequest{Name: name, DataPolicy: catalogv1.DataPolicy_DROP})
+	deleted, err := apps.DeleteApp(ctx, &catalogv1.DeleteAppRequest{Name: name, DataPolicy: catalogv1.DeleteAppRequest_DROP})
 	if err != nil {
 		return err
 	}

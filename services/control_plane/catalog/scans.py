@@ -1,0 +1,55 @@
+"""Long looks over the catalog, in slices: whoever else is served on the loop waits for one slice at most."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from services.rpc.errors import SupervisorError
+
+T = TypeVar("T")
+
+SLICE_SECONDS = 0.002
+"""How long a scan may hold the loop at once."""
+
+LOOK_EVERY = 64
+"""Records between two looks at the time: the longest filter takes a few milliseconds for them."""
+
+
+class Scans:
+    """Takes turns among the scans of a server. Belongs to one loop."""
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+
+    async def find(
+        self, records: Iterator[T], matches: Callable[[T], bool], limit: int | None, deadline: float
+    ) -> list[T]:
+        """Return the first `limit` records that match, or all of them.
+
+        Raises OPERATION_DEADLINE_EXCEEDED once the monotonic clock has passed `deadline`.
+        """
+        found: list[T] = []
+        while True:
+            # However many scan, one slice is run in each turn of the loop.
+            async with self._turn:
+                end = time.monotonic() + SLICE_SECONDS
+                for number, record in enumerate(records):
+                    if matches(record):
+                        found.append(record)
+                        if len(found) == limit:
+                            return found
+                    if number % LOOK_EVERY == 0:
+                        now = time.monotonic()
+                        if now > deadline:
+                            raise SupervisorError(
+                                "OPERATION_DEADLINE_EXCEEDED",
+                                "The call's time was up before everything was looked at.",
+                            )
+                        if now > end:
+                            break
+                else:
+                    return found
+            await asyncio.sleep(0)

@@ -1,0 +1,66 @@
+"""One call as the servicers and the core see it: who asks, under which id, until when. Free of gRPC."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Protocol
+
+LONGEST_CALL = 30.0
+"""Seconds a unary call may take when its caller set no deadline."""
+
+
+class Transport(Protocol):
+    """What the transport tells of a call; grpc.aio's servicer context is one."""
+
+    def invocation_metadata(self) -> object:
+        """Return pairs of key and value, or None."""
+        ...
+
+    def peer(self) -> str:
+        """Return the address of who calls, as gRPC writes it: `ipv4:127.0.0.1:5`."""
+        ...
+
+    def time_remaining(self) -> float | None:
+        """Return the seconds to the call's deadline; None without one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who made a call and how long it may take."""
+
+    actor: str
+    timeout: float
+    """Seconds until the call's deadline, at most the server's own limit."""
+
+
+class Call:
+    """One call under way. The parts of the pipeline fill it in, in their order."""
+
+    # Defaults of the class, not set one by one: a call is made thousands of times a second.
+    size = 0
+    """Bytes of its request."""
+    metadata: Mapping[str, str | bytes] = MappingProxyType({})
+    request_id = ""
+    peer = ""
+    """The address of who calls, as gRPC writes it: `ipv4:127.0.0.1:5`."""
+    deadline: float | None = None
+    """On the monotonic clock; None if the caller set none."""
+    actor = ""
+    """Who is told to have done what the call does."""
+
+    def __init__(self, method: str, transport: Transport, *, streams: bool) -> None:
+        self.method = method
+        """The full name, `/appsupervisor.catalog.v1.AppCatalog/GetApp`."""
+        self.transport = transport
+        self.streams = streams
+        """Whether it is answered by a stream."""
+        self.began = time.monotonic()
+
+    def caller(self, longest: float = LONGEST_CALL) -> Caller:
+        """Return who asks; its timeout is what is left of the call, at most `longest` seconds."""
+        left = longest if self.deadline is None else self.deadline - time.monotonic()
+        return Caller(self.actor, max(0.0, min(left, longest)))

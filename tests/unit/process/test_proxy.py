@@ -1,0 +1,99 @@
+"""Whatever a guest's side of a connection sends, the node's side ends with a verdict."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from runtime_node.tiers.process import frames, proxy
+from runtime_node.tiers.process.frames import Frame, frame
+from runtime_node.tiers.process.proxy import AppRaisedError, GuestProxy
+from services.rpc.errors import SupervisorError
+
+START = frames.pack_start(200, [(b"content-type", b"text/plain")])
+KINDS = st.one_of(st.sampled_from(Frame), st.integers(0, 255))
+PAYLOADS = st.one_of(st.binary(max_size=40), st.just(START), st.just(b"[" * 5_000))
+RAW_FRAMES = st.tuples(KINDS, PAYLOADS).map(lambda it: frames.HEADER.pack(it[0], len(it[1])) + it[1])
+STREAMS = st.lists(st.one_of(st.binary(max_size=30), RAW_FRAMES), max_size=8).map(b"".join)
+SCOPE: dict[str, Any] = {
+    "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "path": "/",
+    "raw_path": b"/", "query_string": b"", "root_path": "", "scheme": "http", "headers": [], "client": None,
+    "server": None, "subprotocols": [],
+}  # fmt: skip
+
+
+async def carry(kind: str, stream: bytes, alive: bool) -> tuple[BaseException | None, list[str], list[str]]:
+    """Send a request to a guest that answers `stream`; return its error, what was sent, the complaints."""
+    complaints: list[str] = []
+    peers: list[socket.socket] = []
+
+    def answer(theirs: socket.socket) -> None:
+        peer = socket.socket(fileno=os.dup(theirs.fileno()))
+        peers.append(peer)
+        peer.sendall(stream)
+        peer.shutdown(socket.SHUT_WR)  # and it reads nothing
+
+    guest = GuestProxy(answer, "apps/a/instances/b", lambda: alive, complaints.append)
+    sent: list[str] = []
+
+    async def receive() -> dict[str, Any]:
+        if kind == "websocket":
+            return {"type": "websocket.connect"} if not sent else {"type": "websocket.receive", "text": "x"}
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+        await asyncio.sleep(0)
+
+    try:
+        async with asyncio.timeout(5):
+            await guest({**SCOPE, "type": kind}, receive, send)
+    except Exception as error:
+        return error, sent, complaints
+    finally:
+        guest.end(None)
+        await asyncio.sleep(0)
+        for peer in peers:
+            peer.close()
+    return None, sent, complaints
+
+
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy, "VERDICT_SECONDS", 0.0)
+
+
+@given(st.sampled_from(["http", "websocket"]), STREAMS, st.booleans())
+@example("http", frame(Frame.START, START) + frame(Frame.LAST, b"ok") + frame(Frame.END), True)
+@example("websocket", frame(Frame.CLOSE, b"["), True)
+@example("websocket", frame(Frame.ACCEPT, b"\xff\xff"), True)
+@example("http", frame(Frame.FAULT), False)
+def test_any_answer_ends_in_a_verdict(kind: str, stream: bytes, alive: bool) -> None:
+    error, sent, complaints = asyncio.run(carry(kind, stream, alive))
+    assert error is None or isinstance(error, SupervisorError | AppRaisedError)
+    assert all(message.startswith(kind) for message in sent)
+    if isinstance(error, SupervisorError):
+        assert error.reason in ("APP_CRASHED", "APP_BLOCKED_LOOP")
+    if complaints:
+        assert len(complaints) == 1
+
+
+async def test_a_whole_answer_is_passed_on_and_the_connection_kept() -> None:
+    stream = frame(Frame.START, START) + frame(Frame.LAST, b"ok") + frame(Frame.END)
+    error, sent, complaints = await carry("http", stream, True)
+    assert (error, complaints) == (None, [])
+    assert sent == ["http.response.start", "http.response.body"]
+
+
+@pytest.mark.parametrize(("alive", "verdict"), [(True, AppRaisedError), (False, SupervisorError)])
+async def test_a_connection_that_breaks_off_is_the_apps_fault_or_its_processes_end(
+    alive: bool, verdict: type[Exception]
+) -> None:
+    error, _, _ = await carry("http", frame(Frame.START, START), alive)
+    assert type(error) is verdict
