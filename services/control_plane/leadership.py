@@ -90,9 +90,14 @@ class Leadership:
         """Begin to seek the lead; where nobody else can have it, the leader's work has begun on return."""
         if self._seat.exclusive:
             sent = self._clock()
-            self._elected(await self._call(self._take), sent)
-            await self._on_elected(self._term or 0)
-            return
+            try:
+                standing = await self._call(self._take)
+            except SupervisorError as failure:
+                self._note(failure)  # a full disk, say: reads are answered meanwhile
+            else:
+                self._elected(standing, sent)
+                await self._on_elected(standing.term)
+                return
         self._task = asyncio.create_task(self._seek(), name="leadership")
 
     async def close(self) -> None:
@@ -158,6 +163,10 @@ class Leadership:
 
     async def _keep(self, term: int, beginning: asyncio.Future[None]) -> str:
         """Renew the lead until it is lost, and return why."""
+        if self._seat.exclusive:
+            await asyncio.wait({beginning})
+            if beginning.exception() is None:
+                await asyncio.Event().wait()
         wake = self._clock()
         while True:
             wake += self._pace.renew

@@ -196,3 +196,17 @@ async def test_of_a_catalog_that_nobody_else_can_open_the_work_has_begun_on_retu
     assert one.leadership.term == 1
     await one.leadership.close()
     assert one.told == ["begin 1", "end"]
+
+
+async def test_a_file_that_cannot_be_written_at_start_is_led_once_it_can(
+    seat: Seat, replicas: Callable[[], Replica]
+) -> None:
+    seat.exclusive, seat.fails = True, True
+    one = replicas()
+    await one.leadership.start()
+    assert (one.told, one.leadership.term) == ([], None)
+    seat.fails = False
+    await eventually(lambda: one.told == ["begin 1"])
+    seat.now += 1_000_000
+    assert one.leadership.term == 1
+    assert seat.renewals == 0
