@@ -28,7 +28,7 @@ lint: $(VENV)/.ready-dev ## Check format, style, types, dependency rules and gen
 format: $(VENV)/.ready-dev ## Format the code and apply the safe fixes
 	@$(PY) -m ruff check --fix --quiet . ; $(PY) -m ruff format .
 
-proto: $(VENV)/.ready-dev ## Generate gen/ from protos/
+proto: $(VENV)/.ready-dev ## Generate gen/ and docs/reference/ from protos/
 	@$(PY) protos/generate.py
 
 docs: $(VENV)/.ready-dev ## Build the pages of docs/ into .cache/site

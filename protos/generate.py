@@ -1,4 +1,4 @@
-"""Generates gen/ from protos/ with the pinned grpcio-tools; --check fails when gen/ has drifted.
+"""Generates gen/ and docs/reference/ from protos/ with the pinned grpcio-tools; --check fails on a drift.
 
 --imports and --descriptor-set write what other generators and tools need, wherever they are told to.
 """
@@ -14,9 +14,11 @@ from pathlib import Path
 
 from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
+from reference import write_reference
 
 PROTOS = Path(__file__).resolve().parent
 GEN = PROTOS.parent / "gen"
+REFERENCE = PROTOS.parent / "docs/reference"
 _OPTIONS = ("google/api/", "google/protobuf/descriptor.proto")
 """What protos alone use, to say something about themselves."""
 
@@ -77,7 +79,7 @@ def files_below(root: Path) -> set[str]:
 def main() -> None:
     """Generate, or compare what is committed with what would be generated."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="only compare gen/ with what would be generated")
+    parser.add_argument("--check", action="store_true", help="only compare with what would be generated")
     parser.add_argument("--imports", type=Path, metavar="DIR", help="write the protos that ours import there")
     parser.add_argument("--descriptor-set", type=Path, metavar="FILE", help="write a protoset there")
     options = parser.parse_args()
@@ -88,16 +90,25 @@ def main() -> None:
     if options.imports or options.descriptor_set:
         return
     with tempfile.TemporaryDirectory() as scratch:
-        fresh = Path(scratch)
-        generate(fresh)
-        if options.check:
-            names = files_below(fresh) | files_below(GEN)
-            _, drifted, missing = filecmp.cmpfiles(fresh, GEN, names, shallow=False)
-            if drifted or missing:
-                sys.exit(f"gen/ has drifted, run make proto: {sorted(drifted + missing)}")
-            return
-        shutil.rmtree(GEN, ignore_errors=True)
-        shutil.copytree(fresh, GEN)
+        gen, pages = Path(scratch) / "gen", Path(scratch) / "reference"
+        gen.mkdir()
+        generate(gen)
+        raw = (gen / "appsupervisor" / "documented.binpb").read_bytes()
+        write_reference(descriptor_pb2.FileDescriptorSet.FromString(raw), pages)
+        drifted = [name for fresh, kept in ((gen, GEN), (pages, REFERENCE)) for name in _drift(fresh, kept)]
+        if options.check and drifted:
+            sys.exit(f"gen/ or docs/reference/ has drifted, run make proto: {drifted}")
+        for fresh, kept in ((gen, GEN), (pages, REFERENCE)) if drifted else ():
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.copytree(fresh, kept)
+
+
+def _drift(fresh: Path, kept: Path) -> list[str]:
+    """Return the files that differ, or that one of both lacks."""
+    _, differing, missing = filecmp.cmpfiles(
+        fresh, kept, files_below(fresh) | files_below(kept), shallow=False
+    )
+    return sorted(differing + missing)
 
 
 def _write_documented(target: Path) -> None:

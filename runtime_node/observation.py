@@ -6,7 +6,7 @@ Put together here and handed the host; none of it decides anything about an inst
 from __future__ import annotations
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
-from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceError, InstanceSpec
 from runtime_node.instances.host import InstanceHost, Observer
 from runtime_node.instances.record import Instance
 from runtime_node.logs.app_logs import AppLogs, LogSource
@@ -15,6 +15,9 @@ from runtime_node.logs.tail import Tails
 from runtime_node.metrics import NodeMetrics
 from runtime_node.settings import NodeSettings
 from services.rpc.health import ResourceHealth
+
+RAISED_AT_START = frozenset({"APP_FACTORY_FAILED", "APP_STARTUP_FAILED", "ENTRYPOINT_IMPORT_FAILED"})
+"""Failures with an exception that nothing else has put into the app's log."""
 
 
 class Observation:
@@ -27,6 +30,8 @@ class Observation:
             self._source,
             echo=echo_of_stderr() if settings.echo_app_logs else None,
         )
+        self._failures: dict[str, InstanceError] = {}
+        """By instance: the failed start that its log tells of."""
         self.tails = Tails(self.logs, self._newest_uid, self._is_here)
         self.health = ResourceHealth(self._serves)
         self.metrics: NodeMetrics | None = None
@@ -68,7 +73,17 @@ class Observation:
     def _is_here(self, name: str) -> bool:
         return self.host.find(name) is not None
 
+    def _log_failure(self, instance: Instance) -> None:
+        """Put the traceback of an app that did not start into its log, once."""
+        error = instance.history.last_error if instance.history is not None else None
+        if instance.state != InstanceMessage.FAILED or error is None or error.reason not in RAISED_AT_START:
+            return
+        if self._failures.get(instance.name) is not error:
+            self._failures[instance.name] = error
+            self.logs.write_fault(instance.name, error.detail)
+
     def _changed(self, instance: Instance) -> None:
+        self._log_failure(instance)
         if instance.state == InstanceMessage.IDLE:
             self.logs.forget(instance.name, instance.app, instance.uid)
         if self.health.watched:
@@ -76,6 +91,7 @@ class Observation:
             self.health.changed(f"apps/{instance.app}")
 
     def _gone(self, instance: Instance) -> None:
+        self._failures.pop(instance.name, None)
         self._changed(instance)
         if self.metrics is not None:
             self.metrics.gone(instance)

@@ -30,14 +30,15 @@ from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed, duration
 from runtime_node.instances.figures import FigureSweep
 from runtime_node.instances.host import InstanceHost
-from runtime_node.instances.housekeeping import Housekeeping
+from runtime_node.instances.housekeeping import PERIOD, Housekeeping
 from runtime_node.instances.lifecycle import Lifecycle
 from runtime_node.instances.probes import Probes
-from runtime_node.instances.record import timestamp
+from runtime_node.instances.record import Instance, timestamp
 from runtime_node.instances.routes import Routes
 from runtime_node.instances.start_limiter import StartLimiter
 from runtime_node.instances.transitions import Hooks
 from runtime_node.isolation import GCPolicy
+from runtime_node.isolation.drift import Drift
 from runtime_node.isolation.leaks import Canary
 from runtime_node.loader import Loader
 from runtime_node.metrics import NodeMetrics
@@ -60,6 +61,9 @@ from services.rpc.server import RpcServer, Service
 log = logging.getLogger("runtime_node")
 
 RPC_GRACE = 1.0
+_TOGETHER = (pb.InstanceSpec.SHARED, pb.InstanceSpec.THREAD)
+"""The tiers whose apps share this process."""
+
 BLOCKING_CALLS = 32
 """Threads for the node's own calls that wait for the disk; one that hangs must not hold up the others."""
 
@@ -143,7 +147,7 @@ class Node:
         )
         isolation.attach(front.loop)
         isolation.guard_loop(front.loop)
-        isolation.keep_handlers_apart(front.loop)
+        isolation.keep_settings_apart(front.loop)
         stack.push_async_callback(_quietly, "front", lambda: front.stop(RPC_GRACE))
         self.http = Address(listen.host, (await front.start())[1])
         watchdog.watch(front.loop)
@@ -160,6 +164,8 @@ class Node:
         if self._owns_process:
             collector.install()
             stack.callback(collector.uninstall)
+        # Now that the node has set all that it sets itself.
+        self._drift = Drift(lambda: self.host.at_work(_TOGETHER, 2 * PERIOD))
         runners = self._runners(self.front, loader, collector, watchdog)
         for runner in runners.values():
             stack.push_async_callback(_quietly, "tier", runner.close)
@@ -173,13 +179,15 @@ class Node:
             runners=Runners(runners, loader), databases=databases,
             start_limiter=StartLimiter(settings.concurrent_starts),
             probes=probes, watchdog=watchdog,
-            hooks=Hooks(self.host.changed, self.host.gone, self.host.serving, collector.started),
+            hooks=Hooks(
+                self.host.changed, self.host.gone, self.host.serving, partial(self._started, collector)
+            ),
         )  # fmt: skip
         watchdog.on_unclaimed = partial(self.host.lifecycle.blame, lambda: list(self.host.running.values()))
         self.housekeeping = Housekeeping(
             self.host, self.host.lifecycle, FigureSweep(self.feed.measured),
             memory=self.memory, memory_budget=settings.memory_budget_bytes,
-            after=collector.tick if self._owns_process else lambda: None,
+            after=partial(self._every_second, collector),
         )  # fmt: skip
         _background(stack, self.housekeeping.run())
 
@@ -218,6 +226,7 @@ class Node:
     ) -> dict[Tier, AppRunner]:
         def released(instance: str, suspects: Sequence[Canary]) -> None:
             collector.stopped(freed=not suspects, instance=instance, suspects=suspects)
+            self._restore(instance)
 
         runners: dict[Tier, AppRunner] = {}
         shared = SharedRunner(loader, front.loop, LoopLag(front.loop).read, released)
@@ -228,6 +237,27 @@ class Node:
             process = ProcessRunner(self._zygote, self.observation.logs.output)
             runners[process.tier] = process
         return runners
+
+    def _started(self, collector: GCPolicy, instance: Instance) -> None:
+        collector.started()
+        if instance.run is not None and instance.run.tier in _TOGETHER:
+            self._restore(instance.name)
+
+    def _every_second(self, collector: GCPolicy) -> None:
+        if self._owns_process:
+            collector.tick()
+        self._restore()
+
+    def _restore(self, *at: str) -> None:
+        """Put back what apps have changed for all; `at` has just started or ended."""
+        restored = self._drift.look(at)
+        for name, values in restored.by_instance.items():
+            self.host.restored(name, values)
+        if restored.unknown:
+            log.warning(
+                "put back what one of several apps has changed for all: %s", ", ".join(restored.unknown),
+                extra={"action": "node.restored", "suspects": restored.suspects},
+            )  # fmt: skip
 
     def _leaked(self, name: str, holders: Sequence[str]) -> None:
         self.host.leaked(name, holders)

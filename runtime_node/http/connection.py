@@ -6,13 +6,14 @@ It has a reader, which turns bytes into requests; what a request means is decide
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from typing import NamedTuple
 
 from runtime_node.asgi import Scope
 from runtime_node.http.connection_shares import peer_key
 from runtime_node.http.exchange import Exchange
-from runtime_node.http.flow import Flow
+from runtime_node.http.flow import TURN_SECONDS, Flow
 from runtime_node.http.gate import Gate
 from runtime_node.http.problems import (
     BODY_TIMEOUT,
@@ -30,6 +31,10 @@ from runtime_node.http.websocket import FrontWebSocket
 
 _NEVER = float("inf")
 _STEADY_BYTES = 64 * 1024
+_SMALL_READ = 4 * 1024
+_SLICE = 1024
+"""What of a larger read is parsed at once: as many small requests, or chunks, as take about a millisecond."""
+_FULL_READ = 64 * 1024
 
 
 class _Handshake(NamedTuple):
@@ -63,6 +68,8 @@ class FrontConnection(asyncio.Protocol):
         """What was buffered for the client at the latest look at how it reads."""
         self.half_closed = False
         self.lingering = False
+        self._unread = b""
+        """What came and had no turn yet."""
 
     # --- transport ---
 
@@ -70,7 +77,7 @@ class FrontConnection(asyncio.Protocol):
         """Take a new connection, or turn it away when there is no room and none can be made."""
         shared = self.shared
         self.transport = transport
-        self.flow = Flow(transport)
+        self.flow = Flow(transport, shared.loop)
         client = _address(transport.get_extra_info("peername"))
         trusted = client is not None and shared.trusted.trusts(client[0])
         ends = Endpoints(_address(transport.get_extra_info("sockname")), client, trusted=trusted)
@@ -104,11 +111,31 @@ class FrontConnection(asyncio.Protocol):
         self.shared.shares.leave(self)
 
     def data_received(self, data: bytes) -> None:
-        """Read requests."""
+        """Read requests: a large piece in slices, for some milliseconds at a time."""
+        if len(data) > _SMALL_READ:
+            self._unread = data
+            if self._read_slices() or len(data) >= _FULL_READ:
+                self.flow.end_turn(self._read_slices)
+            return
         reader = self.reader
         reader.feed(data)
         if reader.head is not None or self.head_bytes:
             self._count_head()
+
+    def _read_slices(self) -> bool:
+        """Read what came, until this turn is over; tell whether something is left for the next one."""
+        reader, data = self.reader, self._unread
+        position, end = 0, len(data)
+        over = time.monotonic() + TURN_SECONDS
+        while position < end and not reader.finished:
+            size = max(_SLICE, reader.plain_bytes)
+            reader.feed(data[position : position + size])
+            position += size
+            if time.monotonic() > over:
+                break
+        self._unread = b"" if reader.finished else data[position:]
+        self._count_head()
+        return bool(self._unread)
 
     def _count_head(self) -> None:
         shared = self.shared
@@ -238,6 +265,12 @@ class FrontConnection(asyncio.Protocol):
             )
         )
         self.exchange_done(exchange)
+
+    def settle(self, exchange: Exchange) -> None:
+        """Close if the exchange, complete as it is, was never taken off: nobody knows what was sent of it."""
+        if self.exchange is exchange:
+            self.exchange = None
+            self.abandon()
 
     def abandon(self) -> None:
         """Close in the middle of a response: nothing more may look like a part of it."""

@@ -60,6 +60,10 @@ class ResponseSink(Protocol):
         """Go on after a complete response."""
         ...
 
+    def settle(self, exchange: Exchange) -> None:
+        """Make sure that an exchange which is complete holds nothing up."""
+        ...
+
     def linger(self) -> None:
         """Close, but read off what is under way."""
         ...
@@ -202,6 +206,9 @@ class Exchange:
             self.refuse(problem)
             return
         self._leave(error=problem.status >= 500, timeout=timeout)
+        if self.complete and not self.gone:
+            # Nothing, as a rule. An interruption may have hit the node's own code in the middle of the end.
+            self._sink.settle(self)
         self._give_up(problem)
         self.gone = True
         if self._news is not None:

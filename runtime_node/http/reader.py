@@ -133,6 +133,14 @@ class RequestReader:
         head = self.head
         return 0 if head is None else head.first_size + head.later_size
 
+    @property
+    def plain_bytes(self) -> int:
+        """How many bytes are nothing but a body, and so cost next to nothing to read."""
+        receiving = self.receiving
+        if receiving is None or receiving.chunked_in:
+            return 0
+        return receiving.content_length - receiving.received
+
     def end(self) -> None:
         """Read nothing any more, and let go of everything."""
         self.finished = True

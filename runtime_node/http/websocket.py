@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from runtime_node.asgi import ASGIApp, Scope
 from runtime_node.http.current import interruption_point, is_interruption
-from runtime_node.http.flow import Flow
+from runtime_node.http.flow import TURN_SECONDS, Flow
 from runtime_node.http.gate import Gate
 from runtime_node.http.gated_request import ClientGoneError
 from runtime_node.http.inbound import OWN_BYTES
@@ -87,7 +87,7 @@ class FrontWebSocket(asyncio.BufferedProtocol):
     def take_over(self, transport: asyncio.Transport, rest: bytes) -> None:
         """Go on with a connection whose handshake was read: check it, and ask the gate to let it in."""
         self.transport = transport
-        self.flow = Flow(transport)
+        self.flow = Flow(transport, self.shared.loop)
         self.shared.connections.add(self)
         # In uvloop how it reads is settled when reading begins.
         transport.pause_reading()
@@ -119,7 +119,8 @@ class FrontWebSocket(asyncio.BufferedProtocol):
             return
         self._asked = False
         self.wire.feed(self.shared.read_buffer[:nbytes])
-        self.read_on()
+        if self._read_turn() or nbytes >= OWN_BYTES:
+            self.flow.end_turn(self._read_turn)
 
     def eof_received(self) -> bool:
         """Close: without the client there is nobody to talk to."""
@@ -160,21 +161,30 @@ class FrontWebSocket(asyncio.BufferedProtocol):
 
     def read_on(self) -> None:
         """Take events out of what came, as far as the app and its bound have room; then read on, or not."""
+        if self._read_turn():
+            self.flow.end_turn(self._read_turn)
+
+    def _read_turn(self) -> bool:
+        """Do so until this turn is over; tell whether something is left for the next one."""
         app, wire = self.app, self.wire
-        while True:
-            if app.stage is Stage.ENDED:
-                break
+        over = time.monotonic() + TURN_SECONDS
+        while app.stage is not Stage.ENDED:
             if not self._has_room():
                 self._stop()
-                return
+                return False
             event = wire.step()
             if event is None:
+                if wire.pending:
+                    return True
                 break
             self._take(event)
+            if time.monotonic() > over:
+                return True
         self._count()
         self._stopped = False
         if not self.transport.is_closing():
             self.flow.resume_reading()
+        return False
 
     def _has_room(self) -> bool:
         self._count()
@@ -199,10 +209,13 @@ class FrontWebSocket(asyncio.BufferedProtocol):
                 self.app.put(event)
             case Ping():
                 self._answer_ping()
-            case Closed(code, reason):
+            case Closed(code, reason, broken):
                 self._ended(code, reason)
                 self.write()
-                self.close_transport()
+                if broken:
+                    self._linger()
+                else:
+                    self.close_transport()
 
     def _answer_ping(self) -> None:
         # A client that does not read is owed the latest answer only (RFC 6455 §5.5.3).
@@ -399,6 +412,16 @@ class FrontWebSocket(asyncio.BufferedProtocol):
         self.write()
         self._ended(code)
         self.close_transport()
+
+    def _linger(self) -> None:
+        """Close, but read off what is under way: a reset would take the close frame from the client."""
+        if self.transport.is_closing():
+            return
+        self._close_by = self.shared.now + self.shared.limits.linger_timeout
+        self.deadline = min(self.deadline, self._close_by)
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
 
     def close_transport(self) -> None:
         """Close after what is written has left, within a while."""

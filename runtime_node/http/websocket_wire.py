@@ -21,6 +21,7 @@ from websockets.server import ServerProtocol
 
 _INVALID_DATA = 1007
 _TOO_BIG = 1009
+_FRAMES_AT_ONCE = 64
 _ABNORMAL = 1006
 # Small windows, and little for the encoder: a connection with compression costs some 30 KiB, not 300.
 _WINDOW_BITS = 12
@@ -50,6 +51,8 @@ class Closed:
 
     code: int
     reason: str
+    broken: bool = False
+    """The protocol was broken: more may be on its way from the client."""
 
 
 Event = Incoming | Ping | Closed
@@ -104,9 +107,13 @@ class WebSocketWire:
         self._raw += data
 
     def step(self) -> Event | None:
-        """Take one event out of what was fed; None when it needs more bytes for one."""
+        """Take one event out of what was fed; None when it needs more bytes for one, or after many frames
+        that made none: then `pending` tells."""
         conn = self._conn
-        while size := self._first_frame():
+        for _ in range(_FRAMES_AT_ONCE):
+            size = self._first_frame()
+            if not size:
+                break
             frame_bytes = bytes(self._raw[:size])
             del self._raw[:size]
             conn.receive_data(frame_bytes)
@@ -118,6 +125,11 @@ class WebSocketWire:
                 if event is not None:
                     return event
         return None
+
+    @property
+    def pending(self) -> bool:
+        """Whether `step` has something to do."""
+        return self._first_frame() > 0
 
     def _first_frame(self) -> int:
         """Return the size of the first frame if all of it is there, or of as much as it is refused by."""
@@ -178,11 +190,12 @@ class WebSocketWire:
         """Close because of what the client did, and take nothing more."""
         self._conn.fail(code, reason)
         self.drop()
-        return Closed(code, reason)
+        return Closed(code, reason, broken=True)
 
     def _failed(self) -> Closed:
         close = self._conn.close_sent
-        return Closed(_ABNORMAL, "") if close is None else Closed(close.code, close.reason)
+        code, reason = (_ABNORMAL, "") if close is None else (close.code, close.reason)
+        return Closed(code, reason, broken=True)
 
     # --- to the client ---
 

@@ -9,7 +9,7 @@ import asyncio
 import base64
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from sortedcontainers import SortedDict
@@ -233,6 +233,29 @@ class InstanceHost:
         log.warning(
             "Left behind: %s", "; ".join(holders), extra={"action": "instance.leaked", "instance": name}
         )
+
+    def restored(self, name: str, values: Sequence[str]) -> None:
+        """What an instance had changed for all apps of the process is as before again."""
+        instance = self._instances.get(name)
+        if instance is not None:
+            self.lifecycle.restored(instance, values)
+            return
+        facts = {"action": "instance.restored", "instance": name}
+        log.warning("Put back what it had changed for all: %s", ", ".join(values), extra=facts)
+
+    def at_work(
+        self, tiers: Collection[InstanceSpec.IsolationTier.ValueType], seconds: float
+    ) -> tuple[str, ...]:
+        """Return the instances in these tiers that start or end, or have served within so many seconds."""
+        since = time.monotonic() - seconds
+        names = []
+        for name, instance in self.running.items():
+            if instance.run is not None and instance.run.tier in tiers:
+                figures = instance.gate.figures()
+                served = figures.in_flight or (figures.last_request_time or 0.0) > since
+                if instance.task is not None or served:
+                    names.append(name)
+        return tuple(names)
 
     async def gone(self, instance: Instance) -> None:
         """An instance has ended: forget it, carry out a purge that waited for it, tell the watchers."""

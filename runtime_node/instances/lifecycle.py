@@ -28,6 +28,7 @@ from runtime_node.instances.record import (
     BLOCKED_LOOP,
     CRASH_LOOP,
     LEAKED,
+    SHARED_STATE_RESTORED,
     Instance,
     Run,
     error_message,
@@ -36,7 +37,7 @@ from runtime_node.instances.start_limiter import StartLimiter
 from runtime_node.instances.states import Event
 from runtime_node.instances.transitions import Hooks, Transitions
 from runtime_node.tiers.choice import Runners
-from runtime_node.tiers.runner import Launch, RunningApp, StopReport
+from runtime_node.tiers.runner import AppRunner, Launch, RunningApp, StopReport
 from runtime_node.watchdog import Block, Stage, Watchdog
 from services.rpc.errors import SupervisorError
 
@@ -147,6 +148,21 @@ class Lifecycle:
         self._transitions.log(instance, "leaked", level=logging.WARNING, message=text)
         self._transitions.reassess(instance, tell=instance.state != InstanceMessage.STOPPING)
 
+    def restored(self, instance: Instance, values: Sequence[str]) -> None:
+        """An instance had changed values that all apps of the process share; they are as before again.
+
+        Each value is told once in a run, however often it is put back.
+        """
+        told = instance.past().restored
+        if told.issuperset(values):
+            return
+        told.update(values)
+        text = f"Put back what it had changed for all apps of its process: {', '.join(sorted(told))}."
+        now = self._wall()
+        instance.set_condition(SHARED_STATE_RESTORED, True, "SharedStateChanged", text, now)
+        self._transitions.log(instance, "restored", level=logging.WARNING, message=text)
+        self._transitions.reassess(instance, tell=instance.state != InstanceMessage.STOPPING)
+
     # --- starting ---
 
     def _begin(
@@ -230,21 +246,36 @@ class Lifecycle:
             async with asyncio.timeout(limit) as timer:
                 directory, url = await asyncio.to_thread(self._databases.provide, spec)
                 runner = await self._runners.choose(spec, floor)
-                run.tier = runner.tier
-                self._blocks.enter(instance, run)
                 launch = Launch(
                     spec=spec,
                     context=app_context(spec, directory, url),
                     on_exit=partial(self._from_any_thread, self._exited, instance, run.number),
                     on_blocked=partial(self._from_any_thread, self._blocked, instance, run.number),
                 )
-                return await runner.start(launch)
+                return await self._start_in(runner, launch, instance, run)
         except TimeoutError:
             if timer is None or not timer.expired():
                 raise
             raise SupervisorError(
                 "APP_START_TIMEOUT", f"It was not ready within {limit:g} s.", resource=instance.name
             ) from None
+
+    async def _start_in(self, runner: AppRunner, launch: Launch, instance: Instance, run: Run) -> RunningApp:
+        """Start it in a tier, or, where it turns out that its code cannot run there and none is asked for, in
+        the one that fits."""
+        run.tier = runner.tier
+        self._blocks.enter(instance, run)
+        try:
+            return await runner.start(launch)
+        except SupervisorError as refused:
+            stricter = self._runners.stricter(run.spec, run.tier, refused)
+            if stricter is None:
+                raise
+            was, tier = map(InstanceSpec.IsolationTier.Name, (runner.tier, stricter.tier))
+            self._transitions.log(instance, "tier_chosen", was=was, tier=tier, message=refused.message)
+        self._blocks.leave(instance, run)
+        run.blocking = None
+        return await self._start_in(stricter, launch, instance, run)
 
     def _ready(self, instance: Instance, run: Run, running: RunningApp) -> None:
         now = self._wall()
@@ -253,6 +284,8 @@ class Lifecycle:
         instance.past().ready_time = now
         instance.clear_condition(BACKING_OFF, "Started", "It has started.", now)
         instance.clear_condition(BLOCKED_LOOP, "Started", "It has started afresh.", now)
+        instance.clear_condition(SHARED_STATE_RESTORED, "Started", "It has started afresh.", now)
+        instance.past().restored.clear()
         run.base = instance.gate.figures()
         instance.gate.open(running.asgi)
         check = effective_health_check(run.spec.health_check)
@@ -262,7 +295,7 @@ class Lifecycle:
         self._transitions.move(
             instance, Event.READY, tier=InstanceSpec.IsolationTier.Name(run.tier), took_ms=took
         )
-        self._hooks.ready()
+        self._hooks.ready(instance)
         if run.exited is not None:
             self._exited(instance, run.number, run.exited[0])
 

@@ -42,6 +42,7 @@ READY = "Ready"
 CRASH_LOOP = "CrashLoop"
 BACKING_OFF = "BackingOff"
 LEAKED = "Leaked"
+SHARED_STATE_RESTORED = "SharedStateRestored"
 BLOCKED_LOOP = "BlockedLoop"
 DEMOTED = "Demoted"
 
@@ -122,6 +123,8 @@ class History:
     """What the lives of an instance left behind; absent until there is something to tell."""
 
     conditions: dict[str, Condition] = field(default_factory=dict)
+    restored: set[str] = field(default_factory=set)
+    """Names of the values of the process that this run had changed."""
     last_error: InstanceError | None = None
     restarts: RestartHistory = field(default_factory=RestartHistory)
     restart_count: int = 0

@@ -27,7 +27,7 @@ class Hooks:
     """It has stopped and nothing of it runs."""
     serving: Callable[[Instance], Instance | None]
     """Which instance of the same app its requests go to now."""
-    ready: Callable[[], None]
+    ready: Callable[[Instance], None]
     """An app has been built and started."""
 
 

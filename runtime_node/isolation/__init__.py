@@ -2,8 +2,8 @@
 
 from runtime_node.isolation.current import CURRENT_INSTANCE, running_as
 from runtime_node.isolation.endings import tasks_of
-from runtime_node.isolation.exception_handlers import keep_handlers_apart
 from runtime_node.isolation.gc_policy import GCPolicy
+from runtime_node.isolation.loop_settings import keep_settings_apart
 from runtime_node.isolation.patches import install
 from runtime_node.isolation.refusals import guard_loop
 from runtime_node.isolation.threads import attach
@@ -14,7 +14,7 @@ __all__ = [
     "attach",
     "guard_loop",
     "install",
-    "keep_handlers_apart",
+    "keep_settings_apart",
     "running_as",
     "tasks_of",
 ]

@@ -61,13 +61,14 @@ def _discover() -> None:
 
 
 def _caches_in(module: ModuleType) -> Iterator[Any]:
+    # By their types: what is asked for its class, as by `isinstance`, may come to life, as lazy settings do.
     for value in list(vars(module).values()):
-        if isinstance(value, _CACHE):
+        if type(value) is _CACHE:
             yield value
-        elif isinstance(value, type) and value.__module__ == module.__name__:
+        elif issubclass(type(value), type) and value.__module__ == module.__name__:
             for member in list(vars(value).values()):
                 inner = getattr(member, "__func__", member)
-                if isinstance(inner, _CACHE):
+                if type(inner) is _CACHE:
                     yield inner
 
 

@@ -43,7 +43,20 @@ def acting_instance() -> str:
     for _ in range(_MOST_FRAMES):
         if frame is None or TREE_KEY in frame.f_builtins:
             break
-        if frame.f_code.co_name == "<module>" and frame.f_globals.get("__name__") != "__main__":
+        if is_import(frame):
             return ""
         frame = frame.f_back
     return instance
+
+
+def is_import(frame: FrameType) -> bool:
+    """Tell whether a frame is that of a module being imported, which all will share.
+
+    What is run like a module but is none that others could import, as the `env.py` of Alembic's migrations,
+    is its app's.
+    """
+    if frame.f_code.co_name != "<module>":
+        return False
+    name = frame.f_globals.get("__name__")
+    module = sys.modules.get(name) if isinstance(name, str) and name != "__main__" else None
+    return getattr(module, "__dict__", None) is frame.f_globals

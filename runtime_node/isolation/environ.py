@@ -1,7 +1,7 @@
 """`os.environ` per instance: what an app sets is seen by that app alone, and gone when it stops.
 
-An overlay on the process's environment. Programs that an app starts without an `env` of their own get the
-process's environment, not the overlay: the C level knows of no instances.
+What it is given as `env` is not in it: code that instances share would read the first one's. Programs that it
+starts without an `env` of their own get the process's environment: the C level knows of no instances.
 """
 
 from __future__ import annotations
@@ -10,11 +10,20 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from runtime_node.isolation.current import CURRENT_INSTANCE, acting_instance
+from runtime_node.isolation.current import CURRENT_INSTANCE, LOADING_FOR, acting_instance
+from runtime_node.isolation.refusals import RefusedError
 
 _DELETED = object()
+
+
+class RefusedEnvironmentError(RefusedError):
+    """Raised where an app reads what it was not given this way. No KeyError: a default would hide it."""
+
+
 _overlays: dict[str, dict[str, Any]] = {}
 _parents: dict[str, str] = {}
+_withheld: dict[str, Mapping[str, str]] = {}
+"""By instance: for each variable that it is given by other means, how to read it."""
 
 
 def open_overlay(instance: str, *, parent: str = "", env: Mapping[str, str] | None = None) -> None:
@@ -36,10 +45,43 @@ def scopes_of(instance: str) -> tuple[str, ...]:
     return (instance,) if parent is None else (instance, parent)
 
 
+def withhold(instance: str, instead: Mapping[str, str]) -> None:
+    """Have the instance told, where it reads one of these variables, what to read instead."""
+    if instead:
+        _withheld[instance] = instead
+
+
+def give_up(instance: str, instead: Mapping[str, str]) -> None:
+    """End `withhold` for an instance that did not come to be, unless it is being started anew by now."""
+    if _withheld.get(instance) is instead:
+        del _withheld[instance]
+
+
+def withheld() -> Mapping[str, str]:
+    """Return what is withheld from the running code, also from a module that is imported for an instance."""
+    if not _withheld:
+        return {}
+    return _withheld.get(CURRENT_INSTANCE.get()) or _withheld.get(LOADING_FOR.get()) or {}
+
+
+def refuse(key: str, instead: str) -> RefusedEnvironmentError:
+    """Return the error for an app that looks for a variable which it is given by other means."""
+    return RefusedEnvironmentError(
+        f"an app in a shared process has no environment of its own: read {instead} instead of"
+        f" os.environ[{key!r}], or run this app with isolation PROCESS"
+    )
+
+
+def instances_of(code: str) -> list[str]:
+    """Return the instances that run the code of a location."""
+    return [instance for instance, parent in list(_parents.items()) if parent == code]
+
+
 def close_overlay(instance: str) -> None:
-    """Forget what the instance set."""
+    """Forget what the instance set and was given."""
     _overlays.pop(instance, None)
     _parents.pop(instance, None)
+    _withheld.pop(instance, None)
 
 
 def install() -> None:
@@ -55,6 +97,8 @@ def install() -> None:
                 raise KeyError(key)
             if value is not None:
                 return str(value)
+        if _withheld and self is os.environ and key in (instead := withheld()):
+            raise refuse(key, instead[key])
         return str(get(self, key))
 
     def __setitem__(self: Any, key: str, value: str) -> None:  # noqa: N807

@@ -13,6 +13,8 @@ import threading
 from types import FrameType
 
 _original = sys._current_frames
+# The one that apps are refused.
+_disable = gc.disable
 _turn = threading.Lock()
 
 
@@ -20,7 +22,7 @@ def current_frames() -> dict[int, FrameType]:
     """Return each thread's innermost frame by the thread's ident, as `sys._current_frames` does."""
     with _turn:  # one that ends here must not allow collections to one that has just begun
         allowed = gc.isenabled()
-        gc.disable()
+        _disable()
         try:
             return _original()
         finally:

@@ -26,9 +26,9 @@ from runtime_node.isolation.undo_log import undo
 from runtime_node.loader import hooks
 from runtime_node.loader.detect import Finding, Shape, examine
 from runtime_node.loader.entrypoint import Entrypoint
-from runtime_node.loader.failures import failure, one_line
+from runtime_node.loader.failures import failure, with_refusal
 from runtime_node.loader.locations import Lease
-from runtime_node.loader.trees import IsolationUnsupportedError
+from runtime_node.loader.process_only import IsolationUnsupportedError
 from runtime_node.loader.wsgi import WSGIAdapter
 from services.rpc.errors import SupervisorError
 
@@ -46,6 +46,8 @@ class LoadedCode:
         self.kind: Literal["factory", "app"] = "app" if finding.is_app else "factory"
         self.protocol: Literal["asgi", "wsgi"] | None = _protocol(finding)
         """What the app speaks; None until a factory was called."""
+        self.takes_context = finding.takes_context
+        """Whether it is a factory that is given the context."""
         self.found = finding.found
         """What the entrypoint names, in words, for events and errors."""
         self._target = target
@@ -167,7 +169,7 @@ class LoadedCode:
         if isinstance(fault, IsolationUnsupportedError):
             message = f"{self.entrypoint} cannot share a process: {fault}"
             return failure("ISOLATION_UNSUPPORTED", message, fault, secrets=secrets)
-        message = f"the factory {self.entrypoint} raised {one_line(fault, secrets)}"
+        message = f"the factory {self.entrypoint} raised {with_refusal(fault, secrets)}"
         return failure("APP_FACTORY_FAILED", message, fault, secrets=secrets)
 
     def _adapt(self, app: Any, finding: Finding, context: AppContext, pool: InstancePool) -> ASGIApp:

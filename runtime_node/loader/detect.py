@@ -15,7 +15,8 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 _START_RESPONSE = re.compile(r"^_*start_?resp", re.IGNORECASE)
-_CONTEXT = {"context", "ctx", "app_context"}
+CONTEXT_NAMES = {"context", "ctx", "app_context"}
+"""Parameters with these names are given the context also where they have a default."""
 _REQUEST = {"request", "req"}
 _HANDLER = "it takes a request, as a handler does; name the app that it is registered in"
 _TOO_MANY = (
@@ -46,6 +47,11 @@ class Finding:
     def is_app(self) -> bool:
         """Whether the object answers requests itself."""
         return self.shape in {Shape.ASGI3, Shape.ASGI2, Shape.WSGI}
+
+    @property
+    def takes_context(self) -> bool:
+        """Whether it is a factory that is given the context."""
+        return self.shape is Shape.FACTORY and self.passes is not None
 
 
 def examine(target: Any) -> Finding:
@@ -121,14 +127,14 @@ def _as_factory(parameters: list[inspect.Parameter], found: str) -> Finding:
         given = ", ".join([*names, *keywords])
         return _no(found, f"a factory takes the context alone, this takes ({given}); {_TOO_MANY}")
     if keywords:
-        if keywords[0] in _CONTEXT:
+        if keywords[0] in CONTEXT_NAMES:
             return Finding(Shape.FACTORY, found, passes=keywords[0])
         return _no(
             found, f"nothing is known to give it as {keywords[0]!r}; a factory takes the context alone"
         )
     if names:
         return Finding(Shape.FACTORY, found, passes="positional")
-    optional = next((p.name for p in _named(parameters) if p.name in _CONTEXT), None)
+    optional = next((p.name for p in _named(parameters) if p.name in CONTEXT_NAMES), None)
     if optional is None:
         return Finding(Shape.FACTORY, found)
     first = _named(parameters)[0]

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
+from runtime_node.isolation.refusals import RefusedError
 from runtime_node.logs.masking import Masker
 from services.rpc.errors import SupervisorError
 
@@ -50,6 +51,19 @@ def one_line(fault: BaseException, secrets: Iterable[str] = ()) -> str:
     text = redact(text, secrets)
     line = text.splitlines()[0] if text else ""
     return f"{name}: {line}"[:300] if line else name
+
+
+def with_refusal(fault: BaseException, secrets: Iterable[str] = ()) -> str:
+    """Return `one_line`, and behind it what the app was refused, if a library has wrapped that fault."""
+    line = one_line(fault, secrets)
+    seen: set[int] = set()
+    cause: BaseException | None = fault
+    while cause is not None and id(cause) not in seen:
+        if isinstance(cause, RefusedError) and cause is not fault:
+            return f"{line}, caused by {one_line(cause, secrets)}"
+        seen.add(id(cause))
+        cause = cause.__cause__ or cause.__context__
+    return line
 
 
 def redact(text: str, secrets: Iterable[str]) -> str:

@@ -19,8 +19,9 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
-from runtime_node.isolation.current import CURRENT_INSTANCE, TREE_KEY
+from runtime_node.isolation.current import CURRENT_INSTANCE, LOADING_FOR, TREE_KEY, acting_instance, is_import
 from runtime_node.loader import extension_modules, paths
+from runtime_node.loader.process_only import refusal_of
 from runtime_node.loader.trees import ModuleTree, all_trees, tree_of_module
 
 # Enough to get from a framework's helper back to the app's code that called it.
@@ -80,8 +81,7 @@ def current_tree(requested: str = "") -> ModuleTree | None:
         if tree is not None:
             return _as_tree(tree)
         caller = frame.f_globals.get("__name__", "").partition(".")[0]
-        is_importing = frame.f_code.co_name == "<module>"
-        if requested and (is_importing or caller == requested.partition(".")[0]):
+        if requested and (is_import(frame) or caller == requested.partition(".")[0]):
             return None
     tree = _LOADING.get() or _by_instance.get(CURRENT_INSTANCE.get())
     if tree is not None:
@@ -97,12 +97,16 @@ def current_tree(requested: str = "") -> ModuleTree | None:
 
 
 def _tree_of_caller() -> ModuleTree | None:
-    """Return the tree whose own code changes `sys.path` now; what shared code does there is for all."""
+    """Return the tree for which `sys.path` is changed now: that of the code that does it, or of the instance
+    for which shared code does it, as Alembic for `prepend_sys_path`. What that does at its import is for all.
+    """
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").startswith("runtime_node.loader"):
         frame = frame.f_back
     tree = frame.f_builtins.get(TREE_KEY) if frame is not None else None
-    return None if tree is None else _as_tree(tree)
+    if tree is not None:
+        return _as_tree(tree)
+    return current_tree() if acting_instance() else None
 
 
 class TreeFinder:
@@ -116,6 +120,9 @@ class TreeFinder:
         tree = tree_of_module(name)
         if tree is not None:
             return tree.find_spec(name, path)
+        refusal = refusal_of(name) if CURRENT_INSTANCE.get() or LOADING_FOR.get() else None
+        if refusal is not None:  # asked for by shared code on an app's behalf
+            raise refusal
         return extension_modules.find_spec(name) if path is None else None
 
     @staticmethod

@@ -8,16 +8,17 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 from runtime_node.isolation.current import running_as
 from runtime_node.loader import hooks, static
 from runtime_node.loader.code import LoadedCode
 from runtime_node.loader.detect import Shape, examine
 from runtime_node.loader.entrypoint import Entrypoint, parse_entrypoint
-from runtime_node.loader.failures import failure, one_line
+from runtime_node.loader.failures import failure, with_refusal
 from runtime_node.loader.locations import Lease, Locations
-from runtime_node.loader.trees import PRIVATE_PACKAGES, IsolationUnsupportedError
+from runtime_node.loader.process_only import IsolationUnsupportedError
+from runtime_node.loader.trees import PRIVATE_PACKAGES
 from services.rpc.errors import SupervisorError
 
 
@@ -49,13 +50,21 @@ class Loader:
         """The directories, as absolute paths."""
         return self._locations.directories
 
-    def kind_of(self, entrypoint: str) -> Literal["factory", "app"] | None:
+    def kind_of(self, entrypoint: str) -> static.Kind | None:
         """Tell from the source alone, running none of it, what `entrypoint` names; None if it cannot be told.
 
         Raises SupervisorError `ENTRYPOINT_MALFORMED`.
         """
         directory, inside = self._locations.locate(parse_entrypoint(entrypoint))
         return static.kind_of(directory, inside)
+
+    def needs_process(self, entrypoint: str) -> str | None:
+        """Return the package that `entrypoint`'s code imports and that needs a process, running none of it.
+
+        Raises SupervisorError `ENTRYPOINT_MALFORMED`.
+        """
+        directory, inside = self._locations.locate(parse_entrypoint(entrypoint))
+        return static.needs_process(directory, inside)
 
     def load(self, entrypoint: str, *, private: bool = False) -> LoadedCode:
         """Import what `entrypoint` names. Blocks for as long as the app's code takes.
@@ -132,7 +141,7 @@ def _is_missing(module: str, fault: ModuleNotFoundError) -> bool:
 
 
 def _import_failed(entrypoint: Entrypoint, fault: BaseException, secrets: Sequence[str]) -> SupervisorError:
-    message = f"importing {entrypoint.module} raised {one_line(fault, secrets)}"
+    message = f"importing {entrypoint.module} raised {with_refusal(fault, secrets)}"
     return failure("ENTRYPOINT_IMPORT_FAILED", message, fault, secrets=secrets)
 
 
@@ -146,7 +155,7 @@ def _resolve(entrypoint: Entrypoint, module: ModuleType, secrets: Sequence[str])
         except AttributeError:
             error = _attribute_missing(path, target, name)
         except BaseException as fault:  # noqa: BLE001 - a module's __getattr__ and properties run app code
-            message = f"reading {path}{name} raised {one_line(fault, secrets)}"
+            message = f"reading {path}{name} raised {with_refusal(fault, secrets)}"
             error = failure("ENTRYPOINT_IMPORT_FAILED", message, fault, secrets=secrets)
         else:
             path += name + "."

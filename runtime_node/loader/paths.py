@@ -36,6 +36,34 @@ class SharedPath(list[str]):
         self.extend(entries)
         return self
 
+    def __setitem__(self, index: Any, entries: Any) -> None:
+        """Set entries; for a tree, those that are new, before or behind its other roots."""
+        if not isinstance(index, slice):
+            index, entries = slice(index, index + 1), [entries]
+        entries = list(entries)
+        before = index.indices(len(self))[0] == 0
+        if not self._taken([entry for entry in entries if entry not in self], first=before):
+            super().__setitem__(index, entries)
+
+    def __delitem__(self, index: Any) -> None:
+        """Delete entries; for a tree, none: the list is that of all."""
+        if self._tree_of_caller() is None:
+            super().__delitem__(index)
+
+    def pop(self, index: SupportsIndex = -1) -> str:
+        """Return an entry and delete it; for a tree, return it."""
+        return super().pop(index) if self._tree_of_caller() is None else self[index]
+
+    def remove(self, entry: str) -> None:
+        """Delete an entry; for a tree, none: the list is that of all."""
+        if self._tree_of_caller() is None:
+            super().remove(entry)
+
+    def clear(self) -> None:
+        """Delete all entries; for a tree, none: the list is that of all."""
+        if self._tree_of_caller() is None:
+            super().clear()
+
     def _taken(self, entries: list[str], *, first: bool) -> bool:
         tree = self._tree_of_caller()
         if tree is None:

@@ -1,4 +1,4 @@
-"""Tells a factory from an app by reading the source, without running any of it.
+"""Tells a factory from an app, and what it needs of its process, by reading the source without running any.
 
 Used to choose an isolation tier before code runs: importing an unknown app object just to look at it
 would run it in the node's process.
@@ -7,16 +7,22 @@ would run it in the node's process.
 from __future__ import annotations
 
 import ast
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, Literal
 
+from runtime_node.loader.detect import CONTEXT_NAMES
 from runtime_node.loader.entrypoint import Entrypoint
+from runtime_node.loader.process_only import PROCESS_ONLY
 
-Kind = Literal["factory", "app"]
+Kind = Literal["factory", "bare factory", "app"]
+"""A bare factory takes no context."""
 _MOST_STEPS = 6
+# Read before a start whose tier is not given: a bound on what it may cost.
+_MOST_MODULES = 200
 _APP_PARAMETERS = ({"scope", "receive", "send"}, {"environ", "start_response"}, {"scope"})
 
 
@@ -25,6 +31,59 @@ def kind_of(directory: Path | None, entrypoint: Entrypoint) -> Kind | None:
     if len(entrypoint.attributes) != 1:
         return None
     return _follow(directory, entrypoint.module, entrypoint.attributes[0], _MOST_STEPS)
+
+
+def needs_process(directory: Path | None, entrypoint: Entrypoint) -> str | None:
+    """Return the package of `PROCESS_ONLY` that the app's own modules import, if they import one.
+
+    Looks at the modules that lead from the entrypoint's through `import` statements, wherever in a function
+    they stand, but for those that may fail.
+    """
+    waiting, seen = deque([entrypoint.module]), {entrypoint.module}
+    while waiting and len(seen) <= _MOST_MODULES:
+        module = waiting.popleft()
+        source = _source_of(directory, module, installed=directory is None)
+        if source is None:
+            continue
+        package = module if source.name == "__init__.py" else module.rpartition(".")[0]
+        try:
+            imported = _imported_by(source, source.stat().st_mtime_ns, package)
+        except (OSError, SyntaxError, ValueError, RecursionError):
+            continue
+        for name in imported:
+            top = name.partition(".")[0]
+            if top in PROCESS_ONLY and _source_of(directory, top, installed=False) is None:
+                return top
+            if name not in seen and (directory is not None or top == entrypoint.top):
+                seen.add(name)
+                waiting.append(name)
+    return None
+
+
+@lru_cache(maxsize=1024)
+def _imported_by(source: Path, modified: int, package: str) -> tuple[str, ...]:
+    names: dict[str, None] = {}
+    for statement in _needed(ast.parse(source.read_bytes()).body):
+        if isinstance(statement, ast.Import):
+            names.update(dict.fromkeys(alias.name for alias in statement.names))
+        elif isinstance(statement, ast.ImportFrom):
+            module = _absolute(package, statement)
+            names[module] = None
+            names.update(dict.fromkeys(f"{module}.{alias.name}" for alias in statement.names))
+    return tuple(names)
+
+
+def _needed(body: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """Yield the statements of a module at any depth, but for those that may fail or are for type checkers."""
+    for node in body:
+        if isinstance(node, ast.Try) and node.handlers:
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            yield from _needed(node.orelse)
+            continue
+        if isinstance(node, ast.stmt | ast.ExceptHandler | ast.match_case):
+            yield node
+            yield from _needed(ast.iter_child_nodes(node))
 
 
 def _follow(directory: Path | None, module: str, name: str, steps: int) -> Kind | None:
@@ -67,7 +126,10 @@ def _kind_of_function(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Kind 
         return "app"
     if arguments.vararg is not None or any(default is None for default in arguments.kw_defaults):
         return None
-    return "factory" if len(required) <= 1 else None
+    if len(required) > 1:
+        return None
+    optional = {a.arg for a in (*positional, *arguments.kwonlyargs)}
+    return "factory" if required or optional & CONTEXT_NAMES else "bare factory"
 
 
 def _binding(body: Sequence[ast.stmt], name: str) -> ast.AST | None:
@@ -108,12 +170,13 @@ def _absolute(package: str, statement: ast.ImportFrom) -> str:
     return f"{base}.{statement.module}" if statement.module else base
 
 
-def _source_of(directory: Path | None, module: str) -> Path | None:
+def _source_of(directory: Path | None, module: str, *, installed: bool = True) -> Path | None:
     top, _, rest = module.partition(".")
     if not top:
         return None
     found = PathFinder.find_spec(top, [str(directory)]) if directory is not None else None
-    found = found or PathFinder.find_spec(top)
+    if found is None and installed:
+        found = PathFinder.find_spec(top)
     if found is None:
         return None
     if not rest:

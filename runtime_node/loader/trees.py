@@ -31,26 +31,15 @@ from runtime_node.isolation.caches import clear_typing, evict
 from runtime_node.isolation.current import TREE_KEY
 from runtime_node.isolation.undo_log import undo
 from runtime_node.loader import extension_modules
+from runtime_node.loader.process_only import IsolationUnsupportedError, refusal_of
 
 PRIVATE_PACKAGES = frozenset({"sqlmodel"})
 """Installed packages of which each tree gets a copy: `SQLModel.metadata` is one registry of tables, so
 two apps with tables of one name could not share it, and `create_all` would make the other app's tables."""
 
-PROCESS_ONLY: Mapping[str, str] = {
-    "django": "Django keeps its settings and its registry of models once per process",
-    "gevent": "gevent replaces parts of the standard library for the whole process",
-    "eventlet": "eventlet replaces parts of the standard library for the whole process",
-}
-"""Packages that make the whole process theirs, with the reason."""
-
-
 _UNDECIDED = "?"
 _FRESH_SECONDS = 2.0
 _MOST_ABSENT = 1_000
-
-
-class IsolationUnsupportedError(ImportError):
-    """Code that cannot share a process. An ImportError, so that an optional import may fail."""
 
 
 class ModuleTree:
@@ -221,17 +210,19 @@ class ModuleTree:
                 self._names[top] = None
                 return None
             found = self._locate(top)
+            refusal = refusal_of(top)
+            # Vendored it is the same package; a single file of that name is something of the app's own.
+            if refusal is not None and (found is None or found.submodule_search_locations is not None):
+                raise refusal
             if found is None:
-                if top in PROCESS_ONLY:
-                    raise IsolationUnsupportedError(PROCESS_ONLY[top], name=top)
                 extension_modules.check_visible(top, self.roots)
                 self._miss(top, ())
                 self._names[top] = None
                 return None
             if extension_modules.has_extensions(found):
-                refusal = extension_modules.claim(top, found, self.roots)
-                if refusal is not None:
-                    raise IsolationUnsupportedError(refusal, name=top)
+                elsewhere = extension_modules.claim(top, found, self.roots)
+                if elsewhere is not None:
+                    raise IsolationUnsupportedError(elsewhere, name=top)
                 self._names[top] = None
                 return None
             return self._register(top, f"{top}__{self.label}")

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.loader import Loader
+from runtime_node.tiers.reach import reaches
 from runtime_node.tiers.runner import AppRunner
 from services.rpc.errors import SupervisorError
 
@@ -40,12 +41,24 @@ class Runners:
             )
         return runner
 
+    def stricter(self, spec: InstanceSpec, tier: Tier, refused: SupervisorError) -> AppRunner | None:
+        """Return what to try next for an instance that asks for no tier and was refused in `tier`, if any."""
+        chosen_here = not spec.isolation and tier < InstanceSpec.PROCESS
+        if not chosen_here or refused.reason != "ISOLATION_UNSUPPORTED":
+            return None
+        return self._runners.get(InstanceSpec.PROCESS)
+
     async def _fitting(self, spec: InstanceSpec) -> Tier:
-        """Return PROCESS for an app object and for what the source does not tell, else SHARED.
+        """Return PROCESS for what cannot share a process, and for what the source does not tell, else SHARED.
 
         An unmodified app reads the process's environment when it is imported: it must not be imported here.
         """
-        kind = await asyncio.to_thread(self._loader.kind_of, spec.entrypoint)
-        if kind == "factory" or not self.has(InstanceSpec.PROCESS):
+        if not self.has(InstanceSpec.PROCESS):
             return InstanceSpec.SHARED
-        return InstanceSpec.PROCESS
+        return await asyncio.to_thread(self._read, spec)
+
+    def _read(self, spec: InstanceSpec) -> Tier:
+        kind = self._loader.kind_of(spec.entrypoint)
+        if kind is None or not reaches(spec, kind) or self._loader.needs_process(spec.entrypoint):
+            return InstanceSpec.PROCESS
+        return InstanceSpec.SHARED

@@ -12,7 +12,7 @@ from enum import Enum, auto
 from typing import Any
 
 from runtime_node.asgi import ASGIApp, Message
-from runtime_node.loader.failures import bounded, failure, one_line, redact
+from runtime_node.loader.failures import bounded, failure, one_line, redact, with_refusal
 from runtime_node.watchdog.interruption import is_interruption
 from services.rpc.errors import SupervisorError
 
@@ -136,7 +136,7 @@ class Lifespan:
             return
         fault = task.exception()
         if fault is not None:
-            text = f"The app's lifespan ended with an error: {one_line(fault, self._secrets)}"
+            text = f"The app's lifespan ended with an error: {with_refusal(fault, self._secrets)}"
             self._on_crash(failure("APP_CRASHED", text, fault, secrets=self._secrets))
 
     async def _run(self) -> None:
@@ -179,7 +179,7 @@ class Lifespan:
         if fault is not None:
             return failure(
                 "APP_STARTUP_FAILED",
-                f"The app's startup failed: {one_line(fault, self._secrets)}",
+                f"The app's startup failed: {with_refusal(fault, self._secrets)}",
                 fault,
                 secrets=self._secrets,
             )

@@ -6,8 +6,9 @@ Contains errors and leftovers of an app; code that blocks the loop or holds the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import Context, copy_context
+from functools import partial
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.asgi import ASGIApp, Receive, Scope, Send
@@ -15,10 +16,13 @@ from runtime_node.instances.effective import effective_limits
 from runtime_node.isolation import CURRENT_INSTANCE, tasks_of
 from runtime_node.isolation.abandonable import run_abandonable
 from runtime_node.isolation.current import LOADING_FOR
+from runtime_node.isolation.environ import give_up, withhold
 from runtime_node.isolation.leaks import Canary
 from runtime_node.loader import LoadedCode, Loader
+from runtime_node.loader.static import Kind
 from runtime_node.tiers.cross_loop import run_on
 from runtime_node.tiers.lifespan import CANCEL_GRACE, Lifespan
+from runtime_node.tiers.reach import instead_of_environment, refusal_of
 from runtime_node.tiers.runner import Launch, RunningApp, StopReport, Usage
 from services.rpc.errors import SupervisorError
 
@@ -109,25 +113,44 @@ class SharedRunner:
 async def load(loader: Loader, launch: Launch) -> LoadedCode:
     """Load an instance's code on a thread of its own: code that hangs holds up nobody.
 
-    When cancelled, what is loaded all the same is released. Only an import that hangs is interrupted: an
-    interruption could hit the loader itself in the middle of what it does for others.
+    Raises ISOLATION_UNSUPPORTED for code that its settings cannot reach here. When cancelled, what is loaded
+    all the same is released. Only an import that hangs is interrupted: an interruption could hit the loader
+    itself in the middle of what it does for others.
     """
+    instance, instead = launch.spec.name, instead_of_environment(launch.spec, "factory")
 
     def load_for_it() -> LoadedCode:
-        LOADING_FOR.set(launch.spec.name)
-        return loader.load(launch.spec.entrypoint)
+        LOADING_FOR.set(instance)
+        withhold(instance, instead)
+        try:
+            return _reached(loader.load(launch.spec.entrypoint), launch.spec)
+        except BaseException:
+            give_up(instance, instead)
+            raise
 
     loading = asyncio.create_task(run_abandonable(load_for_it, name=f"load {launch.context.app}"))
     try:
         return await asyncio.shield(loading)
     except asyncio.CancelledError:
-        loading.add_done_callback(_discard)
+        loading.add_done_callback(partial(_discard, instance, instead))
         asyncio.get_running_loop().call_later(_HANGS_SECONDS, loading.cancel)
         raise
 
 
-def _discard(loading: asyncio.Task[LoadedCode]) -> None:
+def _reached(code: LoadedCode, spec: InstanceSpec) -> LoadedCode:
+    kind: Kind = "app" if code.kind == "app" else "factory" if code.takes_context else "bare factory"
+    refusal = refusal_of(spec, kind)
+    if refusal is not None:
+        code.release()
+        raise SupervisorError("ISOLATION_UNSUPPORTED", refusal, resource=spec.name)
+    if kind != "factory":
+        withhold(spec.name, instead_of_environment(spec, kind))
+    return code
+
+
+def _discard(instance: str, instead: Mapping[str, str], loading: asyncio.Task[LoadedCode]) -> None:
     if not loading.cancelled() and loading.exception() is None:
+        give_up(instance, instead)
         releasing = asyncio.create_task(run_abandonable(loading.result().release, name="release"))
         _releasing.add(releasing)
         releasing.add_done_callback(_releasing.discard)

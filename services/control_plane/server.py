@@ -32,7 +32,7 @@ from services.control_plane.servicers.operations import OperationsServicer
 from services.control_plane.settings import Settings
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.sql_store import open_store
-from services.rpc.metrics import MetricsListener
+from services.rpc.metrics import Collector, MetricsListener
 from services.rpc.server import RpcServer, Service
 
 log = logging.getLogger("appsupervisor.control_plane")
@@ -79,6 +79,7 @@ class ControlPlane:
                     ControlPlaneMetrics(
                         store, duties.queue, watchers=lambda: queries.watchers, tails=lambda: tails.streams
                     ),
+                    server.pipeline.figures,
                 )
             # 4. The leader's work last: what it does can be watched from its first step.
             leadership = Leadership(
@@ -101,9 +102,9 @@ class ControlPlane:
             extra={"action": "control_plane.ready"},
         )  # fmt: skip
 
-    def _serve_metrics(self, stack: AsyncExitStack, metrics: ControlPlaneMetrics) -> None:
+    def _serve_metrics(self, stack: AsyncExitStack, *collectors: Collector) -> None:
         host, _, port = self._settings.metrics_listen.rpartition(":")
-        listener = MetricsListener(host.strip("[]"), int(port), metrics)
+        listener = MetricsListener(host.strip("[]"), int(port), *collectors)
         stack.push_async_callback(asyncio.to_thread, listener.close)
         listener.start()
         self.metrics_port = listener.port

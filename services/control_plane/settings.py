@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from argparse import ArgumentParser
 from typing import Any
 
@@ -48,6 +49,11 @@ class Settings(BaseSettings):
         named = bool(colon and host) and port.isascii() and port.isdigit() and int(port) <= 65535
         if not named and (text or info.field_name == "listen"):
             raise ValueError(f"{text!r} is not HOST:PORT")
+        # It would read `::1:7400` as another address, and listen on another port.
+        if set(host) & set("[]:") and not (
+            host.startswith("[") and host.endswith("]") and _is_ipv6(host[1:-1])
+        ):
+            raise ValueError(f"{text!r} has no IPv6 address in brackets before its port, as [::1]:7400 has")
         return text
 
     @field_validator("log_level", mode="before")
@@ -68,9 +74,19 @@ class Settings(BaseSettings):
         try:
             return cls(_cli_settings_source=source)  # type: ignore[call-arg]
         except ValidationError as refused:
-            mistakes = (f"{_flag(str(one['loc'][0]))}: {one['msg']}" for one in refused.errors())
+            mistakes = (
+                f"{_flag(str(one['loc'][0]))}: {one['msg'].removeprefix('Value error, ')}"
+                for one in refused.errors()
+            )
             parser: ArgumentParser = source.root_parser  # type: ignore[assignment]
             parser.error("; ".join(mistakes))
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == 6
+    except ValueError:
+        return False
 
 
 def _flag(field: str) -> str:

@@ -33,12 +33,13 @@ class Collector(Protocol):
 class MetricsListener:
     """Serves `/metrics`. Made in listening state: raises OSError when the address cannot be bound."""
 
-    def __init__(self, host: str, port: int, collector: Collector) -> None:
+    def __init__(self, host: str, port: int, *collectors: Collector) -> None:
         registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         # Described by nothing: a description would be a first scrape, before there is anything to tell.
-        registry.register(_Undescribed(collector))
+        for collector in collectors:
+            registry.register(_Undescribed(collector))
         handler = type("Handler", (_Handler,), {"registry": registry})
         server = type("Server", (_Server,), {"address_family": AF_INET6}) if ":" in host else _Server
         try:

@@ -1,4 +1,4 @@
-"""Reads and writes of the catalog against an empty handler of the same server.
+"""Reads and writes of the catalog beside an empty coroutine on the same server, with no pipeline around it.
 
 Run as `python -m tests.bench.catalog [--quick]`. Reads are loaded with h2load where it is installed
 (64 streams on one connection); writes by 64 clients of grpc.aio in one process.
@@ -66,7 +66,7 @@ def rate(port: int, method: str, request: Message, calls: int) -> float:
 def reads(apps: int, calls: int, rounds: int) -> list[Row]:
     """Return the rates of the reads beside the empty handler's, in interleaved rounds."""
     requests: dict[str, tuple[str, Message, int]] = {
-        "empty handler": ("bench.Empty/Nothing", Empty(), calls),
+        "empty coroutine": ("bench.Empty/Nothing", Empty(), calls),
         "GetApp": (f"{CATALOG}/GetApp", pb.GetAppRequest(name="apps/app-000005"), calls),
         "ListApps, 50": (f"{CATALOG}/ListApps", pb.ListAppsRequest(), calls // 4),
     }
@@ -75,13 +75,13 @@ def reads(apps: int, calls: int, rounds: int) -> list[Row]:
         for _ in range(rounds):
             for name, (method, request, count) in requests.items():
                 rates[name].append(rate(port, method, request, count))
-    empty = rates["empty handler"]
+    empty = rates["empty coroutine"]
     rows = []
     for name, least in (("GetApp", 0.9), ("ListApps, 50", 0.5)):
         # Pairs of one round saw the same neighbours on the machine.
         ratio = statistics.median(ours / base for ours, base in zip(rates[name], empty, strict=True))
         rows.append(
-            row(f"{name}, {apps:,} apps, against an empty handler", rates[name], "/s",
+            row(f"{name}, {apps:,} apps, against an empty coroutine", rates[name], "/s",
                 base=statistics.median(empty), ratio=ratio, target=at_least(least, "control plane", "ratio"))
         )  # fmt: skip
     return rows

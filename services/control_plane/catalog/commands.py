@@ -22,6 +22,7 @@ from services.control_plane.rules.conditions import set_condition
 from services.control_plane.rules.etags import etag_matches
 from services.control_plane.rules.masks import apply_update
 from services.control_plane.rules.names import app_name, parse_app_name, validate_id
+from services.control_plane.rules.sizes import check_sizes
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, OperationRecord, Role, Version, current_of
 from services.rpc.errors import Code, SupervisorError, Violation, invalid_field, invalid_fields
@@ -41,6 +42,7 @@ class AppCommands:
 
     async def create(self, request: pb.CreateAppRequest, caller: Caller) -> Operation:
         """Carry out CreateApp."""
+        check_sizes(request.app, "app")
         violations = validate_id("app_id", request.app_id)
         name = app_name(request.app_id)
         if request.app.name not in ("", name):
@@ -52,6 +54,7 @@ class AppCommands:
 
     async def update(self, request: pb.UpdateAppRequest, caller: Caller) -> Operation:
         """Carry out UpdateApp."""
+        check_sizes(request.app, "app")
         name = app_name(parse_app_name(request.app.name, "app.name"))
 
         def run(tx: Transaction) -> OperationRecord:

@@ -52,4 +52,4 @@ class Scans:
                             break
                 else:
                     return found
-            await asyncio.sleep(0)
+                await asyncio.sleep(0)  # with the turn in hand: another's slice is for the loop's next turn

@@ -20,6 +20,7 @@ from services.control_plane.rules.names import (
     parse_node_name,
     validate_id,
 )
+from services.control_plane.rules.sizes import check_sizes
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import EnvironmentRecord, NodeRecord, Role, timestamp
 from services.rpc.errors import SupervisorError, Violation, invalid_fields
@@ -42,6 +43,7 @@ class FleetService:
         self, request: pb.CreateEnvironmentRequest, caller: Caller
     ) -> pb.Environment:
         """Carry out CreateEnvironment."""
+        check_sizes(request.environment, "environment")
         name = environment_name(request.environment_id)
         violations = validate_id("environment_id", request.environment_id)
         if request.environment.name not in ("", name):
@@ -138,6 +140,7 @@ class FleetService:
 
     async def register_node(self, request: pb.RegisterNodeRequest, caller: Caller) -> pb.RegisterNodeResponse:
         """Carry out RegisterNode."""
+        check_sizes(request.node, "node")
         environment_id = parse_environment_name(request.parent, "parent")
         name = node_name(environment_id, request.node_id)
         violations = validate_id("node_id", request.node_id, reserved=False)

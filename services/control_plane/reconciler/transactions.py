@@ -212,7 +212,7 @@ def _tell(tx: Transaction, before: AppRecord, after: AppRecord, assigned: Assign
 
 
 def _tell_blocks(tx: Transaction, record: AppRecord, old: App, new: App) -> None:
-    """Append blocked event loops and their consequences, which instances tell as errors and conditions."""
+    """Append what instances tell of as errors and conditions: blocked loops, what was put back for all."""
     known = {instance.name: instance for instance in old.instances}
     for instance in new.instances:
         before = known.get(instance.name, Instance())
@@ -228,17 +228,18 @@ def _tell_blocks(tx: Transaction, record: AppRecord, old: App, new: App) -> None
                 detail=error.detail,
                 instance=instance.name,
             )
-        demoted = _of_instance(instance, "Demoted")
-        if demoted.status == Condition.MET and demoted != _of_instance(before, "Demoted"):
-            add_event(
-                tx,
-                record,
-                "Demoted",
-                actor=SYSTEM,
-                reason=demoted.reason,
-                message=demoted.message,
-                instance=instance.name,
-            )
+        for kind in ("Demoted", "SharedStateRestored"):
+            told = _of_instance(instance, kind)
+            if told.status == Condition.MET and told != _of_instance(before, kind):
+                add_event(
+                    tx,
+                    record,
+                    kind,
+                    actor=SYSTEM,
+                    reason=told.reason,
+                    message=told.message,
+                    instance=instance.name,
+                )
 
 
 def _of_instance(instance: Instance, kind: str) -> Condition:

@@ -45,7 +45,7 @@ def apply_update(current: App, patch: App, mask: FieldMask, field: str = "update
     Raises INVALID_FIELD with every path that is unknown, and every immutable field that would change.
     """
     violations: list[Violation] = []
-    paths = list(mask.paths)
+    paths = list(mask.paths[: _MAX_PATHS + 1])
     if not paths:
         parsed = list(_populated_paths(patch))
     elif paths == ["*"]:

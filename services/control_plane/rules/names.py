@@ -32,6 +32,7 @@ DEFAULT_ENVIRONMENT = "environments/default"
 ID_RULE = "must have 1 to 63 lower-case letters, digits and inner hyphens, the first of which is a letter"
 
 # Ids that the system gives (instances, operations, events) may begin with a digit.
+_MAX_NAME = 256
 _SYSTEM_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
@@ -127,7 +128,8 @@ def _parse(
     if not name:
         raise invalid_field(field, f"is required, in the form {pattern}")
     collections = pattern.split("/")[::2]
-    parts = name.split("/")
+    # A name of a mebibyte is not taken apart.
+    parts = name.split("/") if len(name) <= _MAX_NAME else []
     well_formed = (
         len(parts) == 2 * len(collections)
         and parts[::2] == collections

@@ -1,3 +1,3 @@
 """What every call of every service passes through, in this order, composed once in `pipeline`:
-request id → deadline → identity → authorize → admission → the method; around it errors, then figures.
+request id → deadline → identity → admission → authorize → the method; around it errors, then figures.
 """

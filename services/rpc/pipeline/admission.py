@@ -29,7 +29,7 @@ class Bounds:
     request_bytes: int = 64 * MIB
     """Bytes of requests of all callers that are being served."""
     request_bytes_per_peer: int = 16 * MIB
-    unread_bytes_per_peer: int = 8 * MIB
+    unread_bytes_per_peer: int = 4 * MIB
     """Bytes of streams of one address that its transport has not taken yet."""
     unread_seconds: float = 10.0
     """How long a stream waits for its address to read what its other streams sent."""
@@ -109,13 +109,13 @@ class Admission:
         if not peer.calls:
             self._peers.pop(peer.host, None)
 
-    async def send(self, peer: Peer, size: int) -> None:
-        """Wait until `size` more bytes may be under way to an address, and count them; see `sent`.
+    async def room(self, peer: Peer, size: int) -> None:
+        """Wait until `size` more bytes may be under way to an address; who sends them counts them in.
 
         Raises UNREAD_STREAMS when its streams have taken nothing for a while. Safe to cancel.
         """
         bounds = self.bounds
-        while peer.unread and peer.unread + size > bounds.unread_bytes_per_peer:
+        while peer.unread and peer.unread + max(size, 1) > bounds.unread_bytes_per_peer:
             waiter = asyncio.get_running_loop().create_future()
             peer.waiting.append(waiter)
             try:
@@ -131,7 +131,6 @@ class Admission:
                     metadata={"limit": str(bounds.unread_bytes_per_peer), "peer": peer.host},
                     retry_after=bounds.unread_seconds,
                 )
-        peer.unread += size
 
     def sent(self, peer: Peer, size: int) -> None:
         """Count out bytes that the transport has taken, and wake those who wait."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from functools import cached_property
 from typing import Protocol
+
+from services.rpc.pipeline.identity import anonymous_actor
+from services.rpc.pipeline.request_id import request_id
 
 LONGEST_CALL = 30.0
 """Seconds a unary call may take when its caller set no deadline."""
@@ -15,8 +18,8 @@ LONGEST_CALL = 30.0
 class Transport(Protocol):
     """What the transport tells of a call; grpc.aio's servicer context is one."""
 
-    def invocation_metadata(self) -> object:
-        """Return pairs of key and value, or None."""
+    def invocation_metadata(self) -> Iterable[tuple[str, str | bytes]] | None:
+        """Return pairs of key and value."""
         ...
 
     def peer(self) -> str:
@@ -38,19 +41,13 @@ class Caller:
 
 
 class Call:
-    """One call under way. The parts of the pipeline fill it in, in their order."""
+    """One call under way. What costs something to know is looked at once asked for: most reads never ask."""
 
     # Defaults of the class, not set one by one: a call is made thousands of times a second.
     size = 0
     """Bytes of its request."""
-    metadata: Mapping[str, str | bytes] = MappingProxyType({})
-    request_id = ""
-    peer = ""
-    """The address of who calls, as gRPC writes it: `ipv4:127.0.0.1:5`."""
     deadline: float | None = None
     """On the monotonic clock; None if the caller set none."""
-    actor = ""
-    """Who is told to have done what the call does."""
 
     def __init__(self, method: str, transport: Transport, *, streams: bool) -> None:
         self.method = method
@@ -59,6 +56,26 @@ class Call:
         self.streams = streams
         """Whether it is answered by a stream."""
         self.began = time.monotonic()
+
+    @cached_property
+    def metadata(self) -> Mapping[str, str | bytes]:
+        """What the caller sent beside the request; of a repeated key the last."""
+        return dict(self.transport.invocation_metadata() or ())
+
+    @cached_property
+    def request_id(self) -> str:
+        """The call's id, in the log and in the trailers of a refusal."""
+        return request_id(self.metadata)
+
+    @cached_property
+    def peer(self) -> str:
+        """The address of who calls, as gRPC writes it: `ipv4:127.0.0.1:5`."""
+        return self.transport.peer() or "unknown"
+
+    @cached_property
+    def actor(self) -> str:
+        """Who is told to have done what the call does; who is identified gets a name here."""
+        return anonymous_actor(self.metadata, self.peer)
 
     def caller(self, longest: float = LONGEST_CALL) -> Caller:
         """Return who asks; its timeout is what is left of the call, at most `longest` seconds."""

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from services.rpc.pipeline.call import Call
-
-Identify = Callable[[Call], None]
-"""Sets `peer` and `actor`, or raises SupervisorError."""
+if TYPE_CHECKING:
+    from services.rpc.pipeline.call import Call
 
 ACTOR_KEY = "x-actor"
 MAX_WORD = 128
 
 
 def anonymous(call: Call) -> None:
-    """Set `peer` to the caller's address and `actor` to its own word in `x-actor`, and the address."""
-    peer = call.transport.peer() or "unknown"
-    call.peer = call.actor = peer
-    if call.metadata and (told := call.metadata.get(ACTOR_KEY)):
-        word = "".join(letter for letter in str(told)[:MAX_WORD] if letter.isprintable())
-        call.actor = f"{word} ({peer})" if word else peer
+    """Take a call from whoever makes it: its `actor` is what `anonymous_actor` says, once asked for."""
+
+
+Identify = Callable[["Call"], None]
+"""Sets a call's `actor`, or raises SupervisorError for one that is not known."""
+
+
+def anonymous_actor(metadata: Mapping[str, str | bytes], peer: str) -> str:
+    """Return the caller's own word in `x-actor` and its address."""
+    told = metadata.get(ACTOR_KEY)
+    word = "".join(letter for letter in str(told)[:MAX_WORD] if letter.isprintable()) if told else ""
+    return f"{word} ({peer})" if word else peer

@@ -6,6 +6,7 @@ that nothing a call does can reach gRPC as an exception.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from types import TracebackType
@@ -22,7 +23,11 @@ from services.rpc.pipeline.deadline import note_deadline
 from services.rpc.pipeline.errors import Refusal, refusal_of
 from services.rpc.pipeline.figures import CallFigures, MethodFigures
 from services.rpc.pipeline.identity import Identify, anonymous
-from services.rpc.pipeline.request_id import assign_request_id
+
+_END = object()
+
+LARGE = 64 * 1024
+"""Requests beyond this are parsed one in each turn of the loop: a mebibyte of map entries takes 0.1 s."""
 
 GRPC_CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -45,6 +50,7 @@ class Pipeline:
         self.authorize = authorize
         self.admission = admission or Admission()
         self.figures = figures or CallFigures()
+        self._large = asyncio.Lock()
 
     def wrap(self, name: str, method: Any, *, with_context: bool = False) -> grpc.RpcMethodHandler[Any, Any]:
         """Return the handler of a method, found as a generated one; `name` is its full name.
@@ -71,7 +77,12 @@ class Pipeline:
 
         async def unary(data: bytes, context: Any) -> Any:
             with Serving(self, Call(name, context, streams=False), figures) as serving:
-                request = serving.admit(parse, data)
+                if len(data) > LARGE:
+                    async with self._large:
+                        request = serving.admit(parse, data)
+                        await asyncio.sleep(0)
+                else:
+                    request = serving.admit(parse, data)
                 response = await behave(request, context if with_context else serving.call)
                 # A servicer of somebody else's answers without a response when it has set another code.
                 return response if response is None or type(response) is bytes else serialize(response)
@@ -117,7 +128,6 @@ class Pipeline:
         async def refuse(_: Any, context: Any) -> None:
             # It takes no part in the figures: callers make up names without end.
             call = Call(name, context, streams=True)
-            assign_request_id(call)
             error = SupervisorError(
                 "METHOD_NOT_FOUND",
                 f"There is no method {method!r} of {service!r} here.",
@@ -150,13 +160,12 @@ class Serving:
         """Pass the parts before the method, in order; return its request. Raises SupervisorError."""
         call, pipeline = self.call, self._pipeline
         call.size = len(data)
-        assign_request_id(call)
         note_deadline(call)
         pipeline.identify(call)
-        request = _request(parse, data)
-        pipeline.authorize(call, request)
         self._peer = pipeline.admission.enter(call)
         self._admitted = True
+        request = _request(parse, data)
+        pipeline.authorize(call, request)
         return request
 
     async def send_all(self, messages: Any, serialize: Callable[[Any], bytes], context: Any) -> None:
@@ -164,13 +173,20 @@ class Serving:
         admission, peer = self._pipeline.admission, self._peer
         assert peer is not None
         try:
-            async for message in messages:
-                data = message if type(message) is bytes else serialize(message)
-                await admission.send(peer, len(data))
+            while True:
+                # A stream that has to wait does so before its message is made, which would be held meanwhile.
+                if peer.unread >= admission.bounds.unread_bytes_per_peer:
+                    await admission.room(peer, 0)
+                message: Any = await anext(messages, _END)
+                if message is _END:
+                    return
+                size = len(message) if type(message) is bytes else message.ByteSize()
+                await admission.room(peer, size)
+                peer.unread += size
                 try:
-                    await context.write(data)
+                    await context.write(message if type(message) is bytes else serialize(message))
                 finally:
-                    admission.sent(peer, len(data))
+                    admission.sent(peer, size)
         finally:
             await messages.aclose()
 

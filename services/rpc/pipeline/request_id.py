@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections.abc import Mapping
 from itertools import count
-from typing import Any
-
-from services.rpc.pipeline.call import Call
 
 REQUEST_ID_KEY = "x-request-id"
 MAX_LENGTH = 64
@@ -21,13 +19,9 @@ _process = secrets.token_hex(6)
 _numbers = count(1)
 
 
-def assign_request_id(call: Call) -> None:
-    """Set `metadata` and `request_id`; an id that is too long or not printable ASCII is replaced."""
-    pairs: Any = call.transport.invocation_metadata()
-    if pairs:
-        call.metadata = metadata = dict(pairs)
-        told = metadata.get(REQUEST_ID_KEY)
-        if isinstance(told, str) and len(told) <= MAX_LENGTH and _PLAIN.fullmatch(told):
-            call.request_id = told
-            return
-    call.request_id = f"{_process}-{next(_numbers):x}"
+def request_id(metadata: Mapping[str, str | bytes]) -> str:
+    """Return the id of a call with this metadata; one that is too long or not printable ASCII is replaced."""
+    told = metadata.get(REQUEST_ID_KEY)
+    if isinstance(told, str) and len(told) <= MAX_LENGTH and _PLAIN.fullmatch(told):
+        return told
+    return f"{_process}-{next(_numbers):x}"

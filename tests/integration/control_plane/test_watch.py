@@ -18,7 +18,8 @@ from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.catalog import queries
 from services.control_plane.rules.filters import compile_filter
 from services.rpc.status import DETAILS_KEY, reason_of
-from tests.integration.control_plane.plane import WAIT, Plane, condition
+from tests.eventually import WITHIN
+from tests.integration.control_plane.plane import Plane, condition
 
 Kind = pb.WatchAppsResponse
 
@@ -29,7 +30,7 @@ class Reader:
         self.seen: list[pb.WatchAppsResponse] = []
 
     async def next(self) -> pb.WatchAppsResponse:
-        message = await asyncio.wait_for(self.call.read(), WAIT)
+        message = await asyncio.wait_for(self.call.read(), WITHIN)
         assert isinstance(message, pb.WatchAppsResponse), await self.call.code()
         self.seen.append(message)
         return message

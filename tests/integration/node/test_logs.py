@@ -385,3 +385,21 @@ async def test_with_echo_the_lines_are_in_the_nodes_log_too(capfd):
     echo_of_stderr()("shop", Entry(1, 1_000_000, 20, "a1", "stdout", "seen twice"))
     line = capfd.readouterr().err.splitlines()[-1]
     assert "app.log instance=apps/shop/instances/a1 source=stdout · seen twice" in line
+
+
+@pytest.mark.parametrize("tier", TIERS)
+async def test_the_traceback_of_an_app_that_does_not_start_is_in_its_log_once(
+    tmp_path: Path, tier: str
+) -> None:
+    async with node(tmp_path, tier) as hosted:
+        await hosted.start(
+            app_uid="uid-shop",
+            entrypoint="behaviours:raises_in_startup",
+            isolation=pb.InstanceSpec.IsolationTier.Value(tier),
+            restart_policy=pb.RestartPolicy(mode=pb.RestartPolicy.TEMPORARY),
+        )
+        failed = await hosted.reaches(pb.Instance.FAILED)
+        found = await until_told(hosted, "RuntimeError: the startup is broken")
+        (entry,) = [entry for entry in found if "the startup is broken" in entry.text]
+        assert entry.text == failed.last_error.detail.rstrip()
+        assert entry.level == pb.LogEntry.SEVERE

@@ -108,13 +108,13 @@ async def test_a_guest_within_its_limit_is_left_alone(guests: Guests) -> None:
 async def test_a_held_gil_is_told_with_its_stack_and_delays_nobody(guests: Guests) -> None:
     app, neighbour = await guests.start(), await guests.start()
     holding = asyncio.create_task(request(app, "/gil", "2.5"))
-    slowest = 0.0
+    answered = 0
     while not holding.done():
-        began = time.monotonic()
         assert (await request(neighbour)).body == b"ok"
-        slowest = max(slowest, time.monotonic() - began)
+        answered += 1
         await asyncio.sleep(0.002)
-    assert slowest < 0.25
+    # None would be, were the neighbour held for as long as the GIL is.
+    assert answered > 10
     ((stack, seconds),) = app.blocked
     assert 1.0 <= seconds < 2.5
     assert "chaos.py" in stack

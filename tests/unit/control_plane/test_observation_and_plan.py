@@ -8,8 +8,9 @@ import pytest
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
-from services.control_plane.placement.assignment import pinned
+from services.control_plane.placement.assignment import assign, pinned
 from services.control_plane.placement.snapshot import Snapshot
+from services.control_plane.rules.app_defaults import RUNTIME_FIELDS
 from services.control_plane.rules.conditions import get_condition
 from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.records import AppRecord, PlacementRecord, Version
@@ -200,6 +201,25 @@ def started(app: AppRecord, placements: list[PlacementRecord], seen: Snapshot) -
     todo = planned(app, placements, seen)
     assert todo.start is not None
     return todo.start.request
+
+
+def test_every_field_that_a_node_is_to_know_reaches_it() -> None:
+    wanted = record()
+    app = wanted.spec
+    app.config["size"] = 3
+    app.env["A"], app.secret_env["B"] = "a", "b"
+    app.domains.append("a.example")
+    app.activation, app.isolation = rt.InstanceSpec.ON_REQUEST, rt.InstanceSpec.PROCESS
+    app.event_loop = rt.InstanceSpec.ASYNCIO
+    app.database.sqlite.SetInParent()
+    app.idle_timeout.FromSeconds(60)
+    app.limits.max_threads, app.health_check.path, app.restart_policy.max_restarts = 3, "/", 7
+    (placement,) = assign(wanted, [], free(N), 5).placements
+    spec = started(wanted, [placement], heard()).spec
+    for field in RUNTIME_FIELDS:
+        told, asked = getattr(spec, field), getattr(app, field)
+        assert told == asked, field
+        assert told, field
 
 
 def test_the_old_version_is_stopped_only_once_the_new_one_is_ready() -> None:

@@ -25,6 +25,9 @@ def test_a_log_level_is_taken_as_a_node_that_shares_the_variable_takes_it(
         ("--listen", "7400"),
         ("--listen", ""),
         ("--listen", "127.0.0.1:99999"),
+        ("--listen", "::1:7400"),
+        ("--listen", "[::1:7400"),
+        ("--metrics-listen", "[127.0.0.1]:7400"),
         ("--metrics-listen", "127.0.0.1:99999"),
         ("--node-timeout", "soon"),
         ("--node-timeout", "0"),
@@ -43,5 +46,6 @@ def test_a_mistake_ends_with_a_sentence_that_names_it(
         assert ended.value.code == 2
         told = capsys.readouterr().err.splitlines()[-1]
         assert "error:" in told
+        assert "Value error" not in told
         assert flag in told
         assert variable in told

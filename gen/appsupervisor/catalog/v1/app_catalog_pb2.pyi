@@ -181,7 +181,11 @@ class App(_message.Message):
     activation: _runtime_environment_pb2.InstanceSpec.Activation.ValueType
     """When its code is in memory; `EAGER` when unset."""
     isolation: _runtime_environment_pb2.InstanceSpec.IsolationTier.ValueType
-    """How far it is kept apart from its neighbours; unset: the node chooses."""
+    """How far it is kept apart from its neighbours; unset: the node chooses. `SHARED` and `THREAD` take a factory whose
+    code can share a process, and refuse all else with `ISOLATION_UNSUPPORTED`: an app object, which takes no context
+    and so neither `env` nor `secret_env` nor `database`; a factory without a context where `env` or `secret_env` is
+    set; code that imports Django, NiceGUI, Gradio, BlackSheep or another package that keeps one state per process.
+    """
     desired_state: Global___App.DesiredState.ValueType
     """Whether it is to run; `RUNNING` when unset. StartApp and StopApp set it too."""
     event_loop: _runtime_environment_pb2.InstanceSpec.EventLoop.ValueType
@@ -218,19 +222,25 @@ class App(_message.Message):
 
     @_builtins.property
     def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Environment variables: at most 256, 64 KiB in all. Keys match `[A-Za-z_][A-Za-z0-9_]*`."""
+        """Environment variables: at most 256, 64 KiB in all. Keys match `[A-Za-z_][A-Za-z0-9_]*`.
+        In `PROCESS` they are the app's environment. In `SHARED` and `THREAD`, where many apps share one environment, a
+        factory reads them from `context.env`; one that looks for a key in `os.environ` gets an error that says so.
+        """
 
     @_builtins.property
     def secret_env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Environment variables that are secret, under the rules of `env`. Never read back. An update that names the field
-        replaces them all. In the app's log each value is blanked out, also in base64, hexadecimal and as part of a URL.
-        Not found there: a value of fewer than 4 characters, one of fewer than 8 within a longer word, and what the app
-        itself encrypts, compresses or takes apart.
+        replaces them all. They reach the app as those of `env` do; in `SHARED` and `THREAD` as `context.secrets`. In the
+        app's log each value is blanked out, also in base64, hexadecimal and as part of a URL. Not found there: a value of
+        fewer than 4 characters, one of fewer than 8 within a longer word, and what the app itself encrypts, compresses or
+        takes apart.
         """
 
     @_builtins.property
     def database(self) -> _runtime_environment_pb2.Database:
-        """The database it is given; `sqlite` when unset. Its kind cannot be changed."""
+        """The database it is given; `sqlite` when unset. Its kind cannot be changed. A factory reads its URL from
+        `context.database_url`; in `PROCESS` it is also the environment variable `DATABASE_URL`.
+        """
 
     @_builtins.property
     def domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:

@@ -474,7 +474,9 @@ class Condition(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     LAST_TRANSITION_TIME_FIELD_NUMBER: _builtins.int
     type: _builtins.str
-    """Name of the aspect: `Ready`, `Scheduled`, `CrashLoop`, `Leaked`, …"""
+    """Name of the aspect: `Ready`, `Scheduled`, `CrashLoop`, `Leaked`, `SharedStateRestored` (it changed what all apps of
+    its process share, and that was put back), …
+    """
     status: Global___Condition.Status.ValueType
     """Whether it holds."""
     reason: _builtins.str
@@ -805,25 +807,25 @@ class InstanceSpec(_message.Message):
     class _IsolationTierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[InstanceSpec._IsolationTier.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         ISOLATION_TIER_UNSPECIFIED: InstanceSpec._IsolationTier.ValueType  # 0
-        """The node chooses: `SHARED` for a factory, `PROCESS` for a plain app object."""
+        """The node chooses: `SHARED` for a factory whose code can share a process, else `PROCESS`."""
         SHARED: InstanceSpec._IsolationTier.ValueType  # 1
-        """On the event loop it shares with other apps."""
+        """On the event loop it shares with other apps. Takes a factory alone: what it is given reaches it as its context."""
         THREAD: InstanceSpec._IsolationTier.ValueType  # 2
-        """On an event loop of its own in a thread of its own."""
+        """On an event loop of its own in a thread of its own. Takes a factory alone, as `SHARED` does."""
         PROCESS: InstanceSpec._IsolationTier.ValueType  # 3
-        """In a process of its own."""
+        """In a process of its own, whose environment holds `env`, `secret_env` and `DATABASE_URL`. Takes an app object, too."""
 
     class IsolationTier(_IsolationTier, metaclass=_IsolationTierEnumTypeWrapper):
         """How far an instance is kept apart from its neighbours."""
 
     ISOLATION_TIER_UNSPECIFIED: InstanceSpec.IsolationTier.ValueType  # 0
-    """The node chooses: `SHARED` for a factory, `PROCESS` for a plain app object."""
+    """The node chooses: `SHARED` for a factory whose code can share a process, else `PROCESS`."""
     SHARED: InstanceSpec.IsolationTier.ValueType  # 1
-    """On the event loop it shares with other apps."""
+    """On the event loop it shares with other apps. Takes a factory alone: what it is given reaches it as its context."""
     THREAD: InstanceSpec.IsolationTier.ValueType  # 2
-    """On an event loop of its own in a thread of its own."""
+    """On an event loop of its own in a thread of its own. Takes a factory alone, as `SHARED` does."""
     PROCESS: InstanceSpec.IsolationTier.ValueType  # 3
-    """In a process of its own."""
+    """In a process of its own, whose environment holds `env`, `secret_env` and `DATABASE_URL`. Takes an app object, too."""
 
     class _Activation:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -955,17 +957,18 @@ class InstanceSpec(_message.Message):
 
     @_builtins.property
     def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Environment variables."""
+        """Environment variables: the app's environment in `PROCESS`, `context.env` of a factory in every tier."""
 
     @_builtins.property
     def secret_env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Environment variables that are secret: never returned; blanked out in logs, where a value of fewer than 4
-        characters, one of fewer than 8 within a longer word, and what the app encrypts or takes apart is not found.
+        characters, one of fewer than 8 within a longer word, and what the app encrypts or takes apart is not found. The
+        app's environment in `PROCESS`, `context.secrets` of a factory in every tier.
         """
 
     @_builtins.property
     def database(self) -> Global___Database:
-        """The database it is given."""
+        """The database it is given: `DATABASE_URL` in `PROCESS`, `context.database_url` of a factory in every tier."""
 
     @_builtins.property
     def domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
