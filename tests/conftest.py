@@ -1,12 +1,16 @@
-"""What every test may use: the `tool` marker, for tests that need a program a user may lack."""
+"""What every test may use: the `tool` marker, for tests that need a program a user may lack; PostgreSQL."""
 
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+from tests.postgresql import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -31,6 +35,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(message, pytrace=False)
     pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Server]:
+    """Return a PostgreSQL server, started once for the session."""
+    with ExitStack() as stack:
+        yield Server(stack)
 
 
 @pytest.fixture

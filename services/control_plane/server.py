@@ -7,6 +7,7 @@ import gc
 import logging
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 from google.longrunning.operations_pb2_grpc import add_OperationsServicer_to_server
 
@@ -15,13 +16,17 @@ from appsupervisor.fleet.v1.fleet_pb2_grpc import add_FleetServicer_to_server
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.controller.controller import Controller
+from services.control_plane.duties import LeaderDuties
 from services.control_plane.fleet.fleet import FleetService
 from services.control_plane.health import AppHealth
+from services.control_plane.leadership import Leadership
 from services.control_plane.metrics import ControlPlaneMetrics
+from services.control_plane.nodes.pool import NodePool
 from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
 from services.control_plane.servicers.app_catalog import CatalogServicer
 from services.control_plane.servicers.fleet import FleetServicer
+from services.control_plane.servicers.fresh import FreshServicer
 from services.control_plane.servicers.operations import OperationsServicer
 from services.control_plane.settings import Settings
 from services.control_plane.store.interface import CatalogStore
@@ -43,6 +48,8 @@ class ControlPlane:
         self._stack = AsyncExitStack()
         self.port = 0
         self.metrics_port = 0
+        self.leadership: Leadership | None = None
+        """This replica's part in who leads, once it has started."""
 
     async def start(self) -> None:
         """Start in phases; if one fails, those before it are closed and the failure is raised."""
@@ -52,12 +59,12 @@ class ControlPlane:
             stack.push_async_callback(asyncio.to_thread, store.close)
             # 2. The core.
             operations = OperationService(store)
-            controller = Controller(store, node_timeout=self._settings.node_timeout)
+            duties = LeaderDuties(store, partial(Controller, node_timeout=self._settings.node_timeout))
             await operations.start()
             # 3. Calls, from outside and, once it listens, from nodes.
-            tails = AppTails(store.mirror, controller.client_of)
+            tails = AppTails(store.mirror, NodePool(store.mirror))
             queries, health = AppQueries(store), AppHealth(store.mirror)
-            server = RpcServer(services(store, operations, controller, queries, tails), health.resources)
+            server = RpcServer(services(store, operations, queries, tails), health.resources)
             self.port = await server.start(self._settings.listen)
             stack.push_async_callback(server.stop, self._settings.drain_timeout)
             # Those who watch or wait are sent off first: the drain would wait for them in vain.
@@ -70,13 +77,20 @@ class ControlPlane:
                 self._serve_metrics(
                     stack,
                     ControlPlaneMetrics(
-                        store, controller, watchers=lambda: queries.watchers, tails=lambda: tails.streams
+                        store, duties.queue, watchers=lambda: queries.watchers, tails=lambda: tails.streams
                     ),
                     server.pipeline.figures,
                 )
-            # 4. The controller last: what it does can be watched from its first step.
-            await controller.start()
-            stack.push_async_callback(controller.close)
+            # 4. The leader's work last: what it does can be watched from its first step.
+            leadership = Leadership(
+                store.seat,
+                f"{self._settings.listen.rpartition(':')[0]}:{self.port}",
+                on_elected=duties.begin,
+                on_lost=duties.end,
+            )
+            stack.push_async_callback(leadership.close)
+            await leadership.start()
+            self.leadership = leadership
             self._stack = stack.pop_all()
         # What was loaded stays: a collection need not walk it (85 ms at 10,000 apps, in every request's way).
         gc.collect()
@@ -105,22 +119,20 @@ class ControlPlane:
 def services(
     store: CatalogStore,
     operations: OperationService,
-    controller: Controller,
     queries: AppQueries,
     tails: AppTails,
 ) -> list[Service]:
     """Return the services of the control plane over its core."""
     catalog = CatalogServicer(AppCommands(store), queries, tails)
-    fleet = FleetServicer(FleetService(store, controller.is_heard))
-    return [
-        Service("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),
-        Service("appsupervisor.fleet.v1.Fleet", add_FleetServicer_to_server, fleet),
-        Service(
-            "google.longrunning.Operations",
-            add_OperationsServicer_to_server,
-            OperationsServicer(operations),
-        ),
+    fleet = FleetServicer(FleetService(store, store.mirror.is_heard))
+    servicers = [
+        ("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),
+        ("appsupervisor.fleet.v1.Fleet", add_FleetServicer_to_server, fleet),
+        ("google.longrunning.Operations", add_OperationsServicer_to_server, OperationsServicer(operations)),
     ]
+    if store.seat.exclusive:  # nobody else writes: what isn't here isn't anywhere
+        return [Service(name, add, servicer) for name, add, servicer in servicers]
+    return [Service(name, add, FreshServicer(servicer, store)) for name, add, servicer in servicers]
 
 
 async def serve(settings: Settings) -> None:

@@ -20,6 +20,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane import server as composition
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.controller.controller import Controller
+from services.control_plane.nodes.pool import NodePool
 from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
 from services.control_plane.rules.app_defaults import normalize_app
@@ -83,9 +84,8 @@ async def serve(apps: int, directory: str) -> None:
             *composition.services(
                 store,
                 operations,
-                controller,
                 AppQueries(store),
-                AppTails(store.mirror, controller.client_of),
+                AppTails(store.mirror, NodePool(store.mirror)),
             ),
         ]
     )

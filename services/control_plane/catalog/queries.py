@@ -13,6 +13,7 @@ from typing import TypeVar
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from services.control_plane.catalog.commands import app_not_found
 from services.control_plane.catalog.pages import fitting, page_end, page_start, request_digest
+from services.control_plane.catalog.positions import position_of, token_at
 from services.control_plane.catalog.scans import LOOK_EVERY, Scans
 from services.control_plane.rules.filters import Filter, compile_filter
 from services.control_plane.rules.names import app_name, parse_app_name
@@ -20,9 +21,7 @@ from services.control_plane.rules.ordering import Order, compile_order
 from services.control_plane.rules.paging import (
     Position,
     decode_page_token,
-    decode_resume_token,
     encode_page_token,
-    encode_resume_token,
     page_size,
 )
 from services.control_plane.store.interface import CatalogStore
@@ -123,10 +122,10 @@ class AppQueries:
 
     async def _watch(self, request: pb.WatchAppsRequest) -> AsyncIterator[pb.WatchAppsResponse]:
         matches = compile_filter(request.filter)
-        catalog, digest = self._store.catalog_id, request_digest(request.filter)
+        digest = request_digest(request.filter)
         resume: int | None = None
         if request.resume_token:
-            resume = decode_resume_token(request.resume_token, catalog, digest)
+            resume = await position_of(self._store, request.resume_token, digest)
         view = _FilteredView(matches, resumed=resume is not None) if request.filter else None
         exact = resume is not None
         told, passed = time.monotonic(), 0
@@ -142,7 +141,7 @@ class AppQueries:
                 # Much happens, but nothing for this reader: its token must not grow old.
                 message = _mark(Mark(Signal.IDLE, item.revision))
             if exact:  # a revision changes one app, so each message is a place to resume after
-                message.resume_token = encode_resume_token(catalog, item.revision, digest)
+                message.resume_token = token_at(self._store, item.revision, digest)
             yield message
             told = time.monotonic()
 

@@ -21,6 +21,7 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import (
     OperationMetadata,
 )
 from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
+from services.control_plane.rules.etags import app_etag
 
 VERBS = ("create", "update", "delete", "start", "stop", "restart")
 """What operations do: the methods that begin them."""
@@ -65,6 +66,9 @@ class AppRecord:
     """The version that was given up in favour of the one before it."""
     deleting: DeleteAppRequest.DataPolicy.ValueType = DeleteAppRequest.DATA_POLICY_UNSPECIFIED
     """Set once the app is being deleted: what becomes of its data."""
+    history: str = ""
+    """The history of the catalog that made its generation, so that no other can be taken for it; set by the
+    store."""
     revision: int = 0
     """Position of its last change in the change log; set by the store."""
 
@@ -79,7 +83,7 @@ class AppRecord:
         app.generation = self.generation
         app.create_time.FromMicroseconds(self.create_time)
         app.update_time.FromMicroseconds(self.update_time)
-        app.etag = f'"{self.uid[:8]}-{self.generation}"'
+        app.etag = app_etag(self.uid, self.generation, self.history)
         return app
 
     @cached_property

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from services.control_plane.store.interface import Transaction
-from services.control_plane.store.pruning import Bounds
+from services.control_plane.store.sql.pruning import Bounds
 from services.control_plane.store.sql_store import SqlCatalogStore
 from services.rpc.errors import SupervisorError
 from services.rpc.feed import ChangeFeed, Entry

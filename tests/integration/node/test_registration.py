@@ -78,6 +78,15 @@ async def test_an_advertised_host_replaces_the_one_it_listens_on(
         assert servicer.seen[0].node.http_address == f"node.example:{hosted.node.http.port}"
 
 
+async def test_of_several_control_planes_the_next_is_asked_where_one_fails(
+    fleet: tuple[Fleet, str], tmp_path: Path
+) -> None:
+    servicer, address = fleet
+    servicer.refusals = [SupervisorError("STORE_UNAVAILABLE", "not now")]
+    async with hosting(tmp_path, control_plane=f"127.0.0.1:1,{address}, {address}"):
+        await servicer.count(2)
+
+
 async def test_a_node_that_nobody_watches_registers_again_and_one_that_is_watched_does_not(
     fleet: tuple[Fleet, str], tmp_path: Path
 ) -> None:

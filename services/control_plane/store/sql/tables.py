@@ -39,6 +39,48 @@ class MetaRow(CatalogTable, table=True):
     """The newest revision that the change log has forgotten; a reader can resume after it."""
     time: int = _big()
     """Time of the newest transaction."""
+    history: str
+    """The history that the newest revisions belong to."""
+    term: int = _big()
+    """The newest leader's term: beside the revision, so that one lock guards both."""
+
+
+class HistoryRow(CatalogTable, table=True):
+    """One history: what one connection began, and others went on with."""
+
+    __tablename__ = "histories"
+
+    id: str = Field(primary_key=True)
+    after: int = _big()
+    """The revision after which it began."""
+    time: int = _big()
+
+
+class WriterRow(CatalogTable, table=True):
+    """One writing process, and its last commit: how it learns what became of one that was never answered."""
+
+    __tablename__ = "writers"
+
+    id: str = Field(primary_key=True)
+    number: int = _big()
+    """Of its last commit, counted by itself."""
+    revision: int = _big()
+    time: int = _big()
+
+
+class LeadershipRow(CatalogTable, table=True):
+    """The one row about who leads; `meta.term` is the term that counts."""
+
+    __tablename__ = "leadership"
+
+    id: int = Field(primary_key=True)
+    holder: str
+    """The leading process; empty if nobody has led or the last one has left."""
+    address: str
+    """Where it serves."""
+    term: int = _big()
+    expire_time: int = _big()
+    """By the database's clock; until then nobody else may lead."""
 
 
 class ChangeRow(CatalogTable, table=True):
@@ -94,6 +136,7 @@ class AppRow(CatalogTable, table=True):
     status: bytes = Field(sa_type=LargeBinary)
     create_time: int = _big()
     update_time: int = _big()
+    history: str
     revision: int = _big()
 
 

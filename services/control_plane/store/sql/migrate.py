@@ -1,6 +1,7 @@
 """Brings a database to the program's schema, and makes a new catalog's first records.
 
-All of it is one transaction: a database is either of the old schema or of the new one.
+All of it is one transaction: a database is either of the old schema or of the new one. Where several
+control planes start together, one migrates and the others wait for it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from sqlalchemy import Connection, insert, inspect
 from sqlmodel import select
 
 from appsupervisor.fleet.v1.fleet_pb2 import Environment
-from services.control_plane.store.database import Database
 from services.control_plane.store.errors import StoreError
 from services.control_plane.store.records import EnvironmentRecord
-from services.control_plane.store.rows import environment_values
-from services.control_plane.store.tables import ChangeRow, EnvironmentRow, MetaRow, table_of
+from services.control_plane.store.sql.database import Database
+from services.control_plane.store.sql.rows import environment_values
+from services.control_plane.store.sql.tables import ChangeRow, EnvironmentRow, HistoryRow, MetaRow, table_of
 
 DEFAULT_ENVIRONMENT = "environments/default"
 
@@ -30,7 +31,7 @@ def migrate(database: Database, now: int) -> None:
     Raises StoreError, before anything is written, if the schema is not one this program knows.
     """
     config = Config()
-    config.set_main_option("script_location", "services.control_plane.store:migrations")
+    config.set_main_option("script_location", "services.control_plane.store.sql:migrations")
     scripts = ScriptDirectory.from_config(config)
     with database.reader.connect() as connection:
         current = MigrationContext.configure(connection).get_current_heads()
@@ -39,9 +40,13 @@ def migrate(database: Database, now: int) -> None:
     if set(current) == set(scripts.get_heads()):
         return
     with database.writer.begin() as connection:
+        if database.lock_schema is not None:
+            database.lock_schema(connection)
+        # Another control plane may have done it since; then nothing is left to do.
+        made_now = not MigrationContext.configure(connection).get_current_heads()
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
-        if connection.execute(select(MetaRow.id)).first() is None:
+        if made_now:
             _begin_catalog(connection, now)
 
 
@@ -66,9 +71,18 @@ def _begin_catalog(connection: Connection, now: int) -> None:
     environment.create_time.FromMicroseconds(now)
     environment.update_time.FromMicroseconds(now)
     environment.etag = f'"{environment.uid[:8]}-1"'
+    (history,) = connection.execute(select(HistoryRow.id)).scalars()
     connection.execute(
         insert(table_of(MetaRow)),
-        {"id": 1, "catalog_id": uuid.uuid4().hex, "revision": 1, "oldest_revision": 0, "time": now},
+        {
+            "id": 1,
+            "catalog_id": uuid.uuid4().hex,
+            "revision": 1,
+            "oldest_revision": 0,
+            "time": now,
+            "history": history,
+            "term": 0,
+        },
     )
     connection.execute(
         insert(table_of(EnvironmentRow)), environment_values(EnvironmentRecord(environment, revision=1))

@@ -1,6 +1,6 @@
-"""The committed state, and the layers of changes over it that are not committed yet.
+"""Changes that are not committed yet: of one command, and of the batch that shares a commit.
 
-A command that fails is undone by forgetting its layer; a batch that is stored is published.
+A command that fails is undone by forgetting its write set; a batch that is stored is published.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import (
     AppRecord,
     EnvironmentRecord,
@@ -17,27 +16,11 @@ from services.control_plane.store.records import (
     PlacementRecord,
     RequestRecord,
 )
+from services.control_plane.store.state import State
 
 
 @dataclass
-class State:
-    """What is committed: the mirror, and what the store needs beside it. Touched by the writer alone."""
-
-    catalog_id: str
-    mirror: Mirror
-    domains: dict[str, str]
-    """Each custom domain's app."""
-    revision: int
-    oldest_revision: int
-    """The newest revision that the stored change log has forgotten."""
-    now: int
-    """Time of the newest transaction, µs."""
-    eventful: dict[str, None] = field(default_factory=dict)
-    """Apps with events that pruning has not looked at."""
-
-
-@dataclass
-class Layer:
+class WriteSet:
     """Changes over the state below; None stands for a removed key."""
 
     apps: dict[str, AppRecord | None] = field(default_factory=dict)
@@ -76,8 +59,8 @@ class Layer:
             or self.oldest_revision
         )
 
-    def take(self, other: Layer) -> None:
-        """Add the changes of a layer above."""
+    def take(self, other: WriteSet) -> None:
+        """Add the changes of a write set above."""
         self.apps.update(other.apps)
         self.environments.update(other.environments)
         self.nodes.update(other.nodes)
@@ -101,34 +84,46 @@ class Batch:
     """Commands that share one commit."""
 
     state: State
+    """As of the lock under which the batch is made: nobody commits in between."""
     find_request: Callable[[str], RequestRecord | None]
     """Reads a stored request by id, expired or not."""
-    layer: Layer = field(default_factory=Layer)
-    commits: list[tuple[int, int, Layer]] = field(default_factory=list)
+    term: int = 0
+    """The newest leader's term."""
+    begins: str = ""
+    """The history that this batch begins, if it is the first of its connection."""
+    write_set: WriteSet = field(default_factory=WriteSet)
+    commits: list[tuple[int, int, WriteSet]] = field(default_factory=list)
     """Revision, time (µs) and changes of each command that changed something."""
+
+    @property
+    def history(self) -> str:
+        """The history that this batch's revisions belong to."""
+        return self.begins or self.state.histories.newest
 
     @property
     def revision(self) -> int:
         """The newest revision, this batch's included."""
         return self.commits[-1][0] if self.commits else self.state.revision
 
-    def keep(self, revision: int, now: int, layer: Layer) -> None:
+    def keep(self, revision: int, now: int, write_set: WriteSet) -> None:
         """Take in a finished command's changes, if it made any."""
-        if layer:
-            self.layer.take(layer)
-            self.commits.append((revision, now, layer))
+        if write_set:
+            self.write_set.take(write_set)
+            self.commits.append((revision, now, write_set))
 
     def publish(self) -> None:
         """Take the batch, now that it is stored, into the state: revision by revision."""
         state = self.state
-        for domain, app in self.layer.domains.items():
+        if self.begins:
+            state.histories = state.histories.begun(self.begins, state.revision)
+        for domain, app in self.write_set.domains.items():
             if app is None:
                 state.domains.pop(domain, None)
             else:
                 state.domains[domain] = app
         state.revision = self.revision
-        state.oldest_revision = max(state.oldest_revision, self.layer.oldest_revision)
-        state.eventful.update((app, None) for app, _, _ in self.layer.events)
+        state.oldest_revision = max(state.oldest_revision, self.write_set.oldest_revision)
+        state.eventful.update((app, None) for app, _, _ in self.write_set.events)
         for revision, _, changed in self.commits:
             state.mirror.apply(
                 revision,

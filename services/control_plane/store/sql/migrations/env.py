@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from services.control_plane.store.tables import SCHEMA
+from services.control_plane.store.sql.tables import SCHEMA
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -43,6 +43,7 @@ def app_values(record: AppRecord) -> dict[str, Any]:
         "status": record.status.SerializeToString(),
         "create_time": record.create_time,
         "update_time": record.update_time,
+        "history": record.history,
         "revision": record.revision,
     }
 
@@ -64,6 +65,7 @@ def app_record(row: Row) -> AppRecord:
         status,
         create_time,
         update_time,
+        history,
         revision,
     ) = row
     return AppRecord(
@@ -77,6 +79,7 @@ def app_record(row: Row) -> AppRecord:
         update_time=update_time,
         failed=_version(failed_generation, failed_epoch),
         deleting=deleting,
+        history=sys.intern(history),
         revision=revision,
     )
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 from sqlmodel import col, func, select
 
-from services.control_plane.store.layers import State
-from services.control_plane.store.tables import AppEventRow, ChangeRow, OperationRow, RequestRow
+from services.control_plane.store.sql.tables import AppEventRow, ChangeRow, OperationRow, RequestRow
+from services.control_plane.store.state import State
 from services.control_plane.store.transaction import EVENTS_PER_COMMAND, CommandTransaction
 
 
