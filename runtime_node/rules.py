@@ -185,5 +185,10 @@ def stale(name: str, given: tuple[int, int], known: tuple[int, int]) -> Supervis
         f"The command is for epoch {given[0]}, generation {given[1]} of the app of {name}; "
         f"this node knows epoch {known[0]}, generation {known[1]}.",
         resource=name,
-        metadata={"known_epoch": str(known[0]), "known_generation": str(known[1])},
+        metadata={
+            "epoch": str(given[0]),
+            "generation": str(given[1]),
+            "known_epoch": str(known[0]),
+            "known_generation": str(known[1]),
+        },
     )

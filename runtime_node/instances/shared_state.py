@@ -1,4 +1,4 @@
-"""Tells instances which values that all apps of the process share were put back after they changed them."""
+"""Tells instances which values that all apps of a process share were put back after they changed them."""
 
 from __future__ import annotations
 
