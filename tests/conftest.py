@@ -1,4 +1,4 @@
-"""What every test may use: the `tool` marker, for tests that need a program a user may lack; PostgreSQL."""
+"""What every test may use: programs a user may lack (`tool`), PostgreSQL, the seed of what is drawn."""
 
 import os
 import shutil
@@ -9,10 +9,29 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+from tests import seeds
 from tests.postgresql import Server
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+settings.register_profile("fixed", derandomize=True, database=None)
+settings.register_profile("new", derandomize=False, database=None, print_blob=True)
+settings.load_profile("new" if seeds.NEW else "fixed")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Draw hypothesis's examples from the run's seed too, unless one was named."""
+    if seeds.NEW and config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = str(seeds.SEED)
+
+
+def pytest_report_header() -> str:
+    """Tell the seed."""
+    return seeds.described()
 
 
 def tool_path() -> str:

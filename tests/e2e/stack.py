@@ -36,7 +36,9 @@ def free_port() -> int:
 
     A process keeps its port over restarts; meanwhile somebody's outgoing connection must not take it.
     """
-    for port in random.sample(range(10_000, 32_000), 100):
+    # Each process that runs tests has ports of its own: two must not find the same one free.
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    for port in random.sample(range(10_000 + worker % 8, 32_000, 8), 100):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

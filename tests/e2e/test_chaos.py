@@ -1,6 +1,6 @@
 """kill -9 at random moments: nothing acknowledged is lost, and every process comes back by itself.
 
-CHAOS_ROUNDS says how many times (default 2), CHAOS_SEED repeats a run.
+CHAOS_ROUNDS says how many times (default 2); tests/seeds.py says from which seed the moments are drawn.
 """
 
 import json
@@ -17,9 +17,9 @@ import pytest
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as runtime
 from tests.e2e.stack import Stack, eventually
+from tests.seeds import SEED
 
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "2"))
-SEED = int(os.environ.get("CHAOS_SEED", str(random.randrange(1_000_000))))
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120 + 20 * ROUNDS)]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,14 @@ from services.control_plane.rules.conditions import get_condition
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.sql_store import open_store
 from services.rpc.errors import SupervisorError
+from tests.seeds import SEED
 from tests.unit.control_plane.world import BAD, ME, SLOW, World
 from tests.virtual_time import run_in_virtual_time
 
 SEEDS = range(40)
-NEW_SEEDS = [secrets.randbits(32) for _ in range(25 * int(os.environ.get("CHAOS_ROUNDS", "0")))]
+NEW_SEEDS = [
+    random.Random(SEED + n).getrandbits(32) for n in range(25 * int(os.environ.get("CHAOS_ROUNDS", "0")))
+]
 STEPS = 40
 ENTRYPOINTS = ("good:app", "better:app", SLOW, BAD)
 EXPECTED = frozenset({"APP_DELETING", "APP_STOPPED", "APP_NOT_FOUND", "APP_ALREADY_EXISTS"})

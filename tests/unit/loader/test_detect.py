@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import types
 from typing import Any
 
@@ -84,6 +85,11 @@ class CallableFactory:
     def __call__(self, context): ...
 
 
+def described(value: object) -> str:
+    """Name a test's value without its address, so that a test has one name in every run."""
+    return getattr(value, "__qualname__", None) or re.sub(r" (object )?at 0x\w+", "", str(value))
+
+
 @pytest.mark.parametrize(
     ("target", "shape"),
     [
@@ -115,7 +121,7 @@ class CallableFactory:
         (CallableFactory(), Shape.FACTORY),
         (fastapi.FastAPI, Shape.FACTORY),
     ],
-    ids=lambda value: getattr(value, "__qualname__", None) or str(value),
+    ids=described,
 )
 def test_an_app_or_factory_is_told_for_what_it_is(target: Any, shape: Shape) -> None:
     assert examine(target).shape is shape
