@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from google.protobuf.json_format import MessageToJson
@@ -18,12 +18,12 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, LogEntry
 from services.cli import views
 from services.cli.apps import AppArgument, combined, is_ready, is_settled
 from services.cli.client import app_name, short
+from services.cli.completion import complete_app
 from services.cli.errors import CliError, Exit
 from services.cli.output import Format, styled
 from services.cli.session import Session, session_of
 
 LOOK_SECONDS = 1.0
-EVENTS_LOOK_SECONDS = 1.0
 SHOWN_APPS = 200
 """Lines of a live table: more than a screen has, few enough to draw each second."""
 
@@ -60,24 +60,40 @@ def logs(
 
 def events(
     context: typer.Context,
-    name: AppArgument,
+    name: Annotated[
+        str, typer.Argument(help="The app's id; `-` for all apps.", autocompletion=complete_app)
+    ] = "-",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
-    limit: Annotated[int, typer.Option(help="The newest so many.", min=1, max=1000)] = 20,
+    limit: Annotated[int, typer.Option(help="The newest so many.", min=0, max=1000)] = 20,
+    filter_text: Annotated[
+        str, typer.Option("--filter", help='AIP-160, such as actor != system AND type = "Updated"')
+    ] = "",
 ) -> None:
-    """Show an app's timeline, oldest first.
+    """Show an app's timeline, or all apps', oldest first.
 
     Example: appsupervisor events shop --limit 5
     """
     session = session_of(context)
-    newest = session.client.events(name, limit)
-    session.output.many(reversed(newest), views.EVENTS, none="Nothing has happened yet.")
-    seen = newest[0].name if newest else ""
-    while follow:
-        time.sleep(EVENTS_LOOK_SECONDS)
-        fresh = [event for event in session.client.events(name, 100) if event.name > seen]
-        if fresh:
-            seen = fresh[0].name
-            session.output.many(reversed(fresh), views.EVENTS)
+    columns = views.ALL_EVENTS if name == "-" else views.EVENTS
+    none = "Nothing has happened yet."
+    if name != "-" and not (follow or filter_text):
+        session.output.many(reversed(session.client.events(name, max(limit, 1))), columns, none=none)
+        return
+    if name != "-":
+        session.client.events(name, 1)  # says so if there is no such app, and never was
+    request = catalog.WatchAppEventsRequest(parent=app_name(name), filter=filter_text, tail_count=limit)
+    first: list[catalog.AppEvent] | None = []
+    for message in _resumed(session, session.client.catalog.WatchAppEvents, request):
+        if message.type == catalog.WatchAppEventsResponse.SYNCED and first is not None:
+            session.output.many(first, columns, none=none)
+            first = None
+            if not follow:
+                return
+        elif message.HasField("app_event"):
+            if first is not None:
+                first.append(message.app_event)
+            else:
+                session.output.many([message.app_event], columns, headed=False)
 
 
 def watch(
@@ -158,17 +174,29 @@ def _changes(session: Session, filter_text: str) -> Iterator[tuple[catalog.App |
     A stream that breaks is taken up where it was; what happened meanwhile is told.
     """
     request = catalog.WatchAppsRequest(filter=filter_text)
+    for message in _resumed(session, session.client.catalog.WatchApps, request):
+        if message.HasField("app"):
+            yield message.app, message.type == catalog.WatchAppsResponse.REMOVE
+        elif message.type == catalog.WatchAppsResponse.SYNCED:
+            yield None, False
+
+
+def _resumed(session: Session, method: Callable[..., Any], request: Any) -> Iterator[Any]:
+    """Yield a watch's messages for ever; one that breaks goes on after the last one that bore a token.
+
+    Raises CliError when it is refused.
+    """
     while True:
         try:
-            for message in session.client.stream(session.client.catalog.WatchApps, request):
+            for message in session.client.stream(method, request):
                 if message.resume_token:
                     request.resume_token = message.resume_token
-                if message.HasField("app"):
-                    yield message.app, message.type == catalog.WatchAppsResponse.REMOVE
-                elif message.type == catalog.WatchAppsResponse.SYNCED:
-                    yield None, False
+                    if isinstance(request, catalog.WatchAppEventsRequest):
+                        request.ClearField("tail_count")  # what it began with has been told
+                yield message
         except CliError as broken:
             if broken.reason == "RESUME_TOKEN_EXPIRED":
+                session.output.note("Some of what happened meanwhile is forgotten, and is missing here.")
                 request.resume_token = ""
             elif broken.code is not Exit.UNREACHABLE:
                 raise

@@ -80,6 +80,12 @@ EVENTS: Sequence[Column[AppEvent]] = (
     Column("MESSAGE", lambda event: (event.message.splitlines() or [""])[0]),
 )
 
+ALL_EVENTS: Sequence[Column[AppEvent]] = (
+    EVENTS[0],
+    Column("APP", lambda event: event.name.split("/")[1]),
+    *EVENTS[1:],
+)
+
 OPERATIONS: Sequence[Column[Operation]] = (
     Column("NAME", lambda operation: short(operation.name)),
     Column("APP", lambda operation: short(metadata_of(operation).target)),

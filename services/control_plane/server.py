@@ -15,6 +15,7 @@ from appsupervisor.catalog.v1.app_catalog_pb2_grpc import add_AppCatalogServicer
 from appsupervisor.fleet.v1.fleet_pb2_grpc import add_FleetServicer_to_server
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
+from services.control_plane.catalog.timelines import AppTimelines
 from services.control_plane.controller.controller import Controller
 from services.control_plane.duties import LeaderDuties
 from services.control_plane.fleet.fleet import FleetService
@@ -63,8 +64,8 @@ class ControlPlane:
             await operations.start()
             # 3. Calls, from outside and, once it listens, from nodes.
             tails = AppTails(store.mirror, NodePool(store.mirror))
-            queries, health = AppQueries(store), AppHealth(store.mirror)
-            server = RpcServer(services(store, operations, queries, tails), health.resources)
+            queries, timelines, health = AppQueries(store), AppTimelines(store), AppHealth(store.mirror)
+            server = RpcServer(services(store, operations, queries, timelines, tails), health.resources)
             self.port = await server.start(self._settings.listen)
             stack.push_async_callback(server.stop, self._settings.drain_timeout)
             # Those who watch or wait are sent off first: the drain would wait for them in vain.
@@ -77,7 +78,10 @@ class ControlPlane:
                 self._serve_metrics(
                     stack,
                     ControlPlaneMetrics(
-                        store, duties.queue, watchers=lambda: queries.watchers, tails=lambda: tails.streams
+                        store,
+                        duties.queue,
+                        watchers=lambda: queries.watchers + timelines.watchers,
+                        tails=lambda: tails.streams,
                     ),
                     server.pipeline.figures,
                 )
@@ -120,10 +124,11 @@ def services(
     store: CatalogStore,
     operations: OperationService,
     queries: AppQueries,
+    timelines: AppTimelines,
     tails: AppTails,
 ) -> list[Service]:
     """Return the services of the control plane over its core."""
-    catalog = CatalogServicer(AppCommands(store), queries, tails)
+    catalog = CatalogServicer(AppCommands(store), queries, timelines, tails)
     fleet = FleetServicer(FleetService(store, store.mirror.is_heard))
     servicers = [
         ("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),

@@ -1,14 +1,12 @@
-"""The questions about apps: one, a page, a stream, a timeline. All but timelines come from the mirror."""
+"""The questions about apps: one, a page, a stream. All are answered from the mirror."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterator
 from itertools import islice
-from typing import TypeVar
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from services.control_plane.catalog.commands import app_not_found
@@ -26,17 +24,11 @@ from services.control_plane.rules.paging import (
 )
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.records import AppRecord
-from services.rpc.errors import SupervisorError
 from services.rpc.feed import Entry, Mark, Signal
 from services.rpc.pipeline.call import Caller
 
 BOOKMARK_SECONDS = 5.0
 """Silence after which a watcher is told that nothing has happened."""
-
-READERS = 4
-"""Threads that read timelines from the database."""
-
-T = TypeVar("T")
 
 
 class AppQueries:
@@ -46,7 +38,6 @@ class AppQueries:
         self._store = store
         self._feed = store.mirror.apps
         self._scans = Scans()
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="catalog-read")
         self.watchers = 0
         """WatchApps streams open now."""
 
@@ -144,32 +135,6 @@ class AppQueries:
                 message.resume_token = token_at(self._store, item.revision, digest)
             yield message
             told = time.monotonic()
-
-    async def events(self, request: pb.ListAppEventsRequest, caller: Caller) -> pb.ListAppEventsResponse:
-        """Carry out ListAppEvents. The timeline of a deleted app can still be read."""
-        name = app_name(parse_app_name(request.parent, "parent"))
-        size = page_size(request.page_size)
-        digest = request_digest(name)
-        before = str(decode_page_token(request.page_token, digest)[0]) if request.page_token else ""
-        events = await self._read(caller, lambda: self._store.events(name, size + 1, before))
-        if not events and not before and self._feed.get(name) is None:
-            raise app_not_found(name)
-        size = fitting(events[:size], pb.AppEvent.ByteSize)
-        response = pb.ListAppEventsResponse(app_events=events[:size])
-        if len(events) > size:
-            last = events[size - 1].name.rpartition("/")[2]
-            response.next_page_token = encode_page_token((last,), digest)
-        return response
-
-    async def _read(self, caller: Caller, read: Callable[[], T]) -> T:
-        """Read from the database, on one of a few threads of its own: it may hang, and others be answered."""
-        reading = asyncio.get_running_loop().run_in_executor(self._readers, read)
-        try:
-            return await asyncio.wait_for(reading, caller.timeout)
-        except TimeoutError as late:
-            raise SupervisorError(
-                "OPERATION_DEADLINE_EXCEEDED", "The call's time was up before the catalog's file was read."
-            ) from late
 
 
 class _Smallest:

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import shlex
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from services.cli.errors import Exit
 from services.cli.main import app as program
 from services.cli.main import run
 from services.cli.programs import PROGRAMS
+from tests.eventually import WITHIN
 from tests.fakes.runtime_node import Behaviour
 from tests.integration.control_plane.plane import Plane
 
@@ -182,3 +184,27 @@ async def test_the_example_of_each_commands_help_works(
         return  # streams: tests/e2e follows them
     status, _, err = await command(*shlex.split(example))
     assert status == (1 if name == "diff" else 0), err
+
+
+async def test_events_are_followed_as_they_come_and_those_of_all_apps_are_shown(
+    command: Command, plane: Plane
+) -> None:
+    await command("create", "shop", "shop:create_app")
+    status, out, _ = await command("events", "--filter", "type = Created")
+    assert [line.split()[1:3] for line in out.splitlines()] == [["APP", "TYPE"], ["shop", "Created"]]
+    status, _, err = await command("events", "nobody", "-f")
+    assert (status, "nobody" in err) == (Exit.NOT_FOUND, True)
+    following = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.cli", "events", "shop", "-f", "--limit", "1",
+        stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[3],
+    )  # fmt: skip
+    assert following.stdout is not None
+    try:
+        head = [(await asyncio.wait_for(following.stdout.readline(), WITHIN)).split() for _ in range(2)]
+        assert head[0][:2] == [b"AGE", b"TYPE"]
+        await command("stop", "shop")
+        line = await asyncio.wait_for(following.stdout.readline(), WITHIN)
+        assert b"StopRequested" in line
+    finally:
+        following.terminate()
+        await following.wait()
