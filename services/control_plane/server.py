@@ -22,6 +22,7 @@ from services.control_plane.fleet.fleet import FleetService
 from services.control_plane.health import AppHealth
 from services.control_plane.leadership import Leadership
 from services.control_plane.metrics import ControlPlaneMetrics
+from services.control_plane.nodes.figures import FigureReader
 from services.control_plane.nodes.pool import NodePool
 from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
@@ -63,8 +64,9 @@ class ControlPlane:
             duties = LeaderDuties(store, partial(Controller, node_timeout=self._settings.node_timeout))
             await operations.start()
             # 3. Calls, from outside and, once it listens, from nodes.
-            tails = AppTails(store.mirror, NodePool(store.mirror))
-            queries, timelines, health = AppQueries(store), AppTimelines(store), AppHealth(store.mirror)
+            nodes = NodePool(store.mirror)
+            tails, queries = AppTails(store.mirror, nodes), AppQueries(store, FigureReader(nodes))
+            timelines, health = AppTimelines(store), AppHealth(store.mirror)
             server = RpcServer(services(store, operations, queries, timelines, tails), health.resources)
             self.port = await server.start(self._settings.listen)
             stack.push_async_callback(server.stop, self._settings.drain_timeout)

@@ -21,6 +21,7 @@ from services.control_plane import server as composition
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.catalog.timelines import AppTimelines
 from services.control_plane.controller.controller import Controller
+from services.control_plane.nodes.figures import FigureReader
 from services.control_plane.nodes.pool import NodePool
 from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
@@ -85,7 +86,7 @@ async def serve(apps: int, directory: str) -> None:
             *composition.services(
                 store,
                 operations,
-                AppQueries(store),
+                AppQueries(store, FigureReader(NodePool(store.mirror))),
                 AppTimelines(store),
                 AppTails(store.mirror, NodePool(store.mirror)),
             ),

@@ -90,6 +90,9 @@ class FakeNode:
         self.draining = False
         self.refuse: SupervisorError | None = None
         """While set, every unary call is answered with it."""
+        self.lists = asyncio.Event()
+        """While not set, ListInstances is not answered."""
+        self.lists.set()
         self._hosted: dict[str, _Hosted] = {}
         self._fences: dict[str, tuple[int, int]] = {}
         self._purges: set[str] = set()
@@ -554,6 +557,7 @@ class _Servicer(RuntimeEnvironmentServicer):
 
     async def ListInstances(self, request: pb.ListInstancesRequest, context: Any) -> pb.ListInstancesResponse:  # noqa: N802
         self._take("ListInstances", request)
+        await self._node.lists.wait()
         return self._node.list_instances(request)
 
     async def WatchInstances(  # noqa: N802

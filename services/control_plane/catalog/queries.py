@@ -13,6 +13,7 @@ from services.control_plane.catalog.commands import app_not_found
 from services.control_plane.catalog.pages import fitting, page_end, page_start, request_digest
 from services.control_plane.catalog.positions import position_of, token_at
 from services.control_plane.catalog.scans import LOOK_EVERY, Scans
+from services.control_plane.nodes.figures import FigureReader
 from services.control_plane.rules.filters import Filter, compile_filter
 from services.control_plane.rules.names import app_name, parse_app_name
 from services.control_plane.rules.ordering import Order, compile_order
@@ -24,6 +25,7 @@ from services.control_plane.rules.paging import (
 )
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.records import AppRecord
+from services.rpc.errors import invalid_field
 from services.rpc.feed import Entry, Mark, Signal
 from services.rpc.pipeline.call import Caller
 
@@ -34,20 +36,24 @@ BOOKMARK_SECONDS = 5.0
 class AppQueries:
     """Answers what is asked about apps."""
 
-    def __init__(self, store: CatalogStore) -> None:
+    def __init__(self, store: CatalogStore, figures: FigureReader) -> None:
         self._store = store
+        self._figures = figures
         self._feed = store.mirror.apps
         self._scans = Scans()
         self.watchers = 0
         """WatchApps streams open now."""
 
-    def get(self, name: str) -> pb.App:
+    async def get(self, request: pb.GetAppRequest, caller: Caller) -> pb.App:
         """Carry out GetApp. The message returned is shared: it must not be modified."""
-        name = app_name(parse_app_name(name, "name"))
+        name = app_name(parse_app_name(request.name, "name"))
+        full = is_full(request.view)
         record = self._feed.get(name)
         if record is None:
             raise app_not_found(name)
-        return record.public
+        if not full:
+            return record.public
+        return (await self._figures.with_figures([record.public], caller.timeout / 2))[0]
 
     async def list_apps(self, request: pb.ListAppsRequest, caller: Caller) -> bytes:
         """Carry out ListApps; return a serialized ListAppsResponse.
@@ -55,6 +61,7 @@ class AppQueries:
         Raises OPERATION_DEADLINE_EXCEEDED when the call's time is up first.
         """
         deadline = time.monotonic() + caller.timeout
+        full = is_full(request.view)
         order = compile_order(request.order_by)
         matches = compile_filter(request.filter)
         digest = request_digest(request.filter, request.order_by)
@@ -64,6 +71,10 @@ class AppQueries:
             records, token = page_end(found, count, lambda record: record.name, _bytes_of, digest)
         else:
             records, token = await self._ordered(matches, order, request, digest, deadline)
+        if full:
+            left = (deadline - time.monotonic()) / 2
+            apps = await self._figures.with_figures([record.public for record in records], left)
+            return pb.ListAppsResponse(apps=apps, next_page_token=token).SerializeToString()
         # Fields of a message may come in pieces: each app was serialized as an element once.
         rest = pb.ListAppsResponse(next_page_token=token).SerializeToString()
         return b"".join([*(record.list_item for record in records), rest])
@@ -135,6 +146,14 @@ class AppQueries:
                 message.resume_token = token_at(self._store, item.revision, digest)
             yield message
             told = time.monotonic()
+
+
+def is_full(view: pb.App.View.ValueType) -> bool:
+    """Tell whether a view has the figures, too. Raises SupervisorError INVALID_FIELD for an unknown one."""
+    if view not in pb.App.View.values():
+        known = ", ".join(word for word in pb.App.View.keys() if word != "VIEW_UNSPECIFIED")  # noqa: SIM118
+        raise invalid_field("view", f"must be one of {known}")
+    return view == pb.App.FULL
 
 
 class _Smallest:

@@ -31,7 +31,7 @@ class CatalogServicer:
 
     async def GetApp(self, request: pb.GetAppRequest, call: Call) -> pb.App:
         """Serve AppCatalog.GetApp."""
-        return self._queries.get(request.name)
+        return await self._queries.get(request, call.caller())
 
     async def ListApps(self, request: pb.ListAppsRequest, call: Call) -> bytes:
         """Serve AppCatalog.ListApps."""

@@ -12,6 +12,7 @@ import pytest
 import typer
 import yaml
 
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceFigures
 from services.cli.errors import Exit
 from services.cli.main import app as program
 from services.cli.main import run
@@ -208,3 +209,20 @@ async def test_events_are_followed_as_they_come_and_those_of_all_apps_are_shown(
     finally:
         following.terminate()
         await following.wait()
+
+
+async def test_top_and_describe_show_figures(command: Command, plane: Plane) -> None:
+    for name in ("calm", "busy"):
+        await command("create", name, "shop:create_app")
+        app = await plane.get(f"apps/{name}")
+        figures = InstanceFigures(requests_per_second=12.5 if name == "busy" else 0.5, memory_bytes=3 << 20)
+        plane.nodes[0].set_figures(app.instances[0].name, figures)
+    status, out, _ = await command("top", "--once")
+    assert (status, [line.split()[0] for line in out.splitlines()]) == (0, ["APP", "busy", "calm"])
+    assert "12.5" in out
+    assert "3.0 MiB" in out
+    status, out, _ = await command("top", "--once", "-f", "name = apps/calm", "-o", "json")
+    assert [one["figures"]["requests_per_second"] for one in json.loads(out)] == [0.5]
+    status, out, _ = await command("describe", "busy")
+    assert "Figures" in out
+    assert "12.5" in out

@@ -22,6 +22,7 @@ from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.catalog.timelines import AppTimelines
 from services.control_plane.fleet.fleet import FleetService
+from services.control_plane.nodes.figures import FigureReader
 from services.control_plane.nodes.pool import NodePool
 from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
@@ -98,7 +99,7 @@ class Server:
         add_AppCatalogServicer_to_server(
             CatalogServicer(
                 AppCommands(store),
-                AppQueries(store),
+                AppQueries(store, FigureReader(NodePool(store.mirror))),
                 AppTimelines(store),
                 AppTails(store.mirror, NodePool(store.mirror)),
             ),
