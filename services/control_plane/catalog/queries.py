@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import islice
+from typing import Protocol
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from services.control_plane.catalog.commands import app_not_found
 from services.control_plane.catalog.pages import fitting, page_end, page_start, request_digest
 from services.control_plane.catalog.positions import position_of, token_at
 from services.control_plane.catalog.scans import LOOK_EVERY, Scans
-from services.control_plane.nodes.figures import FigureReader
 from services.control_plane.rules.filters import Filter, compile_filter
 from services.control_plane.rules.names import app_name, parse_app_name
 from services.control_plane.rules.ordering import Order, compile_order
@@ -33,10 +33,18 @@ BOOKMARK_SECONDS = 5.0
 """Silence after which a watcher is told that nothing has happened."""
 
 
+class Figures(Protocol):
+    """Where the figures of running instances come from."""
+
+    async def with_figures(self, apps: Sequence[pb.App], seconds: float) -> list[pb.App]:
+        """Return copies of apps with the figures that are told within `seconds`."""
+        ...
+
+
 class AppQueries:
     """Answers what is asked about apps."""
 
-    def __init__(self, store: CatalogStore, figures: FigureReader) -> None:
+    def __init__(self, store: CatalogStore, figures: Figures) -> None:
         self._store = store
         self._figures = figures
         self._feed = store.mirror.apps
