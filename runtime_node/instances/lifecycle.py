@@ -44,6 +44,8 @@ from services.spec.effective import effective_health_check, effective_limits
 
 log = logging.getLogger("runtime_node.instances")
 
+_LAST_WORDS = 1.0
+"""Seconds for the requests of an app that ended by itself."""
 _CLOSE_SECONDS = 1.0
 """What a WebSocket's client gets to answer the close."""
 
@@ -312,7 +314,8 @@ class Lifecycle:
 
     def _release(self, instance: Instance, run: Run) -> None:
         """Clear away what is left of an app that ended by itself."""
-        down = self._take_down(instance, run, 0.0)
+        # Requests under way end by themselves, each with how the app ended: cut at once they would be told less.
+        down = self._take_down(instance, run, _LAST_WORDS)
         instance.run = None
         instance.task = down  # whatever comes next waits for it
         down.add_done_callback(partial(self._done, instance))
