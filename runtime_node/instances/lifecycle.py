@@ -314,7 +314,7 @@ class Lifecycle:
 
     def _release(self, instance: Instance, run: Run) -> None:
         """Clear away what is left of an app that ended by itself."""
-        # Requests under way end by themselves, each with how the app ended: cut at once they would be told less.
+        # Requests under way end by themselves, each with how the app ended: cut off they would be told less.
         down = self._take_down(instance, run, _LAST_WORDS)
         instance.run = None
         instance.task = down  # whatever comes next waits for it
