@@ -24,6 +24,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import add_RuntimeEnv
 from runtime_node import __version__, isolation
 from runtime_node.data_directory import held
 from runtime_node.http import HttpFront, Router
+from runtime_node.instances.code_place import CodePlace
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed, duration
 from runtime_node.instances.figures import FigureSweep
@@ -195,6 +196,7 @@ class Node:
             runners=Runners(runners, loader), databases=databases,
             start_limiter=StartLimiter(settings.concurrent_starts), probes=probes, registry=registry,
             transitions=transitions, leaks=leaks, watchdog=watchdog, running=table.running,
+            place=CodePlace(settings.node_name, loader.app_dirs),
             on_ready=partial(_started, collector, shared_state),
         )  # fmt: skip
         self.host = InstanceHost(

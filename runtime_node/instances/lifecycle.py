@@ -17,6 +17,7 @@ from typing import Any
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.instances.blocks import Blocks
+from runtime_node.instances.code_place import CodePlace
 from runtime_node.instances.contexts import app_context
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.failures import Failures, wait
@@ -71,6 +72,7 @@ class Lifecycle:
         leaks: LeakReports,
         watchdog: Watchdog,
         running: Mapping[str, Instance],
+        place: CodePlace,
         on_ready: Callable[[Instance], None],
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -83,6 +85,7 @@ class Lifecycle:
         self._probes = probes
         self._registry = registry
         self._leaks = leaks
+        self._place = place
         self._on_ready = on_ready
         self._clock = clock
         self._wall = wall
@@ -293,7 +296,7 @@ class Lifecycle:
         """Take note that a start failed."""
         spec = instance.spec()
         instance.run = None
-        self._failures.ended(instance, error, Event.FAIL, spec)
+        self._failures.ended(instance, self._place.located(error), Event.FAIL, spec)
 
     def _exited(self, instance: Instance, number: int, error: SupervisorError | None) -> None:
         run = instance.run

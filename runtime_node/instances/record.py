@@ -69,6 +69,9 @@ def trim_detail(detail: str) -> str:
     return raw[:half].decode(errors="ignore") + mark.decode() + raw[-half:].decode(errors="ignore")
 
 
+TOLD_METADATA = ("node", "app_dirs")
+
+
 def error_message(error: SupervisorError, unix_seconds: float) -> InstanceError:
     """Return an error of an app as its instance reports it."""
     return InstanceError(
@@ -76,6 +79,7 @@ def error_message(error: SupervisorError, unix_seconds: float) -> InstanceError:
         message=error.message,
         detail=trim_detail(error.metadata.get("detail", "")),
         occur_time=timestamp(unix_seconds),
+        metadata={key: error.metadata[key] for key in TOLD_METADATA if key in error.metadata},
     )
 
 

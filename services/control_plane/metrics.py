@@ -53,7 +53,7 @@ class ControlPlaneMetrics:
             ("open_operations", "Operations that are not done.", self._store.mirror.count_open_operations()),
             ("reconcile_waiting", "Apps that wait for a pass.", waiting),
             ("reconcile_running", "Passes under way.", running),
-            ("app_watchers", "WatchApps streams open.", self._watchers()),
+            ("app_watchers", "WatchApps and WatchAppEvents streams open.", self._watchers()),
             ("log_streams", "TailAppLogs streams open.", self._tails()),
             ("revision", "Newest revision of the catalog.", self._store.mirror.apps.revision),
         ):

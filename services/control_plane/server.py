@@ -15,12 +15,14 @@ from appsupervisor.catalog.v1.app_catalog_pb2_grpc import add_AppCatalogServicer
 from appsupervisor.fleet.v1.fleet_pb2_grpc import add_FleetServicer_to_server
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
+from services.control_plane.catalog.timelines import AppTimelines
 from services.control_plane.controller.controller import Controller
 from services.control_plane.duties import LeaderDuties
 from services.control_plane.fleet.fleet import FleetService
 from services.control_plane.health import AppHealth
 from services.control_plane.leadership import Leadership
 from services.control_plane.metrics import ControlPlaneMetrics
+from services.control_plane.nodes.figures import FigureReader
 from services.control_plane.nodes.pool import NodePool
 from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
@@ -62,9 +64,10 @@ class ControlPlane:
             duties = LeaderDuties(store, partial(Controller, node_timeout=self._settings.node_timeout))
             await operations.start()
             # 3. Calls, from outside and, once it listens, from nodes.
-            tails = AppTails(store.mirror, NodePool(store.mirror))
-            queries, health = AppQueries(store), AppHealth(store.mirror)
-            server = RpcServer(services(store, operations, queries, tails), health.resources)
+            nodes = NodePool(store.mirror)
+            tails, queries = AppTails(store.mirror, nodes), AppQueries(store, FigureReader(nodes))
+            timelines, health = AppTimelines(store), AppHealth(store.mirror)
+            server = RpcServer(services(store, operations, queries, timelines, tails), health.resources)
             self.port = await server.start(self._settings.listen)
             stack.push_async_callback(server.stop, self._settings.drain_timeout)
             # Those who watch or wait are sent off first: the drain would wait for them in vain.
@@ -77,7 +80,10 @@ class ControlPlane:
                 self._serve_metrics(
                     stack,
                     ControlPlaneMetrics(
-                        store, duties.queue, watchers=lambda: queries.watchers, tails=lambda: tails.streams
+                        store,
+                        duties.queue,
+                        watchers=lambda: queries.watchers + timelines.watchers,
+                        tails=lambda: tails.streams,
                     ),
                     server.pipeline.figures,
                 )
@@ -120,10 +126,11 @@ def services(
     store: CatalogStore,
     operations: OperationService,
     queries: AppQueries,
+    timelines: AppTimelines,
     tails: AppTails,
 ) -> list[Service]:
     """Return the services of the control plane over its core."""
-    catalog = CatalogServicer(AppCommands(store), queries, tails)
+    catalog = CatalogServicer(AppCommands(store), queries, timelines, tails)
     fleet = FleetServicer(FleetService(store, store.mirror.is_heard))
     servicers = [
         ("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),

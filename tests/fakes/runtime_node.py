@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -23,6 +24,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import (
     add_RuntimeEnvironmentServicer_to_server,
 )
 from runtime_node import rules
+from runtime_node.instances.code_place import CodePlace
 from runtime_node.instances.feed import duration
 from runtime_node.instances.record import timestamp
 from services.rpc.errors import Code, SupervisorError
@@ -33,6 +35,10 @@ from services.spec.scalars import seconds
 from tests.fakes.logs import FakeLogs
 
 SERVICE = "appsupervisor.runtime.v1.RuntimeEnvironment"
+
+
+APP_DIRS = (Path("/srv/apps"), Path("/srv/more"))
+"""Where a fake node says that it looks for code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,9 @@ class FakeNode:
         self.draining = False
         self.refuse: SupervisorError | None = None
         """While set, every unary call is answered with it."""
+        self.lists = asyncio.Event()
+        """While not set, ListInstances is not answered."""
+        self.lists.set()
         self._hosted: dict[str, _Hosted] = {}
         self._fences: dict[str, tuple[int, int]] = {}
         self._purges: set[str] = set()
@@ -392,12 +401,17 @@ class FakeNode:
             self._move(hosted, pb.Instance.IDLE, "Idle")
 
     def _fail(self, hosted: _Hosted, reason: str, message: str) -> None:
+        told = CodePlace(self.node, APP_DIRS).located(SupervisorError(reason, message))
         error = pb.InstanceError(
-            reason=reason, message=message, detail=f"{reason}: {message}", occur_time=timestamp(time.time())
+            reason=reason,
+            message=told.message,
+            detail=f"{reason}: {message}",
+            occur_time=timestamp(time.time()),
+            metadata=told.metadata,
         )
         hosted.status.last_error.CopyFrom(error)
         hosted.status.health = pb.Instance.Health.UNHEALTHY
-        self._move(hosted, pb.Instance.FAILED, reason, message)
+        self._move(hosted, pb.Instance.FAILED, reason, told.message)
 
     def _stop(self, hosted: _Hosted) -> None:
         if hosted.status.state == pb.Instance.STOPPING:
@@ -554,6 +568,7 @@ class _Servicer(RuntimeEnvironmentServicer):
 
     async def ListInstances(self, request: pb.ListInstancesRequest, context: Any) -> pb.ListInstancesResponse:  # noqa: N802
         self._take("ListInstances", request)
+        await self._node.lists.wait()
         return self._node.list_instances(request)
 
     async def WatchInstances(  # noqa: N802

@@ -7,6 +7,7 @@ import asyncio
 from services.control_plane.rules.paging import decode_resume_token, encode_resume_token
 from services.control_plane.store.errors import unavailable
 from services.control_plane.store.interface import CatalogStore
+from services.control_plane.store.records import EVENTS_PER_COMMAND
 from services.rpc.errors import SupervisorError
 
 CATCH_UP_SECONDS = 5.0
@@ -36,6 +37,24 @@ async def position_of(store: CatalogStore, token: str, digest: str) -> int:
     that was lost when the catalog was restored from an older copy, STORE_UNAVAILABLE as `caught_up`.
     """
     history, revision = decode_resume_token(token, store.catalog_id, digest)
+    await _found(store, history, revision)
+    return revision
+
+
+def event_token_at(store: CatalogStore, number: int, digest: str) -> str:
+    """Return the token that resumes a watch of events after the one of a number."""
+    history = store.histories.of(number // EVENTS_PER_COMMAND)
+    return encode_resume_token(store.catalog_id, history, number, digest)
+
+
+async def event_position_of(store: CatalogStore, token: str, digest: str) -> int:
+    """Return the number after which a watch of events resumes; catches up and raises as `position_of`."""
+    history, number = decode_resume_token(token, store.catalog_id, digest)
+    await _found(store, history, number // EVENTS_PER_COMMAND)
+    return number
+
+
+async def _found(store: CatalogStore, history: str, revision: int) -> None:
     feed = store.mirror.apps
     if revision > feed.revision:
         await caught_up(store)
@@ -46,4 +65,3 @@ async def position_of(store: CatalogStore, token: str, digest: str) -> int:
             "start again without a token.",
             metadata={"oldest_revision": str(feed.oldest_revision)},
         )
-    return revision

@@ -238,7 +238,15 @@ class CatalogStore(Protocol):
         ...
 
     def events(self, app: str, limit: int, before: str = "") -> list[AppEvent]:
-        """Return up to `limit` events of an app, newest first, older than the event id `before`."""
+        """Return up to `limit` events of an app or of all (""), newest first, older than the id `before`."""
+        ...
+
+    def events_after(self, after: int, up_to: int, limit: int, app: str = "") -> list[AppEvent]:
+        """Return up to `limit` events of an app or of all, oldest first, with `after` < number <= `up_to`.
+
+        For numbers see `records.event_number`. Raises SupervisorError RESUME_TOKEN_EXPIRED if any that
+        followed `after` has been forgotten, STORE_UNAVAILABLE.
+        """
         ...
 
     def prune(self, *, term: int | None = None) -> int:

@@ -65,6 +65,10 @@ class LeaderStore:
         """See `CatalogStore`."""
         return self._store.events(app, limit, before)
 
+    def events_after(self, after: int, up_to: int, limit: int, app: str = "") -> list[AppEvent]:
+        """See `CatalogStore`."""
+        return self._store.events_after(after, up_to, limit, app)
+
     def prune(self, *, term: int | None = None) -> int:
         """Forget what is beyond its bounds, if this term is still the newest; see `CatalogStore.prune`."""
         return self._store.prune(term=self._term if term is None else term)

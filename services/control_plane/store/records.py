@@ -16,6 +16,7 @@ from google.rpc.status_pb2 import Status
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import (
     App,
+    AppEvent,
     DeleteAppRequest,
     ListAppsResponse,
     OperationMetadata,
@@ -25,6 +26,19 @@ from services.control_plane.rules.etags import app_etag
 
 VERBS = ("create", "update", "delete", "start", "stop", "restart")
 """What operations do: the methods that begin them."""
+
+EVENTS_PER_COMMAND = 4096
+"""An event's number is its command's revision times this, plus its place in the command."""
+
+
+def event_number(event: AppEvent) -> int:
+    """Return the number of an event: its id, which is hexadecimal. All events' numbers go up with time."""
+    return int(event.name.rpartition("/")[2], 16)
+
+
+def last_event_number(revision: int) -> int:
+    """Return the highest number that an event of a revision can have."""
+    return (revision + 1) * EVENTS_PER_COMMAND - 1
 
 
 def timestamp(microseconds: int) -> Timestamp:

@@ -6,17 +6,16 @@ Writes go to the writer's thread, reads to the mirror; only events are read from
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlmodel import col, select
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import AppEvent
 from services.control_plane.store.clock import RemoteClock, SteadyClock, monotonic_clock, wall_clock
@@ -31,9 +30,8 @@ from services.control_plane.store.sql.opening import load, open_database
 from services.control_plane.store.sql.pruning import Bounds, find_prunable
 from services.control_plane.store.sql.seat import SqlLeaderSeat
 from services.control_plane.store.sql.storage import BatchStorage
-from services.control_plane.store.sql.tables import AppEventRow
+from services.control_plane.store.sql.timelines import events_after, newest_events
 from services.control_plane.store.writer import Writer
-from services.rpc.errors import SupervisorError
 
 T = TypeVar("T")
 
@@ -42,7 +40,6 @@ CLOSE_SECONDS = 30.0
 
 CLOCK_SECONDS = 60.0
 """How far the clock may be behind the catalog's newest time before that is worth a warning."""
-_EVENT_ID = re.compile("[0-7][0-9a-f]{15}")  # as `add_event` writes it
 
 _log = logging.getLogger(__name__)
 
@@ -110,20 +107,27 @@ class SqlCatalogStore:
         return self._writer.commits, self._writer.commands
 
     def events(self, app: str, limit: int, before: str = "") -> list[AppEvent]:
-        """Return up to `limit` events of an app, newest first, older than the event id `before`.
+        """Return up to `limit` events of an app or of all (""), newest first, older than the id `before`.
 
         Raises SupervisorError INVALID_PAGE_TOKEN if `before` is no event id, STORE_UNAVAILABLE if
         the database cannot be read.
         """
-        query = select(AppEventRow.body).where(AppEventRow.app == app)
-        if before:
-            query = query.where(col(AppEventRow.id) < _event_id(before))
-        query = query.order_by(col(AppEventRow.id).desc()).limit(limit)
+        with self._reading("Events cannot be read") as connection:
+            return newest_events(connection, app, limit, before)
+
+    def events_after(self, after: int, up_to: int, limit: int, app: str = "") -> list[AppEvent]:
+        """Return events in their order; see `CatalogStore.events_after`."""
+        with self._reading("Events cannot be read") as connection:
+            return events_after(connection, app, after, up_to, limit, self._bounds.events)
+
+    @contextmanager
+    def _reading(self, failing: str) -> Iterator[Connection]:
+        """Lend a connection to read with. Raises SupervisorError STORE_UNAVAILABLE."""
         try:
             with self._database.reader.connect() as connection:
-                return [AppEvent.FromString(body) for body in connection.execute(query).scalars()]
+                yield connection
         except (DBAPIError, PoolTimeoutError, OSError) as error:
-            _log.warning("Events cannot be read", extra={"action": "store.unreadable"}, exc_info=error)
+            _log.warning(failing, extra={"action": "store.unreadable"}, exc_info=error)
             raise unavailable() from error
 
     def prune(self, *, term: int | None = None) -> int:
@@ -131,24 +135,14 @@ class SqlCatalogStore:
 
         0 says that nothing is left to forget. Raises SupervisorError as the futures of `write` do.
         """
-        try:
-            with self._database.reader.connect() as connection:
-                prunable = find_prunable(connection, self._state, self._bounds, self._clock())
-        except (DBAPIError, PoolTimeoutError, OSError) as error:
-            _log.warning("Pruning cannot read", extra={"action": "store.unreadable"}, exc_info=error)
-            raise unavailable() from error
+        with self._reading("Pruning cannot read") as connection:
+            prunable = find_prunable(connection, self._state, self._bounds, self._clock())
         return self._writer.write(prunable.forget, term).result() if prunable else 0
 
     def close(self) -> None:
         """Finish the accepted commands and close the database; a second call does nothing."""
         with self._closing:
             self._stack.close()
-
-
-def _event_id(text: str) -> int:
-    if _EVENT_ID.fullmatch(text) is None:
-        raise SupervisorError("INVALID_PAGE_TOKEN", "The page token is not one of ours.")
-    return int(text, 16)
 
 
 def open_store(

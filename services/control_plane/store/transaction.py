@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import AppEvent
 from services.control_plane.store.records import (
+    EVENTS_PER_COMMAND,
     VERBS,
     AppRecord,
     EnvironmentRecord,
@@ -21,8 +22,6 @@ from services.control_plane.store.records import (
 from services.control_plane.store.write_set import Batch, WriteSet
 from services.rpc.errors import SupervisorError
 
-EVENTS_PER_COMMAND = 4096
-"""An event's id is its command's revision times this, plus its number in the command."""
 _PAGE = 256
 _NONE: frozenset[str] = frozenset()
 

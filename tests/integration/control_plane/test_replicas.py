@@ -81,6 +81,39 @@ async def test_a_watch_goes_on_at_the_other_with_the_token_of_one(planes: tuple[
     assert set(seen) == {f"apps/a{number}" for number in range(12)}
 
 
+async def test_a_watch_of_events_goes_on_at_the_other_and_tells_each_event_once(
+    planes: tuple[Plane, Plane],
+) -> None:
+    told: list[str] = []
+    request = pb.WatchAppEventsRequest(parent="apps/-", tail_count=100)
+    for number in range(6):
+        name = f"apps/a{number}"
+        await planes[number % 2].create(f"a{number}", wait=False)
+        stream = planes[(number + 1) % 2].apps.WatchAppEvents(request)
+        async for message in stream:
+            if message.HasField("app_event"):
+                told.append(message.app_event.name)
+            if message.resume_token:
+                request = pb.WatchAppEventsRequest(parent="apps/-", resume_token=message.resume_token)
+                if any(event.startswith(f"{name}/") for event in told):
+                    break
+        stream.cancel()
+    assert len(told) == len(set(told))
+    created = {f"apps/a{number}" for number in range(6)}
+    assert {event.partition("/events/")[0] for event in told} == created
+
+
+async def test_figures_are_told_by_the_one_that_does_not_follow_the_node(
+    planes: tuple[Plane, Plane],
+) -> None:
+    node = await planes[0].node()
+    app = await planes[0].create("shop")
+    node.set_figures(app.instances[0].name, rt.InstanceFigures(request_count=5))
+    for plane in planes:
+        full = await plane.apps.GetApp(pb.GetAppRequest(name="apps/shop", view=pb.App.FULL))
+        assert full.instances[0].figures.request_count == 5
+
+
 async def test_the_log_of_an_app_is_read_at_the_one_that_does_not_follow_its_node(
     planes: tuple[Plane, Plane],
 ) -> None:

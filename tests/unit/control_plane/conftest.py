@@ -20,7 +20,9 @@ from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.fleet.v1.fleet_pb2_grpc import add_FleetServicer_to_server
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
+from services.control_plane.catalog.timelines import AppTimelines
 from services.control_plane.fleet.fleet import FleetService
+from services.control_plane.nodes.figures import FigureReader
 from services.control_plane.nodes.pool import NodePool
 from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
@@ -96,7 +98,10 @@ class Server:
         self.methods = Methods(Pipeline())
         add_AppCatalogServicer_to_server(
             CatalogServicer(
-                AppCommands(store), AppQueries(store), AppTails(store.mirror, NodePool(store.mirror))
+                AppCommands(store),
+                AppQueries(store, FigureReader(NodePool(store.mirror))),
+                AppTimelines(store),
+                AppTails(store.mirror, NodePool(store.mirror)),
             ),
             self.methods,
         )

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 from sqlmodel import col, func, select
 
+from services.control_plane.store.records import last_event_number
 from services.control_plane.store.sql.tables import AppEventRow, ChangeRow, OperationRow, RequestRow
 from services.control_plane.store.state import State
-from services.control_plane.store.transaction import EVENTS_PER_COMMAND, CommandTransaction
+from services.control_plane.store.transaction import CommandTransaction
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,7 @@ def _old_changes(connection: Connection, state: State, bounds: Bounds) -> tuple[
     if len(removals) == bounds.at_once:
         # A revision goes as a whole: the last one's removals may not all have been found.
         oldest = max(removals[-1].revision - 1, removals[0].revision)
-    events = [
-        (app, revision * EVENTS_PER_COMMAND + EVENTS_PER_COMMAND - 1)
-        for app, revision in removals
-        if revision <= oldest
-    ]
+    events = [(app, last_event_number(revision)) for app, revision in removals if revision <= oldest]
     return oldest, events
 
 

@@ -203,7 +203,7 @@ class AppEventRow(CatalogTable, table=True):
     __table_args__: ClassVar[Any] = CLUSTERED
 
     app: str = Field(primary_key=True)
-    id: int = _big(primary_key=True)
+    id: int = _big(primary_key=True, index=True)
     """Its command's revision times `EVENTS_PER_COMMAND`, plus its number in the command."""
     body: bytes = Field(sa_type=LargeBinary)
 
