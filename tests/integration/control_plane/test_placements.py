@@ -134,7 +134,7 @@ async def test_an_app_that_has_served_starts_on_its_own_data_alone_until_its_los
     await plane.create("dormant", activation=ON_REQUEST)
     await plane.create("bare", database=rt.Database(no_database=rt.Database.NoDatabase()))
     await node.kill()
-    await plane.node(disk=Disk())
+    await plane.node(disk=Disk(node.disk.uid))
     app = await plane.app("apps/shop", lambda app: app.state == rt.Instance.FAILED)
     assert condition(app, "Ready").reason == "DATA_MISSING"
     event = (await plane.events("apps/shop"))[0]
