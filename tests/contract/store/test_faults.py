@@ -19,6 +19,7 @@ from services.control_plane.store.sql_store import SqlCatalogStore
 from services.control_plane.store.tables import MetaRow, table_of
 from services.rpc.errors import SupervisorError
 from tests.contract.store.samples import WAIT, app, contents, put, snapshot
+from tests.eventually import eventually_blocking
 
 
 class Faults:
@@ -63,12 +64,7 @@ def is_unavailable(future: Future[Any]) -> bool:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    done = threading.Event()
-    for _ in range(int(WAIT / 0.01)):
-        if condition():
-            return
-        done.wait(0.01)
-    pytest.fail("the condition did not come true in time")
+    eventually_blocking(condition, within=WAIT)
 
 
 def test_a_lost_commit_fails_its_commands_and_the_next_one_works(
