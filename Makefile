@@ -4,8 +4,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 ARGS ?=
 APP_DIR ?=
-# Much of the time is waiting, so three do the work of two cores. A file stays in one process, for its tests share servers.
-SHARED_OUT := -n 3 --dist loadfile
+# A file stays in one process, for its tests share servers.
+SHARED_OUT := -n 2 --dist loadfile
 SETUP := @PYTHON='$(PYTHON)' sh .ci/venv
 
 .DEFAULT_GOAL := help

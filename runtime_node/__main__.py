@@ -7,9 +7,8 @@ import resource
 import sys
 
 from runtime_node.memory import bound_arenas
-from runtime_node.settings import read_settings
-from runtime_node.tiers.process.zygote import Zygote
 from services.rpc import logs
+from services.rpc.process import open_standard_descriptors
 
 MAX_OPEN_FILES = 65_536
 
@@ -26,23 +25,38 @@ def allow_open_files() -> None:
 
 
 def main() -> int:
-    """Run a node until it is told to end; return the exit status."""
+    """Run a node until it is told to end; return the exit status of one that could not start."""
+    # Before anything is imported that opens files of its own.
+    open_standard_descriptors()
     bound_arenas()
+    from runtime_node.settings import read_settings  # noqa: PLC0415
+    from runtime_node.tiers.process.zygote import Zygote  # noqa: PLC0415
+
     settings = read_settings()
-    logs.configure(settings.log_level)
+    output = logs.configure(settings.log_level)
     allow_open_files()
     # The zygote loads its modules while the node loads its own, which take about as long.
     zygote = Zygote.launch(settings.app_dirs)
+    import asyncio  # noqa: PLC0415
+
     import uvloop  # noqa: PLC0415
 
-    from runtime_node.server import DataDirectoryTaken, run_node  # noqa: PLC0415
+    from runtime_node.data_directory import DataDirectoryError  # noqa: PLC0415
+    from runtime_node.process_end import end_process  # noqa: PLC0415
+    from runtime_node.server import run_node  # noqa: PLC0415
 
+    status = 0
+    runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     try:
-        uvloop.run(run_node(settings, zygote))
-    except (DataDirectoryTaken, OSError) as refused:
+        # Not closed: that waits for threads that apps and the disk may hold up for ever.
+        runner.run(run_node(settings, zygote))
+    except (DataDirectoryError, OSError) as refused:
         logging.getLogger("runtime_node").error("%s", refused, extra={"action": "node.refused"})
-        return 1
-    return 0
+        status = 1
+    except BaseException:
+        logging.getLogger("runtime_node").exception("the node failed", extra={"action": "node.failed"})
+        status = 1
+    end_process(status, output)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
-from runtime_node.instances.host import InstanceHost
 from runtime_node.instances.record import LEAKED, Instance
+from runtime_node.instances.table import InstanceTable
 from runtime_node.logs.app_logs import AppLogs
 
 MAX_APPS = 1_000
@@ -69,14 +69,14 @@ class NodeMetrics:
 
     def __init__(
         self,
-        host: InstanceHost,
+        table: InstanceTable,
         logs: AppLogs,
         *,
         memory: Callable[[], int],
         streams: Callable[[], int],
         max_apps: int = MAX_APPS,
     ) -> None:
-        self._host = host
+        self._table = table
         self._logs = logs
         self._memory = memory
         self._streams = streams
@@ -89,7 +89,7 @@ class NodeMetrics:
         """Keep the counts of an instance that has ended: its app's totals must not fall."""
         counts = _counts(instance)
         app = instance.app
-        rest = any(other is not instance for other in self._host.of_app(app))
+        rest = any(other is not instance for other in self._table.of_app(app))
         with self._lock:
             if rest:
                 self._retired.setdefault(app, Counter()).update(counts)
@@ -102,7 +102,7 @@ class NodeMetrics:
     def collect(self) -> Iterable[Metric]:
         """Return the metrics of now."""
         began = time.perf_counter()
-        instances = self._host.all()
+        instances = self._table.all()
         apps, states = self._apps(instances)
         shown = sorted(apps)[: self._max_apps]
         rest = _App()
@@ -158,10 +158,10 @@ class NodeMetrics:
             family.add_metric([state, tier], count)
         yield family
         for name, text, value in (
-            ("max_instances", "The most instances that the node accepts.", self._host.max_instances),
+            ("max_instances", "The most instances that the node accepts.", self._table.max_instances),
             ("memory_bytes", "Resident memory of the node and its processes.", self._memory()),
             ("watch_streams", "WatchInstances streams open.", self._streams()),
-            ("draining", "1 once the node has begun to shut down.", int(self._host.draining)),
+            ("draining", "1 once the node has begun to shut down.", int(self._table.draining)),
             ("log_lines_lost", "Lines of instances that had ended already.", self._logs.lost),
         ):
             family = GaugeMetricFamily(f"appsupervisor_node_{name}", text)

@@ -1,14 +1,16 @@
 """What can be seen of a node's apps beside their state: their logs, their health, their figures as metrics.
 
-Put together here and handed the host; none of it decides anything about an instance.
+Put together here; none of it decides anything about an instance.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceError, InstanceSpec
-from runtime_node.instances.host import InstanceHost, Observer
 from runtime_node.instances.record import Instance
+from runtime_node.instances.table import InstanceTable
 from runtime_node.logs.app_logs import AppLogs, LogSource
 from runtime_node.logs.echo import echo_of_stderr
 from runtime_node.logs.tail import Tails
@@ -21,10 +23,18 @@ RAISED_AT_START = frozenset({"APP_FACTORY_FAILED", "APP_STARTUP_FAILED", "ENTRYP
 
 
 class Observation:
-    """The observing side of one node. `host` is set once there is one, before any instance."""
+    """The observing side of one node."""
 
-    def __init__(self, settings: NodeSettings) -> None:
-        self.host: InstanceHost
+    def __init__(
+        self,
+        settings: NodeSettings,
+        table: InstanceTable,
+        *,
+        memory: Callable[[], int],
+        streams: Callable[[], int],
+    ) -> None:
+        """`memory` returns the node's bytes, `streams` its open watch streams."""
+        self._table = table
         self.logs = AppLogs(
             settings.data_dir / "logs",
             self._source,
@@ -35,7 +45,8 @@ class Observation:
         self.tails = Tails(self.logs, self._newest_uid, self._is_here)
         self.health = ResourceHealth(self._serves)
         self.metrics: NodeMetrics | None = None
-        self.observer = Observer(self._fault, self._changed, self._gone, self.logs.purge)
+        if settings.metrics_listen is not None:
+            self.metrics = NodeMetrics(table, self.logs, memory=memory, streams=streams)
 
     def close_streams(self) -> None:
         """End the streams of this side, once they have told all there is."""
@@ -48,30 +59,31 @@ class Observation:
         if not name.startswith("apps/"):
             return None
         if slash:
-            instance = self.host.find(name)
+            instance = self._table.find(name)
             return None if instance is None else _answers(instance)
-        instances = self.host.of_app(app)
+        instances = self._table.of_app(app)
         return any(map(_answers, instances)) if instances else None
 
-    def _fault(self, name: str, stack: str) -> None:
+    def fault(self, name: str, stack: str) -> None:
+        """An exception left an instance's app. Any thread; does not wait."""
         # A guest tells its own faults, with the app's stack instead of its proxy's.
-        instance = self.host.find(name)
+        instance = self._table.find(name)
         run = None if instance is None else instance.run
         if run is None or run.tier != InstanceSpec.PROCESS:
             self.logs.write_fault(name, stack)
 
     def _source(self, name: str) -> LogSource | None:
-        instance = self.host.find(name)
+        instance = self._table.find(name)
         if instance is None:
             return None
         return LogSource(instance.app, instance.uid, tuple(instance.spec().secret_env.values()))
 
     def _newest_uid(self, app: str) -> str:
-        instances = self.host.of_app(app)
+        instances = self._table.of_app(app)
         return instances[-1].uid if instances else ""
 
     def _is_here(self, name: str) -> bool:
-        return self.host.find(name) is not None
+        return self._table.find(name) is not None
 
     def _log_failure(self, instance: Instance) -> None:
         """Put the traceback of an app that did not start into its log, once."""
@@ -82,7 +94,8 @@ class Observation:
             self._failures[instance.name] = error
             self.logs.write_fault(instance.name, error.detail)
 
-    def _changed(self, instance: Instance) -> None:
+    def changed(self, instance: Instance) -> None:
+        """An instance is new, or its state, health or conditions have changed."""
         self._log_failure(instance)
         if instance.state == InstanceMessage.IDLE:
             self.logs.forget(instance.name, instance.app, instance.uid)
@@ -90,9 +103,10 @@ class Observation:
             self.health.changed(instance.name)
             self.health.changed(f"apps/{instance.app}")
 
-    def _gone(self, instance: Instance) -> None:
+    def gone(self, instance: Instance) -> None:
+        """An instance has ended and is not here any more."""
         self._failures.pop(instance.name, None)
-        self._changed(instance)
+        self.changed(instance)
         if self.metrics is not None:
             self.metrics.gone(instance)
         self.logs.forget(instance.name, instance.app, instance.uid)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import platform
 import secrets
-import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -25,24 +22,32 @@ from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import add_RuntimeEnvironmentServicer_to_server
 from runtime_node import __version__, isolation
+from runtime_node.data_directory import held
 from runtime_node.http import HttpFront, Router
+from runtime_node.instances.code_place import CodePlace
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed, duration
 from runtime_node.instances.figures import FigureSweep
 from runtime_node.instances.host import InstanceHost
-from runtime_node.instances.housekeeping import PERIOD, Housekeeping
+from runtime_node.instances.housekeeping import PERIOD, Housekeeping, Traffic
+from runtime_node.instances.leak_reports import LeakReports
 from runtime_node.instances.lifecycle import Lifecycle
 from runtime_node.instances.probes import Probes
+from runtime_node.instances.purges import Purges
 from runtime_node.instances.record import Instance, timestamp
+from runtime_node.instances.registry import InstanceRegistry
 from runtime_node.instances.routes import Routes
+from runtime_node.instances.shared_state import SharedState
 from runtime_node.instances.start_limiter import StartLimiter
-from runtime_node.instances.transitions import Hooks
+from runtime_node.instances.table import InstanceTable
+from runtime_node.instances.transitions import Transitions
 from runtime_node.isolation import GCPolicy
-from runtime_node.isolation.drift import Drift
 from runtime_node.isolation.leaks import Canary
 from runtime_node.loader import Loader
 from runtime_node.metrics import NodeMetrics
+from runtime_node.name_ownership import NameOwnership
 from runtime_node.observation import Observation
+from runtime_node.process_end import end_within
 from runtime_node.registration import Registration
 from runtime_node.servicer import RuntimeServicer
 from runtime_node.settings import Address, NodeSettings
@@ -56,20 +61,16 @@ from runtime_node.tiers.thread import ThreadRunner
 from runtime_node.watchdog import Switching, Watchdog, waits
 from runtime_node.watchdog.gil_holds import HoldWatch
 from services.rpc.metrics import MetricsListener
+from services.rpc.process import ending_signals
 from services.rpc.server import RpcServer, Service
 
 log = logging.getLogger("runtime_node")
 
 RPC_GRACE = 1.0
-_TOGETHER = (pb.InstanceSpec.SHARED, pb.InstanceSpec.THREAD)
-"""The tiers whose apps share this process."""
-
+END_GRACE = 20.0
+"""Seconds beyond the shutdown timeout after which the process ends even if a part of it does not."""
 BLOCKING_CALLS = 32
 """Threads for the node's own calls that wait for the disk; one that hangs must not hold up the others."""
-
-
-class DataDirectoryTaken(Exception):  # noqa: N818 - says what is
-    """Another node runs on the same data directory."""
 
 
 class Node:
@@ -85,45 +86,58 @@ class Node:
         self.started = time.time()
         self.listen = settings.listen
         self.http = settings.http_listen
+        self.uid = ""
+        """Identity that the node keeps in its data directory, known once it serves."""
         self.host: InstanceHost
+        self.instances: InstanceTable
+        self.lifecycle: Lifecycle
+        self.router: Router
+        self.housekeeping: Housekeeping
         self.feed: InstanceFeed
         self.observation: Observation
         self.metrics: Address | None = None
         self.front: HttpFront
-        self.housekeeping: Housekeeping
         self._zygote = zygote
         self._process = psutil.Process()
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[Node]:
-        """Serve from entering to leaving the context. Raises OSError and DataDirectoryTaken at the start."""
+        """Serve from entering to leaving the context. Raises OSError and DataDirectoryError at the start."""
         async with AsyncExitStack() as stack:
-            # 1. The data directory, which belongs to one node at a time.
-            stack.enter_context(data_directory_lock(self.settings.data_dir))
+            # 1. The data directory, which belongs to one node at a time, and tells which node this is.
+            self.uid = stack.enter_context(held(self.settings.data_dir))
             databases = Databases(self.settings.data_dir)
             await asyncio.to_thread(databases.finish_purges)
             # 2. The logs of apps: from here on what they print and log is theirs.
-            self.observation = Observation(self.settings)
+            table = InstanceTable(self.settings.max_instances)
+            self.feed = InstanceFeed(self.settings.node_name, self.incarnation)
+            self.observation = Observation(
+                self.settings, table, memory=self.memory, streams=lambda: self.feed.streams
+            )
             await asyncio.to_thread(self.observation.logs.finish_purges)
             self.observation.logs.start()
             stack.push_async_callback(_quietly, "logs", self.observation.logs.close)
             # 3. The front: the listener's loop, which SHARED apps run on too, and who watches it.
-            router = Router(
+            self.router = router = Router(
                 self.settings.base_domain,
                 path_hosts=self.settings.path_hosts,
                 hosts_only=self.settings.hosts_only,
             )
             watchdog = await self._start_front(stack, router)
             # 4. The core, with the tiers in which it runs apps.
-            self.feed = InstanceFeed(self.settings.node_name, self.incarnation)
-            self._start_core(stack, router, databases, watchdog)
+            self._start_core(stack, table, databases, watchdog)
             # 5. The API, ended only after its streams have told how every instance ended.
             await self._start_api(stack)
             # 6. Those who hear of it: metrics, and the control plane.
-            if self.settings.metrics_listen is not None:
-                self._serve_metrics(stack, self.settings.metrics_listen)
+            if self.settings.metrics_listen is not None and self.observation.metrics is not None:
+                self._serve_metrics(stack, self.settings.metrics_listen, self.observation.metrics)
             if self.settings.control_plane:
-                registration = Registration(self.settings.control_plane, self._registration, self.feed)
+                ownership = NameOwnership(
+                    self.settings.node_name, self.host, router, self.settings.shutdown_timeout
+                )
+                registration = Registration(
+                    self.settings.control_plane, self._registration, self.feed, ownership
+                )
                 _background(stack, registration.run())
             log.info(
                 "node %s serves gRPC on %s and HTTP on http://%s",
@@ -132,8 +146,9 @@ class Node:
                        "incarnation": self.incarnation},
             )  # fmt: skip
             yield self
+            # Before the first instance ends: who asks for one that is gone is told to come again, not 404.
             self.front.begin_draining()
-            log.info("draining", extra={"action": "node.draining", "instances": len(self.host)})
+            log.info("draining", extra={"action": "node.draining", "instances": len(table)})
 
     async def _start_front(self, stack: AsyncExitStack, router: Router) -> Watchdog:
         isolation.install()
@@ -155,39 +170,43 @@ class Node:
         return watchdog
 
     def _start_core(
-        self, stack: AsyncExitStack, router: Router, databases: Databases, watchdog: Watchdog
+        self, stack: AsyncExitStack, table: InstanceTable, databases: Databases, watchdog: Watchdog
     ) -> None:
         settings, observed = self.settings, self.observation
+        self.instances = table
         loader = Loader(settings.app_dirs)
         stack.callback(loader.close)
-        collector = GCPolicy(lambda: self.housekeeping.quiet, self._leaked)
+        purges = Purges(databases, observed.logs.purge)
+        registry = InstanceRegistry(table, self.feed, Routes(self.router), purges, observed)
+        transitions = Transitions(registry.changed, registry.serving)
+        leaks = LeakReports(table, transitions)
+        traffic = Traffic()
+        collector = GCPolicy(lambda: traffic.quiet, leaks.told)
         if self._owns_process:
             collector.install()
             stack.callback(collector.uninstall)
         # Now that the node has set all that it sets itself.
-        self._drift = Drift(lambda: self.host.at_work(_TOGETHER, 2 * PERIOD))
-        runners = self._runners(self.front, loader, collector, watchdog)
+        shared_state = SharedState(table, transitions, PERIOD)
+        runners = self._runners(self.front, loader, collector, watchdog, shared_state)
         for runner in runners.values():
             stack.push_async_callback(_quietly, "tier", runner.close)
-        self.host = observed.host = InstanceHost(
-            feed=self.feed, routes=Routes(router), databases=databases,
-            max_instances=settings.max_instances, observer=observed.observer,
-        )  # fmt: skip
-        probes = Probes(self.front.loop, settings.base_domain, self.host.reassess)
+        probes = Probes(self.front.loop, settings.base_domain, transitions.reassess)
         stack.push_async_callback(_quietly, "probes", probes.close)
-        self.host.lifecycle = Lifecycle(
+        self.lifecycle = Lifecycle(
             runners=Runners(runners, loader), databases=databases,
-            start_limiter=StartLimiter(settings.concurrent_starts),
-            probes=probes, watchdog=watchdog,
-            hooks=Hooks(
-                self.host.changed, self.host.gone, self.host.serving, partial(self._started, collector)
-            ),
+            start_limiter=StartLimiter(settings.concurrent_starts), probes=probes, registry=registry,
+            transitions=transitions, leaks=leaks, watchdog=watchdog, running=table.running,
+            place=CodePlace(settings.node_name, loader.app_dirs),
+            on_ready=partial(_started, collector, shared_state),
         )  # fmt: skip
-        watchdog.on_unclaimed = partial(self.host.lifecycle.blame, lambda: list(self.host.running.values()))
+        self.host = InstanceHost(
+            table=table, registry=registry, lifecycle=self.lifecycle, purges=purges, feed=self.feed,
+            on_fault=observed.fault,
+        )  # fmt: skip
         self.housekeeping = Housekeeping(
-            self.host, self.host.lifecycle, FigureSweep(self.feed.measured),
+            table.running, self.lifecycle, FigureSweep(self.feed.measured), traffic,
             memory=self.memory, memory_budget=settings.memory_budget_bytes,
-            after=partial(self._every_second, collector),
+            after=partial(_every_second, collector if self._owns_process else None, shared_state),
         )  # fmt: skip
         _background(stack, self.housekeeping.run())
 
@@ -203,12 +222,8 @@ class Node:
         stack.push_async_callback(_quietly, "api", lambda: server.stop(RPC_GRACE))
         stack.push_async_callback(_quietly, "instances", self._end_instances)
 
-    def _serve_metrics(self, stack: AsyncExitStack, address: Address) -> None:
-        observed = self.observation
-        observed.metrics = NodeMetrics(
-            self.host, observed.logs, memory=self.memory, streams=lambda: self.feed.streams
-        )  # fmt: skip
-        listener = MetricsListener(address.host, address.port, observed.metrics)
+    def _serve_metrics(self, stack: AsyncExitStack, address: Address, metrics: NodeMetrics) -> None:
+        listener = MetricsListener(address.host, address.port, metrics)
         stack.push_async_callback(_quietly, "metrics", lambda: asyncio.to_thread(listener.close))
         listener.start()
         self.metrics = Address(address.host, listener.port)
@@ -222,11 +237,16 @@ class Node:
         self.observation.close_streams()
 
     def _runners(
-        self, front: HttpFront, loader: Loader, collector: GCPolicy, watchdog: Watchdog
+        self,
+        front: HttpFront,
+        loader: Loader,
+        collector: GCPolicy,
+        watchdog: Watchdog,
+        shared_state: SharedState,
     ) -> dict[Tier, AppRunner]:
         def released(instance: str, suspects: Sequence[Canary]) -> None:
             collector.stopped(freed=not suspects, instance=instance, suspects=suspects)
-            self._restore(instance)
+            shared_state.look(instance)
 
         runners: dict[Tier, AppRunner] = {}
         shared = SharedRunner(loader, front.loop, LoopLag(front.loop).read, released)
@@ -238,30 +258,6 @@ class Node:
             runners[process.tier] = process
         return runners
 
-    def _started(self, collector: GCPolicy, instance: Instance) -> None:
-        collector.started()
-        if instance.run is not None and instance.run.tier in _TOGETHER:
-            self._restore(instance.name)
-
-    def _every_second(self, collector: GCPolicy) -> None:
-        if self._owns_process:
-            collector.tick()
-        self._restore()
-
-    def _restore(self, *at: str) -> None:
-        """Put back what apps have changed for all; `at` has just started or ended."""
-        restored = self._drift.look(at)
-        for name, values in restored.by_instance.items():
-            self.host.restored(name, values)
-        if restored.unknown:
-            log.warning(
-                "put back what one of several apps has changed for all: %s", ", ".join(restored.unknown),
-                extra={"action": "node.restored", "suspects": restored.suspects},
-            )  # fmt: skip
-
-    def _leaked(self, name: str, holders: Sequence[str]) -> None:
-        self.host.leaked(name, holders)
-
     def status(self) -> pb.RuntimeStatus:
         """Return who this node is and what it carries."""
         return pb.RuntimeStatus(
@@ -272,11 +268,12 @@ class Node:
             http_address=self._advertised(self.http),
             base_domain=self.settings.base_domain,
             monotonic_time=duration(self.feed.clock()),
-            instance_count=len(self.host),
+            instance_count=len(self.instances),
             max_instances=self.settings.max_instances,
             start_time=timestamp(self.started),
             memory_bytes=self.memory(),
-            draining=self.host.draining,
+            draining=self.instances.draining,
+            node_uid=self.uid,
         )
 
     def memory(self) -> int:
@@ -308,12 +305,13 @@ class Node:
                 version=__version__,
                 max_instances=settings.max_instances,
                 incarnation=self.incarnation,
+                uid=self.uid,
             ),
         )
 
 
 async def run_node(settings: NodeSettings, zygote: Zygote | None) -> None:
-    """Run a node until SIGTERM or SIGINT; a second signal ends the process at once."""
+    """Run a node until SIGTERM, SIGINT or SIGHUP; a second signal ends the process at once."""
     ended = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(BLOCKING_CALLS, thread_name_prefix="node"))
@@ -324,30 +322,23 @@ async def run_node(settings: NodeSettings, zygote: Zygote | None) -> None:
             os._exit(1)
         ended.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ending_signals():
         loop.add_signal_handler(number, end)
     async with Node(settings, zygote, owns_process=True).serving():
         await ended.wait()
+        end_within(settings.shutdown_timeout + END_GRACE)
     log.info("ended", extra={"action": "node.ended"})
 
 
-@contextlib.contextmanager
-def data_directory_lock(directory: Path) -> Any:
-    """Hold the data directory for this process. Raises DataDirectoryTaken while another one holds it."""
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (directory / "node.lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read(100).strip() or "unknown"
-            raise DataDirectoryTaken(
-                f"{directory} is in use by another node (process {holder}); give this one its own --data-dir"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
+def _started(collector: GCPolicy, shared_state: SharedState, instance: Instance) -> None:
+    collector.started()
+    shared_state.started(instance)
+
+
+def _every_second(collector: GCPolicy | None, shared_state: SharedState) -> None:
+    if collector is not None:
+        collector.tick()
+    shared_state.look()
 
 
 def _background(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentServicer
-from runtime_node.instances.effective import seconds
 from runtime_node.instances.feed import InstanceFeed
 from runtime_node.instances.host import InstanceHost
-from runtime_node.instances.rules import check_heartbeat
 from runtime_node.logs.tail import Tails
+from runtime_node.rules import check_heartbeat
+from services.spec.scalars import seconds
 
 DEFAULT_HEARTBEAT = 1.0
 

@@ -34,7 +34,7 @@ class NodeSettings:
     listen: Address
     http_listen: Address
     control_plane: str
-    """`host:port`; empty for a node that stands alone."""
+    """`host:port`, several separated by commas; empty for a node that stands alone."""
     environment: str
     node: str
     data_dir: Path
@@ -80,7 +80,11 @@ def read_settings(
     add("--listen", _address, "127.0.0.1:7401", "where the gRPC API listens; port 0 takes a free one")
     add("--http-listen", _address, "127.0.0.1:8080", "where the apps' HTTP listens; port 0 takes a free one")
     add(
-        "--control-plane", str, "", "host:port of the control plane to join; without it the node stands alone"
+        "--control-plane",
+        _control_planes,
+        "",
+        "host:port of the control plane to join, or several of one catalog's, separated by commas; without "
+        "it the node stands alone",
     )
     add("--environment", _id, "default", "environment that the node belongs to")
     add("--node", _id, "node-1", "name of the node, unique in its environment")
@@ -198,6 +202,10 @@ def _address(text: str) -> Address:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
     return Address(host, int(port))
+
+
+def _control_planes(text: str) -> str:
+    return ",".join(str(_address(part.strip())) for part in text.split(",")) if text else ""
 
 
 def _optional_address(text: str) -> Address | None:

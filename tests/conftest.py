@@ -1,15 +1,18 @@
-"""What every test may use: the `tool` marker, for programs a user may lack, and the seed of what is drawn."""
+"""What every test may use: programs a user may lack (`tool`), PostgreSQL, the seed of what is drawn."""
 
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from tests import seeds
+from tests.postgresql import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,6 +54,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("CI") == "true":
         pytest.fail(message, pytrace=False)
     pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Server]:
+    """Return a PostgreSQL server, started once for the session."""
+    with ExitStack() as stack:
+        yield Server(stack)
 
 
 @pytest.fixture

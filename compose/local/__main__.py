@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import fcntl
+import os
 import shlex
 import signal
 import socket
@@ -17,8 +18,9 @@ from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
 from compose.local import demo, requirements
 from compose.local.output import Output
 from compose.local.reload import reload_on_change
-from compose.local.settings import HOST, Settings, read_settings, variable_of
+from compose.local.settings import HOST, Settings, read_settings, refused, unknown, variable_of
 from compose.local.supervised import Supervised
+from services.rpc.process import ending_signals
 
 APPS = Path(__file__).resolve().parents[1] / "apps"
 START_TIMEOUT = 60.0
@@ -35,6 +37,8 @@ class StartError(Exception):
 def main() -> None:
     """Run the stack until Ctrl-C or SIGTERM; exit with 0 after a clean stop, with 1 if it could not start."""
     settings = read_settings()
+    if problems := refused(os.environ):
+        sys.exit(f"make up: {'; '.join(problems)}")
     try:
         for folder in settings.app_dirs:
             check_requirements(folder, install=settings.install)
@@ -114,8 +118,10 @@ class Stack:
         loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._output = Output(lambda: loop.call_soon_threadsafe(self._stop.set))
+        for name in unknown(os.environ):
+            self._output.log("up", f"{name} is set, but no program reads it")
         self._control_plane, self._node = self._processes()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in ending_signals():
             loop.add_signal_handler(number, self._on_signal, number)
         working = asyncio.create_task(self._start_and_wait())
         stopping = asyncio.create_task(self._stop.wait())
@@ -151,6 +157,7 @@ class Stack:
                 "services.control_plane",
                 f"--listen={own.control_plane}",
                 f"--database-url=sqlite:///{data / 'control-plane.db'}",
+                f"--metrics-listen={own.metrics}",
             ],
             self._output,
         )
@@ -164,6 +171,7 @@ class Stack:
                 "--environment=default",
                 "--node=node-1",
                 f"--data-dir={data / 'node-1'}",
+                f"--metrics-listen={own.metrics_of_node}",
                 *(f"--app-dir={folder}" for folder in (*own.app_dirs, APPS)),
             ],
             self._output,
@@ -222,6 +230,13 @@ def banner(settings: Settings, states: list[str]) -> str:
         lines.append(f"    http://{one.id}.localhost:{settings.http_port}/   {state}")
     lines += [
         f"  Control plane {settings.control_plane}, node {settings.node}, data in {settings.data_dir}",
+        *(
+            [
+                f"  Metrics http://{settings.metrics}/metrics, of the node http://{settings.metrics_of_node}/metrics"
+            ]
+            if settings.metrics
+            else []
+        ),
         "  Try in another terminal:",
         f"    grpcurl -plaintext {settings.control_plane} list",
         "    " + call % ('{"filter": "state = RUNNING"}', "ListApps"),

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import TextIO
 
+from services.rpc.logs import escaped
+
 NAME_WIDTH = 13
 QUEUED_LINES = 10_000
 COLOURS = {"control-plane": "36", "node-1": "35", "up": "32"}
@@ -30,8 +32,8 @@ class Output:
         self._thread.start()
 
     def log(self, name: str, line: str) -> None:
-        """Write one line of a process. Never blocks."""
-        self._put(f"{self._paint(name)} | {line}")
+        """Write one line of a process, without what would move a terminal's cursor. Never blocks."""
+        self._put(f"{self._paint(name)} | {escaped(line)}")
 
     def say(self, text: str = "") -> None:
         """Write text of our own, as it is. Never blocks."""

@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from runtime_node.asgi import ASGIApp, Message, Scope
+from runtime_node.asgi import ASGIApp, Message, Scope, UndeliveredError
 from runtime_node.http.current import interruption_point, is_interruption
 from runtime_node.http.flow import Flow
 from runtime_node.http.gate import Gate
@@ -24,7 +24,6 @@ from runtime_node.http.problems import (
     problem_of,
 )
 from runtime_node.http.response import BadResponseError, Response
-from runtime_node.tiers.runner import UndeliveredError
 from services.rpc.errors import SupervisorError
 
 if TYPE_CHECKING:

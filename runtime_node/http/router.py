@@ -51,6 +51,7 @@ class Router:
         self._domains: dict[str, _Route] = {}
         self.authorities = AuthorityParser()
         self._nobody = no_app_named(self.base_domain, hosts_only=hosts_only)
+        self._refusal: Problem | None = None
 
     def set(self, app_id: str, domains: Sequence[str], gate: Gate) -> None:
         """Make `gate` answer for the app and for its domains, instead of what did before. Thread-safe.
@@ -83,6 +84,13 @@ class Router:
                 self._drop_domain(name, route)
             return True
 
+    def refuse(self, problem: Problem | None) -> None:
+        """Answer every new request with a problem from now on, whichever app it is for; None ends that.
+
+        Requests that were let in go on. Thread-safe.
+        """
+        self._refusal = problem
+
     def gate_of(self, app_id: str) -> Gate | None:
         """Return the gate that answers for the app now. Thread-safe."""
         route = self._apps.get(app_id)
@@ -103,6 +111,8 @@ class Router:
         `raw_path` is compared as it came, undecoded, so an encoded slash or dot never moves a request
         from one app to another.
         """
+        if self._refusal is not None:
+            return self._refusal
         host = self.authorities.parse(authority)
         if host is None:
             return _MALFORMED_HOST

@@ -6,18 +6,19 @@ The watchdog and the PROCESS tier find blocks out; who demotes or stops an insta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
 from runtime_node.instances.block_history import PERIOD, Tier, Verdict
-from runtime_node.instances.effective import effective_limits
 from runtime_node.instances.record import BLOCKED_LOOP, DEMOTED, Instance, Run, error_message
 from runtime_node.instances.transitions import Transitions
 from runtime_node.watchdog import Block, BlockPolicy, Stage, Watchdog
 from services.rpc.errors import SupervisorError
+from services.spec.effective import effective_limits
 
 REASON = "APP_BLOCKED_LOOP"
 log = logging.getLogger("runtime_node.instances")
@@ -43,6 +44,7 @@ class Blocks:
         self,
         transitions: Transitions,
         watchdog: Watchdog,
+        running: Mapping[str, Instance],
         *,
         has_tier: Callable[[Tier], bool],
         start_over: Callable[[Instance], None],
@@ -53,12 +55,14 @@ class Blocks:
         """`start_over` starts an instance again in the tier its history demands; `fail` ends it for good."""
         self._transitions = transitions
         self._watchdog = watchdog
+        self._running = running
         self._has_tier = has_tier
         self._start_over = start_over
         self._fail = fail
         self._clock = clock
         self._wall = wall
         self._loop = asyncio.get_running_loop()
+        watchdog.subscribe(self._from_any_thread)
 
     def enter(self, instance: Instance, run: Run) -> None:
         """Hold a life to its budget from its start on; a guest in a process has its own watch."""
@@ -111,7 +115,11 @@ class Blocks:
         if verdict is None or not self._carry_out(instance, run, verdict, error):
             self._transitions.reassess(instance, tell=True)
 
-    def blame(self, instances: Iterable[Instance], block: Block) -> None:
+    def _from_any_thread(self, block: Block) -> None:
+        with contextlib.suppress(RuntimeError):  # the node has ended meanwhile
+            self._loop.call_soon_threadsafe(self._blame, block)
+
+    def _blame(self, block: Block) -> None:
         """Find out who held the interpreter's lock on the shared loop, if its thread could not tell.
 
         The request that did was answered right after the hold and had taken at least as long, which no other
@@ -119,7 +127,7 @@ class Blocks:
         """
         now = self._clock()
         suspects = []
-        for instance in instances:
+        for instance in self._running.values():
             answered, took = instance.gate.last_slow
             run = instance.run
             if (

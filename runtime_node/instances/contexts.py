@@ -10,7 +10,7 @@ from google.protobuf.struct_pb2 import ListValue, Struct, Value
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.context import AppContext
-from runtime_node.instances.rules import app_id
+from runtime_node.rules import app_id
 
 _APPS = logging.getLogger("apps")
 # Beyond this a float can no longer tell neighbouring whole numbers apart.

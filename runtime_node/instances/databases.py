@@ -1,16 +1,21 @@
 """The data directories of apps, `<data-dir>/apps/<app>.<uid>/`, and the database URL each app gets.
 
 Ids are checked before they come here; a path that would leave the data directory is refused all the same.
+Each directory is marked with the uid of its app, so that nobody takes an empty or another one for it.
 """
 
 from __future__ import annotations
 
-import shutil
+import os
 from pathlib import Path
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
-from runtime_node.instances.rules import app_id
+from runtime_node.removal import finish_removals, remove_directory
+from runtime_node.rules import app_id
 from services.rpc.errors import SupervisorError
+
+OWNER = ".owner"
+_LONGEST_UID = 64
 
 
 class Databases:
@@ -29,37 +34,66 @@ class Databases:
     def provide(self, spec: InstanceSpec) -> tuple[Path, str | None]:
         """Make the app's directory if need be; return it and the URL of its database, or None for none.
 
-        Raises SupervisorError DATABASE_UNAVAILABLE when the directory cannot be made or written.
+        Raises SupervisorError DATABASE_UNAVAILABLE when the directory cannot be made or written, or is
+        another app's; DATA_MISSING when the app has served before and its directory is not here.
         """
         directory = self.directory(app_id(spec.name), spec.app_uid)
+        kind = spec.database.WhichOneof("kind")
+        needed = spec.requires_existing_data and kind in (None, "sqlite")
         try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._claim(directory, spec, needed=needed)
         except OSError as fault:
             raise SupervisorError(
                 "DATABASE_UNAVAILABLE",
                 f"The app's data directory cannot be made: {fault.strerror or type(fault).__name__}.",
                 resource=spec.name,
             ) from fault
-        kind = spec.database.WhichOneof("kind")
         if kind == "no_database":
             return directory, None
         if kind == "external":
             return directory, spec.secret_env[spec.database.external.secret_key]
         return directory, f"sqlite:///{directory / 'app.db'}"
 
+    def _claim(self, directory: Path, spec: InstanceSpec, *, needed: bool) -> None:
+        """Mark the directory as the app's, unless it is already. Raises OSError and SupervisorError."""
+        mark = directory / OWNER
+        owner = _read(mark)
+        if owner == spec.app_uid:
+            return
+        if owner is not None:
+            raise SupervisorError(
+                "DATABASE_UNAVAILABLE",
+                "The data directory of this name is another app's.",
+                resource=spec.name,
+            )
+        # Of before there were marks: the name tells whose it is, and it was used.
+        used = directory.is_dir() and any(directory.iterdir())
+        if needed and not used:
+            raise SupervisorError(
+                "DATA_MISSING",
+                "The app has served before, and its data is not on this node. Put the data directory back, "
+                "or start the app with accept_data_loss to let it begin on a new, empty database.",
+                resource=spec.name,
+            )
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        with open(descriptor, "w", encoding="ascii") as file:
+            file.write(f"{spec.app_uid}\n")
+
     def purge(self, app: str, uid: str) -> None:
         """Remove the app's directory and all in it; one that is not there is fine. Raises OSError."""
-        directory = self.directory(app, uid)
-        # Renamed first, so that a purge that is cut short never leaves half an app behind under its name.
-        doomed = directory.with_name(f".purged.{directory.name}")
-        if doomed.exists():
-            shutil.rmtree(doomed)
-        if directory.exists():
-            directory.rename(doomed)
-            shutil.rmtree(doomed)
+        remove_directory(self.directory(app, uid))
 
     def finish_purges(self) -> None:
         """Remove what a purge left that was cut short by the end of the process."""
-        if self._apps.is_dir():
-            for doomed in self._apps.glob(".purged.*"):
-                shutil.rmtree(doomed, ignore_errors=True)
+        finish_removals(self._apps)
+
+
+def _read(mark: Path) -> str | None:
+    """Return the uid in a mark, None where there is none (or one that was cut short)."""
+    try:
+        descriptor = os.open(mark, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    with open(descriptor, "rb") as file:
+        return file.read(_LONGEST_UID + 1).decode("ascii", "replace").strip() or None

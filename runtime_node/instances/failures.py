@@ -9,12 +9,12 @@ from functools import partial
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
-from runtime_node.instances.effective import effective_restart_policy
 from runtime_node.instances.record import BACKING_OFF, CRASH_LOOP, Instance, error_message
 from runtime_node.instances.states import Event
 from runtime_node.instances.supervision import Again
 from runtime_node.instances.transitions import Transitions
 from services.rpc.errors import SupervisorError
+from services.spec.effective import effective_restart_policy
 
 HOLD_SECONDS = 5.0
 """After a crash requests wait for a restart that is at most this far away.

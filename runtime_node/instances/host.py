@@ -1,4 +1,4 @@
-"""The instances of this node: which are here, which commands are fresh, which of an app's instances serves.
+"""The commands on the instances of this node: which are fresh, what they answer.
 
 Transport-free; every method belongs to the control loop. How an instance lives is the lifecycle's.
 """
@@ -7,33 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from sortedcontainers import SortedDict
-
-from appsupervisor.runtime.v1.runtime_environment_pb2 import (
-    Instance as InstanceMessage,
-)
-from appsupervisor.runtime.v1.runtime_environment_pb2 import (
-    InstanceSpec,
-    StopInstanceRequest,
-)
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, StopInstanceRequest
+from runtime_node import rules
 from runtime_node.http.gate import Gate
 from runtime_node.http.limits import GateLimits
-from runtime_node.instances import rules
-from runtime_node.instances.databases import Databases
-from runtime_node.instances.effective import effective_limits
 from runtime_node.instances.feed import InstanceFeed
 from runtime_node.instances.lifecycle import Lifecycle
-from runtime_node.instances.record import LEAKED, Instance, error_message
-from runtime_node.instances.routes import Routes, serving
+from runtime_node.instances.purges import Purges
+from runtime_node.instances.record import Instance
+from runtime_node.instances.registry import InstanceRegistry
 from runtime_node.instances.states import initial
+from runtime_node.instances.table import InstanceTable
 from services.rpc.errors import SupervisorError
-
-log = logging.getLogger("runtime_node.instances")
+from services.spec.effective import effective_limits
 
 DEFAULT_PAGE, MAX_PAGE = 50, 1000
 MAX_PAGE_BYTES = 2 * 1024 * 1024
@@ -43,60 +33,41 @@ MAX_FENCES = 100_000
 """Apps without an instance here whose highest epoch is still known."""
 
 
-@dataclass(frozen=True, slots=True)
-class Observer:
-    """What those have to know that watch apps for others: logs, health, metrics."""
-
-    fault: Callable[[str, str], None]
-    """An exception left an instance's app: its name and the traceback. Any thread; must not block."""
-    changed: Callable[[Instance], None]
-    """An instance is new, or its state, health or conditions have changed."""
-    gone: Callable[[Instance], None]
-    """An instance has ended and is not here any more."""
-    purge: Callable[[str, str], Awaitable[None]]
-    """The data of an app, by id and uid, is being removed. May raise OSError."""
-
-
 class InstanceHost:
-    """Registry of the node's instances and the rules of the commands on them."""
+    """The rules of the commands on the node's instances."""
 
     def __init__(
         self,
         *,
+        table: InstanceTable,
+        registry: InstanceRegistry,
+        lifecycle: Lifecycle,
+        purges: Purges,
         feed: InstanceFeed,
-        routes: Routes,
-        databases: Databases,
-        max_instances: int,
-        observer: Observer,
+        on_fault: Callable[[str, str], None],
         wall: Callable[[], float] = time.time,
     ) -> None:
+        """`on_fault` hears of an exception that left an instance's app: its name and the traceback. Called
+        on any thread; must not block."""
+        self._table = table
+        self._registry = registry
+        self._lifecycle = lifecycle
+        self._purges = purges
         self._feed = feed
-        self._routes = routes
-        self._databases = databases
-        self._observer = observer
+        self._on_fault = on_fault
         self._wall = wall
-        self.max_instances = max_instances
-        self.lifecycle: Lifecycle
-        self.draining = False
-        self._instances: SortedDict[str, Instance] = SortedDict()
-        self._apps: dict[str, tuple[Instance, ...]] = {}
+        self._refusal: SupervisorError | None = None
         self._fences: dict[str, tuple[int, int]] = {}
         """By uid, the least recently raised first."""
-        self._purges: set[tuple[str, str]] = set()
         self._limits: dict[tuple[object, ...], GateLimits] = {}
-        self.running: dict[str, Instance] = {}
-        """Instances that are RUNNING, by name: what housekeeping looks at."""
-
-    def __len__(self) -> int:
-        return len(self._instances)
 
     # --- commands ---
 
     def start(self, spec: InstanceSpec, *, start_now: bool = False) -> InstanceMessage:
         """Accept an instance and begin its life; see StartInstance for the rules and errors."""
         rules.check_spec(spec)
-        known = self._instances.get(spec.name)
-        if known is not None and known.spec_bytes == spec.SerializeToString(deterministic=True):
+        known = self._table.find(spec.name)
+        if known is not None and _same(known, spec):
             return self._describe(known)
         version = (spec.epoch, spec.generation)
         fence = self._fences.get(spec.app_uid, (0, 0))
@@ -106,21 +77,23 @@ class InstanceHost:
             raise SupervisorError(
                 "INSTANCE_EXISTS", f"{spec.name} is here with another spec.", resource=spec.name
             )
-        if self.draining:
-            raise SupervisorError("NODE_DRAINING", "The node is shutting down.", resource=self._feed.node)
-        if len(self._instances) >= self.max_instances:
+        if self._refusal is not None:
+            raise self._refusal
+        if len(self._table) >= self._table.max_instances:
             raise SupervisorError(
-                "NODE_FULL", f"The node has its {self.max_instances} instances.", resource=self._feed.node
+                "NODE_FULL",
+                f"The node has its {self._table.max_instances} instances.",
+                resource=self._feed.node,
             )
         tried = start_now and spec.activation == InstanceSpec.ON_REQUEST
         instance = self._register(spec, version, dormant=not tried)
-        self.lifecycle.accept(instance, tried=tried)
+        self._lifecycle.accept(instance, tried=tried)
         return self._describe(instance)
 
     async def stop(self, request: StopInstanceRequest) -> InstanceMessage | None:
         """Begin to end an instance; None when it is not here. See StopInstance for the rules and errors."""
         rules.check_stop(request)
-        instance = self._instances.get(request.name)
+        instance = self._table.find(request.name)
         if instance is not None and request.app_uid not in {"", instance.uid}:
             instance = None  # another app's, of the same name
         if instance is not None and request.epoch < instance.epoch:
@@ -130,11 +103,16 @@ class InstanceHost:
             self._raise_fence(uid, (request.epoch, 0))
         app = rules.app_id(request.name)
         if request.purge_data:
-            self._purges.add((app, uid))
+            self._purges.ask(app, uid)
         if instance is None:
-            await self._purge_if_last(app, uid)
+            fault = await self._registry.purge(app, uid)
+            if fault is not None:
+                raise fault
             return None
-        self.lifecycle.stop(instance)
+        if self._registry.has_ended(instance):
+            await self._registry.gone(instance)
+            return self._describe(instance) if self._registry.has_ended(instance) else None
+        self._lifecycle.stop(instance)
         return self._describe(instance)
 
     def restart(self, name: str, epoch: int, request_id: str) -> InstanceMessage:
@@ -148,7 +126,7 @@ class InstanceHost:
         if request_id and instance.history is not None and instance.history.last_request_id == request_id:
             return self._describe(instance)
         instance.past().last_request_id = request_id
-        self.lifecycle.restart(instance)
+        self._lifecycle.restart(instance)
         return self._describe(instance)
 
     def get(self, name: str) -> InstanceMessage:
@@ -166,129 +144,48 @@ class InstanceHost:
         page: list[InstanceMessage] = []
         last = ""
         room = MAX_PAGE_BYTES
-        for name in self._instances.irange(minimum=after, inclusive=(False, True)):
-            if not name.startswith(prefix):
-                break
+        for instance in self._table.after(after, prefix):
             if len(page) == size or room < 0:
                 return page, _write_token(parent, last)
-            page.append(self._describe(self._instances[name]))
+            page.append(self._describe(instance))
             room -= page[-1].ByteSize()
-            last = name
+            last = instance.name
         return page, ""
 
-    def find(self, name: str) -> Instance | None:
-        """Return an instance, None if it is not here. Any thread."""
-        found: Instance | None = self._instances.get(name)
-        return found
+    def refuse_starts(self, why: SupervisorError | None) -> None:
+        """Answer every new instance with an error from now on; None accepts them again."""
+        self._refusal = why
 
-    def of_app(self, app: str) -> tuple[Instance, ...]:
-        """Return the instances of an app by its id, in the order they were accepted. Any thread."""
-        return self._apps.get(app, ())
-
-    def all(self) -> Sequence[Instance]:
-        """Return every instance, in no order. Any thread."""
-        # One call into C over the dict itself: nothing can change it meanwhile.
-        return tuple(dict.values(self._instances))
+    async def stop_all(self, deadline: float) -> int:
+        """Stop every instance, wait at most `deadline` seconds; return how many are left."""
+        for instance in self._table.all():
+            self._lifecycle.stop(instance)
+        tasks = {i.task for i in self._table.all() if i.task is not None}
+        if tasks:
+            await asyncio.wait(tasks, timeout=deadline)
+        return sum(not self._registry.has_ended(instance) for instance in self._table.all())
 
     async def shutdown(self, deadline: float) -> int:
         """Refuse new instances, stop all, wait at most `deadline` seconds; return how many are left."""
-        self.draining = True
-        for instance in list(self._instances.values()):
-            self.lifecycle.stop(instance)
-        tasks = {i.task for i in self._instances.values() if i.task is not None}
-        if tasks:
-            await asyncio.wait(tasks, timeout=deadline)
-        left = len(self._instances)
-        for task in tasks:
-            task.cancel()
-        return left
-
-    # --- what the lifecycle tells ---
-
-    def changed(self, instance: Instance) -> None:
-        """An instance changed: its route and its watchers have to know."""
-        if instance.state == InstanceMessage.RUNNING:
-            self.running[instance.name] = instance
-        elif self.running.pop(instance.name, None) is not None:
-            self._feed.unmeasured(instance.name)
-        app = instance.app
-        self._routes.update(app, self._apps.get(app, ()))
-        self._feed.changed(instance)
-        self._observer.changed(instance)
-
-    def serving(self, instance: Instance) -> Instance | None:
-        """Return which instance of the same app its requests go to now."""
-        return serving(self._apps.get(instance.app, ()))
-
-    def reassess(self, instance: Instance) -> None:
-        """A probe of an instance came out otherwise than before."""
-        self.lifecycle.reassess(instance)
-
-    def leaked(self, name: str, holders: Sequence[str]) -> None:
-        """Something of a former life of an instance is in memory still, held by what is named."""
-        instance = self._instances.get(name)
-        if instance is not None:
-            self.lifecycle.leaked(instance, holders)
-            return
-        log.warning(
-            "Left behind: %s", "; ".join(holders), extra={"action": "instance.leaked", "instance": name}
+        self._table.draining = True
+        self.refuse_starts(
+            SupervisorError("NODE_DRAINING", "The node is shutting down.", resource=self._feed.node)
         )
-
-    def restored(self, name: str, values: Sequence[str]) -> None:
-        """What an instance had changed for all apps of the process is as before again."""
-        instance = self._instances.get(name)
-        if instance is not None:
-            self.lifecycle.restored(instance, values)
-            return
-        facts = {"action": "instance.restored", "instance": name}
-        log.warning("Put back what it had changed for all: %s", ", ".join(values), extra=facts)
-
-    def at_work(
-        self, tiers: Collection[InstanceSpec.IsolationTier.ValueType], seconds: float
-    ) -> tuple[str, ...]:
-        """Return the instances in these tiers that start or end, or have served within so many seconds."""
-        since = time.monotonic() - seconds
-        names = []
-        for name, instance in self.running.items():
-            if instance.run is not None and instance.run.tier in tiers:
-                figures = instance.gate.figures()
-                served = figures.in_flight or (figures.last_request_time or 0.0) > since
-                if instance.task is not None or served:
-                    names.append(name)
-        return tuple(names)
-
-    async def gone(self, instance: Instance) -> None:
-        """An instance has ended: forget it, carry out a purge that waited for it, tell the watchers."""
-        name, app, uid = instance.name, instance.app, instance.uid
-        await self._purge_if_last(app, uid, but=instance)
-        del self._instances[name]
-        rest = tuple(other for other in self._apps[app] if other is not instance)
-        if rest:
-            self._apps[app] = rest
-        else:
-            del self._apps[app]
-        self._routes.update(app, rest)
-        self._observer.gone(instance)
-        why = None
-        if self.draining:
-            shutdown = SupervisorError("NODE_DRAINING", "It ended because its node shut down.")
-            why = error_message(shutdown, self._wall())
-        elif instance.history is not None and instance.has_condition(LEAKED):
-            text = instance.history.conditions[LEAKED].message
-            why = error_message(SupervisorError("APP_LEAKED", text), self._wall())
-        self._feed.gone(instance, why)
+        left = await self.stop_all(deadline)
+        self._registry.forget_all_unpurged()
+        for instance in self._table.all():
+            if instance.task is not None:
+                instance.task.cancel()
+        return left
 
     # --- inside ---
 
     def _register(self, spec: InstanceSpec, version: tuple[int, int], *, dormant: bool) -> Instance:
         name = spec.name  # read once: each reading makes another string
-        gate = Gate(name, self._gate_limits(spec), self._observer.fault)
+        gate = Gate(name, self._gate_limits(spec), self._on_fault)
         state = initial(dormant and spec.activation == InstanceSpec.ON_REQUEST)
-        instance = Instance(name, spec, gate, self._wall(), state, self.lifecycle)
-        self._instances[name] = instance
-        app = instance.app
-        self._apps[app] = (*self._apps.get(app, ()), instance)
-        self._purges.discard((app, spec.app_uid))
+        instance = Instance(name, spec, gate, self._wall(), state)
+        self._registry.add(instance)
         self._raise_fence(instance.uid, version)
         return instance
 
@@ -320,37 +217,30 @@ class InstanceHost:
         version = max(version, self._fences.pop(uid, (0, 0)))
         # Most apps stand at the same few versions: one tuple serves them all.
         self._fences[uid] = _VERSIONS.get(version, version)
-        if len(self._fences) > 2 * MAX_FENCES + len(self._instances):
-            here = {instance.uid for instance in self._instances.values()}
+        if len(self._fences) > 2 * MAX_FENCES + len(self._table):
+            here = {instance.uid for instance in self._table.all()}
             old = [known for known in self._fences if known not in here]
             for known in old[:-MAX_FENCES]:
                 del self._fences[known]
 
-    async def _purge_if_last(self, app: str, uid: str, but: Instance | None = None) -> None:
-        """Carry out a purge that was asked for, unless an instance other than `but` has the data."""
-        others = (other for other in self._apps.get(app, ()) if other is not but)
-        if (app, uid) not in self._purges or any(other.uid == uid for other in others):
-            return
-        try:
-            await self._observer.purge(app, uid)
-            await asyncio.to_thread(self._databases.purge, app, uid)
-        except OSError as fault:
-            log.error(
-                "data could not be removed", exc_info=fault,
-                extra={"action": "instance.purge_failed", "app": app, "uid": uid},
-            )  # fmt: skip
-            return
-        self._purges.discard((app, uid))
-        log.info("purged", extra={"action": "app.purged", "app": app, "uid": uid})
-
     def _get(self, name: str) -> Instance:
-        instance: Instance | None = self._instances.get(name)
+        instance = self._table.find(name)
         if instance is None:
             raise SupervisorError("INSTANCE_NOT_FOUND", f"{name} is not on this node.", resource=name)
         return instance
 
     def _describe(self, instance: Instance) -> InstanceMessage:
         return instance.describe(self._feed.node, self._feed.incarnation, figures=True)
+
+
+def _same(known: Instance, spec: InstanceSpec) -> bool:
+    if known.spec_bytes == spec.SerializeToString(deterministic=True):
+        return True
+    # Whether its data has to be here already is no part of what it is.
+    either = (InstanceSpec.FromString(known.spec_bytes), InstanceSpec.FromString(spec.SerializeToString()))
+    for one in either:
+        one.ClearField("requires_existing_data")
+    return either[0] == either[1]
 
 
 def _write_token(parent: str, last: str) -> str:

@@ -5,19 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from runtime_node.http.figures import GateFigures
 from runtime_node.instances.dormancy import Candidate, evicted, expired
-from runtime_node.instances.effective import idle_timeout
 from runtime_node.instances.figures import FigureSweep
-from runtime_node.instances.host import InstanceHost
 from runtime_node.instances.lifecycle import Lifecycle
 from runtime_node.instances.record import Instance
+from services.spec.effective import idle_timeout
 
 log = logging.getLogger("runtime_node.instances")
 
 PERIOD = 1.0
+
+
+class Traffic:
+    """What the last two rounds saw of requests."""
+
+    __slots__ = ("quiet",)
+
+    def __init__(self) -> None:
+        self.quiet = True
+        """Whether there was no request from the round before the last one to the last."""
 
 
 class Housekeeping:
@@ -25,9 +34,10 @@ class Housekeeping:
 
     def __init__(
         self,
-        host: InstanceHost,
+        running: Mapping[str, Instance],
         lifecycle: Lifecycle,
         figures: FigureSweep,
+        traffic: Traffic,
         *,
         memory: Callable[[], int],
         memory_budget: int | None,
@@ -35,7 +45,7 @@ class Housekeeping:
         clock: Callable[[], float] = time.monotonic,
         period: float = PERIOD,
     ) -> None:
-        self._host = host
+        self._running = running
         self._lifecycle = lifecycle
         self._figures = figures
         self._memory = memory
@@ -43,8 +53,7 @@ class Housekeeping:
         self._after = after
         self._clock = clock
         self._period = period
-        self.quiet = True
-        """Whether there was no request from the round before the last one to the last."""
+        self.traffic = traffic
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -61,7 +70,7 @@ class Housekeeping:
         candidates: list[Candidate] = []
         busy = 0
         latest = 0.0
-        for instance in self._host.running.values():
+        for instance in self._running.values():
             figures = instance.gate.figures()
             self._figures.look(instance, figures)
             busy += figures.in_flight + figures.queued
@@ -70,7 +79,7 @@ class Housekeeping:
                 candidates.append(_candidate(instance, figures))
         self._figures.end()
         # Not only at this moment: a pause would meet the next one of those that come every few milliseconds.
-        self.quiet = not busy and latest < now - self._period
+        self.traffic.quiet = not busy and latest < now - self._period
         for name in expired(candidates, now):
             self._sleep(name)
         if self._budget is not None and candidates:
@@ -80,7 +89,7 @@ class Housekeeping:
         self._after()
 
     def _sleep(self, name: str) -> None:
-        instance = self._host.running.get(name)
+        instance = self._running.get(name)
         if instance is not None:
             self._lifecycle.sleep(instance)
 

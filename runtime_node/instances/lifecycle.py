@@ -6,45 +6,46 @@ Runs on the control loop. Per instance at most one task is under way, and none w
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.instances.blocks import Blocks
+from runtime_node.instances.code_place import CodePlace
 from runtime_node.instances.contexts import app_context
 from runtime_node.instances.databases import Databases
-from runtime_node.instances.effective import effective_health_check, effective_limits
 from runtime_node.instances.failures import Failures, wait
+from runtime_node.instances.leak_reports import LeakReports
 from runtime_node.instances.probes import Probes
 from runtime_node.instances.record import (
     BACKING_OFF,
     BLOCKED_LOOP,
     CRASH_LOOP,
-    LEAKED,
     SHARED_STATE_RESTORED,
     Instance,
     Run,
     error_message,
 )
+from runtime_node.instances.registry import InstanceRegistry
 from runtime_node.instances.start_limiter import StartLimiter
 from runtime_node.instances.states import Event
-from runtime_node.instances.transitions import Hooks, Transitions
+from runtime_node.instances.transitions import Transitions
 from runtime_node.tiers.choice import Runners
 from runtime_node.tiers.runner import AppRunner, Launch, RunningApp, StopReport
 from runtime_node.watchdog import Block, Stage, Watchdog
 from services.rpc.errors import SupervisorError
+from services.spec.effective import effective_health_check, effective_limits
 
 log = logging.getLogger("runtime_node.instances")
 
-MAX_LEAK_TEXT = 2000
-
+_LAST_WORDS = 1.0
+"""Seconds for the requests of an app that ended by itself."""
 _CLOSE_SECONDS = 1.0
 """What a WebSocket's client gets to answer the close."""
 
@@ -66,25 +67,34 @@ class Lifecycle:
         databases: Databases,
         start_limiter: StartLimiter,
         probes: Probes,
-        hooks: Hooks,
+        registry: InstanceRegistry,
+        transitions: Transitions,
+        leaks: LeakReports,
         watchdog: Watchdog,
+        running: Mapping[str, Instance],
+        place: CodePlace,
+        on_ready: Callable[[Instance], None],
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
+        """`running` holds the instances that are RUNNING; `on_ready` hears that an app was started."""
         self._runners = runners
         self._databases = databases
         self._start_limiter = start_limiter
         self._probes = probes
-        self._hooks = hooks
+        self._registry = registry
+        self._leaks = leaks
+        self._place = place
+        self._on_ready = on_ready
         self._clock = clock
         self._wall = wall
-        self._transitions = Transitions(hooks, wall)
+        self._transitions = transitions
         self._failures = Failures(
             self._transitions, retry=self._retry, clock=clock, wall=wall, uniform=uniform
         )
         self._blocks = Blocks(
-            self._transitions, watchdog, has_tier=runners.has, fail=self._stopped_for_blocking,
+            self._transitions, watchdog, running, has_tier=runners.has, fail=self._stopped_for_blocking,
             start_over=partial(self._start_over, event=Event.RESTART), clock=clock, wall=wall,
         )  # fmt: skip
         self._loop = asyncio.get_running_loop()
@@ -99,8 +109,8 @@ class Lifecycle:
         """
         self._transitions.log(instance, "accepted")
         if instance.state == InstanceMessage.IDLE:
-            instance.gate.hold(instance.want)
-            self._hooks.changed(instance)
+            instance.gate.hold(partial(self.want, instance))
+            self._registry.changed(instance)
         else:
             instance.gate.hold(wait)
             self._begin(instance, tried=tried)
@@ -137,32 +147,6 @@ class Lifecycle:
         """A request waits for a dormant instance. May be called from any thread."""
         self._loop.call_soon_threadsafe(self._wake, instance)
 
-    def reassess(self, instance: Instance) -> None:
-        """Work out its health anew and tell of a change."""
-        self._transitions.reassess(instance)
-
-    def leaked(self, instance: Instance, holders: Sequence[str]) -> None:
-        """A former life of an instance left something behind."""
-        text = ("Left behind: " + "; ".join(holders))[:MAX_LEAK_TEXT]
-        instance.set_condition(LEAKED, True, "APP_LEAKED", text, self._wall())
-        self._transitions.log(instance, "leaked", level=logging.WARNING, message=text)
-        self._transitions.reassess(instance, tell=instance.state != InstanceMessage.STOPPING)
-
-    def restored(self, instance: Instance, values: Sequence[str]) -> None:
-        """An instance had changed values that all apps of the process share; they are as before again.
-
-        Each value is told once in a run, however often it is put back.
-        """
-        told = instance.past().restored
-        if told.issuperset(values):
-            return
-        told.update(values)
-        text = f"Put back what it had changed for all apps of its process: {', '.join(sorted(told))}."
-        now = self._wall()
-        instance.set_condition(SHARED_STATE_RESTORED, True, "SharedStateChanged", text, now)
-        self._transitions.log(instance, "restored", level=logging.WARNING, message=text)
-        self._transitions.reassess(instance, tell=instance.state != InstanceMessage.STOPPING)
-
     # --- starting ---
 
     def _begin(
@@ -183,7 +167,7 @@ class Lifecycle:
         if run.slot is not None:
             self._transitions.move(instance, Event.BEGIN)
         else:
-            self._hooks.changed(instance)
+            self._registry.changed(instance)
         self._do(instance, self._start(instance, run, before))
 
     async def _start(self, instance: Instance, run: Run, before: Coroutine[Any, Any, None] | None) -> None:
@@ -209,7 +193,7 @@ class Lifecycle:
             return
         instance.task = instance.coming = None
         if run.running is not None:
-            served = self._hooks.serving(instance)
+            served = self._registry.serving(instance)
             self._ready(instance, run, run.running)
             if run.tried:
                 self._tried(instance, served)
@@ -295,7 +279,7 @@ class Lifecycle:
         self._transitions.move(
             instance, Event.READY, tier=InstanceSpec.IsolationTier.Name(run.tier), took_ms=took
         )
-        self._hooks.ready(instance)
+        self._on_ready(instance)
         if run.exited is not None:
             self._exited(instance, run.number, run.exited[0])
 
@@ -312,7 +296,7 @@ class Lifecycle:
         """Take note that a start failed."""
         spec = instance.spec()
         instance.run = None
-        self._failures.ended(instance, error, Event.FAIL, spec)
+        self._failures.ended(instance, self._place.located(error), Event.FAIL, spec)
 
     def _exited(self, instance: Instance, number: int, error: SupervisorError | None) -> None:
         run = instance.run
@@ -330,7 +314,8 @@ class Lifecycle:
 
     def _release(self, instance: Instance, run: Run) -> None:
         """Clear away what is left of an app that ended by itself."""
-        down = self._take_down(instance, run, 0.0)
+        # Requests under way end by themselves, each with how the app ended: cut off they would be told less.
+        down = self._take_down(instance, run, _LAST_WORDS)
         instance.run = None
         instance.task = down  # whatever comes next waits for it
         down.add_done_callback(partial(self._done, instance))
@@ -345,11 +330,6 @@ class Lifecycle:
         run = instance.run
         if run is not None and run.number == number:
             self._blocks.told(instance, run, Block(Stage.BEGUN, blocked, stack))
-
-    def blame(self, instances: Callable[[], Iterable[Instance]], block: Block) -> None:
-        """Somebody on the shared loop held the interpreter's lock. May be called from any thread."""
-        with contextlib.suppress(RuntimeError):  # the node has ended meanwhile
-            self._loop.call_soon_threadsafe(lambda: self._blocks.blame(instances(), block))
 
     def _stopped_for_blocking(self, instance: Instance, run: Run, error: SupervisorError) -> None:
         self._release(instance, run)
@@ -380,7 +360,7 @@ class Lifecycle:
             instance.run.wanted = True
 
     async def _sleep(self, instance: Instance, run: Run) -> None:
-        instance.gate.hold(instance.want)
+        instance.gate.hold(partial(self.want, instance))
         await _ended(self._take_down(instance, run))
         if instance.state != InstanceMessage.RUNNING:
             return
@@ -393,7 +373,7 @@ class Lifecycle:
         await self._cleared(instance, previous)
         instance.gate.close("INSTANCE_STOPPING", 1.0)
         self._transitions.log(instance, "gone")
-        await self._hooks.gone(instance)
+        await self._registry.gone(instance)
 
     def _take_down(self, instance: Instance, run: Run, drain: float | None = None) -> asyncio.Task[None]:
         if run.down is None:
@@ -404,7 +384,7 @@ class Lifecycle:
         self._probes.remove(run)
         limit = effective_limits(run.spec).stop_timeout
         drain = limit if drain is None else drain
-        successor = self._hooks.serving(instance)
+        successor = self._registry.serving(instance)
         replaced = successor is not None and successor is not instance
         # Behind a swap a WebSocket may stay as long as anything may, less the time its close takes.
         grace = max(0.0, drain - _CLOSE_SECONDS) if replaced else 0.0
@@ -436,7 +416,7 @@ class Lifecycle:
                 message=report.error.message,
             )  # fmt: skip
         if report.leaks:
-            self.leaked(instance, report.leaks)
+            self._leaks.record(instance, report.leaks)
 
     # --- what all of them need ---
 

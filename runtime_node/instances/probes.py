@@ -12,55 +12,37 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from runtime_node.asgi import ASGIApp, Message, Scope
-from runtime_node.instances.effective import EffectiveHealthCheck
+from runtime_node.cancellation import was_cancelled
+from runtime_node.instances.probe import Probe
 from runtime_node.instances.record import Instance, Run
-from runtime_node.tiers.cancellation import was_cancelled
 from runtime_node.tiers.cross_loop import run_on
 from runtime_node.watchdog.interruption import is_interruption
+from services.spec.effective import EffectiveHealthCheck
 
 MAX_CONCURRENT = 32
 _LATE = 1.0
 """Seconds beyond its own limit after which a probe counts as failed because its loop does not answer."""
 
 
-class Probe:
-    """The probing of one life of an instance, and what it has shown."""
+class _Turn:
+    """One run of an instance and when it is probed next."""
 
-    __slots__ = ("_failures", "_successes", "check", "due", "health", "instance", "last_failure", "run")
+    __slots__ = ("due", "instance", "probe", "run")
 
-    def __init__(self, instance: Instance, run: Run, check: EffectiveHealthCheck, due: float) -> None:
+    def __init__(self, instance: Instance, run: Run, probe: Probe, due: float) -> None:
         self.instance = instance
         self.run = run
-        self.check = check
+        self.probe = probe
         self.due = due
-        self.health: InstanceMessage.Health.ValueType = InstanceMessage.Health.UNKNOWN
-        self.last_failure = ""
-        self._successes = 0
-        self._failures = 0
 
-    def __lt__(self, other: Probe) -> bool:
+    def __lt__(self, other: _Turn) -> bool:
         return self.due < other.due
 
-    def record(self, failure: str | None) -> None:
-        """Take note of one probe's outcome: None for a success, else what was wrong."""
-        if failure is None:
-            self._successes += 1
-            self._failures = 0
-            if (
-                self.health != InstanceMessage.Health.UNHEALTHY
-                or self._successes >= self.check.success_threshold
-            ):
-                self.health = InstanceMessage.Health.HEALTHY
-        else:
-            self._failures += 1
-            self._successes = 0
-            self.last_failure = failure
-            if self._failures >= self.check.failure_threshold:
-                self.health = InstanceMessage.Health.UNHEALTHY
-            elif self.health != InstanceMessage.Health.UNHEALTHY:
-                self.health = InstanceMessage.Health.DEGRADED
+    @property
+    def over(self) -> bool:
+        """Whether this run is not to be probed any more."""
+        return self.run.probe is not self.probe
 
 
 class Probes:
@@ -77,16 +59,16 @@ class Probes:
         self._base_domain = base_domain
         self._on_outcome = on_outcome
         self._max_concurrent = max_concurrent
-        self._heap: list[Probe] = []
-        self._waiting: deque[Probe] = deque()
+        self._heap: list[_Turn] = []
+        self._waiting: deque[_Turn] = deque()
         self._under_way: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
 
     def add(self, instance: Instance, run: Run, check: EffectiveHealthCheck) -> None:
         """Probe an instance from now on, at once for the first time."""
-        run.probe = Probe(instance, run, check, self._loop.time())
-        heapq.heappush(self._heap, run.probe)
+        run.probe = Probe(check)
+        heapq.heappush(self._heap, _Turn(instance, run, run.probe, self._loop.time()))
         self._arm()
 
     def remove(self, run: Run) -> None:
@@ -115,17 +97,17 @@ class Probes:
         self._timer = None
         now = self._loop.time()
         while self._heap and self._heap[0].due <= now:
-            probe = heapq.heappop(self._heap)
-            if probe.run.probe is probe:
-                self._waiting.append(probe)
+            turn = heapq.heappop(self._heap)
+            if not turn.over:
+                self._waiting.append(turn)
         self._pump()
         self._arm()
 
     def _pump(self) -> None:
         while self._waiting and len(self._under_way) < self._max_concurrent:
-            probe = self._waiting.popleft()
-            if probe.run.probe is probe and probe.run.running is not None:
-                task = self._loop.create_task(self._run(probe, probe.run.running.asgi))
+            turn = self._waiting.popleft()
+            if not turn.over and turn.run.running is not None:
+                task = self._loop.create_task(self._run(turn, turn.run.running.asgi))
                 self._under_way.add(task)
                 task.add_done_callback(self._finished)
 
@@ -135,24 +117,25 @@ class Probes:
             task.exception()
         self._pump()
 
-    async def _run(self, probe: Probe, asgi: ASGIApp) -> None:
+    async def _run(self, turn: _Turn, asgi: ASGIApp) -> None:
+        probe = turn.probe
         check = probe.check
-        host = f"{probe.instance.app}.{self._base_domain}"
+        host = f"{turn.instance.app}.{self._base_domain}"
         work: Coroutine[Any, Any, str | None] = ask(asgi, check.path, host, check.timeout)
         try:
             failure = await asyncio.wait_for(run_on(self._front, work), check.timeout + _LATE)
         except TimeoutError:
             failure = "its event loop does not answer"
-        if probe.run.probe is not probe:
+        if turn.over:
             return
         before = probe.health
         probe.record(failure)
         # A little early, at random: probes of apps that started together spread out.
-        probe.due = self._loop.time() + check.interval * random.uniform(0.95, 1.0)  # noqa: S311
-        heapq.heappush(self._heap, probe)
+        turn.due = self._loop.time() + check.interval * random.uniform(0.95, 1.0)  # noqa: S311
+        heapq.heappush(self._heap, turn)
         self._arm()
         if probe.health != before:
-            self._on_outcome(probe.instance)
+            self._on_outcome(turn.instance)
 
 
 async def ask(asgi: ASGIApp, path: str, host: str, timeout: float) -> str | None:

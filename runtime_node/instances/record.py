@@ -17,20 +17,17 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     InstanceFigures,
     InstanceSpec,
 )
-from appsupervisor.runtime.v1.runtime_environment_pb2 import (
-    Instance as InstanceMessage,
-)
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from runtime_node.http.figures import GateFigures
 from runtime_node.instances.block_history import BlockHistory
-from runtime_node.instances.rules import app_id
 from runtime_node.instances.states import StateValue
 from runtime_node.instances.supervision import RestartHistory
+from runtime_node.rules import app_id
 from services.rpc.errors import SupervisorError
 
 if TYPE_CHECKING:
     from runtime_node.http.gate import Gate
-    from runtime_node.instances.lifecycle import Lifecycle
-    from runtime_node.instances.probes import Probe
+    from runtime_node.instances.probe import Probe
     from runtime_node.instances.start_limiter import Slot
     from runtime_node.tiers.runner import RunningApp, Usage
     from runtime_node.watchdog import BlockPolicy
@@ -72,6 +69,9 @@ def trim_detail(detail: str) -> str:
     return raw[:half].decode(errors="ignore") + mark.decode() + raw[-half:].decode(errors="ignore")
 
 
+TOLD_METADATA = ("node", "app_dirs")
+
+
 def error_message(error: SupervisorError, unix_seconds: float) -> InstanceError:
     """Return an error of an app as its instance reports it."""
     return InstanceError(
@@ -79,6 +79,7 @@ def error_message(error: SupervisorError, unix_seconds: float) -> InstanceError:
         message=error.message,
         detail=trim_detail(error.metadata.get("detail", "")),
         occur_time=timestamp(unix_seconds),
+        metadata={key: error.metadata[key] for key in TOLD_METADATA if key in error.metadata},
     )
 
 
@@ -152,7 +153,6 @@ class Instance:
         "generation",
         "health",
         "history",
-        "lifecycle",
         "name",
         "on_request",
         "ready_changed",
@@ -170,9 +170,7 @@ class Instance:
         gate: Gate,
         now: float,
         state: StateValue,
-        lifecycle: Lifecycle,
     ) -> None:
-        self.lifecycle = lifecycle
         self.name = name
         self.app = app_id(name)
         """The app's id."""
@@ -197,10 +195,6 @@ class Instance:
     def version(self) -> tuple[int, int]:
         """`(epoch, generation)`, which orders the instances of one app."""
         return (self.epoch, self.generation)
-
-    def want(self) -> None:
-        """Tell its lifecycle that a request waits for it. May be called from any thread."""
-        self.lifecycle.want(self)
 
     def spec(self) -> InstanceSpec:
         """Return its spec, parsed."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import RestartPolicy
-from runtime_node.instances.effective import EffectiveRestartPolicy
+from services.spec.effective import EffectiveRestartPolicy
 
 FINAL_REASONS = frozenset(
     {
@@ -19,6 +19,7 @@ FINAL_REASONS = frozenset(
         "ENTRYPOINT_ATTRIBUTE_NOT_FOUND",
         "ENTRYPOINT_NOT_AN_APP",
         "ISOLATION_UNSUPPORTED",
+        "DATA_MISSING",
     }
 )
 """Failures that a repeat cannot cure: only another spec or other code on the node can."""

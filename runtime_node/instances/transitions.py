@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from runtime_node.instances.record import BLOCKED_LOOP, DEMOTED, LEAKED, Instance
@@ -17,25 +17,18 @@ _FORWARD_SECONDS = 1.0
 """By then a gate has handed what waited at it to its successor."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """What is told of each instance, and asked about its app."""
-
-    changed: Callable[[Instance], None]
-    """Its state, health or conditions changed; the route may have to."""
-    gone: Callable[[Instance], Awaitable[None]]
-    """It has stopped and nothing of it runs."""
-    serving: Callable[[Instance], Instance | None]
-    """Which instance of the same app its requests go to now."""
-    ready: Callable[[Instance], None]
-    """An app has been built and started."""
-
-
 class Transitions:
     """The one place where an instance's state changes. Belongs to the control loop."""
 
-    def __init__(self, hooks: Hooks, wall: Callable[[], float]) -> None:
-        self._hooks = hooks
+    def __init__(
+        self,
+        changed: Callable[[Instance], None],
+        serving: Callable[[Instance], Instance | None],
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """`changed` hears of each change of an instance; `serving` tells where its app's requests go now."""
+        self._changed = changed
+        self._serving = serving
         self._wall = wall
         self._loop = asyncio.get_running_loop()
 
@@ -49,7 +42,7 @@ class Transitions:
         level = logging.WARNING if instance.state == InstanceMessage.FAILED else logging.INFO
         states = {"state": InstanceMessage.State.Name(instance.state), "was": InstanceMessage.State.Name(old)}
         self.log(instance, "state", level, **states, **facts)
-        self._hooks.changed(instance)
+        self._changed(instance)
 
     def reassess(self, instance: Instance, *, tell: bool = False) -> None:
         """Work out its health anew; tell of a change, or of more than its health with `tell`."""
@@ -64,11 +57,11 @@ class Transitions:
             instance.health = health
             tell = True
         if tell:
-            self._hooks.changed(instance)
+            self._changed(instance)
 
     def shut(self, instance: Instance, door: Callable[[], None]) -> None:
         """Set the door of an instance that serves no more, after what waits at it went to one that does."""
-        successor = self._hooks.serving(instance)
+        successor = self._serving(instance)
         # One that has failed, too, may be handing its own over to this one still.
         if (
             successor is None

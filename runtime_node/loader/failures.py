@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from runtime_node.isolation.refusals import RefusedError
-from runtime_node.logs.masking import Masker
+from runtime_node.masking import Masker
 from services.rpc.errors import SupervisorError
 
 MAX_DETAIL_BYTES = 16 * 1024

@@ -124,7 +124,7 @@ def _import(entrypoint: Entrypoint, lease: Lease | None, secrets: Sequence[str])
         if _is_missing(entrypoint.module, fault):
             error = SupervisorError(
                 "ENTRYPOINT_MODULE_NOT_FOUND",
-                f"there is no module {fault.name!r} in this node's app-dirs or installed packages",
+                f"there is no module {fault.name!r} in this node's app directories or installed packages",
             )
         else:
             error = _import_failed(entrypoint, fault, secrets)

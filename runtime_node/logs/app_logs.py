@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import NamedTuple
 from runtime_node.context import AppContext
 from runtime_node.logs.capture import Capture
 from runtime_node.logs.entries import Entry
-from runtime_node.logs.files import PURGED, AppLog
+from runtime_node.logs.files import AppLog
 from runtime_node.logs.writer import Account, Channel, LogWriter
+from runtime_node.removal import finish_removals
 
 log = logging.getLogger("runtime_node.logs")
 
@@ -196,6 +196,7 @@ class AppLogs:
                 if account is None or account.channels or account.log.listeners:
                     return
                 del self._accounts[app, uid]
+            self._writer.settle(account)
             account.log.end()
 
         self._writer.call(release)
@@ -211,9 +212,7 @@ class AppLogs:
 
     def finish_purges(self) -> None:
         """Remove what a purge left that was cut short by the end of the process. Blocks on the disk."""
-        if self._directory.is_dir():
-            for doomed in self._directory.glob(f"{PURGED}*"):
-                shutil.rmtree(doomed, ignore_errors=True)
+        finish_removals(self._directory)
 
     def counts(self, app: str, uid: str) -> Counts:
         """Return how much an app has logged. Any thread."""

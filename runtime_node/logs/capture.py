@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any, Protocol, TextIO
 
 from runtime_node.isolation.current import CURRENT_INSTANCE, LOADING_FOR
+from services.rpc.logs import QueuedHandler
 
 MAX_LINE = 16 * 1024
 """Characters; a longer line comes in several."""
@@ -256,7 +257,7 @@ class Capture:
         root = logging.getLogger()
         for handler in root.handlers:
             # Its level is the node's from now on: what apps log is kept from INFO on, whatever that is.
-            if type(handler) is logging.StreamHandler:
+            if type(handler) in (logging.StreamHandler, QueuedHandler):
                 before = handler.level
                 handler.setLevel(max(before, root.level))
                 handler.addFilter(self._filter)

@@ -8,6 +8,9 @@ from typing import NamedTuple
 MAX_TEXT_BYTES = 16 * 1024
 _CUT = " […]"
 
+UNWRITTEN = "lost: they could not be written"
+"""What the entry says, after a number, that tells of lines which the disk did not take."""
+
 
 class Entry(NamedTuple):
     """An entry as it is kept. `time` is in microseconds since the Unix epoch, `level` that of `logging`."""
@@ -20,6 +23,11 @@ class Entry(NamedTuple):
     source: str
     text: str
     dropped: int = 0
+
+    @property
+    def tells_unwritten(self) -> bool:
+        """Whether it tells of lines which the disk did not take."""
+        return bool(self.dropped) and self.text.endswith(UNWRITTEN)
 
 
 def encode(entry: Entry) -> bytes:

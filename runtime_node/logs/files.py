@@ -10,17 +10,16 @@ import errno
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from runtime_node.logs.entries import Entry, decode, encode
+from runtime_node.removal import remove_directory
 
 MAX_FILE_BYTES = 1 << 20
 MAX_FILES = 4
 READ_BYTES = 256 << 10
-PURGED = ".purged."
 
 _NAME = re.compile(r"([0-9a-f]{8})-(\d{16})\.log")
 
@@ -46,6 +45,10 @@ class AppLog:
         self._loaded = False
         self.ended = False
         """Purged, or given up for another object of the same log: nothing is added any more."""
+        self.lost = 0
+        """Lines that could not be written since this object was made."""
+        self.told = 0
+        """Of those, the ones that an entry tells of."""
         self.listeners: set[Callable[[], None]] = set()
         """Called on the writer's thread after entries were added, and at the end."""
         self.id = ""
@@ -101,6 +104,11 @@ class AppLog:
         self.next += len(lines)
         self.tell()
 
+    def lose(self, lines: int) -> None:
+        """Take note that lines could not be written, behind the last entry; readers are told at once."""
+        self.lost += lines
+        self.tell()
+
     def tell(self) -> None:
         """Wake the readers."""
         for listener in tuple(self.listeners):
@@ -116,13 +124,7 @@ class AppLog:
         """End it and remove its files. Raises OSError."""
         self.segments = ()
         self.end()
-        # Renamed first: a purge that is cut short is finished at the next start of the node.
-        doomed = self.directory.with_name(f"{PURGED}{self.directory.name}")
-        if doomed.exists():
-            shutil.rmtree(doomed)
-        if self.directory.exists():
-            self.directory.rename(doomed)
-            shutil.rmtree(doomed)
+        remove_directory(self.directory)
 
     def _close(self) -> None:
         if self._file is not None:

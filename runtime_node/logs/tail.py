@@ -11,10 +11,10 @@ from typing import TypeVar
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import LogEntry, TailLogsRequest, TailLogsResponse
-from runtime_node.instances.rules import check_tail
 from runtime_node.logs.app_logs import AppLogs
 from runtime_node.logs.entries import Entry
 from runtime_node.logs.files import AppLog, LogReader
+from runtime_node.rules import check_tail
 from services.rpc.errors import Code, SupervisorError
 
 T = TypeVar("T")
@@ -146,6 +146,11 @@ class _Stream:
         start = after[1] if after is not None and same else log.oldest - 1
         self._told = start
         self._reader = LogReader(log, start)
+        self._born = log.next
+        self._lost = log.told
+        """Of the lines that could not be written, how many it was told of."""
+        self._ahead = 0
+        """Of those, how many before their entry was written."""
 
     def begin(self) -> list[TailLogsResponse]:
         """Return what is to be said first: that the point to resume after is of another log."""
@@ -161,7 +166,9 @@ class _Stream:
 
     def more(self) -> list[TailLogsResponse]:
         """Return messages with the next entries; none at the end of the log."""
+        lost = self.log.lost  # before reading: what was written meanwhile came after it
         while entries := self._reader.read():
+            lost = self.log.lost
             messages: list[TailLogsResponse] = []
             if entries[0].cursor > self._told + 1:
                 # Within a file entries follow each other, unless a line was spoilt: that is a gap, too.
@@ -169,10 +176,31 @@ class _Stream:
                 gap.dropped_count = entries[0].cursor - self._told - 1
                 messages.append(gap)
             self._told = entries[-1].cursor
-            messages += self._packed(entry for entry in entries if self._matches(entry))
+            messages += self._packed(
+                e for e in map(self._untold, entries) if e is not None and self._matches(e)
+            )
             if messages:
                 return messages
-        return []
+        return self._unwritten(lost)
+
+    def _unwritten(self, lost: int) -> list[TailLogsResponse]:
+        """Tell of lines behind the last entry which the disk does not take."""
+        lines, self._lost = lost - self._lost, max(lost, self._lost)
+        if lines <= 0:
+            return []
+        self._ahead += lines
+        gap = self.message(TailLogsResponse.GAP)
+        gap.dropped_count = lines
+        return [gap]
+
+    def _untold(self, entry: Entry) -> Entry | None:
+        """Return the entry without what a GAP has told already; None if that is all."""
+        if not entry.tells_unwritten or entry.cursor < self._born:
+            return entry
+        known = min(self._ahead, entry.dropped)
+        self._ahead -= known
+        self._lost += entry.dropped - known
+        return entry._replace(dropped=entry.dropped - known) if known < entry.dropped else None
 
     def close(self) -> None:
         """Release the file."""

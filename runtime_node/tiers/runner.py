@@ -12,13 +12,6 @@ from runtime_node.context import AppContext
 from services.rpc.errors import SupervisorError
 
 
-class UndeliveredError(SupervisorError):
-    """Raised by an app's callable for a request that never reached the app, which has ended by `cause`."""
-
-    def __init__(self, cause: SupervisorError) -> None:
-        super().__init__(cause.reason, cause.message, resource=cause.resource, metadata=cause.metadata)
-
-
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What a running app uses, where its tier can tell: None where it cannot."""

@@ -12,7 +12,6 @@ from functools import partial
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.asgi import ASGIApp, Receive, Scope, Send
-from runtime_node.instances.effective import effective_limits
 from runtime_node.isolation import CURRENT_INSTANCE, tasks_of
 from runtime_node.isolation.abandonable import run_abandonable
 from runtime_node.isolation.current import LOADING_FOR
@@ -25,6 +24,7 @@ from runtime_node.tiers.lifespan import CANCEL_GRACE, Lifespan
 from runtime_node.tiers.reach import instead_of_environment, refusal_of
 from runtime_node.tiers.runner import Launch, RunningApp, StopReport, Usage
 from services.rpc.errors import SupervisorError
+from services.spec.effective import effective_limits
 
 _HANGS_SECONDS = 5.0
 _releasing: set[asyncio.Task[list[str]]] = set()

@@ -17,7 +17,6 @@ import uvloop
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.asgi import ASGIApp
-from runtime_node.instances.effective import effective_limits
 from runtime_node.isolation import attach, guard_loop
 from runtime_node.isolation.frames import current_frames
 from runtime_node.loader import LoadedCode, Loader
@@ -30,6 +29,7 @@ from runtime_node.tiers.runner import Launch, RunningApp, StopReport, Usage
 from runtime_node.tiers.shared import Released, context_of, end_tasks, lifespan_of, load, release
 from runtime_node.watchdog import Watchdog
 from services.rpc.errors import SupervisorError
+from services.spec.effective import effective_limits
 
 log = logging.getLogger("runtime_node.tiers")
 

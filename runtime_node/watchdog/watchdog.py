@@ -62,8 +62,7 @@ class Watchdog:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._starved = 0.0
-        self.on_unclaimed: Callable[[Block], None] | None = None
-        """Hears of a hold of the interpreter's lock that nobody can be blamed for by his thread alone."""
+        self._on_unclaimed: Callable[[Block], None] = lambda block: None
 
     def start(self) -> None:
         """Begin to watch."""
@@ -78,6 +77,13 @@ class Watchdog:
             self._thread.join(5.0)
         if self._holds is not None:
             self._holds.close()
+
+    def subscribe(self, on_unclaimed: Callable[[Block], None]) -> None:
+        """Tell of holds of the interpreter's lock that nobody can be blamed for by his thread alone.
+
+        `on_unclaimed` is called on the watchdog's thread; must not block.
+        """
+        self._on_unclaimed = on_unclaimed
 
     def watch(self, loop: asyncio.AbstractEventLoop, instance: str = "") -> None:
         """Watch a loop that runs or is about to; `instance` when all of its code belongs to one."""
@@ -303,5 +309,5 @@ class Watchdog:
         block = Block(Stage.HELD, held.seconds, held.stack)
         if policy is not None:
             policy.on_block(block)
-        elif self.on_unclaimed is not None:
-            self.on_unclaimed(block)
+        else:
+            self._on_unclaimed(block)

@@ -115,7 +115,7 @@ def describe(context: typer.Context, name: AppArgument) -> None:
     Example: appsupervisor describe shop
     """
     session = session_of(context)
-    app = session.client.app(name)
+    app = session.client.app(name, full=True)
     session.output.console.print(views.described(app, session.client.events(name, DESCRIBED_EVENTS)))
 
 

@@ -66,13 +66,15 @@ class Client:
         except grpc.RpcError as failure:
             raise from_rpc(failure, self.address) from None
 
-    def app(self, name: str) -> catalog.App:
-        """Return an app by its id or resource name. Raises CliError."""
-        return self.call(self.catalog.GetApp, catalog.GetAppRequest(name=app_name(name)))
+    def app(self, name: str, *, full: bool = False) -> catalog.App:
+        """Return an app by its id or resource name; `full` with figures. Raises CliError."""
+        return self.call(self.catalog.GetApp, catalog.GetAppRequest(name=app_name(name), view=_view(full)))
 
-    def apps(self, filter_text: str = "", order_by: str = "") -> Iterator[catalog.App]:
-        """Yield all apps that match, page by page."""
-        request = catalog.ListAppsRequest(page_size=PAGE, filter=filter_text, order_by=order_by)
+    def apps(self, filter_text: str = "", order_by: str = "", *, full: bool = False) -> Iterator[catalog.App]:
+        """Yield all apps that match, page by page; `full` with figures."""
+        request = catalog.ListAppsRequest(
+            page_size=PAGE, filter=filter_text, order_by=order_by, view=_view(full)
+        )
         while True:
             page = self.call(self.catalog.ListApps, request)
             yield from page.apps
@@ -177,6 +179,10 @@ def operation_name(text: str) -> str:
 def short(name: str) -> str:
     """Return the last part of a resource name."""
     return name.rpartition("/")[2]
+
+
+def _view(full: bool) -> catalog.App.View.ValueType:
+    return catalog.App.FULL if full else catalog.App.VIEW_UNSPECIFIED
 
 
 def _actor() -> str:

@@ -77,8 +77,10 @@ class Output:
         """Whether a person looks: bars and colours make sense then."""
         return self.notes.is_terminal and self.form in (Format.TABLE, Format.WIDE)
 
-    def many(self, messages: Iterable[M], columns: Sequence[Column[M]], *, none: str = "") -> None:
-        """Write a list: a line each, or one JSON or YAML array."""
+    def many(
+        self, messages: Iterable[M], columns: Sequence[Column[M]], *, none: str = "", headed: bool = True
+    ) -> None:
+        """Write a list: a line each, or one JSON or YAML array. Without a head it goes on with one before."""
         found = list(messages)
         if self._query is not None or self.form in (Format.JSON, Format.YAML):
             self._structured([as_dict(message) for message in found])
@@ -86,7 +88,7 @@ class Output:
             for message in found:
                 print(message.name)  # type: ignore[attr-defined]  # noqa: T201 - what was asked for
         elif found:
-            self._table(found, [c for c in columns if self.form is Format.WIDE or not c.wide])
+            self._table(found, [c for c in columns if self.form is Format.WIDE or not c.wide], headed)
         elif none:
             self.note(none)
 
@@ -112,16 +114,17 @@ class Output:
         else:
             print(json.dumps(content, indent=2, ensure_ascii=False))  # noqa: T201
 
-    def _table(self, rows: Sequence[M], columns: Sequence[Column[M]]) -> None:
+    def _table(self, rows: Sequence[M], columns: Sequence[Column[M]], headed: bool) -> None:
         cells = [[column.text(row) for column in columns] for row in rows]
         if not self.console.is_terminal:
             # Piped: every cell whole, columns aligned, no frame.
             titles = [column.title for column in columns]
             widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
-            for line in (titles, *cells):
+            for line in (titles, *cells) if headed else cells:
                 sys.stdout.write("  ".join(map(str.ljust, line, widths)).rstrip() + "\n")
+            sys.stdout.flush()
             return
-        table = Table(box=None, pad_edge=False, header_style="bold")
+        table = Table(box=None, pad_edge=False, header_style="bold", show_header=headed)
         for column in columns:
             table.add_column(column.title, no_wrap=True, overflow="ellipsis")
         for line in cells:

@@ -1,11 +1,12 @@
-"""Commands that follow: logs, events, watch, and waiting for a state."""
+"""Commands that follow: logs, events, watch, top, and waiting for a state."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC
-from typing import Annotated
+from enum import StrEnum
+from typing import Annotated, Any
 
 import typer
 from google.protobuf.json_format import MessageToJson
@@ -14,23 +15,42 @@ from rich.table import Table
 from rich.text import Text
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, LogEntry
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceFigures, LogEntry
 from services.cli import views
 from services.cli.apps import AppArgument, combined, is_ready, is_settled
 from services.cli.client import app_name, short
+from services.cli.completion import complete_app
 from services.cli.errors import CliError, Exit
-from services.cli.output import Format, styled
+from services.cli.output import Column, Format, M, styled
 from services.cli.session import Session, session_of
 
 LOOK_SECONDS = 1.0
-EVENTS_LOOK_SECONDS = 1.0
 SHOWN_APPS = 200
 """Lines of a live table: more than a screen has, few enough to draw each second."""
 
 
+class TopOrder(StrEnum):
+    """What `top --sort` takes."""
+
+    REQUESTS = "requests"
+    LATENCY = "latency"
+    ERRORS = "errors"
+    CPU = "cpu"
+    MEMORY = "memory"
+
+
+_TOP_ORDERS: dict[TopOrder, Callable[[InstanceFigures], float]] = {
+    TopOrder.REQUESTS: lambda figures: figures.requests_per_second,
+    TopOrder.LATENCY: lambda figures: figures.latency_p99.ToNanoseconds(),
+    TopOrder.ERRORS: lambda figures: figures.error_count,
+    TopOrder.CPU: lambda figures: figures.cpu_time.ToNanoseconds(),
+    TopOrder.MEMORY: lambda figures: figures.memory_bytes,
+}
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    for name, command in (("logs", logs), ("events", events), ("watch", watch)):
+    for name, command in (("logs", logs), ("events", events), ("watch", watch), ("top", top)):
         app.command(name, rich_help_panel="Look")(command)
 
 
@@ -60,24 +80,40 @@ def logs(
 
 def events(
     context: typer.Context,
-    name: AppArgument,
+    name: Annotated[
+        str, typer.Argument(help="The app's id; `-` for all apps.", autocompletion=complete_app)
+    ] = "-",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
-    limit: Annotated[int, typer.Option(help="The newest so many.", min=1, max=1000)] = 20,
+    limit: Annotated[int, typer.Option(help="The newest so many.", min=0, max=1000)] = 20,
+    filter_text: Annotated[
+        str, typer.Option("--filter", help='AIP-160, such as actor != system AND type = "Updated"')
+    ] = "",
 ) -> None:
-    """Show an app's timeline, oldest first.
+    """Show an app's timeline, or all apps', oldest first.
 
     Example: appsupervisor events shop --limit 5
     """
     session = session_of(context)
-    newest = session.client.events(name, limit)
-    session.output.many(reversed(newest), views.EVENTS, none="Nothing has happened yet.")
-    seen = newest[0].name if newest else ""
-    while follow:
-        time.sleep(EVENTS_LOOK_SECONDS)
-        fresh = [event for event in session.client.events(name, 100) if event.name > seen]
-        if fresh:
-            seen = fresh[0].name
-            session.output.many(reversed(fresh), views.EVENTS)
+    columns = views.ALL_EVENTS if name == "-" else views.EVENTS
+    none = "Nothing has happened yet."
+    if name != "-" and not (follow or filter_text):
+        session.output.many(reversed(session.client.events(name, max(limit, 1))), columns, none=none)
+        return
+    if name != "-":
+        session.client.events(name, 1)  # says so if there is no such app, and never was
+    request = catalog.WatchAppEventsRequest(parent=app_name(name), filter=filter_text, tail_count=limit)
+    first: list[catalog.AppEvent] | None = []
+    for message in _resumed(session, session.client.catalog.WatchAppEvents, request):
+        if message.type == catalog.WatchAppEventsResponse.SYNCED and first is not None:
+            session.output.many(first, columns, none=none)
+            first = None
+            if not follow:
+                return
+        elif message.HasField("app_event"):
+            if first is not None:
+                first.append(message.app_event)
+            else:
+                session.output.many([message.app_event], columns, headed=False)
 
 
 def watch(
@@ -106,6 +142,44 @@ def watch(
                 else:
                     apps[app.name] = app
             live.update(_table(apps), refresh=True)
+
+
+def top(
+    context: typer.Context,
+    filter_text: Annotated[str, typer.Option("--filter", "-f", help="AIP-160, as in list.")] = "",
+    selector: Annotated[str, typer.Option("--selector", "-l", help="KEY=VALUE of labels")] = "",
+    sort: Annotated[TopOrder, typer.Option(help="What comes first.")] = TopOrder.REQUESTS,
+    once: Annotated[bool, typer.Option("--once", help="Show it once, and end.")] = False,
+    interval: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.5)] = 2.0,
+) -> None:
+    """Show the figures of what runs, the busiest first: a live table on a terminal, one table elsewhere.
+
+    Example: appsupervisor top --once --sort memory
+    """
+    session = session_of(context)
+    wanted = combined(filter_text, selector)
+
+    def look() -> list[Instance]:
+        running = [
+            one
+            for app in session.client.apps(wanted, full=True)
+            for one in app.instances
+            if one.state == Instance.RUNNING
+        ]
+        return sorted(running, key=lambda one: (-_TOP_ORDERS[sort](one.figures), one.name))
+
+    if once or not session.output.console.is_terminal or session.output.form is not Format.TABLE:
+        session.output.many(look(), views.INSTANCES, none="Nothing runs.")
+        return
+    with Live(console=session.output.console, auto_refresh=False, screen=True) as live:
+        while True:
+            try:
+                live.update(_live_table(look(), views.INSTANCES), refresh=True)
+            except CliError as broken:
+                if broken.code is not Exit.UNREACHABLE:
+                    raise
+                live.update(Text(f"{broken.sentence} Trying again."), refresh=True)
+            time.sleep(interval)
 
 
 def watch_until(session: Session, name: str, what: str, timeout: float) -> catalog.App | None:
@@ -158,17 +232,29 @@ def _changes(session: Session, filter_text: str) -> Iterator[tuple[catalog.App |
     A stream that breaks is taken up where it was; what happened meanwhile is told.
     """
     request = catalog.WatchAppsRequest(filter=filter_text)
+    for message in _resumed(session, session.client.catalog.WatchApps, request):
+        if message.HasField("app"):
+            yield message.app, message.type == catalog.WatchAppsResponse.REMOVE
+        elif message.type == catalog.WatchAppsResponse.SYNCED:
+            yield None, False
+
+
+def _resumed(session: Session, method: Callable[..., Any], request: Any) -> Iterator[Any]:
+    """Yield a watch's messages for ever; one that breaks goes on after the last one that bore a token.
+
+    Raises CliError when it is refused.
+    """
     while True:
         try:
-            for message in session.client.stream(session.client.catalog.WatchApps, request):
+            for message in session.client.stream(method, request):
                 if message.resume_token:
                     request.resume_token = message.resume_token
-                if message.HasField("app"):
-                    yield message.app, message.type == catalog.WatchAppsResponse.REMOVE
-                elif message.type == catalog.WatchAppsResponse.SYNCED:
-                    yield None, False
+                    if isinstance(request, catalog.WatchAppEventsRequest):
+                        request.ClearField("tail_count")  # what it began with has been told
+                yield message
         except CliError as broken:
             if broken.reason == "RESUME_TOKEN_EXPIRED":
+                session.output.note("Some of what happened meanwhile is forgotten, and is missing here.")
                 request.resume_token = ""
             elif broken.code is not Exit.UNREACHABLE:
                 raise
@@ -192,12 +278,16 @@ _LEVELS = {"WARNING": "yellow", "SEVERE": "red", "CRITICAL": "bold red", "VERBOS
 
 
 def _table(apps: dict[str, catalog.App]) -> Table:
+    return _live_table([apps[name] for name in sorted(apps)], views.APPS)
+
+
+def _live_table(rows: Sequence[M], columns: Sequence[Column[M]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in views.APPS:
-        if not column.wide:
-            table.add_column(column.title)
-    for name in sorted(apps)[:SHOWN_APPS]:
-        table.add_row(*(styled(column.text(apps[name])) for column in views.APPS if not column.wide))
-    if len(apps) > SHOWN_APPS:
-        table.add_row(f"… and {len(apps) - SHOWN_APPS} more")
+    shown = [column for column in columns if not column.wide]
+    for column in shown:
+        table.add_column(column.title)
+    for row in rows[:SHOWN_APPS]:
+        table.add_row(*(styled(column.text(row)) for column in shown))
+    if len(rows) > SHOWN_APPS:
+        table.add_row(f"… and {len(rows) - SHOWN_APPS} more")
     return table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from google.longrunning.operations_pb2 import Operation
 from rich.console import Group, RenderableType
@@ -13,7 +14,7 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent
 from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceSpec
 from services.cli.client import metadata_of, short
-from services.cli.output import Column, M, age, styled
+from services.cli.output import Column, M, age, milliseconds, size, styled
 
 
 def state_of(app: App) -> str:
@@ -80,6 +81,49 @@ EVENTS: Sequence[Column[AppEvent]] = (
     Column("MESSAGE", lambda event: (event.message.splitlines() or [""])[0]),
 )
 
+
+def _told(instance: Instance, text: str) -> str:
+    return text if instance.HasField("figures") else "-"
+
+
+def _latency(instance: Instance, field: Literal["latency_p50", "latency_p99", "loop_lag"]) -> str:
+    figures = instance.figures
+    return milliseconds(getattr(figures, field)) if figures.HasField(field) else "-"
+
+
+def _seconds(instance: Instance) -> str:
+    spent = instance.figures.cpu_time
+    return f"{spent.seconds + spent.nanos / 1e9:.1f}" if instance.figures.HasField("cpu_time") else "-"
+
+
+def _tier(instance: Instance) -> str:
+    return InstanceSpec.IsolationTier.Name(instance.isolation) if instance.isolation else "-"
+
+
+INSTANCES: Sequence[Column[Instance]] = (
+    Column("APP", lambda one: one.name.split("/")[1]),
+    Column("INSTANCE", lambda one: short(one.name), wide=True),
+    Column("NODE", lambda one: short(one.node)),
+    Column("TIER", _tier, wide=True),
+    Column("REQ/S", lambda one: _told(one, f"{one.figures.requests_per_second:.1f}")),
+    Column("IN FLIGHT", lambda one: _told(one, str(one.figures.in_flight_count))),
+    Column("QUEUED", lambda one: _told(one, str(one.figures.queued_count)), wide=True),
+    Column("P50 MS", lambda one: _latency(one, "latency_p50")),
+    Column("P99 MS", lambda one: _latency(one, "latency_p99")),
+    Column("REQUESTS", lambda one: _told(one, str(one.figures.request_count))),
+    Column("ERRORS", lambda one: _told(one, str(one.figures.error_count))),
+    Column("LAG MS", lambda one: _latency(one, "loop_lag")),
+    Column("CPU S", _seconds),
+    Column("MEMORY", lambda one: size(one.figures.memory_bytes)),
+)
+"""What `top` and `describe` show: `-` where a node has not told, or cannot tell it from the neighbours'."""
+
+ALL_EVENTS: Sequence[Column[AppEvent]] = (
+    EVENTS[0],
+    Column("APP", lambda event: event.name.split("/")[1]),
+    *EVENTS[1:],
+)
+
 OPERATIONS: Sequence[Column[Operation]] = (
     Column("NAME", lambda operation: short(operation.name)),
     Column("APP", lambda operation: short(metadata_of(operation).target)),
@@ -98,6 +142,9 @@ def described(app: App, events: Iterable[AppEvent]) -> RenderableType:
         parts += [Text("\nConditions", style="bold"), _conditions(app)]
     if app.instances:
         parts += [Text("\nInstances", style="bold"), _instances(app)]
+        measured = [one for one in app.instances if one.HasField("figures")]
+        if measured:
+            parts += [Text("\nFigures", style="bold"), _rows(INSTANCES[1:], measured)]
     told = list(events)
     if told:
         parts += [Text("\nNewest events", style="bold"), _rows(EVENTS, told)]
@@ -178,7 +225,3 @@ def _rows(columns: Sequence[Column[M]], rows: Iterable[M]) -> Table:
     for row in rows:
         table.add_row(*(styled(column.text(row)) for column in columns))
     return table
-
-
-def _tier(instance: Instance) -> str:
-    return InstanceSpec.IsolationTier.Name(instance.isolation) if instance.isolation else "-"

@@ -10,7 +10,6 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
-from services.control_plane.controller.controller import Controller
 from services.control_plane.store.interface import CatalogStore
 
 PREFIX = "appsupervisor_control_plane"
@@ -25,14 +24,14 @@ class ControlPlaneMetrics:
     def __init__(
         self,
         store: CatalogStore,
-        controller: Controller,
+        queue: Callable[[], tuple[int, int]],
         *,
         watchers: Callable[[], int],
         tails: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
-        self._controller = controller
+        self._queue = queue
         self._watchers = watchers
         self._tails = tails
         self._clock = clock
@@ -49,12 +48,12 @@ class ControlPlaneMetrics:
         for state, count in sorted(states.items()):
             nodes.add_metric([state], count)
         yield nodes
-        waiting, running = self._controller.queue()
+        waiting, running = self._queue()
         for name, text, value in (
             ("open_operations", "Operations that are not done.", self._store.mirror.count_open_operations()),
             ("reconcile_waiting", "Apps that wait for a pass.", waiting),
             ("reconcile_running", "Passes under way.", running),
-            ("app_watchers", "WatchApps streams open.", self._watchers()),
+            ("app_watchers", "WatchApps and WatchAppEvents streams open.", self._watchers()),
             ("log_streams", "TailAppLogs streams open.", self._tails()),
             ("revision", "Newest revision of the catalog.", self._store.mirror.apps.revision),
         ):

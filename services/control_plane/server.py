@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 from google.longrunning.operations_pb2_grpc import add_OperationsServicer_to_server
 
@@ -15,19 +15,26 @@ from appsupervisor.catalog.v1.app_catalog_pb2_grpc import add_AppCatalogServicer
 from appsupervisor.fleet.v1.fleet_pb2_grpc import add_FleetServicer_to_server
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
+from services.control_plane.catalog.timelines import AppTimelines
 from services.control_plane.controller.controller import Controller
+from services.control_plane.duties import LeaderDuties
 from services.control_plane.fleet.fleet import FleetService
 from services.control_plane.health import AppHealth
+from services.control_plane.leadership import Leadership
 from services.control_plane.metrics import ControlPlaneMetrics
+from services.control_plane.nodes.figures import FigureReader
+from services.control_plane.nodes.pool import NodePool
 from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
 from services.control_plane.servicers.app_catalog import CatalogServicer
 from services.control_plane.servicers.fleet import FleetServicer
+from services.control_plane.servicers.fresh import FreshServicer
 from services.control_plane.servicers.operations import OperationsServicer
 from services.control_plane.settings import Settings
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.sql_store import open_store
 from services.rpc.metrics import Collector, MetricsListener
+from services.rpc.process import ending_signals
 from services.rpc.server import RpcServer, Service
 
 log = logging.getLogger("appsupervisor.control_plane")
@@ -43,6 +50,8 @@ class ControlPlane:
         self._stack = AsyncExitStack()
         self.port = 0
         self.metrics_port = 0
+        self.leadership: Leadership | None = None
+        """This replica's part in who leads, once it has started."""
 
     async def start(self) -> None:
         """Start in phases; if one fails, those before it are closed and the failure is raised."""
@@ -52,12 +61,13 @@ class ControlPlane:
             stack.push_async_callback(asyncio.to_thread, store.close)
             # 2. The core.
             operations = OperationService(store)
-            controller = Controller(store, node_timeout=self._settings.node_timeout)
+            duties = LeaderDuties(store, partial(Controller, node_timeout=self._settings.node_timeout))
             await operations.start()
             # 3. Calls, from outside and, once it listens, from nodes.
-            tails = AppTails(store.mirror, controller.client_of)
-            queries, health = AppQueries(store), AppHealth(store.mirror)
-            server = RpcServer(services(store, operations, controller, queries, tails), health.resources)
+            nodes = NodePool(store.mirror)
+            tails, queries = AppTails(store.mirror, nodes), AppQueries(store, FigureReader(nodes))
+            timelines, health = AppTimelines(store), AppHealth(store.mirror)
+            server = RpcServer(services(store, operations, queries, timelines, tails), health.resources)
             self.port = await server.start(self._settings.listen)
             stack.push_async_callback(server.stop, self._settings.drain_timeout)
             # Those who watch or wait are sent off first: the drain would wait for them in vain.
@@ -70,13 +80,23 @@ class ControlPlane:
                 self._serve_metrics(
                     stack,
                     ControlPlaneMetrics(
-                        store, controller, watchers=lambda: queries.watchers, tails=lambda: tails.streams
+                        store,
+                        duties.queue,
+                        watchers=lambda: queries.watchers + timelines.watchers,
+                        tails=lambda: tails.streams,
                     ),
                     server.pipeline.figures,
                 )
-            # 4. The controller last: what it does can be watched from its first step.
-            await controller.start()
-            stack.push_async_callback(controller.close)
+            # 4. The leader's work last: what it does can be watched from its first step.
+            leadership = Leadership(
+                store.seat,
+                f"{self._settings.listen.rpartition(':')[0]}:{self.port}",
+                on_elected=duties.begin,
+                on_lost=duties.end,
+            )
+            stack.push_async_callback(leadership.close)
+            await leadership.start()
+            self.leadership = leadership
             self._stack = stack.pop_all()
         # What was loaded stays: a collection need not walk it (85 ms at 10,000 apps, in every request's way).
         gc.collect()
@@ -105,26 +125,25 @@ class ControlPlane:
 def services(
     store: CatalogStore,
     operations: OperationService,
-    controller: Controller,
     queries: AppQueries,
+    timelines: AppTimelines,
     tails: AppTails,
 ) -> list[Service]:
     """Return the services of the control plane over its core."""
-    catalog = CatalogServicer(AppCommands(store), queries, tails)
-    fleet = FleetServicer(FleetService(store, controller.is_heard))
-    return [
-        Service("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),
-        Service("appsupervisor.fleet.v1.Fleet", add_FleetServicer_to_server, fleet),
-        Service(
-            "google.longrunning.Operations",
-            add_OperationsServicer_to_server,
-            OperationsServicer(operations),
-        ),
+    catalog = CatalogServicer(AppCommands(store), queries, timelines, tails)
+    fleet = FleetServicer(FleetService(store, store.mirror.is_heard))
+    servicers = [
+        ("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),
+        ("appsupervisor.fleet.v1.Fleet", add_FleetServicer_to_server, fleet),
+        ("google.longrunning.Operations", add_OperationsServicer_to_server, OperationsServicer(operations)),
     ]
+    if store.seat.exclusive:  # nobody else writes: what isn't here isn't anywhere
+        return [Service(name, add, servicer) for name, add, servicer in servicers]
+    return [Service(name, add, FreshServicer(servicer, store)) for name, add, servicer in servicers]
 
 
 async def serve(settings: Settings) -> None:
-    """Run until SIGTERM or SIGINT, then drain. A second signal ends the process at once.
+    """Run until SIGTERM, SIGINT or SIGHUP, then drain. A second signal ends the process at once.
 
     Raises what ended the store, if it could not go on: acknowledged writes are safe, a new process
     starts from them.
@@ -137,12 +156,14 @@ async def serve(settings: Settings) -> None:
         fatal.append(failure)
         loop.call_soon_threadsafe(stopping.set)
 
+    numbers = ending_signals()
+
     def stop() -> None:
         stopping.set()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in numbers:
             loop.remove_signal_handler(number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in numbers:
         loop.add_signal_handler(number, stop)
     control_plane = ControlPlane(settings, end)
     await control_plane.start()

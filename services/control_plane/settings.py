@@ -21,7 +21,9 @@ class Settings(BaseSettings):
 
     listen: str = Field("127.0.0.1:7400", description="host:port to serve gRPC on; port 0 takes a free one")
     database_url: str = Field(
-        "sqlite:///data/control-plane.db", description="SQLAlchemy URL of the catalog's database"
+        "sqlite:///data/control-plane.db",
+        description="the catalog's database: sqlite:///FILE, of this control plane alone, or "
+        "postgresql://USER@HOST/DATABASE, which several may share",
     )
     node_timeout: float = Field(
         5.0, ge=0.5, le=300, description="seconds of silence after which a node counts as unreachable"

@@ -78,6 +78,11 @@ class ChangeFeed(Generic[V]):
         """The oldest position a reader can resume after."""
         return self._oldest
 
+    @property
+    def closed(self) -> bool:
+        """Whether every watch has been told to end."""
+        return self._closed
+
     def __len__(self) -> int:
         return len(self._entries)
 

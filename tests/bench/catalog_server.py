@@ -19,7 +19,10 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane import server as composition
 from services.control_plane.catalog.queries import AppQueries
+from services.control_plane.catalog.timelines import AppTimelines
 from services.control_plane.controller.controller import Controller
+from services.control_plane.nodes.figures import FigureReader
+from services.control_plane.nodes.pool import NodePool
 from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
 from services.control_plane.rules.app_defaults import normalize_app
@@ -83,9 +86,9 @@ async def serve(apps: int, directory: str) -> None:
             *composition.services(
                 store,
                 operations,
-                controller,
-                AppQueries(store),
-                AppTails(store.mirror, controller.client_of),
+                AppQueries(store, FigureReader(NodePool(store.mirror))),
+                AppTimelines(store),
+                AppTails(store.mirror, NodePool(store.mirror)),
             ),
         ]
     )

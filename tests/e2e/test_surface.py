@@ -9,9 +9,11 @@ from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
+from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from services.rpc.reflection import SERVICES as REFLECTION
 from tests.conftest import RunTool
-from tests.e2e.stack import ROOT, Stack
+from tests.e2e.stack import ROOT, Stack, eventually
+from tests.e2e.traffic import ask, delete
 
 STANDARD = {"grpc.health.v1.Health", "grpc.channelz.v1.Channelz", *REFLECTION}
 CONTROL_PLANE = {
@@ -114,3 +116,32 @@ def test_grpcurl_prints_the_same_by_reflection_as_by_proto(
         told = run_tool(*by_reflection[:-1], *asked, by_reflection[-1], method).stdout
         assert "apps/printed" in told
         assert told == run_tool(*by_proto[:-1], *asked, by_proto[-1], method).stdout
+
+
+def test_figures_and_events_of_an_app_on_a_real_node_are_told(guest_stack: Stack) -> None:
+    app_id = "measured"
+    guest_stack.create(app_id, "behaviours:ready")
+    for _ in range(5):
+        assert ask(guest_stack, app_id, "/").status == 200
+
+    def counted() -> bool:
+        page = guest_stack.apps.ListApps(
+            catalog.ListAppsRequest(filter=f"name = apps/{app_id}", view=catalog.App.FULL), timeout=10
+        )
+        return page.apps[0].instances[0].figures.request_count >= 5
+
+    eventually(counted, "the node has told of the requests")
+    assert not guest_stack.get(app_id).instances[0].HasField("figures")
+    request = catalog.WatchAppEventsRequest(parent=f"apps/{app_id}", tail_count=10)
+    stream = guest_stack.apps.WatchAppEvents(request, timeout=20)
+    told = []
+    for message in stream:
+        if message.type == catalog.WatchAppEventsResponse.SYNCED:
+            break
+        told.append(message.app_event.type)
+    assert told[0] == "Created"
+    delete(guest_stack, app_id)
+    while "Deleted" not in told:
+        told.append(next(stream).app_event.type)
+    stream.cancel()
+    assert told.index("DeleteRequested") < told.index("Deleted")

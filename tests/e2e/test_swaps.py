@@ -15,7 +15,18 @@ from appsupervisor.runtime.v1 import runtime_environment_pb2 as runtime
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceSpec, Limits
 from tests.e2e.conftest import GUEST_DIRS
 from tests.e2e.stack import Stack, eventually
-from tests.e2e.traffic import Answer, ask, burst, data_dir, delete, reason_of, traffic, update, websocket
+from tests.e2e.traffic import (
+    Answer,
+    ask,
+    burst,
+    data_dir,
+    delete,
+    info_of,
+    reason_of,
+    traffic,
+    update,
+    websocket,
+)
 
 SHARED, THREAD, PROCESS = InstanceSpec.SHARED, InstanceSpec.THREAD, InstanceSpec.PROCESS
 
@@ -87,6 +98,10 @@ def test_an_update_that_does_not_start_leaves_the_old_version_serving(
         request = catalog.UpdateAppRequest(app=catalog.App(name=f"apps/{app_id}", entrypoint=broken))
         failed = stack.wait(stack.apps.UpdateApp(request, timeout=10))
         assert reason_of(failed) == reason
+        if reason.startswith("ENTRYPOINT_"):
+            app_dirs = info_of(failed).metadata["app_dirs"].split(":")
+            assert app_dirs == [str(directory) for directory in stack.app_dirs]
+            assert all(told in failed.error.message for told in (info_of(failed).metadata["node"], *app_dirs))
         answered = flow.answers
         eventually(lambda: flow.answers > answered + 20, "the old version serves")
     assert flow.failures == []

@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from tests.conftest import RunTool
-from tests.e2e.stack import ROOT, eventually
+from tests.e2e.stack import ROOT, eventually, free_port
 
 PORTS = ("CONTROL_PLANE_PORT", "NODE_PORT", "HTTP_PORT")
 
@@ -149,6 +150,29 @@ def test_when_the_launcher_is_killed_nothing_stays(up: type[Up]) -> None:
     assert len(children) >= 2
     running.process.kill()
     eventually(lambda: not [one for one in children if one.is_running()], "the children end")
+
+
+def test_metrics_of_both_programs_and_apps_of_ones_own_are_there(up: type[Up], tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    port = free_port()
+    running = up(
+        APPSUPERVISOR_METRICS_LISTEN=f"127.0.0.1:{port}",
+        APPSUPERVISOR_APP_DIR=str(tmp_path / "mine"),
+        APPSUPERVISOR_LOG_LEVL="debug",
+    ).wait()
+    names = (b"appsupervisor_control_plane_apps", b"appsupervisor_node_instances")
+    for number, name in enumerate(names, port):
+        assert f"http://127.0.0.1:{number}/metrics" in running.text
+        with urllib.request.urlopen(f"http://127.0.0.1:{number}/metrics", timeout=10) as answer:
+            assert name in answer.read()
+    assert "APPSUPERVISOR_LOG_LEVL is set, but no program reads it" in running.text
+    assert running.stop() == 0, running.text
+
+
+def test_what_the_launcher_decides_is_refused_in_a_sentence(up: type[Up]) -> None:
+    refused = up(APPSUPERVISOR_LISTEN="127.0.0.1:1")
+    assert refused.process.wait(30) == 1
+    assert "APPSUPERVISOR_LISTEN has no effect with make up" in refused.text
 
 
 def test_a_port_in_use_is_named_with_the_way_out(up: type[Up]) -> None:

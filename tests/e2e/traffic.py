@@ -93,8 +93,14 @@ def delete(stack: Stack, app_id: str) -> None:
 
 def reason_of(operation: operations_pb2.Operation) -> str:
     """Return the reason with which an operation failed, or "" if it did not."""
+    return info_of(operation).reason
+
+
+def info_of(operation: operations_pb2.Operation) -> ErrorInfo:
+    """Return the ErrorInfo with which an operation failed, an empty one if it did not."""
     info = ErrorInfo()
-    return info.reason if any(detail.Unpack(info) for detail in operation.error.details) else ""
+    any(detail.Unpack(info) for detail in operation.error.details)
+    return info
 
 
 def websocket(stack: Stack, app: str, path: str, *, by: Literal["host", "path"] = "host") -> ClientConnection:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
-from runtime_node.instances import rules
+from runtime_node import rules
 from services.rpc.errors import SupervisorError
 
 BOOKMARK_SECONDS = 0.2

@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,16 +23,22 @@ from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import (
     RuntimeEnvironmentServicer,
     add_RuntimeEnvironmentServicer_to_server,
 )
-from runtime_node.instances import rules
-from runtime_node.instances.effective import effective_limits, seconds
+from runtime_node import rules
+from runtime_node.instances.code_place import CodePlace
 from runtime_node.instances.feed import duration
 from runtime_node.instances.record import timestamp
 from services.rpc.errors import Code, SupervisorError
 from services.rpc.feed import ChangeFeed
 from services.rpc.server import RpcServer, Service
+from services.spec.effective import effective_limits
+from services.spec.scalars import seconds
 from tests.fakes.logs import FakeLogs
 
 SERVICE = "appsupervisor.runtime.v1.RuntimeEnvironment"
+
+
+APP_DIRS = (Path("/srv/apps"), Path("/srv/more"))
+"""Where a fake node says that it looks for code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,7 @@ class Behaviour:
 class Disk:
     """A node's data directory, which outlives the node's lives."""
 
-    uid: str = ""
+    uid: str = field(default_factory=lambda: str(uuid.uuid4()))
     """The node's identity."""
     data: set[str] = field(default_factory=set)
     """Uids of the apps that have data here."""
@@ -64,8 +72,6 @@ class _Hosted:
     last_request_id: str = ""
     tried: bool = False
     """It was started only to see that it can."""
-    ended: bool = False
-    """It has ended, and only its data is still there."""
 
 
 @dataclass
@@ -85,10 +91,14 @@ class FakeNode:
         """Every request that came in, by method name; WatchInstances too."""
         self.purged: list[str] = []
         """Uids whose data was removed."""
+        self._unpurged: dict[str, _Hosted] = {}
         self.address = ""
         self.draining = False
         self.refuse: SupervisorError | None = None
         """While set, every unary call is answered with it."""
+        self.lists = asyncio.Event()
+        """While not set, ListInstances is not answered."""
+        self.lists.set()
         self._hosted: dict[str, _Hosted] = {}
         self._fences: dict[str, tuple[int, int]] = {}
         self._purges: set[str] = set()
@@ -122,6 +132,8 @@ class FakeNode:
         """Shut down as SIGTERM makes a node do, and stop serving."""
         self.draining = True
         tasks = []
+        for uid in {hosted.spec.app_uid for hosted in self._unpurged.values()}:
+            self._forget_unpurged(uid)
         for hosted in list(self._hosted.values()):
             self._stop(hosted)
             if hosted.task is not None:
@@ -204,7 +216,7 @@ class FakeNode:
         """StartInstance."""
         rules.check_spec(spec)
         known = self._hosted.get(spec.name)
-        if known is not None and _same(known.spec, spec):
+        if known is not None and _without_claim(known.spec) == _without_claim(spec):
             return known.status
         version, fence = (spec.epoch, spec.generation), self._fences.get(spec.app_uid, (0, 0))
         if version < fence:
@@ -217,6 +229,7 @@ class FakeNode:
             raise SupervisorError("NODE_FULL", "The node is full.", resource=self.node)
         self._fences[spec.app_uid] = version
         self._purges.discard(spec.app_uid)
+        self._forget_unpurged(spec.app_uid)
         hosted = self._hosted[spec.name] = _Hosted(
             _copy_spec(spec), self._accepted(spec, start_now=start_now)
         )
@@ -240,12 +253,13 @@ class FakeNode:
         if request.purge_data:
             self._purges.add(uid)
         if hosted is None:
-            if why := self._purge_if_last(uid):
-                raise SupervisorError("DATA_NOT_REMOVED", why, resource=request.name)
+            self._purge_if_last(uid)
+            if uid in self._purges and uid in self.disk.stuck:
+                raise SupervisorError("DATA_NOT_REMOVED", self.disk.stuck[uid], resource=request.name)
             return None
-        if hosted.ended:
+        if request.name in self._unpurged:
             self._end(hosted)
-            return hosted.status if hosted.spec.name in self._hosted else None
+            return self._hosted[request.name].status if request.name in self._hosted else None
         self._stop(hosted)
         return hosted.status
 
@@ -370,8 +384,9 @@ class FakeNode:
             return
         await asyncio.sleep(behaviour.ready_after)
         uid = hosted.spec.app_uid
-        if hosted.spec.requires_existing_data and uid not in self.disk.data:
-            self._fail(hosted, "DATA_MISSING", "Its data is not on this node.")
+        local = hosted.spec.database.WhichOneof("kind") in (None, "sqlite")
+        if hosted.spec.requires_existing_data and local and uid not in self.disk.data:
+            self._fail(hosted, "DATA_MISSING", "Its data is not here.")
             return
         self.disk.data.add(uid)
         if behaviour.fails is not None:
@@ -386,12 +401,17 @@ class FakeNode:
             self._move(hosted, pb.Instance.IDLE, "Idle")
 
     def _fail(self, hosted: _Hosted, reason: str, message: str) -> None:
+        told = CodePlace(self.node, APP_DIRS).located(SupervisorError(reason, message))
         error = pb.InstanceError(
-            reason=reason, message=message, detail=f"{reason}: {message}", occur_time=timestamp(time.time())
+            reason=reason,
+            message=told.message,
+            detail=f"{reason}: {message}",
+            occur_time=timestamp(time.time()),
+            metadata=told.metadata,
         )
         hosted.status.last_error.CopyFrom(error)
         hosted.status.health = pb.Instance.Health.UNHEALTHY
-        self._move(hosted, pb.Instance.FAILED, reason, message)
+        self._move(hosted, pb.Instance.FAILED, reason, told.message)
 
     def _stop(self, hosted: _Hosted) -> None:
         if hosted.status.state == pb.Instance.STOPPING:
@@ -408,35 +428,43 @@ class FakeNode:
         self._end(hosted)
 
     def _end(self, hosted: _Hosted) -> None:
-        """Forget an instance that has ended, unless its data was to go and stays."""
-        hosted.ended = True
-        if why := self._purge_if_last(hosted.spec.app_uid, but=hosted):
+        name, uid = hosted.spec.name, hosted.spec.app_uid
+        del self._hosted[name]
+        self._purge_if_last(uid)
+        if uid in self._purges and not self._here(uid) and not self.draining:
+            self._hosted[name] = self._unpurged[name] = hosted
             error = pb.InstanceError(
-                reason="DATA_NOT_REMOVED", message=why, occur_time=timestamp(time.time())
+                reason="DATA_NOT_REMOVED",
+                message=self.disk.stuck[uid],
+                occur_time=timestamp(time.time()),
             )
             hosted.status.last_error.CopyFrom(error)
             self._publish(hosted)
             return
-        del self._hosted[hosted.spec.name]
+        self._unpurged.pop(name, None)
         if self.draining:
-            self._obituaries[hosted.spec.name] = pb.InstanceError(
+            self._obituaries[name] = pb.InstanceError(
                 reason="NODE_DRAINING", message="Its node shut down.", occur_time=timestamp(time.time())
             )
-        self._feed.publish(self._feed.revision + 1, [(hosted.spec.name, None)])
+        self._feed.publish(self._feed.revision + 1, [(name, None)])
 
-    def _purge_if_last(self, uid: str, but: _Hosted | None = None) -> str:
-        """Carry out a purge that was asked for, if nothing has the data; return why it can't be."""
-        others = (it for it in self._hosted.values() if it is not but and it.spec.app_uid == uid)
-        if uid not in self._purges or any(others):
-            return ""
-        if uid in self.disk.stuck:
-            return self.disk.stuck[uid]
-        self._purges.discard(uid)
-        self.disk.data.discard(uid)
-        self.purged.append(uid)
-        self.logs.entries.pop(uid, None)
-        self.logs.look()
-        return ""
+    def _here(self, uid: str) -> bool:
+        return any(h.spec.app_uid == uid and n not in self._unpurged for n, h in self._hosted.items())
+
+    def _purge_if_last(self, uid: str) -> None:
+        if uid in self._purges and not self._here(uid) and uid not in self.disk.stuck:
+            self._purges.discard(uid)
+            self.disk.data.discard(uid)
+            self.purged.append(uid)
+            self.logs.entries.pop(uid, None)
+            self.logs.look()
+            self._forget_unpurged(uid)
+
+    def _forget_unpurged(self, uid: str) -> None:
+        for name in [n for n, h in self._unpurged.items() if h.spec.app_uid == uid]:
+            del self._unpurged[name]
+            if self._hosted.pop(name, None) is not None:
+                self._feed.publish(self._feed.revision + 1, [(name, None)])
 
     def _move(
         self, hosted: _Hosted, state: pb.Instance.State.ValueType, reason: str, message: str = ""
@@ -540,6 +568,7 @@ class _Servicer(RuntimeEnvironmentServicer):
 
     async def ListInstances(self, request: pb.ListInstancesRequest, context: Any) -> pb.ListInstancesResponse:  # noqa: N802
         self._take("ListInstances", request)
+        await self._node.lists.wait()
         return self._node.list_instances(request)
 
     async def WatchInstances(  # noqa: N802
@@ -574,14 +603,13 @@ def _copy(instance: pb.Instance) -> pb.Instance:
     return copy
 
 
-def _same(one: pb.InstanceSpec, other: pb.InstanceSpec) -> bool:
-    one, other = _copy_spec(one), _copy_spec(other)
-    one.ClearField("requires_existing_data")
-    other.ClearField("requires_existing_data")
-    return one == other
-
-
 def _copy_spec(spec: pb.InstanceSpec) -> pb.InstanceSpec:
     copy = pb.InstanceSpec()
     copy.CopyFrom(spec)
+    return copy
+
+
+def _without_claim(spec: pb.InstanceSpec) -> pb.InstanceSpec:
+    copy = _copy_spec(spec)
+    copy.ClearField("requires_existing_data")
     return copy

@@ -7,11 +7,9 @@ from typing import Final
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
 from runtime_node.tiers.process.rlimits import Rlimits
+from services.spec.effective import effective_limits
 
-DEFAULT_THREADS: Final = 8
-DEFAULT_BLOCK_BUDGET: Final = 1.0
-DEFAULT_STOP_TIMEOUT: Final = 10.0
-DEFAULT_CONCURRENCY: Final = 64
+_UNSET: Final = effective_limits(InstanceSpec())
 MAX_PROCESSES: Final = 64
 TASKS_PER_PROCESS: Final = 16
 """The kernel counts threads too: room for as many as a process of a web app has, none for a fork bomb."""
@@ -25,13 +23,13 @@ STUCK_SECONDS: Final = 1.0
 class ProcessLimits:
     """What one guest is bound by: seconds, bytes and counts; 0 bytes and 0 millis mean no bound."""
 
-    block_budget: float = DEFAULT_BLOCK_BUDGET
-    block_action: int = Limits.DEMOTE
+    block_budget: float = _UNSET.block_budget
+    block_action: int = _UNSET.block_action
     unresponsive_seconds: float = UNRESPONSIVE_SECONDS
-    stop_timeout: float = DEFAULT_STOP_TIMEOUT
+    stop_timeout: float = _UNSET.stop_timeout
     memory_bytes: int = 0
     cpu_millis: int = 0
-    max_threads: int = DEFAULT_THREADS
+    max_threads: int = _UNSET.max_threads
     max_processes: int = MAX_PROCESSES
     max_tasks: int = TASKS_PER_PROCESS * MAX_PROCESSES
     max_files: int = 1024
@@ -39,22 +37,20 @@ class ProcessLimits:
     @classmethod
     def of(cls, spec: InstanceSpec) -> ProcessLimits:
         """Return the limits of a spec. No tier is stricter than this one: `DEMOTE` here interrupts only."""
-        limits = spec.limits
-        concurrency = limits.max_concurrent_requests or DEFAULT_CONCURRENCY
-        budget = limits.block_budget.ToTimedelta().total_seconds() or DEFAULT_BLOCK_BUDGET
+        limits = effective_limits(spec)
+        budget = limits.block_budget
         stops = limits.block_action == Limits.STOP
         patience = budget + STUCK_SECONDS if stops else max(UNRESPONSIVE_SECONDS, 2 * budget)
-        stop = limits.stop_timeout.ToTimedelta().total_seconds()
         return cls(
             block_budget=budget,
-            block_action=limits.block_action or Limits.DEMOTE,
+            block_action=limits.block_action,
             unresponsive_seconds=patience,
-            stop_timeout=stop if limits.HasField("stop_timeout") else DEFAULT_STOP_TIMEOUT,
-            memory_bytes=limits.memory_bytes,
-            cpu_millis=limits.cpu_millis,
-            max_threads=limits.max_threads or DEFAULT_THREADS,
+            stop_timeout=limits.stop_timeout,
+            memory_bytes=limits.memory_bytes or 0,
+            cpu_millis=limits.cpu_millis or 0,
+            max_threads=limits.max_threads,
             # A connection per request, a WebSocket each, and as many for the app's own.
-            max_files=max(1024, 4 * concurrency),
+            max_files=max(1024, 4 * limits.max_concurrent_requests),
         )
 
     def of_guest(self) -> Rlimits:

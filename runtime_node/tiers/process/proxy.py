@@ -16,11 +16,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from runtime_node.asgi import Message, Receive, Scope, Send
+from runtime_node.asgi import Message, Receive, Scope, Send, UndeliveredError
 from runtime_node.tiers.process import frames, wire
 from runtime_node.tiers.process.channel import BrokenOffError, Channel
 from runtime_node.tiers.process.frames import Frame, frame
-from runtime_node.tiers.runner import UndeliveredError
 from services.rpc.errors import SupervisorError
 
 MAX_IDLE_CONNECTIONS: Final = 32

@@ -167,7 +167,7 @@ def _create(tx: Transaction, spec: pb.App, caller: Caller) -> OperationRecord:
         create_time=tx.now,
         update_time=tx.now,
     )
-    tx.put_app(record)
+    record = tx.put_app(record)
     operation = operations.begin(tx, "create", record, caller.actor)
     add_event(tx, record, "Created", actor=caller.actor, operation=operation.name)
     return operation
@@ -285,7 +285,7 @@ def _store(
                 status.state = Instance.PENDING
                 set_condition(status.conditions, "Ready", Condition.UNMET, "Starting", "", tx.now)
         changed = replace(changed, status=status)
-        tx.put_app(changed)
+        changed = tx.put_app(changed)
     operation = operations.begin(tx, verb, changed, caller.actor, effect=effect)
     add_event(tx, changed, event, actor=caller.actor, operation=operation.name)
     return operation
@@ -301,7 +301,7 @@ def take_back(tx: Transaction, record: AppRecord, actor: str, operation: str) ->
     status.CopyFrom(record.status)
     status.reconciling = status.state != Instance.STOPPED
     changed = replace(changed, status=status, generation=record.generation + 1, update_time=tx.now)
-    tx.put_app(changed)
+    changed = tx.put_app(changed)
     add_event(tx, changed, "StopRequested", actor=actor, reason="OPERATION_CANCELLED", operation=operation)
 
 
@@ -338,7 +338,7 @@ def _delete(
     status.CopyFrom(record.status)
     status.state, status.reconciling = Instance.DELETING, True
     changed = replace(record, deleting=policy, status=status)
-    tx.put_app(changed)
+    changed = tx.put_app(changed)
     operation = operation or operations.begin(tx, "delete", changed, caller.actor)
     reason = pb.DeleteAppRequest.DataPolicy.Name(policy)
     add_event(tx, changed, "DeleteRequested", reason=reason, actor=caller.actor, operation=operation.name)

@@ -1,18 +1,18 @@
-"""The questions about apps: one, a page, a stream, a timeline. All but timelines come from the mirror."""
+"""The questions about apps: one, a page, a stream. All are answered from the mirror."""
 
 from __future__ import annotations
 
 import asyncio
 import heapq
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import islice
-from typing import TypeVar
+from typing import Protocol
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from services.control_plane.catalog.commands import app_not_found
 from services.control_plane.catalog.pages import fitting, page_end, page_start, request_digest
+from services.control_plane.catalog.positions import position_of, token_at
 from services.control_plane.catalog.scans import LOOK_EVERY, Scans
 from services.control_plane.rules.filters import Filter, compile_filter
 from services.control_plane.rules.names import app_name, parse_app_name
@@ -20,44 +20,48 @@ from services.control_plane.rules.ordering import Order, compile_order
 from services.control_plane.rules.paging import (
     Position,
     decode_page_token,
-    decode_resume_token,
     encode_page_token,
-    encode_resume_token,
     page_size,
 )
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.records import AppRecord
-from services.rpc.errors import SupervisorError
+from services.rpc.errors import invalid_field
 from services.rpc.feed import Entry, Mark, Signal
 from services.rpc.pipeline.call import Caller
 
 BOOKMARK_SECONDS = 5.0
 """Silence after which a watcher is told that nothing has happened."""
 
-READERS = 4
-"""Threads that read timelines from the database."""
 
-T = TypeVar("T")
+class Figures(Protocol):
+    """Where the figures of running instances come from."""
+
+    async def with_figures(self, apps: Sequence[pb.App], seconds: float) -> list[pb.App]:
+        """Return copies of apps with the figures that are told within `seconds`."""
+        ...
 
 
 class AppQueries:
     """Answers what is asked about apps."""
 
-    def __init__(self, store: CatalogStore) -> None:
+    def __init__(self, store: CatalogStore, figures: Figures) -> None:
         self._store = store
+        self._figures = figures
         self._feed = store.mirror.apps
         self._scans = Scans()
-        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="catalog-read")
         self.watchers = 0
         """WatchApps streams open now."""
 
-    def get(self, name: str) -> pb.App:
+    async def get(self, request: pb.GetAppRequest, caller: Caller) -> pb.App:
         """Carry out GetApp. The message returned is shared: it must not be modified."""
-        name = app_name(parse_app_name(name, "name"))
+        name = app_name(parse_app_name(request.name, "name"))
+        full = is_full(request.view)
         record = self._feed.get(name)
         if record is None:
             raise app_not_found(name)
-        return record.public
+        if not full:
+            return record.public
+        return (await self._figures.with_figures([record.public], caller.timeout / 2))[0]
 
     async def list_apps(self, request: pb.ListAppsRequest, caller: Caller) -> bytes:
         """Carry out ListApps; return a serialized ListAppsResponse.
@@ -65,6 +69,7 @@ class AppQueries:
         Raises OPERATION_DEADLINE_EXCEEDED when the call's time is up first.
         """
         deadline = time.monotonic() + caller.timeout
+        full = is_full(request.view)
         order = compile_order(request.order_by)
         matches = compile_filter(request.filter)
         digest = request_digest(request.filter, request.order_by)
@@ -74,6 +79,10 @@ class AppQueries:
             records, token = page_end(found, count, lambda record: record.name, _bytes_of, digest)
         else:
             records, token = await self._ordered(matches, order, request, digest, deadline)
+        if full:
+            left = (deadline - time.monotonic()) / 2
+            apps = await self._figures.with_figures([record.public for record in records], left)
+            return pb.ListAppsResponse(apps=apps, next_page_token=token).SerializeToString()
         # Fields of a message may come in pieces: each app was serialized as an element once.
         rest = pb.ListAppsResponse(next_page_token=token).SerializeToString()
         return b"".join([*(record.list_item for record in records), rest])
@@ -123,10 +132,10 @@ class AppQueries:
 
     async def _watch(self, request: pb.WatchAppsRequest) -> AsyncIterator[pb.WatchAppsResponse]:
         matches = compile_filter(request.filter)
-        catalog, digest = self._store.catalog_id, request_digest(request.filter)
+        digest = request_digest(request.filter)
         resume: int | None = None
         if request.resume_token:
-            resume = decode_resume_token(request.resume_token, catalog, digest)
+            resume = await position_of(self._store, request.resume_token, digest)
         view = _FilteredView(matches, resumed=resume is not None) if request.filter else None
         exact = resume is not None
         told, passed = time.monotonic(), 0
@@ -142,35 +151,17 @@ class AppQueries:
                 # Much happens, but nothing for this reader: its token must not grow old.
                 message = _mark(Mark(Signal.IDLE, item.revision))
             if exact:  # a revision changes one app, so each message is a place to resume after
-                message.resume_token = encode_resume_token(catalog, item.revision, digest)
+                message.resume_token = token_at(self._store, item.revision, digest)
             yield message
             told = time.monotonic()
 
-    async def events(self, request: pb.ListAppEventsRequest, caller: Caller) -> pb.ListAppEventsResponse:
-        """Carry out ListAppEvents. The timeline of a deleted app can still be read."""
-        name = app_name(parse_app_name(request.parent, "parent"))
-        size = page_size(request.page_size)
-        digest = request_digest(name)
-        before = str(decode_page_token(request.page_token, digest)[0]) if request.page_token else ""
-        events = await self._read(caller, lambda: self._store.events(name, size + 1, before))
-        if not events and not before and self._feed.get(name) is None:
-            raise app_not_found(name)
-        size = fitting(events[:size], pb.AppEvent.ByteSize)
-        response = pb.ListAppEventsResponse(app_events=events[:size])
-        if len(events) > size:
-            last = events[size - 1].name.rpartition("/")[2]
-            response.next_page_token = encode_page_token((last,), digest)
-        return response
 
-    async def _read(self, caller: Caller, read: Callable[[], T]) -> T:
-        """Read from the database, on one of a few threads of its own: it may hang, and others be answered."""
-        reading = asyncio.get_running_loop().run_in_executor(self._readers, read)
-        try:
-            return await asyncio.wait_for(reading, caller.timeout)
-        except TimeoutError as late:
-            raise SupervisorError(
-                "OPERATION_DEADLINE_EXCEEDED", "The call's time was up before the catalog's file was read."
-            ) from late
+def is_full(view: pb.App.View.ValueType) -> bool:
+    """Tell whether a view has the figures, too. Raises SupervisorError INVALID_FIELD for an unknown one."""
+    if view not in pb.App.View.values():
+        known = ", ".join(word for word in pb.App.View.keys() if word != "VIEW_UNSPECIFIED")  # noqa: SIM118
+        raise invalid_field("view", f"must be one of {known}")
+    return view == pb.App.FULL
 
 
 class _Smallest:

@@ -34,7 +34,7 @@ class FleetService:
     """Answers what is asked and told about environments and nodes."""
 
     def __init__(self, store: CatalogStore, is_heard: Callable[[str], bool]) -> None:
-        """`is_heard` tells, from any thread, whether a node's stream is open now."""
+        """`is_heard` tells, from any thread, whether a node is heard, by the leader."""
         self._store = store
         self._mirror = store.mirror
         self._is_heard = is_heard
@@ -196,6 +196,8 @@ class FleetService:
         """Tell whether another living process has the name; two can't listen on one address."""
         if known.node.incarnation == node.incarnation or known.node.address == node.address:
             return False
+        if known.node.uid and known.node.uid == node.uid:
+            return False  # it was started again, elsewhere, before its silence was noticed
         return self._is_heard(known.name)
 
     def get_node(self, request: pb.GetNodeRequest) -> pb.Node:

@@ -112,6 +112,20 @@ class NodeClient:
         finally:
             call.cancel()
 
+    async def instances(self, parent: str, seconds: float) -> AsyncIterator[pb.Instance]:
+        """Yield an app's instances, or all (`apps/-`), page by page, each within `seconds`; one try."""
+        request = pb.ListInstancesRequest(parent=parent, page_size=1000)
+        while True:
+            try:
+                page = await self._stub.ListInstances(request, timeout=seconds)
+            except grpc.aio.AioRpcError as failure:
+                raise self._translate(failure) from None
+            for instance in page.instances:
+                yield instance
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
     async def close(self) -> None:
         """Close the channel; calls under way are cancelled."""
         await self._channel.close(None)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import TailAppLogsRequest, TailAppLogsResponse
 from appsupervisor.runtime.v1.runtime_environment_pb2 import LogEntry, TailLogsRequest, TailLogsResponse
-from services.control_plane.nodes.client import NodeClient
+from services.control_plane.nodes.pool import NodePool
 from services.control_plane.rules.names import app_name, parse_app_name
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import AppRecord, home_of
@@ -21,11 +21,11 @@ LOOK_SECONDS = 2.0
 
 
 class AppTails:
-    """Streams the logs of apps. `client_of` returns the client of a node that is followed, by its name."""
+    """Streams the logs of apps, at any replica."""
 
-    def __init__(self, mirror: Mirror, client_of: Callable[[str], NodeClient | None]) -> None:
+    def __init__(self, mirror: Mirror, nodes: NodePool) -> None:
         self._mirror = mirror
-        self._client_of = client_of
+        self._nodes = nodes
         self._closed = asyncio.Event()
         self.streams = 0
         """Streams open now."""
@@ -85,10 +85,7 @@ class AppTails:
         self, record: AppRecord, node: str, wanted: TailLogsRequest, moved: asyncio.Task[None]
     ) -> AsyncGenerator[TailLogsResponse, None]:
         """Yield what the app's node tells, until it has no more or the app isn't there any longer."""
-        client = self._client_of(node)
-        if client is None:
-            raise SupervisorError("NODE_UNREACHABLE", f"{node} is not followed now.", resource=node)
-        async with aclosing(client.tail_logs(wanted)) as messages:
+        async with self._nodes.client_of(node) as client, aclosing(client.tail_logs(wanted)) as messages:
             while True:
                 step = asyncio.ensure_future(anext(messages))
                 try:

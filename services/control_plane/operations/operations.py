@@ -192,15 +192,29 @@ def _error_of(record: AppRecord, kind: str) -> SupervisorError:
         if condition.type == kind:
             # A node may tell a reason that this program doesn't know, or a word that is no error's.
             reason = condition.reason if condition.reason in CODES else "APP_STARTUP_FAILED"
-            return SupervisorError(reason, condition.message, resource=record.name)
+            return SupervisorError(
+                reason, condition.message, resource=record.name, metadata=_metadata(record, condition.reason)
+            )
     return SupervisorError("APP_STARTUP_FAILED", f"{record.name} failed.", resource=record.name)
+
+
+def _metadata(record: AppRecord, reason: str) -> dict[str, str]:
+    """Return what an app's failed instance tells programs with an error of a reason."""
+    return next(
+        (dict(it.last_error.metadata) for it in _failed(record) if it.last_error.reason == reason), {}
+    )
 
 
 def _traceback(record: AppRecord) -> str:
     """Return the traceback that an app's failed instance has, the one that was given up first."""
+    return next((it.last_error.detail for it in _failed(record)), "")
+
+
+def _failed(record: AppRecord) -> list[Instance]:
+    """Return an app's failed instances, the one that was given up first ahead."""
     failed = [it for it in record.status.instances if it.state == Instance.FAILED]
     failed.sort(key=lambda it: (it.epoch, it.generation), reverse=True)
-    return next((it.last_error.detail for it in failed), "")
+    return failed
 
 
 def _reaches(version: Version, goal: Version) -> bool:

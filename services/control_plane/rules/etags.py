@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 
-def app_etag(uid: str, generation: int) -> str:
+def app_etag(uid: str, generation: int, history: str = "") -> str:
     """Return the etag of one generation of an app: strong, and quoted as RFC 9110 has it.
 
-    The uid is part of it so that an app which was deleted and created again is told apart.
+    The uid is part of it so that an app which was deleted and created again is told apart; the history of
+    the catalog, so that a generation is which was given again after the catalog was restored from a backup.
     """
-    return f'"{uid[:8]}-{generation}"'
+    return f'"{uid[:8]}-{generation}-{history}"' if history else f'"{uid[:8]}-{generation}"'
 
 
 def etag_matches(given: str, current: str) -> bool:

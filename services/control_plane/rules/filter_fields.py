@@ -1,6 +1,6 @@
-"""The fields of an app that a filter may name, and what each comparison means for its type.
+"""The fields of an app, or of an event, that a filter may name, and what each comparison means for its type.
 
-A field compiles a restriction to a closure over `App`; it refuses what has no meaning for it.
+A field compiles a restriction to a closure over the message; it refuses what has no meaning for it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Any, Protocol
 
 from google.protobuf.descriptor import EnumDescriptor
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec
 from services.control_plane.rules.filter_grammar import Literal, refuse
 from services.control_plane.rules.filter_patterns import text_test
-from services.control_plane.rules.scalars import SECOND, normalize_domain
+from services.spec.scalars import SECOND, normalize_domain
 
-Predicate = Callable[[App], bool]
+Predicate = Callable[[Any], bool]
 
 _COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
@@ -51,7 +51,7 @@ class Field(Protocol):
 class TextField:
     """A string: `=` and `!=` with stars, the orders by code point, `:` for a part of it in any case."""
 
-    get: Callable[[App], str]
+    get: Callable[[Any], str]
 
     def compile(self, path: tuple[Literal, ...], op: str, value: Literal) -> Predicate:
         """Return the test of a restriction."""
@@ -80,7 +80,7 @@ class TextField:
 class EnumField:
     """An enum by the names of its values."""
 
-    get: Callable[[App], int]
+    get: Callable[[Any], int]
     enum: EnumDescriptor
 
     def compile(self, path: tuple[Literal, ...], op: str, value: Literal) -> Predicate:
@@ -104,7 +104,7 @@ class EnumField:
 class BoolField:
     """`true` or `false`."""
 
-    get: Callable[[App], bool]
+    get: Callable[[Any], bool]
 
     def compile(self, path: tuple[Literal, ...], op: str, value: Literal) -> Predicate:
         """Return the test of a restriction."""
@@ -122,7 +122,7 @@ class BoolField:
 class NumberField:
     """A whole number, compared with any decimal one."""
 
-    get: Callable[[App], int]
+    get: Callable[[Any], int]
 
     def compile(self, path: tuple[Literal, ...], op: str, value: Literal) -> Predicate:
         """Return the test of a restriction."""
@@ -149,7 +149,7 @@ class TimeField:
         _no_subfields(path)
         name = self.name
         if op == ":" and is_presence(value):
-            return lambda app: app.HasField(name)  # type: ignore[arg-type]
+            return lambda app: app.HasField(name)
         wanted = _timestamp(value, path[0].text)
         compare = _COMPARISONS["=" if op == ":" else op]
         unset = op == "!="
@@ -167,7 +167,7 @@ class TimeField:
 class MapField:
     """A map of strings: `map:key`, and `map.key` compared; a missing key matches `!=` alone."""
 
-    get: Callable[[App], Any]
+    get: Callable[[Any], Any]
 
     def compile(self, path: tuple[Literal, ...], op: str, value: Literal) -> Predicate:
         """Return the test of a restriction."""
@@ -236,6 +236,20 @@ FIELDS: dict[str, Field] = {
 }
 
 
+EVENT_FIELDS: dict[str, Field] = {
+    "app": TextField(lambda event: event.name.partition("/events/")[0]),
+    "type": TextField(lambda event: event.type),
+    "reason": TextField(lambda event: event.reason),
+    "message": TextField(lambda event: event.message),
+    "actor": TextField(lambda event: event.actor),
+    "generation": NumberField(lambda event: event.generation),
+    "instance": TextField(lambda event: event.instance),
+    "operation": TextField(lambda event: event.operation),
+    "app_uid": TextField(lambda event: event.app_uid),
+    "create_time": TimeField("create_time"),
+}
+
+
 def search(value: Literal) -> Predicate:
     """Return the test of a bare word or phrase: part of the app's id or display name, in any case.
 
@@ -245,6 +259,16 @@ def search(value: Literal) -> Predicate:
     if "/" in value.text:
         return lambda app: test(app.name) or test(app.display_name.casefold())
     return lambda app: test(app.name[5:]) or test(app.display_name.casefold())
+
+
+def search_events(value: Literal) -> Predicate:
+    """Return the test of a bare word or phrase: part of an event's type, reason or message, in any case."""
+    test = text_test(value if value.has_wildcard else _anywhere(value), fold=True)
+
+    def matches(event: AppEvent) -> bool:
+        return any(test(text.casefold()) for text in (event.type, event.reason, event.message))
+
+    return matches
 
 
 def is_presence(value: Literal) -> bool:

@@ -1,16 +1,23 @@
-"""Filters of ListApps and WatchApps: AIP-160 text to a test of one app.
+"""Filters of apps and of their events: AIP-160 text to a test of one message.
 
 The grammar is `filter_grammar`'s, the meaning of each field `filter_fields`'.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App
-from services.control_plane.rules.filter_fields import FIELDS, Predicate, search
+from services.control_plane.rules.filter_fields import (
+    EVENT_FIELDS,
+    FIELDS,
+    Field,
+    Predicate,
+    search,
+    search_events,
+)
 from services.control_plane.rules.filter_grammar import (
     AllOf,
     AnyOf,
@@ -27,18 +34,31 @@ _LOWER_CASE_OPERATORS = frozenset({"and", "or", "not"})
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A compiled filter; call it with an app, or `matches` in a loop over many."""
+    """A compiled filter; call it with a message, or `matches` in a loop over many."""
 
     text: str
-    matches: Callable[[App], bool]
+    matches: Callable[[Any], bool]
     exact_name: str | None
     """The one name that can match, where the filter fixes it: a look-up serves then; None otherwise."""
     matches_all: bool
     """Whether the filter is empty."""
 
-    def __call__(self, app: App) -> bool:
-        """Tell whether the app matches."""
-        return self.matches(app)
+    def __call__(self, message: Any) -> bool:
+        """Tell whether the message matches."""
+        return self.matches(message)
+
+
+@dataclass(frozen=True, slots=True)
+class _Vocabulary:
+    """What the filters of one kind of message may name."""
+
+    fields: Mapping[str, Field]
+    search: Callable[[Literal], Predicate]
+    """Compiles a bare word."""
+
+
+_APPS = _Vocabulary(FIELDS, search)
+_EVENTS = _Vocabulary(EVENT_FIELDS, search_events)
 
 
 @lru_cache(maxsize=256)
@@ -51,61 +71,73 @@ def compile_filter(text: str) -> Filter:
     node = parse_filter(text)
     if node is None:
         return Filter(text, lambda _: True, None, True)
-    return Filter(text, _compile(node), _exact_name(node), False)
+    return Filter(text, _compile(node, _APPS), _exact_name(node, "name"), False)
 
 
-def _compile(node: Node) -> Predicate:
+@lru_cache(maxsize=256)
+def compile_event_filter(text: str) -> Filter:
+    """Return the test of events that `text` asks for; raises as `compile_filter`.
+
+    A bare word is searched for in the type, the reason and the message. `exact_name` is the one app.
+    """
+    node = parse_filter(text)
+    if node is None:
+        return Filter(text, lambda _: True, None, True)
+    return Filter(text, _compile(node, _EVENTS), _exact_name(node, "app"), False)
+
+
+def _compile(node: Node, words: _Vocabulary) -> Predicate:
     match node:
         case AllOf(nodes):
-            return _all([_compile(inner) for inner in nodes])
+            return _all([_compile(inner, words) for inner in nodes])
         case AnyOf(nodes):
-            return _any([_compile(inner) for inner in nodes])
+            return _any([_compile(inner, words) for inner in nodes])
         case Not(inner):
-            test = _compile(inner)
+            test = _compile(inner, words)
             return lambda app: not test(app)
         case Restriction():
-            return _compile_restriction(node)
+            return _compile_restriction(node, words)
 
 
-def _compile_restriction(node: Restriction) -> Predicate:
+def _compile_restriction(node: Restriction, words: _Vocabulary) -> Predicate:
     name = node.path[0]
     argument = node.argument
     if argument is None:
-        return _compile_search(node)
-    if name.text not in FIELDS or name.quoted:
-        refuse(name.column, f"there is no field {name.text[:64]!r}; use {', '.join(FIELDS)}")
+        return _compile_search(node, words)
+    if name.text not in words.fields or name.quoted:
+        refuse(name.column, f"there is no field {name.text[:64]!r}; use {', '.join(words.fields)}")
     if isinstance(argument, Literal):
-        return FIELDS[name.text].compile(node.path, node.operator, argument)
+        return words.fields[name.text].compile(node.path, node.operator, argument)
     if node.operator not in ("=", ":"):
         refuse(node.column, f"several values in parentheses go with = and : only, not {node.operator}")
-    return _compile_values(node, argument)
+    return _compile_values(node, argument, words)
 
 
-def _compile_values(node: Restriction, values: Node) -> Predicate:
+def _compile_values(node: Restriction, values: Node, words: _Vocabulary) -> Predicate:
     """Compile `field:(a OR b)`, in which each value is compared with the field."""
     match values:
         case AllOf(nodes):
-            return _all([_compile_values(node, inner) for inner in nodes])
+            return _all([_compile_values(node, inner, words) for inner in nodes])
         case AnyOf(nodes):
-            return _any([_compile_values(node, inner) for inner in nodes])
+            return _any([_compile_values(node, inner, words) for inner in nodes])
         case Not(inner):
-            test = _compile_values(node, inner)
+            test = _compile_values(node, inner, words)
             return lambda app: not test(app)
         case Restriction():
             if values.argument is not None:
                 refuse(values.column, f"expected values of {node.path[0].text} in the parentheses")
-            return FIELDS[node.path[0].text].compile(node.path, node.operator, values.literal)
+            return words.fields[node.path[0].text].compile(node.path, node.operator, values.literal)
 
 
-def _compile_search(node: Restriction) -> Predicate:
+def _compile_search(node: Restriction, words: _Vocabulary) -> Predicate:
     literal = node.literal
     if not literal.quoted:
         # Words that nearly always were meant as something else, and would match nothing in silence.
         if literal.text in _LOWER_CASE_OPERATORS:
             refuse(node.column, f"write {literal.text.upper()} in capitals, or quote it to search for it")
-        if node.path[0].text in FIELDS:
+        if node.path[0].text in words.fields:
             refuse(node.column, f"compare {literal.text[:64]} with a value, or quote it to search for it")
-    return search(literal)
+    return words.search(literal)
 
 
 def _all(tests: list[Predicate]) -> Predicate:
@@ -116,7 +148,7 @@ def _all(tests: list[Predicate]) -> Predicate:
         return tests[0]
     several = tuple(tests)
 
-    def matches(app: App) -> bool:
+    def matches(app: Any) -> bool:
         for test in several:  # noqa: SIM110 - a generator would double the cost per app
             if not test(app):
                 return False
@@ -133,7 +165,7 @@ def _any(tests: list[Predicate]) -> Predicate:
         return tests[0]
     several = tuple(tests)
 
-    def matches(app: App) -> bool:
+    def matches(app: Any) -> bool:
         for test in several:  # noqa: SIM110 - a generator would double the cost per app
             if test(app):
                 return True
@@ -142,11 +174,11 @@ def _any(tests: list[Predicate]) -> Predicate:
     return matches
 
 
-def _exact_name(node: Node) -> str | None:
+def _exact_name(node: Node, field: str) -> str | None:
     match node:
         case AllOf(nodes):
-            return next((name for inner in nodes if (name := _exact_name(inner)) is not None), None)
+            return next((name for inner in nodes if (name := _exact_name(inner, field)) is not None), None)
         case Restriction(path, "=", Literal() as value):
-            exact = len(path) == 1 and path[0].text == "name" and not value.has_wildcard
+            exact = len(path) == 1 and path[0].text == field and not value.has_wildcard
             return value.text if exact else None
     return None

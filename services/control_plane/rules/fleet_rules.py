@@ -9,7 +9,8 @@ import ipaddress
 import re
 
 from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
-from services.control_plane.rules.scalars import (
+from services.rpc.errors import Violation
+from services.spec.scalars import (
     MAX_DISPLAY_NAME,
     MAX_HOST,
     domain_violations,
@@ -17,7 +18,6 @@ from services.control_plane.rules.scalars import (
     label_violations,
     text_violations,
 )
-from services.rpc.errors import Violation
 
 _MAX_INCARNATION = 64
 _MAX_VERSION = 128

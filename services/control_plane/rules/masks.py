@@ -22,8 +22,8 @@ from services.control_plane.rules.app_defaults import (
     fill_defaults,
     normalize_app,
 )
-from services.control_plane.rules.app_rules import MAX_CONFIG_DEPTH
 from services.rpc.errors import Violation, invalid_fields
+from services.spec.rules import MAX_CONFIG_DEPTH
 
 Path = tuple[str, ...]
 

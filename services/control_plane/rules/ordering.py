@@ -11,8 +11,8 @@ from functools import lru_cache
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from services.control_plane.rules.paging import Position
-from services.control_plane.rules.scalars import SECOND
 from services.rpc.errors import SupervisorError, Violation
+from services.spec.scalars import SECOND
 
 SortKey = tuple[str | int | tuple[int, ...], ...]
 

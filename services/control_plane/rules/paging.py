@@ -23,7 +23,7 @@ MAX_PAGE_SIZE = 1000
 _MAX_TOKEN_LENGTH = 4096
 _CHECKSUM_BYTES = 6
 _PAGE = "p1"
-_RESUME = "r1"
+_RESUME = "r2"
 
 
 def page_size(value: int, field: str = "page_size") -> int:
@@ -60,24 +60,24 @@ def decode_page_token(token: str, digest: str) -> Position:
     return tuple(payload[2:])
 
 
-def encode_resume_token(catalog_id: str, revision: int, digest: str = "") -> str:
-    """Return the token that resumes a watch of that catalog after `revision`.
+def encode_resume_token(catalog_id: str, history: str, revision: int, digest: str = "") -> str:
+    """Return the token that resumes a watch of that catalog after `revision` of a history of it.
 
     `digest` stands for what the watch selects by: resumed under another filter, a stream without a
     snapshot would miss apps in silence.
     """
-    return _encode([_RESUME, catalog_id, digest, revision])
+    return _encode([_RESUME, catalog_id, digest, history, revision])
 
 
-def decode_resume_token(token: str, catalog_id: str, digest: str = "") -> int:
-    """Return the revision after which to resume.
+def decode_resume_token(token: str, catalog_id: str, digest: str = "") -> tuple[str, int]:
+    """Return the history and the revision of it after which to resume.
 
     Raises INVALID_RESUME_TOKEN for what is not a resume token, one of another catalog, or one of a watch
     with another digest.
     """
     payload = _decode(token)
-    well_formed = payload is not None and len(payload) == 4 and payload[0] == _RESUME
-    if not well_formed or payload is None or not isinstance(payload[3], int) or payload[3] < 0:
+    well_formed = payload is not None and len(payload) == 5 and payload[0] == _RESUME
+    if not well_formed or payload is None or not isinstance(payload[4], int) or payload[4] < 0:
         raise _invalid("INVALID_RESUME_TOKEN", "resume_token", "is not a resume_token of this service")
     if payload[1] != catalog_id:
         raise _invalid(
@@ -89,7 +89,7 @@ def decode_resume_token(token: str, catalog_id: str, digest: str = "") -> int:
             "resume_token",
             "belongs to a watch with another filter; repeat it, or start without a token",
         )
-    return payload[3]
+    return str(payload[3]), payload[4]
 
 
 def _encode(payload: list[str | int]) -> str:

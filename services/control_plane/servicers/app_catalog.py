@@ -9,6 +9,7 @@ from google.longrunning.operations_pb2 import Operation
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
+from services.control_plane.catalog.timelines import AppTimelines
 from services.control_plane.nodes.tails import AppTails
 from services.rpc.pipeline.call import Call
 
@@ -16,9 +17,12 @@ from services.rpc.pipeline.call import Call
 class CatalogServicer:
     """Serves AppCatalog."""
 
-    def __init__(self, commands: AppCommands, queries: AppQueries, tails: AppTails) -> None:
+    def __init__(
+        self, commands: AppCommands, queries: AppQueries, timelines: AppTimelines, tails: AppTails
+    ) -> None:
         self._commands = commands
         self._queries = queries
+        self._timelines = timelines
         self._tails = tails
 
     async def CreateApp(self, request: pb.CreateAppRequest, call: Call) -> Operation:
@@ -27,7 +31,7 @@ class CatalogServicer:
 
     async def GetApp(self, request: pb.GetAppRequest, call: Call) -> pb.App:
         """Serve AppCatalog.GetApp."""
-        return self._queries.get(request.name)
+        return await self._queries.get(request, call.caller())
 
     async def ListApps(self, request: pb.ListAppsRequest, call: Call) -> bytes:
         """Serve AppCatalog.ListApps."""
@@ -69,4 +73,11 @@ class CatalogServicer:
 
     async def ListAppEvents(self, request: pb.ListAppEventsRequest, call: Call) -> pb.ListAppEventsResponse:
         """Serve AppCatalog.ListAppEvents."""
-        return await self._queries.events(request, call.caller())
+        return await self._timelines.list_events(request, call.caller())
+
+    async def WatchAppEvents(
+        self, request: pb.WatchAppEventsRequest, call: Call
+    ) -> AsyncIterator[pb.WatchAppEventsResponse]:
+        """Serve AppCatalog.WatchAppEvents."""
+        async for message in self._timelines.watch(request):
+            yield message

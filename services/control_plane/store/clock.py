@@ -41,3 +41,24 @@ class SteadyClock:
             self._now = max(self._now + elapsed - self._since, self._wall())
             self._since = elapsed
             return self._now
+
+    def reach(self, moment: int) -> None:
+        """Go on from a time that has been already somewhere else, if this is behind it."""
+        with self._lock:
+            self._now = max(self._now, moment)
+
+
+class RemoteClock:
+    """The clock of another machine: as last told, and carried on by `elapsed`. Safe from any thread."""
+
+    def __init__(self, now: int, elapsed: Callable[[], int]) -> None:
+        self._elapsed = elapsed
+        self._ahead = now - elapsed()
+
+    def tell(self, now: int) -> None:
+        """Set it to what the other machine's clock shows, µs."""
+        self._ahead = now - self._elapsed()
+
+    def __call__(self) -> int:
+        """Return the time in microseconds since the Unix epoch."""
+        return self._elapsed() + self._ahead

@@ -31,3 +31,12 @@ def busy() -> SupervisorError:
 def shutting_down() -> SupervisorError:
     """Return what a caller is told once the store closes."""
     return SupervisorError("SHUTTING_DOWN", "The control plane is shutting down; try again.", retry_after=1.0)
+
+
+def leadership_lost(term: int, newest: int) -> SupervisorError:
+    """Return what ends the work of a leader that is none any more."""
+    return SupervisorError(
+        "LEADERSHIP_LOST",
+        f"Another control plane leads: this was asked for under term {term}, and {newest} is the newest.",
+        metadata={"term": str(term), "newest_term": str(newest)},
+    )

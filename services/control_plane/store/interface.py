@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import AppEvent
+from services.control_plane.store.history import Histories
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import (
     VERBS,
@@ -39,12 +41,20 @@ class Transaction(Protocol):
         """The revision under which this command's changes are logged."""
         ...
 
+    @property
+    def history(self) -> str:
+        """The history of the catalog that the revision belongs to; part of etags."""
+        ...
+
     def app(self, name: str) -> AppRecord | None:
         """Return an app."""
         ...
 
-    def put_app(self, record: AppRecord) -> None:
-        """Insert or replace an app, with its domains. Raises SupervisorError DOMAIN_TAKEN."""
+    def put_app(self, record: AppRecord) -> AppRecord:
+        """Insert or replace an app, with its domains, and return it as it is stored.
+
+        Raises SupervisorError DOMAIN_TAKEN.
+        """
         ...
 
     def delete_app(self, name: str) -> None:
@@ -132,6 +142,44 @@ class Transaction(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What became of a try to lead."""
+
+    term: int
+    """The own term, or the newest of whoever leads."""
+    leads: bool
+    remaining: float = 0.0
+    """Seconds until the leader's time is up, if it does not renew it."""
+    holder: str = ""
+    """Who leads, if somebody else does."""
+    address: str = ""
+
+
+class LeaderSeat(Protocol):
+    """The one row that says who leads. Its calls block for seconds at most; not safe to call at once."""
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether nobody else can open this catalog: then who has it leads, for as long as it lives."""
+        ...
+
+    def take(self, holder: str, address: str, seconds: float) -> Standing:
+        """Lead under the next term if nobody's time runs, for some seconds by the database's clock.
+
+        Raises SupervisorError STORE_UNAVAILABLE when the database cannot be asked.
+        """
+        ...
+
+    def renew(self, holder: str, term: int, seconds: float) -> bool:
+        """Go on leading for some seconds from now; False if another has led since. Raises as `take`."""
+        ...
+
+    def leave(self, holder: str, term: int) -> None:
+        """Let another lead at once. Raises as `take`."""
+        ...
+
+
 class CatalogStore(Protocol):
     """The catalog: durable writes in order, reads from the mirror."""
 
@@ -145,13 +193,39 @@ class CatalogStore(Protocol):
         """Everything in memory, never behind an answered write of this process."""
         ...
 
-    def write(self, command: Callable[[Transaction], T]) -> Future[T]:
+    @property
+    def histories(self) -> Histories:
+        """Which history made which revision: what a token names beside its revision. Safe from any thread."""
+        ...
+
+    @property
+    def seat(self) -> LeaderSeat:
+        """Where the replicas agree on who leads."""
+        ...
+
+    def write(self, command: Callable[[Transaction], T], *, term: int | None = None) -> Future[T]:
         """Run a command durably; the future resolves once it is committed and in the mirror.
+
+        The command sees all that any replica has committed. With a `term` it is run only while that is the
+        newest leader's, checked in its own transaction.
 
         An exception of the command is its future's, and nothing of it is stored. The future fails
         with SupervisorError STORE_UNAVAILABLE when the database cannot be written, SERVER_BUSY when
-        too many commands wait, SHUTTING_DOWN once closed. Safe from any thread.
+        too many commands wait, SHUTTING_DOWN once closed, LEADERSHIP_LOST when another has led since `term`.
+        Safe from any thread.
         """
+        ...
+
+    def catch_up(self) -> Future[int]:
+        """Have the mirror take in all that any replica has committed by now; resolves to its revision.
+
+        At once where this process is the only one that writes. Fails with SupervisorError STORE_UNAVAILABLE
+        when the database cannot be asked, SHUTTING_DOWN once closed. Safe from any thread.
+        """
+        ...
+
+    def led_by(self, term: int) -> CatalogStore:
+        """Return this store for a leader's work: all its writes carry the term. Closing it does nothing."""
         ...
 
     def now(self) -> int:
@@ -164,10 +238,18 @@ class CatalogStore(Protocol):
         ...
 
     def events(self, app: str, limit: int, before: str = "") -> list[AppEvent]:
-        """Return up to `limit` events of an app, newest first, older than the event id `before`."""
+        """Return up to `limit` events of an app or of all (""), newest first, older than the id `before`."""
         ...
 
-    def prune(self) -> int:
+    def events_after(self, after: int, up_to: int, limit: int, app: str = "") -> list[AppEvent]:
+        """Return up to `limit` events of an app or of all, oldest first, with `after` < number <= `up_to`.
+
+        For numbers see `records.event_number`. Raises SupervisorError RESUME_TOKEN_EXPIRED if any that
+        followed `after` has been forgotten, STORE_UNAVAILABLE.
+        """
+        ...
+
+    def prune(self, *, term: int | None = None) -> int:
         """Forget expired operations, request ids and events beyond their bounds; return how many."""
         ...
 

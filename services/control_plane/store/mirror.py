@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Iterable
 
+from appsupervisor.fleet.v1.fleet_pb2 import Node
 from services.control_plane.store.records import (
     VERBS,
     AppRecord,
@@ -114,6 +115,11 @@ class Mirror:
     def count_in(self, environment: str) -> int:
         """Count the apps of an environment."""
         return len(self._by_environment.get(environment, _NONE))
+
+    def is_heard(self, node: str) -> bool:
+        """Tell whether the leader hears a node, as far as it has stored that."""
+        record = self.nodes.get(node)
+        return record is not None and record.node.state == Node.READY
 
     def overdue_operations(self, now: int) -> list[str]:
         """Return the names of the operations that are not done and past their deadline (µs)."""

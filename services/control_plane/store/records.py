@@ -16,14 +16,29 @@ from google.rpc.status_pb2 import Status
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import (
     App,
+    AppEvent,
     DeleteAppRequest,
     ListAppsResponse,
     OperationMetadata,
 )
 from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
+from services.control_plane.rules.etags import app_etag
 
 VERBS = ("create", "update", "delete", "start", "stop", "restart")
 """What operations do: the methods that begin them."""
+
+EVENTS_PER_COMMAND = 4096
+"""An event's number is its command's revision times this, plus its place in the command."""
+
+
+def event_number(event: AppEvent) -> int:
+    """Return the number of an event: its id, which is hexadecimal. All events' numbers go up with time."""
+    return int(event.name.rpartition("/")[2], 16)
+
+
+def last_event_number(revision: int) -> int:
+    """Return the highest number that an event of a revision can have."""
+    return (revision + 1) * EVENTS_PER_COMMAND - 1
 
 
 def timestamp(microseconds: int) -> Timestamp:
@@ -65,6 +80,9 @@ class AppRecord:
     """The version that was given up in favour of the one before it."""
     deleting: DeleteAppRequest.DataPolicy.ValueType = DeleteAppRequest.DATA_POLICY_UNSPECIFIED
     """Set once the app is being deleted: what becomes of its data."""
+    history: str = ""
+    """The history of the catalog that made its generation, so that no other can be taken for it; set by the
+    store."""
     revision: int = 0
     """Position of its last change in the change log; set by the store."""
 
@@ -79,7 +97,7 @@ class AppRecord:
         app.generation = self.generation
         app.create_time.FromMicroseconds(self.create_time)
         app.update_time.FromMicroseconds(self.update_time)
-        app.etag = f'"{self.uid[:8]}-{self.generation}"'
+        app.etag = app_etag(self.uid, self.generation, self.history)
         return app
 
     @cached_property

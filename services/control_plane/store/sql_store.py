@@ -6,30 +6,32 @@ Writes go to the writer's thread, reads to the mirror; only events are read from
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
-from sqlmodel import col, select
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import AppEvent
-from services.control_plane.store.clock import SteadyClock, monotonic_clock, wall_clock
-from services.control_plane.store.database import Database, open_database
+from services.control_plane.store.clock import RemoteClock, SteadyClock, monotonic_clock, wall_clock
 from services.control_plane.store.errors import StoreError, unavailable
-from services.control_plane.store.interface import Transaction
-from services.control_plane.store.loading import load
-from services.control_plane.store.migrate import migrate
+from services.control_plane.store.history import Histories
+from services.control_plane.store.interface import CatalogStore, Transaction
+from services.control_plane.store.leader_store import LeaderStore
 from services.control_plane.store.mirror import Mirror
-from services.control_plane.store.pruning import Bounds, find_prunable
-from services.control_plane.store.tables import AppEventRow
+from services.control_plane.store.sql.database import Database
+from services.control_plane.store.sql.migrate import migrate
+from services.control_plane.store.sql.opening import load, open_database
+from services.control_plane.store.sql.pruning import Bounds, find_prunable
+from services.control_plane.store.sql.seat import SqlLeaderSeat
+from services.control_plane.store.sql.storage import BatchStorage
+from services.control_plane.store.sql.timelines import events_after, newest_events
 from services.control_plane.store.writer import Writer
-from services.rpc.errors import SupervisorError
 
 T = TypeVar("T")
 
@@ -38,7 +40,6 @@ CLOSE_SECONDS = 30.0
 
 CLOCK_SECONDS = 60.0
 """How far the clock may be behind the catalog's newest time before that is worth a warning."""
-_EVENT_ID = re.compile("[0-7][0-9a-f]{15}")  # as `add_event` writes it
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class SqlCatalogStore:
         database: Database,
         writer: Writer,
         *,
+        seat: SqlLeaderSeat,
         clock: SteadyClock,
         bounds: Bounds,
         stack: ExitStack,
@@ -58,6 +60,7 @@ class SqlCatalogStore:
         self._database = database
         self._state = writer.state
         self._writer = writer
+        self._seat = seat
         self._clock = clock
         self._bounds = bounds
         self._stack = stack
@@ -73,9 +76,27 @@ class SqlCatalogStore:
         """Everything in memory, never behind an answered write of this process."""
         return self._state.mirror
 
-    def write(self, command: Callable[[Transaction], T]) -> Future[T]:
+    @property
+    def histories(self) -> Histories:
+        """Which history made which revision; see `CatalogStore.histories`."""
+        return self._state.histories
+
+    @property
+    def seat(self) -> SqlLeaderSeat:
+        """Where the replicas agree on who leads."""
+        return self._seat
+
+    def write(self, command: Callable[[Transaction], T], *, term: int | None = None) -> Future[T]:
         """Run a command durably; see `CatalogStore.write`."""
-        return self._writer.write(command)
+        return self._writer.write(command, term)
+
+    def catch_up(self) -> Future[int]:
+        """Have the mirror take in all that is committed now; see `CatalogStore.catch_up`."""
+        return self._writer.catch_up()
+
+    def led_by(self, term: int) -> CatalogStore:
+        """Return this store for a leader's work; see `CatalogStore.led_by`."""
+        return LeaderStore(self, term)
 
     def now(self) -> int:
         """Return the catalog's time; see `CatalogStore.now`."""
@@ -86,34 +107,37 @@ class SqlCatalogStore:
         return self._writer.commits, self._writer.commands
 
     def events(self, app: str, limit: int, before: str = "") -> list[AppEvent]:
-        """Return up to `limit` events of an app, newest first, older than the event id `before`.
+        """Return up to `limit` events of an app or of all (""), newest first, older than the id `before`.
 
         Raises SupervisorError INVALID_PAGE_TOKEN if `before` is no event id, STORE_UNAVAILABLE if
         the database cannot be read.
         """
-        query = select(AppEventRow.body).where(AppEventRow.app == app)
-        if before:
-            query = query.where(col(AppEventRow.id) < _event_id(before))
-        query = query.order_by(col(AppEventRow.id).desc()).limit(limit)
+        with self._reading("Events cannot be read") as connection:
+            return newest_events(connection, app, limit, before)
+
+    def events_after(self, after: int, up_to: int, limit: int, app: str = "") -> list[AppEvent]:
+        """Return events in their order; see `CatalogStore.events_after`."""
+        with self._reading("Events cannot be read") as connection:
+            return events_after(connection, app, after, up_to, limit, self._bounds.events)
+
+    @contextmanager
+    def _reading(self, failing: str) -> Iterator[Connection]:
+        """Lend a connection to read with. Raises SupervisorError STORE_UNAVAILABLE."""
         try:
             with self._database.reader.connect() as connection:
-                return [AppEvent.FromString(body) for body in connection.execute(query).scalars()]
+                yield connection
         except (DBAPIError, PoolTimeoutError, OSError) as error:
-            _log.warning("Events cannot be read", extra={"action": "store.unreadable"}, exc_info=error)
+            _log.warning(failing, extra={"action": "store.unreadable"}, exc_info=error)
             raise unavailable() from error
 
-    def prune(self) -> int:
+    def prune(self, *, term: int | None = None) -> int:
         """Forget a bounded part of what is beyond its bounds; return how many records went.
 
         0 says that nothing is left to forget. Raises SupervisorError as the futures of `write` do.
         """
-        try:
-            with self._database.reader.connect() as connection:
-                prunable = find_prunable(connection, self._state, self._bounds, self._clock())
-        except (DBAPIError, PoolTimeoutError, OSError) as error:
-            _log.warning("Pruning cannot read", extra={"action": "store.unreadable"}, exc_info=error)
-            raise unavailable() from error
-        return self._writer.write(prunable.forget).result() if prunable else 0
+        with self._reading("Pruning cannot read") as connection:
+            prunable = find_prunable(connection, self._state, self._bounds, self._clock())
+        return self._writer.write(prunable.forget, term).result() if prunable else 0
 
     def close(self) -> None:
         """Finish the accepted commands and close the database; a second call does nothing."""
@@ -121,39 +145,37 @@ class SqlCatalogStore:
             self._stack.close()
 
 
-def _event_id(text: str) -> int:
-    if _EVENT_ID.fullmatch(text) is None:
-        raise SupervisorError("INVALID_PAGE_TOKEN", "The page token is not one of ours.")
-    return int(text, 16)
-
-
 def open_store(
     database_url: str,
     *,
-    clock: Callable[[], int] = wall_clock,
+    clock: Callable[[], int] | None = None,
     elapsed: Callable[[], int] = monotonic_clock,
     bounds: Bounds | None = None,
     on_fatal: Callable[[BaseException], None] | None = None,
 ) -> SqlCatalogStore:
     """Open a catalog, made first if there is none: own the file, migrate, load, start the writer.
 
-    `clock` gives microseconds since the Unix epoch, `elapsed` since any moment: see `SteadyClock`.
+    `clock` gives microseconds since the Unix epoch; without it the database's is used where several
+    machines share one, else this machine's. `elapsed` gives them since any moment: see `SteadyClock`.
     `bounds` say what `prune` keeps. `on_fatal` is called, on the writer's thread, if the writer must end:
     nothing can be written any more, and the process should exit.
 
     Raises StoreError, with nothing changed, if the URL is not usable, if another control plane has
-    the catalog, or if its schema is not known to this program.
+    the file, if the schema is not known to this program, or if a record cannot be decoded.
     """
     began = time.monotonic()
     with ExitStack() as stack:
         database = open_database(database_url, stack)
         try:
-            migrate(database, clock())
-            with database.writer.connect() as connection:
-                state = load(connection)
-        except (DBAPIError, OSError) as error:
+            migrate(database, (clock or wall_clock)())
+            state, now = load(database)
+        except (SQLAlchemyError, OSError) as error:
             raise StoreError(f"The catalog {database.label} cannot be opened: {_cause(error)}.") from error
-        ahead = (state.now - clock()) / 1e6
+        if database.finish is not None:
+            stack.callback(database.finish)
+        remote = RemoteClock(now, elapsed) if clock is None and now is not None else None
+        wall = clock or remote or wall_clock
+        ahead = (state.now - wall()) / 1e6
         if ahead > CLOCK_SECONDS:
             _log.warning(
                 "The clock is %.0f s behind the catalog's last write; its times go on from there",
@@ -167,14 +189,21 @@ def open_store(
             time.monotonic() - began,
             extra={"action": "store.opened", "revision": state.revision, "apps": len(state.mirror.apps)},
         )
-        steady = SteadyClock(clock, elapsed, state.now)
-        writer = Writer(database.writer, state, steady, on_fatal)
+        steady = SteadyClock(wall, elapsed, state.now)
+        storage = BatchStorage(database, state, remote)
+        writer = Writer(storage, state, steady, on_fatal)
         stack.callback(writer.close, CLOSE_SECONDS)
+        seat = SqlLeaderSeat(database)
+        stack.callback(seat.close)
+        if database.listen is not None:
+            listener = database.listen(lambda sender: None if sender == storage.writer_id else writer.wake())
+            stack.callback(listener.close)
         return SqlCatalogStore(
-            database, writer, clock=steady, bounds=bounds or Bounds(), stack=stack.pop_all()
+            database, writer, seat=seat, clock=steady, bounds=bounds or Bounds(), stack=stack.pop_all()
         )
 
 
 def _cause(error: Exception) -> str:
     # The driver's own words: around them SQLAlchemy puts statements and links.
-    return str(error.orig if isinstance(error, DBAPIError) else error).strip().rstrip(".")
+    words = str(error.orig if isinstance(error, DBAPIError) else error)
+    return " ".join(words.split()).rstrip(".")

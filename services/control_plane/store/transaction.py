@@ -1,4 +1,4 @@
-"""The transaction that a command sees: its own layer, over its batch's, over the mirror.
+"""The transaction that a command sees: its own write set, over its batch's, over the mirror.
 
 Nothing is written to the database here.
 """
@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import AppEvent
-from services.control_plane.store.layers import Batch, Layer
 from services.control_plane.store.records import (
+    EVENTS_PER_COMMAND,
     VERBS,
     AppRecord,
     EnvironmentRecord,
@@ -19,10 +19,9 @@ from services.control_plane.store.records import (
     PlacementRecord,
     RequestRecord,
 )
+from services.control_plane.store.write_set import Batch, WriteSet
 from services.rpc.errors import SupervisorError
 
-EVENTS_PER_COMMAND = 4096
-"""An event's id is its command's revision times this, plus its number in the command."""
 _PAGE = 256
 _NONE: frozenset[str] = frozenset()
 
@@ -31,9 +30,9 @@ class CommandTransaction:
     """The `Transaction` of one command."""
 
     def __init__(self, batch: Batch, now: int) -> None:
-        self.layer = Layer()
+        self.write_set = WriteSet()
         """What the command has changed."""
-        self._below = batch.layer
+        self._below = batch.write_set
         self._batch = batch
         self._mirror = batch.state.mirror
         self._revision = batch.revision + 1
@@ -49,17 +48,25 @@ class CommandTransaction:
         """The revision under which this command's changes are logged."""
         return self._revision
 
-    # Each read asks the command's layer, then the batch's, then the mirror.
+    @property
+    def history(self) -> str:
+        """The history of the catalog that the revision belongs to; part of etags."""
+        return self._batch.history
+
+    # Each read asks the command's write set, then the batch's, then the mirror.
 
     def app(self, name: str) -> AppRecord | None:
         """Return an app."""
-        for layer in (self.layer.apps, self._below.apps):
-            if name in layer:
-                return layer[name]
+        for changed in (self.write_set.apps, self._below.apps):
+            if name in changed:
+                return changed[name]
         return self._mirror.apps.get(name)
 
-    def put_app(self, record: AppRecord) -> None:
-        """Insert or replace an app, with its domains. Raises SupervisorError DOMAIN_TAKEN."""
+    def put_app(self, record: AppRecord) -> AppRecord:
+        """Insert or replace an app, with its domains, and return it as it is stored.
+
+        Raises SupervisorError DOMAIN_TAKEN.
+        """
         name, old = record.name, self.app(record.name)
         for domain in record.spec.domains:
             if self._owner(domain) not in (None, name):
@@ -75,9 +82,13 @@ class CommandTransaction:
         before = set(old.spec.domains) if old else _NONE
         after = set(record.spec.domains)
         if before != after:
-            self.layer.domains.update(dict.fromkeys(before - after))
-            self.layer.domains.update(dict.fromkeys(after - before, name))
-        self.layer.apps[name] = replace(record, revision=self._revision)
+            self.write_set.domains.update(dict.fromkeys(before - after))
+            self.write_set.domains.update(dict.fromkeys(after - before, name))
+        same = old is not None and old.generation == record.generation
+        history = old.history if old is not None and same else self.history
+        stored = replace(record, revision=self._revision, history=history)
+        self.write_set.apps[name] = stored
+        return stored
 
     def delete_app(self, name: str) -> None:
         """Remove an app with its placements; its events stay."""
@@ -86,20 +97,20 @@ class CommandTransaction:
             return
         for placement in self.placements_of(name):
             self.delete_placement(placement)
-        self.layer.domains.update(dict.fromkeys(old.spec.domains))
-        self.layer.apps[name] = None
-        self.layer.removed_apps.add(name)
+        self.write_set.domains.update(dict.fromkeys(old.spec.domains))
+        self.write_set.apps[name] = None
+        self.write_set.removed_apps.add(name)
 
     def _owner(self, domain: str) -> str | None:
-        for layer in (self.layer.domains, self._below.domains):
-            if domain in layer:
-                return layer[domain]
+        for changed in (self.write_set.domains, self._below.domains):
+            if domain in changed:
+                return changed[domain]
         return self._batch.state.domains.get(domain)
 
     def count_apps(self, environment: str) -> int:
         """Count the apps of an environment."""
         count = self._mirror.count_in(environment)
-        for name in self._below.apps.keys() | self.layer.apps.keys():
+        for name in self._below.apps.keys() | self.write_set.apps.keys():
             old, new = self._mirror.apps.get(name), self.app(name)
             count -= old is not None and old.spec.environment == environment
             count += new is not None and new.spec.environment == environment
@@ -107,33 +118,33 @@ class CommandTransaction:
 
     def environment(self, name: str) -> EnvironmentRecord | None:
         """Return an environment."""
-        for layer in (self.layer.environments, self._below.environments):
-            if name in layer:
-                return layer[name]
+        for changed in (self.write_set.environments, self._below.environments):
+            if name in changed:
+                return changed[name]
         return self._mirror.environments.get(name)
 
     def put_environment(self, record: EnvironmentRecord) -> None:
         """Insert or replace an environment."""
-        self.layer.environments[record.name] = replace(record, revision=self._revision)
+        self.write_set.environments[record.name] = replace(record, revision=self._revision)
 
     def delete_environment(self, name: str) -> None:
         """Remove an environment."""
         if self.environment(name) is not None:
-            self.layer.environments[name] = None
+            self.write_set.environments[name] = None
 
     def node(self, name: str) -> NodeRecord | None:
         """Return a node."""
-        for layer in (self.layer.nodes, self._below.nodes):
-            if name in layer:
-                return layer[name]
+        for changed in (self.write_set.nodes, self._below.nodes):
+            if name in changed:
+                return changed[name]
         return self._mirror.nodes.get(name)
 
     def nodes(self, environment: str) -> list[NodeRecord]:
         """Return an environment's nodes, by name."""
         prefix = f"{environment}/nodes/"
         names = set(self._stored_nodes(prefix))
-        for layer in (self.layer.nodes, self._below.nodes):
-            names.update(name for name in layer if name.startswith(prefix))
+        for changed in (self.write_set.nodes, self._below.nodes):
+            names.update(name for name in changed if name.startswith(prefix))
         found = (self.node(name) for name in sorted(names))
         return [node for node in found if node is not None]
 
@@ -148,23 +159,23 @@ class CommandTransaction:
 
     def put_node(self, record: NodeRecord) -> None:
         """Insert or replace a node."""
-        self.layer.nodes[record.name] = replace(record, revision=self._revision)
+        self.write_set.nodes[record.name] = replace(record, revision=self._revision)
 
     def delete_node(self, name: str) -> None:
         """Remove a node."""
         if self.node(name) is not None:
-            self.layer.nodes[name] = None
+            self.write_set.nodes[name] = None
 
     def placements_of(self, app: str) -> list[PlacementRecord]:
         """Return an app's placements, by name."""
         found: dict[str, PlacementRecord | None] = {it.name: it for it in self._mirror.placements_of(app)}
-        for layer in (self._below, self.layer):
-            found.update({name: layer.placements[name] for name in layer.placements_of.get(app, _NONE)})
+        for changed in (self._below, self.write_set):
+            found.update({name: changed.placements[name] for name in changed.placements_of.get(app, _NONE)})
         return [known for _, known in sorted(found.items()) if known is not None]
 
     def apps_on(self, node: str) -> list[str]:
         """Return the names of the apps with a placement on a node, in order."""
-        apps = {*self._mirror.apps_on(node), *self._below.placements_of, *self.layer.placements_of}
+        apps = {*self._mirror.apps_on(node), *self._below.placements_of, *self.write_set.placements_of}
         return sorted(app for app in apps if any(it.node == node for it in self.placements_of(app)))
 
     def put_placement(self, record: PlacementRecord) -> None:
@@ -176,12 +187,12 @@ class CommandTransaction:
         self._keep(record.app, record.name, None)
 
     def _keep(self, app: str, name: str, record: PlacementRecord | None) -> None:
-        self.layer.placements[name] = record
-        self.layer.placements_of.setdefault(app, set()).add(name)
+        self.write_set.placements[name] = record
+        self.write_set.placements_of.setdefault(app, set()).add(name)
 
     def domains_under(self, base: str) -> list[tuple[str, str]]:
         """Return the custom domains that are `base` or below it, each with its app, in order."""
-        domains = {*self._batch.state.domains, *self._below.domains, *self.layer.domains}
+        domains = {*self._batch.state.domains, *self._below.domains, *self.write_set.domains}
         found = (
             (domain, self._owner(domain))
             for domain in domains
@@ -191,32 +202,32 @@ class CommandTransaction:
 
     def operation(self, name: str) -> OperationRecord | None:
         """Return an operation."""
-        for layer in (self.layer.operations, self._below.operations):
-            if name in layer:
-                return layer[name]
+        for changed in (self.write_set.operations, self._below.operations):
+            if name in changed:
+                return changed[name]
         return self._mirror.operations.get(name)
 
     def open_operations(self, app: str, verbs: Collection[str] = VERBS) -> list[OperationRecord]:
         """Return the operations of an app that are not done, oldest first; only those of some verbs."""
         names = {operation.name for operation in self._mirror.open_operations(app, verbs)}
-        for layer in (self.layer, self._below):
-            names |= layer.operations_of.get(app, _NONE)
+        for changed in (self.write_set, self._below):
+            names |= changed.operations_of.get(app, _NONE)
         found = (self.operation(name) for name in sorted(names))
         return [it for it in found if it is not None and not it.done and it.app == app and it.verb in verbs]
 
     def put_operation(self, record: OperationRecord) -> None:
         """Insert or replace an operation."""
-        self.layer.operations[record.name] = replace(record, revision=self._revision)
-        self.layer.operations_of.setdefault(record.app, set()).add(record.name)
+        self.write_set.operations[record.name] = replace(record, revision=self._revision)
+        self.write_set.operations_of.setdefault(record.app, set()).add(record.name)
 
     def delete_operation(self, name: str) -> None:
         """Remove an operation."""
         if self.operation(name) is not None:
-            self.layer.operations[name] = None
+            self.write_set.operations[name] = None
 
     def add_event(self, app: str, event: AppEvent) -> None:
         """Append to an app's timeline; the store sets `name` and `create_time`."""
-        number = len(self.layer.events)
+        number = len(self.write_set.events)
         if number >= EVENTS_PER_COMMAND:
             raise ValueError(f"A command adds at most {EVENTS_PER_COMMAND} events")
         event_id = self._revision * EVENTS_PER_COMMAND + number
@@ -224,12 +235,12 @@ class CommandTransaction:
         stored.CopyFrom(event)
         stored.name = f"{app}/events/{event_id:016x}"
         stored.create_time.FromMicroseconds(self._now)
-        self.layer.events.append((app, event_id, stored.SerializeToString()))
+        self.write_set.events.append((app, event_id, stored.SerializeToString()))
 
     def request(self, request_id: str) -> RequestRecord | None:
         """Return the record of a request id that has not expired."""
         found = (
-            self.layer.requests.get(request_id)
+            self.write_set.requests.get(request_id)
             or self._below.requests.get(request_id)
             or self._batch.find_request(request_id)
         )
@@ -237,18 +248,18 @@ class CommandTransaction:
 
     def put_request(self, record: RequestRecord) -> None:
         """Remember a request's result."""
-        self.layer.requests[record.request_id] = record
+        self.write_set.requests[record.request_id] = record
 
     # What only pruning does.
 
     def forget_expired_request(self, request_id: str) -> None:
         """Forget a request unless it has been made again meanwhile."""
-        self.layer.expired_requests.append(request_id)
+        self.write_set.expired_requests.append(request_id)
 
     def forget_events(self, app: str, up_to: int) -> None:
         """Forget an app's events up to an id."""
-        self.layer.forgotten_events.append((app, up_to))
+        self.write_set.forgotten_events.append((app, up_to))
 
     def forget_changes(self, up_to: int) -> None:
         """Forget the change log up to a revision."""
-        self.layer.oldest_revision = up_to
+        self.write_set.oldest_revision = up_to

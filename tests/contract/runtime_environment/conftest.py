@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,26 @@ BEHAVIOURS = {
 }
 
 
+@dataclass
+class Tried(Subject):
+    """A node whose data a test may make irremovable, by app id and uid, and removable again."""
+
+    protect: Callable[[str, str], None]
+    release: Callable[[str, str], None]
+
+
 @pytest.fixture(params=["fake", "real"])
-async def node(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Subject]:
+async def node(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Tried]:
+    apps = tmp_path / "data" / "apps"
+
+    def replace_by_link(app: str, uid: str) -> None:
+        directory = apps / f"{app}.{uid}"
+        directory.rename(tmp_path / uid)
+        directory.symlink_to(tmp_path / uid)
+
+    def remove_link(app: str, uid: str) -> None:
+        (apps / f"{app}.{uid}").unlink()
+
     async with AsyncExitStack() as stack:
         drain: Callable[[], Any]
         if request.param == "fake":
@@ -36,6 +55,14 @@ async def node(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
             address = await fake.start()
             stack.push_async_callback(fake.kill)
             drain = fake.drain
+
+            def protect(app: str, uid: str) -> None:
+                fake.disk.stuck[uid] = "It cannot be removed."
+
+            def release(app: str, uid: str) -> None:
+                fake.disk.stuck.pop(uid, None)
+
+            change = (protect, release)
         else:
             serving = Node(node_settings(tmp_path, max_instances=str(MAX_INSTANCES))).serving()
             real = await serving.__aenter__()
@@ -48,5 +75,6 @@ async def node(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
 
             stack.push_async_callback(end)
             address, drain = str(real.listen), end
+            change = (replace_by_link, remove_link)
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(address))
-        yield Subject(RuntimeEnvironmentStub(channel), drain)
+        yield Tried(RuntimeEnvironmentStub(channel), drain, *change)

@@ -110,7 +110,7 @@ async def test_every_violation_of_a_spec_is_told_at_once(node: Subject) -> None:
         "spec.generation",
         "spec.epoch",
         "spec.entrypoint",
-        "spec.env",
+        'spec.env["1A"]',
         "spec.database.external.secret_key",
         "spec.domains[0]",
         "spec.idle_timeout",
@@ -184,6 +184,14 @@ async def test_an_instance_that_cannot_start_is_failed_with_its_reason(
     assert failed.last_error.reason == reason
     assert text in failed.last_error.message
     assert failed.health == pb.Instance.Health.UNHEALTHY
+    if reason.startswith("ENTRYPOINT_"):
+        place = failed.last_error.metadata
+        assert place["node"] == failed.node
+        for told in (failed.node, *place["app_dirs"].split(":")):
+            assert told.startswith(("/", "environments/"))
+            assert told in failed.last_error.message
+    else:
+        assert not failed.last_error.metadata
 
 
 async def test_an_instance_that_is_never_ready_fails_at_its_time_limit(node: Subject) -> None:

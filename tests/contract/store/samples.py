@@ -23,7 +23,7 @@ from services.control_plane.store.records import (
     Role,
     Version,
 )
-from services.control_plane.store.tables import ChangeRow, MetaRow
+from services.control_plane.store.sql.tables import ChangeRow, MetaRow
 from services.rpc.feed import ChangeFeed
 
 DEFAULT = "environments/default"
@@ -125,6 +125,12 @@ def raised(app_record: AppRecord | None) -> AppRecord:
     """The next generation of an app."""
     assert app_record is not None
     return replace(app_record, generation=app_record.generation + 1)
+
+
+def bare(record: Any) -> Any:
+    """A record without what the store sets."""
+    own = {"revision": 0, "history": ""} if isinstance(record, AppRecord) else {"revision": 0}
+    return replace(record, **own)
 
 
 def contents(feed: ChangeFeed[Any]) -> dict[str, tuple[int, Any]]:

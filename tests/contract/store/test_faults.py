@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import insert, update
 from sqlalchemy.exc import OperationalError
 
 from services.control_plane.store import writer
 from services.control_plane.store.errors import StoreError
 from services.control_plane.store.interface import Transaction
+from services.control_plane.store.sql.tables import AppRow, ChangeRow, MetaRow, table_of
 from services.control_plane.store.sql_store import SqlCatalogStore
-from services.control_plane.store.tables import MetaRow, table_of
 from services.rpc.errors import SupervisorError
 from tests.contract.store.samples import WAIT, app, contents, put, snapshot
 from tests.eventually import eventually_blocking
@@ -63,10 +62,6 @@ def is_unavailable(future: Future[Any]) -> bool:
     return caught.value.reason == "STORE_UNAVAILABLE" and caught.value.retry_after is not None
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    eventually_blocking(condition, within=WAIT)
-
-
 def test_a_lost_commit_fails_its_commands_and_the_next_one_works(
     catalog: Any, store: SqlCatalogStore, faults: Faults
 ) -> None:
@@ -100,7 +95,7 @@ def test_a_commit_of_unknown_outcome_is_looked_up_as_soon_as_that_is_possible(
     assert is_unavailable(store.write(put(app("apps/b"))))
     assert not contents(store.mirror.apps)
     faults.unreachable = False
-    wait_until(lambda: store.mirror.apps.get("apps/a") is not None)
+    eventually_blocking(lambda: store.mirror.apps.get("apps/a") is not None)
     with pytest.raises(SupervisorError, match="belongs to another app"):
         store.write(put(app("apps/c", domains=("x.example",)))).result(WAIT)
     known = snapshot(store.mirror)
@@ -134,14 +129,28 @@ def test_an_unreachable_database_fails_a_commands_read(store: SqlCatalogStore, f
     assert store.write(swallows).result(WAIT) == "read"
 
 
-def test_a_catalog_that_another_program_wrote_is_written_no_more(catalog: Any) -> None:
+def test_what_another_program_commits_is_followed(catalog: Any) -> None:
+    store = catalog.open()
+    revision = store.write(put(app("apps/a"))).result(WAIT)
+    with store._database.writer.begin() as connection:
+        connection.execute(update(table_of(AppRow)).values(generation=9, revision=revision + 1))
+        change = {"revision": revision + 1, "kind": "app", "key": "apps/a", "deleted": False, "time": 1}
+        connection.execute(insert(table_of(ChangeRow)), change)
+        connection.execute(update(table_of(MetaRow)).values(revision=revision + 1))
+    assert store.write(lambda tx: tx.app("apps/a").generation).result(WAIT) == 9
+    assert store.write(put(app("apps/b"))).result(WAIT) == revision + 2
+    known = snapshot(store.mirror)
+    assert snapshot(catalog.reopen().mirror) == known
+
+
+def test_a_database_that_lost_what_was_committed_is_written_no_more(catalog: Any) -> None:
     ended: list[BaseException] = []
     store = catalog.open(on_fatal=ended.append)
-    store.write(put(app("apps/a"))).result(WAIT)
+    revision = store.write(put(app("apps/a"))).result(WAIT)
     with store._database.writer.begin() as connection:
-        connection.execute(update(table_of(MetaRow)).values(revision=1_000))
+        connection.execute(update(table_of(MetaRow)).values(revision=revision - 1))
     assert is_unavailable(store.write(put(app("apps/b"))))
-    wait_until(lambda: bool(ended))
+    eventually_blocking(lambda: bool(ended))
     assert isinstance(ended[0], StoreError)
     assert is_unavailable(store.write(put(app("apps/c"))))
     assert list(contents(store.mirror.apps)) == ["apps/a"]
@@ -166,7 +175,7 @@ def test_a_writer_that_dies_fails_all_that_waits_and_says_so(
     go.set()
     assert is_unavailable(held)
     assert all(is_unavailable(future) for future in waiting)
-    wait_until(lambda: bool(ended))
+    eventually_blocking(lambda: bool(ended))
     assert isinstance(ended[0], KeyError)
     assert [it.levelname for it in caplog.records if it.levelno >= logging.WARNING] == ["CRITICAL"]
     assert is_unavailable(store.write(put(app("apps/late"))))

@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -15,14 +15,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from services.control_plane.store.interface import Transaction
-from services.control_plane.store.loading import load
-from services.control_plane.store.pruning import Bounds
+from services.control_plane.store.sql.opening import load
+from services.control_plane.store.sql.pruning import Bounds
 from services.control_plane.store.sql_store import SqlCatalogStore
 from services.rpc.errors import SupervisorError
 from tests.contract.store.samples import (
     DEFAULT,
     WAIT,
     app,
+    bare,
     check_change_log,
     contents,
     environment,
@@ -215,7 +216,7 @@ def look() -> Step:
     def step(tx: Transaction, model: Model) -> None:
         for name in APPS:
             found = tx.app(name)
-            assert (None if found is None else replace(found, revision=0)) == model.apps.get(name)
+            assert (None if found is None else bare(found)) == model.apps.get(name)
 
     return step
 
@@ -314,9 +315,9 @@ def machine(new_catalog: Callable[[], Any], stack: ExitStack) -> type[RuleBasedS
             if not hasattr(self, "store"):
                 return
             for kind, entries in snapshot(self.store.mirror).items():
-                bare = {key: replace(record, revision=0) for key, (_, record) in entries.items()}
-                expected = {key: replace(it, revision=0) for key, it in self.model.bare()[kind].items()}
-                assert bare == expected, kind
+                found = {key: bare(record) for key, (_, record) in entries.items()}
+                expected = {key: bare(it) for key, it in self.model.bare()[kind].items()}
+                assert found == expected, kind
             for name in APPS:
                 assert self.events(name) == self.model.events.get(name, [])
 
@@ -324,8 +325,8 @@ def machine(new_catalog: Callable[[], Any], stack: ExitStack) -> type[RuleBasedS
         def database_is_the_mirror(self) -> None:
             if not hasattr(self, "store"):
                 return
+            state, _ = load(self.store._database)
             with self.store._database.reader.connect() as connection:
-                state = load(connection)
                 assert snapshot(state.mirror) == snapshot(self.store.mirror)
                 assert state.domains == self.store._state.domains
                 assert state.domains == {

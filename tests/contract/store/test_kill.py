@@ -8,16 +8,21 @@ import signal
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
 
 from services.control_plane.store.sql_store import SqlCatalogStore, open_store
+from services.rpc.errors import SupervisorError
 from tests.contract.store.crash_writer import WRITERS
-from tests.contract.store.samples import WAIT, check_change_log, contents
+from tests.contract.store.samples import WAIT, check_change_log, contents, snapshot
+from tests.postgresql import Server
 
 ROUNDS = 30
 OPENINGS = 8
+REPLICA_ROUNDS = 6
 
 
 class CrashWriter:
@@ -33,11 +38,11 @@ class CrashWriter:
             bufsize=1,
         )
 
-    def run(self, url: str, after: str, seconds: float) -> list[tuple[str, int, int]]:
+    def run(self, url: str, after: str, seconds: float, prefix: str = "a") -> list[tuple[str, int, int]]:
         """Kill a child `seconds` after its first line of a kind; return what it acknowledged."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(f"{url}\n")
+        self.process.stdin.write(f"{url} {prefix}\n")
         acknowledged = []
         kill: threading.Timer | None = None
         pid = 0
@@ -64,11 +69,12 @@ class CrashWriter:
         self.process.wait(WAIT)
 
 
-def check(store: SqlCatalogStore, newest: dict[str, int]) -> None:
+def check(store: SqlCatalogStore, newest: dict[str, int], prefix: str = "a") -> None:
     """Each app is at its last acknowledged number, or at the one that was under way; as a whole."""
     apps, operations = contents(store.mirror.apps), contents(store.mirror.operations)
     for writer in range(WRITERS):
-        name, known = f"apps/a{writer}", newest.get(f"apps/a{writer}", 0)
+        name = f"apps/{prefix}{writer}"
+        known = newest.get(name, 0)
         numbers = [int(event.message) for event in store.events(name, 1_000_000)]
         assert numbers == list(range(len(numbers), 0, -1)), "each command is there once, in order"
         number = len(numbers)
@@ -119,3 +125,48 @@ def test_what_was_acknowledged_survives_being_killed_at_any_moment(tmp_path: Pat
     finally:
         writer.close()
     assert sum(newest.values()) > 100
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_two_replicas_lose_nothing_acknowledged_whoever_is_killed_or_cut_off(
+    postgresql: Server, seed: int
+) -> None:
+    """Processes die at random moments, and between them all connections to the database, again and again."""
+    moments = random.Random(seed)
+    newest: dict[str, int] = {}
+    revisions: list[int] = []
+    with ExitStack() as stack:
+        url = postgresql.create_database(stack)
+        writers = {prefix: CrashWriter() for prefix in ("a", "b")}
+        stack.enter_context(ExitStack()).callback(lambda: [writer.close() for writer in writers.values()])
+        open_store(url).close()
+        observer = open_store(url)
+        stack.callback(observer.close)
+        with ThreadPoolExecutor() as pool:
+            for _ in range(REPLICA_ROUNDS):
+                lives = [
+                    pool.submit(writer.run, url, "ack", moments.uniform(0.0, 0.5), prefix)
+                    for prefix, writer in writers.items()
+                ]
+                while not all(life.done() for life in lives):
+                    postgresql.cut(url)
+                    wait(lives, timeout=moments.uniform(0.05, 0.4))
+                for name, number, revision in (ack for life in lives for ack in life.result()):
+                    assert number in (newest.get(name, 0) + 1, newest.get(name, 0) + 2)
+                    newest[name] = number
+                    revisions += [revision] if revision else []
+                caught_up(observer)
+                for prefix in writers:
+                    check(observer, newest, prefix)
+        assert len(set(revisions)) == len(revisions), "a revision is never given twice"
+        assert snapshot(observer.mirror) == snapshot(stack.enter_context(closing(open_store(url))).mirror)
+    assert sum(newest.values()) > 100
+
+
+def caught_up(store: SqlCatalogStore) -> None:
+    """Have the observer know all there is, through the cuts that hit it too."""
+    for _ in range(100):
+        with suppress(SupervisorError):
+            store.catch_up().result(WAIT)
+            return
+    pytest.fail("the database was not reached again")

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from services.control_plane.store.interface import Transaction
-from services.control_plane.store.pruning import Bounds
+from services.control_plane.store.records import event_number, last_event_number
+from services.control_plane.store.sql.pruning import Bounds
 from services.control_plane.store.sql_store import SqlCatalogStore
 from services.rpc.errors import SupervisorError
 from services.rpc.feed import ChangeFeed, Entry
@@ -185,3 +186,62 @@ def test_nobody_resumes_where_removals_were_not_loaded(catalog: Any) -> None:
     store = catalog.reopen()
     with pytest.raises(SupervisorError):
         resume(store.mirror.operations, revision)
+
+
+def test_all_apps_events_are_read_in_their_order_between_two_numbers(catalog: Any) -> None:
+    store = catalog.open()
+    add_events(store, "apps/b", "1", "2")
+    middle = last_event_number(store.mirror.apps.revision)
+    add_events(store, "apps/a", "3")
+    end = last_event_number(store.mirror.apps.revision)
+    add_events(store, "apps/b", "4")
+    store = catalog.reopen()
+
+    def told(after: int, up_to: int, limit: int = 9, app: str = "") -> list[str]:
+        return [it.message for it in store.events_after(after, up_to, limit, app)]
+
+    newest = last_event_number(store.mirror.apps.revision)
+    start = last_event_number(0)
+    assert told(start, newest) == ["1", "2", "3", "4"]
+    assert told(start, newest, limit=3) == ["1", "2", "3"]
+    assert told(start, end) == ["1", "2", "3"]
+    assert told(middle, end) == ["3"]
+    assert told(start, newest, app="apps/b") == ["1", "2", "4"]
+    first = store.events_after(start, newest, 1)[0]
+    assert told(event_number(first), newest) == ["2", "3", "4"]
+    assert [it.message for it in store.events("", 3)] == ["4", "3", "2"]
+
+
+def test_a_place_behind_which_events_were_forgotten_is_refused_and_no_other(catalog: Any) -> None:
+    store = catalog.open(bounds=Bounds(events=3))
+    start = last_event_number(store.mirror.apps.revision)
+    for number in range(5):
+        add_events(store, "apps/a", str(number))
+    add_events(store, "apps/b", "only")
+    newest = last_event_number(store.mirror.apps.revision)
+    store.prune()
+    for app_of, after in (("", start), ("apps/a", start)):
+        with pytest.raises(SupervisorError) as caught:
+            store.events_after(after, newest, 2, app_of)
+        assert caught.value.reason == "RESUME_TOKEN_EXPIRED"
+    assert [it.message for it in store.events_after(start, newest, 9, "apps/b")] == ["only"]
+    since = event_number(store.events("apps/a", 3)[-1])
+    assert [it.message for it in store.events_after(since, newest, 9)] == ["3", "4", "only"]
+
+
+def test_a_place_older_than_a_forgotten_removal_is_refused(catalog: Any) -> None:
+    store = catalog.open(bounds=Bounds(changes=5))
+    store.write(put(app("apps/a"))).result(WAIT)
+    before = last_event_number(store.mirror.apps.revision)
+    add_events(store, "apps/a", "made")
+    store.write(lambda tx: tx.delete_app("apps/a")).result(WAIT)
+    removed = last_event_number(store.mirror.apps.revision)
+    for number in range(6):
+        store.write(put(app("apps/kept", generation=number))).result(WAIT)
+    while store.prune():
+        pass
+    newest = last_event_number(store.mirror.apps.revision)
+    with pytest.raises(SupervisorError) as caught:
+        store.events_after(before, newest, 9)
+    assert caught.value.reason == "RESUME_TOKEN_EXPIRED"
+    assert store.events_after(max(removed, newest - 4096), newest, 9) == []

@@ -4,6 +4,7 @@ import asyncio
 import json
 import re
 import shlex
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import pytest
 import typer
 import yaml
 
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceFigures
 from services.cli.errors import Exit
 from services.cli.main import app as program
 from services.cli.main import run
 from services.cli.programs import PROGRAMS
+from tests.eventually import WITHIN
 from tests.fakes.runtime_node import Behaviour
 from tests.integration.control_plane.plane import Plane
 
@@ -182,3 +185,44 @@ async def test_the_example_of_each_commands_help_works(
         return  # streams: tests/e2e follows them
     status, _, err = await command(*shlex.split(example))
     assert status == (1 if name == "diff" else 0), err
+
+
+async def test_events_are_followed_as_they_come_and_those_of_all_apps_are_shown(
+    command: Command, plane: Plane
+) -> None:
+    await command("create", "shop", "shop:create_app")
+    status, out, _ = await command("events", "--filter", "type = Created")
+    assert [line.split()[1:3] for line in out.splitlines()] == [["APP", "TYPE"], ["shop", "Created"]]
+    status, _, err = await command("events", "nobody", "-f")
+    assert (status, "nobody" in err) == (Exit.NOT_FOUND, True)
+    following = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.cli", "events", "shop", "-f", "--limit", "1",
+        stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[3],
+    )  # fmt: skip
+    assert following.stdout is not None
+    try:
+        head = [(await asyncio.wait_for(following.stdout.readline(), WITHIN)).split() for _ in range(2)]
+        assert head[0][:2] == [b"AGE", b"TYPE"]
+        await command("stop", "shop")
+        line = await asyncio.wait_for(following.stdout.readline(), WITHIN)
+        assert b"StopRequested" in line
+    finally:
+        following.terminate()
+        await following.wait()
+
+
+async def test_top_and_describe_show_figures(command: Command, plane: Plane) -> None:
+    for name in ("calm", "busy"):
+        await command("create", name, "shop:create_app")
+        app = await plane.get(f"apps/{name}")
+        figures = InstanceFigures(requests_per_second=12.5 if name == "busy" else 0.5, memory_bytes=3 << 20)
+        plane.nodes[0].set_figures(app.instances[0].name, figures)
+    status, out, _ = await command("top", "--once")
+    assert (status, [line.split()[0] for line in out.splitlines()]) == (0, ["APP", "busy", "calm"])
+    assert "12.5" in out
+    assert "3.0 MiB" in out
+    status, out, _ = await command("top", "--once", "-f", "name = apps/calm", "-o", "json")
+    assert [one["figures"]["requests_per_second"] for one in json.loads(out)] == [0.5]
+    status, out, _ = await command("describe", "busy")
+    assert "Figures" in out
+    assert "12.5" in out

@@ -22,6 +22,7 @@ from services.control_plane.server import ControlPlane
 from services.control_plane.settings import Settings
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.sql_store import open_store
+from services.rpc.status import reason_of
 from tests.eventually import WITHIN, eventually
 from tests.fakes.runtime_node import Disk, FakeNode
 
@@ -31,14 +32,19 @@ NODE = "environments/default/nodes/fake-1"
 class Plane:
     """A control plane that can be stopped and started again on the same catalog."""
 
-    def __init__(self, directory: Path, *, node_timeout: float = 1.0) -> None:
-        self.url = f"sqlite:///{directory}/catalog.db"
+    def __init__(self, directory: Path, *, node_timeout: float = 1.0, url: str = "") -> None:
+        self.url = url or f"sqlite:///{directory}/catalog.db"
         self.node_timeout = node_timeout
         self.port = 0
         self.nodes: list[FakeNode] = []
         self.disks: dict[str, Disk] = {}
         """By node: a new life of one finds what the one before has left."""
         self._running: ControlPlane | None = None
+
+    @property
+    def running(self) -> ControlPlane:
+        assert self._running is not None
+        return self._running
 
     @property
     def address(self) -> str:
@@ -81,9 +87,19 @@ class Plane:
         node = FakeNode(name, **fields)
         await node.start()
         self.nodes.append(node)
-        await node.register(self.address)
+        await eventually(lambda: self._registered(node))
         await self.node_state(name, fleet_pb2.Node.READY)
         return node
+
+    async def _registered(self, node: FakeNode) -> bool:
+        """Register as nodes do: again, until the silence of the name's former bearer is noticed."""
+        try:
+            await node.register(self.address)
+        except grpc.aio.AioRpcError as refused:
+            if reason_of(refused) != "NODE_NAME_TAKEN":
+                raise
+            return False
+        return True
 
     async def node_state(self, name: str, state: int) -> fleet_pb2.Node:
         async def look() -> fleet_pb2.Node:

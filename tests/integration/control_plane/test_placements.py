@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from google.rpc.error_details_pb2 import DebugInfo
+from google.rpc.error_details_pb2 import DebugInfo, ErrorInfo
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
@@ -107,6 +107,23 @@ async def test_an_operation_that_failed_of_an_exception_has_its_last_frames_and_
     assert info.stack_entries[-1] == "NameError: name 'FstAPI' is not defined"
     assert "TailAppLogs" in info.detail
     assert "apps/shop" in info.detail
+
+
+async def test_an_operation_that_failed_of_missing_code_names_the_node_and_its_directories(
+    plane: Plane,
+) -> None:
+    missing = Behaviour(fails=("ENTRYPOINT_MODULE_NOT_FOUND", "there is no module 'nowhere'"))
+    node = await plane.node(behaviours={"nowhere:app": missing})
+    ended = await plane.wait(await plane.create("shop", wait=False, entrypoint="nowhere:app"))
+    info = ErrorInfo()
+    assert any(detail.Unpack(info) for detail in ended.error.details)
+    assert info.reason == "ENTRYPOINT_MODULE_NOT_FOUND"
+    assert (info.metadata["node"], info.metadata["app_dirs"]) == (node.node, "/srv/apps:/srv/more")
+    assert ended.error.message == (
+        f"there is no module 'nowhere' (on {node.node}; its app directories: /srv/apps, /srv/more)"
+    )
+    told = condition(await plane.get("apps/shop"), "Ready")
+    assert ended.error.message in told.message
 
 
 async def test_an_app_that_has_served_starts_on_its_own_data_alone_until_its_loss_is_accepted(

@@ -14,8 +14,8 @@ def condition(instance: pb.Instance, kind: str) -> pb.Condition:
 
 
 def report_block(hosted: Hosted) -> None:
-    instance: Any = hosted.node.host._instances[A1]
-    hosted.node.host.lifecycle._blocked(instance, instance.run.number, 'File "shop.py", line 7', 1.5)
+    instance: Any = hosted.node.instances.find(A1)
+    hosted.node.lifecycle._blocked(instance, instance.run.number, 'File "shop.py", line 7', 1.5)
 
 
 async def test_a_block_is_told_with_its_stack_and_degrades_the_app(hosted: Hosted) -> None:

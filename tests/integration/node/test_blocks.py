@@ -261,7 +261,7 @@ async def test_many_rescues_cost_no_neighbour_a_request(hosted: Hosted, tier: in
     for statuses in await asyncio.gather(*neighbours):
         assert statuses
         assert set(statuses) == {200}
-    figures = hosted.node.host._instances[HOG].gate.figures()
+    figures = hosted.node.instances.find(HOG).gate.figures()
     assert (figures.in_flight, figures.queued) == (0, 0)
     assert hosted.node.front._thread.is_alive()
     hog = await becomes(hosted, lambda i: i.figures.rescue_count >= wanted)

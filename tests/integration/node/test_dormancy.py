@@ -46,7 +46,7 @@ async def test_an_idle_app_goes_dormant_and_wakes_again(hosted: Hosted, tmp_path
 async def test_no_request_is_lost_while_an_app_goes_dormant_and_wakes(hosted: Hosted) -> None:
     await hosted.start(**DORMANT)
     await hosted.ask("shop")
-    instance = hosted.node.host._instances[A1]
+    instance = hosted.node.instances.find(A1)
     statuses: list[int] = []
     ended = asyncio.Event()
 
@@ -57,7 +57,7 @@ async def test_no_request_is_lost_while_an_app_goes_dormant_and_wakes(hosted: Ho
     clients = [asyncio.create_task(load()) for _ in range(5)]
     sleeps = 0
     while sleeps < 30:
-        hosted.node.host.lifecycle.sleep(instance)
+        hosted.node.lifecycle.sleep(instance)
         sleeps += instance.task is not None
         await asyncio.sleep(0.01)
     ended.set()

@@ -35,7 +35,6 @@ def condition(instance: pb.Instance, kind: str) -> pb.Condition:
         ("behaviours:raises_in_factory", "APP_FACTORY_FAILED", "raises_in_factory"),
         ("behaviours:raises_in_startup", "APP_STARTUP_FAILED", "in startup"),
         ("behaviours:no_such_thing", "ENTRYPOINT_ATTRIBUTE_NOT_FOUND", ""),
-        ("behaviours", "ENTRYPOINT_MALFORMED", ""),
         ("asyncio:AbstractServer.sockets", "ENTRYPOINT_ATTRIBUTE_NOT_FOUND", ""),
         ("string:ascii_letters", "ENTRYPOINT_NOT_AN_APP", ""),
     ],
@@ -141,7 +140,7 @@ async def test_a_failure_that_no_repeat_can_cure_is_not_repeated(hosted: Hosted)
     await hosted.start(entrypoint="no_such_module:app", restart_policy=policy)
     failed = await hosted.reaches(pb.Instance.FAILED)
     assert condition(failed, "BackingOff") == pb.Condition()
-    assert hosted.node.host._instances[failed.name].history.retry is None
+    assert hosted.node.instances.find(failed.name).history.retry is None
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -173,8 +172,8 @@ async def test_many_starts_and_stops_leave_nothing(hosted: Hosted, tier: int) ->
         await hosted.is_gone()
     assert await owned_tasks(hosted) == 0
     assert [t.name for t in threading.enumerate() if "shop" in t.name] == []
-    assert hosted.node.host._instances == {}
-    assert hosted.node.host._apps == {}
+    assert hosted.node.instances.all() == ()
+    assert hosted.node.instances._by_app == {}
 
 
 async def test_commands_in_any_order_and_at_any_moment_end_in_a_clean_stop(hosted: Hosted) -> None:

@@ -1,6 +1,7 @@
 """App logs on a real node, in each tier: attributed, bounded, followed, resumed, kept and removed."""
 
 import asyncio
+import errno
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnviron
 from runtime_node.logs import tail, writer
 from runtime_node.logs.echo import echo_of_stderr
 from runtime_node.logs.entries import Entry
+from runtime_node.logs.files import AppLog
 from runtime_node.tiers.process.zygote import Zygote
 from services.rpc.status import reason_of
 from tests.eventually import eventually
@@ -215,6 +217,56 @@ async def test_a_follower_hears_at_once_and_resumes_exactly(tmp_path):
         first.call.cancel()
         assert [entry.cursor for entry in heard] == list(range(1, heard[-1].cursor + 1))
         assert heard == await lines(hosted)
+
+
+@pytest.mark.parametrize("tier", ["SHARED", "PROCESS"])
+async def test_a_follower_hears_of_a_loss_while_a_flood_goes_on(tmp_path, tier, monkeypatch):
+    monkeypatch.setattr(writer, "LINES_PER_WINDOW", 100)
+    monkeypatch.setattr(writer, "WINDOW_SECONDS", 3600)
+    async with node(tmp_path, tier) as hosted:
+        await talking(hosted, tier)
+        follower = Follower(hosted)
+        await follower.until("starting")
+        await hosted.ask("shop", "/many?text=flood&count=300")
+        while sum(entry.dropped_count for entry in follower.entries) < 201:
+            await follower.next()
+        first = next(i for i, entry in enumerate(follower.entries) if entry.dropped_count)
+        assert "flood" in follower.entries[first - 1].text
+        follower.call.cancel()
+
+
+async def test_a_follower_hears_of_lines_that_a_full_disk_does_not_take(tmp_path, monkeypatch):
+    async with node(tmp_path) as hosted:
+        await talking(hosted, "SHARED")
+        follower = Follower(hosted)
+        await follower.until("starting")
+        before = follower.entries[-1].cursor
+        with monkeypatch.context() as full:
+
+            def refuse(self: AppLog, lines: list[bytes]) -> None:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            full.setattr(AppLog, "_write", refuse)
+            for number in range(3):
+                await hosted.ask("shop", f"/print?text=lost-{number}")
+                while sum(m.dropped_count for m in follower.seen if m.type == Kind.GAP) <= number:
+                    await follower.next()
+            # Who comes meanwhile is told, too.
+            late = Follower(hosted, tail_line_count=0)
+            while not any(m.type == Kind.GAP for m in late.seen):
+                await late.next()
+        await hosted.ask("shop", "/print?text=kept")
+        await follower.until("kept")
+        await late.until("kept")
+        assert sum(m.dropped_count for m in follower.seen if m.type == Kind.GAP) == 3
+        assert sum(m.dropped_count for m in late.seen if m.type == Kind.GAP) == 3
+        # Told already: the entry that tells of them comes to those alone who were not there.
+        assert not any(entry.dropped_count for entry in (*follower.entries, *late.entries))
+        after = [entry for entry in await lines(hosted) if entry.cursor > before]
+        assert [entry.dropped_count for entry in after] == [3, 0]
+        assert follower.entries[-1].cursor == late.entries[-1].cursor == after[-1].cursor
+        follower.call.cancel()
+        late.call.cancel()
 
 
 async def test_of_what_there_is_only_what_was_asked_for_is_told(tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import tenacity
@@ -14,7 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetServicer, add_FleetServicer_to_server
 from runtime_node.instances.feed import InstanceFeed
-from runtime_node.registration import PATIENCE, Registration
+from runtime_node.registration import PATIENCE, Registration, Standing
 from services.rpc.errors import SupervisorError
 from services.rpc.server import RpcServer, Service
 
@@ -77,6 +78,15 @@ async def test_an_advertised_host_replaces_the_one_it_listens_on(
         assert servicer.seen[0].node.http_address == f"node.example:{hosted.node.http.port}"
 
 
+async def test_of_several_control_planes_the_next_is_asked_where_one_fails(
+    fleet: tuple[Fleet, str], tmp_path: Path
+) -> None:
+    servicer, address = fleet
+    servicer.refusals = [SupervisorError("STORE_UNAVAILABLE", "not now")]
+    async with hosting(tmp_path, control_plane=f"127.0.0.1:1,{address}, {address}"):
+        await servicer.count(2)
+
+
 async def test_a_node_that_nobody_watches_registers_again_and_one_that_is_watched_does_not(
     fleet: tuple[Fleet, str], tmp_path: Path
 ) -> None:
@@ -137,7 +147,8 @@ async def test_a_control_plane_that_does_not_answer_is_told_once_and_not_in_the_
     # tenacity counts the time from the first try by this clock.
     monkeypatch.setattr(tenacity, "time", SimpleNamespace(monotonic=lambda: now))
     feed = InstanceFeed("environments/default/nodes/n", "i")
-    registration = Registration("127.0.0.1:1", fleet_pb2.RegisterNodeRequest, feed, sleep)
+    standing = Mock(spec=Standing)
+    registration = Registration("127.0.0.1:1", fleet_pb2.RegisterNodeRequest, feed, standing, sleep)
     with caplog.at_level(logging.INFO, "runtime_node.registration"), pytest.raises(OverError):
         await registration.run()
     assert [r.__dict__["reason"] for r in told()] == ["UNAVAILABLE"]

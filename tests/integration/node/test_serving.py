@@ -142,7 +142,7 @@ async def test_a_stop_cuts_off_requests_that_outlast_its_limit(hosted: Hosted) -
 
 
 async def in_flight(hosted: Hosted, count: int) -> None:
-    gate = hosted.node.host._instances[A1].gate
+    gate = hosted.node.instances.find(A1).gate
     async with asyncio.timeout(5):
         while gate.figures().in_flight != count:  # noqa: ASYNC110 - a condition of another loop or process
             await asyncio.sleep(0.005)
@@ -226,12 +226,12 @@ async def test_a_node_is_quiet_only_some_time_after_the_last_request_whoever_sto
         assert (await hosted.ask(app)).status_code == 200
     housekeeping = hosted.node.housekeeping
     housekeeping.sweep()
-    assert not housekeeping.quiet
+    assert not housekeeping.traffic.quiet
     assert (await hosted.ask("one")).status_code == 200
     await hosted.stop(name="apps/two/instances/x")
     await hosted.is_gone("apps/two/instances/x")
     housekeeping.sweep()
-    assert not housekeeping.quiet
+    assert not housekeeping.traffic.quiet
     housekeeping._clock = lambda: time.monotonic() + 60
     housekeeping.sweep()
-    assert housekeeping.quiet
+    assert housekeeping.traffic.quiet

@@ -226,8 +226,7 @@ async def test_a_killed_node_leaves_no_orphan(tmp_path: Path) -> None:
         count, *pids, first = (int(word) for word in line.split())
         assert count == 10
         assert all(alive(pid) for pid in pids)
-        # A process that only passes its mark on may still be there.
-        await until(lambda: len(list(procfs.marked(range(first, first + 100)))) == 6)
+        assert len(list(procfs.marked(range(first, first + 100)))) >= 6
     finally:
         node.kill()
         node.wait()

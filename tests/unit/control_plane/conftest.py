@@ -20,7 +20,10 @@ from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.fleet.v1.fleet_pb2_grpc import add_FleetServicer_to_server
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
+from services.control_plane.catalog.timelines import AppTimelines
 from services.control_plane.fleet.fleet import FleetService
+from services.control_plane.nodes.figures import FigureReader
+from services.control_plane.nodes.pool import NodePool
 from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
 from services.control_plane.servicers.app_catalog import CatalogServicer
@@ -94,7 +97,12 @@ class Server:
         self._loop = loop
         self.methods = Methods(Pipeline())
         add_AppCatalogServicer_to_server(
-            CatalogServicer(AppCommands(store), AppQueries(store), AppTails(store.mirror, lambda node: None)),
+            CatalogServicer(
+                AppCommands(store),
+                AppQueries(store, FigureReader(NodePool(store.mirror))),
+                AppTimelines(store),
+                AppTails(store.mirror, NodePool(store.mirror)),
+            ),
             self.methods,
         )
         add_FleetServicer_to_server(FleetServicer(FleetService(store, heard.__contains__)), self.methods)

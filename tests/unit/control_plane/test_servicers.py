@@ -13,6 +13,8 @@ from appsupervisor.errors.v1.error_reason_pb2 import ErrorReason
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.catalog.queries import AppQueries
+from services.control_plane.nodes.figures import FigureReader
+from services.control_plane.nodes.pool import NodePool
 from services.control_plane.reconciler import transactions
 from services.control_plane.store.transaction import CommandTransaction
 from services.rpc.errors import CODES, SupervisorError
@@ -343,7 +345,9 @@ def test_a_list_ends_when_its_time_is_up(server: Server, fields: Any) -> None:
     server("CreateApp", create())
     with pytest.raises(SupervisorError) as late:
         asyncio.run(
-            AppQueries(server.store).list_apps(pb.ListAppsRequest(**fields), Caller("nobody", timeout=-1))
+            AppQueries(server.store, FigureReader(NodePool(server.store.mirror))).list_apps(
+                pb.ListAppsRequest(**fields), Caller("nobody", timeout=-1)
+            )
         )
     assert late.value.reason == "OPERATION_DEADLINE_EXCEEDED"
 

@@ -1,10 +1,11 @@
 """From a line to its log: by instance, at a bounded rate, without ever waiting."""
 
+import asyncio
 import logging
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -42,6 +43,12 @@ async def entries(logs: AppLogs, app: str = "shop", uid: str = "u1") -> list[Ent
     reader.close()
     logs.close_log(app, uid, wake)
     return found
+
+
+async def until(condition: Callable[[], Awaitable[bool]], seconds: float = 10) -> None:
+    async with asyncio.timeout(seconds):
+        while not await condition():  # noqa: ASYNC110 - a condition of another thread
+            await asyncio.sleep(0.01)
 
 
 async def test_what_is_printed_and_logged_goes_to_the_instance_whose_code_runs(tmp_path):
@@ -136,6 +143,63 @@ async def test_a_flood_is_cut_counted_exactly_and_costs_the_caller_little(tmp_pa
         assert [e.cursor for e in found] == list(range(1, len(found) + 1))
         assert slowest < 0.25
         assert [e.text for e in await entries(logs, "wiki", "u2")] == ["calm"]
+
+
+async def test_a_loss_is_told_in_its_place_while_it_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "LINES_PER_WINDOW", 10)
+    monkeypatch.setattr(writer, "WINDOW_SECONDS", 3600)
+    async with heard(tmp_path) as logs:
+        with running_as(SHOP):
+            for number in range(25):
+                print("line", number)
+
+            async def all_told() -> bool:
+                return sum(entry.dropped for entry in await entries(logs)) == 15
+
+            # The window is not over, and no line has come after those that were dropped.
+            await until(all_told)
+            kept = [entry.text for entry in await entries(logs) if not entry.dropped]
+            assert kept == [f"line {number}" for number in range(10)]
+            # Another window: what was dropped before it stands before what comes.
+            account = logs._accounts["shop", "u1"]
+            account._until = 0.0
+            print("next")
+            account._until = 0.0
+            print("last")
+        found = await entries(logs)
+        texts = [entry.text for entry in found]
+        assert texts[-2:] == ["next", "last"]
+        assert sum(entry.dropped for entry in found[10:-2]) == 15
+        assert all(entry.dropped for entry in found[10:-2])
+
+
+async def test_each_loss_stands_between_the_lines_it_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "LINES_PER_WINDOW", 2)
+    monkeypatch.setattr(writer, "WINDOW_SECONDS", 3600)
+    async with heard(tmp_path) as logs:
+        with running_as(SHOP):
+            for window in range(3):
+                for number in range(5):
+                    print(f"{window}.{number}")
+                await logs.written()
+                logs._accounts["shop", "u1"]._until = 0.0
+            print("end")
+        order = ["gap" if e.dropped else e.text for e in await entries(logs)]
+        compact = [text for index, text in enumerate(order) if text != "gap" or order[index - 1] != "gap"]
+        assert compact == ["0.0", "0.1", "gap", "1.0", "1.1", "gap", "2.0", "2.1", "gap", "end"]
+        assert sum(e.dropped for e in await entries(logs)) == 9
+
+
+async def test_what_was_lost_of_an_app_that_ended_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "LINES_PER_WINDOW", 2)
+    monkeypatch.setattr(writer, "IDLE_SECONDS", 3600)
+    async with heard(tmp_path) as logs:
+        with running_as(SHOP):
+            for number in range(5):
+                print(number)
+        logs.forget(SHOP, "shop", "u1")
+        await logs.written()
+        assert sum(entry.dropped for entry in await entries(logs)) == 3
 
 
 async def test_a_print_inside_a_print_is_no_deadlock(tmp_path):

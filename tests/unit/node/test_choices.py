@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec
 from runtime_node.instances.contexts import app_context
 from runtime_node.instances.dormancy import Candidate, evicted, expired
-from runtime_node.instances.effective import EffectiveHealthCheck
-from runtime_node.instances.probes import Probe
+from runtime_node.instances.probe import Probe
 from runtime_node.instances.record import MAX_DETAIL_BYTES, trim_detail
 from runtime_node.instances.routes import serving
 from runtime_node.instances.start_limiter import StartLimiter
+from services.spec.effective import EffectiveHealthCheck
 
 # --- routes ---
 
@@ -100,7 +100,7 @@ def test_one_sweep_evicts_a_share_and_at_least_one(count: int) -> None:
 
 def verdicts(outcomes: str, success: int = 1, failure: int = 3) -> list[str]:
     terms = EffectiveHealthCheck("/", 1.0, 1.0, success, failure)
-    probe = Probe(None, None, terms, 0.0)  # type: ignore[arg-type]
+    probe = Probe(terms)
     seen = []
     for outcome in outcomes:
         probe.record(None if outcome == "+" else "it answered 500")

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from runtime_node.instances.databases import Databases
-from runtime_node.instances.effective import EffectiveLimits, effective_health_check, effective_limits
-from runtime_node.instances.rules import check_spec
+from runtime_node.rules import check_spec
 from services.rpc.errors import SupervisorError
+from services.spec.effective import EffectiveLimits, effective_health_check, effective_limits
 
 
 def spec(**fields: Any) -> pb.InstanceSpec:
@@ -66,9 +66,9 @@ def test_the_loop_of_asyncio_goes_with_a_process_of_its_own() -> None:
         ({"epoch": 0}, "epoch"),
         ({"entrypoint": ""}, "entrypoint"),
         ({"entrypoint": "x" * 257}, "entrypoint"),
-        ({"env": {"": "x"}}, "env"),
-        ({"env": {"A-B": "x"}}, "env"),
-        ({"env": {"A": "\0"}}, "env"),
+        ({"env": {"": "x"}}, 'env[""]'),
+        ({"env": {"A-B": "x"}}, 'env["A-B"]'),
+        ({"env": {"A": "\0"}}, 'env["A"]'),
         ({"env": {"A": "x" * 65536}}, "env"),
         ({"env": {f"K{i}": "" for i in range(257)}}, "env"),
         ({"secret_env": {"A": "x" * 65536}}, "secret_env"),
@@ -105,7 +105,10 @@ def test_the_loop_of_asyncio_goes_with_a_process_of_its_own() -> None:
         ({"health_check": pb.HealthCheck(path="/" + "x" * 1024)}, "health_check.path"),
         ({"health_check": pb.HealthCheck(path="/a\r\nb")}, "health_check.path"),
         ({"health_check": pb.HealthCheck(interval=ms(99))}, "health_check.interval"),
-        ({"health_check": pb.HealthCheck(timeout=Duration(seconds=11))}, "health_check.timeout"),
+        (
+            {"health_check": pb.HealthCheck(interval=Duration(seconds=10), timeout=Duration(seconds=11))},
+            "health_check.timeout",
+        ),
         ({"health_check": pb.HealthCheck(failure_threshold=101)}, "health_check.failure_threshold"),
         ({"health_check": pb.HealthCheck(success_threshold=-1)}, "health_check.success_threshold"),
         ({"restart_policy": pb.RestartPolicy(max_restarts=1001)}, "restart_policy.max_restarts"),
@@ -169,6 +172,7 @@ def test_unset_limits_take_the_documented_defaults() -> None:
         websocket_compression=False,
         max_threads=8,
         memory_bytes=None,
+        cpu_millis=None,
         block_budget=1.0,
         block_action=pb.Limits.DEMOTE,
     )

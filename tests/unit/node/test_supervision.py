@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import RestartPolicy
-from runtime_node.instances.effective import EffectiveRestartPolicy, effective_restart_policy
 from runtime_node.instances.supervision import (
     FINAL_REASONS,
     Again,
@@ -13,6 +12,7 @@ from runtime_node.instances.supervision import (
     RestartHistory,
     backoff_range,
 )
+from services.spec.effective import EffectiveRestartPolicy, effective_restart_policy
 
 PERMANENT, TRANSIENT, TEMPORARY = RestartPolicy.PERMANENT, RestartPolicy.TRANSIENT, RestartPolicy.TEMPORARY
 

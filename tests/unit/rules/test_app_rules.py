@@ -14,7 +14,8 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec, Limits, RestartPolicy
 from services.control_plane.rules import app_defaults
 from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
-from services.control_plane.rules.app_rules import MAX_CONFIG_DEPTH, app_violations
+from services.control_plane.rules.app_rules import app_violations
+from services.spec.rules import MAX_CONFIG_DEPTH
 
 MS = 1_000_000
 SECOND = 1000 * MS

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane.rules.filter_grammar import MAX_DEPTH, MAX_LENGTH
-from services.control_plane.rules.filters import compile_filter
+from services.control_plane.rules.filters import compile_event_filter, compile_filter
 from services.rpc.errors import SupervisorError
 
 COMPARE: dict[str, Callable[[object, object], bool]] = {
@@ -452,3 +452,32 @@ def test_a_pattern_of_many_stars_is_matched_in_linear_time() -> None:
     app = App(display_name="a" * 128)
     matches = compile_filter(f'display_name = "{"*a" * 1000}b"')
     assert not any(matches(app) for _ in range(1000))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("", ["a1", "a2", "b1"]),
+        ("app = apps/a", ["a1", "a2"]),
+        ('type = "Broke"', ["a2", "b1"]),
+        ("actor != system AND generation > 1", ["a2"]),
+        ("NOT reason:*", ["a1"]),
+        ("timeout", ["b1"]),
+        ("create_time >= 2026-01-02T00:00:00Z", ["b1"]),
+    ],
+)
+def test_events_are_filtered_by_their_own_fields(text: str, found: list[str]) -> None:
+    events = [
+        AppEvent(name="apps/a/events/1", type="Created", actor="me", generation=1, message="a1"),
+        AppEvent(name="apps/a/events/2", type="Broke", reason="X", actor="me", generation=2, message="a2"),
+        AppEvent(name="apps/b/events/3", type="Broke", reason="A_TIMEOUT", actor="system", message="b1"),
+    ]
+    events[2].create_time.FromJsonString("2026-01-02T00:00:00Z")
+    assert [event.message for event in events if compile_event_filter(text)(event)] == found
+
+
+def test_an_event_filter_of_no_such_field_names_those_there_are() -> None:
+    with pytest.raises(SupervisorError) as refused:
+        compile_event_filter("state = RUNNING")
+    assert refused.value.reason == "INVALID_FILTER"
+    assert "actor" in refused.value.message

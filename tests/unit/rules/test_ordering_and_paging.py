@@ -220,13 +220,13 @@ def test_a_negative_page_size_is_refused() -> None:
 
 @given(st.integers(0, 2**63), st.text(max_size=20))
 def test_a_resume_token_carries_its_revision(revision: int, digest: str) -> None:
-    token = paging.encode_resume_token("catalog", revision, digest)
-    assert paging.decode_resume_token(token, "catalog", digest) == revision
+    token = paging.encode_resume_token("catalog", "h", revision, digest)
+    assert paging.decode_resume_token(token, "catalog", digest) == ("h", revision)
 
 
 @pytest.mark.parametrize(("catalog", "digest"), [("other", ""), ("catalog", "filter")])
 def test_a_resume_token_of_another_watch_is_refused(catalog: str, digest: str) -> None:
-    token = paging.encode_resume_token("catalog", 7)
+    token = paging.encode_resume_token("catalog", "h", 7)
     with pytest.raises(SupervisorError) as caught:
         paging.decode_resume_token(token, catalog, digest)
     assert caught.value.reason == "INVALID_RESUME_TOKEN"
@@ -234,6 +234,6 @@ def test_a_resume_token_of_another_watch_is_refused(catalog: str, digest: str) -
 
 def test_the_two_kinds_of_token_do_not_pass_for_each_other() -> None:
     with pytest.raises(SupervisorError):
-        paging.decode_page_token(paging.encode_resume_token("d", 7), "d")
+        paging.decode_page_token(paging.encode_resume_token("d", "h", 7), "d")
     with pytest.raises(SupervisorError):
         paging.decode_resume_token(paging.encode_page_token(("", 7), "catalog"), "catalog")

@@ -24,7 +24,7 @@ NODE = "environments/default/nodes/n"
 def old_catalog(path: Path, apps: list[dict[str, Any]]) -> None:
     """Make a catalog of the first schema with these apps."""
     config = Config()
-    config.set_main_option("script_location", "services.control_plane.store:migrations")
+    config.set_main_option("script_location", "services.control_plane.store.sql:migrations")
     engine = create_engine(f"sqlite:///{path}")
     with engine.begin() as connection:
         config.attributes["connection"] = connection

@@ -16,8 +16,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from services.control_plane.store.errors import StoreError
+from services.control_plane.store.sql import sqlite as sqlite_module
+from services.control_plane.store.sql.tables import SCHEMA
 from services.control_plane.store.sql_store import SqlCatalogStore, open_store
-from services.control_plane.store.tables import SCHEMA
 from services.rpc.errors import SupervisorError
 from tests.contract.store.samples import WAIT, app, contents, put
 
@@ -149,7 +150,7 @@ def test_a_failed_migration_leaves_nothing_behind(path: Path, monkeypatch: pytes
         raise OSError("pulled the plug")
 
     with monkeypatch.context() as patch:
-        patch.setattr("services.control_plane.store.migrate._begin_catalog", fails)
+        patch.setattr("services.control_plane.store.sql.migrate._begin_catalog", fails)
         with pytest.raises(StoreError):
             open_store(f"sqlite:///{path}")
     with sqlite3.connect(path) as connection:
@@ -220,3 +221,124 @@ def test_a_full_disk_fails_writes_until_there_is_room(path: Path) -> None:
         check=False,
     )
     assert child.stdout.startswith("wrote"), child.stderr
+
+
+def test_after_a_clean_end_the_file_alone_is_the_catalog(path: Path, tmp_path: Path) -> None:
+    store = open_store(f"sqlite:///{path}")
+    for number in range(20):
+        store.write(put(app(f"apps/a{number}"))).result(WAIT)
+    assert store.events("apps/a0", 1) == []  # a reading connection is open
+    store.close()
+    assert sorted(it.name for it in path.parent.iterdir()) == ["catalog.db", "catalog.db.lock"]
+    copy = tmp_path / "copy.db"
+    copy.write_bytes(path.read_bytes())
+    restored = open_store(f"sqlite:///{copy}")
+    assert len(restored.mirror.apps) == 20
+    restored.close()
+
+
+def test_the_secrets_of_a_deleted_app_are_in_no_file_after_a_clean_end(path: Path) -> None:
+    secret = "hunter2-" * 3
+    store = open_store(f"sqlite:///{path}")
+    for number in range(50):
+        record = app(f"apps/a{number}")
+        record.spec.secret_env["TOKEN"] = secret * (1 + number * 10)  # in its own pages, and beside others
+        store.write(put(record)).result(WAIT)
+    for number in range(0, 50, 2):
+        changed = app(f"apps/a{number}", generation=2)
+        store.write(put(changed)).result(WAIT)
+    store.close()
+    assert secret.encode() in path.read_bytes()
+    store = open_store(f"sqlite:///{path}")
+    for number in range(50):
+        store.write(lambda tx, number=number: tx.delete_app(f"apps/a{number}")).result(WAIT)
+    store.close()
+    for file in path.parent.iterdir():
+        assert b"hunter2" not in file.read_bytes(), file
+
+
+def test_a_log_that_a_long_reader_held_up_is_cut_once_it_is_gone(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_module, "WAL_BYTES", 200_000)
+    monkeypatch.setattr(sqlite_module, "WAL_PAGES", 20)
+    store = open_store(f"sqlite:///{path}")
+    log = path.with_name("catalog.db-wal")
+    reader = sqlite3.connect(path)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM apps").fetchall()
+
+    def write(count: int) -> None:
+        for number in range(count):
+            record = app(f"apps/a{number}")
+            record.spec.config["text"] = "x" * 20_000
+            store.write(put(record)).result(WAIT)
+
+    write(60)
+    assert log.stat().st_size > 1_000_000
+    reader.close()
+    write(3)
+    assert log.stat().st_size <= 400_000
+    store.close()
+
+
+def test_a_file_reached_by_another_path_is_the_same_file(
+    store: SqlCatalogStore, path: Path, tmp_path: Path
+) -> None:
+    for number, target in enumerate((path, path.parent)):
+        link = tmp_path / f"link{number}"
+        link.symlink_to(target)
+        other = link if target == path else link / path.name
+        with pytest.raises(StoreError, match=f"process {os.getpid()}"):
+            open_store(f"sqlite:///{other}")
+    store.write(put(app("apps/a"))).result(WAIT)
+
+
+def test_a_file_with_a_second_name_is_refused(store: SqlCatalogStore, path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.db"
+    other.hardlink_to(path)
+    with pytest.raises(StoreError, match="2 names"):
+        open_store(f"sqlite:///{other}")
+    store.write(put(app("apps/a"))).result(WAIT)
+    other.unlink()
+
+
+@pytest.mark.parametrize("option", ["timeout=abc", "colour=blue"])
+def test_an_option_of_the_url_that_cannot_be_used_is_named(path: Path, option: str) -> None:
+    with pytest.raises(StoreError, match=option.partition("=")[0]):
+        open_store(f"sqlite:///{path}?{option}")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        ("UPDATE apps SET spec = x'ffffff'", "record of apps/a, in its table apps"),
+        ("DELETE FROM meta", "lost the row of its table meta"),
+        ("DELETE FROM histories", "table histories is empty"),
+        ("DROP TABLE operations", "no such table: operations"),
+    ],
+)
+def test_a_damaged_catalog_is_refused_in_a_sentence_that_names_the_damage(
+    path: Path, damage: str, sentence: str
+) -> None:
+    store = open_store(f"sqlite:///{path}")
+    store.write(put(app("apps/a"))).result(WAIT)
+    store.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute(damage)
+    connection.close()
+    with pytest.raises(StoreError, match=sentence) as caught:
+        open_store(f"sqlite:///{path}")
+    assert "\n" not in str(caught.value)
+
+
+def test_who_has_the_file_leads_at_once_and_by_a_new_term_each_time(path: Path) -> None:
+    terms = []
+    for _ in range(3):
+        store = open_store(f"sqlite:///{path}")
+        standing = store.seat.take("me", "127.0.0.1:1", 5.0)
+        assert (store.seat.exclusive, standing.leads) == (True, True)
+        store.led_by(standing.term).write(put(app("apps/a"))).result(WAIT)
+        terms.append(standing.term)
+        store.close()
+    assert terms == [1, 2, 3]

@@ -30,6 +30,33 @@ class App(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _View:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ViewEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[App._View.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        VIEW_UNSPECIFIED: App._View.ValueType  # 0
+        """Same as `BASIC`."""
+        BASIC: App._View.ValueType  # 1
+        """The app as the catalog has it: no node is asked."""
+        FULL: App._View.ValueType  # 2
+        """Also `instances.figures` of running instances, as their nodes tell them now. A node that does not answer within
+        two seconds is left out: its instances come without figures.
+        """
+
+    class View(_View, metaclass=_ViewEnumTypeWrapper):
+        """How much of an app is answered."""
+
+    VIEW_UNSPECIFIED: App.View.ValueType  # 0
+    """Same as `BASIC`."""
+    BASIC: App.View.ValueType  # 1
+    """The app as the catalog has it: no node is asked."""
+    FULL: App.View.ValueType  # 2
+    """Also `instances.figures` of running instances, as their nodes tell them now. A node that does not answer within
+    two seconds is left out: its instances come without figures.
+    """
+
     class _DesiredState:
         ValueType = _typing.NewType("ValueType", _builtins.int)
         V: _TypeAlias = ValueType  # noqa: Y015
@@ -365,16 +392,20 @@ class GetAppRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The app to get, `apps/{app}`."""
+    view: Global___App.View.ValueType
+    """How much of it to return; `BASIC` when unset."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        view: Global___App.View.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -390,6 +421,7 @@ class ListAppsRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     FILTER_FIELD_NUMBER: _builtins.int
     ORDER_BY_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """The most to return, 0 for 50; more than 1,000 is taken as 1,000. Negative is refused."""
     page_token: _builtins.str
@@ -403,6 +435,8 @@ class ListAppsRequest(_message.Message):
     """Comma-separated fields, each with an optional ` desc`: `name`, `display_name`, `environment`, `state`, `health`,
     `create_time`, `update_time`. Ties, and the default, go by `name`.
     """
+    view: Global___App.View.ValueType
+    """How much of each to return; `BASIC` when unset."""
     def __init__(
         self,
         *,
@@ -410,10 +444,11 @@ class ListAppsRequest(_message.Message):
         page_token: _builtins.str = ...,
         filter: _builtins.str = ...,
         order_by: _builtins.str = ...,
+        view: Global___App.View.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "order_by", b"order_by", "page_size", b"page_size", "page_token", b"page_token", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -943,6 +978,104 @@ class ListAppEventsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListAppEventsResponse: _TypeAlias = ListAppEventsResponse  # noqa: Y015
+
+@_typing.final
+class WatchAppEventsRequest(_message.Message):
+    """Request of WatchAppEvents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    TAIL_COUNT_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """The app, `apps/{app}`, or `apps/-` for all."""
+    filter: _builtins.str
+    """An AIP-160 filter over `app`, `type`, `reason`, `message`, `actor`, `generation`, `instance`, `operation`,
+    `app_uid`, `create_time`; at most 4,096 characters. A bare word is searched for in `type`, `reason` and `message`.
+    Example: `type = "StateChanged" AND -actor = "system"`.
+    """
+    resume_token: _builtins.str
+    """Starts exactly after this point of an earlier stream of the same `parent` and `filter`. Not with `tail_count`."""
+    tail_count: _builtins.int
+    """The most of the newest events that match to begin with, 0 to 1,000; 0 for only what comes. Of all apps' the newest
+    10,000 are looked through.
+    """
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        filter: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
+        tail_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "parent", b"parent", "resume_token", b"resume_token", "tail_count", b"tail_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchAppEventsRequest: _TypeAlias = WatchAppEventsRequest  # noqa: Y015
+
+@_typing.final
+class WatchAppEventsResponse(_message.Message):
+    """One message of WatchAppEvents."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Type:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _TypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[WatchAppEventsResponse._Type.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        TYPE_UNSPECIFIED: WatchAppEventsResponse._Type.ValueType  # 0
+        """Not set."""
+        EVENT: WatchAppEventsResponse._Type.ValueType  # 1
+        """`app_event` comes next."""
+        SYNCED: WatchAppEventsResponse._Type.ValueType  # 2
+        """All that there was has been told."""
+        BOOKMARK: WatchAppEventsResponse._Type.ValueType  # 3
+        """Nothing has happened that matches; sent every few seconds while idle."""
+
+    class Type(_Type, metaclass=_TypeEnumTypeWrapper):
+        """What a message tells."""
+
+    TYPE_UNSPECIFIED: WatchAppEventsResponse.Type.ValueType  # 0
+    """Not set."""
+    EVENT: WatchAppEventsResponse.Type.ValueType  # 1
+    """`app_event` comes next."""
+    SYNCED: WatchAppEventsResponse.Type.ValueType  # 2
+    """All that there was has been told."""
+    BOOKMARK: WatchAppEventsResponse.Type.ValueType  # 3
+    """Nothing has happened that matches; sent every few seconds while idle."""
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    APP_EVENT_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    type: Global___WatchAppEventsResponse.Type.ValueType
+    """What this message tells."""
+    resume_token: _builtins.str
+    """Resumes after this message; set with each message from SYNCED on, and on a resumed stream with each."""
+    @_builtins.property
+    def app_event(self) -> Global___AppEvent:
+        """The event, with EVENT."""
+
+    def __init__(
+        self,
+        *,
+        type: Global___WatchAppEventsResponse.Type.ValueType = ...,
+        app_event: Global___AppEvent | None = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["app_event", b"app_event"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_event", b"app_event", "resume_token", b"resume_token", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchAppEventsResponse: _TypeAlias = WatchAppEventsResponse  # noqa: Y015
 
 @_typing.final
 class AppEvent(_message.Message):

@@ -101,6 +101,11 @@ class AppCatalogStub:
                 request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.ListAppEventsRequest.SerializeToString,
                 response_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.ListAppEventsResponse.FromString,
                 _registered_method=True)
+        self.WatchAppEvents = channel.unary_stream(
+                '/appsupervisor.catalog.v1.AppCatalog/WatchAppEvents',
+                request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.WatchAppEventsRequest.SerializeToString,
+                response_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.WatchAppEventsResponse.FromString,
+                _registered_method=True)
 
 
 class AppCatalogServicer:
@@ -135,14 +140,14 @@ class AppCatalogServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetApp(self, request, context):
-        """Returns one app.
+        """Returns one app; with `view` `FULL` also the figures of its running instances.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListApps(self, request, context):
-        """Returns a page of apps that match a filter.
+        """Returns a page of apps that match a filter; with `view` `FULL` also the figures of their running instances.
 
         Errors: `INVALID_FILTER`, `INVALID_ORDER_BY`, `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
         """
@@ -275,6 +280,20 @@ class AppCatalogServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchAppEvents(self, request, context):
+        """Streams the newest `tail_count` events of one app, or of all, `SYNCED`, then each as it comes, and `BOOKMARK`s.
+
+        Oldest first, each once, misses nothing; what a slow reader has not read is kept where all events are, and costs no
+        memory. With `resume_token` the stream starts exactly after it. An app need not exist, or exist still: its events
+        outlive it.
+
+        Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE) when events after the token have been forgotten, also in mid-stream:
+        start again without one. `INVALID_RESUME_TOKEN`, `INVALID_FILTER` (INVALID_ARGUMENT); `SHUTTING_DOWN` (UNAVAILABLE).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AppCatalogServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -332,6 +351,11 @@ def add_AppCatalogServicer_to_server(servicer, server):
                     servicer.ListAppEvents,
                     request_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.ListAppEventsRequest.FromString,
                     response_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.ListAppEventsResponse.SerializeToString,
+            ),
+            'WatchAppEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchAppEvents,
+                    request_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.WatchAppEventsRequest.FromString,
+                    response_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.WatchAppEventsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -642,6 +666,33 @@ class AppCatalog:
             '/appsupervisor.catalog.v1.AppCatalog/ListAppEvents',
             appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.ListAppEventsRequest.SerializeToString,
             appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.ListAppEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchAppEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/appsupervisor.catalog.v1.AppCatalog/WatchAppEvents',
+            appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.WatchAppEventsRequest.SerializeToString,
+            appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.WatchAppEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

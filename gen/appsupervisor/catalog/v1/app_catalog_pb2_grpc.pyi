@@ -59,9 +59,9 @@ class AppCatalogStub:
     Errors: `APP_ALREADY_EXISTS`, `DOMAIN_TAKEN` (ALREADY_EXISTS); `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION).
     """
     GetApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.GetAppRequest, _app_catalog_pb2.App]
-    """Returns one app."""
+    """Returns one app; with `view` `FULL` also the figures of its running instances."""
     ListApps: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.ListAppsRequest, _app_catalog_pb2.ListAppsResponse]
-    """Returns a page of apps that match a filter.
+    """Returns a page of apps that match a filter; with `view` `FULL` also the figures of their running instances.
 
     Errors: `INVALID_FILTER`, `INVALID_ORDER_BY`, `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
     """
@@ -158,6 +158,16 @@ class AppCatalogStub:
 
     Errors: `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
     """
+    WatchAppEvents: _grpc.UnaryStreamMultiCallable[_app_catalog_pb2.WatchAppEventsRequest, _app_catalog_pb2.WatchAppEventsResponse]
+    """Streams the newest `tail_count` events of one app, or of all, `SYNCED`, then each as it comes, and `BOOKMARK`s.
+
+    Oldest first, each once, misses nothing; what a slow reader has not read is kept where all events are, and costs no
+    memory. With `resume_token` the stream starts exactly after it. An app need not exist, or exist still: its events
+    outlive it.
+
+    Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE) when events after the token have been forgotten, also in mid-stream:
+    start again without one. `INVALID_RESUME_TOKEN`, `INVALID_FILTER` (INVALID_ARGUMENT); `SHUTTING_DOWN` (UNAVAILABLE).
+    """
 
 @_typing.type_check_only
 class AppCatalogAsyncStub(AppCatalogStub):
@@ -189,9 +199,9 @@ class AppCatalogAsyncStub(AppCatalogStub):
     Errors: `APP_ALREADY_EXISTS`, `DOMAIN_TAKEN` (ALREADY_EXISTS); `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION).
     """
     GetApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.GetAppRequest, _app_catalog_pb2.App]  # type: ignore[assignment]
-    """Returns one app."""
+    """Returns one app; with `view` `FULL` also the figures of its running instances."""
     ListApps: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.ListAppsRequest, _app_catalog_pb2.ListAppsResponse]  # type: ignore[assignment]
-    """Returns a page of apps that match a filter.
+    """Returns a page of apps that match a filter; with `view` `FULL` also the figures of their running instances.
 
     Errors: `INVALID_FILTER`, `INVALID_ORDER_BY`, `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
     """
@@ -288,6 +298,16 @@ class AppCatalogAsyncStub(AppCatalogStub):
 
     Errors: `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
     """
+    WatchAppEvents: _aio.UnaryStreamMultiCallable[_app_catalog_pb2.WatchAppEventsRequest, _app_catalog_pb2.WatchAppEventsResponse]  # type: ignore[assignment]
+    """Streams the newest `tail_count` events of one app, or of all, `SYNCED`, then each as it comes, and `BOOKMARK`s.
+
+    Oldest first, each once, misses nothing; what a slow reader has not read is kept where all events are, and costs no
+    memory. With `resume_token` the stream starts exactly after it. An app need not exist, or exist still: its events
+    outlive it.
+
+    Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE) when events after the token have been forgotten, also in mid-stream:
+    start again without one. `INVALID_RESUME_TOKEN`, `INVALID_FILTER` (INVALID_ARGUMENT); `SHUTTING_DOWN` (UNAVAILABLE).
+    """
 
 class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
     """Creates, configures, starts, stops, watches and deletes apps.
@@ -328,7 +348,7 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         request: _app_catalog_pb2.GetAppRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_app_catalog_pb2.App, _abc.Awaitable[_app_catalog_pb2.App]]:
-        """Returns one app."""
+        """Returns one app; with `view` `FULL` also the figures of its running instances."""
 
     @_abc_1.abstractmethod
     def ListApps(
@@ -336,7 +356,7 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         request: _app_catalog_pb2.ListAppsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_app_catalog_pb2.ListAppsResponse, _abc.Awaitable[_app_catalog_pb2.ListAppsResponse]]:
-        """Returns a page of apps that match a filter.
+        """Returns a page of apps that match a filter; with `view` `FULL` also the figures of their running instances.
 
         Errors: `INVALID_FILTER`, `INVALID_ORDER_BY`, `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
         """
@@ -480,6 +500,22 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         The newest 1,000 events of an app are kept, and outlive the app.
 
         Errors: `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
+        """
+
+    @_abc_1.abstractmethod
+    def WatchAppEvents(
+        self,
+        request: _app_catalog_pb2.WatchAppEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_app_catalog_pb2.WatchAppEventsResponse], _abc.AsyncIterator[_app_catalog_pb2.WatchAppEventsResponse]]:
+        """Streams the newest `tail_count` events of one app, or of all, `SYNCED`, then each as it comes, and `BOOKMARK`s.
+
+        Oldest first, each once, misses nothing; what a slow reader has not read is kept where all events are, and costs no
+        memory. With `resume_token` the stream starts exactly after it. An app need not exist, or exist still: its events
+        outlive it.
+
+        Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE) when events after the token have been forgotten, also in mid-stream:
+        start again without one. `INVALID_RESUME_TOKEN`, `INVALID_FILTER` (INVALID_ARGUMENT); `SHUTTING_DOWN` (UNAVAILABLE).
         """
 
 def add_AppCatalogServicer_to_server(servicer: AppCatalogServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -68,6 +68,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ABORTED: the resource has changed since that etag; read it again."""
     OPERATION_SUPERSEDED: _ErrorReason.ValueType  # 61
     """ABORTED: a later command on the same app replaced this operation."""
+    LEADERSHIP_LOST: _ErrorReason.ValueType  # 64
+    """ABORTED: between control planes: another one leads since; what was begun under the older term is not stored."""
     OPERATION_CANCELLED: _ErrorReason.ValueType  # 62
     """CANCELLED: cancelling was asked for."""
     OPERATION_DEADLINE_EXCEEDED: _ErrorReason.ValueType  # 63
@@ -202,6 +204,8 @@ ETAG_MISMATCH: ErrorReason.ValueType  # 60
 """ABORTED: the resource has changed since that etag; read it again."""
 OPERATION_SUPERSEDED: ErrorReason.ValueType  # 61
 """ABORTED: a later command on the same app replaced this operation."""
+LEADERSHIP_LOST: ErrorReason.ValueType  # 64
+"""ABORTED: between control planes: another one leads since; what was begun under the older term is not stored."""
 OPERATION_CANCELLED: ErrorReason.ValueType  # 62
 """CANCELLED: cancelling was asked for."""
 OPERATION_DEADLINE_EXCEEDED: ErrorReason.ValueType  # 63

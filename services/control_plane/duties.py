@@ -1,0 +1,33 @@
+"""What only the leader does, begun and ended with its term: a controller and, through it, pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from services.control_plane.controller.controller import Controller
+from services.control_plane.store.interface import CatalogStore
+
+
+class LeaderDuties:
+    """Runs one controller per term, over a store whose writes carry the term."""
+
+    def __init__(self, store: CatalogStore, make: Callable[[CatalogStore], Controller]) -> None:
+        self._store = store
+        self._make = make
+        self._controller: Controller | None = None
+
+    async def begin(self, term: int) -> None:
+        """Start a controller that leads under a term."""
+        controller = self._make(self._store.led_by(term))
+        self._controller = controller
+        await controller.start()
+
+    async def end(self) -> None:
+        """Close the controller; what runs on the nodes is left as it is."""
+        controller, self._controller = self._controller, None
+        if controller is not None:
+            await controller.close()
+
+    def queue(self) -> tuple[int, int]:
+        """Return how many apps wait for a pass, and how many passes are under way; none if another leads."""
+        return self._controller.queue() if self._controller is not None else (0, 0)

@@ -1,0 +1,56 @@
+"""Opens a database of the kind that its URL names, and loads what it holds."""
+
+from __future__ import annotations
+
+import gc
+from contextlib import ExitStack
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from services.control_plane.store.errors import StoreError
+from services.control_plane.store.sql.database import Database
+from services.control_plane.store.sql.postgresql import open_postgresql
+from services.control_plane.store.sql.reader import read_changes
+from services.control_plane.store.sql.sqlite import open_sqlite
+from services.control_plane.store.sql.statements import Statements
+from services.control_plane.store.state import State
+
+FREEZE = 10_000
+"""Apps from which on the collector is told to leave the loaded catalog alone."""
+
+
+def open_database(url_text: str, stack: ExitStack) -> Database:
+    """Return the engines on a database; the stack closes them and gives what they hold free.
+
+    Raises StoreError if the URL is not one of a database that is supported, or if another process
+    has the file.
+    """
+    kind = url_text.partition("://")[0].partition("+")[0]
+    if kind in ("postgresql", "postgres"):
+        return open_postgresql(url_text, stack)
+    try:
+        url = make_url(url_text)
+    except (ArgumentError, ValueError) as error:
+        raise StoreError("The database URL cannot be read; write for example sqlite:///data/cp.db") from error
+    if url.get_backend_name() == "sqlite":
+        return open_sqlite(url, stack)
+    raise StoreError(
+        f"Databases of the kind {url.get_backend_name()} are not supported; use SQLite or PostgreSQL."
+    )
+
+
+def load(database: Database) -> tuple[State, int | None]:
+    """Return all that is stored, as of one moment, and the database's time (µs) if it has one of its own.
+
+    Raises StoreError if a record cannot be decoded, and what the database raises.
+    """
+    statements = Statements(database.writer.dialect)
+    with database.writer.connect() as connection:
+        statements.begin_snapshot(connection)
+        meta = statements.look(connection)
+        state = State.loaded(read_changes(connection, meta, 0))
+    if len(state.mirror.apps) >= FREEZE:
+        gc.collect()
+        gc.freeze()
+    return state, meta.now

@@ -1,0 +1,228 @@
+"""Records to rows and back: the only place that knows how a record is laid out in columns."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from google.rpc.status_pb2 import Status
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, OperationMetadata
+from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
+from services.control_plane.store.records import (
+    AppRecord,
+    EnvironmentRecord,
+    NodeRecord,
+    OperationRecord,
+    PlacementRecord,
+    RequestRecord,
+    Role,
+    Version,
+)
+
+Row = Sequence[Any]
+"""One row of a table, in the order of its columns."""
+
+
+def app_values(record: AppRecord) -> dict[str, Any]:
+    """Return an app's row."""
+    failed = record.failed
+    return {
+        "name": record.name,
+        "uid": record.uid,
+        "environment": record.spec.environment,
+        "desired_state": record.spec.desired_state,
+        "generation": record.generation,
+        "target_generation": record.target.generation,
+        "target_epoch": record.target.epoch,
+        "failed_generation": failed.generation if failed else None,
+        "failed_epoch": failed.epoch if failed else None,
+        "deleting": record.deleting,
+        "spec": record.spec.SerializeToString(),
+        "status": record.status.SerializeToString(),
+        "create_time": record.create_time,
+        "update_time": record.update_time,
+        "history": record.history,
+        "revision": record.revision,
+    }
+
+
+def app_record(row: Row) -> AppRecord:
+    """Return the app of a row."""
+    (
+        name,
+        uid,
+        _environment,
+        _desired_state,
+        generation,
+        target_generation,
+        target_epoch,
+        failed_generation,
+        failed_epoch,
+        deleting,
+        spec,
+        status,
+        create_time,
+        update_time,
+        history,
+        revision,
+    ) = row
+    return AppRecord(
+        name=name,
+        uid=uid,
+        spec=App.FromString(spec),
+        status=App.FromString(status),
+        generation=generation,
+        target=Version(target_generation, target_epoch),
+        create_time=create_time,
+        update_time=update_time,
+        failed=_version(failed_generation, failed_epoch),
+        deleting=deleting,
+        history=sys.intern(history),
+        revision=revision,
+    )
+
+
+def _version(generation: int | None, epoch: int | None) -> Version | None:
+    return None if generation is None or epoch is None else Version(generation, epoch)
+
+
+def environment_values(record: EnvironmentRecord) -> dict[str, Any]:
+    """Return an environment's row."""
+    return {
+        "name": record.name,
+        "body": record.environment.SerializeToString(),
+        "revision": record.revision,
+    }
+
+
+def environment_record(row: Row) -> EnvironmentRecord:
+    """Return the environment of a row."""
+    _name, body, revision = row
+    return EnvironmentRecord(Environment.FromString(body), revision)
+
+
+def node_values(record: NodeRecord) -> dict[str, Any]:
+    """Return a node's row."""
+    return {
+        "name": record.name,
+        "environment": record.environment,
+        "body": record.node.SerializeToString(),
+        "revision": record.revision,
+    }
+
+
+def node_record(row: Row) -> NodeRecord:
+    """Return the node of a row."""
+    _name, _environment, body, revision = row
+    return NodeRecord(Node.FromString(body), revision)
+
+
+def placement_values(record: PlacementRecord) -> dict[str, Any]:
+    """Return a placement's row."""
+    return {
+        "name": record.name,
+        "app": record.app,
+        "app_uid": record.app_uid,
+        "replica": record.replica,
+        "generation": record.generation,
+        "epoch": record.epoch,
+        "node": record.node,
+        "role": int(record.role),
+        "spec": record.spec,
+        "why": record.why,
+        "has_data": record.has_data,
+        "since": record.since,
+        "revision": record.revision,
+    }
+
+
+def placement_record(row: Row) -> PlacementRecord:
+    """Return the placement of a row."""
+    _name, app, app_uid, replica, generation, epoch, node, role, spec, why, has_data, since, revision = row
+    return PlacementRecord(
+        app=app,
+        app_uid=app_uid,
+        replica=replica,
+        generation=generation,
+        epoch=epoch,
+        node=sys.intern(node),  # one string for all that is on a node
+        role=Role(role),
+        spec=spec,
+        why=why,
+        has_data=bool(has_data),
+        since=since,
+        revision=revision,
+    )
+
+
+def operation_values(record: OperationRecord) -> dict[str, Any]:
+    """Return an operation's row."""
+    return {
+        "name": record.name,
+        "app": record.app,
+        "app_uid": record.app_uid,
+        "verb": record.verb,
+        "goal_generation": record.goal.generation,
+        "goal_epoch": record.goal.epoch,
+        "progress": record.metadata.SerializeToString(),
+        "create_time": record.create_time,
+        "deadline": record.deadline,
+        "done": record.done,
+        "error": None if record.error is None else record.error.SerializeToString(),
+        "response": None if record.response is None else record.response.SerializeToString(),
+        "expire_time": record.expire_time,
+        "revision": record.revision,
+    }
+
+
+def operation_record(row: Row) -> OperationRecord:
+    """Return the operation of a row."""
+    (
+        name,
+        app,
+        app_uid,
+        verb,
+        goal_generation,
+        goal_epoch,
+        progress,
+        create_time,
+        deadline,
+        done,
+        error,
+        response,
+        expire_time,
+        revision,
+    ) = row
+    return OperationRecord(
+        name=name,
+        app=app,
+        app_uid=app_uid,
+        verb=verb,
+        goal=Version(goal_generation, goal_epoch),
+        metadata=OperationMetadata.FromString(progress),
+        create_time=create_time,
+        deadline=deadline,
+        done=done,
+        error=None if error is None else Status.FromString(error),
+        response=None if response is None else App.FromString(response),
+        expire_time=expire_time,
+        revision=revision,
+    )
+
+
+def request_values(record: RequestRecord) -> dict[str, Any]:
+    """Return a remembered request's row."""
+    return {
+        "request_id": record.request_id,
+        "digest": record.digest,
+        "response": record.response,
+        "expire_time": record.expire_time,
+    }
+
+
+def request_record(row: Row) -> RequestRecord:
+    """Return the remembered request of a row."""
+    request_id, digest, response, expire_time = row
+    return RequestRecord(request_id, digest, response, expire_time)

@@ -1,0 +1,113 @@
+"""The row that says who leads, taken and kept on a connection of its own: a busy writer delays no renewal."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from services.control_plane.store.errors import unavailable
+from services.control_plane.store.interface import Standing
+from services.control_plane.store.sql.database import Database
+
+CALL_SECONDS = 3
+"""How long one call may take at the server; the leader's time goes on meanwhile."""
+
+_NOW = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
+
+_log = logging.getLogger(__name__)
+
+
+class SqlLeaderSeat:
+    """The `LeaderSeat` of one database."""
+
+    def __init__(self, database: Database) -> None:
+        self._engine: Engine = database.writer
+        self._now = _NOW if database.shared else "0"
+        self._lock = " FOR UPDATE" if database.shared else ""
+        self._shared = database.shared
+        self._connection: Connection | None = None
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether nobody else can open this catalog."""
+        return not self._shared
+
+    def take(self, holder: str, address: str, seconds: float) -> Standing:
+        """See `LeaderSeat.take`."""
+        with self._transaction() as connection:
+            # The lock of every write: none of an older term can be under way once the new one is stored.
+            term = connection.execute(text(f"SELECT term FROM meta WHERE id = 1{self._lock}")).scalar_one()  # noqa: S608
+            known = connection.execute(
+                text(
+                    f"SELECT holder, address, expire_time - {self._now} AS remaining "  # noqa: S608
+                    f"FROM leadership WHERE id = 1{self._lock}"
+                )
+            ).one()
+            if self._shared and known.holder and known.remaining > 0:
+                return Standing(term, False, known.remaining / 1e6, known.holder, known.address)
+            term += 1
+            connection.execute(text("UPDATE meta SET term = :term WHERE id = 1"), {"term": term})
+            connection.execute(
+                text(
+                    "UPDATE leadership SET holder = :holder, address = :address, term = :term, "  # noqa: S608
+                    f"expire_time = {self._now} + :lasts WHERE id = 1"
+                ),
+                {"holder": holder, "address": address, "term": term, "lasts": int(seconds * 1e6)},
+            )
+            connection.commit()
+            return Standing(term, True, seconds)
+
+    def renew(self, holder: str, term: int, seconds: float) -> bool:
+        """See `LeaderSeat.renew`."""
+        return self._change(f"expire_time = {self._now} + :lasts", holder, term, lasts=int(seconds * 1e6))
+
+    def leave(self, holder: str, term: int) -> None:
+        """See `LeaderSeat.leave`."""
+        self._change("holder = '', address = '', expire_time = 0", holder, term)
+
+    def close(self) -> None:
+        """Drop the connection."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            connection.invalidate()
+            connection.close()
+        except (DBAPIError, OSError) as error:
+            _log.info(
+                "Closing the seat's connection failed: %s", error, extra={"action": "seat.close_failed"}
+            )
+
+    def _change(self, change: str, holder: str, term: int, **values: int) -> bool:
+        with self._transaction() as connection:
+            changed = connection.execute(
+                text(f"UPDATE leadership SET {change} WHERE id = 1 AND holder = :holder AND term = :term"),  # noqa: S608
+                {"holder": holder, "term": term, **values},
+            ).rowcount
+            connection.commit()
+            return changed == 1
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        try:
+            if self._connection is None:
+                self._connection = self._engine.connect()
+                if self._shared:
+                    for setting in ("lock_timeout", "statement_timeout"):
+                        self._connection.exec_driver_sql(f"SET {setting} = '{CALL_SECONDS}s'")
+                    self._connection.commit()
+            yield self._connection
+            self._connection.rollback()
+        except (DBAPIError, OSError) as error:
+            self.close()
+            raise unavailable() from error
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            if not self._shared:
+                self.close()  # its file is written by the writer's connection

@@ -1,0 +1,33 @@
+"""What both programs do with their process: its standard descriptors, and the signals that end it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+
+def open_standard_descriptors() -> None:
+    """Open what of stdin, stdout and stderr was closed when the process began, as an empty device.
+
+    Called before anything else opens a file: that would get one of their numbers, and with it whatever is
+    written to the standard streams.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode, encoding="utf-8", closefd=False))  # noqa: SIM115 - as long as we
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals that drain and end the process: SIGHUP too, unless it is ignored, as under nohup."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return (signal.SIGTERM, signal.SIGINT)
+    return (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
