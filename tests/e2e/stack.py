@@ -8,11 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import grpc
 from google.longrunning import operations_pb2, operations_pb2_grpc
@@ -22,6 +21,7 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentStub
+from tests.eventually import NeverCameAbout, eventually_blocking
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = ROOT / "compose/local/child.py"
@@ -47,12 +47,10 @@ def free_port() -> int:
 
 def eventually(look: Callable[[], T], what: str, timeout: float = DEADLINE) -> T:
     """Return the first truthy value of `look`; fail with `what` was waited for after `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while True:
-        if found := look():
-            return found
-        assert time.monotonic() < deadline, f"not within {timeout:.0f} s: {what}"
-        time.sleep(0.02)
+    try:
+        return cast("T", eventually_blocking(look, within=timeout))
+    except NeverCameAbout as never:
+        raise AssertionError(f"not within {timeout:.0f} s: {what}; {never}") from None
 
 
 class Process:

@@ -38,7 +38,7 @@ def test_it_takes_no_name_that_another_package_could_have(wheel: Path) -> None:
 
 @pytest.mark.timeout(180)
 def test_its_programs_start_without_the_repository(wheel: Path, tmp_path: Path) -> None:
-    venv.create(tmp_path / "venv", with_pip=True)
+    venv.create(tmp_path / "venv")
     python = tmp_path / "venv/bin/python"
     packages = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
@@ -47,7 +47,9 @@ def test_its_programs_start_without_the_repository(wheel: Path, tmp_path: Path) 
     # What it depends on is here already; its own files come from the wheel alone.
     (Path(packages) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True, timeout=120
+        [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", str(wheel)],
+        check=True,
+        timeout=120,
     )
     program = tmp_path / "venv/bin/appsupervisor"
     for arguments in (["--help"], ["control-plane", "--help"], ["node", "--help"], ["up", "--help"]):

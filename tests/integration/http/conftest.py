@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from runtime_node.http import FrontLimits, Gate, GateLimits, HttpFront, Router
+from tests.eventually import WITHIN, eventually
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
@@ -74,12 +75,9 @@ def parse_answers(data: bytes) -> list[Answer]:
     return answers
 
 
-async def until(condition: Callable[[], object], timeout: float = 5.0) -> None:
+async def until(condition: Callable[[], object], timeout: float = WITHIN) -> None:
     """Wait until the condition holds."""
-    deadline = asyncio.get_running_loop().time() + timeout
-    while not condition():
-        assert asyncio.get_running_loop().time() < deadline, "the condition never held"
-        await asyncio.sleep(0.005)
+    await eventually(condition, within=timeout)
 
 
 class Connection:

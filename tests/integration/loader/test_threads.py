@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from runtime_node.isolation.current import CURRENT_INSTANCE, running_as
 from runtime_node.isolation.threads import attach, close_threads, open_threads
 from runtime_node.isolation.undo_log import undo
+from tests.eventually import eventually
 
 ASGI = Callable[..., Any]
 
@@ -51,10 +52,7 @@ def as_instance(name: str, app: ASGI) -> httpx.AsyncClient:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "the condition did not come true in 10 seconds"
-        await asyncio.sleep(0.002)
+    await eventually(condition)
 
 
 @on_both_loops

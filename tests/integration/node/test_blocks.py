@@ -10,6 +10,7 @@ import pytest
 from websockets.asyncio.client import connect
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
+from tests.eventually import eventually
 
 from .conftest import Hosted
 from .test_faults import condition, ms
@@ -28,11 +29,7 @@ async def start_hog(hosted: Hosted, entrypoint: str = "blockers:asked", **fields
 
 async def becomes(hosted: Hosted, what: Callable[[pb.Instance], Any], name: str = HOG) -> pb.Instance:
     """Wait until an instance looks so."""
-    deadline = time.monotonic() + 10
-    while not what(found := await hosted.get(name)):
-        assert time.monotonic() < deadline, found
-        await asyncio.sleep(0.01)
-    return found
+    return await eventually(lambda: hosted.get(name), what)
 
 
 @pytest.mark.parametrize("tier", [pb.InstanceSpec.SHARED, pb.InstanceSpec.THREAD])

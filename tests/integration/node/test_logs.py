@@ -19,6 +19,7 @@ from runtime_node.logs.entries import Entry
 from runtime_node.logs.files import AppLog
 from runtime_node.tiers.process.zygote import Zygote
 from services.rpc.status import reason_of
+from tests.eventually import eventually
 from tests.fakes.node_client import APPS, DEADLINE
 from tests.integration.node.conftest import Hosted, hosting
 
@@ -56,13 +57,9 @@ async def lines(hosted: Hosted, app: str = "shop", **fields: Any) -> list[pb.Log
 
 
 async def until_told(hosted: Hosted, text: str, app: str = "shop") -> list[pb.LogEntry]:
-    deadline = time.monotonic() + DEADLINE
-    while time.monotonic() < deadline:
-        found = await lines(hosted, app)
-        if any(text in entry.text for entry in found):
-            return found
-        await asyncio.sleep(0.02)
-    raise AssertionError(f"{text!r} was never told: {[entry.text for entry in found]}")
+    return await eventually(
+        lambda: lines(hosted, app), lambda found: any(text in entry.text for entry in found), within=DEADLINE
+    )
 
 
 class Follower:

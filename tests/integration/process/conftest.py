@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import logging
 import os
-import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from runtime_node.tiers.process.running import ProcessRunningApp
 from runtime_node.tiers.process.zygote import Zygote
 from runtime_node.tiers.runner import Launch, StopReport
 from services.rpc.errors import SupervisorError
+from tests.eventually import eventually
 
 APPS = Path(__file__).parent / "apps"
 _names = itertools.count(1)
@@ -30,11 +30,7 @@ _names = itertools.count(1)
 
 async def until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
     """Wait until the condition holds; fail after the timeout."""
-    deadline = time.monotonic() + timeout
-    while not (value := condition()):
-        assert time.monotonic() < deadline, "the condition did not come to hold in time"
-        await asyncio.sleep(0.01)
-    return value
+    return await eventually(condition, within=timeout)
 
 
 def alive(pid: int) -> bool:

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import boto3
+import celery
 import pytest
 import sentry_sdk
 
@@ -75,7 +77,6 @@ def test_an_account_of_all_is_refused_with_two_ways_out(
 
 
 def test_the_current_celery_app_is_the_one_that_the_app_has_made(me: str, other: str) -> None:
-    celery = pytest.importorskip("celery", reason="Celery is not installed")
     for name in (me, other):
         with running_as(name):
             celery.Celery(name, broker="memory://")
@@ -85,7 +86,6 @@ def test_the_current_celery_app_is_the_one_that_the_app_has_made(me: str, other:
 
 
 def test_a_default_session_of_boto3_is_of_the_app_that_sets_it_up(me: str, other: str) -> None:
-    boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
     for name in (me, other):
         with running_as(name):
             boto3.setup_default_session(

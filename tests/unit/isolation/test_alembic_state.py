@@ -57,8 +57,6 @@ def upgrade():
 def test_migrations_of_several_apps_at_once_stay_in_their_own_databases(
     me: str, tmp_path: Path, variant: str
 ) -> None:
-    if variant is ON_A_LOOP:
-        pytest.importorskip("aiosqlite", reason="the asynchronous driver of SQLite is not installed")
     scripts = tmp_path / "migrations"
     (scripts / "versions").mkdir(parents=True)
     (scripts / "env.py").write_text(ENVIRONMENT + variant)

@@ -26,6 +26,7 @@ from runtime_node.isolation.contain import AppExitError, ContainedApp
 from runtime_node.isolation.current import CURRENT_INSTANCE
 from runtime_node.isolation.environ import open_overlay
 from runtime_node.isolation.undo_log import undo, undo_log_of
+from tests.eventually import eventually_blocking
 
 ME = "apps/me/instances/1"
 OTHER = "apps/other/instances/1"
@@ -40,10 +41,7 @@ def _seams() -> Iterator[None]:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
+    eventually_blocking(condition)
 
 
 def test_a_thread_an_app_started_counts_as_its_own_and_so_does_what_that_starts() -> None:
