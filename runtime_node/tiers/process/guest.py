@@ -189,9 +189,12 @@ class Guest:
         signal.signal(INTERRUPT_SIGNAL, signal.SIG_IGN)
         faulthandler.unregister(DUMP_SIGNAL)
         self._beat.cut_off()
-        # The number stays taken, for the child's copy of the loop knows it.
+        # An answer is the parent's to give: the child's would reach whoever asks next on that connection.
+        served = self._server.descriptors() if self._server is not None else []
+        # The numbers stay taken, for the child's copy of the loop knows them.
         null = os.open(os.devnull, os.O_RDWR)
-        os.dup2(null, self._control.fileno(), inheritable=False)
+        for descriptor in (self._control.fileno(), *served):
+            os.dup2(null, descriptor, inheritable=False)
         os.close(null)
 
     def _build_context(self, plain: dict[str, Any]) -> AppContext:

@@ -55,6 +55,11 @@ class Server:
         """Forget a connection."""
         self._connections.discard(connection)
 
+    def descriptors(self) -> list[int]:
+        """Return the descriptors of the connections that are open."""
+        sockets = (connection.socket() for connection in self._connections)
+        return [descriptor for sock in sockets if (descriptor := sock.fileno()) >= 0]
+
     async def close(self) -> int:
         """Cancel what is under way, close the connections; return how many exchanges were cut."""
         cut = len(self.tasks)
@@ -85,6 +90,10 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=frames.MAX_FRAME_BYTES)
         self.server.opened(self)
+
+    def socket(self) -> Any:
+        """Return the socket behind the connection."""
+        return self._transport.get_extra_info("socket")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol. An app that awaits its next event learns that the client is gone."""
