@@ -6,6 +6,7 @@
 import argparse
 import filecmp
 import importlib.util
+import os
 import shutil
 import sys
 import tempfile
@@ -50,6 +51,8 @@ def run_protoc(*outputs: str) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         write_imports(Path(scratch))
         args = ["protoc", f"-I{PROTOS}", f"-I{scratch}", *outputs]
+        # Its plugins stand beside this Python, whether or not that is on the PATH.
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         if protoc.main(args + [str(path) for path in sources()]) != 0:
             raise SystemExit("protoc failed")
 

@@ -46,6 +46,8 @@ class Program:
         """Start it, after what a shell does to itself `before`."""
         self.process = subprocess.Popen(
             ["sh", "-c", f'{before}\nexec "$@"', "sh", *self._command], cwd=ROOT, stdout=stdout,
+            # Under nohup SIGHUP is ignored, which a child inherits.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # noqa: PLW1509 - no thread yet
             stderr=None if stdout is None else subprocess.STDOUT,
             env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}"},
         )  # fmt: skip

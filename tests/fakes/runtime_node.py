@@ -27,7 +27,7 @@ from runtime_node import rules
 from runtime_node.instances.code_place import CodePlace
 from runtime_node.instances.feed import duration
 from runtime_node.instances.record import timestamp
-from services.rpc.errors import Code, SupervisorError
+from services.rpc.errors import CODES, Code, SupervisorError
 from services.rpc.feed import ChangeFeed
 from services.rpc.server import RpcServer, Service
 from services.spec.effective import effective_limits
@@ -401,7 +401,9 @@ class FakeNode:
             self._move(hosted, pb.Instance.IDLE, "Idle")
 
     def _fail(self, hosted: _Hosted, reason: str, message: str) -> None:
-        told = CodePlace(self.node, APP_DIRS).located(SupervisorError(reason, message))
+        # A reason that this version does not know is a later node's: it is told as it is.
+        known = SupervisorError(reason if reason in CODES else "APP_STARTUP_FAILED", message)
+        told = CodePlace(self.node, APP_DIRS).located(known)
         error = pb.InstanceError(
             reason=reason,
             message=told.message,

@@ -114,7 +114,7 @@ async def test_another_process_at_the_nodes_address_is_not_taken_for_it(plane: P
 
 async def test_a_name_is_refused_while_its_bearer_is_heard_and_free_afterwards(plane: Plane) -> None:
     node = await plane.node()
-    second = FakeNode(NODE, disk=node.disk)
+    second = FakeNode(NODE)
     plane.nodes.append(second)
     await second.start()
     with pytest.raises(grpc.aio.AioRpcError) as refused:
