@@ -24,6 +24,9 @@ _seen: set[int] = set()
 _caches: list[Any] = []
 
 
+_WRAPPERS = (classmethod, staticmethod)
+
+
 def evict(tops: frozenset[str]) -> int:
     """Empty each cache with an entry of code whose module's first name is in `tops`; return how many.
 
@@ -67,7 +70,7 @@ def _caches_in(module: ModuleType) -> Iterator[Any]:
             yield value
         elif issubclass(type(value), type) and value.__module__ == module.__name__:
             for member in list(vars(value).values()):
-                inner = getattr(member, "__func__", member)
+                inner = member.__func__ if type(member) in _WRAPPERS else member
                 if type(inner) is _CACHE:
                     yield inner
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import gc
 import logging
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
 from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -246,3 +248,14 @@ def test_what_stopped_apps_never_closed_is_looked_for_sooner_while_nobody_asks_f
     gaps = [late - early for early, late in pairwise(looks)]
     assert gaps
     assert seconds <= min(gaps) < seconds + 3
+
+
+def test_looking_for_caches_brings_no_lazy_member_of_a_class_to_life(monkeypatch):
+    class Lazy:
+        def __getattr__(self, name):
+            raise ModuleNotFoundError(f"{name}: as six's moves do where a module is missing")
+
+    module = ModuleType("lazy_members")
+    module.Moves = type("Moves", (), {"gone": Lazy(), "__module__": "lazy_members"})
+    monkeypatch.setitem(sys.modules, "lazy_members", module)
+    assert caches.evict(frozenset({"nothing_of_ours"})) == 0
