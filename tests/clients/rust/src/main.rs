@@ -130,7 +130,7 @@ async fn run(address: &str, app_id: &str, entrypoint: &str) -> Result<()> {
     let deleted = deleted.await?;
     let app = catalog.wait(deleted).await?;
     report(json!({"step": "deleted", "name": app.name}));
-    refused("gone", catalog.apps.get_app(GetAppRequest { name }).await)
+    refused("gone", catalog.apps.get_app(GetAppRequest { name, ..Default::default() }).await)
 }
 
 #[tokio::main]
