@@ -10,7 +10,7 @@ import pytest
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.placement.assignment import assign, pinned, spec_of
-from services.control_plane.placement.choice import Candidate, choose
+from services.control_plane.placement.choice import Candidate, Wish, choose
 from services.control_plane.placement.snapshot import Snapshot
 from services.control_plane.store.records import AppRecord, PlacementRecord, Version
 from tests.unit.control_plane.looks import (
@@ -282,8 +282,8 @@ def candidate(name: str, apps: int = 0, heard: bool = True, room: int = 0) -> Ca
 @pytest.mark.parametrize(
     ("nodes", "chosen", "word"),
     [
-        ([], "", "has no node"),
-        ([candidate("a", heard=False)], "", "can be heard"),
+        ([], "", "has no other node"),
+        ([candidate("a", heard=False)], "", "cannot be heard"),
         ([candidate("a", 3, room=3), candidate("b", heard=False)], "", "full"),
         ([candidate("a", 10_000)], "", "full"),
         ([candidate("b"), candidate("a")], "a", "fewest"),
@@ -295,6 +295,6 @@ def candidate(name: str, apps: int = 0, heard: bool = True, room: int = 0) -> Ca
 def test_placement_takes_the_emptiest_node_with_room_or_says_why_none(
     nodes: list[Candidate], chosen: str, word: str
 ) -> None:
-    choice = choose("environments/x", nodes)
+    choice = choose(Wish("environments/x"), nodes)
     assert choice.node == chosen
     assert word in choice.reason
