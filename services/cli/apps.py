@@ -15,7 +15,7 @@ from google.longrunning.operations_pb2 import Operation
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.cli import views
-from services.cli.client import app_name, short
+from services.cli.client import app_name, is_drain, node_name, short
 from services.cli.completion import complete_app
 from services.cli.errors import CliError, Exit
 from services.cli.manifests import assign, read_manifests
@@ -36,8 +36,8 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     for name, command in (
         ("create", create), ("get", get), ("list", list_apps), ("describe", describe), ("update", update),
-        ("start", start), ("stop", stop), ("restart", restart), ("delete", delete), ("wait", wait),
-        ("open", open_app),
+        ("start", start), ("stop", stop), ("restart", restart), ("move", move), ("delete", delete),
+        ("wait", wait), ("open", open_app),
     ):  # fmt: skip
         app.command(name, rich_help_panel="Apps")(command)
 
@@ -181,6 +181,33 @@ def restart(
     _finish(session, session.client.call(session.client.catalog.RestartApp, request), wait, timeout)
 
 
+def move(
+    context: typer.Context,
+    name: AppArgument,
+    to: Annotated[
+        str,
+        typer.Option("--to", help="A node: ID of `default`, ENVIRONMENT/ID, or its name; else any other."),
+    ] = "",
+    wait: Wait = True,
+    timeout: Timeout = 120.0,
+    etag: Etag = "",
+    validate_only: DryRun = False,
+) -> None:
+    """Bring an app to another node, without a lost request. One with its SQLite database there stays.
+
+    Example: appsupervisor move shop --to node-2
+    """
+    session = session_of(context)
+    request = catalog.MoveAppRequest(
+        name=app_name(name),
+        node=node_name(to) if to else "",
+        etag=etag,
+        request_id=_request_id(),
+        validate_only=validate_only,
+    )
+    _finish(session, session.client.call(session.client.catalog.MoveApp, request), wait, timeout)
+
+
 def delete(
     context: typer.Context,
     names: Annotated[
@@ -239,9 +266,12 @@ def wait(
     """
     session = session_of(context)
     if name.startswith("operations/"):
-        app = session.finish(session.client.operation(name), True, timeout)
-        if app is not None:
-            session.output.one(app, views.APPS)
+        done = session.finished(session.client.operation(name), True, timeout)
+        assert done is not None
+        if is_drain(done):
+            session.output.one(session.client.node_result(done), views.NODES)
+        else:
+            session.output.one(session.client.result(done), views.APPS)
         return
     from services.cli.streams import watch_until  # noqa: PLC0415 - streams uses this module's names
 

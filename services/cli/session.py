@@ -49,6 +49,11 @@ class Session:
 
         Ctrl-C leaves it going and says how to come back. Raises CliError with what it failed of.
         """
+        done = self.finished(operation, wait, timeout)
+        return self.client.result(done) if done is not None else None
+
+    def finished(self, operation: Operation, wait: bool, timeout: float) -> Operation | None:
+        """Return an operation once it is done, whatever came of it; otherwise as `finish`."""
         if not wait:
             self.output.note(
                 f"{operation.name} goes on; `appsupervisor wait {operation.name}` comes back to it."
@@ -56,7 +61,7 @@ class Session:
             return None
         try:
             with self._telling(operation) as told:
-                return self.client.result(self.client.wait(operation, timeout, told))
+                return self.client.wait(operation, timeout, told)
         except KeyboardInterrupt:
             raise CliError(
                 f"{operation.name} goes on.",

@@ -138,7 +138,7 @@ class AppCatalogStub:
     it is on. Some other node of its environment, or the one named, can take it.
     On success: a fresh instance starts there; once it is ready it takes over, `uri` changes, and the one before serves on
     for a few seconds and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
-    is moved without being started.
+    is moved without being started. What the app has put into its `data_dir` does not come along: it stays where it is.
     Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
     Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over.
     Rolled back: what runs. If the fresh instance does not start, or not in time, the app stays where it was, and the
@@ -295,7 +295,7 @@ class AppCatalogAsyncStub(AppCatalogStub):
     it is on. Some other node of its environment, or the one named, can take it.
     On success: a fresh instance starts there; once it is ready it takes over, `uri` changes, and the one before serves on
     for a few seconds and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
-    is moved without being started.
+    is moved without being started. What the app has put into its `data_dir` does not come along: it stays where it is.
     Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
     Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over.
     Rolled back: what runs. If the fresh instance does not start, or not in time, the app stays where it was, and the
@@ -503,7 +503,7 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         it is on. Some other node of its environment, or the one named, can take it.
         On success: a fresh instance starts there; once it is ready it takes over, `uri` changes, and the one before serves on
         for a few seconds and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
-        is moved without being started.
+        is moved without being started. What the app has put into its `data_dir` does not come along: it stays where it is.
         Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
         Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over.
         Rolled back: what runs. If the fresh instance does not start, or not in time, the app stays where it was, and the
