@@ -48,7 +48,7 @@ async def hosted(tmp_path: Path) -> AsyncIterator[Hosted]:
 
 @pytest.fixture
 async def hosted_with_processes(tmp_path: Path) -> AsyncIterator[Hosted]:
-    zygote = Zygote.launch([APPS])
+    zygote = Zygote.launch([APPS], preload=[])
     async with hosting(tmp_path, zygote) as subject:
         await zygote.ready()
         yield subject

@@ -30,7 +30,7 @@ CANARY = "canary-value-123"
 @asynccontextmanager
 async def node(directory: Path, tier: str = "SHARED", **flags: str) -> AsyncIterator[Hosted]:
     """Run a node within the test itself: pytest exchanges the standard streams before and after it."""
-    zygote = Zygote.launch([APPS]) if tier == "PROCESS" else None
+    zygote = Zygote.launch([APPS], preload=[]) if tier == "PROCESS" else None
     async with hosting(directory, zygote, **flags) as hosted:
         if zygote is not None:
             await zygote.ready()
