@@ -117,6 +117,18 @@ def slow_requests(context):
     return _app(context, serve=serve)
 
 
+def holds_requests(context):
+    """Answers once the file `go` is in its data directory."""
+
+    async def serve(scope, receive, send):
+        while not (context.data_dir / "go").exists():  # noqa: ASYNC110 - a test's file
+            await asyncio.sleep(0.01)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"held"})
+
+    return _app(context, serve=serve)
+
+
 def works_on(context):
     """Answers at once and works until the file `go` is there, as a framework's background task does."""
 
