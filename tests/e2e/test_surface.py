@@ -126,7 +126,7 @@ def test_figures_and_events_of_an_app_on_a_real_node_are_told(guest_stack: Stack
 
     def counted() -> bool:
         page = guest_stack.apps.ListApps(
-            catalog.ListAppsRequest(filter=f"name = apps/{app_id}", view=catalog.App.FULL), timeout=10
+            catalog.ListAppsRequest(filter=f"name = apps/{app_id}", view=catalog.App.FULL), timeout=DEADLINE
         )
         return page.apps[0].instances[0].figures.request_count >= 5
 

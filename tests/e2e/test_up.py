@@ -224,7 +224,7 @@ def test_your_own_code_is_hosted_and_a_change_of_it_is_swapped_in(
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}"},
         check=True,
-        timeout=60,
+        timeout=110,
     )
     address = running.url("shop").replace("shop", "mine")
     assert curl(run_tool, address) == "one"

@@ -204,7 +204,7 @@ def test_a_django_project_runs_in_a_process_of_its_own(apps: Path, tmp_path: Pat
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -18,7 +18,7 @@ from runtime_node.tiers.process import procfs
 from runtime_node.tiers.process.proxy import AppRaisedError
 from runtime_node.tiers.process.zygote_server import NODE_DIED
 from services.rpc.errors import SupervisorError
-from tests.eventually import eventually
+from tests.eventually import WITHIN, eventually
 
 from .conftest import Guests, alive, ended, request
 
@@ -93,7 +93,7 @@ async def test_what_a_guest_tells_of_its_stop_is_looked_at_before_it_is_believed
 async def test_a_descriptor_whose_close_would_hang_does_not_reach_the_node(guests: Guests, way: str) -> None:
     app, neighbour = await guests.start(HOSTILE), await guests.start()
     asking = asyncio.create_task(request(app, "/lingering-descriptor", way))
-    await asyncio.wait({asking}, timeout=20)
+    await asyncio.wait({asking}, timeout=WITHIN)
     # Either the kernel refuses it (Linux 6.16), or it is a message that ends the guest.
     if asking.exception() is None:
         assert asking.result().body == b"refused"
