@@ -131,6 +131,27 @@ async def test_documents_are_applied_compared_exported_and_deleted(command: Comm
     assert (await command("delete", "-f", str(file), "--yes"))[0] == 0
 
 
+async def test_of_many_apps_each_that_fails_and_each_that_is_not_done_is_told(
+    command: Command, plane: Plane, tmp_path: Path
+) -> None:
+    plane.nodes[0].behaviours["bad:app"] = Behaviour(fails=("APP_STARTUP_FAILED", "It lacks a table."))
+    plane.nodes[0].behaviours["slow:app"] = Behaviour(ready_after=60.0)
+    file = tmp_path / "apps.yaml"
+    file.write_text(
+        "---\n".join(f"name: a{n}\nentrypoint: {'bad:app' if n in (3, 20) else 'x:y'}\n" for n in range(30))
+    )
+    status, out, err = await command("apply", "-f", str(file), "-o", "name")
+    assert (status, len(out.splitlines())) == (Exit.FAILED, 28)
+    assert "2 of 30 failed:" in err
+    assert "  a3: It lacks a table." in err
+    assert "  a20: It lacks a table." in err
+    file.write_text("name: slow\nentrypoint: slow:app\n")
+    status, _, err = await command("apply", "-f", str(file), "--timeout", "0.2")
+    assert status == Exit.TIMED_OUT
+    assert "1 of 1 are not done after 0.2 s; they go on." in err
+    assert "`appsupervisor operations` shows them." in err
+
+
 async def test_contexts_are_kept_and_private(command: Command, plane: Plane, tmp_path: Path) -> None:
     assert (await command("contexts", "set", "local", plane.address))[0] == 0
     assert (tmp_path / "contexts.yaml").stat().st_mode & 0o077 == 0
