@@ -82,7 +82,9 @@ def read_settings(
         prog="python -m runtime_node",
         description="Hosts many web apps in one process group and reports on them over gRPC.",
         epilog=f"Each flag is also an environment variable: --http-listen is {PREFIX}HTTP_LISTEN. "
-        "Lists there are separated by commas, --app-dir's by the system's path separator.",
+        "Lists there are separated by commas, --app-dir's by the system's path separator. "
+        "Example: appsupervisor node --control-plane 127.0.0.1:7400 --node node-2 --data-dir data/node-2 "
+        "--listen 127.0.0.1:7402 --http-listen 127.0.0.1:8081",
         allow_abbrev=False,
     )
     add = _Adder(parser, variables)

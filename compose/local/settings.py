@@ -77,7 +77,12 @@ class Settings:
 
 def read_settings(argv: Sequence[str] | None = None) -> Settings:
     """Return the settings of the command line, or of the environment where it is silent."""
-    parser = argparse.ArgumentParser(prog="python -m compose.local", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="appsupervisor up",
+        description="Run a control plane, nodes and two demo apps on this machine until Ctrl-C. Variables of "
+        "the programs reach them; one that cannot do here what it says is refused.",
+        epilog="Example: appsupervisor up --app-dir my --reload",
+    )
 
     def add(flag: str, convert: Callable[[str], Any], default: str, text: str) -> None:
         variable = variable_of(flag)

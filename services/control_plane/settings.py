@@ -17,6 +17,8 @@ class Settings(BaseSettings):
 
     Every flag can also be given as an environment variable: --database-url is
     APPSUPERVISOR_DATABASE_URL. A flag wins over its variable.
+
+    Example: appsupervisor control-plane --listen 127.0.0.1:7400 --database-url sqlite:///catalog.db
     """
 
     model_config = SettingsConfigDict(env_prefix="APPSUPERVISOR_", extra="ignore")
