@@ -223,7 +223,9 @@ class Node:
         stack.push_async_callback(_quietly, "instances", self._end_instances)
 
     def _serve_metrics(self, stack: AsyncExitStack, address: Address, metrics: NodeMetrics) -> None:
-        listener = MetricsListener(address.host, address.port, metrics)
+        listener = MetricsListener(
+            address.host, address.port, metrics, or_another=self.settings.metrics_port_may_vary
+        )
         stack.push_async_callback(_quietly, "metrics", lambda: asyncio.to_thread(listener.close))
         listener.start()
         self.metrics = Address(address.host, listener.port)

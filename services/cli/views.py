@@ -163,7 +163,10 @@ def todo(app: App) -> str:
         if condition.status != Condition.UNMET:
             continue
         if condition.type == "Updated":
-            return f"The version before serves. Mend it with `appsupervisor update` or `restart {name}`."
+            return (
+                f"The version before serves. `appsupervisor update {name} --set FIELD=VALUE` goes back: the "
+                f"newest event Updated says what was changed. Code is mended on disk, then `restart {name}`."
+            )
         if condition.type == "Scheduled":
             return "No node takes it. `appsupervisor nodes` shows those there are."
     if app.health == Instance.UNKNOWN and app.instances and app.state == Instance.RUNNING:

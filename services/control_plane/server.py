@@ -110,7 +110,9 @@ class ControlPlane:
 
     def _serve_metrics(self, stack: AsyncExitStack, *collectors: Collector) -> None:
         host, _, port = self._settings.metrics_listen.rpartition(":")
-        listener = MetricsListener(host.strip("[]"), int(port), *collectors)
+        listener = MetricsListener(
+            host.strip("[]"), int(port), *collectors, or_another=self._settings.metrics_port_may_vary
+        )
         stack.push_async_callback(asyncio.to_thread, listener.close)
         listener.start()
         self.metrics_port = listener.port

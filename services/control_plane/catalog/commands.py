@@ -19,6 +19,7 @@ from services.control_plane.operations import operations
 from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
 from services.control_plane.rules.app_rules import app_violations
 from services.control_plane.rules.conditions import set_condition
+from services.control_plane.rules.differences import differences
 from services.control_plane.rules.etags import etag_matches
 from services.control_plane.rules.masks import apply_update
 from services.control_plane.rules.names import app_name, parse_app_name, validate_id
@@ -212,7 +213,8 @@ def _update(
         effect = "stop" if spec.desired_state == pb.App.STOPPED else "start"
     if effect == "start":
         changed = _restart(changed)
-    return _store(tx, record, changed, "update", caller, "Updated", effect=effect)
+    told = differences(record.spec, spec)
+    return _store(tx, record, changed, "update", caller, "Updated", effect=effect, message=told)
 
 
 def _start(record: AppRecord) -> AppRecord:
@@ -269,6 +271,7 @@ def _store(
     event: str,
     *,
     effect: str = "",
+    message: str = "",
 ) -> OperationRecord:
     """Store a changed app under the next generation if its spec changed, and begin an operation."""
     if changed.spec is not record.spec:
@@ -287,7 +290,7 @@ def _store(
         changed = replace(changed, status=status)
         changed = tx.put_app(changed)
     operation = operations.begin(tx, verb, changed, caller.actor, effect=effect)
-    add_event(tx, changed, event, actor=caller.actor, operation=operation.name)
+    add_event(tx, changed, event, actor=caller.actor, message=message, operation=operation.name)
     return operation
 
 
