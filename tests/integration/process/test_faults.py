@@ -301,7 +301,7 @@ async def test_a_start_for_which_descriptors_run_out_leaves_none_open(
             scarce.setattr(wire, "pack_parcel", refuse)
         with pytest.raises((OSError, SupervisorError)):
             await guests.start()
-    await until(lambda: os.listdir("/proc/self/fd") == before)
+    await eventually(lambda: os.listdir("/proc/self/fd") == before)
     assert (await request(await guests.start())).body == b"ok"
 
 
