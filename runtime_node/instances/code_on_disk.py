@@ -1,7 +1,7 @@
 """What code there is to load for instances, and which of them run another than that.
 
-Looks at the disk when somebody asks, on a thread of its own: one look serves all who ask for it before it begins,
-so that it costs the same for one app of a code and for thousands.
+Looks at the disk when somebody asks, on a thread of its own: one look serves all who ask for it before it
+begins, so that it costs the same for one app of a code and for thousands.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class CodeOnDisk:
         return self._first.setdefault(run.spec.entrypoint, code)
 
     async def tell(self, instances: Iterable[InstanceMessage]) -> None:
-        """Add condition `CodeChanged` to those of the messages whose instances run other code than is on disk."""
+        """Add condition `CodeChanged` to those whose instances run other code than is on disk."""
         running: list[tuple[InstanceMessage, str, CodeState]] = []
         for message in instances:
             instance = self._table.find(message.name)
@@ -127,8 +127,8 @@ def _changed(runs: CodeState, found: CodeState, tier: InstanceSpec.IsolationTier
         status=Condition.MET,
         reason="OtherCodeOnDisk",
         message=(
-            f"The code on disk ({found.digest[:SHORT]}, last changed {when:%Y-%m-%d %H:%M:%S} UTC) is other than "
-            f"what runs ({runs.digest[:SHORT]}); {remedy}."
+            f"The code on disk ({found.digest[:SHORT]}, last changed {when:%Y-%m-%d %H:%M:%S} UTC) is other"
+            f" than what runs ({runs.digest[:SHORT]}); {remedy}."
         ),
         last_transition_time=timestamp(found.modified / 1e9),
     )

@@ -9,6 +9,7 @@ import asyncio
 import base64
 import time
 from collections.abc import Callable
+from typing import TypeAlias
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, StopInstanceRequest
@@ -30,6 +31,7 @@ DEFAULT_PAGE, MAX_PAGE = 50, 1000
 MAX_PAGE_BYTES = 2 * 1024 * 1024
 """A page ends early beyond this: a client takes messages of 4 MiB, and tracebacks are large."""
 _VERSIONS = {(e, g): (e, g) for e in range(1, 17) for g in range(1, 17)}
+Page: TypeAlias = list[InstanceMessage]
 MAX_FENCES = 100_000
 """Apps without an instance here whose highest epoch is still known."""
 
@@ -145,7 +147,7 @@ class InstanceHost:
         await self._code.tell(page)
         return page, token
 
-    def _page(self, parent: str, page_size: int, page_token: str) -> tuple[list[InstanceMessage], str]:
+    def _page(self, parent: str, page_size: int, page_token: str) -> tuple[Page, str]:
         app = rules.check_parent(parent)
         rules.check_page_size(page_size)
         size = min(page_size or DEFAULT_PAGE, MAX_PAGE)

@@ -1,7 +1,7 @@
-"""What code there is on disk for an entrypoint: a digest of its files, and when the newest of them was changed.
+"""What code there is on disk for an entrypoint: a digest of its files, and when the newest was changed.
 
-Its files are those of its own top-level module or package, and of those beside it that they name. Each file is
-read once for each state of it; a look that finds nothing new costs a stat a file. Knows nothing of what is loaded.
+Its files are those of its own top-level module or package, and of those beside it that they name. Each file
+is read once for each state of it; a look that finds nothing new costs a stat a file. Imports nothing.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ MOST_BYTES = 32 << 20
 MOST_KNOWN = 64
 """Entrypoints' packages whose files are remembered; of others each look reads all."""
 
+_MAYBE = CODE_SUFFIXES | {""}
 _LEFT_OUT = frozenset({"__pycache__", "node_modules", "site-packages"})
 _WORD = re.compile(rb"[A-Za-z_\x80-\xff][\w\x80-\xff]*")
 # A file may be written again within one tick of its file system's clock, the coarsest of which has 2 s.
@@ -69,6 +70,7 @@ class _File:
 class _Known:
     beside: frozenset[str] = frozenset()
     files: Mapping[str, _File] | None = None
+    state: CodeState | None = None
 
 
 class CodeFiles:
@@ -78,7 +80,6 @@ class CodeFiles:
         """`clock` gives nanoseconds since the Unix epoch."""
         self._clock = clock
         self._known: OrderedDict[tuple[Path | None, str], _Known] = OrderedDict()
-        self._distributions: dict[str, str] | None = None
 
     def look(self, directory: Path | None, top: str) -> CodeState | None:
         """Return the state of the code that top-level module `top` of a directory means, or, with None, of
@@ -90,28 +91,24 @@ class CodeFiles:
         files = known.files if known.files is not None and known.beside == beside else {}
         walk = _Walk(places, files, self._clock())
         walk.go(top)
-        self._known[directory, top] = _Known(beside, walk.files)
+        state = None
+        if walk.files:
+            digest = walk.digest()
+            if known.state is not None and known.state.digest == digest:
+                distribution = known.state.distribution
+            else:
+                distribution = "" if directory is not None else _distribution(top, places[top][0])
+            state = CodeState(
+                digest=digest,
+                modified=max(file.stamp[0] for file in walk.files.values()),
+                installed=directory is None,
+                distribution=distribution,
+                partial=walk.partial,
+            )
+        self._known[directory, top] = _Known(beside, walk.files, state)
         while len(self._known) > MOST_KNOWN:
             self._known.popitem(last=False)
-        if not walk.files:
-            return None
-        return CodeState(
-            digest=walk.digest(),
-            modified=max(file.stamp[0] for file in walk.files.values()),
-            installed=directory is None,
-            distribution="" if directory is not None else self._distribution(top),
-            partial=walk.partial,
-        )
-
-    def _distribution(self, top: str) -> str:
-        if self._distributions is None or top not in self._distributions:
-            packages = metadata.packages_distributions()
-            self._distributions = {name: owners[0] for name, owners in packages.items()}
-        owner = self._distributions.setdefault(top, "")
-        try:
-            return f"{owner} {metadata.version(owner)}" if owner else ""
-        except metadata.PackageNotFoundError:
-            return ""
+        return state
 
 
 class _Walk:
@@ -132,16 +129,16 @@ class _Walk:
         waiting, seen = deque([top]), {top}
         while waiting:
             for place in self._places.get(waiting.popleft(), ()):
-                base = os.path.dirname(place)
+                base = len(os.path.dirname(place)) + 1
                 for path, status in self._below(place):
                     if len(self.files) == MOST_FILES or self._bytes + status.st_size > MOST_BYTES:
                         self.partial = True
                         continue
                     self._bytes += status.st_size
-                    file = self._look_at(os.path.relpath(path, base), path, status)
-                    for name in sorted(file.names - seen) if file is not None else ():
-                        seen.add(name)
-                        waiting.append(name)
+                    file = self._look_at(path[base:], path, status)
+                    if file is not None and not file.names <= seen:
+                        waiting.extend(sorted(file.names - seen))
+                        seen |= file.names
 
     def digest(self) -> str:
         """Return the digest of all files that were found."""
@@ -160,7 +157,7 @@ class _Walk:
             try:
                 status = os.stat(path)
                 if stat.S_ISREG(status.st_mode):
-                    if os.path.splitext(path)[1]:
+                    if path.rfind(".") > path.rfind(os.sep):
                         yield path, status
                 elif stat.S_ISDIR(status.st_mode) and (status.st_dev, status.st_ino) not in been:
                     been.add((status.st_dev, status.st_ino))
@@ -193,6 +190,21 @@ def _read(path: str, stamp: tuple[int, ...], beside: Mapping[str, object], now: 
     return _File(stamp, now, hashlib.sha256(content).hexdigest(), names)
 
 
+def _distribution(top: str, place: str) -> str:
+    """Return the name and version of what brought an installed package, by the lists of files beside it."""
+    # Not `packages_distributions`, which reads and takes apart all there is, for more than half a second.
+    begins = tuple(f"\n{top}{end}".encode() for end in ("/", ".py,", "."))
+    for info in sorted(Path(place).parent.glob("*.dist-info")):
+        try:
+            listed = b"\n" + (info / "RECORD").read_bytes()
+        except OSError:
+            continue
+        if any(begin in listed for begin in begins):
+            found = metadata.Distribution.at(info)
+            return f"{found.name} {found.version}"
+    return ""
+
+
 def _places(directory: Path | None, top: str) -> Mapping[str, list[str]]:
     """Return the paths of what may belong to a package, by the name that code would call each by."""
     if directory is None:
@@ -213,6 +225,4 @@ def _places(directory: Path | None, top: str) -> Mapping[str, list[str]]:
 
 def _counts(name: str) -> bool:
     """Tell whether a name in a directory can be of code: what has no suffix may be a directory."""
-    if name.startswith(".") or name in _LEFT_OUT:
-        return False
-    return os.path.splitext(name)[1] in ("", *CODE_SUFFIXES)
+    return name[0] != "." and name not in _LEFT_OUT and os.path.splitext(name)[1] in _MAYBE

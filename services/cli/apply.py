@@ -16,7 +16,7 @@ from rich.text import Text
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from services.cli import views
 from services.cli.apps import Timeout, Wait, combined, confirm
-from services.cli.client import short
+from services.cli.client import metadata_of, short
 from services.cli.errors import CliError, Exit
 from services.cli.manifests import Manifest, exported, read_manifests
 from services.cli.output import Format, dump_yaml
@@ -161,16 +161,23 @@ def _compared(before: catalog.App | None, after: catalog.App, manifest: Manifest
 def _finish(session: Session, begun: Sequence[tuple[str, Operation]], timeout: float) -> None:
     """Wait for all, with one bar over all of them; then tell each failure. Raises CliError if one failed."""
     failures: list[str] = []
+    noticed: list[str] = []
     done: list[catalog.App] = []
     for name, operation in _in_turn(session, begun, timeout):
         try:
             done.append(session.client.result(operation))
+            if notice := metadata_of(operation).notice:
+                noticed.append(f"{short(name)}: {notice}")
         except CliError as failure:
             failures.append(f"{short(name)}: {failure.sentence}")
     if session.output.form in (Format.JSON, Format.YAML, Format.NAME) or len(done) <= _SHOWN:
         session.output.many(done, views.APPS)
     else:
         session.output.note(f"{len(done)} apps are as their documents want them.")
+    for notice in noticed[:_SHOWN]:
+        session.output.note(notice)
+    if len(noticed) > _SHOWN:
+        session.output.note(f"… and {len(noticed) - _SHOWN} more")
     if failures:
         raise CliError(
             "\n".join([f"{len(failures)} of {len(begun)} failed:", *(f"  {one}" for one in failures[:20])])

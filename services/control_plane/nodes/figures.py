@@ -1,4 +1,4 @@
-"""What nodes tell of running instances when they are asked, figures and other code on disk: nothing of it is kept.
+"""What nodes tell of running instances when asked, their figures and other code on disk: none of it is kept.
 
 A node that does not answer in time is left out; whoever asked gets the rest.
 """
@@ -52,7 +52,7 @@ class FigureReader:
                     task.cancel()
                 await asyncio.gather(*asking, return_exceptions=True)
         for app in full:
-            changed = (get_condition(one.conditions, CODE_CHANGED) for one in app.instances)
+            changed = (get_condition(one.conditions, CODE_CHANGED) for one in _staying(app))
             app.conditions.extend(list(filter(None, changed))[:1])
         return full
 
@@ -69,6 +69,13 @@ class FigureReader:
         except SupervisorError as silent:
             log.info("nothing told by %s: %s", node, silent.message,
                      extra={"action": "node.figures_missing", "node": node})  # fmt: skip
+
+
+def _staying(app: App) -> Sequence[Instance]:
+    """Return an app's instances without those that a swap takes away: their code is of no account now."""
+    if not app.reconciling or not app.instances:
+        return app.instances
+    return (max(app.instances, key=lambda one: (one.epoch, one.generation)),)
 
 
 def _fill(instance: Instance, told: Instance | None) -> None:

@@ -1,4 +1,4 @@
-"""What an instance tells of its code, in each tier: what it has loaded, and that the disk has other code by now."""
+"""What an instance tells of its code, in each tier: what it has loaded, and that the disk has other code."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ def create_app(context):
         await send({"type": "http.response.body", "body": b"%s"})
     return app
 """
-TIERS = {"SHARED": pb.InstanceSpec.SHARED, "THREAD": pb.InstanceSpec.THREAD, "PROCESS": pb.InstanceSpec.PROCESS}
+TIERS = {name: pb.InstanceSpec.IsolationTier.Value(name) for name in ("SHARED", "THREAD", "PROCESS")}
 
 
 def changed(instance: pb.Instance) -> str:
@@ -38,7 +38,8 @@ async def test_all_tiers_tell_the_same_digest_and_what_has_changed_until_a_resta
         names = {tier: f"apps/{tier.lower()}/instances/i" for tier in TIERS}
         digests = set()
         for number, (tier, name) in enumerate(names.items()):
-            await node.start(name=name, app_uid=f"uid-{number}", entrypoint="shop:create_app", isolation=TIERS[tier])
+            fields = {"name": name, "app_uid": f"uid-{number}", "isolation": TIERS[tier]}
+            await node.start(**fields, entrypoint="shop:create_app")
             running = await node.reaches(pb.Instance.RUNNING, name)
             digests.add(running.code.digest)
             assert running.code.modify_time.seconds == 1_700_000_000

@@ -53,7 +53,7 @@ def code_of(disk: Disk, runs: dict[str, Run] | None = None, seconds: float = 30.
     return CodeOnDisk(disk.look, table, seconds)
 
 
-async def test_all_who_ask_before_a_look_begins_share_it_and_who_asks_later_gets_a_new_one(disk: Disk) -> None:
+async def test_who_asks_before_a_look_begins_shares_it_and_who_asks_later_gets_a_new_one(disk: Disk) -> None:
     code = code_of(disk)
     disk.open.clear()
     first = asyncio.create_task(code.now("shop:app"))
@@ -117,7 +117,7 @@ async def test_a_process_loads_an_installed_package_once_and_says_so(disk: Disk)
         CodeState(digit * 64, 1_700_000_000_000_000_000, True, f"shop {digit}") for digit in ("1", "2")
     )
     assert code.loaded(run_of("shop:app", one)) == one
-    # After an upgrade of the package, what this process has stays; a process of its own begins with the new one.
+    # After an upgrade of the package, what this process has stays; a process of its own has the new one.
     assert code.loaded(run_of("shop:app", two)) == one
     assert code.loaded(run_of("shop:app", two, pb.InstanceSpec.PROCESS)) == two
     code.close()
