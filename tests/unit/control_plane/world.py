@@ -34,10 +34,10 @@ class VirtualStore:
     def __init__(self, store: Any) -> None:
         self._store = store
 
-    def write(self, command: Any) -> Any:
+    def write(self, command: Any, **under: Any) -> Any:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualTimeLoop)
-        return loop.elsewhere(self._store.write(command))
+        return loop.elsewhere(self._store.write(command, **under))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
