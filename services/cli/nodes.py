@@ -9,14 +9,13 @@ import typer
 
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from services.cli import views
-from services.cli.apps import AppArgument, DryRun, Etag, Wait, confirm
+from services.cli.apps import confirm
+from services.cli.arguments import AppArgument, DryRun, Etag, Wait
 from services.cli.client import app_name, drain_of, node_name
 from services.cli.output import Format
 from services.cli.session import session_of
 
-nodes = typer.Typer(
-    no_args_is_help=False, invoke_without_command=True, help="Show, cordon, drain and delete nodes."
-)
+nodes = typer.Typer(no_args_is_help=False, invoke_without_command=True)
 
 NodeArgument = Annotated[
     str,
@@ -35,7 +34,7 @@ def _nodes(
     context: typer.Context,
     environment: Annotated[str, typer.Option(help="Only of this environment; - for all.")] = "-",
 ) -> None:
-    """List nodes, a line each.
+    """Show nodes, a line each; cordon, drain and delete them.
 
     Example: appsupervisor nodes -o wide
     """

@@ -12,7 +12,7 @@ from google.longrunning.operations_pb2 import Operation
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
-from services.cli.client import Client, metadata_of, short
+from services.cli.client import Client, metadata_of, notice_of, short
 from services.cli.contexts import Context, read_contexts
 from services.cli.errors import CliError, Exit
 from services.cli.output import Format, Output
@@ -50,7 +50,12 @@ class Session:
         Ctrl-C leaves it going and says how to come back. Raises CliError with what it failed of.
         """
         done = self.finished(operation, wait, timeout)
-        return self.client.result(done) if done is not None else None
+        if done is None:
+            return None
+        app = self.client.result(done)
+        if notice := notice_of(done):
+            self.output.note(notice)
+        return app
 
     def finished(self, operation: Operation, wait: bool, timeout: float) -> Operation | None:
         """Return an operation once it is done, whatever came of it; otherwise as `finish`."""

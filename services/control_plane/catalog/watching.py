@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from typing import Protocol, TypeVar
 
 from services.control_plane.catalog.positions import position_of, token_at
 from services.control_plane.catalog.scans import LOOK_EVERY
+from services.control_plane.catalog.watches import BOOKMARK_SECONDS
 from services.control_plane.store.interface import CatalogStore
 from services.rpc.feed import ChangeFeed, Entry, Mark, Signal
-
-BOOKMARK_SECONDS = 5.0
-"""Silence after which a watcher is told that nothing has happened."""
 
 V = TypeVar("V")
 
@@ -36,7 +34,7 @@ async def watched(
     entry: Callable[[Entry[V], bool], M | None],
     mark: Callable[[Mark], M],
     changed_together: bool = False,
-) -> AsyncIterator[M]:
+) -> AsyncGenerator[M, None]:
     """Yield a feed's messages: a snapshot, or what changed after `token`, SYNCED, changes and bookmarks.
 
     `entry` makes the message of a change, None for one that this reader is not told; it hears whether the

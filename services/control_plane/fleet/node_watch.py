@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
 from services.control_plane.catalog.pages import request_digest
@@ -16,7 +16,7 @@ from services.rpc.feed import Entry, Mark, Signal
 Message = pb.WatchNodesResponse
 
 
-async def watch_nodes(store: CatalogStore, request: pb.WatchNodesRequest) -> AsyncIterator[Message]:
+async def watch_nodes(store: CatalogStore, request: pb.WatchNodesRequest) -> AsyncGenerator[Message, None]:
     """Carry out WatchNodes."""
     mirror = store.mirror
     environment_id = parse_environment_name(request.parent, "parent", wildcard=True)

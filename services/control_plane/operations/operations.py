@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, OperationMetadata
 from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata, Node
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.operations.moves import Stage, stage_of, take_back
 from services.control_plane.operations.traces import add_trace
 from services.control_plane.rules.sentences import sentences
@@ -100,6 +100,20 @@ def begin(
 def new_name(tx: Transaction) -> str:
     """Return a name for a new operation: they sort by time."""
     return f"operations/{tx.now:016x}{secrets.token_hex(6)}"
+
+
+def with_notice(tx: Transaction, operation: OperationRecord, condition: Condition) -> OperationRecord:
+    """Have an operation tell a condition of its app that the catalog does not keep, and return it."""
+    assert isinstance(operation.metadata, OperationMetadata)
+    metadata = copied(operation.metadata)
+    metadata.notice = condition.message
+    response = operation.response
+    if response is not None:
+        response = App.FromString(response.SerializeToString())
+        response.conditions.append(condition)
+    noticed = replace(operation, metadata=metadata, response=response)
+    tx.put_operation(noticed)
+    return noticed
 
 
 def settle(tx: Transaction, record: AppRecord) -> None:

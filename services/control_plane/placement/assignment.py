@@ -128,8 +128,8 @@ class _Swap:
     def _with_data(self, placement: PlacementRecord) -> PlacementRecord:
         """Note that an app which keeps its data on its node has run there: a dormant one may never have."""
         instance = self._seen.instance(placement)
-        if placement.has_data or instance is None:
-            return placement
+        if placement.has_data or instance is None or placement.role is Role.LOST:
+            return placement  # what was given up was so with its data
         ran = instance.state == Instance.RUNNING or instance.HasField("ready_time")
         keeps = self._app.spec.database.WhichOneof("kind") in (None, "sqlite")
         return replace(placement, has_data=True) if ran and keeps else placement

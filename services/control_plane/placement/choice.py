@@ -156,7 +156,7 @@ def choose(wish: Wish, candidates: Iterable[Candidate]) -> Choice:
         best = min(fit, key=_order)
         return Choice(best.name, f"fewest apps ({best.apps}) of {len(fit)} nodes that can take it")
     if not known:
-        return Choice("", f"{wish.environment} has no other node that it could go to; start one.")
+        return Choice("", f"{wish.environment} has no node that it could go to; start one there.")
     return Choice("", _why_none(wish, known))
 
 

@@ -24,7 +24,7 @@ def candidate(name: str, apps: int = 0, heard: bool = True, room: int = 0, **fie
 @pytest.mark.parametrize(
     ("nodes", "chosen", "word"),
     [
-        ([], "", "has no other node"),
+        ([], "", "has no node"),
         ([candidate("a", heard=False)], "", "cannot be heard"),
         ([candidate("a", 3, room=3), candidate("b", heard=False)], "", "1 full"),
         ([candidate("a", 10_000)], "", "full"),
