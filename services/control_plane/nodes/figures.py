@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceFigures
@@ -55,14 +55,20 @@ class FigureReader:
         try:
             async with self._room, self._nodes.client_of(node) as client:
                 for parent in apps if len(apps) <= ONE_BY_ONE else ("apps/-",):
-                    told: dict[tuple[str, str], InstanceFigures] = {}
-                    async for instance in client.instances(parent, ASK_SECONDS):
-                        if instance.HasField("figures"):
-                            told[instance.app_uid, instance.name] = instance.figures
-                    for instance in (one for some in apps.values() for one in some):
-                        figures = told.get((instance.app_uid, instance.name))
-                        if figures is not None:
-                            instance.figures.CopyFrom(figures)
+                    told = {
+                        (it.app_uid, it.name): it.figures
+                        async for it in client.instances(parent, ASK_SECONDS)
+                        if it.HasField("figures")
+                    }
+                    _fill(apps.values(), told)
         except SupervisorError as silent:
             log.info("no figures from %s: %s", node, silent.message,
                      extra={"action": "node.figures_missing", "node": node})  # fmt: skip
+
+
+def _fill(wanted: Iterable[list[Instance]], told: Mapping[tuple[str, str], InstanceFigures]) -> None:
+    """Give instances the figures that were told of them, by app uid and name."""
+    for instance in (one for some in wanted for one in some):
+        figures = told.get((instance.app_uid, instance.name))
+        if figures is not None:
+            instance.figures.CopyFrom(figures)
