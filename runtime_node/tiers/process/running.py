@@ -35,7 +35,8 @@ OnOutput = Callable[[str, str], None]
 KILL_SECONDS: Final = 5.0
 STOP_GRACE_SECONDS: Final = 0.25
 """Beyond the time the app's shutdown may take: what the guest needs to report and to exit."""
-STACK_SECONDS: Final = 0.3
+STACK_SECONDS: Final = 1.0
+"""In which a guest has to write where it stands; it takes milliseconds unless the machine is busy."""
 MAX_STACK_BYTES: Final = 16 << 10
 SAMPLE_SECONDS: Final = 1.0
 LINK_SECONDS: Final = 1.0
