@@ -1,4 +1,4 @@
-"""Long looks over the catalog, in slices: whoever else is served on the loop waits for one slice at most."""
+"""Searches the whole catalog in slices, so that others who are served on the loop wait for one at most."""
 
 from __future__ import annotations
 

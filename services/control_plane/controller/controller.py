@@ -1,4 +1,4 @@
-"""Who passes when: follows the change log and the nodes' streams, and looks at each app they tell of.
+"""Decides which app is looked at, and when: follows the change log and the nodes' streams.
 
 Level-triggered, for ever: what is not as it is wanted is looked at again. Can be started and stopped at any
 time, as leadership comes and goes.
