@@ -24,6 +24,7 @@ from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.app_reconciler import AppReconciler
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, home_of
+from services.rpc.background import background
 from services.rpc.errors import SupervisorError
 from services.rpc.feed import ChangeFeed, Entry
 
@@ -82,9 +83,9 @@ class Controller:
         for node in self._mirror.nodes.values():
             self._links.follow(node.node, self)
         self._followers = [
-            asyncio.create_task(self._follow_apps(position), name="follow apps"),
-            asyncio.create_task(self._follow_nodes(position), name="follow nodes"),
-            asyncio.create_task(self._sweep(), name="sweep"),
+            background(self._follow_apps(position), "follow apps"),
+            background(self._follow_nodes(position), "follow nodes"),
+            background(self._sweep(), "sweep"),
         ]
 
     async def close(self) -> None:
