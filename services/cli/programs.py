@@ -11,7 +11,8 @@ import typer
 PROGRAMS = {
     "up": (
         "compose.local",
-        "Run everything and two demo apps on this machine.\n\nExample: appsupervisor up --app-dir my --reload",
+        "Run everything and two demo apps on this machine.\n\n"
+        "Example: appsupervisor up --app-dir my --reload",
     ),
     "control-plane": (
         "services.control_plane",
