@@ -15,7 +15,8 @@ from rich.text import Text
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from services.cli import views
-from services.cli.apps import Timeout, Wait, combined, confirm
+from services.cli.apps import confirm
+from services.cli.arguments import Timeout, Wait, combined
 from services.cli.client import short
 from services.cli.errors import CliError, Exit
 from services.cli.manifests import Manifest, exported, read_manifests

@@ -82,7 +82,7 @@ class ControlPlane:
                     ControlPlaneMetrics(
                         store,
                         duties.queue,
-                        watchers=lambda: queries.watchers + timelines.watchers,
+                        watchers=lambda: queries.watches.count + timelines.watches.count,
                         tails=lambda: tails.streams,
                     ),
                     server.pipeline.figures,

@@ -54,7 +54,7 @@ def known_flags(module: str) -> frozenset[str]:
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=True,
     )
     return frozenset(re.findall(r"--[a-z][a-z-]+", shown.stdout))

@@ -77,7 +77,7 @@ def test_a_unit_is_one_that_systemd_takes(unit: Path, tmp_path: Path) -> None:
         ["systemd-analyze", "verify", "--man=no", str(own)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=False,
     )
     assert checked.returncode == 0, checked.stderr
