@@ -90,6 +90,17 @@ def test_no_port_is_given_twice() -> None:
         choose_addresses(read("--nodes=2", f"--node-port={port}", f"--http-port={port - 1}"))
 
 
+def test_a_flag_of_the_programs_reaches_them_as_its_variable() -> None:
+    given = ["--log-format=json", "--echo-app-logs", "--no-hosts-only", "--label=a=b", "--label=c=d"]
+    assert settings.read_settings(given).handed_on == {
+        "APPSUPERVISOR_LOG_FORMAT": "json",
+        "APPSUPERVISOR_ECHO_APP_LOGS": "true",
+        "APPSUPERVISOR_HOSTS_ONLY": "false",
+        "APPSUPERVISOR_LABEL": "a=b,c=d",
+    }
+    assert settings.read_settings([]).handed_on == {}
+
+
 @pytest.mark.parametrize("number", ["0", "51", "two", "-1"])
 def test_a_number_of_nodes_that_cannot_be_is_refused(number: str, capsys) -> None:
     with pytest.raises(SystemExit):
