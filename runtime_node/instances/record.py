@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Condition,
+    InstanceCode,
     InstanceError,
     InstanceFigures,
     InstanceSpec,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from runtime_node.http.gate import Gate
     from runtime_node.instances.probe import Probe
     from runtime_node.instances.start_limiter import Slot
+    from runtime_node.loader.code_files import CodeState
     from runtime_node.tiers.runner import RunningApp, Usage
     from runtime_node.watchdog import BlockPolicy
 
@@ -42,6 +44,7 @@ LEAKED = "Leaked"
 SHARED_STATE_RESTORED = "SharedStateRestored"
 BLOCKED_LOOP = "BlockedLoop"
 DEMOTED = "Demoted"
+CODE_CHANGED = "CodeChanged"
 
 _STATE_REASONS: dict[StateValue, tuple[str, str]] = {
     InstanceMessage.PENDING: ("Pending", "It waits for its turn to start."),
@@ -83,6 +86,16 @@ def error_message(error: SupervisorError, unix_seconds: float) -> InstanceError:
     )
 
 
+def code_message(code: CodeState) -> InstanceCode:
+    """Return code as the API tells it."""
+    return InstanceCode(
+        digest=code.digest,
+        modify_time=timestamp(code.modified / 1e9),
+        distribution=code.distribution,
+        partial=code.partial,
+    )
+
+
 @dataclass(slots=True)
 class Run:
     """One awake stretch of an instance, from its start to its end."""
@@ -104,6 +117,8 @@ class Run:
     tier: InstanceSpec.IsolationTier.ValueType = InstanceSpec.ISOLATION_TIER_UNSPECIFIED
     started: float = 0.0
     """Monotonic time at which its turn came."""
+    code: CodeState | None = None
+    """What was on disk for its entrypoint just before it was loaded; once it is ready, what it has loaded."""
     ready: float = 0.0
     """Monotonic time at which it became ready."""
     probe: Probe | None = None
@@ -242,6 +257,8 @@ class Instance:
         )
         if self.run is not None:
             message.isolation = self.run.tier
+            if self.run.code is not None:
+                message.code.CopyFrom(code_message(self.run.code))
         past = self.history
         if past is not None:
             message.conditions.extend(past.conditions.values())

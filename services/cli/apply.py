@@ -17,7 +17,7 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from services.cli import views
 from services.cli.apps import confirm
 from services.cli.arguments import Timeout, Wait, combined
-from services.cli.client import short
+from services.cli.client import metadata_of, short
 from services.cli.errors import CliError, Exit
 from services.cli.manifests import Manifest, exported, read_manifests
 from services.cli.output import Format, dump_yaml
@@ -166,6 +166,7 @@ def _compared(before: catalog.App | None, after: catalog.App, manifest: Manifest
 def _finish(session: Session, begun: Sequence[tuple[str, Operation]], timeout: float) -> None:
     """Wait for all, with one bar over all of them; then tell each failure. Raises CliError if one failed."""
     deadline = time.monotonic() + timeout
+    noticed: list[str] = []
 
     def result(one: tuple[str, Operation], ended: threading.Event) -> catalog.App | CliError:
         def told(_: Operation) -> None:
@@ -174,7 +175,11 @@ def _finish(session: Session, begun: Sequence[tuple[str, Operation]], timeout: f
 
         try:
             left = max(0.0, deadline - time.monotonic())
-            return session.client.result(session.client.wait(one[1], left, told))
+            operation = session.client.wait(one[1], left, told)
+            app = session.client.result(operation)
+            if notice := metadata_of(operation).notice:
+                noticed.append(f"{short(one[0])}: {notice}")
+            return app
         except CliError as failure:
             return failure
 
@@ -187,6 +192,10 @@ def _finish(session: Session, begun: Sequence[tuple[str, Operation]], timeout: f
         session.output.many(done, views.APPS)
     else:
         session.output.note(f"{len(done)} apps are as their documents want them.")
+    for notice in sorted(noticed)[:_SHOWN]:
+        session.output.note(notice)
+    if len(noticed) > _SHOWN:
+        session.output.note(f"… and {len(noticed) - _SHOWN} more")
     failures = [
         (name, one) for (name, _), one in zip(begun, results, strict=True) if isinstance(one, CliError)
     ]

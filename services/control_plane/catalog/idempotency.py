@@ -64,7 +64,7 @@ async def execute(
             tx.put_request(RequestRecord(request_id, digest, response.SerializeToString(), expire))
         return response
 
-    stored = asyncio.wrap_future(store.write(command))
+    stored = asyncio.wrap_future(store.write(command, request_id=request_id))
     try:
         # A command whose caller is gone is cancelled if it has not begun.
         return await asyncio.wait_for(stored, caller.timeout)

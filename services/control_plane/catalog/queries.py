@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from itertools import islice
-from typing import Protocol
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
+from services.control_plane.catalog.code_changes import Figures
 from services.control_plane.catalog.commands import app_not_found
 from services.control_plane.catalog.pages import fitting, page_end, page_start, request_digest
 from services.control_plane.catalog.positions import position_of, token_at
@@ -29,14 +29,6 @@ from services.control_plane.store.records import AppRecord
 from services.rpc.errors import invalid_field
 from services.rpc.feed import Entry, Mark, Signal
 from services.rpc.pipeline.call import Caller
-
-
-class Figures(Protocol):
-    """Where the figures of running instances come from."""
-
-    async def with_figures(self, apps: Sequence[pb.App], seconds: float) -> list[pb.App]:
-        """Return copies of apps with the figures that are told within `seconds`."""
-        ...
 
 
 class AppQueries:

@@ -97,6 +97,27 @@ async def test_what_goes_wrong_is_a_sentence_with_a_status_for_scripts(
         assert "Traceback" not in err
 
 
+async def test_other_code_on_disk_is_told_until_a_restart_has_loaded_it(
+    command: Command, plane: Plane, tmp_path: Path
+) -> None:
+    await command("create", "shop", "shop:create_app")
+    assert "Other code" not in (await command("describe", "shop"))[1]
+    plane.nodes[0].code["shop:create_app"] = "edited"
+    status, out, _ = await command("describe", "shop")
+    assert (status, "Other code is on disk than runs. `appsupervisor restart shop`" in out) == (0, True)
+    (file := tmp_path / "apps.yaml").write_text("name: shop\nentrypoint: shop:create_app\n")
+    for arguments in (["apply", "-f", str(file)], ["update", "shop", "--set", "entrypoint=shop:create_app"]):
+        status, _, err = await command(*arguments)
+        assert (status, "is other than what runs" in err) == (0, True), arguments
+    await command("restart", "shop")
+    await plane.app("apps/shop", lambda app: len(app.instances) == 1)
+    _, out, _ = await command("describe", "shop")
+    assert "Other code" not in out
+    digest = (await plane.get("apps/shop")).instances[0].code.digest[:12]
+    assert digest in out
+    assert digest in (await command("get", "shop", "-o", "wide"))[1]
+
+
 async def test_a_start_that_fails_is_told_with_its_reason(command: Command, plane: Plane) -> None:
     plane.nodes[0].behaviours["bad:create_app"] = Behaviour(fails=("APP_STARTUP_FAILED", "It lacks a table."))
     status, _, err = await command("create", "bad", "bad:create_app")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
@@ -34,13 +34,20 @@ class VirtualStore:
     def __init__(self, store: Any) -> None:
         self._store = store
 
-    def write(self, command: Any) -> Any:
+    def write(self, command: Any, **under: Any) -> Any:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualTimeLoop)
-        return loop.elsewhere(self._store.write(command))
+        return loop.elsewhere(self._store.write(command, **under))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
+
+
+class Untold:
+    """Nodes that tell nothing of their instances beside what they stream."""
+
+    async def with_figures(self, apps: Sequence[pb.App], seconds: float) -> list[pb.App]:
+        return list(apps)
 
 
 class World:
@@ -61,7 +68,7 @@ class World:
         """The stream tells that the node lives, and nothing of its instances yet."""
         self.calls = 0
         self.started: list[rt.InstanceSpec] = []
-        self.commands = AppCommands(self.store)  # type: ignore[arg-type]
+        self.commands = AppCommands(self.store, Untold())  # type: ignore[arg-type]
         self.controller = self._controller()
         self.fleet = FleetService(self.store, lambda name: False)  # type: ignore[arg-type]
         self.node = self._life()
