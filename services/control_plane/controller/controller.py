@@ -1,4 +1,4 @@
-"""Who passes when: follows the change log and the nodes' streams, and looks at each app they tell of.
+"""Decides which app is looked at, and when: follows the change log and the nodes' streams.
 
 Level-triggered, for ever: what is not as it is wanted is looked at again. Can be started and stopped at any
 time, as leadership comes and goes.
@@ -25,6 +25,7 @@ from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.app_reconciler import AppReconciler
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, home_of
+from services.rpc.background import background
 from services.rpc.errors import SupervisorError
 from services.rpc.feed import ChangeFeed, Entry
 
@@ -86,10 +87,10 @@ class Controller:
             if self._mirror.nodes.get(name) is None:
                 self.changed(self._mirror.apps_on(name))
         self._followers = [
-            asyncio.create_task(self._follow_apps(position), name="follow apps"),
-            asyncio.create_task(self._follow_nodes(position), name="follow nodes"),
-            asyncio.create_task(self._sweep(), name="sweep"),
-            asyncio.create_task(Drains(self._mirror, self._store_write).run(), name="drains"),
+            background(self._follow_apps(position), "follow apps"),
+            background(self._follow_nodes(position), "follow nodes"),
+            background(self._sweep(), "sweep"),
+            background(Drains(self._mirror, self._store_write).run(), "drains"),
         ]
 
     async def close(self) -> None:

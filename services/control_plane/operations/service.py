@@ -21,6 +21,7 @@ from services.control_plane.operations import moves, operations
 from services.control_plane.rules.names import operation_name, parse_operation_name
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import DRAIN, OperationRecord
+from services.rpc.background import background
 from services.rpc.errors import SupervisorError, Violation, invalid_field
 from services.rpc.feed import Entry
 from services.rpc.pipeline.call import Caller
@@ -44,7 +45,7 @@ class OperationService:
 
     async def start(self) -> None:
         """Begin to wake those who wait."""
-        self._follower = asyncio.create_task(self._follow(), name="follow operations")
+        self._follower = background(self._follow(), "follow operations")
 
     async def close(self) -> None:
         """Stop waking; callers that wait, and later ones, get the operation as it is."""

@@ -1,7 +1,7 @@
-"""One pass over one app: assign, observe, store what came of both, act.
+"""Looks at one app once: assigns, observes, stores what came of both, acts. That is one pass.
 
 It looks at the newest of the catalog and of the nodes, and may be cut off anywhere: the next pass begins
-again. Who passes when, and what failed again when, is the controller's.
+again. Which app has its pass when, and what failed again when, is the controller's.
 """
 
 from __future__ import annotations

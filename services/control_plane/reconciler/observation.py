@@ -1,4 +1,4 @@
-"""What is: an app's status from its placements and what their nodes tell. Pure."""
+"""Works out an app's status from its placements and from what their nodes tell. Pure."""
 
 from __future__ import annotations
 

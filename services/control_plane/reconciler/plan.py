@@ -1,4 +1,4 @@
-"""What to do: the calls that bring an app's nodes from what is to what its placements say. Pure.
+"""Works out the calls that bring an app's nodes from what is to what its placements say. Pure.
 
 The rules: what is wanted is started where it isn't; once it is ready everything else is stopped; what is
 neither wanted nor ready is stopped at once; nothing is asked of a node that cannot be heard.

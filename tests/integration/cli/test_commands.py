@@ -66,7 +66,7 @@ async def test_an_app_goes_full_circle(command: Command) -> None:
     assert (status, out) == (0, "apps/shop\n")
     status, out, _ = await command("describe", "shop")
     assert "STOPPED" in out
-    assert "Changed: config.title." in out
+    assert "Changed: config.title (was A title)." in out
     assert "StopRequested" in out
     assert (await command("wait", "shop", "--for", "stopped"))[0] == 0
     assert (await command("start", "shop"))[0] == 0
