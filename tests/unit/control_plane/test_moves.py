@@ -94,6 +94,10 @@ class Two:
         assert current is not None
         return current.node
 
+    def events(self, name: str = "apps/shop") -> list[pb.AppEvent]:
+        """Return the app's timeline, newest first."""
+        return self.first.store.events(name, 50)  # type: ignore[no-any-return]
+
     def running(self) -> list[str]:
         """Return the nodes with an instance that serves."""
         return [
@@ -135,6 +139,8 @@ def test_wherever_the_uri_leads_there_is_an_instance_that_serves(
         assert two.first.node.instances() == {}
         (placement,) = two.first.store.mirror.placements_of("apps/shop")
         assert (placement.epoch, placement.generation) == (2, 1)
+        (told,) = (it for it in two.events() if it.type == "Moved")
+        assert told.message == f"From {NODE} to {OTHER}."
         assert "fewest apps" in placement.why
 
     run(store, test)
@@ -150,6 +156,7 @@ def test_a_move_that_fails_to_start_leaves_the_app_where_it_was(store: CatalogSt
         await two.first.until(two.is_settled)
         assert (two.where(), two.running(), two.app().state) == (NODE, [NODE], RUNNING)
         assert two.second.node.instances() == {}
+        assert "MoveFailed" in {it.type for it in two.events()}
         # The next life of the node brings back what served, not what was tried.
         await two.first.restart_node()
         await two.first.until(lambda: two.running() == [NODE])
