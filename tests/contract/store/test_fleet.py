@@ -37,12 +37,9 @@ def test_a_drain_is_kept_with_what_it_tells_and_its_node_as_its_result(catalog: 
 
 def test_what_apps_ask_of_nodes_is_summed_by_node(catalog: Any) -> None:
     store: CatalogStore = catalog.open()
-    store.write(
-        put(
-            asking("apps/a", 5), placement("apps/a", node=N),
-            asking("apps/b", 7), placement("apps/b", node=N), placement("apps/b", epoch=2, node=M), asking("apps/c"), placement("apps/c", node=M),
-        )
-    ).result(WAIT)  # fmt: skip
+    first = [asking("apps/a", 5), placement("apps/a", node=N)]
+    second = [asking("apps/b", 7), placement("apps/b", node=N), placement("apps/b", epoch=2, node=M)]
+    store.write(put(*first, *second, asking("apps/c"), placement("apps/c", node=M))).result(WAIT)
 
     def sums(mirror: Any) -> tuple[int, int]:
         return mirror.reserved_on(N), mirror.reserved_on(M)
