@@ -310,6 +310,7 @@ class Node:
                 labels=settings.labels,
                 version=__version__,
                 max_instances=settings.max_instances,
+                memory_bytes=settings.memory_budget_bytes or 0,
                 incarnation=self.incarnation,
                 uid=self.uid,
             ),

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, RuntimeStatus
+from services.control_plane.controller.drains import Drains
 from services.control_plane.controller.work_queue import WorkQueue
 from services.control_plane.nodes.client import NodeClient
 from services.control_plane.nodes.link import NodeLink
@@ -82,10 +83,14 @@ class Controller:
                 self.enqueue(record.name)
         for node in self._mirror.nodes.values():
             self._links.follow(node.node, self)
+        for name in self._mirror.nodes_with_apps():
+            if self._mirror.nodes.get(name) is None:
+                self.changed(self._mirror.apps_on(name))
         self._followers = [
             background(self._follow_apps(position), "follow apps"),
             background(self._follow_nodes(position), "follow nodes"),
             background(self._sweep(), "sweep"),
+            background(Drains(self._mirror, self._store_write).run(), "drains"),
         ]
 
     async def close(self) -> None:
@@ -136,8 +141,11 @@ class Controller:
         async for name, record in _follow(self._mirror.nodes, position):
             if record is None:
                 self._links.forget(name)
-            else:
-                self._links.follow(record.node, self)
+                self.changed(self._mirror.apps_on(name))
+                continue
+            self._links.follow(record.node, self)
+            if self._links.is_heard(name) and not record.node.cordoned:
+                self._enqueue_unplaced()  # it may have been uncordoned
 
     # What the nodes tell (LinkListener)
 
