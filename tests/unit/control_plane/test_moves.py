@@ -257,6 +257,36 @@ def test_a_stopped_app_moves_without_starting(store: CatalogStore) -> None:
     run(store, test)
 
 
+@pytest.mark.parametrize("kind", ["dormant", "failed", "external", "sqlite that never ran"])
+def test_an_app_moves_in_whatever_state_it_is(store: CatalogStore, kind: str) -> None:
+    async def test(two: Two) -> None:
+        external = rt.Database(external=rt.Database.External(secret_key="URL"))
+        match kind:
+            case "dormant":
+                await two.create(activation=rt.InstanceSpec.ON_REQUEST)
+            case "failed":
+                await two.create(entrypoint="bad:app", restart_policy=rt.RestartPolicy(max_restarts=0))
+            case "external":
+                await two.create(database=external, secret_env={"URL": "sqlite://"})
+            case _:
+                sqlite = rt.Database(sqlite=rt.Database.Sqlite())
+                await two.create(database=sqlite, desired_state=pb.App.STOPPED)
+        await two.second_joins()
+        ended = await two.ended(await two.move(OTHER))
+        await two.first.until(two.is_settled)
+        placements = two.first.store.mirror.placements_of("apps/shop")
+        assert [it.node for it in placements] == [OTHER]
+        assert two.first.node.instances() == {}
+        if kind == "failed":
+            assert "it is bad" in ended.error.message
+            return
+        assert ended.error is None
+        states = {"dormant": rt.Instance.IDLE, "external": RUNNING}
+        assert two.app().state == states.get(kind, rt.Instance.STOPPED)
+
+    run(store, test)
+
+
 # Drains and deleted nodes
 
 
