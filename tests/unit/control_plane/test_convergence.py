@@ -198,6 +198,12 @@ class History:
     def calls(self) -> int:
         return sum(site.calls for site in self.world.sites())
 
+    def stored(self) -> list[int]:
+        """Return at which revisions the app and its placements were last written."""
+        record = self.world.store.mirror.apps.get(self.name)
+        placements = self.world.store.mirror.placements_of(self.name)
+        return sorted([record.revision if record else 0, *(it.revision for it in placements)])
+
     # What has to hold
 
     def check_truth(self) -> None:
@@ -227,9 +233,9 @@ class History:
             site.cut = False
             await self.attempt(self.nodes.uncordon, fleet.UncordonNodeRequest(name=site.name))
         await asyncio.sleep(150)  # longer than any pause
-        calls, revision = self.calls(), world.store.mirror.apps.revision
+        calls, stored = self.calls(), self.stored()
         await asyncio.sleep(70)
-        assert (self.calls(), world.store.mirror.apps.revision) == (calls, revision), "never at rest"
+        assert (self.calls(), self.stored()) == (calls, stored), "never at rest"
         assert world.store.mirror.open_operations(self.name) == []
         app = world.app(self.name)
         here = {(site.name, name): it for site in world.sites() for name, it in site.node.instances().items()}
