@@ -158,8 +158,15 @@ def test_both_start_as_ever_with_their_standard_streams_closed(programs):
     assert control_plane.ends(signal.SIGTERM) == 0
 
 
-@pytest.mark.parametrize("module", PROGRAMS)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [
+        ("runtime_node", signal.SIGHUP),  # the others: tests/integration/node/test_process.py
+        ("services.control_plane", signal.SIGTERM),
+        ("services.control_plane", signal.SIGINT),
+        ("services.control_plane", signal.SIGHUP),
+    ],
+)
 def test_a_signal_drains_and_ends_with_0(programs, module, number, tmp_path):
     log = tmp_path / "log"
     with log.open("wb") as output:

@@ -346,7 +346,7 @@ def machine(new_catalog: Callable[[], Any], stack: ExitStack) -> type[RuleBasedS
 def test_any_history_gives_what_a_plain_model_gives(
     new_catalog: Callable[[], Any], request: pytest.FixtureRequest
 ) -> None:
-    examples = 4 if "postgresql" in request.node.name else 15
+    examples = 3 if "postgresql" in request.node.name else 8
     with ExitStack() as stack:
         run_state_machine_as_test(  # type: ignore[no-untyped-call]
             machine(new_catalog, stack),
