@@ -9,6 +9,9 @@ APP_DIR ?=
 SHARED_OUT := -n 4 --dist loadfile --no-loadscope-reorder
 SETUP := @PYTHON='$(PYTHON)' sh .ci/venv
 
+# What is compiled is kept (make clean removes it): tests start programs a hundred times.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help up test test-all lint format proto docs bench chaos clean
 
