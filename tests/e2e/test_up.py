@@ -152,6 +152,38 @@ def test_when_the_launcher_is_killed_nothing_stays(up: type[Up]) -> None:
     eventually(lambda: not [one for one in children if one.is_running()], "the children end")
 
 
+@pytest.mark.slow
+@pytest.mark.tool("curl")
+@pytest.mark.timeout(300)
+def test_several_nodes_run_apps_and_with_fewer_the_next_time_it_is_told_what_is_missing(
+    up: type[Up], run_tool: RunTool
+) -> None:
+    three = up("--nodes", "3", APPSUPERVISOR_METRICS_LISTEN="127.0.0.1:0").wait()
+    nodes = {port: node for node, port in re.findall(r"(node-\d): apps at \S+:(\d+)/", three.text)}
+    assert sorted(nodes.values()) == ["node-1", "node-2", "node-3"]
+    placed = {}
+    for app in ("shop", "blog"):
+        assert "notes" in curl(run_tool, three.url(app))
+        placed[nodes[three.url(app).rsplit(":", 1)[1].strip("/")]] = app
+    assert len(placed) == 2, "both apps are on one node"
+    (victim,) = [one for one in three.children() if "--node=node-3" in one.cmdline()]
+    victim.kill()
+    eventually(lambda: "node-3 ended by SIGKILL; starting it again" in three.text, "the launcher tells")
+    eventually(lambda: three.text.count("nodes/node-3 serves") == 2, "it is started again")
+    assert three.stop() == 0, three.text
+
+    last = max(placed)
+    fewer = up("--nodes", str(int(last[-1]) - 1)).wait()
+    assert f"{last} is not started, and 1 app is placed on it" in fewer.text
+    assert re.search(rf"{placed[last]}\.localhost:\d+/ +is on {last}, which is not started", fewer.text)
+    assert fewer.stop() == 0, fewer.text
+
+    again = up("--nodes", last[-1]).wait()
+    assert "not started" not in again.text
+    assert "notes" in curl(run_tool, again.url(placed[last]))
+    assert again.stop() == 0, again.text
+
+
 def test_metrics_of_both_programs_and_apps_of_ones_own_are_there(up: type[Up], tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     port = free_port()

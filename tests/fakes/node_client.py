@@ -28,6 +28,7 @@ def node_settings(directory: Path, **changes: str) -> NodeSettings:
         "data-dir": str(directory / "data"),
         "app-dir": str(APPS),
         "shutdown-timeout": "5",
+        "metrics-listen": "off",
         **{key.replace("_", "-"): value for key, value in changes.items()},
     }
     arguments = [part for flag, value in flags.items() for part in (f"--{flag}", value)]

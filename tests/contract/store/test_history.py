@@ -342,6 +342,7 @@ def machine(new_catalog: Callable[[], Any], stack: ExitStack) -> type[RuleBasedS
     return History
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.hypothesis  # it draws as those do: `make chaos` runs it with a new seed
 def test_any_history_gives_what_a_plain_model_gives(
     new_catalog: Callable[[], Any], request: pytest.FixtureRequest

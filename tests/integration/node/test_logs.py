@@ -13,7 +13,7 @@ import pytest
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentStub
 from runtime_node.logs import tail, writer
-from runtime_node.logs.echo import echo_of_stderr
+from runtime_node.logs.echo import echo_to_log
 from runtime_node.logs.entries import Entry
 from runtime_node.logs.files import AppLog
 from runtime_node.tiers.process.zygote import Zygote
@@ -431,7 +431,7 @@ async def test_what_cannot_be_told_is_refused(hosted, fields, reason):
 
 
 async def test_with_echo_the_lines_are_in_the_nodes_log_too(capfd):
-    echo_of_stderr()("shop", Entry(1, 1_000_000, 20, "a1", "stdout", "seen twice"))
+    echo_to_log()("shop", Entry(1, 1_000_000, 20, "a1", "stdout", "seen twice"))
     line = capfd.readouterr().err.splitlines()[-1]
     assert "app.log instance=apps/shop/instances/a1 source=stdout · seen twice" in line
 

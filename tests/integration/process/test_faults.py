@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Limits
-from runtime_node.tiers.process import procfs
+from runtime_node.instances.supervision import FINAL_REASONS
+from runtime_node.tiers.process import procfs, running, wire, zygote
 from runtime_node.tiers.process.proxy import AppRaisedError
 from runtime_node.tiers.process.watch import Watch
 from runtime_node.tiers.process.zygote import Zygote
@@ -276,3 +279,49 @@ async def test_a_module_that_starts_threads_is_not_preloaded(tmp_path: Path) -> 
         await zygote.close()
     finally:
         sys.path.remove(str(tmp_path))
+
+
+@pytest.mark.parametrize("opened", range(5))
+async def test_a_start_for_which_descriptors_run_out_leaves_none_open(
+    guests: Guests, monkeypatch: pytest.MonkeyPatch, opened: int
+) -> None:
+    await guests.stop(await guests.start())
+    before = os.listdir("/proc/self/fd")
+    left = iter(range(opened))
+
+    def pipe() -> tuple[int, int]:
+        if next(left, None) is None:
+            raise OSError(errno.EMFILE, "Too many open files")
+        return zygote.pipe()
+
+    with monkeypatch.context() as scarce:
+        scarce.setattr(running, "pipe", pipe)
+        if opened == 4:
+            refuse = partial(_raise, OSError(errno.EMFILE, "Too many open files"))
+            scarce.setattr(wire, "pack_parcel", refuse)
+        with pytest.raises((OSError, SupervisorError)):
+            await guests.start()
+    await eventually(lambda: os.listdir("/proc/self/fd") == before)
+    assert (await request(await guests.start())).body == b"ok"
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (OSError(errno.EAGAIN, "Resource temporarily unavailable"), "NODE_FULL"),
+        (ConnectionError("the zygote died"), "APP_CRASHED"),
+        (wire.WireError("a start of 9 bytes is longer than 8"), "ISOLATION_UNSUPPORTED"),
+    ],
+)
+async def test_a_process_that_is_not_to_be_had_now_is_asked_for_again(
+    guests: Guests, monkeypatch: pytest.MonkeyPatch, fault: Exception, reason: str
+) -> None:
+    monkeypatch.setattr(guests.zygote, "spawn", partial(_raise, fault))
+    with pytest.raises(SupervisorError) as refused:
+        await guests.start()
+    assert refused.value.reason == reason
+    assert (reason in FINAL_REASONS) == isinstance(fault, wire.WireError)
+
+
+def _raise(fault: Exception, *_: object) -> None:
+    raise fault

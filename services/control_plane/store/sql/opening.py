@@ -11,11 +11,13 @@ from sqlalchemy.exc import ArgumentError
 from services.control_plane.store.errors import StoreError
 from services.control_plane.store.sql.database import Database
 from services.control_plane.store.sql.postgresql import open_postgresql
-from services.control_plane.store.sql.reader import read_changes
+from services.control_plane.store.sql.reader import read_everything
 from services.control_plane.store.sql.sqlite import open_sqlite
 from services.control_plane.store.sql.statements import Statements
 from services.control_plane.store.state import State
 
+LOADING_SECONDS = 300
+"""How long a server lets a control plane decode what it has read."""
 FREEZE = 10_000
 """Apps from which on the collector is told to leave the loaded catalog alone."""
 
@@ -45,11 +47,14 @@ def load(database: Database) -> tuple[State, int | None]:
 
     Raises StoreError if a record cannot be decoded, and what the database raises.
     """
-    statements = Statements(database.writer.dialect)
+    statements = Statements(database)
     with database.writer.connect() as connection:
-        statements.begin_snapshot(connection)
-        meta = statements.look(connection)
-        state = State.loaded(read_changes(connection, meta, 0))
+        if database.shared:
+            # Nobody waits for a reader, and to decode a large catalog takes longer than a batch may stand still.
+            patience = f"SET LOCAL idle_in_transaction_session_timeout = '{LOADING_SECONDS}s'"
+            connection.exec_driver_sql(patience)
+        meta, _ = statements.look(connection)
+        state = State.loaded(read_everything(connection, meta))
     if len(state.mirror.apps) >= FREEZE:
         gc.collect()
         gc.freeze()
