@@ -50,7 +50,7 @@ def load(database: Database) -> tuple[State, int | None]:
     statements = Statements(database)
     with database.writer.connect() as connection:
         if database.shared:
-            # Nobody waits for a reader, and to decode a large catalog takes longer than a batch may stand still.
+            # Nobody waits for a reader, and a large catalog takes longer than a batch may stand still.
             patience = f"SET LOCAL idle_in_transaction_session_timeout = '{LOADING_SECONDS}s'"
             connection.exec_driver_sql(patience)
         meta, _ = statements.look(connection)
