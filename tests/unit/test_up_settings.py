@@ -127,7 +127,8 @@ def test_of_nodes_that_are_not_started_it_is_told_what_becomes_of_their_apps(tmp
     told = about_absent(known, 1, tmp_path)
     assert [sentence.split(" ", 1)[0] for sentence in told] == ["node-3", "node-10"]
     assert "2 apps are placed on it" in told[0]
-    assert f"{tmp_path}/node-3 does not answer until it is started again: make up NODES=3" in told[0]
+    assert "(make up NODES=3), what has its data in" in told[0]
+    assert f"{tmp_path}/node-3 does not answer; appsupervisor nodes delete node-3 places the rest" in told[0]
     assert "1 app is placed on it" in told[1]
 
 
