@@ -192,6 +192,7 @@ class App(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    RETAINED_DATA_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `apps/{app}`. The id has 1 to 63 characters, lower-case letters, digits and inner hyphens, begins
     with a letter, and is none of the reserved words `admin`, `api`, `apps`, `health`, `internal`, `localhost`,
@@ -235,6 +236,8 @@ class App(_message.Message):
     """Where it answers."""
     etag: _builtins.str
     """Changes with each generation; sent back, it makes a write conditional."""
+    retained_data: _builtins.str
+    """The retained data that it was created with, until its node has handed that over; it is not started before."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels to select by: at most 64; keys as Kubernetes labels, values at most 63 characters."""
@@ -340,10 +343,11 @@ class App(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        retained_data: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "create_time", b"create_time", "database", b"database", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "limits", b"limits", "restart_policy", b"restart_policy", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "annotations", b"annotations", "conditions", b"conditions", "config", b"config", "create_time", b"create_time", "database", b"database", "desired_state", b"desired_state", "display_name", b"display_name", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "environment", b"environment", "etag", b"etag", "event_loop", b"event_loop", "generation", b"generation", "health", b"health", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "instances", b"instances", "isolation", b"isolation", "labels", b"labels", "limits", b"limits", "name", b"name", "observed_generation", b"observed_generation", "reconciling", b"reconciling", "replicas", b"replicas", "restart_policy", b"restart_policy", "secret_env", b"secret_env", "state", b"state", "uid", b"uid", "update_time", b"update_time", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "annotations", b"annotations", "conditions", b"conditions", "config", b"config", "create_time", b"create_time", "database", b"database", "desired_state", b"desired_state", "display_name", b"display_name", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "environment", b"environment", "etag", b"etag", "event_loop", b"event_loop", "generation", b"generation", "health", b"health", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "instances", b"instances", "isolation", b"isolation", "labels", b"labels", "limits", b"limits", "name", b"name", "observed_generation", b"observed_generation", "reconciling", b"reconciling", "replicas", b"replicas", "restart_policy", b"restart_policy", "retained_data", b"retained_data", "secret_env", b"secret_env", "state", b"state", "uid", b"uid", "update_time", b"update_time", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -547,7 +551,9 @@ class DeleteAppRequest(_message.Message):
         DROP: DeleteAppRequest._DataPolicy.ValueType  # 1
         """The data is removed."""
         RETAIN: DeleteAppRequest._DataPolicy.ValueType  # 2
-        """The data stays on its node, under the app's uid; no later app finds it."""
+        """The data stays on its node, under the app's uid; no later app finds it. It is listed by ListRetainedData, and
+        AttachRetainedData gives it to a new app.
+        """
 
     class DataPolicy(_DataPolicy, metaclass=_DataPolicyEnumTypeWrapper):
         """What becomes of an app's data."""
@@ -557,7 +563,9 @@ class DeleteAppRequest(_message.Message):
     DROP: DeleteAppRequest.DataPolicy.ValueType  # 1
     """The data is removed."""
     RETAIN: DeleteAppRequest.DataPolicy.ValueType  # 2
-    """The data stays on its node, under the app's uid; no later app finds it."""
+    """The data stays on its node, under the app's uid; no later app finds it. It is listed by ListRetainedData, and
+    AttachRetainedData gives it to a new app.
+    """
 
     NAME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
@@ -1190,10 +1198,11 @@ class OperationMetadata(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     DEADLINE_TIME_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
+    RETAINED_DATA_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """The app it is about, `apps/{app}`."""
     verb: _builtins.str
-    """The method that began it: `create`, `update`, `delete`, `start`, `stop`, `restart`."""
+    """The method that began it: `create`, `update`, `delete`, `start`, `stop`, `restart`, `attach`, `purge`."""
     step: _builtins.str
     """What it does now: `accepted`, `placing`, `starting`, `draining`, `removing data`, `done`, `failed`, `cancelled`,
     `superseded`.
@@ -1206,6 +1215,8 @@ class OperationMetadata(_message.Message):
     """The app's generation that it works towards."""
     actor: _builtins.str
     """Who asked, as in AppEvent."""
+    retained_data: _builtins.str
+    """The retained data that it attaches or purges; of a purge, `target` is the app that left it."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it began."""
@@ -1236,10 +1247,11 @@ class OperationMetadata(_message.Message):
         generation: _builtins.int = ...,
         deadline_time: _timestamp_pb2.Timestamp | None = ...,
         actor: _builtins.str = ...,
+        retained_data: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "generation", b"generation", "node_results", b"node_results", "progress_percent", b"progress_percent", "step", b"step", "target", b"target", "verb", b"verb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "generation", b"generation", "node_results", b"node_results", "progress_percent", b"progress_percent", "retained_data", b"retained_data", "step", b"step", "target", b"target", "verb", b"verb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
