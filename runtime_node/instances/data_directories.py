@@ -144,7 +144,7 @@ def _size_of(directory: Path) -> int:
             if count > MAX_FILES:
                 return size
             try:
-                size += os.lstat(os.path.join(folder, name)).st_size  # noqa: PTH118 - for each of many files
+                size += os.lstat(os.path.join(folder, name)).st_size
             except OSError:
                 continue
     return size

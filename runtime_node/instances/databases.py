@@ -90,9 +90,9 @@ class Databases:
             file.write(f"{spec.app_uid}\n")
 
     def hand_over(self, app: str, uid: str, to_app: str, to_uid: str) -> None:
-        """Make the directory of one app another app's, on the disk; a repeat goes on where one was cut short.
+        """Make one app's directory another app's, on the disk; a repeat goes on where one was cut short.
 
-        Raises SupervisorError DATA_MISSING when it is not here; DATABASE_UNAVAILABLE when it is a third app's,
+        Raises SupervisorError DATA_MISSING if it is not here; DATABASE_UNAVAILABLE if it is a third app's,
         the other app has one of its own, something else stands in a place, or the disk refuses.
         """
         source, target = self.directory(app, uid), self.directory(to_app, to_uid)
@@ -143,7 +143,7 @@ class Databases:
 
 
 def owner_of(directory: Path) -> str | None:
-    """Return the uid in a directory's mark, None where there is none; never through a link. Raises OSError."""
+    """Return the uid in a directory's mark, None where there is none; never by a link. Raises OSError."""
     folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         return _read(OWNER, folder)

@@ -12,9 +12,11 @@ from functools import partial
 from google.longrunning.operations_pb2_grpc import add_OperationsServicer_to_server
 
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import add_AppCatalogServicer_to_server
+from appsupervisor.catalog.v1.retained_data_pb2_grpc import add_DataCatalogServicer_to_server
 from appsupervisor.fleet.v1.fleet_pb2_grpc import add_FleetServicer_to_server
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
+from services.control_plane.catalog.retained_data import RetainedDataService
 from services.control_plane.catalog.timelines import AppTimelines
 from services.control_plane.controller.controller import Controller
 from services.control_plane.duties import LeaderDuties
@@ -27,6 +29,7 @@ from services.control_plane.nodes.pool import NodePool
 from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
 from services.control_plane.servicers.app_catalog import CatalogServicer
+from services.control_plane.servicers.data_catalog import DataCatalogServicer
 from services.control_plane.servicers.fleet import FleetServicer
 from services.control_plane.servicers.fresh import FreshServicer
 from services.control_plane.servicers.operations import OperationsServicer
@@ -131,9 +134,11 @@ def services(
 ) -> list[Service]:
     """Return the services of the control plane over its core."""
     catalog = CatalogServicer(AppCommands(store), queries, timelines, tails)
+    data = DataCatalogServicer(RetainedDataService(store))
     fleet = FleetServicer(FleetService(store, store.mirror.is_heard))
     servicers = [
         ("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),
+        ("appsupervisor.catalog.v1.DataCatalog", add_DataCatalogServicer_to_server, data),
         ("appsupervisor.fleet.v1.Fleet", add_FleetServicer_to_server, fleet),
         ("google.longrunning.Operations", add_OperationsServicer_to_server, OperationsServicer(operations)),
     ]

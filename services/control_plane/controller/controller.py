@@ -22,6 +22,7 @@ from services.control_plane.nodes.link import NodeLink
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.app_reconciler import AppReconciler
+from services.control_plane.reconciler.data_reconciler import DataReconciler
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, home_of
 from services.rpc.errors import SupervisorError
@@ -65,6 +66,8 @@ class Controller:
         self._store_write = write or store.write
         self._links = NodeLinks(node_timeout, connect)
         self._queue: WorkQueue | None = None
+        self._data = DataReconciler(self._mirror, self._links, self._store_write)
+        self._data_queue: WorkQueue | None = None
         self._unsettled: dict[str, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._followers: list[asyncio.Task[None]] = []
@@ -72,8 +75,9 @@ class Controller:
     async def start(self) -> None:
         """Begin to follow the catalog and the nodes. Only after `close` may it be started again."""
         clock = asyncio.get_running_loop().time
-        reconciler = AppReconciler(self._store, self._links, self._store_write, clock)
+        reconciler = AppReconciler(self._store, self._links, self._store_write, self._data, clock)
         self._queue = WorkQueue(reconciler.reconcile, self._home_of)
+        self._data_queue = WorkQueue(self._data.reconcile, lambda node: node)
         position = self._mirror.apps.revision
         for record in self._mirror.apps.values():
             if _is_unsettled(record):
@@ -84,14 +88,17 @@ class Controller:
         self._followers = [
             asyncio.create_task(self._follow_apps(position), name="follow apps"),
             asyncio.create_task(self._follow_nodes(position), name="follow nodes"),
+            asyncio.create_task(self._follow_retained(position), name="follow retained data"),
             asyncio.create_task(self._sweep(), name="sweep"),
         ]
 
     async def close(self) -> None:
         """Stop reconciling; what runs on the nodes is left as it is. Nothing if it isn't started."""
-        queue, self._queue = self._queue, None
-        if queue is not None:
-            await queue.close()
+        queues = (self._queue, self._data_queue)
+        self._queue = self._data_queue = None
+        for queue in queues:
+            if queue is not None:
+                await queue.close()
         for task in (*self._followers, *self._tasks):
             task.cancel()
         await asyncio.gather(*self._followers, *self._tasks, return_exceptions=True)
@@ -138,11 +145,21 @@ class Controller:
             else:
                 self._links.follow(record.node, self)
 
+    async def _follow_retained(self, position: int) -> None:
+        async for name, _ in _follow(self._mirror.retained, position):
+            self._look_at_data(name.rpartition("/retainedData/")[0])
+
+    def _look_at_data(self, node: str) -> None:
+        if self._data_queue is not None:
+            self._data_queue.add(node)
+
     # What the nodes tell (LinkListener)
 
     def heard(self, link: NodeLink, status: RuntimeStatus) -> None:
         """Mark the node ready and look at every app placed on it."""
         self._note_heard(link, status)
+        self._data.heard(link.node.name)
+        self._look_at_data(link.node.name)
         for app in self._mirror.apps_on(link.node.name):
             self.enqueue(app)
         self._enqueue_unplaced()
@@ -152,6 +169,7 @@ class Controller:
         log.error("node unreachable: %s: %s", link.node.name, why,
                   extra={"action": "node.unreachable", "node": link.node.name})  # fmt: skip
         self._note_lost(link, why)
+        self._look_at_data(link.node.name)
         for app in self._mirror.apps_on(link.node.name):
             self.enqueue(app)
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
+from services.control_plane.catalog import retention
 from services.control_plane.catalog.commands import DEFAULT_BASE_DOMAIN
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_by_name, request_digest
@@ -132,6 +133,7 @@ class FleetService:
                     metadata={"apps": str(apps), "nodes": str(len(alive))},
                 )
             for node in nodes:
+                retention.forget_node(tx, node.name)
                 tx.delete_node(node.name)
             tx.delete_environment(name)
             return record.environment

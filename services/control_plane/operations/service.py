@@ -29,7 +29,7 @@ from services.rpc.pipeline.call import Caller
 LONGEST_WAIT = 600.0
 """Seconds that one WaitOperation may take, whatever it asks for."""
 
-_CANCELLABLE = frozenset({"create", "update", "start", "restart"})
+_CANCELLABLE = frozenset({"create", "update", "start", "restart", "attach"})
 
 
 class OperationService:
@@ -125,7 +125,7 @@ class OperationService:
             )
             operations.end(tx, replace(record, metadata=metadata), cancelled, step="cancelled")
             app = tx.app(record.app)
-            if app is not None and app.uid == record.app_uid and record.verb in ("create", "start"):
+            if app is not None and app.uid == record.app_uid and record.verb in ("create", "start", "attach"):
                 take_back(tx, app, caller.actor, record.name)
             return Empty()
 
@@ -186,7 +186,7 @@ def _test(field: str, _: str, value: str) -> Callable[[OperationRecord], bool]:
     if field == "done" and value in ("true", "false"):
         return lambda record: record.done is (value == "true")
     if field == "metadata.target" and value:
-        return lambda record: record.app == value
+        return lambda record: record.metadata.target == value
     if field == "metadata.verb" and value:
         return lambda record: record.verb == value
     rule = (

@@ -182,7 +182,8 @@ class _Swap:
             role=Role.INCOMING,
             spec=pinned(self._app.spec),
             why=why,
-            has_data=current is not None and current.has_data and current.node == node,
+            # Not of the current one alone: what never served may have been given data that it begins with.
+            has_data=any(it.has_data and it.node == node for it in self._placements.values()),
             since=self._now,
         )
         self._placements[placement.name] = placement

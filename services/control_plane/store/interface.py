@@ -23,6 +23,7 @@ from services.control_plane.store.records import (
     OperationRecord,
     PlacementRecord,
     RequestRecord,
+    RetainedDataRecord,
 )
 
 T = TypeVar("T")
@@ -111,6 +112,22 @@ class Transaction(Protocol):
 
     def domains_under(self, base: str) -> list[tuple[str, str]]:
         """Return the custom domains that are `base` or below it, each with its app, in order."""
+        ...
+
+    def retained(self, name: str) -> RetainedDataRecord | None:
+        """Return retained data."""
+        ...
+
+    def retained_on(self, node: str) -> list[RetainedDataRecord]:
+        """Return the data retained on a node, by name."""
+        ...
+
+    def put_retained(self, record: RetainedDataRecord) -> RetainedDataRecord:
+        """Insert or replace retained data, and return it as it is stored."""
+        ...
+
+    def delete_retained(self, name: str) -> None:
+        """Remove retained data."""
         ...
 
     def operation(self, name: str) -> OperationRecord | None:

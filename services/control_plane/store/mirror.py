@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Collection, Iterable
+from itertools import takewhile
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from services.control_plane.store.records import (
@@ -16,6 +17,7 @@ from services.control_plane.store.records import (
     NodeRecord,
     OperationRecord,
     PlacementRecord,
+    RetainedDataRecord,
 )
 from services.rpc.feed import ChangeFeed
 
@@ -32,6 +34,9 @@ class Mirror:
             revision=revision, oldest_revision=revision
         )
         self.nodes: ChangeFeed[NodeRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
+        self.retained: ChangeFeed[RetainedDataRecord] = ChangeFeed(
+            revision=revision, oldest_revision=revision
+        )
         self.placements: ChangeFeed[PlacementRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self.operations: ChangeFeed[OperationRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self._lock = threading.Lock()
@@ -49,6 +54,7 @@ class Mirror:
         environments: Iterable[tuple[str, EnvironmentRecord | None]] = (),
         nodes: Iterable[tuple[str, NodeRecord | None]] = (),
         placements: Iterable[tuple[str, PlacementRecord | None]] = (),
+        retained: Iterable[tuple[str, RetainedDataRecord | None]] = (),
         operations: Iterable[tuple[str, OperationRecord | None]] = (),
     ) -> None:
         """Take in one revision's committed changes."""
@@ -74,6 +80,7 @@ class Mirror:
                 )
         self.environments.publish(revision, environments)
         self.nodes.publish(revision, nodes)
+        self.retained.publish(revision, retained)
         self.placements.publish(revision, placements)  # before their apps: who follows those reads these
         self.apps.publish(revision, apps)
         self.operations.publish(revision, operations)
@@ -115,6 +122,11 @@ class Mirror:
     def count_in(self, environment: str) -> int:
         """Count the apps of an environment."""
         return len(self._by_environment.get(environment, _NONE))
+
+    def retained_on(self, node: str) -> list[RetainedDataRecord]:
+        """Return the data retained on a node, by name."""
+        prefix = f"{node}/retainedData/"
+        return list(takewhile(lambda it: it.name.startswith(prefix), self.retained.values(prefix)))
 
     def is_heard(self, node: str) -> bool:
         """Tell whether the leader hears a node, as far as it has stored that."""

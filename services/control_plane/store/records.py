@@ -21,10 +21,11 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import (
     ListAppsResponse,
     OperationMetadata,
 )
+from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
 from services.control_plane.rules.etags import app_etag
 
-VERBS = ("create", "update", "delete", "start", "stop", "restart")
+VERBS = ("create", "update", "delete", "start", "stop", "restart", "attach", "purge")
 """What operations do: the methods that begin them."""
 
 EVENTS_PER_COMMAND = 4096
@@ -207,6 +208,35 @@ class NodeRecord:
         return self.node.name.rpartition("/nodes/")[0]
 
 
+@dataclass(frozen=True, slots=True)
+class RetainedDataRecord:
+    """What an app has left on a node."""
+
+    data: RetainedData
+    """As the API shows it, but for its etag."""
+    generation: int = 1
+    """Raised by each change of its state; 0 while it isn't known whether the app had left anything."""
+    revision: int = 0
+
+    @property
+    def name(self) -> str:
+        """Resource name, `{node}/retainedData/{uid}`."""
+        return self.data.name
+
+    @property
+    def node(self) -> str:
+        """Resource name of the node that it is on."""
+        return self.data.name.rpartition("/retainedData/")[0]
+
+    @property
+    def public(self) -> RetainedData:
+        """The data as the API shows it."""
+        shown = RetainedData()
+        shown.CopyFrom(self.data)
+        shown.etag = app_etag(self.data.uid, self.generation)
+        return shown
+
+
 @dataclass(frozen=True)
 class OperationRecord:
     """One long-running operation: what it waits for, and how it ended."""
@@ -223,7 +253,8 @@ class OperationRecord:
     deadline: int
     done: bool = False
     error: Status | None = None
-    response: App | None = None
+    response: App | RetainedData | None = None
+    """Of a purge, the data; else the app."""
     expire_time: int = 0
     """When a done operation is forgotten; 0 while it goes on."""
     revision: int = 0

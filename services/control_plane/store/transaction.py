@@ -18,6 +18,7 @@ from services.control_plane.store.records import (
     OperationRecord,
     PlacementRecord,
     RequestRecord,
+    RetainedDataRecord,
 )
 from services.control_plane.store.write_set import Batch, WriteSet
 from services.rpc.errors import SupervisorError
@@ -199,6 +200,32 @@ class CommandTransaction:
             if domain == base or domain.endswith(f".{base}")
         )
         return sorted((domain, app) for domain, app in found if app is not None)
+
+    def retained(self, name: str) -> RetainedDataRecord | None:
+        """Return retained data."""
+        for changed in (self.write_set.retained, self._below.retained):
+            if name in changed:
+                return changed[name]
+        return self._mirror.retained.get(name)
+
+    def retained_on(self, node: str) -> list[RetainedDataRecord]:
+        """Return the data retained on a node, by name."""
+        prefix = f"{node}/retainedData/"
+        names = {record.name for record in self._mirror.retained_on(node)}
+        for changed in (self.write_set.retained, self._below.retained):
+            names.update(name for name in changed if name.startswith(prefix))
+        found = (self.retained(name) for name in sorted(names))
+        return [record for record in found if record is not None]
+
+    def put_retained(self, record: RetainedDataRecord) -> RetainedDataRecord:
+        """Insert or replace retained data, and return it as it is stored."""
+        stored = self.write_set.retained[record.name] = replace(record, revision=self._revision)
+        return stored
+
+    def delete_retained(self, name: str) -> None:
+        """Remove retained data."""
+        if self.retained(name) is not None:
+            self.write_set.retained[name] = None
 
     def operation(self, name: str) -> OperationRecord | None:
         """Return an operation."""

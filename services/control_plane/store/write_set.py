@@ -15,6 +15,7 @@ from services.control_plane.store.records import (
     OperationRecord,
     PlacementRecord,
     RequestRecord,
+    RetainedDataRecord,
 )
 from services.control_plane.store.state import State
 
@@ -27,6 +28,7 @@ class WriteSet:
     environments: dict[str, EnvironmentRecord | None] = field(default_factory=dict)
     nodes: dict[str, NodeRecord | None] = field(default_factory=dict)
     placements: dict[str, PlacementRecord | None] = field(default_factory=dict)
+    retained: dict[str, RetainedDataRecord | None] = field(default_factory=dict)
     operations: dict[str, OperationRecord | None] = field(default_factory=dict)
     requests: dict[str, RequestRecord] = field(default_factory=dict)
     domains: dict[str, str | None] = field(default_factory=dict)
@@ -51,6 +53,7 @@ class WriteSet:
             or self.environments
             or self.nodes
             or self.placements
+            or self.retained
             or self.operations
             or self.requests
             or self.events
@@ -65,6 +68,7 @@ class WriteSet:
         self.environments.update(other.environments)
         self.nodes.update(other.nodes)
         self.placements.update(other.placements)
+        self.retained.update(other.retained)
         self.operations.update(other.operations)
         self.requests.update(other.requests)
         self.domains.update(other.domains)
@@ -131,5 +135,6 @@ class Batch:
                 environments=changed.environments.items(),
                 nodes=changed.nodes.items(),
                 placements=changed.placements.items(),
+                retained=changed.retained.items(),
                 operations=changed.operations.items(),
             )

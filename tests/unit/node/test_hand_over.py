@@ -1,4 +1,4 @@
-"""Handing a data directory to another app: one owner whatever happens, and nothing but a directory is taken."""
+"""Handing a data directory to another app: one owner, and no link followed."""
 
 from __future__ import annotations
 

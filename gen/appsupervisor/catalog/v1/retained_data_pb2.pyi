@@ -104,7 +104,7 @@ class RetainedData(_message.Message):
 
     @_builtins.property
     def observe_time(self) -> _timestamp_pb2.Timestamp:
-        """When its node last told of it."""
+        """When its node last told something new of it."""
 
     def __init__(
         self,

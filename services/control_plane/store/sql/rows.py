@@ -9,6 +9,7 @@ from typing import Any
 from google.rpc.status_pb2 import Status
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, OperationMetadata
+from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
 from services.control_plane.store.records import (
     AppRecord,
@@ -17,6 +18,7 @@ from services.control_plane.store.records import (
     OperationRecord,
     PlacementRecord,
     RequestRecord,
+    RetainedDataRecord,
     Role,
     Version,
 )
@@ -157,6 +159,22 @@ def placement_record(row: Row) -> PlacementRecord:
     )
 
 
+def retained_data_values(record: RetainedDataRecord) -> dict[str, Any]:
+    """Return the row of retained data."""
+    return {
+        "name": record.name,
+        "generation": record.generation,
+        "body": record.data.SerializeToString(),
+        "revision": record.revision,
+    }
+
+
+def retained_data_record(row: Row) -> RetainedDataRecord:
+    """Return the retained data of a row."""
+    _name, generation, body, revision = row
+    return RetainedDataRecord(RetainedData.FromString(body), generation, revision)
+
+
 def operation_values(record: OperationRecord) -> dict[str, Any]:
     """Return an operation's row."""
     return {
@@ -206,7 +224,9 @@ def operation_record(row: Row) -> OperationRecord:
         deadline=deadline,
         done=done,
         error=None if error is None else Status.FromString(error),
-        response=None if response is None else App.FromString(response),
+        response=None
+        if response is None
+        else (RetainedData if verb == "purge" else App).FromString(response),
         expire_time=expire_time,
         revision=revision,
     )

@@ -174,6 +174,17 @@ class PlacementRow(CatalogTable, table=True):
     revision: int = _big()
 
 
+class RetainedDataRow(CatalogTable, table=True):
+    """What an app has left on a node."""
+
+    __tablename__ = "retained_data"
+
+    name: str = Field(primary_key=True)
+    generation: int = _big()
+    body: bytes = Field(sa_type=LargeBinary)
+    revision: int = _big()
+
+
 class OperationRow(CatalogTable, table=True):
     """One long-running operation."""
 
