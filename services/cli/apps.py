@@ -79,7 +79,7 @@ def create(
         app_id=name.removeprefix("apps/"), app=wanted, request_id=_request_id(), validate_only=validate_only
     )
     session = session_of(context)
-    _finish(session, session.client.call(session.client.catalog.CreateApp, request), wait, timeout)
+    finish(session, session.client.call(session.client.catalog.CreateApp, request), wait, timeout)
 
 
 def get(context: typer.Context, name: AppArgument) -> None:
@@ -142,7 +142,7 @@ def update(
     request.update_mask.paths.extend(assign(wanted, setting) for setting in set_)
     request.app.CopyFrom(wanted)
     session = session_of(context)
-    _finish(session, session.client.call(session.client.catalog.UpdateApp, request), wait, timeout)
+    finish(session, session.client.call(session.client.catalog.UpdateApp, request), wait, timeout)
 
 
 def start(
@@ -154,7 +154,7 @@ def start(
     """
     session = session_of(context)
     request = catalog.StartAppRequest(name=app_name(name), etag=etag, request_id=_request_id())
-    _finish(session, session.client.call(session.client.catalog.StartApp, request), wait, timeout)
+    finish(session, session.client.call(session.client.catalog.StartApp, request), wait, timeout)
 
 
 def stop(
@@ -166,7 +166,7 @@ def stop(
     """
     session = session_of(context)
     request = catalog.StopAppRequest(name=app_name(name), etag=etag, request_id=_request_id())
-    _finish(session, session.client.call(session.client.catalog.StopApp, request), wait, timeout)
+    finish(session, session.client.call(session.client.catalog.StopApp, request), wait, timeout)
 
 
 def restart(
@@ -178,7 +178,7 @@ def restart(
     """
     session = session_of(context)
     request = catalog.RestartAppRequest(name=app_name(name), etag=etag, request_id=_request_id())
-    _finish(session, session.client.call(session.client.catalog.RestartApp, request), wait, timeout)
+    finish(session, session.client.call(session.client.catalog.RestartApp, request), wait, timeout)
 
 
 def delete(
@@ -191,7 +191,7 @@ def delete(
         typer.Option("--file", "-f", help="Those that documents name; - for stdin.", show_default=False),
     ] = [],  # noqa: B006
     drop: Annotated[
-        bool, typer.Option("--drop", help="Remove the data too; without it the data stays on its node.")
+        bool, typer.Option("--drop", help="Remove the data too; without it `retained` lists the data.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     wait: Wait = True,
@@ -294,7 +294,8 @@ def is_settled(app: catalog.App) -> bool:
     return not app.reconciling and app.state != Instance.DELETING
 
 
-def _finish(session: Session, operation: Operation, wait: bool, timeout: float) -> None:
+def finish(session: Session, operation: Operation, wait: bool, timeout: float) -> None:
+    """Wait for an operation if it is to be waited for, and show its app. Raises CliError."""
     app = session.finish(operation, wait or operation.done, timeout)
     if app is not None:
         session.output.one(app, views.APPS)
@@ -320,4 +321,4 @@ def _request_id() -> str:
     return str(uuid.uuid4())
 
 
-__all__: Sequence[str] = ("combined", "confirm", "is_ready", "is_settled", "register")
+__all__: Sequence[str] = ("combined", "confirm", "finish", "is_ready", "is_settled", "register")

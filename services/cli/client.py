@@ -13,7 +13,9 @@ from google.longrunning import operations_pb2 as lro
 from google.longrunning.operations_pb2_grpc import OperationsStub
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
+from appsupervisor.catalog.v1 import retained_data_pb2 as retained
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
+from appsupervisor.catalog.v1.retained_data_pb2_grpc import DataCatalogStub
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
 from services.cli.contexts import Context
@@ -44,6 +46,7 @@ class Client:
         else:
             self._channel = grpc.insecure_channel(target, options=OPTIONS)
         self.catalog = AppCatalogStub(self._channel)
+        self.data = DataCatalogStub(self._channel)
         self.fleet = FleetStub(self._channel)
         self._operations = OperationsStub(self._channel)
         self._metadata = (("x-actor", _actor()),)
@@ -78,6 +81,18 @@ class Client:
         while True:
             page = self.call(self.catalog.ListApps, request)
             yield from page.apps
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def retained_data(self, filter_text: str = "") -> Iterator[retained.RetainedData]:
+        """Yield all that deleted apps have left and that matches."""
+        request = retained.ListRetainedDataRequest(
+            parent="environments/-/nodes/-", page_size=PAGE, filter=filter_text
+        )
+        while True:
+            page = self.call(self.data.ListRetainedData, request)
+            yield from page.retained_data
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent
+from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceSpec
 from services.cli.client import metadata_of, short
@@ -70,6 +71,18 @@ ENVIRONMENTS: Sequence[Column[Environment]] = (
     Column("NODES", lambda environment: str(environment.node_count)),
     Column("APPS", lambda environment: str(environment.app_count)),
     Column("AGE", lambda environment: age(environment.create_time)),
+)
+
+RETAINED: Sequence[Column[RetainedData]] = (
+    Column("APP", lambda data: short(data.app)),
+    Column("STATE", lambda data: RetainedData.State.Name(data.state)),
+    Column("SIZE", lambda data: size(data.size_bytes)),
+    Column("DELETED", lambda data: age(data.delete_time)),
+    Column("NODE", lambda data: data.name.split("/")[3]),
+    Column("ENVIRONMENT", lambda data: data.name.split("/")[1], wide=True),
+    Column("UID", lambda data: data.app_uid),
+    Column("ENTRYPOINT", lambda data: data.entrypoint or "-", wide=True),
+    Column("WHY", lambda data: data.state_reason, wide=True),
 )
 
 EVENTS: Sequence[Column[AppEvent]] = (

@@ -330,10 +330,13 @@ def take_back(tx: Transaction, record: AppRecord, actor: str, operation: str) ->
 
 
 def only_shown(tx: Transaction, operation: OperationRecord) -> OperationRecord:
-    """Return the operation of a request that is only validated: done, with the app as it would be."""
+    """Return the operation of a request that is only validated: done, with its subject as it would be."""
     if operation.done:
         return operation
-    return operations.end(tx, operation, None, app=tx.app(operation.app))
+    data = tx.retained(operation.app)
+    return operations.end(
+        tx, operation, None, app=tx.app(operation.app), response=data.public if data is not None else None
+    )
 
 
 def _is_settled(tx: Transaction, record: AppRecord, changed: AppRecord) -> bool:

@@ -131,6 +131,26 @@ async def test_documents_are_applied_compared_exported_and_deleted(command: Comm
     assert (await command("delete", "-f", str(file), "--yes"))[0] == 0
 
 
+async def test_what_a_deleted_app_left_is_listed_attached_and_purged(command: Command, plane: Plane) -> None:
+    await command("create", "shop", "shop:create_app")
+    await command("delete", "shop")
+    status, out, _ = await command("retained")
+    assert (status, [line.split()[:2] for line in out.splitlines()]) == (
+        0,
+        [["APP", "STATE"], ["shop", "RETAINED"]],
+    )
+    status, out, _ = await command("retained", "attach", "shop", "wiki", "-o", "json")
+    assert (status, json.loads(out)["entrypoint"]) == (0, "shop:create_app")
+    assert (await command("retained", "attach", "shop", "other"))[0] == Exit.NOT_FOUND
+    await command("delete", "wiki")
+    status, out, _ = await command("retained", "-o", "name")
+    assert (await command("retained", "purge", out.strip()))[0] == Exit.USAGE
+    status, _, err = await command("retained", "purge", out.strip(), "--yes")
+    assert (status, "removed" in err) == (0, True)
+    assert (await command("retained", "-o", "json"))[1] == "[]\n"
+    assert plane.nodes[0].disk.data == set()
+
+
 async def test_contexts_are_kept_and_private(command: Command, plane: Plane, tmp_path: Path) -> None:
     assert (await command("contexts", "set", "local", plane.address))[0] == 0
     assert (tmp_path / "contexts.yaml").stat().st_mode & 0o077 == 0
@@ -162,7 +182,7 @@ async def test_the_example_of_each_commands_help_works(
 ) -> None:
     found = re.search(r"Example: appsupervisor (.+)", text)
     if found is None:
-        assert name in {"environments", "operations", "contexts"}, f"{name} has no example"
+        assert name in {"environments", "operations", "contexts", "retained"}, f"{name} has no example"
         return
     if name in PROGRAMS:
         return  # tests/e2e starts them
@@ -171,6 +191,8 @@ async def test_the_example_of_each_commands_help_works(
     assert (await command("create", "shop", "notes:create_app", "--set", "secret_env.A=x"))[0] == 0
     if name == "delete":
         await command("create", "wiki", "notes:create_app")
+    if name.startswith("retained "):
+        await command("delete", "shop")
     if name == "environments delete":
         await command("environments", "create", "staging")
     if name in {"contexts use", "contexts delete"}:
