@@ -14,6 +14,7 @@ from google.longrunning.operations_pb2_grpc import add_OperationsServicer_to_ser
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import add_AppCatalogServicer_to_server
 from appsupervisor.catalog.v1.retained_data_pb2_grpc import add_DataCatalogServicer_to_server
 from appsupervisor.fleet.v1.fleet_pb2_grpc import add_FleetServicer_to_server
+from services.control_plane.catalog.batches import BatchCommands
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.catalog.retained_data import RetainedDataService
@@ -133,7 +134,7 @@ def services(
     tails: AppTails,
 ) -> list[Service]:
     """Return the services of the control plane over its core."""
-    catalog = CatalogServicer(AppCommands(store), queries, timelines, tails)
+    catalog = CatalogServicer(AppCommands(store), BatchCommands(store), queries, timelines, tails)
     data = DataCatalogServicer(RetainedDataService(store))
     fleet = FleetServicer(FleetService(store, store.mirror.is_heard))
     servicers = [

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, RuntimeStatus
+from services.control_plane.controller.following import follow
 from services.control_plane.controller.work_queue import WorkQueue
 from services.control_plane.nodes.client import NodeClient
 from services.control_plane.nodes.link import NodeLink
@@ -26,7 +27,6 @@ from services.control_plane.reconciler.data_reconciler import DataReconciler
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, home_of
 from services.rpc.errors import SupervisorError
-from services.rpc.feed import ChangeFeed, Entry
 
 log = logging.getLogger("appsupervisor.reconciler")
 
@@ -42,10 +42,6 @@ SWEEP_APPS = 200
 SWEEP_EXPIRIES = 1_000
 """Operations that one sweep ends: they share few commits."""
 
-IDLE_SECONDS = 60.0
-"""How long a follower waits before it looks again without having been woken."""
-
-V = TypeVar("V")
 Command = Callable[[Transaction], Any]
 
 
@@ -131,7 +127,7 @@ class Controller:
     # What the catalog tells
 
     async def _follow_apps(self, position: int) -> None:
-        async for name, record in _follow(self._mirror.apps, position):
+        async for name, record in follow(self._mirror.apps, position):
             if record is not None and _is_unsettled(record):
                 self._unsettled[name] = None
             else:
@@ -139,14 +135,14 @@ class Controller:
             self.enqueue(name)
 
     async def _follow_nodes(self, position: int) -> None:
-        async for name, record in _follow(self._mirror.nodes, position):
+        async for name, record in follow(self._mirror.nodes, position):
             if record is None:
                 self._links.forget(name)
             else:
                 self._links.follow(record.node, self)
 
     async def _follow_retained(self, position: int) -> None:
-        async for name, _ in _follow(self._mirror.retained, position):
+        async for name, _ in follow(self._mirror.retained, position):
             self._look_at_data(name.rpartition("/retainedData/")[0])
 
     def _look_at_data(self, node: str) -> None:
@@ -257,18 +253,6 @@ class Controller:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-async def _follow(feed: ChangeFeed[V], position: int) -> AsyncIterator[tuple[str, V | None]]:
-    """Yield each change after a position, for ever; all there is, if the feed no longer reaches back."""
-    resume: int | None = position
-    while True:
-        try:
-            async for item in feed.watch(resume, IDLE_SECONDS):
-                if isinstance(item, Entry):
-                    yield item.key, item.value
-        except SupervisorError:
-            resume = None
 
 
 def _is_unsettled(record: AppRecord) -> bool:

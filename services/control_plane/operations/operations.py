@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from google.longrunning.operations_pb2 import Operation
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App, OperationMetadata
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, BatchResponse, OperationMetadata
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane.operations.traces import add_trace
@@ -36,6 +36,9 @@ SLACK = 60_000_000
 
 PURGE_LIMIT = 120_000_000
 """Time after which an operation that removes data is given up, µs; the data is removed all the same."""
+
+BATCH_LIMIT = 24 * 3600 * 1_000_000
+"""Time after which a batch is given up, µs: its apps' own requests are remembered as long."""
 
 Command = Callable[[Transaction], OperationRecord]
 """Stores what is wanted, and returns the operation that waits for it."""
@@ -116,6 +119,26 @@ def begin_purge(tx: Transaction, record: RetainedDataRecord, actor: str) -> Oper
     return operation
 
 
+def begin_batch(tx: Transaction, verb: str, count: int, actor: str) -> OperationRecord:
+    """Store a new operation on so many apps, and return it."""
+    metadata = OperationMetadata(verb=verb, step="accepted", actor=actor)
+    metadata.batch.total_count = count
+    metadata.create_time.FromMicroseconds(tx.now)
+    metadata.deadline_time.FromMicroseconds(tx.now + BATCH_LIMIT)
+    operation = OperationRecord(
+        name=_new_name(tx),
+        app="",
+        app_uid="",
+        verb=verb,
+        goal=Version(0, 0),
+        metadata=metadata,
+        create_time=tx.now,
+        deadline=tx.now + BATCH_LIMIT,
+    )
+    tx.put_operation(operation)
+    return operation
+
+
 def settle(tx: Transaction, record: AppRecord) -> None:
     """End or update the app's open operations by what has just been observed of it."""
     for operation in tx.open_operations(record.name):
@@ -161,7 +184,7 @@ def end(
     *,
     step: str = "done",
     app: AppRecord | None = None,
-    response: RetainedData | None = None,
+    response: RetainedData | BatchResponse | None = None,
     traceback: str = "",
 ) -> OperationRecord:
     """End an operation, with the app or another response or an error, and return it.

@@ -101,11 +101,15 @@ class OperationService:
         """Carry out CancelOperation.
 
         A create or start is taken back by stopping the app, as StopApp does; an update or restart that has
-        begun stands, and only the operation ends. A stop or a delete can't be taken back.
+        begun stands, and only the operation ends. A stop or a delete can't be taken back. A batch begins no
+        more apps, and ends when those that are begun have come to their end.
         """
 
         def run(tx: Transaction) -> Empty:
             record = _found(tx.operation(operation_name(parse_operation_name(request.name))), request.name)
+            if not record.done and record.verb.startswith("batch_"):
+                _give_up(tx, record)
+                return Empty()
             if record.done or record.verb not in _CANCELLABLE:
                 what = "is done" if record.done else f"is a {record.verb}, which can't be taken back"
                 raise SupervisorError(
@@ -157,6 +161,14 @@ class OperationService:
             except SupervisorError:  # it fell behind the log: let everyone look again
                 for waiters in list(self._waiting.values()):
                     _wake(waiters)
+
+
+def _give_up(tx: Transaction, record: OperationRecord) -> None:
+    """Have no more of a batch begun; it ends when what is begun has ended."""
+    metadata = OperationMetadata()
+    metadata.CopyFrom(record.metadata)
+    metadata.cancel_requested, metadata.step = True, "cancelling"
+    tx.put_operation(replace(record, metadata=metadata))
 
 
 def _wake(waiters: Iterable[asyncio.Future[None]]) -> None:

@@ -18,6 +18,7 @@ from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import (
     VERBS,
     AppRecord,
+    BatchRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
@@ -144,6 +145,18 @@ class Transaction(Protocol):
 
     def delete_operation(self, name: str) -> None:
         """Remove an operation."""
+        ...
+
+    def batch(self, name: str) -> BatchRecord | None:
+        """Return what is left to do of a batch operation."""
+        ...
+
+    def put_batch(self, record: BatchRecord) -> None:
+        """Insert or replace what is left to do of a batch operation; its requests never change."""
+        ...
+
+    def delete_batch(self, name: str) -> None:
+        """Remove what was left to do of a batch operation."""
         ...
 
     def add_event(self, app: str, event: AppEvent) -> None:

@@ -13,6 +13,7 @@ from appsupervisor.fleet.v1.fleet_pb2 import Node
 from services.control_plane.store.records import (
     VERBS,
     AppRecord,
+    BatchRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
@@ -38,6 +39,7 @@ class Mirror:
             revision=revision, oldest_revision=revision
         )
         self.placements: ChangeFeed[PlacementRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
+        self.batches: ChangeFeed[BatchRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self.operations: ChangeFeed[OperationRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self._lock = threading.Lock()
         self._by_node: dict[str, set[str]] = {}
@@ -56,6 +58,7 @@ class Mirror:
         placements: Iterable[tuple[str, PlacementRecord | None]] = (),
         retained: Iterable[tuple[str, RetainedDataRecord | None]] = (),
         operations: Iterable[tuple[str, OperationRecord | None]] = (),
+        batches: Iterable[tuple[str, BatchRecord | None]] = (),
     ) -> None:
         """Take in one revision's committed changes."""
         apps, placements, operations = list(apps), list(placements), list(operations)
@@ -84,6 +87,7 @@ class Mirror:
         self.placements.publish(revision, placements)  # before their apps: who follows those reads these
         self.apps.publish(revision, apps)
         self.operations.publish(revision, operations)
+        self.batches.publish(revision, batches)
 
     def _place(self, name: str, placement: PlacementRecord | None) -> None:
         app = name.partition("/placements/")[0]

@@ -17,6 +17,7 @@ from google.rpc.status_pb2 import Status
 from appsupervisor.catalog.v1.app_catalog_pb2 import (
     App,
     AppEvent,
+    BatchResponse,
     DeleteAppRequest,
     ListAppsResponse,
     OperationMetadata,
@@ -253,10 +254,25 @@ class OperationRecord:
     deadline: int
     done: bool = False
     error: Status | None = None
-    response: App | RetainedData | None = None
-    """Of a purge, the data; else the app."""
+    response: App | RetainedData | BatchResponse | None = None
+    """Of a purge, the data; of a batch, what came of its apps; else the app."""
     expire_time: int = 0
     """When a done operation is forgotten; 0 while it goes on."""
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """What is left to do of a batch operation; gone when that has ended."""
+
+    name: str
+    """Of the operation."""
+    requests: bytes
+    """The serialized request, with one request for each app: the list is pinned."""
+    finished: int = 0
+    """So many apps from the front of the list have come to their end."""
+    results: bytes = b""
+    """A serialized BatchResponse: what came of those."""
     revision: int = 0
 
 

@@ -13,6 +13,7 @@ from services.control_plane.store.records import (
     EVENTS_PER_COMMAND,
     VERBS,
     AppRecord,
+    BatchRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
@@ -251,6 +252,22 @@ class CommandTransaction:
         """Remove an operation."""
         if self.operation(name) is not None:
             self.write_set.operations[name] = None
+
+    def batch(self, name: str) -> BatchRecord | None:
+        """Return what is left to do of a batch operation."""
+        for changed in (self.write_set.batches, self._below.batches):
+            if name in changed:
+                return changed[name]
+        return self._mirror.batches.get(name)
+
+    def put_batch(self, record: BatchRecord) -> None:
+        """Insert or replace what is left to do of a batch operation."""
+        self.write_set.batches[record.name] = replace(record, revision=self._revision)
+
+    def delete_batch(self, name: str) -> None:
+        """Remove what was left to do of a batch operation."""
+        if self.batch(name) is not None:
+            self.write_set.batches[name] = None
 
     def add_event(self, app: str, event: AppEvent) -> None:
         """Append to an app's timeline; the store sets `name` and `create_time`."""

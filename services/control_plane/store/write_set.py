@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from services.control_plane.store.records import (
     AppRecord,
+    BatchRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
@@ -30,6 +31,7 @@ class WriteSet:
     placements: dict[str, PlacementRecord | None] = field(default_factory=dict)
     retained: dict[str, RetainedDataRecord | None] = field(default_factory=dict)
     operations: dict[str, OperationRecord | None] = field(default_factory=dict)
+    batches: dict[str, BatchRecord | None] = field(default_factory=dict)
     requests: dict[str, RequestRecord] = field(default_factory=dict)
     domains: dict[str, str | None] = field(default_factory=dict)
     events: list[tuple[str, int, bytes]] = field(default_factory=list)
@@ -55,6 +57,7 @@ class WriteSet:
             or self.placements
             or self.retained
             or self.operations
+            or self.batches
             or self.requests
             or self.events
             or self.expired_requests
@@ -70,6 +73,7 @@ class WriteSet:
         self.placements.update(other.placements)
         self.retained.update(other.retained)
         self.operations.update(other.operations)
+        self.batches.update(other.batches)
         self.requests.update(other.requests)
         self.domains.update(other.domains)
         self.events += other.events
@@ -137,4 +141,5 @@ class Batch:
                 placements=changed.placements.items(),
                 retained=changed.retained.items(),
                 operations=changed.operations.items(),
+                batches=changed.batches.items(),
             )

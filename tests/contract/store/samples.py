@@ -16,6 +16,7 @@ from services.control_plane.store.interface import Transaction
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import (
     AppRecord,
+    BatchRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
@@ -125,6 +126,8 @@ def put(*records: Any) -> Callable[[Transaction], int]:
                     tx.put_placement(record)
                 case RetainedDataRecord():
                     tx.put_retained(record)
+                case BatchRecord():
+                    tx.put_batch(record)
                 case OperationRecord():
                     tx.put_operation(record)
                 case RequestRecord():
@@ -160,6 +163,7 @@ def snapshot(mirror: Mirror) -> dict[str, dict[str, tuple[int, Any]]]:
         "placement": contents(mirror.placements),
         "retained_data": contents(mirror.retained),
         "operation": contents(mirror.operations),
+        "batch": contents(mirror.batches),
     }
 
 

@@ -72,6 +72,7 @@ class Model:
             "placement": self.placements,
             "retained_data": self.retained,
             "operation": self.operations,
+            "batch": {},
         }
 
 

@@ -19,6 +19,7 @@ from appsupervisor.catalog.v1.app_catalog_pb2_grpc import add_AppCatalogServicer
 from appsupervisor.catalog.v1.retained_data_pb2_grpc import add_DataCatalogServicer_to_server
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.fleet.v1.fleet_pb2_grpc import add_FleetServicer_to_server
+from services.control_plane.catalog.batches import BatchCommands
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.catalog.retained_data import RetainedDataService
@@ -102,6 +103,7 @@ class Server:
         add_AppCatalogServicer_to_server(
             CatalogServicer(
                 AppCommands(store),
+                BatchCommands(store),
                 AppQueries(store, FigureReader(NodePool(store.mirror))),
                 AppTimelines(store),
                 AppTails(store.mirror, NodePool(store.mirror)),

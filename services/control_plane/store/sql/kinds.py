@@ -13,6 +13,8 @@ from services.control_plane.store.sql.rows import (
     Row,
     app_record,
     app_values,
+    batch_record,
+    batch_values,
     environment_record,
     environment_values,
     node_record,
@@ -26,6 +28,7 @@ from services.control_plane.store.sql.rows import (
 )
 from services.control_plane.store.sql.tables import (
     AppRow,
+    BatchRow,
     CatalogTable,
     EnvironmentRow,
     NodeRow,
@@ -59,4 +62,5 @@ KINDS = (  # parents before children, as foreign keys want it
     Kind("placement", "placements", PlacementRow, placement_values, placement_record, False),
     Kind("retained_data", "retained", RetainedDataRow, retained_data_values, retained_data_record, False),
     Kind("operation", "operations", OperationRow, operation_values, operation_record, False),
+    Kind("batch", "batches", BatchRow, batch_values, batch_record, False, ("requests",)),
 )

@@ -8,11 +8,12 @@ from typing import Any
 
 from google.rpc.status_pb2 import Status
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App, OperationMetadata
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, BatchResponse, OperationMetadata
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
 from services.control_plane.store.records import (
     AppRecord,
+    BatchRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
@@ -224,12 +225,32 @@ def operation_record(row: Row) -> OperationRecord:
         deadline=deadline,
         done=done,
         error=None if error is None else Status.FromString(error),
-        response=None
-        if response is None
-        else (RetainedData if verb == "purge" else App).FromString(response),
+        response=None if response is None else _response_type(verb).FromString(response),
         expire_time=expire_time,
         revision=revision,
     )
+
+
+def _response_type(verb: str) -> type[App | RetainedData | BatchResponse]:
+    if verb.startswith("batch_"):
+        return BatchResponse
+    return RetainedData if verb == "purge" else App
+
+
+def batch_values(record: BatchRecord) -> dict[str, Any]:
+    """Return the row of a batch."""
+    return {
+        "name": record.name,
+        "requests": record.requests,
+        "finished": record.finished,
+        "results": record.results,
+        "revision": record.revision,
+    }
+
+
+def batch_record(row: Row) -> BatchRecord:
+    """Return the batch of a row."""
+    return BatchRecord(*row)
 
 
 def request_values(record: RequestRecord) -> dict[str, Any]:

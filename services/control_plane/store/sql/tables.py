@@ -207,6 +207,18 @@ class OperationRow(CatalogTable, table=True):
     revision: int = _big()
 
 
+class BatchRow(CatalogTable, table=True):
+    """What is left to do of a batch operation."""
+
+    __tablename__ = "batches"
+
+    name: str = Field(primary_key=True)
+    requests: bytes = Field(sa_type=LargeBinary)
+    finished: int
+    results: bytes = Field(sa_type=LargeBinary)
+    revision: int = _big()
+
+
 class AppEventRow(CatalogTable, table=True):
     """One entry of an app's timeline."""
 
