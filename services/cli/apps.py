@@ -14,7 +14,7 @@ from google.longrunning.operations_pb2 import Operation
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
-from services.cli import views
+from services.cli import batches, views
 from services.cli.client import app_name, short
 from services.cli.completion import complete_app
 from services.cli.errors import CliError, Exit
@@ -24,6 +24,16 @@ from services.cli.session import Session, session_of
 AppArgument = Annotated[
     str, typer.Argument(help="The app's id.", autocompletion=complete_app, show_default=False)
 ]
+SomeApp = Annotated[
+    str,
+    typer.Argument(
+        help="The app's id, unless --selector or --filter chooses.",
+        autocompletion=complete_app,
+        show_default=False,
+    ),
+]
+Selector = Annotated[str, typer.Option("--selector", "-l", help="KEY=VALUE[,KEY=VALUE…] of labels")]
+Filter = Annotated[str, typer.Option("--filter", help="AIP-160, such as state = FAILED")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done, or return at once.")]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait.", min=0)]
 Etag = Annotated[str, typer.Option(help="Only if this is still the app's etag.")]
@@ -96,7 +106,7 @@ def list_apps(
     filter_text: Annotated[
         str, typer.Option("--filter", "-f", help='AIP-160, such as state = RUNNING AND labels.tier = "gold"')
     ] = "",
-    selector: Annotated[str, typer.Option("--selector", "-l", help="KEY=VALUE[,KEY=VALUE…] of labels")] = "",
+    selector: Selector = "",
     sort: Annotated[str, typer.Option(help="Fields, such as create_time desc.")] = "",
 ) -> None:
     """List apps, a line each.
@@ -146,37 +156,67 @@ def update(
 
 
 def start(
-    context: typer.Context, name: AppArgument, wait: Wait = True, timeout: Timeout = 60.0, etag: Etag = ""
+    context: typer.Context,
+    name: SomeApp = "",
+    selector: Selector = "",
+    filter_text: Filter = "",
+    wait: Wait = True,
+    timeout: Timeout = 60.0,
+    etag: Etag = "",
 ) -> None:
-    """Start an app that is stopped or has failed.
+    """Start an app that is stopped or has failed; or many apps, as one operation.
 
     Example: appsupervisor start shop
     """
     session = session_of(context)
+    wanted = combined(filter_text, selector)
+    if batches.chosen(name, wanted):
+        batches.on_many(session, "Start", wanted, wait, timeout)
+        return
     request = catalog.StartAppRequest(name=app_name(name), etag=etag, request_id=_request_id())
     finish(session, session.client.call(session.client.catalog.StartApp, request), wait, timeout)
 
 
 def stop(
-    context: typer.Context, name: AppArgument, wait: Wait = True, timeout: Timeout = 60.0, etag: Etag = ""
+    context: typer.Context,
+    name: SomeApp = "",
+    selector: Selector = "",
+    filter_text: Filter = "",
+    wait: Wait = True,
+    timeout: Timeout = 60.0,
+    etag: Etag = "",
 ) -> None:
-    """Stop an app; nothing but a start starts it again.
+    """Stop an app; nothing but a start starts it again; or many apps, as one operation.
 
-    Example: appsupervisor stop shop
+    Example: appsupervisor stop --selector tier=gold
     """
     session = session_of(context)
+    wanted = combined(filter_text, selector)
+    if batches.chosen(name, wanted):
+        batches.on_many(session, "Stop", wanted, wait, timeout)
+        return
     request = catalog.StopAppRequest(name=app_name(name), etag=etag, request_id=_request_id())
     finish(session, session.client.call(session.client.catalog.StopApp, request), wait, timeout)
 
 
 def restart(
-    context: typer.Context, name: AppArgument, wait: Wait = True, timeout: Timeout = 60.0, etag: Etag = ""
+    context: typer.Context,
+    name: SomeApp = "",
+    selector: Selector = "",
+    filter_text: Filter = "",
+    wait: Wait = True,
+    timeout: Timeout = 60.0,
+    etag: Etag = "",
 ) -> None:
-    """Swap an app's instance for a new one, with the code as it is on disk now.
+    """Swap an app's instance for a new one, with the code on disk now; or many apps', as one operation.
 
     Example: appsupervisor restart shop
     """
     session = session_of(context)
+    wanted = combined(filter_text, selector)
+    if batches.chosen(name, wanted):
+        batches.on_many(session, "Restart", wanted, wait, timeout)
+        return
     request = catalog.RestartAppRequest(name=app_name(name), etag=etag, request_id=_request_id())
     finish(session, session.client.call(session.client.catalog.RestartApp, request), wait, timeout)
 
@@ -190,6 +230,8 @@ def delete(
         list[str],
         typer.Option("--file", "-f", help="Those that documents name; - for stdin.", show_default=False),
     ] = [],  # noqa: B006
+    selector: Selector = "",
+    filter_text: Filter = "",
     drop: Annotated[
         bool, typer.Option("--drop", help="Remove the data too; without it `retained` lists the data.")
     ] = False,
@@ -197,18 +239,25 @@ def delete(
     wait: Wait = True,
     timeout: Timeout = 60.0,
 ) -> None:
-    """Delete apps. One that documents name and that is not there is fine.
+    """Delete apps, or all that match as one operation. One that documents name and that isn't there is fine.
 
     Example: appsupervisor delete wiki --drop --yes
     """
     session = session_of(context)
+    policy = catalog.DeleteAppRequest.DROP if drop else catalog.DeleteAppRequest.RETAIN
+    wanted = combined(filter_text, selector)
+    if wanted and batches.chosen("".join(names + file), wanted):
+        if not yes:
+            count = sum(1 for _ in session.client.apps(wanted))
+            confirm(session, f"Delete {count} apps{' with all data' if drop else ''}?")
+        batches.on_many(session, "Delete", wanted, wait, timeout, data_policy=policy)
+        return
     listed = [manifest.app.name for manifest in read_manifests(file)] if file else []
     doomed = [app_name(name) for name in names] + listed
     if not doomed:
         raise CliError("Name an app, or documents with -f.", Exit.USAGE)
     if (drop or file) and not yes:
         confirm(session, f"Delete {', '.join(map(short, doomed))}{' with all data' if drop else ''}?")
-    policy = catalog.DeleteAppRequest.DROP if drop else catalog.DeleteAppRequest.RETAIN
     begun = []
     for name in doomed:
         request = catalog.DeleteAppRequest(

@@ -45,9 +45,14 @@ class Session:
         return Client(Context(self.address) if self.address else read_contexts().chosen(self.context))
 
     def finish(self, operation: Operation, wait: bool, timeout: float) -> App | None:
-        """Wait for an operation with a bar, and return its app; None if it was not to be waited for.
+        """Wait for an operation as `ended` does; return its app. Raises CliError with what it failed of."""
+        ended = self.ended(operation, wait, timeout)
+        return None if ended is None else self.client.result(ended)
 
-        Ctrl-C leaves it going and says how to come back. Raises CliError with what it failed of.
+    def ended(self, operation: Operation, wait: bool, timeout: float) -> Operation | None:
+        """Wait for an operation with a bar, and return it; None if it was not to be waited for.
+
+        Ctrl-C leaves it going and says how to come back. Raises CliError.
         """
         if not wait:
             self.output.note(
@@ -56,7 +61,7 @@ class Session:
             return None
         try:
             with self._telling(operation) as told:
-                return self.client.result(self.client.wait(operation, timeout, told))
+                return self.client.wait(operation, timeout, told)
         except KeyboardInterrupt:
             raise CliError(
                 f"{operation.name} goes on.",
@@ -70,8 +75,11 @@ class Session:
             yield lambda _: None
             return
         about = metadata_of(operation)
+        whom = short(about.target) or f"{about.batch.total_count} apps"
         with Progress(*BAR, console=self.output.notes, transient=True) as progress:
-            task = progress.add_task(f"{about.verb} {short(about.target)}", total=100, step=about.step)
+            task = progress.add_task(
+                f"{about.verb.removeprefix('batch_')} {whom}", total=100, step=about.step
+            )
 
             def told(now: Operation) -> None:
                 metadata = metadata_of(now)

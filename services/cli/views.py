@@ -137,9 +137,15 @@ ALL_EVENTS: Sequence[Column[AppEvent]] = (
     *EVENTS[1:],
 )
 
+
+def _subject(operation: Operation) -> str:
+    about = metadata_of(operation)
+    return short(about.target) or f"{about.batch.total_count} apps"
+
+
 OPERATIONS: Sequence[Column[Operation]] = (
     Column("NAME", lambda operation: short(operation.name)),
-    Column("APP", lambda operation: short(metadata_of(operation).target)),
+    Column("APP", _subject),
     Column("VERB", lambda operation: metadata_of(operation).verb),
     Column("STEP", lambda operation: metadata_of(operation).step),
     Column("DONE", lambda operation: f"{metadata_of(operation).progress_percent}%"),

@@ -131,6 +131,28 @@ async def test_documents_are_applied_compared_exported_and_deleted(command: Comm
     assert (await command("delete", "-f", str(file), "--yes"))[0] == 0
 
 
+async def test_many_apps_are_dealt_with_by_labels_or_a_filter(command: Command, plane: Plane) -> None:
+    for name in ("a", "b"):
+        await command("create", name, "x:y", "-l", "tier=gold")
+    await command("create", "c", "x:y")
+    status, _, err = await command("stop", "--selector", "tier=gold")
+    assert (status, "2 of 2 apps" in err) == (0, True)
+    assert (await command("list", "--filter", "state = STOPPED", "-o", "name"))[1] == "apps/a\napps/b\n"
+    status, _, err = await command("restart", "--filter", "name = *")
+    assert (status, "1 of 3 apps" in err, "a: apps/a is stopped" in err) == (1, True, True)
+    assert (await command("start", "-l", "tier=gold"))[0] == 0
+    status, _, err = await command("stop", "-l", "tier=none")
+    assert (status, "No app matches" in err) == (0, True)
+    for arguments in (["stop"], ["stop", "c", "-l", "tier=gold"], ["delete", "c", "-l", "a=b", "--yes"]):
+        status, _, err = await command(*arguments)
+        assert (status, "--selector" in err) == (Exit.USAGE, True)
+    assert (await command("delete", "-l", "tier=gold", "--drop"))[0] == Exit.USAGE
+    assert (await command("delete", "-l", "tier=gold", "--drop", "--yes"))[0] == 0
+    assert (await command("list", "-o", "name"))[1] == "apps/c\n"
+    status, out, _ = await command("operations", "--all")
+    assert ["2", "apps", "batch_delete"] in [line.split()[1:4] for line in out.splitlines()]
+
+
 async def test_what_a_deleted_app_left_is_listed_attached_and_purged(command: Command, plane: Plane) -> None:
     await command("create", "shop", "shop:create_app")
     await command("delete", "shop")
