@@ -10,17 +10,14 @@ import typer
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.catalog.v1 import retained_data_pb2 as pb
 from services.cli import views
-from services.cli.apps import Timeout, Wait, confirm, finish
+from services.cli.apps import command, confirm
+from services.cli.arguments import Timeout, Wait
 from services.cli.client import short
 from services.cli.errors import CliError, Exit
 from services.cli.manifests import assign
 from services.cli.session import Session, session_of
 
-retained = typer.Typer(
-    no_args_is_help=False,
-    invoke_without_command=True,
-    help="Show data of deleted apps, give it to a new app, remove it.",
-)
+retained = typer.Typer(no_args_is_help=False, invoke_without_command=True)
 
 DataArgument = Annotated[
     str,
@@ -40,7 +37,7 @@ def _retained(
         str, typer.Option("--filter", "-f", help='AIP-160, such as app = "apps/shop"')
     ] = "",
 ) -> None:
-    """List what deleted apps have left, a line each.
+    """Show what deleted apps have left, a line each; give it to a new app, remove it.
 
     Example: appsupervisor retained
     """
@@ -80,9 +77,8 @@ def attach(
         app=wanted,
         app_id=name.removeprefix("apps/"),
         etag=found.etag,
-        request_id=str(uuid.uuid4()),
     )
-    finish(session, session.client.call(session.client.data.AttachRetainedData, request), wait, timeout)
+    command(session, session.client.data.AttachRetainedData, request, wait, timeout)
 
 
 @retained.command("purge")

@@ -46,8 +46,13 @@ class Session:
 
     def finish(self, operation: Operation, wait: bool, timeout: float) -> App | None:
         """Wait for an operation as `ended` does; return its app. Raises CliError with what it failed of."""
-        ended = self.ended(operation, wait, timeout)
-        return None if ended is None else self.client.result(ended)
+        done = self.ended(operation, wait, timeout)
+        if done is None:
+            return None
+        app = self.client.result(done)
+        if notice := metadata_of(done).notice:
+            self.output.note(notice)
+        return app
 
     def ended(self, operation: Operation, wait: bool, timeout: float) -> Operation | None:
         """Wait for an operation with a bar, and return it; None if it was not to be waited for.

@@ -12,16 +12,22 @@ from services.control_plane.store.interface import CatalogStore
 class LeaderDuties:
     """Runs one controller per term, over a store whose writes carry the term."""
 
-    def __init__(self, store: CatalogStore, make: Callable[[CatalogStore], Controller]) -> None:
+    def __init__(
+        self,
+        store: CatalogStore,
+        make: Callable[[CatalogStore], Controller],
+        make_batches: Callable[[CatalogStore], BatchRunner],
+    ) -> None:
         self._store = store
         self._make = make
+        self._make_batches = make_batches
         self._controller: Controller | None = None
         self._batches: BatchRunner | None = None
 
     async def begin(self, term: int) -> None:
         """Start a controller that leads under a term."""
         store = self._store.led_by(term)
-        controller, batches = self._make(store), BatchRunner(store)
+        controller, batches = self._make(store), self._make_batches(store)
         self._controller, self._batches = controller, batches
         await controller.start()
         await batches.start()

@@ -19,6 +19,7 @@ from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.catalog.retained_data import RetainedDataService
 from services.control_plane.catalog.timelines import AppTimelines
+from services.control_plane.controller.batches import BatchRunner
 from services.control_plane.controller.controller import Controller
 from services.control_plane.duties import LeaderDuties
 from services.control_plane.fleet.fleet import FleetService
@@ -65,13 +66,21 @@ class ControlPlane:
             stack.push_async_callback(asyncio.to_thread, store.close)
             # 2. The core.
             operations = OperationService(store)
-            duties = LeaderDuties(store, partial(Controller, node_timeout=self._settings.node_timeout))
+            nodes = NodePool(store.mirror)
+            figures = FigureReader(nodes)
+            duties = LeaderDuties(
+                store,
+                partial(Controller, node_timeout=self._settings.node_timeout),
+                lambda led: BatchRunner(led, AppCommands(led, figures)),
+            )
             await operations.start()
             # 3. Calls, from outside and, once it listens, from nodes.
-            nodes = NodePool(store.mirror)
-            tails, queries = AppTails(store.mirror, nodes), AppQueries(store, FigureReader(nodes))
+            tails, queries = AppTails(store.mirror, nodes), AppQueries(store, figures)
+            commands = AppCommands(store, figures)
             timelines, health = AppTimelines(store), AppHealth(store.mirror)
-            server = RpcServer(services(store, operations, queries, timelines, tails), health.resources)
+            server = RpcServer(
+                services(store, commands, operations, queries, timelines, tails), health.resources
+            )
             self.port = await server.start(self._settings.listen)
             stack.push_async_callback(server.stop, self._settings.drain_timeout)
             # Those who watch or wait are sent off first: the drain would wait for them in vain.
@@ -86,7 +95,7 @@ class ControlPlane:
                     ControlPlaneMetrics(
                         store,
                         duties.queue,
-                        watchers=lambda: queries.watchers + timelines.watchers,
+                        watchers=lambda: queries.watches.count + timelines.watches.count,
                         tails=lambda: tails.streams,
                     ),
                     server.pipeline.figures,
@@ -114,7 +123,9 @@ class ControlPlane:
 
     def _serve_metrics(self, stack: AsyncExitStack, *collectors: Collector) -> None:
         host, _, port = self._settings.metrics_listen.rpartition(":")
-        listener = MetricsListener(host.strip("[]"), int(port), *collectors)
+        listener = MetricsListener(
+            host.strip("[]"), int(port), *collectors, or_another=self._settings.metrics_port_may_vary
+        )
         stack.push_async_callback(asyncio.to_thread, listener.close)
         listener.start()
         self.metrics_port = listener.port
@@ -128,13 +139,14 @@ class ControlPlane:
 
 def services(
     store: CatalogStore,
+    commands: AppCommands,
     operations: OperationService,
     queries: AppQueries,
     timelines: AppTimelines,
     tails: AppTails,
 ) -> list[Service]:
     """Return the services of the control plane over its core."""
-    catalog = CatalogServicer(AppCommands(store), BatchCommands(store), queries, timelines, tails)
+    catalog = CatalogServicer(commands, BatchCommands(store, commands), queries, timelines, tails)
     data = DataCatalogServicer(RetainedDataService(store))
     fleet = FleetServicer(FleetService(store, store.mirror.is_heard))
     servicers = [

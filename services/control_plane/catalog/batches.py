@@ -83,9 +83,10 @@ KINDS = {
 class BatchCommands:
     """Begins batches, or only validates them."""
 
-    def __init__(self, store: CatalogStore) -> None:
+    def __init__(self, store: CatalogStore, commands: AppCommands) -> None:
+        """`commands` checks what is only validated."""
         self._store = store
-        self._commands = AppCommands(store)
+        self._commands = commands
         self._scans = Scans()
 
     async def begin(self, request: BatchRequest, caller: Caller) -> Operation:

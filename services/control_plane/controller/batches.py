@@ -46,10 +46,11 @@ OVER = frozenset({"LEADERSHIP_LOST", "SHUTTING_DOWN"})
 class BatchRunner:
     """Follows the batches of a store, whose writes carry the leader's term. Lives on one loop."""
 
-    def __init__(self, store: CatalogStore, *, width: int = WIDTH) -> None:
+    def __init__(self, store: CatalogStore, commands: AppCommands, *, width: int = WIDTH) -> None:
+        """`commands` write to the same store."""
         self._store = store
         self._width = width
-        self._commands = AppCommands(store)
+        self._commands = commands
         self._operations = OperationService(store)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._follower: asyncio.Task[None] | None = None

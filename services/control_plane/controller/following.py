@@ -15,7 +15,7 @@ V = TypeVar("V")
 
 
 async def follow(feed: ChangeFeed[V], position: int) -> AsyncIterator[tuple[str, V | None]]:
-    """Yield each change after a position, for ever; all there is, if the feed no longer reaches back."""
+    """Yield what changes after a position until the feed closes; all there is, if it goes back less far."""
     resume: int | None = position
     while True:
         try:
@@ -23,4 +23,6 @@ async def follow(feed: ChangeFeed[V], position: int) -> AsyncIterator[tuple[str,
                 if isinstance(item, Entry):
                     yield item.key, item.value
         except SupervisorError:
+            if feed.closed:
+                return
             resume = None

@@ -14,7 +14,7 @@ from google.longrunning.operations_pb2 import Operation
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, BatchResponse, OperationMetadata
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.operations.traces import add_trace
 from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.interface import Transaction
@@ -137,6 +137,20 @@ def begin_batch(tx: Transaction, verb: str, count: int, actor: str) -> Operation
     )
     tx.put_operation(operation)
     return operation
+
+
+def with_notice(tx: Transaction, operation: OperationRecord, condition: Condition) -> OperationRecord:
+    """Have an operation tell a condition of its app that the catalog does not keep, and return it."""
+    metadata = OperationMetadata()
+    metadata.CopyFrom(operation.metadata)
+    metadata.notice = condition.message
+    response = operation.response
+    if response is not None:
+        response = App.FromString(response.SerializeToString())
+        response.conditions.append(condition)
+    noticed = replace(operation, metadata=metadata, response=response)
+    tx.put_operation(noticed)
+    return noticed
 
 
 def settle(tx: Transaction, record: AppRecord) -> None:

@@ -161,6 +161,8 @@ class OperationService:
             except SupervisorError:  # it fell behind the log: let everyone look again
                 for waiters in list(self._waiting.values()):
                     _wake(waiters)
+                if self._feed.closed:
+                    return
 
 
 def _give_up(tx: Transaction, record: OperationRecord) -> None:

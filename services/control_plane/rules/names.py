@@ -79,16 +79,6 @@ def is_system_id(text: str) -> bool:
     return _SYSTEM_ID.fullmatch(text) is not None
 
 
-def instance_name(app_id: str, instance_id: str) -> str:
-    """Return `apps/{app}/instances/{instance}`."""
-    return f"apps/{app_id}/instances/{instance_id}"
-
-
-def event_name(app_id: str, event_id: str) -> str:
-    """Return `apps/{app}/events/{event}`."""
-    return f"apps/{app_id}/events/{event_id}"
-
-
 def operation_name(operation_id: str) -> str:
     """Return `operations/{operation}`."""
     return f"operations/{operation_id}"
@@ -121,18 +111,6 @@ def parse_retained_data_name(name: str, field: str = "name") -> str:
     pattern = "environments/{environment}/nodes/{node}/retainedData/{retained_data}"
     _parse(pattern, name, field, [APP_ID, APP_ID, _SYSTEM_ID])
     return name
-
-
-def parse_instance_name(name: str, field: str = "name") -> tuple[str, str]:
-    """Return (app, instance) of `apps/{app}/instances/{instance}`; raises INVALID_FIELD."""
-    ids = _parse("apps/{app}/instances/{instance}", name, field, [APP_ID, _SYSTEM_ID])
-    return ids[0], ids[1]
-
-
-def parse_event_name(name: str, field: str = "name") -> tuple[str, str]:
-    """Return (app, event) of `apps/{app}/events/{event}`; raises INVALID_FIELD."""
-    ids = _parse("apps/{app}/events/{event}", name, field, [APP_ID, _SYSTEM_ID])
-    return ids[0], ids[1]
 
 
 def parse_operation_name(name: str, field: str = "name") -> str:

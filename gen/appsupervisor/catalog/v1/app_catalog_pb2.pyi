@@ -42,8 +42,8 @@ class App(_message.Message):
         BASIC: App._View.ValueType  # 1
         """The app as the catalog has it: no node is asked."""
         FULL: App._View.ValueType  # 2
-        """Also `instances.figures` of running instances, as their nodes tell them now. A node that does not answer within
-        two seconds is left out: its instances come without figures.
+        """Also what the nodes of running instances tell now: `instances.figures`, and condition `CodeChanged` where the
+        disk has other code than runs. A node that does not answer within two seconds is left out.
         """
 
     class View(_View, metaclass=_ViewEnumTypeWrapper):
@@ -54,8 +54,8 @@ class App(_message.Message):
     BASIC: App.View.ValueType  # 1
     """The app as the catalog has it: no node is asked."""
     FULL: App.View.ValueType  # 2
-    """Also `instances.figures` of running instances, as their nodes tell them now. A node that does not answer within
-    two seconds is left out: its instances come without figures.
+    """Also what the nodes of running instances tell now: `instances.figures`, and condition `CodeChanged` where the
+    disk has other code than runs. A node that does not answer within two seconds is left out.
     """
 
     class _DesiredState:
@@ -295,7 +295,9 @@ class App(_message.Message):
 
     @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_runtime_environment_pb2.Condition]:
-        """Aspects of its status: `Ready`, `Scheduled`, `Updated`."""
+        """Aspects of its status: `Ready`, `Scheduled`, `Updated`; where nodes were asked also `CodeChanged`, which is `MET`
+        if the disk has other code than runs, and else left out.
+        """
 
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[_runtime_environment_pb2.Instance]:
@@ -1503,6 +1505,7 @@ class OperationMetadata(_message.Message):
     ACTOR_FIELD_NUMBER: _builtins.int
     RETAINED_DATA_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """The app it is about, `apps/{app}`."""
     verb: _builtins.str
@@ -1523,6 +1526,8 @@ class OperationMetadata(_message.Message):
     """Who asked, as in AppEvent."""
     retained_data: _builtins.str
     """The retained data that it attaches or purges; of a purge, `target` is the app that left it."""
+    notice: _builtins.str
+    """What is worth knowing beside the result, a sentence for people; mostly empty."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it began."""
@@ -1559,10 +1564,11 @@ class OperationMetadata(_message.Message):
         actor: _builtins.str = ...,
         retained_data: _builtins.str = ...,
         batch: Global___OperationMetadata.BatchProgress | None = ...,
+        notice: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "batch", b"batch", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "generation", b"generation", "node_results", b"node_results", "progress_percent", b"progress_percent", "retained_data", b"retained_data", "step", b"step", "target", b"target", "verb", b"verb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "batch", b"batch", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "generation", b"generation", "node_results", b"node_results", "notice", b"notice", "progress_percent", b"progress_percent", "retained_data", b"retained_data", "step", b"step", "target", b"target", "verb", b"verb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
