@@ -6,6 +6,7 @@ again after a restart, nothing is done twice.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -40,6 +41,9 @@ MAX_REQUESTS = 1_000
 """Apps that one request may list, and results that an operation keeps."""
 MAX_FAILURES = 20
 """Failures that the metadata of an operation tells."""
+
+VALIDATED_AT_ONCE = 64
+"""Apps that are validated together: they share a look at the store."""
 
 UNDECIDED = frozenset({"OPERATION_DEADLINE_EXCEEDED", "STORE_UNAVAILABLE", "SERVER_BUSY", "SHUTTING_DOWN"})
 """Refusals that say nothing about the app that was asked for."""
@@ -97,9 +101,10 @@ class BatchCommands:
         count = len(pinned.requests)
         results: list[pb.AppResult] = []
         if request.validate_only:
-            for one in pinned.requests:
+            for start in range(0, count, VALIDATED_AT_ONCE):
                 left = Caller(caller.actor, max(0.0, deadline - time.monotonic()))
-                results.append(await self._validated(kind, one, left))
+                part = pinned.requests[start : start + VALIDATED_AT_ONCE]
+                results += await asyncio.gather(*(self._validated(kind, one, left) for one in part))
 
         def run(tx: Transaction) -> Operation:
             operation = operations.begin_batch(tx, kind.verb, count, caller.actor)
