@@ -41,7 +41,7 @@ def keep(tx: Transaction, app: AppRecord, placement: PlacementRecord) -> None:
         delete_time=timestamp(tx.now),
     )
     known = tx.retained(data.name)
-    if known is None or (placement.has_data and not known.generation):
+    if known is None or (placement.has_data and not known.is_certain):
         tx.put_retained(RetainedDataRecord(data, generation=int(placement.has_data)))
 
 
@@ -74,7 +74,9 @@ def taken_over(tx: Transaction, app: AppRecord) -> AppRecord:
 def given_back(tx: Transaction, app: AppRecord, state: RetainedData.State.ValueType, why: str) -> AppRecord:
     """Let data be nobody's again that its app could not be given; return the app, which is not stored."""
     record = tx.retained(app.status.retained_data)
-    if record is not None:
+    if record is not None and state == RetainedData.MISSING and not record.is_certain:
+        tx.delete_retained(record.name)  # the app before was deleted before it had left anything
+    elif record is not None:
         tx.put_retained(_moved(record, state, why))
     return _without_claim(app)
 
@@ -124,7 +126,7 @@ def observed(
         record = tx.retained(name)
         if record is None or record.revision != revision or record.data.state != RetainedData.RETAINED:
             continue
-        if not record.generation:
+        if not record.is_certain:
             tx.delete_retained(name)  # the app was deleted before it had left anything
         else:
             tx.put_retained(_moved(record, RetainedData.MISSING, "Its node was asked, and does not have it."))
@@ -144,11 +146,12 @@ def _moved(
 ) -> RetainedDataRecord:
     data = _copy(record.data)
     data.state, data.state_reason, data.attaching_app = state, why, attaching_app
-    return replace(record, data=data, generation=record.generation + 1)
+    return replace(record, data=data, generation=record.generation + (1 if record.is_certain else -1))
 
 
 def _told(record: RetainedDataRecord, directory: DataDirectory, now: int) -> RetainedDataRecord:
-    data, generation = _copy(record.data), record.generation or 1
+    data = _copy(record.data)
+    generation = record.generation if record.is_certain else 1 - record.generation
     if data.state == RetainedData.MISSING:
         data.state, data.state_reason = RetainedData.RETAINED, "It is there again."
         generation += 1

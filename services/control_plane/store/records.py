@@ -267,8 +267,13 @@ class RetainedDataRecord:
     data: RetainedData
     """As the API shows it, but for its etag."""
     generation: int = 1
-    """Raised by each change of its state; 0 while it isn't known whether the app had left anything."""
+    """Raised by each change of its state; from 0 downwards while it isn't known whether there is any data."""
     revision: int = 0
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether there is, or was, any data: an app that never started may have left none."""
+        return self.generation > 0
 
     @property
     def name(self) -> str:

@@ -16,11 +16,17 @@ from typing import Any
 import pytest
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
+from appsupervisor.catalog.v1.retained_data_pb2 import (
+    AttachRetainedDataRequest,
+    PurgeRetainedDataRequest,
+    RetainedData,
+)
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
+from services.control_plane.catalog import retention
 from services.control_plane.controller import controller
 from services.control_plane.placement.snapshot import is_ready
 from services.control_plane.rules.conditions import get_condition
-from services.control_plane.store.interface import CatalogStore
+from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.sql_store import open_store
 from services.rpc.errors import SupervisorError
 from tests.seeds import SEED
@@ -33,7 +39,12 @@ NEW_SEEDS = [
 ]
 STEPS = 40
 ENTRYPOINTS = ("good:app", "better:app", SLOW, BAD)
-EXPECTED = frozenset({"APP_DELETING", "APP_STOPPED", "APP_NOT_FOUND", "APP_ALREADY_EXISTS"})
+EXPECTED = frozenset(
+    {
+        "APP_DELETING", "APP_STOPPED", "APP_NOT_FOUND", "APP_ALREADY_EXISTS", "RETAINED_DATA_BUSY",
+        "DATA_MISSING",
+    }
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +70,8 @@ class History:
         self.chance = world.chance
         self.dropped: set[str] = set()
         self.retained: set[str] = set()
+        self.attached: set[str] = set()
+        """Uids of apps whose data was given to another."""
         self.uids: set[str] = set()
 
     async def run(self) -> None:
@@ -68,7 +81,7 @@ class History:
         acts: list[tuple[int, Callable[[], Awaitable[None]]]] = [
             (6, self.update), (3, self.toggle), (6, self.command), (1, self.delete), (2, self.create),
             (3, self.crash), (2, world.restart_node), (1, world.restart_controller), (4, self.line_turns),
-            (1, self.line_is_cut),
+            (1, self.line_is_cut), (3, self.attach), (1, self.purge),
         ]  # fmt: skip
         weights = [weight for weight, _ in acts]
         for _ in range(STEPS):
@@ -79,12 +92,15 @@ class History:
 
     # What users do
 
-    async def attempt(self, command: Any, request: Any) -> None:
+    async def attempt(self, command: Any, request: Any) -> bool:
+        """Ask for something, and tell whether it was accepted."""
         try:
             await command(request, ME)
         except SupervisorError as refusal:
             if refusal.reason not in EXPECTED:
                 raise
+            return False
+        return True
 
     async def create(self) -> None:
         spec = pb.App(entrypoint=self.chance.choice(ENTRYPOINTS))
@@ -121,6 +137,26 @@ class History:
         (self.dropped if policy == pb.DeleteAppRequest.DROP else self.retained).add(app.uid)
         request = pb.DeleteAppRequest(name=self.name, data_policy=policy)
         await self.attempt(self.world.commands.delete, request)
+
+    async def attach(self) -> None:
+        retained = self.world.store.mirror.retained_on(self.world.name)
+        if not retained:
+            return
+        request = AttachRetainedDataRequest(name=self.chance.choice(retained).name)
+        request.app_id = self.name.removeprefix("apps/")
+        request.app.entrypoint = self.chance.choice(ENTRYPOINTS)
+        request.app.desired_state = self.chance.choice((pb.App.RUNNING, pb.App.STOPPED))
+        request.app.restart_policy.max_restarts = 0
+        if await self.attempt(self.world.retained.attach, request) and (app := self.world.app(self.name)):
+            self.uids.add(app.uid)
+            self.attached.add(request.name.rpartition("/")[2])
+
+    async def purge(self) -> None:
+        retained = self.world.store.mirror.retained_on(self.world.name)
+        if retained:
+            data = self.chance.choice(retained).data
+            if await self.attempt(self.world.retained.purge, PurgeRetainedDataRequest(name=data.name)):
+                self.dropped.add(data.uid)
 
     # What happens
 
@@ -173,6 +209,7 @@ class History:
         here = world.node.instances()
         gone = self.uids - ({app.uid} if app is not None else set())
         assert not world.disk.data & self.dropped & gone, "the app is forgotten, its data is not gone"
+        self.check_data(gone)
         if app is None:
             assert not here
             assert world.store.mirror.placements_of(self.name) == ()
@@ -198,6 +235,15 @@ class History:
         else:
             assert record.failed == record.target
 
+    def check_data(self, gone: set[str]) -> None:
+        """All that apps have left is told, is there, and has one owner."""
+        records = self.world.store.mirror.retained_on(self.world.name)
+        told = {record.data.uid for record in records}
+        assert told == self.world.disk.data & gone, records
+        assert {record.data.state for record in records} <= {RetainedData.RETAINED}
+        assert all(record.data.HasField("observe_time") for record in records)
+        assert not self.attached & self.world.disk.data, "one app's data is two apps'"
+
 
 def check(store: CatalogStore, seed: int) -> None:
     async def main() -> None:
@@ -213,7 +259,12 @@ def check(store: CatalogStore, seed: int) -> None:
 
 async def forget(world: World) -> None:
     """Take the node out of the catalog, which the next history uses as well."""
-    await asyncio.wrap_future(world.store.write(lambda tx: tx.delete_node(world.name)))
+
+    def command(tx: Transaction) -> None:
+        retention.forget_node(tx, world.name)
+        tx.delete_node(world.name)
+
+    await asyncio.wrap_future(world.store.write(command))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
