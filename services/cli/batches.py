@@ -33,7 +33,7 @@ def on_many(session: Session, verb: str, wanted: str, wait: bool, timeout: float
         filter=wanted, request_id=str(uuid.uuid4()), **fields
     )
     operation: Operation = session.client.call(getattr(session.client.catalog, f"Batch{verb}Apps"), request)
-    ended = session.ended(operation, wait, timeout)
+    ended = session.finished(operation, wait, timeout)
     if ended is None:
         return
     if ended.HasField("error"):

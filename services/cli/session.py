@@ -12,7 +12,7 @@ from google.longrunning.operations_pb2 import Operation
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
-from services.cli.client import Client, metadata_of, short
+from services.cli.client import Client, metadata_of, notice_of, subject_of
 from services.cli.contexts import Context, read_contexts
 from services.cli.errors import CliError, Exit
 from services.cli.output import Format, Output
@@ -45,20 +45,20 @@ class Session:
         return Client(Context(self.address) if self.address else read_contexts().chosen(self.context))
 
     def finish(self, operation: Operation, wait: bool, timeout: float) -> App | None:
-        """Wait for an operation as `ended` does; return its app. Raises CliError with what it failed of."""
-        done = self.ended(operation, wait, timeout)
+        """Wait for an operation with a bar, and return its app; None if it was not to be waited for.
+
+        Ctrl-C leaves it going and says how to come back. Raises CliError with what it failed of.
+        """
+        done = self.finished(operation, wait, timeout)
         if done is None:
             return None
         app = self.client.result(done)
-        if notice := metadata_of(done).notice:
+        if notice := notice_of(done):
             self.output.note(notice)
         return app
 
-    def ended(self, operation: Operation, wait: bool, timeout: float) -> Operation | None:
-        """Wait for an operation with a bar, and return it; None if it was not to be waited for.
-
-        Ctrl-C leaves it going and says how to come back. Raises CliError.
-        """
+    def finished(self, operation: Operation, wait: bool, timeout: float) -> Operation | None:
+        """Return an operation once it is done, whatever came of it; otherwise as `finish`."""
         if not wait:
             self.output.note(
                 f"{operation.name} goes on; `appsupervisor wait {operation.name}` comes back to it."
@@ -80,11 +80,9 @@ class Session:
             yield lambda _: None
             return
         about = metadata_of(operation)
-        whom = short(about.target) or f"{about.batch.total_count} apps"
+        verb = about.verb.removeprefix("batch_")
         with Progress(*BAR, console=self.output.notes, transient=True) as progress:
-            task = progress.add_task(
-                f"{about.verb.removeprefix('batch_')} {whom}", total=100, step=about.step
-            )
+            task = progress.add_task(f"{verb} {subject_of(operation)}", total=100, step=about.step)
 
             def told(now: Operation) -> None:
                 metadata = metadata_of(now)

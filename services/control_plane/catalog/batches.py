@@ -182,8 +182,8 @@ def advance(tx: Transaction, name: str, results: Iterable[pb.AppResult]) -> bool
         tx.delete_batch(name)
         return False
     results = list(results)
-    metadata = pb.OperationMetadata()
-    metadata.CopyFrom(operation.metadata)
+    assert isinstance(operation.metadata, pb.OperationMetadata)
+    metadata = operations.copied(operation.metadata)
     progress = metadata.batch
     failed = [result for result in results if result.HasField("status")]
     room = max(0, MAX_REQUESTS - progress.failed_count)
@@ -208,6 +208,7 @@ def end(tx: Transaction, name: str) -> None:
     tx.delete_batch(name)
     if batch is None or operation is None or operation.done:
         return
+    assert isinstance(operation.metadata, pb.OperationMetadata)
     left = operation.metadata.batch.total_count - batch.finished
     if not left:
         operations.end(tx, operation, None, response=pb.BatchResponse.FromString(batch.results))

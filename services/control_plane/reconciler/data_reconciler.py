@@ -73,7 +73,11 @@ class DataReconciler:
         """Have an app's node hand its data over; return whether it could be asked. Raises SupervisorError."""
         record = self._mirror.retained.get(app.status.retained_data)
         link = self._links.get(app.status.retained_data.rpartition("/retainedData/")[0])
-        if record is None or link is None or not link.synced:
+        if record is None:  # its node was deleted, with all that is retained there
+            gone = SupervisorError("DATA_MISSING", f"{app.status.retained_data} does not exist any more.")
+            await self._write(partial(transactions.not_taken_over, name=app.name, uid=app.uid, refusal=gone))
+            return True
+        if link is None or not link.synced:
             return False
         request = ClaimDataDirectoryRequest(
             name=f"{record.data.app}/dataDirectories/{record.data.app_uid}", app=app.name, app_uid=app.uid

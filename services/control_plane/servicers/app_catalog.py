@@ -88,6 +88,10 @@ class CatalogServicer:
         """Serve AppCatalog.BatchRestartApps."""
         return await self._batches.begin(request, call.caller())
 
+    async def MoveApp(self, request: pb.MoveAppRequest, call: Call) -> Operation:
+        """Serve AppCatalog.MoveApp."""
+        return await self._commands.move(request, call.caller())
+
     async def WatchApps(
         self, request: pb.WatchAppsRequest, call: Call
     ) -> AsyncIterator[pb.WatchAppsResponse]:

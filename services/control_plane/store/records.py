@@ -23,12 +23,15 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import (
     OperationMetadata,
 )
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
-from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
+from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata, Environment, Node
 from services.control_plane.rules.etags import app_etag
 from services.control_plane.store.packed_app import PackedApp, list_item
 
-VERBS = ("create", "update", "delete", "start", "stop", "restart", "attach", "purge")
-"""What operations do: the methods that begin them."""
+VERBS = ("create", "update", "delete", "start", "stop", "restart", "move", "attach", "purge")
+"""What operations on apps, and on what they leave, do: the methods that begin them."""
+
+DRAIN = "drain"
+"""What an operation on a node does."""
 
 EVENTS_PER_COMMAND = 4096
 """An event's number is its command's revision times this, plus its place in the command."""
@@ -301,17 +304,18 @@ class OperationRecord:
     name: str
     """`operations/{id}`; ids sort by time of creation."""
     app: str
+    """Of a drain: the node."""
     app_uid: str
     verb: str
     goal: Version
     """The operation is fulfilled once this version, or a later one, is served."""
-    metadata: OperationMetadata
+    metadata: OperationMetadata | DrainNodeMetadata
     create_time: int
     deadline: int
     done: bool = False
     error: Status | None = None
-    response: App | RetainedData | BatchResponse | None = None
-    """Of a purge, the data; of a batch, what came of its apps; else the app."""
+    response: App | Node | RetainedData | BatchResponse | None = None
+    """Of a purge, the data; of a batch, what came of its apps; of a drain, the node; else the app."""
     expire_time: int = 0
     """When a done operation is forgotten; 0 while it goes on."""
     revision: int = 0

@@ -10,9 +10,10 @@ from google.rpc.status_pb2 import Status
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, BatchResponse, OperationMetadata
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
-from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
+from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata, Environment, Node
 from services.control_plane.store.packed_app import PackedApp
 from services.control_plane.store.records import (
+    DRAIN,
     AppRecord,
     BatchRecord,
     EnvironmentRecord,
@@ -221,7 +222,7 @@ def operation_record(row: Row) -> OperationRecord:
         app_uid=app_uid,
         verb=verb,
         goal=Version(goal_generation, goal_epoch),
-        metadata=OperationMetadata.FromString(progress),
+        metadata=(DrainNodeMetadata if verb == DRAIN else OperationMetadata).FromString(progress),
         create_time=create_time,
         deadline=deadline,
         done=bool(done),
@@ -232,10 +233,11 @@ def operation_record(row: Row) -> OperationRecord:
     )
 
 
-def _response_type(verb: str) -> type[App | RetainedData | BatchResponse]:
+def _response_type(verb: str) -> type[App | Node | RetainedData | BatchResponse]:
     if verb.startswith("batch_"):
         return BatchResponse
-    return RetainedData if verb == "purge" else App
+    known: dict[str, type[Node | RetainedData]] = {DRAIN: Node, "purge": RetainedData}
+    return known.get(verb, App)
 
 
 def batch_values(record: BatchRecord) -> dict[str, Any]:
