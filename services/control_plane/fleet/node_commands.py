@@ -105,7 +105,7 @@ class NodeCommands:
                 raise SupervisorError(
                     "DATA_ON_NODE",
                     f"{len(left)} deleted apps, {left[0]} among them, have left data on {name} that exists "
-                    "nowhere else. Start the node again, and attach or purge it; or give it up, with `force`.",
+                    "nowhere else. Start the node again and attach or purge it; or give it up, with `force`.",
                     resource=name,
                     metadata={"retained": str(len(left)), "app": left[0]},
                 )
