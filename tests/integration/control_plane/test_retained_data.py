@@ -303,3 +303,19 @@ async def test_what_is_retained_is_forgotten_with_its_environment(plane: Plane, 
     await plane.fleet.DeleteEnvironment(fleet_pb2.DeleteEnvironmentRequest(name="environments/lab"))
     assert await data.all() == []
     assert await plane.failed(operation) == "NODE_NOT_FOUND"
+
+
+async def test_a_node_with_retained_data_is_deleted_by_force_alone_and_nobody_waits_for_it(
+    plane: Plane, data: Data
+) -> None:
+    node = await plane.node()
+    await deleted(plane)
+    kept = await data.the_one()
+    await node.kill()
+    await plane.node_state(NODE, fleet_pb2.Node.UNREACHABLE)
+    operation = await data.attach(kept.name, "wiki", desired_state=catalog.App.STOPPED)
+    assert await refused(plane.fleet.DeleteNode(fleet_pb2.DeleteNodeRequest(name=NODE))) == "DATA_ON_NODE"
+    await plane.fleet.DeleteNode(fleet_pb2.DeleteNodeRequest(name=NODE, force=True))
+    assert await data.all() == []
+    assert await plane.failed(operation) == "DATA_MISSING"
+    assert (await plane.get("apps/wiki")).retained_data == ""
