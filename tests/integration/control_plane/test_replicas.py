@@ -111,7 +111,7 @@ async def test_figures_are_told_by_the_one_that_does_not_follow_the_node(
     node.set_figures(app.instances[0].name, rt.InstanceFigures(request_count=5))
     for plane in planes:
         # The other may not know yet that it runs.
-        await plane.app("apps/shop", lambda app: app.instances[0].state == rt.Instance.RUNNING)
+        await plane.app("apps/shop", lambda app: app.state == rt.Instance.RUNNING)
         full = await plane.apps.GetApp(pb.GetAppRequest(name="apps/shop", view=pb.App.FULL))
         assert full.instances[0].figures.request_count == 5
 
@@ -123,6 +123,7 @@ async def test_the_log_of_an_app_is_read_at_the_one_that_does_not_follow_its_nod
     app = await planes[0].create("shop")
     node.logs.add(app.instances[0].name, app.uid, "a line", rt.LogEntry.INFO)
     for plane in planes:
+        await plane.app("apps/shop", lambda app: app.state == rt.Instance.RUNNING)  # it knows the node
         request = pb.TailAppLogsRequest(name="apps/shop")
         lines = [entry.text async for message in plane.apps.TailAppLogs(request) for entry in message.entries]
         assert lines == ["a line"]
