@@ -4,6 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 ARGS ?=
 APP_DIR ?=
+NODES ?=
 # A file stays in one process, for its tests share servers.
 SHARED_OUT := -n 2 --dist loadfile
 SETUP := @PYTHON='$(PYTHON)' sh .ci/venv
@@ -15,8 +16,8 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo '  ARGS="..." is handed on to what the target runs; PYTHON=... chooses the Python of .venv when it is made: make clean first.'
 
-up: $(VENV)/.ready-demo ## Run the control plane, a node and two demo apps on this machine; APP_DIR=path adds your code
-	@$(PY) -m compose.local $(if $(APP_DIR),--app-dir '$(APP_DIR)') $(ARGS)
+up: $(VENV)/.ready-demo ## Run the control plane, a node and two demo apps on this machine; APP_DIR=path adds your code, NODES=3 runs three nodes
+	@$(PY) -m compose.local $(if $(APP_DIR),--app-dir '$(APP_DIR)') $(if $(NODES),--nodes '$(NODES)') $(ARGS)
 
 test: $(VENV)/.ready-dev ## Run the tests that take a few minutes in all
 	@$(PY) -m pytest -m "not slow" $(SHARED_OUT) $(ARGS)

@@ -24,6 +24,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import add_RuntimeEnv
 from runtime_node import __version__, isolation
 from runtime_node.data_directory import held
 from runtime_node.http import HttpFront, Router
+from runtime_node.instances.code_on_disk import CodeOnDisk
 from runtime_node.instances.code_place import CodePlace
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed, duration
@@ -176,6 +177,8 @@ class Node:
         self.instances = table
         loader = Loader(settings.app_dirs)
         stack.callback(loader.close)
+        code = CodeOnDisk(loader.code_of, table)
+        stack.callback(code.close)
         purges = Purges(databases, observed.logs.purge)
         registry = InstanceRegistry(table, self.feed, Routes(self.router), purges, observed)
         transitions = Transitions(registry.changed, registry.serving)
@@ -196,12 +199,12 @@ class Node:
             runners=Runners(runners, loader), databases=databases,
             start_limiter=StartLimiter(settings.concurrent_starts), probes=probes, registry=registry,
             transitions=transitions, leaks=leaks, watchdog=watchdog, running=table.running,
-            place=CodePlace(settings.node_name, loader.app_dirs),
+            place=CodePlace(settings.node_name, loader.app_dirs), code=code,
             on_ready=partial(_started, collector, shared_state),
         )  # fmt: skip
         self.host = InstanceHost(
             table=table, registry=registry, lifecycle=self.lifecycle, purges=purges, feed=self.feed,
-            on_fault=observed.fault,
+            code=code, on_fault=observed.fault,
         )  # fmt: skip
         self.housekeeping = Housekeeping(
             table.running, self.lifecycle, FigureSweep(self.feed.measured), traffic,
@@ -223,7 +226,9 @@ class Node:
         stack.push_async_callback(_quietly, "instances", self._end_instances)
 
     def _serve_metrics(self, stack: AsyncExitStack, address: Address, metrics: NodeMetrics) -> None:
-        listener = MetricsListener(address.host, address.port, metrics)
+        listener = MetricsListener(
+            address.host, address.port, metrics, or_another=self.settings.metrics_port_may_vary
+        )
         stack.push_async_callback(_quietly, "metrics", lambda: asyncio.to_thread(listener.close))
         listener.start()
         self.metrics = Address(address.host, listener.port)

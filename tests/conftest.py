@@ -24,7 +24,9 @@ settings.load_profile("new" if seeds.NEW else "fixed")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Draw hypothesis's examples from the run's seed too, unless one was named."""
+    """Keep programs off fixed ports; draw hypothesis's examples from the run's seed, unless one was named."""
+    # Programs that tests start would all try for the same port, which a test of metrics may want.
+    os.environ.setdefault("APPSUPERVISOR_METRICS_LISTEN", "off")
     if seeds.NEW and config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = str(seeds.SEED)
 

@@ -14,15 +14,9 @@ from services.cli.contexts import Context, contexts_file, read_contexts, write_c
 from services.cli.errors import CliError, Exit
 from services.cli.session import session_of
 
-environments = typer.Typer(
-    no_args_is_help=False, invoke_without_command=True, help="Show, create and delete environments."
-)
-operations = typer.Typer(
-    no_args_is_help=False, invoke_without_command=True, help="Show operations, and cancel one."
-)
-contexts = typer.Typer(
-    no_args_is_help=False, invoke_without_command=True, help="Name control planes, and choose one."
-)
+environments = typer.Typer(no_args_is_help=False, invoke_without_command=True)
+operations = typer.Typer(no_args_is_help=False, invoke_without_command=True)
+contexts = typer.Typer(no_args_is_help=False, invoke_without_command=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -48,7 +42,7 @@ def nodes(
 
 @environments.callback()
 def _environments(context: typer.Context) -> None:
-    """List environments, a line each.
+    """Show environments, a line each; create and delete them.
 
     Example: appsupervisor environments
     """
@@ -91,7 +85,7 @@ def _operations(
     context: typer.Context,
     all_: Annotated[bool, typer.Option("--all", help="Those that are done too.")] = False,
 ) -> None:
-    """List operations that go on, a line each.
+    """Show operations that go on, a line each; cancel one.
 
     Example: appsupervisor operations --all
     """
@@ -125,7 +119,7 @@ def cancel_operation(context: typer.Context, name: str) -> None:
 
 @contexts.callback()
 def _contexts(context: typer.Context) -> None:
-    """List contexts; the one in use has a star.
+    """Show named control planes, the one in use with a star; name and choose them.
 
     Example: appsupervisor contexts
     """

@@ -56,7 +56,11 @@ class Session:
             return None
         try:
             with self._telling(operation) as told:
-                return self.client.result(self.client.wait(operation, timeout, told))
+                done = self.client.wait(operation, timeout, told)
+            app = self.client.result(done)
+            if notice := metadata_of(done).notice:
+                self.output.note(notice)
+            return app
         except KeyboardInterrupt:
             raise CliError(
                 f"{operation.name} goes on.",

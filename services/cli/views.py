@@ -16,6 +16,9 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.cli.client import metadata_of, short
 from services.cli.output import Column, M, age, milliseconds, size, styled
 
+SHORT_DIGEST = 12
+"""Digits of a digest that people are shown."""
+
 
 def state_of(app: App) -> str:
     """Return an app's state as one word."""
@@ -46,6 +49,7 @@ APPS: Sequence[Column[App]] = (
     Column("URI", lambda app: app.uri or "-"),
     Column("ENVIRONMENT", lambda app: short(app.environment), wide=True),
     Column("TIER", lambda app: ",".join(sorted({_tier(i) for i in app.instances})) or "-", wide=True),
+    Column("CODE", lambda app: ",".join(sorted({code_of(i) for i in app.instances})) or "-", wide=True),
     Column("ENTRYPOINT", lambda app: app.entrypoint, wide=True),
     Column(
         "LABELS", lambda app: ",".join(f"{k}={v}" for k, v in sorted(app.labels.items())) or "-", wide=True
@@ -94,6 +98,17 @@ def _latency(instance: Instance, field: Literal["latency_p50", "latency_p99", "l
 def _seconds(instance: Instance) -> str:
     spent = instance.figures.cpu_time
     return f"{spent.seconds + spent.nanos / 1e9:.1f}" if instance.figures.HasField("cpu_time") else "-"
+
+
+def code_of(instance: Instance) -> str:
+    """Return the first digits of what an instance runs, with a `*` where the disk has other code."""
+    if not instance.HasField("code"):
+        return "-"
+    return instance.code.digest[:SHORT_DIGEST] + ("*" if _met(instance, "CodeChanged") else "")
+
+
+def _met(one: App | Instance, kind: str) -> bool:
+    return any(c.type == kind and c.status == Condition.MET for c in one.conditions)
 
 
 def _tier(instance: Instance) -> str:
@@ -163,9 +178,14 @@ def todo(app: App) -> str:
         if condition.status != Condition.UNMET:
             continue
         if condition.type == "Updated":
-            return f"The version before serves. Mend it with `appsupervisor update` or `restart {name}`."
+            return (
+                f"The version before serves. `appsupervisor update {name} --set FIELD=VALUE` goes back: the "
+                f"newest event Updated says what was changed. Code is mended on disk, then `restart {name}`."
+            )
         if condition.type == "Scheduled":
             return "No node takes it. `appsupervisor nodes` shows those there are."
+    if _met(app, "CodeChanged"):
+        return f"Other code is on disk than runs. `appsupervisor restart {name}` loads it."
     if app.health == Instance.UNKNOWN and app.instances and app.state == Instance.RUNNING:
         return "Its node cannot be heard. `appsupervisor nodes -o wide` says why."
     return ""
@@ -213,6 +233,8 @@ def _instances(app: App) -> Table:
         Column("TIER", _tier),
         Column("NODE", lambda one: short(one.node)),
         Column("RESTARTS", lambda one: str(one.restart_count)),
+        Column("CODE", code_of),
+        Column("CHANGED", lambda one: f"{age(one.code.modify_time)} ago" if one.HasField("code") else "-"),
         Column("LAST ERROR", lambda one: one.last_error.reason or "-"),
     ]
     return _rows(columns, app.instances)

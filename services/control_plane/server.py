@@ -65,9 +65,13 @@ class ControlPlane:
             await operations.start()
             # 3. Calls, from outside and, once it listens, from nodes.
             nodes = NodePool(store.mirror)
-            tails, queries = AppTails(store.mirror, nodes), AppQueries(store, FigureReader(nodes))
+            figures = FigureReader(nodes)
+            tails, queries = AppTails(store.mirror, nodes), AppQueries(store, figures)
+            commands = AppCommands(store, figures)
             timelines, health = AppTimelines(store), AppHealth(store.mirror)
-            server = RpcServer(services(store, operations, queries, timelines, tails), health.resources)
+            server = RpcServer(
+                services(store, commands, operations, queries, timelines, tails), health.resources
+            )
             self.port = await server.start(self._settings.listen)
             stack.push_async_callback(server.stop, self._settings.drain_timeout)
             # Those who watch or wait are sent off first: the drain would wait for them in vain.
@@ -82,7 +86,7 @@ class ControlPlane:
                     ControlPlaneMetrics(
                         store,
                         duties.queue,
-                        watchers=lambda: queries.watchers + timelines.watchers,
+                        watchers=lambda: queries.watches.count + timelines.watches.count,
                         tails=lambda: tails.streams,
                     ),
                     server.pipeline.figures,
@@ -110,7 +114,9 @@ class ControlPlane:
 
     def _serve_metrics(self, stack: AsyncExitStack, *collectors: Collector) -> None:
         host, _, port = self._settings.metrics_listen.rpartition(":")
-        listener = MetricsListener(host.strip("[]"), int(port), *collectors)
+        listener = MetricsListener(
+            host.strip("[]"), int(port), *collectors, or_another=self._settings.metrics_port_may_vary
+        )
         stack.push_async_callback(asyncio.to_thread, listener.close)
         listener.start()
         self.metrics_port = listener.port
@@ -124,13 +130,14 @@ class ControlPlane:
 
 def services(
     store: CatalogStore,
+    commands: AppCommands,
     operations: OperationService,
     queries: AppQueries,
     timelines: AppTimelines,
     tails: AppTails,
 ) -> list[Service]:
     """Return the services of the control plane over its core."""
-    catalog = CatalogServicer(AppCommands(store), queries, timelines, tails)
+    catalog = CatalogServicer(commands, queries, timelines, tails)
     fleet = FleetServicer(FleetService(store, store.mirror.is_heard))
     servicers = [
         ("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),

@@ -155,3 +155,8 @@ def invalid_fields(violations: list[Violation]) -> SupervisorError:
 def invalid_field(field: str, rule: str) -> SupervisorError:
     """Return the error for one field that breaks its rule."""
     return invalid_fields([Violation(field, rule)])
+
+
+def time_is_up(before: str) -> SupervisorError:
+    """Return the error for a call whose time was up before something, told by the rest of a sentence."""
+    return SupervisorError("OPERATION_DEADLINE_EXCEEDED", f"The call's time was up before {before}.")

@@ -14,11 +14,13 @@ from google.longrunning.operations_pb2 import Operation
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
+from services.control_plane.catalog.code_changes import CodeChange, CodeChanges, Figures
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.operations import operations
 from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
 from services.control_plane.rules.app_rules import app_violations
 from services.control_plane.rules.conditions import set_condition
+from services.control_plane.rules.differences import differences
 from services.control_plane.rules.etags import etag_matches
 from services.control_plane.rules.masks import apply_update
 from services.control_plane.rules.names import app_name, parse_app_name, validate_id
@@ -37,8 +39,10 @@ Lifecycle = pb.StartAppRequest | pb.StopAppRequest | pb.RestartAppRequest
 class AppCommands:
     """Creates, updates, deletes, starts, stops and restarts apps."""
 
-    def __init__(self, store: CatalogStore) -> None:
+    def __init__(self, store: CatalogStore, figures: Figures) -> None:
+        """`figures` tells what nodes say of apps when they are asked."""
         self._store = store
+        self._code = CodeChanges(store.mirror, figures)
 
     async def create(self, request: pb.CreateAppRequest, caller: Caller) -> Operation:
         """Carry out CreateApp."""
@@ -56,6 +60,7 @@ class AppCommands:
         """Carry out UpdateApp."""
         check_sizes(request.app, "app")
         name = app_name(parse_app_name(request.app.name, "app.name"))
+        code = await self._code.found(request, name, caller)
 
         def run(tx: Transaction) -> OperationRecord:
             record = tx.app(name)
@@ -65,7 +70,8 @@ class AppCommands:
                 violations = validate_id("app.name", app_id)
                 return _create(tx, _checked_spec(request.app, name, violations), caller)
             record = _changeable(record, name, request.app.etag)
-            return _update(tx, record, request, caller)
+            operation = _update(tx, record, request, caller)
+            return _with_notice(tx, record, operation, code)
 
         return await self._execute(request, caller, run, request.validate_only)
 
@@ -212,7 +218,18 @@ def _update(
         effect = "stop" if spec.desired_state == pb.App.STOPPED else "start"
     if effect == "start":
         changed = _restart(changed)
-    return _store(tx, record, changed, "update", caller, "Updated", effect=effect)
+    told = differences(record.spec, spec)
+    return _store(tx, record, changed, "update", caller, "Updated", effect=effect, message=told)
+
+
+def _with_notice(
+    tx: Transaction, before: AppRecord, operation: OperationRecord, code: CodeChange | None
+) -> OperationRecord:
+    """Return an update's operation, which says so if it left other code on disk unloaded."""
+    record = tx.app(before.name)
+    if code is None or record is None or not (code.is_of(before) and code.is_of(record)):
+        return operation
+    return operations.with_notice(tx, operation, code.condition)
 
 
 def _start(record: AppRecord) -> AppRecord:
@@ -269,6 +286,7 @@ def _store(
     event: str,
     *,
     effect: str = "",
+    message: str = "",
 ) -> OperationRecord:
     """Store a changed app under the next generation if its spec changed, and begin an operation."""
     if changed.spec is not record.spec:
@@ -287,7 +305,7 @@ def _store(
         changed = replace(changed, status=status)
         changed = tx.put_app(changed)
     operation = operations.begin(tx, verb, changed, caller.actor, effect=effect)
-    add_event(tx, changed, event, actor=caller.actor, operation=operation.name)
+    add_event(tx, changed, event, actor=caller.actor, message=message, operation=operation.name)
     return operation
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import heapq
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from itertools import islice
-from typing import Protocol
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
+from services.control_plane.catalog.code_changes import Figures
 from services.control_plane.catalog.commands import app_not_found
 from services.control_plane.catalog.pages import fitting, page_end, page_start, request_digest
 from services.control_plane.catalog.positions import position_of, token_at
 from services.control_plane.catalog.scans import LOOK_EVERY, Scans
+from services.control_plane.catalog.watches import BOOKMARK_SECONDS, OpenWatches
 from services.control_plane.rules.filters import Filter, compile_filter
 from services.control_plane.rules.names import parse_app_name
 from services.control_plane.rules.ordering import Order, compile_order
@@ -31,17 +32,6 @@ from services.rpc.pipeline.call import Timed
 
 _VIEWS = frozenset(pb.App.View.values())
 
-BOOKMARK_SECONDS = 5.0
-"""Silence after which a watcher is told that nothing has happened."""
-
-
-class Figures(Protocol):
-    """Where the figures of running instances come from."""
-
-    async def with_figures(self, apps: Sequence[pb.App], seconds: float) -> list[pb.App]:
-        """Return copies of apps with the figures that are told within `seconds`."""
-        ...
-
 
 class AppQueries:
     """Answers what is asked about apps."""
@@ -51,8 +41,7 @@ class AppQueries:
         self._figures = figures
         self._feed = store.mirror.apps
         self._scans = Scans()
-        self.watchers = 0
-        """WatchApps streams open now."""
+        self.watches = OpenWatches()
 
     async def get(self, request: pb.GetAppRequest, caller: Timed) -> bytes:
         """Carry out GetApp; return a serialized App."""
@@ -125,16 +114,11 @@ class AppQueries:
         record = self._feed.get(matches.exact_name)
         return iter([record] if record is not None and record.name > after else [])
 
-    async def watch(self, request: pb.WatchAppsRequest) -> AsyncIterator[pb.WatchAppsResponse]:
+    def watch(self, request: pb.WatchAppsRequest) -> AsyncGenerator[pb.WatchAppsResponse, None]:
         """Carry out WatchApps."""
-        self.watchers += 1
-        try:
-            async for message in self._watch(request):
-                yield message
-        finally:
-            self.watchers -= 1
+        return self.watches.counted(self._watch(request))
 
-    async def _watch(self, request: pb.WatchAppsRequest) -> AsyncIterator[pb.WatchAppsResponse]:
+    async def _watch(self, request: pb.WatchAppsRequest) -> AsyncGenerator[pb.WatchAppsResponse, None]:
         matches = compile_filter(request.filter)
         digest = request_digest(request.filter)
         resume: int | None = None

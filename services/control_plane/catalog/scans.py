@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from services.rpc.errors import SupervisorError
+from services.rpc.errors import time_is_up
 
 T = TypeVar("T")
 
@@ -44,10 +44,7 @@ class Scans:
                     if number % LOOK_EVERY == 0:
                         now = time.monotonic()
                         if now > deadline:
-                            raise SupervisorError(
-                                "OPERATION_DEADLINE_EXCEEDED",
-                                "The call's time was up before everything was looked at.",
-                            )
+                            raise time_is_up("everything was looked at")
                         if now > end:
                             break
                 else:

@@ -242,7 +242,7 @@ class Controller:
 
 
 async def _follow(feed: ChangeFeed[V], position: int) -> AsyncIterator[tuple[str, V | None]]:
-    """Yield each change after a position, for ever; all there is, if the feed no longer reaches back."""
+    """Yield what changes after a position until the feed closes; all there is, if it goes back less far."""
     resume: int | None = position
     while True:
         try:
@@ -250,6 +250,8 @@ async def _follow(feed: ChangeFeed[V], position: int) -> AsyncIterator[tuple[str
                 if isinstance(item, Entry):
                     yield item.key, item.value
         except SupervisorError:
+            if feed.closed:
+                return
             resume = None
 
 

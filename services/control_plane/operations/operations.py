@@ -12,7 +12,7 @@ from dataclasses import replace
 from google.longrunning.operations_pb2 import Operation
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, OperationMetadata
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.operations.traces import add_trace
 from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.interface import Transaction
@@ -78,6 +78,20 @@ def begin(tx: Transaction, verb: str, record: AppRecord, actor: str, *, effect: 
         deadline=tx.now + allowed + SLACK,
     )
     return _settle_one(tx, operation, record)
+
+
+def with_notice(tx: Transaction, operation: OperationRecord, condition: Condition) -> OperationRecord:
+    """Have an operation tell a condition of its app that the catalog does not keep, and return it."""
+    metadata = OperationMetadata()
+    metadata.CopyFrom(operation.metadata)
+    metadata.notice = condition.message
+    response = operation.response
+    if response is not None:
+        response = App.FromString(response.SerializeToString())
+        response.conditions.append(condition)
+    noticed = replace(operation, metadata=metadata, response=response)
+    tx.put_operation(noticed)
+    return noticed
 
 
 def settle(tx: Transaction, record: AppRecord) -> None:

@@ -157,6 +157,8 @@ class OperationService:
             except SupervisorError:  # it fell behind the log: let everyone look again
                 for waiters in list(self._waiting.values()):
                     _wake(waiters)
+                if self._feed.closed:
+                    return
 
 
 def _wake(waiters: Iterable[asyncio.Future[None]]) -> None:

@@ -201,7 +201,7 @@ class AppReconciler:
         if self._mirror.apps.get(app) is None and not self._mirror.apps.was_deleted(app):
             return
         placed = {placement.node for placement in self._mirror.placements_of(app)}
-        for link in self._links.all():
+        for link in self._links.hosting(app):
             if link.node.name in placed or not link.synced:
                 continue
             for instance in list(link.instances(app).values()):

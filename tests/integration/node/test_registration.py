@@ -18,6 +18,7 @@ from runtime_node.instances.feed import InstanceFeed
 from runtime_node.registration import PATIENCE, Registration, Standing
 from services.rpc.errors import SupervisorError
 from services.rpc.server import RpcServer, Service
+from tests.eventually import WITHIN, eventually
 
 from .conftest import hosting
 
@@ -39,7 +40,7 @@ class Fleet(FleetServicer):
         return fleet_pb2.RegisterNodeResponse(node=request.node, registration_interval=interval)
 
     async def count(self, wanted: int) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WITHIN):
             while len(self.seen) < wanted:
                 self.came.clear()
                 await self.came.wait()
@@ -111,9 +112,9 @@ async def test_a_refusal_is_logged_once_and_tried_again(
     with caplog.at_level(logging.INFO, "runtime_node.registration"):
         async with hosting(tmp_path, control_plane=address):
             await servicer.count(4)
-            async with asyncio.timeout(10):
-                while not any(getattr(r, "action", "") == "node.registered" for r in caplog.records):  # noqa: ASYNC110 - a condition of another loop or process
-                    await asyncio.sleep(0.01)
+            await eventually(
+                lambda: any(getattr(r, "action", "") == "node.registered" for r in caplog.records)
+            )
     refused = [r for r in caplog.records if getattr(r, "action", "") == "node.not_registered"]
     assert [(r.reason, r.getMessage()) for r in refused] == [(reason, "It is refused.")]
 

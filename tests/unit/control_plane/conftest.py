@@ -96,10 +96,11 @@ class Server:
         self.heard = heard
         self._loop = loop
         self.methods = Methods(Pipeline())
+        figures = FigureReader(NodePool(store.mirror))
         add_AppCatalogServicer_to_server(
             CatalogServicer(
-                AppCommands(store),
-                AppQueries(store, FigureReader(NodePool(store.mirror))),
+                AppCommands(store, figures),
+                AppQueries(store, figures),
                 AppTimelines(store),
                 AppTails(store.mirror, NodePool(store.mirror)),
             ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
@@ -43,6 +43,13 @@ class VirtualStore:
         return getattr(self._store, name)
 
 
+class Untold:
+    """Nodes that tell nothing of their instances beside what they stream."""
+
+    async def with_figures(self, apps: Sequence[pb.App], seconds: float) -> list[pb.App]:
+        return list(apps)
+
+
 class World:
     """A control plane, a node that lives again and again on one disk, and a bad line between them."""
 
@@ -61,7 +68,7 @@ class World:
         """The stream tells that the node lives, and nothing of its instances yet."""
         self.calls = 0
         self.started: list[rt.InstanceSpec] = []
-        self.commands = AppCommands(self.store)  # type: ignore[arg-type]
+        self.commands = AppCommands(self.store, Untold())  # type: ignore[arg-type]
         self.controller = self._controller()
         self.fleet = FleetService(self.store, lambda name: False)  # type: ignore[arg-type]
         self.node = self._life()
@@ -75,6 +82,7 @@ class World:
     def _life(self) -> FakeNode:
         self.node = FakeNode(self.name, behaviours=dict(BEHAVIOURS), disk=self.disk)
         self.node.address = "127.0.0.1:7401"
+        self.ended = asyncio.Event()
         return self.node
 
     async def start(self) -> None:
@@ -99,6 +107,7 @@ class World:
     async def restart_node(self) -> None:
         """End the node as a killed process does, and begin another life of it."""
         await self.node.kill()
+        self.ended.set()
         self._life()
         await self.register()
 
@@ -148,19 +157,27 @@ class Line(NodeClient):
         return _copy(found) if found is not None else None
 
     async def watch(self, silence: float) -> AsyncIterator[rt.WatchInstancesResponse]:
-        world, node = self._world, self._world.node
+        ended = asyncio.ensure_future(self._world.ended.wait())
         request = rt.WatchInstancesRequest()
         request.heartbeat_interval.FromMilliseconds(int(silence * 1000 / 3))
-        messages = node.watch(request)
+        try:
+            async for message in self._heard(self._world.node.watch(request), silence, ended):
+                yield message
+        finally:
+            ended.cancel()
+
+    async def _heard(
+        self, messages: AsyncIterator[rt.WatchInstancesResponse], silence: float, ended: asyncio.Future[Any]
+    ) -> AsyncIterator[rt.WatchInstancesResponse]:
+        world = self._world
         late: list[rt.WatchInstancesResponse] = []
         while True:
             step = asyncio.ensure_future(anext(messages))
             try:
                 async with asyncio.timeout(silence):
-                    while not step.done():
-                        await asyncio.wait({step}, timeout=0.2)
-                        if world.node is not node:
-                            raise self._broken("it ended")
+                    await asyncio.wait({step, ended}, return_when=asyncio.FIRST_COMPLETED)
+                if ended.done():
+                    raise self._broken("it ended")
                 if world.delay:
                     await asyncio.sleep(world.chance.uniform(0, world.delay))
                 if world.cut:

@@ -41,8 +41,8 @@ class App(_message.Message):
         BASIC: App._View.ValueType  # 1
         """The app as the catalog has it: no node is asked."""
         FULL: App._View.ValueType  # 2
-        """Also `instances.figures` of running instances, as their nodes tell them now. A node that does not answer within
-        two seconds is left out: its instances come without figures.
+        """Also what the nodes of running instances tell now: `instances.figures`, and condition `CodeChanged` where the
+        disk has other code than runs. A node that does not answer within two seconds is left out.
         """
 
     class View(_View, metaclass=_ViewEnumTypeWrapper):
@@ -53,8 +53,8 @@ class App(_message.Message):
     BASIC: App.View.ValueType  # 1
     """The app as the catalog has it: no node is asked."""
     FULL: App.View.ValueType  # 2
-    """Also `instances.figures` of running instances, as their nodes tell them now. A node that does not answer within
-    two seconds is left out: its instances come without figures.
+    """Also what the nodes of running instances tell now: `instances.figures`, and condition `CodeChanged` where the
+    disk has other code than runs. A node that does not answer within two seconds is left out.
     """
 
     class _DesiredState:
@@ -291,7 +291,9 @@ class App(_message.Message):
 
     @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_runtime_environment_pb2.Condition]:
-        """Aspects of its status: `Ready`, `Scheduled`, `Updated`."""
+        """Aspects of its status: `Ready`, `Scheduled`, `Updated`; where nodes were asked also `CodeChanged`, which is `MET`
+        if the disk has other code than runs, and else left out.
+        """
 
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[_runtime_environment_pb2.Instance]:
@@ -1190,6 +1192,7 @@ class OperationMetadata(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     DEADLINE_TIME_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """The app it is about, `apps/{app}`."""
     verb: _builtins.str
@@ -1206,6 +1209,8 @@ class OperationMetadata(_message.Message):
     """The app's generation that it works towards."""
     actor: _builtins.str
     """Who asked, as in AppEvent."""
+    notice: _builtins.str
+    """What is worth knowing beside the result, a sentence for people; mostly empty."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it began."""
@@ -1236,10 +1241,11 @@ class OperationMetadata(_message.Message):
         generation: _builtins.int = ...,
         deadline_time: _timestamp_pb2.Timestamp | None = ...,
         actor: _builtins.str = ...,
+        notice: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "generation", b"generation", "node_results", b"node_results", "progress_percent", b"progress_percent", "step", b"step", "target", b"target", "verb", b"verb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "generation", b"generation", "node_results", b"node_results", "notice", b"notice", "progress_percent", b"progress_percent", "step", b"step", "target", b"target", "verb", b"verb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -140,7 +140,7 @@ class AppCatalogServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetApp(self, request, context):
-        """Returns one app; with `view` `FULL` also the figures of its running instances.
+        """Returns one app; with `view` `FULL` also the figures of its running instances, and whether their code has changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -161,7 +161,9 @@ class AppCatalogServicer:
         Precondition: the app exists (or `allow_missing`), is not `DELETING`, and has the `etag` given, if one is given.
         On success: stored with the next generation. A change of what runs is carried out as a swap: the new generation
         starts beside the old one, takes over when it is ready, and the old one is drained; then the operation ends.
-        Idempotent by `request_id`; an update that changes nothing raises no generation.
+        Idempotent by `request_id`; an update that changes nothing raises no generation. One that changes nothing of what
+        runs, where the disk has other code than runs, says so: condition `CodeChanged` of the app in the operation's
+        response, and the operation's `notice`. The code stays as it is; RestartApp swaps the other in.
         Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
         Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
         the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is

@@ -59,7 +59,7 @@ class AppCatalogStub:
     Errors: `APP_ALREADY_EXISTS`, `DOMAIN_TAKEN` (ALREADY_EXISTS); `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION).
     """
     GetApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.GetAppRequest, _app_catalog_pb2.App]
-    """Returns one app; with `view` `FULL` also the figures of its running instances."""
+    """Returns one app; with `view` `FULL` also the figures of its running instances, and whether their code has changed."""
     ListApps: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.ListAppsRequest, _app_catalog_pb2.ListAppsResponse]
     """Returns a page of apps that match a filter; with `view` `FULL` also the figures of their running instances.
 
@@ -71,7 +71,9 @@ class AppCatalogStub:
     Precondition: the app exists (or `allow_missing`), is not `DELETING`, and has the `etag` given, if one is given.
     On success: stored with the next generation. A change of what runs is carried out as a swap: the new generation
     starts beside the old one, takes over when it is ready, and the old one is drained; then the operation ends.
-    Idempotent by `request_id`; an update that changes nothing raises no generation.
+    Idempotent by `request_id`; an update that changes nothing raises no generation. One that changes nothing of what
+    runs, where the disk has other code than runs, says so: condition `CodeChanged` of the app in the operation's
+    response, and the operation's `notice`. The code stays as it is; RestartApp swaps the other in.
     Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
     Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
     the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
@@ -199,7 +201,7 @@ class AppCatalogAsyncStub(AppCatalogStub):
     Errors: `APP_ALREADY_EXISTS`, `DOMAIN_TAKEN` (ALREADY_EXISTS); `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION).
     """
     GetApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.GetAppRequest, _app_catalog_pb2.App]  # type: ignore[assignment]
-    """Returns one app; with `view` `FULL` also the figures of its running instances."""
+    """Returns one app; with `view` `FULL` also the figures of its running instances, and whether their code has changed."""
     ListApps: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.ListAppsRequest, _app_catalog_pb2.ListAppsResponse]  # type: ignore[assignment]
     """Returns a page of apps that match a filter; with `view` `FULL` also the figures of their running instances.
 
@@ -211,7 +213,9 @@ class AppCatalogAsyncStub(AppCatalogStub):
     Precondition: the app exists (or `allow_missing`), is not `DELETING`, and has the `etag` given, if one is given.
     On success: stored with the next generation. A change of what runs is carried out as a swap: the new generation
     starts beside the old one, takes over when it is ready, and the old one is drained; then the operation ends.
-    Idempotent by `request_id`; an update that changes nothing raises no generation.
+    Idempotent by `request_id`; an update that changes nothing raises no generation. One that changes nothing of what
+    runs, where the disk has other code than runs, says so: condition `CodeChanged` of the app in the operation's
+    response, and the operation's `notice`. The code stays as it is; RestartApp swaps the other in.
     Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
     Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
     the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
@@ -348,7 +352,7 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         request: _app_catalog_pb2.GetAppRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_app_catalog_pb2.App, _abc.Awaitable[_app_catalog_pb2.App]]:
-        """Returns one app; with `view` `FULL` also the figures of its running instances."""
+        """Returns one app; with `view` `FULL` also the figures of its running instances, and whether their code has changed."""
 
     @_abc_1.abstractmethod
     def ListApps(
@@ -372,7 +376,9 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         Precondition: the app exists (or `allow_missing`), is not `DELETING`, and has the `etag` given, if one is given.
         On success: stored with the next generation. A change of what runs is carried out as a swap: the new generation
         starts beside the old one, takes over when it is ready, and the old one is drained; then the operation ends.
-        Idempotent by `request_id`; an update that changes nothing raises no generation.
+        Idempotent by `request_id`; an update that changes nothing raises no generation. One that changes nothing of what
+        runs, where the disk has other code than runs, says so: condition `CodeChanged` of the app in the operation's
+        response, and the operation's `notice`. The code stays as it is; RestartApp swaps the other in.
         Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
         Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
         the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
