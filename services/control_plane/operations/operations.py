@@ -6,7 +6,6 @@ app wins; every operation has a deadline, after which what is wanted of the app 
 
 from __future__ import annotations
 
-import secrets
 from dataclasses import replace
 
 from google.longrunning.operations_pb2 import Operation
@@ -16,6 +15,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.operations.traces import add_trace
 from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.interface import Transaction
+from services.control_plane.store.random_ids import new_suffix
 from services.control_plane.store.records import AppRecord, OperationRecord, Version, current_of
 from services.rpc.errors import CODES, SupervisorError
 from services.rpc.status import to_status
@@ -68,7 +68,7 @@ def begin(tx: Transaction, verb: str, record: AppRecord, actor: str, *, effect: 
     if verb == "start" and served is not None and record.status.state in READY:
         goal = served  # it serves, if only an older version after a failed update
     operation = OperationRecord(
-        name=f"operations/{tx.now:016x}{secrets.token_hex(6)}",
+        name=f"operations/{tx.now:016x}{new_suffix()}",
         app=record.name,
         app_uid=record.uid,
         verb=verb,
