@@ -10,7 +10,7 @@ SHARED_OUT := -n 2 --dist loadfile
 SETUP := @PYTHON='$(PYTHON)' sh .ci/venv
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-all lint format proto docs bench chaos clean
+.PHONY: help up test test-all lint format proto docs pictures bench chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -37,6 +37,9 @@ proto: $(VENV)/.ready-dev ## Generate gen/ and docs/reference/ from protos/
 docs: $(VENV)/.ready-dev ## Build the pages of docs/ into .cache/site
 	@$(PY) -m services.cli.reference
 	@$(PY) -m mkdocs build --quiet --strict --config-file .ci/mkdocs.yml
+
+pictures: $(VENV)/.ready-dev ## Record the pictures of docs/pictures from a running stack
+	@$(PY) .ci/pictures.py
 
 bench: $(VENV)/.ready-dev ## Measure against bare servers in one run; prints a table with ratios
 	@$(PY) -m tests.bench $(ARGS)

@@ -107,7 +107,8 @@ def read_settings(
     add("--max-instances", _count, "10000", "the most instances the node accepts")
     add(
         "--memory-budget-bytes", int, "0",
-        "memory of the node beyond which idle ON_REQUEST apps go dormant; 0 for no budget",
+        "memory of the node: beyond it idle ON_REQUEST apps go dormant, and the memory limits of the apps "
+        "placed on it stay below it; 0 for no budget",
     )  # fmt: skip
     add("--concurrent-starts", _count, "16", "how many apps start at the same time")
     add("--shutdown-timeout", float, "30", "seconds for draining all apps at the node's end")

@@ -43,6 +43,7 @@ RECONNECT = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_ba
 def main() -> None:
     """Run the stack until Ctrl-C or SIGTERM; exit with 0 after a clean stop, with 1 if it could not start."""
     settings = read_settings()
+    os.environ.update(settings.handed_on)
     if problems := refused(os.environ):
         sys.exit(f"make up: {'; '.join(problems)}")
     try:

@@ -46,8 +46,8 @@ def choose_addresses(settings: Settings) -> Addresses:
         ports = _Ports(stack)
         control_plane = ports.take(settings.control_plane_port, "control-plane-port")
         # All that are named come before those that may be any.
-        grpc = [ports.take(_nth(settings.node_port, number), "node-port") for number in range(settings.nodes)]
-        http = [ports.take(_nth(settings.http_port, number), "http-port") for number in range(settings.nodes)]
+        grpc = [ports.take(settings.node_port, "node-port", number) for number in range(settings.nodes)]
+        http = [ports.take(settings.http_port, "http-port", number) for number in range(settings.nodes)]
         asked = (settings.control_plane_port, *(_nth(settings.node_port, n) for n in range(settings.nodes)))
         metrics = [ports.metrics(settings.metrics, number, port) for number, port in enumerate(asked)]
     data = settings.data_dir.resolve()
@@ -74,14 +74,18 @@ class _Ports:
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._stack = stack
 
-    def take(self, port: int, flag: str) -> int:
-        """Return the port, or a free one for 0. Raises StartError if it cannot be had."""
+    def take(self, first: int, flag: str, number: int = 0) -> int:
+        """Return the port that lies so far behind the first, or a free one for 0.
+
+        Raises StartError if it cannot be had.
+        """
+        port = _nth(first, number)
         try:
             return self._hold(port)
         except OSError as taken:
             raise StartError(
                 f"port {port} of {HOST} ({flag}) is not free: {taken.strerror}. "
-                f"Choose another: make up {variable_of(flag)}={port + 1000}"
+                f"Choose another: make up {variable_of(flag)}={first + 1000}"
             ) from taken
         except OverflowError as wrong:
             raise StartError(f"{flag} is from 0 to 65535, not {port}") from wrong

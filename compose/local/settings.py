@@ -6,7 +6,7 @@ Other variables go to the program that reads them; one that cannot do here what 
 import argparse
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,10 @@ PASSED_ON = (
     ),
     *("SHUTDOWN_TIMEOUT", "TRUSTED_PROXY"),
 )
-"""What a program reads by itself."""
+"""What a program reads by itself; the flags of the same names are handed on as these variables."""
+
+SWITCHES = ("ECHO_APP_LOGS", "HOSTS_ONLY")
+LISTS = ("LABEL", "PATH_HOST", "TRUSTED_PROXY")
 
 OF_CLIENTS = ("ADDRESS", "CONFIG", "CONTEXT")
 """What the command line reads."""
@@ -73,6 +76,8 @@ class Settings:
 
     None leaves it to the launcher.
     """
+    handed_on: Mapping[str, str] = field(default_factory=dict)
+    """Flags of the programs, as the variables that they read."""
 
 
 def read_settings(argv: Sequence[str] | None = None) -> Settings:
@@ -82,6 +87,7 @@ def read_settings(argv: Sequence[str] | None = None) -> Settings:
         description="Run a control plane, nodes and two demo apps on this machine until Ctrl-C. Variables of "
         "the programs reach them; one that cannot do here what it says is refused.",
         epilog="Example: appsupervisor up --app-dir my --reload",
+        allow_abbrev=False,
     )
 
     def add(flag: str, convert: Callable[[str], Any], default: str, text: str) -> None:
@@ -132,13 +138,39 @@ def read_settings(argv: Sequence[str] | None = None) -> Settings:
         action="store_true",
         help="install what the folders' requirements.txt or pyproject.toml name and this Python lacks",
     )
+    _add_handed_on(parser)
     parsed = vars(parser.parse_args(argv))
+    handed_on = {PREFIX + name: parsed.pop(name) for name in PASSED_ON}
     named = parsed.pop("app_dir") or [Path(part) for part in listed.split(os.pathsep) if part]
     for folder in named:
         if not folder.is_dir():
             parser.error(f"--app-dir: {folder} is not a folder")
     metrics = parsed.pop("metrics_listen")
-    return Settings(**parsed, metrics=metrics, app_dirs=tuple(folder.resolve() for folder in named))
+    return Settings(
+        **parsed,
+        metrics=metrics,
+        app_dirs=tuple(folder.resolve() for folder in named),
+        handed_on={name: _as_variable(value) for name, value in handed_on.items() if value is not None},
+    )
+
+
+def _add_handed_on(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that are the programs', which check them and explain them."""
+    group = parser.add_argument_group("handed on to the programs", "what `--help` of a program explains")
+    for name in PASSED_ON:
+        flag = f"--{name.lower().replace('_', '-')}"
+        if name in SWITCHES:
+            group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction)
+        elif name in LISTS:
+            group.add_argument(flag, dest=name, action="append", metavar="VALUE")
+        else:
+            group.add_argument(flag, dest=name, metavar="VALUE")
+
+
+def _as_variable(value: str | bool | list[str]) -> str:
+    if isinstance(value, list):
+        return ",".join(value)
+    return value if isinstance(value, str) else str(value).lower()
 
 
 def refused(environ: Mapping[str, str]) -> list[str]:

@@ -17,7 +17,7 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from services.cli import views
 from services.cli.apps import confirm
 from services.cli.arguments import Timeout, Wait, combined
-from services.cli.client import metadata_of, short
+from services.cli.client import notice_of, short
 from services.cli.errors import CliError, Exit
 from services.cli.manifests import Manifest, exported, read_manifests
 from services.cli.output import Format, dump_yaml
@@ -177,7 +177,7 @@ def _finish(session: Session, begun: Sequence[tuple[str, Operation]], timeout: f
             left = max(0.0, deadline - time.monotonic())
             operation = session.client.wait(one[1], left, told)
             app = session.client.result(operation)
-            if notice := metadata_of(operation).notice:
+            if notice := notice_of(operation):
                 noticed.append(f"{short(one[0])}: {notice}")
             return app
         except CliError as failure:

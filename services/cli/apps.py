@@ -15,7 +15,7 @@ from google.longrunning.operations_pb2 import Operation
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from services.cli import views
 from services.cli.arguments import AppArgument, DryRun, Etag, Timeout, Wait, combined, key_and_value
-from services.cli.client import app_name, short
+from services.cli.client import app_name, is_drain, node_name, short
 from services.cli.completion import complete_app
 from services.cli.errors import CliError, Exit
 from services.cli.manifests import assign, read_manifests
@@ -29,8 +29,8 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     for name, command in (
         ("create", create), ("get", get), ("list", list_apps), ("describe", describe), ("update", update),
-        ("start", start), ("stop", stop), ("restart", restart), ("delete", delete), ("wait", wait),
-        ("open", open_app),
+        ("start", start), ("stop", stop), ("restart", restart), ("move", move), ("delete", delete),
+        ("wait", wait), ("open", open_app),
     ):  # fmt: skip
         app.command(name, rich_help_panel="Apps")(command)
 
@@ -174,6 +174,29 @@ def restart(
     _command(session, session.client.catalog.RestartApp, request, wait, timeout)
 
 
+def move(
+    context: typer.Context,
+    name: AppArgument,
+    to: Annotated[
+        str,
+        typer.Option("--to", help="A node: ID of `default`, ENVIRONMENT/ID, or its name; else any other."),
+    ] = "",
+    wait: Wait = True,
+    timeout: Timeout = 120.0,
+    etag: Etag = "",
+    validate_only: DryRun = False,
+) -> None:
+    """Bring an app to another node, without a lost request. One with its SQLite database there stays.
+
+    Example: appsupervisor move shop --to node-2
+    """
+    session = session_of(context)
+    request = catalog.MoveAppRequest(
+        name=app_name(name), node=node_name(to) if to else "", etag=etag, validate_only=validate_only
+    )
+    _command(session, session.client.catalog.MoveApp, request, wait, timeout)
+
+
 def delete(
     context: typer.Context,
     names: Annotated[
@@ -232,9 +255,12 @@ def wait(
     """
     session = session_of(context)
     if name.startswith("operations/"):
-        app = session.finish(session.client.operation(name), True, timeout)
-        if app is not None:
-            session.output.one(app, views.APPS)
+        done = session.finished(session.client.operation(name), True, timeout)
+        assert done is not None
+        if is_drain(done):
+            session.output.one(session.client.node_result(done), views.NODES)
+        else:
+            session.output.one(session.client.result(done), views.APPS)
         return
     app = watch_until(session, name, for_, timeout)
     if app is not None:

@@ -160,12 +160,48 @@ class Client:
         operation.response.Unpack(app)
         return app
 
+    def node_result(self, operation: lro.Operation) -> fleet.Node:
+        """Return the node of a drain that is done. Raises CliError with what it failed of."""
+        if operation.HasField("error"):
+            raise from_status(operation.error)
+        node = fleet.Node()
+        operation.response.Unpack(node)
+        return node
 
-def metadata_of(operation: lro.Operation) -> catalog.OperationMetadata:
+
+def metadata_of(operation: lro.Operation) -> catalog.OperationMetadata | fleet.DrainNodeMetadata:
     """Return what an operation tells of itself."""
+    if is_drain(operation):
+        return drain_of(operation)
     metadata = catalog.OperationMetadata()
     operation.metadata.Unpack(metadata)
     return metadata
+
+
+def notice_of(operation: lro.Operation) -> str:
+    """Return what is worth knowing beside an operation's result, one sentence; mostly empty."""
+    metadata = metadata_of(operation)
+    return "" if isinstance(metadata, fleet.DrainNodeMetadata) else metadata.notice
+
+
+def is_drain(operation: lro.Operation) -> bool:
+    """Tell a drain of a node from an operation on an app."""
+    return bool(operation.metadata.Is(fleet.DrainNodeMetadata.DESCRIPTOR))
+
+
+def drain_of(operation: lro.Operation) -> fleet.DrainNodeMetadata:
+    """Return what a drain tells of itself."""
+    metadata = fleet.DrainNodeMetadata()
+    operation.metadata.Unpack(metadata)
+    return metadata
+
+
+def node_name(text: str) -> str:
+    """Return a node's resource name, given by it, by `ENVIRONMENT/ID`, or by its id in `default`."""
+    if text.startswith("environments/"):
+        return text
+    environment, slash, node = text.partition("/")
+    return f"environments/{environment}/nodes/{node}" if slash else f"environments/default/nodes/{text}"
 
 
 def app_name(text: str) -> str:

@@ -19,6 +19,7 @@ from services.control_plane.catalog.timelines import AppTimelines
 from services.control_plane.controller.controller import Controller
 from services.control_plane.duties import LeaderDuties
 from services.control_plane.fleet.fleet import FleetService
+from services.control_plane.fleet.node_commands import NodeCommands
 from services.control_plane.health import AppHealth
 from services.control_plane.leadership import Leadership
 from services.control_plane.metrics import ControlPlaneMetrics
@@ -77,6 +78,7 @@ class ControlPlane:
             # Those who watch or wait are sent off first: the drain would wait for them in vain.
             stack.push_async_callback(operations.close)
             stack.callback(store.mirror.apps.close)
+            stack.callback(store.mirror.nodes.close)
             stack.callback(tails.close)
             health.start()
             stack.push_async_callback(health.close)
@@ -138,7 +140,8 @@ def services(
 ) -> list[Service]:
     """Return the services of the control plane over its core."""
     catalog = CatalogServicer(commands, queries, timelines, tails)
-    fleet = FleetServicer(FleetService(store, store.mirror.is_heard))
+    is_heard = store.mirror.is_heard
+    fleet = FleetServicer(store, FleetService(store, is_heard), NodeCommands(store, is_heard))
     servicers = [
         ("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),
         ("appsupervisor.fleet.v1.Fleet", add_FleetServicer_to_server, fleet),

@@ -85,8 +85,20 @@ def test_metrics_that_are_asked_for_are_at_ports_in_a_row(monkeypatch) -> None:
 
 def test_no_port_is_given_twice() -> None:
     port = free_port()
-    with pytest.raises(StartError, match=rf"port {port} .*\(http-port\) is not free"):
-        choose_addresses(read(f"--node-port={port}", f"--http-port={port}"))
+    told = rf"port {port} .*\(http-port\) is not free.* make up APPSUPERVISOR_HTTP_PORT={port - 1 + 1000}$"
+    with pytest.raises(StartError, match=told):
+        choose_addresses(read("--nodes=2", f"--node-port={port}", f"--http-port={port - 1}"))
+
+
+def test_a_flag_of_the_programs_reaches_them_as_its_variable() -> None:
+    given = ["--log-format=json", "--echo-app-logs", "--no-hosts-only", "--label=a=b", "--label=c=d"]
+    assert settings.read_settings(given).handed_on == {
+        "APPSUPERVISOR_LOG_FORMAT": "json",
+        "APPSUPERVISOR_ECHO_APP_LOGS": "true",
+        "APPSUPERVISOR_HOSTS_ONLY": "false",
+        "APPSUPERVISOR_LABEL": "a=b,c=d",
+    }
+    assert settings.read_settings([]).handed_on == {}
 
 
 @pytest.mark.parametrize("number", ["0", "51", "two", "-1"])

@@ -13,6 +13,7 @@ from google.longrunning.operations_pb2 import Operation
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
+from services.control_plane.catalog import moves
 from services.control_plane.catalog.code_changes import CodeChange, CodeChanges, Figures
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.operations import operations
@@ -37,7 +38,7 @@ Lifecycle = pb.StartAppRequest | pb.StopAppRequest | pb.RestartAppRequest
 
 
 class AppCommands:
-    """Creates, updates, deletes, starts, stops and restarts apps."""
+    """Creates, updates, deletes, starts, stops, restarts and moves apps."""
 
     def __init__(self, store: CatalogStore, figures: Figures) -> None:
         """`figures` tells what nodes say of apps when they are asked."""
@@ -101,6 +102,21 @@ class AppCommands:
         """Carry out RestartApp."""
         return await self._lifecycle(request, caller, "restart", _restart)
 
+    async def move(self, request: pb.MoveAppRequest, caller: Caller) -> Operation:
+        """Carry out MoveApp."""
+        name = app_name(parse_app_name(request.name, "name"))
+        node = moves.parsed_destination(request.node)
+
+        def run(tx: Transaction) -> OperationRecord:
+            record = _changeable(tx.app(name), name, request.etag)
+            changed, operation = moves.move(tx, self._store.mirror, record, node, caller.actor)
+            if changed is not record:
+                event = "MoveRequested"
+                add_event(tx, changed, event, actor=caller.actor, operation=operation.name)
+            return operation
+
+        return await self._execute(request, caller, run, request.validate_only)
+
     async def _lifecycle(
         self,
         request: Lifecycle,
@@ -121,7 +137,11 @@ class AppCommands:
 
     async def _execute(
         self,
-        request: pb.CreateAppRequest | pb.UpdateAppRequest | pb.DeleteAppRequest | Lifecycle,
+        request: pb.CreateAppRequest
+        | pb.UpdateAppRequest
+        | pb.DeleteAppRequest
+        | pb.MoveAppRequest
+        | Lifecycle,
         caller: Caller,
         run: Callable[[Transaction], OperationRecord],
         validate_only: bool,
@@ -361,6 +381,17 @@ def _delete(
     reason = pb.DeleteAppRequest.DataPolicy.Name(policy)
     add_event(tx, changed, "DeleteRequested", reason=reason, actor=caller.actor, operation=operation.name)
     return operation
+
+
+def remove(
+    tx: Transaction, record: AppRecord, actor: str, policy: pb.DeleteAppRequest.DataPolicy.ValueType
+) -> None:
+    """Remove an app from the catalog, when nothing is left of it that could be heard."""
+    operations.supersede(tx, record.name, "delete", "delete")
+    tx.delete_app(record.name)
+    operations.settle_removed(tx, record)
+    reason = pb.DeleteAppRequest.DataPolicy.Name(policy)
+    add_event(tx, record, "Deleted", actor=actor, reason=reason)
 
 
 def _nothing_to_do(tx: Transaction, name: str, caller: Caller) -> OperationRecord:

@@ -1,4 +1,4 @@
-"""Who asks, and how a request that is repeated, or only to be validated, is answered."""
+"""Answers a repeated request with its first result, and one that is only validated without storing it."""
 
 from __future__ import annotations
 

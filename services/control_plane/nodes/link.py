@@ -19,6 +19,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     WatchInstancesResponse,
 )
 from services.control_plane.nodes.client import NodeClient
+from services.rpc.background import background
 from services.rpc.errors import SupervisorError
 
 log = logging.getLogger("appsupervisor.reconciler")
@@ -77,7 +78,7 @@ class NodeLink:
         self._hindered: dict[str, tuple[str, str]] = {}
         self._deadline: asyncio.TimerHandle | None = None
         self._heard_at = asyncio.get_running_loop().time()
-        self._task = asyncio.create_task(self._follow(), name=f"link {node.name}")
+        self._task = background(self._follow(), f"link {node.name}")
 
     def instances(self, app: str) -> dict[str, Instance]:
         """Return the app's instances on this node by name, with a start that the node refused."""

@@ -21,6 +21,9 @@ class PackedApp:
     domains: tuple[str, ...]
     state: int
     health: int
+    memory_bytes: int
+    """What `limits` allow it; 0 if nothing is said."""
+    exclusive: bool
     spec: bytes
     """The serialized spec, without `secret_env`."""
     secrets: bytes
@@ -51,6 +54,8 @@ class PackedApp:
             domains=tuple(spec.domains),
             state=status.state,
             health=status.health,
+            memory_bytes=spec.limits.memory_bytes,
+            exclusive=spec.exclusive,
             spec=open_spec.SerializeToString(),
             secrets=secrets,
             status=status.SerializeToString(),

@@ -21,11 +21,14 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import (
     DeleteAppRequest,
     OperationMetadata,
 )
-from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
+from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata, Environment, Node
 from services.control_plane.store.packed_app import PackedApp, list_item
 
-VERBS = ("create", "update", "delete", "start", "stop", "restart")
-"""What operations do: the methods that begin them."""
+VERBS = ("create", "update", "delete", "start", "stop", "restart", "move")
+"""What operations on apps do: the methods that begin them."""
+
+DRAIN = "drain"
+"""What an operation on a node does."""
 
 EVENTS_PER_COMMAND = 4096
 """An event's number is its command's revision times this, plus its place in the command."""
@@ -264,16 +267,17 @@ class OperationRecord:
     name: str
     """`operations/{id}`; ids sort by time of creation."""
     app: str
+    """Of a drain: the node."""
     app_uid: str
     verb: str
     goal: Version
     """The operation is fulfilled once this version, or a later one, is served."""
-    metadata: OperationMetadata
+    metadata: OperationMetadata | DrainNodeMetadata
     create_time: int
     deadline: int
     done: bool = False
     error: Status | None = None
-    response: App | None = None
+    response: App | Node | None = None
     expire_time: int = 0
     """When a done operation is forgotten; 0 while it goes on."""
     revision: int = 0

@@ -129,6 +129,7 @@ async def test_a_control_plane_that_does_not_answer_is_told_once_and_not_in_the_
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told_after: list[float] = []
+    pauses: list[tuple[float, float]] = []
     now = 0.0
 
     class OverError(Exception):
@@ -143,6 +144,7 @@ async def test_a_control_plane_that_does_not_answer_is_told_once_and_not_in_the_
             told_after.append(now)
         if now > 60:
             raise OverError
+        pauses.append((now, seconds))
         now += seconds
 
     # tenacity counts the time from the first try by this clock.
@@ -154,3 +156,5 @@ async def test_a_control_plane_that_does_not_answer_is_told_once_and_not_in_the_
         await registration.run()
     assert [r.__dict__["reason"] for r in told()] == ["UNAVAILABLE"]
     assert told_after[0] >= PATIENCE
+    assert all(0.05 <= seconds <= 0.4 for began, seconds in pauses if began < PATIENCE), "both are starting"
+    assert any(seconds > 0.4 for _, seconds in pauses), "one that stays away is asked less and less often"

@@ -9,9 +9,10 @@ from typing import Any
 from google.rpc.status_pb2 import Status
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, OperationMetadata
-from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
+from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata, Environment, Node
 from services.control_plane.store.packed_app import PackedApp
 from services.control_plane.store.records import (
+    DRAIN,
     AppRecord,
     EnvironmentRecord,
     NodeRecord,
@@ -202,12 +203,12 @@ def operation_record(row: Row) -> OperationRecord:
         app_uid=app_uid,
         verb=verb,
         goal=Version(goal_generation, goal_epoch),
-        metadata=OperationMetadata.FromString(progress),
+        metadata=(DrainNodeMetadata if verb == DRAIN else OperationMetadata).FromString(progress),
         create_time=create_time,
         deadline=deadline,
         done=bool(done),
         error=None if error is None else Status.FromString(error),
-        response=None if response is None else App.FromString(response),
+        response=None if response is None else (Node if verb == DRAIN else App).FromString(response),
         expire_time=expire_time,
         revision=revision,
     )
