@@ -105,7 +105,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     RESUME_TOKEN_EXPIRED: _ErrorReason.ValueType  # 100
     """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
     NODE_FULL: _ErrorReason.ValueType  # 120
-    """RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor left for one more."""
+    """RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor or process left for one more."""
     SERVER_BUSY: _ErrorReason.ValueType  # 121
     """RESOURCE_EXHAUSTED: the server has as many calls, writes or bytes of requests under way as it accepts; retry."""
     MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 122
@@ -251,7 +251,7 @@ DATA_LOST: ErrorReason.ValueType  # 98
 RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
 """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
 NODE_FULL: ErrorReason.ValueType  # 120
-"""RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor left for one more."""
+"""RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor or process left for one more."""
 SERVER_BUSY: ErrorReason.ValueType  # 121
 """RESOURCE_EXHAUSTED: the server has as many calls, writes or bytes of requests under way as it accepts; retry."""
 MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 122
