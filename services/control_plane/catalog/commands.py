@@ -5,7 +5,6 @@ Nothing here talks to a node: the reconciler follows the change log.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -28,6 +27,7 @@ from services.control_plane.rules.masks import apply_update
 from services.control_plane.rules.names import app_name, parse_app_name, validate_id
 from services.control_plane.rules.sizes import check_sizes
 from services.control_plane.store.interface import CatalogStore, Transaction
+from services.control_plane.store.random_ids import new_uid
 from services.control_plane.store.records import (
     AppRecord,
     OperationRecord,
@@ -195,7 +195,7 @@ def create_app(
     wanted = spec.desired_state != pb.App.STOPPED
     record = AppRecord(
         name=spec.name,
-        uid=str(uuid.uuid4()),
+        uid=new_uid(),
         spec=spec,
         status=pb.App(
             state=Instance.PENDING if wanted else Instance.STOPPED,

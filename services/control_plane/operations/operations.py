@@ -6,7 +6,6 @@ app wins; every operation has a deadline, after which what is wanted of the app 
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
@@ -22,6 +21,7 @@ from services.control_plane.operations.moves import Stage, stage_of, take_back
 from services.control_plane.operations.traces import add_trace
 from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.interface import Transaction
+from services.control_plane.store.random_ids import new_suffix
 from services.control_plane.store.records import (
     DRAIN,
     AppRecord,
@@ -159,7 +159,7 @@ def begin_batch(tx: Transaction, verb: str, count: int, actor: str) -> Operation
 
 def new_name(tx: Transaction) -> str:
     """Return a name for a new operation: they sort by time."""
-    return f"operations/{tx.now:016x}{secrets.token_hex(6)}"
+    return f"operations/{tx.now:016x}{new_suffix()}"
 
 
 def with_notice(tx: Transaction, operation: OperationRecord, condition: Condition) -> OperationRecord:

@@ -36,13 +36,13 @@ class CatalogServicer:
         """Serve AppCatalog.CreateApp."""
         return await self._commands.create(request, call.caller())
 
-    async def GetApp(self, request: pb.GetAppRequest, call: Call) -> pb.App:
+    async def GetApp(self, request: pb.GetAppRequest, call: Call) -> bytes:
         """Serve AppCatalog.GetApp."""
-        return await self._queries.get(request, call.caller())
+        return await self._queries.get(request, call)
 
     async def ListApps(self, request: pb.ListAppsRequest, call: Call) -> bytes:
         """Serve AppCatalog.ListApps."""
-        return await self._queries.list_apps(request, call.caller())
+        return await self._queries.list_apps(request, call)
 
     async def UpdateApp(self, request: pb.UpdateAppRequest, call: Call) -> Operation:
         """Serve AppCatalog.UpdateApp."""

@@ -155,7 +155,7 @@ def placement_record(row: Row) -> PlacementRecord:
         node=sys.intern(node),  # one string for all that is on a node
         role=Role(role),
         spec=spec,
-        why=why,
+        why=sys.intern(why),  # of a few sentences
         has_data=bool(has_data),
         since=since,
         revision=revision,
