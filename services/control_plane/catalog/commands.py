@@ -119,8 +119,10 @@ class AppCommands:
             record = _changeable(tx.app(name), name, request.etag)
             changed, operation = moves.move(tx, self._store.mirror, record, node, caller.actor)
             if changed is not record:
-                event = "MoveRequested"
-                add_event(tx, changed, event, actor=caller.actor, operation=operation.name)
+                why = next(it.why for it in tx.placements_of(name) if it.epoch == changed.target.epoch)
+                add_event(
+                    tx, changed, "MoveRequested", actor=caller.actor, operation=operation.name, message=why
+                )
             return operation
 
         return await self._execute(request, caller, run, request.validate_only)

@@ -22,7 +22,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
 )
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.placement.assignment import Assignment, assign
-from services.control_plane.placement.choice import candidate_of
+from services.control_plane.placement.choice import Candidates
 from services.control_plane.placement.snapshot import Snapshot
 from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.data_reconciler import DataReconciler
@@ -65,6 +65,7 @@ class AppReconciler:
         self._data = data
         self._pace = Pace(clock)
         self._placing: Counter[str] = Counter()
+        self._candidates = Candidates()
 
     async def reconcile(self, app: str) -> Result:
         """Make one pass over an app, which may not exist any more."""
@@ -123,15 +124,15 @@ class AppReconciler:
         return Snapshot(
             nodes,
             tuple(
-                candidate_of(
+                self._candidates.of(
                     link.node,
-                    heard=link.synced,
-                    apps=self._mirror.count_on(link.node.name) + self._placing[link.node.name],
-                    reserved_bytes=self._mirror.reserved_on(link.node.name),
-                    taken=link.node.name in taken,
+                    link.synced,
+                    self._mirror.count_on(name) + self._placing.get(name, 0),
+                    self._mirror.reserved_on(name),
+                    name in taken,
                 )
                 for link in self._links.all()
-                if link.node.name.startswith(prefix)
+                if (name := link.node.name).startswith(prefix)
             ),
             gone,
             environment is not None and environment.environment.cordoned,

@@ -24,7 +24,7 @@ from services.control_plane.reconciler.observation import observe
 from services.control_plane.rules.names import retained_data_name
 from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.interface import CatalogStore, Transaction
-from services.control_plane.store.records import AppRecord, NodeRecord, PlacementRecord
+from services.control_plane.store.records import AppRecord, NodeRecord, PlacementRecord, current_of
 from services.rpc.errors import SupervisorError
 
 
@@ -43,6 +43,7 @@ def decided(tx: Transaction, name: str, uid: str, seen: Snapshot) -> tuple[AppRe
     if after != before:
         tx.put_app(after)
     _put_placements(tx, after, known, assigned)
+    _tell_move(tx, after, known, assigned)
     if after != before:
         _tell(tx, before, after, assigned)
     operations.settle(tx, after)
@@ -190,6 +191,16 @@ def _put_placements(
             add_event(tx, record, "Placed", actor=SYSTEM, message=placement.why)
 
 
+def _tell_move(
+    tx: Transaction, record: AppRecord, known: Sequence[PlacementRecord], assigned: Assignment
+) -> None:
+    """Append to an app's timeline that it serves on another node from now on."""
+    before, after = current_of(known), assigned.current
+    if before is not None and after is not None and before.node != after.node:
+        message = f"From {before.node} to {after.node}."
+        add_event(tx, record, "Moved", actor=SYSTEM, message=message, instance=after.instance)
+
+
 def _same(tx: Transaction, name: str, uid: str) -> AppRecord | None:
     record = tx.app(name)
     return record if record is not None and record.uid == uid else None
@@ -241,18 +252,27 @@ def _tell(tx: Transaction, before: AppRecord, after: AppRecord, assigned: Assign
     updated = _condition(new, "Updated")
     if updated.status == Condition.UNMET and _condition(old, "Updated") != updated:
         culprit = next((i for i in new.instances if i.state == Instance.FAILED), None)
-        current, given_up = assigned.current, after.failed
-        restarted = current is not None and given_up is not None and current.generation == given_up.generation
         add_event(
             tx,
             after,
-            "RestartFailed" if restarted else "UpdateFailed",
+            _failed_command(assigned, after),
             actor=SYSTEM,
             reason=updated.reason,
             message=updated.message,
             detail=culprit.last_error.detail if culprit else "",
             instance=culprit.name if culprit else "",
         )
+
+
+def _failed_command(assigned: Assignment, record: AppRecord) -> str:
+    """Return the type of the event that tells that a version was given up."""
+    current, given_up = assigned.current, record.failed
+    epochs = {it.epoch: it.node for it in assigned.placements}
+    if current is None or given_up is None:
+        return "UpdateFailed"
+    if epochs.get(given_up.epoch, current.node) != current.node:
+        return "MoveFailed"
+    return "RestartFailed" if current.generation == given_up.generation else "UpdateFailed"
 
 
 def _tell_blocks(tx: Transaction, record: AppRecord, old: App, new: App) -> None:

@@ -40,7 +40,8 @@ from tests.unit.control_plane.world import BAD, ME, SLOW, World
 from tests.virtual_time import VirtualClock, run_in_virtual_time
 
 SEEDS = range(40)
-MOVES = range(20)
+MOVES = (*range(20), 1592534550)
+"""The last: a move that was replaced by another was ready only then, and what served before had crashed."""
 CLOCK = VirtualClock()
 NEW_SEEDS = [
     random.Random(SEED + n).getrandbits(32) for n in range(25 * int(os.environ.get("CHAOS_ROUNDS", "0")))

@@ -31,7 +31,7 @@ class AppCatalogStub:
 
     Every mutating method stores what is wanted, durably, before it answers, and returns an operation that ends when
     what is wanted has become so. Cancelling a call does not undo what was stored. Commands on one app: the last one
-    wins. A stop or a delete ends unfinished create, update, start and restart operations of the app with ABORTED
+    wins. A stop or a delete ends unfinished create, update, start, restart and move operations of the app with ABORTED
     (`OPERATION_SUPERSEDED`); a start, or a restart, does the same to an unfinished stop. While an app is `DELETING`
     every other command is refused (`APP_DELETING`).
 
@@ -148,7 +148,7 @@ class AppCatalogServicer:
 
     Every mutating method stores what is wanted, durably, before it answers, and returns an operation that ends when
     what is wanted has become so. Cancelling a call does not undo what was stored. Commands on one app: the last one
-    wins. A stop or a delete ends unfinished create, update, start and restart operations of the app with ABORTED
+    wins. A stop or a delete ends unfinished create, update, start, restart and move operations of the app with ABORTED
     (`OPERATION_SUPERSEDED`); a start, or a restart, does the same to an unfinished stop. While an app is `DELETING`
     every other command is refused (`APP_DELETING`).
 
@@ -392,7 +392,7 @@ class AppCatalogServicer:
         Precondition: the app exists, is not `DELETING`, has the `etag` given, if one is given, and keeps no data on the node
         it is on. Some other node of its environment, or the one named, can take it.
         On success: a fresh instance starts there; once it is ready it takes over, `uri` changes, and the one before serves on
-        for a few seconds and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
+        for a few seconds, in which both answer, and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
         is moved without being started. What the app has put into its `data_dir` does not come along: it stays where it is.
         Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
         Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over.
@@ -571,7 +571,7 @@ class AppCatalog:
 
     Every mutating method stores what is wanted, durably, before it answers, and returns an operation that ends when
     what is wanted has become so. Cancelling a call does not undo what was stored. Commands on one app: the last one
-    wins. A stop or a delete ends unfinished create, update, start and restart operations of the app with ABORTED
+    wins. A stop or a delete ends unfinished create, update, start, restart and move operations of the app with ABORTED
     (`OPERATION_SUPERSEDED`); a start, or a restart, does the same to an unfinished stop. While an app is `DELETING`
     every other command is refused (`APP_DELETING`).
 

@@ -32,7 +32,7 @@ class AppCatalogStub:
 
     Every mutating method stores what is wanted, durably, before it answers, and returns an operation that ends when
     what is wanted has become so. Cancelling a call does not undo what was stored. Commands on one app: the last one
-    wins. A stop or a delete ends unfinished create, update, start and restart operations of the app with ABORTED
+    wins. A stop or a delete ends unfinished create, update, start, restart and move operations of the app with ABORTED
     (`OPERATION_SUPERSEDED`); a start, or a restart, does the same to an unfinished stop. While an app is `DELETING`
     every other command is refused (`APP_DELETING`).
 
@@ -223,7 +223,7 @@ class AppCatalogStub:
     Precondition: the app exists, is not `DELETING`, has the `etag` given, if one is given, and keeps no data on the node
     it is on. Some other node of its environment, or the one named, can take it.
     On success: a fresh instance starts there; once it is ready it takes over, `uri` changes, and the one before serves on
-    for a few seconds and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
+    for a few seconds, in which both answer, and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
     is moved without being started. What the app has put into its `data_dir` does not come along: it stays where it is.
     Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
     Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over.
@@ -278,7 +278,7 @@ class AppCatalogAsyncStub(AppCatalogStub):
 
     Every mutating method stores what is wanted, durably, before it answers, and returns an operation that ends when
     what is wanted has become so. Cancelling a call does not undo what was stored. Commands on one app: the last one
-    wins. A stop or a delete ends unfinished create, update, start and restart operations of the app with ABORTED
+    wins. A stop or a delete ends unfinished create, update, start, restart and move operations of the app with ABORTED
     (`OPERATION_SUPERSEDED`); a start, or a restart, does the same to an unfinished stop. While an app is `DELETING`
     every other command is refused (`APP_DELETING`).
 
@@ -466,7 +466,7 @@ class AppCatalogAsyncStub(AppCatalogStub):
     Precondition: the app exists, is not `DELETING`, has the `etag` given, if one is given, and keeps no data on the node
     it is on. Some other node of its environment, or the one named, can take it.
     On success: a fresh instance starts there; once it is ready it takes over, `uri` changes, and the one before serves on
-    for a few seconds and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
+    for a few seconds, in which both answer, and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
     is moved without being started. What the app has put into its `data_dir` does not come along: it stays where it is.
     Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
     Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over.
@@ -520,7 +520,7 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
 
     Every mutating method stores what is wanted, durably, before it answers, and returns an operation that ends when
     what is wanted has become so. Cancelling a call does not undo what was stored. Commands on one app: the last one
-    wins. A stop or a delete ends unfinished create, update, start and restart operations of the app with ABORTED
+    wins. A stop or a delete ends unfinished create, update, start, restart and move operations of the app with ABORTED
     (`OPERATION_SUPERSEDED`); a start, or a restart, does the same to an unfinished stop. While an app is `DELETING`
     every other command is refused (`APP_DELETING`).
 
@@ -796,7 +796,7 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         Precondition: the app exists, is not `DELETING`, has the `etag` given, if one is given, and keeps no data on the node
         it is on. Some other node of its environment, or the one named, can take it.
         On success: a fresh instance starts there; once it is ready it takes over, `uri` changes, and the one before serves on
-        for a few seconds and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
+        for a few seconds, in which both answer, and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
         is moved without being started. What the app has put into its `data_dir` does not come along: it stays where it is.
         Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
         Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over.
