@@ -11,14 +11,17 @@ from dataclasses import replace
 from functools import partial
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest
+from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, RuntimeStatus
+from services.control_plane.catalog import retention
 from services.control_plane.catalog.commands import add_event
 from services.control_plane.catalog.idempotency import SYSTEM
 from services.control_plane.operations import operations
 from services.control_plane.placement.assignment import ENDING, Assignment, assign
 from services.control_plane.placement.snapshot import Snapshot
 from services.control_plane.reconciler.observation import observe
+from services.control_plane.rules.names import retained_data_name
 from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, NodeRecord, PlacementRecord, current_of
@@ -85,6 +88,10 @@ def ended(
     for placement in tx.placements_of(name):
         if placement.name in gone and placement.role in ENDING:
             tx.delete_placement(placement)
+            if record.deleting == DeleteAppRequest.RETAIN:
+                retention.keep(tx, record, placement)
+            elif record.deleting:
+                tx.delete_retained(retained_data_name(placement.node, record.uid))
         else:
             left += 1
     if not record.deleting:
@@ -94,6 +101,30 @@ def ended(
     tx.delete_app(name)
     operations.settle_removed(tx, record)
     add_event(tx, record, "Deleted", actor=SYSTEM, reason=DeleteAppRequest.DataPolicy.Name(policy))
+
+
+def taken_over(tx: Transaction, name: str, uid: str) -> None:
+    """Store that an app's node has handed over the data that it begins with."""
+    record = _same(tx, name, uid)
+    if record is None or not record.status.retained_data:
+        return
+    message = f"{record.status.retained_data} is its own now."
+    record = retention.taken_over(tx, record)
+    add_event(tx, record, "DataAttached", actor=SYSTEM, message=message)
+    operations.settle(tx, record)
+
+
+def not_taken_over(tx: Transaction, name: str, uid: str, refusal: SupervisorError) -> None:
+    """Store that an app's node will not hand over its data: the app stays without it."""
+    record = _same(tx, name, uid)
+    if record is None or not record.status.retained_data:
+        return
+    missing = refusal.reason == "DATA_MISSING"
+    state = RetainedData.MISSING if missing else RetainedData.RETAINED
+    record = tx.put_app(retention.given_back(tx, record, state, refusal.message))
+    add_event(tx, record, "DataNotAttached", actor=SYSTEM, reason=refusal.reason, message=refusal.message)
+    for operation in tx.open_operations(name, ("attach",)):
+        operations.end(tx, operation, refusal, step="failed")
 
 
 def left_behind(tx: Transaction, name: str, instance: Instance) -> None:

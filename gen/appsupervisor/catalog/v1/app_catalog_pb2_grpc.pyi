@@ -133,6 +133,90 @@ class AppCatalogStub:
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED` (FAILED_PRECONDITION).
     """
+    BatchCreateApps: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchCreateAppsRequest, _operations_pb2.Operation]
+    """Creates many apps as one operation.
+
+    Precondition: 1 to 1,000 requests, no two of them about one app.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FIELD` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchUpdateApps: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchUpdateAppsRequest, _operations_pb2.Operation]
+    """Updates many apps, or creates those that are missing, as one operation.
+
+    Precondition: 1 to 1,000 requests, no two of them about one app.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FIELD` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchDeleteApps: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchDeleteAppsRequest, _operations_pb2.Operation]
+    """Deletes many apps as one operation.
+
+    Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchStartApps: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchStartAppsRequest, _operations_pb2.Operation]
+    """Starts many apps as one operation.
+
+    Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchStopApps: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchStopAppsRequest, _operations_pb2.Operation]
+    """Stops many apps as one operation.
+
+    Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchRestartApps: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchRestartAppsRequest, _operations_pb2.Operation]
+    """Restarts many apps as one operation.
+
+    Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
     MoveApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.MoveAppRequest, _operations_pb2.Operation]
     """Brings an app to another node: `node`, or the one that placement chooses.
 
@@ -291,6 +375,90 @@ class AppCatalogAsyncStub(AppCatalogStub):
     fails with the reason.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED` (FAILED_PRECONDITION).
+    """
+    BatchCreateApps: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchCreateAppsRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Creates many apps as one operation.
+
+    Precondition: 1 to 1,000 requests, no two of them about one app.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FIELD` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchUpdateApps: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchUpdateAppsRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Updates many apps, or creates those that are missing, as one operation.
+
+    Precondition: 1 to 1,000 requests, no two of them about one app.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FIELD` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchDeleteApps: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchDeleteAppsRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Deletes many apps as one operation.
+
+    Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchStartApps: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchStartAppsRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Starts many apps as one operation.
+
+    Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchStopApps: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchStopAppsRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Stops many apps as one operation.
+
+    Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchRestartApps: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchRestartAppsRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Restarts many apps as one operation.
+
+    Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
     """
     MoveApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.MoveAppRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Brings an app to another node: `node`, or the one that placement chooses.
@@ -495,6 +663,126 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         fails with the reason.
 
         Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED` (FAILED_PRECONDITION).
+        """
+
+    @_abc_1.abstractmethod
+    def BatchCreateApps(
+        self,
+        request: _app_catalog_pb2.BatchCreateAppsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Creates many apps as one operation.
+
+        Precondition: 1 to 1,000 requests, no two of them about one app.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+        each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FIELD` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchUpdateApps(
+        self,
+        request: _app_catalog_pb2.BatchUpdateAppsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Updates many apps, or creates those that are missing, as one operation.
+
+        Precondition: 1 to 1,000 requests, no two of them about one app.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+        each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FIELD` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchDeleteApps(
+        self,
+        request: _app_catalog_pb2.BatchDeleteAppsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Deletes many apps as one operation.
+
+        Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+        each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchStartApps(
+        self,
+        request: _app_catalog_pb2.BatchStartAppsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Starts many apps as one operation.
+
+        Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+        each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchStopApps(
+        self,
+        request: _app_catalog_pb2.BatchStopAppsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Stops many apps as one operation.
+
+        Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+        each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchRestartApps(
+        self,
+        request: _app_catalog_pb2.BatchRestartAppsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Restarts many apps as one operation.
+
+        Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+        each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
         """
 
     @_abc_1.abstractmethod

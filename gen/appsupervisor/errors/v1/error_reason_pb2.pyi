@@ -52,6 +52,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: there is no such operation, or it has expired."""
     SERVICE_NOT_FOUND: _ErrorReason.ValueType  # 25
     """NOT_FOUND, of health checks: the server has no such service."""
+    RETAINED_DATA_NOT_FOUND: _ErrorReason.ValueType  # 28
+    """NOT_FOUND: there is no such retained data."""
     APP_ALREADY_EXISTS: _ErrorReason.ValueType  # 40
     """ALREADY_EXISTS: an app of that name exists."""
     ENVIRONMENT_ALREADY_EXISTS: _ErrorReason.ValueType  # 41
@@ -92,6 +94,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the operation is done, or of a kind that cannot be taken back."""
     OPERATION_NOT_DONE: _ErrorReason.ValueType  # 88
     """FAILED_PRECONDITION: an operation that is not done cannot be deleted; cancel it."""
+    RETAINED_DATA_BUSY: _ErrorReason.ValueType  # 99
+    """FAILED_PRECONDITION: the retained data is being attached to an app, or purged."""
     DATA_ON_NODE: _ErrorReason.ValueType  # 95
     """FAILED_PRECONDITION: data of the app that exists nowhere else is on its node, so that it cannot be moved; nor can the
     node be deleted, unless forced.
@@ -198,6 +202,8 @@ OPERATION_NOT_FOUND: ErrorReason.ValueType  # 24
 """NOT_FOUND: there is no such operation, or it has expired."""
 SERVICE_NOT_FOUND: ErrorReason.ValueType  # 25
 """NOT_FOUND, of health checks: the server has no such service."""
+RETAINED_DATA_NOT_FOUND: ErrorReason.ValueType  # 28
+"""NOT_FOUND: there is no such retained data."""
 APP_ALREADY_EXISTS: ErrorReason.ValueType  # 40
 """ALREADY_EXISTS: an app of that name exists."""
 ENVIRONMENT_ALREADY_EXISTS: ErrorReason.ValueType  # 41
@@ -238,6 +244,8 @@ OPERATION_NOT_CANCELLABLE: ErrorReason.ValueType  # 87
 """FAILED_PRECONDITION: the operation is done, or of a kind that cannot be taken back."""
 OPERATION_NOT_DONE: ErrorReason.ValueType  # 88
 """FAILED_PRECONDITION: an operation that is not done cannot be deleted; cancel it."""
+RETAINED_DATA_BUSY: ErrorReason.ValueType  # 99
+"""FAILED_PRECONDITION: the retained data is being attached to an app, or purged."""
 DATA_ON_NODE: ErrorReason.ValueType  # 95
 """FAILED_PRECONDITION: data of the app that exists nowhere else is on its node, so that it cannot be moved; nor can the
 node be deleted, unless forced.
