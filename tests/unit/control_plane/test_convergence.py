@@ -40,8 +40,9 @@ from tests.unit.control_plane.world import BAD, ME, SLOW, World
 from tests.virtual_time import VirtualClock, run_in_virtual_time
 
 SEEDS = range(40)
-MOVES = (*range(20), 1592534550)
-"""The last: a move that was replaced by another was ready only then, and what served before had crashed."""
+MOVES = (*range(20), 1592534550, 3485119540)
+"""The last two: a move that was replaced by another was ready only then, and what served before had
+crashed; a stopped app was moved, started, and failed there."""
 CLOCK = VirtualClock()
 NEW_SEEDS = [
     random.Random(SEED + n).getrandbits(32) for n in range(25 * int(os.environ.get("CHAOS_ROUNDS", "0")))
@@ -288,6 +289,10 @@ class History:
             assert len(placements) <= 1
             return
         (one,) = here.values()
+        if (
+            one.state == rt.Instance.FAILED
+        ):  # what served before may stand beside it, as the place to go back to
+            placements = tuple(it for it in placements if it.instance == one.name)
         (placement,) = placements
         assert one.name == placement.instance
         assert next(iter(here))[0] == placement.node
