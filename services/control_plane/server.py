@@ -18,6 +18,7 @@ from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.catalog.timelines import AppTimelines
 from services.control_plane.controller.controller import Controller
 from services.control_plane.duties import LeaderDuties
+from services.control_plane.fleet.database_servers import DatabaseServers
 from services.control_plane.fleet.fleet import FleetService
 from services.control_plane.health import AppHealth
 from services.control_plane.leadership import Leadership
@@ -136,7 +137,7 @@ def services(
 ) -> list[Service]:
     """Return the services of the control plane over its core."""
     catalog = CatalogServicer(commands, queries, timelines, tails)
-    fleet = FleetServicer(FleetService(store, store.mirror.is_heard))
+    fleet = FleetServicer(FleetService(store, store.mirror.is_heard), DatabaseServers(store))
     servicers = [
         ("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),
         ("appsupervisor.fleet.v1.Fleet", add_FleetServicer_to_server, fleet),

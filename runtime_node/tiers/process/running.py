@@ -74,9 +74,7 @@ class GuestProcess:
         self._used = 0.0
         self._dumping: asyncio.Task[None] | None = None
         self._sampled = (0.0, Usage())
-        self._secrets = [*launch.context.secrets.values()]
-        if launch.context.database_url:
-            self._secrets.append(launch.context.database_url)
+        self._secrets = launch.context.hidden
 
         self._link = GuestLink(self._on_report, self._on_malformed, self._on_link_closed)
         self._leaving: asyncio.TimerHandle | None = None

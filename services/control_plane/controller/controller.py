@@ -17,6 +17,8 @@ from typing import Any, TypeVar
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, RuntimeStatus
 from services.control_plane.controller.work_queue import WorkQueue
+from services.control_plane.databases.app_databases import AppDatabases
+from services.control_plane.databases.health import ServerWatch
 from services.control_plane.nodes.client import NodeClient
 from services.control_plane.nodes.link import NodeLink
 from services.control_plane.nodes.links import NodeLinks
@@ -72,7 +74,9 @@ class Controller:
     async def start(self) -> None:
         """Begin to follow the catalog and the nodes. Only after `close` may it be started again."""
         clock = asyncio.get_running_loop().time
-        reconciler = AppReconciler(self._store, self._links, self._store_write, clock)
+        # A leader's beginning orders it among all that have led, also after the catalog was restored.
+        databases = AppDatabases(self._mirror, clock, self._store.now())
+        reconciler = AppReconciler(self._store, self._links, self._store_write, clock, databases)
         self._queue = WorkQueue(reconciler.reconcile, self._home_of)
         position = self._mirror.apps.revision
         for record in self._mirror.apps.values():
@@ -85,6 +89,9 @@ class Controller:
             asyncio.create_task(self._follow_apps(position), name="follow apps"),
             asyncio.create_task(self._follow_nodes(position), name="follow nodes"),
             asyncio.create_task(self._sweep(), name="sweep"),
+            asyncio.create_task(
+                ServerWatch(self._mirror.database_servers, self._store_write).run(), name="database servers"
+            ),
         ]
 
     async def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from google.protobuf.empty_pb2 import Empty
 
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
+from services.control_plane.fleet.database_servers import DatabaseServers
 from services.control_plane.fleet.fleet import FleetService
 from services.rpc.pipeline.call import Call
 
@@ -12,8 +13,9 @@ from services.rpc.pipeline.call import Call
 class FleetServicer:
     """Serves Fleet."""
 
-    def __init__(self, fleet: FleetService) -> None:
+    def __init__(self, fleet: FleetService, servers: DatabaseServers) -> None:
         self._fleet = fleet
+        self._servers = servers
 
     async def CreateEnvironment(self, request: pb.CreateEnvironmentRequest, call: Call) -> pb.Environment:
         """Serve Fleet.CreateEnvironment."""
@@ -45,3 +47,30 @@ class FleetServicer:
     async def ListNodes(self, request: pb.ListNodesRequest, call: Call) -> pb.ListNodesResponse:
         """Serve Fleet.ListNodes."""
         return self._fleet.list_nodes(request)
+
+    async def CreateDatabaseServer(
+        self, request: pb.CreateDatabaseServerRequest, call: Call
+    ) -> pb.DatabaseServer:
+        """Serve Fleet.CreateDatabaseServer."""
+        return await self._servers.create(request, call.caller())
+
+    async def GetDatabaseServer(self, request: pb.GetDatabaseServerRequest, call: Call) -> pb.DatabaseServer:
+        """Serve Fleet.GetDatabaseServer."""
+        return self._servers.get(request)
+
+    async def ListDatabaseServers(
+        self, request: pb.ListDatabaseServersRequest, call: Call
+    ) -> pb.ListDatabaseServersResponse:
+        """Serve Fleet.ListDatabaseServers."""
+        return self._servers.list_servers(request)
+
+    async def UpdateDatabaseServer(
+        self, request: pb.UpdateDatabaseServerRequest, call: Call
+    ) -> pb.DatabaseServer:
+        """Serve Fleet.UpdateDatabaseServer."""
+        return await self._servers.update(request, call.caller())
+
+    async def DeleteDatabaseServer(self, request: pb.DeleteDatabaseServerRequest, call: Call) -> Empty:
+        """Serve Fleet.DeleteDatabaseServer."""
+        await self._servers.delete(request, call.caller())
+        return Empty()

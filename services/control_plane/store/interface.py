@@ -18,6 +18,7 @@ from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import (
     VERBS,
     AppRecord,
+    DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
@@ -65,6 +66,10 @@ class Transaction(Protocol):
         """Count the apps of an environment."""
         ...
 
+    def count_apps_on_server(self, server: str) -> int:
+        """Count the apps that have their databases on a database server, without those being deleted."""
+        ...
+
     def environment(self, name: str) -> EnvironmentRecord | None:
         """Return an environment."""
         ...
@@ -75,6 +80,18 @@ class Transaction(Protocol):
 
     def delete_environment(self, name: str) -> None:
         """Remove an environment."""
+        ...
+
+    def database_server(self, name: str) -> DatabaseServerRecord | None:
+        """Return a database server."""
+        ...
+
+    def put_database_server(self, record: DatabaseServerRecord) -> None:
+        """Insert or replace a database server."""
+        ...
+
+    def delete_database_server(self, name: str) -> None:
+        """Remove a database server."""
         ...
 
     def node(self, name: str) -> NodeRecord | None:

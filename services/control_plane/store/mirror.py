@@ -12,6 +12,7 @@ from appsupervisor.fleet.v1.fleet_pb2 import Node
 from services.control_plane.store.records import (
     VERBS,
     AppRecord,
+    DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
@@ -31,6 +32,9 @@ class Mirror:
         self.environments: ChangeFeed[EnvironmentRecord] = ChangeFeed(
             revision=revision, oldest_revision=revision
         )
+        self.database_servers: ChangeFeed[DatabaseServerRecord] = ChangeFeed(
+            revision=revision, oldest_revision=revision
+        )
         self.nodes: ChangeFeed[NodeRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self.placements: ChangeFeed[PlacementRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self.operations: ChangeFeed[OperationRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
@@ -38,6 +42,7 @@ class Mirror:
         self._by_node: dict[str, set[str]] = {}
         self._placed: dict[str, tuple[PlacementRecord, ...]] = {}
         self._by_environment: dict[str, set[str]] = {}
+        self._by_server: dict[str, set[str]] = {}
         self._open_operations: dict[str, set[str]] = {}
         """By app and verb: a command looks for those it ends, however many others there are."""
 
@@ -47,6 +52,7 @@ class Mirror:
         *,
         apps: Iterable[tuple[str, AppRecord | None]] = (),
         environments: Iterable[tuple[str, EnvironmentRecord | None]] = (),
+        database_servers: Iterable[tuple[str, DatabaseServerRecord | None]] = (),
         nodes: Iterable[tuple[str, NodeRecord | None]] = (),
         placements: Iterable[tuple[str, PlacementRecord | None]] = (),
         operations: Iterable[tuple[str, OperationRecord | None]] = (),
@@ -62,6 +68,8 @@ class Mirror:
                     old.spec.environment if old else "",
                     app.spec.environment if app else "",
                 )
+                _move(self._by_server, name, old.needed_server if old else "",
+                      app.needed_server if app else "")  # fmt: skip
             for name, placement in placements:
                 self._place(name, placement)
             for name, operation in operations:
@@ -73,6 +81,7 @@ class Mirror:
                     _open_key(operation),
                 )
         self.environments.publish(revision, environments)
+        self.database_servers.publish(revision, database_servers)
         self.nodes.publish(revision, nodes)
         self.placements.publish(revision, placements)  # before their apps: who follows those reads these
         self.apps.publish(revision, apps)
@@ -115,6 +124,10 @@ class Mirror:
     def count_in(self, environment: str) -> int:
         """Count the apps of an environment."""
         return len(self._by_environment.get(environment, _NONE))
+
+    def count_on_server(self, server: str) -> int:
+        """Count the apps that have their databases on a database server, without those being deleted."""
+        return len(self._by_server.get(server, _NONE))
 
     def is_heard(self, node: str) -> bool:
         """Tell whether the leader hears a node, as far as it has stored that."""

@@ -7,7 +7,7 @@ the Unix epoch.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 
@@ -21,7 +21,7 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import (
     ListAppsResponse,
     OperationMetadata,
 )
-from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
+from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer, Environment, Node
 from services.control_plane.rules.etags import app_etag
 
 VERBS = ("create", "update", "delete", "start", "stop", "restart")
@@ -85,6 +85,16 @@ class AppRecord:
     store."""
     revision: int = 0
     """Position of its last change in the change log; set by the store."""
+
+    @property
+    def database_server(self) -> str:
+        """The database server that its database is on; empty if it is on none."""
+        return self.spec.database.postgres.server
+
+    @property
+    def needed_server(self) -> str:
+        """The database server that must not be forgotten for it: none once it is being deleted."""
+        return "" if self.deleting else self.database_server
 
     @cached_property
     def public(self) -> App:
@@ -187,6 +197,23 @@ class EnvironmentRecord:
     def name(self) -> str:
         """Resource name."""
         return self.environment.name
+
+
+@dataclass(frozen=True)
+class DatabaseServerRecord:
+    """One database server; counts are filled in by the reader."""
+
+    server: DatabaseServer
+    """All but its `admin_url`."""
+    admin_url: str = field(repr=False)
+    key: bytes = field(repr=False)
+    """Of which the passwords of apps' logins are made; random, and kept for the server's life."""
+    revision: int = 0
+
+    @property
+    def name(self) -> str:
+        """Resource name."""
+        return self.server.name
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from services.control_plane.store.records import (
     AppRecord,
+    DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
@@ -25,6 +26,7 @@ class WriteSet:
 
     apps: dict[str, AppRecord | None] = field(default_factory=dict)
     environments: dict[str, EnvironmentRecord | None] = field(default_factory=dict)
+    database_servers: dict[str, DatabaseServerRecord | None] = field(default_factory=dict)
     nodes: dict[str, NodeRecord | None] = field(default_factory=dict)
     placements: dict[str, PlacementRecord | None] = field(default_factory=dict)
     operations: dict[str, OperationRecord | None] = field(default_factory=dict)
@@ -49,6 +51,7 @@ class WriteSet:
         return bool(
             self.apps
             or self.environments
+            or self.database_servers
             or self.nodes
             or self.placements
             or self.operations
@@ -63,6 +66,7 @@ class WriteSet:
         """Add the changes of a write set above."""
         self.apps.update(other.apps)
         self.environments.update(other.environments)
+        self.database_servers.update(other.database_servers)
         self.nodes.update(other.nodes)
         self.placements.update(other.placements)
         self.operations.update(other.operations)
@@ -129,6 +133,7 @@ class Batch:
                 revision,
                 apps=changed.apps.items(),
                 environments=changed.environments.items(),
+                database_servers=changed.database_servers.items(),
                 nodes=changed.nodes.items(),
                 placements=changed.placements.items(),
                 operations=changed.operations.items(),

@@ -254,9 +254,8 @@ def test_a_resource_has_an_identifier_and_a_pattern(contract: Contract) -> None:
         assert "IDENTIFIER" in contract.fields_of(name)["name"].behaviors, name
         assert resource.type == f"appsupervisor.dev/{last(name)}", name
         assert resource.pattern, name
-        assert all(re.fullmatch(r"[a-z]+/\{[a-z_]+\}(/[a-z]+/\{[a-z_]+\})*", p) for p in resource.pattern), (
-            name
-        )
+        form = re.compile(r"[a-z][a-zA-Z]*/\{[a-z_]+\}(/[a-z]+/\{[a-z_]+\})*")
+        assert all(map(form.fullmatch, resource.pattern)), name
         assert resource.singular == last(name)[0].lower() + last(name)[1:], name
         assert resource.plural, name
 

@@ -26,6 +26,7 @@ from tests.contract.store.samples import (
     bare,
     check_change_log,
     contents,
+    database_server,
     environment,
     event,
     node,
@@ -35,6 +36,7 @@ from tests.contract.store.samples import (
     snapshot,
 )
 
+SERVERS = ["databaseServers/a", "databaseServers/b"]
 ENVIRONMENTS = [DEFAULT, "environments/e"]
 APPS = ["apps/a", "apps/b", "apps/c"]
 DOMAINS = ["x.example", "y.example", "z.example"]
@@ -53,6 +55,7 @@ class Model:
     """The catalog in plain dicts."""
 
     environments: dict[str, Any] = field(default_factory=dict)
+    database_servers: dict[str, Any] = field(default_factory=dict)
     nodes: dict[str, Any] = field(default_factory=dict)
     apps: dict[str, Any] = field(default_factory=dict)
     placements: dict[str, Any] = field(default_factory=dict)
@@ -64,6 +67,7 @@ class Model:
 
     def bare(self) -> dict[str, dict[str, Any]]:
         return {
+            "database_server": self.database_servers,
             "environment": self.environments,
             "node": self.nodes,
             "app": self.apps,
@@ -164,6 +168,23 @@ def delete_environment(name: str) -> Step:
     return step
 
 
+def put_database_server(name: str) -> Step:
+    def step(tx: Transaction, model: Model) -> None:
+        tx.put_database_server(database_server(name))
+        model.database_servers[name] = database_server(name)
+
+    return step
+
+
+def delete_database_server(name: str) -> Step:
+    def step(tx: Transaction, model: Model) -> None:
+        assert (tx.database_server(name) is not None) == (name in model.database_servers)
+        tx.delete_database_server(name)
+        model.database_servers.pop(name, None)
+
+    return step
+
+
 def put_node(name: str, address: str) -> Step:
     def step(tx: Transaction, model: Model) -> None:
         if name.rpartition("/nodes/")[0] in model.environments:
@@ -230,6 +251,8 @@ steps = st.one_of(
     st.builds(delete_placement, names, st.integers(1, 2)),
     st.builds(put_environment, homes),
     st.builds(delete_environment, homes),
+    st.builds(put_database_server, st.sampled_from(SERVERS)),
+    st.builds(delete_database_server, st.sampled_from(SERVERS)),
     st.builds(put_node, st.sampled_from(NODES), st.sampled_from(["h:1", "h:2"])),
     st.builds(put_operation, st.sampled_from(OPERATIONS), names, st.booleans()),
     st.builds(delete_operation, st.sampled_from(OPERATIONS)),

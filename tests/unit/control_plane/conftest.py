@@ -21,6 +21,7 @@ from appsupervisor.fleet.v1.fleet_pb2_grpc import add_FleetServicer_to_server
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.catalog.timelines import AppTimelines
+from services.control_plane.fleet.database_servers import DatabaseServers
 from services.control_plane.fleet.fleet import FleetService
 from services.control_plane.nodes.figures import FigureReader
 from services.control_plane.nodes.pool import NodePool
@@ -106,7 +107,8 @@ class Server:
             ),
             self.methods,
         )
-        add_FleetServicer_to_server(FleetServicer(FleetService(store, heard.__contains__)), self.methods)
+        fleet = FleetServicer(FleetService(store, heard.__contains__), DatabaseServers(store))
+        add_FleetServicer_to_server(fleet, self.methods)
         add_OperationsServicer_to_server(OperationsServicer(OperationService(store)), self.methods)
 
     def __call__(self, method: str, request: Message, **metadata: str) -> Any:

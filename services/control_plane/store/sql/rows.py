@@ -9,9 +9,10 @@ from typing import Any
 from google.rpc.status_pb2 import Status
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, OperationMetadata
-from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
+from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer, Environment, Node
 from services.control_plane.store.records import (
     AppRecord,
+    DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
@@ -101,6 +102,23 @@ def environment_record(row: Row) -> EnvironmentRecord:
     """Return the environment of a row."""
     _name, body, revision = row
     return EnvironmentRecord(Environment.FromString(body), revision)
+
+
+def database_server_values(record: DatabaseServerRecord) -> dict[str, Any]:
+    """Return a database server's row."""
+    return {
+        "name": record.name,
+        "body": record.server.SerializeToString(),
+        "admin_url": record.admin_url,
+        "key": record.key,
+        "revision": record.revision,
+    }
+
+
+def database_server_record(row: Row) -> DatabaseServerRecord:
+    """Return the database server of a row."""
+    _name, body, admin_url, key, revision = row
+    return DatabaseServerRecord(DatabaseServer.FromString(body), admin_url, key, revision)
 
 
 def node_values(record: NodeRecord) -> dict[str, Any]:
