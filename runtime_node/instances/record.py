@@ -46,7 +46,7 @@ BLOCKED_LOOP = "BlockedLoop"
 DEMOTED = "Demoted"
 CODE_CHANGED = "CodeChanged"
 
-_IDLE_REASONS: dict[StateValue, tuple[str, str]] = {
+_STATE_REASONS: dict[StateValue, tuple[str, str]] = {
     InstanceMessage.PENDING: ("Pending", "It waits for its turn to start."),
     InstanceMessage.STARTING: ("Starting", "Its code is being loaded or its startup runs."),
     InstanceMessage.RUNNING: ("Started", "It serves requests."),
@@ -232,12 +232,12 @@ class Instance:
         )
 
     def clear_condition(self, kind: str, reason: str, message: str, now: float) -> None:
-        """Set a condition to FALSE if it was ever TRUE."""
+        """Set a condition to UNMET if it was ever MET."""
         if self.history is not None and kind in self.history.conditions:
             self.set_condition(kind, False, reason, message, now)
 
     def has_condition(self, kind: str) -> bool:
-        """Return whether a condition is TRUE."""
+        """Return whether a condition is MET."""
         condition = self.history.conditions.get(kind) if self.history is not None else None
         return condition is not None and condition.status == Condition.MET
 
@@ -279,7 +279,7 @@ class Instance:
         elif self.state == InstanceMessage.FAILED and error is not None:
             reason, text = error.reason, error.message
         else:
-            reason, text = _IDLE_REASONS.get(self.state, ("Unknown", ""))
+            reason, text = _STATE_REASONS.get(self.state, ("Unknown", ""))
         return Condition(
             type=READY,
             status=Condition.MET if self.state == InstanceMessage.RUNNING else Condition.UNMET,

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent
-from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
+from appsupervisor.fleet.v1.fleet_pb2 import Environment, ExplainPlacementResponse, Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceSpec
 from services.cli.client import metadata_of, short
 from services.cli.output import Column, M, age, milliseconds, size, styled
@@ -57,22 +57,42 @@ APPS: Sequence[Column[App]] = (
     Column("WHY", why, wide=True),
 )
 
+
+def _takes_apps(node: Node) -> str:
+    return "yes" if node.schedulable else "cordoned" if node.cordoned else "no"
+
+
 NODES: Sequence[Column[Node]] = (
     Column("NAME", lambda node: short(node.name)),
     Column("ENVIRONMENT", lambda node: node.name.split("/")[1]),
     Column("STATE", lambda node: Node.State.Name(node.state)),
+    Column("TAKES APPS", _takes_apps),
     Column("APPS", lambda node: str(node.app_count)),
     Column("ADDRESS", lambda node: node.address),
     Column("HTTP", lambda node: node.http_address),
     Column("VERSION", lambda node: node.version),
     Column("AGE", lambda node: age(node.create_time)),
+    Column("MEMORY", lambda node: size(node.memory_bytes), wide=True),
+    Column("RESERVED", lambda node: size(node.reserved_memory_bytes), wide=True),
+    Column(
+        "LABELS", lambda node: ",".join(f"{k}={v}" for k, v in sorted(node.labels.items())) or "-", wide=True
+    ),
     Column("WHY", lambda node: node.state_reason, wide=True),
+)
+
+VERDICTS: Sequence[Column[ExplainPlacementResponse.Verdict]] = (
+    Column("NODE", lambda one: short(one.node)),
+    Column("RANK", lambda one: str(one.rank or "-")),
+    Column("APPS", lambda one: str(one.app_count)),
+    Column("WHY NOT", lambda one: " ".join(it.message for it in one.obstacles) or "-"),
+    Column("WHAT WOULD HAVE TO CHANGE", lambda one: " ".join(it.remedy for it in one.obstacles) or "-"),
 )
 
 ENVIRONMENTS: Sequence[Column[Environment]] = (
     Column("NAME", lambda environment: short(environment.name)),
     Column("NODES", lambda environment: str(environment.node_count)),
     Column("APPS", lambda environment: str(environment.app_count)),
+    Column("CORDONED", lambda environment: "yes" if environment.cordoned else "no", wide=True),
     Column("AGE", lambda environment: age(environment.create_time)),
 )
 
@@ -141,7 +161,7 @@ ALL_EVENTS: Sequence[Column[AppEvent]] = (
 
 OPERATIONS: Sequence[Column[Operation]] = (
     Column("NAME", lambda operation: short(operation.name)),
-    Column("APP", lambda operation: short(metadata_of(operation).target)),
+    Column("ABOUT", lambda operation: short(metadata_of(operation).target)),
     Column("VERB", lambda operation: metadata_of(operation).verb),
     Column("STEP", lambda operation: metadata_of(operation).step),
     Column("DONE", lambda operation: f"{metadata_of(operation).progress_percent}%"),
@@ -178,7 +198,10 @@ def todo(app: App) -> str:
         if condition.status != Condition.UNMET:
             continue
         if condition.type == "Updated":
-            return f"The version before serves. Mend it with `appsupervisor update` or `restart {name}`."
+            return (
+                f"The version before serves. `appsupervisor update {name} --set FIELD=VALUE` goes back: the "
+                f"newest event Updated says what was changed. Code is mended on disk, then `restart {name}`."
+            )
         if condition.type == "Scheduled":
             return "No node takes it. `appsupervisor nodes` shows those there are."
     if _met(app, "CodeChanged"):

@@ -19,6 +19,7 @@ from functools import partial
 from typing import TypeVar
 
 from services.control_plane.store.interface import LeaderSeat, Standing
+from services.rpc.background import background
 from services.rpc.errors import SupervisorError
 
 T = TypeVar("T")
@@ -98,7 +99,7 @@ class Leadership:
                 self._elected(standing, sent)
                 await self._on_elected(standing.term)
                 return
-        self._task = asyncio.create_task(self._seek(), name="leadership")
+        self._task = background(self._seek(), "leadership")
 
     async def close(self) -> None:
         """End the leader's work and let another replica lead at once."""

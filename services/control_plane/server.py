@@ -20,6 +20,7 @@ from services.control_plane.controller.controller import Controller
 from services.control_plane.duties import LeaderDuties
 from services.control_plane.fleet.database_servers import DatabaseServers
 from services.control_plane.fleet.fleet import FleetService
+from services.control_plane.fleet.node_commands import NodeCommands
 from services.control_plane.health import AppHealth
 from services.control_plane.leadership import Leadership
 from services.control_plane.metrics import ControlPlaneMetrics
@@ -78,6 +79,7 @@ class ControlPlane:
             # Those who watch or wait are sent off first: the drain would wait for them in vain.
             stack.push_async_callback(operations.close)
             stack.callback(store.mirror.apps.close)
+            stack.callback(store.mirror.nodes.close)
             stack.callback(tails.close)
             health.start()
             stack.push_async_callback(health.close)
@@ -87,7 +89,7 @@ class ControlPlane:
                     ControlPlaneMetrics(
                         store,
                         duties.queue,
-                        watchers=lambda: queries.watchers + timelines.watchers,
+                        watchers=lambda: queries.watches.count + timelines.watches.count,
                         tails=lambda: tails.streams,
                     ),
                     server.pipeline.figures,
@@ -115,7 +117,9 @@ class ControlPlane:
 
     def _serve_metrics(self, stack: AsyncExitStack, *collectors: Collector) -> None:
         host, _, port = self._settings.metrics_listen.rpartition(":")
-        listener = MetricsListener(host.strip("[]"), int(port), *collectors)
+        listener = MetricsListener(
+            host.strip("[]"), int(port), *collectors, or_another=self._settings.metrics_port_may_vary
+        )
         stack.push_async_callback(asyncio.to_thread, listener.close)
         listener.start()
         self.metrics_port = listener.port
@@ -137,7 +141,10 @@ def services(
 ) -> list[Service]:
     """Return the services of the control plane over its core."""
     catalog = CatalogServicer(commands, queries, timelines, tails)
-    fleet = FleetServicer(FleetService(store, store.mirror.is_heard), DatabaseServers(store))
+    is_heard = store.mirror.is_heard
+    fleet = FleetServicer(
+        store, FleetService(store, is_heard), NodeCommands(store, is_heard), DatabaseServers(store)
+    )
     servicers = [
         ("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),
         ("appsupervisor.fleet.v1.Fleet", add_FleetServicer_to_server, fleet),

@@ -14,12 +14,14 @@ from google.longrunning.operations_pb2 import Operation
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
+from services.control_plane.catalog import moves
 from services.control_plane.catalog.code_changes import CodeChange, CodeChanges, Figures
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.operations import operations
 from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
 from services.control_plane.rules.app_rules import app_violations
 from services.control_plane.rules.conditions import DATABASE_PROVIDED, get_condition, set_condition
+from services.control_plane.rules.differences import differences
 from services.control_plane.rules.etags import etag_matches
 from services.control_plane.rules.masks import apply_update
 from services.control_plane.rules.names import app_name, parse_app_name, validate_id
@@ -36,7 +38,7 @@ Lifecycle = pb.StartAppRequest | pb.StopAppRequest | pb.RestartAppRequest
 
 
 class AppCommands:
-    """Creates, updates, deletes, starts, stops and restarts apps."""
+    """Creates, updates, deletes, starts, stops, restarts and moves apps."""
 
     def __init__(self, store: CatalogStore, figures: Figures) -> None:
         """`figures` tells what nodes say of apps when they are asked."""
@@ -100,6 +102,21 @@ class AppCommands:
         """Carry out RestartApp."""
         return await self._lifecycle(request, caller, "restart", _restart)
 
+    async def move(self, request: pb.MoveAppRequest, caller: Caller) -> Operation:
+        """Carry out MoveApp."""
+        name = app_name(parse_app_name(request.name, "name"))
+        node = moves.parsed_destination(request.node)
+
+        def run(tx: Transaction) -> OperationRecord:
+            record = _changeable(tx.app(name), name, request.etag)
+            changed, operation = moves.move(tx, self._store.mirror, record, node, caller.actor)
+            if changed is not record:
+                event = "MoveRequested"
+                add_event(tx, changed, event, actor=caller.actor, operation=operation.name)
+            return operation
+
+        return await self._execute(request, caller, run, request.validate_only)
+
     async def _lifecycle(
         self,
         request: Lifecycle,
@@ -120,7 +137,11 @@ class AppCommands:
 
     async def _execute(
         self,
-        request: pb.CreateAppRequest | pb.UpdateAppRequest | pb.DeleteAppRequest | Lifecycle,
+        request: pb.CreateAppRequest
+        | pb.UpdateAppRequest
+        | pb.DeleteAppRequest
+        | pb.MoveAppRequest
+        | Lifecycle,
         caller: Caller,
         run: Callable[[Transaction], OperationRecord],
         validate_only: bool,
@@ -243,7 +264,8 @@ def _update(
         effect = "stop" if spec.desired_state == pb.App.STOPPED else "start"
     if effect == "start":
         changed = _restart(changed)
-    return _store(tx, record, changed, "update", caller, "Updated", effect=effect)
+    told = differences(record.spec, spec)
+    return _store(tx, record, changed, "update", caller, "Updated", effect=effect, message=told)
 
 
 def _with_notice(
@@ -315,6 +337,7 @@ def _store(
     event: str,
     *,
     effect: str = "",
+    message: str = "",
 ) -> OperationRecord:
     """Store a changed app under the next generation if its spec changed, and begin an operation."""
     if changed.spec is not record.spec:
@@ -333,7 +356,7 @@ def _store(
         changed = replace(changed, status=status)
         changed = tx.put_app(changed)
     operation = operations.begin(tx, verb, changed, caller.actor, effect=effect)
-    add_event(tx, changed, event, actor=caller.actor, operation=operation.name)
+    add_event(tx, changed, event, actor=caller.actor, message=message, operation=operation.name)
     return operation
 
 
@@ -389,6 +412,17 @@ def _delete(
     reason = pb.DeleteAppRequest.DataPolicy.Name(policy)
     add_event(tx, changed, "DeleteRequested", reason=reason, actor=caller.actor, operation=operation.name)
     return operation
+
+
+def remove(
+    tx: Transaction, record: AppRecord, actor: str, policy: pb.DeleteAppRequest.DataPolicy.ValueType
+) -> None:
+    """Remove an app from the catalog, when nothing is left of it that could be heard."""
+    operations.supersede(tx, record.name, "delete", "delete")
+    tx.delete_app(record.name)
+    operations.settle_removed(tx, record)
+    reason = pb.DeleteAppRequest.DataPolicy.Name(policy)
+    add_event(tx, record, "Deleted", actor=actor, reason=reason)
 
 
 def _nothing_to_do(tx: Transaction, name: str, caller: Caller) -> OperationRecord:

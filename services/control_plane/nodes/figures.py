@@ -61,9 +61,8 @@ class FigureReader:
         try:
             async with self._room, self._nodes.client_of(node) as client:
                 for parent in apps if len(apps) <= ONE_BY_ONE else ("apps/-",):
-                    told: dict[tuple[str, str], Instance] = {}
-                    async for instance in client.instances(parent, ASK_SECONDS):
-                        told[instance.app_uid, instance.name] = instance
+                    asked = client.instances(parent, ASK_SECONDS)
+                    told = {(instance.app_uid, instance.name): instance async for instance in asked}
                     for instance in (one for some in apps.values() for one in some):
                         _fill(instance, told.get((instance.app_uid, instance.name)))
         except SupervisorError as silent:

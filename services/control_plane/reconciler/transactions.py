@@ -36,6 +36,7 @@ def decided(tx: Transaction, name: str, uid: str, seen: Snapshot) -> tuple[AppRe
         return None
     known = tx.placements_of(name)
     assigned = assign(before, known, seen, tx.now)
+    _check_places(tx, known, assigned)
     after = observe(before, assigned, seen, tx.now)
     if after != before:
         tx.put_app(after)
@@ -86,6 +87,8 @@ def ended(
             tx.delete_placement(placement)
         else:
             left += 1
+    if not record.deleting:
+        operations.settle(tx, record)
     if not record.deleting or left:
         return
     tx.delete_app(name)
@@ -152,6 +155,15 @@ def expire_operations(
     """End the operations whose deadline has passed, one write each."""
     for name in store.mirror.overdue_operations(store.now()):
         yield write(partial(operations.expire, name=name))
+
+
+def _check_places(tx: Transaction, known: Sequence[PlacementRecord], assigned: Assignment) -> None:
+    """Refuse a place on a node that was cordoned or deleted meanwhile: the next pass looks again."""
+    homes = {placement.node for placement in known}
+    for placement in assigned.placements:
+        node = tx.node(placement.node)
+        if placement.node not in homes and (node is None or node.node.cordoned):
+            raise SupervisorError("NO_NODE_AVAILABLE", f"{placement.node} takes no app any more.")
 
 
 def _put_placements(

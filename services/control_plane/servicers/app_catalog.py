@@ -57,6 +57,10 @@ class CatalogServicer:
         """Serve AppCatalog.RestartApp."""
         return await self._commands.restart(request, call.caller())
 
+    async def MoveApp(self, request: pb.MoveAppRequest, call: Call) -> Operation:
+        """Serve AppCatalog.MoveApp."""
+        return await self._commands.move(request, call.caller())
+
     async def WatchApps(
         self, request: pb.WatchAppsRequest, call: Call
     ) -> AsyncIterator[pb.WatchAppsResponse]:

@@ -18,11 +18,11 @@ OTHER = "environments/default/nodes/fake-2"
 
 
 async def get(plane: Plane, name: str, view: int = pb.App.FULL) -> pb.App:
-    return await plane.apps.GetApp(pb.GetAppRequest(name=name, view=view), timeout=20)
+    return await plane.apps.GetApp(pb.GetAppRequest(name=name, view=view), timeout=60)
 
 
 async def listed(plane: Plane, **fields: Any) -> dict[str, pb.App]:
-    response = await plane.apps.ListApps(pb.ListAppsRequest(view=pb.App.FULL, **fields), timeout=20)
+    response = await plane.apps.ListApps(pb.ListAppsRequest(view=pb.App.FULL, **fields), timeout=60)
     return {app.name: app for app in response.apps}
 
 

@@ -17,6 +17,7 @@ from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Database, Instance
 from services.control_plane.databases import app_databases, health
+from services.rpc.errors import SupervisorError
 from services.rpc.status import reason_of
 from tests.eventually import eventually
 from tests.fakes.runtime_node import Behaviour, FakeNode
@@ -27,7 +28,7 @@ from tests.postgresql import Server
 
 @pytest.fixture
 async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
-    plane = Plane(tmp_path)
+    plane = Plane(tmp_path, node_timeout=1.0)
     await plane.start()
     try:
         await plane.node()
@@ -187,7 +188,9 @@ async def test_what_runs_on_a_lost_node_is_shut_out_before_it_is_started_elsewhe
     old = url_of(lost, "shop", 1)
     ask(old, "CREATE TABLE note AS SELECT 7 AS id")
     other = await plane.node("environments/default/nodes/fake-2")
-    lost.mute()  # it runs, and is not heard
+    # It runs, and neither says nor answers anything.
+    lost.refuse = SupervisorError("SHUTTING_DOWN", "Not now.")
+    lost.mute()
     await plane.node_state(lost.node, fleet.Node.UNREACHABLE)
     with psycopg.connect(old) as writer:
         restart = pb.RestartAppRequest(name=app.name, accept_data_loss=True)

@@ -23,6 +23,7 @@ from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.catalog.timelines import AppTimelines
 from services.control_plane.fleet.database_servers import DatabaseServers
 from services.control_plane.fleet.fleet import FleetService
+from services.control_plane.fleet.node_commands import NodeCommands
 from services.control_plane.nodes.figures import FigureReader
 from services.control_plane.nodes.pool import NodePool
 from services.control_plane.nodes.tails import AppTails
@@ -95,7 +96,7 @@ class Server:
     def __init__(self, store: CatalogStore, heard: set[str], loop: asyncio.AbstractEventLoop) -> None:
         self.store = store
         self.heard = heard
-        self._loop = loop
+        self.loop = loop
         self.methods = Methods(Pipeline())
         figures = FigureReader(NodePool(store.mirror))
         add_AppCatalogServicer_to_server(
@@ -107,7 +108,10 @@ class Server:
             ),
             self.methods,
         )
-        fleet = FleetServicer(FleetService(store, heard.__contains__), DatabaseServers(store))
+        is_heard = heard.__contains__
+        fleet = FleetServicer(
+            store, FleetService(store, is_heard), NodeCommands(store, is_heard), DatabaseServers(store)
+        )
         add_FleetServicer_to_server(fleet, self.methods)
         add_OperationsServicer_to_server(OperationsServicer(OperationService(store)), self.methods)
 
@@ -118,7 +122,7 @@ class Server:
         handler: Any = self.methods.service(Details(f"/{found.containing_service.full_name}/{method}"))
         context = Context(tuple((key.replace("_", "-"), value) for key, value in metadata.items()))
         try:
-            data = self._loop.run_until_complete(handler.unary_unary(request.SerializeToString(), context))
+            data = self.loop.run_until_complete(handler.unary_unary(request.SerializeToString(), context))
         except grpc.aio.AbortError:
             assert context.refused is not None
             raise Refusal(*context.refused, Status.FromString(context.trailers[DETAILS_KEY])) from None

@@ -133,6 +133,23 @@ class AppCatalogStub:
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED` (FAILED_PRECONDITION).
     """
+    MoveApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.MoveAppRequest, _operations_pb2.Operation]
+    """Brings an app to another node: `node`, or the one that placement chooses.
+
+    Precondition: the app exists, is not `DELETING`, has the `etag` given, if one is given, and keeps no data on the node
+    it is on. Some other node of its environment, or the one named, can take it.
+    On success: a fresh instance starts there; once it is ready it takes over, `uri` changes, and the one before serves on
+    for a few seconds and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
+    is moved without being started. What the app has put into its `data_dir` does not come along: it stays where it is.
+    Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
+    Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over.
+    Rolled back: what runs. If the fresh instance does not start, or not in time, the app stays where it was, and the
+    operation fails with the reason. A later update, restart or move of the app replaces the move
+    (`OPERATION_SUPERSEDED`).
+
+    Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `DATA_ON_NODE`, `NODE_NOT_ELIGIBLE` (the node named),
+    `NO_NODE_AVAILABLE` (any), `NODE_NOT_FOUND` (FAILED_PRECONDITION).
+    """
     WatchApps: _grpc.UnaryStreamMultiCallable[_app_catalog_pb2.WatchAppsRequest, _app_catalog_pb2.WatchAppsResponse]
     """Streams every app that matches, `SYNCED`, then each change, and `BOOKMARK`s while idle.
 
@@ -274,6 +291,23 @@ class AppCatalogAsyncStub(AppCatalogStub):
     fails with the reason.
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED` (FAILED_PRECONDITION).
+    """
+    MoveApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.MoveAppRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Brings an app to another node: `node`, or the one that placement chooses.
+
+    Precondition: the app exists, is not `DELETING`, has the `etag` given, if one is given, and keeps no data on the node
+    it is on. Some other node of its environment, or the one named, can take it.
+    On success: a fresh instance starts there; once it is ready it takes over, `uri` changes, and the one before serves on
+    for a few seconds and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
+    is moved without being started. What the app has put into its `data_dir` does not come along: it stays where it is.
+    Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
+    Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over.
+    Rolled back: what runs. If the fresh instance does not start, or not in time, the app stays where it was, and the
+    operation fails with the reason. A later update, restart or move of the app replaces the move
+    (`OPERATION_SUPERSEDED`).
+
+    Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `DATA_ON_NODE`, `NODE_NOT_ELIGIBLE` (the node named),
+    `NO_NODE_AVAILABLE` (any), `NODE_NOT_FOUND` (FAILED_PRECONDITION).
     """
     WatchApps: _aio.UnaryStreamMultiCallable[_app_catalog_pb2.WatchAppsRequest, _app_catalog_pb2.WatchAppsResponse]  # type: ignore[assignment]
     """Streams every app that matches, `SYNCED`, then each change, and `BOOKMARK`s while idle.
@@ -461,6 +495,29 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         fails with the reason.
 
         Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED` (FAILED_PRECONDITION).
+        """
+
+    @_abc_1.abstractmethod
+    def MoveApp(
+        self,
+        request: _app_catalog_pb2.MoveAppRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Brings an app to another node: `node`, or the one that placement chooses.
+
+        Precondition: the app exists, is not `DELETING`, has the `etag` given, if one is given, and keeps no data on the node
+        it is on. Some other node of its environment, or the one named, can take it.
+        On success: a fresh instance starts there; once it is ready it takes over, `uri` changes, and the one before serves on
+        for a few seconds and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
+        is moved without being started. What the app has put into its `data_dir` does not come along: it stays where it is.
+        Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
+        Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over.
+        Rolled back: what runs. If the fresh instance does not start, or not in time, the app stays where it was, and the
+        operation fails with the reason. A later update, restart or move of the app replaces the move
+        (`OPERATION_SUPERSEDED`).
+
+        Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `DATA_ON_NODE`, `NODE_NOT_ELIGIBLE` (the node named),
+        `NO_NODE_AVAILABLE` (any), `NODE_NOT_FOUND` (FAILED_PRECONDITION).
         """
 
     @_abc_1.abstractmethod

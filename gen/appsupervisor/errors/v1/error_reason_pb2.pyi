@@ -45,7 +45,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ENVIRONMENT_NOT_FOUND: _ErrorReason.ValueType  # 21
     """NOT_FOUND, or FAILED_PRECONDITION where another resource names it: there is no such environment."""
     NODE_NOT_FOUND: _ErrorReason.ValueType  # 22
-    """NOT_FOUND: there is no such node."""
+    """NOT_FOUND, or FAILED_PRECONDITION where a move names it: there is no such node."""
     INSTANCE_NOT_FOUND: _ErrorReason.ValueType  # 23
     """NOT_FOUND: there is no such instance on this node."""
     OPERATION_NOT_FOUND: _ErrorReason.ValueType  # 24
@@ -96,6 +96,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the operation is done, or of a kind that cannot be taken back."""
     OPERATION_NOT_DONE: _ErrorReason.ValueType  # 88
     """FAILED_PRECONDITION: an operation that is not done cannot be deleted; cancel it."""
+    DATA_ON_NODE: _ErrorReason.ValueType  # 95
+    """FAILED_PRECONDITION: data of the app that exists nowhere else is on its node, so that it cannot be moved; nor can the
+    node be deleted, unless forced.
+    """
+    NODE_ALIVE: _ErrorReason.ValueType  # 96
+    """FAILED_PRECONDITION: the node can be heard; end it first."""
+    NODE_NOT_ELIGIBLE: _ErrorReason.ValueType  # 97
+    """FAILED_PRECONDITION: the node named cannot take the app; the message says what would have to change."""
+    DATA_LOST: _ErrorReason.ValueType  # 98
+    """FAILED_PRECONDITION: the app's data was given up with its node; `accept_data_loss` starts it anew."""
     DATABASE_SERVER_IN_USE: _ErrorReason.ValueType  # 76
     """FAILED_PRECONDITION: apps have their databases on the server."""
     RESUME_TOKEN_EXPIRED: _ErrorReason.ValueType  # 100
@@ -121,7 +131,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     DATABASE_SERVER_UNREACHABLE: _ErrorReason.ValueType  # 156
     """UNAVAILABLE, in conditions: the server of the app's database does not answer. Tried again."""
     NO_NODE_AVAILABLE: _ErrorReason.ValueType  # 143
-    """In conditions: the app's environment has no node that can take it."""
+    """In conditions, and FAILED_PRECONDITION of a move: the app's environment has no node that can take it."""
     ENTRYPOINT_MALFORMED: _ErrorReason.ValueType  # 160
     """The app: its entrypoint is not `package.module:attribute`."""
     ENTRYPOINT_MODULE_NOT_FOUND: _ErrorReason.ValueType  # 161
@@ -193,7 +203,7 @@ APP_NOT_FOUND: ErrorReason.ValueType  # 20
 ENVIRONMENT_NOT_FOUND: ErrorReason.ValueType  # 21
 """NOT_FOUND, or FAILED_PRECONDITION where another resource names it: there is no such environment."""
 NODE_NOT_FOUND: ErrorReason.ValueType  # 22
-"""NOT_FOUND: there is no such node."""
+"""NOT_FOUND, or FAILED_PRECONDITION where a move names it: there is no such node."""
 INSTANCE_NOT_FOUND: ErrorReason.ValueType  # 23
 """NOT_FOUND: there is no such instance on this node."""
 OPERATION_NOT_FOUND: ErrorReason.ValueType  # 24
@@ -244,6 +254,16 @@ OPERATION_NOT_CANCELLABLE: ErrorReason.ValueType  # 87
 """FAILED_PRECONDITION: the operation is done, or of a kind that cannot be taken back."""
 OPERATION_NOT_DONE: ErrorReason.ValueType  # 88
 """FAILED_PRECONDITION: an operation that is not done cannot be deleted; cancel it."""
+DATA_ON_NODE: ErrorReason.ValueType  # 95
+"""FAILED_PRECONDITION: data of the app that exists nowhere else is on its node, so that it cannot be moved; nor can the
+node be deleted, unless forced.
+"""
+NODE_ALIVE: ErrorReason.ValueType  # 96
+"""FAILED_PRECONDITION: the node can be heard; end it first."""
+NODE_NOT_ELIGIBLE: ErrorReason.ValueType  # 97
+"""FAILED_PRECONDITION: the node named cannot take the app; the message says what would have to change."""
+DATA_LOST: ErrorReason.ValueType  # 98
+"""FAILED_PRECONDITION: the app's data was given up with its node; `accept_data_loss` starts it anew."""
 DATABASE_SERVER_IN_USE: ErrorReason.ValueType  # 76
 """FAILED_PRECONDITION: apps have their databases on the server."""
 RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
@@ -269,7 +289,7 @@ NODE_UNREACHABLE: ErrorReason.ValueType  # 142
 DATABASE_SERVER_UNREACHABLE: ErrorReason.ValueType  # 156
 """UNAVAILABLE, in conditions: the server of the app's database does not answer. Tried again."""
 NO_NODE_AVAILABLE: ErrorReason.ValueType  # 143
-"""In conditions: the app's environment has no node that can take it."""
+"""In conditions, and FAILED_PRECONDITION of a move: the app's environment has no node that can take it."""
 ENTRYPOINT_MALFORMED: ErrorReason.ValueType  # 160
 """The app: its entrypoint is not `package.module:attribute`."""
 ENTRYPOINT_MODULE_NOT_FOUND: ErrorReason.ValueType  # 161
