@@ -111,7 +111,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     RESUME_TOKEN_EXPIRED: _ErrorReason.ValueType  # 100
     """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
     NODE_FULL: _ErrorReason.ValueType  # 120
-    """RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor left for one more."""
+    """RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor or process left for one more."""
     DATABASE_SERVER_FULL: _ErrorReason.ValueType  # 136
     """RESOURCE_EXHAUSTED: as many apps have their databases on the server as it accepts."""
     SERVER_BUSY: _ErrorReason.ValueType  # 121
@@ -269,7 +269,7 @@ DATABASE_SERVER_IN_USE: ErrorReason.ValueType  # 76
 RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
 """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
 NODE_FULL: ErrorReason.ValueType  # 120
-"""RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor left for one more."""
+"""RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor or process left for one more."""
 DATABASE_SERVER_FULL: ErrorReason.ValueType  # 136
 """RESOURCE_EXHAUSTED: as many apps have their databases on the server as it accepts."""
 SERVER_BUSY: ErrorReason.ValueType  # 121
