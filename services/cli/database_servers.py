@@ -27,9 +27,7 @@ SERVERS: Sequence[Column[fleet.DatabaseServer]] = (
     Column("WHY", lambda server: server.state_reason or "-", wide=True),
 )
 
-database_servers = typer.Typer(
-    no_args_is_help=False, invoke_without_command=True, help="Show, register and forget database servers."
-)
+database_servers = typer.Typer(no_args_is_help=False, invoke_without_command=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -39,7 +37,7 @@ def register(app: typer.Typer) -> None:
 
 @database_servers.callback()
 def _database_servers(context: typer.Context) -> None:
-    """List database servers, a line each.
+    """Show database servers, a line each; register and forget them.
 
     Example: appsupervisor database-servers -o wide
     """
@@ -57,9 +55,9 @@ def create(
     max_apps: Annotated[int, typer.Option(help="The most apps that it takes; 0 for 1,000.")] = 0,
     app_connections: Annotated[int, typer.Option(help="Connections of each app's pool; 0 for 5.")] = 0,
 ) -> None:
-    """Register a PostgreSQL server. Its administrator's URL is read from DATABASE_ADMIN_URL.
+    """Register a PostgreSQL server. Its administrator's URL is read from the variable DATABASE_ADMIN_URL.
 
-    Example: DATABASE_ADMIN_URL=postgresql://admin:…@db/apps appsupervisor database-servers create one
+    Example: appsupervisor database-servers create one
     """
     session = session_of(context)
     url = os.environ.get(ADMIN_URL, "")

@@ -201,6 +201,20 @@ async def test_what_runs_on_a_lost_node_is_shut_out_before_it_is_started_elsewhe
     assert ask(url_of(other, "shop", app.instances[-1].epoch), "SELECT id FROM note") == [(7,)]
 
 
+async def test_an_app_moves_to_another_node_and_its_data_is_there(
+    plane: Plane, postgresql: Server, stack: ExitStack
+) -> None:
+    await register(plane, postgresql.create_database(stack))
+    app = await create(plane, "shop")
+    old = url_of(plane.nodes[0], "shop", 1)
+    ask(old, "CREATE TABLE note AS SELECT 7 AS id")
+    other = await plane.node("environments/default/nodes/fake-2")
+    move = pb.MoveAppRequest(name=app.name, node=other.node)
+    app = await plane.done(await plane.apps.MoveApp(move))
+    assert ask(url_of(other, "shop", app.instances[-1].epoch), "SELECT id FROM note") == [(7,)]
+    await eventually(lambda: asyncio.to_thread(refused, old))
+
+
 async def test_what_an_app_asks_of_its_server_is_checked(
     plane: Plane, postgresql: Server, stack: ExitStack
 ) -> None:
