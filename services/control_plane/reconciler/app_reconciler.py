@@ -11,7 +11,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -25,12 +24,14 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
 from services.control_plane.databases.app_databases import AppDatabases
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.placement.assignment import Assignment, assign
-from services.control_plane.placement.choice import candidate_of
+from services.control_plane.placement.choice import Candidates
 from services.control_plane.placement.snapshot import Snapshot
 from services.control_plane.reconciler import transactions
+from services.control_plane.reconciler.data_reconciler import DataReconciler
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.pace import Pace
 from services.control_plane.reconciler.plan import Plan, Start, plan, stop_orphan
+from services.control_plane.reconciler.result import Result
 from services.control_plane.rules.conditions import DATABASE_PROVIDED, DATABASE_READY, get_condition
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role
@@ -48,18 +49,6 @@ T = TypeVar("T")
 Command = Callable[[Transaction], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What came of a pass."""
-
-    again: bool = False
-    """There is more to do at once."""
-    after: float = 0.0
-    """There is more to do, after so many seconds; 0 if there isn't."""
-    failure: SupervisorError | None = None
-    """What is worth another try, after a pause that grows."""
-
-
 class AppReconciler:
     """Makes passes over apps; keeps only what one pass must know of another. Lives on one loop."""
 
@@ -68,6 +57,7 @@ class AppReconciler:
         store: CatalogStore,
         links: NodeLinks,
         write: Callable[[Command], Future[Any]],
+        data: DataReconciler,
         clock: Callable[[], float],
         databases: AppDatabases,
     ) -> None:
@@ -76,9 +66,11 @@ class AppReconciler:
         self._mirror = store.mirror
         self._links = links
         self._store_write = write
+        self._data = data
         self._pace = Pace(clock)
         self._databases = databases
         self._placing: Counter[str] = Counter()
+        self._candidates = Candidates()
 
     async def reconcile(self, app: str) -> Result:
         """Make one pass over an app, which may not exist any more."""
@@ -91,6 +83,8 @@ class AppReconciler:
         return result
 
     async def _look_at(self, app: AppRecord) -> Result:
+        if app.status.retained_data and await self._data.take_over(app):
+            return Result()  # what came of it is stored, and has the app looked at again
         placements = self._mirror.placements_of(app.name)
         seen = self._see(app, placements)
         if placements and not any(self._is_clear(it.node) for it in placements):
@@ -135,15 +129,15 @@ class AppReconciler:
         return Snapshot(
             nodes,
             tuple(
-                candidate_of(
+                self._candidates.of(
                     link.node,
-                    heard=link.synced,
-                    apps=self._mirror.count_on(link.node.name) + self._placing[link.node.name],
-                    reserved_bytes=self._mirror.reserved_on(link.node.name),
-                    taken=link.node.name in taken,
+                    link.synced,
+                    self._mirror.count_on(name) + self._placing.get(name, 0),
+                    self._mirror.reserved_on(name),
+                    name in taken,
                 )
                 for link in self._links.all()
-                if link.node.name.startswith(prefix)
+                if (name := link.node.name).startswith(prefix)
             ),
             gone,
             environment is not None and environment.environment.cordoned,
@@ -247,7 +241,7 @@ class AppReconciler:
 
         Raises SupervisorError, also told by the app's condition: then nothing is forgotten yet.
         """
-        keep = [it.epoch for it in assigned.placements if it not in over]
+        keep = [it.epoch for it in assigned.staying if it not in over]
         told = partial(transactions.database_told, name=app.name, uid=app.uid)
         provided = get_condition(app.status.conditions, DATABASE_PROVIDED)
         if not ends and (provided is None or self._databases.is_settled(app, keep)):

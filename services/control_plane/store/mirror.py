@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterable
+from itertools import takewhile
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from services.control_plane.store.app_entries import AppEntries, AppEntry
@@ -16,11 +17,13 @@ from services.control_plane.store.records import (
     DRAIN,
     VERBS,
     AppRecord,
+    BatchRecord,
     DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
     PlacementRecord,
+    RetainedDataRecord,
 )
 from services.rpc.feed import ChangeFeed
 
@@ -42,7 +45,11 @@ class Mirror:
         self.database_servers: ChangeFeed[DatabaseServerRecord] = ChangeFeed(
             revision=revision, oldest_revision=revision
         )
+        self.retained: ChangeFeed[RetainedDataRecord] = ChangeFeed(
+            revision=revision, oldest_revision=revision
+        )
         self.placements: ChangeFeed[PlacementRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
+        self.batches: ChangeFeed[BatchRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self.operations: ChangeFeed[OperationRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self._lock = threading.Lock()
         self._by_node: dict[str, set[str]] = {}
@@ -68,7 +75,9 @@ class Mirror:
         database_servers: Iterable[tuple[str, DatabaseServerRecord | None]] = (),
         nodes: Iterable[tuple[str, NodeRecord | None]] = (),
         placements: Iterable[tuple[str, PlacementRecord | None]] = (),
+        retained: Iterable[tuple[str, RetainedDataRecord | None]] = (),
         operations: Iterable[tuple[str, OperationRecord | None]] = (),
+        batches: Iterable[tuple[str, BatchRecord | None]] = (),
     ) -> None:
         """Take in one revision's committed changes."""
         apps, placements, operations = list(apps), list(placements), list(operations)
@@ -100,9 +109,11 @@ class Mirror:
         self.environments.publish(revision, environments)
         self.database_servers.publish(revision, database_servers)
         self.nodes.publish(revision, nodes)
+        self.retained.publish(revision, retained)
         self.placements.publish(revision, placements)  # before their apps: who follows those reads these
         self.apps.publish(revision, apps)
         self.operations.publish(revision, operations)
+        self.batches.publish(revision, batches)
 
     def _place(self, name: str, placement: PlacementRecord | None) -> None:
         app = name.partition("/placements/")[0]
@@ -203,6 +214,11 @@ class Mirror:
     def count_on_server(self, server: str) -> int:
         """Count the apps that have their databases on a database server, without those being deleted."""
         return len(self._by_server.get(server, _NONE))
+
+    def retained_on(self, node: str) -> list[RetainedDataRecord]:
+        """Return the data retained on a node, by name."""
+        prefix = f"{node}/retainedData/"
+        return list(takewhile(lambda it: it.name.startswith(prefix), self.retained.values(prefix)))
 
     def is_heard(self, node: str) -> bool:
         """Tell whether the leader hears a node, as far as it has stored that."""

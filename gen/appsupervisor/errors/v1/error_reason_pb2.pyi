@@ -52,6 +52,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: there is no such operation, or it has expired."""
     SERVICE_NOT_FOUND: _ErrorReason.ValueType  # 25
     """NOT_FOUND, of health checks: the server has no such service."""
+    RETAINED_DATA_NOT_FOUND: _ErrorReason.ValueType  # 28
+    """NOT_FOUND: there is no such retained data."""
     DATABASE_SERVER_NOT_FOUND: _ErrorReason.ValueType  # 36
     """NOT_FOUND, or FAILED_PRECONDITION where an app names it: there is no such database server."""
     APP_ALREADY_EXISTS: _ErrorReason.ValueType  # 40
@@ -96,6 +98,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the operation is done, or of a kind that cannot be taken back."""
     OPERATION_NOT_DONE: _ErrorReason.ValueType  # 88
     """FAILED_PRECONDITION: an operation that is not done cannot be deleted; cancel it."""
+    RETAINED_DATA_BUSY: _ErrorReason.ValueType  # 99
+    """FAILED_PRECONDITION: the retained data is being attached to an app, or purged."""
     DATA_ON_NODE: _ErrorReason.ValueType  # 95
     """FAILED_PRECONDITION: data of the app that exists nowhere else is on its node, so that it cannot be moved; nor can the
     node be deleted, unless forced.
@@ -210,6 +214,8 @@ OPERATION_NOT_FOUND: ErrorReason.ValueType  # 24
 """NOT_FOUND: there is no such operation, or it has expired."""
 SERVICE_NOT_FOUND: ErrorReason.ValueType  # 25
 """NOT_FOUND, of health checks: the server has no such service."""
+RETAINED_DATA_NOT_FOUND: ErrorReason.ValueType  # 28
+"""NOT_FOUND: there is no such retained data."""
 DATABASE_SERVER_NOT_FOUND: ErrorReason.ValueType  # 36
 """NOT_FOUND, or FAILED_PRECONDITION where an app names it: there is no such database server."""
 APP_ALREADY_EXISTS: ErrorReason.ValueType  # 40
@@ -254,6 +260,8 @@ OPERATION_NOT_CANCELLABLE: ErrorReason.ValueType  # 87
 """FAILED_PRECONDITION: the operation is done, or of a kind that cannot be taken back."""
 OPERATION_NOT_DONE: ErrorReason.ValueType  # 88
 """FAILED_PRECONDITION: an operation that is not done cannot be deleted; cancel it."""
+RETAINED_DATA_BUSY: ErrorReason.ValueType  # 99
+"""FAILED_PRECONDITION: the retained data is being attached to an app, or purged."""
 DATA_ON_NODE: ErrorReason.ValueType  # 95
 """FAILED_PRECONDITION: data of the app that exists nowhere else is on its node, so that it cannot be moved; nor can the
 node be deleted, unless forced.

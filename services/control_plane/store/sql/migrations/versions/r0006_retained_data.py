@@ -1,4 +1,4 @@
-"""Database servers: where apps have databases of their own."""
+"""What apps have left on their nodes gets records of its own; what is there already, nodes tell."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,14 +10,14 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Create the table."""
+    """Add the table."""
     op.create_table(
-        "database_servers",
-        sa.Column("name", sa.String(), primary_key=True),
+        "retained_data",
+        sa.Column("name", sa.String(), nullable=False),
+        sa.Column("generation", sa.BigInteger(), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),
-        sa.Column("admin_url", sa.String(), nullable=False),
-        sa.Column("key", sa.LargeBinary(), nullable=False),
         sa.Column("revision", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name"),
     )
 
 
