@@ -14,6 +14,7 @@ from services.control_plane.store.records import (
     VERBS,
     AppRecord,
     BatchRecord,
+    DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
@@ -118,6 +119,15 @@ class CommandTransaction:
             count += new is not None and new.spec.environment == environment
         return count
 
+    def count_apps_on_server(self, server: str) -> int:
+        """Count the apps that have their databases on a database server, without those being deleted."""
+        count = self._mirror.count_on_server(server)
+        for name in self._below.apps.keys() | self.write_set.apps.keys():
+            old, new = self._mirror.apps.get(name), self.app(name)
+            count -= old is not None and old.needed_server == server
+            count += new is not None and new.needed_server == server
+        return count
+
     def environment(self, name: str) -> EnvironmentRecord | None:
         """Return an environment."""
         for changed in (self.write_set.environments, self._below.environments):
@@ -133,6 +143,22 @@ class CommandTransaction:
         """Remove an environment."""
         if self.environment(name) is not None:
             self.write_set.environments[name] = None
+
+    def database_server(self, name: str) -> DatabaseServerRecord | None:
+        """Return a database server."""
+        for changed in (self.write_set.database_servers, self._below.database_servers):
+            if name in changed:
+                return changed[name]
+        return self._mirror.database_servers.get(name)
+
+    def put_database_server(self, record: DatabaseServerRecord) -> None:
+        """Insert or replace a database server."""
+        self.write_set.database_servers[record.name] = replace(record, revision=self._revision)
+
+    def delete_database_server(self, name: str) -> None:
+        """Remove a database server."""
+        if self.database_server(name) is not None:
+            self.write_set.database_servers[name] = None
 
     def node(self, name: str) -> NodeRecord | None:
         """Return a node."""
