@@ -22,6 +22,7 @@ from services.control_plane.catalog.scans import Scans
 from services.control_plane.operations import operations
 from services.control_plane.rules.filters import compile_filter
 from services.control_plane.rules.names import app_name
+from services.control_plane.rules.sentences import counted
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import BatchRecord
 from services.rpc.errors import SupervisorError, Violation, invalid_field, invalid_fields
@@ -130,6 +131,8 @@ class BatchCommands:
         """Return one request for each app. Raises SupervisorError INVALID_FIELD, INVALID_FILTER."""
         if isinstance(request, pb.BatchCreateAppsRequest | pb.BatchUpdateAppsRequest) or not request.filter:
             _check_list(kind, request)
+            if isinstance(request, pb.BatchDeleteAppsRequest) and request.data_policy:
+                raise invalid_field("data_policy", "must not be set with requests; each has its own")
             return request.requests
         if request.requests:
             raise invalid_field("filter", "must not be set with requests")
@@ -215,7 +218,7 @@ def end(tx: Transaction, name: str) -> None:
         return
     cancelled = SupervisorError(
         "OPERATION_CANCELLED",
-        f"Cancelled: {left:,} apps were not begun.",
+        f"Cancelled: {counted(left, 'app')} not begun.",
         resource=name,
         metadata={"finished": str(batch.finished), "left": str(left)},
     )

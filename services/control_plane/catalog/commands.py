@@ -22,7 +22,7 @@ from services.control_plane.rules.app_defaults import normalize_app, runtime_fie
 from services.control_plane.rules.app_rules import app_violations
 from services.control_plane.rules.conditions import DATABASE_PROVIDED, get_condition, set_condition
 from services.control_plane.rules.differences import differences
-from services.control_plane.rules.etags import etag_matches
+from services.control_plane.rules.etags import check_etag
 from services.control_plane.rules.masks import apply_update
 from services.control_plane.rules.names import app_name, parse_app_name, validate_id
 from services.control_plane.rules.sizes import check_sizes
@@ -462,13 +462,7 @@ def _nothing_to_do(tx: Transaction, name: str, caller: Caller) -> OperationRecor
 def _existing(record: AppRecord | None, name: str, etag: str) -> AppRecord:
     if record is None:
         raise app_not_found(name)
-    if etag and not etag_matches(etag, record.public.etag):
-        raise SupervisorError(
-            "ETAG_MISMATCH",
-            f"{name} has changed since etag {etag}; read it again.",
-            resource=name,
-            metadata={"etag": record.public.etag, "given_etag": etag},
-        )
+    check_etag(etag, record.public.etag, name)
     return record
 
 

@@ -16,7 +16,7 @@ from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_end, page_start, request_digest
 from services.control_plane.catalog.scans import Scans
 from services.control_plane.operations import operations
-from services.control_plane.rules.etags import etag_matches
+from services.control_plane.rules.etags import check_etag
 from services.control_plane.rules.filters import compile_retained_filter
 from services.control_plane.rules.names import (
     WILDCARD,
@@ -139,13 +139,7 @@ class RetainedDataService:
 
 def _current(tx: Transaction, name: str, etag: str) -> RetainedDataRecord:
     record = _found(tx.retained(name), name)
-    if not etag_matches(etag, record.public.etag):
-        raise SupervisorError(
-            "ETAG_MISMATCH",
-            f"{name} has changed since etag {etag}; read it again.",
-            resource=name,
-            metadata={"etag": record.public.etag, "given_etag": etag},
-        )
+    check_etag(etag, record.public.etag, name)
     return record
 
 

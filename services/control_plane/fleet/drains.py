@@ -19,6 +19,7 @@ from services.control_plane.operations.moves import bound_by, place_elsewhere
 from services.control_plane.placement.assignment import ENDING
 from services.control_plane.placement.choice import choose
 from services.control_plane.rules.conditions import get_condition
+from services.control_plane.rules.sentences import counted
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import (
@@ -202,7 +203,7 @@ def _stuck(node: str, results: list[Result]) -> SupervisorError:
     apps = ", ".join(it.app for it in results[:3]) + (", …" if len(results) > 3 else "")
     return SupervisorError(
         reason,
-        f"{len(results)} apps stay on {node}: {apps}. {first.message}",
+        f"Left on {node}: {counted(len(results), 'app')}, {apps}. {first.message}",
         resource=node,
         metadata={"apps": str(len(results)), "app": first.app},
     )

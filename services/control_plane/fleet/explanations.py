@@ -34,7 +34,9 @@ Response = pb.ExplainPlacementResponse
 
 def explain_placement(mirror: Mirror, request: pb.ExplainPlacementRequest) -> Response:
     """Carry out ExplainPlacement."""
-    if bool(request.app) == request.HasField("app_spec"):
+    if request.app and request.HasField("app_spec"):
+        raise invalid_field("app_spec", "must not be set with app")
+    if not request.app and not request.HasField("app_spec"):
         raise invalid_field("app", "must be set, or app_spec instead of it")
     response = Response()
     name = ""

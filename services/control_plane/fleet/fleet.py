@@ -15,14 +15,13 @@ from services.control_plane.catalog.commands import DEFAULT_BASE_DOMAIN, remove
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_by_name, request_digest
 from services.control_plane.fleet.views import (
-    check_etag,
     environment_not_found,
     node_not_found,
     shown_environment,
     shown_node,
 )
 from services.control_plane.rules.environment_masks import updated_environment
-from services.control_plane.rules.etags import app_etag
+from services.control_plane.rules.etags import app_etag, check_etag
 from services.control_plane.rules.fleet_rules import environment_violations, node_violations
 from services.control_plane.rules.names import (
     DEFAULT_ENVIRONMENT,
@@ -32,6 +31,7 @@ from services.control_plane.rules.names import (
     parse_node_name,
     validate_id,
 )
+from services.control_plane.rules.sentences import counted
 from services.control_plane.rules.sizes import check_sizes
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import EnvironmentRecord, NodeRecord, Role, timestamp
@@ -350,7 +350,7 @@ def _check_base_domain(tx: Transaction, node: pb.Node, environment: str) -> None
 def _not_empty(name: str, apps: int, nodes: int) -> SupervisorError:
     return SupervisorError(
         "ENVIRONMENT_NOT_EMPTY",
-        f"{name} has {apps} apps and {nodes} nodes that can be heard.",
+        f"{name} has {counted(apps, 'app')} and {counted(nodes, 'node')} that can be heard.",
         resource=name,
         metadata={"apps": str(apps), "nodes": str(nodes)},
     )

@@ -16,10 +16,11 @@ from appsupervisor.fleet.v1 import fleet_pb2 as pb
 from services.control_plane.catalog import retention
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.fleet import drains
-from services.control_plane.fleet.views import check_etag, node_etag, node_not_found, shown_node
+from services.control_plane.fleet.views import node_etag, node_not_found, shown_node
 from services.control_plane.operations import operations
-from services.control_plane.rules.etags import app_etag
+from services.control_plane.rules.etags import app_etag, check_etag
 from services.control_plane.rules.names import node_name, parse_node_name
+from services.control_plane.rules.sentences import counted
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import DRAIN, NodeRecord, Role, timestamp
 from services.rpc.errors import SupervisorError, invalid_field
@@ -95,8 +96,8 @@ class NodeCommands:
             if kept and not request.force:
                 raise SupervisorError(
                     "DATA_ON_NODE",
-                    f"{len(kept)} apps, {kept[0]} among them, keep data on {name} that exists nowhere else. "
-                    "Start the node again; or give that data up, with `force`.",
+                    f"{name} has data that exists nowhere else, of {_told(kept, 'app')}. Start the node "
+                    "again; or give that data up, with `force`.",
                     resource=name,
                     metadata={"apps": str(len(kept)), "app": kept[0]},
                 )
@@ -104,8 +105,8 @@ class NodeCommands:
             if left and not request.force:
                 raise SupervisorError(
                     "DATA_ON_NODE",
-                    f"{len(left)} deleted apps, {left[0]} among them, have left data on {name} that exists "
-                    "nowhere else. Start the node again and attach or purge it; or give it up, with `force`.",
+                    f"{name} has data that exists nowhere else, of {_told(left, 'deleted app')}. Start "
+                    "the node again and attach or purge it; or give it up, with `force`.",
                     resource=name,
                     metadata={"retained": str(len(left)), "app": left[0]},
                 )
@@ -153,6 +154,10 @@ def cordoned(tx: Transaction, record: NodeRecord, wanted: bool) -> NodeRecord:
 def _keeps_data(tx: Transaction, app: str, node: str) -> bool:
     there = (it for it in tx.placements_of(app) if it.node == node and it.role is not Role.LOST)
     return any(it.has_data for it in there)
+
+
+def _told(apps: list[str], noun: str) -> str:
+    return f"{counted(len(apps), noun)}, {apps[0]}{' among them' if apps[1:] else ''}"
 
 
 def _name_of(request: NodeCommand) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
 from services.control_plane.placement.choice import Wish, candidate_of, fits
-from services.control_plane.rules.etags import app_etag, etag_matches
+from services.control_plane.rules.etags import app_etag
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import EnvironmentRecord, NodeRecord
 from services.rpc.errors import SupervisorError
@@ -42,17 +42,6 @@ def shown_node(mirror: Mirror, record: NodeRecord) -> pb.Node:
 def node_etag(node: pb.Node) -> str:
     """Return a node's etag; one that no command has ever concerned has that of its first registration."""
     return node.etag or app_etag(f"{node.create_time.ToMicroseconds():08x}"[-8:], 0)
-
-
-def check_etag(given: str, current: str, name: str) -> None:
-    """Raise SupervisorError ETAG_MISMATCH unless `given` is empty or the current one."""
-    if given and not etag_matches(given, current):
-        raise SupervisorError(
-            "ETAG_MISMATCH",
-            f"{name} has changed since etag {given}; read it again.",
-            resource=name,
-            metadata={"etag": current, "given_etag": given},
-        )
 
 
 def environment_not_found(name: str) -> SupervisorError:

@@ -19,7 +19,7 @@ from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata, Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.operations.moves import Stage, stage_of, take_back
 from services.control_plane.operations.traces import add_trace
-from services.control_plane.rules.sentences import sentences
+from services.control_plane.rules.sentences import counted, sentences
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.random_ids import new_suffix
 from services.control_plane.store.records import (
@@ -208,7 +208,7 @@ def expire(tx: Transaction, name: str) -> None:
     if isinstance(operation.metadata, DrainNodeMetadata):
         left = operation.metadata.left_count
         told = "; ".join(_told(it) for it in operation.metadata.app_results[:3])
-        why = f"{left} apps are on it still; {told}"
+        why = f"still on it: {counted(left, 'app')}; {told}"
     end(
         tx,
         operation,

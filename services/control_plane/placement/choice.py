@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1.fleet_pb2 import Node
+from services.control_plane.rules.sentences import counted
 
 DEFAULT_MAX_INSTANCES = 10_000
 
@@ -167,7 +168,7 @@ _TEXTS: dict[str, Callable[[Wish, Candidate], Obstacle]] = {
     ),
     "INSTANCES_FULL": lambda _wish, node: Obstacle(
         "INSTANCES_FULL",
-        f"It has {node.apps} apps, and accepts {node.max_instances or DEFAULT_MAX_INSTANCES}.",
+        f"It has {counted(node.apps, 'app')}, and accepts {node.max_instances or DEFAULT_MAX_INSTANCES}.",
         "Move an app off it, or start the node with a higher --max-instances.",
     ),
     "MEMORY_FULL": lambda wish, node: Obstacle(
@@ -189,7 +190,7 @@ _TEXTS: dict[str, Callable[[Wish, Candidate], Obstacle]] = {
     ),
     "NOT_EMPTY": lambda _wish, node: Obstacle(
         "NOT_EMPTY",
-        f"The app is to be alone, and {node.apps} apps are on it.",
+        f"The app is to be alone, and the node has {counted(node.apps, 'app')}.",
         "Move them off it, or add a node.",
     ),
 }
@@ -209,7 +210,8 @@ def choose(wish: Wish, candidates: Iterable[Candidate]) -> Choice:
         if (best is None or _order(node) < _order(best)) and fits(wish, node):
             best = node
     if best is not None:
-        return Choice(best.name, f"fewest apps ({best.apps}) of those of {len(known)} nodes that can take it")
+        reason = f"fewest apps ({best.apps}) of those that can take it, of {len(known)} nodes in all"
+        return Choice(best.name, reason)
     if not known:
         return Choice("", f"{wish.environment} has no node that it could go to; start one there.")
     return Choice("", _why_none(wish, known))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from services.rpc.errors import SupervisorError
+
 
 def app_etag(uid: str, generation: int, history: str = "") -> str:
     """Return the etag of one generation of an app: strong, and quoted as RFC 9110 has it.
@@ -18,6 +20,17 @@ def etag_matches(given: str, current: str) -> bool:
     Takes the quoted form, the weak form `W/"…"` and the bare value: shells and languages lose the quotes.
     """
     return not given or _opaque(given) == _opaque(current)
+
+
+def check_etag(given: str, current: str, name: str) -> None:
+    """Raise SupervisorError ETAG_MISMATCH unless `given` is empty or the current one of the resource."""
+    if not etag_matches(given, current):
+        raise SupervisorError(
+            "ETAG_MISMATCH",
+            f"{name} has changed since etag {given}; read it again.",
+            resource=name,
+            metadata={"etag": current, "given_etag": given},
+        )
 
 
 def _opaque(etag: str) -> str:

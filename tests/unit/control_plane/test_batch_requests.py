@@ -41,6 +41,14 @@ def test_either_a_list_or_a_filter(server: Server) -> None:
     assert refused(server, pb.BatchDeleteAppsRequest(filter="a", data_policy=9)).fields == {"data_policy"}
 
 
+def test_what_becomes_of_data_is_said_with_each_request_of_a_list(server: Server) -> None:
+    """Were it passed over, data would stay that was to go."""
+    doomed = pb.BatchDeleteAppsRequest(
+        requests=[pb.DeleteAppRequest(name="apps/a")], data_policy=pb.DeleteAppRequest.DROP
+    )
+    assert refused(server, doomed).fields == {"data_policy"}
+
+
 def begun(server: Server, *names: str, **fields: Any) -> Any:
     requests = [pb.StopAppRequest(name=f"apps/{name}") for name in names]
     return server("BatchStopApps", pb.BatchStopAppsRequest(requests=requests, **fields))

@@ -151,7 +151,7 @@ def test_a_placement_is_explained_for_an_app_and_for_one_that_might_be(
     assert explain(server, app="apps/shop").verdicts[1].obstacles == []
     assert refused("ExplainPlacement", fleet.ExplainPlacementRequest()).fields == {"app"}
     both = fleet.ExplainPlacementRequest(app="apps/shop", app_spec=spec)
-    assert refused("ExplainPlacement", both).fields == {"app"}
+    assert refused("ExplainPlacement", both).fields == {"app_spec"}
     wrong = fleet.ExplainPlacementRequest(app_spec=pb.App(node_selector={"-": "x"}))
     assert refused("ExplainPlacement", wrong).fields == {'app_spec.node_selector["-"]'}
     elsewhere = fleet.ExplainPlacementRequest(app_spec=pb.App(environment="environments/none"))

@@ -837,7 +837,7 @@ class BatchDeleteAppsRequest(_message.Message):
     validate_only: _builtins.bool
     """Checks each app as its own method does and changes nothing; the operation returned is done and not kept."""
     data_policy: Global___DeleteAppRequest.DataPolicy.ValueType
-    """With `filter`: what becomes of their data."""
+    """With `filter`: what becomes of their data. It is refused with `requests`, each of which has its own."""
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeleteAppRequest]:
         """One request for each app, 1 to 1,000; its own `request_id` and `validate_only` are not looked at."""

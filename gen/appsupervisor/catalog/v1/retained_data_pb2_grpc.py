@@ -95,7 +95,8 @@ class DataCatalogServicer:
     def AttachRetainedData(self, request, context):
         """Creates an app that begins with retained data: CreateApp, on the node that has the data.
 
-        The app is made, placed and given the data in one transaction, so that it never begins without it.
+        The app is made, placed and given the data in one transaction, so that it never begins without it. It goes where
+        the data is, also if that node is cordoned or full, or its labels are not those of `node_selector`.
         Precondition: those of CreateApp; the data is `RETAINED`, in the environment that `app` names (the data's own when
         unset), of a database of the kind that `app` asks for, and has the `etag` given, if one is given.
         On success: the data belongs to the new app and is listed no more once its node has handed it over; until then it is

@@ -52,7 +52,8 @@ class DataCatalogStub:
     AttachRetainedData: _grpc.UnaryUnaryMultiCallable[_retained_data_pb2.AttachRetainedDataRequest, _operations_pb2.Operation]
     """Creates an app that begins with retained data: CreateApp, on the node that has the data.
 
-    The app is made, placed and given the data in one transaction, so that it never begins without it.
+    The app is made, placed and given the data in one transaction, so that it never begins without it. It goes where
+    the data is, also if that node is cordoned or full, or its labels are not those of `node_selector`.
     Precondition: those of CreateApp; the data is `RETAINED`, in the environment that `app` names (the data's own when
     unset), of a database of the kind that `app` asks for, and has the `etag` given, if one is given.
     On success: the data belongs to the new app and is listed no more once its node has handed it over; until then it is
@@ -102,7 +103,8 @@ class DataCatalogAsyncStub(DataCatalogStub):
     AttachRetainedData: _aio.UnaryUnaryMultiCallable[_retained_data_pb2.AttachRetainedDataRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Creates an app that begins with retained data: CreateApp, on the node that has the data.
 
-    The app is made, placed and given the data in one transaction, so that it never begins without it.
+    The app is made, placed and given the data in one transaction, so that it never begins without it. It goes where
+    the data is, also if that node is cordoned or full, or its labels are not those of `node_selector`.
     Precondition: those of CreateApp; the data is `RETAINED`, in the environment that `app` names (the data's own when
     unset), of a database of the kind that `app` asks for, and has the `etag` given, if one is given.
     On success: the data belongs to the new app and is listed no more once its node has handed it over; until then it is
@@ -167,7 +169,8 @@ class DataCatalogServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
         """Creates an app that begins with retained data: CreateApp, on the node that has the data.
 
-        The app is made, placed and given the data in one transaction, so that it never begins without it.
+        The app is made, placed and given the data in one transaction, so that it never begins without it. It goes where
+        the data is, also if that node is cordoned or full, or its labels are not those of `node_selector`.
         Precondition: those of CreateApp; the data is `RETAINED`, in the environment that `app` names (the data's own when
         unset), of a database of the kind that `app` asks for, and has the `etag` given, if one is given.
         On success: the data belongs to the new app and is listed no more once its node has handed it over; until then it is
