@@ -88,7 +88,10 @@ class RetainedDataService:
         def run(tx: Transaction) -> OperationRecord:
             record = _current(tx, name, request.etag)
             if record.data.state == pb.RetainedData.MISSING:
-                raise SupervisorError("DATA_MISSING", f"{name}: {record.data.state_reason}", resource=name)
+                why = record.data.state_reason
+                raise SupervisorError(
+                    "DATA_MISSING", f"{name}: {why}", resource=name, metadata={"detail": why}
+                )
             if record.data.state != pb.RetainedData.RETAINED:
                 raise _busy(record)
             _check_database(record, spec)
@@ -172,7 +175,7 @@ def _busy(record: RetainedDataRecord) -> SupervisorError:
         "RETAINED_DATA_BUSY",
         f"{record.name} is {what}.",
         resource=record.name,
-        metadata={"state": pb.RetainedData.State.Name(record.data.state)},
+        metadata={"state": pb.RetainedData.State.Name(record.data.state), "detail": what},
     )
 
 

@@ -134,7 +134,10 @@ class AppDatabases:
             if failure.reason in ("DATABASE_SERVER_UNREACHABLE", "LEADERSHIP_LOST"):
                 raise
             text = f"Its database could not be {'dropped' if drop else 'shut'}: {failure.message}"
-            raise SupervisorError("DATABASE_NOT_REMOVED", text, resource=app.name) from failure
+            raise SupervisorError(
+                "DATABASE_NOT_REMOVED", text, resource=app.name,
+                metadata={"detail": failure.message, "wanted": "dropped" if drop else "shut"},
+            ) from failure  # fmt: skip
         self._open.pop(app.uid, None)
 
     def _claim(self, app: AppRecord) -> Claim:

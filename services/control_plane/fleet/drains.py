@@ -204,5 +204,5 @@ def _stuck(node: str, results: list[Result]) -> SupervisorError:
         reason,
         f"{len(results)} apps stay on {node}: {apps}. {first.message}",
         resource=node,
-        metadata={"apps": str(len(results)), "app": first.app},
+        metadata={"count": str(len(results)), "apps": apps, "detail": first.message},
     )

@@ -74,7 +74,8 @@ class DataReconciler:
         record = self._mirror.retained.get(app.status.retained_data)
         link = self._links.get(app.status.retained_data.rpartition("/retainedData/")[0])
         if record is None:  # its node was deleted, with all that is retained there
-            gone = SupervisorError("DATA_MISSING", f"{app.status.retained_data} does not exist any more.")
+            name = app.status.retained_data
+            gone = SupervisorError("DATA_MISSING", f"{name} does not exist any more.", resource=name)
             await self._write(partial(transactions.not_taken_over, name=app.name, uid=app.uid, refusal=gone))
             return True
         if link is None or not link.synced:
@@ -127,7 +128,10 @@ class DataReconciler:
             left = False
         if left:
             why = f"An instance of {app} on {link.node.name} has it."
-            raise SupervisorError("DATA_NOT_REMOVED", why, resource=record.name)
+            raise SupervisorError(
+                "DATA_NOT_REMOVED", why, resource=record.name,
+                metadata={"app": app, "node": link.node.name},
+            )  # fmt: skip
 
     async def _look_at_all(self, link: NodeLink) -> None:
         """Compare all that a node has with what the catalog remembers."""

@@ -195,7 +195,11 @@ def _check_places(tx: Transaction, known: Sequence[PlacementRecord], assigned: A
     for placement in assigned.placements:
         node = tx.node(placement.node)
         if placement.node not in homes and (node is None or node.node.cordoned):
-            raise SupervisorError("NO_NODE_AVAILABLE", f"{placement.node} takes no app any more.")
+            raise SupervisorError(
+                "NO_NODE_AVAILABLE",
+                f"{placement.node} takes no app any more.",
+                metadata={"node": placement.node},
+            )
 
 
 def _put_placements(
