@@ -8,26 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, RuntimeStatus
 from services.control_plane.controller.drains import Drains
+from services.control_plane.controller.following import follow
 from services.control_plane.controller.work_queue import WorkQueue
+from services.control_plane.databases.app_databases import AppDatabases
+from services.control_plane.databases.health import ServerWatch
 from services.control_plane.nodes.client import NodeClient
 from services.control_plane.nodes.link import NodeLink
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.app_reconciler import AppReconciler
+from services.control_plane.reconciler.data_reconciler import DataReconciler
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, home_of
 from services.rpc.background import background
 from services.rpc.errors import SupervisorError
-from services.rpc.feed import ChangeFeed, Entry
 
 log = logging.getLogger("appsupervisor.reconciler")
 
@@ -43,10 +46,6 @@ SWEEP_APPS = 200
 SWEEP_EXPIRIES = 1_000
 """Operations that one sweep ends: they share few commits."""
 
-IDLE_SECONDS = 60.0
-"""How long a follower waits before it looks again without having been woken."""
-
-V = TypeVar("V")
 Command = Callable[[Transaction], Any]
 
 
@@ -67,6 +66,8 @@ class Controller:
         self._store_write = write or store.write
         self._links = NodeLinks(node_timeout, connect)
         self._queue: WorkQueue | None = None
+        self._data = DataReconciler(self._mirror, self._links, self._store_write)
+        self._data_queue: WorkQueue | None = None
         self._unsettled: dict[str, None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._followers: list[asyncio.Task[None]] = []
@@ -74,8 +75,11 @@ class Controller:
     async def start(self) -> None:
         """Begin to follow the catalog and the nodes. Only after `close` may it be started again."""
         clock = asyncio.get_running_loop().time
-        reconciler = AppReconciler(self._store, self._links, self._store_write, clock)
+        # A leader's beginning orders it among all that have led, also after the catalog was restored.
+        databases = AppDatabases(self._mirror, clock, self._store.now())
+        reconciler = AppReconciler(self._store, self._links, self._store_write, self._data, clock, databases)
         self._queue = WorkQueue(reconciler.reconcile, self._home_of)
+        self._data_queue = WorkQueue(self._data.reconcile, lambda node: node)
         position = self._mirror.apps.revision
         for record in self._mirror.apps.values():
             if _is_unsettled(record):
@@ -89,15 +93,21 @@ class Controller:
         self._followers = [
             background(self._follow_apps(position), "follow apps"),
             background(self._follow_nodes(position), "follow nodes"),
+            background(self._follow_retained(position), "follow retained data"),
             background(self._sweep(), "sweep"),
+            background(
+                ServerWatch(self._mirror.database_servers, self._store_write).run(), "database servers"
+            ),
             background(Drains(self._mirror, self._store_write).run(), "drains"),
         ]
 
     async def close(self) -> None:
         """Stop reconciling; what runs on the nodes is left as it is. Nothing if it isn't started."""
-        queue, self._queue = self._queue, None
-        if queue is not None:
-            await queue.close()
+        queues = (self._queue, self._data_queue)
+        self._queue = self._data_queue = None
+        for queue in queues:
+            if queue is not None:
+                await queue.close()
         for task in (*self._followers, *self._tasks):
             task.cancel()
         await asyncio.gather(*self._followers, *self._tasks, return_exceptions=True)
@@ -130,7 +140,7 @@ class Controller:
     # What the catalog tells
 
     async def _follow_apps(self, position: int) -> None:
-        async for name, record in _follow(self._mirror.apps, position):
+        async for name, record in follow(self._mirror.apps, position):
             if record is not None and _is_unsettled(record):
                 self._unsettled[name] = None
             else:
@@ -138,7 +148,7 @@ class Controller:
             self.enqueue(name)
 
     async def _follow_nodes(self, position: int) -> None:
-        async for name, record in _follow(self._mirror.nodes, position):
+        async for name, record in follow(self._mirror.nodes, position):
             if record is None:
                 self._links.forget(name)
                 self.changed(self._mirror.apps_on(name))
@@ -147,11 +157,21 @@ class Controller:
             if self._links.is_heard(name) and not record.node.cordoned:
                 self._enqueue_unplaced()  # it may have been uncordoned
 
+    async def _follow_retained(self, position: int) -> None:
+        async for name, _ in follow(self._mirror.retained, position):
+            self._look_at_data(name.rpartition("/retainedData/")[0])
+
+    def _look_at_data(self, node: str) -> None:
+        if self._data_queue is not None:
+            self._data_queue.add(node)
+
     # What the nodes tell (LinkListener)
 
     def heard(self, link: NodeLink, status: RuntimeStatus) -> None:
         """Mark the node ready and look at every app placed on it."""
         self._note_heard(link, status)
+        self._data.heard(link.node.name)
+        self._look_at_data(link.node.name)
         for app in self._mirror.apps_on(link.node.name):
             self.enqueue(app)
         self._enqueue_unplaced()
@@ -161,6 +181,7 @@ class Controller:
         log.error("node unreachable: %s: %s", link.node.name, why,
                   extra={"action": "node.unreachable", "node": link.node.name})  # fmt: skip
         self._note_lost(link, why)
+        self._look_at_data(link.node.name)
         for app in self._mirror.apps_on(link.node.name):
             self.enqueue(app)
 
@@ -248,20 +269,6 @@ class Controller:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-async def _follow(feed: ChangeFeed[V], position: int) -> AsyncIterator[tuple[str, V | None]]:
-    """Yield what changes after a position until the feed closes; all there is, if it goes back less far."""
-    resume: int | None = position
-    while True:
-        try:
-            async for item in feed.watch(resume, IDLE_SECONDS):
-                if isinstance(item, Entry):
-                    yield item.key, item.value
-        except SupervisorError:
-            if feed.closed:
-                return
-            resume = None
 
 
 def _is_unsettled(record: AppRecord) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
-from services.control_plane.placement.choice import Wish, candidate_of, obstacles
+from services.control_plane.placement.choice import Wish, candidate_of, fits
 from services.control_plane.rules.etags import app_etag, etag_matches
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import EnvironmentRecord, NodeRecord
@@ -35,7 +35,7 @@ def shown_node(mirror: Mirror, record: NodeRecord) -> pb.Node:
         taken=False,
     )
     wish = Wish(record.environment, environment is not None and environment.environment.cordoned)
-    shown.schedulable = next(obstacles(wish, candidate), None) is None
+    shown.schedulable = fits(wish, candidate)
     return shown
 
 

@@ -11,31 +11,35 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    Condition,
     Instance,
     StartInstanceRequest,
     StopInstanceRequest,
 )
+from services.control_plane.databases.app_databases import AppDatabases
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.placement.assignment import Assignment, assign
-from services.control_plane.placement.choice import candidate_of
+from services.control_plane.placement.choice import Candidates
 from services.control_plane.placement.snapshot import Snapshot
 from services.control_plane.reconciler import transactions
+from services.control_plane.reconciler.data_reconciler import DataReconciler
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.pace import Pace
 from services.control_plane.reconciler.plan import Plan, Start, plan, stop_orphan
+from services.control_plane.reconciler.result import Result
+from services.control_plane.rules.conditions import DATABASE_PROVIDED, DATABASE_READY, get_condition
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role
 from services.rpc.errors import SupervisorError
 
 log = logging.getLogger("appsupervisor.reconciler")
 
-FINAL_REFUSALS = frozenset({"INVALID_FIELD", "ENTRYPOINT_MALFORMED", "ISOLATION_UNSUPPORTED"})
+FINAL_REFUSALS = frozenset({"INVALID_FIELD", "ENTRYPOINT_MALFORMED", "ISOLATION_UNSUPPORTED", "DATA_MISSING"})
 """Refusals of a start that no retry changes: they are shown as the app's failure."""
 
 OUTDATED = frozenset({"STALE_EPOCH", "INSTANCE_EXISTS"})
@@ -43,18 +47,6 @@ OUTDATED = frozenset({"STALE_EPOCH", "INSTANCE_EXISTS"})
 
 T = TypeVar("T")
 Command = Callable[[Transaction], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What came of a pass."""
-
-    again: bool = False
-    """There is more to do at once."""
-    after: float = 0.0
-    """There is more to do, after so many seconds; 0 if there isn't."""
-    failure: SupervisorError | None = None
-    """What is worth another try, after a pause that grows."""
 
 
 class AppReconciler:
@@ -65,15 +57,20 @@ class AppReconciler:
         store: CatalogStore,
         links: NodeLinks,
         write: Callable[[Command], Future[Any]],
+        data: DataReconciler,
         clock: Callable[[], float],
+        databases: AppDatabases,
     ) -> None:
         """`write` stores what a pass decides; `clock` gives seconds, monotonic."""
         self._store = store
         self._mirror = store.mirror
         self._links = links
         self._store_write = write
+        self._data = data
         self._pace = Pace(clock)
+        self._databases = databases
         self._placing: Counter[str] = Counter()
+        self._candidates = Candidates()
 
     async def reconcile(self, app: str) -> Result:
         """Make one pass over an app, which may not exist any more."""
@@ -86,6 +83,8 @@ class AppReconciler:
         return result
 
     async def _look_at(self, app: AppRecord) -> Result:
+        if app.status.retained_data and await self._data.take_over(app):
+            return Result()  # what came of it is stored, and has the app looked at again
         placements = self._mirror.placements_of(app.name)
         seen = self._see(app, placements)
         if placements and not any(self._is_clear(it.node) for it in placements):
@@ -130,15 +129,15 @@ class AppReconciler:
         return Snapshot(
             nodes,
             tuple(
-                candidate_of(
+                self._candidates.of(
                     link.node,
-                    heard=link.synced,
-                    apps=self._mirror.count_on(link.node.name) + self._placing[link.node.name],
-                    reserved_bytes=self._mirror.reserved_on(link.node.name),
-                    taken=link.node.name in taken,
+                    link.synced,
+                    self._mirror.count_on(name) + self._placing.get(name, 0),
+                    self._mirror.reserved_on(name),
+                    name in taken,
                 )
                 for link in self._links.all()
-                if link.node.name.startswith(prefix)
+                if (name := link.node.name).startswith(prefix)
             ),
             gone,
             environment is not None and environment.environment.cordoned,
@@ -168,7 +167,10 @@ class AppReconciler:
         over, failure = await self._stop_all(app, todo)
         # A stop that fails holds up no start: an app is to serve first of all.
         if todo.start is not None:
-            await self._start(app, todo.start)
+            await self._start(app, assigned, todo.start)
+        if app.database_server:
+            ends = todo.remove or (app.deleting and len(over) == len(assigned.placements))
+            await self._guard_database(app, assigned, over, ends=bool(ends))
         if over or todo.remove:
             await self._write(
                 partial(transactions.ended, name=app.name, uid=app.uid, placements=over, policy=app.deleting)
@@ -232,11 +234,54 @@ class AppReconciler:
         link = self._links.get(placement.node)
         return self._pace.wait(app.name, app.target, link.node.incarnation) if link is not None else 0.0
 
-    async def _start(self, app: AppRecord, start: Start) -> None:
+    async def _guard_database(
+        self, app: AppRecord, assigned: Assignment, over: list[PlacementRecord], *, ends: bool
+    ) -> None:
+        """Shut out logins whose instances are gone; drop or keep what was an app's that `ends`.
+
+        Raises SupervisorError, also told by the app's condition: then nothing is forgotten yet.
+        """
+        keep = [it.epoch for it in assigned.staying if it not in over]
+        told = partial(transactions.database_told, name=app.name, uid=app.uid)
+        provided = get_condition(app.status.conditions, DATABASE_PROVIDED)
+        if not ends and (provided is None or self._databases.is_settled(app, keep)):
+            return
+        try:
+            if ends:
+                await self._databases.end(app, drop=app.deleting == DeleteAppRequest.DROP)
+                return
+            await self._databases.settle(app, keep)
+        except SupervisorError as failure:
+            await self._write(partial(told, failure=failure))
+            raise
+        if not _is_met(get_condition(app.status.conditions, DATABASE_READY)):
+            await self._write(partial(told, failure=None))
+
+    async def _provide(self, app: AppRecord, assigned: Assignment, start: Start) -> None:
+        """Put the app's own database, which no other epoch can write then, into a start."""
+        provided = get_condition(app.status.conditions, DATABASE_PROVIDED)
+        # What was given up with its node may run there still, and must not write any more.
+        keep = [it.epoch for it in assigned.staying]
+        told = partial(transactions.database_told, name=app.name, uid=app.uid)
+        try:
+            database = await self._databases.prepare(
+                app, start.placement.epoch, keep, must_exist=_is_met(provided)
+            )
+        except SupervisorError as failure:
+            await self._write(partial(told, failure=failure))
+            raise
+        if not _is_met(get_condition(app.status.conditions, DATABASE_READY)):
+            await self._write(partial(told, failure=None))
+        start.request.spec.database_url = database.url
+        start.request.spec.database_pool_size = database.pool
+
+    async def _start(self, app: AppRecord, assigned: Assignment, start: Start) -> None:
         link = self._links.get(start.placement.node)
         if link is None:
             return
         try:
+            if app.database_server:
+                await self._provide(app, assigned, start)
             instance = await link.client.start(start.request)
         except SupervisorError as refusal:
             if refusal.reason in OUTDATED:
@@ -273,6 +318,10 @@ def _awaits_start(app: AppRecord, assigned: Assignment, seen: Snapshot) -> bool:
         return False
     view = seen.heard(wanted.node)
     return view is not None and not view.instances and view.hindrance is None
+
+
+def _is_met(condition: Condition | None) -> bool:
+    return condition is not None and condition.status == Condition.MET
 
 
 def _removal(app: AppRecord) -> str:

@@ -10,7 +10,7 @@ from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceError
 from services.control_plane.placement.assignment import ENDING, Assignment
 from services.control_plane.placement.snapshot import READY, NodeView, Sight, Snapshot, is_own, is_ready
-from services.control_plane.rules.conditions import set_condition
+from services.control_plane.rules.conditions import DATABASE_READY, get_condition, set_condition
 from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.records import AppRecord, PlacementRecord, Version, home_of
 
@@ -133,7 +133,10 @@ class _Status:
         return "Starting", ""
 
     def _hindrance(self, otherwise: str) -> tuple[str, str]:
-        """Return what keeps the app's nodes from doing what they were told."""
+        """Return what keeps the app's nodes from doing what they were told, or them from being told."""
+        database = get_condition(self._status.conditions, DATABASE_READY)
+        if database is not None and database.status == Condition.UNMET:
+            return database.reason, database.message
         for instance in self._status.instances:
             if instance.state == Instance.STOPPING and instance.last_error.reason == "DATA_NOT_REMOVED":
                 return instance.last_error.reason, instance.last_error.message
@@ -168,7 +171,7 @@ class _Status:
 
     def _is_settled(self) -> bool:
         app, serving = self._app, self._serving
-        if app.deleting:
+        if app.deleting or self._status.retained_data:
             return False
         if app.spec.desired_state == App.STOPPED:
             return bool(self._status.state == Instance.STOPPED) and self._alone()
@@ -178,11 +181,15 @@ class _Status:
     def _is_final(self) -> bool:
         """Tell whether nothing more will be done until somebody changes something."""
         app, status = self._app, self._status
-        if app.deleting:
+        if app.deleting or status.retained_data:
             return False
         if app.failed == app.target and status.state in READY:
             return len(status.instances) == 1 and self._alone()
-        return status.state in (Instance.FAILED, Instance.STOPPED) and self._alone()
+        # What served before may stand beside what failed, if only as the place to go back to.
+        ending = any(it.role in ENDING for it in self._assigned.staying)
+        return (
+            status.state in (Instance.FAILED, Instance.STOPPED) and not ending and len(status.instances) <= 1
+        )
 
     def _set_scheduled(self, now: int) -> None:
         if self._assigned.staying:

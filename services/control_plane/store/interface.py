@@ -18,11 +18,14 @@ from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import (
     VERBS,
     AppRecord,
+    BatchRecord,
+    DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
     PlacementRecord,
     RequestRecord,
+    RetainedDataRecord,
 )
 
 T = TypeVar("T")
@@ -65,6 +68,10 @@ class Transaction(Protocol):
         """Count the apps of an environment."""
         ...
 
+    def count_apps_on_server(self, server: str) -> int:
+        """Count the apps that have their databases on a database server, without those being deleted."""
+        ...
+
     def environment(self, name: str) -> EnvironmentRecord | None:
         """Return an environment."""
         ...
@@ -75,6 +82,18 @@ class Transaction(Protocol):
 
     def delete_environment(self, name: str) -> None:
         """Remove an environment."""
+        ...
+
+    def database_server(self, name: str) -> DatabaseServerRecord | None:
+        """Return a database server."""
+        ...
+
+    def put_database_server(self, record: DatabaseServerRecord) -> None:
+        """Insert or replace a database server."""
+        ...
+
+    def delete_database_server(self, name: str) -> None:
+        """Remove a database server."""
         ...
 
     def node(self, name: str) -> NodeRecord | None:
@@ -113,6 +132,22 @@ class Transaction(Protocol):
         """Return the custom domains that are `base` or below it, each with its app, in order."""
         ...
 
+    def retained(self, name: str) -> RetainedDataRecord | None:
+        """Return retained data."""
+        ...
+
+    def retained_on(self, node: str) -> list[RetainedDataRecord]:
+        """Return the data retained on a node, by name."""
+        ...
+
+    def put_retained(self, record: RetainedDataRecord) -> RetainedDataRecord:
+        """Insert or replace retained data, and return it as it is stored."""
+        ...
+
+    def delete_retained(self, name: str) -> None:
+        """Remove retained data."""
+        ...
+
     def operation(self, name: str) -> OperationRecord | None:
         """Return an operation."""
         ...
@@ -127,6 +162,18 @@ class Transaction(Protocol):
 
     def delete_operation(self, name: str) -> None:
         """Remove an operation."""
+        ...
+
+    def batch(self, name: str) -> BatchRecord | None:
+        """Return what is left to do of a batch operation."""
+        ...
+
+    def put_batch(self, record: BatchRecord) -> None:
+        """Insert or replace what is left to do of a batch operation; its requests never change."""
+        ...
+
+    def delete_batch(self, name: str) -> None:
+        """Remove what was left to do of a batch operation."""
         ...
 
     def add_event(self, app: str, event: AppEvent) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterable
+from itertools import takewhile
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from services.control_plane.store.app_entries import AppEntries, AppEntry
@@ -16,10 +17,13 @@ from services.control_plane.store.records import (
     DRAIN,
     VERBS,
     AppRecord,
+    BatchRecord,
+    DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
     PlacementRecord,
+    RetainedDataRecord,
 )
 from services.rpc.feed import ChangeFeed
 
@@ -38,12 +42,20 @@ class Mirror:
         self.environments: ChangeFeed[EnvironmentRecord] = ChangeFeed(
             revision=revision, oldest_revision=revision
         )
+        self.database_servers: ChangeFeed[DatabaseServerRecord] = ChangeFeed(
+            revision=revision, oldest_revision=revision
+        )
+        self.retained: ChangeFeed[RetainedDataRecord] = ChangeFeed(
+            revision=revision, oldest_revision=revision
+        )
         self.placements: ChangeFeed[PlacementRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
+        self.batches: ChangeFeed[BatchRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self.operations: ChangeFeed[OperationRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self._lock = threading.Lock()
         self._by_node: dict[str, set[str]] = {}
         self._placed: dict[str, tuple[PlacementRecord, ...]] = {}
         self._by_environment: dict[str, set[str]] = {}
+        self._by_server: dict[str, set[str]] = {}
         self._open_operations: dict[str, set[str]] = {}
         """By app and verb: a command looks for those it ends, however many others there are."""
         self._drains: set[str] = set()
@@ -60,9 +72,12 @@ class Mirror:
         *,
         apps: Iterable[tuple[str, AppRecord | None]] = (),
         environments: Iterable[tuple[str, EnvironmentRecord | None]] = (),
+        database_servers: Iterable[tuple[str, DatabaseServerRecord | None]] = (),
         nodes: Iterable[tuple[str, NodeRecord | None]] = (),
         placements: Iterable[tuple[str, PlacementRecord | None]] = (),
+        retained: Iterable[tuple[str, RetainedDataRecord | None]] = (),
         operations: Iterable[tuple[str, OperationRecord | None]] = (),
+        batches: Iterable[tuple[str, BatchRecord | None]] = (),
     ) -> None:
         """Take in one revision's committed changes."""
         apps, placements, operations = list(apps), list(placements), list(operations)
@@ -75,6 +90,7 @@ class Mirror:
                     old.environment if old else "",
                     app.packed.environment if app else "",
                 )
+                _move(self._by_server, name, _server_of(old), _server_of(app.packed if app else None))
                 self._note_wish(name, app.packed if app else None)
             for name, placement in placements:
                 self._place(name, placement)
@@ -91,10 +107,13 @@ class Mirror:
                     _open_key(operation),
                 )
         self.environments.publish(revision, environments)
+        self.database_servers.publish(revision, database_servers)
         self.nodes.publish(revision, nodes)
+        self.retained.publish(revision, retained)
         self.placements.publish(revision, placements)  # before their apps: who follows those reads these
         self.apps.publish(revision, apps)
         self.operations.publish(revision, operations)
+        self.batches.publish(revision, batches)
 
     def _place(self, name: str, placement: PlacementRecord | None) -> None:
         app = name.partition("/placements/")[0]
@@ -192,6 +211,15 @@ class Mirror:
         """Count the apps of an environment."""
         return len(self._by_environment.get(environment, _NONE))
 
+    def count_on_server(self, server: str) -> int:
+        """Count the apps that have their databases on a database server, without those being deleted."""
+        return len(self._by_server.get(server, _NONE))
+
+    def retained_on(self, node: str) -> list[RetainedDataRecord]:
+        """Return the data retained on a node, by name."""
+        prefix = f"{node}/retainedData/"
+        return list(takewhile(lambda it: it.name.startswith(prefix), self.retained.values(prefix)))
+
     def is_heard(self, node: str) -> bool:
         """Tell whether the leader hears a node, as far as it has stored that."""
         record = self.nodes.get(node)
@@ -215,6 +243,11 @@ class Mirror:
             names = [name for verb in verbs for name in self._open_operations.get(f"{app} {verb}", _NONE)]
         found = (self.operations.get(name) for name in sorted(names))
         return [operation for operation in found if operation is not None and not operation.done]
+
+
+def _server_of(app: PackedApp | None) -> str:
+    """Return the database server that must not be forgotten for an app: none once it is being deleted."""
+    return app.database_server if app is not None and not app.deleting else ""
 
 
 def _open_key(operation: OperationRecord | None) -> str:

@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 
 from services.control_plane.store.records import (
     AppRecord,
+    BatchRecord,
+    DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
     PlacementRecord,
     RequestRecord,
+    RetainedDataRecord,
 )
 from services.control_plane.store.state import State
 
@@ -25,9 +28,12 @@ class WriteSet:
 
     apps: dict[str, AppRecord | None] = field(default_factory=dict)
     environments: dict[str, EnvironmentRecord | None] = field(default_factory=dict)
+    database_servers: dict[str, DatabaseServerRecord | None] = field(default_factory=dict)
     nodes: dict[str, NodeRecord | None] = field(default_factory=dict)
     placements: dict[str, PlacementRecord | None] = field(default_factory=dict)
+    retained: dict[str, RetainedDataRecord | None] = field(default_factory=dict)
     operations: dict[str, OperationRecord | None] = field(default_factory=dict)
+    batches: dict[str, BatchRecord | None] = field(default_factory=dict)
     requests: dict[str, RequestRecord] = field(default_factory=dict)
     domains: dict[str, str | None] = field(default_factory=dict)
     events: list[tuple[str, int, bytes]] = field(default_factory=list)
@@ -49,9 +55,12 @@ class WriteSet:
         return bool(
             self.apps
             or self.environments
+            or self.database_servers
             or self.nodes
             or self.placements
+            or self.retained
             or self.operations
+            or self.batches
             or self.requests
             or self.events
             or self.expired_requests
@@ -63,9 +72,12 @@ class WriteSet:
         """Add the changes of a write set above."""
         self.apps.update(other.apps)
         self.environments.update(other.environments)
+        self.database_servers.update(other.database_servers)
         self.nodes.update(other.nodes)
         self.placements.update(other.placements)
+        self.retained.update(other.retained)
         self.operations.update(other.operations)
+        self.batches.update(other.batches)
         self.requests.update(other.requests)
         self.domains.update(other.domains)
         self.events += other.events
@@ -137,7 +149,10 @@ class Batch:
                 revision,
                 apps=changed.apps.items(),
                 environments=changed.environments.items(),
+                database_servers=changed.database_servers.items(),
                 nodes=changed.nodes.items(),
                 placements=changed.placements.items(),
+                retained=changed.retained.items(),
                 operations=changed.operations.items(),
+                batches=changed.batches.items(),
             )

@@ -10,16 +10,20 @@ from sqlalchemy import Connection
 from sqlmodel import select
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent, OperationMetadata
-from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
+from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
+from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer, Environment, Node
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import (
     AppRecord,
+    BatchRecord,
+    DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
     PlacementRecord,
     RequestRecord,
+    RetainedDataRecord,
     Role,
     Version,
 )
@@ -56,6 +60,10 @@ def environment(name: str) -> EnvironmentRecord:
     return EnvironmentRecord(Environment(name=name, uid=f"uid-of-{name}"))
 
 
+def database_server(name: str) -> DatabaseServerRecord:
+    return DatabaseServerRecord(DatabaseServer(name=name), "postgresql://admin:secret@db/apps", b"\0key\xff")
+
+
 def node(name: str, address: str = "127.0.0.1:7401") -> NodeRecord:
     return NodeRecord(Node(name=name, address=address))
 
@@ -72,6 +80,15 @@ def placement(
         node=node,
         role=role,
         spec=App(entrypoint="notes.app:create_app").SerializeToString(),
+    )
+
+
+def retained(
+    uid: str = "uid-1", of: str = "apps/gone", node: str = f"{DEFAULT}/nodes/n"
+) -> RetainedDataRecord:
+    name = f"{node}/retainedData/{uid}"
+    return RetainedDataRecord(
+        RetainedData(name=name, uid=uid, app_uid=uid, app=of, state=RetainedData.RETAINED)
     )
 
 
@@ -109,10 +126,16 @@ def put(*records: Any) -> Callable[[Transaction], int]:
                     tx.put_app(record)
                 case EnvironmentRecord():
                     tx.put_environment(record)
+                case DatabaseServerRecord():
+                    tx.put_database_server(record)
                 case NodeRecord():
                     tx.put_node(record)
                 case PlacementRecord():
                     tx.put_placement(record)
+                case RetainedDataRecord():
+                    tx.put_retained(record)
+                case BatchRecord():
+                    tx.put_batch(record)
                 case OperationRecord():
                     tx.put_operation(record)
                 case RequestRecord():
@@ -142,11 +165,14 @@ def contents(feed: ChangeFeed[Any]) -> dict[str, tuple[int, Any]]:
 def snapshot(mirror: Mirror) -> dict[str, dict[str, tuple[int, Any]]]:
     """All of a mirror's contents, by kind."""
     return {
+        "database_server": contents(mirror.database_servers),
         "environment": contents(mirror.environments),
         "node": contents(mirror.nodes),
         "app": contents(mirror.apps),
         "placement": contents(mirror.placements),
+        "retained_data": contents(mirror.retained),
         "operation": contents(mirror.operations),
+        "batch": contents(mirror.batches),
     }
 
 

@@ -154,6 +154,48 @@ async def test_documents_are_applied_compared_exported_and_deleted(command: Comm
     assert (await command("delete", "-f", str(file), "--yes"))[0] == 0
 
 
+async def test_many_apps_are_dealt_with_by_labels_or_a_filter(command: Command, plane: Plane) -> None:
+    for name in ("a", "b"):
+        await command("create", name, "x:y", "-l", "tier=gold")
+    await command("create", "c", "x:y")
+    status, _, err = await command("stop", "--selector", "tier=gold")
+    assert (status, "2 of 2 apps" in err) == (0, True)
+    assert (await command("list", "--filter", "state = STOPPED", "-o", "name"))[1] == "apps/a\napps/b\n"
+    status, _, err = await command("restart", "--filter", "name = *")
+    assert (status, "1 of 3 apps" in err, "a: apps/a is stopped" in err) == (1, True, True)
+    assert (await command("start", "-l", "tier=gold"))[0] == 0
+    status, _, err = await command("stop", "-l", "tier=none")
+    assert (status, "No app matches" in err) == (0, True)
+    for arguments in (["stop"], ["stop", "c", "-l", "tier=gold"], ["delete", "c", "-l", "a=b", "--yes"]):
+        status, _, err = await command(*arguments)
+        assert (status, "--selector" in err) == (Exit.USAGE, True)
+    assert (await command("delete", "-l", "tier=gold", "--drop"))[0] == Exit.USAGE
+    assert (await command("delete", "-l", "tier=gold", "--drop", "--yes"))[0] == 0
+    assert (await command("list", "-o", "name"))[1] == "apps/c\n"
+    status, out, _ = await command("operations", "--all")
+    assert ["2", "apps", "batch_delete"] in [line.split()[1:4] for line in out.splitlines()]
+
+
+async def test_what_a_deleted_app_left_is_listed_attached_and_purged(command: Command, plane: Plane) -> None:
+    await command("create", "shop", "shop:create_app")
+    await command("delete", "shop")
+    status, out, _ = await command("retained")
+    assert (status, [line.split()[:2] for line in out.splitlines()]) == (
+        0,
+        [["APP", "STATE"], ["shop", "RETAINED"]],
+    )
+    status, out, _ = await command("retained", "attach", "shop", "wiki", "-o", "json")
+    assert (status, json.loads(out)["entrypoint"]) == (0, "shop:create_app")
+    assert (await command("retained", "attach", "shop", "other"))[0] == Exit.NOT_FOUND
+    await command("delete", "wiki")
+    status, out, _ = await command("retained", "-o", "name")
+    assert (await command("retained", "purge", out.strip()))[0] == Exit.USAGE
+    status, _, err = await command("retained", "purge", out.strip(), "--yes")
+    assert (status, "removed" in err) == (0, True)
+    assert (await command("retained", "-o", "json"))[1] == "[]\n"
+    assert plane.nodes[0].disk.data == set()
+
+
 async def test_of_many_apps_each_that_fails_and_each_that_is_not_done_is_told(
     command: Command, plane: Plane, tmp_path: Path
 ) -> None:
@@ -173,6 +215,20 @@ async def test_of_many_apps_each_that_fails_and_each_that_is_not_done_is_told(
     assert status == Exit.TIMED_OUT
     assert "1 of 1 are not done after 0.2 s; they go on." in err
     assert "`appsupervisor operations` shows them." in err
+
+
+async def test_a_database_server_is_registered_by_a_variable_that_others_do_not_see(
+    command: Command, plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, _, err = await command("database-servers", "create", "one")
+    assert (status, "Set DATABASE_ADMIN_URL to postgresql://" in err) == (Exit.USAGE, True)
+    monkeypatch.setenv("DATABASE_ADMIN_URL", "postgresql://admin:secret@127.0.0.1:1/apps")
+    status, out, err = await command("database-servers", "create", "one", "--max-apps", "9")
+    assert (status, "0/9" in out, "secret" in out + err) == (0, True, False)
+    setting = "database.postgres.server=databaseServers/one"
+    assert (await command("create", "shop", "shop:create_app", "--set", setting, "--no-wait"))[0] == 0
+    status, _, err = await command("database-servers", "delete", "one")
+    assert (status, "1 apps have their databases on" in err) == (Exit.FAILED, True)
 
 
 async def test_contexts_are_kept_and_private(command: Command, plane: Plane, tmp_path: Path) -> None:
@@ -221,8 +277,13 @@ async def test_the_example_of_each_commands_help_works(
             await plane.node_state(node.node, Node.UNREACHABLE)
     if name == "delete":
         await command("create", "wiki", "notes:create_app")
+    if name.startswith("retained "):
+        await command("delete", "shop")
     if name in {"environments delete", "environments update"}:
         await command("environments", "create", "staging")
+    monkeypatch.setenv("DATABASE_ADMIN_URL", "postgresql://admin:secret@127.0.0.1:1/apps")
+    if name == "database-servers delete":
+        await command("database-servers", "create", "one")
     if name in {"contexts use", "contexts delete"}:
         await command("contexts", "set", "local", plane.address)
     (tmp_path / "apps.yaml").write_text("name: wiki\nentrypoint: notes:create_app\n")

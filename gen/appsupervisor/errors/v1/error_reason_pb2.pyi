@@ -52,6 +52,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: there is no such operation, or it has expired."""
     SERVICE_NOT_FOUND: _ErrorReason.ValueType  # 25
     """NOT_FOUND, of health checks: the server has no such service."""
+    RETAINED_DATA_NOT_FOUND: _ErrorReason.ValueType  # 28
+    """NOT_FOUND: there is no such retained data."""
+    DATABASE_SERVER_NOT_FOUND: _ErrorReason.ValueType  # 36
+    """NOT_FOUND, or FAILED_PRECONDITION where an app names it: there is no such database server."""
     APP_ALREADY_EXISTS: _ErrorReason.ValueType  # 40
     """ALREADY_EXISTS: an app of that name exists."""
     ENVIRONMENT_ALREADY_EXISTS: _ErrorReason.ValueType  # 41
@@ -64,6 +68,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     INSTANCE_EXISTS: _ErrorReason.ValueType  # 44
     """ALREADY_EXISTS: an instance of that name runs with another spec."""
+    DATABASE_SERVER_ALREADY_EXISTS: _ErrorReason.ValueType  # 56
+    """ALREADY_EXISTS: a database server of that name exists."""
     ETAG_MISMATCH: _ErrorReason.ValueType  # 60
     """ABORTED: the resource has changed since that etag; read it again."""
     OPERATION_SUPERSEDED: _ErrorReason.ValueType  # 61
@@ -92,6 +98,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the operation is done, or of a kind that cannot be taken back."""
     OPERATION_NOT_DONE: _ErrorReason.ValueType  # 88
     """FAILED_PRECONDITION: an operation that is not done cannot be deleted; cancel it."""
+    RETAINED_DATA_BUSY: _ErrorReason.ValueType  # 99
+    """FAILED_PRECONDITION: the retained data is being attached to an app, or purged."""
     DATA_ON_NODE: _ErrorReason.ValueType  # 95
     """FAILED_PRECONDITION: data of the app that exists nowhere else is on its node, so that it cannot be moved; nor can the
     node be deleted, unless forced.
@@ -102,10 +110,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the node named cannot take the app; the message says what would have to change."""
     DATA_LOST: _ErrorReason.ValueType  # 98
     """FAILED_PRECONDITION: the app's data was given up with its node; `accept_data_loss` starts it anew."""
+    DATABASE_SERVER_IN_USE: _ErrorReason.ValueType  # 76
+    """FAILED_PRECONDITION: apps have their databases on the server."""
     RESUME_TOKEN_EXPIRED: _ErrorReason.ValueType  # 100
     """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
     NODE_FULL: _ErrorReason.ValueType  # 120
     """RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor or process left for one more."""
+    DATABASE_SERVER_FULL: _ErrorReason.ValueType  # 136
+    """RESOURCE_EXHAUSTED: as many apps have their databases on the server as it accepts."""
     SERVER_BUSY: _ErrorReason.ValueType  # 121
     """RESOURCE_EXHAUSTED: the server has as many calls, writes or bytes of requests under way as it accepts; retry."""
     MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 122
@@ -120,6 +132,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the server is shutting down; a plain retry reaches its successor."""
     NODE_UNREACHABLE: _ErrorReason.ValueType  # 142
     """UNAVAILABLE, in conditions: the app's node cannot be heard."""
+    DATABASE_SERVER_UNREACHABLE: _ErrorReason.ValueType  # 156
+    """UNAVAILABLE, in conditions: the server of the app's database does not answer. Tried again."""
     NO_NODE_AVAILABLE: _ErrorReason.ValueType  # 143
     """In conditions, and FAILED_PRECONDITION of a move: the app's environment has no node that can take it."""
     ENTRYPOINT_MALFORMED: _ErrorReason.ValueType  # 160
@@ -148,6 +162,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the app has served before, and its data is not on this node; `accept_data_loss` starts it anew."""
     DATA_NOT_REMOVED: _ErrorReason.ValueType  # 179
     """FAILED_PRECONDITION: the app's data could not be removed from its node; the message says why. Tried again."""
+    DATABASE_NOT_REMOVED: _ErrorReason.ValueType  # 196
+    """FAILED_PRECONDITION: the app's database could not be dropped; the message says why. Tried again."""
     APP_BLOCKED_LOOP: _ErrorReason.ValueType  # 171
     """The app: it blocked its event loop beyond its budget."""
     ISOLATION_UNSUPPORTED: _ErrorReason.ValueType  # 172
@@ -198,6 +214,10 @@ OPERATION_NOT_FOUND: ErrorReason.ValueType  # 24
 """NOT_FOUND: there is no such operation, or it has expired."""
 SERVICE_NOT_FOUND: ErrorReason.ValueType  # 25
 """NOT_FOUND, of health checks: the server has no such service."""
+RETAINED_DATA_NOT_FOUND: ErrorReason.ValueType  # 28
+"""NOT_FOUND: there is no such retained data."""
+DATABASE_SERVER_NOT_FOUND: ErrorReason.ValueType  # 36
+"""NOT_FOUND, or FAILED_PRECONDITION where an app names it: there is no such database server."""
 APP_ALREADY_EXISTS: ErrorReason.ValueType  # 40
 """ALREADY_EXISTS: an app of that name exists."""
 ENVIRONMENT_ALREADY_EXISTS: ErrorReason.ValueType  # 41
@@ -210,6 +230,8 @@ its name to another one stops serving, and answers with this.
 """
 INSTANCE_EXISTS: ErrorReason.ValueType  # 44
 """ALREADY_EXISTS: an instance of that name runs with another spec."""
+DATABASE_SERVER_ALREADY_EXISTS: ErrorReason.ValueType  # 56
+"""ALREADY_EXISTS: a database server of that name exists."""
 ETAG_MISMATCH: ErrorReason.ValueType  # 60
 """ABORTED: the resource has changed since that etag; read it again."""
 OPERATION_SUPERSEDED: ErrorReason.ValueType  # 61
@@ -238,6 +260,8 @@ OPERATION_NOT_CANCELLABLE: ErrorReason.ValueType  # 87
 """FAILED_PRECONDITION: the operation is done, or of a kind that cannot be taken back."""
 OPERATION_NOT_DONE: ErrorReason.ValueType  # 88
 """FAILED_PRECONDITION: an operation that is not done cannot be deleted; cancel it."""
+RETAINED_DATA_BUSY: ErrorReason.ValueType  # 99
+"""FAILED_PRECONDITION: the retained data is being attached to an app, or purged."""
 DATA_ON_NODE: ErrorReason.ValueType  # 95
 """FAILED_PRECONDITION: data of the app that exists nowhere else is on its node, so that it cannot be moved; nor can the
 node be deleted, unless forced.
@@ -248,10 +272,14 @@ NODE_NOT_ELIGIBLE: ErrorReason.ValueType  # 97
 """FAILED_PRECONDITION: the node named cannot take the app; the message says what would have to change."""
 DATA_LOST: ErrorReason.ValueType  # 98
 """FAILED_PRECONDITION: the app's data was given up with its node; `accept_data_loss` starts it anew."""
+DATABASE_SERVER_IN_USE: ErrorReason.ValueType  # 76
+"""FAILED_PRECONDITION: apps have their databases on the server."""
 RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
 """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
 NODE_FULL: ErrorReason.ValueType  # 120
 """RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor or process left for one more."""
+DATABASE_SERVER_FULL: ErrorReason.ValueType  # 136
+"""RESOURCE_EXHAUSTED: as many apps have their databases on the server as it accepts."""
 SERVER_BUSY: ErrorReason.ValueType  # 121
 """RESOURCE_EXHAUSTED: the server has as many calls, writes or bytes of requests under way as it accepts; retry."""
 MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 122
@@ -266,6 +294,8 @@ SHUTTING_DOWN: ErrorReason.ValueType  # 141
 """UNAVAILABLE: the server is shutting down; a plain retry reaches its successor."""
 NODE_UNREACHABLE: ErrorReason.ValueType  # 142
 """UNAVAILABLE, in conditions: the app's node cannot be heard."""
+DATABASE_SERVER_UNREACHABLE: ErrorReason.ValueType  # 156
+"""UNAVAILABLE, in conditions: the server of the app's database does not answer. Tried again."""
 NO_NODE_AVAILABLE: ErrorReason.ValueType  # 143
 """In conditions, and FAILED_PRECONDITION of a move: the app's environment has no node that can take it."""
 ENTRYPOINT_MALFORMED: ErrorReason.ValueType  # 160
@@ -294,6 +324,8 @@ DATA_MISSING: ErrorReason.ValueType  # 178
 """FAILED_PRECONDITION: the app has served before, and its data is not on this node; `accept_data_loss` starts it anew."""
 DATA_NOT_REMOVED: ErrorReason.ValueType  # 179
 """FAILED_PRECONDITION: the app's data could not be removed from its node; the message says why. Tried again."""
+DATABASE_NOT_REMOVED: ErrorReason.ValueType  # 196
+"""FAILED_PRECONDITION: the app's database could not be dropped; the message says why. Tried again."""
 APP_BLOCKED_LOOP: ErrorReason.ValueType  # 171
 """The app: it blocked its event loop beyond its budget."""
 ISOLATION_UNSUPPORTED: ErrorReason.ValueType  # 172

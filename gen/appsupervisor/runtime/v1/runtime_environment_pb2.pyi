@@ -169,9 +169,57 @@ class Database(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class Postgres(_message.Message):
+        """A database of its own on a registered PostgreSQL server, made for it and guarded by logins of its own."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        class _Mode:
+            ValueType = _typing.NewType("ValueType", _builtins.int)
+            V: _TypeAlias = ValueType  # noqa: Y015
+
+        class _ModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Database.Postgres._Mode.ValueType], _builtins.type):
+            DESCRIPTOR: _descriptor.EnumDescriptor
+            MODE_UNSPECIFIED: Database.Postgres._Mode.ValueType  # 0
+            """Same as `SCHEMA`."""
+            SCHEMA: Database.Postgres._Mode.ValueType  # 1
+            """A schema in the database that the server's `admin_url` names. Made in milliseconds; thousands fit a server."""
+            DATABASE: Database.Postgres._Mode.ValueType  # 2
+            """A database. Made in tens of milliseconds, 7 MB each."""
+
+        class Mode(_Mode, metaclass=_ModeEnumTypeWrapper):
+            """What an app gets of a server."""
+
+        MODE_UNSPECIFIED: Database.Postgres.Mode.ValueType  # 0
+        """Same as `SCHEMA`."""
+        SCHEMA: Database.Postgres.Mode.ValueType  # 1
+        """A schema in the database that the server's `admin_url` names. Made in milliseconds; thousands fit a server."""
+        DATABASE: Database.Postgres.Mode.ValueType  # 2
+        """A database. Made in tens of milliseconds, 7 MB each."""
+
+        SERVER_FIELD_NUMBER: _builtins.int
+        MODE_FIELD_NUMBER: _builtins.int
+        server: _builtins.str
+        """The server, `databaseServers/{database_server}`. Cannot be changed."""
+        mode: Global___Database.Postgres.Mode.ValueType
+        """What it gets there; `SCHEMA` when unset. Cannot be changed."""
+        def __init__(
+            self,
+            *,
+            server: _builtins.str = ...,
+            mode: Global___Database.Postgres.Mode.ValueType = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "server", b"server"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     SQLITE_FIELD_NUMBER: _builtins.int
     EXTERNAL_FIELD_NUMBER: _builtins.int
     NO_DATABASE_FIELD_NUMBER: _builtins.int
+    POSTGRES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sqlite(self) -> Global___Database.Sqlite:
         """A SQLite file of its own."""
@@ -184,18 +232,23 @@ class Database(_message.Message):
     def no_database(self) -> Global___Database.NoDatabase:
         """No database."""
 
+    @_builtins.property
+    def postgres(self) -> Global___Database.Postgres:
+        """A database of its own on a registered PostgreSQL server."""
+
     def __init__(
         self,
         *,
         sqlite: Global___Database.Sqlite | None = ...,
         external: Global___Database.External | None = ...,
         no_database: Global___Database.NoDatabase | None = ...,
+        postgres: Global___Database.Postgres | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["external", b"external", "kind", b"kind", "no_database", b"no_database", "sqlite", b"sqlite"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["external", b"external", "kind", b"kind", "no_database", b"no_database", "postgres", b"postgres", "sqlite", b"sqlite"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["external", b"external", "kind", b"kind", "no_database", b"no_database", "sqlite", b"sqlite"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["external", b"external", "kind", b"kind", "no_database", b"no_database", "postgres", b"postgres", "sqlite", b"sqlite"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["sqlite", "external", "no_database"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["sqlite", "external", "no_database", "postgres"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -1007,6 +1060,8 @@ class InstanceSpec(_message.Message):
     RESTART_POLICY_FIELD_NUMBER: _builtins.int
     EVENT_LOOP_FIELD_NUMBER: _builtins.int
     REQUIRES_EXISTING_DATA_FIELD_NUMBER: _builtins.int
+    DATABASE_URL_FIELD_NUMBER: _builtins.int
+    DATABASE_POOL_SIZE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `apps/{app}/instances/{instance}`."""
     app_uid: _builtins.str
@@ -1026,6 +1081,14 @@ class InstanceSpec(_message.Message):
     requires_existing_data: _builtins.bool
     """Refuses to start with a new, empty `sqlite` database: the app has served before, so its own must be here. Not part
     of what makes two specs differ.
+    """
+    database_url: _builtins.str
+    """URL of the database that `database.postgres` stands for, with the login of this epoch. Required with it, and with
+    it alone. Never returned; blanked out in logs as values of `secret_env` are.
+    """
+    database_pool_size: _builtins.int
+    """Connections that the instance may have to it, 0 to 1,000; told to a factory as `context.database_pool` and in
+    `PROCESS` as `DATABASE_POOL_SIZE`. 0: not told.
     """
     @_builtins.property
     def config(self) -> _struct_pb2.Struct:
@@ -1087,10 +1150,12 @@ class InstanceSpec(_message.Message):
         restart_policy: Global___RestartPolicy | None = ...,
         event_loop: Global___InstanceSpec.EventLoop.ValueType = ...,
         requires_existing_data: _builtins.bool = ...,
+        database_url: _builtins.str = ...,
+        database_pool_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "database", b"database", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "limits", b"limits", "restart_policy", b"restart_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "app_uid", b"app_uid", "config", b"config", "database", b"database", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "epoch", b"epoch", "event_loop", b"event_loop", "generation", b"generation", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "isolation", b"isolation", "limits", b"limits", "name", b"name", "requires_existing_data", b"requires_existing_data", "restart_policy", b"restart_policy", "secret_env", b"secret_env"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "app_uid", b"app_uid", "config", b"config", "database", b"database", "database_pool_size", b"database_pool_size", "database_url", b"database_url", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "epoch", b"epoch", "event_loop", b"event_loop", "generation", b"generation", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "isolation", b"isolation", "limits", b"limits", "name", b"name", "requires_existing_data", b"requires_existing_data", "restart_policy", b"restart_policy", "secret_env", b"secret_env"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1679,3 +1744,129 @@ class TailLogsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TailLogsResponse: _TypeAlias = TailLogsResponse  # noqa: Y015
+
+@_typing.final
+class DataDirectory(_message.Message):
+    """What one app keeps on this node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    APP_UID_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    HAS_DATABASE_FIELD_NUMBER: _builtins.int
+    HOSTED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Resource name, `apps/{app}/dataDirectories/{data_directory}`; the id is the app's uid."""
+    app_uid: _builtins.str
+    """The app's uid."""
+    size_bytes: _builtins.int
+    """Size of the files in it, as far as 100,000 of them go; 0 while it is `hosted`."""
+    has_database: _builtins.bool
+    """Whether the app's own `sqlite` database is in it."""
+    hosted: _builtins.bool
+    """Whether an instance of the app is on this node."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        app_uid: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        has_database: _builtins.bool = ...,
+        hosted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_uid", b"app_uid", "has_database", b"has_database", "hosted", b"hosted", "name", b"name", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DataDirectory: _TypeAlias = DataDirectory  # noqa: Y015
+
+@_typing.final
+class ListDataDirectoriesRequest(_message.Message):
+    """Request of ListDataDirectories."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`apps/{app}`, or `apps/-` for all apps."""
+    page_size: _builtins.int
+    """The most to return, 0 for 50; more than 1,000 is taken as 1,000."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDataDirectoriesRequest: _TypeAlias = ListDataDirectoriesRequest  # noqa: Y015
+
+@_typing.final
+class ListDataDirectoriesResponse(_message.Message):
+    """Response of ListDataDirectories."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_DIRECTORIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Asks for the next page; empty on the last one."""
+    @_builtins.property
+    def data_directories(self) -> _containers.RepeatedCompositeFieldContainer[Global___DataDirectory]:
+        """A page of data directories."""
+
+    def __init__(
+        self,
+        *,
+        data_directories: _abc.Iterable[Global___DataDirectory] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_directories", b"data_directories", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDataDirectoriesResponse: _TypeAlias = ListDataDirectoriesResponse  # noqa: Y015
+
+@_typing.final
+class ClaimDataDirectoryRequest(_message.Message):
+    """Request of ClaimDataDirectory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    APP_FIELD_NUMBER: _builtins.int
+    APP_UID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The directory, by the app that it belongs to: `apps/{app}/dataDirectories/{data_directory}`."""
+    app: _builtins.str
+    """The app that gets it, `apps/{app}`."""
+    app_uid: _builtins.str
+    """Uid of the app that gets it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        app: _builtins.str = ...,
+        app_uid: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "app_uid", b"app_uid", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimDataDirectoryRequest: _TypeAlias = ClaimDataDirectoryRequest  # noqa: Y015

@@ -106,6 +106,18 @@ class EnvironmentRow(CatalogTable, table=True):
     revision: int = _big()
 
 
+class DatabaseServerRow(CatalogTable, table=True):
+    """One server on which apps have databases of their own."""
+
+    __tablename__ = "database_servers"
+
+    name: str = Field(primary_key=True)
+    body: bytes = Field(sa_type=LargeBinary)
+    admin_url: str
+    key: bytes = Field(sa_type=LargeBinary)
+    revision: int = _big()
+
+
 class NodeRow(CatalogTable, table=True):
     """One node."""
 
@@ -174,6 +186,17 @@ class PlacementRow(CatalogTable, table=True):
     revision: int = _big()
 
 
+class RetainedDataRow(CatalogTable, table=True):
+    """What an app has left on a node."""
+
+    __tablename__ = "retained_data"
+
+    name: str = Field(primary_key=True)
+    generation: int = _big()
+    body: bytes = Field(sa_type=LargeBinary)
+    revision: int = _big()
+
+
 class OperationRow(CatalogTable, table=True):
     """One long-running operation."""
 
@@ -193,6 +216,18 @@ class OperationRow(CatalogTable, table=True):
     error: bytes | None = Field(default=None, sa_type=LargeBinary)
     response: bytes | None = Field(default=None, sa_type=LargeBinary)
     expire_time: int = _big(index=True)
+    revision: int = _big()
+
+
+class BatchRow(CatalogTable, table=True):
+    """What is left to do of a batch operation."""
+
+    __tablename__ = "batches"
+
+    name: str = Field(primary_key=True)
+    requests: bytes = Field(sa_type=LargeBinary)
+    finished: int
+    results: bytes = Field(sa_type=LargeBinary)
     revision: int = _big()
 
 
