@@ -142,8 +142,8 @@ class ControlPlane:
 
 
 TURN_SECONDS = 0.001
-"""How long the calls' loop and the store's writer wait for each other's turn of the interpreter: with Python's
-5 ms, 64 clients create two thirds as many apps."""
+"""How long the calls' loop and the store's writer wait for each other's turn of the interpreter: with the
+usual 5 ms, 64 clients create two thirds as many apps."""
 
 
 def services(
