@@ -185,7 +185,11 @@ class _Status:
             return False
         if app.failed == app.target and status.state in READY:
             return len(status.instances) == 1 and self._alone()
-        return status.state in (Instance.FAILED, Instance.STOPPED) and self._alone()
+        # What served before may stand beside what failed, if only as the place to go back to.
+        ending = any(it.role in ENDING for it in self._assigned.staying)
+        return (
+            status.state in (Instance.FAILED, Instance.STOPPED) and not ending and len(status.instances) <= 1
+        )
 
     def _set_scheduled(self, now: int) -> None:
         if self._assigned.staying:

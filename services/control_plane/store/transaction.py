@@ -196,15 +196,20 @@ class CommandTransaction:
 
     def placements_of(self, app: str) -> list[PlacementRecord]:
         """Return an app's placements, by name."""
-        found: dict[str, PlacementRecord | None] = {it.name: it for it in self._mirror.placements_of(app)}
+        stored = self._mirror.placements_of(app)
+        if app not in self._below.placements_of and app not in self.write_set.placements_of:
+            return sorted(stored, key=lambda it: it.name) if len(stored) > 1 else list(stored)
+        found: dict[str, PlacementRecord | None] = {it.name: it for it in stored}
         for changed in (self._below, self.write_set):
             found.update({name: changed.placements[name] for name in changed.placements_of.get(app, _NONE)})
         return [known for _, known in sorted(found.items()) if known is not None]
 
     def apps_on(self, node: str) -> list[str]:
         """Return the names of the apps with a placement on a node, in order."""
-        apps = {*self._mirror.apps_on(node), *self._below.placements_of, *self.write_set.placements_of}
-        return sorted(app for app in apps if any(it.node == node for it in self.placements_of(app)))
+        changed = self._below.placements_of.keys() | self.write_set.placements_of.keys()
+        apps = set(self._mirror.apps_on(node)) - changed
+        apps.update(app for app in changed if any(it.node == node for it in self.placements_of(app)))
+        return sorted(apps)
 
     def put_placement(self, record: PlacementRecord) -> None:
         """Insert or replace a placement of an app that exists."""
