@@ -94,6 +94,7 @@ class Controller:
             background(self._follow_apps(position), "follow apps"),
             background(self._follow_nodes(position), "follow nodes"),
             background(self._follow_retained(position), "follow retained data"),
+            background(self._follow_servers(position), "follow database servers"),
             background(self._sweep(), "sweep"),
             background(
                 ServerWatch(self._mirror.database_servers, self._store_write).run(), "database servers"
@@ -160,6 +161,13 @@ class Controller:
     async def _follow_retained(self, position: int) -> None:
         async for name, _ in follow(self._mirror.retained, position):
             self._look_at_data(name.rpartition("/retainedData/")[0])
+
+    async def _follow_servers(self, position: int) -> None:
+        """Look at the apps that wait for a database server, when there is news of it."""
+        async for name, _ in follow(self._mirror.database_servers, position):
+            for app in list(self._unsettled):
+                if self._mirror.database_server_of(app) == name:
+                    self.enqueue(app)
 
     def _look_at_data(self, node: str) -> None:
         if self._data_queue is not None:
