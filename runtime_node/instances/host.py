@@ -16,6 +16,7 @@ from runtime_node import rules
 from runtime_node.http.gate import Gate
 from runtime_node.http.limits import GateLimits
 from runtime_node.instances.feed import InstanceFeed
+from runtime_node.instances.fences import Fences
 from runtime_node.instances.lifecycle import Lifecycle
 from runtime_node.instances.purges import Purges
 from runtime_node.instances.record import Instance
@@ -28,9 +29,6 @@ from services.spec.effective import effective_limits
 DEFAULT_PAGE, MAX_PAGE = 50, 1000
 MAX_PAGE_BYTES = 2 * 1024 * 1024
 """A page ends early beyond this: a client takes messages of 4 MiB, and tracebacks are large."""
-_VERSIONS = {(e, g): (e, g) for e in range(1, 17) for g in range(1, 17)}
-MAX_FENCES = 100_000
-"""Apps without an instance here whose highest epoch is still known."""
 
 
 class InstanceHost:
@@ -57,8 +55,7 @@ class InstanceHost:
         self._on_fault = on_fault
         self._wall = wall
         self._refusal: SupervisorError | None = None
-        self._fences: dict[str, tuple[int, int]] = {}
-        """By uid, the least recently raised first."""
+        self._fences = Fences(lambda: {instance.uid for instance in table.all()})
         self._limits: dict[tuple[object, ...], GateLimits] = {}
 
     # --- commands ---
@@ -70,9 +67,7 @@ class InstanceHost:
         if known is not None and _same(known, spec):
             return self._describe(known)
         version = (spec.epoch, spec.generation)
-        fence = self._fences.get(spec.app_uid, (0, 0))
-        if version < fence:
-            raise rules.stale(spec.name, version, fence)
+        self._fences.check(spec.name, spec.app_uid, version)
         if known is not None:
             raise SupervisorError(
                 "INSTANCE_EXISTS", f"{spec.name} is here with another spec.", resource=spec.name
@@ -100,7 +95,7 @@ class InstanceHost:
             raise rules.stale(request.name, (request.epoch, 0), instance.version)
         uid = instance.uid if instance is not None else request.app_uid
         if uid:
-            self._raise_fence(uid, (request.epoch, 0))
+            self._fences.raise_to(uid, (request.epoch, 0))
         app = rules.app_id(request.name)
         if request.purge_data:
             self._purges.ask(app, uid)
@@ -186,7 +181,7 @@ class InstanceHost:
         state = initial(dormant and spec.activation == InstanceSpec.ON_REQUEST)
         instance = Instance(name, spec, gate, self._wall(), state)
         self._registry.add(instance)
-        self._raise_fence(instance.uid, version)
+        self._fences.raise_to(instance.uid, version)
         return instance
 
     def _gate_limits(self, spec: InstanceSpec) -> GateLimits:
@@ -212,16 +207,6 @@ class InstanceHost:
                 websocket_compression=key[5],
             )
         return limits
-
-    def _raise_fence(self, uid: str, version: tuple[int, int]) -> None:
-        version = max(version, self._fences.pop(uid, (0, 0)))
-        # Most apps stand at the same few versions: one tuple serves them all.
-        self._fences[uid] = _VERSIONS.get(version, version)
-        if len(self._fences) > 2 * MAX_FENCES + len(self._table):
-            here = {instance.uid for instance in self._table.all()}
-            old = [known for known in self._fences if known not in here]
-            for known in old[:-MAX_FENCES]:
-                del self._fences[known]
 
     def _get(self, name: str) -> Instance:
         instance = self._table.find(name)

@@ -22,7 +22,8 @@ def version_of(instance: Instance) -> Version:
 
 def observe(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> AppRecord:
     """Return the app with the status that its placements and their nodes give it, as of now (µs)."""
-    app = app if app.failed == assigned.failed else replace(app, failed=assigned.failed)
+    if (app.failed, app.target) != (assigned.failed, assigned.target):
+        app = replace(app, failed=assigned.failed, target=assigned.target)
     status = App()
     status.CopyFrom(app.status)
     told = dict(_told(app, assigned, seen))

@@ -22,6 +22,7 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from appsupervisor.runtime.v1 import runtime_environment_pb2 as appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2
 from google.api import client_pb2 as google_dot_api_dot_client__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.api import field_info_pb2 as google_dot_api_dot_field__info__pb2
@@ -31,7 +32,7 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"appsupervisor/fleet/v1/fleet.proto\x12\x16\x61ppsupervisor.fleet.v1\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xde\x03\n\x0b\x45nvironment\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1a\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x45\n\x06labels\x18\x03 \x03(\x0b\x32/.appsupervisor.fleet.v1.Environment.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x19\n\x03uid\x18\n \x01(\tB\x0c\xe2\x41\x01\x03\xe2\x8c\xcf\xd7\x08\x02\x08\x01\x12\x18\n\nnode_count\x18\x0b \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x17\n\tapp_count\x18\x0c \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x0f \x01(\tB\x04\xe2\x41\x01\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:Y\xea\x41V\n\x1d\x61ppsupervisor.dev/Environment\x12\x1a\x65nvironments/{environment}*\x0c\x65nvironments2\x0b\x65nvironment\"\xb9\x05\n\x04Node\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x15\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0chttp_address\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x19\n\x0b\x62\x61se_domain\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12>\n\x06labels\x18\x05 \x03(\x0b\x32(.appsupervisor.fleet.v1.Node.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x15\n\x07version\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rmax_instances\x18\x07 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x19\n\x0bincarnation\x18\x08 \x01(\tB\x04\xe2\x41\x01\x02\x12\x19\n\x03uid\x18\t \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01\x12\x37\n\x05state\x18\x14 \x01(\x0e\x32\".appsupervisor.fleet.v1.Node.StateB\x04\xe2\x41\x01\x03\x12\x1a\n\x0cstate_reason\x18\x15 \x01(\tB\x04\xe2\x41\x01\x03\x12\x17\n\tapp_count\x18\x16 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"G\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07JOINING\x10\x01\x12\t\n\x05READY\x10\x02\x12\x0f\n\x0bUNREACHABLE\x10\x03:Q\xea\x41N\n\x16\x61ppsupervisor.dev/Node\x12\'environments/{environment}/nodes/{node}*\x05nodes2\x04node\"\xaf\x01\n\x18\x43reateEnvironmentRequest\x12>\n\x0b\x65nvironment\x18\x01 \x01(\x0b\x32#.appsupervisor.fleet.v1.EnvironmentB\x04\xe2\x41\x01\x02\x12\x1c\n\x0e\x65nvironment_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"M\n\x15GetEnvironmentRequest\x12\x34\n\x04name\x18\x01 \x01(\tB&\xe2\x41\x01\x02\xfa\x41\x1f\n\x1d\x61ppsupervisor.dev/Environment\"L\n\x17ListEnvironmentsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"n\n\x18ListEnvironmentsResponse\x12\x39\n\x0c\x65nvironments\x18\x01 \x03(\x0b\x32#.appsupervisor.fleet.v1.Environment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"d\n\x18\x44\x65leteEnvironmentRequest\x12\x34\n\x04name\x18\x01 \x01(\tB&\xe2\x41\x01\x02\xfa\x41\x1f\n\x1d\x61ppsupervisor.dev/Environment\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\x96\x01\n\x13RegisterNodeRequest\x12\x36\n\x06parent\x18\x01 \x01(\tB&\xe2\x41\x01\x02\xfa\x41\x1f\n\x1d\x61ppsupervisor.dev/Environment\x12\x15\n\x07node_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x04node\x18\x03 \x01(\x0b\x32\x1c.appsupervisor.fleet.v1.NodeB\x04\xe2\x41\x01\x02\"|\n\x14RegisterNodeResponse\x12*\n\x04node\x18\x01 \x01(\x0b\x32\x1c.appsupervisor.fleet.v1.Node\x12\x38\n\x15registration_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"?\n\x0eGetNodeRequest\x12-\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16\x61ppsupervisor.dev/Node\"v\n\x10ListNodesRequest\x12/\n\x06parent\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\x12\x16\x61ppsupervisor.dev/Node\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"Y\n\x11ListNodesResponse\x12+\n\x05nodes\x18\x01 \x03(\x0b\x32\x1c.appsupervisor.fleet.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xb1\x06\n\x05\x46leet\x12\x89\x01\n\x11\x43reateEnvironment\x12\x30.appsupervisor.fleet.v1.CreateEnvironmentRequest\x1a#.appsupervisor.fleet.v1.Environment\"\x1d\xda\x41\x1a\x65nvironment,environment_id\x12m\n\x0eGetEnvironment\x12-.appsupervisor.fleet.v1.GetEnvironmentRequest\x1a#.appsupervisor.fleet.v1.Environment\"\x07\xda\x41\x04name\x12z\n\x10ListEnvironments\x12/.appsupervisor.fleet.v1.ListEnvironmentsRequest\x1a\x30.appsupervisor.fleet.v1.ListEnvironmentsResponse\"\x03\xda\x41\x00\x12\x66\n\x11\x44\x65leteEnvironment\x12\x30.appsupervisor.fleet.v1.DeleteEnvironmentRequest\x1a\x16.google.protobuf.Empty\"\x07\xda\x41\x04name\x12\x81\x01\n\x0cRegisterNode\x12+.appsupervisor.fleet.v1.RegisterNodeRequest\x1a,.appsupervisor.fleet.v1.RegisterNodeResponse\"\x16\xda\x41\x13parent,node,node_id\x12X\n\x07GetNode\x12&.appsupervisor.fleet.v1.GetNodeRequest\x1a\x1c.appsupervisor.fleet.v1.Node\"\x07\xda\x41\x04name\x12k\n\tListNodes\x12(.appsupervisor.fleet.v1.ListNodesRequest\x1a).appsupervisor.fleet.v1.ListNodesResponse\"\t\xda\x41\x06parentB\xb3\x01\n\x1a\x64\x65v.appsupervisor.fleet.v1B\nFleetProtoP\x01Z4appsupervisor.dev/gen/appsupervisor/fleet/v1;fleetv1\xa2\x02\x03\x41\x46X\xaa\x02\x16\x41ppSupervisor.Fleet.V1\xca\x02\x16\x41ppSupervisor\\Fleet\\V1\xea\x02\x18\x41ppSupervisor::Fleet::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"appsupervisor/fleet/v1/fleet.proto\x12\x16\x61ppsupervisor.fleet.v1\x1a\x32\x61ppsupervisor/runtime/v1/runtime_environment.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1bgoogle/api/field_info.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9d\x04\n\x0b\x45nvironment\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x1a\n\x0c\x64isplay_name\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x45\n\x06labels\x18\x03 \x03(\x0b\x32/.appsupervisor.fleet.v1.Environment.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x19\n\x03uid\x18\n \x01(\tB\x0c\xe2\x41\x01\x03\xe2\x8c\xcf\xd7\x08\x02\x08\x01\x12\x18\n\nnode_count\x18\x0b \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x17\n\tapp_count\x18\x0c \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x12\n\x04\x65tag\x18\x0f \x01(\tB\x04\xe2\x41\x01\x01\x12=\n\nconditions\x18\x10 \x03(\x0b\x32#.appsupervisor.runtime.v1.ConditionB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01:Y\xea\x41V\n\x1d\x61ppsupervisor.dev/Environment\x12\x1a\x65nvironments/{environment}*\x0c\x65nvironments2\x0b\x65nvironment\"\xcf\x06\n\x04Node\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x08\x12\x15\n\x07\x61\x64\x64ress\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1a\n\x0chttp_address\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x19\n\x0b\x62\x61se_domain\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\x12>\n\x06labels\x18\x05 \x03(\x0b\x32(.appsupervisor.fleet.v1.Node.LabelsEntryB\x04\xe2\x41\x01\x01\x12\x15\n\x07version\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rmax_instances\x18\x07 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x19\n\x0bincarnation\x18\x08 \x01(\tB\x04\xe2\x41\x01\x02\x12\x19\n\x03uid\x18\t \x01(\tB\x0c\xe2\x41\x01\x01\xe2\x8c\xcf\xd7\x08\x02\x08\x01\x12\x37\n\x05state\x18\x14 \x01(\x0e\x32\".appsupervisor.fleet.v1.Node.StateB\x04\xe2\x41\x01\x03\x12\x1a\n\x0cstate_reason\x18\x15 \x01(\tB\x04\xe2\x41\x01\x03\x12\x17\n\tapp_count\x18\x16 \x01(\x05\x42\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x17 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x42\n\x0blease_state\x18\x19 \x01(\x0e\x32\'.appsupervisor.fleet.v1.Node.LeaseStateB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"G\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07JOINING\x10\x01\x12\t\n\x05READY\x10\x02\x12\x0f\n\x0bUNREACHABLE\x10\x03\"P\n\nLeaseState\x12\x1b\n\x17LEASE_STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07GRANTED\x10\x01\x12\x0b\n\x07\x45XPIRED\x10\x02\x12\x0b\n\x07ON_HOLD\x10\x03:Q\xea\x41N\n\x16\x61ppsupervisor.dev/Node\x12\'environments/{environment}/nodes/{node}*\x05nodes2\x04node\"\xaf\x01\n\x18\x43reateEnvironmentRequest\x12>\n\x0b\x65nvironment\x18\x01 \x01(\x0b\x32#.appsupervisor.fleet.v1.EnvironmentB\x04\xe2\x41\x01\x02\x12\x1c\n\x0e\x65nvironment_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\nrequest_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1b\n\rvalidate_only\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\"M\n\x15GetEnvironmentRequest\x12\x34\n\x04name\x18\x01 \x01(\tB&\xe2\x41\x01\x02\xfa\x41\x1f\n\x1d\x61ppsupervisor.dev/Environment\"L\n\x17ListEnvironmentsRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"n\n\x18ListEnvironmentsResponse\x12\x39\n\x0c\x65nvironments\x18\x01 \x03(\x0b\x32#.appsupervisor.fleet.v1.Environment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"d\n\x18\x44\x65leteEnvironmentRequest\x12\x34\n\x04name\x18\x01 \x01(\tB&\xe2\x41\x01\x02\xfa\x41\x1f\n\x1d\x61ppsupervisor.dev/Environment\x12\x12\n\x04\x65tag\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\x96\x01\n\x13RegisterNodeRequest\x12\x36\n\x06parent\x18\x01 \x01(\tB&\xe2\x41\x01\x02\xfa\x41\x1f\n\x1d\x61ppsupervisor.dev/Environment\x12\x15\n\x07node_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x30\n\x04node\x18\x03 \x01(\x0b\x32\x1c.appsupervisor.fleet.v1.NodeB\x04\xe2\x41\x01\x02\"|\n\x14RegisterNodeResponse\x12*\n\x04node\x18\x01 \x01(\x0b\x32\x1c.appsupervisor.fleet.v1.Node\x12\x38\n\x15registration_interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"?\n\x0eGetNodeRequest\x12-\n\x04name\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\n\x16\x61ppsupervisor.dev/Node\"v\n\x10ListNodesRequest\x12/\n\x06parent\x18\x01 \x01(\tB\x1f\xe2\x41\x01\x02\xfa\x41\x18\x12\x16\x61ppsupervisor.dev/Node\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"Y\n\x11ListNodesResponse\x12+\n\x05nodes\x18\x01 \x03(\x0b\x32\x1c.appsupervisor.fleet.v1.Node\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xb1\x06\n\x05\x46leet\x12\x89\x01\n\x11\x43reateEnvironment\x12\x30.appsupervisor.fleet.v1.CreateEnvironmentRequest\x1a#.appsupervisor.fleet.v1.Environment\"\x1d\xda\x41\x1a\x65nvironment,environment_id\x12m\n\x0eGetEnvironment\x12-.appsupervisor.fleet.v1.GetEnvironmentRequest\x1a#.appsupervisor.fleet.v1.Environment\"\x07\xda\x41\x04name\x12z\n\x10ListEnvironments\x12/.appsupervisor.fleet.v1.ListEnvironmentsRequest\x1a\x30.appsupervisor.fleet.v1.ListEnvironmentsResponse\"\x03\xda\x41\x00\x12\x66\n\x11\x44\x65leteEnvironment\x12\x30.appsupervisor.fleet.v1.DeleteEnvironmentRequest\x1a\x16.google.protobuf.Empty\"\x07\xda\x41\x04name\x12\x81\x01\n\x0cRegisterNode\x12+.appsupervisor.fleet.v1.RegisterNodeRequest\x1a,.appsupervisor.fleet.v1.RegisterNodeResponse\"\x16\xda\x41\x13parent,node,node_id\x12X\n\x07GetNode\x12&.appsupervisor.fleet.v1.GetNodeRequest\x1a\x1c.appsupervisor.fleet.v1.Node\"\x07\xda\x41\x04name\x12k\n\tListNodes\x12(.appsupervisor.fleet.v1.ListNodesRequest\x1a).appsupervisor.fleet.v1.ListNodesResponse\"\t\xda\x41\x06parentB\xb3\x01\n\x1a\x64\x65v.appsupervisor.fleet.v1B\nFleetProtoP\x01Z4appsupervisor.dev/gen/appsupervisor/fleet/v1;fleetv1\xa2\x02\x03\x41\x46X\xaa\x02\x16\x41ppSupervisor.Fleet.V1\xca\x02\x16\x41ppSupervisor\\Fleet\\V1\xea\x02\x18\x41ppSupervisor::Fleet::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -59,6 +60,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENVIRONMENT'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
   _globals['_ENVIRONMENT'].fields_by_name['etag']._loaded_options = None
   _globals['_ENVIRONMENT'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
+  _globals['_ENVIRONMENT'].fields_by_name['conditions']._loaded_options = None
+  _globals['_ENVIRONMENT'].fields_by_name['conditions']._serialized_options = b'\342A\001\003'
   _globals['_ENVIRONMENT']._loaded_options = None
   _globals['_ENVIRONMENT']._serialized_options = b'\352AV\n\035appsupervisor.dev/Environment\022\032environments/{environment}*\014environments2\013environment'
   _globals['_NODE_LABELSENTRY']._loaded_options = None
@@ -91,6 +94,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_NODE'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_NODE'].fields_by_name['update_time']._loaded_options = None
   _globals['_NODE'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
+  _globals['_NODE'].fields_by_name['lease_state']._loaded_options = None
+  _globals['_NODE'].fields_by_name['lease_state']._serialized_options = b'\342A\001\003'
   _globals['_NODE']._loaded_options = None
   _globals['_NODE']._serialized_options = b'\352AN\n\026appsupervisor.dev/Node\022\'environments/{environment}/nodes/{node}*\005nodes2\004node'
   _globals['_CREATEENVIRONMENTREQUEST'].fields_by_name['environment']._loaded_options = None
@@ -139,36 +144,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FLEET'].methods_by_name['GetNode']._serialized_options = b'\332A\004name'
   _globals['_FLEET'].methods_by_name['ListNodes']._loaded_options = None
   _globals['_FLEET'].methods_by_name['ListNodes']._serialized_options = b'\332A\006parent'
-  _globals['_ENVIRONMENT']._serialized_start=271
-  _globals['_ENVIRONMENT']._serialized_end=749
-  _globals['_ENVIRONMENT_LABELSENTRY']._serialized_start=613
-  _globals['_ENVIRONMENT_LABELSENTRY']._serialized_end=658
-  _globals['_NODE']._serialized_start=752
-  _globals['_NODE']._serialized_end=1449
-  _globals['_NODE_LABELSENTRY']._serialized_start=613
-  _globals['_NODE_LABELSENTRY']._serialized_end=658
-  _globals['_NODE_STATE']._serialized_start=1295
-  _globals['_NODE_STATE']._serialized_end=1366
-  _globals['_CREATEENVIRONMENTREQUEST']._serialized_start=1452
-  _globals['_CREATEENVIRONMENTREQUEST']._serialized_end=1627
-  _globals['_GETENVIRONMENTREQUEST']._serialized_start=1629
-  _globals['_GETENVIRONMENTREQUEST']._serialized_end=1706
-  _globals['_LISTENVIRONMENTSREQUEST']._serialized_start=1708
-  _globals['_LISTENVIRONMENTSREQUEST']._serialized_end=1784
-  _globals['_LISTENVIRONMENTSRESPONSE']._serialized_start=1786
-  _globals['_LISTENVIRONMENTSRESPONSE']._serialized_end=1896
-  _globals['_DELETEENVIRONMENTREQUEST']._serialized_start=1898
-  _globals['_DELETEENVIRONMENTREQUEST']._serialized_end=1998
-  _globals['_REGISTERNODEREQUEST']._serialized_start=2001
-  _globals['_REGISTERNODEREQUEST']._serialized_end=2151
-  _globals['_REGISTERNODERESPONSE']._serialized_start=2153
-  _globals['_REGISTERNODERESPONSE']._serialized_end=2277
-  _globals['_GETNODEREQUEST']._serialized_start=2279
-  _globals['_GETNODEREQUEST']._serialized_end=2342
-  _globals['_LISTNODESREQUEST']._serialized_start=2344
-  _globals['_LISTNODESREQUEST']._serialized_end=2462
-  _globals['_LISTNODESRESPONSE']._serialized_start=2464
-  _globals['_LISTNODESRESPONSE']._serialized_end=2553
-  _globals['_FLEET']._serialized_start=2556
-  _globals['_FLEET']._serialized_end=3373
+  _globals['_ENVIRONMENT']._serialized_start=323
+  _globals['_ENVIRONMENT']._serialized_end=864
+  _globals['_ENVIRONMENT_LABELSENTRY']._serialized_start=728
+  _globals['_ENVIRONMENT_LABELSENTRY']._serialized_end=773
+  _globals['_NODE']._serialized_start=867
+  _globals['_NODE']._serialized_end=1714
+  _globals['_NODE_LABELSENTRY']._serialized_start=728
+  _globals['_NODE_LABELSENTRY']._serialized_end=773
+  _globals['_NODE_STATE']._serialized_start=1478
+  _globals['_NODE_STATE']._serialized_end=1549
+  _globals['_NODE_LEASESTATE']._serialized_start=1551
+  _globals['_NODE_LEASESTATE']._serialized_end=1631
+  _globals['_CREATEENVIRONMENTREQUEST']._serialized_start=1717
+  _globals['_CREATEENVIRONMENTREQUEST']._serialized_end=1892
+  _globals['_GETENVIRONMENTREQUEST']._serialized_start=1894
+  _globals['_GETENVIRONMENTREQUEST']._serialized_end=1971
+  _globals['_LISTENVIRONMENTSREQUEST']._serialized_start=1973
+  _globals['_LISTENVIRONMENTSREQUEST']._serialized_end=2049
+  _globals['_LISTENVIRONMENTSRESPONSE']._serialized_start=2051
+  _globals['_LISTENVIRONMENTSRESPONSE']._serialized_end=2161
+  _globals['_DELETEENVIRONMENTREQUEST']._serialized_start=2163
+  _globals['_DELETEENVIRONMENTREQUEST']._serialized_end=2263
+  _globals['_REGISTERNODEREQUEST']._serialized_start=2266
+  _globals['_REGISTERNODEREQUEST']._serialized_end=2416
+  _globals['_REGISTERNODERESPONSE']._serialized_start=2418
+  _globals['_REGISTERNODERESPONSE']._serialized_end=2542
+  _globals['_GETNODEREQUEST']._serialized_start=2544
+  _globals['_GETNODEREQUEST']._serialized_end=2607
+  _globals['_LISTNODESREQUEST']._serialized_start=2609
+  _globals['_LISTNODESREQUEST']._serialized_end=2727
+  _globals['_LISTNODESRESPONSE']._serialized_start=2729
+  _globals['_LISTNODESRESPONSE']._serialized_end=2818
+  _globals['_FLEET']._serialized_start=2821
+  _globals['_FLEET']._serialized_end=3638
 # @@protoc_insertion_point(module_scope)
