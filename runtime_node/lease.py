@@ -57,8 +57,17 @@ class Lease:
         # In this order: a renewal moves the stretch first.
         return self._clock() < self.until and stretch == self.stretch
 
-    def heed(self, term: int) -> None:
-        """Hear a leader, or nobody's call if the term is 0. Raises STALE_TERM for one of an older term."""
+    def heed(self, term: int, incarnation: str = "") -> None:
+        """Hear a leader, or nobody's call if the term is 0.
+
+        Raises STALE_TERM for one of an older term, and for what is meant for another life of this node.
+        """
+        if incarnation not in {"", self.incarnation}:
+            raise SupervisorError(
+                "STALE_TERM",
+                f"The call is for life {incarnation} of this node; this is {self.incarnation}.",
+                metadata={"incarnation": incarnation, "known_incarnation": self.incarnation},
+            )
         if not term:
             return
         if term < self.term:
@@ -81,13 +90,7 @@ class Lease:
 
         Raises STALE_TERM for an older leader, or for another life of this node: its clock says nothing here.
         """
-        if incarnation != self.incarnation:
-            raise SupervisorError(
-                "STALE_TERM",
-                f"The lease is for life {incarnation} of this node; this is {self.incarnation}.",
-                metadata={"incarnation": incarnation, "known_incarnation": self.incarnation},
-            )
-        self.heed(term)
+        self.heed(term, incarnation)
         give_up()
         until = monotonic_time + lasts
         now = self._clock()

@@ -73,16 +73,12 @@ class Leases:
         self._counted_from = self._looked = clock()
         self._sent: dict[str, float] = {}
         self._open: dict[str, _Open] = {}
-        self._turns: dict[str, int] = {}
 
-    def turn(self, node: str) -> int:
-        """Return what `open` has to be given: it is another one each time the node was closed."""
-        return self._turns.get(node, 0)
+    def open(self, node: str, incarnation: str, fences: Iterable[Fence]) -> None:
+        """Let a life of a node have leases: the catalog says GRANTED, and `fences` what was given up before.
 
-    def open(self, node: str, incarnation: str, turn: int, fences: Iterable[Fence]) -> None:
-        """Let a life of a node have leases: the catalog says GRANTED, since `turn`, and what `fences` tell."""
-        if turn != self.turn(node):
-            return
+        Not after an answer of the store to what was written before the node was closed: its stream broke since.
+        """
         if not self.is_open(node, incarnation):
             self._open[node] = _Open(incarnation, tuple(fences))
 
@@ -93,7 +89,6 @@ class Leases:
 
     def close(self, node: str) -> None:
         """Grant a node nothing more: it is about to be called lost, or is followed no longer."""
-        self._turns[node] = self.turn(node) + 1
         self._open.pop(node, None)
 
     def grant(self, node: str, incarnation: str, monotonic_time: float) -> Grant | None:

@@ -21,7 +21,7 @@ from services.control_plane.placement.assignment import ENDING, assign
 from services.control_plane.placement.choice import Candidate
 from services.control_plane.placement.failover import fence_epoch
 from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
-from services.control_plane.reconciler.plan import plan
+from services.control_plane.reconciler.plan import plan, stop_orphan
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role, Version
 from services.control_plane.tenure import Pace, Tenure
 from services.rpc.errors import SupervisorError
@@ -108,22 +108,26 @@ class ModelNode:
         self.simulation = fleet.simulation
         self.name = name
         self.process = self.simulation.process(name)
-        self.clock = self.simulation.clock_of(self.process)
         self.lives = 0
         self.begin()
         self.beat()
 
     def begin(self) -> None:
-        """Begin another life."""
+        """Begin another life, of a machine that was started anew: its clock too."""
         self.lives += 1
+        self.process.offset = self.simulation.chance.uniform(0, 1000)
+        self.clock = self.simulation.clock_of(self.process)
         self.incarnation = f"{self.name}-{self.lives}"
         self.lease = Lease(self.incarnation, self.clock)
         self.copies: dict[str, Copy] = {}
+        self.view: dict[str, Instance] = {}
         self.fences = Fences(lambda: {it.status.app_uid for it in self.copies.values()})
         self.watchers: dict[str, tuple[ControlPlane, int]] = {}
         self.beats = 0
         self.registered = False
         self.proper = _Proper()
+        self.newest = 0
+        """Term of the newest leader whose stream or grant has reached this life."""
         self.register(self.incarnation)
 
     def register(self, incarnation: str) -> None:
@@ -155,17 +159,19 @@ class ModelNode:
 
     def tell(self, control_plane: ControlPlane, session: int) -> None:
         self.beats += 1
-        view = {name: copy.status for name, copy in self.copies.items()}
+        if self.view.keys() != self.copies.keys():
+            self.view = {name: copy.status for name, copy in self.copies.items()}
         self.simulation.send(
             self.process, control_plane.process, control_plane.on_beat, self.name, session, self.incarnation,
-            self.beats, self.clock(), view, self.simulation.now,
+            self.beats, self.clock(), self.view, self.simulation.now,
         )  # fmt: skip
 
     # What it is asked
 
     def on_watch(self, control_plane: ControlPlane, session: int, term: int) -> None:
+        self.newest = max(self.newest, self.fleet.terms[session])
         if self.heeds(term):
-            self.watchers = {control_plane.name: (control_plane, session)}
+            self.watchers[control_plane.name] = control_plane, session
             self.tell(control_plane, session)
 
     def on_renew(self, control_plane: ControlPlane, grant: Grant, beaten: float) -> None:
@@ -180,11 +186,14 @@ class ModelNode:
             self.lease.renew(grant.term, grant.incarnation, grant.monotonic_time, grant.lasts, give_up)
         except SupervisorError:
             return
+        self.newest = max(self.newest, grant.term)
         self.proper.granted(self.simulation.now, beaten, grant.lasts / self.process.rate)
         self.simulation.send(self.process, control_plane.process, control_plane.on_granted, self.name, grant)
 
-    def on_start(self, control_plane: ControlPlane, term: int, name: str, uid: str, version: Version) -> None:
-        if not self.heeds(term):
+    def on_start(
+        self, control_plane: ControlPlane, term: int, incarnation: str, name: str, uid: str, version: Version
+    ) -> None:
+        if not self.heeds(term, incarnation):
             return
         if name not in self.copies:
             try:
@@ -197,6 +206,7 @@ class ModelNode:
                 node=self.name, state=Instance.RUNNING, incarnation=self.incarnation,
             )  # fmt: skip
             self.copies[name] = Copy(status, self.lease)
+            self.changed(term, name)
             self.fleet.began(uid, version.epoch, self.name)
         self.simulation.send(
             self.process, control_plane.process, control_plane.on_started, self.name, self.incarnation,
@@ -210,17 +220,26 @@ class ModelNode:
         if copy is not None and (copy.status.app_uid != uid or epoch < copy.status.epoch):
             return
         self.fences.raise_to(uid, (epoch, 0))
-        self.copies.pop(name, None)
+        if self.copies.pop(name, None) is not None:
+            self.changed(term, name)
         self.simulation.send(
             self.process, control_plane.process, control_plane.on_stopped, self.name, self.incarnation, name
         )
 
-    def heeds(self, term: int) -> bool:
+    def heeds(self, term: int, incarnation: str = "") -> bool:
         try:
-            self.lease.heed(term)
+            self.lease.heed(term, incarnation)
         except SupervisorError:
             return False
         return True
+
+    def changed(self, term: int, name: str) -> None:
+        """Judge that something was done for a leader."""
+        if term < self.newest:
+            raise Violation(
+                f"at {self.simulation.now:.3f} s {self.name} changes {name} for term {term}, after it heard term "
+                f"{self.newest}"
+            )
 
     # What its users ask
 
@@ -290,6 +309,7 @@ class ControlPlane:
         self.leases: Leases | None = None
         self.links: dict[str, Link] = {}
         self.busy: dict[str, float] = {}
+        self.settled: dict[str, list[Any]] = {}
         self.tick()
 
     # Who leads
@@ -297,7 +317,10 @@ class ControlPlane:
     def tick(self) -> None:
         sent = self.clock()
         if self.tenure is not None and not self.tenure.holds:
-            self.resign()
+            # Its work ends a while after its time: what is done meanwhile must do no harm.
+            self.simulation.after(
+                self.simulation.chance.uniform(0, 8.0), self.process, self.resign, self.tenure
+            )
         if self.tenure is None:
             self._ask(self._take, sent)
         else:
@@ -319,9 +342,10 @@ class ControlPlane:
         tenure = Tenure(term, sent, LEAD, self.clock)
         if (self.tenure is not None and term <= self.tenure.term) or not tenure.holds:
             return
-        self.resign()
+        self.resign(self.tenure)
         self.take_in(catalog)
         self.tenure, self.leases = tenure, Leases(tenure, self.clock, LEASE)
+        self.fleet.elected(self)
 
     def _renew(self, sent: float, tenure: Tenure) -> None:
         if self.database.renew(self.name, tenure.term):
@@ -331,26 +355,24 @@ class ControlPlane:
     def on_renewed(self, sent: float, tenure: Tenure, catalog: Catalog) -> None:
         self.take_in(catalog)  # it follows the change log as well
         if tenure is self.tenure and tenure.holds:
-            tenure.extend(max(sent, tenure.until - LEAD.lasts + LEAD.margin))
+            if tenure.until < sent + LEAD.lasts - LEAD.margin:  # not where an older answer comes later
+                tenure.extend(sent)
 
-    def resign(self) -> None:
-        if self.tenure is not None:
-            self.tenure.end()
+    def resign(self, tenure: Tenure | None) -> None:
+        if tenure is None or tenure is not self.tenure:
+            return
+        tenure.end()
         self.tenure = self.leases = None
-        self.links, self.busy = {}, {}
+        self.links, self.busy, self.settled = {}, {}, {}
 
-    def write(
-        self, command: Callable[[Catalog], Catalog], done: Callable[[], None] | None = None
-    ) -> None:
+    def write(self, command: Callable[[Catalog], Catalog], done: Callable[[], None] | None = None) -> None:
         """Have a command carried out under this term; `done` is called once the mirror has it."""
         assert self.tenure is not None
         tenure = self.tenure
 
         def commit() -> None:
             if self.database.write(tenure.term, command):
-                self.simulation.send(
-                    self.database.process, self.process, committed, self.database.catalog
-                )
+                self.simulation.send(self.database.process, self.process, committed, self.database.catalog)
 
         def committed(catalog: Catalog) -> None:
             self.take_in(catalog)
@@ -367,6 +389,7 @@ class ControlPlane:
 
     def lead(self) -> None:
         assert self.leases is not None
+        assert self.tenure is not None
         self.leases.look()
         now = self.clock()
         counted = []
@@ -381,19 +404,25 @@ class ControlPlane:
             heard = link.synced or now < link.heard + SILENCE
             counted.append(Counted(name, node.lease_state, heard, self.leases.has_run_out(name)))
         for name, state in changed_states(counted).items():
+            if self.tenure.holds:
+                self.fleet.lost(name, self.mirror.nodes[name].incarnation)
             self.leases.close(name)
             self.write(_ran_out(name, self.mirror.nodes[name].incarnation, state))
+        sight = [self.mirror.revision, *((id(it.view), it.synced, now > it.heard + SILENCE)
+                                         for it in self.links.values())]  # fmt: skip
+        self._stop_orphans()
         for app in self.mirror.apps:
-            self.look_at(app)
+            # What nothing has changed about comes out as the last time.
+            if (self.settled.get(app) != sight or self.busy.get(app)) and self.look_at(app):
+                self.settled[app] = sight
 
     def _watch(self, name: str, link: Link) -> None:
         assert self.tenure is not None
         link.session = next(self.sessions)
+        self.fleet.terms[link.session] = self.tenure.term
         link.beat = 0
         node = self.fleet.nodes[name]
-        self.simulation.send(
-            self.process, node.process, node.on_watch, self, link.session, self.tenure.term
-        )
+        self.simulation.send(self.process, node.process, node.on_watch, self, link.session, self.tenure.term)
 
     def on_beat(
         self, name: str, session: int, incarnation: str, beat: int, time: float, view: dict[str, Instance],
@@ -425,12 +454,12 @@ class ControlPlane:
 
     def _heard(self, name: str, link: Link, incarnation: str) -> None:
         assert self.leases is not None
-        turn, session = self.leases.turn(name), link.session
+        session = link.session
 
         def granted() -> None:
             if self.leases is None or not link.synced or link.session != session:
                 return
-            self.leases.open(name, incarnation, turn, self._fences(name, link))
+            self.leases.open(name, incarnation, self._fences(name, link))
 
         self.write(_heard(name, incarnation), granted)
 
@@ -466,33 +495,49 @@ class ControlPlane:
         heard = [name for name, link in self.links.items() if link.synced and name in self.mirror.nodes]
         return Snapshot(views, tuple(Candidate(name, True, every.count(name), 0) for name in heard))
 
-    def look_at(self, name: str) -> None:
+    def look_at(self, name: str) -> bool:
+        """Make a pass over an app; tell whether nothing is to be done."""
         if self.busy.get(name, 0.0) > self.clock():
-            return
+            return False
         app, placements = self.mirror.apps[name], self.mirror.placements.get(name, ())
         seen = self.see(app, placements)
         assigned = assign(app, placements, seen, 0)
         if (set(assigned.placements), assigned.target) != (set(placements), app.target):
             self._call(name, lambda done: self.write(_decided(name, seen), done))
-            return
+            return False
         todo = plan(app, assigned, seen)
         if todo.start is not None:
             placement = todo.start.placement
             node = self.fleet.nodes[placement.node]
-            self._call(name, lambda _: self._tell(
-                node, node.on_start, placement.instance, app.uid, placement.version
-            ))  # fmt: skip
+            life = self.links[placement.node].incarnation
+            what = (node, node.on_start, life, placement.instance, app.uid, placement.version)
+            self._call(name, lambda _: self._tell(*what))
+            if self.fleet.rough and self.simulation.chance.random() < 0.4:
+                # It is tried again, by a leader that stood still in between.
+                self._tell(*what, late=self.simulation.chance.uniform(1.0, 25.0))
         for stop in todo.stop:
             node, request = self.fleet.nodes[stop.node], stop.request
             self._tell(node, node.on_stop, request.name, request.app_uid, request.epoch)
+        return todo.start is None and not todo.stop
+
+    def _stop_orphans(self) -> None:
+        for name, link in self.links.items():
+            for instance in link.view.values() if link.synced else ():
+                placements = self.mirror.placements.get(instance.name.partition("/instances/")[0], ())
+                if all(it.node != name for it in placements):
+                    node, request = self.fleet.nodes[name], stop_orphan(instance)
+                    self._tell(node, node.on_stop, request.name, request.app_uid, request.epoch)
 
     def _call(self, name: str, call: Callable[[Callable[[], None]], None]) -> None:
         self.busy[name] = self.clock() + CALL
         call(lambda: self.busy.pop(name, None))
 
-    def _tell(self, node: ModelNode, act: Callable[..., None], *what: Any) -> None:
+    def _tell(self, node: ModelNode, act: Callable[..., None], *what: Any, late: float = 0.0) -> None:
         assert self.tenure is not None
-        self.simulation.send(self.process, node.process, act, self, self.tenure.term, *what)
+        if late:
+            self.simulation.after(late, node.process, act, self, self.tenure.term, *what)
+        else:
+            self.simulation.send(self.process, node.process, act, self, self.tenure.term, *what)
 
     def on_started(self, name: str, incarnation: str, status: Instance) -> None:
         link = self.links.get(name)
@@ -515,13 +560,15 @@ class Fleet:
         self.simulation = simulation
         self.database = Database(simulation)
         self.highest: dict[str, dict[str, int]] = {}
+        self.terms: dict[int, int] = {}
         self.rough = True
         """Things go wrong."""
         self.responses = 0
         self.moved = 0
         names = [f"apps/a{number}" for number in range(apps)]
         records = {
-            name: AppRecord(name, f"uid-{name[5:]}", spec(name), App(), 1, Version(1, 1), 0, 0) for name in names
+            name: AppRecord(name, f"uid-{name[5:]}", spec(name), App(), 1, Version(1, 1), 0, 0)
+            for name in names
         }
         self.database.catalog = replace(self.database.catalog, apps=records)
         self.nodes = {
@@ -534,28 +581,88 @@ class Fleet:
     def maybe_pause(self, process: Process) -> None:
         process.paused_until = self.simulation.now + self.simulation.chance.choice((0.1, 2.0, 7.0, 12.0))
 
+    def plot(self) -> None:
+        """Let what random strikes hit too rarely come together around one node: its being cut off and its return,
+        a change of leader, a late start, late transactions."""
+        simulation, chance = self.simulation, self.simulation.chance
+        leader = next((it for it in self.control_planes if it.tenure is not None), None)
+        placed = [it for them in self.database.catalog.placements.values() for it in them]
+        if leader is None or leader.tenure is None or not placed:
+            return
+        placement = chance.choice(placed)
+        node, away = self.nodes[placement.node], chance.uniform(6.5, 13.0)
+        if chance.random() < 0.3:
+            # The leader alone loses the node, and soon the lead, while what it writes is under way.
+            for one, other in ((leader.name, node.name), (node.name, leader.name)):
+                simulation.weather.cut[one, other] = simulation.now + 25.0
+            simulation.after(chance.uniform(2.0, 6.0), None, self.slow_down, 0.8, 9.0)
+            return
+        simulation.after(chance.uniform(0.5, 1.5), None, self.isolate, node.name, simulation.now + away)
+        if chance.random() < 0.4:
+            simulation.after(chance.uniform(0.0, 3.0), None, self.stand_still, leader.process, 30.0)
+        if chance.random() < 0.5:
+            simulation.after(chance.uniform(5.0, away), None, self.slow_down, 0.5, 5.0)
+        moment = away
+        if chance.random() < 0.3:
+            moment = chance.uniform(0.0, 1.5 * away)
+            simulation.after(moment, None, node.begin)
+        else:
+            self.command(placement.app, "restart")
+        what = leader, leader.tenure.term, node.incarnation, placement.app, node
+        simulation.after(max(moment, away) + chance.uniform(0.0, 4.0), node.process, self.start_late, *what)
+
+    def slow_down(self, share: float, latest: float) -> None:
+        self.simulation.weather.late, self.simulation.weather.latest = share, latest
+
+    def start_late(
+        self, leader: ControlPlane, term: int, incarnation: str, app: str, node: ModelNode
+    ) -> None:
+        """Let a start arrive that was asked for long ago: of what the node has been given up with, or had."""
+        known = [it for it in self.database.catalog.placements.get(app, ()) if it.node == node.name]
+        lost = [it for it in known if it.role is Role.LOST]
+        for placement in lost or known:
+            node.on_start(leader, term, incarnation, placement.instance, placement.app_uid, placement.version)
+
+    def stand_still(self, process: Process, seconds: float) -> None:
+        process.paused_until = self.simulation.now + seconds
+
+    def isolate(self, node: str, until: float, ways: str = "both") -> None:
+        """Cut a node off from all control planes, one way or both."""
+        for control_plane in self.control_planes:
+            if ways != "out":
+                self.simulation.weather.cut[control_plane.name, node] = until
+            if ways != "in":
+                self.simulation.weather.cut[node, control_plane.name] = until
+
     def strike(self) -> None:
         """Let one thing go wrong, or be commanded."""
         simulation = self.simulation
         chance, weather, now = simulation.chance, simulation.weather, simulation.now
         everybody = [*self.nodes.values(), *self.control_planes]
         draw = chance.random()
-        if draw < 0.3:
+        if draw < 0.15:
             self.maybe_pause(chance.choice(everybody).process)
-        elif draw < 0.55:
+        elif draw < 0.3:
+            chance.choice(everybody).process.paused_until = now + chance.uniform(8.0, 14.0)
+        elif draw < 0.45:
             one, other = chance.sample([it.process for it in everybody] + [self.database.process], 2)
             until = now + chance.choice((1.0, 4.0, 9.0, 15.0))
             weather.cut[one.name, other.name] = until
             if chance.random() < 0.5:
                 weather.cut[other.name, one.name] = until
         elif draw < 0.65:
+            until = now + chance.uniform(6.0, 15.0)
+            self.isolate(chance.choice(list(self.nodes)), until, chance.choice(("in", "out", "both")))
+        elif draw < 0.77:
             chance.choice(list(self.nodes.values())).begin()
-        elif draw < 0.8:
+        elif draw < 0.9:
             weather.lost, weather.twice, weather.late, weather.latest = chance.choice(
-                ((0, 0, 0, 0), (0.3, 0, 0, 0), (0, 0.3, 0.2, 8.0), (0.1, 0.1, 0.3, 15.0))
+                ((0, 0, 0, 0), (0.3, 0, 0, 0), (0, 0.3, 0.2, 8.0), (0, 0, 0.4, 3.0), (0.1, 0.1, 0.3, 15.0))
             )
         else:
-            self.command(chance.choice(list(self.database.catalog.apps)), chance.choice(("stop", "start", "restart")))
+            self.command(
+                chance.choice(list(self.database.catalog.apps)), chance.choice(("stop", "start", "restart"))
+            )
 
     def command(self, name: str, verb: str) -> None:
         def run(catalog: Catalog) -> Catalog:
@@ -575,8 +682,10 @@ class Fleet:
         chance = self.simulation.chance
         node = chance.choice(list(self.nodes.values()))
         took = chance.choice((0.0, 0.01, 1.0, 7.0))
-        self.simulation.after(0.0, node.process, node.request, chance.choice(list(self.database.catalog.apps)), took)
-        self.simulation.after(0.25, None, self.ask)
+        app = chance.choice(list(self.database.catalog.apps))
+        self.simulation.after(0.0, node.process, node.request, app, took)
+        if self.rough:
+            self.simulation.after(0.4, None, self.ask)
 
     # What must hold
 
@@ -584,6 +693,20 @@ class Fleet:
         known = self.highest.setdefault(uid, {})
         self.moved += bool(known) and node not in known
         known[node] = max(epoch, known.get(node, 0))
+
+    def elected(self, who: ControlPlane) -> None:
+        """Judge that somebody begins to lead."""
+        for other in self.control_planes:
+            if other is not who and other.tenure is not None and other.tenure.holds:
+                raise Violation(f"at {self.simulation.now:.3f} s {who.name} leads, and so does {other.name}")
+
+    def lost(self, name: str, incarnation: str) -> None:
+        """Judge that a node is called lost by who leads."""
+        node, now = self.nodes[name], self.simulation.now
+        if node.incarnation == incarnation and node.proper.until > now:
+            raise Violation(
+                f"at {now:.3f} s {name} is called lost, and holds a lease until {node.proper.until:.3f}"
+            )
 
     def left(self, node: ModelNode, copy: Copy, began: float) -> None:
         """Judge a response that leaves a node."""

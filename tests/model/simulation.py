@@ -80,7 +80,9 @@ class Simulation:
             self.after(chance.uniform(0, weather.latest), target, act, *what)
         slow = weather.late and chance.random() < weather.late
         # Also no time at all: what is only just right has to be.
-        self.after(chance.uniform(0, weather.latest) if slow else chance.random() ** 4 * 0.05, target, act, *what)
+        self.after(
+            chance.uniform(0, weather.latest) if slow else chance.random() ** 4 * 0.05, target, act, *what
+        )
 
     def run(self, until: float) -> None:
         """Let things happen up to a moment."""

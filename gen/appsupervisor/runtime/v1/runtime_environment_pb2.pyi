@@ -1215,12 +1215,15 @@ class StartInstanceRequest(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     START_NOW_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     start_now: _builtins.bool
     """Starts an `ON_REQUEST` instance at once, to see that it can. Once it was ready it goes dormant again, unless a
     request has come or the instance that it takes over from was awake. Nothing to an `EAGER` one.
     """
     term: _builtins.int
     """Term of the leader that asks; unset: of nobody's. Below the highest that the node knows it is refused."""
+    incarnation: _builtins.str
+    """Life of the node that is meant; unset: whichever. Another one refuses it, for it does not know what it was told."""
     @_builtins.property
     def spec(self) -> Global___InstanceSpec:
         """What to run."""
@@ -1231,10 +1234,11 @@ class StartInstanceRequest(_message.Message):
         spec: Global___InstanceSpec | None = ...,
         start_now: _builtins.bool = ...,
         term: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "start_now", b"start_now", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "spec", b"spec", "start_now", b"start_now", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
