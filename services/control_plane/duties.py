@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from services.control_plane.controller.controller import Controller
 from services.control_plane.store.interface import CatalogStore
+from services.control_plane.tenure import Tenure
 
 
 class LeaderDuties:
     """Runs one controller per term, over a store whose writes carry the term."""
 
-    def __init__(self, store: CatalogStore, make: Callable[[CatalogStore], Controller]) -> None:
+    def __init__(self, store: CatalogStore, make: Callable[[CatalogStore, Tenure], Controller]) -> None:
         self._store = store
         self._make = make
         self._controller: Controller | None = None
 
-    async def begin(self, term: int) -> None:
-        """Start a controller that leads under a term."""
-        controller = self._make(self._store.led_by(term))
+    async def begin(self, tenure: Tenure) -> None:
+        """Start a controller that leads under a term, from all that was stored under those before it."""
+        await asyncio.wrap_future(self._store.catch_up())
+        controller = self._make(self._store.led_by(tenure.term), tenure)
         self._controller = controller
         await controller.start()
 

@@ -26,8 +26,8 @@ class LeasePace:
     lasts: float = 6.0
     renew: float = 2.0
     slack: float = 0.05
-    """By which the leader waits longer than the node: clocks whose rates differ by 200 ppm each way are 2.4 ms
-    apart after 6 s."""
+    """By which the leader waits longer than the node: clocks whose rates differ by 200 ppm each way are 2.4
+    ms apart after 6 s."""
     stall: float = 1.0
     """Between two looks of a leader that was not kept from them."""
 
@@ -60,8 +60,9 @@ class _Open:
 class Leases:
     """The leases under one term. Lives on one event loop.
 
-    A node is granted leases while it is open: from when the catalog says GRANTED of it until this leader means
-    to say otherwise. What is given up of its apps is so while it is closed, and reaches it with the next grant.
+    A node is granted leases while it is open: from when the catalog says GRANTED of it until this leader
+    means to say otherwise. What is given up of its apps is so while it is closed, and reaches it with the
+    next grant.
     """
 
     def __init__(self, tenure: Tenure, clock: Callable[[], float], pace: LeasePace | None = None) -> None:
@@ -74,10 +75,15 @@ class Leases:
         self._sent: dict[str, float] = {}
         self._open: dict[str, _Open] = {}
 
-    def open(self, node: str, incarnation: str, fences: Iterable[Fence]) -> None:
-        """Let a life of a node have leases: the catalog says GRANTED, and `fences` what was given up before.
+    @property
+    def term(self) -> int:
+        """The leader's term."""
+        return self._tenure.term
 
-        Not after an answer of the store to what was written before the node was closed: its stream broke since.
+    def open(self, node: str, incarnation: str, fences: Iterable[Fence]) -> None:
+        """Let a life of a node have leases: the catalog says GRANTED; `fences` is what was given up before.
+
+        Never for what was written before the node was closed: its stream has broken since.
         """
         if not self.is_open(node, incarnation):
             self._open[node] = _Open(incarnation, tuple(fences))
@@ -94,8 +100,8 @@ class Leases:
     def grant(self, node: str, incarnation: str, monotonic_time: float) -> Grant | None:
         """Return the grant that answers a heartbeat which has just been read; None if none is due or allowed.
 
-        Whether this replica leads is looked at here, after the heartbeat was read: so a lease that it grants ends
-        at most one TTL after its time is up.
+        Whether this replica leads is looked at here, after the heartbeat was read: so a lease that it grants
+        ends at most one TTL after its time is up.
         """
         known = self._open.get(node)
         if known is None or known.incarnation != incarnation or not self._tenure.holds:
@@ -141,8 +147,8 @@ class Counted:
 def changed_states(environment: Iterable[Counted]) -> Mapping[str, LeaseState]:
     """Return the nodes of one environment whose lease's state is another one now.
 
-    A node that is heard is not lost. While most of the nodes are missing together none is given up: what cannot
-    be heard then is the control plane.
+    A node that is heard is not lost. While most of the nodes are missing together none is given up: what
+    cannot be heard then is the control plane.
     """
     nodes = list(environment)
     heard = sum(node.heard for node in nodes)

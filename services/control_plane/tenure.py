@@ -34,7 +34,7 @@ class Tenure:
     """One term of one leader. `holds` is safe from any thread."""
 
     def __init__(self, term: int, sent: float, pace: Pace, clock: Callable[[], float]) -> None:
-        """`sent` is when the lead was asked for, by `clock`; with a pace that lasts for ever it never ends."""
+        """`sent` is when the lead was asked for, by `clock`; a pace without end makes a tenure without."""
         self.term = term
         self._pace = pace
         self._clock = clock
@@ -42,7 +42,7 @@ class Tenure:
         self.extend(sent)
 
     @classmethod
-    def endless(cls, term: int = 0) -> Tenure:
+    def endless(cls, term: int = 1) -> Tenure:
         """Return that of a leader whom nobody can follow."""
         return cls(term, 0.0, Pace(lasts=math.inf), steady_seconds)
 

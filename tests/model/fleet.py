@@ -1,7 +1,7 @@
 """A fleet in the simulation: two control planes, nodes, a database, users, and what must hold of them.
 
-What decides is the product's own: tenure, leases, the node's lease and fences, assignment, plan. Only what carries
-it (calls, streams, transactions) is made of the simulation's messages.
+What decides is the product's own: tenure, leases, the node's lease and fences, assignment, plan. Only what
+carries it (calls, streams, transactions) is made of the simulation's messages.
 """
 
 from __future__ import annotations
@@ -237,8 +237,8 @@ class ModelNode:
         """Judge that something was done for a leader."""
         if term < self.newest:
             raise Violation(
-                f"at {self.simulation.now:.3f} s {self.name} changes {name} for term {term}, after it heard term "
-                f"{self.newest}"
+                f"at {self.simulation.now:.3f} s {self.name} changes {name} for term {term}, after it heard "
+                f"term {self.newest}"
             )
 
     # What its users ask
@@ -354,9 +354,9 @@ class ControlPlane:
 
     def on_renewed(self, sent: float, tenure: Tenure, catalog: Catalog) -> None:
         self.take_in(catalog)  # it follows the change log as well
-        if tenure is self.tenure and tenure.holds:
-            if tenure.until < sent + LEAD.lasts - LEAD.margin:  # not where an older answer comes later
-                tenure.extend(sent)
+        # Not where an older answer comes later.
+        if tenure is self.tenure and tenure.holds and tenure.until < sent + LEAD.lasts - LEAD.margin:
+            tenure.extend(sent)
 
     def resign(self, tenure: Tenure | None) -> None:
         if tenure is None or tenure is not self.tenure:
@@ -582,8 +582,8 @@ class Fleet:
         process.paused_until = self.simulation.now + self.simulation.chance.choice((0.1, 2.0, 7.0, 12.0))
 
     def plot(self) -> None:
-        """Let what random strikes hit too rarely come together around one node: its being cut off and its return,
-        a change of leader, a late start, late transactions."""
+        """Let what random strikes hit too rarely come together around one node: its being cut off and its
+        return, a change of leader, a late start, late transactions."""
         simulation, chance = self.simulation, self.simulation.chance
         leader = next((it for it in self.control_planes if it.tenure is not None), None)
         placed = [it for them in self.database.catalog.placements.values() for it in them]
@@ -754,8 +754,8 @@ def _sees(views: dict[str, NodeView], node: str) -> bool:
 def _copy(node: Node, **changes: Any) -> Node:
     copy = Node()
     copy.CopyFrom(node)
-    for field, value in changes.items():
-        setattr(copy, field, value)
+    for name, value in changes.items():
+        setattr(copy, name, value)
     return copy
 
 

@@ -1,5 +1,5 @@
-"""Virtual time for programs that fail: messages late, lost, twice or out of order, pauses anywhere, clocks of rates
-of their own. Deterministic: one seed, one schedule.
+"""Virtual time for programs that fail: messages late, lost, twice or out of order, pauses anywhere, clocks of
+rates of their own. Deterministic: one seed, one schedule.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from services.control_plane.leases import LeasePace, Leases
 from services.control_plane.placement.snapshot import Snapshot
 from services.control_plane.tenure import Tenure
 from tests.model import fleet as model
-from tests.model.fleet import ControlPlane, Database, Fleet
+from tests.model.fleet import Database, Fleet
 from tests.model.simulation import RATE, Simulation, Violation, Weather
 from tests.seeds import NEW, SEED
 

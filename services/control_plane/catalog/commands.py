@@ -13,8 +13,9 @@ from google.longrunning.operations_pb2 import Operation
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1.fleet_pb2 import Node
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceSpec
 from services.control_plane.catalog.idempotency import execute
+from services.control_plane.catalog.recovery import recovered
 from services.control_plane.operations import operations
 from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
 from services.control_plane.rules.app_rules import app_violations
@@ -24,9 +25,17 @@ from services.control_plane.rules.masks import apply_update
 from services.control_plane.rules.names import app_name, parse_app_name, validate_id
 from services.control_plane.rules.sizes import check_sizes
 from services.control_plane.store.interface import CatalogStore, Transaction
-from services.control_plane.store.records import AppRecord, OperationRecord, Role, Version, current_of
+from services.control_plane.store.records import (
+    AppRecord,
+    NodeRecord,
+    OperationRecord,
+    Role,
+    Version,
+    current_of,
+)
 from services.rpc.errors import Code, SupervisorError, Violation, invalid_field, invalid_fields
 from services.rpc.pipeline.call import Caller
+from services.spec.availability import effective_availability
 
 DEFAULT_BASE_DOMAIN = "localhost"
 """Base domain of a node that was given none."""
@@ -95,6 +104,17 @@ class AppCommands:
         """Carry out RestartApp."""
         return await self._lifecycle(request, caller, "restart", _restart)
 
+    async def recover(self, request: pb.RecoverAppRequest, caller: Caller) -> Operation:
+        """Carry out RecoverApp."""
+        name = app_name(parse_app_name(request.name, "name"))
+
+        def run(tx: Transaction) -> OperationRecord:
+            record = _changeable(tx.app(name), name, request.etag)
+            changed = recovered(tx, record, accept_data_loss=request.accept_data_loss)
+            return _store(tx, record, changed, "recover", caller, "RecoverRequested")
+
+        return await self._execute(request, caller, run, request.validate_only)
+
     async def _lifecycle(
         self,
         request: Lifecycle,
@@ -115,7 +135,11 @@ class AppCommands:
 
     async def _execute(
         self,
-        request: pb.CreateAppRequest | pb.UpdateAppRequest | pb.DeleteAppRequest | Lifecycle,
+        request: pb.CreateAppRequest
+        | pb.UpdateAppRequest
+        | pb.DeleteAppRequest
+        | pb.RecoverAppRequest
+        | Lifecycle,
         caller: Caller,
         run: Callable[[Transaction], OperationRecord],
         validate_only: bool,
@@ -240,8 +264,7 @@ def _without_data(tx: Transaction, record: AppRecord, changed: AppRecord) -> App
     """Let an app begin with no data, also on another node if its own cannot be heard."""
     given_up = False
     for placement in tx.placements_of(record.name):
-        node = tx.node(placement.node)
-        silent = node is None or node.node.state == Node.UNREACHABLE
+        silent = _may_be_left(tx.node(placement.node), record.spec)
         if silent and placement.role is not Role.LOST:
             given_up = True
             why = "Its data was given up while its node could not be heard."
@@ -249,6 +272,14 @@ def _without_data(tx: Transaction, record: AppRecord, changed: AppRecord) -> App
         elif placement.has_data:
             tx.put_placement(replace(placement, has_data=False))
     return _restart(changed) if given_up and changed.target == record.target else changed
+
+
+def _may_be_left(node: NodeRecord | None, spec: pb.App) -> bool:
+    """Tell whether an app may begin elsewhere: a CONSISTENT one not while its node may answer for it."""
+    if node is None:
+        return True
+    waits = effective_availability(spec) == InstanceSpec.CONSISTENT
+    return node.node.state == Node.UNREACHABLE and not (waits and node.node.lease_state == Node.GRANTED)
 
 
 def _with_desired(spec: pb.App, desired: pb.App.DesiredState.ValueType) -> pb.App:

@@ -16,7 +16,9 @@ from typing import Any, TypeVar
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, RuntimeStatus
+from services.control_plane.controller.lease_watch import LeaseWatch
 from services.control_plane.controller.work_queue import WorkQueue
+from services.control_plane.leases import Leases
 from services.control_plane.nodes.client import NodeClient
 from services.control_plane.nodes.link import NodeLink
 from services.control_plane.nodes.links import NodeLinks
@@ -24,6 +26,7 @@ from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.app_reconciler import AppReconciler
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, home_of
+from services.control_plane.tenure import Tenure, steady_seconds
 from services.rpc.errors import SupervisorError
 from services.rpc.feed import ChangeFeed, Entry
 
@@ -54,24 +57,39 @@ class Controller:
     def __init__(
         self,
         store: CatalogStore,
+        tenure: Tenure | None = None,
         *,
         node_timeout: float = 5.0,
         connect: Callable[[str], NodeClient] = NodeClient,
         write: Callable[[Command], Future[Any]] | None = None,
+        lease_clock: Callable[[], float] = steady_seconds,
     ) -> None:
-        """`write` stores what is decided here, the store's own if it is None; a leader's checks its term."""
+        """`write` stores what is decided here, the store's own if it is None; a leader's checks its term.
+
+        `tenure` is that of who leads; None of somebody who always does.
+        """
         self._store = store
         self._mirror = store.mirror
         self._store_write = write or store.write
-        self._links = NodeLinks(node_timeout, connect)
+        self._tenure = tenure or Tenure.endless()
+        self._node_timeout = node_timeout
+        self._connect = connect
+        self._lease_clock = lease_clock
+        self._links, self._lease_watch = self._begun()
         self._queue: WorkQueue | None = None
         self._unsettled: dict[str, None] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._followers: list[asyncio.Task[None]] = []
+
+    def _begun(self) -> tuple[NodeLinks, LeaseWatch]:
+        leases = Leases(self._tenure, self._lease_clock)
+        links = NodeLinks(self._node_timeout, self._connect, leases)
+        return links, LeaseWatch(leases, links, self._mirror, self._note)
 
     async def start(self) -> None:
         """Begin to follow the catalog and the nodes. Only after `close` may it be started again."""
         clock = asyncio.get_running_loop().time
+        self._links, self._lease_watch = self._begun()
         reconciler = AppReconciler(self._store, self._links, self._store_write, clock)
         self._queue = WorkQueue(reconciler.reconcile, self._home_of)
         position = self._mirror.apps.revision
@@ -85,6 +103,7 @@ class Controller:
             asyncio.create_task(self._follow_apps(position), name="follow apps"),
             asyncio.create_task(self._follow_nodes(position), name="follow nodes"),
             asyncio.create_task(self._sweep(), name="sweep"),
+            asyncio.create_task(self._lease_watch.run(), name="leases"),
         ]
 
     async def close(self) -> None:
@@ -135,8 +154,12 @@ class Controller:
         async for name, record in _follow(self._mirror.nodes, position):
             if record is None:
                 self._links.forget(name)
-            else:
-                self._links.follow(record.node, self)
+                self._lease_watch.forget(name)
+                continue
+            self._links.follow(record.node, self)
+            if record.node.lease_state == Node.EXPIRED:
+                for app in self._mirror.apps_on(name):
+                    self.enqueue(app)
 
     # What the nodes tell (LinkListener)
 
@@ -146,6 +169,8 @@ class Controller:
         for app in self._mirror.apps_on(link.node.name):
             self.enqueue(app)
         self._enqueue_unplaced()
+        for app in self._lease_watch.waiting(link.node.name.partition("/nodes/")[0]):
+            self.enqueue(app)
 
     def lost(self, link: NodeLink, why: str) -> None:
         """Mark the node unreachable, and the health of its apps unknown."""
@@ -216,26 +241,32 @@ class Controller:
             known = self._mirror.nodes.get(link.node.name)
             if known is None or known.node.incarnation != link.node.incarnation:
                 continue
-            if link.status is not None and link.synced and known.node.state != Node.READY:
+            if link.status is not None and link.synced and self._is_news(known.node, link.status):
                 self._note_heard(link, link.status)
             elif link.given_up and known.node.state != Node.UNREACHABLE:
                 self._note_lost(link, link.why)
 
+    def _is_news(self, node: Node, status: RuntimeStatus) -> bool:
+        """Tell whether what is heard of a node is not stored yet, or was stored and has led to nothing."""
+        return node.state != Node.READY or not self._lease_watch.is_settled(node, status)
+
     def _note_heard(self, link: NodeLink, status: RuntimeStatus) -> None:
-        self._spawn(self._note(partial(transactions.node_heard, node=link.node, status=status)))
+        self._spawn(self._lease_watch.heard(link, status))
 
     def _note_lost(self, link: NodeLink, why: str) -> None:
         self._spawn(self._note(partial(transactions.node_lost, node=link.node, why=why)))
 
-    async def _note(self, command: Callable[[Transaction], None]) -> None:
-        """Store something about a node; if the store can't, a later sweep does."""
+    async def _note(self, command: Callable[[Transaction], None]) -> bool:
+        """Store something about a node and tell whether it is; if the store can't, a later sweep does."""
         try:
             await asyncio.wrap_future(self._store_write(command))
         except SupervisorError as failure:
             log.warning("node state not stored: %s", failure.message,
                         extra={"action": "node.state_not_stored"})  # fmt: skip
+            return False
+        return True
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

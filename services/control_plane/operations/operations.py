@@ -28,12 +28,13 @@ SLACK = 60_000_000
 
 READY = frozenset({Instance.RUNNING, Instance.IDLE})
 
-_BRINGS_UP = frozenset({"create", "update", "start", "restart"})
+_BRINGS_UP = frozenset({"create", "update", "start", "restart", "recover"})
 _ENDED_BY = {
     "stop": _BRINGS_UP,
     "delete": _BRINGS_UP | {"stop"},
     "start": frozenset({"stop"}),
     "restart": frozenset({"stop"}),
+    "recover": frozenset({"stop"}),
 }
 
 

@@ -29,7 +29,7 @@ from services.rpc.pipeline.call import Caller
 LONGEST_WAIT = 600.0
 """Seconds that one WaitOperation may take, whatever it asks for."""
 
-_CANCELLABLE = frozenset({"create", "update", "start", "restart"})
+_CANCELLABLE = frozenset({"create", "update", "start", "restart", "recover"})
 
 
 class OperationService:
@@ -125,7 +125,11 @@ class OperationService:
             )
             operations.end(tx, replace(record, metadata=metadata), cancelled, step="cancelled")
             app = tx.app(record.app)
-            if app is not None and app.uid == record.app_uid and record.verb in ("create", "start"):
+            if (
+                app is not None
+                and app.uid == record.app_uid
+                and record.verb in ("create", "start", "recover")
+            ):
                 take_back(tx, app, caller.actor, record.name)
             return Empty()
 

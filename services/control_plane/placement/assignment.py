@@ -139,7 +139,6 @@ class _Swap:
             self._give(placement, Role.LOST, f"{placement.node} was lost.")
         newer = [it.epoch + 1 for it in lost if it.role is not Role.OUTGOING]
         epoch = max([self._target.epoch, *newer])
-        epochs = [it.epoch + 1 for it in lost if it.role is not Role.OUTGOING]
         again, self._target = self._failed == self._target, replace(self._target, epoch=epoch)
         if moves is not None:
             # What served goes on, also where a newer version had been given up in its favour.

@@ -1,4 +1,4 @@
-"""What a lost node means for an app: which of its placements are given up, and what the node must not go on with.
+"""What a lost node means for an app: what is given up with it, and what it must not go on with.
 
 Pure. A node is lost once its lease has run out; when that is, is told by `services.control_plane.leases`.
 """

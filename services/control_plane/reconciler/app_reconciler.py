@@ -11,11 +11,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Instance,
     StartInstanceRequest,
@@ -24,7 +25,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.placement.assignment import Assignment, assign
 from services.control_plane.placement.choice import Candidate
-from services.control_plane.placement.snapshot import Snapshot
+from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
 from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.pace import Pace
@@ -111,8 +112,11 @@ class AppReconciler:
             told = {it.name: it for it in app.status.instances if it.node == name}
             view = self._links.view(name, app.name, told)
             if view is not None:
-                nodes[name] = view
-        staying = any(placement.role is not Role.LOST for placement in placements)
+                nodes[name] = self._with_loss(view)
+        staying = any(
+            it.role is not Role.LOST and not (it.node in nodes and nodes[it.node].sight is Sight.LOST)
+            for it in placements
+        )
         if staying or app.deleting or app.spec.desired_state == App.STOPPED:
             return Snapshot(nodes)
         prefix = f"{app.spec.environment}/nodes/"
@@ -129,6 +133,12 @@ class AppReconciler:
                 if link.node.name.startswith(prefix)
             ),
         )
+
+    def _with_loss(self, view: NodeView) -> NodeView:
+        """Tell a lost node from one that is only silent: the catalog says which."""
+        record = self._mirror.nodes.get(view.node.name)
+        lost = record is not None and record.node.lease_state == Node.EXPIRED
+        return replace(view, sight=Sight.LOST) if lost and view.sight is Sight.SILENT else view
 
     async def _decide(
         self,
@@ -185,7 +195,7 @@ class AppReconciler:
         link = self._links.get(node)
         if link is None:
             return False
-        instance = await link.client.stop(request)
+        instance = await link.stop(request)
         if instance is None:
             link.forget(app, request.name)
             return True
@@ -223,7 +233,7 @@ class AppReconciler:
         if link is None:
             return
         try:
-            instance = await link.client.start(start.request)
+            instance = await link.start(start.request)
         except SupervisorError as refusal:
             if refusal.reason in OUTDATED:
                 self._pace.started(app.name, app.target, link.node.incarnation)

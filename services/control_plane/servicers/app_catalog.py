@@ -57,6 +57,10 @@ class CatalogServicer:
         """Serve AppCatalog.RestartApp."""
         return await self._commands.restart(request, call.caller())
 
+    async def RecoverApp(self, request: pb.RecoverAppRequest, call: Call) -> Operation:
+        """Serve AppCatalog.RecoverApp."""
+        return await self._commands.recover(request, call.caller())
+
     async def WatchApps(
         self, request: pb.WatchAppsRequest, call: Call
     ) -> AsyncIterator[pb.WatchAppsResponse]:

@@ -24,7 +24,7 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import (
 from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
 from services.control_plane.rules.etags import app_etag
 
-VERBS = ("create", "update", "delete", "start", "stop", "restart")
+VERBS = ("create", "update", "delete", "start", "stop", "restart", "recover")
 """What operations do: the methods that begin them."""
 
 EVENTS_PER_COMMAND = 4096

@@ -70,6 +70,7 @@ class World:
         return Controller(
             self.store,  # type: ignore[arg-type]
             connect=lambda address: Line(self, address),
+            lease_clock=lambda: asyncio.get_running_loop().time(),
         )
 
     def _life(self) -> FakeNode:
@@ -147,9 +148,12 @@ class Line(NodeClient):
         found = await self._call(lambda node: node.stop_instance(request))
         return _copy(found) if found is not None else None
 
-    async def watch(self, silence: float) -> AsyncIterator[rt.WatchInstancesResponse]:
+    async def renew(self, request: rt.RenewLeaseRequest) -> None:
+        await self._call(lambda node: node.renew_lease(request))
+
+    async def watch(self, silence: float, term: int = 0) -> AsyncIterator[rt.WatchInstancesResponse]:
         world, node = self._world, self._world.node
-        request = rt.WatchInstancesRequest()
+        request = rt.WatchInstancesRequest(term=term)
         request.heartbeat_interval.FromMilliseconds(int(silence * 1000 / 3))
         messages = node.watch(request)
         late: list[rt.WatchInstancesResponse] = []
