@@ -171,7 +171,7 @@ def test_a_write_of_an_older_term_is_refused_in_its_own_transaction(pair: Any) -
         {"term": str(first.term), "newest_term": str(second.term)},
     )
     assert one.write(put(app("apps/anyone"))).result(WAIT)
-    assert other.led_by(2).write(put(app("apps/b"))).result(WAIT)
+    assert other.led_by(second.term).write(put(app("apps/b"))).result(WAIT)
     assert list(contents(other.mirror.apps)) == ["apps/a", "apps/anyone", "apps/b"]
 
 

@@ -50,7 +50,7 @@ class SqlLeaderSeat:
             ).one()
             if self._shared and known.holder and known.remaining > 0:
                 return Standing(term, False, known.remaining / 1e6, known.holder, known.address)
-            # Also above those that were led under in a catalog of which this one is an older copy: nodes know them.
+            # Also above the terms of a catalog of which this one is an older copy: nodes may know them.
             term = max(term + 1, int(time.time()))
             connection.execute(text("UPDATE meta SET term = :term WHERE id = 1"), {"term": term})
             connection.execute(
