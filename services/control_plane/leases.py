@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from services.control_plane.tenure import Tenure
 
-LeaseState = Node.LeaseState.ValueType
+LeaseState: TypeAlias = Node.LeaseState.ValueType
 
 MOST_AT_ONCE = 3
 """Fewer nodes than these may be lost together: of two or three each loss is most of them."""
