@@ -4,19 +4,20 @@ VENV := .venv
 PY := $(VENV)/bin/python
 ARGS ?=
 APP_DIR ?=
+NODES ?=
 # A file stays in one process, for its tests share servers.
 SHARED_OUT := -n 2 --dist loadfile
 SETUP := @PYTHON='$(PYTHON)' sh .ci/venv
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-all lint format proto docs bench chaos clean
+.PHONY: help up test test-all lint format proto docs pictures bench chaos clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo '  ARGS="..." is handed on to what the target runs; PYTHON=... chooses the Python of .venv when it is made: make clean first.'
 
-up: $(VENV)/.ready-demo ## Run the control plane, a node and two demo apps on this machine; APP_DIR=path adds your code
-	@$(PY) -m compose.local $(if $(APP_DIR),--app-dir '$(APP_DIR)') $(ARGS)
+up: $(VENV)/.ready-demo ## Run the control plane, a node and two demo apps on this machine; APP_DIR=path adds your code, NODES=3 runs three nodes
+	@$(PY) -m compose.local $(if $(APP_DIR),--app-dir '$(APP_DIR)') $(if $(NODES),--nodes '$(NODES)') $(ARGS)
 
 test: $(VENV)/.ready-dev ## Run the tests that take a few minutes in all
 	@$(PY) -m pytest -m "not slow" $(SHARED_OUT) $(ARGS)
@@ -36,6 +37,9 @@ proto: $(VENV)/.ready-dev ## Generate gen/ and docs/reference/ from protos/
 docs: $(VENV)/.ready-dev ## Build the pages of docs/ into .cache/site
 	@$(PY) -m services.cli.reference
 	@$(PY) -m mkdocs build --quiet --strict --config-file .ci/mkdocs.yml
+
+pictures: $(VENV)/.ready-dev ## Record the pictures of docs/pictures from a running stack
+	@$(PY) .ci/pictures.py
 
 bench: $(VENV)/.ready-dev ## Measure against bare servers in one run; prints a table with ratios
 	@$(PY) -m tests.bench $(ARGS)

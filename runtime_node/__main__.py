@@ -33,7 +33,7 @@ def main() -> int:
     from runtime_node.tiers.process.zygote import Zygote  # noqa: PLC0415
 
     settings = read_settings()
-    output = logs.configure(settings.log_level)
+    output = logs.configure(settings.log_level, settings.log_format)
     allow_open_files()
     # The zygote loads its modules while the node loads its own, which take about as long.
     zygote = Zygote.launch(settings.app_dirs)

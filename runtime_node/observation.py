@@ -12,7 +12,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceError, Inst
 from runtime_node.instances.record import Instance
 from runtime_node.instances.table import InstanceTable
 from runtime_node.logs.app_logs import AppLogs, LogSource
-from runtime_node.logs.echo import echo_of_stderr
+from runtime_node.logs.echo import echo_to_log
 from runtime_node.logs.tail import Tails
 from runtime_node.metrics import NodeMetrics
 from runtime_node.settings import NodeSettings
@@ -38,7 +38,7 @@ class Observation:
         self.logs = AppLogs(
             settings.data_dir / "logs",
             self._source,
-            echo=echo_of_stderr() if settings.echo_app_logs else None,
+            echo=echo_to_log() if settings.echo_app_logs else None,
         )
         self._failures: dict[str, InstanceError] = {}
         """By instance: the failed start that its log tells of."""

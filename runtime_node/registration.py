@@ -9,7 +9,13 @@ from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
 import grpc
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_exception_type,
+    wait_random,
+    wait_random_exponential,
+)
 
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
@@ -24,6 +30,9 @@ DEFAULT_INTERVAL = 10.0
 MAX_WAIT = 10.0
 PATIENCE = 5.0
 """Seconds for which a control plane that does not answer yet is no news: both are often started at once."""
+FIRST_PAUSES = wait_random(0.05, 0.4)
+"""Seconds between tries for so long: growing pauses would cost who starts both several seconds."""
+LATER_PAUSES = wait_random_exponential(multiplier=0.5, max=MAX_WAIT)
 
 
 class Standing(Protocol):
@@ -99,7 +108,7 @@ class Registration:
         async for attempt in AsyncRetrying(
             # Every refusal can end: the environment is created, the name's former holder falls silent.
             retry=retry_if_exception_type(grpc.aio.AioRpcError),
-            wait=wait_random_exponential(multiplier=0.5, max=MAX_WAIT),
+            wait=_pause,
             before_sleep=self._tell_failure,
             sleep=self._sleep,
         ):
@@ -141,3 +150,8 @@ class Registration:
                 "action": "node.not_registered", "reason": reason, "control_plane": failed,
             },
         )  # fmt: skip
+
+
+def _pause(state: RetryCallState) -> float:
+    starting = (state.seconds_since_start or 0.0) < PATIENCE
+    return FIRST_PAUSES(state) if starting else LATER_PAUSES(state)

@@ -24,6 +24,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import add_RuntimeEnv
 from runtime_node import __version__, isolation
 from runtime_node.data_directory import held
 from runtime_node.http import HttpFront, Router
+from runtime_node.instances.code_on_disk import CodeOnDisk
 from runtime_node.instances.code_place import CodePlace
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed, duration
@@ -60,6 +61,7 @@ from runtime_node.tiers.shared import SharedRunner
 from runtime_node.tiers.thread import ThreadRunner
 from runtime_node.watchdog import Switching, Watchdog, waits
 from runtime_node.watchdog.gil_holds import HoldWatch
+from services.rpc.background import background
 from services.rpc.metrics import MetricsListener
 from services.rpc.process import ending_signals
 from services.rpc.server import RpcServer, Service
@@ -138,7 +140,7 @@ class Node:
                 registration = Registration(
                     self.settings.control_plane, self._registration, self.feed, ownership
                 )
-                _background(stack, registration.run())
+                _background(stack, registration.run(), "registration")
             log.info(
                 "node %s serves gRPC on %s and HTTP on http://%s",
                 self.settings.node_name, self.listen, self.http,
@@ -176,6 +178,8 @@ class Node:
         self.instances = table
         loader = Loader(settings.app_dirs)
         stack.callback(loader.close)
+        code = CodeOnDisk(loader.code_of, table)
+        stack.callback(code.close)
         purges = Purges(databases, observed.logs.purge)
         registry = InstanceRegistry(table, self.feed, Routes(self.router), purges, observed)
         transitions = Transitions(registry.changed, registry.serving)
@@ -196,19 +200,19 @@ class Node:
             runners=Runners(runners, loader), databases=databases,
             start_limiter=StartLimiter(settings.concurrent_starts), probes=probes, registry=registry,
             transitions=transitions, leaks=leaks, watchdog=watchdog, running=table.running,
-            place=CodePlace(settings.node_name, loader.app_dirs),
+            place=CodePlace(settings.node_name, loader.app_dirs), code=code,
             on_ready=partial(_started, collector, shared_state),
         )  # fmt: skip
         self.host = InstanceHost(
             table=table, registry=registry, lifecycle=self.lifecycle, purges=purges, feed=self.feed,
-            on_fault=observed.fault,
+            code=code, on_fault=observed.fault,
         )  # fmt: skip
         self.housekeeping = Housekeeping(
             table.running, self.lifecycle, FigureSweep(self.feed.measured), traffic,
             memory=self.memory, memory_budget=settings.memory_budget_bytes,
             after=partial(_every_second, collector if self._owns_process else None, shared_state),
         )  # fmt: skip
-        _background(stack, self.housekeeping.run())
+        _background(stack, self.housekeeping.run(), "housekeeping")
 
     async def _start_api(self, stack: AsyncExitStack) -> None:
         service = Service(
@@ -223,7 +227,9 @@ class Node:
         stack.push_async_callback(_quietly, "instances", self._end_instances)
 
     def _serve_metrics(self, stack: AsyncExitStack, address: Address, metrics: NodeMetrics) -> None:
-        listener = MetricsListener(address.host, address.port, metrics)
+        listener = MetricsListener(
+            address.host, address.port, metrics, or_another=self.settings.metrics_port_may_vary
+        )
         stack.push_async_callback(_quietly, "metrics", lambda: asyncio.to_thread(listener.close))
         listener.start()
         self.metrics = Address(address.host, listener.port)
@@ -304,6 +310,7 @@ class Node:
                 labels=settings.labels,
                 version=__version__,
                 max_instances=settings.max_instances,
+                memory_bytes=settings.memory_budget_bytes or 0,
                 incarnation=self.incarnation,
                 uid=self.uid,
             ),
@@ -341,14 +348,12 @@ def _every_second(collector: GCPolicy | None, shared_state: SharedState) -> None
     shared_state.look()
 
 
-def _background(stack: AsyncExitStack, work: Coroutine[Any, Any, None]) -> None:
-    task = asyncio.create_task(work)
+def _background(stack: AsyncExitStack, work: Coroutine[Any, Any, None], name: str) -> None:
+    task = background(work, name)
 
     async def end() -> None:
         task.cancel()
         await asyncio.wait({task})
-        if not task.cancelled() and (fault := task.exception()) is not None:
-            log.error("a task of the node had failed", exc_info=fault, extra={"action": "node.fault"})
 
     stack.push_async_callback(end)
 

@@ -52,11 +52,11 @@ class RuntimeServicer(RuntimeEnvironmentServicer):
 
     async def GetInstance(self, request: pb.GetInstanceRequest, context: Any) -> pb.Instance:
         """Return one instance."""
-        return self._host.get(request.name)
+        return await self._host.get(request.name)
 
     async def ListInstances(self, request: pb.ListInstancesRequest, context: Any) -> pb.ListInstancesResponse:
         """Return a page of instances."""
-        page, token = self._host.list(request.parent, request.page_size, request.page_token)
+        page, token = await self._host.list(request.parent, request.page_size, request.page_token)
         return pb.ListInstancesResponse(instances=page, next_page_token=token)
 
     async def WatchInstances(

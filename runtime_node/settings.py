@@ -11,6 +11,8 @@ from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
+from services.rpc.logs import FORMATS
+
 PREFIX = "APPSUPERVISOR_"
 _ID = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _LABEL_KEY = re.compile(r"(?:[A-Za-z0-9.-]{1,253}/)?[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
@@ -25,6 +27,10 @@ class Address:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+METRICS = Address("127.0.0.1", 7501)
+"""Where metrics are served if nobody says anything else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,10 @@ class NodeSettings:
     hosts_only: bool
     """Whether apps are found by host name alone."""
     log_level: str
+    log_format: str
     metrics_listen: Address | None
+    metrics_port_may_vary: bool
+    """Whether any port does for metrics where that one is taken: nobody asked for it."""
     echo_app_logs: bool
     """Whether what apps log goes to the node's stderr too."""
 
@@ -73,7 +82,9 @@ def read_settings(
         prog="python -m runtime_node",
         description="Hosts many web apps in one process group and reports on them over gRPC.",
         epilog=f"Each flag is also an environment variable: --http-listen is {PREFIX}HTTP_LISTEN. "
-        "Lists there are separated by commas, --app-dir's by the system's path separator.",
+        "Lists there are separated by commas, --app-dir's by the system's path separator. "
+        "Example: appsupervisor node --control-plane 127.0.0.1:7400 --node node-2 --data-dir data/node-2 "
+        "--listen 127.0.0.1:7402 --http-listen 127.0.0.1:8081",
         allow_abbrev=False,
     )
     add = _Adder(parser, variables)
@@ -96,7 +107,8 @@ def read_settings(
     add("--max-instances", _count, "10000", "the most instances the node accepts")
     add(
         "--memory-budget-bytes", int, "0",
-        "memory of the node beyond which idle ON_REQUEST apps go dormant; 0 for no budget",
+        "memory of the node: beyond it idle ON_REQUEST apps go dormant, and the memory limits of the apps "
+        "placed on it stay below it; 0 for no budget",
     )  # fmt: skip
     add("--concurrent-starts", _count, "16", "how many apps start at the same time")
     add("--shutdown-timeout", float, "30", "seconds for draining all apps at the node's end")
@@ -116,10 +128,13 @@ def read_settings(
         default=variables.get(f"{PREFIX}HOSTS_ONLY", "").lower() in {"1", "true", "yes", "on"},
         help=f"find apps by their own host names alone, never by path or X-App ({PREFIX}HOSTS_ONLY)",
     )
-    add(
-        "--metrics-listen", _optional_address, "",
-        "where Prometheus metrics are served, such as 127.0.0.1:7402; port 0 takes a free one",
-    )  # fmt: skip
+    parser.add_argument(
+        "--metrics-listen",
+        type=_metrics_address,
+        default=variables.get(_variable("--metrics-listen"), METRICS),
+        help=f"where Prometheus metrics are served, or off (default {METRICS}, or a free port where that is "
+        f"taken: the log says which; {_variable('--metrics-listen')})",
+    )
     parser.add_argument(
         "--echo-app-logs",
         action=argparse.BooleanOptionalAction,
@@ -127,6 +142,7 @@ def read_settings(
         help=f"write what apps log to the node's own log too ({PREFIX}ECHO_APP_LOGS)",
     )
     add("--log-level", _level, "INFO", "least level that is logged: DEBUG, INFO, WARNING or ERROR")
+    add("--log-format", _log_format, "text", "how log lines are written: text or json")
     parsed = parser.parse_args(arguments)
     return NodeSettings(
         listen=parsed.listen,
@@ -147,7 +163,10 @@ def read_settings(
         path_hosts=tuple(parsed.path_host),
         hosts_only=parsed.hosts_only,
         log_level=parsed.log_level,
-        metrics_listen=parsed.metrics_listen or None,
+        log_format=parsed.log_format,
+        metrics_listen=parsed.metrics_listen,
+        # The default itself: who asks for the same port gets that or none.
+        metrics_port_may_vary=parsed.metrics_listen is METRICS,
         echo_app_logs=parsed.echo_app_logs,
     )
 
@@ -208,8 +227,8 @@ def _control_planes(text: str) -> str:
     return ",".join(str(_address(part.strip())) for part in text.split(",")) if text else ""
 
 
-def _optional_address(text: str) -> Address | None:
-    return _address(text) if text else None
+def _metrics_address(text: str) -> Address | None:
+    return None if text in {"", "off"} else _address(text)
 
 
 def _id(text: str) -> str:
@@ -266,3 +285,9 @@ def _level(text: str) -> str:
     if text.upper() not in {"DEBUG", "INFO", "WARNING", "ERROR"}:
         raise argparse.ArgumentTypeError(f"{text!r} is no log level")
     return text.upper()
+
+
+def _log_format(text: str) -> str:
+    if text not in FORMATS:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(FORMATS)}")
+    return text

@@ -41,6 +41,11 @@ class Server:
         stack.callback(atexit.unregister, self._server._cleanup)
         stack.callback(self._server.cleanup)
         self.url = str(self._server.get_uri())
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            # A machine that loses power loses what was tried; processes may be killed all the same.
+            for setting in ("fsync", "full_page_writes"):
+                connection.execute(f"ALTER SYSTEM SET {setting} = off")  # type: ignore[arg-type]
+            connection.execute("SELECT pg_reload_conf()")
 
     def stop(self) -> None:
         """Stop the server; its connections end."""

@@ -78,7 +78,27 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return future
 
 
-def run_in_virtual_time(main: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine to its end in virtual time."""
+class VirtualClock:
+    """A store's clock, microseconds, that goes with one loop's virtual time after another's."""
+
+    def __init__(self) -> None:
+        self._before = 1_700_000_000_000_000
+        self._loop: VirtualTimeLoop | None = None
+
+    def __call__(self) -> int:
+        """Return the time. From any thread."""
+        return self._before + (int(self._loop.time() * 1e6) if self._loop is not None else 0)
+
+    def follow(self, loop: VirtualTimeLoop) -> None:
+        """Go with another loop from now on."""
+        self._before, self._loop = self() - int(loop.time() * 1e6), loop
+
+
+def run_in_virtual_time(main: Coroutine[Any, Any, T], clock: VirtualClock | None = None) -> T:
+    """Run a coroutine to its end in virtual time, which `clock` goes with."""
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        if clock is not None:
+            loop = runner.get_loop()
+            assert isinstance(loop, VirtualTimeLoop)
+            clock.follow(loop)
         return runner.run(main)

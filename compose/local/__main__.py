@@ -1,49 +1,56 @@
 """`make up`: starts the stack in order, shows what to try, and stops it in reverse order."""
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import fcntl
 import os
 import shlex
 import signal
-import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
+from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
 from compose.local import demo, requirements
+from compose.local.addresses import Addresses, NodeAddresses, choose_addresses
+from compose.local.banner import banner
+from compose.local.errors import StartError
+from compose.local.fleet import about_absent, known_nodes, not_joined
 from compose.local.output import Output
 from compose.local.reload import reload_on_change
 from compose.local.settings import HOST, Settings, read_settings, refused, unknown, variable_of
 from compose.local.supervised import Supervised
 from services.rpc.process import ending_signals
 
+if TYPE_CHECKING:
+    # Of the stubs alone: at run time both kinds are FleetStub.
+    from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetAsyncStub
+
 APPS = Path(__file__).resolve().parents[1] / "apps"
 START_TIMEOUT = 60.0
+JOIN_TIMEOUT = 20.0
 NODE_STOP_TIMEOUT = 20.0
 CONTROL_PLANE_STOP_TIMEOUT = 10.0
 RECONNECT = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500))
-PORT_FLAGS = ("control-plane-port", "node-port", "http-port")
-
-
-class StartError(Exception):
-    """The stack cannot run here; the message says why and what to do."""
 
 
 def main() -> None:
     """Run the stack until Ctrl-C or SIGTERM; exit with 0 after a clean stop, with 1 if it could not start."""
     settings = read_settings()
+    os.environ.update(settings.handed_on)
     if problems := refused(os.environ):
         sys.exit(f"make up: {'; '.join(problems)}")
     try:
         for folder in settings.app_dirs:
             check_requirements(folder, install=settings.install)
         with exclusive(settings.data_dir):
-            asyncio.run(Stack(with_ports(settings)).run())
+            asyncio.run(Stack(settings, choose_addresses(settings)).run())
     except StartError as problem:
         sys.exit(f"make up: {problem}")
 
@@ -80,38 +87,12 @@ def exclusive(data_dir: Path) -> Iterator[None]:
         yield
 
 
-def with_ports(settings: Settings) -> Settings:
-    """Return the settings with every port checked and 0 replaced. Raises StartError for one in use."""
-    chosen: dict[str, int] = {}
-    with contextlib.ExitStack() as held:
-        for flag in PORT_FLAGS:
-            field = flag.replace("-", "_")
-            listener = held.enter_context(socket.socket())
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            port = getattr(settings, field)
-            try:
-                listener.bind((HOST, port))
-            except OSError as taken:
-                raise StartError(
-                    f"port {port} of {HOST} ({flag}) is not free: {taken.strerror}. "
-                    f"Choose another: make up {variable_of(flag)}={port + 1000}"
-                ) from taken
-            except OverflowError as wrong:
-                raise StartError(f"{flag} is from 0 to 65535, not {port}") from wrong
-            chosen[field] = listener.getsockname()[1]
-    return replace(
-        settings,
-        control_plane_port=chosen["control_plane_port"],
-        node_port=chosen["node_port"],
-        http_port=chosen["http_port"],
-    )
-
-
 class Stack:
     """The processes of the local stack and the order of their lives."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, addresses: Addresses) -> None:
         self._settings = settings
+        self._addresses = addresses
 
     async def run(self) -> None:
         """Start, show, wait for a signal, stop. Raises StartError after everything is stopped again."""
@@ -120,7 +101,8 @@ class Stack:
         self._output = Output(lambda: loop.call_soon_threadsafe(self._stop.set))
         for name in unknown(os.environ):
             self._output.log("up", f"{name} is set, but no program reads it")
-        self._control_plane, self._node = self._processes()
+        self._control_plane = self._control_plane_process()
+        self._nodes = [self._node_process(node) for node in self._addresses.nodes]
         for number in ending_signals():
             loop.add_signal_handler(number, self._on_signal, number)
         working = asyncio.create_task(self._start_and_wait())
@@ -130,80 +112,88 @@ class Stack:
             if working.done():
                 await working
         finally:
-            # The control plane first: what it sees until then is a healthy node, so nothing of this end is
-            # written into the apps' timelines, and the node serves to the last.
+            # The control plane first: what it sees until then are healthy nodes, so nothing of this end is
+            # written into the apps' timelines, and the nodes serve to the last.
             for task in (working, stopping):
                 task.cancel()
             await self._control_plane.stop(CONTROL_PLANE_STOP_TIMEOUT)
-            await self._node.stop(NODE_STOP_TIMEOUT)
+            await asyncio.gather(*(node.stop(NODE_STOP_TIMEOUT) for node in self._nodes))
             self._output.say("Stopped. The data stays; make up continues where this ended.")
             self._output.close(timeout=2.0)
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._stop.is_set():
             self._output.log("up", "asked again: killing what is left")
-            self._node.kill()
-            self._control_plane.kill()
+            for process in (*self._nodes, self._control_plane):
+                process.kill()
             return
         self._output.log("up", f"{signal.Signals(number).name}: stopping; apps finish their requests first")
         self._stop.set()
 
-    def _processes(self) -> tuple[Supervised, Supervised]:
-        own = self._settings
-        data = own.data_dir.resolve()
-        control_plane = Supervised(
+    def _control_plane_process(self) -> Supervised:
+        catalog = self._settings.data_dir.resolve() / "control-plane.db"
+        return Supervised(
             "control-plane",
             [
                 "services.control_plane",
-                f"--listen={own.control_plane}",
-                f"--database-url=sqlite:///{data / 'control-plane.db'}",
-                f"--metrics-listen={own.metrics}",
+                f"--listen={self._addresses.control_plane}",
+                f"--database-url=sqlite:///{catalog}",
+                f"--metrics-listen={self._addresses.metrics}",
             ],
             self._output,
         )
-        node = Supervised(
-            "node-1",
+
+    def _node_process(self, node: NodeAddresses) -> Supervised:
+        return Supervised(
+            node.id,
             [
                 "runtime_node",
-                f"--listen={own.node}",
-                f"--http-listen={own.http}",
-                f"--control-plane={own.control_plane}",
+                f"--listen={node.grpc}",
+                f"--http-listen={node.http}",
+                f"--control-plane={self._addresses.control_plane}",
                 "--environment=default",
-                "--node=node-1",
-                f"--data-dir={data / 'node-1'}",
-                f"--metrics-listen={own.metrics_of_node}",
-                *(f"--app-dir={folder}" for folder in (*own.app_dirs, APPS)),
+                f"--node={node.id}",
+                f"--data-dir={node.data_dir}",
+                f"--metrics-listen={node.metrics}",
+                *(f"--app-dir={folder}" for folder in (*self._settings.app_dirs, APPS)),
             ],
             self._output,
         )
-        return control_plane, node
 
     async def _start_and_wait(self) -> None:
-        # Both at once: the node calls until the control plane answers, and their imports take longest.
-        self._control_plane.start()
-        self._node.start()
-        async with (
-            grpc.aio.insecure_channel(self._settings.control_plane, RECONNECT) as channel,
-            grpc.aio.insecure_channel(self._settings.node, RECONNECT) as node_channel,
-        ):
+        # All at once: the nodes call until the control plane answers, and their imports take longest.
+        for process in (self._control_plane, *self._nodes):
+            process.start()
+        async with contextlib.AsyncExitStack() as channels:
+            channel = await channels.enter_async_context(_channel(self._addresses.control_plane))
             await self._become_ready(self._control_plane, channel)
-            await self._become_ready(self._node, node_channel)
+            for process, node in zip(self._nodes, self._addresses.nodes, strict=True):
+                own = await channels.enter_async_context(_channel(node.grpc))
+                await self._become_ready(process, own)
             apps = AppCatalogStub(channel)
             try:
+                ports = {node.name: node.http_port for node in self._addresses.nodes}
+                remarks = await self._remarks(FleetStub(channel), list(ports))
                 await demo.create_missing(apps)
-                port = self._settings.http_port
                 states = await asyncio.gather(
-                    *(demo.settle(apps, one, HOST, port, START_TIMEOUT) for one in demo.DEMOS)
+                    *(demo.settle(apps, one, HOST, ports, START_TIMEOUT) for one in demo.DEMOS)
                 )
             except grpc.aio.AioRpcError as error:
                 raise StartError(
                     f"the control plane answered {error.code().name}: {error.details()}"
                 ) from error
-            self._output.say(banner(self._settings, states))
+            self._output.say(banner(self._addresses, self._settings.data_dir, states, remarks))
             if self._settings.reload:
                 folders = (*self._settings.app_dirs, APPS)
                 await reload_on_change(apps, folders, lambda text: self._output.log("up", text))
             await asyncio.Event().wait()
+
+    async def _remarks(self, fleet: FleetAsyncStub, names: list[str]) -> list[str]:
+        """Wait for the nodes to join; return sentences about what is not as one would expect."""
+        missing = await not_joined(fleet, names, JOIN_TIMEOUT)
+        told = [f"{name.rpartition('/')[2]} has not joined; its log above tells why." for name in missing]
+        data = self._settings.data_dir.resolve()
+        return told + about_absent(await known_nodes(fleet), len(self._nodes), data)
 
     async def _become_ready(self, process: Supervised, channel: grpc.aio.Channel) -> None:
         """Wait until the process can be called. Raises StartError if it ends or takes too long."""
@@ -221,33 +211,8 @@ class Stack:
             ended.cancel()
 
 
-def banner(settings: Settings, states: list[str]) -> str:
-    """Return what the user may do now; every command works as it is printed."""
-    call = f"grpcurl -plaintext -d '%s' {settings.control_plane} appsupervisor.catalog.v1.AppCatalog/%s"
-    wiki = '{"app_id": "wiki", "app": {"entrypoint": "notes:create_app"}, "request_id": "try"}'
-    lines = ["", "  AppSupervisor is up. The apps:"]
-    for one, state in zip(demo.DEMOS, states, strict=True):
-        lines.append(f"    http://{one.id}.localhost:{settings.http_port}/   {state}")
-    lines += [
-        f"  Control plane {settings.control_plane}, node {settings.node}, data in {settings.data_dir}",
-        *(
-            [
-                f"  Metrics http://{settings.metrics}/metrics, of the node http://{settings.metrics_of_node}/metrics"
-            ]
-            if settings.metrics
-            else []
-        ),
-        "  Try in another terminal:",
-        f"    grpcurl -plaintext {settings.control_plane} list",
-        "    " + call % ('{"filter": "state = RUNNING"}', "ListApps"),
-        "    " + call % (wiki, "CreateApp"),
-        f"    curl http://wiki.localhost:{settings.http_port}/notes",
-        "    " + call % ('{"name": "apps/wiki"}', "StopApp"),
-        "    " + call % ('{"parent": "apps/wiki"}', "ListAppEvents"),
-        "  Ctrl-C stops everything.",
-        "",
-    ]
-    return "\n".join(lines)
+def _channel(address: str) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(address, RECONNECT)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,25 +79,43 @@ async def found(apps: AppCatalogAsyncStub, demo: Demo) -> catalog.App | None:
         raise
 
 
-async def settle(apps: AppCatalogAsyncStub, demo: Demo, host: str, port: int, timeout: float) -> str:
-    """Wait until the app answers over HTTP or has ended up otherwise; return that as words for the user."""
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Where a demo app is, and how it is: the port of its node, and words for the user."""
+
+    port: int
+    words: str
+
+
+async def settle(
+    apps: AppCatalogAsyncStub, demo: Demo, host: str, ports: Mapping[str, int], timeout: float
+) -> Settled:
+    """Wait until the app answers over HTTP or has ended up otherwise.
+
+    `ports` are those of the nodes' HTTP, by the nodes' resource names; the first one's is the usual.
+    """
+    port = next(iter(ports.values()))
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout
     while True:
         app = await found(apps, demo)
         if app is None:
-            return "deleted, and left so"
+            return Settled(port, "deleted, and left so")
         if app.desired_state == catalog.App.STOPPED and app.state == runtime.Instance.STOPPED:
-            return "stopped, and left so: start it with StartApp"
+            return Settled(port, "stopped, and left so: start it with StartApp")
         if app.state == runtime.Instance.FAILED and not app.reconciling:
-            return f"FAILED: {_why(app)}"
+            return Settled(port, f"FAILED: {_why(app)}")
+        node = app.instances[0].node if app.instances else ""
+        if node and node not in ports:
+            return Settled(port, f"is on {node.rpartition('/')[2]}, which is not started")
+        port = ports.get(node, port)
         if app.state in {runtime.Instance.RUNNING, runtime.Instance.IDLE} and await asyncio.to_thread(
             _answers, host, port, f"{demo.id}.localhost"
         ):
-            return "answers"
+            return Settled(port, "answers")
         if loop.time() > deadline:
             state = runtime.Instance.State.Name(app.state)
-            return f"{state} after {timeout:.0f} s: {_why(app) or 'see the log'}"
+            return Settled(port, f"{state} after {timeout:.0f} s: {_why(app) or 'see the log'}")
         await asyncio.sleep(LOOK_AGAIN)
 
 

@@ -12,7 +12,8 @@ from services.rpc.logs import escaped
 
 NAME_WIDTH = 13
 QUEUED_LINES = 10_000
-COLOURS = {"control-plane": "36", "node-1": "35", "up": "32"}
+COLOURS = {"control-plane": "36", "up": "32"}
+COLOURS_OF_OTHERS = ("35", "33", "34", "95", "93", "94")
 
 
 class Output:
@@ -28,6 +29,7 @@ class Output:
         self._colour = stream.isatty() and "NO_COLOR" not in os.environ
         self._lines: queue.Queue[str | None] = queue.Queue(QUEUED_LINES)
         self._dropped = 0
+        self._colours = dict(COLOURS)
         self._thread = threading.Thread(target=self._write, name="output", daemon=True)
         self._thread.start()
 
@@ -53,7 +55,11 @@ class Output:
 
     def _paint(self, name: str) -> str:
         padded = name.ljust(NAME_WIDTH)
-        return f"\x1b[{COLOURS.get(name, '33')}m{padded}\x1b[0m" if self._colour else padded
+        if not self._colour:
+            return padded
+        others = len(self._colours) - len(COLOURS)
+        colour = self._colours.setdefault(name, COLOURS_OF_OTHERS[others % len(COLOURS_OF_OTHERS)])
+        return f"\x1b[{colour}m{padded}\x1b[0m"
 
     def _write(self) -> None:
         try:

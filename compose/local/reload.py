@@ -22,13 +22,16 @@ CALL_TIMEOUT = 10.0
 SETTLE_MILLISECONDS = 400
 """Changes that come together, as an editor or a checkout makes them, are one."""
 
+BESIDE_MODULES = (".html", ".j2", ".jinja", ".jinja2", ".json", ".sql", ".toml", ".yaml", ".yml")
+"""Files that count as code beside those of Python, as they do in the digest that instances tell."""
+
 
 async def reload_on_change(
     apps: AppCatalogAsyncStub, folders: Iterable[Path], say: Callable[[str], None]
 ) -> None:
     """Watch folders for ever, and restart the running apps whose code is in one that changed; `say` tells."""
     watched = list(folders)
-    filtered = PythonFilter(extra_extensions=(".html", ".jinja2", ".toml", ".json", ".yaml"))
+    filtered = PythonFilter(extra_extensions=BESIDE_MODULES)
     async for changes in awatch(*watched, watch_filter=filtered, debounce=SETTLE_MILLISECONDS):
         changed = {folder for folder in watched for _, path in changes if Path(path).is_relative_to(folder)}
         names = sorted(Path(path).name for _, path in changes)

@@ -6,32 +6,49 @@ Other variables go to the program that reads them; one that cannot do here what 
 import argparse
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 HOST = "127.0.0.1"
 PREFIX = "APPSUPERVISOR_"
 
-OWN = ("CONTROL_PLANE_PORT", "NODE_PORT", "HTTP_PORT", "DATA_DIR", "APP_DIR", "METRICS_LISTEN")
+MOST_NODES = 50
+"""Far more than a machine has room for; so many ports in a row are taken for nodes at most."""
+NODE_ID = "node-{}"
+METRICS_DISTANCE = 100
+"""A program's metrics are at its gRPC port and so many more, as the programs' own defaults are."""
+
+OWN = ("CONTROL_PLANE_PORT", "NODE_PORT", "HTTP_PORT", "NODES", "DATA_DIR", "APP_DIR", "METRICS_LISTEN")
 """What the launcher itself reads."""
 
 DECIDED = {
     "LISTEN": "set APPSUPERVISOR_CONTROL_PLANE_PORT and APPSUPERVISOR_NODE_PORT instead",
     "HTTP_LISTEN": "set APPSUPERVISOR_HTTP_PORT instead",
     "DATABASE_URL": "the catalog is in the folder that APPSUPERVISOR_DATA_DIR names",
-    "CONTROL_PLANE": "its node joins its own control plane",
-    "ENVIRONMENT": "its node belongs to the environment default",
-    "NODE": "its node is node-1",
+    "CONTROL_PLANE": "its nodes join its own control plane",
+    "ENVIRONMENT": "its nodes belong to the environment default",
+    "NODE": "its nodes are node-1, node-2 and so on; APPSUPERVISOR_NODES says how many",
 }
 """What the programs read and the launcher decides, and what to do instead."""
 
 PASSED_ON = (
     *("ADVERTISE", "BASE_DOMAIN", "CONCURRENT_STARTS", "DRAIN_TIMEOUT", "ECHO_APP_LOGS", "HOSTS_ONLY"),
-    *("LABEL", "LOG_LEVEL", "MAX_INSTANCES", "MEMORY_BUDGET_BYTES", "NODE_TIMEOUT", "PATH_HOST"),
+    *(
+        "LABEL",
+        "LOG_FORMAT",
+        "LOG_LEVEL",
+        "MAX_INSTANCES",
+        "MEMORY_BUDGET_BYTES",
+        "NODE_TIMEOUT",
+        "PATH_HOST",
+    ),
     *("SHUTDOWN_TIMEOUT", "TRUSTED_PROXY"),
 )
-"""What a program reads by itself."""
+"""What a program reads by itself; the flags of the same names are handed on as these variables."""
+
+SWITCHES = ("ECHO_APP_LOGS", "HOSTS_ONLY")
+LISTS = ("LABEL", "PATH_HOST", "TRUSTED_PROXY")
 
 OF_CLIENTS = ("ADDRESS", "CONFIG", "CONTEXT")
 """What the command line reads."""
@@ -39,46 +56,39 @@ OF_CLIENTS = ("ADDRESS", "CONFIG", "CONTEXT")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Ports of this machine (0: any free one) and the folder that holds all data."""
+    """Ports of this machine (0: any free one), how many nodes, and the folder that holds all data."""
 
     control_plane_port: int
     node_port: int
+    """Port of the first node's gRPC; each further node has the next one."""
     http_port: int
+    """Port at which the first node serves its apps; each further node has the next one."""
     data_dir: Path
+    nodes: int = 1
     app_dirs: tuple[Path, ...] = ()
     """Folders with the user's own code, beside the demo's."""
     reload: bool = False
     """Restart apps whose code changes on disk."""
     install: bool = False
     """Install what the folders say they need."""
-    metrics: str = ""
-    """`host:port` of the control plane's metrics; the node's are at the next port. Empty for none."""
+    metrics: str | None = None
+    """`host:port` of the control plane's metrics, the nodes' are at the next ports; empty for none.
 
-    @property
-    def metrics_of_node(self) -> str:
-        """`host:port` of the node's metrics."""
-        host, _, port = self.metrics.rpartition(":")
-        return f"{host}:{int(port) + 1 if int(port) else 0}" if self.metrics else ""
-
-    @property
-    def control_plane(self) -> str:
-        """`host:port` of the control plane's gRPC."""
-        return f"{HOST}:{self.control_plane_port}"
-
-    @property
-    def node(self) -> str:
-        """`host:port` of the node's gRPC."""
-        return f"{HOST}:{self.node_port}"
-
-    @property
-    def http(self) -> str:
-        """`host:port` at which the node serves its apps."""
-        return f"{HOST}:{self.http_port}"
+    None leaves it to the launcher.
+    """
+    handed_on: Mapping[str, str] = field(default_factory=dict)
+    """Flags of the programs, as the variables that they read."""
 
 
 def read_settings(argv: Sequence[str] | None = None) -> Settings:
     """Return the settings of the command line, or of the environment where it is silent."""
-    parser = argparse.ArgumentParser(prog="python -m compose.local", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="appsupervisor up",
+        description="Run a control plane, nodes and two demo apps on this machine until Ctrl-C. Variables of "
+        "the programs reach them; one that cannot do here what it says is refused.",
+        epilog="Example: appsupervisor up --app-dir my --reload",
+        allow_abbrev=False,
+    )
 
     def add(flag: str, convert: Callable[[str], Any], default: str, text: str) -> None:
         variable = variable_of(flag)
@@ -90,13 +100,25 @@ def read_settings(argv: Sequence[str] | None = None) -> Settings:
         )
 
     add("control-plane-port", int, "7400", "port of the control plane's gRPC")
-    add("node-port", int, "7401", "port of the node's gRPC")
-    add("http-port", int, "8080", "port at which the node serves its apps")
-    add("data-dir", Path, "data", "folder for the catalog and the apps' data")
+    add("node-port", int, "7401", "port of the first node's gRPC; the next nodes have the next")
     add(
-        "metrics-listen", _metrics, "",
-        "host:port of the control plane's Prometheus metrics; the node's are at the next port",
-    )  # fmt: skip
+        "http-port", int, "8080", "port at which the first node serves its apps; the next nodes have the next"
+    )
+    add(
+        "nodes",
+        _nodes,
+        "1",
+        f"how many nodes, up to {MOST_NODES}: each has ports and a data folder of its own",
+    )
+    add("data-dir", Path, "data", "folder for the catalog and the apps' data")
+    parser.add_argument(
+        "--metrics-listen",
+        type=_metrics,
+        default=os.environ.get(variable_of("metrics-listen")),
+        help="host:port of the control plane's Prometheus metrics, the nodes' are at the next ports; or off "
+        f"(default: each program's gRPC port + {METRICS_DISTANCE}, or a free one; "
+        f"environment: {variable_of('metrics-listen')})",
+    )
     listed = os.environ.get(variable_of("app-dir"), "")
     parser.add_argument(
         "--app-dir",
@@ -116,13 +138,39 @@ def read_settings(argv: Sequence[str] | None = None) -> Settings:
         action="store_true",
         help="install what the folders' requirements.txt or pyproject.toml name and this Python lacks",
     )
+    _add_handed_on(parser)
     parsed = vars(parser.parse_args(argv))
+    handed_on = {PREFIX + name: parsed.pop(name) for name in PASSED_ON}
     named = parsed.pop("app_dir") or [Path(part) for part in listed.split(os.pathsep) if part]
     for folder in named:
         if not folder.is_dir():
             parser.error(f"--app-dir: {folder} is not a folder")
     metrics = parsed.pop("metrics_listen")
-    return Settings(**parsed, metrics=metrics, app_dirs=tuple(folder.resolve() for folder in named))
+    return Settings(
+        **parsed,
+        metrics=metrics,
+        app_dirs=tuple(folder.resolve() for folder in named),
+        handed_on={name: _as_variable(value) for name, value in handed_on.items() if value is not None},
+    )
+
+
+def _add_handed_on(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that are the programs', which check them and explain them."""
+    group = parser.add_argument_group("handed on to the programs", "what `--help` of a program explains")
+    for name in PASSED_ON:
+        flag = f"--{name.lower().replace('_', '-')}"
+        if name in SWITCHES:
+            group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction)
+        elif name in LISTS:
+            group.add_argument(flag, dest=name, action="append", metavar="VALUE")
+        else:
+            group.add_argument(flag, dest=name, metavar="VALUE")
+
+
+def _as_variable(value: str | bool | list[str]) -> str:
+    if isinstance(value, list):
+        return ",".join(value)
+    return value if isinstance(value, str) else str(value).lower()
 
 
 def refused(environ: Mapping[str, str]) -> list[str]:
@@ -140,10 +188,19 @@ def unknown(environ: Mapping[str, str]) -> list[str]:
     return sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
 
 
+def _nodes(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MOST_NODES):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to {MOST_NODES}")
+    return int(text)
+
+
 def _metrics(text: str) -> str:
+    if text in {"", "off"}:
+        return ""
     host, colon, port = text.rpartition(":")
-    if text and not (colon and host and port.isascii() and port.isdigit() and int(port) < 65535):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT with a port up to 65534")
+    highest = 65535 - MOST_NODES
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) <= highest):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither off nor HOST:PORT with a port up to {highest}")
     return text
 
 

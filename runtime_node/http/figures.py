@@ -91,12 +91,6 @@ class Window:
         self.histogram: dict[int, int] = {}
         self._quantiles: tuple[int, float, float] | None = None
 
-    def add(self, seconds: float) -> None:
-        """Count one request."""
-        bucket = bucket_of(seconds)
-        histogram = self.histogram
-        histogram[bucket] = histogram.get(bucket, 0) + 1
-
     def read(self) -> tuple[int, float, float]:
         """Return count, p50 and p99 so far; computed anew only when the count has changed."""
         histogram = self.histogram.copy()
@@ -123,7 +117,9 @@ class Latencies:
         if now >= window.ends:
             self._last = window
             self._current = window = Window(now)
-        window.add(seconds)
+        bucket = bucket_of(seconds)
+        histogram = window.histogram
+        histogram[bucket] = histogram.get(bucket, 0) + 1
 
     def read(self, now: float) -> tuple[float, float, float]:
         """Return requests per second, p50 and p99. Any thread."""

@@ -125,7 +125,8 @@ class RequestReader:
                 return
             else:
                 break
-        self._check_sizes()
+        if self.head is not None or self.receiving is not None:
+            self._check_sizes()
 
     @property
     def head_bytes(self) -> int:

@@ -17,11 +17,13 @@ _KNOWN_NAME_BYTES = 64
 _RESERVED = frozenset(
     (b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"upgrade", REASON_HEADER)
 )
-_LOOKED_AT = _RESERVED | {b"date", b"set-cookie"}
+_SENT, _RESERVED_NAME, _DATE, _COOKIE = range(4)
+"""What a header's name asks for: to be sent as it is, or to be looked at."""
 _NO_BODY_STATUSES = frozenset((204, 304))
 _UNTIL_CLOSE = -1
 
-_known_names: dict[bytes, bytes] = {}
+_known_names: dict[bytes, tuple[bytes, bytes, int]] = {}
+"""Names as apps write them → in lower case, as the beginning of a line, and what they ask for."""
 
 
 class BadResponseError(RuntimeError):
@@ -53,20 +55,20 @@ class Response:
         self._lines: list[bytes] = [STATUS_LINES[status]]
         lines = self._lines
         for name, value in headers:
-            low = _known_names.get(name) or _checked_name(name)
+            low, begun, kind = _known_names.get(name) or _checked_name(name)
             if _BAD_VALUE.search(value):
                 raise _bad_value(low)
-            if low in _LOOKED_AT:
-                if low in _RESERVED:
+            if kind:
+                if kind == _RESERVED_NAME:
                     self._reserved(low, value)
                     continue
-                if low == b"date":
+                if kind == _DATE:
                     self._date = True
                 else:
                     kept = without_shared_domain(value, base_domain)
                     self.widened_cookie |= kept is not value
                     value = kept  # noqa: PLW2901
-            lines += (low, b": ", value, b"\r\n")
+            lines += (begun, value, b"\r\n")
 
     def _reserved(self, name: bytes, value: bytes) -> None:
         if name == b"content-length":
@@ -148,14 +150,14 @@ def check_handshake(
     kept: list[tuple[bytes, bytes]] = []
     widened = False
     for name, value in headers:
-        low = _known_names.get(name) or _checked_name(name)
+        low, _, kind = _known_names.get(name) or _checked_name(name)
         if _BAD_VALUE.search(value):
             raise _bad_value(low)
-        if low == b"set-cookie":
+        if kind == _COOKIE:
             own = without_shared_domain(value, base_domain)
             widened |= own is not value
             kept.append((low, own))
-        elif low not in _RESERVED:
+        elif kind != _RESERVED_NAME:
             kept.append((low, value))
     return kept, widened
 
@@ -164,10 +166,17 @@ def _bad_value(name: bytes) -> BadResponseError:
     return BadResponseError(f"The value of the response header {name.decode()!r} has control characters.")
 
 
-def _checked_name(name: bytes) -> bytes:
+def _checked_name(name: bytes) -> tuple[bytes, bytes, int]:
     if not _TOKEN.fullmatch(name):
         raise BadResponseError("The name of a response header is not a token.")
     low = bytes(name).lower()
+    known = low, low + b": ", _kind_of(low)
     if len(_known_names) < _KNOWN_NAMES_LIMIT and len(name) <= _KNOWN_NAME_BYTES:
-        _known_names[bytes(name)] = low
-    return low
+        _known_names[bytes(name)] = known
+    return known
+
+
+def _kind_of(low: bytes) -> int:
+    if low in _RESERVED:
+        return _RESERVED_NAME
+    return {b"date": _DATE, b"set-cookie": _COOKIE}.get(low, _SENT)

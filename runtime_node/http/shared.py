@@ -6,16 +6,13 @@ import asyncio
 import itertools
 import time
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from runtime_node.http.connection_shares import ConnectionShares, Holder
 from runtime_node.http.forwarded import TrustedProxies
 from runtime_node.http.limits import FrontLimits
 from runtime_node.http.problems import Problem
 from runtime_node.http.router import Router
-
-if TYPE_CHECKING:
-    from runtime_node.http.exchange import Exchange
 
 _READ_BYTES = 16 * 1024
 
@@ -39,6 +36,16 @@ class OpenConnection(Holder, Protocol):
         ...
 
 
+class Orphan(Protocol):
+    """A request whose client is gone while its app works on."""
+
+    deadline: float
+
+    def cut(self, problem: Problem, *, timeout: bool = False) -> None:
+        """End it; `timeout` because its time is up."""
+        ...
+
+
 class FrontShared:
     """One for all connections of a listener. Belongs to the front loop."""
 
@@ -57,8 +64,7 @@ class FrontShared:
         self.shares = ConnectionShares(limits, self.connections)
         self.places = itertools.count()
         """Numbers those that wait, in order."""
-        self.orphans: set[Exchange] = set()
-        """Requests whose client is gone while their app works on."""
+        self.orphans: set[Orphan] = set()
         self.read_buffer = memoryview(bytearray(_READ_BYTES))
         """Where WebSockets read to; emptied before anybody else reads."""
         self.head_bytes = 0

@@ -9,12 +9,14 @@ import asyncio
 import base64
 import time
 from collections.abc import Callable
+from typing import TypeAlias
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, StopInstanceRequest
 from runtime_node import rules
 from runtime_node.http.gate import Gate
 from runtime_node.http.limits import GateLimits
+from runtime_node.instances.code_on_disk import CodeOnDisk
 from runtime_node.instances.feed import InstanceFeed
 from runtime_node.instances.fences import Fences
 from runtime_node.instances.lifecycle import Lifecycle
@@ -29,6 +31,7 @@ from services.spec.effective import effective_limits
 DEFAULT_PAGE, MAX_PAGE = 50, 1000
 MAX_PAGE_BYTES = 2 * 1024 * 1024
 """A page ends early beyond this: a client takes messages of 4 MiB, and tracebacks are large."""
+Page: TypeAlias = list[InstanceMessage]
 
 
 class InstanceHost:
@@ -42,6 +45,7 @@ class InstanceHost:
         lifecycle: Lifecycle,
         purges: Purges,
         feed: InstanceFeed,
+        code: CodeOnDisk,
         on_fault: Callable[[str, str], None],
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -52,6 +56,7 @@ class InstanceHost:
         self._lifecycle = lifecycle
         self._purges = purges
         self._feed = feed
+        self._code = code
         self._on_fault = on_fault
         self._wall = wall
         self._refusal: SupervisorError | None = None
@@ -124,13 +129,20 @@ class InstanceHost:
         self._lifecycle.restart(instance)
         return self._describe(instance)
 
-    def get(self, name: str) -> InstanceMessage:
+    async def get(self, name: str) -> InstanceMessage:
         """Return one instance. Raises INSTANCE_NOT_FOUND, INVALID_FIELD."""
         rules.check_name(name)
-        return self._describe(self._get(name))
+        found = self._describe(self._get(name))
+        await self._code.tell([found])
+        return found
 
-    def list(self, parent: str, page_size: int, page_token: str) -> tuple[list[InstanceMessage], str]:
+    async def list(self, parent: str, page_size: int, page_token: str) -> tuple[list[InstanceMessage], str]:
         """Return a page of instances by name, and the token of the next. Raises INVALID_PAGE_TOKEN."""
+        page, token = self._page(parent, page_size, page_token)
+        await self._code.tell(page)
+        return page, token
+
+    def _page(self, parent: str, page_size: int, page_token: str) -> tuple[Page, str]:
         app = rules.check_parent(parent)
         rules.check_page_size(page_size)
         size = min(page_size or DEFAULT_PAGE, MAX_PAGE)

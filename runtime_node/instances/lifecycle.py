@@ -17,6 +17,7 @@ from typing import Any
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.instances.blocks import Blocks
+from runtime_node.instances.code_on_disk import CodeOnDisk
 from runtime_node.instances.code_place import CodePlace
 from runtime_node.instances.contexts import app_context
 from runtime_node.instances.databases import Databases
@@ -73,6 +74,7 @@ class Lifecycle:
         watchdog: Watchdog,
         running: Mapping[str, Instance],
         place: CodePlace,
+        code: CodeOnDisk,
         on_ready: Callable[[Instance], None],
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -86,6 +88,7 @@ class Lifecycle:
         self._registry = registry
         self._leaks = leaks
         self._place = place
+        self._code = code
         self._on_ready = on_ready
         self._clock = clock
         self._wall = wall
@@ -228,7 +231,9 @@ class Lifecycle:
         timer: asyncio.Timeout | None = None
         try:
             async with asyncio.timeout(limit) as timer:
-                directory, url = await asyncio.to_thread(self._databases.provide, spec)
+                (directory, url), run.code = await asyncio.gather(
+                    asyncio.to_thread(self._databases.provide, spec), self._code.now(spec.entrypoint)
+                )
                 runner = await self._runners.choose(spec, floor)
                 launch = Launch(
                     spec=spec,
@@ -265,6 +270,7 @@ class Lifecycle:
         now = self._wall()
         run.ready = self._clock()
         self._blocks.ready(run)
+        run.code = self._code.loaded(run)
         instance.past().ready_time = now
         instance.clear_condition(BACKING_OFF, "Started", "It has started.", now)
         instance.clear_condition(BLOCKED_LOOP, "Started", "It has started afresh.", now)

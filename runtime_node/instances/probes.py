@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import logging
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine
@@ -18,7 +19,10 @@ from runtime_node.instances.probe import Probe
 from runtime_node.instances.record import Instance, Run
 from runtime_node.tiers.cross_loop import run_on
 from runtime_node.watchdog.interruption import is_interruption
+from services.rpc.errors import SupervisorError
 from services.spec.effective import EffectiveHealthCheck
+
+log = logging.getLogger("runtime_node.instances")
 
 MAX_CONCURRENT = 32
 _LATE = 1.0
@@ -113,8 +117,8 @@ class Probes:
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
-        if not task.cancelled():
-            task.exception()
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            log.error("a probe failed", exc_info=fault, extra={"action": "instance.probe_fault"})
         self._pump()
 
     async def _run(self, turn: _Turn, asgi: ASGIApp) -> None:
@@ -126,6 +130,13 @@ class Probes:
             failure = await asyncio.wait_for(run_on(self._front, work), check.timeout + _LATE)
         except TimeoutError:
             failure = "its event loop does not answer"
+        except SupervisorError as blocked:
+            # An interruption that hit the node's own code around the app. The next probe comes all the same.
+            failure = blocked.message
+        except asyncio.CancelledError:
+            if was_cancelled():
+                raise
+            failure = "something on its event loop cancelled the probe"
         if turn.over:
             return
         before = probe.health

@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Condition,
+    InstanceCode,
     InstanceError,
     InstanceFigures,
     InstanceSpec,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from runtime_node.http.gate import Gate
     from runtime_node.instances.probe import Probe
     from runtime_node.instances.start_limiter import Slot
+    from runtime_node.loader.code_files import CodeState
     from runtime_node.tiers.runner import RunningApp, Usage
     from runtime_node.watchdog import BlockPolicy
 
@@ -42,8 +44,9 @@ LEAKED = "Leaked"
 SHARED_STATE_RESTORED = "SharedStateRestored"
 BLOCKED_LOOP = "BlockedLoop"
 DEMOTED = "Demoted"
+CODE_CHANGED = "CodeChanged"
 
-_IDLE_REASONS: dict[StateValue, tuple[str, str]] = {
+_STATE_REASONS: dict[StateValue, tuple[str, str]] = {
     InstanceMessage.PENDING: ("Pending", "It waits for its turn to start."),
     InstanceMessage.STARTING: ("Starting", "Its code is being loaded or its startup runs."),
     InstanceMessage.RUNNING: ("Started", "It serves requests."),
@@ -83,6 +86,16 @@ def error_message(error: SupervisorError, unix_seconds: float) -> InstanceError:
     )
 
 
+def code_message(code: CodeState) -> InstanceCode:
+    """Return code as the API tells it."""
+    return InstanceCode(
+        digest=code.digest,
+        modify_time=timestamp(code.modified / 1e9),
+        distribution=code.distribution,
+        partial=code.partial,
+    )
+
+
 @dataclass(slots=True)
 class Run:
     """One awake stretch of an instance, from its start to its end."""
@@ -104,6 +117,8 @@ class Run:
     tier: InstanceSpec.IsolationTier.ValueType = InstanceSpec.ISOLATION_TIER_UNSPECIFIED
     started: float = 0.0
     """Monotonic time at which its turn came."""
+    code: CodeState | None = None
+    """What was on disk for its entrypoint just before it was loaded; once it is ready, what it has loaded."""
     ready: float = 0.0
     """Monotonic time at which it became ready."""
     probe: Probe | None = None
@@ -217,12 +232,12 @@ class Instance:
         )
 
     def clear_condition(self, kind: str, reason: str, message: str, now: float) -> None:
-        """Set a condition to FALSE if it was ever TRUE."""
+        """Set a condition to UNMET if it was ever MET."""
         if self.history is not None and kind in self.history.conditions:
             self.set_condition(kind, False, reason, message, now)
 
     def has_condition(self, kind: str) -> bool:
-        """Return whether a condition is TRUE."""
+        """Return whether a condition is MET."""
         condition = self.history.conditions.get(kind) if self.history is not None else None
         return condition is not None and condition.status == Condition.MET
 
@@ -242,6 +257,8 @@ class Instance:
         )
         if self.run is not None:
             message.isolation = self.run.tier
+            if self.run.code is not None:
+                message.code.CopyFrom(code_message(self.run.code))
         past = self.history
         if past is not None:
             message.conditions.extend(past.conditions.values())
@@ -262,7 +279,7 @@ class Instance:
         elif self.state == InstanceMessage.FAILED and error is not None:
             reason, text = error.reason, error.message
         else:
-            reason, text = _IDLE_REASONS.get(self.state, ("Unknown", ""))
+            reason, text = _STATE_REASONS.get(self.state, ("Unknown", ""))
         return Condition(
             type=READY,
             status=Condition.MET if self.state == InstanceMessage.RUNNING else Condition.UNMET,

@@ -1,4 +1,4 @@
-"""Keeps everybody true to the instances of this node: their app's route, the watchers, the observers.
+"""Tells everybody of each change of an instance: the router, the watchers of the node, logs and metrics.
 
 Also where an instance leaves: after its app's data is removed, if that was asked for.
 """
@@ -18,8 +18,8 @@ from runtime_node.instances.table import InstanceTable
 from services.rpc.errors import SupervisorError
 
 
-class InstanceObserver(Protocol):
-    """Who watches instances for others: logs, health, metrics."""
+class InstanceListener(Protocol):
+    """Who hears of each change of an instance: logs, health, metrics."""
 
     def changed(self, instance: Instance) -> None:
         """An instance is new, or its state, health or conditions have changed."""
@@ -39,14 +39,14 @@ class InstanceRegistry:
         feed: InstanceFeed,
         routes: Routes,
         purges: Purges,
-        observer: InstanceObserver,
+        listener: InstanceListener,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self._table = table
         self._feed = feed
         self._routes = routes
         self._purges = purges
-        self._observer = observer
+        self._listener = listener
         self._wall = wall
         self._unpurged: set[Instance] = set()
         """Instances that have ended and stay until their app's data can be removed."""
@@ -66,7 +66,7 @@ class InstanceRegistry:
             self._feed.unmeasured(instance.name)
         self._routes.update(instance.app, self._table.of_app(instance.app))
         self._feed.changed(instance)
-        self._observer.changed(instance)
+        self._listener.changed(instance)
 
     def serving(self, instance: Instance) -> Instance | None:
         """Return which instance of the same app its requests go to now."""
@@ -113,7 +113,7 @@ class InstanceRegistry:
         if not self._table.remove(instance):
             return
         self._routes.update(instance.app, self._table.of_app(instance.app))
-        self._observer.gone(instance)
+        self._listener.gone(instance)
         why = None
         if self._table.draining:
             shutdown = SupervisorError("NODE_DRAINING", "It ended because its node shut down.")

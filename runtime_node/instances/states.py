@@ -70,9 +70,6 @@ TRANSITIONS: dict[tuple[StateValue, Event], StateValue] = {
 }
 """Where each event leads; a pair that is missing is illegal."""
 
-ROUTABLE = frozenset({Instance.RUNNING, Instance.IDLE})
-"""States in which an instance answers requests, at once or after waking."""
-
 
 def initial(on_request: bool) -> StateValue:
     """Return the state in which an accepted instance begins."""

@@ -1,4 +1,4 @@
-"""Moves an instance from state to state: once told, once logged, its route and its door kept true to it."""
+"""Moves an instance from state to state; logs and tells each move once, and sets its gate by it."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class Canary:
 def find_holders(target: Any, seconds: float = math.inf) -> list[str]:
     """Walk from `target` to what holds it and return the names of at most three holders.
 
-    Gives up after `seconds`: each step looks at the whole heap, and stops all threads meanwhile.
+    Gives up after `seconds` on a CPU: each step looks at the whole heap, and stops all threads meanwhile.
     """
     # What is frozen is not searched.
     frozen = gc.get_freeze_count() > 0
@@ -68,7 +68,7 @@ def find_holders(target: Any, seconds: float = math.inf) -> list[str]:
 
 
 def _walk(target: Any, seconds: float) -> list[str]:
-    start = time.monotonic()
+    start = time.thread_time()
     holders: list[str] = []
     seen: set[int] = {id(target)}
     level: list[Any] = [target]
@@ -87,7 +87,7 @@ def _walk(target: Any, seconds: float) -> list[str]:
                 holders.append(name)
         referrers.clear()
         level = following[:_MOST_BRANCHES]
-        if not level or len(holders) >= _MOST_HOLDERS or time.monotonic() - start > seconds:
+        if not level or len(holders) >= _MOST_HOLDERS or time.thread_time() - start > seconds:
             break
     return holders[:_MOST_HOLDERS]
 

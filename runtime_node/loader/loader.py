@@ -13,6 +13,7 @@ from typing import Any
 from runtime_node.isolation.current import running_as
 from runtime_node.loader import hooks, static
 from runtime_node.loader.code import LoadedCode
+from runtime_node.loader.code_files import CodeFiles, CodeState
 from runtime_node.loader.detect import Shape, examine
 from runtime_node.loader.entrypoint import Entrypoint, parse_entrypoint
 from runtime_node.loader.failures import failure, with_refusal
@@ -40,6 +41,7 @@ class Loader:
     ) -> None:
         """`secrets` are blanked out in errors; only a process of one app knows them when it imports."""
         self._locations = Locations(app_dirs, private_packages)
+        self._files = CodeFiles()
         self._plain = plain
         self._secrets = tuple(secrets)
         if not plain:
@@ -65,6 +67,14 @@ class Loader:
         """
         directory, inside = self._locations.locate(parse_entrypoint(entrypoint))
         return static.needs_process(directory, inside)
+
+    def code_of(self, entrypoint: str) -> CodeState | None:
+        """Tell what code is on disk for `entrypoint`; None if there is none. For one thread at a time.
+
+        Raises SupervisorError `ENTRYPOINT_MALFORMED`.
+        """
+        directory, inside = self._locations.locate(parse_entrypoint(entrypoint))
+        return self._files.look(directory, inside.top)
 
     def load(self, entrypoint: str, *, private: bool = False) -> LoadedCode:
         """Import what `entrypoint` names. Blocks for as long as the app's code takes.

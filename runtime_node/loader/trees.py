@@ -83,10 +83,6 @@ class ModuleTree:
             private = self._decide(top)
         return None if private is None else private + name[len(top) :]
 
-    def provides(self, top: str) -> bool:
-        """Whether the location itself has the top-level module or package `top`."""
-        return bool(self.roots) and PathFinder.find_spec(top, self.roots) is not None
-
     def import_module(self, name: str) -> ModuleType:
         """Import module `name` as code of this tree does."""
         module: ModuleType = self.builtins["__import__"](name, None, None, ("__name__",), 0)

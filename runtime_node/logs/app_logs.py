@@ -56,11 +56,11 @@ class AppLogs:
         # Held for a moment when an instance is first heard or ends; a line that comes later needs none.
         self._lock = threading.RLock()
         self._cut: set[tuple[str, str]] = set()
-        self._writer = LogWriter(
-            None if echo is None else lambda app_log, entry: echo(_app_of(app_log), entry)
-        )
         self._capture = Capture(self.write)
-        self._writer.idle_work = self._capture.settle
+        self._writer = LogWriter(
+            None if echo is None else lambda app_log, entry: echo(_app_of(app_log), entry),
+            self._capture.settle,
+        )
         self.lost = 0
         """Lines of instances that are not here any more."""
 

@@ -1,25 +1,27 @@
-"""Shows the lines of apps on the node's own stderr too, in the form of the node's log."""
+"""Shows the lines of apps in the node's own log too, in its form."""
 
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable
 
 from runtime_node.logs.entries import Entry
-from services.rpc.logs import EventFormatter
+from services.rpc.logs import program_handler
 
 
-def echo_of_stderr() -> Callable[[str, Entry], None]:
-    """Return what writes an entry of an app, by its id, to the stderr of now."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(EventFormatter())
+def echo_to_log() -> Callable[[str, Entry], None]:
+    """Return what writes an entry of an app, by its id, to where the node's log goes now."""
+    handler = program_handler()
 
     def echo(app: str, entry: Entry) -> None:
         record = logging.LogRecord("app.log", entry.level, "", 0, "%s", (entry.text,), None)
         record.created = entry.time / 1e6
-        name = f"apps/{app}/instances/{entry.instance}" if entry.instance else f"apps/{app}"
-        vars(record).update(action="app.log", instance=name, source=entry.source)
+        of = (
+            {"instance": f"apps/{app}/instances/{entry.instance}"}
+            if entry.instance
+            else {"app": f"apps/{app}"}
+        )
+        vars(record).update(action="app.log", **of, source=entry.source)
         handler.handle(record)
 
     return echo

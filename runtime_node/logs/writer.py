@@ -144,15 +144,19 @@ class Channel:
 class LogWriter:
     """The queue and the thread behind it. `echo` is told of each entry that was written."""
 
-    def __init__(self, echo: Callable[[AppLog, Entry], None] | None = None) -> None:
+    def __init__(
+        self,
+        echo: Callable[[AppLog, Entry], None] | None = None,
+        idle_work: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`idle_work` is called every half second or so on the writer's thread."""
         self._echo = echo
+        self._idle_work = idle_work
         self._queue: SimpleQueue[Item] = SimpleQueue()
         self._lossy: set[Account] = set()
         """Accounts of which something may have to be told still."""
         self._failing: set[AppLog] = set()
         self._thread = threading.Thread(target=self._run, name="app-logs", daemon=True)
-        self.idle_work: Callable[[], None] = lambda: None
-        """Called every half second or so on the writer's thread."""
 
     def start(self) -> None:
         """Begin to write."""
@@ -311,7 +315,7 @@ class LogWriter:
                 else:
                     # Behind what is queued already: that came before the loss.
                     self._queue.put(loss)
-            self.idle_work()
+            self._idle_work()
         except Exception:
             log.exception("tidying failed", extra={"action": "logs.tidy_failed"})
 

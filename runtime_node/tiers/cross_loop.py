@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from runtime_node.loader.failures import failure
@@ -59,7 +60,8 @@ async def run_on(
     try:
         await asyncio.wait({done})
     except asyncio.CancelledError:
-        loop.call_soon_threadsafe(cancel)
+        with suppress(RuntimeError):  # the loop has closed meanwhile, and all that ran on it has ended
+            loop.call_soon_threadsafe(cancel)
         await asyncio.wait({done}, timeout=CANCEL_PATIENCE)
         if done.done() and not done.result().cancelled():
             done.result().exception()  # seen: the caller asked for none of it

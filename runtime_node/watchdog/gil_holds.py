@@ -53,7 +53,7 @@ class HoldWatch:
     def __init__(self) -> None:
         self._memory = self._dump = -1
         self._shared: mmap.mmap | None = None
-        self._sentry: subprocess.Popen[bytes] | None = None
+        self._monitor: subprocess.Popen[bytes] | None = None
         self._number = int(getattr(signal, "SIGRTMIN", signal.SIGUSR2)) + 9
         self._beat = 0
         self._collecting = 0.0
@@ -68,7 +68,7 @@ class HoldWatch:
             self._dump = os.memfd_create("stacks")
             faulthandler.register(self._number, file=self._dump, all_threads=False, chain=False)
             arguments = (os.getpid(), self._memory, self._dump, self._number)
-            self._sentry = subprocess.Popen(  # noqa: S603 - our own file
+            self._monitor = subprocess.Popen(  # noqa: S603 - our own file
                 [sys.executable, "-I", "-S", str(Path(gil_monitor.__file__)), *map(str, arguments)],
                 pass_fds=(self._memory, self._dump), stdin=subprocess.DEVNULL,
             )  # fmt: skip
@@ -81,10 +81,10 @@ class HoldWatch:
 
     def close(self) -> None:
         """End the monitor."""
-        if self._sentry is not None:
-            self._sentry.kill()
-            self._sentry.wait()
-            self._sentry = None
+        if self._monitor is not None:
+            self._monitor.kill()
+            self._monitor.wait()
+            self._monitor = None
             gc.callbacks.remove(self._note_collection)
             faulthandler.unregister(self._number)
         if self._shared is not None:

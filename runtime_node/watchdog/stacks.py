@@ -11,7 +11,6 @@ from typing import Any
 
 from runtime_node.isolation.contain import ContainedApp
 from runtime_node.isolation.current import CURRENT_INSTANCE
-from runtime_node.isolation.frames import current_frames
 from runtime_node.isolation.pool import PoolThread
 
 MAX_FRAMES = 60
@@ -42,11 +41,6 @@ def instance_of_thread(thread: Any, frame: FrameType | None) -> str:
             return context.get(CURRENT_INSTANCE, "")
         frame = frame.f_back
     return ""
-
-
-def frame_of(thread: int) -> FrameType | None:
-    """Return the innermost frame of a thread."""
-    return current_frames().get(thread)
 
 
 def outermost(frame: FrameType | None, runner: CodeType | None) -> FrameType | None:

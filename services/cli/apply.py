@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import difflib
+import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 from google.longrunning.operations_pb2 import Operation
-from rich.progress import Progress
 from rich.text import Text
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from services.cli import views
-from services.cli.apps import Timeout, Wait, combined, confirm
-from services.cli.client import short
+from services.cli.apps import confirm
+from services.cli.arguments import Timeout, Wait, combined
+from services.cli.client import notice_of, short
 from services.cli.errors import CliError, Exit
 from services.cli.manifests import Manifest, exported, read_manifests
 from services.cli.output import Format, dump_yaml
 from services.cli.session import Session, session_of
+from services.cli.together import each
 
 Files = Annotated[
     list[str],
@@ -31,6 +33,8 @@ Selector = Annotated[str, typer.Option("--selector", "-l", help="KEY=VALUE[,KEY=
 
 _SHOWN = 30
 """Apps that are shown by name; of more their number is enough."""
+_SHOWN_FAILURES = 20
+_COME_BACK = "`appsupervisor operations` shows them."
 
 
 def register(app: typer.Typer) -> None:
@@ -68,12 +72,13 @@ def apply(
         )
         if not yes and not validate_only:
             confirm(session, f"Delete {len(doomed)} apps? Their data stays.")
-    for manifest in manifests:  # all are checked before the first is changed
-        _call(session, manifest, validate_only=True)
+    # All are checked before the first is changed.
+    each(session, "checked", lambda one, _: _call(session, one, validate_only=True), manifests)
     if validate_only:
         session.output.note(f"{len(manifests)} documents are valid; nothing was changed.")
         return
-    begun = [(manifest.app.name, _call(session, manifest)) for manifest in manifests]
+    operations = each(session, "asked for", lambda one, _: _call(session, one), manifests)
+    begun = [(one.app.name, operation) for one, operation in zip(manifests, operations, strict=True)]
     for app in doomed:
         request = catalog.DeleteAppRequest(name=app.name, etag=app.etag, request_id=str(uuid.uuid4()))
         begun.append((app.name, session.client.call(session.client.catalog.DeleteApp, request)))
@@ -160,31 +165,44 @@ def _compared(before: catalog.App | None, after: catalog.App, manifest: Manifest
 
 def _finish(session: Session, begun: Sequence[tuple[str, Operation]], timeout: float) -> None:
     """Wait for all, with one bar over all of them; then tell each failure. Raises CliError if one failed."""
-    failures: list[str] = []
-    done: list[catalog.App] = []
-    for name, operation in _in_turn(session, begun, timeout):
+    deadline = time.monotonic() + timeout
+    noticed: list[str] = []
+
+    def result(one: tuple[str, Operation], ended: threading.Event) -> catalog.App | CliError:
+        def told(_: Operation) -> None:
+            if ended.is_set():
+                raise CliError("Nobody waits any more.")
+
         try:
-            done.append(session.client.result(operation))
+            left = max(0.0, deadline - time.monotonic())
+            operation = session.client.wait(one[1], left, told)
+            app = session.client.result(operation)
+            if notice := notice_of(operation):
+                noticed.append(f"{short(one[0])}: {notice}")
+            return app
         except CliError as failure:
-            failures.append(f"{short(name)}: {failure.sentence}")
+            return failure
+
+    try:
+        results = each(session, "done", result, begun)
+    except KeyboardInterrupt:
+        raise CliError(f"{len(begun)} operations go on.", Exit.TIMED_OUT, remedy=_COME_BACK) from None
+    done = [one for one in results if isinstance(one, catalog.App)]
     if session.output.form in (Format.JSON, Format.YAML, Format.NAME) or len(done) <= _SHOWN:
         session.output.many(done, views.APPS)
     else:
         session.output.note(f"{len(done)} apps are as their documents want them.")
+    for notice in sorted(noticed)[:_SHOWN]:
+        session.output.note(notice)
+    if len(noticed) > _SHOWN:
+        session.output.note(f"… and {len(noticed) - _SHOWN} more")
+    failures = [
+        (name, one) for (name, _), one in zip(begun, results, strict=True) if isinstance(one, CliError)
+    ]
+    failed = [(name, one) for name, one in failures if one.code is not Exit.TIMED_OUT]
+    if failed:
+        lines = [f"  {short(name)}: {one.sentence}" for name, one in failed[:_SHOWN_FAILURES]]
+        raise CliError("\n".join([f"{len(failed)} of {len(begun)} failed:", *lines]))
     if failures:
-        raise CliError(
-            "\n".join([f"{len(failures)} of {len(begun)} failed:", *(f"  {one}" for one in failures[:20])])
-        )
-
-
-def _in_turn(
-    session: Session, begun: Sequence[tuple[str, Operation]], timeout: float
-) -> Iterator[tuple[str, Operation]]:
-    deadline = time.monotonic() + timeout
-    with Progress(
-        console=session.output.notes, transient=True, disable=not session.output.interactive
-    ) as progress:
-        task = progress.add_task("apps", total=len(begun))
-        for name, operation in begun:
-            yield name, session.client.wait(operation, max(0.0, deadline - time.monotonic()))
-            progress.advance(task)
+        sentence = f"{len(failures)} of {len(begun)} are not done after {timeout:g} s; they go on."
+        raise CliError(sentence, Exit.TIMED_OUT, remedy=_COME_BACK)

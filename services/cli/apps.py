@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import uuid
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import yaml
 from google.longrunning.operations_pb2 import Operation
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.cli import views
-from services.cli.client import app_name, short
+from services.cli.arguments import AppArgument, DryRun, Etag, Timeout, Wait, combined, key_and_value
+from services.cli.client import app_name, is_drain, node_name, short
 from services.cli.completion import complete_app
 from services.cli.errors import CliError, Exit
 from services.cli.manifests import assign, read_manifests
 from services.cli.session import Session, session_of
-
-AppArgument = Annotated[
-    str, typer.Argument(help="The app's id.", autocompletion=complete_app, show_default=False)
-]
-Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done, or return at once.")]
-Timeout = Annotated[float, typer.Option(help="Seconds to wait.", min=0)]
-Etag = Annotated[str, typer.Option(help="Only if this is still the app's etag.")]
-DryRun = Annotated[bool, typer.Option("--validate-only", help="Check everything, change nothing.")]
+from services.cli.streams import watch_until
 
 DESCRIBED_EVENTS = 8
 
@@ -36,8 +29,8 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     for name, command in (
         ("create", create), ("get", get), ("list", list_apps), ("describe", describe), ("update", update),
-        ("start", start), ("stop", stop), ("restart", restart), ("delete", delete), ("wait", wait),
-        ("open", open_app),
+        ("start", start), ("stop", stop), ("restart", restart), ("move", move), ("delete", delete),
+        ("wait", wait), ("open", open_app),
     ):  # fmt: skip
         app.command(name, rich_help_panel="Apps")(command)
 
@@ -64,22 +57,22 @@ def create(
     wanted = catalog.App(entrypoint=entrypoint)
     for option, field, pairs in (("--env", "env", env), ("--label", "labels", label)):
         for pair in pairs:
-            key, value = _pair(option, pair)
+            key, value = key_and_value(option, pair)
             getattr(wanted, field)[key] = value
     for pair in secret:
-        key, value = _pair("--secret", pair)
+        key, value = key_and_value("--secret", pair)
         wanted.secret_env[key] = _from_file(value)
     if config:
         wanted.config.update(
-            {key: yaml.safe_load(value) for key, value in (_pair("--config", c) for c in config)}
+            {key: yaml.safe_load(value) for key, value in (key_and_value("--config", c) for c in config)}
         )
     for setting in set_:
         assign(wanted, setting)
     request = catalog.CreateAppRequest(
-        app_id=name.removeprefix("apps/"), app=wanted, request_id=_request_id(), validate_only=validate_only
+        app_id=name.removeprefix("apps/"), app=wanted, validate_only=validate_only
     )
     session = session_of(context)
-    _finish(session, session.client.call(session.client.catalog.CreateApp, request), wait, timeout)
+    _command(session, session.client.catalog.CreateApp, request, wait, timeout)
 
 
 def get(context: typer.Context, name: AppArgument) -> None:
@@ -138,11 +131,11 @@ def update(
     Example: appsupervisor update shop --set config.title=Shop --set labels.tier=gold
     """
     wanted = catalog.App(name=app_name(name), etag=etag)
-    request = catalog.UpdateAppRequest(request_id=_request_id(), validate_only=validate_only)
+    request = catalog.UpdateAppRequest(validate_only=validate_only)
     request.update_mask.paths.extend(assign(wanted, setting) for setting in set_)
     request.app.CopyFrom(wanted)
     session = session_of(context)
-    _finish(session, session.client.call(session.client.catalog.UpdateApp, request), wait, timeout)
+    _command(session, session.client.catalog.UpdateApp, request, wait, timeout)
 
 
 def start(
@@ -153,8 +146,8 @@ def start(
     Example: appsupervisor start shop
     """
     session = session_of(context)
-    request = catalog.StartAppRequest(name=app_name(name), etag=etag, request_id=_request_id())
-    _finish(session, session.client.call(session.client.catalog.StartApp, request), wait, timeout)
+    request = catalog.StartAppRequest(name=app_name(name), etag=etag)
+    _command(session, session.client.catalog.StartApp, request, wait, timeout)
 
 
 def stop(
@@ -165,8 +158,8 @@ def stop(
     Example: appsupervisor stop shop
     """
     session = session_of(context)
-    request = catalog.StopAppRequest(name=app_name(name), etag=etag, request_id=_request_id())
-    _finish(session, session.client.call(session.client.catalog.StopApp, request), wait, timeout)
+    request = catalog.StopAppRequest(name=app_name(name), etag=etag)
+    _command(session, session.client.catalog.StopApp, request, wait, timeout)
 
 
 def restart(
@@ -177,8 +170,31 @@ def restart(
     Example: appsupervisor restart shop
     """
     session = session_of(context)
-    request = catalog.RestartAppRequest(name=app_name(name), etag=etag, request_id=_request_id())
-    _finish(session, session.client.call(session.client.catalog.RestartApp, request), wait, timeout)
+    request = catalog.RestartAppRequest(name=app_name(name), etag=etag)
+    _command(session, session.client.catalog.RestartApp, request, wait, timeout)
+
+
+def move(
+    context: typer.Context,
+    name: AppArgument,
+    to: Annotated[
+        str,
+        typer.Option("--to", help="A node: ID of `default`, ENVIRONMENT/ID, or its name; else any other."),
+    ] = "",
+    wait: Wait = True,
+    timeout: Timeout = 120.0,
+    etag: Etag = "",
+    validate_only: DryRun = False,
+) -> None:
+    """Bring an app to another node, without a lost request. One with its SQLite database there stays.
+
+    Example: appsupervisor move shop --to node-2
+    """
+    session = session_of(context)
+    request = catalog.MoveAppRequest(
+        name=app_name(name), node=node_name(to) if to else "", etag=etag, validate_only=validate_only
+    )
+    _command(session, session.client.catalog.MoveApp, request, wait, timeout)
 
 
 def delete(
@@ -212,7 +228,7 @@ def delete(
     begun = []
     for name in doomed:
         request = catalog.DeleteAppRequest(
-            name=name, data_policy=policy, request_id=_request_id(), allow_missing=name in listed
+            name=name, data_policy=policy, request_id=str(uuid.uuid4()), allow_missing=name in listed
         )
         begun.append(session.client.call(session.client.catalog.DeleteApp, request))
     for name, operation in zip(doomed, begun, strict=True):
@@ -239,12 +255,13 @@ def wait(
     """
     session = session_of(context)
     if name.startswith("operations/"):
-        app = session.finish(session.client.operation(name), True, timeout)
-        if app is not None:
-            session.output.one(app, views.APPS)
+        done = session.finished(session.client.operation(name), True, timeout)
+        assert done is not None
+        if is_drain(done):
+            session.output.one(session.client.node_result(done), views.NODES)
+        else:
+            session.output.one(session.client.result(done), views.APPS)
         return
-    from services.cli.streams import watch_until  # noqa: PLC0415 - streams uses this module's names
-
     app = watch_until(session, name, for_, timeout)
     if app is not None:
         session.output.one(app, views.APPS)
@@ -262,17 +279,6 @@ def open_app(context: typer.Context, name: AppArgument) -> None:
     webbrowser.open(app.uri)
 
 
-def combined(filter_text: str, selector: str) -> str:
-    """Return one filter that says what a filter and a label selector say. Raises CliError."""
-    parts = [f"({filter_text})"] if filter_text else []
-    for pair in filter(None, selector.split(",")):
-        key, value = _pair("--selector", pair)
-        parts.append(
-            f'labels."{key}" = "{value}"' if "." in key or "/" in key else f'labels.{key} = "{value}"'
-        )
-    return " AND ".join(parts)
-
-
 def confirm(session: Session, question: str) -> None:
     """Ask before what cannot be undone. Raises CliError where nobody can answer, or the answer is no."""
     if not session.output.notes.is_terminal:
@@ -281,30 +287,16 @@ def confirm(session: Session, question: str) -> None:
         raise CliError("Nothing was done.", Exit.FAILED)
 
 
-def is_ready(app: catalog.App) -> bool:
-    """Tell whether an app serves in its newest version."""
-    return (
-        any(one.type == "Ready" and one.status == Condition.MET for one in app.conditions)
-        and not app.reconciling
-    )
-
-
-def is_settled(app: catalog.App) -> bool:
-    """Tell whether nothing is being done about an app any more."""
-    return not app.reconciling and app.state != Instance.DELETING
-
-
-def _finish(session: Session, operation: Operation, wait: bool, timeout: float) -> None:
+def _command(
+    session: Session, method: Callable[..., Operation], request: Any, wait: bool, timeout: float
+) -> None:
+    """Call a method that changes an app, and show the app once that is done."""
+    # An id, so that gRPC may repeat a call whose answer was lost without its being carried out twice.
+    request.request_id = str(uuid.uuid4())
+    operation = session.client.call(method, request)
     app = session.finish(operation, wait or operation.done, timeout)
     if app is not None:
         session.output.one(app, views.APPS)
-
-
-def _pair(option: str, text: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise CliError(f"{option} {text!r}: write KEY=VALUE", Exit.USAGE)
-    return key, value
 
 
 def _from_file(value: str) -> str:
@@ -314,10 +306,3 @@ def _from_file(value: str) -> str:
         return Path(value[1:]).read_text().rstrip("\n")
     except OSError as wrong:
         raise CliError(f"--secret: {value[1:]} cannot be read: {wrong.strerror}", Exit.USAGE) from wrong
-
-
-def _request_id() -> str:
-    return str(uuid.uuid4())
-
-
-__all__: Sequence[str] = ("combined", "confirm", "is_ready", "is_settled", "register")

@@ -6,7 +6,7 @@ import getpass
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 from google.longrunning import operations_pb2 as lro
@@ -20,6 +20,15 @@ from services.cli.contexts import Context
 from services.cli.errors import CliError, Exit, from_rpc, from_status
 
 T = TypeVar("T")
+
+
+class Page(Protocol):
+    """What every list method answers (AIP-158), beside its elements."""
+
+    next_page_token: str
+
+
+P = TypeVar("P", bound=Page)
 
 CALL_SECONDS = 30.0
 """Deadline of a call that answers at once."""
@@ -59,6 +68,15 @@ class Client:
         except grpc.RpcError as failure:
             raise from_rpc(failure, self.address) from None
 
+    def _pages(self, method: Callable[..., P], request: Any) -> Iterator[P]:
+        """Yield the pages of a list, one call each. Raises CliError."""
+        while True:
+            page = self.call(method, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
     def stream(self, method: Callable[..., Any], request: object) -> Iterator[Any]:
         """Yield a stream's messages for as long as it lasts. Raises CliError."""
         try:
@@ -75,32 +93,20 @@ class Client:
         request = catalog.ListAppsRequest(
             page_size=PAGE, filter=filter_text, order_by=order_by, view=_view(full)
         )
-        while True:
-            page = self.call(self.catalog.ListApps, request)
+        for page in self._pages(self.catalog.ListApps, request):
             yield from page.apps
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     def nodes(self, environment: str = "-") -> Iterator[fleet.Node]:
         """Yield the nodes of an environment, `-` for all."""
         request = fleet.ListNodesRequest(parent=f"environments/{environment}", page_size=PAGE)
-        while True:
-            page = self.call(self.fleet.ListNodes, request)
+        for page in self._pages(self.fleet.ListNodes, request):
             yield from page.nodes
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     def environments(self) -> Iterator[fleet.Environment]:
         """Yield all environments."""
         request = fleet.ListEnvironmentsRequest(page_size=PAGE)
-        while True:
-            page = self.call(self.fleet.ListEnvironments, request)
+        for page in self._pages(self.fleet.ListEnvironments, request):
             yield from page.environments
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     def events(self, app: str, limit: int) -> list[catalog.AppEvent]:
         """Return an app's newest events, newest first."""
@@ -108,14 +114,10 @@ class Client:
         return list(self.call(self.catalog.ListAppEvents, request).app_events)
 
     def operations(self) -> Iterator[lro.Operation]:
-        """Yield the operations that are kept, newest first."""
+        """Yield the operations that are kept, oldest first."""
         request = lro.ListOperationsRequest(name="operations", page_size=PAGE)
-        while True:
-            page = self.call(self._operations.ListOperations, request)
+        for page in self._pages(self._operations.ListOperations, request):
             yield from page.operations
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     def operation(self, name: str) -> lro.Operation:
         """Return an operation by its id or resource name."""
@@ -158,12 +160,48 @@ class Client:
         operation.response.Unpack(app)
         return app
 
+    def node_result(self, operation: lro.Operation) -> fleet.Node:
+        """Return the node of a drain that is done. Raises CliError with what it failed of."""
+        if operation.HasField("error"):
+            raise from_status(operation.error)
+        node = fleet.Node()
+        operation.response.Unpack(node)
+        return node
 
-def metadata_of(operation: lro.Operation) -> catalog.OperationMetadata:
+
+def metadata_of(operation: lro.Operation) -> catalog.OperationMetadata | fleet.DrainNodeMetadata:
     """Return what an operation tells of itself."""
+    if is_drain(operation):
+        return drain_of(operation)
     metadata = catalog.OperationMetadata()
     operation.metadata.Unpack(metadata)
     return metadata
+
+
+def notice_of(operation: lro.Operation) -> str:
+    """Return what is worth knowing beside an operation's result, one sentence; mostly empty."""
+    metadata = metadata_of(operation)
+    return "" if isinstance(metadata, fleet.DrainNodeMetadata) else metadata.notice
+
+
+def is_drain(operation: lro.Operation) -> bool:
+    """Tell a drain of a node from an operation on an app."""
+    return bool(operation.metadata.Is(fleet.DrainNodeMetadata.DESCRIPTOR))
+
+
+def drain_of(operation: lro.Operation) -> fleet.DrainNodeMetadata:
+    """Return what a drain tells of itself."""
+    metadata = fleet.DrainNodeMetadata()
+    operation.metadata.Unpack(metadata)
+    return metadata
+
+
+def node_name(text: str) -> str:
+    """Return a node's resource name, given by it, by `ENVIRONMENT/ID`, or by its id in `default`."""
+    if text.startswith("environments/"):
+        return text
+    environment, slash, node = text.partition("/")
+    return f"environments/{environment}/nodes/{node}" if slash else f"environments/default/nodes/{text}"
 
 
 def app_name(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Commands on what hosts apps, on operations, and on contexts."""
+"""Commands on environments, on operations, and on contexts."""
 
 from __future__ import annotations
 
@@ -9,46 +9,27 @@ import typer
 
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from services.cli import views
+from services.cli.apps import confirm
 from services.cli.client import metadata_of, operation_name
 from services.cli.contexts import Context, contexts_file, read_contexts, write_contexts
 from services.cli.errors import CliError, Exit
 from services.cli.session import session_of
 
-environments = typer.Typer(
-    no_args_is_help=False, invoke_without_command=True, help="Show, create and delete environments."
-)
-operations = typer.Typer(
-    no_args_is_help=False, invoke_without_command=True, help="Show operations, and cancel one."
-)
-contexts = typer.Typer(
-    no_args_is_help=False, invoke_without_command=True, help="Name control planes, and choose one."
-)
+environments = typer.Typer(no_args_is_help=False, invoke_without_command=True)
+operations = typer.Typer(no_args_is_help=False, invoke_without_command=True)
+contexts = typer.Typer(no_args_is_help=False, invoke_without_command=True)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
-    app.command("nodes", rich_help_panel="Fleet")(nodes)
     app.add_typer(environments, name="environments", rich_help_panel="Fleet")
     app.add_typer(operations, name="operations", rich_help_panel="Look")
     app.add_typer(contexts, name="contexts", rich_help_panel="Program")
 
 
-def nodes(
-    context: typer.Context,
-    environment: Annotated[str, typer.Option(help="Only of this environment; - for all.")] = "-",
-) -> None:
-    """List nodes, a line each.
-
-    Example: appsupervisor nodes -o wide
-    """
-    session = session_of(context)
-    none = "There is no node yet. `appsupervisor node --control-plane …` starts one."
-    session.output.many(session.client.nodes(environment), views.NODES, none=none)
-
-
 @environments.callback()
 def _environments(context: typer.Context) -> None:
-    """List environments, a line each.
+    """Show environments, a line each; create, change and delete them.
 
     Example: appsupervisor environments
     """
@@ -74,14 +55,68 @@ def create_environment(context: typer.Context, name: str, display_name: str = ""
     )
 
 
+@environments.command("update")
+def update_environment(
+    context: typer.Context,
+    name: str,
+    display_name: Annotated[str | None, typer.Option(help="A name for people.")] = None,
+    label: Annotated[
+        list[str], typer.Option("--label", "-l", help="KEY=VALUE, or KEY- to remove it; may be repeated.")
+    ] = [],  # noqa: B006
+    cordon: Annotated[
+        bool | None,
+        typer.Option("--cordon/--uncordon", help="Place no app in it or move within it; or do so again."),
+    ] = None,
+    etag: Annotated[str, typer.Option(help="Only if this is still its etag.")] = "",
+) -> None:
+    """Change an environment.
+
+    Example: appsupervisor environments update staging --label tier=gold --cordon
+    """
+    session = session_of(context)
+    request = fleet.UpdateEnvironmentRequest(request_id=str(uuid.uuid4()))
+    request.environment.name = name if "/" in name else f"environments/{name}"
+    request.environment.etag = etag
+    if display_name is not None:
+        request.environment.display_name = display_name
+        request.update_mask.paths.append("display_name")
+    if cordon is not None:
+        request.environment.cordoned = cordon
+        request.update_mask.paths.append("cordoned")
+    for one in label:
+        key, equals, value = one.partition("=")
+        if not equals and not key.endswith("-"):
+            raise CliError(f"--label {one!r}: write KEY=VALUE, or KEY- to remove it", Exit.USAGE)
+        key = key if equals else key[:-1]
+        if equals:
+            request.environment.labels[key] = value
+        request.update_mask.paths.append(f"labels.`{key}`")
+    if not request.update_mask.paths:
+        raise CliError("Say what is to change: --display-name, --label, --cordon, --uncordon.", Exit.USAGE)
+    session.output.one(
+        session.client.call(session.client.fleet.UpdateEnvironment, request), views.ENVIRONMENTS
+    )
+
+
 @environments.command("delete")
-def delete_environment(context: typer.Context, name: str) -> None:
-    """Delete an environment that has no apps and no nodes.
+def delete_environment(
+    context: typer.Context,
+    name: str,
+    force: Annotated[
+        bool, typer.Option("--force", help="Delete its apps, too; their data stays where it is.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Delete an environment that has no apps, or with --force, and none of whose nodes runs.
 
     Example: appsupervisor environments delete staging
     """
     session = session_of(context)
-    request = fleet.DeleteEnvironmentRequest(name=name if "/" in name else f"environments/{name}")
+    if force and not yes:
+        confirm(session, f"Delete {name} with all apps in it?")
+    request = fleet.DeleteEnvironmentRequest(
+        name=name if "/" in name else f"environments/{name}", force=force, request_id=str(uuid.uuid4())
+    )
     session.client.call(session.client.fleet.DeleteEnvironment, request)
     session.output.note(f"{name} is deleted.")
 
@@ -91,7 +126,7 @@ def _operations(
     context: typer.Context,
     all_: Annotated[bool, typer.Option("--all", help="Those that are done too.")] = False,
 ) -> None:
-    """List operations that go on, a line each.
+    """Show operations that go on, a line each; cancel one.
 
     Example: appsupervisor operations --all
     """
@@ -125,7 +160,7 @@ def cancel_operation(context: typer.Context, name: str) -> None:
 
 @contexts.callback()
 def _contexts(context: typer.Context) -> None:
-    """List contexts; the one in use has a star.
+    """Show named control planes, the one in use with a star; name and choose them.
 
     Example: appsupervisor contexts
     """

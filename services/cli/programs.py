@@ -11,15 +11,22 @@ import typer
 PROGRAMS = {
     "up": (
         "compose.local",
-        "Run everything and two demo apps on this machine.\n\nExample: appsupervisor up --app-dir my",
+        "Run everything and two demo apps on this machine.\n\n"
+        "Example: appsupervisor up --app-dir my --reload",
     ),
     "control-plane": (
         "services.control_plane",
-        "Run a control plane.\n\nExample: appsupervisor control-plane --help",
+        "Run a control plane.\n\n"
+        "Example: appsupervisor control-plane --listen 127.0.0.1:7400 --database-url sqlite:///catalog.db",
     ),
-    "node": ("runtime_node", "Run a node.\n\nExample: appsupervisor node --help"),
+    "node": (
+        "runtime_node",
+        "Run a node.\n\n"
+        "Example: appsupervisor node --control-plane 127.0.0.1:7400 --node node-2 --data-dir data/node-2 "
+        "--listen 127.0.0.1:7402 --http-listen 127.0.0.1:8081",
+    ),
 }
-"""Each program's module, and what `--help` says of it."""
+"""Each program's module, and what the list of commands says of it; its own `--help` has the example too."""
 
 _AS_GIVEN = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 

@@ -12,7 +12,7 @@ from google.longrunning.operations_pb2 import Operation
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
-from services.cli.client import Client, metadata_of, short
+from services.cli.client import Client, metadata_of, notice_of, short
 from services.cli.contexts import Context, read_contexts
 from services.cli.errors import CliError, Exit
 from services.cli.output import Format, Output
@@ -49,6 +49,16 @@ class Session:
 
         Ctrl-C leaves it going and says how to come back. Raises CliError with what it failed of.
         """
+        done = self.finished(operation, wait, timeout)
+        if done is None:
+            return None
+        app = self.client.result(done)
+        if notice := notice_of(done):
+            self.output.note(notice)
+        return app
+
+    def finished(self, operation: Operation, wait: bool, timeout: float) -> Operation | None:
+        """Return an operation once it is done, whatever came of it; otherwise as `finish`."""
         if not wait:
             self.output.note(
                 f"{operation.name} goes on; `appsupervisor wait {operation.name}` comes back to it."
@@ -56,7 +66,7 @@ class Session:
             return None
         try:
             with self._telling(operation) as told:
-                return self.client.result(self.client.wait(operation, timeout, told))
+                return self.client.wait(operation, timeout, told)
         except KeyboardInterrupt:
             raise CliError(
                 f"{operation.name} goes on.",

@@ -15,9 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceFigures, LogEntry
+from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    Condition,
+    Instance,
+    InstanceFigures,
+    LogEntry,
+)
 from services.cli import views
-from services.cli.apps import AppArgument, combined, is_ready, is_settled
+from services.cli.arguments import AppArgument, combined
 from services.cli.client import app_name, short
 from services.cli.completion import complete_app
 from services.cli.errors import CliError, Exit
@@ -212,8 +217,8 @@ def watch_until(session: Session, name: str, what: str, timeout: float) -> catal
 
 def _condition(what: str) -> Callable[[catalog.App], bool]:
     known = {
-        "ready": is_ready,
-        "settled": is_settled,
+        "ready": _is_ready,
+        "settled": _is_settled,
         "stopped": lambda app: app.state == Instance.STOPPED,
         "deleted": lambda _: False,
     }
@@ -224,6 +229,19 @@ def _condition(what: str) -> Callable[[catalog.App], bool]:
         return lambda app: app.state == state
     states = ", ".join(word for word in Instance.State.keys() if word != "STATE_UNSPECIFIED")  # noqa: SIM118
     raise CliError(f"--for {what!r}: one of {', '.join(known)}, or a state: {states}", Exit.USAGE)
+
+
+def _is_ready(app: catalog.App) -> bool:
+    """Tell whether an app serves in its newest version."""
+    return (
+        any(one.type == "Ready" and one.status == Condition.MET for one in app.conditions)
+        and not app.reconciling
+    )
+
+
+def _is_settled(app: catalog.App) -> bool:
+    """Tell whether nothing is being done about an app any more."""
+    return not app.reconciling and app.state != Instance.DELETING
 
 
 def _changes(session: Session, filter_text: str) -> Iterator[tuple[catalog.App | None, bool]]:

@@ -11,10 +11,13 @@ from rich.table import Table
 from rich.text import Text
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent
-from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
+from appsupervisor.fleet.v1.fleet_pb2 import Environment, ExplainPlacementResponse, Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceSpec
 from services.cli.client import metadata_of, short
 from services.cli.output import Column, M, age, milliseconds, size, styled
+
+SHORT_DIGEST = 12
+"""Digits of a digest that people are shown."""
 
 
 def state_of(app: App) -> str:
@@ -46,6 +49,7 @@ APPS: Sequence[Column[App]] = (
     Column("URI", lambda app: app.uri or "-"),
     Column("ENVIRONMENT", lambda app: short(app.environment), wide=True),
     Column("TIER", lambda app: ",".join(sorted({_tier(i) for i in app.instances})) or "-", wide=True),
+    Column("CODE", lambda app: ",".join(sorted({code_of(i) for i in app.instances})) or "-", wide=True),
     Column("ENTRYPOINT", lambda app: app.entrypoint, wide=True),
     Column(
         "LABELS", lambda app: ",".join(f"{k}={v}" for k, v in sorted(app.labels.items())) or "-", wide=True
@@ -53,22 +57,42 @@ APPS: Sequence[Column[App]] = (
     Column("WHY", why, wide=True),
 )
 
+
+def _takes_apps(node: Node) -> str:
+    return "yes" if node.schedulable else "cordoned" if node.cordoned else "no"
+
+
 NODES: Sequence[Column[Node]] = (
     Column("NAME", lambda node: short(node.name)),
     Column("ENVIRONMENT", lambda node: node.name.split("/")[1]),
     Column("STATE", lambda node: Node.State.Name(node.state)),
+    Column("TAKES APPS", _takes_apps),
     Column("APPS", lambda node: str(node.app_count)),
     Column("ADDRESS", lambda node: node.address),
     Column("HTTP", lambda node: node.http_address),
     Column("VERSION", lambda node: node.version),
     Column("AGE", lambda node: age(node.create_time)),
+    Column("MEMORY", lambda node: size(node.memory_bytes), wide=True),
+    Column("RESERVED", lambda node: size(node.reserved_memory_bytes), wide=True),
+    Column(
+        "LABELS", lambda node: ",".join(f"{k}={v}" for k, v in sorted(node.labels.items())) or "-", wide=True
+    ),
     Column("WHY", lambda node: node.state_reason, wide=True),
+)
+
+VERDICTS: Sequence[Column[ExplainPlacementResponse.Verdict]] = (
+    Column("NODE", lambda one: short(one.node)),
+    Column("RANK", lambda one: str(one.rank or "-")),
+    Column("APPS", lambda one: str(one.app_count)),
+    Column("WHY NOT", lambda one: " ".join(it.message for it in one.obstacles) or "-"),
+    Column("WHAT WOULD HAVE TO CHANGE", lambda one: " ".join(it.remedy for it in one.obstacles) or "-"),
 )
 
 ENVIRONMENTS: Sequence[Column[Environment]] = (
     Column("NAME", lambda environment: short(environment.name)),
     Column("NODES", lambda environment: str(environment.node_count)),
     Column("APPS", lambda environment: str(environment.app_count)),
+    Column("CORDONED", lambda environment: "yes" if environment.cordoned else "no", wide=True),
     Column("AGE", lambda environment: age(environment.create_time)),
 )
 
@@ -94,6 +118,17 @@ def _latency(instance: Instance, field: Literal["latency_p50", "latency_p99", "l
 def _seconds(instance: Instance) -> str:
     spent = instance.figures.cpu_time
     return f"{spent.seconds + spent.nanos / 1e9:.1f}" if instance.figures.HasField("cpu_time") else "-"
+
+
+def code_of(instance: Instance) -> str:
+    """Return the first digits of what an instance runs, with a `*` where the disk has other code."""
+    if not instance.HasField("code"):
+        return "-"
+    return instance.code.digest[:SHORT_DIGEST] + ("*" if _met(instance, "CodeChanged") else "")
+
+
+def _met(one: App | Instance, kind: str) -> bool:
+    return any(c.type == kind and c.status == Condition.MET for c in one.conditions)
 
 
 def _tier(instance: Instance) -> str:
@@ -126,7 +161,7 @@ ALL_EVENTS: Sequence[Column[AppEvent]] = (
 
 OPERATIONS: Sequence[Column[Operation]] = (
     Column("NAME", lambda operation: short(operation.name)),
-    Column("APP", lambda operation: short(metadata_of(operation).target)),
+    Column("ABOUT", lambda operation: short(metadata_of(operation).target)),
     Column("VERB", lambda operation: metadata_of(operation).verb),
     Column("STEP", lambda operation: metadata_of(operation).step),
     Column("DONE", lambda operation: f"{metadata_of(operation).progress_percent}%"),
@@ -163,9 +198,14 @@ def todo(app: App) -> str:
         if condition.status != Condition.UNMET:
             continue
         if condition.type == "Updated":
-            return f"The version before serves. Mend it with `appsupervisor update` or `restart {name}`."
+            return (
+                f"The version before serves. `appsupervisor update {name} --set FIELD=VALUE` goes back: the "
+                f"newest event Updated says what was changed. Code is mended on disk, then `restart {name}`."
+            )
         if condition.type == "Scheduled":
             return "No node takes it. `appsupervisor nodes` shows those there are."
+    if _met(app, "CodeChanged"):
+        return f"Other code is on disk than runs. `appsupervisor restart {name}` loads it."
     if app.health == Instance.UNKNOWN and app.instances and app.state == Instance.RUNNING:
         return "Its node cannot be heard. `appsupervisor nodes -o wide` says why."
     return ""
@@ -213,6 +253,8 @@ def _instances(app: App) -> Table:
         Column("TIER", _tier),
         Column("NODE", lambda one: short(one.node)),
         Column("RESTARTS", lambda one: str(one.restart_count)),
+        Column("CODE", code_of),
+        Column("CHANGED", lambda one: f"{age(one.code.modify_time)} ago" if one.HasField("code") else "-"),
         Column("LAST ERROR", lambda one: one.last_error.reason or "-"),
     ]
     return _rows(columns, app.instances)

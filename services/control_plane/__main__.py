@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 from services.rpc import logs
@@ -20,11 +21,16 @@ def main() -> int:
     from services.rpc.errors import SupervisorError  # noqa: PLC0415
 
     settings = Settings.from_command_line()
-    output = logs.configure(settings.log_level)
+    output = logs.configure(settings.log_level, settings.log_format)
+    log = logging.getLogger("appsupervisor.control_plane")
     try:
         uvloop.run(serve(settings))
     except (OSError, StoreError, SupervisorError) as refused:
-        print(f"control plane: {refused}", file=sys.stderr)  # noqa: T201 - the one sentence of a failed start
+        log.error("%s", refused, extra={"action": "control_plane.refused"})
+        return 1
+    except Exception:
+        # Told before the output is closed: what the interpreter prints after that reaches nobody.
+        log.exception("the control plane failed", extra={"action": "control_plane.failed"})
         return 1
     finally:
         output.close()

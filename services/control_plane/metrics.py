@@ -73,9 +73,8 @@ class ControlPlaneMetrics:
     def _apps(self) -> Counter[tuple[str, str]]:
         now = self._clock()
         if self._counted is None or now - self._counted[0] > COUNT_SECONDS:
-            pairs = Counter((r.status.state, r.status.health) for r in self._store.mirror.apps.values())
             named: Counter[tuple[str, str]] = Counter()
-            for (state, health), count in pairs.items():
+            for (state, health), count in self._store.mirror.count_states().items():
                 named[_name(Instance.State, state), _name(Instance.Health, health)] += count
             self._counted = (now, named)
         return self._counted[1]

@@ -19,6 +19,7 @@ from services.control_plane.catalog.timelines import AppTimelines
 from services.control_plane.controller.controller import Controller
 from services.control_plane.duties import LeaderDuties
 from services.control_plane.fleet.fleet import FleetService
+from services.control_plane.fleet.node_commands import NodeCommands
 from services.control_plane.health import AppHealth
 from services.control_plane.leadership import Leadership
 from services.control_plane.metrics import ControlPlaneMetrics
@@ -65,14 +66,19 @@ class ControlPlane:
             await operations.start()
             # 3. Calls, from outside and, once it listens, from nodes.
             nodes = NodePool(store.mirror)
-            tails, queries = AppTails(store.mirror, nodes), AppQueries(store, FigureReader(nodes))
+            figures = FigureReader(nodes)
+            tails, queries = AppTails(store.mirror, nodes), AppQueries(store, figures)
+            commands = AppCommands(store, figures)
             timelines, health = AppTimelines(store), AppHealth(store.mirror)
-            server = RpcServer(services(store, operations, queries, timelines, tails), health.resources)
+            server = RpcServer(
+                services(store, commands, operations, queries, timelines, tails), health.resources
+            )
             self.port = await server.start(self._settings.listen)
             stack.push_async_callback(server.stop, self._settings.drain_timeout)
             # Those who watch or wait are sent off first: the drain would wait for them in vain.
             stack.push_async_callback(operations.close)
             stack.callback(store.mirror.apps.close)
+            stack.callback(store.mirror.nodes.close)
             stack.callback(tails.close)
             health.start()
             stack.push_async_callback(health.close)
@@ -82,7 +88,7 @@ class ControlPlane:
                     ControlPlaneMetrics(
                         store,
                         duties.queue,
-                        watchers=lambda: queries.watchers + timelines.watchers,
+                        watchers=lambda: queries.watches.count + timelines.watches.count,
                         tails=lambda: tails.streams,
                     ),
                     server.pipeline.figures,
@@ -110,7 +116,9 @@ class ControlPlane:
 
     def _serve_metrics(self, stack: AsyncExitStack, *collectors: Collector) -> None:
         host, _, port = self._settings.metrics_listen.rpartition(":")
-        listener = MetricsListener(host.strip("[]"), int(port), *collectors)
+        listener = MetricsListener(
+            host.strip("[]"), int(port), *collectors, or_another=self._settings.metrics_port_may_vary
+        )
         stack.push_async_callback(asyncio.to_thread, listener.close)
         listener.start()
         self.metrics_port = listener.port
@@ -124,14 +132,16 @@ class ControlPlane:
 
 def services(
     store: CatalogStore,
+    commands: AppCommands,
     operations: OperationService,
     queries: AppQueries,
     timelines: AppTimelines,
     tails: AppTails,
 ) -> list[Service]:
     """Return the services of the control plane over its core."""
-    catalog = CatalogServicer(AppCommands(store), queries, timelines, tails)
-    fleet = FleetServicer(FleetService(store, store.mirror.is_heard))
+    catalog = CatalogServicer(commands, queries, timelines, tails)
+    is_heard = store.mirror.is_heard
+    fleet = FleetServicer(store, FleetService(store, is_heard), NodeCommands(store, is_heard))
     servicers = [
         ("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),
         ("appsupervisor.fleet.v1.Fleet", add_FleetServicer_to_server, fleet),

@@ -9,12 +9,16 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
+from services.rpc.logs import FORMATS
+
 
 class Settings(BaseSettings):
     """Run the AppSupervisor control plane.
 
     Every flag can also be given as an environment variable: --database-url is
     APPSUPERVISOR_DATABASE_URL. A flag wins over its variable.
+
+    Example: appsupervisor control-plane --listen 127.0.0.1:7400 --database-url sqlite:///catalog.db
     """
 
     model_config = SettingsConfigDict(env_prefix="APPSUPERVISOR_", extra="ignore")
@@ -32,13 +36,17 @@ class Settings(BaseSettings):
         5.0, ge=0, le=300, description="seconds that calls under way are given at shutdown"
     )
     metrics_listen: str = Field(
-        "",
-        description="host:port to serve Prometheus metrics on, such as 127.0.0.1:7403; empty for none",
+        "127.0.0.1:7500",
+        description="host:port to serve Prometheus metrics on, or off; where the default port is taken, "
+        "a free one is used and the log says which",
     )
     log_level: str = Field(
         "info",
         pattern="^(debug|info|warning|error)$",
         description="least level logged: debug, info, warning or error",
+    )
+    log_format: str = Field(
+        "text", pattern=f"^({'|'.join(FORMATS)})$", description="how log lines are written: text or json"
     )
 
     @field_validator("listen", "metrics_listen")
@@ -47,7 +55,9 @@ class Settings(BaseSettings):
         # gRPC would take the rest of a port beyond 65535, and listen somewhere else.
         host, colon, port = text.rpartition(":")
         named = bool(colon and host) and port.isascii() and port.isdigit() and int(port) <= 65535
-        if not named and (text or info.field_name == "listen"):
+        if not named and info.field_name == "metrics_listen" and text in {"", "off"}:
+            return ""
+        if not named:
             raise ValueError(f"{text!r} is not HOST:PORT")
         # It would read `::1:7400` as another address, and listen on another port.
         if set(host) & set("[]:") and not (
@@ -60,6 +70,11 @@ class Settings(BaseSettings):
     @classmethod
     def _lower(cls, text: str) -> str:
         return text.lower()  # a node shares the variable, and takes both
+
+    @property
+    def metrics_port_may_vary(self) -> bool:
+        """Whether any port does for metrics where the default one is taken: nobody asked for it."""
+        return "metrics_listen" not in self.model_fields_set
 
     @classmethod
     def from_command_line(cls, arguments: list[str] | None = None) -> Settings:

@@ -66,6 +66,10 @@ CODES: dict[str, Code] = {
     "OPERATION_NOT_DONE": Code.FAILED_PRECONDITION,
     "STALE_TERM": Code.FAILED_PRECONDITION,
     "NODE_NOT_LOST": Code.FAILED_PRECONDITION,
+    "DATA_ON_NODE": Code.FAILED_PRECONDITION,
+    "NODE_ALIVE": Code.FAILED_PRECONDITION,
+    "NODE_NOT_ELIGIBLE": Code.FAILED_PRECONDITION,
+    "DATA_LOST": Code.FAILED_PRECONDITION,
     "RESUME_TOKEN_EXPIRED": Code.OUT_OF_RANGE,
     "NODE_FULL": Code.RESOURCE_EXHAUSTED,
     "SERVER_BUSY": Code.RESOURCE_EXHAUSTED,
@@ -158,3 +162,8 @@ def invalid_fields(violations: list[Violation]) -> SupervisorError:
 def invalid_field(field: str, rule: str) -> SupervisorError:
     """Return the error for one field that breaks its rule."""
     return invalid_fields([Violation(field, rule)])
+
+
+def time_is_up(before: str) -> SupervisorError:
+    """Return the error for a call whose time was up before something, told by the rest of a sentence."""
+    return SupervisorError("OPERATION_DEADLINE_EXCEEDED", f"The call's time was up before {before}.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import islice
@@ -56,7 +56,16 @@ class Mark:
 class ChangeFeed(Generic[V]):
     """Newest value per key with its revision. Every method may be called from any thread."""
 
-    def __init__(self, *, revision: int = 0, oldest_revision: int = 0, tombstones: int = 100_000):
+    def __init__(
+        self,
+        *,
+        revision: int = 0,
+        oldest_revision: int = 0,
+        tombstones: int = 100_000,
+        entry: Callable[[str, int, V | None], Entry[V]] = Entry,
+    ) -> None:
+        """`entry` makes the entry of a key, a revision and a value."""
+        self._entry = entry
         self._lock = threading.Lock()
         self._entries: SortedDict[str, Entry[V]] = SortedDict()
         self._order: SortedKeyList[Entry[V]] = SortedKeyList(key=lambda e: (e.revision, e.key))
@@ -91,6 +100,11 @@ class ChangeFeed(Generic[V]):
         entry = self._entries.get(key)
         return None if entry is None else entry.value
 
+    def entry(self, key: str) -> Entry[V] | None:
+        """Return the entry of a living key, or None."""
+        entry: Entry[V] | None = self._entries.get(key)
+        return entry
+
     def was_deleted(self, key: str) -> bool:
         """Tell whether a key's deletion is remembered."""
         return key in self._dead
@@ -99,7 +113,7 @@ class ChangeFeed(Generic[V]):
         """Set or delete (None) keys as of `revision`, which must not fall, and wake the readers."""
         with self._lock:
             for key, value in changes:
-                self._put(Entry(key, revision, value))
+                self._put(self._entry(key, revision, value), living=value is not None)
             self._revision = max(self._revision, revision)
         self._wake_all()
 
@@ -117,11 +131,11 @@ class ChangeFeed(Generic[V]):
             except RuntimeError:
                 continue  # the loop has closed; its readers are gone with it
 
-    def _put(self, entry: Entry[V]) -> None:
+    def _put(self, entry: Entry[V], *, living: bool) -> None:
         old = self._entries.get(entry.key) or self._dead.pop(entry.key, None)
         if old is not None:
             self._order.remove(old)
-        if entry.value is not None:
+        if living:
             self._entries[entry.key] = entry
             self._order.add(entry)
             return
@@ -158,12 +172,17 @@ class ChangeFeed(Generic[V]):
 
     def values(self, after_key: str = "") -> Iterator[V]:
         """Yield the living values whose keys follow `after_key`, by key; changes may come in between."""
+        for entry in self.entries(after_key):
+            value = entry.value
+            if value is not None:
+                yield value
+
+    def entries(self, after_key: str = "") -> Iterator[Entry[V]]:
+        """Yield the living entries whose keys follow `after_key`, by key; changes may come in between."""
         limit = FIRST_PAGE
         while page := self.page(after_key, limit):
             after_key, limit = page[-1].key, PAGE
-            for entry in page:
-                if entry.value is not None:
-                    yield entry.value
+            yield from page
 
     async def wait(self, revision: int, timeout: float) -> bool:
         """Wait until the feed has passed `revision`; return whether it has within `timeout` seconds.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 from collections.abc import Iterable
@@ -33,7 +34,8 @@ class Collector(Protocol):
 class MetricsListener:
     """Serves `/metrics`. Made in listening state: raises OSError when the address cannot be bound."""
 
-    def __init__(self, host: str, port: int, *collectors: Collector) -> None:
+    def __init__(self, host: str, port: int, *collectors: Collector, or_another: bool = False) -> None:
+        """`or_another`: where the port is taken, any free one does. `port` is the one that it has."""
         registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -45,8 +47,10 @@ class MetricsListener:
         try:
             self._server = server((host, port), handler)
         except OSError as refused:
-            # The programs have several listeners: which one could not be had must be told.
-            raise OSError(f"cannot serve metrics on {host}:{port}: {refused.strerror}") from refused
+            if not or_another or refused.errno != errno.EADDRINUSE:
+                # The programs have several listeners: which one could not be had must be told.
+                raise OSError(f"cannot serve metrics on {host}:{port}: {refused.strerror}") from refused
+            self._server = server((host, 0), handler)
         self.port = int(self._server.server_address[1])
         self._thread = threading.Thread(
             target=self._server.serve_forever, kwargs={"poll_interval": 0.2}, name="metrics", daemon=True

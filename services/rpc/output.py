@@ -115,8 +115,12 @@ class LineOutput:
 class LineStream(io.TextIOBase):
     """Stands for `sys.stdout` or `sys.stderr` of a program: what is printed goes through a LineOutput."""
 
-    def __init__(self, output: LineOutput, descriptor: int, name: str) -> None:
+    def __init__(
+        self, output: LineOutput, descriptor: int, name: str, form: Callable[[str], str] | None = None
+    ) -> None:
+        """`form` writes each line, given without its end, in another way; empty lines are left out then."""
         super().__init__()
+        self._form = form
         self._output = output
         self._descriptor = descriptor
         self._name = name
@@ -129,7 +133,7 @@ class LineStream(io.TextIOBase):
         lines, end, rest = (self._partial + text).rpartition("\n")
         self._partial = rest
         if end:
-            self._output.put(lines + end)
+            self._put(lines + end)
         if len(rest) > MAX_LINE_BYTES:
             self.flush()
         return len(text)
@@ -138,7 +142,15 @@ class LineStream(io.TextIOBase):
         """Queue what has no line end."""
         partial, self._partial = self._partial, ""
         if partial:
-            self._output.put(partial)
+            self._put(partial)
+
+    def _put(self, text: str) -> None:
+        if self._form is None:
+            self._output.put(text)
+            return
+        for line in text.splitlines():
+            if line.strip():
+                self._output.put(self._form(line) + "\n")
 
     def close(self) -> None:
         """Do nothing: the stream is the process's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ import grpc
 from grpc_channelz.v1 import channelz, channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from services.rpc.background import background
 from services.rpc.health import HealthServicer, ResourceHealth
 from services.rpc.pipeline.methods import Methods
 from services.rpc.pipeline.pipeline import Pipeline
 from services.rpc.reflection import ReflectionServicer
+from services.rpc.reset_floods import FloodGuard
 
 log = logging.getLogger("appsupervisor.rpc")
 
@@ -74,6 +77,7 @@ class RpcServer:
         self.pipeline = pipeline or Pipeline()
         self.methods = Methods(self.pipeline)
         self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
+        self._guard: asyncio.Task[None] | None = None
         self._health = HealthServicer(resources)
         for service in services:
             service.register(service.servicer, self.methods)
@@ -99,6 +103,8 @@ class RpcServer:
         except RuntimeError as refused:
             raise OSError(f"cannot listen on {listen}: the address is in use or not ours") from refused
         await self._server.start()
+        guard = FloodGuard(self.pipeline.admission.bounds.resets_per_second)
+        self._guard = background(guard.run(), "reset floods")
         self.set_serving(True)
         return int(port)
 
@@ -114,3 +120,6 @@ class RpcServer:
         """Refuse new calls, let those under way end within `grace` seconds, then cancel them."""
         self._health.enter_graceful_shutdown()
         await self._server.stop(grace)
+        if self._guard is not None:
+            self._guard.cancel()
+            await asyncio.wait({self._guard})

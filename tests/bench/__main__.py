@@ -44,6 +44,7 @@ BENCHES = (
     Bench("process_tier", "start, memory, crash and requests of the PROCESS tier", 45, 120),
     Bench("watchers", "from a change to 1 and to 500 watchers, memory of an idle one", 40, 150),
     Bench("restart", "the control plane with a full catalog: restart, cost of a change", 40, 120),
+    Bench("fleet", "a control plane with simulated nodes: placing, rest, one change, its restart", 120, 900),
     Bench("swaps", "swaps of an app under a steady load", 30, 90),
     Bench("dormancy", "first requests to dormant apps, bursts, a node full of them", 45, 180),
     Bench("cycles", "what many starts and stops leave behind", 60, 360),

@@ -18,6 +18,7 @@ from google.protobuf.empty_pb2 import Empty
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane import server as composition
+from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.catalog.timelines import AppTimelines
 from services.control_plane.controller.controller import Controller
@@ -81,12 +82,14 @@ async def serve(apps: int, directory: str) -> None:
     fill(store, apps)
     operations = OperationService(store)
     controller = Controller(store)
+    figures = FigureReader(NodePool(store.mirror))
     server = RpcServer(
         [
             *composition.services(
                 store,
+                AppCommands(store, figures),
                 operations,
-                AppQueries(store, FigureReader(NodePool(store.mirror))),
+                AppQueries(store, figures),
                 AppTimelines(store),
                 AppTails(store.mirror, NodePool(store.mirror)),
             ),

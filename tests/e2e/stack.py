@@ -20,27 +20,36 @@ from google.protobuf import duration_pb2
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
+from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentStub
 from tests.eventually import NeverCameAbout, eventually_blocking
 
 ROOT = Path(__file__).resolve().parents[2]
 CHILD = ROOT / "compose/local/child.py"
 APP_DIRS = (ROOT / "compose/apps", ROOT / "tests/apps")
-DEADLINE = 30.0
+DEADLINE = 60.0
+_CLAIMS: list[socket.socket] = []
 
 T = TypeVar("T")
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on, of those that the system gives to no connection by itself.
+    """Return a port that nothing listens on and that no other test gets until this process ends.
 
-    A process keeps its port over restarts; meanwhile somebody's outgoing connection must not take it.
+    A process keeps its port over restarts, so it is none of those that the system gives to connections by
+    itself. The one after it is free, too. The claim is a name in the kernel's table of local sockets.
     """
-    # Each process that runs tests has ports of its own: two must not find the same one free.
-    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
-    for port in random.sample(range(10_000 + worker % 8, 32_000, 8), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
+    for port in random.sample(range(10_000, 32_000, 2), 100):
+        claim = socket.socket(socket.AF_UNIX)
+        try:
+            claim.bind(f"\0appsupervisor-tests-{port}")
+            for one in (port, port + 1):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", one))
+        except OSError:
+            claim.close()
+        else:
+            _CLAIMS.append(claim)
             return port
     raise AssertionError("no free port among a hundred")
 
@@ -92,7 +101,7 @@ class Process:
         assert self._process is not None
         self._process.send_signal(number)
 
-    def terminate(self, timeout: float = 20.0) -> int:
+    def terminate(self, timeout: float = DEADLINE) -> int:
         """End it with SIGTERM and return its exit code."""
         assert self._process is not None
         self._process.terminate()
@@ -201,6 +210,14 @@ class Stack:
         """Give a client of a node's own API."""
         with grpc.insecure_channel(self.node_address(node)) as channel:
             yield RuntimeEnvironmentStub(channel)
+
+    def figures(self, app_id: str, node: str = "node-1") -> pb.InstanceFigures:
+        """Return the figures of an app's newest instance on a node; empty ones while it is not there."""
+        request = pb.ListInstancesRequest(parent=f"apps/{app_id}")
+        with self.runtime(node) as stub:
+            found = stub.ListInstances(request, timeout=DEADLINE).instances
+        newest = max(found, key=lambda one: (one.epoch, one.generation), default=pb.Instance())
+        return newest.figures
 
     def create(self, app_id: str, entrypoint: str = "notes:create_app", **fields: object) -> catalog.App:
         """Create an app and return it as it is when its operation is done; fails if that failed."""

@@ -16,7 +16,7 @@ import pytest
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as runtime
-from tests.e2e.stack import Stack, eventually
+from tests.e2e.stack import DEADLINE, Stack, eventually
 from tests.seeds import SEED
 
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "2"))
@@ -122,7 +122,7 @@ def test_a_node_killed_at_any_moment_brings_its_apps_back_and_no_stopped_one(sta
         stack.create(app_id)
     stack.create("halted")
     request = catalog.StopAppRequest(name="apps/halted")
-    stack.result(stack.apps.StopApp(request, timeout=10))
+    stack.result(stack.apps.StopApp(request, timeout=DEADLINE))
     notes: dict[str, list[str]] = {app_id: [] for app_id in running}
 
     def write() -> None:
@@ -170,7 +170,7 @@ def test_both_killed_while_apps_are_being_created_end_with_all_of_them_serving(s
                 break
         eventually(lambda: writer.acknowledged, "a write gets through")
     for app_id in writer.acknowledged:
-        stack.serves(app_id, timeout=60)
+        stack.serves(app_id, timeout=DEADLINE)
         eventually(
             lambda app_id=app_id: stack.get(app_id).state == runtime.Instance.RUNNING,
             f"{app_id} is told as running",

@@ -60,7 +60,7 @@ def test_an_example_works_as_its_page_says(example: Path, stack: Up, tmp_path: P
         command, _, expected = line.partition("  # → ")
         command = command.replace(":8080", f":{port}").replace("127.0.0.1:7400", address)
         ran = subprocess.run(
-            ["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
+            ["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110,
             check=False,
         )  # fmt: skip
         assert ran.returncode == 0, f"{command}\n{ran.stdout}{ran.stderr}"

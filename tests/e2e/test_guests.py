@@ -34,7 +34,7 @@ def migrate(stack: Stack, app: catalog.App) -> None:
             "DATABASE_URL": f"sqlite:///{data_dir(stack, app)}/app.db",
         },
         check=True,
-        timeout=30,
+        timeout=100,
     )
 
 

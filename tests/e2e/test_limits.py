@@ -1,14 +1,14 @@
 """What an app may use by default or by its spec, and what becomes of one that fails again and again."""
 
-import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec, Limits, RestartPolicy
-from tests.e2e.stack import Stack, eventually
-from tests.e2e.traffic import ask, burst, delete
+from tests.e2e.stack import DEADLINE, Stack, eventually
+from tests.e2e.traffic import ask, burst, data_dir, delete
 
 MIB = 1024 * 1024
 SHARED, PROCESS = InstanceSpec.SHARED, InstanceSpec.PROCESS
@@ -21,7 +21,7 @@ def milliseconds(count: int) -> Duration:
 def events(stack: Stack, app_id: str) -> list[catalog.AppEvent]:
     """Return an app's timeline, newest first."""
     request = catalog.ListAppEventsRequest(parent=f"apps/{app_id}")
-    return list(stack.apps.ListAppEvents(request, timeout=10).app_events)
+    return list(stack.apps.ListAppEvents(request, timeout=DEADLINE).app_events)
 
 
 @pytest.mark.parametrize("tier", [SHARED, PROCESS], ids=InstanceSpec.IsolationTier.Name)
@@ -29,8 +29,17 @@ def test_by_default_64_requests_are_served_128_wait_and_more_are_told_to_come_ag
     guest_stack: Stack, tier: InstanceSpec.IsolationTier.ValueType
 ) -> None:
     app_id = f"crowded-{InstanceSpec.IsolationTier.Name(tier).lower()}"
-    guest_stack.create(app_id, "behaviours:slow_requests", isolation=tier, config={"seconds": 1})
-    answers = burst(guest_stack, app_id, 64 + 128 + 40)
+    app = guest_stack.create(app_id, "behaviours:holds_requests", isolation=tier)
+    with ThreadPoolExecutor(1) as asking:
+        answering = asking.submit(burst, guest_stack, app_id, 64 + 128 + 40)
+
+        def full() -> bool:
+            figures = guest_stack.figures(app_id)
+            return (figures.in_flight_count, figures.queued_count, figures.shed_count) == (64, 128, 40)
+
+        eventually(full, "all have come")
+        (data_dir(guest_stack, app) / "go").touch()
+        answers = answering.result()
     assert sum(answer.status == 200 for answer in answers) == 64 + 128
     for shed in (answer for answer in answers if answer.status != 200):
         assert (shed.status, shed.reason, shed.headers["retry-after"]) == (503, "SERVER_BUSY", "1")
@@ -58,12 +67,10 @@ def test_a_request_beyond_its_time_is_answered_504(
     app_id = f"slow-{InstanceSpec.IsolationTier.Name(tier).lower()}"
     limits = Limits(request_timeout=milliseconds(300))
     guest_stack.create(
-        app_id, "behaviours:slow_requests", isolation=tier, limits=limits, config={"seconds": 20}
+        app_id, "behaviours:slow_requests", isolation=tier, limits=limits, config={"seconds": 600}
     )
-    began = time.monotonic()
     late = ask(guest_stack, app_id)
     assert (late.status, late.reason) == (504, "REQUEST_TIMEOUT")
-    assert 0.25 < time.monotonic() - began < 3
     delete(guest_stack, app_id)
 
 
@@ -78,13 +85,11 @@ def test_memory_beyond_the_limit_ends_the_process_and_it_is_back_after_its_backo
     refused = ask(stack, "greedy", "/?mib=1024")
     assert (refused.status, refused.reason) == (500, "APP_RAISED"), "one huge piece is a MemoryError"
     assert ask(stack, "greedy").text == first.text
-    died = ask(stack, "greedy", "/?mib=110&seconds=5")
+    died = ask(stack, "greedy", "/?mib=110&seconds=60")
     assert (died.status, died.reason) == (502, "APP_OUT_OF_MEMORY")
     assert ask(stack, "neighbour").status == 200
-    began = time.monotonic()
     back = ask(stack, "greedy")  # it waits for the restart, which is a second away
     assert (back.status, back.text != first.text) == (200, True)
-    assert 0.5 < time.monotonic() - began < 5
     told = eventually(
         lambda: [event for event in events(stack, "greedy") if event.reason == "APP_OUT_OF_MEMORY"],
         "the end is on its timeline",
@@ -126,25 +131,23 @@ def test_a_crash_loop_is_left_with_its_reason_and_a_start_by_hand_works_at_once(
     refused = ask(stack, "looping")
     assert (refused.status, refused.reason) == (503, "APP_CRASH_LOOP")
     assert events(stack, "looping")[0].reason == "APP_CRASH_LOOP"
-    began = time.monotonic()
-    started = stack.result(stack.apps.StartApp(catalog.StartAppRequest(name="apps/looping"), timeout=10))
+    started = stack.result(
+        stack.apps.StartApp(catalog.StartAppRequest(name="apps/looping"), timeout=DEADLINE)
+    )
     assert started.state == Instance.RUNNING
     assert ask(stack, "looping").status == 200
-    assert time.monotonic() - began < 2
     delete(stack, "looping")
 
 
 def test_an_app_that_waits_long_for_its_restart_is_started_by_hand_at_once(guest_stack: Stack) -> None:
     stack = guest_stack
-    policy = RestartPolicy(min_backoff=Duration(seconds=60), max_backoff=Duration(seconds=60))
+    policy = RestartPolicy(min_backoff=Duration(seconds=600), max_backoff=Duration(seconds=600))
     stack.create("patient", "greedy:app", restart_policy=policy)
     assert ask(stack, "patient", "/?exit=3").status == 502
     eventually(lambda: stack.get("patient").state == Instance.FAILED, "it has failed")
     refused = ask(stack, "patient")
     assert (refused.status, refused.reason) == (503, "APP_CRASHED")
-    assert 30 < int(refused.headers["retry-after"]) <= 75
-    began = time.monotonic()
-    stack.result(stack.apps.StartApp(catalog.StartAppRequest(name="apps/patient"), timeout=10))
+    assert 300 < int(refused.headers["retry-after"]) <= 750
+    stack.result(stack.apps.StartApp(catalog.StartAppRequest(name="apps/patient"), timeout=DEADLINE))
     assert ask(stack, "patient").status == 200
-    assert time.monotonic() - began < 2
     delete(stack, "patient")

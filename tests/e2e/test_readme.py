@@ -65,7 +65,7 @@ def ports(tmp_path: Path) -> Iterator[dict[str, int]]:
         assert up.poll() is None, log.read_text()
         yield ports
         up.send_signal(signal.SIGINT)
-        assert up.wait(40) == 0
+        assert up.wait(60) == 0
     finally:
         up.kill()
         up.wait()

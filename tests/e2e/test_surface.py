@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from services.rpc.reflection import SERVICES as REFLECTION
 from tests.conftest import RunTool
-from tests.e2e.stack import ROOT, Stack, eventually
+from tests.e2e.stack import DEADLINE, ROOT, Stack, eventually
 from tests.e2e.traffic import ask, delete
 
 STANDARD = {"grpc.health.v1.Health", "grpc.channelz.v1.Channelz", *REFLECTION}
@@ -40,7 +40,7 @@ def test_every_declared_method_is_served(shared_stack: Stack, side: str) -> None
         for service in services - STANDARD:
             for method in declared_methods(channel, service):
                 # An empty request is refused or harmless everywhere; somebody has to answer it.
-                call = channel.unary_stream(f"/{service}/{method.name}")(b"", timeout=5)
+                call = channel.unary_stream(f"/{service}/{method.name}")(b"", timeout=DEADLINE)
                 try:
                     next(call)
                     call.cancel()
@@ -55,7 +55,7 @@ def test_every_declared_method_is_served(shared_stack: Stack, side: str) -> None
 def test_health_tells_that_it_serves(shared_stack: Stack, side: str) -> None:
     address = shared_stack.node_address() if side == "node" else shared_stack.address
     with grpc.insecure_channel(address) as channel:
-        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=DEADLINE)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -126,14 +126,14 @@ def test_figures_and_events_of_an_app_on_a_real_node_are_told(guest_stack: Stack
 
     def counted() -> bool:
         page = guest_stack.apps.ListApps(
-            catalog.ListAppsRequest(filter=f"name = apps/{app_id}", view=catalog.App.FULL), timeout=10
+            catalog.ListAppsRequest(filter=f"name = apps/{app_id}", view=catalog.App.FULL), timeout=DEADLINE
         )
         return page.apps[0].instances[0].figures.request_count >= 5
 
     eventually(counted, "the node has told of the requests")
     assert not guest_stack.get(app_id).instances[0].HasField("figures")
     request = catalog.WatchAppEventsRequest(parent=f"apps/{app_id}", tail_count=10)
-    stream = guest_stack.apps.WatchAppEvents(request, timeout=20)
+    stream = guest_stack.apps.WatchAppEvents(request, timeout=DEADLINE)
     told = []
     for message in stream:
         if message.type == catalog.WatchAppEventsResponse.SYNCED:

@@ -1,8 +1,8 @@
 """Changes of a running app, dormancy and starts, under requests that go on all the while."""
 
 import json
-import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as runtime
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceSpec, Limits
 from tests.e2e.conftest import GUEST_DIRS
-from tests.e2e.stack import Stack, eventually
+from tests.e2e.stack import DEADLINE, Stack, eventually
 from tests.e2e.traffic import (
     Answer,
     ask,
@@ -76,7 +76,6 @@ def test_thirty_updates_fail_no_request_of_two_hundred_per_second(guest_stack: S
     assert app.generation == 31
     assert flow.failures == []
     assert f"swapped g{app.generation}-e1 {app.generation}" in flow.seen
-    assert flow.slowest < 2.0
     delete(guest_stack, "swapped")
 
 
@@ -96,7 +95,7 @@ def test_an_update_that_does_not_start_leaves_the_old_version_serving(
     stack.create(app_id, "behaviours:ready")
     with traffic(stack, app_id, "/", per_second=100) as flow:
         request = catalog.UpdateAppRequest(app=catalog.App(name=f"apps/{app_id}", entrypoint=broken))
-        failed = stack.wait(stack.apps.UpdateApp(request, timeout=10))
+        failed = stack.wait(stack.apps.UpdateApp(request, timeout=DEADLINE))
         assert reason_of(failed) == reason
         if reason.startswith("ENTRYPOINT_"):
             app_dirs = info_of(failed).metadata["app_dirs"].split(":")
@@ -125,23 +124,21 @@ def test_a_websocket_survives_a_swap_until_the_stops_time_is_over(
     with websocket(guest_stack, app_id, "/room") as old:
         request = catalog.UpdateAppRequest(app=catalog.App(name=f"apps/{app_id}", env={"MOTTO": "two"}))
         request.update_mask.paths.append("env")
-        updating = guest_stack.apps.UpdateApp(request, timeout=10)
-        began = time.monotonic()
+        updating = guest_stack.apps.UpdateApp(request, timeout=DEADLINE)
 
         def swapped() -> bool:
             return bool(ask(guest_stack, app_id, "/about").json()["motto"] == "two")
 
         eventually(swapped, "the new version serves")
         old.send("still here")
-        assert old.recv(5) == "still here"
+        assert old.recv(DEADLINE) == "still here"
         with websocket(guest_stack, app_id, "/room") as new:
             new.send("to the new one")
-            assert new.recv(5) == "to the new one", "which knows nothing of the old one's listeners"
+            assert new.recv(DEADLINE) == "to the new one", "which knows nothing of the old one's listeners"
         with pytest.raises(ConnectionClosed) as closed:
-            old.recv(10)
+            old.recv(DEADLINE)
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 1012
-        assert 1.5 < time.monotonic() - began < 4.5
     guest_stack.result(updating)
     delete(guest_stack, app_id)
 
@@ -179,13 +176,15 @@ def test_dormancy_works_without_the_control_plane_and_a_stop_outlasts_it(own_sta
 
     def dormant() -> bool:
         with stack.runtime() as node:
-            from_node = node.ListInstances(runtime.ListInstancesRequest(parent="apps/-"), timeout=5).instances
+            from_node = node.ListInstances(
+                runtime.ListInstancesRequest(parent="apps/-"), timeout=DEADLINE
+            ).instances
         return [instance.state for instance in from_node] == [Instance.IDLE]
 
     eventually(dormant, "it goes dormant again, alone with its node")
     stack.control_plane.start()
     stack.wait_until_called()
-    stopped = stack.result(stack.apps.StopApp(catalog.StopAppRequest(name="apps/sleeper"), timeout=10))
+    stopped = stack.result(stack.apps.StopApp(catalog.StopAppRequest(name="apps/sleeper"), timeout=DEADLINE))
     assert stopped.state == Instance.STOPPED
     assert all(answer.status == 404 for answer in burst(stack, "sleeper", 10))
     stack.nodes["node-1"].kill()
@@ -193,7 +192,9 @@ def test_dormancy_works_without_the_control_plane_and_a_stop_outlasts_it(own_sta
     eventually(lambda: stack.http("sleeper")[0] == 404, "the node is back")
     assert stack.get("sleeper").state == Instance.STOPPED
     assert starts(stack, app) == 2
-    started = stack.result(stack.apps.StartApp(catalog.StartAppRequest(name="apps/sleeper"), timeout=10))
+    started = stack.result(
+        stack.apps.StartApp(catalog.StartAppRequest(name="apps/sleeper"), timeout=DEADLINE)
+    )
     assert started.state == Instance.IDLE
     assert ask(stack, "sleeper").status == 200
     assert starts(stack, app) == 3
@@ -212,7 +213,12 @@ def first_answer(stack: Stack, app_id: str) -> Answer:
 def created(stack: Stack, app_id: str, entrypoint: str, **fields: object) -> operations_pb2.Operation:
     """Create an app and don't wait for anything."""
     app = catalog.App(entrypoint=entrypoint, **fields)  # type: ignore[arg-type]
-    return stack.apps.CreateApp(catalog.CreateAppRequest(app_id=app_id, app=app), timeout=10)
+    return stack.apps.CreateApp(catalog.CreateAppRequest(app_id=app_id, app=app), timeout=DEADLINE)
+
+
+def let_go(stack: Stack, app_id: str) -> None:
+    """Let an app go on that waits for the file `go` in its data directory."""
+    (data_dir(stack, stack.get(app_id)) / "go").touch()
 
 
 @pytest.mark.parametrize("tier", [SHARED, THREAD, PROCESS], ids=InstanceSpec.IsolationTier.Name)
@@ -220,12 +226,13 @@ def test_a_request_to_an_app_that_starts_is_held_until_it_is_ready(
     guest_stack: Stack, tier: InstanceSpec.IsolationTier.ValueType
 ) -> None:
     app_id = f"fresh-{InstanceSpec.IsolationTier.Name(tier).lower()}"
-    operation = created(
-        guest_stack, app_id, "behaviours:blocks_in_factory", isolation=tier, config={"seconds": 1}
-    )
-    began = time.monotonic()
-    assert first_answer(guest_stack, app_id).status == 200
-    assert time.monotonic() - began > 0.8
+    operation = created(guest_stack, app_id, "behaviours:waits_in_factory", isolation=tier)
+    with ThreadPoolExecutor(1) as asking:
+        answer = asking.submit(first_answer, guest_stack, app_id)
+        with pytest.raises(TimeoutError):
+            answer.result(0.5)  # that there is none yet can only be waited for
+        let_go(guest_stack, app_id)
+        assert answer.result().status == 200
     guest_stack.result(operation)
     delete(guest_stack, app_id)
 
@@ -241,11 +248,11 @@ def test_requests_held_for_a_start_that_fails_are_told_why(guest_stack: Stack) -
 
 def test_a_request_held_for_a_start_waits_for_its_time_limit_at_most(guest_stack: Stack) -> None:
     limits = Limits(request_timeout=Duration(nanos=500_000_000))
-    operation = created(
-        guest_stack, "late", "behaviours:blocks_in_factory", limits=limits, config={"seconds": 2}
-    )
+    operation = created(guest_stack, "late", "behaviours:waits_in_factory", limits=limits)
     told = first_answer(guest_stack, "late")
     assert (told.status, told.reason) == (504, "REQUEST_TIMEOUT")
+    let_go(guest_stack, "late")
     guest_stack.result(operation)
+    update(guest_stack, "late", limits=Limits())
     assert ask(guest_stack, "late").status == 200
     delete(guest_stack, "late")

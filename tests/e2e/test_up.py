@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.conftest import RunTool
-from tests.e2e.stack import ROOT, eventually, free_port
+from tests.e2e.stack import DEADLINE, ROOT, eventually, free_port
 
 PORTS = ("CONTROL_PLANE_PORT", "NODE_PORT", "HTTP_PORT")
 
@@ -66,7 +66,7 @@ class Up:
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(40)
+        return self.process.wait(DEADLINE)
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def up(tmp_path: Path) -> Iterator[type[Up]]:
 
 
 def curl(run_tool: RunTool, *arguments: str) -> str:
-    return run_tool("curl", "-sS", "--max-time", "10", *arguments).stdout
+    return run_tool("curl", "-sS", "--max-time", "60", *arguments).stdout
 
 
 @pytest.mark.tool("curl", "grpcurl")
@@ -152,6 +152,38 @@ def test_when_the_launcher_is_killed_nothing_stays(up: type[Up]) -> None:
     eventually(lambda: not [one for one in children if one.is_running()], "the children end")
 
 
+@pytest.mark.slow
+@pytest.mark.tool("curl")
+@pytest.mark.timeout(300)
+def test_several_nodes_run_apps_and_with_fewer_the_next_time_it_is_told_what_is_missing(
+    up: type[Up], run_tool: RunTool
+) -> None:
+    three = up("--nodes", "3", APPSUPERVISOR_METRICS_LISTEN="127.0.0.1:0").wait()
+    nodes = {port: node for node, port in re.findall(r"(node-\d): apps at \S+:(\d+)/", three.text)}
+    assert sorted(nodes.values()) == ["node-1", "node-2", "node-3"]
+    placed = {}
+    for app in ("shop", "blog"):
+        assert "notes" in curl(run_tool, three.url(app))
+        placed[nodes[three.url(app).rsplit(":", 1)[1].strip("/")]] = app
+    assert len(placed) == 2, "both apps are on one node"
+    (victim,) = [one for one in three.children() if "--node=node-3" in one.cmdline()]
+    victim.kill()
+    eventually(lambda: "node-3 ended by SIGKILL; starting it again" in three.text, "the launcher tells")
+    eventually(lambda: three.text.count("nodes/node-3 serves") == 2, "it is started again")
+    assert three.stop() == 0, three.text
+
+    last = max(placed)
+    fewer = up("--nodes", str(int(last[-1]) - 1)).wait()
+    assert f"{last} is not started, and 1 app is placed on it" in fewer.text
+    assert re.search(rf"{placed[last]}\.localhost:\d+/ +is on {last}, which is not started", fewer.text)
+    assert fewer.stop() == 0, fewer.text
+
+    again = up("--nodes", last[-1]).wait()
+    assert "not started" not in again.text
+    assert "notes" in curl(run_tool, again.url(placed[last]))
+    assert again.stop() == 0, again.text
+
+
 def test_metrics_of_both_programs_and_apps_of_ones_own_are_there(up: type[Up], tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     port = free_port()
@@ -163,7 +195,7 @@ def test_metrics_of_both_programs_and_apps_of_ones_own_are_there(up: type[Up], t
     names = (b"appsupervisor_control_plane_apps", b"appsupervisor_node_instances")
     for number, name in enumerate(names, port):
         assert f"http://127.0.0.1:{number}/metrics" in running.text
-        with urllib.request.urlopen(f"http://127.0.0.1:{number}/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{number}/metrics", timeout=DEADLINE) as answer:
             assert name in answer.read()
     assert "APPSUPERVISOR_LOG_LEVL is set, but no program reads it" in running.text
     assert running.stop() == 0, running.text
@@ -171,7 +203,7 @@ def test_metrics_of_both_programs_and_apps_of_ones_own_are_there(up: type[Up], t
 
 def test_what_the_launcher_decides_is_refused_in_a_sentence(up: type[Up]) -> None:
     refused = up(APPSUPERVISOR_LISTEN="127.0.0.1:1")
-    assert refused.process.wait(30) == 1
+    assert refused.process.wait(DEADLINE) == 1
     assert "APPSUPERVISOR_LISTEN has no effect with make up" in refused.text
 
 
@@ -180,11 +212,11 @@ def test_a_port_in_use_is_named_with_the_way_out(up: type[Up]) -> None:
     taken = re.search(r"shop\.localhost:(\d+)", first.text)
     assert taken
     second = up(APPSUPERVISOR_HTTP_PORT=taken[1], APPSUPERVISOR_DATA_DIR=str(first.log.parent / "other"))
-    assert second.process.wait(30) == 1
+    assert second.process.wait(DEADLINE) == 1
     assert f"port {taken[1]} " in second.text
     assert "make up APPSUPERVISOR_HTTP_PORT=" in second.text
     third = up()
-    assert third.process.wait(30) == 1
+    assert third.process.wait(DEADLINE) == 1
     assert "another make up runs on" in third.text
     assert first.process.poll() is None
 
@@ -224,7 +256,7 @@ def test_your_own_code_is_hosted_and_a_change_of_it_is_swapped_in(
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}"},
         check=True,
-        timeout=60,
+        timeout=110,
     )
     address = running.url("shop").replace("shop", "mine")
     assert curl(run_tool, address) == "one"

@@ -42,7 +42,7 @@ def test_its_programs_start_without_the_repository(wheel: Path, tmp_path: Path) 
     python = tmp_path / "venv/bin/python"
     packages = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
-        check=True, capture_output=True, text=True, timeout=60,
+        check=True, capture_output=True, text=True, timeout=110,
     ).stdout.strip()  # fmt: skip
     # What it depends on is here already; its own files come from the wheel alone.
     (Path(packages) / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
@@ -54,7 +54,7 @@ def test_its_programs_start_without_the_repository(wheel: Path, tmp_path: Path) 
     program = tmp_path / "venv/bin/appsupervisor"
     for arguments in (["--help"], ["control-plane", "--help"], ["node", "--help"], ["up", "--help"]):
         shown = subprocess.run(
-            [program, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+            [program, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=110, check=True
         )
         assert "--" in shown.stdout
     ran = subprocess.run(
@@ -62,7 +62,7 @@ def test_its_programs_start_without_the_repository(wheel: Path, tmp_path: Path) 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=False,
     )
     assert "No module named 'services'" in ran.stderr

@@ -82,13 +82,13 @@ def update(stack: Stack, app_id: str, *paths: str, **fields: Any) -> catalog.App
     """Change an app and return it when the change is carried out; fails if that failed."""
     request = catalog.UpdateAppRequest(app=catalog.App(name=f"apps/{app_id}", **fields))
     request.update_mask.paths.extend(paths or fields)
-    return stack.result(stack.apps.UpdateApp(request, timeout=10))
+    return stack.result(stack.apps.UpdateApp(request, timeout=DEADLINE))
 
 
 def delete(stack: Stack, app_id: str) -> None:
     """Delete an app with its data."""
     request = catalog.DeleteAppRequest(name=f"apps/{app_id}", data_policy=catalog.DeleteAppRequest.DROP)
-    stack.result(stack.apps.DeleteApp(request, timeout=10))
+    stack.result(stack.apps.DeleteApp(request, timeout=DEADLINE))
 
 
 def reason_of(operation: operations_pb2.Operation) -> str:
@@ -107,7 +107,7 @@ def websocket(stack: Stack, app: str, path: str, *, by: Literal["host", "path"] 
     """Open a WebSocket to an app."""
     port = stack.http_port()
     url = f"ws://{app}.localhost:{port}{path}" if by == "host" else f"ws://127.0.0.1:{port}/apps/{app}{path}"
-    return connect(url, sock=socket.create_connection(("127.0.0.1", port)), open_timeout=10, proxy=None)
+    return connect(url, sock=socket.create_connection(("127.0.0.1", port)), open_timeout=DEADLINE, proxy=None)
 
 
 def burst(stack: Stack, app: str, count: int, path: str = "/") -> list[Answer]:
@@ -133,7 +133,6 @@ class Traffic:
     failures: list[str] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
     """The different bodies that came."""
-    slowest: float = 0.0
 
 
 @contextlib.contextmanager
@@ -159,7 +158,6 @@ def traffic(
                     failure, answer = f"{type(broken).__name__} {broken}", None
                     connection.close()
                 with lock:
-                    flow.slowest = max(flow.slowest, time.monotonic() - began)
                     if failure or answer is None:
                         flow.failures.append(failure)
                     else:

@@ -1,7 +1,6 @@
 """A client of one node as tests use it: short commands, waits on conditions, expected refusals."""
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,10 @@ from google.rpc.status_pb2 import Status
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from runtime_node.settings import NodeSettings, read_settings
 from services.rpc.status import DETAILS_KEY, reason_of
+from tests.eventually import WITHIN, eventually
 
 APPS = Path(__file__).resolve().parents[1] / "apps" / "node"
-DEADLINE = 10.0
+DEADLINE = WITHIN
 
 
 def node_settings(directory: Path, **changes: str) -> NodeSettings:
@@ -28,6 +28,7 @@ def node_settings(directory: Path, **changes: str) -> NodeSettings:
         "data-dir": str(directory / "data"),
         "app-dir": str(APPS),
         "shutdown-timeout": "5",
+        "metrics-listen": "off",
         **{key.replace("_", "-"): value for key, value in changes.items()},
     }
     arguments = [part for flag, value in flags.items() for part in (f"--{flag}", value)]
@@ -94,15 +95,15 @@ class Subject:
 
     async def is_gone(self, name: str = "apps/shop/instances/a1") -> None:
         """Wait until the instance is not there any more."""
-        deadline = time.monotonic() + DEADLINE
-        while time.monotonic() < deadline:
-            try:
-                await self.get(name)
-            except grpc.aio.AioRpcError as error:
-                assert reason_of(error) == "INSTANCE_NOT_FOUND"  # noqa: PT017
-                return
-            await asyncio.sleep(0.01)
-        raise AssertionError(f"{name} is still there")
+        await eventually(lambda: self._is_gone(name))
+
+    async def _is_gone(self, name: str) -> bool:
+        try:
+            await self.get(name)
+        except grpc.aio.AioRpcError as error:
+            assert reason_of(error) == "INSTANCE_NOT_FOUND"  # noqa: PT017
+            return True
+        return False
 
 
 class Refused:

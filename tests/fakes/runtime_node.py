@@ -6,6 +6,7 @@ Passes the contract suite of the real node. No app's code runs and nothing is se
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 import time
 import uuid
@@ -108,6 +109,8 @@ class FakeNode:
         """Leases taken; what apps may do without one is not played here."""
         self._feed: ChangeFeed[pb.Instance] = ChangeFeed()
         self._obituaries: dict[str, pb.InstanceError] = {}
+        self.code: dict[str, str] = {}
+        """By entrypoint: what is in its files, if that is not the entrypoint itself."""
         self._server: RpcServer | None = None
         self._started = time.time()
         self._mute = asyncio.Event()
@@ -307,7 +310,7 @@ class FakeNode:
     def get_instance(self, name: str) -> pb.Instance:
         """GetInstance."""
         rules.check_name(name)
-        return self._find(name).status
+        return self._told(self._find(name))
 
     def list_instances(self, request: pb.ListInstancesRequest) -> pb.ListInstancesResponse:
         """ListInstances; a page token is the last name of the page before."""
@@ -323,7 +326,7 @@ class FakeNode:
         page = names[:size]
         more = page[-1] if len(names) > size else ""
         return pb.ListInstancesResponse(
-            instances=[self._hosted[name].status for name in page], next_page_token=more
+            instances=[self._told(self._hosted[name]) for name in page], next_page_token=more
         )
 
     async def watch(self, request: pb.WatchInstancesRequest) -> AsyncIterator[pb.WatchInstancesResponse]:
@@ -417,12 +420,33 @@ class FakeNode:
             self._fail(hosted, *behaviour.fails)
             return
         hosted.status.ready_time.CopyFrom(timestamp(time.time()))
+        hosted.status.code.CopyFrom(self._code_of(hosted.spec.entrypoint))
         hosted.status.health = pb.Instance.Health.HEALTHY
         asleep = hosted.tried and not self._is_awake(hosted.spec.name.partition("/instances/")[0], hosted)
         self._move(hosted, pb.Instance.RUNNING, "Started")
         if asleep:
             hosted.status.health = pb.Instance.Health.UNKNOWN
+            hosted.status.ClearField("code")
             self._move(hosted, pb.Instance.IDLE, "Idle")
+
+    def _code_of(self, entrypoint: str) -> pb.InstanceCode:
+        content = self.code.get(entrypoint, entrypoint).encode()
+        return pb.InstanceCode(
+            digest=hashlib.sha256(content).hexdigest(), modify_time=timestamp(self._started)
+        )
+
+    def _told(self, hosted: _Hosted) -> pb.Instance:
+        told = _copy(hosted.status)
+        on_disk = self._code_of(hosted.spec.entrypoint)
+        if told.HasField("code") and told.code.digest != on_disk.digest:
+            told.conditions.add(
+                type="CodeChanged",
+                status=pb.Condition.MET,
+                reason="OtherCodeOnDisk",
+                message=f"The code on disk ({on_disk.digest[:12]}) is other than what runs.",
+                last_transition_time=on_disk.modify_time,
+            )
+        return told
 
     def _fail(self, hosted: _Hosted, reason: str, message: str) -> None:
         # A reason that this version does not know is a later node's: it is told as it is.

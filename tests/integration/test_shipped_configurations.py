@@ -5,23 +5,45 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from tests.conftest import RunTool
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = yaml.safe_load((ROOT / "compose/compose.yaml").read_text())
+PROGRAMS = {name: service for name, service in COMPOSE["services"].items() if "build" in service}
+KUBERNETES = ROOT / "compose/kubernetes"
+RESOURCES = [
+    (path.name, resource)
+    for path in sorted(KUBERNETES.glob("*.yaml"))
+    if path.name != "kustomization.yaml"
+    for resource in yaml.safe_load_all(path.read_text())
+]
 
 
-def shipped_commands() -> Iterator[tuple[str, str]]:
+def pods() -> Iterator[tuple[str, Any]]:
+    """Yield each pod's template with the name of what makes it."""
+    for _, resource in RESOURCES:
+        if resource["kind"] in {"Deployment", "StatefulSet"}:
+            yield resource["metadata"]["name"], resource["spec"]["template"]["spec"]
+
+
+def shipped_commands() -> Iterator[tuple[str, list[str]]]:
     for line in (ROOT / "compose/Procfile").read_text().splitlines():
         name, _, command = line.partition(": ")
-        yield f"Procfile {name}", command
-    for name, service in COMPOSE["services"].items():
-        yield f"compose {name}", service["command"]
+        yield f"Procfile {name}", shlex.split(command)
+    for name, service in PROGRAMS.items():
+        if name != "environments":
+            yield f"compose {name}", shlex.split(service["command"])
+    for name, pod in pods():
+        yield f"kubernetes {name}", pod["containers"][0]["command"]
 
 
 @cache
@@ -32,37 +54,108 @@ def known_flags(module: str) -> frozenset[str]:
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=True,
     )
     return frozenset(re.findall(r"--[a-z][a-z-]+", shown.stdout))
 
 
+def flags_of(command: list[str]) -> dict[str, str]:
+    """Return the flags of `python -m MODULE --flag value …`."""
+    return dict(zip(command[3::2], command[4::2], strict=True))
+
+
 @pytest.mark.parametrize(("name", "command"), list(shipped_commands()))
-def test_a_shipped_command_uses_flags_that_exist(name: str, command: str) -> None:
-    python, minus_m, module, *flags = shlex.split(command)
+def test_a_shipped_command_uses_flags_that_exist(name: str, command: list[str]) -> None:
+    python, minus_m, module = command[:3]
     assert (python, minus_m) == ("python", "-m")
-    used = {flag for flag in flags if flag.startswith("--")}
+    used = set(flags_of(command))
     assert used
     assert used <= known_flags(module)
 
 
 def test_containers_find_each_other_and_keep_their_data() -> None:
     services = COMPOSE["services"]
-    assert set(services) == {"control-plane", "node-1"}
-    node = shlex.split(services["node-1"]["command"])
-    flags = dict(zip(node[3::2], node[4::2], strict=True))
-    assert flags["--control-plane"].split(":")[0] in services
-    assert flags["--advertise"].split(":")[0] in services
-    for service in services.values():
+    environments = {"default", "edge"}
+    for name, service in PROGRAMS.items():
         assert (ROOT / "compose" / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
+        assert set(service.get("depends_on", ())) <= set(services)
+        if "runtime_node" not in service["command"]:
+            continue
+        flags = flags_of(shlex.split(service["command"]))
+        assert {address.split(":")[0] for address in flags["--control-plane"].split(",")} <= set(services)
+        assert flags["--advertise"] == f"{name}:7401"
+        assert flags["--node"] == name
+        assert flags["--environment"] in environments
         volume, _, path = service["volumes"][0].partition(":")
         assert volume in COMPOSE["volumes"]
-        assert f"{path}" in service["command"]
+        assert path == flags["--data-dir"]
+    created = re.search(r"environments create (\S+);", services["environments"]["command"])
+    assert created
+    assert environments == {"default", created[1]}
+
+
+def test_only_this_machine_is_given_the_containers_ports() -> None:
+    for service in COMPOSE["services"].values():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
+
+
+def test_pods_are_given_longer_than_they_drain() -> None:
+    for name, pod in pods():
+        flags = flags_of(pod["containers"][0]["command"])
+        drain = float(flags.get("--shutdown-timeout") or flags["--drain-timeout"])
+        assert pod["terminationGracePeriodSeconds"] > drain + 10, name
+
+
+def test_pods_are_probed_where_they_listen_and_budgets_are_for_pods_that_exist() -> None:
+    labels = set()
+    for _, pod in pods():
+        container = pod["containers"][0]
+        port = int(flags_of(container["command"])["--listen"].rpartition(":")[2])
+        assert {port} <= {named["containerPort"] for named in container["ports"]}
+        for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+            assert container[probe]["grpc"]["port"] == port
+    for _, resource in RESOURCES:
+        if resource["kind"] in {"Deployment", "StatefulSet"}:
+            labels.add(resource["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"])
+    for _, resource in RESOURCES:
+        if resource["kind"] == "PodDisruptionBudget":
+            assert resource["spec"]["selector"]["matchLabels"]["app.kubernetes.io/name"] in labels
+    nodes = next(r for _, r in RESOURCES if r["kind"] == "StatefulSet")
+    services = {r["metadata"]["name"] for _, r in RESOURCES if r["kind"] == "Service"}
+    flags = flags_of(nodes["spec"]["template"]["spec"]["containers"][0]["command"])
+    assert nodes["spec"]["serviceName"] in services
+    assert flags["--advertise"] == f"$(POD_NAME).{nodes['spec']['serviceName']}:7401"
+    assert flags["--control-plane"].rpartition(":")[0] in services
+
+
+@pytest.mark.tool("check-jsonschema")
+def test_compose_yaml_is_what_the_published_schema_says(run_tool: RunTool) -> None:
+    checked = run_tool(
+        "check-jsonschema", "--builtin-schema", "vendor.compose-spec", str(ROOT / "compose/compose.yaml")
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.tool("kustomize", "kubernetes-validate")
+def test_kubernetes_takes_what_kustomize_builds(run_tool: RunTool, tmp_path: Path) -> None:
+    built = run_tool("kustomize", "build", str(KUBERNETES))
+    assert built.returncode == 0, built.stderr
+    assert "image: registry.example.com/appsupervisor:latest" in built.stdout
+    whole = tmp_path / "whole.yaml"
+    whole.write_text(built.stdout)
+    checked = run_tool("kubernetes-validate", "--strict", str(whole))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert checked.stdout.count(" passed ") + checked.stderr.count(" passed ") == len(RESOURCES)
 
 
 def test_the_image_copies_what_the_package_is_built_from() -> None:
     copied = re.findall(r"^COPY (.+) \S+$", (ROOT / "compose/Dockerfile").read_text(), re.MULTILINE)
     sources = {source for line in copied for source in line.split()}
-    assert {"pyproject.toml", "constraints.txt", "README.md", "services", "runtime_node", "gen"} <= sources
+    assert {"pyproject.toml", "constraints.txt", "README.md"} <= sources
+    built_from = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"][
+        "wheel"
+    ]
+    for path in [*built_from["only-include"], *built_from["shared-scripts"]]:
+        assert any(path == source or path.startswith(f"{source}/") for source in sources), path
     assert all((ROOT / source).exists() for source in sources)

@@ -10,6 +10,8 @@ import pytest
 import yaml
 
 from runtime_node import metrics as node_metrics
+from runtime_node.settings import METRICS
+from services.control_plane.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DASHBOARD = json.loads((ROOT / "compose/grafana/dashboard.json").read_text())
@@ -45,6 +47,20 @@ def test_an_expression_asks_for_metrics_that_exist(expression: str) -> None:
     assert expression.count("(") == expression.count(")")
 
 
+def test_what_is_scraped_is_where_the_programs_serve_metrics_by_default() -> None:
+    config = yaml.safe_load((ROOT / "compose/grafana/prometheus.yml").read_text())
+    targets = {
+        job["job_name"]: [target for static in job["static_configs"] for target in static["targets"]]
+        for job in config["scrape_configs"]
+    }
+    assert targets == {
+        "appsupervisor-control-plane": [Settings.model_fields["metrics_listen"].default],
+        "appsupervisor-node": [str(METRICS)],
+    }
+    for name in config["rule_files"]:
+        assert (ROOT / "compose/grafana" / name).is_file()
+
+
 def test_each_alert_says_what_to_do() -> None:
     for group in ALERTS["groups"]:
         for rule in group["rules"]:
@@ -61,7 +77,7 @@ def test_a_unit_is_one_that_systemd_takes(unit: Path, tmp_path: Path) -> None:
         ["systemd-analyze", "verify", "--man=no", str(own)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=False,
     )
     assert checked.returncode == 0, checked.stderr

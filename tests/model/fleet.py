@@ -502,10 +502,10 @@ class ControlPlane:
         app, placements = self.mirror.apps[name], self.mirror.placements.get(name, ())
         seen = self.see(app, placements)
         assigned = assign(app, placements, seen, 0)
-        if (set(assigned.placements), assigned.target) != (set(placements), app.target):
+        if set(assigned.placements) != set(placements) or assigned.target is not None:
             self._call(name, lambda done: self.write(_decided(name, seen), done))
             return False
-        todo = plan(app, assigned, seen)
+        todo = plan(app, assigned, seen, 0)
         if todo.start is not None:
             placement = todo.start.placement
             node = self.fleet.nodes[placement.node]
@@ -786,7 +786,7 @@ def _decided(name: str, seen: Snapshot) -> Callable[[Catalog], Catalog]:
         app, known = catalog.apps[name], catalog.placements.get(name, ())
         believed = seen.believing(lambda node: catalog.nodes[node].lease_state == Node.EXPIRED)
         assigned = assign(app, known, believed, 0)
-        after = replace(app, target=assigned.target, failed=assigned.failed)
+        after = replace(app, target=assigned.target or app.target, failed=assigned.failed)
         return catalog.changed(
             apps={**catalog.apps, name: after}, placements={**catalog.placements, name: assigned.placements}
         )

@@ -8,10 +8,11 @@ import pytest
 
 from services.rpc.errors import SupervisorError
 from services.rpc.feed import PAGE, ChangeFeed, Entry, Mark, Signal
+from tests.eventually import WITHIN
 
 
 async def take(stream: AsyncIterator[Any], count: int) -> list[Any]:
-    return [await asyncio.wait_for(anext(stream), 5) for _ in range(count)]
+    return [await asyncio.wait_for(anext(stream), WITHIN) for _ in range(count)]
 
 
 async def test_a_watch_tells_snapshot_synced_changes_and_idle() -> None:

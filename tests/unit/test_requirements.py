@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from compose.local.reload import is_in
+from compose.local.reload import BESIDE_MODULES, is_in
 from compose.local.requirements import command_for, missing_in
+from runtime_node.loader.code_files import CODE_SUFFIXES
 
 
 @pytest.mark.parametrize(
@@ -40,3 +41,7 @@ def test_which_apps_use_a_folder(entrypoint: str, expected: bool, tmp_path: Path
     (folder / "pack").mkdir(parents=True)
     (folder / "hello.py").touch()
     assert is_in(entrypoint, folder) is expected
+
+
+def test_what_reloads_an_app_is_what_its_digest_is_of() -> None:
+    assert {*BESIDE_MODULES, ".py", ".pyc", ".pyd", ".pyx", ".so"} == CODE_SUFFIXES

@@ -1,12 +1,20 @@
 """What `make up` does with the environment: every variable that a program reads has its place."""
 
 import re
+import socket
 import subprocess
 import sys
 
+import pytest
+
+from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from compose.local import settings
+from compose.local.addresses import _Ports, choose_addresses
+from compose.local.errors import StartError
+from compose.local.fleet import about_absent
 from compose.local.output import Output
 from services.control_plane.settings import Settings as ControlPlaneSettings
+from tests.e2e.stack import free_port
 
 
 def test_each_variable_that_a_program_reads_is_read_passed_on_or_refused() -> None:
@@ -18,7 +26,7 @@ def test_each_variable_that_a_program_reads_is_read_passed_on_or_refused() -> No
     places = [*settings.OWN, *settings.DECIDED, *settings.PASSED_ON]
     assert len(places) == len(set(places))
     assert of_control_plane | of_node <= set(places)
-    own = {"CONTROL_PLANE_PORT", "NODE_PORT", "HTTP_PORT"}
+    own = {"CONTROL_PLANE_PORT", "NODE_PORT", "HTTP_PORT", "NODES"}
     assert set(places) - own <= of_control_plane | of_node
 
 
@@ -29,13 +37,90 @@ def test_a_variable_that_could_not_do_what_it_says_is_refused_and_a_misspelt_one
     assert settings.unknown(environ) == ["APPSUPERVISOR_LOG_LEVL"]
 
 
-def test_two_programs_have_two_addresses_for_their_metrics(monkeypatch) -> None:
+def read(*arguments: str) -> settings.Settings:
+    ports = [f"--{name}-port=0" for name in ("control-plane", "node", "http")]
+    return settings.read_settings([*ports, *arguments])
+
+
+def test_each_node_has_an_identity_a_folder_and_ports_of_its_own(monkeypatch, tmp_path) -> None:
+    monkeypatch.delenv("APPSUPERVISOR_METRICS_LISTEN")
+    chosen = choose_addresses(read("--nodes=3", f"--data-dir={tmp_path}"))
+    assert [node.name for node in chosen.nodes] == [f"environments/default/nodes/node-{n}" for n in (1, 2, 3)]
+    assert [node.data_dir for node in chosen.nodes] == [tmp_path / f"node-{number}" for number in (1, 2, 3)]
+    places = [chosen.control_plane, chosen.metrics]
+    for node in chosen.nodes:
+        places += [node.grpc, node.http, node.metrics]
+    assert len(set(places)) == 2 + 3 * 3
+
+
+def test_further_nodes_have_the_next_ports_and_metrics_lie_a_hundred_above(monkeypatch) -> None:
+    monkeypatch.delenv("APPSUPERVISOR_METRICS_LISTEN")
+    monkeypatch.setattr(_Ports, "_hold", lambda _, port: port)
+    chosen = choose_addresses(settings.read_settings(["--nodes=2"]))
+    assert (chosen.control_plane, chosen.metrics) == ("127.0.0.1:7400", "127.0.0.1:7500")
+    assert [(node.grpc, node.http_port, node.metrics) for node in chosen.nodes] == [
+        ("127.0.0.1:7401", 8080, "127.0.0.1:7501"),
+        ("127.0.0.1:7402", 8081, "127.0.0.1:7502"),
+    ]
+
+
+def test_a_port_for_metrics_that_nobody_asked_for_makes_way(monkeypatch) -> None:
+    monkeypatch.delenv("APPSUPERVISOR_METRICS_LISTEN")
+    port = free_port()
+    with socket.create_server(("127.0.0.1", port + settings.METRICS_DISTANCE)):
+        chosen = choose_addresses(read(f"--control-plane-port={port}"))
+    assert chosen.control_plane == f"127.0.0.1:{port}"
+    assert chosen.metrics not in {"", f"127.0.0.1:{port + settings.METRICS_DISTANCE}"}
+    assert choose_addresses(read("--metrics-listen=off")).metrics == ""
+
+
+def test_metrics_that_are_asked_for_are_at_ports_in_a_row(monkeypatch) -> None:
     monkeypatch.setenv("APPSUPERVISOR_METRICS_LISTEN", "127.0.0.1:9100")
-    read = settings.read_settings([])
-    assert (read.metrics, read.metrics_of_node) == ("127.0.0.1:9100", "127.0.0.1:9101")
-    free = settings.read_settings(["--metrics-listen=127.0.0.1:0"])
-    assert (free.metrics, free.metrics_of_node) == ("127.0.0.1:0", "127.0.0.1:0")
-    assert settings.read_settings(["--metrics-listen="]).metrics_of_node == ""
+    chosen = choose_addresses(read("--nodes=2"))
+    metrics = [chosen.metrics, *(node.metrics for node in chosen.nodes)]
+    assert metrics == ["127.0.0.1:9100", "127.0.0.1:9101", "127.0.0.1:9102"]
+    free = choose_addresses(read("--metrics-listen=127.0.0.1:0"))
+    assert [free.metrics, free.nodes[0].metrics] == ["127.0.0.1:0"] * 2
+
+
+def test_no_port_is_given_twice() -> None:
+    port = free_port()
+    told = rf"port {port} .*\(http-port\) is not free.* make up APPSUPERVISOR_HTTP_PORT={port - 1 + 1000}$"
+    with pytest.raises(StartError, match=told):
+        choose_addresses(read("--nodes=2", f"--node-port={port}", f"--http-port={port - 1}"))
+
+
+def test_a_flag_of_the_programs_reaches_them_as_its_variable() -> None:
+    given = ["--log-format=json", "--echo-app-logs", "--no-hosts-only", "--label=a=b", "--label=c=d"]
+    assert settings.read_settings(given).handed_on == {
+        "APPSUPERVISOR_LOG_FORMAT": "json",
+        "APPSUPERVISOR_ECHO_APP_LOGS": "true",
+        "APPSUPERVISOR_HOSTS_ONLY": "false",
+        "APPSUPERVISOR_LABEL": "a=b,c=d",
+    }
+    assert settings.read_settings([]).handed_on == {}
+
+
+@pytest.mark.parametrize("number", ["0", "51", "two", "-1"])
+def test_a_number_of_nodes_that_cannot_be_is_refused(number: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        settings.read_settings([f"--nodes={number}"])
+    assert "--nodes" in capsys.readouterr().err
+
+
+def test_of_nodes_that_are_not_started_it_is_told_what_becomes_of_their_apps(tmp_path) -> None:
+    for number in (1, 2, 3, 10):
+        (tmp_path / f"node-{number}").mkdir()
+    counts = {"node-1": 4, "node-10": 1, "node-3": 2, "node-2": 0, "node-4": 5, "node-x": 6, "node-03": 7}
+    known = [
+        fleet.Node(name=f"environments/default/nodes/{node}", app_count=count)
+        for node, count in counts.items()
+    ]
+    told = about_absent(known, 1, tmp_path)
+    assert [sentence.split(" ", 1)[0] for sentence in told] == ["node-3", "node-10"]
+    assert "2 apps are placed on it" in told[0]
+    assert f"{tmp_path}/node-3 does not answer until it is started again: make up NODES=3" in told[0]
+    assert "1 app is placed on it" in told[1]
 
 
 def test_a_line_of_a_process_moves_no_cursor() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import math
 import socket
 import struct
@@ -31,6 +32,8 @@ LOOK_SECONDS: Final = 0.01
 HAND_OVER_SECONDS: Final = 0.01
 """Between two tries to hand a connection to a guest that has not taken those before it."""
 _CODE = struct.Struct("<H")
+_SCARCE: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ETOOMANYREFS})
+"""What the node lacks, and no app's fault."""
 _LAST_FRAMES: Final = frozenset({Frame.END, Frame.FAULT})
 
 
@@ -73,7 +76,8 @@ class GuestProxy:
 
         Raises AppRaisedError when the app raised or closed its connection, SupervisorError APP_BLOCKED_LOOP
         when its request was interrupted, and another reason of the app when its process ended meanwhile;
-        then the response may have been sent in part. UndeliveredError when the process had ended before.
+        then the response may have been sent in part. UndeliveredError when the process had ended before,
+        SupervisorError NODE_FULL when this process can open nothing more.
         Cancelling cancels the app's task as well.
         """
         channel = await self._acquire()
@@ -131,7 +135,10 @@ class GuestProxy:
                 return channel
         if self._ended is not None:
             raise UndeliveredError(self._ended)
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            raise self._unconnected(error) from error
         wire.refuse_descriptors(ours)
         try:
             with theirs:
@@ -145,7 +152,7 @@ class GuestProxy:
             raise UndeliveredError(self._crashed()) from error
         except OSError as error:
             ours.close()
-            raise self._crashed() from error
+            raise self._unconnected(error) from error
         except BaseException:
             ours.close()
             raise
@@ -184,6 +191,12 @@ class GuestProxy:
     def _forget(self, channel: Channel) -> None:
         with self._lock:
             self._channels.discard(channel)
+
+    def _unconnected(self, error: OSError) -> SupervisorError:
+        if error.errno not in _SCARCE:
+            return self._crashed()
+        sentence = f"The node cannot connect to the app's process: {error.strerror}."
+        return SupervisorError("NODE_FULL", sentence, resource=self._resource)
 
     def _crashed(self) -> SupervisorError:
         return self._ended or self._default_error()

@@ -56,11 +56,10 @@ class ProcessRunner:
         try:
             await guest.fork(parcel)
             await guest.serves()
-        except (OSError, TimeoutError, wire.WireError) as error:
+        except (OSError, wire.WireError) as error:
             await guest.end()
             guest.release()
-            sentence = f"No process could be forked for the app: {error}"
-            raise SupervisorError("ISOLATION_UNSUPPORTED", sentence, resource=launch.spec.name) from error
+            raise _not_forked(error, launch.spec.name) from error
         except BaseException:
             try:
                 await asyncio.shield(guest.end())
@@ -81,6 +80,17 @@ class ProcessRunner:
     async def close(self) -> None:
         """See AppRunner. Ends the zygote, and with it any guest that is left."""
         await self._zygote.close()
+
+
+def _not_forked(error: Exception, resource: str) -> SupervisorError:
+    """Return why an app got no process; but for a start that no message holds, another try may succeed."""
+    if isinstance(error, wire.WireError):
+        reason, sentence = "ISOLATION_UNSUPPORTED", f"Its start cannot be told to a process: {error}."
+    elif isinstance(error, (ConnectionError, TimeoutError)):
+        reason, sentence = "APP_CRASHED", "The zygote that its process was to be forked from has ended."
+    else:
+        reason, sentence = "NODE_FULL", f"The node has no process to give: {error.args[-1]}."
+    return SupervisorError(reason, sentence, resource=resource)
 
 
 def _parcel(launch: Launch, limits: ProcessLimits) -> dict[str, Any]:

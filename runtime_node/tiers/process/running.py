@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Limits
@@ -34,7 +35,8 @@ OnOutput = Callable[[str, str], None]
 KILL_SECONDS: Final = 5.0
 STOP_GRACE_SECONDS: Final = 0.25
 """Beyond the time the app's shutdown may take: what the guest needs to report and to exit."""
-STACK_SECONDS: Final = 0.3
+STACK_SECONDS: Final = 1.0
+"""In which a guest has to write where it stands; it takes milliseconds unless the machine is busy."""
 MAX_STACK_BYTES: Final = 16 << 10
 SAMPLE_SECONDS: Final = 1.0
 LINK_SECONDS: Final = 1.0
@@ -56,6 +58,7 @@ class GuestProcess:
         self._watch = watch
         self._loop = asyncio.get_running_loop()
         self._limits = limits
+        self._on_output = on_output
         self.block_budget = limits.block_budget
         self.memory_limit = limits.memory_bytes
         self.max_processes = limits.max_processes
@@ -78,23 +81,11 @@ class GuestProcess:
         if launch.context.database_url:
             self._secrets.append(launch.context.database_url)
 
-        self._link = GuestLink(self._on_report, self._on_malformed, self._on_link_closed)
         self._leaving: asyncio.TimerHandle | None = None
-        shared = beat.open_memory()
-        self.beat = beat.BeatReader(shared)
-        out, guest_out = pipe()
-        error, guest_error = pipe()
-        log, guest_log = pipe()
-        self._stack, guest_stack = pipe()
-        self._for_guest = [guest_out, guest_error, guest_log, shared, guest_stack]
-
-        def on_stderr(line: str) -> None:
-            self._tail.add(line)
-            on_output("stderr", line)
-
+        out, error, log, self._stack = self._open_descriptors()
         self._readers = [
-            LineReader(self._loop, out, lambda line: on_output("stdout", line)),
-            LineReader(self._loop, error, on_stderr),
+            LineReader(self._loop, out, partial(on_output, "stdout")),
+            LineReader(self._loop, error, self._on_stderr),
             LineReader(self._loop, log, self._on_record, MAX_RECORD_BYTES),
         ]
         self.proxy = GuestProxy(
@@ -103,6 +94,31 @@ class GuestProcess:
             is_alive=lambda: procfs.is_alive(self.pid),
             on_malformed=self._malformed_answer,
         )
+
+    def _open_descriptors(self) -> list[int]:
+        """Open what node and guest share; return our ends of its streams: output, errors, log, stacks.
+
+        Raises OSError, and then nothing is left open: a node that is out of descriptors gets no further out.
+        """
+        with contextlib.ExitStack() as undo:
+            self._link = GuestLink(self._on_report, self._on_malformed, self._on_link_closed)
+            undo.callback(self._link.close)
+            shared = beat.open_memory()
+            undo.callback(os.close, shared)
+            self.beat = beat.BeatReader(shared)
+            undo.callback(self.beat.close)
+            ours: list[int] = []
+            theirs: list[int] = []
+            for _ in range(4):
+                read, write = pipe()
+                undo.callback(os.close, read)
+                undo.callback(os.close, write)
+                ours.append(read)
+                theirs.append(write)
+            undo.pop_all()
+        guest_out, guest_error, guest_log, guest_stack = theirs
+        self._for_guest = [guest_out, guest_error, guest_log, shared, guest_stack]
+        return ours
 
     async def fork(self, parcel: dict[str, Any]) -> None:
         """Have the zygote fork the process. Raises OSError when it can't; `release` is the caller's."""
@@ -343,6 +359,10 @@ class GuestProcess:
         if was_ready and not self._stopping:
             self.release()
             self._launch.on_exit(error)
+
+    def _on_stderr(self, line: str) -> None:
+        self._tail.add(line)
+        self._on_output("stderr", line)
 
     def _on_record(self, line: str) -> None:
         record = parse_record(line)

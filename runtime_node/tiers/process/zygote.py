@@ -174,11 +174,13 @@ class Zygote:
         try:
             wire.send(self._link, message, descriptors)
             pid, pidfd = await expected.spawned
-        except (wire.ClosedError, BlockingIOError) as error:
+        except (wire.ClosedError, OSError) as error:
             self._expected.pop(serial, None)
             if group is not None:
                 cgroups.remove(group)
-            raise ConnectionError("the zygote does not take requests") from error
+            if isinstance(error, (wire.ClosedError, BlockingIOError)):
+                raise ConnectionError("the zygote does not take requests") from error
+            raise
         except asyncio.CancelledError:
             expected.spawned.cancel()
             self.kill(serial)

@@ -14,12 +14,15 @@ from google.longrunning.operations_pb2 import Operation
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceSpec
+from services.control_plane.catalog import moves
+from services.control_plane.catalog.code_changes import CodeChange, CodeChanges, Figures
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.recovery import recovered
 from services.control_plane.operations import operations
 from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
 from services.control_plane.rules.app_rules import app_violations
 from services.control_plane.rules.conditions import set_condition
+from services.control_plane.rules.differences import differences
 from services.control_plane.rules.etags import etag_matches
 from services.control_plane.rules.masks import apply_update
 from services.control_plane.rules.names import app_name, parse_app_name, validate_id
@@ -44,10 +47,12 @@ Lifecycle = pb.StartAppRequest | pb.StopAppRequest | pb.RestartAppRequest
 
 
 class AppCommands:
-    """Creates, updates, deletes, starts, stops and restarts apps."""
+    """Creates, updates, deletes, starts, stops, restarts and moves apps."""
 
-    def __init__(self, store: CatalogStore) -> None:
+    def __init__(self, store: CatalogStore, figures: Figures) -> None:
+        """`figures` tells what nodes say of apps when they are asked."""
         self._store = store
+        self._code = CodeChanges(store.mirror, figures)
 
     async def create(self, request: pb.CreateAppRequest, caller: Caller) -> Operation:
         """Carry out CreateApp."""
@@ -65,6 +70,7 @@ class AppCommands:
         """Carry out UpdateApp."""
         check_sizes(request.app, "app")
         name = app_name(parse_app_name(request.app.name, "app.name"))
+        code = await self._code.found(request, name, caller)
 
         def run(tx: Transaction) -> OperationRecord:
             record = tx.app(name)
@@ -74,7 +80,8 @@ class AppCommands:
                 violations = validate_id("app.name", app_id)
                 return _create(tx, _checked_spec(request.app, name, violations), caller)
             record = _changeable(record, name, request.app.etag)
-            return _update(tx, record, request, caller)
+            operation = _update(tx, record, request, caller)
+            return _with_notice(tx, record, operation, code)
 
         return await self._execute(request, caller, run, request.validate_only)
 
@@ -115,6 +122,21 @@ class AppCommands:
 
         return await self._execute(request, caller, run, request.validate_only)
 
+    async def move(self, request: pb.MoveAppRequest, caller: Caller) -> Operation:
+        """Carry out MoveApp."""
+        name = app_name(parse_app_name(request.name, "name"))
+        node = moves.parsed_destination(request.node)
+
+        def run(tx: Transaction) -> OperationRecord:
+            record = _changeable(tx.app(name), name, request.etag)
+            changed, operation = moves.move(tx, self._store.mirror, record, node, caller.actor)
+            if changed is not record:
+                event = "MoveRequested"
+                add_event(tx, changed, event, actor=caller.actor, operation=operation.name)
+            return operation
+
+        return await self._execute(request, caller, run, request.validate_only)
+
     async def _lifecycle(
         self,
         request: Lifecycle,
@@ -139,6 +161,7 @@ class AppCommands:
         | pb.UpdateAppRequest
         | pb.DeleteAppRequest
         | pb.RecoverAppRequest
+        | pb.MoveAppRequest
         | Lifecycle,
         caller: Caller,
         run: Callable[[Transaction], OperationRecord],
@@ -236,7 +259,18 @@ def _update(
         effect = "stop" if spec.desired_state == pb.App.STOPPED else "start"
     if effect == "start":
         changed = _restart(changed)
-    return _store(tx, record, changed, "update", caller, "Updated", effect=effect)
+    told = differences(record.spec, spec)
+    return _store(tx, record, changed, "update", caller, "Updated", effect=effect, message=told)
+
+
+def _with_notice(
+    tx: Transaction, before: AppRecord, operation: OperationRecord, code: CodeChange | None
+) -> OperationRecord:
+    """Return an update's operation, which says so if it left other code on disk unloaded."""
+    record = tx.app(before.name)
+    if code is None or record is None or not (code.is_of(before) and code.is_of(record)):
+        return operation
+    return operations.with_notice(tx, operation, code.condition)
 
 
 def _start(record: AppRecord) -> AppRecord:
@@ -300,6 +334,7 @@ def _store(
     event: str,
     *,
     effect: str = "",
+    message: str = "",
 ) -> OperationRecord:
     """Store a changed app under the next generation if its spec changed, and begin an operation."""
     if changed.spec is not record.spec:
@@ -318,7 +353,7 @@ def _store(
         changed = replace(changed, status=status)
         changed = tx.put_app(changed)
     operation = operations.begin(tx, verb, changed, caller.actor, effect=effect)
-    add_event(tx, changed, event, actor=caller.actor, operation=operation.name)
+    add_event(tx, changed, event, actor=caller.actor, message=message, operation=operation.name)
     return operation
 
 
@@ -374,6 +409,17 @@ def _delete(
     reason = pb.DeleteAppRequest.DataPolicy.Name(policy)
     add_event(tx, changed, "DeleteRequested", reason=reason, actor=caller.actor, operation=operation.name)
     return operation
+
+
+def remove(
+    tx: Transaction, record: AppRecord, actor: str, policy: pb.DeleteAppRequest.DataPolicy.ValueType
+) -> None:
+    """Remove an app from the catalog, when nothing is left of it that could be heard."""
+    operations.supersede(tx, record.name, "delete", "delete")
+    tx.delete_app(record.name)
+    operations.settle_removed(tx, record)
+    reason = pb.DeleteAppRequest.DataPolicy.Name(policy)
+    add_event(tx, record, "Deleted", actor=actor, reason=reason)
 
 
 def _nothing_to_do(tx: Transaction, name: str, caller: Caller) -> OperationRecord:

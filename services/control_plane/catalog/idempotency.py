@@ -1,4 +1,4 @@
-"""Who asks, and how a request that is repeated, or only to be validated, is answered."""
+"""Answers a repeated request with its first result, and one that is only validated without storing it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from services.control_plane.rules.names import request_id_violations
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import RequestRecord
-from services.rpc.errors import SupervisorError, Violation, invalid_fields
+from services.rpc.errors import SupervisorError, Violation, invalid_fields, time_is_up
 from services.rpc.pipeline.call import Caller
 
 REQUEST_ID_KEPT = 24 * 3600 * 1_000_000
@@ -64,17 +64,14 @@ async def execute(
             tx.put_request(RequestRecord(request_id, digest, response.SerializeToString(), expire))
         return response
 
-    stored = asyncio.wrap_future(store.write(command))
+    stored = asyncio.wrap_future(store.write(command, request_id=request_id))
     try:
         # A command whose caller is gone is cancelled if it has not begun.
         return await asyncio.wait_for(stored, caller.timeout)
     except _OnlyValidated as validated:
         return validated.result  # type: ignore[return-value]
     except TimeoutError as late:
-        raise SupervisorError(
-            "OPERATION_DEADLINE_EXCEEDED",
-            "The call's time was up before its outcome was known; repeat it with the same request_id.",
-        ) from late
+        raise time_is_up("its outcome was known; repeat it with the same request_id") from late
 
 
 def _first_response(known: RequestRecord, digest: str) -> bytes:

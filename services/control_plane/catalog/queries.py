@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator
 from itertools import islice
-from typing import Protocol
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
+from services.control_plane.catalog.code_changes import Figures
 from services.control_plane.catalog.commands import app_not_found
 from services.control_plane.catalog.pages import fitting, page_end, page_start, request_digest
-from services.control_plane.catalog.positions import position_of, token_at
-from services.control_plane.catalog.scans import LOOK_EVERY, Scans
+from services.control_plane.catalog.scans import Scans
+from services.control_plane.catalog.watches import OpenWatches
+from services.control_plane.catalog.watching import watched
 from services.control_plane.rules.filters import Filter, compile_filter
 from services.control_plane.rules.names import app_name, parse_app_name
 from services.control_plane.rules.ordering import Order, compile_order
@@ -29,17 +29,6 @@ from services.rpc.errors import invalid_field
 from services.rpc.feed import Entry, Mark, Signal
 from services.rpc.pipeline.call import Caller
 
-BOOKMARK_SECONDS = 5.0
-"""Silence after which a watcher is told that nothing has happened."""
-
-
-class Figures(Protocol):
-    """Where the figures of running instances come from."""
-
-    async def with_figures(self, apps: Sequence[pb.App], seconds: float) -> list[pb.App]:
-        """Return copies of apps with the figures that are told within `seconds`."""
-        ...
-
 
 class AppQueries:
     """Answers what is asked about apps."""
@@ -49,8 +38,7 @@ class AppQueries:
         self._figures = figures
         self._feed = store.mirror.apps
         self._scans = Scans()
-        self.watchers = 0
-        """WatchApps streams open now."""
+        self.watches = OpenWatches()
 
     async def get(self, request: pb.GetAppRequest, caller: Caller) -> pb.App:
         """Carry out GetApp. The message returned is shared: it must not be modified."""
@@ -121,39 +109,26 @@ class AppQueries:
         record = self._feed.get(matches.exact_name)
         return iter([record] if record is not None and record.name > after else [])
 
-    async def watch(self, request: pb.WatchAppsRequest) -> AsyncIterator[pb.WatchAppsResponse]:
+    def watch(self, request: pb.WatchAppsRequest) -> AsyncGenerator[pb.WatchAppsResponse, None]:
         """Carry out WatchApps."""
-        self.watchers += 1
-        try:
-            async for message in self._watch(request):
-                yield message
-        finally:
-            self.watchers -= 1
+        return self.watches.counted(self._watch(request))
 
-    async def _watch(self, request: pb.WatchAppsRequest) -> AsyncIterator[pb.WatchAppsResponse]:
+    async def _watch(self, request: pb.WatchAppsRequest) -> AsyncGenerator[pb.WatchAppsResponse, None]:
         matches = compile_filter(request.filter)
         digest = request_digest(request.filter)
-        resume: int | None = None
-        if request.resume_token:
-            resume = await position_of(self._store, request.resume_token, digest)
-        view = _FilteredView(matches, resumed=resume is not None) if request.filter else None
-        exact = resume is not None
-        told, passed = time.monotonic(), 0
-        async for item in self._feed.watch(resume, BOOKMARK_SECONDS):
-            message = _mark(item) if isinstance(item, Mark) else _message(item, view)
-            exact = exact or isinstance(item, Mark)
-            if message is None:
-                passed += 1
-                if passed % LOOK_EVERY == 0:
-                    await asyncio.sleep(0)
-                if not exact or time.monotonic() < told + BOOKMARK_SECONDS:
-                    continue
-                # Much happens, but nothing for this reader: its token must not grow old.
-                message = _mark(Mark(Signal.IDLE, item.revision))
-            if exact:  # a revision changes one app, so each message is a place to resume after
-                message.resume_token = token_at(self._store, item.revision, digest)
+        view: _FilteredView | None = None
+
+        def told(entry: Entry[AppRecord], resumed: bool) -> pb.WatchAppsResponse | None:
+            nonlocal view
+            if view is None and request.filter:
+                view = _FilteredView(matches, resumed=resumed)
+            return _message(entry, view)
+
+        # A revision changes one app, so each message is a place to resume after.
+        async for message in watched(
+            self._store, self._feed, request.resume_token, digest, entry=told, mark=_mark
+        ):
             yield message
-            told = time.monotonic()
 
 
 def is_full(view: pb.App.View.ValueType) -> bool:

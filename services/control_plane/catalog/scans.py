@@ -1,4 +1,4 @@
-"""Long looks over the catalog, in slices: whoever else is served on the loop waits for one slice at most."""
+"""Searches the whole catalog in slices, so that others who are served on the loop wait for one at most."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from services.rpc.errors import SupervisorError
+from services.rpc.errors import time_is_up
 
 T = TypeVar("T")
 
@@ -32,24 +32,31 @@ class Scans:
         Raises OPERATION_DEADLINE_EXCEEDED once the monotonic clock has passed `deadline`.
         """
         found: list[T] = []
-        while True:
+        over = False
+        while not over:
             # However many scan, one slice is run in each turn of the loop.
             async with self._turn:
-                end = time.monotonic() + SLICE_SECONDS
-                for number, record in enumerate(records):
-                    if matches(record):
-                        found.append(record)
-                        if len(found) == limit:
-                            return found
-                    if number % LOOK_EVERY == 0:
-                        now = time.monotonic()
-                        if now > deadline:
-                            raise SupervisorError(
-                                "OPERATION_DEADLINE_EXCEEDED",
-                                "The call's time was up before everything was looked at.",
-                            )
-                        if now > end:
-                            break
-                else:
-                    return found
-                await asyncio.sleep(0)  # with the turn in hand: another's slice is for the loop's next turn
+                over = _look(records, matches, limit, deadline, found)
+                if not over:
+                    await asyncio.sleep(0)  # with the turn in hand: another's slice is for the next turn
+        return found
+
+
+def _look(
+    records: Iterator[T], matches: Callable[[T], bool], limit: int | None, deadline: float, found: list[T]
+) -> bool:
+    """Look at one slice of records, and add those that match; tell whether the scan is over."""
+    end = time.monotonic() + SLICE_SECONDS
+    for number, record in enumerate(records):
+        if matches(record):
+            found.append(record)
+            if len(found) == limit:
+                return True
+        if number % LOOK_EVERY:
+            continue
+        now = time.monotonic()
+        if now > deadline:
+            raise time_is_up("everything was looked at")
+        if now > end:
+            return False
+    return True

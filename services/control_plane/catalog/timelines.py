@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -15,17 +15,15 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from services.control_plane.catalog.commands import app_not_found
 from services.control_plane.catalog.pages import fitting, request_digest
 from services.control_plane.catalog.positions import event_position_of, event_token_at
+from services.control_plane.catalog.watches import BOOKMARK_SECONDS, OpenWatches
 from services.control_plane.rules.filters import Filter, compile_event_filter
 from services.control_plane.rules.names import WILDCARD, app_name, parse_app_name
 from services.control_plane.rules.paging import decode_page_token, encode_page_token, page_size
 from services.control_plane.store.errors import unavailable
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.records import EVENTS_PER_COMMAND, event_number, last_event_number
-from services.rpc.errors import SupervisorError, Violation, invalid_fields
+from services.rpc.errors import SupervisorError, Violation, invalid_fields, time_is_up
 from services.rpc.pipeline.call import Caller
-
-BOOKMARK_SECONDS = 5.0
-"""Silence after which a watcher is told that nothing has happened."""
 
 READERS = 4
 """Threads that read timelines from the database."""
@@ -53,8 +51,7 @@ class AppTimelines:
         self._store = store
         self._feed = store.mirror.apps
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="catalog-read")
-        self.watchers = 0
-        """WatchAppEvents streams open now."""
+        self.watches = OpenWatches()
 
     async def list_events(self, request: pb.ListAppEventsRequest, caller: Caller) -> pb.ListAppEventsResponse:
         """Carry out ListAppEvents. The timeline of a deleted app can still be read."""
@@ -65,9 +62,7 @@ class AppTimelines:
         try:
             events = await self._read(lambda: self._store.events(name, size + 1, before), caller.timeout)
         except TimeoutError as late:
-            raise SupervisorError(
-                "OPERATION_DEADLINE_EXCEEDED", "The call's time was up before the catalog's file was read."
-            ) from late
+            raise time_is_up("the catalog was read") from late
         if not events and not before and self._feed.get(name) is None:
             raise app_not_found(name)
         size = fitting(events[:size], pb.AppEvent.ByteSize)
@@ -77,16 +72,13 @@ class AppTimelines:
             response.next_page_token = encode_page_token((last,), digest)
         return response
 
-    async def watch(self, request: pb.WatchAppEventsRequest) -> AsyncIterator[pb.WatchAppEventsResponse]:
+    def watch(self, request: pb.WatchAppEventsRequest) -> AsyncGenerator[pb.WatchAppEventsResponse, None]:
         """Carry out WatchAppEvents; see there for the errors."""
-        self.watchers += 1
-        try:
-            async for message in self._watch(request):
-                yield message
-        finally:
-            self.watchers -= 1
+        return self.watches.counted(self._watch(request))
 
-    async def _watch(self, request: pb.WatchAppEventsRequest) -> AsyncIterator[pb.WatchAppEventsResponse]:
+    async def _watch(
+        self, request: pb.WatchAppEventsRequest
+    ) -> AsyncGenerator[pb.WatchAppEventsResponse, None]:
         app = _checked_parent(request)
         matches = compile_event_filter(request.filter)
         digest = request_digest("events", request.parent, request.filter)

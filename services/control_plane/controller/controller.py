@@ -1,4 +1,4 @@
-"""Who passes when: follows the change log and the nodes' streams, and looks at each app they tell of.
+"""Decides which app is looked at, and when: follows the change log and the nodes' streams.
 
 Level-triggered, for ever: what is not as it is wanted is looked at again. Can be started and stopped at any
 time, as leadership comes and goes.
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, RuntimeStatus
+from services.control_plane.controller.drains import Drains
 from services.control_plane.controller.lease_watch import LeaseWatch
 from services.control_plane.controller.work_queue import WorkQueue
 from services.control_plane.leases import Leases
@@ -27,6 +28,7 @@ from services.control_plane.reconciler.app_reconciler import AppReconciler
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, home_of
 from services.control_plane.tenure import Tenure, steady_seconds
+from services.rpc.background import background
 from services.rpc.errors import SupervisorError
 from services.rpc.feed import ChangeFeed, Entry
 
@@ -99,11 +101,15 @@ class Controller:
                 self.enqueue(record.name)
         for node in self._mirror.nodes.values():
             self._links.follow(node.node, self)
+        for name in self._mirror.nodes_with_apps():
+            if self._mirror.nodes.get(name) is None:
+                self.changed(self._mirror.apps_on(name))
         self._followers = [
-            asyncio.create_task(self._follow_apps(position), name="follow apps"),
-            asyncio.create_task(self._follow_nodes(position), name="follow nodes"),
-            asyncio.create_task(self._sweep(), name="sweep"),
-            asyncio.create_task(self._lease_watch.run(), name="leases"),
+            background(self._follow_apps(position), "follow apps"),
+            background(self._follow_nodes(position), "follow nodes"),
+            background(self._sweep(), "sweep"),
+            background(self._lease_watch.run(), "leases"),
+            background(Drains(self._mirror, self._store_write).run(), "drains"),
         ]
 
     async def close(self) -> None:
@@ -155,11 +161,13 @@ class Controller:
             if record is None:
                 self._links.forget(name)
                 self._lease_watch.forget(name)
+                self.changed(self._mirror.apps_on(name))
                 continue
             self._links.follow(record.node, self)
             if record.node.lease_state == Node.EXPIRED:
-                for app in self._mirror.apps_on(name):
-                    self.enqueue(app)
+                self.changed(self._mirror.apps_on(name))
+            if self._links.is_heard(name) and not record.node.cordoned:
+                self._enqueue_unplaced()  # it may have been uncordoned
 
     # What the nodes tell (LinkListener)
 
@@ -273,7 +281,7 @@ class Controller:
 
 
 async def _follow(feed: ChangeFeed[V], position: int) -> AsyncIterator[tuple[str, V | None]]:
-    """Yield each change after a position, for ever; all there is, if the feed no longer reaches back."""
+    """Yield what changes after a position until the feed closes; all there is, if it goes back less far."""
     resume: int | None = position
     while True:
         try:
@@ -281,6 +289,8 @@ async def _follow(feed: ChangeFeed[V], position: int) -> AsyncIterator[tuple[str
                 if isinstance(item, Entry):
                     yield item.key, item.value
         except SupervisorError:
+            if feed.closed:
+                return
             resume = None
 
 

@@ -1,4 +1,4 @@
-"""Whose turn it is: one worker per key, a bound of them per group, and pauses that grow for a key that fails.
+"""Gives each app its turn: one worker per key, so many per group, and growing pauses for a key that fails.
 
 A group that hangs, such as the apps of a node that has gone silent, holds up nobody in another one. The
 frame is that of client-go's work queue.

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
+from appsupervisor.catalog.v1.app_catalog_pb2 import DeleteAppRequest
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
-from services.control_plane.catalog.commands import DEFAULT_BASE_DOMAIN
+from services.control_plane.catalog.commands import DEFAULT_BASE_DOMAIN, remove
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_by_name, request_digest
-from services.control_plane.rules.etags import app_etag, etag_matches
+from services.control_plane.fleet.views import (
+    check_etag,
+    environment_not_found,
+    node_not_found,
+    shown_environment,
+    shown_node,
+)
+from services.control_plane.rules.environment_masks import updated_environment
+from services.control_plane.rules.etags import app_etag
 from services.control_plane.rules.fleet_rules import environment_violations, node_violations
 from services.control_plane.rules.names import (
     DEFAULT_ENVIRONMENT,
@@ -25,6 +36,9 @@ from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import EnvironmentRecord, NodeRecord, Role, timestamp
 from services.rpc.errors import SupervisorError, Violation, invalid_fields
 from services.rpc.pipeline.call import Caller
+
+MOST_APPS = 1_000
+"""Apps that a forced deletion of an environment takes with it."""
 
 REGISTRATION_SECONDS = 10.0
 """Silence after which a node should register again."""
@@ -61,6 +75,7 @@ class FleetService:
                 name=name,
                 display_name=request.environment.display_name,
                 labels=request.environment.labels,
+                cordoned=request.environment.cordoned,
                 uid=str(uuid.uuid4()),
                 create_time=timestamp(tx.now),
                 update_time=timestamp(tx.now),
@@ -84,16 +99,16 @@ class FleetService:
         name = environment_name(parse_environment_name(request.name))
         record = self._mirror.environments.get(name)
         if record is None:
-            raise _environment_not_found(name)
+            raise environment_not_found(name)
         nodes = sum(node.environment == name for node in self._mirror.nodes.values())
-        return self._with_counts(record, nodes)
+        return shown_environment(self._mirror, record, nodes)
 
     def list_environments(self, request: pb.ListEnvironmentsRequest) -> pb.ListEnvironmentsResponse:
         """Carry out ListEnvironments."""
         nodes = Counter(node.environment for node in self._mirror.nodes.values())
         page, token = page_by_name(
             lambda after: (
-                self._with_counts(record, nodes[record.name])
+                shown_environment(self._mirror, record, nodes[record.name])
                 for record in self._mirror.environments.values(after)
             ),
             lambda environment: environment.name,
@@ -104,39 +119,96 @@ class FleetService:
         )
         return pb.ListEnvironmentsResponse(environments=page, next_page_token=token)
 
-    async def delete_environment(self, request: pb.DeleteEnvironmentRequest, caller: Caller) -> None:
-        """Carry out DeleteEnvironment."""
-        name = environment_name(parse_environment_name(request.name))
+    async def update_environment(
+        self, request: pb.UpdateEnvironmentRequest, caller: Caller
+    ) -> pb.Environment:
+        """Carry out UpdateEnvironment."""
+        check_sizes(request.environment, "environment")
+        name = environment_name(parse_environment_name(request.environment.name, "environment.name"))
 
         def run(tx: Transaction) -> pb.Environment:
             record = tx.environment(name)
             if record is None:
-                raise _environment_not_found(name)
-            if request.etag and not etag_matches(request.etag, record.environment.etag):
-                raise SupervisorError(
-                    "ETAG_MISMATCH",
-                    f"{name} has changed since etag {request.etag}; read it again.",
-                    resource=name,
-                    metadata={"etag": record.environment.etag, "given_etag": request.etag},
-                )
-            if name == DEFAULT_ENVIRONMENT:
-                raise SupervisorError("ENVIRONMENT_PROTECTED", f"{name} cannot be deleted.", resource=name)
+                raise environment_not_found(name)
+            check_etag(request.environment.etag, record.environment.etag, name)
+            updated = updated_environment(record.environment, request.environment, request.update_mask)
+            if updated == record.environment:
+                return updated
+            if violations := environment_violations(updated):
+                raise invalid_fields(violations)
+            updated.update_time.CopyFrom(timestamp(tx.now))
+            updated.etag = app_etag(updated.uid, tx.revision, tx.history)
+            tx.put_environment(EnvironmentRecord(updated))
+            if updated.cordoned != record.environment.cordoned:
+                for node in tx.nodes(name):  # whether it may be given apps has changed
+                    tx.put_node(node)
+            return updated
+
+        environment = await execute(
+            self._store,
+            caller,
+            request,
+            pb.Environment,
+            run,
+            request_id=request.request_id,
+            validate_only=request.validate_only,
+        )
+        nodes = sum(node.environment == name for node in self._mirror.nodes.values())
+        return shown_environment(self._mirror, EnvironmentRecord(environment), nodes)
+
+    async def delete_environment(self, request: pb.DeleteEnvironmentRequest, caller: Caller) -> None:
+        """Carry out DeleteEnvironment."""
+        name = environment_name(parse_environment_name(request.name))
+        if request.force and not request.validate_only:
+            await self._delete_apps(request, name, caller)
+
+        def run(tx: Transaction) -> pb.Environment:
+            record = self._deletable(tx, request, name)
             apps = tx.count_apps(name)
-            nodes = tx.nodes(name)
-            alive = [node.name for node in nodes if self._is_heard(node.name)]
-            if apps or alive:
-                raise SupervisorError(
-                    "ENVIRONMENT_NOT_EMPTY",
-                    f"{name} has {apps} apps and {len(alive)} nodes that can be heard.",
-                    resource=name,
-                    metadata={"apps": str(apps), "nodes": str(len(alive))},
-                )
-            for node in nodes:
+            if apps and not (request.force and request.validate_only):
+                raise _not_empty(name, apps, 0)
+            for node in tx.nodes(name):
                 tx.delete_node(node.name)
             tx.delete_environment(name)
             return record.environment
 
-        await execute(self._store, caller, request, pb.Environment, run)
+        await execute(
+            self._store,
+            caller,
+            request,
+            pb.Environment,
+            run,
+            request_id=request.request_id,
+            validate_only=request.validate_only,
+        )
+
+    def _deletable(
+        self, tx: Transaction, request: pb.DeleteEnvironmentRequest, name: str
+    ) -> EnvironmentRecord:
+        record = tx.environment(name)
+        if record is None:
+            raise environment_not_found(name)
+        check_etag(request.etag, record.environment.etag, name)
+        if name == DEFAULT_ENVIRONMENT:
+            raise SupervisorError("ENVIRONMENT_PROTECTED", f"{name} cannot be deleted.", resource=name)
+        alive = sum(self._is_heard(node.name) for node in tx.nodes(name))
+        apps = tx.count_apps(name)
+        if alive or (apps > MOST_APPS and request.force):
+            raise _not_empty(name, apps, alive)
+        return record
+
+    async def _delete_apps(self, request: pb.DeleteEnvironmentRequest, name: str, caller: Caller) -> None:
+        """Delete an environment's apps, each in a transaction of its own: a watch resumes between any two."""
+
+        def run(tx: Transaction, app: str) -> None:
+            self._deletable(tx, request, name)
+            record = tx.app(app)
+            if record is not None and record.spec.environment == name:
+                remove(tx, record, caller.actor, DeleteAppRequest.RETAIN)
+
+        if self._mirror.environments.get(name) is not None:
+            for app in sorted(self._mirror.apps_in(name)):
+                await asyncio.wrap_future(self._store.write(partial(run, app=app)))
 
     async def register_node(self, request: pb.RegisterNodeRequest, caller: Caller) -> pb.RegisterNodeResponse:
         """Carry out RegisterNode."""
@@ -150,7 +222,7 @@ class FleetService:
 
         def run(tx: Transaction) -> pb.RegisterNodeResponse:
             if tx.environment(environment_name(environment_id)) is None:
-                raise _environment_not_found(environment_name(environment_id))
+                raise environment_not_found(environment_name(environment_id))
             known = tx.node(name)
             node = _registered(request.node, name, known, tx.now)
             if known is not None:
@@ -159,7 +231,7 @@ class FleetService:
             if known is None or node != known.node:
                 node.update_time.CopyFrom(timestamp(tx.now))
                 tx.put_node(NodeRecord(node))
-            return pb.RegisterNodeResponse(node=node)
+            return pb.RegisterNodeResponse(node=shown_node(self._mirror, NodeRecord(node)))
 
         response = await execute(self._store, caller, request, pb.RegisterNodeResponse, run)
         response.registration_interval.FromMilliseconds(int(REGISTRATION_SECONDS * 1000))
@@ -205,8 +277,8 @@ class FleetService:
         name = node_name(*parse_node_name(request.name))
         record = self._mirror.nodes.get(name)
         if record is None:
-            raise SupervisorError("NODE_NOT_FOUND", f"{name} does not exist.", resource=name)
-        return self._node_with_counts(record)
+            raise node_not_found(name)
+        return shown_node(self._mirror, record)
 
     def list_nodes(self, request: pb.ListNodesRequest) -> pb.ListNodesResponse:
         """Carry out ListNodes."""
@@ -215,11 +287,11 @@ class FleetService:
         if environment_id != "-":
             name = environment_name(environment_id)
             if self._mirror.environments.get(name) is None:
-                raise _environment_not_found(name)
+                raise environment_not_found(name)
             prefix = name + "/nodes/"
         page, token = page_by_name(
             lambda after: (
-                self._node_with_counts(record)
+                shown_node(self._mirror, record)
                 for record in self._mirror.nodes.values(after)
                 if record.name.startswith(prefix)
             ),
@@ -231,19 +303,6 @@ class FleetService:
         )
         return pb.ListNodesResponse(nodes=page, next_page_token=token)
 
-    def _with_counts(self, record: EnvironmentRecord, nodes: int) -> pb.Environment:
-        shown = pb.Environment()
-        shown.CopyFrom(record.environment)
-        shown.app_count = self._mirror.count_in(record.name)
-        shown.node_count = nodes
-        return shown
-
-    def _node_with_counts(self, record: NodeRecord) -> pb.Node:
-        shown = pb.Node()
-        shown.CopyFrom(record.node)
-        shown.app_count = self._mirror.count_on(record.name)
-        return shown
-
 
 def _registered(told: pb.Node, name: str, known: NodeRecord | None, now: int) -> pb.Node:
     """Return the node as it is stored: what it told, and what was known of this incarnation."""
@@ -251,13 +310,15 @@ def _registered(told: pb.Node, name: str, known: NodeRecord | None, now: int) ->
     node.CopyFrom(told)
     node.DiscardUnknownFields()
     node.name = name
-    node.app_count = 0
+    for field in ("app_count", "cordoned", "schedulable", "reserved_memory_bytes", "etag"):
+        node.ClearField(field)
     node.state, node.state_reason = pb.Node.JOINING, "It has not yet reported what it runs."
     node.create_time.CopyFrom(timestamp(now))
     node.update_time.CopyFrom(timestamp(now))
     if known is not None:
         node.create_time.CopyFrom(known.node.create_time)
         node.lease_state = known.node.lease_state  # what was granted to the life before still counts
+        node.cordoned, node.etag = known.node.cordoned, known.node.etag
         if known.node.incarnation == node.incarnation:
             node.state, node.state_reason = known.node.state, known.node.state_reason
             node.update_time.CopyFrom(known.node.update_time)
@@ -285,5 +346,10 @@ def _check_base_domain(tx: Transaction, node: pb.Node, environment: str) -> None
             )
 
 
-def _environment_not_found(name: str) -> SupervisorError:
-    return SupervisorError("ENVIRONMENT_NOT_FOUND", f"{name} does not exist.", resource=name)
+def _not_empty(name: str, apps: int, nodes: int) -> SupervisorError:
+    return SupervisorError(
+        "ENVIRONMENT_NOT_EMPTY",
+        f"{name} has {apps} apps and {nodes} nodes that can be heard.",
+        resource=name,
+        metadata={"apps": str(apps), "nodes": str(nodes)},
+    )

@@ -23,6 +23,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
 from services.control_plane.leases import Leases
 from services.control_plane.nodes.client import NodeClient
 from services.control_plane.nodes.renewals import LeaseRenewals
+from services.rpc.background import background
 from services.rpc.errors import SupervisorError
 
 log = logging.getLogger("appsupervisor.reconciler")
@@ -60,7 +61,9 @@ class NodeLink:
         leases: Leases,
         timeout: float,
         connect: Callable[[str], NodeClient] = NodeClient,
+        hosts: dict[str, set[NodeLink]] | None = None,
     ) -> None:
+        """`hosts` tells which links show something of an app; the link keeps its own part of it."""
         self.node = node
         self.client = connect(node.address)
         self.synced = False
@@ -73,6 +76,7 @@ class NodeLink:
         self._renewals = LeaseRenewals(node, self.client, leases)
         self._term = leases.term
         self._timeout = timeout
+        self._hosts = hosts if hosts is not None else {}
         self._apps: dict[str, dict[str, Instance]] = {}
         self._incoming: dict[str, dict[str, Instance]] | None = None
         self.status: RuntimeStatus | None = None
@@ -83,7 +87,7 @@ class NodeLink:
         self._hindered: dict[str, tuple[str, str]] = {}
         self._deadline: asyncio.TimerHandle | None = None
         self._heard_at = asyncio.get_running_loop().time()
-        self._task = asyncio.create_task(self._follow(), name=f"link {node.name}")
+        self._task = background(self._follow(), f"link {node.name}")
 
     @property
     def is_missing(self) -> bool:
@@ -110,10 +114,12 @@ class NodeLink:
         self._hindered.pop(app, None)
         instance.ClearField("figures")
         self._apps.setdefault(app, {}).setdefault(instance.name, instance)
+        self._index(app)
 
     def refuse(self, app: str, instance: Instance) -> None:
         """Note a start that the node refused, as a failed instance that isn't there."""
         self._refused[app] = instance
+        self._index(app)
         self._listener.changed((app,))
 
     def hindrance(self, app: str) -> tuple[str, str] | None:
@@ -138,6 +144,7 @@ class NodeLink:
         if app in self._refused and self._refused[app].name == name:
             del self._refused[app]
             gone = True
+        self._index(app)
         if gone:
             self._listener.changed((app,))
 
@@ -151,9 +158,26 @@ class NodeLink:
         request.term = self._term
         return await self.client.stop(request)
 
+    def _index(self, app: str) -> None:
+        """Have `hosts` tell of the app what the view shows now."""
+        if app in self._apps or app in self._refused:
+            self._hosts.setdefault(app, set()).add(self)
+        elif (links := self._hosts.get(app)) is not None:
+            links.discard(self)
+            if not links:
+                del self._hosts[app]
+
+    def end(self) -> None:
+        """Show nothing any more, from now on; `close` waits for the rest."""
+        self._task.cancel()
+        self.synced = False
+        self._apps, self._refused, known = {}, {}, {*self._apps, *self._refused}
+        for app in known:
+            self._index(app)
+
     async def close(self) -> None:
         """End the stream and the channel."""
-        self._task.cancel()
+        self.end()
         self._renewals.close()
         await asyncio.gather(self._task, return_exceptions=True)
         if self._deadline is not None:
@@ -235,6 +259,8 @@ class NodeLink:
             self._apps, self._incoming = self._incoming or {}, None
             self._hindered.clear()
             self.synced, self.given_up = True, False
+            for app in before | set(self._apps):
+                self._index(app)
             self._listener.changed(before | set(self._apps))
             return
         if message.type not in (Message.UPSERT, Message.REMOVE):
@@ -254,6 +280,7 @@ class NodeLink:
             if instance.last_error.reason == "APP_LEAKED":
                 self._listener.left_behind(app, instance)
         if self._incoming is None and not same:
+            self._index(app)
             self._listener.changed((app,))
 
     def _give_up(self) -> None:

@@ -23,6 +23,7 @@ class NodeLinks:
         self._connect = connect
         self._leases = leases
         self._links: dict[str, NodeLink] = {}
+        self._hosts: dict[str, set[NodeLink]] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
     def follow(self, node: Node, listener: LinkListener) -> None:
@@ -34,13 +35,19 @@ class NodeLinks:
                 return
             self.forget(node.name)
         self._links[node.name] = NodeLink(
-            node, listener, leases=self._leases, timeout=self._timeout, connect=self._connect
+            node,
+            listener,
+            leases=self._leases,
+            timeout=self._timeout,
+            connect=self._connect,
+            hosts=self._hosts,
         )
 
     def forget(self, name: str) -> None:
         """Follow a node no longer."""
         link = self._links.pop(name, None)
         if link is not None:
+            link.end()
             task = asyncio.create_task(link.close())
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
@@ -58,6 +65,10 @@ class NodeLinks:
     def all(self) -> list[NodeLink]:
         """Return the links to all nodes."""
         return list(self._links.values())
+
+    def hosting(self, app: str) -> list[NodeLink]:
+        """Return the links to the nodes that show something of an app, in the order of their names."""
+        return sorted(self._hosts.get(app, ()), key=lambda link: link.node.name)
 
     def is_heard(self, name: str) -> bool:
         """Tell whether a node's stream is open now. Safe from any thread."""

@@ -57,16 +57,12 @@ class AppTails:
             node = self._node_of(name)
             moved = asyncio.create_task(self._moved(record, node), name=f"tail {name}")
             try:
-                if node:
-                    async with aclosing(self._from_node(record, node, wanted, moved)) as messages:
-                        async for message in messages:
-                            if message.resume_token:
-                                wanted.resume_token = message.resume_token
-                                wanted.ClearField("tail_line_count")
-                            synced = synced or message.type == TailLogsResponse.SYNCED
-                            yield _public(message)
-                    if moved.done():
-                        continue
+                async with aclosing(self._from_node(record, node, wanted, moved)) as messages:
+                    async for message in messages:
+                        synced = synced or message.type == TailLogsResponse.SYNCED
+                        yield _public(message)
+                if moved.done():
+                    continue
                 if not synced:
                     synced = True
                     yield TailAppLogsResponse(
@@ -84,7 +80,12 @@ class AppTails:
     async def _from_node(
         self, record: AppRecord, node: str, wanted: TailLogsRequest, moved: asyncio.Task[None]
     ) -> AsyncGenerator[TailLogsResponse, None]:
-        """Yield what the app's node tells, until it has no more or the app isn't there any longer."""
+        """Yield what the app's node tells, until it has no more or the app isn't there any longer.
+
+        `wanted` is kept as what to ask the next node for. Without a node there is nothing to tell.
+        """
+        if not node:
+            return
         async with self._nodes.client_of(node) as client, aclosing(client.tail_logs(wanted)) as messages:
             while True:
                 step = asyncio.ensure_future(anext(messages))
@@ -105,6 +106,9 @@ class AppTails:
                     if failure.reason == "APP_NOT_FOUND":
                         return  # it is placed there and has not been started yet
                     raise
+                if message.resume_token:
+                    wanted.resume_token = message.resume_token
+                    wanted.ClearField("tail_line_count")
                 yield message
 
     async def _moved(self, record: AppRecord, node: str) -> None:

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import replace
+from typing import TypeVar
 
 from google.longrunning.operations_pb2 import Operation
+from google.protobuf.message import Message
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, OperationMetadata
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
+from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata, Node
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
+from services.control_plane.operations.moves import Stage, stage_of, take_back
 from services.control_plane.operations.traces import add_trace
 from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.interface import Transaction
-from services.control_plane.store.records import AppRecord, OperationRecord, Version, current_of
+from services.control_plane.store.records import DRAIN, AppRecord, OperationRecord, Version, current_of
 from services.rpc.errors import CODES, SupervisorError
 from services.rpc.status import to_status
 
@@ -30,12 +34,15 @@ READY = frozenset({Instance.RUNNING, Instance.IDLE})
 
 _BRINGS_UP = frozenset({"create", "update", "start", "restart", "recover"})
 _ENDED_BY = {
-    "stop": _BRINGS_UP,
-    "delete": _BRINGS_UP | {"stop"},
+    "stop": _BRINGS_UP | {"move"},
+    "delete": _BRINGS_UP | {"stop", "move"},
     "start": frozenset({"stop"}),
     "restart": frozenset({"stop"}),
     "recover": frozenset({"stop"}),
+    "move": frozenset({"move"}),
 }
+
+M = TypeVar("M", bound=Message)
 
 
 def supersede(tx: Transaction, app: str, verb: str, effect: str) -> None:
@@ -50,11 +57,19 @@ def supersede(tx: Transaction, app: str, verb: str, effect: str) -> None:
         end(tx, other, replaced, step="superseded")
 
 
-def begin(tx: Transaction, verb: str, record: AppRecord, actor: str, *, effect: str = "") -> OperationRecord:
+def begin(
+    tx: Transaction,
+    verb: str,
+    record: AppRecord,
+    actor: str,
+    *,
+    effect: str = "",
+    move: tuple[str, Version] | None = None,
+) -> OperationRecord:
     """Store a new operation on an app, ending those it supersedes, and return it.
 
-    `effect` is the verb it amounts to when that is another one, as of an update that stops the app. An
-    operation that what is already observed fulfils is done at once.
+    `effect` is the verb it amounts to when that is another one, as of an update that stops the app; `move`
+    the node and the version of a move. An operation that what is already observed fulfils is done at once.
     """
     supersede(tx, record.name, verb, effect or verb)
     limits = record.spec.limits
@@ -65,11 +80,13 @@ def begin(tx: Transaction, verb: str, record: AppRecord, actor: str, *, effect: 
     metadata.create_time.FromMicroseconds(tx.now)
     metadata.deadline_time.FromMicroseconds(tx.now + allowed + SLACK)
     goal = record.target
+    if move is not None:
+        metadata.node, goal = move
     served = _served(tx, record)
     if verb == "start" and served is not None and record.status.state in READY:
         goal = served  # it serves, if only an older version after a failed update
     operation = OperationRecord(
-        name=f"operations/{tx.now:016x}{secrets.token_hex(6)}",
+        name=new_name(tx),
         app=record.name,
         app_uid=record.uid,
         verb=verb,
@@ -79,6 +96,25 @@ def begin(tx: Transaction, verb: str, record: AppRecord, actor: str, *, effect: 
         deadline=tx.now + allowed + SLACK,
     )
     return _settle_one(tx, operation, record)
+
+
+def new_name(tx: Transaction) -> str:
+    """Return a name for a new operation: they sort by time."""
+    return f"operations/{tx.now:016x}{secrets.token_hex(6)}"
+
+
+def with_notice(tx: Transaction, operation: OperationRecord, condition: Condition) -> OperationRecord:
+    """Have an operation tell a condition of its app that the catalog does not keep, and return it."""
+    assert isinstance(operation.metadata, OperationMetadata)
+    metadata = copied(operation.metadata)
+    metadata.notice = condition.message
+    response = operation.response
+    if response is not None:
+        response = App.FromString(response.SerializeToString())
+        response.conditions.append(condition)
+    noticed = replace(operation, metadata=metadata, response=response)
+    tx.put_operation(noticed)
+    return noticed
 
 
 def settle(tx: Transaction, record: AppRecord) -> None:
@@ -98,22 +134,45 @@ def expire(tx: Transaction, name: str) -> None:
     operation = tx.operation(name)
     if operation is None or operation.done or operation.deadline > tx.now:
         return
+    if operation.verb == "move":
+        take_back(tx, operation, "OPERATION_DEADLINE_EXCEEDED", "A move of it was not done in time.")
     app = tx.app(operation.app)
     why = f"It is {Instance.State.Name(app.status.state)}" if app else ""
     for condition in app.status.conditions if app else ():
         if condition.type == "Ready" and condition.message:
             why = condition.message
+    stands = _STANDS.get(operation.verb, "what is wanted of it stands")
+    if isinstance(operation.metadata, DrainNodeMetadata):
+        left = operation.metadata.left_count
+        told = "; ".join(_told(it) for it in operation.metadata.app_results[:3])
+        why = f"{left} apps are on it still; {told}"
     end(
         tx,
         operation,
         SupervisorError(
             "OPERATION_DEADLINE_EXCEEDED",
-            sentences(f"{operation.app} did not get there in time; what is wanted of it stands", why),
+            sentences(f"{operation.app} did not get there in time; {stands}", why),
             resource=operation.app,
             metadata={"why": why},
         ),
         step="failed",
     )
+
+
+_STANDS = {"move": "it goes on where it serves", DRAIN: "it stays cordoned"}
+
+
+def _told(result: DrainNodeMetadata.AppResult) -> str:
+    return f"{result.app}: {result.message or DrainNodeMetadata.AppResult.State.Name(result.state)}".rstrip(
+        "."
+    )
+
+
+def copied(metadata: M) -> M:
+    """Return a copy of an operation's metadata that may be changed."""
+    copy = type(metadata)()
+    copy.CopyFrom(metadata)
+    return copy
 
 
 def end(
@@ -123,14 +182,14 @@ def end(
     *,
     step: str = "done",
     app: AppRecord | None = None,
+    node: Node | None = None,
     traceback: str = "",
 ) -> OperationRecord:
-    """End an operation, with the app as its response or an error, and return it.
+    """End an operation, with the app, or node, as its response or an error, and return it.
 
     The error carries the end of `traceback`, that of the app's exception.
     """
-    metadata = OperationMetadata()
-    metadata.CopyFrom(operation.metadata)
+    metadata = copied(operation.metadata)
     metadata.end_time.FromMicroseconds(tx.now)
     metadata.step = step
     if error is None:
@@ -143,7 +202,7 @@ def end(
         metadata=metadata,
         done=True,
         error=status,
-        response=app.public if app else None,
+        response=app.public if app else node,
         expire_time=tx.now + KEPT,
     )
     tx.put_operation(ended)
@@ -151,11 +210,42 @@ def end(
 
 
 def _settle_one(tx: Transaction, operation: OperationRecord, record: AppRecord) -> OperationRecord:
+    if operation.verb == "move":
+        return _settle_move(tx, operation, record)
     if fulfilled(operation.verb, operation.goal, record, _served(tx, record)):
         return end(tx, operation, None, app=record)
     if failure := failed(operation.verb, operation.goal, record):
         return end(tx, operation, failure, step="failed", traceback=_traceback(record))
-    updated = replace(operation, metadata=_progress(operation.metadata, record))
+    return _put_progress(tx, operation, _progress(operation.metadata, record))
+
+
+def _settle_move(tx: Transaction, operation: OperationRecord, record: AppRecord) -> OperationRecord:
+    stage = stage_of(tx, operation, record)
+    if stage is Stage.DONE:
+        return end(tx, operation, None, app=record)
+    progress = _progress(operation.metadata, record)
+    if stage is Stage.DRAINING:
+        progress.step, progress.progress_percent = "draining", 80
+        return _put_progress(tx, operation, progress)
+    given_up = record.failed is not None and record.failed.epoch == record.target.epoch
+    if stage is Stage.CALLED_OFF and given_up and record.target.epoch >= operation.goal.epoch:
+        return end(tx, operation, _error_of(record, "Updated"), step="failed", traceback=_traceback(record))
+    if stage is Stage.CALLED_OFF:
+        replaced = SupervisorError(
+            "OPERATION_SUPERSEDED",
+            f"A later command on {record.name} replaced this move.",
+            resource=record.name,
+        )
+        return end(tx, operation, replaced, step="superseded")
+    if record.status.state == Instance.FAILED and _served(tx, record) is None:
+        return end(tx, operation, _error_of(record, "Ready"), step="failed", traceback=_traceback(record))
+    return _put_progress(tx, operation, progress)
+
+
+def _put_progress(
+    tx: Transaction, operation: OperationRecord, metadata: OperationMetadata
+) -> OperationRecord:
+    updated = replace(operation, metadata=metadata)
     if operation.revision == 0 or updated.metadata != operation.metadata:
         tx.put_operation(updated)
     return updated
@@ -231,9 +321,9 @@ _STEPS = {
 }
 
 
-def _progress(metadata: OperationMetadata, record: AppRecord) -> OperationMetadata:
-    current = OperationMetadata()
-    current.CopyFrom(metadata)
+def _progress(metadata: OperationMetadata | DrainNodeMetadata, record: AppRecord) -> OperationMetadata:
+    assert isinstance(metadata, OperationMetadata)
+    current = copied(metadata)
     current.step, current.progress_percent = _STEPS.get(record.status.state, ("accepted", 0))
     del current.node_results[:]
     for instance in record.status.instances:

@@ -13,15 +13,15 @@ from dataclasses import replace
 from google.longrunning import operations_pb2 as pb
 from google.protobuf.empty_pb2 import Empty
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import OperationMetadata
 from services.control_plane.catalog.commands import take_back
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_end, page_start, request_digest
 from services.control_plane.catalog.scans import Scans
-from services.control_plane.operations import operations
+from services.control_plane.operations import moves, operations
 from services.control_plane.rules.names import operation_name, parse_operation_name
 from services.control_plane.store.interface import CatalogStore, Transaction
-from services.control_plane.store.records import OperationRecord
+from services.control_plane.store.records import DRAIN, OperationRecord
+from services.rpc.background import background
 from services.rpc.errors import SupervisorError, Violation, invalid_field
 from services.rpc.feed import Entry
 from services.rpc.pipeline.call import Caller
@@ -29,7 +29,7 @@ from services.rpc.pipeline.call import Caller
 LONGEST_WAIT = 600.0
 """Seconds that one WaitOperation may take, whatever it asks for."""
 
-_CANCELLABLE = frozenset({"create", "update", "start", "restart", "recover"})
+_CANCELLABLE = frozenset({"create", "update", "start", "restart", "recover", "move", DRAIN})
 
 
 class OperationService:
@@ -45,7 +45,7 @@ class OperationService:
 
     async def start(self) -> None:
         """Begin to wake those who wait."""
-        self._follower = asyncio.create_task(self._follow(), name="follow operations")
+        self._follower = background(self._follow(), "follow operations")
 
     async def close(self) -> None:
         """Stop waking; callers that wait, and later ones, get the operation as it is."""
@@ -100,8 +100,9 @@ class OperationService:
     async def cancel(self, request: pb.CancelOperationRequest, caller: Caller) -> None:
         """Carry out CancelOperation.
 
-        A create or start is taken back by stopping the app, as StopApp does; an update or restart that has
-        begun stands, and only the operation ends. A stop or a delete can't be taken back.
+        A create or start is taken back by stopping the app, as StopApp does; a move by ending what was to
+        take over. An update or restart that has begun stands, as the moves of a drain do, and only the
+        operation ends. A stop or a delete can't be taken back.
         """
 
         def run(tx: Transaction) -> Empty:
@@ -114,8 +115,7 @@ class OperationService:
                     resource=record.name,
                     metadata={"verb": record.verb, "what": what},
                 )
-            metadata = OperationMetadata()
-            metadata.CopyFrom(record.metadata)
+            metadata = operations.copied(record.metadata)
             metadata.cancel_requested = True
             cancelled = SupervisorError(
                 "OPERATION_CANCELLED",
@@ -124,6 +124,9 @@ class OperationService:
                 metadata={"actor": caller.actor},
             )
             operations.end(tx, replace(record, metadata=metadata), cancelled, step="cancelled")
+            if record.verb == "move":
+                why = f"A move of it was cancelled by {caller.actor}; it goes on where it serves."
+                moves.take_back(tx, record, "OPERATION_CANCELLED", why)
             app = tx.app(record.app)
             if (
                 app is not None
@@ -161,6 +164,8 @@ class OperationService:
             except SupervisorError:  # it fell behind the log: let everyone look again
                 for waiters in list(self._waiting.values()):
                     _wake(waiters)
+                if self._feed.closed:
+                    return
 
 
 def _wake(waiters: Iterable[asyncio.Future[None]]) -> None:

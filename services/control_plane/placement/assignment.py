@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
-from services.control_plane.placement.choice import choose
+from services.control_plane.placement.choice import choose, wish_of
 from services.control_plane.placement.failover import lost_placements
 from services.control_plane.placement.snapshot import Snapshot, is_ready
 from services.control_plane.rules.app_defaults import RUNTIME_FIELDS, clear_fields
@@ -27,12 +27,14 @@ class Assignment:
     """The placements an app is to have."""
 
     placements: tuple[PlacementRecord, ...]
-    target: Version
-    """What is wanted to run: under a newer epoch, if the one before was given up with its node."""
     failed: Version | None = None
     """The version that was given up in favour of the one before it."""
     unplaced: str = ""
     """Why a placement that is wanted is missing: one sentence."""
+    unplaced_reason: str = ""
+    """The same for programs, an `ErrorReason`."""
+    target: Version | None = None
+    """The version that is wanted from now on, if it is another than the app's."""
 
     @property
     def staying(self) -> tuple[PlacementRecord, ...]:
@@ -86,11 +88,13 @@ class _Swap:
         self._app = app
         self._seen = seen
         self._now = now
-        self._failed = app.failed
         self._target = app.target
+        self._failed = app.failed
+        self._unplaced_reason = "NO_NODE_AVAILABLE"
         self._placements = {it.name: self._with_data(it) for it in placements}
 
     def decide(self) -> Assignment:
+        self._leave_deleted_nodes()
         unplaced = self._lose()
         self._promote()
         if self._app.deleting:
@@ -106,7 +110,13 @@ class _Swap:
             unplaced = self._go_on() or unplaced
         if not self._app.deleting:
             self._forget()
-        return Assignment(tuple(self._placements.values()), self._target, self._failed, unplaced)
+        return Assignment(
+            tuple(self._placements.values()),
+            self._failed,
+            unplaced,
+            self._unplaced_reason if unplaced else "",
+            self._target if self._target != self._app.target else None,
+        )
 
     @property
     def _current(self) -> PlacementRecord | None:
@@ -119,8 +129,8 @@ class _Swap:
     def _with_data(self, placement: PlacementRecord) -> PlacementRecord:
         """Note that an app which keeps its data on its node has run there: a dormant one may never have."""
         instance = self._seen.instance(placement)
-        if placement.has_data or instance is None:
-            return placement
+        if placement.has_data or instance is None or placement.role is Role.LOST:
+            return placement  # what was given up was so with its data
         ran = instance.state == Instance.RUNNING or instance.HasField("ready_time")
         keeps = self._app.spec.database.WhichOneof("kind") in (None, "sqlite")
         return replace(placement, has_data=True) if ran and keeps else placement
@@ -132,7 +142,8 @@ class _Swap:
             return ""
         current, nodes = self._current, ", ".join(sorted({it.node for it in lost}))
         moves = current if current in lost else None
-        choice = choose(self._app.spec.environment, self._seen.candidates)
+        wish = wish_of(self._app.spec, environment_cordoned=self._seen.environment_cordoned)
+        choice = choose(wish, self._seen.candidates)
         if not choice.node and (moves is not None or current is None):
             return f"{nodes} is lost, and nobody else can take it: {choice.reason}"
         for placement in lost:
@@ -146,6 +157,26 @@ class _Swap:
             why = f"{moves.node} was lost; on {choice.node}: {choice.reason}."
             self._add(replace(moves, epoch=epoch, node=choice.node, why=why, has_data=False, since=self._now))
         return ""
+
+    def _leave_deleted_nodes(self) -> None:
+        """Give up what was on nodes that are gone. Where data went with one, that is kept in mind."""
+        left = False
+        for placement in list(self._placements.values()):
+            if placement.node not in self._seen.gone:
+                continue
+            if placement.has_data and not self._app.deleting:
+                self._give(placement, Role.LOST, "Its node was deleted, and its data with it.")
+            else:
+                del self._placements[placement.name]
+            left = left or placement.role in (Role.CURRENT, Role.INCOMING)
+        if not left:
+            return
+        if self._current is None and self._incoming is None:
+            # What is gone may run all the same: what comes after it is above it.
+            self._target = replace(self._target, epoch=self._target.epoch + 1)
+            self._failed = None
+        elif self._incoming is None:
+            self._failed = self._target  # only what was to take over is gone; what serves stays where it is
 
     def _promote(self) -> None:
         """Let what comes in take over once it is ready."""
@@ -165,7 +196,7 @@ class _Swap:
             self._failed = None
             return ""
         incoming = self._incoming
-        if incoming is not None and incoming.version != target:
+        if incoming is not None and incoming.version != target and not self._is_moved(incoming, current):
             self._give(incoming, Role.OUTGOING, f"{target.instance_id} is wanted instead.")
             incoming = None
         if incoming is not None:
@@ -176,25 +207,42 @@ class _Swap:
         self._failed = None
         return self._bring_in(target, current)
 
+    def _is_moved(self, incoming: PlacementRecord, current: PlacementRecord | None) -> bool:
+        """Tell whether what comes in is what serves, on its way to another node, and the target given up."""
+        if current is None or self._failed != self._target:
+            return False
+        return incoming.generation == current.generation and incoming.node != current.node
+
     def _give_up(self, incoming: PlacementRecord, current: PlacementRecord | None) -> None:
         """Go back to the version before if what comes in has failed, and there is something to go back to.
 
-        A version before that doesn't run any more is one only if it is of other code.
+        A version before that doesn't run any more is one only if it is of other code, or on another node.
         """
         instance = self._instance(incoming)
         if current is None or instance is None or instance.state != Instance.FAILED:
             return
-        if is_ready(self._instance(current)) or current.generation != incoming.generation:
+        other = current.generation != incoming.generation or current.node != incoming.node
+        if is_ready(self._instance(current)) or other:
             self._give(incoming, Role.OUTGOING, "It did not start.")
-            self._failed = incoming.version
+            self._failed = self._target
 
     def _bring_in(self, target: Version, current: PlacementRecord | None) -> str:
         # Nothing moves without a reason, and the app's data is where it was.
         staying = (it for it in self._placements.values() if it.role is not Role.LOST)
         before = current or next(staying, None)
         node, why = (before.node, "It was there before.") if before is not None else ("", "")
-        if before is None:
-            choice = choose(self._app.spec.environment, self._seen.candidates)
+        lost = next((it for it in self._placements.values() if it.role is Role.LOST and it.has_data), None)
+        if before is None and lost is not None:
+            if self._seen.heard(lost.node) is None:
+                self._unplaced_reason = "DATA_LOST"
+                return (
+                    f"Its data was given up with {lost.node}, which was deleted; accept_data_loss starts it "
+                    "anew, or that node, registered again with the data, brings it back."
+                )
+            node, why = lost.node, "Its node is back, and its data with it."
+        elif before is None:
+            wish = wish_of(self._app.spec, environment_cordoned=self._seen.environment_cordoned)
+            choice = choose(wish, self._seen.candidates)
             if not choice.node:
                 return choice.reason
             node, why = choice.node, f"On {choice.node}: {choice.reason}."
@@ -208,7 +256,7 @@ class _Swap:
             role=Role.INCOMING,
             spec=pinned(self._app.spec),
             why=why,
-            has_data=current is not None and current.has_data and current.node == node,
+            has_data=_has_data(before or lost, node),
             since=self._now,
         )
         self._add(placement)
@@ -238,6 +286,10 @@ class _Swap:
         if placement.role is not role:
             placement = replace(placement, role=role, why=why, since=self._now)
         self._placements[placement.name] = placement
+
+
+def _has_data(before: PlacementRecord | None, node: str) -> bool:
+    return before is not None and before.has_data and before.node == node
 
 
 def _of(placements: Iterable[PlacementRecord], role: Role) -> PlacementRecord | None:

@@ -51,6 +51,9 @@ class Snapshot:
     nodes: Mapping[str, NodeView] = field(default_factory=dict)
     candidates: tuple[Candidate, ...] = ()
     """Looked for only when the app has no placement, or one on a lost node."""
+    gone: frozenset[str] = frozenset()
+    """Nodes of the app's placements that have been deleted."""
+    environment_cordoned: bool = False
 
     def heard(self, node: str) -> NodeView | None:
         """Return what a node tells; None if it isn't heard."""

@@ -1,7 +1,7 @@
-"""One pass over one app: assign, observe, store what came of both, act.
+"""Looks at one app once: assigns, observes, stores what came of both, acts. That is one pass.
 
 It looks at the newest of the catalog and of the nodes, and may be cut off anywhere: the next pass begins
-again. Who passes when, and what failed again when, is the controller's.
+again. Which app has its pass when, and what failed again when, is the controller's.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
 )
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.placement.assignment import Assignment, assign
-from services.control_plane.placement.choice import Candidate
+from services.control_plane.placement.choice import candidate_of
 from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
 from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.observation import observe
@@ -89,7 +89,7 @@ class AppReconciler:
     async def _look_at(self, app: AppRecord) -> Result:
         placements = self._mirror.placements_of(app.name)
         seen = self._see(app, placements)
-        if placements and not any(self._links.is_clear(it.node) for it in placements):
+        if placements and not any(self._is_clear(it.node) for it in placements):
             return Result()  # nothing can be said or done yet
         now = self._store.now()
         assigned = assign(app, placements, seen, now)
@@ -99,39 +99,51 @@ class AppReconciler:
             result = await self._act(app, assigned, seen)
             return result if result.failure or result.after else Result(again=True)
         observed = observe(app, assigned, seen, now)
-        if observed != app or set(assigned.placements) != set(placements):
+        moving = self._mirror.open_operations(
+            app.name, ("move",)
+        )  # it ends also when its old node falls silent
+        if observed != app or set(assigned.placements) != set(placements) or moving:
             stored = await self._decide(app, placements, assigned, seen)
             if stored is None:
                 return Result()
             app, assigned = stored
         return await self._act(app, assigned, seen)
 
+    def _is_clear(self, node: str) -> bool:
+        """Tell whether something can be said of what is on a node."""
+        return self._links.is_clear(node) or self._mirror.nodes.get(node) is None
+
     def _see(self, app: AppRecord, placements: tuple[PlacementRecord, ...]) -> Snapshot:
         nodes = {}
-        for name in {placement.node for placement in placements}:
+        homes = {placement.node for placement in placements}
+        gone = frozenset(name for name in homes if self._mirror.nodes.get(name) is None)
+        for name in homes - gone:
             told = {it.name: it for it in app.status.instances if it.node == name}
             view = self._links.view(name, app.name, told)
             if view is not None:
                 nodes[name] = self._with_loss(view)
-        staying = any(
-            it.role is not Role.LOST and not (it.node in nodes and nodes[it.node].sight is Sight.LOST)
-            for it in placements
-        )
+        lost = {name for name, view in nodes.items() if view.sight is Sight.LOST}
+        staying = any(it.role is not Role.LOST and it.node not in gone | lost for it in placements)
         if staying or app.deleting or app.spec.desired_state == App.STOPPED:
-            return Snapshot(nodes)
+            return Snapshot(nodes, gone=gone)
         prefix = f"{app.spec.environment}/nodes/"
+        taken = self._mirror.exclusive_nodes(besides=app.name)
+        environment = self._mirror.environments.get(app.spec.environment)
         return Snapshot(
             nodes,
             tuple(
-                Candidate(
-                    link.node.name,
-                    link.synced,
-                    self._mirror.count_on(link.node.name) + self._placing[link.node.name],
-                    link.node.max_instances,
+                candidate_of(
+                    link.node,
+                    heard=link.synced,
+                    apps=self._mirror.count_on(link.node.name) + self._placing[link.node.name],
+                    reserved_bytes=self._mirror.reserved_on(link.node.name),
+                    taken=link.node.name in taken,
                 )
                 for link in self._links.all()
                 if link.node.name.startswith(prefix)
             ),
+            gone,
+            environment is not None and environment.environment.cordoned,
         )
 
     def _with_loss(self, view: NodeView) -> NodeView:
@@ -156,7 +168,7 @@ class AppReconciler:
             self._placing.subtract(new)
 
     async def _act(self, app: AppRecord, assigned: Assignment, seen: Snapshot) -> Result:
-        todo = plan(app, assigned, seen)
+        todo = plan(app, assigned, seen, self._store.now())
         if app.deleting and (pause := self._pace.wait(_removal(app), app.target, "")):
             return Result(after=pause)
         if todo.start is not None and (pause := self._pause(app, todo.start.placement)):
@@ -169,7 +181,7 @@ class AppReconciler:
             await self._write(
                 partial(transactions.ended, name=app.name, uid=app.uid, placements=over, policy=app.deleting)
             )
-        return Result(failure=failure)
+        return Result(failure=failure, after=todo.after)
 
     async def _stop_all(
         self, app: AppRecord, todo: Plan
@@ -211,7 +223,7 @@ class AppReconciler:
         if self._mirror.apps.get(app) is None and not self._mirror.apps.was_deleted(app):
             return
         placed = {placement.node for placement in self._mirror.placements_of(app)}
-        for link in self._links.all():
+        for link in self._links.hosting(app):
             if link.node.name in placed or not link.synced:
                 continue
             for instance in list(link.instances(app).values()):

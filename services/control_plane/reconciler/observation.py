@@ -1,4 +1,4 @@
-"""What is: an app's status from its placements and what their nodes tell. Pure."""
+"""Works out an app's status from its placements and from what their nodes tell. Pure."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ def version_of(instance: Instance) -> Version:
 
 def observe(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> AppRecord:
     """Return the app with the status that its placements and their nodes give it, as of now (µs)."""
-    if (app.failed, app.target) != (assigned.failed, assigned.target):
-        app = replace(app, failed=assigned.failed, target=assigned.target)
+    target = assigned.target or app.target
+    if (app.failed, app.target) != (assigned.failed, target):
+        app = replace(app, failed=assigned.failed, target=target)
     status = App()
     status.CopyFrom(app.status)
     told = dict(_told(app, assigned, seen))
@@ -108,7 +109,9 @@ class _Status:
             return "Stopped" if stopped else "Stopping", "", Condition.UNMET
         if not self._assigned.staying:
             status.state = Instance.PENDING
-            return "NO_NODE_AVAILABLE", self._assigned.unplaced, Condition.UNMET
+            if self._assigned.unplaced_reason == "DATA_LOST":
+                status.state, status.health = Instance.FAILED, Instance.Health.UNHEALTHY
+            return self._assigned.unplaced_reason, self._assigned.unplaced, Condition.UNMET
         if ready is not None:
             status.state, status.health = ready.state, ready.health
             return "Serving" if ready.state == Instance.RUNNING else "Dormant", "", Condition.MET
@@ -185,15 +188,15 @@ class _Status:
         if self._assigned.staying:
             where = f"On {home_of(self._assigned.staying)}."
             set_condition(self._status.conditions, "Scheduled", Condition.MET, "Placed", where, now)
-        elif self._status.state == Instance.PENDING:
-            why = self._assigned.unplaced
-            reason = "NO_NODE_AVAILABLE"
+        elif self._assigned.unplaced:
+            why, reason = self._assigned.unplaced, self._assigned.unplaced_reason
             set_condition(self._status.conditions, "Scheduled", Condition.UNMET, reason, why, now)
 
     def _set_updated(self, now: int) -> None:
         app, status, current = self._app, self._status, self._assigned.current
         if app.failed is not None and app.failed == app.target:
-            culprit = next((it for it in status.instances if version_of(it) == app.failed), None)
+            # One that was well is no culprit: it was called off.
+            culprit = next((it for it in status.instances if _is_culprit(it, app.failed)), None)
             known = next((c for c in status.conditions if c.type == "Updated"), None)
             if culprit is not None or known is None or known.status != Condition.UNMET:
                 error = culprit.last_error if culprit is not None else InstanceError()
@@ -207,6 +210,10 @@ class _Status:
                 set_condition(status.conditions, "Updated", Condition.UNMET, reason, message, now)
         elif current is not None and current.version == app.target:
             set_condition(status.conditions, "Updated", Condition.MET, "Current", "", now)
+
+
+def _is_culprit(instance: Instance, failed: Version) -> bool:
+    return version_of(instance) == failed and bool(instance.last_error.reason)
 
 
 def _failure(instance: Instance) -> tuple[str, str]:

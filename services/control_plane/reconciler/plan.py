@@ -1,4 +1,4 @@
-"""What to do: the calls that bring an app's nodes from what is to what its placements say. Pure.
+"""Works out the calls that bring an app's nodes from what is to what its placements say. Pure.
 
 The rules: what is wanted is started where it isn't; once it is ready everything else is stopped; what is
 neither wanted nor ready is stopped at once; nothing is asked of a node that cannot be heard.
@@ -19,6 +19,9 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
 from services.control_plane.placement.assignment import ENDING, Assignment, spec_of
 from services.control_plane.placement.snapshot import NodeView, Snapshot, is_own, is_ready
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role
+
+SWITCH_SECONDS = 3.0
+"""How long what was replaced from another node goes on serving: those who follow `uri` need to hear of it."""
 
 _SPEC_MESSAGES = ("config", "database", "idle_timeout", "limits", "health_check", "restart_policy")
 
@@ -47,29 +50,50 @@ class Plan:
     start: Start | None = None
     stop: tuple[Stop, ...] = ()
     remove: bool = False
+    after: float = 0.0
+    """There is more to do after so many seconds; 0 if there isn't."""
 
 
-def plan(app: AppRecord, assigned: Assignment, seen: Snapshot) -> Plan:
-    """Return what to do next for an app."""
+def plan(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> Plan:
+    """Return what to do next for an app, as of now (µs)."""
     if app.deleting and not assigned.placements:
         return Plan(remove=True)
     ending = bool(app.deleting) or app.spec.desired_state == App.STOPPED
-    stops = tuple(_stops(app, assigned, seen, ending=ending))
+    lingering = {} if ending else dict(_lingering(assigned, seen, now))
+    after = min(lingering.values(), default=0.0)
+    stops = tuple(
+        stop
+        for stop in _stops(app, assigned, seen, ending=ending)
+        if stop.ends is None or stop.ends.name not in lingering
+    )
     wanted = assigned.wanted
     if ending or wanted is None:
-        return Plan(stop=stops)
+        return Plan(stop=stops, after=after)
     view = seen.heard(wanted.node)
     if view is None or wanted.instance in view.instances:
-        return Plan(stop=stops)  # it is there, or another app's of that name has to go first
+        # It is there, or another app's of that name has to go first.
+        return Plan(stop=stops, after=after)
     request = StartInstanceRequest(
         spec=_instance_spec(app, wanted), start_now=_is_tried(assigned, wanted, seen)
     )
-    return Plan(Start(wanted, request), stops)
+    return Plan(Start(wanted, request), stops, after=after)
 
 
 def stop_orphan(instance: Instance) -> StopInstanceRequest:
     """Return the call that ends an instance which belongs to no app here; its data stays."""
     return StopInstanceRequest(name=instance.name, epoch=instance.epoch, app_uid=instance.app_uid)
+
+
+def _lingering(assigned: Assignment, seen: Snapshot, now: int) -> Iterator[tuple[str, float]]:
+    """Yield what serves on for a while on the node that the app was moved from, and for how many seconds."""
+    current = assigned.current
+    if current is None or not is_ready(seen.instance(current)):
+        return
+    for placement in assigned.placements:
+        left = SWITCH_SECONDS - (now - placement.since) / 1e6
+        moved = placement.role is Role.OUTGOING and placement.node != current.node
+        if moved and 0 < left <= SWITCH_SECONDS and is_ready(seen.instance(placement)):
+            yield placement.name, left
 
 
 def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool) -> Iterator[Stop]:

@@ -22,6 +22,7 @@ from services.control_plane.reconciler.observation import observe
 from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, NodeRecord, PlacementRecord
+from services.rpc.errors import SupervisorError
 
 
 def decided(tx: Transaction, name: str, uid: str, seen: Snapshot) -> tuple[AppRecord, Assignment] | None:
@@ -34,6 +35,7 @@ def decided(tx: Transaction, name: str, uid: str, seen: Snapshot) -> tuple[AppRe
         return None
     known = tx.placements_of(name)
     assigned = assign(before, known, seen.believing(partial(_is_lost, tx)), tx.now)
+    _check_places(tx, known, assigned)
     after = observe(before, assigned, seen, tx.now)
     if after != before:
         tx.put_app(after)
@@ -84,6 +86,8 @@ def ended(
             tx.delete_placement(placement)
         else:
             left += 1
+    if not record.deleting:
+        operations.settle(tx, record)
     if not record.deleting or left:
         return
     tx.delete_app(name)
@@ -143,6 +147,15 @@ def expire_operations(
     """End the operations whose deadline has passed, one write each."""
     for name in store.mirror.overdue_operations(store.now()):
         yield write(partial(operations.expire, name=name))
+
+
+def _check_places(tx: Transaction, known: Sequence[PlacementRecord], assigned: Assignment) -> None:
+    """Refuse a place on a node that was cordoned or deleted meanwhile: the next pass looks again."""
+    homes = {placement.node for placement in known}
+    for placement in assigned.placements:
+        node = tx.node(placement.node)
+        if placement.node not in homes and (node is None or node.node.cordoned):
+            raise SupervisorError("NO_NODE_AVAILABLE", f"{placement.node} takes no app any more.")
 
 
 def _put_placements(

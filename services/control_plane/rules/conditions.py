@@ -6,6 +6,9 @@ from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition
 
+CODE_CHANGED = "CodeChanged"
+"""The disk has other code than runs. Told by nodes that are asked; the catalog never keeps it."""
+
 
 def set_condition(
     conditions: RepeatedCompositeFieldContainer[Condition],

@@ -22,6 +22,7 @@ from services.spec.scalars import (
 _MAX_INCARNATION = 64
 _MAX_VERSION = 128
 _MAX_INSTANCES = 2**31 - 1
+_MAX_MEMORY = 2**63 - 1
 # Wider than DNS: names of containers and hosts files may have underscores.
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
 _INCARNATION = re.compile(rf"[!-~]{{1,{_MAX_INCARNATION}}}")
@@ -44,6 +45,7 @@ def node_violations(node: Node, prefix: str = "node") -> list[Violation]:
         *label_violations(f"{prefix}.labels", node.labels),
         *text_violations(f"{prefix}.version", node.version, _MAX_VERSION),
         *integer_violations(f"{prefix}.max_instances", node.max_instances, 0, _MAX_INSTANCES),
+        *integer_violations(f"{prefix}.memory_bytes", node.memory_bytes, 0, _MAX_MEMORY),
     ]
     if node.base_domain and node.base_domain != "localhost":
         found += domain_violations(f"{prefix}.base_domain", node.base_domain)

@@ -69,16 +69,6 @@ def node_name(environment_id: str, node_id: str) -> str:
     return f"environments/{environment_id}/nodes/{node_id}"
 
 
-def instance_name(app_id: str, instance_id: str) -> str:
-    """Return `apps/{app}/instances/{instance}`."""
-    return f"apps/{app_id}/instances/{instance_id}"
-
-
-def event_name(app_id: str, event_id: str) -> str:
-    """Return `apps/{app}/events/{event}`."""
-    return f"apps/{app_id}/events/{event_id}"
-
-
 def operation_name(operation_id: str) -> str:
     """Return `operations/{operation}`."""
     return f"operations/{operation_id}"
@@ -97,18 +87,6 @@ def parse_environment_name(name: str, field: str = "name", *, wildcard: bool = F
 def parse_node_name(name: str, field: str = "name") -> tuple[str, str]:
     """Return (environment, node) of `environments/{environment}/nodes/{node}`; raises INVALID_FIELD."""
     ids = _parse("environments/{environment}/nodes/{node}", name, field, [APP_ID, APP_ID])
-    return ids[0], ids[1]
-
-
-def parse_instance_name(name: str, field: str = "name") -> tuple[str, str]:
-    """Return (app, instance) of `apps/{app}/instances/{instance}`; raises INVALID_FIELD."""
-    ids = _parse("apps/{app}/instances/{instance}", name, field, [APP_ID, _SYSTEM_ID])
-    return ids[0], ids[1]
-
-
-def parse_event_name(name: str, field: str = "name") -> tuple[str, str]:
-    """Return (app, event) of `apps/{app}/events/{event}`; raises INVALID_FIELD."""
-    ids = _parse("apps/{app}/events/{event}", name, field, [APP_ID, _SYSTEM_ID])
     return ids[0], ids[1]
 
 

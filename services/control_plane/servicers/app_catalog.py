@@ -61,6 +61,10 @@ class CatalogServicer:
         """Serve AppCatalog.RecoverApp."""
         return await self._commands.recover(request, call.caller())
 
+    async def MoveApp(self, request: pb.MoveAppRequest, call: Call) -> Operation:
+        """Serve AppCatalog.MoveApp."""
+        return await self._commands.move(request, call.caller())
+
     async def WatchApps(
         self, request: pb.WatchAppsRequest, call: Call
     ) -> AsyncIterator[pb.WatchAppsResponse]:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
+from google.longrunning.operations_pb2 import Operation
 from google.protobuf.empty_pb2 import Empty
 
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
+from services.control_plane.fleet.explanations import explain_placement
 from services.control_plane.fleet.fleet import FleetService
+from services.control_plane.fleet.node_commands import NodeCommands
+from services.control_plane.fleet.node_watch import watch_nodes
+from services.control_plane.store.interface import CatalogStore
 from services.rpc.pipeline.call import Call
 
 
 class FleetServicer:
     """Serves Fleet."""
 
-    def __init__(self, fleet: FleetService) -> None:
+    def __init__(self, store: CatalogStore, fleet: FleetService, nodes: NodeCommands) -> None:
+        self._store = store
         self._fleet = fleet
+        self._nodes = nodes
 
     async def CreateEnvironment(self, request: pb.CreateEnvironmentRequest, call: Call) -> pb.Environment:
         """Serve Fleet.CreateEnvironment."""
@@ -28,6 +37,10 @@ class FleetServicer:
     ) -> pb.ListEnvironmentsResponse:
         """Serve Fleet.ListEnvironments."""
         return self._fleet.list_environments(request)
+
+    async def UpdateEnvironment(self, request: pb.UpdateEnvironmentRequest, call: Call) -> pb.Environment:
+        """Serve Fleet.UpdateEnvironment."""
+        return await self._fleet.update_environment(request, call.caller())
 
     async def DeleteEnvironment(self, request: pb.DeleteEnvironmentRequest, call: Call) -> Empty:
         """Serve Fleet.DeleteEnvironment."""
@@ -45,3 +58,33 @@ class FleetServicer:
     async def ListNodes(self, request: pb.ListNodesRequest, call: Call) -> pb.ListNodesResponse:
         """Serve Fleet.ListNodes."""
         return self._fleet.list_nodes(request)
+
+    async def WatchNodes(
+        self, request: pb.WatchNodesRequest, call: Call
+    ) -> AsyncIterator[pb.WatchNodesResponse]:
+        """Serve Fleet.WatchNodes."""
+        async for message in watch_nodes(self._store, request):
+            yield message
+
+    async def CordonNode(self, request: pb.CordonNodeRequest, call: Call) -> pb.Node:
+        """Serve Fleet.CordonNode."""
+        return await self._nodes.cordon(request, call.caller())
+
+    async def UncordonNode(self, request: pb.UncordonNodeRequest, call: Call) -> pb.Node:
+        """Serve Fleet.UncordonNode."""
+        return await self._nodes.uncordon(request, call.caller())
+
+    async def DrainNode(self, request: pb.DrainNodeRequest, call: Call) -> Operation:
+        """Serve Fleet.DrainNode."""
+        return await self._nodes.drain(request, call.caller())
+
+    async def DeleteNode(self, request: pb.DeleteNodeRequest, call: Call) -> Empty:
+        """Serve Fleet.DeleteNode."""
+        await self._nodes.delete(request, call.caller())
+        return Empty()
+
+    async def ExplainPlacement(
+        self, request: pb.ExplainPlacementRequest, call: Call
+    ) -> pb.ExplainPlacementResponse:
+        """Serve Fleet.ExplainPlacement."""
+        return explain_placement(self._store.mirror, request)

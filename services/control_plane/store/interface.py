@@ -203,11 +203,14 @@ class CatalogStore(Protocol):
         """Where the replicas agree on who leads."""
         ...
 
-    def write(self, command: Callable[[Transaction], T], *, term: int | None = None) -> Future[T]:
+    def write(
+        self, command: Callable[[Transaction], T], *, term: int | None = None, request_id: str = ""
+    ) -> Future[T]:
         """Run a command durably; the future resolves once it is committed and in the mirror.
 
         The command sees all that any replica has committed. With a `term` it is run only while that is the
-        newest leader's, checked in its own transaction.
+        newest leader's, checked in its own transaction. The `request_id` that it will look for is looked up
+        together with those of others.
 
         An exception of the command is its future's, and nothing of it is stored. The future fails
         with SupervisorError STORE_UNAVAILABLE when the database cannot be written, SERVER_BUSY when

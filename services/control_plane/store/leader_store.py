@@ -41,9 +41,12 @@ class LeaderStore:
         """See `CatalogStore`."""
         return self._store.seat
 
-    def write(self, command: Callable[[Transaction], T], *, term: int | None = None) -> Future[T]:
+    def write(
+        self, command: Callable[[Transaction], T], *, term: int | None = None, request_id: str = ""
+    ) -> Future[T]:
         """Run a command if this term is still the newest; see `CatalogStore.write`."""
-        return self._store.write(command, term=self._term if term is None else term)
+        term = self._term if term is None else term
+        return self._store.write(command, term=term, request_id=request_id)
 
     def catch_up(self) -> Future[int]:
         """See `CatalogStore`."""

@@ -6,10 +6,14 @@ Fed only by committed changes, in the order of the change log.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterable
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
+from services.control_plane.store.app_entries import AppEntries, AppEntry
+from services.control_plane.store.packed_app import PackedApp
 from services.control_plane.store.records import (
+    DRAIN,
     VERBS,
     AppRecord,
     EnvironmentRecord,
@@ -26,12 +30,14 @@ class Mirror:
     """The catalog's feeds, and the few indexes that reads need. Reads are safe from any thread."""
 
     def __init__(self, revision: int = 0, oldest_revision: int = 0) -> None:
-        self.apps: ChangeFeed[AppRecord] = ChangeFeed(revision=revision, oldest_revision=oldest_revision)
+        self.apps: ChangeFeed[AppRecord] = ChangeFeed(
+            revision=revision, oldest_revision=oldest_revision, entry=AppEntries()
+        )
+        self.nodes: ChangeFeed[NodeRecord] = ChangeFeed(revision=revision, oldest_revision=oldest_revision)
         # Of the others no removals are loaded: nobody may resume from before the start.
         self.environments: ChangeFeed[EnvironmentRecord] = ChangeFeed(
             revision=revision, oldest_revision=revision
         )
-        self.nodes: ChangeFeed[NodeRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self.placements: ChangeFeed[PlacementRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self.operations: ChangeFeed[OperationRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self._lock = threading.Lock()
@@ -40,6 +46,13 @@ class Mirror:
         self._by_environment: dict[str, set[str]] = {}
         self._open_operations: dict[str, set[str]] = {}
         """By app and verb: a command looks for those it ends, however many others there are."""
+        self._drains: set[str] = set()
+        self._asked: dict[str, int] = {}
+        """Memory that apps ask for, of those that do."""
+        self._reserved: dict[str, int] = {}
+        """The sum of it by node."""
+        self._exclusive: set[str] = set()
+        """Apps that are to be alone on their nodes."""
 
     def apply(
         self,
@@ -55,17 +68,22 @@ class Mirror:
         apps, placements, operations = list(apps), list(placements), list(operations)
         with self._lock:
             for name, app in apps:
-                old = self.apps.get(name)
+                old = self._packed(name)
                 _move(
                     self._by_environment,
                     name,
-                    old.spec.environment if old else "",
-                    app.spec.environment if app else "",
+                    old.environment if old else "",
+                    app.packed.environment if app else "",
                 )
+                self._note_wish(name, app.packed if app else None)
             for name, placement in placements:
                 self._place(name, placement)
             for name, operation in operations:
                 known = self.operations.get(name)
+                if operation is not None and operation.verb == DRAIN and not operation.done:
+                    self._drains.add(name)
+                else:
+                    self._drains.discard(name)
                 _move(
                     self._open_operations,
                     name,
@@ -91,8 +109,32 @@ class Mirror:
         was, now = {it.node for it in before}, {it.node for it in after}
         for node in was - now:
             _move(self._by_node, app, node, "")
+            self._reserve(node, -self._asked.get(app, 0))
         for node in now - was:
             _move(self._by_node, app, "", node)
+            self._reserve(node, self._asked.get(app, 0))
+
+    def _note_wish(self, name: str, app: PackedApp | None) -> None:
+        """Note what an app asks of its nodes."""
+        asks = app.memory_bytes if app is not None else 0
+        more = asks - self._asked.get(name, 0)
+        if more:
+            for node in {it.node for it in self._placed.get(name, ())}:
+                self._reserve(node, more)
+            if asks:
+                self._asked[name] = asks
+            else:
+                del self._asked[name]
+        if app is not None and app.exclusive:
+            self._exclusive.add(name)
+        else:
+            self._exclusive.discard(name)
+
+    def _reserve(self, node: str, more: int) -> None:
+        if more and (total := self._reserved.get(node, 0) + more):
+            self._reserved[node] = total
+        elif more:
+            self._reserved.pop(node, None)
 
     def placements_of(self, app: str) -> tuple[PlacementRecord, ...]:
         """Return an app's placements, in no order."""
@@ -106,6 +148,40 @@ class Mirror:
     def count_on(self, node: str) -> int:
         """Count the apps with a placement on a node."""
         return len(self._by_node.get(node, _NONE))
+
+    def reserved_on(self, node: str) -> int:
+        """Return the bytes that the apps placed on a node are allowed, of those that have a limit."""
+        return self._reserved.get(node, 0)
+
+    def exclusive_nodes(self, besides: str = "") -> set[str]:
+        """Return the nodes with an app on them that is to be alone, other than `besides`."""
+        with self._lock:
+            apps = self._exclusive - {besides}
+        return {placement.node for app in apps for placement in self.placements_of(app)}
+
+    def nodes_with_apps(self) -> list[str]:
+        """Return the names of the nodes that apps are placed on, also of those that are gone."""
+        with self._lock:
+            return list(self._by_node)
+
+    def open_drains(self) -> list[str]:
+        """Return the names of the drains that are not done, oldest first."""
+        with self._lock:
+            return sorted(self._drains)
+
+    def _packed(self, app: str) -> PackedApp | None:
+        entry = self.apps.entry(app)
+        return entry.packed if isinstance(entry, AppEntry) else None
+
+    def domains_of(self, app: str) -> tuple[str, ...]:
+        """Return an app's custom domains; none if there is no such app."""
+        packed = self._packed(app)
+        return packed.domains if packed is not None else ()
+
+    def count_states(self) -> Counter[tuple[int, int]]:
+        """Count the apps by state and health. Takes 0.1 s for 100,000 of them."""
+        packed = (entry.packed for entry in self.apps.entries() if isinstance(entry, AppEntry))
+        return Counter((app.state, app.health) for app in packed if app is not None)
 
     def apps_in(self, environment: str) -> list[str]:
         """Return the names of the apps of an environment."""

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
@@ -18,14 +19,16 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import (
     App,
     AppEvent,
     DeleteAppRequest,
-    ListAppsResponse,
     OperationMetadata,
 )
-from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
-from services.control_plane.rules.etags import app_etag
+from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata, Environment, Node
+from services.control_plane.store.packed_app import PackedApp, list_item
 
-VERBS = ("create", "update", "delete", "start", "stop", "restart", "recover")
-"""What operations do: the methods that begin them."""
+VERBS = ("create", "update", "delete", "start", "stop", "restart", "recover", "move")
+"""What operations on apps do: the methods that begin them."""
+
+DRAIN = "drain"
+"""What an operation on a node does."""
 
 EVENTS_PER_COMMAND = 4096
 """An event's number is its command's revision times this, plus its place in the command."""
@@ -48,7 +51,7 @@ def timestamp(microseconds: int) -> Timestamp:
     return stamp
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Version:
     """One start of an app: which generation of its spec, under which epoch."""
 
@@ -87,23 +90,73 @@ class AppRecord:
     """Position of its last change in the change log; set by the store."""
 
     @cached_property
+    def packed(self) -> PackedApp:
+        """The app as the mirror keeps it."""
+        failed = self.failed
+        return PackedApp.of(
+            self.spec,
+            self.status,
+            name=self.name,
+            uid=self.uid,
+            generation=self.generation,
+            target_generation=self.target.generation,
+            target_epoch=self.target.epoch,
+            failed_generation=failed.generation if failed else None,
+            failed_epoch=failed.epoch if failed else None,
+            deleting=self.deleting,
+            create_time=self.create_time,
+            update_time=self.update_time,
+            history=self.history,
+            revision=self.revision,
+        )
+
+    @classmethod
+    def unpacked(cls, packed: PackedApp) -> AppRecord:
+        """Return the record of a packed app; its messages are parsed once they are asked for."""
+        record = cls.__new__(cls)
+        failed = packed.failed_generation, packed.failed_epoch
+        vars(record).update(
+            packed=packed,
+            name=packed.name,
+            uid=packed.uid,
+            generation=packed.generation,
+            target=Version(packed.target_generation, packed.target_epoch),
+            create_time=packed.create_time,
+            update_time=packed.update_time,
+            failed=None if failed[0] is None or failed[1] is None else Version(failed[0], failed[1]),
+            deleting=packed.deleting,
+            history=packed.history,
+            revision=packed.revision,
+        )
+        return record
+
+    if not TYPE_CHECKING:  # to the type checker every name would be one
+
+        def __getattr__(self, name: str) -> Any:
+            """Parse a message of an unpacked record when it is first asked for."""
+            if name == "spec":
+                message = App.FromString(self.packed.spec + self.packed.secrets)
+            elif name == "status":
+                message = App.FromString(self.packed.status)
+            else:
+                raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+            vars(self)[name] = message
+            return message
+
+    @cached_property
+    def wire(self) -> bytes:
+        """The app as the API shows it, serialized: without secrets, with its status."""
+        return self.packed.public()
+
+    @cached_property
     def public(self) -> App:
-        """The app as the API shows it: without secrets, with its status."""
-        app = App()
-        app.CopyFrom(self.spec)
-        app.secret_env.clear()
-        app.MergeFrom(self.status)
-        app.uid = self.uid
-        app.generation = self.generation
-        app.create_time.FromMicroseconds(self.create_time)
-        app.update_time.FromMicroseconds(self.update_time)
-        app.etag = app_etag(self.uid, self.generation, self.history)
-        return app
+        """The app as the API shows it."""
+        return App.FromString(self.wire)
 
     @cached_property
     def list_item(self) -> bytes:
-        """The public app as one element of a serialized ListAppsResponse: a page is a join of these."""
-        return ListAppsResponse(apps=[self.public]).SerializeToString()
+        """The app as one element of a serialized ListAppsResponse."""
+        return list_item(self.wire)
 
 
 class Role(IntEnum):
@@ -214,16 +267,17 @@ class OperationRecord:
     name: str
     """`operations/{id}`; ids sort by time of creation."""
     app: str
+    """Of a drain: the node."""
     app_uid: str
     verb: str
     goal: Version
     """The operation is fulfilled once this version, or a later one, is served."""
-    metadata: OperationMetadata
+    metadata: OperationMetadata | DrainNodeMetadata
     create_time: int
     deadline: int
     done: bool = False
     error: Status | None = None
-    response: App | None = None
+    response: App | Node | None = None
     expire_time: int = 0
     """When a done operation is forgotten; 0 while it goes on."""
     revision: int = 0

@@ -86,9 +86,11 @@ class SqlCatalogStore:
         """Where the replicas agree on who leads."""
         return self._seat
 
-    def write(self, command: Callable[[Transaction], T], *, term: int | None = None) -> Future[T]:
+    def write(
+        self, command: Callable[[Transaction], T], *, term: int | None = None, request_id: str = ""
+    ) -> Future[T]:
         """Run a command durably; see `CatalogStore.write`."""
-        return self._writer.write(command, term)
+        return self._writer.write(command, term, request_id)
 
     def catch_up(self) -> Future[int]:
         """Have the mirror take in all that is committed now; see `CatalogStore.catch_up`."""

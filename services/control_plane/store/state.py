@@ -64,10 +64,9 @@ class State:
 
     def _move_domains(self, apps: Iterable[tuple[str, AppRecord | None]]) -> None:
         for name, _ in apps:
-            old = self.mirror.apps.get(name)
-            for domain in old.spec.domains if old is not None else ():
+            for domain in self.mirror.domains_of(name):
                 # Of several changes only the newest is known: another app may have the domain by now.
                 if self.domains.get(domain) == name:
                     del self.domains[domain]
         for name, app in apps:
-            self.domains.update(dict.fromkeys(app.spec.domains if app is not None else (), name))
+            self.domains.update(dict.fromkeys(app.packed.domains if app is not None else (), name))

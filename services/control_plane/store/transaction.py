@@ -242,7 +242,7 @@ class CommandTransaction:
         found = (
             self.write_set.requests.get(request_id)
             or self._below.requests.get(request_id)
-            or self._batch.find_request(request_id)
+            or self._batch.request(request_id)
         )
         return found if found is not None and found.expire_time > self._now else None
 

@@ -87,6 +87,8 @@ class Batch:
     """As of the lock under which the batch is made: nobody commits in between."""
     find_request: Callable[[str], RequestRecord | None]
     """Reads a stored request by id, expired or not."""
+    requests: dict[str, RequestRecord | None] = field(default_factory=dict)
+    """Stored requests that have been read, by id."""
     term: int = 0
     """The newest leader's term."""
     begins: str = ""
@@ -104,6 +106,12 @@ class Batch:
     def revision(self) -> int:
         """The newest revision, this batch's included."""
         return self.commits[-1][0] if self.commits else self.state.revision
+
+    def request(self, request_id: str) -> RequestRecord | None:
+        """Return a stored request, expired or not."""
+        if request_id not in self.requests:
+            self.requests[request_id] = self.find_request(request_id)
+        return self.requests[request_id]
 
     def keep(self, revision: int, now: int, write_set: WriteSet) -> None:
         """Take in a finished command's changes, if it made any."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -22,6 +22,7 @@ from services.control_plane.store.errors import (
     shutting_down,
     unavailable,
 )
+from services.control_plane.store.records import RequestRecord
 from services.control_plane.store.state import State
 from services.control_plane.store.transaction import CommandTransaction
 from services.control_plane.store.write_set import Batch
@@ -60,6 +61,10 @@ class Storage(Protocol):
         """Lock the catalog, take into the state what others have committed, return a batch over that."""
         ...
 
+    def find_requests(self, ids: Collection[str]) -> dict[str, RequestRecord | None]:
+        """Read stored requests, expired or not; None for those that are not there."""
+        ...
+
     def store(self, batch: Batch) -> None:
         """Write and commit a batch; on an error nothing is stored, unless `in_doubt`."""
         ...
@@ -91,6 +96,8 @@ class _Job:
     future: Future[Any]
     term: int | None = None
     """The leader's term under which alone it may run."""
+    request_id: str = ""
+    """The request that it will look for."""
     result: Any = None
     error: BaseException | None = None
 
@@ -131,7 +138,9 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
-    def write(self, command: Callable[[CommandTransaction], T], term: int | None = None) -> Future[T]:
+    def write(
+        self, command: Callable[[CommandTransaction], T], term: int | None = None, request_id: str = ""
+    ) -> Future[T]:
         """Queue a command; see `CatalogStore.write`.
 
         After a fatal fault (a bug, or the database has lost what was committed) every future fails with
@@ -141,7 +150,7 @@ class Writer:
         with self._arrived:
             refusal = self._refusal()
             if refusal is None:
-                self._queue.append(_Job(command, future, term))
+                self._queue.append(_Job(command, future, term, request_id))
                 if len(self._queue) == 1:
                     self._arrived.notify()
         if refusal is not None:
@@ -215,10 +224,13 @@ class Writer:
                     break
             self._woken = False
             self._catching_up, self._waiting = self._waiting, []
-            count = min(len(self._queue), BATCH)
-            jobs = [self._queue.popleft() for _ in range(count)]
-        self._running = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+        self._running = self._next(BATCH)
         return True
+
+    def _next(self, limit: int) -> list[_Job]:
+        with self._arrived:
+            jobs = [self._queue.popleft() for _ in range(min(len(self._queue), limit))]
+        return [job for job in jobs if job.future.set_running_or_notify_cancel()]
 
     def _patience(self) -> float | None:
         if self._storage.in_doubt:
@@ -268,6 +280,11 @@ class Writer:
                 raise UnreadableError("It is unknown whether the last commit has happened")
             batch = self._storage.begin()
             self._answer_caught_up()
+            if jobs is self._running and self._storage.shared:
+                # While others had the lock more have come: they need not wait for it once again.
+                jobs += self._next(BATCH - len(jobs))
+            if ids := {job.request_id for job in jobs if job.request_id}:
+                batch.requests.update(self._storage.find_requests(ids))
             for job in jobs:
                 self._execute(job, batch)
             self._storage.store(batch)

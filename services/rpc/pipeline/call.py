@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-from services.rpc.pipeline.identity import anonymous_actor
 from services.rpc.pipeline.request_id import request_id
+
+ACTOR_KEY = "x-actor"
+MAX_WORD = 128
 
 LONGEST_CALL = 30.0
 """Seconds a unary call may take when its caller set no deadline."""
@@ -75,9 +77,16 @@ class Call:
     @cached_property
     def actor(self) -> str:
         """Who is told to have done what the call does; who is identified gets a name here."""
-        return anonymous_actor(self.metadata, self.peer)
+        return _own_word(self.metadata, self.peer)
 
     def caller(self, longest: float = LONGEST_CALL) -> Caller:
         """Return who asks; its timeout is what is left of the call, at most `longest` seconds."""
         left = longest if self.deadline is None else self.deadline - time.monotonic()
         return Caller(self.actor, max(0.0, min(left, longest)))
+
+
+def _own_word(metadata: Mapping[str, str | bytes], peer: str) -> str:
+    """Return the caller's own word in `x-actor` and its address."""
+    told = metadata.get(ACTOR_KEY)
+    word = "".join(letter for letter in str(told)[:MAX_WORD] if letter.isprintable()) if told else ""
+    return f"{word} ({peer})" if word else peer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.rpc.errors import SupervisorError
+from services.rpc.errors import time_is_up
 from services.rpc.pipeline.call import Call
 
 
@@ -12,5 +12,5 @@ def note_deadline(call: Call) -> None:
     if left is None:
         return
     if left <= 0:
-        raise SupervisorError("OPERATION_DEADLINE_EXCEEDED", "The call's time was up before it was begun.")
+        raise time_is_up("it was begun")
     call.deadline = call.began + left

@@ -117,15 +117,28 @@ def slow_requests(context):
     return _app(context, serve=serve)
 
 
+def holds_requests(context):
+    """Answers once the file `go` is in its data directory."""
+
+    async def serve(scope, receive, send):
+        while not (context.data_dir / "go").exists():  # noqa: ASYNC110 - a test's file
+            await asyncio.sleep(0.01)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"held"})
+
+    return _app(context, serve=serve)
+
+
 def works_on(context):
-    """Answers at once and works for three seconds more, as a framework's background task does."""
+    """Answers at once and works until the file `go` is there, as a framework's background task does."""
 
     async def serve(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"accepted"})
         outcome = "broken off"
         try:
-            await asyncio.sleep(3)
+            while not (context.data_dir / "go").exists():  # noqa: ASYNC110 - a test's file
+                await asyncio.sleep(0.005)
             outcome = "done"
         finally:
             (context.data_dir / "work").write_text(outcome)
@@ -155,6 +168,13 @@ def fails_until_file(context):
 def blocks_in_factory(context):
     """Holds its thread for `config.seconds`."""
     time.sleep(float(context.config.get("seconds", 1)))
+    return _app(context)
+
+
+def waits_in_factory(context):
+    """Holds its thread until the file `go` is in its data directory."""
+    while not (context.data_dir / "go").exists():
+        time.sleep(0.005)
     return _app(context)
 
 

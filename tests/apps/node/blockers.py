@@ -6,6 +6,9 @@ import ctypes
 import time
 from urllib.parse import parse_qs
 
+FOR_EVER = 600
+"""Seconds: longer than any test may take."""
+
 _KEEPS_THE_LOCK = ctypes.PyDLL(None)
 
 
@@ -60,7 +63,7 @@ def _compute(seconds):
 
 
 async def _do(query):
-    seconds = float(query.get("seconds", 30))
+    seconds = float(query.get("seconds", FOR_EVER))
     match query.get("do", ""):
         case "spin":
             _spin(seconds)
@@ -128,7 +131,7 @@ def in_startup(context):
             await _serve(scope, receive, send)
             return
         await receive()
-        _spin(float(context.config.get("seconds", 30)))
+        _spin(float(context.config.get("seconds", FOR_EVER)))
         await send({"type": "lifespan.startup.complete"})
         await receive()
         await send({"type": "lifespan.shutdown.complete"})

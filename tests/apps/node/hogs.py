@@ -16,23 +16,30 @@ def _query(scope):
     return {key: values[0] for key, values in parse_qs(scope["query_string"].decode()).items()}
 
 
-def sleeps(context):
-    """Blocks its event loop for a second with each request."""
+def _until_told(context):
+    """Say by the file `here` in the data directory that the thread is held, until the file `go` is there."""
+    (context.data_dir / "here").touch()
+    while not (context.data_dir / "go").exists():
+        time.sleep(0.005)
+
+
+def holds_its_loop(context):
+    """Blocks its event loop with each request, until it is told to go on."""
 
     async def app(scope, receive, send):
         assert scope["type"] == "http"
-        time.sleep(1)  # noqa: ASYNC251 - what is to be survived
+        _until_told(context)
         await _answer(send)
 
     return app
 
 
 def worker(context):
-    """Sleeps in a worker thread."""
+    """Answers from a worker thread; `/held` only when it is told to."""
 
     async def app(scope, receive, send):
         assert scope["type"] == "http"
-        await to_thread.run_sync(time.sleep, float(_query(scope)["seconds"]))
+        await to_thread.run_sync(_until_told if scope["path"] == "/held" else id, context)
         await _answer(send)
 
     return app

@@ -79,6 +79,6 @@ def test_comparing_words_of_two_enums_is_a_type_error(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(tmp_path / "cache"), str(code)]
     checked = subprocess.run(
-        command, cwd=PROTOS.parent, capture_output=True, text=True, timeout=100, check=False
+        command, cwd=PROTOS.parent, capture_output=True, text=True, timeout=110, check=False
     )
     assert "compares.py:3: error: Non-overlapping equality check" in checked.stdout, checked.stdout

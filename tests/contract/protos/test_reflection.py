@@ -52,7 +52,7 @@ async def ask(
     method = channel.stream_stream(
         f"/{service}/ServerReflectionInfo", response_deserializer=pb.ServerReflectionResponse.FromString
     )
-    return [answer async for answer in method(iter(questions), timeout=10)]
+    return [answer async for answer in method(iter(questions), timeout=60)]
 
 
 def question(**fields: object) -> bytes:

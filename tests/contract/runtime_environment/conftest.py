@@ -24,7 +24,7 @@ BEHAVIOURS = {
     ),
     "cannot_import:create_app": Behaviour(fails=("ENTRYPOINT_IMPORT_FAILED", "RuntimeError")),
     "no_such_module:create_app": Behaviour(fails=("ENTRYPOINT_MODULE_NOT_FOUND", "no_such_module")),
-    "behaviours:slow_to_stop": Behaviour(stop_after=0.3),
+    "behaviours:slow_to_stop": Behaviour(stop_after=1.5),
 }
 
 

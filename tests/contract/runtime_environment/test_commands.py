@@ -250,7 +250,7 @@ async def test_a_start_after_a_stop_begins_a_new_life(node: Subject) -> None:
 
 async def test_a_start_during_the_stop_returns_the_stopping_instance(node: Subject) -> None:
     spec = node.spec(entrypoint="behaviours:slow_to_stop")
-    spec.config["stop_seconds"] = 0.3
+    spec.config["stop_seconds"] = 1.5
     await node.start(spec)
     await node.reaches(pb.Instance.RUNNING)
     await node.stop()

@@ -159,7 +159,7 @@ async def test_a_shutdown_ends_streams_after_telling_how_each_instance_ended(nod
 
 async def test_a_node_that_shuts_down_takes_no_more_instances(node: Subject) -> None:
     spec = node.spec(entrypoint="behaviours:slow_to_stop")
-    spec.config["stop_seconds"] = 0.3
+    spec.config["stop_seconds"] = 1.5
     await node.start(spec)
     await node.reaches(pb.Instance.RUNNING)
     drained = asyncio.create_task(node.drain())

@@ -25,9 +25,10 @@ from services.control_plane.store.records import (
 )
 from services.control_plane.store.sql.tables import ChangeRow, MetaRow
 from services.rpc.feed import ChangeFeed
+from tests.eventually import WITHIN
 
 DEFAULT = "environments/default"
-WAIT = 20.0
+WAIT = WITHIN
 """Seconds after which a test gives up on an answer."""
 
 

@@ -25,30 +25,30 @@ class Faults:
     """Breaks the store's commits and connections, as told."""
 
     def __init__(self, store: SqlCatalogStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.engine = store._database.writer
+        engine, runner = store._database.writer, store._database.runner
         self.commits: list[str] = []
         """What becomes of each next commit: `lost` (not done) or `unheard` (done); both raise.
 
         With `, gone` after it the database cannot be reached from then on.
         """
         self.unreachable = False
-        commit, connect = self.engine.dialect.do_commit, self.engine.connect
+        run, run_and_commit, connect = runner.run, runner.run_and_commit, engine.connect
 
-        def do_commit(connection: Any) -> None:
+        def commit(connection: Any, steps: Any) -> Any:
             fate = self.commits.pop(0) if self.commits else ""
-            if not fate.startswith("lost"):
-                commit(connection)
+            found = (run if fate.startswith("lost") else run_and_commit)(connection, steps)
             if fate:
                 self.unreachable = fate.endswith("gone")
-                raise self.engine.dialect.dbapi.OperationalError("disk I/O error")
+                raise OperationalError("commit", {}, Exception("disk I/O error"))
+            return found
 
         def do_connect() -> Any:
             if self.unreachable:
                 raise OperationalError("connect", {}, Exception("unreachable"))
             return connect()
 
-        monkeypatch.setattr(self.engine.dialect, "do_commit", do_commit)
-        monkeypatch.setattr(self.engine, "connect", do_connect)
+        monkeypatch.setattr(runner, "run_and_commit", commit)
+        monkeypatch.setattr(engine, "connect", do_connect)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from services.control_plane.store.errors import StoreError
 from services.control_plane.store.sql_store import SqlCatalogStore, open_store
@@ -125,21 +126,22 @@ def test_a_commit_whose_answer_was_lost_is_told_from_those_of_others_that_came_a
 ) -> None:
     one, other = pair
     one.write(put(app("apps/a"))).result(WAIT)
-    commit = one._database.writer.dialect.do_commit
+    runner = one._database.runner
+    run_and_commit = runner.run_and_commit
     fates = ["done", "lost"]
 
-    def do_commit(connection: Any) -> None:
+    def commit(connection: Any, steps: Any) -> Any:
         if not fates:
-            return commit(connection)
+            return run_and_commit(connection, steps)
         if fates.pop(0) == "done":
-            commit(connection)
+            run_and_commit(connection, steps)
         else:
             connection.rollback()
         # Another replica commits before this one can ask.
         other.write(put(app(f"apps/other{len(fates)}"))).result(WAIT)
-        raise one._database.writer.dialect.dbapi.OperationalError("gone")
+        raise OperationalError("commit", {}, Exception("gone"))
 
-    monkeypatch.setattr(one._database.writer.dialect, "do_commit", do_commit)
+    monkeypatch.setattr(runner, "run_and_commit", commit)
     first = one.write(put(app("apps/first"))).result(WAIT)
     assert one.mirror.apps.get("apps/first").revision == first
     with pytest.raises(SupervisorError) as caught:

@@ -12,6 +12,7 @@ import pytest
 import typer
 import yaml
 
+from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceFigures
 from services.cli.errors import Exit
 from services.cli.main import app as program
@@ -65,6 +66,7 @@ async def test_an_app_goes_full_circle(command: Command) -> None:
     assert (status, out) == (0, "apps/shop\n")
     status, out, _ = await command("describe", "shop")
     assert "STOPPED" in out
+    assert "Changed: config.title (was A title)." in out
     assert "StopRequested" in out
     assert (await command("wait", "shop", "--for", "stopped"))[0] == 0
     assert (await command("start", "shop"))[0] == 0
@@ -94,6 +96,27 @@ async def test_what_goes_wrong_is_a_sentence_with_a_status_for_scripts(
         assert (status, out) == (expected, ""), arguments
         assert sentence in err, arguments
         assert "Traceback" not in err
+
+
+async def test_other_code_on_disk_is_told_until_a_restart_has_loaded_it(
+    command: Command, plane: Plane, tmp_path: Path
+) -> None:
+    await command("create", "shop", "shop:create_app")
+    assert "Other code" not in (await command("describe", "shop"))[1]
+    plane.nodes[0].code["shop:create_app"] = "edited"
+    status, out, _ = await command("describe", "shop")
+    assert (status, "Other code is on disk than runs. `appsupervisor restart shop`" in out) == (0, True)
+    (file := tmp_path / "apps.yaml").write_text("name: shop\nentrypoint: shop:create_app\n")
+    for arguments in (["apply", "-f", str(file)], ["update", "shop", "--set", "entrypoint=shop:create_app"]):
+        status, _, err = await command(*arguments)
+        assert (status, "is other than what runs" in err) == (0, True), arguments
+    await command("restart", "shop")
+    await plane.app("apps/shop", lambda app: len(app.instances) == 1)
+    _, out, _ = await command("describe", "shop")
+    assert "Other code" not in out
+    digest = (await plane.get("apps/shop")).instances[0].code.digest[:12]
+    assert digest in out
+    assert digest in (await command("get", "shop", "-o", "wide"))[1]
 
 
 async def test_a_start_that_fails_is_told_with_its_reason(command: Command, plane: Plane) -> None:
@@ -131,6 +154,27 @@ async def test_documents_are_applied_compared_exported_and_deleted(command: Comm
     assert (await command("delete", "-f", str(file), "--yes"))[0] == 0
 
 
+async def test_of_many_apps_each_that_fails_and_each_that_is_not_done_is_told(
+    command: Command, plane: Plane, tmp_path: Path
+) -> None:
+    plane.nodes[0].behaviours["bad:app"] = Behaviour(fails=("APP_STARTUP_FAILED", "It lacks a table."))
+    plane.nodes[0].behaviours["slow:app"] = Behaviour(ready_after=60.0)
+    file = tmp_path / "apps.yaml"
+    file.write_text(
+        "---\n".join(f"name: a{n}\nentrypoint: {'bad:app' if n in (3, 20) else 'x:y'}\n" for n in range(30))
+    )
+    status, out, err = await command("apply", "-f", str(file), "-o", "name")
+    assert (status, len(out.splitlines())) == (Exit.FAILED, 28)
+    assert "2 of 30 failed:" in err
+    assert "  a3: It lacks a table." in err
+    assert "  a20: It lacks a table." in err
+    file.write_text("name: slow\nentrypoint: slow:app\n")
+    status, _, err = await command("apply", "-f", str(file), "--timeout", "0.2")
+    assert status == Exit.TIMED_OUT
+    assert "1 of 1 are not done after 0.2 s; they go on." in err
+    assert "`appsupervisor operations` shows them." in err
+
+
 async def test_contexts_are_kept_and_private(command: Command, plane: Plane, tmp_path: Path) -> None:
     assert (await command("contexts", "set", "local", plane.address))[0] == 0
     assert (tmp_path / "contexts.yaml").stat().st_mode & 0o077 == 0
@@ -161,17 +205,23 @@ async def test_the_example_of_each_commands_help_works(
     name: str, text: str, command: Command, plane: Plane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = re.search(r"Example: appsupervisor (.+)", text)
-    if found is None:
-        assert name in {"environments", "operations", "contexts"}, f"{name} has no example"
-        return
+    assert found is not None, f"{name} has no example"
     if name in PROGRAMS:
-        return  # tests/e2e starts them
+        return  # tests/e2e/test_programs.py starts them
     monkeypatch.setattr("webbrowser.open", lambda _: True)
     example = found[1]
-    assert (await command("create", "shop", "notes:create_app", "--set", "secret_env.A=x"))[0] == 0
+    movable = ["--set", "database.no_database={}"] if name == "move" else []
+    assert (await command("create", "shop", "notes:create_app", "--set", "secret_env.A=x", *movable))[0] == 0
+    if name == "move":
+        await plane.node("environments/default/nodes/node-2")
+    if name.startswith("nodes "):
+        node = await plane.node("environments/default/nodes/node-1")
+        if name == "nodes delete":
+            await node.kill()
+            await plane.node_state(node.node, Node.UNREACHABLE)
     if name == "delete":
         await command("create", "wiki", "notes:create_app")
-    if name == "environments delete":
+    if name in {"environments delete", "environments update"}:
         await command("environments", "create", "staging")
     if name in {"contexts use", "contexts delete"}:
         await command("contexts", "set", "local", plane.address)
@@ -181,10 +231,27 @@ async def test_the_example_of_each_commands_help_works(
         await command("create", "slow", "slow:app", "--no-wait")
         _, out, _ = await command("operations", "-o", "name")
         example = example.replace("operations/ID", out.splitlines()[0])
-    if name in {"logs", "watch"}:
-        return  # streams: tests/e2e follows them
+    if name == "watch":  # it never ends: its first line will do
+        app, state, *_ = await first_line(example, lambda: command("stop", "shop"))
+        assert (app, state in {"STOPPING", "STOPPED"}) == ("shop", True)
+        return
     status, _, err = await command(*shlex.split(example))
     assert status == (1 if name == "diff" else 0), err
+
+
+async def first_line(example: str, cause: Callable[[], Awaitable[object]]) -> list[str]:
+    """Run a command that follows; return the words of the first line that it writes of what `cause` does."""
+    following = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "services.cli", *shlex.split(example), stdout=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[3],
+    )  # fmt: skip
+    assert following.stdout is not None
+    try:
+        await cause()
+        return (await asyncio.wait_for(following.stdout.readline(), WITHIN)).decode().split()
+    finally:
+        following.terminate()
+        await following.wait()
 
 
 async def test_events_are_followed_as_they_come_and_those_of_all_apps_are_shown(
@@ -226,3 +293,38 @@ async def test_top_and_describe_show_figures(command: Command, plane: Plane) -> 
     status, out, _ = await command("describe", "busy")
     assert "Figures" in out
     assert "12.5" in out
+
+
+async def test_an_operator_moves_an_app_drains_a_node_and_forgets_it(command: Command, plane: Plane) -> None:
+    await plane.node("environments/default/nodes/fake-2", http_address="127.0.0.1:8081")
+    await command("create", "shop", "shop:create_app", "--set", "database.no_database={}")
+    await command("create", "wiki", "wiki:create_app")
+    status, out, err = await command("explain", "shop")
+    assert status == 0
+    assert "Would go to environments/default/nodes/fake-" in err
+    assert {line.split()[0] for line in out.splitlines()[1:]} == {"fake-1", "fake-2"}
+    (home,) = {
+        one["node"] for one in json.loads((await command("get", "shop", "-o", "json"))[1])["instances"]
+    }
+    other = ({"fake-1", "fake-2"} - {home.strip().rpartition("/")[2]}).pop()
+    status, out, _ = await command("move", "shop", "--to", other, "-o", "json")
+    assert (status, [one["node"].rpartition("/")[2] for one in json.loads(out)["instances"]]) == (0, [other])
+    status, out, _ = await command("nodes", "cordon", "fake-1")
+    assert (status, out.splitlines()[1].split()[:4]) == (0, ["fake-1", "default", "READY", "cordoned"])
+    assert (await command("nodes", "uncordon", "default/fake-1", "-o", "name"))[0] == 0
+    _, home, _ = await command("get", "wiki", "--jmespath", "instances[0].node")
+    status, _, err = await command("nodes", "drain", home.strip())
+    assert status == Exit.FAILED
+    assert "apps/wiki" in err
+    assert "DATA_ON_NODE" in err
+    status, _, err = await command("nodes", "delete", "fake-1")
+    assert status == Exit.FAILED
+    assert "NODE_ALIVE" in err
+    status, out, _ = await command(
+        "environments", "update", "default", "--cordon", "--label", "tier=gold", "-o", "json"
+    )
+    assert (status, json.loads(out)["cordoned"], json.loads(out)["labels"]) == (0, True, {"tier": "gold"})
+    status, out, _ = await command(
+        "explain", "wiki", "--jmespath", "verdicts[0].obstacles[].reason", "-o", "json"
+    )
+    assert "ENVIRONMENT_CORDONED" in json.loads(out)

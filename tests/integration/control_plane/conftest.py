@@ -9,8 +9,9 @@ from tests.integration.control_plane.plane import Plane
 
 
 @pytest.fixture
-async def plane(tmp_path: Path) -> AsyncIterator[Plane]:
-    plane = Plane(tmp_path)
+async def plane(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Plane]:
+    """Give a control plane; parametrized by what differs from the usual one."""
+    plane = Plane(tmp_path, **getattr(request, "param", {}))
     await plane.start()
     try:
         yield plane

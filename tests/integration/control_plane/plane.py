@@ -32,9 +32,12 @@ NODE = "environments/default/nodes/fake-1"
 class Plane:
     """A control plane that can be stopped and started again on the same catalog."""
 
-    def __init__(self, directory: Path, *, node_timeout: float = 1.0, url: str = "") -> None:
+    def __init__(
+        self, directory: Path, *, node_timeout: float = 5.0, drain_timeout: float = 2.0, url: str = ""
+    ) -> None:
         self.url = url or f"sqlite:///{directory}/catalog.db"
         self.node_timeout = node_timeout
+        self.drain_timeout = drain_timeout
         self.port = 0
         self.nodes: list[FakeNode] = []
         self.disks: dict[str, Disk] = {}
@@ -52,7 +55,10 @@ class Plane:
 
     async def start(self) -> None:
         settings = Settings(
-            listen="127.0.0.1:0", database_url=self.url, node_timeout=self.node_timeout, drain_timeout=2
+            listen="127.0.0.1:0",
+            database_url=self.url,
+            node_timeout=self.node_timeout,
+            drain_timeout=self.drain_timeout,
         )
         self._running = ControlPlane(settings)
         with patch.object(server, "open_store", self._open):

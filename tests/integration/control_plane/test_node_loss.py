@@ -1,7 +1,6 @@
 """Nodes that die, go silent, come back, or are not who they say: what the catalog then tells."""
 
 import asyncio
-import time
 
 import grpc
 import pytest
@@ -16,6 +15,9 @@ from tests.fakes import runtime_node as fakes
 from tests.fakes.runtime_node import Behaviour, FakeNode
 from tests.integration.control_plane.plane import NODE, Plane, condition
 from tests.integration.control_plane.test_lifecycle import starts
+
+# A second without a word is a loss here.
+pytestmark = pytest.mark.parametrize("plane", [{"node_timeout": 1.0}], indirect=True)
 
 
 async def lost(plane: Plane, name: str) -> pb.App:
@@ -50,11 +52,9 @@ async def test_a_node_whose_stream_is_cut_makes_health_unknown_and_a_new_life_re
 async def test_a_silent_node_is_given_up_after_its_time_and_heard_again(plane: Plane) -> None:
     node = await plane.node()
     await plane.create("shop")
-    began = time.monotonic()
     node.refuse = SupervisorError("SHUTTING_DOWN", "Not now.")  # nor does it answer new calls
     node.mute()
     await lost(plane, "apps/shop")
-    assert 0.5 < time.monotonic() - began < 3 * plane.node_timeout
     node.refuse = None
     node.unmute()
     await plane.app("apps/shop", lambda app: app.health == rt.Instance.Health.HEALTHY)
@@ -184,9 +184,9 @@ async def test_a_node_that_ends_each_stream_at_once_is_not_stormed(plane: Plane)
     node.watch = short  # type: ignore[method-assign]
     node.mute()
     await eventually(lambda: count, lambda count: count >= 3)
-    began, first = time.monotonic(), count
-    await asyncio.sleep(2)
-    assert (count - first) / (time.monotonic() - began) < 10
+    first = count
+    await asyncio.sleep(1)  # that nothing happens can only be waited for
+    assert count - first < 10
 
 
 async def test_a_hung_node_holds_up_no_app_of_another(plane: Plane) -> None:
@@ -209,9 +209,7 @@ async def test_a_hung_node_holds_up_no_app_of_another(plane: Plane) -> None:
         await asyncio.gather(*(plane.create(f"a-{n}", wait=False) for n in range(300)))
         await eventually(lambda: plane.get("apps/a-299"), lambda app: condition(app, "Scheduled").status == 1)
         await plane.node("environments/default/nodes/b-well")
-        began = time.monotonic()
         apps = await asyncio.gather(*(plane.create(f"b-{n}") for n in range(20)))
-        assert time.monotonic() - began < 3
         assert {app.instances[0].node.rpartition("/")[2] for app in apps} == {"b-well"}
     finally:
         block.set()

@@ -168,6 +168,7 @@ async def test_data_that_cannot_be_removed_keeps_its_app_deleting_with_the_reaso
     assert node.disk.data == set()
 
 
+@pytest.mark.parametrize("plane", [{"node_timeout": 1.0}], indirect=True)
 async def test_an_app_whose_data_was_given_up_with_its_node_starts_on_another(plane: Plane) -> None:
     node = await plane.node()
     other = await plane.node("environments/default/nodes/fake-2", max_instances=1)

@@ -20,7 +20,7 @@ from services.control_plane.store.interface import Transaction
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role, Version
 from services.rpc.errors import SupervisorError
 from services.rpc.status import reason_of
-from tests.eventually import eventually
+from tests.eventually import WITHIN, eventually
 from tests.fakes.runtime_node import Behaviour, FakeNode, _Hosted
 from tests.integration.control_plane.plane import NODE, Plane, condition
 from tests.integration.control_plane.test_lifecycle import starts
@@ -76,7 +76,7 @@ async def test_reads_are_answered_while_every_command_waits_for_the_database(pla
         writer = plane.store._writer
         await eventually(lambda: len(writer._running) + len(writer._queue), lambda waiting: waiting >= 64)
         request = pb.GetAppRequest(name="apps/shop")
-        assert (await plane.apps.GetApp(request, timeout=2)).name == "apps/shop"
+        assert (await plane.apps.GetApp(request, timeout=WITHIN)).name == "apps/shop"
         assert all(not call.done() for call in calls)
         other.execute("ROLLBACK")
     await asyncio.gather(*calls)

@@ -75,11 +75,6 @@ def parse_answers(data: bytes) -> list[Answer]:
     return answers
 
 
-async def until(condition: Callable[[], object], timeout: float = WITHIN) -> None:
-    """Wait until the condition holds."""
-    await eventually(condition, within=timeout)
-
-
 class Connection:
     """A raw client connection."""
 
@@ -90,7 +85,7 @@ class Connection:
     def send(self, data: bytes) -> None:
         self.writer.write(data)
 
-    async def answer(self, timeout: float = 5.0) -> Answer:
+    async def answer(self, timeout: float = WITHIN) -> Answer:
         """Read one response; the connection stays."""
         async with asyncio.timeout(timeout):
             head = await self.reader.readuntil(b"\r\n\r\n")
@@ -98,7 +93,7 @@ class Connection:
             body = await self.reader.readexactly(int(match[1])) if match else b""
         return parse_answers(head + body)[0]
 
-    async def rest(self, timeout: float = 5.0) -> bytes:
+    async def rest(self, timeout: float = WITHIN) -> bytes:
         """Read until the server closes; a reset is an end, too."""
         data = b""
         async with asyncio.timeout(timeout):
@@ -151,7 +146,7 @@ class Site:
         self.clients.append(connection)
         return connection
 
-    async def raw(self, data: bytes, *, timeout: float = 5.0) -> list[Answer]:
+    async def raw(self, data: bytes, *, timeout: float = WITHIN) -> list[Answer]:
         """Send bytes, close the sending side, and return every response up to the end."""
         connection = await self.connect()
         connection.send(data)
@@ -191,5 +186,5 @@ async def site(make_site: SiteFactory) -> Site:
 
 
 @pytest.fixture
-def wait_until() -> Callable[..., Awaitable[None]]:
-    return until
+def wait_until() -> Callable[..., Awaitable[Any]]:
+    return eventually

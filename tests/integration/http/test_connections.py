@@ -2,43 +2,30 @@
 
 import asyncio
 import threading
-import time
 
 import pytest
 
 from runtime_node.http import FrontLimits, GateLimits, HttpFront, Router
+from tests.eventually import WITHIN
 
 HOST = b"Host: a.localhost\r\n"
 GET = b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"
-QUICK = FrontLimits(
-    header_timeout=0.3,
-    body_idle_timeout=0.3,
-    keep_alive_timeout=0.3,
-    write_timeout=0.3,
-    half_close_timeout=0.3,
-    linger_timeout=0.3,
-    max_connections=5,
-)
-
-
-@pytest.fixture
-async def quick(make_site):
-    return await make_site(QUICK)
 
 
 @pytest.mark.parametrize("start", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: a.localhost\r\nX"])
-async def test_headers_that_do_not_arrive_end_the_connection(quick, start):
-    quick.app("a")
-    client = await quick.connect()
+async def test_headers_that_do_not_arrive_end_the_connection(make_site, start):
+    site = await make_site(FrontLimits(header_timeout=0.5))
+    site.app("a")
+    client = await site.connect()
     client.send(start)
-    data = await client.rest(3)
+    data = await client.rest()
     assert data == b"" if not start else b" 408 " in data
 
 
-async def test_dripping_headers_does_not_extend_their_time(quick):
-    quick.app("a")
-    client = await quick.connect()
-    began = time.monotonic()
+async def test_dripping_headers_does_not_extend_their_time(make_site):
+    site = await make_site(FrontLimits(header_timeout=0.5))
+    site.app("a")
+    client = await site.connect()
 
     async def drip():
         client.send(b"GET / HTTP/1.1\r\n")
@@ -47,29 +34,31 @@ async def test_dripping_headers_does_not_extend_their_time(quick):
             await asyncio.sleep(0.05)
 
     dripping = asyncio.ensure_future(drip())
-    assert b" 408 " in await client.rest(3)
+    assert b" 408 " in await client.rest()
     dripping.cancel()
-    assert time.monotonic() - began < 2
 
 
-async def test_an_idle_connection_is_closed(quick):
-    quick.app("a")
-    client = await quick.connect()
+async def test_an_idle_connection_is_closed(make_site):
+    site = await make_site(FrontLimits(keep_alive_timeout=0.3))
+    site.app("a")
+    client = await site.connect()
     client.send(GET)
     assert (await client.answer()).status == 200
-    assert await client.rest(3) == b""
+    assert await client.rest() == b""
 
 
-async def test_a_body_that_stops_arriving_is_answered_408(quick):
-    gate = quick.app("a")
-    client = await quick.connect()
+async def test_a_body_that_stops_arriving_is_answered_408(make_site):
+    site = await make_site(FrontLimits(body_idle_timeout=0.3))
+    gate = site.app("a")
+    client = await site.connect()
     client.send(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 10\r\n\r\nabc")
     answer = await client.answer()
     assert (answer.status, answer.reason) == (408, "BODY_TIMEOUT")
     assert gate.figures().errors == 0
 
 
-async def test_a_client_that_was_not_yet_asked_for_its_body_is_not_late_with_it(quick):
+async def test_a_client_that_was_not_yet_asked_for_its_body_is_not_late_with_it(make_site):
+    site = await make_site(FrontLimits(body_idle_timeout=1.0))
     began = threading.Event()
     release = asyncio.Event()
     loops = []
@@ -82,12 +71,12 @@ async def test_a_client_that_was_not_yet_asked_for_its_body_is_not_late_with_it(
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": body})
 
-    quick.app("a", slow)
-    quick.app("b")
+    site.app("a", slow)
+    site.app("b")
     post = b"POST / HTTP/1.1\r\nHost: %b.localhost\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
-    patient, late = await quick.connect(), await quick.connect()
+    patient, late = await site.connect(), await site.connect()
     patient.send(post % b"a")
-    assert await asyncio.to_thread(began.wait, 5)
+    assert await asyncio.to_thread(began.wait, WITHIN)
     late.send(post % b"b")
     assert [(await late.answer()).status for _ in range(2)] == [100, 408]
     loops[0].call_soon_threadsafe(release.set)
@@ -96,7 +85,8 @@ async def test_a_client_that_was_not_yet_asked_for_its_body_is_not_late_with_it(
     assert (await patient.answer()).body == b"abc"
 
 
-async def test_a_reader_that_stalls_is_cut_and_pins_no_memory(quick, wait_until):
+async def test_a_reader_that_stalls_is_cut_and_pins_no_memory(make_site, wait_until):
+    site = await make_site(FrontLimits(write_timeout=0.3))
     sent = 0
 
     async def flood(scope, receive, send):
@@ -106,34 +96,39 @@ async def test_a_reader_that_stalls_is_cut_and_pins_no_memory(quick, wait_until)
             await send({"type": "http.response.body", "body": b"x" * 65536, "more_body": True})
             sent += 65536
 
-    gate = quick.app("a", flood, GateLimits(request_timeout=2))
-    client = await quick.connect()
+    gate = site.app("a", flood)
+    client = await site.connect()
     client.writer.transport.pause_reading()
     client.send(GET)
     await wait_until(lambda: gate.figures().in_flight == 1)
-    await wait_until(lambda: quick.front.figures().connections == 0)
+    await wait_until(lambda: site.front.figures().connections == 0)
     assert sent < 50_000_000
-    quick.app("b")
-    assert (await quick.get("/", host="b.localhost")).status == 200
+    site.app("b")
+    assert (await site.get("/", host="b.localhost")).status == 200
     await wait_until(lambda: gate.figures().in_flight == 0)
 
 
-async def test_a_stalled_reader_of_a_complete_response_is_cut(quick, wait_until):
+async def test_a_stalled_reader_of_a_complete_response_is_cut(make_site, wait_until):
+    site = await make_site(FrontLimits(write_timeout=0.3))
+
     async def large(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", b"close")]})
         await send({"type": "http.response.body", "body": b"x" * 30_000_000})
 
-    gate = quick.app("a", large)
-    client = await quick.connect()
+    gate = site.app("a", large)
+    client = await site.connect()
     client.writer.transport.pause_reading()
     client.send(GET)
     await wait_until(lambda: gate.figures().requests == 1)
-    await wait_until(lambda: quick.front.figures().connections == 0)
+    await wait_until(lambda: site.front.figures().connections == 0)
 
 
 @pytest.mark.parametrize("pieces", [1, 4, 100])
 @pytest.mark.parametrize("ending", [b"close", b"keep-alive"])
-async def test_a_slow_but_steady_reader_gets_all(quick, pieces, ending):
+async def test_a_slow_but_steady_reader_gets_all(make_site, pieces, ending):
+    # The whole takes longer than a reader may stall.
+    site = await make_site(FrontLimits(write_timeout=1.0, keep_alive_timeout=0.3))
+
     async def large(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", ending)]})
         for _ in range(pieces):
@@ -141,8 +136,8 @@ async def test_a_slow_but_steady_reader_gets_all(quick, pieces, ending):
             await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 
-    quick.app("a", large)
-    client = await quick.connect()
+    site.app("a", large)
+    client = await site.connect()
     client.send(GET)
     total = 0
     while piece := await client.reader.read(1 << 20):
@@ -180,18 +175,19 @@ async def test_an_upload_faster_than_its_app_is_held_back(site, wait_until):
     assert (await client.answer()).body == b"%d" % size
 
 
-async def test_a_client_that_closed_its_sending_side_is_answered(quick):
+async def test_a_client_that_closed_its_sending_side_is_answered(site):
     async def app(scope, receive, send):
         await asyncio.sleep(0.1)
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"yes"})
 
-    quick.app("a", app)
-    [first, second] = await quick.raw(GET + GET)
+    site.app("a", app)
+    [first, second] = await site.raw(GET + GET)
     assert (first.body, second.body) == (b"yes", b"yes")
 
 
-async def test_a_half_closed_client_is_gone_after_a_while(quick, wait_until):
+async def test_a_half_closed_client_is_gone_after_a_while(make_site, wait_until):
+    site = await make_site(FrontLimits(half_close_timeout=0.3))
     seen = []
 
     async def app(scope, receive, send):
@@ -199,12 +195,12 @@ async def test_a_half_closed_client_is_gone_after_a_while(quick, wait_until):
             pass
         seen.append(message["type"])
 
-    gate = quick.app("a", app)
-    assert await quick.raw(GET) == []
+    gate = site.app("a", app)
+    assert await site.raw(GET) == []
     await wait_until(lambda: seen == ["http.disconnect"])
     await wait_until(lambda: gate.figures().in_flight == 0)
     assert gate.figures().disconnects == 1
-    assert quick.faults == []
+    assert site.faults == []
 
 
 async def test_a_refused_upload_still_sees_its_answer(site):
@@ -227,7 +223,7 @@ async def test_stop_waits_for_requests_and_closes_idle_connections(make_site, wa
     idle, busy = await site.connect(), await site.connect()
     busy.send(GET)
     await wait_until(lambda: gate.figures().in_flight == 1)
-    assert await site.front.stop(5) == 0
+    assert await site.front.stop(WITHIN) == 0
     assert await idle.rest() == b""
     data = await busy.rest()
     assert b"connection: close" in data
@@ -242,7 +238,7 @@ async def test_stop_cuts_what_does_not_end(make_site, wait_until):
     async def app(scope, receive, send):
         while True:
             try:
-                await asyncio.sleep(30)
+                await asyncio.sleep(600)
             except asyncio.CancelledError:
                 if scope["path"] != "/stubborn":
                     raise
@@ -253,9 +249,7 @@ async def test_stop_cuts_what_does_not_end(make_site, wait_until):
     clients[0].send(GET)
     clients[1].send(GET.replace(b"/ ", b"/stubborn "))
     await wait_until(lambda: gate.figures().in_flight == 2)
-    began = time.monotonic()
     assert await site.front.stop(0.1) == 2
-    assert time.monotonic() - began < 4
     for client in clients:
         assert b" 503 " in await client.rest()
 

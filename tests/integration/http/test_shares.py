@@ -189,7 +189,7 @@ def few_descriptors():
     yield process
     process.stdin.close()
     process.terminate()
-    process.wait(10)
+    process.wait(60)
     process.stdout.close()
 
 

@@ -29,7 +29,7 @@ async def test_a_flood_of_requests_leaves_the_others_their_turns(site, wait_unti
     assert (await site.get("/")).status == 200
     assert answered["APP_NOT_FOUND"] < count
     flood.writer.write_eof()
-    data = await flood.rest(timeout=60)
+    data = await flood.rest()
     assert data.count(b"HTTP/1.1 404 ") == count == answered["APP_NOT_FOUND"]
 
 
@@ -57,7 +57,7 @@ async def test_a_large_body_arrives_whole(site, chunked):
         client.send(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
     # What comes behind it in the same read is served, too.
     client.send(UNKNOWN * 3)
-    assert (await client.answer(30)).body == hashlib.sha256(body).hexdigest().encode()
+    assert (await client.answer()).body == hashlib.sha256(body).hexdigest().encode()
     for _ in range(3):
         assert (await client.answer()).status == 404
 

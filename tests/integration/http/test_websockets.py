@@ -1,14 +1,16 @@
 """WebSockets through the gate."""
 
 import asyncio
+import time
 import zlib
+from types import SimpleNamespace
 
 import pytest
 import websockets
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from runtime_node.http import CURRENT_INSTANCE, FrontLimits, GateLimits
+from runtime_node.http import CURRENT_INSTANCE, FrontLimits, GateLimits, shared
 
 HANDSHAKE = (
     b"GET / HTTP/1.1\r\nHost: a.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -86,10 +88,14 @@ async def test_an_app_that_never_answers_the_handshake_is_cut(site, wait_until):
     await wait_until(lambda: gate.figures().websockets == 0)
 
 
-async def test_an_open_websocket_outlives_the_request_limit(site):
-    site.app("a", app_that_echoes([]), GateLimits(request_timeout=0.2))
+async def test_an_open_websocket_outlives_the_request_limit(site, wait_until, monkeypatch):
+    site.app("a", app_that_echoes([]))
     async with connect(url(site)) as client:
-        await asyncio.sleep(0.6)
+        # The front's clock goes on by an hour.
+        later = SimpleNamespace(monotonic=lambda: time.monotonic() + 3600, time=time.time)
+        monkeypatch.setattr(shared, "time", later)
+        for least in (site.front._shared.now + 3000, site.front._shared.now + 3600.5):
+            await wait_until(lambda least=least: site.front._shared.now > least)
         await client.send("still here")
         assert await client.recv() == "still here"
 
@@ -204,7 +210,7 @@ async def test_what_an_app_does_when_its_client_is_gone_is_no_fault_of_it(site, 
 
 
 async def test_a_flood_of_pings_by_a_client_that_does_not_read_pins_no_memory(make_site, wait_until):
-    site = await make_site(FrontLimits(write_timeout=3))
+    site = await make_site(FrontLimits(write_timeout=1.0))
     site.app("a", app_that_echoes([]))
     client = await site.connect()
     client.send(HANDSHAKE)
@@ -327,7 +333,7 @@ async def test_a_reader_that_stalls_is_cut(make_site, wait_until):
 
 
 async def test_a_reader_that_stalls_time_and_again_is_cut_once_it_stalls_for_good(make_site, wait_until):
-    site = await make_site(FrontLimits(write_timeout=0.5))
+    site = await make_site(FrontLimits(write_timeout=1.0))
     gate = site.app("a", flood)
     client = await site.connect()
     client.send(HANDSHAKE)
@@ -336,7 +342,7 @@ async def test_a_reader_that_stalls_time_and_again_is_cut_once_it_stalls_for_goo
     await wait_until(lambda: connection.stalled_since)
     first = connection.stalled_since
     while connection.stalled_since <= first + 0.2:
-        await client.reader.read(65536)
+        assert await client.reader.read(65536)
     client.writer.transport.pause_reading()
     await wait_until(lambda: site.front.figures().connections == 0)
     await wait_until(lambda: gate.figures().websockets == 0)
@@ -447,7 +453,7 @@ async def test_what_is_compressed_waits_compressed_until_the_app_takes_it(site, 
     # One message of each, not twenty.
     assert gate.inbound.used < 6_000_000
     site.front.loop.call_soon_threadsafe(app.go.set)
-    await wait_until(lambda: len(app.taken) == 100, timeout=20)
+    await wait_until(lambda: len(app.taken) == 100)
     assert {len(taken) for taken in app.taken} == {1_000_000}
     assert gate.inbound.used < 100_000
 
@@ -518,7 +524,7 @@ async def test_half_messages_do_not_keep_each_other_waiting(site, wait_until):
 
 
 async def test_half_a_message_that_all_others_wait_for_has_a_time(make_site, wait_until):
-    site = await make_site(FrontLimits(body_idle_timeout=0.3, write_timeout=0.3))
+    site = await make_site(FrontLimits(body_idle_timeout=1.0))
     app = Reading()
     app.go.set()
     gate = site.app("a", app)
@@ -529,7 +535,7 @@ async def test_half_a_message_that_all_others_wait_for_has_a_time(make_site, wai
     await wait_until(lambda: gate.inbound.full)
     late, _ = await opened(site)
     late.send(message)
-    await wait_until(lambda: len(app.taken) == 1, timeout=20)
+    await wait_until(lambda: len(app.taken) == 1)
 
 
 async def test_what_a_client_left_behind_is_freed_with_it(site, wait_until):

@@ -14,6 +14,7 @@ import pytest
 
 from runtime_node.context import AppContext
 from runtime_node.loader import Loader
+from tests.eventually import WITHIN
 
 APPS = Path(__file__).resolve().parents[2] / "apps"
 
@@ -82,9 +83,9 @@ async def _lifespan(asgi: Any) -> AsyncIterator[None]:
 
     task = asyncio.create_task(run())
     await inbox.put({"type": "lifespan.startup"})
-    started = await asyncio.wait_for(outbox.get(), 10)
+    started = await asyncio.wait_for(outbox.get(), WITHIN)
     yield
     if started["type"] == "lifespan.startup.complete":
         await inbox.put({"type": "lifespan.shutdown"})
-        await asyncio.wait_for(outbox.get(), 10)
-    await asyncio.wait_for(task, 10)
+        await asyncio.wait_for(outbox.get(), WITHIN)
+    await asyncio.wait_for(task, WITHIN)

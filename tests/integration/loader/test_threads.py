@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from fastapi import FastAPI
 from runtime_node.isolation.current import CURRENT_INSTANCE, running_as
 from runtime_node.isolation.threads import attach, close_threads, open_threads
 from runtime_node.isolation.undo_log import undo
-from tests.eventually import eventually
+from tests.eventually import WITHIN, eventually
 
 ASGI = Callable[..., Any]
 
@@ -51,10 +50,6 @@ def as_instance(name: str, app: ASGI) -> httpx.AsyncClient:
     return httpx.AsyncClient(transport=httpx.ASGITransport(asgi), base_url="http://test")
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    await eventually(condition)
-
-
 @on_both_loops
 async def test_an_app_with_all_sync_handlers_busy_does_not_delay_anothers() -> None:
     release, started = threading.Event(), []
@@ -63,7 +58,7 @@ async def test_an_app_with_all_sync_handlers_busy_does_not_delay_anothers() -> N
     @busy.get("/")
     def hold() -> str:
         started.append(1)
-        release.wait(20)
+        release.wait(2 * WITHIN)
         return "held"
 
     @calm.get("/")
@@ -74,14 +69,10 @@ async def test_an_app_with_all_sync_handlers_busy_does_not_delay_anothers() -> N
         async with as_instance("busy", busy) as a, as_instance("calm", calm) as b:
             held = [asyncio.create_task(a.get("/")) for _ in range(64)]
             try:
-                await until(lambda: len(started) == 4)
-                took = []
+                await eventually(lambda: len(started) == 4)
                 for _ in range(50):
-                    since = time.perf_counter()
-                    assert (await asyncio.wait_for(b.get("/"), 5)).status_code == 200
-                    took.append(time.perf_counter() - since)
+                    assert (await asyncio.wait_for(b.get("/"), WITHIN)).status_code == 200
                 assert len(started) == 4, "the busy app got more threads than its limit"
-                assert sorted(took)[45] < 0.25
             finally:
                 release.set()
             assert {answer.status_code for answer in await asyncio.gather(*held)} == {200}
@@ -93,17 +84,20 @@ async def test_the_default_executor_runs_each_instances_calls_on_its_own_threads
     release = threading.Event()
     with instance("busy", 2), instance("calm", 2):
         with running_as("busy"):
-            held = [asyncio.create_task(asyncio.to_thread(release.wait, 20)) for _ in range(16)]
+            held = [asyncio.create_task(asyncio.to_thread(release.wait, 2 * WITHIN)) for _ in range(16)]
             await asyncio.sleep(0)
         try:
             with running_as("calm"):
                 loop = asyncio.get_running_loop()
                 name = await asyncio.wait_for(
-                    loop.run_in_executor(None, lambda: threading.current_thread().name), 5
+                    loop.run_in_executor(None, lambda: threading.current_thread().name), WITHIN
                 )
                 assert name == "calm-worker"
-                assert await asyncio.wait_for(loop.run_in_executor(None, CURRENT_INSTANCE.get), 5) == "calm"
-            node = await asyncio.wait_for(asyncio.to_thread(lambda: threading.current_thread().name), 5)
+                assert (
+                    await asyncio.wait_for(loop.run_in_executor(None, CURRENT_INSTANCE.get), WITHIN) == "calm"
+                )
+            own = asyncio.to_thread(lambda: threading.current_thread().name)
+            node = await asyncio.wait_for(own, WITHIN)
             assert node.startswith("node")
         finally:
             release.set()
@@ -145,7 +139,7 @@ async def test_an_app_may_lower_its_limit_but_not_raise_it() -> None:
 async def test_a_stopped_instances_threads_end() -> None:
     with instance("short", 3), running_as("short"):
         await asyncio.gather(*[asyncio.to_thread(int) for _ in range(20)])
-    await until(lambda: not any(t.name == "short-worker" for t in threading.enumerate()))
+    await eventually(lambda: not any(t.name == "short-worker" for t in threading.enumerate()))
 
 
 @on_both_loops
@@ -154,10 +148,10 @@ async def test_a_thread_stuck_in_the_apps_code_is_told_at_its_stop() -> None:
     attach(asyncio.get_running_loop())
     open_threads("stuck", 1)
     with running_as("stuck"):
-        held = asyncio.create_task(asyncio.to_thread(release.wait, 20))
+        held = asyncio.create_task(asyncio.to_thread(release.wait, 2 * WITHIN))
         await asyncio.sleep(0)
     stuck = close_threads("stuck")
     assert [thread.name for thread in stuck] == ["stuck-worker"]
     release.set()
     await held
-    await until(lambda: not stuck[0].is_alive())
+    await eventually(lambda: not stuck[0].is_alive())

@@ -13,7 +13,7 @@ import pytest
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentStub
 from runtime_node.server import Node
 from runtime_node.tiers.process.zygote import Zygote
-from tests.fakes.node_client import APPS, Subject, node_settings
+from tests.fakes.node_client import APPS, DEADLINE, Subject, node_settings
 
 
 @dataclass
@@ -34,7 +34,7 @@ async def hosting(directory: Path, zygote: Zygote | None = None, **flags: str) -
         node = await stack.enter_async_context(Node(node_settings(directory, **flags), zygote).serving())
         channel = await stack.enter_async_context(grpc.aio.insecure_channel(str(node.listen)))
         client = httpx.AsyncClient(
-            base_url=f"http://{node.http}", timeout=10, limits=httpx.Limits(max_connections=300)
+            base_url=f"http://{node.http}", timeout=DEADLINE, limits=httpx.Limits(max_connections=300)
         )
         http = await stack.enter_async_context(client)
         yield Hosted(RuntimeEnvironmentStub(channel), lambda: None, node, http)
@@ -48,7 +48,7 @@ async def hosted(tmp_path: Path) -> AsyncIterator[Hosted]:
 
 @pytest.fixture
 async def hosted_with_processes(tmp_path: Path) -> AsyncIterator[Hosted]:
-    zygote = Zygote.launch([APPS])
+    zygote = Zygote.launch([APPS], preload=[])
     async with hosting(tmp_path, zygote) as subject:
         await zygote.ready()
         yield subject

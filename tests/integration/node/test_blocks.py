@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,9 @@ import pytest
 from websockets.asyncio.client import connect
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
-from tests.eventually import eventually
+from runtime_node.watchdog.loops import Step, WatchedLoop
+from runtime_node.watchdog.watchdog import Watchdog
+from tests.eventually import WITHIN, eventually
 
 from .conftest import Hosted
 from .test_faults import condition, ms
@@ -47,10 +48,8 @@ async def test_a_blocking_request_is_answered_504_and_the_stack_is_told(
     hosted: Hosted, tier: int, query: str, where: str
 ) -> None:
     await start_hog(hosted, isolation=tier)
-    began = time.monotonic()
     answer = await hosted.ask("hog", f"/?{query}")
     assert (answer.status_code, answer.json()["reason"]) == (504, "APP_BLOCKED_LOOP")
-    assert time.monotonic() - began < 5  # of the thirty it wanted
     hog = await becomes(hosted, lambda i: i.last_error.reason == "APP_BLOCKED_LOOP")
     assert where in hog.last_error.detail
     assert "runtime_node" not in hog.last_error.detail.partition("\n")[0]
@@ -73,7 +72,7 @@ async def test_background_work_that_blocks_is_interrupted_and_its_request_is_not
     hosted: Hosted, what: str
 ) -> None:
     await start_hog(hosted)
-    answer = await hosted.ask("hog", f"/?do={what}&seconds=30")
+    answer = await hosted.ask("hog", f"/?do={what}&seconds=600")
     assert answer.status_code == 200
     hog = await becomes(hosted, lambda i: i.last_error.reason == "APP_BLOCKED_LOOP")
     assert "_spin" in hog.last_error.detail
@@ -86,11 +85,11 @@ async def test_a_websocket_that_blocks_is_closed_and_its_neighbours_are_not(host
         connect(url, additional_headers={"X-App": "hog"}) as well,
         connect(url, additional_headers={"X-App": "hog"}) as bad,
     ):
-        await bad.send("do=spin&seconds=30")
-        await asyncio.wait_for(bad.wait_closed(), 5)
+        await bad.send("do=spin")
+        await asyncio.wait_for(bad.wait_closed(), WITHIN)
         assert bad.close_code == 1011
         await well.send("do=nothing")
-        assert await asyncio.wait_for(well.recv(), 5) == "done"
+        assert await asyncio.wait_for(well.recv(), WITHIN) == "done"
     assert (await hosted.get(HOG)).last_error.reason == "APP_BLOCKED_LOOP"
 
 
@@ -222,18 +221,29 @@ async def test_policy_report_only_records(hosted: Hosted) -> None:
     assert condition(hog, "Demoted") == pb.Condition()
 
 
-async def test_a_burst_of_blocking_requests_is_paid_for_with_one_budget(hosted: Hosted) -> None:
+async def test_a_burst_of_blocking_requests_is_paid_for_with_one_budget(
+    hosted: Hosted, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await start_hog(
         hosted, limits=pb.Limits(block_budget=ms(1000), block_action=pb.Limits.REPORT, stop_timeout=ms(200))
     )
     await hosted.start()
     await hosted.reaches(pb.Instance.RUNNING)
-    burst = [asyncio.create_task(hosted.ask("hog", "/?do=spin")) for _ in range(8)]
-    await asyncio.sleep(0.1)
-    began = time.monotonic()
-    assert (await hosted.ask("shop")).status_code == 200
-    assert time.monotonic() - began < 5  # eight budgets would be eight seconds
-    assert {task.status_code for task in await asyncio.gather(*burst)} == {504}
+    with monkeypatch.context() as counted:
+        spent: list[float] = []
+        interrupt = Watchdog._send
+
+        def send(watchdog: Watchdog, watched: WatchedLoop, step: Step, now: float) -> bool:
+            if step.tries == 0:
+                spent.append(watchdog._blocked(watched, step, now))
+            return interrupt(watchdog, watched, step, now)
+
+        counted.setattr(Watchdog, "_send", send)
+        burst = [asyncio.create_task(hosted.ask("hog", "/?do=spin")) for _ in range(8)]
+        await eventually(lambda: spent)
+        assert (await hosted.ask("shop")).status_code == 200
+        assert {task.status_code for task in await asyncio.gather(*burst)} == {504}
+    assert spent[0] >= 1.0 > max(spent[1:])
 
 
 @pytest.mark.parametrize("wanted", [25, pytest.param(150, marks=pytest.mark.slow)])

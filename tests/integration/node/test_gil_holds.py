@@ -14,9 +14,10 @@ from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnviron
 from tests.eventually import eventually_blocking
 
 from .test_faults import condition, ms
-from .test_process import DEADLINE, NodeProcess, launch  # noqa: F401 - a fixture
+from .test_process import DEADLINE, NodeProcess
 
-HOG = "apps/hog/instances/x"
+SHOP = "apps/shop/instances/x"
+HOG = {"entrypoint": "blockers:asked", "limits": pb.Limits(block_budget=ms(600), stop_timeout=ms(500))}
 
 
 class Client:
@@ -27,7 +28,7 @@ class Client:
         address, url = node.addresses()
         self._channel = grpc.insecure_channel(address)
         self.stub = RuntimeEnvironmentStub(self._channel)
-        self.http = httpx.Client(base_url=f"http://{url}", timeout=20)
+        self.http = httpx.Client(base_url=f"http://{url}", timeout=DEADLINE)
 
     def start(self, name: str, **fields: object) -> pb.Instance:
         fields = {"app_uid": name.split("/")[1], "generation": 1, "epoch": 1, **fields}
@@ -35,9 +36,15 @@ class Client:
         self.stub.StartInstance(pb.StartInstanceRequest(spec=spec))
         return self.becomes(lambda i: i.state == pb.Instance.RUNNING, name)
 
-    def becomes(self, what: Callable[[pb.Instance], bool], name: str = HOG) -> pb.Instance:
+    def becomes(self, what: Callable[[pb.Instance], bool], name: str) -> pb.Instance:
         request = pb.GetInstanceRequest(name=name)
         return eventually_blocking(lambda: self.stub.GetInstance(request), what, within=DEADLINE)
+
+    def moved(self, name: str) -> pb.Instance:
+        """Wait until an instance runs in a process of its own."""
+        return self.becomes(
+            lambda i: i.isolation == pb.InstanceSpec.PROCESS and i.state == pb.Instance.RUNNING, name
+        )
 
     def ask(self, app: str, path: str = "/") -> int:
         return self.http.get(path, headers={"X-App": app}).status_code
@@ -47,24 +54,28 @@ class Client:
         self._channel.close()
 
 
-@pytest.fixture
-def client(launch: Callable[..., NodeProcess]) -> Iterator[Client]:  # noqa: F811
-    client = Client(launch())
-    yield client
-    client.close()
-    assert client.node.end() == 0
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """Give the node that the tests of this module share; each has a hog of its own."""
+    client = Client(NodeProcess(tmp_path_factory.mktemp("node")))
+    client.start(SHOP, entrypoint="behaviours:ready", isolation=pb.InstanceSpec.SHARED)
+    try:
+        yield client
+        client.close()
+        assert client.node.end() == 0
+    finally:
+        client.node.process.kill()
 
 
 @pytest.mark.parametrize("tier", [pb.InstanceSpec.SHARED, pb.InstanceSpec.THREAD])
-@pytest.mark.parametrize("query", ["do=hold&seconds=1.5", "do=compute&seconds=1.5"])
+@pytest.mark.parametrize("do", ["hold", "compute"])
 def test_a_call_that_keeps_the_lock_is_found_and_its_app_moved_to_a_process(
-    client: Client, tier: int, query: str
+    client: Client, tier: int, do: str
 ) -> None:
-    client.start("apps/shop/instances/x", entrypoint="behaviours:ready", isolation=pb.InstanceSpec.SHARED)
-    limits = pb.Limits(block_budget=ms(600), stop_timeout=ms(500))
-    client.start(HOG, entrypoint="blockers:asked", isolation=tier, limits=limits)
-    assert client.ask("hog", f"/?{query}") in {200, 504}
-    hog = client.becomes(lambda i: i.isolation == pb.InstanceSpec.PROCESS and i.state == pb.Instance.RUNNING)
+    app = f"hog-{do}-{tier}"
+    hog = client.start(f"apps/{app}/instances/x", isolation=tier, **HOG)
+    assert client.ask(app, f"/?do={do}&seconds=1.5") in {200, 504}
+    hog = client.moved(hog.name)
     assert hog.last_error.reason == "APP_BLOCKED_LOOP"
     assert "held the interpreter's lock" in hog.last_error.message
     assert "_do" in hog.last_error.detail
@@ -73,28 +84,26 @@ def test_a_call_that_keeps_the_lock_is_found_and_its_app_moved_to_a_process(
     assert (demoted.status, demoted.reason) == (pb.Condition.MET, "APP_BLOCKED_LOOP")
     assert "PROCESS" in demoted.message
     assert hog.health == pb.Instance.Health.DEGRADED
-    shop = client.stub.GetInstance(pb.GetInstanceRequest(name="apps/shop/instances/x"))
+    shop = client.stub.GetInstance(pb.GetInstanceRequest(name=SHOP))
     assert (shop.isolation, shop.last_error.reason) == (pb.InstanceSpec.SHARED, "")
     # There it holds a lock of its own.
-    with httpx.Client(base_url=client.http.base_url, timeout=20) as other:
+    with httpx.Client(base_url=client.http.base_url, timeout=DEADLINE) as other:
         assert other.get("/", headers={"X-App": "shop"}).status_code == 200
-    assert client.ask("hog") == 200
+    assert client.ask(app) == 200
 
 
 def test_a_hold_in_a_worker_thread_is_found_too(client: Client) -> None:
-    limits = pb.Limits(block_budget=ms(600), stop_timeout=ms(500))
-    client.start(HOG, entrypoint="blockers:asked", isolation=pb.InstanceSpec.SHARED, limits=limits)
-    client.ask("hog", "/?do=hold-in-thread&seconds=1.5")
-    hog = client.becomes(lambda i: i.isolation == pb.InstanceSpec.PROCESS and i.state == pb.Instance.RUNNING)
-    assert "blockers.py" in hog.last_error.detail
+    hog = client.start("apps/in-thread/instances/x", isolation=pb.InstanceSpec.SHARED, **HOG)
+    client.ask("in-thread", "/?do=hold-in-thread&seconds=1.5")
+    assert "blockers.py" in client.moved(hog.name).last_error.detail
 
 
 def test_a_node_that_was_stopped_for_a_while_blames_nobody(client: Client) -> None:
-    client.start(HOG, entrypoint="blockers:asked", isolation=pb.InstanceSpec.SHARED)
+    hog = client.start("apps/idle/instances/x", isolation=pb.InstanceSpec.SHARED, **HOG)
+    before = len(client.node.log.read_text())
     os.kill(client.node.process.pid, signal.SIGSTOP)
-    time.sleep(1.2)
+    time.sleep(1.2)  # twice its budget
     os.kill(client.node.process.pid, signal.SIGCONT)
-    assert client.ask("hog") == 200
-    hog = client.becomes(lambda i: i.state == pb.Instance.RUNNING)
-    assert hog.last_error.reason == ""
-    assert "watchdog.held" not in client.node.log.read_text()
+    assert client.ask("idle") == 200
+    assert client.becomes(lambda i: i.state == pb.Instance.RUNNING, hog.name).last_error.reason == ""
+    assert "watchdog.held" not in client.node.log.read_text()[before:]

@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,10 +16,11 @@ from google.protobuf.struct_pb2 import Struct
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentStub
+from tests.eventually import WITHIN, eventually_blocking
 from tests.fakes.node_client import APPS
 
 ROOT = Path(__file__).resolve().parents[3]
-DEADLINE = 30.0
+DEADLINE = WITHIN
 
 
 class NodeProcess:
@@ -40,15 +40,15 @@ class NodeProcess:
 
     def wait_for(self, text: str) -> str:
         """Wait for a line of the log that matches, and return it."""
-        deadline = time.monotonic() + DEADLINE
-        while time.monotonic() < deadline:
-            for line in self.log.read_text().splitlines():
-                if re.search(text, line):
-                    return line
-            if self.process.poll() is not None and not re.search(text, self.log.read_text()):
-                break
-            time.sleep(0.02)
-        raise AssertionError(f"no {text!r} in:\n{self.log.read_text()}")
+
+        def look() -> str | None:
+            ended = self.process.poll() is not None
+            found = [line for line in self.log.read_text().splitlines() if re.search(text, line)]
+            if not found and ended:
+                raise AssertionError(f"no {text!r} in:\n{self.log.read_text()}")
+            return found[0] if found else None
+
+        return str(eventually_blocking(look))
 
     def addresses(self) -> tuple[str, str]:
         line = self.wait_for("node.ready")
@@ -90,18 +90,24 @@ def start_app(address: str, name: str = "apps/shop/instances/a1", **fields: obje
                 "entrypoint": "behaviours:ready", "isolation": pb.InstanceSpec.SHARED, **fields,
             }
         )  # fmt: skip
-        accepted = stub.StartInstance(pb.StartInstanceRequest(spec=spec), timeout=10).instance
-        for message in stub.WatchInstances(pb.WatchInstancesRequest(), timeout=20):
+        accepted = stub.StartInstance(pb.StartInstanceRequest(spec=spec), timeout=DEADLINE).instance
+        for message in stub.WatchInstances(pb.WatchInstancesRequest(), timeout=DEADLINE):
             if message.instance.name == name and message.instance.state == pb.Instance.RUNNING:
                 break
         return accepted.incarnation
+
+
+def ask(address: str) -> httpx.Response:
+    return httpx.get(f"http://{address}/", headers={"X-App": "shop"}, timeout=DEADLINE)
 
 
 def test_sigterm_drains_and_exits_with_success(launch) -> None:
     node = launch()
     grpc_address, http_address = node.addresses()
     start_app(grpc_address)
-    assert httpx.get(f"http://{http_address}/", headers={"X-App": "shop"}).text == "shop a1 1"
+    assert (
+        httpx.get(f"http://{http_address}/", headers={"X-App": "shop"}, timeout=DEADLINE).text == "shop a1 1"
+    )
     assert node.end() == 0
     log = node.log.read_text()
     assert log.index("node.draining") < log.index("instance.gone") < log.index("node.ended")
@@ -117,14 +123,12 @@ def test_a_second_signal_ends_a_drain_at_once(launch) -> None:
     node = launch()
     grpc_address, _ = node.addresses()
     config = Struct()
-    config["stop_seconds"] = 60
-    limits = pb.Limits(stop_timeout=Duration(seconds=60))
+    config["stop_seconds"] = 600
+    limits = pb.Limits(stop_timeout=Duration(seconds=600))
     start_app(grpc_address, entrypoint="behaviours:slow_to_stop", config=config, limits=limits)
     node.process.send_signal(signal.SIGTERM)
     node.wait_for("node.draining")
-    began = time.monotonic()
     assert node.end() == 1
-    assert time.monotonic() - began < 5
 
 
 def test_a_killed_node_comes_back_with_nothing_running_and_all_data(launch, tmp_path: Path) -> None:
@@ -139,9 +143,11 @@ def test_a_killed_node_comes_back_with_nothing_running_and_all_data(launch, tmp_
     address, http_address = second.addresses()
     with grpc.insecure_channel(address) as channel:
         stub = RuntimeEnvironmentStub(channel)
-        assert not stub.ListInstances(pb.ListInstancesRequest(parent="apps/-"), timeout=10).instances
+        assert not stub.ListInstances(pb.ListInstancesRequest(parent="apps/-"), timeout=DEADLINE).instances
     assert start_app(address) != incarnation
-    assert httpx.get(f"http://{http_address}/", headers={"X-App": "shop"}).status_code == 200
+    assert (
+        httpx.get(f"http://{http_address}/", headers={"X-App": "shop"}, timeout=DEADLINE).status_code == 200
+    )
     assert data.read_text() == "x"
 
 
@@ -177,7 +183,4 @@ def test_no_process_of_a_node_outlives_it(launch) -> None:
     zygote = re.search(r"pid=(\d+)", node.wait_for("zygote.ready"))
     assert zygote is not None
     node.end(signal.SIGKILL)
-    deadline = time.monotonic() + DEADLINE
-    while Path(f"/proc/{zygote[1]}").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    eventually_blocking(lambda: not Path(f"/proc/{zygote[1]}").exists())

@@ -18,6 +18,7 @@ from runtime_node.instances.feed import InstanceFeed
 from runtime_node.registration import PATIENCE, Registration, Standing
 from services.rpc.errors import SupervisorError
 from services.rpc.server import RpcServer, Service
+from tests.eventually import WITHIN, eventually
 
 from .conftest import hosting
 
@@ -39,7 +40,7 @@ class Fleet(FleetServicer):
         return fleet_pb2.RegisterNodeResponse(node=request.node, registration_interval=interval)
 
     async def count(self, wanted: int) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WITHIN):
             while len(self.seen) < wanted:
                 self.came.clear()
                 await self.came.wait()
@@ -111,9 +112,9 @@ async def test_a_refusal_is_logged_once_and_tried_again(
     with caplog.at_level(logging.INFO, "runtime_node.registration"):
         async with hosting(tmp_path, control_plane=address):
             await servicer.count(4)
-            async with asyncio.timeout(10):
-                while not any(getattr(r, "action", "") == "node.registered" for r in caplog.records):  # noqa: ASYNC110 - a condition of another loop or process
-                    await asyncio.sleep(0.01)
+            await eventually(
+                lambda: any(getattr(r, "action", "") == "node.registered" for r in caplog.records)
+            )
     refused = [r for r in caplog.records if getattr(r, "action", "") == "node.not_registered"]
     assert [(r.reason, r.getMessage()) for r in refused] == [(reason, "It is refused.")]
 
@@ -128,6 +129,7 @@ async def test_a_control_plane_that_does_not_answer_is_told_once_and_not_in_the_
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told_after: list[float] = []
+    pauses: list[tuple[float, float]] = []
     now = 0.0
 
     class OverError(Exception):
@@ -142,6 +144,7 @@ async def test_a_control_plane_that_does_not_answer_is_told_once_and_not_in_the_
             told_after.append(now)
         if now > 60:
             raise OverError
+        pauses.append((now, seconds))
         now += seconds
 
     # tenacity counts the time from the first try by this clock.
@@ -153,3 +156,5 @@ async def test_a_control_plane_that_does_not_answer_is_told_once_and_not_in_the_
         await registration.run()
     assert [r.__dict__["reason"] for r in told()] == ["UNAVAILABLE"]
     assert told_after[0] >= PATIENCE
+    assert all(0.05 <= seconds <= 0.4 for began, seconds in pauses if began < PATIENCE), "both are starting"
+    assert any(seconds > 0.4 for _, seconds in pauses), "one that stays away is asked less and less often"

@@ -8,6 +8,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
+from tests.eventually import WITHIN, eventually
 
 from .conftest import Hosted
 
@@ -87,6 +88,8 @@ async def test_a_swap_under_load_loses_no_request(hosted: Hosted) -> None:
 
     clients = [asyncio.create_task(load()) for _ in range(10)]
     for generation in range(2, 12):
+        answered = len(statuses)
+        await eventually(lambda answered=answered: len(statuses) > answered + 5)
         newer = pb.InstanceSpec()
         newer.CopyFrom(spec)
         newer.name, newer.generation = f"apps/shop/instances/g{generation}", generation
@@ -95,7 +98,6 @@ async def test_a_swap_under_load_loses_no_request(hosted: Hosted) -> None:
         await hosted.stop(f"apps/shop/instances/g{generation - 1}")
     ended.set()
     await asyncio.gather(*clients)
-    assert len(statuses) > 50
     assert set(statuses) == {200}
 
 
@@ -131,7 +133,7 @@ async def test_a_stop_cuts_off_requests_that_outlast_its_limit(hosted: Hosted) -
     spec = hosted.spec(
         entrypoint="behaviours:slow_requests", limits=pb.Limits(stop_timeout=Duration(nanos=100_000_000))
     )
-    spec.config["seconds"] = 30
+    spec.config["seconds"] = 600
     await hosted.start(spec)
     await hosted.reaches(pb.Instance.RUNNING)
     asked = asyncio.create_task(hosted.ask("shop"))
@@ -143,9 +145,7 @@ async def test_a_stop_cuts_off_requests_that_outlast_its_limit(hosted: Hosted) -
 
 async def in_flight(hosted: Hosted, count: int) -> None:
     gate = hosted.node.instances.find(A1).gate
-    async with asyncio.timeout(5):
-        while gate.figures().in_flight != count:  # noqa: ASYNC110 - a condition of another loop or process
-            await asyncio.sleep(0.005)
+    await eventually(lambda: gate.figures().in_flight == count)
 
 
 async def test_each_app_has_a_directory_that_outlives_its_instances_until_it_is_purged(
@@ -182,7 +182,7 @@ async def test_figures_come_with_heartbeats(hosted: Hosted) -> None:
     await hosted.reaches(pb.Instance.RUNNING)
     for _ in range(5):
         await hosted.ask("shop")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN):
         async for message in hosted.watch():
             if message.figures[A1].request_count == 5:
                 assert message.figures[A1].latency_p50.ToNanoseconds() > 0
@@ -207,7 +207,7 @@ async def test_health_follows_the_probe(hosted: Hosted, tmp_path: Path) -> None:
 
 async def healths(stream, wanted) -> list[int]:
     seen = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN):
         async for message in stream:
             if message.instance.health == wanted:
                 return seen

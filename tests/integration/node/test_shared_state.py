@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
+from tests.eventually import WITHIN
 
 from .conftest import Hosted, hosting
 
@@ -52,7 +53,7 @@ async def node(tmp_path: Path) -> AsyncIterator[Hosted]:
 
 
 async def meets(node: Hosted, condition: Callable[[pb.Instance], bool]) -> pb.Instance:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN):
         async for message in node.watch():
             if message.instance.name == "apps/shop/instances/a1" and condition(message.instance):
                 return message.instance

@@ -1,7 +1,6 @@
 """A node that may not serve any more: it drains, or another one has its name."""
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -13,6 +12,7 @@ from runtime_node.data_directory import IDENTITY
 from runtime_node.http.problems import REASON_HEADER
 from runtime_node.server import Node
 from services.rpc.errors import SupervisorError
+from tests.eventually import eventually
 from tests.fakes.node_client import DEADLINE, Refused, node_settings
 
 from .conftest import Hosted, hosting
@@ -20,12 +20,6 @@ from .test_registration import Fleet, fleet
 
 __all__ = ["fleet"]
 REASON = REASON_HEADER.decode()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(DEADLINE):
-        while not condition():  # noqa: ASYNC110 - a condition of another loop
-            await asyncio.sleep(0.01)
 
 
 async def test_a_request_that_comes_while_the_node_drains_is_told_to_come_again(tmp_path: Path) -> None:
@@ -41,9 +35,11 @@ async def test_a_request_that_comes_while_the_node_drains_is_told_to_come_again(
         await hosted.reaches(pb.Instance.RUNNING)
         await hosted.reaches(pb.Instance.RUNNING, "apps/quick/instances/q")
         slow = asyncio.create_task(hosted.ask("shop"))
-        await until(lambda: node.instances.find("apps/shop/instances/a1").gate.figures().in_flight)
+        await eventually(lambda: node.instances.find("apps/shop/instances/a1").gate.figures().in_flight)
         ending = asyncio.create_task(serving.__aexit__(None, None, None))
-        await until(lambda: node.instances.draining and not node.instances.find("apps/quick/instances/q"))
+        await eventually(
+            lambda: node.instances.draining and not node.instances.find("apps/quick/instances/q")
+        )
         for app in ("quick", "shop", "nobody"):
             answer = await hosted.ask(app)
             assert (answer.status_code, answer.headers[REASON]) == (503, "NODE_DRAINING")
@@ -83,7 +79,7 @@ async def test_a_node_that_lost_its_name_serves_nobody_until_it_has_it_again(
         async with Refused(grpc.StatusCode.ALREADY_EXISTS, "NODE_NAME_TAKEN"):
             await hosted.start(epoch=2)
         servicer.refusals = []
-        await until(lambda: hosted.node.router._refusal is None)
+        await eventually(lambda: hosted.node.router._refusal is None)
         assert (await hosted.ask("shop")).status_code == 404
         await hosted.start(epoch=2)
         await hosted.reaches(pb.Instance.RUNNING)

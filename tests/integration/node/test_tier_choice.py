@@ -41,7 +41,7 @@ def code(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def node(tmp_path: Path, code: Path) -> AsyncIterator[Hosted]:
-    zygote = Zygote.launch([code])
+    zygote = Zygote.launch([code], preload=[])
     async with hosting(tmp_path, zygote, app_dir=str(code)) as subject:
         await zygote.ready()
         yield subject

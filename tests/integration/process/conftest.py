@@ -22,15 +22,10 @@ from runtime_node.tiers.process.running import ProcessRunningApp
 from runtime_node.tiers.process.zygote import Zygote
 from runtime_node.tiers.runner import Launch, StopReport
 from services.rpc.errors import SupervisorError
-from tests.eventually import eventually
+from tests.eventually import WITHIN, eventually
 
 APPS = Path(__file__).parent / "apps"
 _names = itertools.count(1)
-
-
-async def until(condition: Callable[[], Any], timeout: float = 10.0) -> Any:
-    """Wait until the condition holds; fail after the timeout."""
-    return await eventually(condition, within=timeout)
 
 
 def alive(pid: int) -> bool:
@@ -128,7 +123,7 @@ class Guests:
         return await self.start_launch(self.launch(entrypoint, **more))
 
     async def start_launch(self, launch: Launch) -> Any:
-        app = await asyncio.wait_for(self.runner.start(launch), 20)
+        app = await asyncio.wait_for(self.runner.start(launch), WITHIN)
         self.running.append(app)
         app.data_dir = launch.context.data_dir
         app.exits = self.exits[launch.context.app]
@@ -138,6 +133,14 @@ class Guests:
     async def stop(self, app: ProcessRunningApp, timeout: float = 5.0) -> StopReport:
         self.running.remove(app)
         return await app.stop(timeout)
+
+
+async def ended(guests: Guests, app: Any) -> SupervisorError:
+    """Return why a guest ended by itself; fail when it doesn't."""
+    (error,) = await eventually(lambda: app.exits)
+    guests.running.remove(app)
+    assert error is not None
+    return error
 
 
 @pytest.fixture
@@ -154,4 +157,4 @@ async def guests(tmp_path: Path) -> AsyncIterator[Guests]:
     left = [pid for pid, _ in procfs.marked(range(first, first + 10_000))]
     await runner.close()
     assert not left, "processes of stopped guests are still there"
-    await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+    await eventually(lambda: len(os.listdir("/proc/self/fd")) <= before)

@@ -14,8 +14,9 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Limits
 from runtime_node.http.front import HttpFront
 from runtime_node.http.gate import Gate
 from runtime_node.http.router import Router
+from tests.eventually import eventually
 
-from .conftest import Guests, until
+from .conftest import Guests
 
 
 class Site:
@@ -76,12 +77,12 @@ async def test_faults_of_a_guest_are_answered_with_their_status(site: Site) -> N
         crashed = await dying
         assert crashed.status_code == 502
         assert "APP_CRASHED" in crashed.text
-        await until(lambda: app.exits)
+        await eventually(lambda: app.exits)
         # What never reached the process waits for the next one, which here does not come.
         gate = site.router.gate_of("bad")
         assert gate is not None
         waiting = asyncio.create_task(bad.get("/"))
-        await until(lambda: gate.figures().queued)
+        await eventually(lambda: gate.figures().queued)
         assert (await good.get("/")).text == "ok"
         gate.close("APP_CRASHED")
         assert (await waiting).status_code == 503

@@ -14,8 +14,9 @@ from google.protobuf.duration_pb2 import Duration
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, Limits
 from runtime_node.tiers.process.proxy import AppRaisedError
 from services.rpc.errors import SupervisorError
+from tests.eventually import eventually
 
-from .conftest import Guests, alive, request, until
+from .conftest import Guests, alive, request
 
 
 async def test_a_plain_asgi_app_serves_and_its_shutdown_runs(guests: Guests) -> None:
@@ -101,7 +102,7 @@ async def test_a_factory_gets_its_context_as_plain_data(
         "data_dir": str(launch.context.data_dir),
     }  # fmt: skip
     mine = launch.context.logger.name
-    await until(lambda: len([r for r in caplog.records if r.name == mine]) >= 2)
+    await eventually(lambda: len([r for r in caplog.records if r.name == mine]) >= 2)
     levels = {record.getMessage(): record.levelno for record in caplog.records if record.name == mine}
     assert levels == {f"made {launch.context.app}": logging.INFO, "careful": logging.WARNING}
 
@@ -230,7 +231,7 @@ async def test_a_slow_reader_stops_the_app_not_the_node(guests: Guests) -> None:
 
     reading = asyncio.create_task(request(app, "/endless", on_body=slowly))
     path = app.data_dir / "sent"
-    await until(path.exists)
+    await eventually(path.exists)
     last = -1
     while (now := int(path.read_text() or 0)) != last:
         last = now
@@ -245,20 +246,20 @@ async def test_a_slow_reader_stops_the_app_not_the_node(guests: Guests) -> None:
 async def test_cancelling_a_request_cancels_the_apps_task(guests: Guests) -> None:
     app = await guests.start()
     waiting = asyncio.create_task(request(app, "/wait"))
-    await until(lambda: app._guest.beat.active == 1)
+    await eventually(lambda: app._guest.beat.active == 1)
     waiting.cancel()
-    await until((app.data_dir / "cancelled").exists)
-    await until(lambda: app._guest.beat.active == 0)
+    await eventually((app.data_dir / "cancelled").exists)
+    await eventually(lambda: app._guest.beat.active == 0)
 
 
 async def test_the_app_learns_that_its_client_is_gone(guests: Guests) -> None:
     app = await guests.start()
     gone = asyncio.Event()
     waiting = asyncio.create_task(request(app, "/wait-for-disconnect", disconnect=gone))
-    await until(lambda: app._guest.beat.active == 1)
+    await eventually(lambda: app._guest.beat.active == 1)
     gone.set()
     told = app.data_dir / "disconnected"
-    await until(lambda: told.exists() and told.read_text())
+    await eventually(lambda: told.exists() and told.read_text())
     assert told.read_text() == "http.request http.disconnect"
     with pytest.raises(AppRaisedError):
         await waiting
@@ -276,7 +277,7 @@ async def test_a_connection_serves_one_request_after_another(guests: Guests) -> 
 async def test_a_burst_of_connections_to_a_busy_app_waits_for_it(guests: Guests) -> None:
     app = await guests.start()
     busy = asyncio.create_task(request(app, "/sleep", "0.6"))
-    await until(lambda: app._guest.beat.active == 1)
+    await eventually(lambda: app._guest.beat.active == 1)
     burst = await asyncio.gather(*(request(app) for _ in range(500)))
     assert {response.status for response in burst} == {200}
     assert (await busy).status == 200
@@ -293,7 +294,7 @@ async def test_a_stop_that_takes_too_long_ends_in_a_kill_and_says_so(guests: Gue
 async def test_a_stop_cuts_what_is_still_running_and_counts_it(guests: Guests) -> None:
     app = await guests.start()
     waiting = [asyncio.create_task(request(app, "/wait")) for _ in range(3)]
-    await until(lambda: app._guest.beat.active == 3)
+    await eventually(lambda: app._guest.beat.active == 3)
     report = await guests.stop(app)
     assert report.cancelled_tasks == 3
     assert report.error is None
@@ -324,7 +325,7 @@ async def test_output_is_handed_over_line_by_line(guests: Guests) -> None:
     guests.runner._on_output = lambda context, stream, line: lines.append((stream, line))
     app = await guests.start()
     await request(app, "/flood", "500")
-    await until(lambda: len(lines) >= 501)
+    await eventually(lambda: len(lines) >= 501)
     assert lines[0] == ("stdout", "starting up")
     assert lines[1:] == [("stdout", "w" * 100)] * 500
 
@@ -334,7 +335,7 @@ async def test_a_long_log_record_comes_whole_with_its_level_and_logger(
 ) -> None:
     app = await guests.start()
     await request(app, "/log", "8000")
-    (record,) = await until(lambda: [r for r in caplog.records if r.levelno == logging.ERROR])
+    (record,) = await eventually(lambda: [r for r in caplog.records if r.levelno == logging.ERROR])
     assert record.origin == "library"
     assert record.getMessage() == "begin " + '"\n' * 8000 + " end"
 

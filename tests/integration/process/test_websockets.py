@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from services.rpc.errors import SupervisorError
+from tests.eventually import WITHIN, eventually
 
-from .conftest import Guests, until
+from .conftest import Guests
 
 
 class Socket:
@@ -34,7 +35,7 @@ class Socket:
         await self.sent.put(message)
 
     async def next(self) -> dict[str, Any]:
-        return await asyncio.wait_for(self.sent.get(), 5)
+        return await asyncio.wait_for(self.sent.get(), WITHIN)
 
 
 async def test_text_and_bytes_are_echoed_in_order(guests: Guests) -> None:
@@ -46,7 +47,7 @@ async def test_text_and_bytes_are_echoed_in_order(guests: Guests) -> None:
         got = await socket.next()
         assert {key: got[key] for key in message} == message
     socket.events.put_nowait({"type": "websocket.disconnect", "code": 1001, "reason": "gone"})
-    await asyncio.wait_for(socket.task, 5)
+    await asyncio.wait_for(socket.task, WITHIN)
 
 
 async def test_the_apps_close_carries_code_and_reason(guests: Guests) -> None:
@@ -55,7 +56,7 @@ async def test_the_apps_close_carries_code_and_reason(guests: Guests) -> None:
     await socket.next()
     socket.events.put_nowait({"type": "websocket.receive", "text": "bye"})
     assert await socket.next() == {"type": "websocket.close", "code": 4001, "reason": "asked"}
-    await asyncio.wait_for(socket.task, 5)
+    await asyncio.wait_for(socket.task, WITHIN)
 
 
 async def test_a_denied_handshake_carries_its_response(guests: Guests) -> None:
@@ -65,7 +66,7 @@ async def test_a_denied_handshake_carries_its_response(guests: Guests) -> None:
     assert start["status"] == 403
     assert start["headers"] == [(b"x-why", b"no")]
     assert body["body"] == b"denied"
-    await asyncio.wait_for(socket.task, 5)
+    await asyncio.wait_for(socket.task, WITHIN)
 
 
 async def test_a_crash_breaks_the_websocket_off(guests: Guests) -> None:
@@ -74,9 +75,9 @@ async def test_a_crash_breaks_the_websocket_off(guests: Guests) -> None:
     await socket.next()
     socket.events.put_nowait({"type": "websocket.receive", "text": "die"})
     with pytest.raises(SupervisorError) as caught:
-        await asyncio.wait_for(socket.task, 5)
+        await asyncio.wait_for(socket.task, WITHIN)
     assert caught.value.reason == "APP_CRASHED"
-    await until(lambda: app.exits)
+    await eventually(lambda: app.exits)
     assert app.exits[0].metadata["signal"] == "SIGKILL"
     guests.running.remove(app)
 
@@ -89,7 +90,7 @@ async def test_an_app_hears_of_its_client_from_send_and_receive(guests: Guests) 
     socket.events.put_nowait({"type": "websocket.receive", "text": "last"})
     socket.events.put_nowait({"type": "websocket.disconnect", "code": 1001, "reason": ""})
     socket.left = True
-    await asyncio.wait_for(socket.task, 5)
+    await asyncio.wait_for(socket.task, WITHIN)
     heard = (app.data_dir / "heard").read_text()
     assert heard == "ClientDisconnectedError websocket.receive websocket.disconnect"
 
@@ -99,4 +100,4 @@ async def test_a_cancelled_websocket_is_cut_on_both_sides(guests: Guests) -> Non
     socket = Socket(app)
     await socket.next()
     socket.task.cancel()
-    await until(lambda: app._guest.beat.active == 0)
+    await eventually(lambda: app._guest.beat.active == 0)

@@ -22,6 +22,7 @@ from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.catalog.timelines import AppTimelines
 from services.control_plane.fleet.fleet import FleetService
+from services.control_plane.fleet.node_commands import NodeCommands
 from services.control_plane.nodes.figures import FigureReader
 from services.control_plane.nodes.pool import NodePool
 from services.control_plane.nodes.tails import AppTails
@@ -94,18 +95,21 @@ class Server:
     def __init__(self, store: CatalogStore, heard: set[str], loop: asyncio.AbstractEventLoop) -> None:
         self.store = store
         self.heard = heard
-        self._loop = loop
+        self.loop = loop
         self.methods = Methods(Pipeline())
+        figures = FigureReader(NodePool(store.mirror))
         add_AppCatalogServicer_to_server(
             CatalogServicer(
-                AppCommands(store),
-                AppQueries(store, FigureReader(NodePool(store.mirror))),
+                AppCommands(store, figures),
+                AppQueries(store, figures),
                 AppTimelines(store),
                 AppTails(store.mirror, NodePool(store.mirror)),
             ),
             self.methods,
         )
-        add_FleetServicer_to_server(FleetServicer(FleetService(store, heard.__contains__)), self.methods)
+        is_heard = heard.__contains__
+        fleet = FleetServicer(store, FleetService(store, is_heard), NodeCommands(store, is_heard))
+        add_FleetServicer_to_server(fleet, self.methods)
         add_OperationsServicer_to_server(OperationsServicer(OperationService(store)), self.methods)
 
     def __call__(self, method: str, request: Message, **metadata: str) -> Any:
@@ -115,7 +119,7 @@ class Server:
         handler: Any = self.methods.service(Details(f"/{found.containing_service.full_name}/{method}"))
         context = Context(tuple((key.replace("_", "-"), value) for key, value in metadata.items()))
         try:
-            data = self._loop.run_until_complete(handler.unary_unary(request.SerializeToString(), context))
+            data = self.loop.run_until_complete(handler.unary_unary(request.SerializeToString(), context))
         except grpc.aio.AbortError:
             assert context.refused is not None
             raise Refusal(*context.refused, Status.FromString(context.trailers[DETAILS_KEY])) from None

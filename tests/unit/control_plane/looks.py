@@ -99,4 +99,4 @@ def after(app: AppRecord, placements: list[PlacementRecord], seen: Snapshot) -> 
 
 def planned(app: AppRecord, placements: list[PlacementRecord], seen: Snapshot) -> Plan:
     """What is to be done once it has been decided on."""
-    return plan(app, assign(app, placements, seen, 5), seen)
+    return plan(app, assign(app, placements, seen, 5), seen, 5)

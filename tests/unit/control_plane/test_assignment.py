@@ -10,7 +10,7 @@ import pytest
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.placement.assignment import assign, pinned, spec_of
-from services.control_plane.placement.choice import Candidate, choose
+from services.control_plane.placement.choice import Candidate
 from services.control_plane.placement.snapshot import Snapshot
 from services.control_plane.store.records import AppRecord, PlacementRecord, Version
 from tests.unit.control_plane.looks import (
@@ -45,6 +45,12 @@ OLD, NEW = placed(V11, CUR), placed(V21, IN)
 OLD_RUNS, OLD_SLEEPS, OLD_FAILED = instance(V11, RUNNING), instance(V11, IDLE), instance(V11, FAILED)
 NEW_STARTS, NEW_RUNS, NEW_SLEEPS = instance(V21, STARTING), instance(V21, RUNNING), instance(V21, IDLE)
 NEW_FAILED = instance(V21, FAILED, reason="APP_FACTORY_FAILED")
+
+
+def without(gone: str, free: tuple[str, ...] = ()) -> Snapshot:
+    """What is seen once a node has been deleted."""
+    return Snapshot({}, tuple(Candidate(name, True, 0) for name in free), frozenset({gone}))
+
 
 Row = tuple[AppRecord, list[PlacementRecord], Snapshot, dict[str, str], Version | None]
 """App, placements and snapshot; the roles that follow, and the version that is given up."""
@@ -216,6 +222,55 @@ TABLE: dict[str, Row] = {
         Snapshot({**heard(OLD_RUNS).nodes, **heard(instance(V12, RUNNING), at=M).nodes}),
         {"g1-e1": "OUTGOING at n", "g1-e2": "CURRENT at m"}, None,
     ),
+    "a move off a node that crashed there, and fails elsewhere too: it stays": (
+        record(V12), [OLD, placed(V12, IN, M)],
+        Snapshot({**heard(OLD_FAILED).nodes, **heard(instance(V12, FAILED), at=M).nodes}),
+        {"g1-e1": "CURRENT at n", "g1-e2": "OUTGOING at m"}, V12,
+    ),
+    "what serves is moved though the newest version was given up": (
+        record(V22, failed=V22), [OLD, placed(V12, IN, M)],
+        Snapshot({**heard(OLD_RUNS).nodes, **heard(instance(V12, STARTING), at=M).nodes}),
+        {"g1-e1": "CURRENT at n", "g1-e2": "INCOMING at m"}, V22,
+    ),
+    "it has arrived": (
+        record(V22, failed=V22), [OLD, placed(V12, IN, M)],
+        Snapshot({**heard(OLD_RUNS).nodes, **heard(instance(V12, RUNNING), at=M).nodes}),
+        {"g1-e1": "OUTGOING at n", "g1-e2": "CURRENT at m"}, V22,
+    ),
+    "it does not start there": (
+        record(V22, failed=V22), [OLD, placed(V12, IN, M)],
+        Snapshot({**heard(OLD_RUNS).nodes, **heard(instance(V12, FAILED), at=M).nodes}),
+        {"g1-e1": "CURRENT at n", "g1-e2": "OUTGOING at m"}, V22,
+    ),
+    "the next update replaces the move": (
+        record(V31), [OLD, placed(V12, IN, M)],
+        Snapshot({**heard(OLD_RUNS).nodes, **heard(instance(V12, STARTING), at=M).nodes}),
+        {"g1-e1": "CURRENT at n", "g1-e2": "OUTGOING at m", "g3-e1": "INCOMING at n"}, None,
+    ),
+    # Nodes that were deleted
+    "its node was deleted": (
+        record(), [OLD], without(N, free=(M,)), {"g1-e2": "INCOMING at m"}, None
+    ),
+    "its node was deleted, and its data with it": (
+        record(), [replace(OLD, has_data=True)], without(N, free=(M,)), {"g1-e1": "LOST at n"}, None
+    ),
+    "stopped, and its node was deleted": (record(**STOPPED), [OLD], without(N, free=(M,)), {}, None),
+    "deleted, and its node too": (
+        record(**DROP), [replace(OLD, has_data=True)], without(N, free=(M,)), {}, None
+    ),
+    "the node that it goes to was deleted": (
+        record(V12), [OLD, placed(V12, IN, M)],
+        Snapshot(heard(OLD_RUNS).nodes, gone=frozenset({M})), {"g1-e1": "CURRENT at n"}, V12,
+    ),
+    "the node that it comes from was deleted": (
+        record(V12), [OLD, placed(V12, IN, M)],
+        Snapshot(heard(instance(V12, STARTING), at=M).nodes, gone=frozenset({N})),
+        {"g1-e2": "INCOMING at m"}, None,
+    ),
+    "its data was lost and its node is back": (
+        record(V12), [replace(placed(V11, LOST), has_data=True)], heard(),
+        {"g1-e1": "LOST at n", "g1-e2": "INCOMING at n"}, None,
+    ),
     "a swap from node to node fails as any": (
         record(V12), [OLD, placed(V12, IN, M)],
         Snapshot({**heard(OLD_RUNS).nodes, **heard(instance(V12, FAILED), at=M).nodes}),
@@ -230,7 +285,7 @@ def test_the_table_of_swaps(name: str) -> None:
     assert roles(app, placements, seen) == expected
     assigned = assign(app, placements, seen, 5)
     assert assigned.failed == failed
-    settled = replace(app, failed=failed)
+    settled = replace(app, failed=failed, target=assigned.target or app.target)
     assert set(assign(settled, assigned.placements, seen, 9).placements) == set(assigned.placements)
 
 
@@ -273,28 +328,3 @@ def test_an_app_has_data_on_its_node_once_it_has_run_there(
     placements = {it.instance_id: it for it in assign(app, [OLD], heard(there), 5).placements}
     # What comes in beside it finds the same data.
     assert (placements["g1-e1"].has_data, placements["g2-e1"].has_data) == (has_data, has_data)
-
-
-def candidate(name: str, apps: int = 0, heard: bool = True, room: int = 0) -> Candidate:
-    return Candidate(name, heard, apps, room)
-
-
-@pytest.mark.parametrize(
-    ("nodes", "chosen", "word"),
-    [
-        ([], "", "has no node"),
-        ([candidate("a", heard=False)], "", "can be heard"),
-        ([candidate("a", 3, room=3), candidate("b", heard=False)], "", "full"),
-        ([candidate("a", 10_000)], "", "full"),
-        ([candidate("b"), candidate("a")], "a", "fewest"),
-        ([candidate("a", 2), candidate("b", 1)], "b", "fewest"),
-        ([candidate("a", 0, heard=False), candidate("b", 5)], "b", "fewest"),
-        ([candidate("a", 1, room=1), candidate("b", 5, room=6)], "b", "fewest"),
-    ],
-)
-def test_placement_takes_the_emptiest_node_with_room_or_says_why_none(
-    nodes: list[Candidate], chosen: str, word: str
-) -> None:
-    choice = choose("environments/x", nodes)
-    assert choice.node == chosen
-    assert word in choice.reason

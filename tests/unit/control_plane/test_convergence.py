@@ -14,26 +14,39 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.longrunning import operations_pb2
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
+from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.controller import controller
+from services.control_plane.fleet.node_commands import NodeCommands
+from services.control_plane.operations.service import OperationService
 from services.control_plane.placement.snapshot import is_ready
 from services.control_plane.rules.conditions import get_condition
 from services.control_plane.store.interface import CatalogStore
+from services.control_plane.store.records import Role
 from services.control_plane.store.sql_store import open_store
 from services.rpc.errors import SupervisorError
+from tests.fakes.runtime_node import Disk
 from tests.seeds import SEED
 from tests.unit.control_plane.world import BAD, ME, SLOW, World
-from tests.virtual_time import run_in_virtual_time
+from tests.virtual_time import VirtualClock, run_in_virtual_time
 
 SEEDS = range(40)
+MOVES = range(20)
+CLOCK = VirtualClock()
 NEW_SEEDS = [
     random.Random(SEED + n).getrandbits(32) for n in range(25 * int(os.environ.get("CHAOS_ROUNDS", "0")))
 ]
 STEPS = 40
 ENTRYPOINTS = ("good:app", "better:app", SLOW, BAD)
-EXPECTED = frozenset({"APP_DELETING", "APP_STOPPED", "APP_NOT_FOUND", "APP_ALREADY_EXISTS"})
+EXPECTED = frozenset(
+    {
+        "APP_DELETING", "APP_STOPPED", "APP_NOT_FOUND", "APP_ALREADY_EXISTS", "NO_NODE_AVAILABLE",
+        "NODE_NOT_ELIGIBLE", "OPERATION_NOT_CANCELLABLE",
+    }
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -45,16 +58,19 @@ def _few_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CatalogStore]:
     directory: Path = tmp_path_factory.mktemp("catalogs")
-    store = open_store(f"sqlite:///{directory}/c.db")
+    store = open_store(f"sqlite:///{directory}/c.db", clock=CLOCK, elapsed=CLOCK)
     yield store
     store.close()
 
 
 class History:
-    """One app on one node: what users do, what happens, and what has to hold at the end of it."""
+    """One app on one node, or on one of two: what is done, what happens, and what has to hold at the end."""
 
-    def __init__(self, world: World, name: str) -> None:
+    def __init__(self, world: World, name: str, other: World | None = None) -> None:
         self.world = world
+        self.other = other
+        self.nodes = NodeCommands(world.store, world.store.mirror.is_heard)  # type: ignore[arg-type]
+        self.operations = OperationService(world.store)  # type: ignore[arg-type]
         self.name = name
         self.chance = world.chance
         self.dropped: set[str] = set()
@@ -64,12 +80,22 @@ class History:
     async def run(self) -> None:
         world, chance = self.world, self.chance
         await world.start()
+        if self.other is not None:
+            await world.join(self.other)
         await self.create()
         acts: list[tuple[int, Callable[[], Awaitable[None]]]] = [
             (6, self.update), (3, self.toggle), (6, self.command), (1, self.delete), (2, self.create),
             (3, self.crash), (2, world.restart_node), (1, world.restart_controller), (4, self.line_turns),
             (1, self.line_is_cut),
         ]  # fmt: skip
+        if self.other is not None:
+            acts += [
+                (12, self.move),
+                (2, self.cordon),
+                (1, self.drain),
+                (2, self.cancel),
+                (2, self.other_dies),
+            ]
         weights = [weight for weight, _ in acts]
         for _ in range(STEPS):
             await chance.choices(acts, weights)[0][1]()
@@ -91,6 +117,8 @@ class History:
         spec.desired_state = self.chance.choice((pb.App.RUNNING, pb.App.RUNNING, pb.App.STOPPED))
         spec.activation = self.chance.choice((rt.InstanceSpec.EAGER, rt.InstanceSpec.ON_REQUEST))
         spec.restart_policy.max_restarts = 0
+        if self.other is not None:
+            spec.database.no_database.SetInParent()
         request = pb.CreateAppRequest(app=spec, app_id=self.name.removeprefix("apps/"))
         await self.attempt(self.world.commands.create, request)
         if app := self.world.app(self.name):
@@ -122,33 +150,64 @@ class History:
         request = pb.DeleteAppRequest(name=self.name, data_policy=policy)
         await self.attempt(self.world.commands.delete, request)
 
+    async def move(self) -> None:
+        node = self.chance.choice(["", *(site.name for site in self.world.sites())])
+        await self.attempt(self.world.commands.move, pb.MoveAppRequest(name=self.name, node=node))
+
+    async def cordon(self) -> None:
+        site = self.chance.choice(self.world.sites())
+        if self.chance.random() < 0.3:
+            await self.attempt(self.nodes.cordon, fleet.CordonNodeRequest(name=site.name))
+        else:
+            await self.attempt(self.nodes.uncordon, fleet.UncordonNodeRequest(name=site.name))
+
+    async def drain(self) -> None:
+        site = self.chance.choice(self.world.sites())
+        request = fleet.DrainNodeRequest(name=site.name)
+        request.timeout.FromSeconds(60)
+        await self.attempt(self.nodes.drain, request)
+
+    async def cancel(self) -> None:
+        for operation in self.world.store.mirror.open_operations(self.name, ("move",)):
+            request = operations_pb2.CancelOperationRequest(name=operation.name)
+            await self.attempt(self.operations.cancel, request)
+
     # What happens
 
+    async def other_dies(self) -> None:
+        assert self.other is not None
+        await self.other.restart_node()
+
     async def crash(self) -> None:
-        running = [
-            name for name, it in self.world.node.instances().items() if it.state == rt.Instance.RUNNING
-        ]
+        node = self.chance.choice(self.world.sites()).node
+        running = [name for name, it in node.instances().items() if it.state == rt.Instance.RUNNING]
         if running:
-            self.world.node.crash(self.chance.choice(running))
+            node.crash(self.chance.choice(running))
 
     async def line_turns(self) -> None:
-        world = self.world
+        world = self.chance.choice(self.world.sites())
         world.lost_requests, world.lost_answers, world.delay = self.chance.choice(
             ((0, 0, 0), (0.3, 0, 0), (0, 0.4, 0), (0, 0, 1.5), (0.2, 0.2, 0.5))
         )
         world.cut = False
 
     async def line_is_cut(self) -> None:
-        self.world.cut = True
+        self.chance.choice(self.world.sites()).cut = True
+
+    def calls(self) -> int:
+        return sum(site.calls for site in self.world.sites())
 
     # What has to hold
 
     def check_truth(self) -> None:
         app = self.world.app(self.name)
-        assert set(self.world.node.purged) <= self.dropped, "data went that nobody dropped"
+        for site in self.world.sites():
+            assert set(site.node.purged) <= self.dropped, "data went that nobody dropped"
+        current = [it for it in self.world.store.mirror.placements_of(self.name) if it.role is Role.CURRENT]
+        assert len(current) <= 1
         if app is None:
             return
-        for spec in self.world.started:
+        for spec in (spec for site in self.world.sites() for spec in site.started):
             assert spec.app_uid in self.uids
         if not app.reconciling and app.observed_generation == app.generation:
             states = (rt.Instance.RUNNING, rt.Instance.IDLE, rt.Instance.STOPPED, rt.Instance.FAILED)
@@ -157,22 +216,27 @@ class History:
         assert ready is None or ready.reason
         updated = get_condition(app.conditions, "Updated")
         if updated is not None and updated.status == rt.Condition.UNMET:
-            assert updated.reason in ("APP_FACTORY_FAILED", "APP_CRASHED")
+            assert updated.reason in ("APP_FACTORY_FAILED", "APP_CRASHED", "OPERATION_CANCELLED")
 
     async def calm(self) -> None:
         """Let the world be calm: everything has to come right, and then to rest."""
         world = self.world
-        world.lost_requests = world.lost_answers = world.delay = 0.0
-        world.cut = False
+        for site in world.sites():
+            site.lost_requests = site.lost_answers = site.delay = 0.0
+            site.cut = False
+            await self.attempt(self.nodes.uncordon, fleet.UncordonNodeRequest(name=site.name))
         await asyncio.sleep(150)  # longer than any pause
-        calls, revision = world.calls, world.store.mirror.apps.revision
+        calls, revision = self.calls(), world.store.mirror.apps.revision
         await asyncio.sleep(70)
-        assert (world.calls, world.store.mirror.apps.revision) == (calls, revision), "never at rest"
+        assert (self.calls(), world.store.mirror.apps.revision) == (calls, revision), "never at rest"
         assert world.store.mirror.open_operations(self.name) == []
         app = world.app(self.name)
-        here = world.node.instances()
+        here = {(site.name, name): it for site in world.sites() for name, it in site.node.instances().items()}
         gone = self.uids - ({app.uid} if app is not None else set())
-        assert not world.disk.data & self.dropped & gone, "the app is forgotten, its data is not gone"
+        if (
+            self.other is None
+        ):  # what an app left in its directory on a node that it was moved from stays there
+            assert not world.disk.data & self.dropped & gone, "the app is forgotten, its data is not gone"
         if app is None:
             assert not here
             assert world.store.mirror.placements_of(self.name) == ()
@@ -187,6 +251,7 @@ class History:
         (one,) = here.values()
         (placement,) = placements
         assert one.name == placement.instance
+        assert next(iter(here))[0] == placement.node
         assert [it.name for it in app.instances] == [one.name]
         assert app.state == one.state
         record = world.store.mirror.apps.get(self.name)
@@ -199,26 +264,42 @@ class History:
             assert record.failed == record.target
 
 
-def check(store: CatalogStore, seed: int) -> None:
+def check(store: CatalogStore, seed: int, *, moves: bool = False) -> None:
     async def main() -> None:
-        world = World(store, random.Random(seed), f"environments/default/nodes/n{seed}")
+        kind = "m" if moves else "n"
+        chance = random.Random(seed)
+        world = World(store, chance, f"environments/default/nodes/{kind}{seed}")
+        other = World(store, chance, f"environments/default/nodes/{kind}{seed}b", Disk()) if moves else None
         try:
-            await History(world, f"apps/a{seed}").run()
+            await History(world, f"apps/{kind}{seed}", other).run()
         finally:
             await world.close()
-            await forget(world)
+            for site in world.sites():
+                await forget(site)
 
-    run_in_virtual_time(main())
+    run_in_virtual_time(main(), CLOCK)
 
 
 async def forget(world: World) -> None:
     """Take the node out of the catalog, which the next history uses as well."""
-    await asyncio.wrap_future(world.store.write(lambda tx: tx.delete_node(world.name)))
+    name = world.name
+
+    def run(tx: Any) -> None:
+        for app in tx.apps_on(name):  # nor are its apps the next one's
+            tx.delete_app(app)
+        tx.delete_node(name)
+
+    await asyncio.wrap_future(world.store.write(run))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_any_history_comes_right(store: CatalogStore, seed: int) -> None:
     check(store, seed)
+
+
+@pytest.mark.parametrize("seed", MOVES)
+def test_any_history_with_moves_comes_right(store: CatalogStore, seed: int) -> None:
+    check(store, seed, moves=True)
 
 
 @pytest.mark.chaos
@@ -227,3 +308,4 @@ def test_any_history_comes_right(store: CatalogStore, seed: int) -> None:
 def test_any_new_history_comes_right(store: CatalogStore, seed: int) -> None:
     print(f"seed {seed}")
     check(store, seed)
+    check(store, seed, moves=True)

@@ -111,13 +111,13 @@ def place(server: Server, app: str = "apps/shop") -> None:
     record = server.store.mirror.apps.get(app)
     assert record is not None
     placement = PlacementRecord(app, record.uid, 0, 1, 1, NODE, Role.CURRENT, b"", has_data=True)
-    server.store.write(lambda tx: tx.put_placement(placement)).result(5)
+    server.store.write(lambda tx: tx.put_placement(placement)).result(60)
 
 
 def lose_node(server: Server) -> None:
     record = server.store.mirror.nodes.get(NODE)
     assert record is not None
-    server.store.write(lambda tx: transactions.node_lost(tx, record.node, "Silent.")).result(5)
+    server.store.write(lambda tx: transactions.node_lost(tx, record.node, "Silent.")).result(60)
 
 
 def test_a_name_with_apps_on_it_is_its_bearers_alone_however_long_that_is_silent(

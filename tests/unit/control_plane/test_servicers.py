@@ -60,7 +60,7 @@ def delete_now(server: Server, name: str = "apps/shop") -> None:
     """Take an app out as the reconciler does once nothing of it runs."""
     record = server.store.mirror.apps.get(name)
     assert record is not None
-    server.store.write(lambda tx: transactions.ended(tx, name, record.uid, [], record.deleting)).result(5)
+    server.store.write(lambda tx: transactions.ended(tx, name, record.uid, [], record.deleting)).result(60)
 
 
 def node(incarnation: str = "i1", port: int = 1, **fields: Any) -> fleet.RegisterNodeRequest:
@@ -277,7 +277,7 @@ def test_the_data_policy_of_a_delete_under_way_can_become_stricter_only(
     # A pass that has carried out the milder policy meanwhile does not end it.
     server.store.write(
         lambda tx: transactions.ended(tx, "apps/shop", record.uid, [], pb.DeleteAppRequest.RETAIN)
-    ).result(5)
+    ).result(60)
     assert get(server).state == rt.Instance.DELETING
     retain = pb.DeleteAppRequest(name="apps/shop", data_policy=pb.DeleteAppRequest.RETAIN)
     assert refused("DeleteApp", retain).info.reason == "APP_DELETING"
@@ -393,7 +393,7 @@ def test_a_page_ends_before_it_is_too_large_for_a_client(
     event = pb.AppEvent(detail="x" * 16_000)
     for _ in range(300):
         last = server.store.write(lambda tx: tx.add_event("apps/a0", event))
-    last.result(5)
+    last.result(60)
     request = type(request_)()
     request.CopyFrom(request_)
     names: list[str] = []

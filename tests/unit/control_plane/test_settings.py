@@ -19,6 +19,18 @@ def test_a_log_level_is_taken_as_a_node_that_shares_the_variable_takes_it(
     assert Settings.from_command_line([]).log_level == "debug"
 
 
+def test_metrics_are_served_unless_they_are_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("APPSUPERVISOR_METRICS_LISTEN")
+    usual = Settings.from_command_line([])
+    assert (usual.metrics_listen, usual.metrics_port_may_vary) == ("127.0.0.1:7500", True)
+    asked = Settings.from_command_line(["--metrics-listen", "127.0.0.1:7500"])
+    assert (asked.metrics_listen, asked.metrics_port_may_vary) == ("127.0.0.1:7500", False)
+    for off in ("off", ""):
+        assert Settings.from_command_line([f"--metrics-listen={off}"]).metrics_listen == ""
+    monkeypatch.setenv("APPSUPERVISOR_METRICS_LISTEN", "127.0.0.1:7600")
+    assert not Settings.from_command_line([]).metrics_port_may_vary
+
+
 @pytest.mark.parametrize(
     ("flag", "value"),
     [
@@ -33,6 +45,7 @@ def test_a_log_level_is_taken_as_a_node_that_shares_the_variable_takes_it(
         ("--node-timeout", "0"),
         ("--drain-timeout", "nan"),
         ("--log-level", "LOUD"),
+        ("--log-format", "xml"),
     ],
 )
 def test_a_mistake_ends_with_a_sentence_that_names_it(

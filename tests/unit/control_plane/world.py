@@ -1,10 +1,10 @@
-"""One node and the line to it, in virtual time: calls and answers that get lost, a stream that is late."""
+"""Nodes and the lines to them, in virtual time: calls and answers that get lost, a stream that is late."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
@@ -34,19 +34,33 @@ class VirtualStore:
     def __init__(self, store: Any) -> None:
         self._store = store
 
-    def write(self, command: Any) -> Any:
+    def write(self, command: Any, **under: Any) -> Any:
         loop = asyncio.get_running_loop()
         assert isinstance(loop, VirtualTimeLoop)
-        return loop.elsewhere(self._store.write(command))
+        return loop.elsewhere(self._store.write(command, **under))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
 
+class Untold:
+    """Nodes that tell nothing of their instances beside what they stream."""
+
+    async def with_figures(self, apps: Sequence[pb.App], seconds: float) -> list[pb.App]:
+        return list(apps)
+
+
 class World:
     """A control plane, a node that lives again and again on one disk, and a bad line between them."""
 
-    def __init__(self, store: Any, chance: random.Random, node: str = NODE, disk: Disk | None = None) -> None:
+    def __init__(
+        self,
+        store: Any,
+        chance: random.Random,
+        node: str = NODE,
+        disk: Disk | None = None,
+        behaviours: dict[str, Behaviour] | None = None,
+    ) -> None:
         self.store = VirtualStore(store)
         self.chance = chance
         self.name = node
@@ -55,13 +69,17 @@ class World:
         """Share of the calls whose request, or answer, gets lost."""
         self.delay = 0.0
         """Seconds by which a message of the stream may be late."""
+        self.places: dict[str, World] = {}
+        """By address: what the same control plane sees of this node and of others that have joined."""
+        self.port = 7401
+        self.behaviours = {**BEHAVIOURS, **(behaviours or {})}
         self.cut = False
         """Nothing passes."""
         self.withheld = False
         """The stream tells that the node lives, and nothing of its instances yet."""
         self.calls = 0
         self.started: list[rt.InstanceSpec] = []
-        self.commands = AppCommands(self.store)  # type: ignore[arg-type]
+        self.commands = AppCommands(self.store, Untold())  # type: ignore[arg-type]
         self.controller = self._controller()
         self.fleet = FleetService(self.store, lambda name: False)  # type: ignore[arg-type]
         self.node = self._life()
@@ -69,19 +87,31 @@ class World:
     def _controller(self) -> Controller:
         return Controller(
             self.store,  # type: ignore[arg-type]
-            connect=lambda address: Line(self, address),
+            connect=lambda address: Line(self.places.get(address, self), address),
             lease_clock=lambda: asyncio.get_running_loop().time(),
         )
 
     def _life(self) -> FakeNode:
-        self.node = FakeNode(self.name, behaviours=dict(BEHAVIOURS), disk=self.disk)
-        self.node.address = "127.0.0.1:7401"
+        self.node = FakeNode(self.name, behaviours=dict(self.behaviours), disk=self.disk)
+        self.node.address = f"127.0.0.1:{self.port}"
+        self.ended = asyncio.Event()
         return self.node
 
     async def start(self) -> None:
         """Register the node, and begin to reconcile."""
         await self.register()
         await self.controller.start()
+
+    async def join(self, other: World) -> None:
+        """Have the node of another world join this one's control plane."""
+        other.port = self.port + len(self.places) + 1
+        other.node.address = f"127.0.0.1:{other.port}"
+        self.places[other.node.address] = other
+        await other.register()
+
+    def sites(self) -> list[World]:
+        """Return this world and those that have joined it."""
+        return [self, *self.places.values()]
 
     async def register(self) -> None:
         """Have the node's present life tell who it is."""
@@ -100,6 +130,7 @@ class World:
     async def restart_node(self) -> None:
         """End the node as a killed process does, and begin another life of it."""
         await self.node.kill()
+        self.ended.set()
         self._life()
         await self.register()
 
@@ -123,7 +154,8 @@ class World:
 
     async def close(self) -> None:
         await self.controller.close()
-        await self.node.kill()
+        for site in self.sites():
+            await site.node.kill()
 
 
 class Line(NodeClient):
@@ -152,19 +184,27 @@ class Line(NodeClient):
         await self._call(lambda node: node.renew_lease(request))
 
     async def watch(self, silence: float, term: int = 0) -> AsyncIterator[rt.WatchInstancesResponse]:
-        world, node = self._world, self._world.node
+        ended = asyncio.ensure_future(self._world.ended.wait())
         request = rt.WatchInstancesRequest(term=term)
         request.heartbeat_interval.FromMilliseconds(int(silence * 1000 / 3))
-        messages = node.watch(request)
+        try:
+            async for message in self._heard(self._world.node.watch(request), silence, ended):
+                yield message
+        finally:
+            ended.cancel()
+
+    async def _heard(
+        self, messages: AsyncIterator[rt.WatchInstancesResponse], silence: float, ended: asyncio.Future[Any]
+    ) -> AsyncIterator[rt.WatchInstancesResponse]:
+        world = self._world
         late: list[rt.WatchInstancesResponse] = []
         while True:
             step = asyncio.ensure_future(anext(messages))
             try:
                 async with asyncio.timeout(silence):
-                    while not step.done():
-                        await asyncio.wait({step}, timeout=0.2)
-                        if world.node is not node:
-                            raise self._broken("it ended")
+                    await asyncio.wait({step, ended}, return_when=asyncio.FIRST_COMPLETED)
+                if ended.done():
+                    raise self._broken("it ended")
                 if world.delay:
                     await asyncio.sleep(world.chance.uniform(0, world.delay))
                 if world.cut:

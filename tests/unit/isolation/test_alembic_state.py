@@ -22,7 +22,7 @@ from sqlalchemy import create_engine
 config = context.config
 def migrate(connection):
     context.configure(connection=connection, target_metadata=None)
-    config.attributes["meet"].wait(20)  # all of them are in the middle of it
+    config.attributes["meet"].wait(60)  # all of them are in the middle of it
     with context.begin_transaction():
         context.run_migrations()
 """

@@ -36,7 +36,7 @@ print("ended")
 def test_threads_that_start_and_collections_do_not_stop_the_process() -> None:
     done = subprocess.run(
         [sys.executable, "-c", MANY_COLLECTIONS],
-        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=110, check=False,
     )  # fmt: skip
     assert done.stdout == "ended\n", done.stderr
 

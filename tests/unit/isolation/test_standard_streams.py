@@ -25,12 +25,12 @@ def test_output_that_an_app_redirects_is_its_own(me: str, other: str, capsys: An
         with contextlib.redirect_stdout(mine):
             print("mine")
             inside.set()
-            ended.wait(10)
+            ended.wait(60)
 
     with running_as(me):
         thread = threading.Thread(target=redirect)
         thread.start()
-    assert inside.wait(10)
+    assert inside.wait(60)
     with running_as(other):
         print("another's")
     print("the node's")

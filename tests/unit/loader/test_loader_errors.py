@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 from runtime_node.context import AppContext
 from runtime_node.loader import Loader
 from services.rpc.errors import SupervisorError
+from tests.eventually import eventually
 
 Write = Callable[[str, str], None]
 
@@ -222,10 +222,7 @@ async def test_a_slow_factory_does_not_hold_up_the_loop_and_is_broken_off_when_c
     building.cancel()
     with pytest.raises(asyncio.CancelledError):
         await building
-    deadline = time.monotonic() + 10
-    while any(thread.is_alive() for thread in before):
-        assert time.monotonic() < deadline, "the factory goes on"
-        await asyncio.sleep(0.005)
+    await eventually(lambda: not any(thread.is_alive() for thread in before))
     code.release()
 
 

@@ -9,6 +9,7 @@ from wsgiref.validate import validator
 import pytest
 
 from runtime_node.loader.wsgi import MAX_UNSENT_BYTES, ClientGoneError, WSGIAdapter
+from tests.eventually import WITHIN, eventually
 
 pytestmark = pytest.mark.filterwarnings("default::wsgiref.validate.WSGIWarning")
 
@@ -17,13 +18,6 @@ pytestmark = pytest.mark.filterwarnings("default::wsgiref.validate.WSGIWarning")
 def threads():
     with ThreadPoolExecutor(4) as executor:
         yield executor
-
-
-async def until(condition):
-    """Let the loop turn until the condition holds."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens on a thread
-            await asyncio.sleep(0)
 
 
 class Client:
@@ -218,7 +212,7 @@ async def test_each_block_leaves_before_the_next_one_is_made(threads):
 
     client = Client(threads, app)
     calling = asyncio.create_task(client.call())
-    await until(lambda: len(client.sent) == 2)
+    await eventually(lambda: len(client.sent) == 2)
     assert client.sent[1]["body"] == b"first"
     asked.set()
     await calling
@@ -263,7 +257,7 @@ async def test_a_thread_waits_for_a_slow_client_and_holds_a_bounded_part_of_the_
     client = Client(threads, app)
     client.gate.clear()
     calling = asyncio.create_task(client.call())
-    await until(lambda: len(made) * 10_000 >= MAX_UNSENT_BYTES)
+    await eventually(lambda: len(made) * 10_000 >= MAX_UNSENT_BYTES)
     assert len(made) <= MAX_UNSENT_BYTES // 10_000 + 3
     client.gate.set()
     await calling
@@ -284,11 +278,11 @@ async def test_a_reader_of_a_body_that_never_comes_goes_on_when_its_request_ends
     client = Client(threads, app, b"half", method="POST")
     client.wait_for_more = True
     calling = asyncio.create_task(client.call())
-    await until(lambda: not client._pieces)
+    await eventually(lambda: not client._pieces)
     calling.cancel()
     with pytest.raises(asyncio.CancelledError):
         await calling
-    await asyncio.wait_for(raised.wait(), 10)
+    await asyncio.wait_for(raised.wait(), WITHIN)
 
 
 async def test_a_call_that_its_executor_drops_ends(threads):

@@ -9,6 +9,7 @@ import pytest
 
 from runtime_node.tiers.bridge import MAX_BUFFERED_BYTES, Bridge
 from runtime_node.tiers.cross_loop import run_on
+from tests.eventually import WITHIN
 
 HTTP = {"type": "http", "headers": []}
 WITH_BODY = {"type": "http", "headers": [(b"transfer-encoding", b"chunked")]}
@@ -141,7 +142,7 @@ async def test_what_the_front_raises_at_sending_ends_the_app(loop: asyncio.Abstr
 
     with pytest.raises(OSError, match="the client is gone"):
         await bridge(app, loop)({**HTTP}, no_body, send)
-    assert await asyncio.to_thread(ended.wait, 5)
+    assert await asyncio.to_thread(ended.wait, WITHIN)
 
 
 async def test_a_websockets_app_hears_of_its_client_from_send_and_receive(
@@ -165,7 +166,7 @@ async def test_a_websockets_app_hears_of_its_client_from_send_and_receive(
     async def send(message: Any) -> None:
         raise OSError("the client is gone")
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WITHIN):
         await bridge(app, loop)({"type": "websocket", "headers": []}, receive, send)
     assert isinstance(heard[0], OSError)
     assert heard[1:] == ["websocket.disconnect"]
@@ -182,17 +183,17 @@ async def test_cancelling_a_request_cancels_the_app(loop: asyncio.AbstractEventL
             ended.set()
 
     request = asyncio.create_task(bridge(app, loop)({**HTTP}, no_body, no_body))
-    assert await asyncio.to_thread(began.wait, 5)
+    assert await asyncio.to_thread(began.wait, WITHIN)
     request.cancel()
     with pytest.raises(asyncio.CancelledError):
         await request
-    assert await asyncio.to_thread(ended.wait, 5)
+    assert await asyncio.to_thread(ended.wait, WITHIN)
 
 
 async def test_a_hop_returns_raises_and_waits_for_the_cleanup_of_what_it_cancels(
     loop: asyncio.AbstractEventLoop,
 ) -> None:
-    cleaned = []
+    began, cleaned = threading.Event(), []
 
     async def works() -> int:
         return 1
@@ -201,6 +202,7 @@ async def test_a_hop_returns_raises_and_waits_for_the_cleanup_of_what_it_cancels
         raise LookupError
 
     async def hangs() -> None:
+        began.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -210,8 +212,11 @@ async def test_a_hop_returns_raises_and_waits_for_the_cleanup_of_what_it_cancels
     assert await run_on(loop, works()) == 1
     with pytest.raises(LookupError):
         await run_on(loop, fails())
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(run_on(loop, hangs()), 0.02)
+    hanging = asyncio.create_task(run_on(loop, hangs()))
+    assert await asyncio.to_thread(began.wait, WITHIN)
+    hanging.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await hanging
     assert cleaned == [True]
 
 

@@ -8,6 +8,7 @@ import pytest
 import uvloop
 
 from runtime_node.memory import give_back_zeros
+from tests.eventually import WITHIN
 
 
 def resident() -> int:
@@ -44,7 +45,7 @@ def test_a_loop_works_as_ever() -> None:
             finally:
                 writer.close()
 
-    assert loop.run_until_complete(asyncio.wait_for(talk(), 20)) == sent
+    assert loop.run_until_complete(asyncio.wait_for(talk(), WITHIN)) == sent
     loop.close()
 
 

@@ -33,6 +33,17 @@ def test_every_flag_has_an_environment_variable_and_wins_over_it(tmp_path: Path)
     assert read_settings([], variables).labels == {"zone": "a", "example.com/disk": "ssd"}
 
 
+def test_metrics_are_served_unless_they_are_turned_off() -> None:
+    usual = read_settings([], {})
+    assert (str(usual.metrics_listen), usual.metrics_port_may_vary) == ("127.0.0.1:7501", True)
+    asked = read_settings(["--metrics-listen", "127.0.0.1:7501"], {})
+    assert (asked.metrics_listen, asked.metrics_port_may_vary) == (usual.metrics_listen, False)
+    for off in ("off", ""):
+        assert read_settings(["--metrics-listen", off], {}).metrics_listen is None
+    varied = read_settings([], {"APPSUPERVISOR_METRICS_LISTEN": "[::1]:0"})
+    assert (str(varied.metrics_listen), varied.metrics_port_may_vary) == ("[::1]:0", False)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -43,6 +54,8 @@ def test_every_flag_has_an_environment_variable_and_wins_over_it(tmp_path: Path)
         ["--label", "novalue"],
         ["--max-instances", "0"],
         ["--log-level", "LOUD"],
+        ["--log-format", "xml"],
+        ["--metrics-listen", "7501"],
         ["--base-domain", "not a domain"],
         ["--trusted-proxy", "proxy"],
         ["--nod", "x"],

@@ -1,12 +1,19 @@
-"""What one probe makes of an app's answer."""
+"""What one probe makes of an app's answer, and that whatever it is another one follows."""
 
 import asyncio
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
-from runtime_node.instances.probes import ask
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec
+from runtime_node.instances import probes
+from runtime_node.instances.probes import Probes, ask
+from runtime_node.instances.record import Run
 from runtime_node.watchdog.interruption import RequestInterrupted
+from services.rpc.errors import SupervisorError
+from services.spec.effective import EffectiveHealthCheck
+from tests.eventually import eventually
 
 
 @pytest.mark.parametrize(
@@ -42,3 +49,33 @@ async def test_a_probe_that_is_given_up_ends() -> None:
     probe.cancel()
     with pytest.raises(asyncio.CancelledError):
         await probe
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [SupervisorError("APP_BLOCKED_LOOP", "It was interrupted."), asyncio.CancelledError(), TimeoutError()],
+)
+async def test_a_probe_that_is_broken_off_is_a_failure_and_not_the_last_one(
+    monkeypatch: pytest.MonkeyPatch, fault: BaseException
+) -> None:
+    asked: list[int] = []
+
+    async def run_on(loop: asyncio.AbstractEventLoop, work: Any) -> str | None:
+        work.close()
+        asked.append(len(asked))
+        if len(asked) == 1:
+            raise fault
+        return None
+
+    monkeypatch.setattr(probes, "run_on", run_on)
+    health: list[int] = []
+    run = Run(InstanceSpec(), 1)
+    run.running = cast(Any, SimpleNamespace(asgi=None))
+    watched = Probes(
+        asyncio.get_running_loop(), "localhost", lambda _: health.append(run.probe.health if run.probe else 0)
+    )
+    check = EffectiveHealthCheck("/", 0.001, 1.0, success_threshold=1, failure_threshold=1)
+    watched.add(cast(Any, SimpleNamespace(app="a")), run, check)
+    await eventually(lambda: len(asked) > 1 and len(health) > 1)
+    await watched.close()
+    assert health == [Instance.Health.UNHEALTHY, Instance.Health.HEALTHY]

@@ -98,7 +98,7 @@ def test_the_kernel_ends_all_that_is_in_a_group_and_below_it() -> None:
             assert cgroups.join(group, child.pid)
             assert cgroups.is_populated(groups.root)
             cgroups.end(groups.root)
-            assert child.wait(10) == -signal.SIGKILL
+            assert child.wait(60) == -signal.SIGKILL
     finally:
         cgroups.end(groups.root)
     assert not groups.root.exists()

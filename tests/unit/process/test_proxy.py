@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from runtime_node.http.problems import problem_of
 from runtime_node.tiers.process import frames, proxy
 from runtime_node.tiers.process.frames import Frame, frame
 from runtime_node.tiers.process.proxy import AppRaisedError, GuestProxy
@@ -83,6 +85,21 @@ def test_any_answer_ends_in_a_verdict(kind: str, stream: bytes, alive: bool) -> 
         assert error.reason in ("APP_CRASHED", "APP_BLOCKED_LOOP")
     if complaints:
         assert len(complaints) == 1
+
+
+@pytest.mark.parametrize("opened", [False, True])
+async def test_a_node_that_can_open_nothing_more_blames_no_app(
+    monkeypatch: pytest.MonkeyPatch, opened: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    guest = GuestProxy(refuse, "apps/a/instances/b", lambda: True, pytest.fail)
+    if not opened:
+        monkeypatch.setattr(proxy.socket, "socketpair", refuse)
+    with pytest.raises(SupervisorError) as refused:
+        await guest(dict(SCOPE), refuse, refuse)  # type: ignore[arg-type]
+    assert (refused.value.reason, problem_of(refused.value).status) == ("NODE_FULL", 503)
 
 
 async def test_a_whole_answer_is_passed_on_and_the_connection_kept() -> None:

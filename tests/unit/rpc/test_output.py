@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from services.rpc import output
-from services.rpc.logs import EventFormatter, QueuedHandler, escaped
+from services.rpc.logs import QueuedHandler, TextFormatter, escaped
 from services.rpc.output import LineOutput, LineStream
 from tests.e2e.stack import eventually
 
@@ -136,7 +136,7 @@ def test_a_full_log_blocks_no_thread_that_logs(monkeypatch):
 def test_no_line_moves_a_terminals_cursor():
     record = logging.LogRecord("x", logging.INFO, "", 0, "%s", ("a\rb\x1b]0;title\x07c\x9b2J\u202ed",), None)
     vars(record).update(action="app.log", source="e\x1b[2Jf", note='say "hi"\n')
-    line = EventFormatter().format(record)
+    line = TextFormatter().format(record)
     assert line.isprintable()
     assert "a\\rb\\x1b]0;title\\x07c\\x9b2J\\u202ed" in line
     assert 'source="e\\x1b[2Jf"' in line

@@ -44,8 +44,6 @@ def test_every_name_that_is_made_is_parsed_back(first: str, second: str) -> None
     assert names.parse_environment_name(names.environment_name(first)) == first
     assert names.parse_operation_name(names.operation_name(first)) == first
     assert names.parse_node_name(names.node_name(first, second)) == (first, second)
-    assert names.parse_instance_name(names.instance_name(first, second)) == (first, second)
-    assert names.parse_event_name(names.event_name(first, second)) == (first, second)
     assert names.is_environment_name(names.environment_name(first))
 
 
@@ -53,7 +51,6 @@ PARSERS: list[tuple[Callable[..., Any], str]] = [
     (names.parse_app_name, r"apps/[a-z][a-z0-9-]*"),
     (names.parse_environment_name, r"environments/[a-z][a-z0-9-]*"),
     (names.parse_node_name, r"environments/[a-z][a-z0-9-]*/nodes/[a-z][a-z0-9-]*"),
-    (names.parse_instance_name, r"apps/[a-z][a-z0-9-]*/instances/[a-z0-9][a-z0-9-]*"),
     (names.parse_operation_name, r"operations/[a-z0-9][a-z0-9-]*"),
 ]
 
@@ -78,7 +75,7 @@ def test_a_wildcard_is_taken_only_where_it_is_asked_for() -> None:
 
 
 def test_the_ids_the_system_gives_may_begin_with_a_digit() -> None:
-    assert names.parse_instance_name("apps/shop/instances/0190-ab") == ("shop", "0190-ab")
+    assert names.parse_operation_name("operations/0190-ab") == "0190-ab"
 
 
 @pytest.mark.parametrize("value", ["", "5f0c3a52-7e1d-4a3b-9d8e-000000000000", "x" * 128, "dé jà"])

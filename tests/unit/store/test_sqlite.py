@@ -74,7 +74,7 @@ def test_a_second_control_plane_is_refused_and_told_who_is_first(store: SqlCatal
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=110,
         check=True,
     )
     assert f"process {os.getpid()}" in other.stdout
@@ -189,7 +189,7 @@ acknowledged = []
 def write(first, last):
     for number in range(first, last):
         try:
-            store.write(put(app(f"apps/a{number}", domains=("x" * 5000 + str(number),)))).result(20)
+            store.write(put(app(f"apps/a{number}", domains=("x" * 5000 + str(number),)))).result(60)
         except SupervisorError as error:
             return error.reason
         acknowledged.append(f"apps/a{number}")
@@ -217,7 +217,7 @@ def test_a_full_disk_fails_writes_until_there_is_room(path: Path) -> None:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=110,
         check=False,
     )
     assert child.stdout.startswith("wrote"), child.stderr

@@ -41,8 +41,8 @@ class App(_message.Message):
         BASIC: App._View.ValueType  # 1
         """The app as the catalog has it: no node is asked."""
         FULL: App._View.ValueType  # 2
-        """Also `instances.figures` of running instances, as their nodes tell them now. A node that does not answer within
-        two seconds is left out: its instances come without figures.
+        """Also what the nodes of running instances tell now: `instances.figures`, and condition `CodeChanged` where the
+        disk has other code than runs. A node that does not answer within two seconds is left out.
         """
 
     class View(_View, metaclass=_ViewEnumTypeWrapper):
@@ -53,8 +53,8 @@ class App(_message.Message):
     BASIC: App.View.ValueType  # 1
     """The app as the catalog has it: no node is asked."""
     FULL: App.View.ValueType  # 2
-    """Also `instances.figures` of running instances, as their nodes tell them now. A node that does not answer within
-    two seconds is left out: its instances come without figures.
+    """Also what the nodes of running instances tell now: `instances.figures`, and condition `CodeChanged` where the
+    disk has other code than runs. A node that does not answer within two seconds is left out.
     """
 
     class _DesiredState:
@@ -183,6 +183,26 @@ class App(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class NodeSelectorEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
@@ -205,6 +225,8 @@ class App(_message.Message):
     EVENT_LOOP_FIELD_NUMBER: _builtins.int
     AVAILABILITY_FIELD_NUMBER: _builtins.int
     FAILOVER_FIELD_NUMBER: _builtins.int
+    NODE_SELECTOR_FIELD_NUMBER: _builtins.int
+    EXCLUSIVE_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     OBSERVED_GENERATION_FIELD_NUMBER: _builtins.int
@@ -251,6 +273,10 @@ class App(_message.Message):
     failover: Global___App.Failover.ValueType
     """What becomes of it when its node is lost; by its database when unset: `MANUAL` with `sqlite`, else `AUTOMATIC`,
     which a `sqlite` app cannot be, for its data is on its node.
+    """
+    exclusive: _builtins.bool
+    """Whether it is to be alone on its node. A change moves nothing: it holds from the next placement on, its own or
+    another app's.
     """
     uid: _builtins.str
     """Id of this app that no other app ever has, not even one of the same name."""
@@ -323,8 +349,16 @@ class App(_message.Message):
         """When an instance that ended by itself is started again."""
 
     @_builtins.property
+    def node_selector(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels that a node must have to be given it, by the rules of labels. A change moves nothing: it holds from the next
+        placement on.
+        """
+
+    @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_runtime_environment_pb2.Condition]:
-        """Aspects of its status: `Ready`, `Scheduled`, `Updated`."""
+        """Aspects of its status: `Ready`, `Scheduled`, `Updated`; where nodes were asked also `CodeChanged`, which is `MET`
+        if the disk has other code than runs, and else left out.
+        """
 
     @_builtins.property
     def instances(self) -> _containers.RepeatedCompositeFieldContainer[_runtime_environment_pb2.Instance]:
@@ -363,6 +397,8 @@ class App(_message.Message):
         event_loop: _runtime_environment_pb2.InstanceSpec.EventLoop.ValueType = ...,
         availability: _runtime_environment_pb2.InstanceSpec.Availability.ValueType = ...,
         failover: Global___App.Failover.ValueType = ...,
+        node_selector: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        exclusive: _builtins.bool = ...,
         uid: _builtins.str = ...,
         generation: _builtins.int = ...,
         observed_generation: _builtins.int = ...,
@@ -378,7 +414,7 @@ class App(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "create_time", b"create_time", "database", b"database", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "limits", b"limits", "restart_policy", b"restart_policy", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "annotations", b"annotations", "availability", b"availability", "conditions", b"conditions", "config", b"config", "create_time", b"create_time", "database", b"database", "desired_state", b"desired_state", "display_name", b"display_name", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "environment", b"environment", "etag", b"etag", "event_loop", b"event_loop", "failover", b"failover", "generation", b"generation", "health", b"health", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "instances", b"instances", "isolation", b"isolation", "labels", b"labels", "limits", b"limits", "name", b"name", "observed_generation", b"observed_generation", "reconciling", b"reconciling", "replicas", b"replicas", "restart_policy", b"restart_policy", "secret_env", b"secret_env", "state", b"state", "uid", b"uid", "update_time", b"update_time", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "annotations", b"annotations", "availability", b"availability", "conditions", b"conditions", "config", b"config", "create_time", b"create_time", "database", b"database", "desired_state", b"desired_state", "display_name", b"display_name", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "environment", b"environment", "etag", b"etag", "event_loop", b"event_loop", "exclusive", b"exclusive", "failover", b"failover", "generation", b"generation", "health", b"health", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "instances", b"instances", "isolation", b"isolation", "labels", b"labels", "limits", b"limits", "name", b"name", "node_selector", b"node_selector", "observed_generation", b"observed_generation", "reconciling", b"reconciling", "replicas", b"replicas", "restart_policy", b"restart_policy", "secret_env", b"secret_env", "state", b"state", "uid", b"uid", "update_time", b"update_time", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -781,6 +817,44 @@ class RecoverAppRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RecoverAppRequest: _TypeAlias = RecoverAppRequest  # noqa: Y015
+
+@_typing.final
+class MoveAppRequest(_message.Message):
+    """Request of MoveApp."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The app to move, `apps/{app}`."""
+    node: _builtins.str
+    """Where to, a node of the app's environment; empty for any other than the one it is on."""
+    etag: _builtins.str
+    """If set, must be the app's current one."""
+    request_id: _builtins.str
+    """Makes a repeat return the first result."""
+    validate_only: _builtins.bool
+    """Checks everything and changes nothing."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        node: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "node", b"node", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveAppRequest: _TypeAlias = MoveAppRequest  # noqa: Y015
 
 @_typing.final
 class WatchAppsRequest(_message.Message):
@@ -1263,10 +1337,12 @@ class OperationMetadata(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     DEADLINE_TIME_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """The app it is about, `apps/{app}`."""
     verb: _builtins.str
-    """The method that began it: `create`, `update`, `delete`, `start`, `stop`, `restart`, `recover`."""
+    """The method that began it: `create`, `update`, `delete`, `start`, `stop`, `restart`, `recover`, `move`."""
     step: _builtins.str
     """What it does now: `accepted`, `placing`, `starting`, `draining`, `removing data`, `done`, `failed`, `cancelled`,
     `superseded`.
@@ -1279,6 +1355,10 @@ class OperationMetadata(_message.Message):
     """The app's generation that it works towards."""
     actor: _builtins.str
     """Who asked, as in AppEvent."""
+    node: _builtins.str
+    """The node that a move goes to."""
+    notice: _builtins.str
+    """What is worth knowing beside the result, a sentence for people; mostly empty."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it began."""
@@ -1309,10 +1389,12 @@ class OperationMetadata(_message.Message):
         generation: _builtins.int = ...,
         deadline_time: _timestamp_pb2.Timestamp | None = ...,
         actor: _builtins.str = ...,
+        node: _builtins.str = ...,
+        notice: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "generation", b"generation", "node_results", b"node_results", "progress_percent", b"progress_percent", "step", b"step", "target", b"target", "verb", b"verb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "generation", b"generation", "node", b"node", "node_results", b"node_results", "notice", b"notice", "progress_percent", b"progress_percent", "step", b"step", "target", b"target", "verb", b"verb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -91,6 +91,11 @@ class AppCatalogStub:
                 request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.RecoverAppRequest.SerializeToString,
                 response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
+        self.MoveApp = channel.unary_unary(
+                '/appsupervisor.catalog.v1.AppCatalog/MoveApp',
+                request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.MoveAppRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
         self.WatchApps = channel.unary_stream(
                 '/appsupervisor.catalog.v1.AppCatalog/WatchApps',
                 request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.WatchAppsRequest.SerializeToString,
@@ -145,7 +150,7 @@ class AppCatalogServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetApp(self, request, context):
-        """Returns one app; with `view` `FULL` also the figures of its running instances.
+        """Returns one app; with `view` `FULL` also the figures of its running instances, and whether their code has changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -166,7 +171,9 @@ class AppCatalogServicer:
         Precondition: the app exists (or `allow_missing`), is not `DELETING`, and has the `etag` given, if one is given.
         On success: stored with the next generation. A change of what runs is carried out as a swap: the new generation
         starts beside the old one, takes over when it is ready, and the old one is drained; then the operation ends.
-        Idempotent by `request_id`; an update that changes nothing raises no generation.
+        Idempotent by `request_id`; an update that changes nothing raises no generation. One that changes nothing of what
+        runs, where the disk has other code than runs, says so: condition `CodeChanged` of the app in the operation's
+        response, and the operation's `notice`. The code stays as it is; RestartApp swaps the other in.
         Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
         Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
         the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
@@ -260,6 +267,27 @@ class AppCatalogServicer:
 
         Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED`, `NODE_NOT_LOST`, `DATA_MISSING`
         (FAILED_PRECONDITION).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveApp(self, request, context):
+        """Brings an app to another node: `node`, or the one that placement chooses.
+
+        Precondition: the app exists, is not `DELETING`, has the `etag` given, if one is given, and keeps no data on the node
+        it is on. Some other node of its environment, or the one named, can take it.
+        On success: a fresh instance starts there; once it is ready it takes over, `uri` changes, and the one before serves on
+        for a few seconds and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
+        is moved without being started. What the app has put into its `data_dir` does not come along: it stays where it is.
+        Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
+        Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over.
+        Rolled back: what runs. If the fresh instance does not start, or not in time, the app stays where it was, and the
+        operation fails with the reason. A later update, restart or move of the app replaces the move
+        (`OPERATION_SUPERSEDED`).
+
+        Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `DATA_ON_NODE`, `NODE_NOT_ELIGIBLE` (the node named),
+        `NO_NODE_AVAILABLE` (any), `NODE_NOT_FOUND` (FAILED_PRECONDITION).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -364,6 +392,11 @@ def add_AppCatalogServicer_to_server(servicer, server):
             'RecoverApp': grpc.unary_unary_rpc_method_handler(
                     servicer.RecoverApp,
                     request_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.RecoverAppRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'MoveApp': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveApp,
+                    request_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.MoveAppRequest.FromString,
                     response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
             'WatchApps': grpc.unary_stream_rpc_method_handler(
@@ -640,6 +673,33 @@ class AppCatalog:
             target,
             '/appsupervisor.catalog.v1.AppCatalog/RecoverApp',
             appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.RecoverAppRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveApp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.catalog.v1.AppCatalog/MoveApp',
+            appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.MoveAppRequest.SerializeToString,
             google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,

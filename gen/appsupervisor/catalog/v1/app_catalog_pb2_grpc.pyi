@@ -59,7 +59,7 @@ class AppCatalogStub:
     Errors: `APP_ALREADY_EXISTS`, `DOMAIN_TAKEN` (ALREADY_EXISTS); `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION).
     """
     GetApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.GetAppRequest, _app_catalog_pb2.App]
-    """Returns one app; with `view` `FULL` also the figures of its running instances."""
+    """Returns one app; with `view` `FULL` also the figures of its running instances, and whether their code has changed."""
     ListApps: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.ListAppsRequest, _app_catalog_pb2.ListAppsResponse]
     """Returns a page of apps that match a filter; with `view` `FULL` also the figures of their running instances.
 
@@ -71,7 +71,9 @@ class AppCatalogStub:
     Precondition: the app exists (or `allow_missing`), is not `DELETING`, and has the `etag` given, if one is given.
     On success: stored with the next generation. A change of what runs is carried out as a swap: the new generation
     starts beside the old one, takes over when it is ready, and the old one is drained; then the operation ends.
-    Idempotent by `request_id`; an update that changes nothing raises no generation.
+    Idempotent by `request_id`; an update that changes nothing raises no generation. One that changes nothing of what
+    runs, where the disk has other code than runs, says so: condition `CodeChanged` of the app in the operation's
+    response, and the operation's `notice`. The code stays as it is; RestartApp swaps the other in.
     Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
     Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
     the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
@@ -146,6 +148,23 @@ class AppCatalogStub:
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED`, `NODE_NOT_LOST`, `DATA_MISSING`
     (FAILED_PRECONDITION).
     """
+    MoveApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.MoveAppRequest, _operations_pb2.Operation]
+    """Brings an app to another node: `node`, or the one that placement chooses.
+
+    Precondition: the app exists, is not `DELETING`, has the `etag` given, if one is given, and keeps no data on the node
+    it is on. Some other node of its environment, or the one named, can take it.
+    On success: a fresh instance starts there; once it is ready it takes over, `uri` changes, and the one before serves on
+    for a few seconds and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
+    is moved without being started. What the app has put into its `data_dir` does not come along: it stays where it is.
+    Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
+    Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over.
+    Rolled back: what runs. If the fresh instance does not start, or not in time, the app stays where it was, and the
+    operation fails with the reason. A later update, restart or move of the app replaces the move
+    (`OPERATION_SUPERSEDED`).
+
+    Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `DATA_ON_NODE`, `NODE_NOT_ELIGIBLE` (the node named),
+    `NO_NODE_AVAILABLE` (any), `NODE_NOT_FOUND` (FAILED_PRECONDITION).
+    """
     WatchApps: _grpc.UnaryStreamMultiCallable[_app_catalog_pb2.WatchAppsRequest, _app_catalog_pb2.WatchAppsResponse]
     """Streams every app that matches, `SYNCED`, then each change, and `BOOKMARK`s while idle.
 
@@ -214,7 +233,7 @@ class AppCatalogAsyncStub(AppCatalogStub):
     Errors: `APP_ALREADY_EXISTS`, `DOMAIN_TAKEN` (ALREADY_EXISTS); `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION).
     """
     GetApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.GetAppRequest, _app_catalog_pb2.App]  # type: ignore[assignment]
-    """Returns one app; with `view` `FULL` also the figures of its running instances."""
+    """Returns one app; with `view` `FULL` also the figures of its running instances, and whether their code has changed."""
     ListApps: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.ListAppsRequest, _app_catalog_pb2.ListAppsResponse]  # type: ignore[assignment]
     """Returns a page of apps that match a filter; with `view` `FULL` also the figures of their running instances.
 
@@ -226,7 +245,9 @@ class AppCatalogAsyncStub(AppCatalogStub):
     Precondition: the app exists (or `allow_missing`), is not `DELETING`, and has the `etag` given, if one is given.
     On success: stored with the next generation. A change of what runs is carried out as a swap: the new generation
     starts beside the old one, takes over when it is ready, and the old one is drained; then the operation ends.
-    Idempotent by `request_id`; an update that changes nothing raises no generation.
+    Idempotent by `request_id`; an update that changes nothing raises no generation. One that changes nothing of what
+    runs, where the disk has other code than runs, says so: condition `CodeChanged` of the app in the operation's
+    response, and the operation's `notice`. The code stays as it is; RestartApp swaps the other in.
     Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
     Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
     the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
@@ -300,6 +321,23 @@ class AppCatalogAsyncStub(AppCatalogStub):
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED`, `NODE_NOT_LOST`, `DATA_MISSING`
     (FAILED_PRECONDITION).
+    """
+    MoveApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.MoveAppRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Brings an app to another node: `node`, or the one that placement chooses.
+
+    Precondition: the app exists, is not `DELETING`, has the `etag` given, if one is given, and keeps no data on the node
+    it is on. Some other node of its environment, or the one named, can take it.
+    On success: a fresh instance starts there; once it is ready it takes over, `uri` changes, and the one before serves on
+    for a few seconds and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
+    is moved without being started. What the app has put into its `data_dir` does not come along: it stays where it is.
+    Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
+    Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over.
+    Rolled back: what runs. If the fresh instance does not start, or not in time, the app stays where it was, and the
+    operation fails with the reason. A later update, restart or move of the app replaces the move
+    (`OPERATION_SUPERSEDED`).
+
+    Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `DATA_ON_NODE`, `NODE_NOT_ELIGIBLE` (the node named),
+    `NO_NODE_AVAILABLE` (any), `NODE_NOT_FOUND` (FAILED_PRECONDITION).
     """
     WatchApps: _aio.UnaryStreamMultiCallable[_app_catalog_pb2.WatchAppsRequest, _app_catalog_pb2.WatchAppsResponse]  # type: ignore[assignment]
     """Streams every app that matches, `SYNCED`, then each change, and `BOOKMARK`s while idle.
@@ -378,7 +416,7 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         request: _app_catalog_pb2.GetAppRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_app_catalog_pb2.App, _abc.Awaitable[_app_catalog_pb2.App]]:
-        """Returns one app; with `view` `FULL` also the figures of its running instances."""
+        """Returns one app; with `view` `FULL` also the figures of its running instances, and whether their code has changed."""
 
     @_abc_1.abstractmethod
     def ListApps(
@@ -402,7 +440,9 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         Precondition: the app exists (or `allow_missing`), is not `DELETING`, and has the `etag` given, if one is given.
         On success: stored with the next generation. A change of what runs is carried out as a swap: the new generation
         starts beside the old one, takes over when it is ready, and the old one is drained; then the operation ends.
-        Idempotent by `request_id`; an update that changes nothing raises no generation.
+        Idempotent by `request_id`; an update that changes nothing raises no generation. One that changes nothing of what
+        runs, where the disk has other code than runs, says so: condition `CodeChanged` of the app in the operation's
+        response, and the operation's `notice`. The code stays as it is; RestartApp swaps the other in.
         Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
         Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
         the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
@@ -506,6 +546,29 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED`, `NODE_NOT_LOST`, `DATA_MISSING`
         (FAILED_PRECONDITION).
+        """
+
+    @_abc_1.abstractmethod
+    def MoveApp(
+        self,
+        request: _app_catalog_pb2.MoveAppRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Brings an app to another node: `node`, or the one that placement chooses.
+
+        Precondition: the app exists, is not `DELETING`, has the `etag` given, if one is given, and keeps no data on the node
+        it is on. Some other node of its environment, or the one named, can take it.
+        On success: a fresh instance starts there; once it is ready it takes over, `uri` changes, and the one before serves on
+        for a few seconds and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
+        is moved without being started. What the app has put into its `data_dir` does not come along: it stays where it is.
+        Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
+        Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over.
+        Rolled back: what runs. If the fresh instance does not start, or not in time, the app stays where it was, and the
+        operation fails with the reason. A later update, restart or move of the app replaces the move
+        (`OPERATION_SUPERSEDED`).
+
+        Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `DATA_ON_NODE`, `NODE_NOT_ELIGIBLE` (the node named),
+        `NO_NODE_AVAILABLE` (any), `NODE_NOT_FOUND` (FAILED_PRECONDITION).
         """
 
     @_abc_1.abstractmethod

@@ -45,7 +45,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ENVIRONMENT_NOT_FOUND: _ErrorReason.ValueType  # 21
     """NOT_FOUND, or FAILED_PRECONDITION where another resource names it: there is no such environment."""
     NODE_NOT_FOUND: _ErrorReason.ValueType  # 22
-    """NOT_FOUND: there is no such node."""
+    """NOT_FOUND, or FAILED_PRECONDITION where a move names it: there is no such node."""
     INSTANCE_NOT_FOUND: _ErrorReason.ValueType  # 23
     """NOT_FOUND: there is no such instance on this node."""
     OPERATION_NOT_FOUND: _ErrorReason.ValueType  # 24
@@ -98,6 +98,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     NODE_NOT_LOST: _ErrorReason.ValueType  # 90
     """FAILED_PRECONDITION: the app's node is not lost, or the app is not wanted there: nothing is to be recovered."""
+    DATA_ON_NODE: _ErrorReason.ValueType  # 95
+    """FAILED_PRECONDITION: data of the app that exists nowhere else is on its node, so that it cannot be moved; nor can the
+    node be deleted, unless forced.
+    """
+    NODE_ALIVE: _ErrorReason.ValueType  # 96
+    """FAILED_PRECONDITION: the node can be heard; end it first."""
+    NODE_NOT_ELIGIBLE: _ErrorReason.ValueType  # 97
+    """FAILED_PRECONDITION: the node named cannot take the app; the message says what would have to change."""
+    DATA_LOST: _ErrorReason.ValueType  # 98
+    """FAILED_PRECONDITION: the app's data was given up with its node; `accept_data_loss` starts it anew."""
     RESUME_TOKEN_EXPIRED: _ErrorReason.ValueType  # 100
     """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
     NODE_FULL: _ErrorReason.ValueType  # 120
@@ -117,7 +127,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     NODE_UNREACHABLE: _ErrorReason.ValueType  # 142
     """UNAVAILABLE, in conditions: the app's node cannot be heard."""
     NO_NODE_AVAILABLE: _ErrorReason.ValueType  # 143
-    """In conditions: the app's environment has no node that can take it."""
+    """In conditions, and FAILED_PRECONDITION of a move: the app's environment has no node that can take it."""
     LEASE_EXPIRED: _ErrorReason.ValueType  # 144
     """UNAVAILABLE, over HTTP: the node holds no lease from the control plane, and the app is `CONSISTENT`. Try again."""
     ENTRYPOINT_MALFORMED: _ErrorReason.ValueType  # 160
@@ -189,7 +199,7 @@ APP_NOT_FOUND: ErrorReason.ValueType  # 20
 ENVIRONMENT_NOT_FOUND: ErrorReason.ValueType  # 21
 """NOT_FOUND, or FAILED_PRECONDITION where another resource names it: there is no such environment."""
 NODE_NOT_FOUND: ErrorReason.ValueType  # 22
-"""NOT_FOUND: there is no such node."""
+"""NOT_FOUND, or FAILED_PRECONDITION where a move names it: there is no such node."""
 INSTANCE_NOT_FOUND: ErrorReason.ValueType  # 23
 """NOT_FOUND: there is no such instance on this node."""
 OPERATION_NOT_FOUND: ErrorReason.ValueType  # 24
@@ -242,6 +252,16 @@ node.
 """
 NODE_NOT_LOST: ErrorReason.ValueType  # 90
 """FAILED_PRECONDITION: the app's node is not lost, or the app is not wanted there: nothing is to be recovered."""
+DATA_ON_NODE: ErrorReason.ValueType  # 95
+"""FAILED_PRECONDITION: data of the app that exists nowhere else is on its node, so that it cannot be moved; nor can the
+node be deleted, unless forced.
+"""
+NODE_ALIVE: ErrorReason.ValueType  # 96
+"""FAILED_PRECONDITION: the node can be heard; end it first."""
+NODE_NOT_ELIGIBLE: ErrorReason.ValueType  # 97
+"""FAILED_PRECONDITION: the node named cannot take the app; the message says what would have to change."""
+DATA_LOST: ErrorReason.ValueType  # 98
+"""FAILED_PRECONDITION: the app's data was given up with its node; `accept_data_loss` starts it anew."""
 RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
 """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
 NODE_FULL: ErrorReason.ValueType  # 120
@@ -261,7 +281,7 @@ SHUTTING_DOWN: ErrorReason.ValueType  # 141
 NODE_UNREACHABLE: ErrorReason.ValueType  # 142
 """UNAVAILABLE, in conditions: the app's node cannot be heard."""
 NO_NODE_AVAILABLE: ErrorReason.ValueType  # 143
-"""In conditions: the app's environment has no node that can take it."""
+"""In conditions, and FAILED_PRECONDITION of a move: the app's environment has no node that can take it."""
 LEASE_EXPIRED: ErrorReason.ValueType  # 144
 """UNAVAILABLE, over HTTP: the node holds no lease from the control plane, and the app is `CONSISTENT`. Try again."""
 ENTRYPOINT_MALFORMED: ErrorReason.ValueType  # 160

@@ -3,10 +3,12 @@
 isort:skip_file
 Environments and the nodes in them."""
 
+from appsupervisor.catalog.v1 import app_catalog_pb2 as _app_catalog_pb2
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as _runtime_environment_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -51,6 +53,7 @@ class Environment(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     NODE_COUNT_FIELD_NUMBER: _builtins.int
     APP_COUNT_FIELD_NUMBER: _builtins.int
@@ -62,6 +65,8 @@ class Environment(_message.Message):
     """Resource name, `environments/{environment}`; the id follows the rules of an app's."""
     display_name: _builtins.str
     """A name for people, at most 128 characters."""
+    cordoned: _builtins.bool
+    """While set, no app is placed in it or moved within it; what runs goes on."""
     uid: _builtins.str
     """Id of this environment that no other ever has."""
     node_count: _builtins.int
@@ -92,6 +97,7 @@ class Environment(_message.Message):
         name: _builtins.str = ...,
         display_name: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        cordoned: _builtins.bool = ...,
         uid: _builtins.str = ...,
         node_count: _builtins.int = ...,
         app_count: _builtins.int = ...,
@@ -102,7 +108,7 @@ class Environment(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_count", b"app_count", "conditions", b"conditions", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "name", b"name", "node_count", b"node_count", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_count", b"app_count", "conditions", b"conditions", "cordoned", b"cordoned", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "name", b"name", "node_count", b"node_count", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -203,12 +209,17 @@ class Node(_message.Message):
     MAX_INSTANCES_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
     APP_COUNT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     LEASE_STATE_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
+    SCHEDULABLE_FIELD_NUMBER: _builtins.int
+    RESERVED_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `environments/{environment}/nodes/{node}`."""
     address: _builtins.str
@@ -225,6 +236,8 @@ class Node(_message.Message):
     """Random id of this life of the node process, 1 to 64 characters."""
     uid: _builtins.str
     """Identity of the node, which it keeps in its data directory: a UUID (version 4), or empty for a node without one."""
+    memory_bytes: _builtins.int
+    """Memory that the node has for its apps; 0 if it has not told, and then it is no bound."""
     state: Global___Node.State.ValueType
     """What is known of it."""
     state_reason: _builtins.str
@@ -233,6 +246,16 @@ class Node(_message.Message):
     """Apps placed on it."""
     lease_state: Global___Node.LeaseState.ValueType
     """What is known of its lease."""
+    cordoned: _builtins.bool
+    """True from CordonNode or DrainNode on until UncordonNode: no further app is placed on it."""
+    schedulable: _builtins.bool
+    """Whether it may be given apps just now: it is `READY`, neither it nor its environment is cordoned, and it is not
+    full.
+    """
+    reserved_memory_bytes: _builtins.int
+    """Sum of `limits.memory_bytes` of the apps placed on it; apps without that limit count as nothing."""
+    etag: _builtins.str
+    """Changes with each command on the node; sent back, it makes one conditional."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels, by the rules of an app's."""
@@ -257,16 +280,21 @@ class Node(_message.Message):
         max_instances: _builtins.int = ...,
         incarnation: _builtins.str = ...,
         uid: _builtins.str = ...,
+        memory_bytes: _builtins.int = ...,
         state: Global___Node.State.ValueType = ...,
         state_reason: _builtins.str = ...,
         app_count: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         lease_state: Global___Node.LeaseState.ValueType = ...,
+        cordoned: _builtins.bool = ...,
+        schedulable: _builtins.bool = ...,
+        reserved_memory_bytes: _builtins.int = ...,
+        etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app_count", b"app_count", "base_domain", b"base_domain", "create_time", b"create_time", "http_address", b"http_address", "incarnation", b"incarnation", "labels", b"labels", "lease_state", b"lease_state", "max_instances", b"max_instances", "name", b"name", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app_count", b"app_count", "base_domain", b"base_domain", "cordoned", b"cordoned", "create_time", b"create_time", "etag", b"etag", "http_address", b"http_address", "incarnation", b"incarnation", "labels", b"labels", "lease_state", b"lease_state", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "name", b"name", "reserved_memory_bytes", b"reserved_memory_bytes", "schedulable", b"schedulable", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -385,6 +413,46 @@ class ListEnvironmentsResponse(_message.Message):
 Global___ListEnvironmentsResponse: _TypeAlias = ListEnvironmentsResponse  # noqa: Y015
 
 @_typing.final
+class UpdateEnvironmentRequest(_message.Message):
+    """Request of UpdateEnvironment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENVIRONMENT_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Makes a repeat return the first result."""
+    validate_only: _builtins.bool
+    """Checks everything and stores nothing."""
+    @_builtins.property
+    def environment(self) -> Global___Environment:
+        """The environment; `name` says which, `etag` makes the update conditional."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Of `display_name`, `labels`, `labels.KEY` and `cordoned` those to set, `*` for all. Empty: every one of them that is
+        set in `environment`.
+        """
+
+    def __init__(
+        self,
+        *,
+        environment: Global___Environment | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["environment", b"environment", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["environment", b"environment", "request_id", b"request_id", "update_mask", b"update_mask", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateEnvironmentRequest: _TypeAlias = UpdateEnvironmentRequest  # noqa: Y015
+
+@_typing.final
 class DeleteEnvironmentRequest(_message.Message):
     """Request of DeleteEnvironment."""
 
@@ -392,19 +460,31 @@ class DeleteEnvironmentRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The environment to delete."""
     etag: _builtins.str
     """If set, must be the environment's current one."""
+    force: _builtins.bool
+    """Deletes its apps, too; their data stays where it is."""
+    request_id: _builtins.str
+    """Makes a repeat return the first result."""
+    validate_only: _builtins.bool
+    """Checks everything and deletes nothing."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         etag: _builtins.str = ...,
+        force: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "force", b"force", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -551,3 +631,517 @@ class ListNodesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListNodesResponse: _TypeAlias = ListNodesResponse  # noqa: Y015
+
+@_typing.final
+class WatchNodesRequest(_message.Message):
+    """Request of WatchNodes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """The environment, or `environments/-` for all."""
+    resume_token: _builtins.str
+    """Starts exactly after this point of an earlier stream of the same `parent`; empty for a snapshot."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "resume_token", b"resume_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchNodesRequest: _TypeAlias = WatchNodesRequest  # noqa: Y015
+
+@_typing.final
+class WatchNodesResponse(_message.Message):
+    """One message of WatchNodes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Type:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _TypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[WatchNodesResponse._Type.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        TYPE_UNSPECIFIED: WatchNodesResponse._Type.ValueType  # 0
+        """Not set."""
+        UPSERT: WatchNodesResponse._Type.ValueType  # 1
+        """`node` is new or changed."""
+        REMOVE: WatchNodesResponse._Type.ValueType  # 2
+        """`node.name` is gone; only `name` is set."""
+        SYNCED: WatchNodesResponse._Type.ValueType  # 3
+        """The snapshot, or the catching up after a resume, is complete."""
+        BOOKMARK: WatchNodesResponse._Type.ValueType  # 4
+        """Nothing has happened up to `revision`."""
+
+    class Type(_Type, metaclass=_TypeEnumTypeWrapper):
+        """What a message tells."""
+
+    TYPE_UNSPECIFIED: WatchNodesResponse.Type.ValueType  # 0
+    """Not set."""
+    UPSERT: WatchNodesResponse.Type.ValueType  # 1
+    """`node` is new or changed."""
+    REMOVE: WatchNodesResponse.Type.ValueType  # 2
+    """`node.name` is gone; only `name` is set."""
+    SYNCED: WatchNodesResponse.Type.ValueType  # 3
+    """The snapshot, or the catching up after a resume, is complete."""
+    BOOKMARK: WatchNodesResponse.Type.ValueType  # 4
+    """Nothing has happened up to `revision`."""
+
+    TYPE_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    RESUME_TOKEN_FIELD_NUMBER: _builtins.int
+    type: Global___WatchNodesResponse.Type.ValueType
+    """What this message tells."""
+    revision: _builtins.int
+    """Position in the catalog's change log up to which the reader is complete for the node told, or with SYNCED and
+    BOOKMARK for all.
+    """
+    resume_token: _builtins.str
+    """Resumes after this message; set with SYNCED, BOOKMARK and each change that follows SYNCED."""
+    @_builtins.property
+    def node(self) -> Global___Node:
+        """The node, with UPSERT and REMOVE."""
+
+    def __init__(
+        self,
+        *,
+        type: Global___WatchNodesResponse.Type.ValueType = ...,
+        node: Global___Node | None = ...,
+        revision: _builtins.int = ...,
+        resume_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["node", b"node"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "resume_token", b"resume_token", "revision", b"revision", "type", b"type"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchNodesResponse: _TypeAlias = WatchNodesResponse  # noqa: Y015
+
+@_typing.final
+class CordonNodeRequest(_message.Message):
+    """Request of CordonNode."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The node to cordon."""
+    etag: _builtins.str
+    """If set, must be the node's current one."""
+    request_id: _builtins.str
+    """Makes a repeat return the first result."""
+    validate_only: _builtins.bool
+    """Checks everything and changes nothing."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CordonNodeRequest: _TypeAlias = CordonNodeRequest  # noqa: Y015
+
+@_typing.final
+class UncordonNodeRequest(_message.Message):
+    """Request of UncordonNode."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The node to uncordon."""
+    etag: _builtins.str
+    """If set, must be the node's current one."""
+    request_id: _builtins.str
+    """Makes a repeat return the first result."""
+    validate_only: _builtins.bool
+    """Checks everything and changes nothing."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UncordonNodeRequest: _TypeAlias = UncordonNodeRequest  # noqa: Y015
+
+@_typing.final
+class DrainNodeRequest(_message.Message):
+    """Request of DrainNode."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The node to drain."""
+    etag: _builtins.str
+    """If set, must be the node's current one."""
+    request_id: _builtins.str
+    """Makes a repeat return the first result."""
+    validate_only: _builtins.bool
+    """Checks everything and changes nothing."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Time after which it is given up, 1 s to 1 day; 10 minutes when unset."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id", "timeout", b"timeout", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainNodeRequest: _TypeAlias = DrainNodeRequest  # noqa: Y015
+
+@_typing.final
+class DrainNodeMetadata(_message.Message):
+    """Metadata of the operations that DrainNode returns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class AppResult(_message.Message):
+        """What becomes of one app."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        class _State:
+            ValueType = _typing.NewType("ValueType", _builtins.int)
+            V: _TypeAlias = ValueType  # noqa: Y015
+
+        class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[DrainNodeMetadata.AppResult._State.ValueType], _builtins.type):
+            DESCRIPTOR: _descriptor.EnumDescriptor
+            STATE_UNSPECIFIED: DrainNodeMetadata.AppResult._State.ValueType  # 0
+            """Not set."""
+            WAITING: DrainNodeMetadata.AppResult._State.ValueType  # 1
+            """It waits for its turn, or for a node that can take it."""
+            MOVING: DrainNodeMetadata.AppResult._State.ValueType  # 2
+            """It is being moved."""
+            STUCK: DrainNodeMetadata.AppResult._State.ValueType  # 3
+            """It cannot be moved."""
+
+        class State(_State, metaclass=_StateEnumTypeWrapper):
+            """What is known of it."""
+
+        STATE_UNSPECIFIED: DrainNodeMetadata.AppResult.State.ValueType  # 0
+        """Not set."""
+        WAITING: DrainNodeMetadata.AppResult.State.ValueType  # 1
+        """It waits for its turn, or for a node that can take it."""
+        MOVING: DrainNodeMetadata.AppResult.State.ValueType  # 2
+        """It is being moved."""
+        STUCK: DrainNodeMetadata.AppResult.State.ValueType  # 3
+        """It cannot be moved."""
+
+        APP_FIELD_NUMBER: _builtins.int
+        STATE_FIELD_NUMBER: _builtins.int
+        REASON_FIELD_NUMBER: _builtins.int
+        MESSAGE_FIELD_NUMBER: _builtins.int
+        app: _builtins.str
+        """The app, `apps/{app}`."""
+        state: Global___DrainNodeMetadata.AppResult.State.ValueType
+        """What is known of it."""
+        reason: _builtins.str
+        """The `ErrorReason` for which it waits or is stuck; may be empty."""
+        message: _builtins.str
+        """Why, one sentence."""
+        def __init__(
+            self,
+            *,
+            app: _builtins.str = ...,
+            state: Global___DrainNodeMetadata.AppResult.State.ValueType = ...,
+            reason: _builtins.str = ...,
+            message: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "message", b"message", "reason", b"reason", "state", b"state"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    VERB_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    PROGRESS_PERCENT_FIELD_NUMBER: _builtins.int
+    APP_RESULTS_FIELD_NUMBER: _builtins.int
+    CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    DEADLINE_TIME_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    APP_COUNT_FIELD_NUMBER: _builtins.int
+    LEFT_COUNT_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    """The node that is drained."""
+    verb: _builtins.str
+    """The method that began it: `drain`."""
+    step: _builtins.str
+    """What it does now: `accepted`, `moving`, `done`, `failed`, `cancelled`, `superseded`."""
+    progress_percent: _builtins.int
+    """How far it is, 0 to 100: the share of the apps that were there which are gone."""
+    cancel_requested: _builtins.bool
+    """True once cancelling was asked for."""
+    actor: _builtins.str
+    """Who asked, as in AppEvent."""
+    app_count: _builtins.int
+    """Apps that were on the node when it began."""
+    left_count: _builtins.int
+    """Apps that are on the node still."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it began."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended; unset while it goes on."""
+
+    @_builtins.property
+    def app_results(self) -> _containers.RepeatedCompositeFieldContainer[Global___DrainNodeMetadata.AppResult]:
+        """Apps that are on the node still, at most 100: those that cannot be moved first, then those that are being moved."""
+
+    @_builtins.property
+    def deadline_time(self) -> _timestamp_pb2.Timestamp:
+        """When it is given up."""
+
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+        verb: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        step: _builtins.str = ...,
+        progress_percent: _builtins.int = ...,
+        app_results: _abc.Iterable[Global___DrainNodeMetadata.AppResult] | None = ...,
+        cancel_requested: _builtins.bool = ...,
+        deadline_time: _timestamp_pb2.Timestamp | None = ...,
+        actor: _builtins.str = ...,
+        app_count: _builtins.int = ...,
+        left_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "app_count", b"app_count", "app_results", b"app_results", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "left_count", b"left_count", "progress_percent", b"progress_percent", "step", b"step", "target", b"target", "verb", b"verb"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainNodeMetadata: _TypeAlias = DrainNodeMetadata  # noqa: Y015
+
+@_typing.final
+class DeleteNodeRequest(_message.Message):
+    """Request of DeleteNode."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The node to delete."""
+    etag: _builtins.str
+    """If set, must be the node's current one."""
+    request_id: _builtins.str
+    """Makes a repeat return the first result."""
+    validate_only: _builtins.bool
+    """Checks everything and deletes nothing."""
+    force: _builtins.bool
+    """Deletes it though apps keep data on it; that data is given up."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "force", b"force", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteNodeRequest: _TypeAlias = DeleteNodeRequest  # noqa: Y015
+
+@_typing.final
+class ExplainPlacementRequest(_message.Message):
+    """Request of ExplainPlacement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_FIELD_NUMBER: _builtins.int
+    APP_SPEC_FIELD_NUMBER: _builtins.int
+    app: _builtins.str
+    """The app to place, `apps/{app}`; the node that it is on is taken as any other."""
+    @_builtins.property
+    def app_spec(self) -> _app_catalog_pb2.App:
+        """Instead of an app of the catalog: one that might be created. Only its `environment`, `node_selector`, `exclusive` and
+        `limits` are looked at.
+        """
+
+    def __init__(
+        self,
+        *,
+        app: _builtins.str = ...,
+        app_spec: _app_catalog_pb2.App | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["app_spec", b"app_spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "app_spec", b"app_spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainPlacementRequest: _TypeAlias = ExplainPlacementRequest  # noqa: Y015
+
+@_typing.final
+class ExplainPlacementResponse(_message.Message):
+    """Response of ExplainPlacement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Verdict(_message.Message):
+        """What is said of one node."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NODE_FIELD_NUMBER: _builtins.int
+        ELIGIBLE_FIELD_NUMBER: _builtins.int
+        RANK_FIELD_NUMBER: _builtins.int
+        APP_COUNT_FIELD_NUMBER: _builtins.int
+        OBSTACLES_FIELD_NUMBER: _builtins.int
+        node: _builtins.str
+        """The node."""
+        eligible: _builtins.bool
+        """Whether it would take the app."""
+        rank: _builtins.int
+        """Its place among the nodes that would, from 1 on; 0 if it would not."""
+        app_count: _builtins.int
+        """Apps placed on it: of the nodes that would take it, the one with the fewest is chosen."""
+        @_builtins.property
+        def obstacles(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainPlacementResponse.Obstacle]:
+            """Everything that keeps the app off it."""
+
+        def __init__(
+            self,
+            *,
+            node: _builtins.str = ...,
+            eligible: _builtins.bool = ...,
+            rank: _builtins.int = ...,
+            app_count: _builtins.int = ...,
+            obstacles: _abc.Iterable[Global___ExplainPlacementResponse.Obstacle] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["app_count", b"app_count", "eligible", b"eligible", "node", b"node", "obstacles", b"obstacles", "rank", b"rank"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Obstacle(_message.Message):
+        """One thing that keeps an app off a node."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        REASON_FIELD_NUMBER: _builtins.int
+        MESSAGE_FIELD_NUMBER: _builtins.int
+        REMEDY_FIELD_NUMBER: _builtins.int
+        reason: _builtins.str
+        """One word for programs: `NOT_HEARD`, `NODE_CORDONED`, `ENVIRONMENT_CORDONED`, `INSTANCES_FULL`, `MEMORY_FULL`,
+        `LABELS_DIFFER`, `TAKEN_EXCLUSIVELY`, `NOT_EMPTY`.
+        """
+        message: _builtins.str
+        """What is the case, one sentence."""
+        remedy: _builtins.str
+        """What would have to change, one sentence."""
+        def __init__(
+            self,
+            *,
+            reason: _builtins.str = ...,
+            message: _builtins.str = ...,
+            remedy: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "remedy", b"remedy"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    CURRENT_NODES_FIELD_NUMBER: _builtins.int
+    BOUND_REASON_FIELD_NUMBER: _builtins.int
+    VERDICTS_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """The node that would be chosen; empty if there is none."""
+    message: _builtins.str
+    """Why that one, or why none, one sentence."""
+    bound_reason: _builtins.str
+    """What keeps the app where it is, if something does: an `ErrorReason`, as `DATA_ON_NODE`."""
+    @_builtins.property
+    def current_nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The nodes on which the app is placed now."""
+
+    @_builtins.property
+    def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainPlacementResponse.Verdict]:
+        """Each node of the environment, the one that would be chosen first; at most 1,000."""
+
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        message: _builtins.str = ...,
+        current_nodes: _abc.Iterable[_builtins.str] | None = ...,
+        bound_reason: _builtins.str = ...,
+        verdicts: _abc.Iterable[Global___ExplainPlacementResponse.Verdict] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bound_reason", b"bound_reason", "current_nodes", b"current_nodes", "message", b"message", "node", b"node", "verdicts", b"verdicts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExplainPlacementResponse: _TypeAlias = ExplainPlacementResponse  # noqa: Y015

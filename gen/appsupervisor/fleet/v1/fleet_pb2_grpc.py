@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from appsupervisor.fleet.v1 import fleet_pb2 as appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2
+from google.longrunning import operations_pb2 as google_dot_longrunning_dot_operations__pb2
 from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -54,6 +55,11 @@ class FleetStub:
                 request_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ListEnvironmentsRequest.SerializeToString,
                 response_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ListEnvironmentsResponse.FromString,
                 _registered_method=True)
+        self.UpdateEnvironment = channel.unary_unary(
+                '/appsupervisor.fleet.v1.Fleet/UpdateEnvironment',
+                request_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.UpdateEnvironmentRequest.SerializeToString,
+                response_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.Environment.FromString,
+                _registered_method=True)
         self.DeleteEnvironment = channel.unary_unary(
                 '/appsupervisor.fleet.v1.Fleet/DeleteEnvironment',
                 request_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DeleteEnvironmentRequest.SerializeToString,
@@ -73,6 +79,36 @@ class FleetStub:
                 '/appsupervisor.fleet.v1.Fleet/ListNodes',
                 request_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ListNodesRequest.SerializeToString,
                 response_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ListNodesResponse.FromString,
+                _registered_method=True)
+        self.WatchNodes = channel.unary_stream(
+                '/appsupervisor.fleet.v1.Fleet/WatchNodes',
+                request_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.WatchNodesRequest.SerializeToString,
+                response_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.WatchNodesResponse.FromString,
+                _registered_method=True)
+        self.CordonNode = channel.unary_unary(
+                '/appsupervisor.fleet.v1.Fleet/CordonNode',
+                request_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.CordonNodeRequest.SerializeToString,
+                response_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.Node.FromString,
+                _registered_method=True)
+        self.UncordonNode = channel.unary_unary(
+                '/appsupervisor.fleet.v1.Fleet/UncordonNode',
+                request_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.UncordonNodeRequest.SerializeToString,
+                response_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.Node.FromString,
+                _registered_method=True)
+        self.DrainNode = channel.unary_unary(
+                '/appsupervisor.fleet.v1.Fleet/DrainNode',
+                request_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DrainNodeRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.DeleteNode = channel.unary_unary(
+                '/appsupervisor.fleet.v1.Fleet/DeleteNode',
+                request_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DeleteNodeRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.ExplainPlacement = channel.unary_unary(
+                '/appsupervisor.fleet.v1.Fleet/ExplainPlacement',
+                request_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ExplainPlacementRequest.SerializeToString,
+                response_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ExplainPlacementResponse.FromString,
                 _registered_method=True)
 
 
@@ -116,17 +152,34 @@ class FleetServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def DeleteEnvironment(self, request, context):
-        """Deletes an environment, with the records of its nodes that are gone.
+    def UpdateEnvironment(self, request, context):
+        """Updates the fields of an environment that `update_mask` names.
 
-        Precondition: no app belongs to it, none of its nodes can be heard, and it has the `etag` given, if one is given.
-        On success: it and those records are gone; a node that comes back is refused.
-        Idempotent: no; a repeat is answered `ENVIRONMENT_NOT_FOUND`.
+        Precondition: it exists, and has the `etag` given, if one is given.
+        On success: stored. While it is `cordoned` no app is placed in it or moved within it; what runs goes on.
+        Idempotent: an update that changes nothing leaves the etag as it is.
         Cancelling the call undoes nothing.
         Rolled back: everything, on an error: it is one transaction.
 
+        Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteEnvironment(self, request, context):
+        """Deletes an environment, with the records of its nodes that are gone.
+
+        Precondition: none of its nodes can be heard, no app belongs to it (or `force`), and it has the `etag` given, if one
+        is given.
+        On success: it and those records are gone; a node that comes back is refused. With `force` its apps are gone, too, at
+        most 1,000 in a call; their data stays where it is.
+        Idempotent: by `request_id`; another repeat is answered `ENVIRONMENT_NOT_FOUND`.
+        Cancelling the call undoes nothing.
+        Rolled back: everything, on an error, but for apps that `force` has deleted by then, one after the other.
+
         Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ENVIRONMENT_NOT_EMPTY`, `ENVIRONMENT_PROTECTED` (FAILED_PRECONDITION,
-        the latter for `default`); `ETAG_MISMATCH` (ABORTED).
+        the latter for `default`); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -169,6 +222,103 @@ class FleetServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchNodes(self, request, context):
+        """Streams every node of an environment, `SYNCED`, then each change, and `BOOKMARK`s while idle; `environments/-` for
+        all environments.
+
+        Misses nothing; of several changes of one node, a slow reader gets the newest. With `resume_token` the stream starts
+        after it, without a snapshot; of nodes that changed in one moment, some may be told again. `app_count` and `reserved_memory_bytes` are those of the moment at which a
+        message is sent: what is placed on a node is no change of it.
+
+        Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE, `oldest_revision` in its metadata): start again without one.
+        `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `SHUTTING_DOWN` (UNAVAILABLE).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CordonNode(self, request, context):
+        """Keeps further apps off a node; what is placed on it stays and goes on, its updates and restarts included.
+
+        Precondition: the node exists, and has the `etag` given, if one is given.
+        On success: stored; it holds until UncordonNode, whatever becomes of the node's process.
+        Idempotent: for a node that is cordoned nothing changes.
+        Cancelling the call undoes nothing.
+        Rolled back: everything, on an error: it is one transaction.
+
+        Errors: `NODE_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UncordonNode(self, request, context):
+        """Lets apps be placed on a node again.
+
+        Precondition: the node exists, and has the `etag` given, if one is given.
+        On success: stored; apps that wait for a node may be placed there. A DrainNode under way ends with
+        `OPERATION_SUPERSEDED`; what it has moved stays where it is.
+        Idempotent: for a node that is not cordoned nothing changes.
+        Cancelling the call undoes nothing.
+        Rolled back: everything, on an error: it is one transaction.
+
+        Errors: `NODE_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainNode(self, request, context):
+        """Cordons a node and moves the apps on it to others, each as MoveApp does, a few at a time.
+
+        Precondition: the node exists, and has the `etag` given, if one is given.
+        On success: the node is cordoned. The operation ends when no app is placed on it any more. Apps that can go nowhere
+        just now are tried until its time is up. When only apps are left that cannot be moved, as those with their data on
+        the node, it fails with `DATA_ON_NODE`; `app_results` name each and why.
+        Idempotent: a repeat while a drain of the node is under way returns that.
+        Cancelling the call undoes nothing; cancelling the operation begins no further move. The node stays cordoned.
+        Rolled back: nothing; an app whose move fails goes on where it was, is tried once more, and is then left there.
+
+        Errors: `NODE_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteNode(self, request, context):
+        """Forgets a node that is gone.
+
+        Precondition: the node cannot be heard, no app keeps data on it that exists nowhere else (or `force`), and it has the
+        `etag` given, if one is given.
+        On success: the node is gone from the catalog, and the apps on it are placed elsewhere. With `force`, apps whose data
+        was on it are `FAILED` with `DATA_LOST`, unless they were stopped: StartApp with `accept_data_loss` starts one anew,
+        and a node that registers under that name with the data brings it back.
+        Idempotent: by `request_id`; another repeat is answered `NODE_NOT_FOUND`.
+        Cancelling the call undoes nothing.
+        Rolled back: everything, on an error: it is one transaction.
+
+        Errors: `NODE_NOT_FOUND` (NOT_FOUND); `NODE_ALIVE`, `DATA_ON_NODE` (FAILED_PRECONDITION); `ETAG_MISMATCH` (ABORTED);
+        `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExplainPlacement(self, request, context):
+        """Tells where an app would be placed now, and of each node why it would or would not take the app.
+
+        Precondition: the app exists, if one is named; its environment exists.
+        On success: nothing is changed; the rules are those that placement itself goes by.
+        Idempotent: yes.
+        Cancelling has no effect.
+        Rolled back: nothing, for nothing is stored.
+
+        Errors: `APP_NOT_FOUND`, `ENVIRONMENT_NOT_FOUND` (NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FleetServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -186,6 +336,11 @@ def add_FleetServicer_to_server(servicer, server):
                     servicer.ListEnvironments,
                     request_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ListEnvironmentsRequest.FromString,
                     response_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ListEnvironmentsResponse.SerializeToString,
+            ),
+            'UpdateEnvironment': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateEnvironment,
+                    request_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.UpdateEnvironmentRequest.FromString,
+                    response_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.Environment.SerializeToString,
             ),
             'DeleteEnvironment': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteEnvironment,
@@ -206,6 +361,36 @@ def add_FleetServicer_to_server(servicer, server):
                     servicer.ListNodes,
                     request_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ListNodesRequest.FromString,
                     response_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ListNodesResponse.SerializeToString,
+            ),
+            'WatchNodes': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchNodes,
+                    request_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.WatchNodesRequest.FromString,
+                    response_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.WatchNodesResponse.SerializeToString,
+            ),
+            'CordonNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.CordonNode,
+                    request_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.CordonNodeRequest.FromString,
+                    response_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.Node.SerializeToString,
+            ),
+            'UncordonNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.UncordonNode,
+                    request_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.UncordonNodeRequest.FromString,
+                    response_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.Node.SerializeToString,
+            ),
+            'DrainNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainNode,
+                    request_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DrainNodeRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'DeleteNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteNode,
+                    request_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DeleteNodeRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'ExplainPlacement': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainPlacement,
+                    request_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ExplainPlacementRequest.FromString,
+                    response_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ExplainPlacementResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -293,6 +478,33 @@ class Fleet:
             '/appsupervisor.fleet.v1.Fleet/ListEnvironments',
             appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ListEnvironmentsRequest.SerializeToString,
             appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ListEnvironmentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateEnvironment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.fleet.v1.Fleet/UpdateEnvironment',
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.UpdateEnvironmentRequest.SerializeToString,
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.Environment.FromString,
             options,
             channel_credentials,
             insecure,
@@ -401,6 +613,168 @@ class Fleet:
             '/appsupervisor.fleet.v1.Fleet/ListNodes',
             appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ListNodesRequest.SerializeToString,
             appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ListNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/appsupervisor.fleet.v1.Fleet/WatchNodes',
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.WatchNodesRequest.SerializeToString,
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.WatchNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CordonNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.fleet.v1.Fleet/CordonNode',
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.CordonNodeRequest.SerializeToString,
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.Node.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UncordonNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.fleet.v1.Fleet/UncordonNode',
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.UncordonNodeRequest.SerializeToString,
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.Node.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.fleet.v1.Fleet/DrainNode',
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DrainNodeRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.fleet.v1.Fleet/DeleteNode',
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DeleteNodeRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainPlacement(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.fleet.v1.Fleet/ExplainPlacement',
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ExplainPlacementRequest.SerializeToString,
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ExplainPlacementResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -5,6 +5,7 @@ Environments and the nodes in them."""
 
 from appsupervisor.fleet.v1 import fleet_pb2 as _fleet_pb2
 from collections import abc as _abc
+from google.longrunning import operations_pb2 as _operations_pb2
 from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 import abc as _abc_1
@@ -59,17 +60,30 @@ class FleetStub:
 
     Errors: `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
     """
-    DeleteEnvironment: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DeleteEnvironmentRequest, _empty_pb2.Empty]
-    """Deletes an environment, with the records of its nodes that are gone.
+    UpdateEnvironment: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.UpdateEnvironmentRequest, _fleet_pb2.Environment]
+    """Updates the fields of an environment that `update_mask` names.
 
-    Precondition: no app belongs to it, none of its nodes can be heard, and it has the `etag` given, if one is given.
-    On success: it and those records are gone; a node that comes back is refused.
-    Idempotent: no; a repeat is answered `ENVIRONMENT_NOT_FOUND`.
+    Precondition: it exists, and has the `etag` given, if one is given.
+    On success: stored. While it is `cordoned` no app is placed in it or moved within it; what runs goes on.
+    Idempotent: an update that changes nothing leaves the etag as it is.
     Cancelling the call undoes nothing.
     Rolled back: everything, on an error: it is one transaction.
 
+    Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    """
+    DeleteEnvironment: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DeleteEnvironmentRequest, _empty_pb2.Empty]
+    """Deletes an environment, with the records of its nodes that are gone.
+
+    Precondition: none of its nodes can be heard, no app belongs to it (or `force`), and it has the `etag` given, if one
+    is given.
+    On success: it and those records are gone; a node that comes back is refused. With `force` its apps are gone, too, at
+    most 1,000 in a call; their data stays where it is.
+    Idempotent: by `request_id`; another repeat is answered `ENVIRONMENT_NOT_FOUND`.
+    Cancelling the call undoes nothing.
+    Rolled back: everything, on an error, but for apps that `force` has deleted by then, one after the other.
+
     Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ENVIRONMENT_NOT_EMPTY`, `ENVIRONMENT_PROTECTED` (FAILED_PRECONDITION,
-    the latter for `default`); `ETAG_MISMATCH` (ABORTED).
+    the latter for `default`); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
     """
     RegisterNode: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.RegisterNodeRequest, _fleet_pb2.RegisterNodeResponse]
     """Tells the control plane that a node is there; the control plane then calls the node at its address.
@@ -95,6 +109,79 @@ class FleetStub:
     """Returns a page of an environment's nodes, ordered by name; `environments/-` for all environments.
 
     Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
+    """
+    WatchNodes: _grpc.UnaryStreamMultiCallable[_fleet_pb2.WatchNodesRequest, _fleet_pb2.WatchNodesResponse]
+    """Streams every node of an environment, `SYNCED`, then each change, and `BOOKMARK`s while idle; `environments/-` for
+    all environments.
+
+    Misses nothing; of several changes of one node, a slow reader gets the newest. With `resume_token` the stream starts
+    after it, without a snapshot; of nodes that changed in one moment, some may be told again. `app_count` and `reserved_memory_bytes` are those of the moment at which a
+    message is sent: what is placed on a node is no change of it.
+
+    Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE, `oldest_revision` in its metadata): start again without one.
+    `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `SHUTTING_DOWN` (UNAVAILABLE).
+    """
+    CordonNode: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.CordonNodeRequest, _fleet_pb2.Node]
+    """Keeps further apps off a node; what is placed on it stays and goes on, its updates and restarts included.
+
+    Precondition: the node exists, and has the `etag` given, if one is given.
+    On success: stored; it holds until UncordonNode, whatever becomes of the node's process.
+    Idempotent: for a node that is cordoned nothing changes.
+    Cancelling the call undoes nothing.
+    Rolled back: everything, on an error: it is one transaction.
+
+    Errors: `NODE_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    """
+    UncordonNode: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.UncordonNodeRequest, _fleet_pb2.Node]
+    """Lets apps be placed on a node again.
+
+    Precondition: the node exists, and has the `etag` given, if one is given.
+    On success: stored; apps that wait for a node may be placed there. A DrainNode under way ends with
+    `OPERATION_SUPERSEDED`; what it has moved stays where it is.
+    Idempotent: for a node that is not cordoned nothing changes.
+    Cancelling the call undoes nothing.
+    Rolled back: everything, on an error: it is one transaction.
+
+    Errors: `NODE_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    """
+    DrainNode: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DrainNodeRequest, _operations_pb2.Operation]
+    """Cordons a node and moves the apps on it to others, each as MoveApp does, a few at a time.
+
+    Precondition: the node exists, and has the `etag` given, if one is given.
+    On success: the node is cordoned. The operation ends when no app is placed on it any more. Apps that can go nowhere
+    just now are tried until its time is up. When only apps are left that cannot be moved, as those with their data on
+    the node, it fails with `DATA_ON_NODE`; `app_results` name each and why.
+    Idempotent: a repeat while a drain of the node is under way returns that.
+    Cancelling the call undoes nothing; cancelling the operation begins no further move. The node stays cordoned.
+    Rolled back: nothing; an app whose move fails goes on where it was, is tried once more, and is then left there.
+
+    Errors: `NODE_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    """
+    DeleteNode: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DeleteNodeRequest, _empty_pb2.Empty]
+    """Forgets a node that is gone.
+
+    Precondition: the node cannot be heard, no app keeps data on it that exists nowhere else (or `force`), and it has the
+    `etag` given, if one is given.
+    On success: the node is gone from the catalog, and the apps on it are placed elsewhere. With `force`, apps whose data
+    was on it are `FAILED` with `DATA_LOST`, unless they were stopped: StartApp with `accept_data_loss` starts one anew,
+    and a node that registers under that name with the data brings it back.
+    Idempotent: by `request_id`; another repeat is answered `NODE_NOT_FOUND`.
+    Cancelling the call undoes nothing.
+    Rolled back: everything, on an error: it is one transaction.
+
+    Errors: `NODE_NOT_FOUND` (NOT_FOUND); `NODE_ALIVE`, `DATA_ON_NODE` (FAILED_PRECONDITION); `ETAG_MISMATCH` (ABORTED);
+    `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    """
+    ExplainPlacement: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ExplainPlacementRequest, _fleet_pb2.ExplainPlacementResponse]
+    """Tells where an app would be placed now, and of each node why it would or would not take the app.
+
+    Precondition: the app exists, if one is named; its environment exists.
+    On success: nothing is changed; the rules are those that placement itself goes by.
+    Idempotent: yes.
+    Cancelling has no effect.
+    Rolled back: nothing, for nothing is stored.
+
+    Errors: `APP_NOT_FOUND`, `ENVIRONMENT_NOT_FOUND` (NOT_FOUND).
     """
 
 @_typing.type_check_only
@@ -127,17 +214,30 @@ class FleetAsyncStub(FleetStub):
 
     Errors: `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
     """
-    DeleteEnvironment: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DeleteEnvironmentRequest, _empty_pb2.Empty]  # type: ignore[assignment]
-    """Deletes an environment, with the records of its nodes that are gone.
+    UpdateEnvironment: _aio.UnaryUnaryMultiCallable[_fleet_pb2.UpdateEnvironmentRequest, _fleet_pb2.Environment]  # type: ignore[assignment]
+    """Updates the fields of an environment that `update_mask` names.
 
-    Precondition: no app belongs to it, none of its nodes can be heard, and it has the `etag` given, if one is given.
-    On success: it and those records are gone; a node that comes back is refused.
-    Idempotent: no; a repeat is answered `ENVIRONMENT_NOT_FOUND`.
+    Precondition: it exists, and has the `etag` given, if one is given.
+    On success: stored. While it is `cordoned` no app is placed in it or moved within it; what runs goes on.
+    Idempotent: an update that changes nothing leaves the etag as it is.
     Cancelling the call undoes nothing.
     Rolled back: everything, on an error: it is one transaction.
 
+    Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    """
+    DeleteEnvironment: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DeleteEnvironmentRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Deletes an environment, with the records of its nodes that are gone.
+
+    Precondition: none of its nodes can be heard, no app belongs to it (or `force`), and it has the `etag` given, if one
+    is given.
+    On success: it and those records are gone; a node that comes back is refused. With `force` its apps are gone, too, at
+    most 1,000 in a call; their data stays where it is.
+    Idempotent: by `request_id`; another repeat is answered `ENVIRONMENT_NOT_FOUND`.
+    Cancelling the call undoes nothing.
+    Rolled back: everything, on an error, but for apps that `force` has deleted by then, one after the other.
+
     Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ENVIRONMENT_NOT_EMPTY`, `ENVIRONMENT_PROTECTED` (FAILED_PRECONDITION,
-    the latter for `default`); `ETAG_MISMATCH` (ABORTED).
+    the latter for `default`); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
     """
     RegisterNode: _aio.UnaryUnaryMultiCallable[_fleet_pb2.RegisterNodeRequest, _fleet_pb2.RegisterNodeResponse]  # type: ignore[assignment]
     """Tells the control plane that a node is there; the control plane then calls the node at its address.
@@ -163,6 +263,79 @@ class FleetAsyncStub(FleetStub):
     """Returns a page of an environment's nodes, ordered by name; `environments/-` for all environments.
 
     Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
+    """
+    WatchNodes: _aio.UnaryStreamMultiCallable[_fleet_pb2.WatchNodesRequest, _fleet_pb2.WatchNodesResponse]  # type: ignore[assignment]
+    """Streams every node of an environment, `SYNCED`, then each change, and `BOOKMARK`s while idle; `environments/-` for
+    all environments.
+
+    Misses nothing; of several changes of one node, a slow reader gets the newest. With `resume_token` the stream starts
+    after it, without a snapshot; of nodes that changed in one moment, some may be told again. `app_count` and `reserved_memory_bytes` are those of the moment at which a
+    message is sent: what is placed on a node is no change of it.
+
+    Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE, `oldest_revision` in its metadata): start again without one.
+    `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `SHUTTING_DOWN` (UNAVAILABLE).
+    """
+    CordonNode: _aio.UnaryUnaryMultiCallable[_fleet_pb2.CordonNodeRequest, _fleet_pb2.Node]  # type: ignore[assignment]
+    """Keeps further apps off a node; what is placed on it stays and goes on, its updates and restarts included.
+
+    Precondition: the node exists, and has the `etag` given, if one is given.
+    On success: stored; it holds until UncordonNode, whatever becomes of the node's process.
+    Idempotent: for a node that is cordoned nothing changes.
+    Cancelling the call undoes nothing.
+    Rolled back: everything, on an error: it is one transaction.
+
+    Errors: `NODE_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    """
+    UncordonNode: _aio.UnaryUnaryMultiCallable[_fleet_pb2.UncordonNodeRequest, _fleet_pb2.Node]  # type: ignore[assignment]
+    """Lets apps be placed on a node again.
+
+    Precondition: the node exists, and has the `etag` given, if one is given.
+    On success: stored; apps that wait for a node may be placed there. A DrainNode under way ends with
+    `OPERATION_SUPERSEDED`; what it has moved stays where it is.
+    Idempotent: for a node that is not cordoned nothing changes.
+    Cancelling the call undoes nothing.
+    Rolled back: everything, on an error: it is one transaction.
+
+    Errors: `NODE_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    """
+    DrainNode: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DrainNodeRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Cordons a node and moves the apps on it to others, each as MoveApp does, a few at a time.
+
+    Precondition: the node exists, and has the `etag` given, if one is given.
+    On success: the node is cordoned. The operation ends when no app is placed on it any more. Apps that can go nowhere
+    just now are tried until its time is up. When only apps are left that cannot be moved, as those with their data on
+    the node, it fails with `DATA_ON_NODE`; `app_results` name each and why.
+    Idempotent: a repeat while a drain of the node is under way returns that.
+    Cancelling the call undoes nothing; cancelling the operation begins no further move. The node stays cordoned.
+    Rolled back: nothing; an app whose move fails goes on where it was, is tried once more, and is then left there.
+
+    Errors: `NODE_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    """
+    DeleteNode: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DeleteNodeRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Forgets a node that is gone.
+
+    Precondition: the node cannot be heard, no app keeps data on it that exists nowhere else (or `force`), and it has the
+    `etag` given, if one is given.
+    On success: the node is gone from the catalog, and the apps on it are placed elsewhere. With `force`, apps whose data
+    was on it are `FAILED` with `DATA_LOST`, unless they were stopped: StartApp with `accept_data_loss` starts one anew,
+    and a node that registers under that name with the data brings it back.
+    Idempotent: by `request_id`; another repeat is answered `NODE_NOT_FOUND`.
+    Cancelling the call undoes nothing.
+    Rolled back: everything, on an error: it is one transaction.
+
+    Errors: `NODE_NOT_FOUND` (NOT_FOUND); `NODE_ALIVE`, `DATA_ON_NODE` (FAILED_PRECONDITION); `ETAG_MISMATCH` (ABORTED);
+    `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    """
+    ExplainPlacement: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ExplainPlacementRequest, _fleet_pb2.ExplainPlacementResponse]  # type: ignore[assignment]
+    """Tells where an app would be placed now, and of each node why it would or would not take the app.
+
+    Precondition: the app exists, if one is named; its environment exists.
+    On success: nothing is changed; the rules are those that placement itself goes by.
+    Idempotent: yes.
+    Cancelling has no effect.
+    Rolled back: nothing, for nothing is stored.
+
+    Errors: `APP_NOT_FOUND`, `ENVIRONMENT_NOT_FOUND` (NOT_FOUND).
     """
 
 class FleetServicer(metaclass=_abc_1.ABCMeta):
@@ -212,6 +385,23 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def UpdateEnvironment(
+        self,
+        request: _fleet_pb2.UpdateEnvironmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.Environment, _abc.Awaitable[_fleet_pb2.Environment]]:
+        """Updates the fields of an environment that `update_mask` names.
+
+        Precondition: it exists, and has the `etag` given, if one is given.
+        On success: stored. While it is `cordoned` no app is placed in it or moved within it; what runs goes on.
+        Idempotent: an update that changes nothing leaves the etag as it is.
+        Cancelling the call undoes nothing.
+        Rolled back: everything, on an error: it is one transaction.
+
+        Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        """
+
+    @_abc_1.abstractmethod
     def DeleteEnvironment(
         self,
         request: _fleet_pb2.DeleteEnvironmentRequest,
@@ -219,14 +409,16 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Deletes an environment, with the records of its nodes that are gone.
 
-        Precondition: no app belongs to it, none of its nodes can be heard, and it has the `etag` given, if one is given.
-        On success: it and those records are gone; a node that comes back is refused.
-        Idempotent: no; a repeat is answered `ENVIRONMENT_NOT_FOUND`.
+        Precondition: none of its nodes can be heard, no app belongs to it (or `force`), and it has the `etag` given, if one
+        is given.
+        On success: it and those records are gone; a node that comes back is refused. With `force` its apps are gone, too, at
+        most 1,000 in a call; their data stays where it is.
+        Idempotent: by `request_id`; another repeat is answered `ENVIRONMENT_NOT_FOUND`.
         Cancelling the call undoes nothing.
-        Rolled back: everything, on an error: it is one transaction.
+        Rolled back: everything, on an error, but for apps that `force` has deleted by then, one after the other.
 
         Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ENVIRONMENT_NOT_EMPTY`, `ENVIRONMENT_PROTECTED` (FAILED_PRECONDITION,
-        the latter for `default`); `ETAG_MISMATCH` (ABORTED).
+        the latter for `default`); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
         """
 
     @_abc_1.abstractmethod
@@ -270,6 +462,115 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         """Returns a page of an environment's nodes, ordered by name; `environments/-` for all environments.
 
         Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
+        """
+
+    @_abc_1.abstractmethod
+    def WatchNodes(
+        self,
+        request: _fleet_pb2.WatchNodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_fleet_pb2.WatchNodesResponse], _abc.AsyncIterator[_fleet_pb2.WatchNodesResponse]]:
+        """Streams every node of an environment, `SYNCED`, then each change, and `BOOKMARK`s while idle; `environments/-` for
+        all environments.
+
+        Misses nothing; of several changes of one node, a slow reader gets the newest. With `resume_token` the stream starts
+        after it, without a snapshot; of nodes that changed in one moment, some may be told again. `app_count` and `reserved_memory_bytes` are those of the moment at which a
+        message is sent: what is placed on a node is no change of it.
+
+        Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE, `oldest_revision` in its metadata): start again without one.
+        `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `SHUTTING_DOWN` (UNAVAILABLE).
+        """
+
+    @_abc_1.abstractmethod
+    def CordonNode(
+        self,
+        request: _fleet_pb2.CordonNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.Node, _abc.Awaitable[_fleet_pb2.Node]]:
+        """Keeps further apps off a node; what is placed on it stays and goes on, its updates and restarts included.
+
+        Precondition: the node exists, and has the `etag` given, if one is given.
+        On success: stored; it holds until UncordonNode, whatever becomes of the node's process.
+        Idempotent: for a node that is cordoned nothing changes.
+        Cancelling the call undoes nothing.
+        Rolled back: everything, on an error: it is one transaction.
+
+        Errors: `NODE_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        """
+
+    @_abc_1.abstractmethod
+    def UncordonNode(
+        self,
+        request: _fleet_pb2.UncordonNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.Node, _abc.Awaitable[_fleet_pb2.Node]]:
+        """Lets apps be placed on a node again.
+
+        Precondition: the node exists, and has the `etag` given, if one is given.
+        On success: stored; apps that wait for a node may be placed there. A DrainNode under way ends with
+        `OPERATION_SUPERSEDED`; what it has moved stays where it is.
+        Idempotent: for a node that is not cordoned nothing changes.
+        Cancelling the call undoes nothing.
+        Rolled back: everything, on an error: it is one transaction.
+
+        Errors: `NODE_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        """
+
+    @_abc_1.abstractmethod
+    def DrainNode(
+        self,
+        request: _fleet_pb2.DrainNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Cordons a node and moves the apps on it to others, each as MoveApp does, a few at a time.
+
+        Precondition: the node exists, and has the `etag` given, if one is given.
+        On success: the node is cordoned. The operation ends when no app is placed on it any more. Apps that can go nowhere
+        just now are tried until its time is up. When only apps are left that cannot be moved, as those with their data on
+        the node, it fails with `DATA_ON_NODE`; `app_results` name each and why.
+        Idempotent: a repeat while a drain of the node is under way returns that.
+        Cancelling the call undoes nothing; cancelling the operation begins no further move. The node stays cordoned.
+        Rolled back: nothing; an app whose move fails goes on where it was, is tried once more, and is then left there.
+
+        Errors: `NODE_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteNode(
+        self,
+        request: _fleet_pb2.DeleteNodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Forgets a node that is gone.
+
+        Precondition: the node cannot be heard, no app keeps data on it that exists nowhere else (or `force`), and it has the
+        `etag` given, if one is given.
+        On success: the node is gone from the catalog, and the apps on it are placed elsewhere. With `force`, apps whose data
+        was on it are `FAILED` with `DATA_LOST`, unless they were stopped: StartApp with `accept_data_loss` starts one anew,
+        and a node that registers under that name with the data brings it back.
+        Idempotent: by `request_id`; another repeat is answered `NODE_NOT_FOUND`.
+        Cancelling the call undoes nothing.
+        Rolled back: everything, on an error: it is one transaction.
+
+        Errors: `NODE_NOT_FOUND` (NOT_FOUND); `NODE_ALIVE`, `DATA_ON_NODE` (FAILED_PRECONDITION); `ETAG_MISMATCH` (ABORTED);
+        `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        """
+
+    @_abc_1.abstractmethod
+    def ExplainPlacement(
+        self,
+        request: _fleet_pb2.ExplainPlacementRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.ExplainPlacementResponse, _abc.Awaitable[_fleet_pb2.ExplainPlacementResponse]]:
+        """Tells where an app would be placed now, and of each node why it would or would not take the app.
+
+        Precondition: the app exists, if one is named; its environment exists.
+        On success: nothing is changed; the rules are those that placement itself goes by.
+        Idempotent: yes.
+        Cancelling has no effect.
+        Rolled back: nothing, for nothing is stored.
+
+        Errors: `APP_NOT_FOUND`, `ENVIRONMENT_NOT_FOUND` (NOT_FOUND).
         """
 
 def add_FleetServicer_to_server(servicer: FleetServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

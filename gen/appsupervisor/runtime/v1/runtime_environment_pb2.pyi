@@ -605,7 +605,8 @@ class Condition(_message.Message):
     LAST_TRANSITION_TIME_FIELD_NUMBER: _builtins.int
     type: _builtins.str
     """Name of the aspect: `Ready`, `Scheduled`, `CrashLoop`, `Leaked`, `SharedStateRestored` (it changed what all apps of
-    its process share, and that was put back), …
+    its process share, and that was put back), `CodeChanged` (the disk has other code than runs; told to who asks for
+    it, and not as news), …
     """
     status: Global___Condition.Status.ValueType
     """Whether it holds."""
@@ -788,6 +789,46 @@ class InstanceFigures(_message.Message):
 Global___InstanceFigures: _TypeAlias = InstanceFigures  # noqa: Y015
 
 @_typing.final
+class InstanceCode(_message.Message):
+    """The code that an instance runs: its own top-level module or package, and what that names beside it in its folder."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIGEST_FIELD_NUMBER: _builtins.int
+    MODIFY_TIME_FIELD_NUMBER: _builtins.int
+    DISTRIBUTION_FIELD_NUMBER: _builtins.int
+    PARTIAL_FIELD_NUMBER: _builtins.int
+    digest: _builtins.str
+    """SHA-256 over the names and contents of its files, 64 hexadecimal digits. Equal code has an equal digest, on
+    whatever node and in whatever tier it runs.
+    """
+    distribution: _builtins.str
+    """Name and version of the distribution that an installed package came with, such as `datasette 0.65.1`. Empty for
+    code in one of the node's app directories.
+    """
+    partial: _builtins.bool
+    """True where there is more of it than a node reads, 2,000 files or 32 MiB: the digest is of a part."""
+    @_builtins.property
+    def modify_time(self) -> _timestamp_pb2.Timestamp:
+        """When the newest of its files was changed, as the file system tells."""
+
+    def __init__(
+        self,
+        *,
+        digest: _builtins.str = ...,
+        modify_time: _timestamp_pb2.Timestamp | None = ...,
+        distribution: _builtins.str = ...,
+        partial: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["modify_time", b"modify_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "distribution", b"distribution", "modify_time", b"modify_time", "partial", b"partial"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstanceCode: _TypeAlias = InstanceCode  # noqa: Y015
+
+@_typing.final
 class Instance(_message.Message):
     """One running copy of one generation of an app on one node."""
 
@@ -886,6 +927,7 @@ class Instance(_message.Message):
     READY_TIME_FIELD_NUMBER: _builtins.int
     RESTART_COUNT_FIELD_NUMBER: _builtins.int
     FIGURES_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `apps/{app}/instances/{instance}`."""
     app_uid: _builtins.str
@@ -926,6 +968,10 @@ class Instance(_message.Message):
     def figures(self) -> Global___InstanceFigures:
         """Its figures; left out where a state is all that is told."""
 
+    @_builtins.property
+    def code(self) -> Global___InstanceCode:
+        """The code that it has loaded; unset while it has none, as when it is dormant."""
+
     def __init__(
         self,
         *,
@@ -944,10 +990,11 @@ class Instance(_message.Message):
         ready_time: _timestamp_pb2.Timestamp | None = ...,
         restart_count: _builtins.int = ...,
         figures: Global___InstanceFigures | None = ...,
+        code: Global___InstanceCode | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "figures", b"figures", "last_error", b"last_error", "ready_time", b"ready_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "create_time", b"create_time", "figures", b"figures", "last_error", b"last_error", "ready_time", b"ready_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_uid", b"app_uid", "conditions", b"conditions", "create_time", b"create_time", "epoch", b"epoch", "figures", b"figures", "generation", b"generation", "health", b"health", "incarnation", b"incarnation", "isolation", b"isolation", "last_error", b"last_error", "name", b"name", "node", b"node", "ready_time", b"ready_time", "restart_count", b"restart_count", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_uid", b"app_uid", "code", b"code", "conditions", b"conditions", "create_time", b"create_time", "epoch", b"epoch", "figures", b"figures", "generation", b"generation", "health", b"health", "incarnation", b"incarnation", "isolation", b"isolation", "last_error", b"last_error", "name", b"name", "node", b"node", "ready_time", b"ready_time", "restart_count", b"restart_count", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -182,7 +182,7 @@ class RuntimeEnvironmentServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetInstance(self, request, context):
-        """Returns one instance.
+        """Returns one instance, with condition `CodeChanged` if the disk has other code than it runs.
 
         Errors: `INSTANCE_NOT_FOUND` (NOT_FOUND).
         """
@@ -191,7 +191,8 @@ class RuntimeEnvironmentServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListInstances(self, request, context):
-        """Returns this node's instances, ordered by name.
+        """Returns this node's instances, ordered by name, with condition `CodeChanged` where the disk has other code than
+        they run.
 
         Errors: `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
         """

@@ -106,12 +106,13 @@ class RuntimeEnvironmentStub:
     Errors: `INSTANCE_NOT_FOUND` (NOT_FOUND); `STALE_EPOCH`, `STALE_TERM`, `INSTANCE_STOPPING` (FAILED_PRECONDITION).
     """
     GetInstance: _grpc.UnaryUnaryMultiCallable[_runtime_environment_pb2.GetInstanceRequest, _runtime_environment_pb2.Instance]
-    """Returns one instance.
+    """Returns one instance, with condition `CodeChanged` if the disk has other code than it runs.
 
     Errors: `INSTANCE_NOT_FOUND` (NOT_FOUND).
     """
     ListInstances: _grpc.UnaryUnaryMultiCallable[_runtime_environment_pb2.ListInstancesRequest, _runtime_environment_pb2.ListInstancesResponse]
-    """Returns this node's instances, ordered by name.
+    """Returns this node's instances, ordered by name, with condition `CodeChanged` where the disk has other code than
+    they run.
 
     Errors: `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
     """
@@ -216,12 +217,13 @@ class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
     Errors: `INSTANCE_NOT_FOUND` (NOT_FOUND); `STALE_EPOCH`, `STALE_TERM`, `INSTANCE_STOPPING` (FAILED_PRECONDITION).
     """
     GetInstance: _aio.UnaryUnaryMultiCallable[_runtime_environment_pb2.GetInstanceRequest, _runtime_environment_pb2.Instance]  # type: ignore[assignment]
-    """Returns one instance.
+    """Returns one instance, with condition `CodeChanged` if the disk has other code than it runs.
 
     Errors: `INSTANCE_NOT_FOUND` (NOT_FOUND).
     """
     ListInstances: _aio.UnaryUnaryMultiCallable[_runtime_environment_pb2.ListInstancesRequest, _runtime_environment_pb2.ListInstancesResponse]  # type: ignore[assignment]
-    """Returns this node's instances, ordered by name.
+    """Returns this node's instances, ordered by name, with condition `CodeChanged` where the disk has other code than
+    they run.
 
     Errors: `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
     """
@@ -359,7 +361,7 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
         request: _runtime_environment_pb2.GetInstanceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runtime_environment_pb2.Instance, _abc.Awaitable[_runtime_environment_pb2.Instance]]:
-        """Returns one instance.
+        """Returns one instance, with condition `CodeChanged` if the disk has other code than it runs.
 
         Errors: `INSTANCE_NOT_FOUND` (NOT_FOUND).
         """
@@ -370,7 +372,8 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
         request: _runtime_environment_pb2.ListInstancesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_runtime_environment_pb2.ListInstancesResponse, _abc.Awaitable[_runtime_environment_pb2.ListInstancesResponse]]:
-        """Returns this node's instances, ordered by name.
+        """Returns this node's instances, ordered by name, with condition `CodeChanged` where the disk has other code than
+        they run.
 
         Errors: `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
         """

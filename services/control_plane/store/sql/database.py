@@ -5,13 +5,15 @@ SQL elsewhere in the store is the same for every database; what differs is in `s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from sqlalchemy import Connection, Engine
+
+from services.control_plane.store.sql.bulk import Step
 
 
 class Listener(Protocol):
@@ -19,6 +21,22 @@ class Listener(Protocol):
 
     def close(self) -> None:
         """End the thread."""
+        ...
+
+
+class Runner(Protocol):
+    """Runs statements on a connection, in as few round trips as the database allows.
+
+    Raises SQLAlchemy's DBAPIError as connections do.
+    """
+
+    def run(self, connection: Connection, steps: Sequence[Step]) -> Sequence[Any]:
+        """Run statements in their order; return what each found, to be fetched as from a DB-API cursor."""
+        ...
+
+    def run_and_commit(self, connection: Connection, steps: Sequence[Step]) -> Sequence[Any]:
+        """Run statements and commit. After a refused statement nothing is stored; after any other error it is
+        unknown whether the commit has happened."""
         ...
 
 
@@ -30,6 +48,9 @@ class Database:
     reader: Engine
     label: str
     """What it is, for messages; without a password."""
+    runner: Runner
+    now: str = "NULL"
+    """SQL of the database's clock, µs, where it has one of its own."""
     shared: bool = False
     """Whether other control planes may write it too."""
     path: Path | None = None

@@ -7,9 +7,11 @@ control planes start together, one migrates and the others wait for it.
 from __future__ import annotations
 
 import uuid
+from functools import cache
+from typing import Any
 
-from alembic import command
 from alembic.config import Config
+from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, insert, inspect
@@ -30,9 +32,7 @@ def migrate(database: Database, now: int) -> None:
 
     Raises StoreError, before anything is written, if the schema is not one this program knows.
     """
-    config = Config()
-    config.set_main_option("script_location", "services.control_plane.store.sql:migrations")
-    scripts = ScriptDirectory.from_config(config)
+    scripts = _scripts()
     with database.reader.connect() as connection:
         current = MigrationContext.configure(connection).get_current_heads()
         _refuse_unknown(scripts, current, database, inspect(connection).get_table_names())
@@ -44,10 +44,29 @@ def migrate(database: Database, now: int) -> None:
             database.lock_schema(connection)
         # Another control plane may have done it since; then nothing is left to do.
         made_now = not MigrationContext.configure(connection).get_current_heads()
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        _upgrade(scripts, connection)
         if made_now:
             _begin_catalog(connection, now)
+
+
+@cache
+def _scripts() -> ScriptDirectory:
+    """Return the migrations, read once: reading them takes as long as carrying them out."""
+    config = Config()
+    config.set_main_option("script_location", "services.control_plane.store.sql:migrations")
+    return ScriptDirectory.from_config(config)
+
+
+def _upgrade(scripts: ScriptDirectory, connection: Connection) -> None:
+    """Do what `alembic.command.upgrade` does, which would read the migrations again."""
+
+    def steps(revision: Any, _: MigrationContext) -> Any:
+        return scripts._upgrade_revs("head", revision)
+
+    config = Config()
+    config.attributes["connection"] = connection
+    with EnvironmentContext(config, scripts, fn=steps):
+        scripts.run_env()
 
 
 def _refuse_unknown(

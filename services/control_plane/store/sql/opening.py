@@ -11,7 +11,7 @@ from sqlalchemy.exc import ArgumentError
 from services.control_plane.store.errors import StoreError
 from services.control_plane.store.sql.database import Database
 from services.control_plane.store.sql.postgresql import open_postgresql
-from services.control_plane.store.sql.reader import read_changes
+from services.control_plane.store.sql.reader import read_everything
 from services.control_plane.store.sql.sqlite import open_sqlite
 from services.control_plane.store.sql.statements import Statements
 from services.control_plane.store.state import State
@@ -45,11 +45,10 @@ def load(database: Database) -> tuple[State, int | None]:
 
     Raises StoreError if a record cannot be decoded, and what the database raises.
     """
-    statements = Statements(database.writer.dialect)
+    statements = Statements(database)
     with database.writer.connect() as connection:
-        statements.begin_snapshot(connection)
-        meta = statements.look(connection)
-        state = State.loaded(read_changes(connection, meta, 0))
+        meta, _ = statements.look(connection)
+        state = State.loaded(read_everything(connection, meta))
     if len(state.mirror.apps) >= FREEZE:
         gc.collect()
         gc.freeze()

@@ -10,16 +10,19 @@ import logging
 import os
 import selectors
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from sqlalchemy import Connection, create_engine
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from services.control_plane.store.errors import StoreError
+from services.control_plane.store.sql.arrays import register_columns
+from services.control_plane.store.sql.bulk import Step
 from services.control_plane.store.sql.database import Database
 from services.control_plane.store.sql.statements import CHANNEL
 
@@ -44,6 +47,8 @@ SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('sync
 """
 # A control plane that is stopped or cut off in a batch holds the one lock: after 3 s the server takes it
 # back; others wait longer than that. What is acknowledged was made durable.
+NOW = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
+"""The server's clock, µs since the Unix epoch."""
 CLOSE_SECONDS = 6.0
 """How long closing waits for the listener: it may just be connecting."""
 LISTEN_PAUSE = 1.0
@@ -73,6 +78,7 @@ def open_postgresql(url_text: str, stack: ExitStack) -> Database:
     def connect() -> psycopg.Connection[Any]:
         connection = psycopg.connect(conninfo)
         try:
+            register_columns(connection)
             connection.execute(SESSION)
             connection.commit()
         except BaseException:
@@ -92,6 +98,8 @@ def open_postgresql(url_text: str, stack: ExitStack) -> Database:
         writer,
         reader,
         _label(given),
+        AllAtOnce(),
+        now=NOW,
         shared=True,
         listen=lambda told: NotificationListener(connect, told),
         lock_schema=_lock_schema,
@@ -107,6 +115,30 @@ def _lock_schema(connection: Connection) -> None:
     for setting in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
         connection.exec_driver_sql(f"SET LOCAL {setting} = '{MIGRATION_SECONDS}s'")
     connection.exec_driver_sql("SELECT pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
+
+
+class AllAtOnce:
+    """Sends statements together and reads their results together: one round trip, however many they are."""
+
+    def run(self, connection: Connection, steps: Sequence[Step]) -> Sequence[Any]:
+        """See `Runner.run`."""
+        if not connection.in_transaction():
+            connection.begin()  # SQLAlchemy must know of the transaction that psycopg begins
+        raw: Any = connection.connection.driver_connection
+        try:
+            with raw.pipeline():
+                return [raw.execute(step.sql, step.parameters or None, binary=True) for step in steps]
+        except psycopg.Error as error:
+            gone = raw.closed or raw.broken
+            raise DBAPIError.instance(
+                None, None, error, psycopg.Error, connection_invalidated=gone, dialect=connection.dialect
+            ) from error
+
+    def run_and_commit(self, connection: Connection, steps: Sequence[Step]) -> Sequence[Any]:
+        """See `Runner.run_and_commit`."""
+        found = self.run(connection, [*steps, Step("COMMIT")])
+        connection.commit()  # the server has: this tells SQLAlchemy
+        return found[:-1]
 
 
 class NotificationListener:

@@ -6,10 +6,9 @@ Whoever calls sees one moment of the database: in a snapshot, or under the lock 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
-from typing import Any
+from dataclasses import dataclass
 
 from sqlalchemy import Connection
 from sqlmodel import col, select
@@ -18,32 +17,46 @@ from services.control_plane.store.changes import Change, Changes, Meta
 from services.control_plane.store.errors import StoreError
 from services.control_plane.store.history import Histories
 from services.control_plane.store.sql.kinds import KINDS, Kind
+from services.control_plane.store.sql.rows import Row
+from services.control_plane.store.sql.statements import Statements
 from services.control_plane.store.sql.tables import ChangeRow, HistoryRow, table_of
 
 PAGE = 1_000
-"""Rows fetched, or keys asked for, at once."""
-
-KnownKeys = Callable[[str], Collection[str]]
-"""Returns the keys that a feed, by its name, holds now."""
+"""Rows fetched at once."""
 
 
-def read_changes(connection: Connection, meta: Meta, after: int, known: KnownKeys | None = None) -> Changes:
-    """Return the newest state of all that has changed after a revision; of everything after 0.
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What its reader knows of the catalog already."""
 
-    `known` is asked where the change log does not reach back that far. Raises StoreError if a record cannot
-    be decoded.
-    """
+    revision: int
+    histories: Histories
+    keys: Callable[[str], Collection[str]]
+    """Returns the keys that a feed, by its name, holds now."""
+
+
+def read_everything(connection: Connection, meta: Meta) -> Changes:
+    """Return all that is stored. Raises StoreError if a record cannot be decoded."""
     with _collector_paused():
-        if after == 0:
-            by_feed = {kind.feed: _everything(connection, kind) for kind in KINDS}
-        elif after >= meta.oldest_revision:
-            by_feed = _logged(connection, after)
-        else:
-            assert known is not None
-            by_feed = {
-                kind.feed: _compared(connection, kind, after, meta, known(kind.feed)) for kind in KINDS
-            }
+        by_feed = {kind.feed: _everything(connection, kind) for kind in KINDS}
     return Changes(meta, read_histories(connection), by_feed)
+
+
+def read_changes(
+    connection: Connection, statements: Statements, meta: Meta, log: Sequence[Row], known: Known
+) -> Changes:
+    """Return the newest state of all that has changed after what is known, `log` being the change log since.
+
+    Where that does not reach back so far everything is compared. Raises StoreError if a record cannot be
+    decoded.
+    """
+    if known.revision >= meta.oldest_revision:
+        by_feed = _logged(connection, statements, log)
+    else:
+        with _collector_paused():
+            by_feed = {kind.feed: _compared(connection, kind, known, meta) for kind in KINDS}
+    same = meta.history == known.histories.newest
+    return Changes(meta, known.histories if same else read_histories(connection), by_feed)
 
 
 def read_histories(connection: Connection) -> Histories:
@@ -67,8 +80,8 @@ def _collector_paused() -> Iterator[None]:
 
 def _everything(connection: Connection, kind: Kind) -> list[Change]:
     # Fetched in parts: all of it at once would be there twice.
-    parts = connection.execute(table_of(kind.row).select(), execution_options={"stream_results": True})
-    entries = _decoded(kind, parts)
+    options = {"stream_results": True, "yield_per": PAGE}
+    entries = _decoded(kind, connection.execute(table_of(kind.row).select(), execution_options=options))
     if kind.resumable:
         living = {key for _, key, _ in entries}
         removals = connection.execute(
@@ -81,57 +94,42 @@ def _everything(connection: Connection, kind: Kind) -> list[Change]:
     return _in_order(entries)
 
 
-def _logged(connection: Connection, after: int) -> dict[str, list[Change]]:
+def _logged(connection: Connection, statements: Statements, log: Sequence[Row]) -> dict[str, list[Change]]:
     # The log is keyed by revision: an index on the rows' own revision would be one more to write.
-    rows = connection.execute(
-        select(ChangeRow.kind, ChangeRow.key, ChangeRow.revision, ChangeRow.deleted)
-        .where(col(ChangeRow.revision) > after)
-        .order_by(col(ChangeRow.revision))
-    )
     newest: dict[str, dict[str, tuple[int, bool]]] = {}
-    for name, key, revision, deleted in rows:
-        newest.setdefault(name, {})[key] = (revision, deleted)
+    for name, key, revision, deleted in log:
+        newest.setdefault(name, {})[key] = (revision, bool(deleted))
+    kinds = [kind for kind in KINDS if kind.name in newest]
+    wanted = [
+        (kind, [key for key, (_, deleted) in newest[kind.name].items() if not deleted]) for kind in kinds
+    ]
+    stored = statements.rows(connection, wanted) if wanted else []
     found: dict[str, list[Change]] = {}
-    for kind in KINDS:
-        changed = newest.get(kind.name)
-        if not changed:
-            continue
-        entries: list[Change] = [(at, key, None) for key, (at, deleted) in changed.items() if deleted]
-        entries += _rows(connection, kind, [key for key, (_, deleted) in changed.items() if not deleted])
-        found[kind.feed] = _in_order(entries)
+    for kind, rows in zip(kinds, stored, strict=True):
+        removed = newest[kind.name].items()
+        entries: list[Change] = [(at, key, None) for key, (at, deleted) in removed if deleted]
+        found[kind.feed] = _in_order(entries + _decoded(kind, rows))
     return found
 
 
-def _compared(
-    connection: Connection, kind: Kind, after: int, meta: Meta, known: Collection[str]
-) -> list[Change]:
+def _compared(connection: Connection, kind: Kind, known: Known, meta: Meta) -> list[Change]:
     table = table_of(kind.row)
-    entries = _decoded(kind, connection.execute(table.select().where(table.c.revision > after)))
+    entries = _decoded(kind, connection.execute(table.select().where(table.c.revision > known.revision)))
     stored = set(connection.execute(select(next(iter(table.primary_key)))).scalars())
-    entries += [(meta.revision, key, None) for key in known if key not in stored]
+    entries += [(meta.revision, key, None) for key in known.keys(kind.feed) if key not in stored]
     return _in_order(entries)
 
 
-def _rows(connection: Connection, kind: Kind, keys: list[str]) -> list[Change]:
-    table = table_of(kind.row)
-    key, remaining = next(iter(table.primary_key)), iter(keys)
+def _decoded(kind: Kind, rows: Iterable[Row]) -> list[Change]:
     entries: list[Change] = []
-    while page := list(islice(remaining, PAGE)):
-        entries += _decoded(kind, connection.execute(table.select().where(key.in_(page))))
-    return entries
-
-
-def _decoded(kind: Kind, result: Any) -> list[Change]:
-    entries: list[Change] = []
-    for rows in result.partitions(PAGE):
-        for values in rows:
-            try:
-                entries.append((values[-1], values[0], kind.record(values)))
-            except Exception as error:
-                raise StoreError(
-                    f"The catalog's record of {values[0]}, in its table {kind.row.__tablename__}, cannot be "
-                    "decoded: it is damaged, or a newer program wrote it; restore a backup."
-                ) from error
+    for values in rows:
+        try:
+            entries.append((values[-1], values[0], kind.record(values)))
+        except Exception as error:
+            raise StoreError(
+                f"The catalog's record of {values[0]}, in its table {kind.row.__tablename__}, cannot be "
+                "decoded: it is damaged, or a newer program wrote it; restore a backup."
+            ) from error
     return entries
 
 

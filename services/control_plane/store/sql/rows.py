@@ -9,8 +9,10 @@ from typing import Any
 from google.rpc.status_pb2 import Status
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, OperationMetadata
-from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
+from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata, Environment, Node
+from services.control_plane.store.packed_app import PackedApp
 from services.control_plane.store.records import (
+    DRAIN,
     AppRecord,
     EnvironmentRecord,
     NodeRecord,
@@ -27,29 +29,29 @@ Row = Sequence[Any]
 
 def app_values(record: AppRecord) -> dict[str, Any]:
     """Return an app's row."""
-    failed = record.failed
+    packed = record.packed
     return {
-        "name": record.name,
-        "uid": record.uid,
-        "environment": record.spec.environment,
+        "name": packed.name,
+        "uid": packed.uid,
+        "environment": packed.environment,
         "desired_state": record.spec.desired_state,
-        "generation": record.generation,
-        "target_generation": record.target.generation,
-        "target_epoch": record.target.epoch,
-        "failed_generation": failed.generation if failed else None,
-        "failed_epoch": failed.epoch if failed else None,
-        "deleting": record.deleting,
-        "spec": record.spec.SerializeToString(),
-        "status": record.status.SerializeToString(),
-        "create_time": record.create_time,
-        "update_time": record.update_time,
-        "history": record.history,
-        "revision": record.revision,
+        "generation": packed.generation,
+        "target_generation": packed.target_generation,
+        "target_epoch": packed.target_epoch,
+        "failed_generation": packed.failed_generation,
+        "failed_epoch": packed.failed_epoch,
+        "deleting": packed.deleting,
+        "spec": packed.spec + packed.secrets,
+        "status": packed.status,
+        "create_time": packed.create_time,
+        "update_time": packed.update_time,
+        "history": packed.history,
+        "revision": packed.revision,
     }
 
 
 def app_record(row: Row) -> AppRecord:
-    """Return the app of a row."""
+    """Return the app of a row; both its messages are known to be ones, but not kept."""
     (
         name,
         uid,
@@ -68,24 +70,24 @@ def app_record(row: Row) -> AppRecord:
         history,
         revision,
     ) = row
-    return AppRecord(
-        name=name,
-        uid=uid,
-        spec=App.FromString(spec),
-        status=App.FromString(status),
-        generation=generation,
-        target=Version(target_generation, target_epoch),
-        create_time=create_time,
-        update_time=update_time,
-        failed=_version(failed_generation, failed_epoch),
-        deleting=deleting,
-        history=sys.intern(history),
-        revision=revision,
+    return AppRecord.unpacked(
+        PackedApp.of(
+            App.FromString(spec),
+            App.FromString(status),
+            name=name,
+            uid=uid,
+            generation=generation,
+            target_generation=target_generation,
+            target_epoch=target_epoch,
+            failed_generation=failed_generation,
+            failed_epoch=failed_epoch,
+            deleting=deleting,
+            create_time=create_time,
+            update_time=update_time,
+            history=sys.intern(history),
+            revision=revision,
+        )
     )
-
-
-def _version(generation: int | None, epoch: int | None) -> Version | None:
-    return None if generation is None or epoch is None else Version(generation, epoch)
 
 
 def environment_values(record: EnvironmentRecord) -> dict[str, Any]:
@@ -201,12 +203,12 @@ def operation_record(row: Row) -> OperationRecord:
         app_uid=app_uid,
         verb=verb,
         goal=Version(goal_generation, goal_epoch),
-        metadata=OperationMetadata.FromString(progress),
+        metadata=(DrainNodeMetadata if verb == DRAIN else OperationMetadata).FromString(progress),
         create_time=create_time,
         deadline=deadline,
-        done=done,
+        done=bool(done),
         error=None if error is None else Status.FromString(error),
-        response=None if response is None else App.FromString(response),
+        response=None if response is None else (Node if verb == DRAIN else App).FromString(response),
         expire_time=expire_time,
         revision=revision,
     )

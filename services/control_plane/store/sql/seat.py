@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from services.control_plane.store.errors import unavailable
 from services.control_plane.store.interface import Standing
+from services.control_plane.store.sql.connections import KeptConnection
 from services.control_plane.store.sql.database import Database
 
 CALL_SECONDS = 3
 """How long one call may take at the server; the leader's time goes on meanwhile."""
-
-_NOW = "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS bigint)"
-
-_log = logging.getLogger(__name__)
 
 
 class SqlLeaderSeat:
     """The `LeaderSeat` of one database."""
 
     def __init__(self, database: Database) -> None:
-        self._engine: Engine = database.writer
-        self._now = _NOW if database.shared else "0"
+        self._connection = KeptConnection(database.writer, self._prepare)
+        self._now = database.now if database.shared else "0"
         self._lock = " FOR UPDATE" if database.shared else ""
         self._shared = database.shared
-        self._connection: Connection | None = None
 
     @property
     def exclusive(self) -> bool:
@@ -73,16 +68,13 @@ class SqlLeaderSeat:
 
     def close(self) -> None:
         """Drop the connection."""
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        try:
-            connection.invalidate()
-            connection.close()
-        except (DBAPIError, OSError) as error:
-            _log.info(
-                "Closing the seat's connection failed: %s", error, extra={"action": "seat.close_failed"}
-            )
+        self._connection.drop()
+
+    def _prepare(self, connection: Connection) -> None:
+        if self._shared:
+            for setting in ("lock_timeout", "statement_timeout"):
+                connection.exec_driver_sql(f"SET {setting} = '{CALL_SECONDS}s'")
+            connection.commit()
 
     def _change(self, change: str, holder: str, term: int, **values: int) -> bool:
         with self._transaction() as connection:
@@ -96,14 +88,9 @@ class SqlLeaderSeat:
     @contextmanager
     def _transaction(self) -> Iterator[Connection]:
         try:
-            if self._connection is None:
-                self._connection = self._engine.connect()
-                if self._shared:
-                    for setting in ("lock_timeout", "statement_timeout"):
-                        self._connection.exec_driver_sql(f"SET {setting} = '{CALL_SECONDS}s'")
-                    self._connection.commit()
-            yield self._connection
-            self._connection.rollback()
+            connection = self._connection.get()
+            yield connection
+            connection.rollback()
         except (DBAPIError, OSError) as error:
             self.close()
             raise unavailable() from error

@@ -8,16 +8,18 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from services.control_plane.store.errors import StoreError
+from services.control_plane.store.sql.bulk import Step
 from services.control_plane.store.sql.database import Database
 
 BUSY_SECONDS = 5.0
@@ -64,7 +66,23 @@ def open_sqlite(url: URL, stack: ExitStack) -> Database:
     event.listen(reader, "connect", _prepare_reader)
     stack.callback(writer.dispose)
     stack.callback(reader.dispose)
-    return Database(writer, reader, str(path), path=path, finish=lambda: _finish(path, writer, reader))
+    return Database(
+        writer, reader, str(path), InTurn(), path=path, finish=lambda: _finish(path, writer, reader)
+    )
+
+
+class InTurn:
+    """Runs one statement after another: the file is in this process."""
+
+    def run(self, connection: Connection, steps: Sequence[Step]) -> Sequence[Any]:
+        """See `Runner.run`."""
+        return [connection.exec_driver_sql(step.sql, step.parameters) for step in steps]
+
+    def run_and_commit(self, connection: Connection, steps: Sequence[Step]) -> Sequence[Any]:
+        """See `Runner.run_and_commit`."""
+        found = self.run(connection, steps)
+        connection.commit()
+        return found
 
 
 def sqlite_path(url: URL) -> Path:

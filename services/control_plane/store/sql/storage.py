@@ -5,8 +5,8 @@ Used by the writer's thread alone, which so is the only one to move the state.
 
 from __future__ import annotations
 
-import logging
 import uuid
+from collections.abc import Collection, Sequence
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, ProgrammingError
@@ -16,31 +16,33 @@ from services.control_plane.store.clock import RemoteClock
 from services.control_plane.store.errors import StoreError
 from services.control_plane.store.history import new_history
 from services.control_plane.store.records import RequestRecord
+from services.control_plane.store.sql.connections import KeptConnection
 from services.control_plane.store.sql.database import Database
-from services.control_plane.store.sql.reader import read_changes, read_histories
+from services.control_plane.store.sql.reader import Known, read_changes, read_histories
+from services.control_plane.store.sql.rows import Row
 from services.control_plane.store.sql.statements import Statements
 from services.control_plane.store.state import State
 from services.control_plane.store.write_set import Batch
 from services.control_plane.store.writer import UnreadableError
-
-_log = logging.getLogger(__name__)
 
 
 class BatchStorage:
     """Makes and stores batches; renews its connection after a failure. See the writer's `Storage`."""
 
     def __init__(self, database: Database, state: State, clock: RemoteClock | None = None) -> None:
-        self._engine = database.writer
-        self._statements = Statements(database.writer.dialect)
+        self._statements = Statements(database)
         self._state = state
         self._clock = clock
         self.shared = database.shared
         self.writer_id = uuid.uuid4().hex
         """Of this process, in its commits."""
         self._number = 0
-        self._connection: Connection | None = None
+        self._connection = KeptConnection(database.writer, self._begin_history)
         self._begins = ""
         self._doubt: tuple[Batch, int] | None = None
+
+    def _begin_history(self, _: Connection) -> None:
+        self._begins = new_history()
 
     @property
     def in_doubt(self) -> bool:
@@ -52,10 +54,10 @@ class BatchStorage:
 
         Raises what the database raises, and StoreError if what this process knows is not in it any more.
         """
-        connection = self._connect()
+        connection = self._connection.get()
         try:
-            meta = self._statements.lock(connection)
-            self._catch_up(connection, meta)
+            meta, log = self._statements.lock(connection, self._state.revision)
+            self._catch_up(connection, meta, log)
         except BaseException:
             self.forget()
             raise
@@ -63,12 +65,11 @@ class BatchStorage:
 
     def follow(self) -> None:
         """Take in what others have committed, without a lock."""
-        connection = self._connect()
-        self._statements.begin_snapshot(connection)
-        self._catch_up(connection, self._statements.look(connection))
+        connection = self._connection.get()
+        self._catch_up(connection, *self._statements.look(connection, self._state.revision))
         self.forget()
 
-    def _catch_up(self, connection: Connection, meta: Meta) -> None:
+    def _catch_up(self, connection: Connection, meta: Meta, log: Sequence[Row]) -> None:
         state = self._state
         if meta.now is not None and self._clock is not None:
             self._clock.tell(meta.now)
@@ -79,15 +80,20 @@ class BatchStorage:
                 raise _lost(state)
         elif meta.revision == state.revision:
             return
-        state.take(read_changes(connection, meta, state.revision, self._known))
+        known = Known(state.revision, state.histories, self._known)
+        state.take(read_changes(connection, self._statements, meta, log, known))
 
     def _known(self, feed: str) -> list[str]:
         return [record.name for record in getattr(self._state.mirror, feed).values()]
 
+    def find_requests(self, ids: Collection[str]) -> dict[str, RequestRecord | None]:
+        """Read stored requests, expired or not. Raises what the database raises."""
+        return self._statements.find_requests(self._connection.get(), ids)
+
     def find_request(self, request_id: str) -> RequestRecord | None:
         """Read a stored request, expired or not. Raises UnreadableError."""
         try:
-            return self._statements.find_request(self._connect(), request_id)
+            return self.find_requests([request_id])[request_id]
         except (DBAPIError, OSError) as error:
             raise UnreadableError(str(error)) from error
 
@@ -99,26 +105,22 @@ class BatchStorage:
         if not batch.commits:
             self.forget()
             return
-        connection = self._connect()
+        connection = self._connection.get()
         self._number += 1
-        try:
-            self._statements.write(connection, batch, self.writer_id, self._number)
-        except BaseException:
-            self.forget()
-            raise
         self._doubt = batch, self._number
-        connection.commit()
+        try:
+            self._statements.store(connection, batch, self.writer_id, self._number)
+        except BaseException as error:
+            if self.is_of_one_command(error):
+                self._doubt = None
+                self.forget()
+            raise
         self._doubt = None
         self._begins = ""
 
     def forget(self) -> None:
         """End the transaction that reads or a failed batch have left."""
-        if self._connection is None:
-            return
-        try:
-            self._connection.rollback()
-        except (DBAPIError, OSError):
-            self.disconnect()
+        self._connection.roll_back()
 
     def settle(self) -> Batch | None:
         """Find out, on a new connection, whether the commit in doubt has happened; return it if so.
@@ -130,9 +132,9 @@ class BatchStorage:
             return None
         batch, number = self._doubt
         try:
-            connection = self._connect()
+            connection = self._connection.get()
             # A server whose client is gone may still be about to commit: the lock waits for that.
-            meta = self._statements.lock(connection)
+            meta, _ = self._statements.lock(connection)
             stored = self._statements.last_number(connection, self.writer_id) >= number
         except (DBAPIError, OSError):
             self.disconnect()
@@ -145,20 +147,7 @@ class BatchStorage:
 
     def disconnect(self) -> None:
         """Drop the connection; the next use makes a new one, and its first commit begins a history."""
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        try:
-            connection.invalidate()
-            connection.close()
-        except (DBAPIError, OSError) as error:
-            _log.warning("Closing the catalog failed: %s", error, extra={"action": "store.close_failed"})
-
-    def _connect(self) -> Connection:
-        if self._connection is None:
-            self._connection = self._engine.connect()
-            self._begins = new_history()
-        return self._connection
+        self._connection.drop()
 
     @staticmethod
     def is_of_one_command(error: BaseException) -> bool:

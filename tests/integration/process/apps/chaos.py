@@ -3,9 +3,13 @@
 # ruff: noqa: ASYNC220, ASYNC222, ASYNC230, ASYNC251  (blocking its loop is what it is for)
 
 import asyncio
+import collections
 import ctypes
+import functools
 import json
 import logging
+import mmap
+import operator
 import os
 import signal
 import subprocess
@@ -158,6 +162,13 @@ async def http(scope, receive, send):
     elif path == "/gulp":
         hoard.append(b"z" * int(query))
         await answer(send, b"swallowed")
+    elif path == "/gil-until-told":
+        # As below, until a byte of a file is no zero any more: nothing of Python runs in between.
+        with open("told", "wb") as file:
+            file.write(b"\0")
+        with open("told", "rb") as file, mmap.mmap(file.fileno(), 1, prot=mmap.PROT_READ) as told:
+            collections.deque(iter(functools.partial(operator.getitem, told, 0), 1), maxlen=0)
+        await answer(send, b"woke")
     elif path == "/gil":
         # One call into C that never lets go of the GIL and sees no signal, as long on any machine.
         few, before = 2_000_000, time.thread_time()

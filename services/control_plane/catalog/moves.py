@@ -1,0 +1,113 @@
+"""MoveApp: which node an app is to go to, and that it goes.
+
+The choice is placement's; this replica's mirror tells which nodes the leader hears.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
+from appsupervisor.fleet.v1.fleet_pb2 import Node
+from services.control_plane.operations import operations
+from services.control_plane.operations.moves import bound_by, place_elsewhere
+from services.control_plane.placement.choice import (
+    Candidate,
+    Wish,
+    candidate_of,
+    choose,
+    obstacles,
+    wish_of,
+)
+from services.control_plane.rules.names import node_name, parse_node_name
+from services.control_plane.store.interface import Transaction
+from services.control_plane.store.mirror import Mirror
+from services.control_plane.store.records import AppRecord, OperationRecord, Role, home_of
+from services.rpc.errors import Code, SupervisorError, invalid_field
+
+
+def candidates(
+    tx: Transaction, mirror: Mirror, environment: str, app: str, more: Mapping[str, int] | None = None
+) -> list[Candidate]:
+    """Return the nodes of an environment as placement sees them; `more` are about to be placed there."""
+    taken = mirror.exclusive_nodes(besides=app)
+    return [
+        candidate_of(
+            record.node,
+            heard=record.node.state == Node.READY,
+            apps=mirror.count_on(record.name) + (more or {}).get(record.name, 0),
+            reserved_bytes=mirror.reserved_on(record.name),
+            taken=record.name in taken,
+        )
+        for record in tx.nodes(environment)
+    ]
+
+
+def asked_of(tx: Transaction, spec: pb.App) -> Wish:
+    """Return what an app asks of a node, its environment's cordon with it."""
+    environment = tx.environment(spec.environment)
+    return wish_of(spec, environment_cordoned=environment is not None and environment.environment.cordoned)
+
+
+def parsed_destination(node: str) -> str:
+    """Return the name of the node that a move names, empty for any. Raises SupervisorError INVALID_FIELD."""
+    return node_name(*parse_node_name(node, "node")) if node else ""
+
+
+def move(
+    tx: Transaction, mirror: Mirror, record: AppRecord, node: str, actor: str
+) -> tuple[AppRecord, OperationRecord]:
+    """Begin to move an app to a node, or to any other than its own; return it and the operation.
+
+    Raises SupervisorError DATA_ON_NODE, NODE_NOT_ELIGIBLE, NO_NODE_AVAILABLE, NODE_NOT_FOUND.
+    """
+    placements = tx.placements_of(record.name)
+    staying = [it for it in placements if it.role in (Role.CURRENT, Role.INCOMING)]
+    home = next((it for it in staying if it.role is Role.CURRENT), next(iter(staying), None))
+    if home is not None and home.node == node and len(staying) == 1:
+        return record, operations.begin(tx, "move", record, actor, move=(node, home.version))
+    if bound := bound_by(record, placements):
+        raise bound
+    chosen, why = _destination(tx, mirror, record, node, home_of(staying))
+    if chosen == home_of(staying):
+        # It is on its way elsewhere, or to another version: what is there is to be what it becomes.
+        raise SupervisorError(
+            "NODE_NOT_ELIGIBLE",
+            f"{record.name} is being moved or changed; it serves on {node} until that is done.",
+            resource=node,
+            metadata={"app": record.name, "obstacle": "CHANGING"},
+        )
+    changed, version = place_elsewhere(tx, record, chosen, why)
+    return changed, operations.begin(tx, "move", changed, actor, move=(chosen, version))
+
+
+def _destination(tx: Transaction, mirror: Mirror, record: AppRecord, node: str, home: str) -> tuple[str, str]:
+    environment = record.spec.environment
+    if node and not node.startswith(f"{environment}/"):
+        raise invalid_field("node", f"must be a node of {environment}, the app's environment")
+    wish = asked_of(tx, record.spec)
+    known = [it for it in candidates(tx, mirror, environment, record.name) if it.name != home]
+    if not node:
+        choice = choose(wish, known)
+        if not choice.node:
+            raise no_node(record, choice.reason)
+        return choice.node, f"Moved to {choice.node}: {choice.reason}."
+    named = next((it for it in known if it.name == node), None)
+    if named is None and node != home:
+        raise SupervisorError(
+            "NODE_NOT_FOUND", f"{node} does not exist.", code=Code.FAILED_PRECONDITION, resource=node
+        )
+    wrong = next(obstacles(wish, named), None) if named is not None else None
+    if wrong is not None:
+        raise SupervisorError(
+            "NODE_NOT_ELIGIBLE",
+            f"{node} cannot take {record.name}. {wrong.message} {wrong.remedy}",
+            resource=node,
+            metadata={"app": record.name, "obstacle": wrong.reason},
+        )
+    return node, f"Moved to {node}, as was asked for."
+
+
+def no_node(record: AppRecord, why: str) -> SupervisorError:
+    """Return the error for an app that can go nowhere."""
+    return SupervisorError("NO_NODE_AVAILABLE", why, code=Code.FAILED_PRECONDITION, resource=record.name)

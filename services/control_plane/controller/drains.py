@@ -1,0 +1,63 @@
+"""Brings drains on: looks again at each whenever something has changed in the catalog."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+from services.control_plane.fleet.drains import Step, advance
+from services.control_plane.store.interface import Transaction
+from services.control_plane.store.mirror import Mirror
+from services.rpc.errors import SupervisorError
+
+log = logging.getLogger("appsupervisor.reconciler")
+
+PAUSE_SECONDS = 0.2
+"""Least time between two looks: many apps move at once, and each look is at all that is on the node."""
+
+IDLE_SECONDS = 60.0
+
+TRIES = 2
+"""Moves of one app in one drain: what has failed to start elsewhere twice stays where it serves."""
+
+
+class Drains:
+    """Follows the drains that go on. Lives on one event loop."""
+
+    def __init__(self, mirror: Mirror, write: Callable[[Callable[[Transaction], Any]], Future[Any]]) -> None:
+        self._mirror = mirror
+        self._write = write
+        self._tries: dict[str, Counter[str]] = {}
+
+    async def run(self) -> None:
+        """Go on for ever."""
+        while True:
+            position = self._mirror.apps.revision
+            names = self._mirror.open_drains()
+            for name in self._tries.keys() - set(names):
+                del self._tries[name]
+            for name in names:
+                await self._advance(name)
+            if names:
+                await asyncio.sleep(PAUSE_SECONDS)
+            # Every change of the catalog moves this feed, also of operations and of nodes.
+            await self._mirror.apps.wait(position, IDLE_SECONDS)
+            if self._mirror.apps.closed:
+                return
+
+    async def _advance(self, name: str) -> None:
+        tries = self._tries.setdefault(name, Counter())
+        spent = frozenset(app for app, count in tries.items() if count >= TRIES)
+        try:
+            written = self._write(partial(advance, mirror=self._mirror, name=name, spent=spent))
+            step: Step = await asyncio.wrap_future(written)
+        except SupervisorError as failure:
+            log.warning("drain put off: %s: %s", name, failure.message,
+                        extra={"action": "drain.put_off", "operation": name})  # fmt: skip
+        else:
+            tries.update(step.begun)

@@ -1,0 +1,116 @@
+"""ExplainPlacement: where an app would go now, and of each node why or why not, by placement's own rules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.fleet.v1 import fleet_pb2 as pb
+from services.control_plane.catalog.commands import app_not_found
+from services.control_plane.fleet.views import environment_not_found
+from services.control_plane.operations.moves import bound_by
+from services.control_plane.placement.choice import (
+    Candidate,
+    Wish,
+    candidate_of,
+    choose,
+    obstacles,
+    ranked,
+    wish_of,
+)
+from services.control_plane.rules.app_defaults import normalize_app
+from services.control_plane.rules.app_rules import app_violations
+from services.control_plane.rules.names import app_name, parse_app_name
+from services.control_plane.rules.sizes import check_sizes
+from services.control_plane.store.mirror import Mirror
+from services.control_plane.store.records import Role
+from services.rpc.errors import invalid_field, invalid_fields
+
+MOST = 1_000
+"""Nodes that an answer tells of."""
+
+Response = pb.ExplainPlacementResponse
+
+
+def explain_placement(mirror: Mirror, request: pb.ExplainPlacementRequest) -> Response:
+    """Carry out ExplainPlacement."""
+    if bool(request.app) == request.HasField("app_spec"):
+        raise invalid_field("app", "must be set, or app_spec instead of it")
+    response = Response()
+    name = ""
+    if request.app:
+        name = app_name(parse_app_name(request.app, "app"))
+        record = mirror.apps.get(name)
+        if record is None:
+            raise app_not_found(name)
+        spec = record.spec
+        placements = mirror.placements_of(name)
+        staying = {it.node for it in placements if it.role in (Role.CURRENT, Role.INCOMING)}
+        response.current_nodes.extend(sorted(staying))
+        bound = bound_by(record, placements)
+        response.bound_reason = bound.reason if bound is not None else ""
+    else:
+        spec = _checked(request.app_spec)
+    environment = mirror.environments.get(spec.environment)
+    if environment is None:
+        raise environment_not_found(spec.environment)
+    wish = wish_of(spec, environment_cordoned=environment.environment.cordoned)
+    nodes = _candidates(mirror, spec.environment, name)
+    choice = choose(wish, nodes)
+    response.node, response.message = choice.node, choice.reason
+    response.verdicts.extend(_verdicts(wish, nodes))
+    return response
+
+
+def _checked(app: App) -> App:
+    """Return a spec in full form, checked where placement looks at it."""
+    check_sizes(app, "app_spec")
+    spec = normalize_app(app)
+    looked_at = ("app_spec.environment", "app_spec.node_selector", "app_spec.limits", "app_spec.exclusive")
+    wrong = [it for it in app_violations(spec, "app_spec") if it.field.startswith(looked_at)]
+    if wrong:
+        raise invalid_fields(wrong)
+    return spec
+
+
+def _candidates(mirror: Mirror, environment: str, app: str) -> list[Candidate]:
+    taken = mirror.exclusive_nodes(besides=app)
+    prefix = f"{environment}/nodes/"
+    homes = {it.node for it in mirror.placements_of(app)} if app else set()
+    return [
+        candidate_of(
+            record.node,
+            heard=record.node.state == pb.Node.READY,
+            # The app itself takes no room from itself.
+            apps=mirror.count_on(record.name) - (record.name in homes),
+            reserved_bytes=mirror.reserved_on(record.name) - _own(mirror, app, record.name in homes),
+            taken=record.name in taken,
+        )
+        for record in mirror.nodes.values(prefix)
+        if record.name.startswith(prefix)
+    ]
+
+
+def _own(mirror: Mirror, app: str, here: bool) -> int:
+    record = mirror.apps.get(app) if here else None
+    return record.spec.limits.memory_bytes if record is not None else 0
+
+
+def _verdicts(wish: Wish, nodes: Sequence[Candidate]) -> list[Response.Verdict]:
+    fit = ranked(wish, nodes)
+    rank = {node.name: place for place, node in enumerate(fit, start=1)}
+    rest = (node for node in nodes if node.name not in rank)
+    return [_verdict(wish, node, rank.get(node.name, 0)) for node in [*fit, *rest][:MOST]]
+
+
+def _verdict(wish: Wish, node: Candidate, rank: int) -> Response.Verdict:
+    return Response.Verdict(
+        node=node.name,
+        eligible=rank > 0,
+        rank=rank,
+        app_count=node.apps,
+        obstacles=[
+            Response.Obstacle(reason=it.reason, message=it.message, remedy=it.remedy)
+            for it in obstacles(wish, node)
+        ],
+    )

@@ -1,0 +1,65 @@
+"""Environments and nodes as the API shows them: what is stored, with what follows from it now."""
+
+from __future__ import annotations
+
+from appsupervisor.fleet.v1 import fleet_pb2 as pb
+from services.control_plane.placement.choice import Wish, candidate_of, obstacles
+from services.control_plane.rules.etags import app_etag, etag_matches
+from services.control_plane.store.mirror import Mirror
+from services.control_plane.store.records import EnvironmentRecord, NodeRecord
+from services.rpc.errors import SupervisorError
+
+
+def shown_environment(mirror: Mirror, record: EnvironmentRecord, nodes: int) -> pb.Environment:
+    """Return an environment with its counts."""
+    shown = pb.Environment()
+    shown.CopyFrom(record.environment)
+    shown.app_count = mirror.count_in(record.name)
+    shown.node_count = nodes
+    return shown
+
+
+def shown_node(mirror: Mirror, record: NodeRecord) -> pb.Node:
+    """Return a node with its counts, and whether it may be given apps."""
+    shown = pb.Node()
+    shown.CopyFrom(record.node)
+    shown.app_count = mirror.count_on(record.name)
+    shown.reserved_memory_bytes = mirror.reserved_on(record.name)
+    shown.etag = node_etag(record.node)
+    environment = mirror.environments.get(record.environment)
+    candidate = candidate_of(
+        record.node,
+        heard=record.node.state == pb.Node.READY,
+        apps=shown.app_count,
+        reserved_bytes=shown.reserved_memory_bytes,
+        taken=False,
+    )
+    wish = Wish(record.environment, environment is not None and environment.environment.cordoned)
+    shown.schedulable = next(obstacles(wish, candidate), None) is None
+    return shown
+
+
+def node_etag(node: pb.Node) -> str:
+    """Return a node's etag; one that no command has ever concerned has that of its first registration."""
+    return node.etag or app_etag(f"{node.create_time.ToMicroseconds():08x}"[-8:], 0)
+
+
+def check_etag(given: str, current: str, name: str) -> None:
+    """Raise SupervisorError ETAG_MISMATCH unless `given` is empty or the current one."""
+    if given and not etag_matches(given, current):
+        raise SupervisorError(
+            "ETAG_MISMATCH",
+            f"{name} has changed since etag {given}; read it again.",
+            resource=name,
+            metadata={"etag": current, "given_etag": given},
+        )
+
+
+def environment_not_found(name: str) -> SupervisorError:
+    """Return the error for an environment that isn't there."""
+    return SupervisorError("ENVIRONMENT_NOT_FOUND", f"{name} does not exist.", resource=name)
+
+
+def node_not_found(name: str) -> SupervisorError:
+    """Return the error for a node that isn't there."""
+    return SupervisorError("NODE_NOT_FOUND", f"{name} does not exist.", resource=name)

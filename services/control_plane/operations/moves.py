@@ -1,0 +1,138 @@
+"""A move inside transactions: begun by a new placement on another node, and given up by taking it back.
+
+Where the placement goes from there is what every swap does; how far it is decides how its operation ends.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import Enum, auto
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.fleet.v1.fleet_pb2 import Node
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
+from services.control_plane.placement.assignment import ENDING, pinned
+from services.control_plane.rules.conditions import set_condition
+from services.control_plane.store.interface import Transaction
+from services.control_plane.store.records import (
+    AppRecord,
+    OperationRecord,
+    PlacementRecord,
+    Role,
+    Version,
+    current_of,
+    home_of,
+)
+from services.rpc.errors import SupervisorError
+
+
+class Stage(Enum):
+    """How far a move is."""
+
+    COMING = auto()
+    """What is to take over is not ready yet."""
+    DRAINING = auto()
+    """It has taken over, and the one before is not gone yet."""
+    DONE = auto()
+    CALLED_OFF = auto()
+    """What was to take over has failed, or something else is wanted by now."""
+
+
+def bound_by(record: AppRecord, placements: Sequence[PlacementRecord]) -> SupervisorError | None:
+    """Return what keeps an app on the node that it is on, or None."""
+    staying = [it for it in placements if it.role is not Role.LOST]
+    if not staying or record.spec.database.WhichOneof("kind") not in (None, "sqlite"):
+        return None
+    # What has never told that it ran may do so this moment, unless it was stopped.
+    if record.status.state == Instance.STOPPED and not any(it.has_data for it in staying):
+        return None
+    node = home_of(staying)
+    return SupervisorError(
+        "DATA_ON_NODE",
+        f"{record.name} keeps its SQLite database on {node}, and it exists nowhere else.",
+        resource=record.name,
+        metadata={"node": node, "database": "sqlite"},
+    )
+
+
+def place_elsewhere(tx: Transaction, record: AppRecord, node: str, why: str) -> tuple[AppRecord, Version]:
+    """Store that an app is to go to a node, and return it, and the version that is to run there.
+
+    What serves goes, also where a newer version of the app was given up. The app must not be bound, nor be on
+    that node.
+    """
+    placements = tx.placements_of(record.name)
+    current = current_of(placements)
+    epoch = max([record.target.epoch, *(it.epoch for it in placements)]) + 1
+    target = Version(record.target.generation, epoch)
+    given_up = record.failed == record.target and current is not None
+    spec = pinned(record.spec)
+    version, failed = target, record.failed
+    if given_up and current is not None and current.generation != target.generation:
+        version, failed, spec = Version(current.generation, epoch), target, current.spec
+    elif given_up:
+        failed = None
+    stopped = record.spec.desired_state == App.STOPPED
+    for placement in placements:
+        if placement.role is Role.INCOMING or (stopped and placement.role is Role.CURRENT):
+            why_gone = f"{version.instance_id} is to come on {node} instead."
+            tx.put_placement(replace(placement, role=Role.OUTGOING, why=why_gone, since=tx.now))
+    tx.put_placement(
+        PlacementRecord(
+            app=record.name,
+            app_uid=record.uid,
+            replica=0,
+            generation=version.generation,
+            epoch=epoch,
+            node=sys.intern(node),
+            role=Role.CURRENT if stopped else Role.INCOMING,
+            spec=spec,
+            why=why,
+            since=tx.now,
+        )
+    )
+    status = App()
+    status.CopyFrom(record.status)
+    status.reconciling = True
+    changed = replace(record, target=target, failed=failed, status=status)
+    return tx.put_app(changed), version
+
+
+def stage_of(tx: Transaction, operation: OperationRecord, record: AppRecord) -> Stage:
+    """Return how far a move is, by the app's placements."""
+    placements = tx.placements_of(record.name)
+    current = current_of(placements)
+    if current is not None and _is_its(operation, current):
+        others = (it for it in placements if it.node != current.node and it.role is not Role.LOST)
+        return Stage.DRAINING if any(_is_heard(tx, it.node) for it in others) else Stage.DONE
+    coming = next((it for it in placements if it.role is Role.INCOMING), None)
+    return Stage.COMING if coming is not None and _is_its(operation, coming) else Stage.CALLED_OFF
+
+
+def take_back(tx: Transaction, operation: OperationRecord, reason: str, why: str) -> None:
+    """Have an app stay where it serves, unless the move's instance has taken over; `why` is one sentence."""
+    record = tx.app(operation.app)
+    if record is None or record.uid != operation.app_uid:
+        return
+    placements = tx.placements_of(record.name)
+    coming = next((it for it in placements if it.role is Role.INCOMING and _is_its(operation, it)), None)
+    if coming is None or current_of(placements) is None:
+        return  # it has taken over; or there is nothing to go back to
+    tx.put_placement(replace(coming, role=Role.OUTGOING, why=why, since=tx.now))
+    status = App()
+    status.CopyFrom(record.status)
+    set_condition(status.conditions, "Updated", Condition.UNMET, reason, why, tx.now)
+    tx.put_app(replace(record, failed=record.target, status=status))
+
+
+def _is_its(operation: OperationRecord, placement: PlacementRecord) -> bool:
+    """Tell whether a placement is a move's: its node may have asked for a higher epoch meanwhile."""
+    there = placement.node == getattr(operation.metadata, "node", "")
+    return there and placement.epoch >= operation.goal.epoch and placement.role not in ENDING
+
+
+def _is_heard(tx: Transaction, name: str) -> bool:
+    node = tx.node(name)
+    return node is not None and node.node.state == Node.READY

@@ -1,0 +1,227 @@
+"""A control plane with a fleet: the real one against simulated nodes, which pass the node's contract suite.
+
+Run as `python -m tests.bench.fleet [--quick]`. CPU is the control plane's own; the
+nodes have a process of theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import collections
+import contextlib
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+from google.longrunning import operations_pb2
+
+from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
+from appsupervisor.fleet.v1 import fleet_pb2
+from tests.bench.results import Row, at_most, row, table
+from tests.e2e.stack import Process, Stack, eventually
+from tests.fakes.runtime_node import FakeNode
+
+AT_ONCE = 32
+FEW = (10, 100)
+"""Nodes and apps of the fleet that the large one is compared with."""
+WITHIN = 240.0
+"""Seconds for a whole fleet to be where it should be."""
+
+
+async def simulate(nodes: int, control_plane: str) -> None:
+    """Be so many nodes until the process is ended; each registers again and again, as nodes do."""
+
+    async def live(number: int) -> None:
+        node = FakeNode(node=f"environments/default/nodes/node-{number:04d}")
+        # What came in is for tests to look at; here it would only grow.
+        node.calls = collections.deque(maxlen=1)  # type: ignore[assignment]
+        await node.start()
+        while True:
+            pause = 1.0
+            with contextlib.suppress(Exception):  # a control plane that is away is asked again
+                pause = (
+                    (await node.register(control_plane)).registration_interval.ToTimedelta().total_seconds()
+                )
+            await asyncio.sleep(pause)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(nodes):
+            group.create_task(live(number))
+
+
+class Fleet:
+    """A control plane process, a process of simulated nodes, and so many apps."""
+
+    def __init__(self, folder: Path, nodes: int, apps: int) -> None:
+        self.stack = Stack(folder)
+        self.size, self.apps = nodes, apps
+        self.nodes = Process(
+            "nodes",
+            ["-m", "tests.bench.fleet", "--simulate", str(nodes), self.stack.address],
+            folder / "nodes.log",
+        )
+
+    def cpu(self) -> float:
+        """Return the CPU seconds that the control plane has used."""
+        times = psutil.Process(self.stack.control_plane.pid).cpu_times()
+        return times.user + times.system
+
+    def ready(self) -> int:
+        """Return how many nodes are heard and have told what they run."""
+        found, token = 0, ""
+        while True:
+            page = self.stack.fleet.ListNodes(
+                fleet_pb2.ListNodesRequest(parent="environments/-", page_size=1000, page_token=token),
+                timeout=60,
+            )
+            found += sum(node.state == fleet_pb2.Node.READY for node in page.nodes)
+            token = page.next_page_token
+            if not token:
+                return found
+
+    def running(self) -> int:
+        """Return how many apps run, as the last page of a filtered list counts them."""
+        found, token = 0, ""
+        while True:
+            page = self.stack.apps.ListApps(
+                catalog.ListAppsRequest(filter="state=RUNNING", page_size=1000, page_token=token), timeout=60
+            )
+            found += len(page.apps)
+            token = page.next_page_token
+            if not token:
+                return found
+
+    def create(self) -> None:
+        """Create the apps; each lives on the node that the control plane chooses."""
+
+        def one(number: int) -> None:
+            app = catalog.App(entrypoint="notes:create_app")
+            self.stack.apps.CreateApp(
+                catalog.CreateAppRequest(app_id=f"app-{number:06d}", app=app), timeout=60
+            )
+
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for done in [pool.submit(one, number) for number in range(self.apps)]:
+                done.result()
+
+    def change(self, number: int) -> float:
+        """Change one app and wait until its new generation serves; return the seconds."""
+        app = catalog.App(name=f"apps/app-{number:06d}")
+        app.config["turn"] = time.monotonic()
+        request = catalog.UpdateAppRequest(app=app)
+        request.update_mask.paths.append("config")
+        began = time.perf_counter()
+        operation = self.stack.apps.UpdateApp(request, timeout=30)
+        wait = operations_pb2.WaitOperationRequest(name=operation.name)
+        wait.timeout.FromSeconds(60)
+        assert self.stack.operations.WaitOperation(wait, timeout=90).done
+        return time.perf_counter() - began
+
+    def start(self) -> None:
+        self.stack.control_plane.start()
+        self.stack.wait_until_called()
+        self.nodes.start()
+
+    def wait_ready(self) -> float:
+        """Wait until every node is ready; return the seconds."""
+        began = time.perf_counter()
+        eventually(lambda: self.ready() == self.size, f"{self.size} nodes are ready", WITHIN)
+        return time.perf_counter() - began
+
+    def end(self) -> None:
+        self.stack.channel.close()
+        for process in (self.nodes, self.stack.control_plane):
+            process.clean_up()
+
+
+@contextlib.contextmanager
+def fleet(folder: Path, nodes: int, apps: int) -> Iterator[Fleet]:
+    """Run a fleet with all its apps up."""
+    one = Fleet(folder, nodes, apps)
+    try:
+        one.start()
+        yield one
+    finally:
+        one.end()
+
+
+def idle_share(one: Fleet, seconds: float) -> float:
+    """Return the share of a core, in percent, that a fleet costs in which nothing happens."""
+    before, began = one.cpu(), time.perf_counter()
+    time.sleep(seconds)
+    return 100 * (one.cpu() - before) / (time.perf_counter() - began)
+
+
+def cost_of_changes(one: Fleet, count: int) -> tuple[float, float]:
+    """Return the median seconds and the mean CPU seconds of one change."""
+    idle = idle_share(one, 3.0) / 100
+    before, began = one.cpu(), time.perf_counter()
+    took = [one.change(number % one.apps) for number in range(count)]
+    lasted = time.perf_counter() - began
+    return statistics.median(took), max(0.0, one.cpu() - before - idle * lasted) / count
+
+
+def measure(quick: bool) -> list[Row]:
+    """Return what a fleet costs at rest, in a change, and when the control plane comes back."""
+    nodes, apps = (100, 2_000) if quick else (1_000, 100_000)
+    changes = 50 if quick else 200
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with fleet(folder / "few", *FEW) as few, fleet(folder / "many", nodes, apps) as many:
+            few.wait_ready()
+            few.create()
+            joined = many.wait_ready()
+            before, began = many.cpu(), time.perf_counter()
+            many.create()
+            eventually(lambda: many.running() == apps, "every app runs", WITHIN)
+            placed, spent = time.perf_counter() - began, many.cpu() - before
+            eventually(lambda: few.running() == FEW[1], "every app runs", WITHIN)
+            time.sleep(3)
+            idle = idle_share(many, 10.0)
+            pairs = [(cost_of_changes(few, changes), cost_of_changes(many, changes)) for _ in range(3)]
+            memory = psutil.Process(many.stack.control_plane.pid).memory_info().rss
+            many.stack.control_plane.kill()
+            began = time.perf_counter()
+            many.stack.control_plane.start()
+            many.stack.wait_until_called()
+            many.wait_ready()
+            back, resync = time.perf_counter() - began, many.cpu()
+            untouched = many.running()
+    size = f"{nodes:,} nodes, {apps:,} apps"
+    rows = [
+        row(f"{size}: all nodes registered and ready", joined, "s"),
+        row("… every app created, placed and running", apps / placed, "/s"),
+        row("… CPU of the control plane for one of them", 1e3 * spent / apps, "ms"),
+        row("… memory of the control plane (RSS)", memory / 2**20, "MB"),
+        row("… at rest: share of a core", idle, "%", target=at_most(20, "fleet")),
+        row("… control plane kill -9, start → all nodes ready", back, "s"),
+        row("… its CPU for that", resync, "s"),
+        row("… apps that do not run after it", apps - untouched, "apps", target=at_most(0, "fleet")),
+    ]
+    for what, part in (("latency", 0), ("CPU of the control plane", 1)):
+        small, large = ([1e3 * pair[side][part] for pair in pairs] for side in (0, 1))
+        ratio = statistics.median(b / a for a, b in zip(small, large, strict=True))
+        rows.append(
+            row(f"one change with {size} against {FEW[0]} and {FEW[1]}: {what}", large, "ms",
+                base=statistics.median(small), ratio=ratio, target=at_most(1.2, "control plane", "ratio"))
+        )  # fmt: skip
+    return rows
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer nodes and apps")
+    parser.add_argument("--simulate", nargs=2, metavar=("NODES", "CONTROL_PLANE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.simulate:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        asyncio.run(simulate(int(options.simulate[0]), options.simulate[1]))
+    else:
+        print(table(measure(options.quick)))

@@ -1,0 +1,138 @@
+"""An app goes from node to node under requests that go on all the while, also over a killed control plane."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import grpc
+import pytest
+from google.longrunning import operations_pb2
+
+from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
+from appsupervisor.fleet.v1 import fleet_pb2 as fleet
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Database
+from tests.e2e.conftest import GUEST_DIRS
+from tests.e2e.stack import DEADLINE, Stack, eventually
+
+PER_SECOND = 100
+NODES = "environments/default/nodes"
+
+
+@pytest.fixture
+def two_nodes(tmp_path: Path) -> Iterator[Stack]:
+    stack = Stack(tmp_path / "stack", app_dirs=GUEST_DIRS)
+    try:
+        stack.start()
+        stack.add_node("node-2")
+        for node in ("node-1", "node-2"):
+            eventually(lambda node=node: is_ready(stack, node), f"{node} is ready")
+        yield stack
+    finally:
+        stack.clean_up()
+
+
+def is_ready(stack: Stack, node: str) -> bool:
+    try:
+        request = fleet.GetNodeRequest(name=f"{NODES}/{node}")
+        return stack.fleet.GetNode(request, timeout=DEADLINE).state == fleet.Node.READY
+    except grpc.RpcError:
+        return False
+
+
+class Follower:
+    """A client that sends requests to where the app's `uri` leads, as a watch told it last."""
+
+    def __init__(self, stack: Stack, app_id: str) -> None:
+        self._stack = stack
+        self._app_id = app_id
+        self.uri = stack.get(app_id).uri
+        self.answers = 0
+        self.seen: set[str] = set()
+        self.failures: list[str] = []
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._watch, self._ask)]
+
+    def __enter__(self) -> Follower:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(DEADLINE)
+
+    def goes_on(self) -> None:
+        """Wait until there have been some more answers."""
+        before = self.answers
+        eventually(lambda: self.answers > before + 20, f"requests go on: {self.failures[:3]}")
+
+    def _watch(self) -> None:
+        request = catalog.WatchAppsRequest(filter=f'name = "apps/{self._app_id}"')
+        while not self._ended.is_set():
+            # A control plane that was killed is asked again; meanwhile the last address holds.
+            with contextlib.suppress(grpc.RpcError):
+                stream = self._stack.apps.WatchApps(request, wait_for_ready=True, timeout=DEADLINE)
+                for message in stream:
+                    self.uri = message.app.uri or self.uri
+                    if self._ended.is_set():
+                        stream.cancel()
+                        return
+
+    def _ask(self) -> None:
+        while not self._ended.wait(1 / PER_SECOND):
+            uri = urlsplit(self.uri)
+            connection = http.client.HTTPConnection("127.0.0.1", uri.port, timeout=DEADLINE)
+            try:
+                connection.request("GET", "/", headers={"Host": uri.hostname or ""})
+                answer = connection.getresponse()
+                text = answer.read().decode()
+                if answer.status == 200:
+                    self.seen.add(f"{uri.port} {text}")
+                else:
+                    self.failures.append(f"{uri.port} {answer.status} {text}")
+            except (OSError, http.client.HTTPException) as broken:
+                self.failures.append(f"{uri.port} {broken!r}")
+            finally:
+                connection.close()
+            self.answers += 1
+
+
+def node_of(stack: Stack, app_id: str) -> str:
+    (instance,) = stack.get(app_id).instances
+    return instance.node.rpartition("/")[2]
+
+
+def test_a_move_and_a_drain_over_a_killed_control_plane_fail_no_request(two_nodes: Stack) -> None:
+    stack = two_nodes
+    stack.create("shop", "behaviours:ready", database=Database(no_database=Database.NoDatabase()))
+    first = node_of(stack, "shop")
+    (second,) = {"node-1", "node-2"} - {first}
+    with Follower(stack, "shop") as follower:
+        follower.goes_on()
+        move = catalog.MoveAppRequest(name="apps/shop", node=f"{NODES}/{second}")
+        app = stack.result(stack.apps.MoveApp(move, timeout=DEADLINE))
+        assert [it.node for it in app.instances] == [f"{NODES}/{second}"]
+        follower.goes_on()
+        # Back again, by a drain, and whoever brings it on is killed as soon as it has begun.
+        drain = fleet.DrainNodeRequest(name=f"{NODES}/{second}")
+        operation: operations_pb2.Operation = stack.fleet.DrainNode(drain, timeout=DEADLINE)
+        stack.control_plane.kill()
+        follower.goes_on()
+        stack.control_plane.start()
+        stack.wait_until_called()
+        done = stack.wait(operation, 2 * DEADLINE)
+        assert done.WhichOneof("result") == "response", done
+        follower.goes_on()
+    assert follower.failures == []
+    ports = {line.split()[0] for line in follower.seen}
+    assert ports == {str(stack.http_port(node)) for node in (first, second)}
+    assert node_of(stack, "shop") == first
+    request = fleet.GetNodeRequest(name=f"{NODES}/{second}")
+    node = stack.fleet.GetNode(request, timeout=DEADLINE)
+    assert (node.cordoned, node.app_count) == (True, 0)

@@ -1,0 +1,79 @@
+"""What the links to the nodes show together, without asking each of them."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from appsupervisor.fleet.v1.fleet_pb2 import Node
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, RuntimeStatus, WatchInstancesResponse
+from services.control_plane.leases import Leases
+from services.control_plane.nodes.links import NodeLinks
+from services.control_plane.tenure import Tenure
+from tests.eventually import eventually
+
+Message = WatchInstancesResponse
+
+
+class Line:
+    """A node's client whose stream says what a test puts into it."""
+
+    def __init__(self) -> None:
+        self.said: asyncio.Queue[WatchInstancesResponse] = asyncio.Queue()
+
+    async def status(self) -> RuntimeStatus:
+        return RuntimeStatus()
+
+    async def watch(self, *, silence: float) -> AsyncIterator[WatchInstancesResponse]:
+        while True:
+            yield await self.said.get()
+
+    async def close(self) -> None:
+        pass
+
+    def say(self, kind: Message.Type.ValueType, app: str = "") -> None:
+        instance = Instance(name=f"{app}/instances/1-1") if app else None
+        self.said.put_nowait(Message(type=kind, instance=instance))
+
+
+class Listener:
+    """Whoever has the links: nothing of what they tell is looked at here."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *told: None
+
+
+async def test_the_nodes_of_an_app_are_known_without_a_look_at_every_node() -> None:
+    lines = {f"127.0.0.{number}:1": Line() for number in range(1, 4)}
+    links = NodeLinks(5.0, lambda address: lines[address], Leases(Tenure.endless(), lambda: 0.0))  # type: ignore[arg-type, return-value]
+
+    def hosting(app: str) -> list[str]:
+        return [link.node.name for link in links.hosting(app)]
+
+    try:
+        for number, address in enumerate(lines, 1):
+            links.follow(Node(name=f"node-{number}", address=address), Listener())
+        one, two, _ = lines.values()
+        for line in lines.values():
+            line.say(Message.SYNCED)
+        await eventually(lambda: all(link.synced for link in links.all()))
+        assert hosting("apps/a") == []
+
+        for line in (two, one):
+            line.say(Message.UPSERT, "apps/a")
+        await eventually(lambda: hosting("apps/a"), lambda names: names == ["node-1", "node-2"])
+        one.say(Message.REMOVE, "apps/a")
+        await eventually(lambda: hosting("apps/a"), lambda names: names == ["node-2"])
+
+        first = links.get("node-1")
+        assert first is not None
+        first.refuse("apps/b", Instance(name="apps/b/instances/1-1"))
+        assert hosting("apps/b") == ["node-1"]
+        first.forget("apps/b", "apps/b/instances/1-1")
+        assert hosting("apps/b") == []
+
+        two.say(Message.UPSERT, "apps/c")
+        await eventually(lambda: hosting("apps/c"), lambda names: names == ["node-2"])
+        links.forget("node-2")
+        assert hosting("apps/a") == hosting("apps/c") == []
+    finally:
+        await links.close()
