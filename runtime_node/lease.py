@@ -11,8 +11,6 @@ from collections.abc import Callable
 
 from services.rpc.errors import SupervisorError
 
-LONGEST = 60.0
-
 
 def steady_seconds() -> float:
     """Return seconds since some moment, those in which the machine slept included."""
@@ -46,6 +44,11 @@ class Lease:
     def held(self) -> bool:
         """Whether the node may answer now."""
         return self._clock() < self.until
+
+    @property
+    def now(self) -> float:
+        """The time by the lease's clock."""
+        return self._clock()
 
     @property
     def remaining(self) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
@@ -25,7 +25,9 @@ from runtime_node.instances.record import Instance
 from runtime_node.instances.registry import InstanceRegistry
 from runtime_node.instances.states import initial
 from runtime_node.instances.table import InstanceTable
+from runtime_node.lease import Lease
 from services.rpc.errors import SupervisorError
+from services.spec.availability import effective_availability
 from services.spec.effective import effective_limits
 
 DEFAULT_PAGE, MAX_PAGE = 50, 1000
@@ -47,6 +49,7 @@ class InstanceHost:
         feed: InstanceFeed,
         code: CodeOnDisk,
         on_fault: Callable[[str, str], None],
+        lease: Lease,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`on_fault` hears of an exception that left an instance's app: its name and the traceback. Called
@@ -58,6 +61,7 @@ class InstanceHost:
         self._feed = feed
         self._code = code
         self._on_fault = on_fault
+        self._lease = lease
         self._wall = wall
         self._refusal: SupervisorError | None = None
         self._fences = Fences(lambda: {instance.uid for instance in table.all()})
@@ -159,6 +163,21 @@ class InstanceHost:
             last = instance.name
         return page, ""
 
+    def give_up(self, fences: Mapping[str, int]) -> None:
+        """Accept no older epochs, and let those that are here answer nobody: by app uid, the least epoch."""
+        if not fences:
+            return
+        for uid, epoch in fences.items():
+            self._fences.raise_to(uid, (epoch, 0))
+        for instance in self._table.all():
+            if instance.epoch < fences.get(instance.uid, 0):
+                instance.gate.revoke()
+
+    def lapse(self) -> None:
+        """End what is under way for apps that need the lease: it has run out."""
+        for instance in self._table.all():
+            instance.gate.lapse()
+
     def refuse_starts(self, why: SupervisorError | None) -> None:
         """Answer every new instance with an error from now on; None accepts them again."""
         self._refusal = why
@@ -189,7 +208,8 @@ class InstanceHost:
 
     def _register(self, spec: InstanceSpec, version: tuple[int, int], *, dormant: bool) -> Instance:
         name = spec.name  # read once: each reading makes another string
-        gate = Gate(name, self._gate_limits(spec), self._on_fault)
+        lease = self._lease if effective_availability(spec) == InstanceSpec.CONSISTENT else None
+        gate = Gate(name, self._gate_limits(spec), self._on_fault, lease)
         state = initial(dormant and spec.activation == InstanceSpec.ON_REQUEST)
         instance = Instance(name, spec, gate, self._wall(), state)
         self._registry.add(instance)

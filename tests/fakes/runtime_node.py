@@ -291,6 +291,7 @@ class FakeNode:
 
     def restart_instance(self, request: pb.RestartInstanceRequest) -> pb.Instance:
         """RestartInstance."""
+        self.lease.heed(request.term)
         rules.check_restart(request.name, request.epoch, request.request_id)
         hosted = self._find(request.name)
         if request.epoch < hosted.spec.epoch:

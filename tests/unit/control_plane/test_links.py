@@ -23,7 +23,7 @@ class Line:
     async def status(self) -> RuntimeStatus:
         return RuntimeStatus()
 
-    async def watch(self, *, silence: float) -> AsyncIterator[WatchInstancesResponse]:
+    async def watch(self, *, silence: float, term: int = 0) -> AsyncIterator[WatchInstancesResponse]:
         while True:
             yield await self.said.get()
 
