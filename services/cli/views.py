@@ -58,6 +58,11 @@ APPS: Sequence[Column[App]] = (
 )
 
 
+def _lease(node: Node) -> str:
+    state = node.lease_state
+    return "-" if state == Node.LEASE_STATE_UNSPECIFIED else Node.LeaseState.Name(state)
+
+
 def _takes_apps(node: Node) -> str:
     return "yes" if node.schedulable else "cordoned" if node.cordoned else "no"
 
@@ -66,6 +71,7 @@ NODES: Sequence[Column[Node]] = (
     Column("NAME", lambda node: short(node.name)),
     Column("ENVIRONMENT", lambda node: node.name.split("/")[1]),
     Column("STATE", lambda node: Node.State.Name(node.state)),
+    Column("LEASE", _lease),
     Column("TAKES APPS", _takes_apps),
     Column("APPS", lambda node: str(node.app_count)),
     Column("ADDRESS", lambda node: node.address),

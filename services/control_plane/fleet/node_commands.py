@@ -89,6 +89,14 @@ class NodeCommands:
                     resource=name,
                     metadata={"address": record.node.address},
                 )
+            if record.node.lease_state == pb.Node.GRANTED:
+                raise SupervisorError(
+                    "NODE_ALIVE",
+                    f"The lease of {name} has not run out yet: it may still answer for its apps. Try again "
+                    "in some seconds.",
+                    resource=name,
+                    metadata={"address": record.node.address},
+                )
             kept = [app for app in tx.apps_on(name) if _keeps_data(tx, app, name)]
             if kept and not request.force:
                 raise SupervisorError(

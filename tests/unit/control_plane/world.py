@@ -172,7 +172,11 @@ class Line(NodeClient):
     async def start(self, request: rt.StartInstanceRequest) -> rt.Instance:
         self._world.calls += 1
         self._world.started.append(request.spec)
-        found = await self._call(lambda node: node.start_instance(request.spec, start_now=request.start_now))
+        found = await self._call(
+            lambda node: node.start_instance(
+                request.spec, start_now=request.start_now, term=request.term, incarnation=request.incarnation
+            )
+        )
         return _copy(found)
 
     async def stop(self, request: rt.StopInstanceRequest) -> rt.Instance | None:
