@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from google.protobuf.duration_pb2 import Duration
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    ClaimDataDirectoryRequest,
     InstanceSpec,
     LogEntry,
     RenewLeaseRequest,
@@ -29,6 +30,7 @@ _APP_NAME = re.compile(rf"apps/({_ID})")
 _INSTANCE_NAME = re.compile(rf"apps/({_ID})/instances/({_INSTANCE_ID})")
 # One path segment that is neither hidden nor `..`, whatever the file system folds.
 _UID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_DIRECTORY_NAME = re.compile(rf"apps/({_ID})/dataDirectories/({_UID.pattern})")
 _LOG_TOKEN = re.compile(r"([0-9a-f]{8})\.(\d{1,16})", re.ASCII)
 
 NAME_RULE = (
@@ -101,6 +103,31 @@ def check_renewal(request: RenewLeaseRequest, now: float) -> None:
 def check_heartbeat(interval: Duration) -> None:
     """Raise INVALID_FIELD unless a WatchInstances heartbeat interval is in range."""
     _raise([*_within("heartbeat_interval", interval, 0.1, MINUTE, "100 ms to 1 minute")])
+
+
+def check_claim(request: ClaimDataDirectoryRequest) -> tuple[str, str, str, str]:
+    """Return app id and uid of the app that has a data directory, and of the one that gets it.
+
+    Raises INVALID_FIELD with every field that breaks its rule.
+    """
+    found: list[Violation] = []
+    source, target = _DIRECTORY_NAME.fullmatch(request.name), _APP_NAME.fullmatch(request.app)
+    if source is None:
+        found.append(Violation("name", "must be apps/{app}/dataDirectories/{uid}"))
+    if target is None:
+        found.append(Violation("app", "must be apps/{app}"))
+    found += _uid("app_uid", request.app_uid)
+    if source is not None and source[2] == request.app_uid:
+        found.append(Violation("app_uid", "must be another app's than the one that has the directory"))
+    if found or source is None or target is None:
+        raise invalid_fields(found)
+    return source[1], source[2], target[1], request.app_uid
+
+
+def directory_ids(name: str) -> tuple[str, str] | None:
+    """Return app id and uid that the name of a data directory on the disk is made of; None for another."""
+    app, _, uid = name.partition(".")
+    return (app, uid) if re.fullmatch(_ID, app) and _UID.fullmatch(uid) else None
 
 
 def check_page_size(page_size: int) -> None:

@@ -26,6 +26,7 @@ from runtime_node.data_directory import held
 from runtime_node.http import HttpFront, Router
 from runtime_node.instances.code_on_disk import CodeOnDisk
 from runtime_node.instances.code_place import CodePlace
+from runtime_node.instances.data_directories import DataDirectories
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed, duration, lease_message
 from runtime_node.instances.figures import FigureSweep
@@ -95,6 +96,7 @@ class Node:
         self.uid = ""
         """Identity that the node keeps in its data directory, known once it serves."""
         self.host: InstanceHost
+        self.directories: DataDirectories
         self.instances: InstanceTable
         self.lifecycle: Lifecycle
         self.router: Router
@@ -212,6 +214,7 @@ class Node:
             code=code, on_fault=observed.fault,
             lease=self.lease,
         )  # fmt: skip
+        self.directories = DataDirectories(databases, table, purges, observed.logs.purge)
         self.housekeeping = Housekeeping(
             table.running, self.lifecycle, FigureSweep(self.feed.measured), traffic,
             memory=self.memory, memory_budget=settings.memory_budget_bytes,
@@ -225,7 +228,9 @@ class Node:
         service = Service(
             "appsupervisor.runtime.v1.RuntimeEnvironment",
             add_RuntimeEnvironmentServicer_to_server,
-            RuntimeServicer(self.host, self.feed, self.observation.tails, self.status, keeper),
+            RuntimeServicer(
+                self.host, self.directories, self.feed, self.observation.tails, self.status, keeper
+            ),
         )
         server = RpcServer([service], self.observation.health)
         listen = self.settings.listen

@@ -7,6 +7,7 @@ from typing import Any
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentServicer
+from runtime_node.instances.data_directories import DataDirectories
 from runtime_node.instances.feed import InstanceFeed, lease_message
 from runtime_node.instances.host import InstanceHost
 from runtime_node.instances.lease_keeper import LeaseKeeper
@@ -23,6 +24,7 @@ class RuntimeServicer(RuntimeEnvironmentServicer):
     def __init__(
         self,
         host: InstanceHost,
+        directories: DataDirectories,
         feed: InstanceFeed,
         tails: Tails,
         status: Callable[[], pb.RuntimeStatus],
@@ -31,6 +33,7 @@ class RuntimeServicer(RuntimeEnvironmentServicer):
         self._host = host
         self._keeper = keeper
         self._lease = keeper.lease
+        self._directories = directories
         self._feed = feed
         self._tails = tails
         self._status = status
@@ -87,3 +90,16 @@ class RuntimeServicer(RuntimeEnvironmentServicer):
         """Stream what an app has logged and printed."""
         async for message in self._tails.tail(request):
             yield message
+
+    async def ListDataDirectories(
+        self, request: pb.ListDataDirectoriesRequest, context: Any
+    ) -> pb.ListDataDirectoriesResponse:
+        """Return a page of data directories."""
+        page, token = await self._directories.list(request)
+        return pb.ListDataDirectoriesResponse(data_directories=page, next_page_token=token)
+
+    async def ClaimDataDirectory(
+        self, request: pb.ClaimDataDirectoryRequest, context: Any
+    ) -> pb.DataDirectory:
+        """Hand a data directory over to another app."""
+        return await self._directories.claim(request)

@@ -54,8 +54,9 @@ def about_absent(known: Sequence[fleet.Node], started: int, data_dir: Path) -> l
             continue
         apps = "1 app is" if node.app_count == 1 else f"{node.app_count} apps are"
         sentence = (
-            f"{node_id} is not started, and {apps} placed on it. What has its data in {data_dir / node_id} "
-            f"does not answer until it is started again: make up NODES={number}"
+            f"{node_id} is not started, and {apps} placed on it. Until it is started "
+            f"(make up NODES={number}), what has its data in {data_dir / node_id} does not answer; "
+            f"appsupervisor nodes delete {node_id} places the rest elsewhere"
         )
         told.append((number, sentence))
     return [text for _, text in sorted(told)]

@@ -6,15 +6,19 @@ Each directory is marked with the uid of its app, so that nobody takes an empty 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
+from runtime_node.data_directory import sync_directory
 from runtime_node.removal import finish_removals, remove_directory
 from runtime_node.rules import app_id
 from services.rpc.errors import SupervisorError
 
 OWNER = ".owner"
+DATABASE = "app.db"
+_NEW_OWNER = f"{OWNER}.new"
 _LONGEST_UID = 64
 
 
@@ -23,6 +27,11 @@ class Databases:
 
     def __init__(self, data_dir: Path) -> None:
         self._apps = data_dir.resolve() / "apps"
+
+    @property
+    def root(self) -> Path:
+        """Where the directories are; it may not be there yet."""
+        return self._apps
 
     def directory(self, app: str, uid: str) -> Path:
         """Return the directory of one app. Raises ValueError when the ids do not make one name."""
@@ -52,7 +61,7 @@ class Databases:
             return directory, None
         if kind == "external":
             return directory, spec.secret_env[spec.database.external.secret_key]
-        return directory, f"sqlite:///{directory / 'app.db'}"
+        return directory, f"sqlite:///{directory / DATABASE}"
 
     def _claim(self, directory: Path, spec: InstanceSpec, *, needed: bool) -> None:
         """Mark the directory as the app's, unless it is already. Raises OSError and SupervisorError."""
@@ -80,6 +89,50 @@ class Databases:
         with open(descriptor, "w", encoding="ascii") as file:
             file.write(f"{spec.app_uid}\n")
 
+    def hand_over(self, app: str, uid: str, to_app: str, to_uid: str) -> None:
+        """Make one app's directory another app's, on the disk; a repeat goes on where one was cut short.
+
+        Raises SupervisorError DATA_MISSING if it is not here; DATABASE_UNAVAILABLE if it is a third app's,
+        the other app has one of its own, something else stands in a place, or the disk refuses.
+        """
+        source, target = self.directory(app, uid), self.directory(to_app, to_uid)
+        try:
+            self._hand_over(source, uid, target, to_uid)
+        except OSError as fault:
+            raise SupervisorError(
+                "DATABASE_UNAVAILABLE",
+                f"The data directory of apps/{app} cannot be handed over: "
+                f"{fault.strerror or type(fault).__name__}.",
+                resource=f"apps/{to_app}",
+                metadata={"uid": uid},
+            ) from fault
+
+    def _hand_over(self, source: Path, uid: str, target: Path, to_uid: str) -> None:
+        here = os.path.lexists(source)
+        if os.path.lexists(target):
+            if here or owner_of(target) != to_uid:
+                raise _refused(f"{target.name} is there already, with data of its own", uid)
+            sync_directory(self._apps)
+            return
+        if not here:
+            raise SupervisorError(
+                "DATA_MISSING", f"The data of {source.name} is not on this node.", metadata={"uid": uid}
+            )
+        # By its descriptor from here on: a link that is put into its place meanwhile leads nowhere.
+        folder = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            owner = _read(OWNER, folder)
+            if owner not in (None, uid, to_uid):
+                raise _refused(f"the data of {source.name} is another app's by its mark", uid)
+            # The mark first, and whole: at any moment it names one owner. Under its old name the directory
+            # is refused to the app before, and the other one doesn't find it, until this is repeated.
+            if owner != to_uid:
+                _replace_mark(folder, to_uid)
+        finally:
+            os.close(folder)
+        source.rename(target)
+        sync_directory(self._apps)
+
     def purge(self, app: str, uid: str) -> None:
         """Remove the app's directory and all in it; one that is not there is fine. Raises OSError."""
         remove_directory(self.directory(app, uid))
@@ -89,11 +142,38 @@ class Databases:
         finish_removals(self._apps)
 
 
-def _read(mark: Path) -> str | None:
+def owner_of(directory: Path) -> str | None:
+    """Return the uid in a directory's mark, None where there is none; never by a link. Raises OSError."""
+    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        return _read(OWNER, folder)
+    finally:
+        os.close(folder)
+
+
+def _read(mark: Path | str, folder: int | None = None) -> str | None:
     """Return the uid in a mark, None where there is none (or one that was cut short)."""
     try:
-        descriptor = os.open(mark, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(mark, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     except FileNotFoundError:
         return None
     with open(descriptor, "rb") as file:
         return file.read(_LONGEST_UID + 1).decode("ascii", "replace").strip() or None
+
+
+def _replace_mark(folder: int, uid: str) -> None:
+    """Put another uid into a directory's mark: on the disk, all of it or nothing."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_NEW_OWNER, dir_fd=folder)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(_NEW_OWNER, flags, 0o600, dir_fd=folder)
+    with open(descriptor, "w", encoding="ascii") as file:
+        file.write(f"{uid}\n")
+        file.flush()
+        os.fsync(descriptor)
+    os.rename(_NEW_OWNER, OWNER, src_dir_fd=folder, dst_dir_fd=folder)
+    os.fsync(folder)
+
+
+def _refused(why: str, uid: str) -> SupervisorError:
+    return SupervisorError("DATABASE_UNAVAILABLE", f"{why[0].upper()}{why[1:]}.", metadata={"uid": uid})

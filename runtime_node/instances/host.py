@@ -6,7 +6,6 @@ Transport-free; every method belongs to the control loop. How an instance lives 
 from __future__ import annotations
 
 import asyncio
-import base64
 import time
 from collections.abc import Callable, Mapping
 from typing import TypeAlias
@@ -20,6 +19,7 @@ from runtime_node.instances.code_on_disk import CodeOnDisk
 from runtime_node.instances.feed import InstanceFeed
 from runtime_node.instances.fences import Fences
 from runtime_node.instances.lifecycle import Lifecycle
+from runtime_node.instances.page_tokens import DEFAULT_PAGE, MAX_PAGE, read_token, write_token
 from runtime_node.instances.purges import Purges
 from runtime_node.instances.record import Instance
 from runtime_node.instances.registry import InstanceRegistry
@@ -30,7 +30,6 @@ from services.rpc.errors import SupervisorError
 from services.spec.availability import effective_availability
 from services.spec.effective import effective_limits
 
-DEFAULT_PAGE, MAX_PAGE = 50, 1000
 MAX_PAGE_BYTES = 2 * 1024 * 1024
 """A page ends early beyond this: a client takes messages of 4 MiB, and tracebacks are large."""
 Page: TypeAlias = list[InstanceMessage]
@@ -151,13 +150,13 @@ class InstanceHost:
         rules.check_page_size(page_size)
         size = min(page_size or DEFAULT_PAGE, MAX_PAGE)
         prefix = "apps/" if app is None else f"apps/{app}/instances/"
-        after = _read_token(page_token, parent) if page_token else prefix
+        after = read_token(page_token, parent) if page_token else prefix
         page: list[InstanceMessage] = []
         last = ""
         room = MAX_PAGE_BYTES
         for instance in self._table.after(after, prefix):
             if len(page) == size or room < 0:
-                return page, _write_token(parent, last)
+                return page, write_token(parent, last)
             page.append(self._describe(instance))
             room -= page[-1].ByteSize()
             last = instance.name
@@ -258,21 +257,3 @@ def _same(known: Instance, spec: InstanceSpec) -> bool:
     for one in either:
         one.ClearField("requires_existing_data")
     return either[0] == either[1]
-
-
-def _write_token(parent: str, last: str) -> str:
-    return base64.urlsafe_b64encode(f"{parent}\n{last}".encode()).decode().rstrip("=")
-
-
-def _read_token(token: str, parent: str) -> str:
-    try:
-        raw = base64.urlsafe_b64decode(token.encode("ascii") + b"=" * (-len(token) % 4)).decode()
-    except ValueError:
-        raw = ""
-    of, _, last = raw.partition("\n")
-    if of != parent or not last:
-        raise SupervisorError(
-            "INVALID_PAGE_TOKEN",
-            "The page token is none of this node's, or the parent changed between pages.",
-        )
-    return last

@@ -13,8 +13,19 @@ import yaml
 from google.longrunning.operations_pb2 import Operation
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
-from services.cli import views
-from services.cli.arguments import AppArgument, DryRun, Etag, Timeout, Wait, combined, key_and_value
+from services.cli import batches, views
+from services.cli.arguments import (
+    AppArgument,
+    DryRun,
+    Etag,
+    Filter,
+    Selector,
+    SomeApp,
+    Timeout,
+    Wait,
+    combined,
+    key_and_value,
+)
 from services.cli.client import app_name, is_drain, node_name, short
 from services.cli.completion import complete_app
 from services.cli.errors import CliError, Exit
@@ -72,7 +83,7 @@ def create(
         app_id=name.removeprefix("apps/"), app=wanted, validate_only=validate_only
     )
     session = session_of(context)
-    _command(session, session.client.catalog.CreateApp, request, wait, timeout)
+    command(session, session.client.catalog.CreateApp, request, wait, timeout)
 
 
 def get(context: typer.Context, name: AppArgument) -> None:
@@ -89,7 +100,7 @@ def list_apps(
     filter_text: Annotated[
         str, typer.Option("--filter", "-f", help='AIP-160, such as state = RUNNING AND labels.tier = "gold"')
     ] = "",
-    selector: Annotated[str, typer.Option("--selector", "-l", help="KEY=VALUE[,KEY=VALUE…] of labels")] = "",
+    selector: Selector = "",
     sort: Annotated[str, typer.Option(help="Fields, such as create_time desc.")] = "",
 ) -> None:
     """List apps, a line each.
@@ -135,43 +146,73 @@ def update(
     request.update_mask.paths.extend(assign(wanted, setting) for setting in set_)
     request.app.CopyFrom(wanted)
     session = session_of(context)
-    _command(session, session.client.catalog.UpdateApp, request, wait, timeout)
+    command(session, session.client.catalog.UpdateApp, request, wait, timeout)
 
 
 def start(
-    context: typer.Context, name: AppArgument, wait: Wait = True, timeout: Timeout = 60.0, etag: Etag = ""
+    context: typer.Context,
+    name: SomeApp = "",
+    selector: Selector = "",
+    filter_text: Filter = "",
+    wait: Wait = True,
+    timeout: Timeout = 60.0,
+    etag: Etag = "",
 ) -> None:
-    """Start an app that is stopped or has failed.
+    """Start an app that is stopped or has failed; or many apps, as one operation.
 
     Example: appsupervisor start shop
     """
     session = session_of(context)
+    wanted = combined(filter_text, selector)
+    if batches.chosen(name, wanted):
+        batches.on_many(session, "Start", wanted, wait, timeout)
+        return
     request = catalog.StartAppRequest(name=app_name(name), etag=etag)
-    _command(session, session.client.catalog.StartApp, request, wait, timeout)
+    command(session, session.client.catalog.StartApp, request, wait, timeout)
 
 
 def stop(
-    context: typer.Context, name: AppArgument, wait: Wait = True, timeout: Timeout = 60.0, etag: Etag = ""
+    context: typer.Context,
+    name: SomeApp = "",
+    selector: Selector = "",
+    filter_text: Filter = "",
+    wait: Wait = True,
+    timeout: Timeout = 60.0,
+    etag: Etag = "",
 ) -> None:
-    """Stop an app; nothing but a start starts it again.
+    """Stop an app, which nothing but a start starts again; or many apps, as one operation.
 
-    Example: appsupervisor stop shop
+    Example: appsupervisor stop --selector tier=gold
     """
     session = session_of(context)
+    wanted = combined(filter_text, selector)
+    if batches.chosen(name, wanted):
+        batches.on_many(session, "Stop", wanted, wait, timeout)
+        return
     request = catalog.StopAppRequest(name=app_name(name), etag=etag)
-    _command(session, session.client.catalog.StopApp, request, wait, timeout)
+    command(session, session.client.catalog.StopApp, request, wait, timeout)
 
 
 def restart(
-    context: typer.Context, name: AppArgument, wait: Wait = True, timeout: Timeout = 60.0, etag: Etag = ""
+    context: typer.Context,
+    name: SomeApp = "",
+    selector: Selector = "",
+    filter_text: Filter = "",
+    wait: Wait = True,
+    timeout: Timeout = 60.0,
+    etag: Etag = "",
 ) -> None:
-    """Swap an app's instance for a new one, with the code as it is on disk now.
+    """Swap an app's instance for a new one, with the code on disk now; or many apps', as one operation.
 
     Example: appsupervisor restart shop
     """
     session = session_of(context)
+    wanted = combined(filter_text, selector)
+    if batches.chosen(name, wanted):
+        batches.on_many(session, "Restart", wanted, wait, timeout)
+        return
     request = catalog.RestartAppRequest(name=app_name(name), etag=etag)
-    _command(session, session.client.catalog.RestartApp, request, wait, timeout)
+    command(session, session.client.catalog.RestartApp, request, wait, timeout)
 
 
 def move(
@@ -194,7 +235,7 @@ def move(
     request = catalog.MoveAppRequest(
         name=app_name(name), node=node_name(to) if to else "", etag=etag, validate_only=validate_only
     )
-    _command(session, session.client.catalog.MoveApp, request, wait, timeout)
+    command(session, session.client.catalog.MoveApp, request, wait, timeout)
 
 
 def recover(
@@ -216,7 +257,7 @@ def recover(
     request = catalog.RecoverAppRequest(
         name=app_name(name), accept_data_loss=accept_data_loss, etag=etag, validate_only=validate_only
     )
-    _command(session, session.client.catalog.RecoverApp, request, wait, timeout)
+    command(session, session.client.catalog.RecoverApp, request, wait, timeout)
 
 
 def delete(
@@ -228,25 +269,34 @@ def delete(
         list[str],
         typer.Option("--file", "-f", help="Those that documents name; - for stdin.", show_default=False),
     ] = [],  # noqa: B006
+    selector: Selector = "",
+    filter_text: Filter = "",
     drop: Annotated[
-        bool, typer.Option("--drop", help="Remove the data too; without it the data stays on its node.")
+        bool, typer.Option("--drop", help="Remove the data too; without it `retained` lists the data.")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     wait: Wait = True,
     timeout: Timeout = 60.0,
 ) -> None:
-    """Delete apps. One that documents name and that is not there is fine.
+    """Delete apps, or all that match as one operation. One that documents name and that isn't there is fine.
 
     Example: appsupervisor delete wiki --drop --yes
     """
     session = session_of(context)
+    policy = catalog.DeleteAppRequest.DROP if drop else catalog.DeleteAppRequest.RETAIN
+    wanted = combined(filter_text, selector)
+    if wanted and batches.chosen("".join(names + file), wanted):
+        if not yes:
+            count = sum(1 for _ in session.client.apps(wanted))
+            confirm(session, f"Delete {count} apps{' with all data' if drop else ''}?")
+        batches.on_many(session, "Delete", wanted, wait, timeout, data_policy=policy)
+        return
     listed = [manifest.app.name for manifest in read_manifests(file)] if file else []
     doomed = [app_name(name) for name in names] + listed
     if not doomed:
         raise CliError("Name an app, or documents with -f.", Exit.USAGE)
     if (drop or file) and not yes:
         confirm(session, f"Delete {', '.join(map(short, doomed))}{' with all data' if drop else ''}?")
-    policy = catalog.DeleteAppRequest.DROP if drop else catalog.DeleteAppRequest.RETAIN
     begun = []
     for name in doomed:
         request = catalog.DeleteAppRequest(
@@ -309,7 +359,7 @@ def confirm(session: Session, question: str) -> None:
         raise CliError("Nothing was done.", Exit.FAILED)
 
 
-def _command(
+def command(
     session: Session, method: Callable[..., Operation], request: Any, wait: bool, timeout: float
 ) -> None:
     """Call a method that changes an app, and show the app once that is done."""

@@ -12,6 +12,16 @@ from services.cli.errors import CliError, Exit
 AppArgument = Annotated[
     str, typer.Argument(help="The app's id.", autocompletion=complete_app, show_default=False)
 ]
+SomeApp = Annotated[
+    str,
+    typer.Argument(
+        help="The app's id, unless --selector or --filter chooses.",
+        autocompletion=complete_app,
+        show_default=False,
+    ),
+]
+Selector = Annotated[str, typer.Option("--selector", "-l", help="KEY=VALUE[,KEY=VALUE…] of labels")]
+Filter = Annotated[str, typer.Option("--filter", help="AIP-160, such as state = FAILED")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done, or return at once.")]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait.", min=0)]
 Etag = Annotated[str, typer.Option(help="Only if this is still the app's etag.")]

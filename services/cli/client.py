@@ -13,7 +13,9 @@ from google.longrunning import operations_pb2 as lro
 from google.longrunning.operations_pb2_grpc import OperationsStub
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
+from appsupervisor.catalog.v1 import retained_data_pb2 as retained
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
+from appsupervisor.catalog.v1.retained_data_pb2_grpc import DataCatalogStub
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
 from services.cli.contexts import Context
@@ -53,6 +55,7 @@ class Client:
         else:
             self._channel = grpc.insecure_channel(target, options=OPTIONS)
         self.catalog = AppCatalogStub(self._channel)
+        self.data = DataCatalogStub(self._channel)
         self.fleet = FleetStub(self._channel)
         self._operations = OperationsStub(self._channel)
         self._metadata = (("x-actor", _actor()),)
@@ -95,6 +98,18 @@ class Client:
         )
         for page in self._pages(self.catalog.ListApps, request):
             yield from page.apps
+
+    def retained_data(self, filter_text: str = "") -> Iterator[retained.RetainedData]:
+        """Yield all that deleted apps have left and that matches."""
+        request = retained.ListRetainedDataRequest(
+            parent="environments/-/nodes/-", page_size=PAGE, filter=filter_text
+        )
+        while True:
+            page = self.call(self.data.ListRetainedData, request)
+            yield from page.retained_data
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
     def nodes(self, environment: str = "-") -> Iterator[fleet.Node]:
         """Yield the nodes of an environment, `-` for all."""
@@ -202,6 +217,14 @@ def node_name(text: str) -> str:
         return text
     environment, slash, node = text.partition("/")
     return f"environments/{environment}/nodes/{node}" if slash else f"environments/default/nodes/{text}"
+
+
+def subject_of(operation: lro.Operation) -> str:
+    """Return what an operation is about: a name's last part, or how many apps."""
+    about = metadata_of(operation)
+    if about.target or not isinstance(about, catalog.OperationMetadata):
+        return short(about.target)
+    return f"{about.batch.total_count} apps"
 
 
 def app_name(text: str) -> str:

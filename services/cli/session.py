@@ -12,7 +12,7 @@ from google.longrunning.operations_pb2 import Operation
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
-from services.cli.client import Client, metadata_of, notice_of, short
+from services.cli.client import Client, metadata_of, notice_of, subject_of
 from services.cli.contexts import Context, read_contexts
 from services.cli.errors import CliError, Exit
 from services.cli.output import Format, Output
@@ -80,8 +80,9 @@ class Session:
             yield lambda _: None
             return
         about = metadata_of(operation)
+        verb = about.verb.removeprefix("batch_")
         with Progress(*BAR, console=self.output.notes, transient=True) as progress:
-            task = progress.add_task(f"{about.verb} {short(about.target)}", total=100, step=about.step)
+            task = progress.add_task(f"{verb} {subject_of(operation)}", total=100, step=about.step)
 
             def told(now: Operation) -> None:
                 metadata = metadata_of(now)

@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent
+from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1.fleet_pb2 import Environment, ExplainPlacementResponse, Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceSpec
-from services.cli.client import metadata_of, short
+from services.cli.client import metadata_of, short, subject_of
 from services.cli.output import Column, M, age, milliseconds, size, styled
 
 SHORT_DIGEST = 12
@@ -102,6 +103,18 @@ ENVIRONMENTS: Sequence[Column[Environment]] = (
     Column("AGE", lambda environment: age(environment.create_time)),
 )
 
+RETAINED: Sequence[Column[RetainedData]] = (
+    Column("APP", lambda data: short(data.app)),
+    Column("STATE", lambda data: RetainedData.State.Name(data.state)),
+    Column("SIZE", lambda data: size(data.size_bytes)),
+    Column("DELETED", lambda data: age(data.delete_time)),
+    Column("NODE", lambda data: data.name.split("/")[3]),
+    Column("ENVIRONMENT", lambda data: data.name.split("/")[1], wide=True),
+    Column("UID", lambda data: data.app_uid),
+    Column("ENTRYPOINT", lambda data: data.entrypoint or "-", wide=True),
+    Column("WHY", lambda data: data.state_reason, wide=True),
+)
+
 EVENTS: Sequence[Column[AppEvent]] = (
     Column("AGE", lambda event: age(event.create_time)),
     Column("TYPE", lambda event: event.type),
@@ -165,9 +178,10 @@ ALL_EVENTS: Sequence[Column[AppEvent]] = (
     *EVENTS[1:],
 )
 
+
 OPERATIONS: Sequence[Column[Operation]] = (
     Column("NAME", lambda operation: short(operation.name)),
-    Column("ABOUT", lambda operation: short(metadata_of(operation).target)),
+    Column("ABOUT", subject_of),
     Column("VERB", lambda operation: metadata_of(operation).verb),
     Column("STEP", lambda operation: metadata_of(operation).step),
     Column("DONE", lambda operation: f"{metadata_of(operation).progress_percent}%"),

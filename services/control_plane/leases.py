@@ -67,14 +67,19 @@ class Leases:
     """
 
     def __init__(self, tenure: Tenure, clock: Callable[[], float], pace: LeasePace | None = None) -> None:
-        """Begin to count: to be made when the tenure has begun, never before."""
         self._tenure = tenure
         self._clock = clock
         self.pace = pace or LeasePace()
-        # What a leader before this one granted has run out one TTL after its time was up.
-        self._counted_from = self._looked = clock()
         self._sent: dict[str, float] = {}
         self._open: dict[str, _Open] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin to count, knowing nothing: once the tenure has begun, never before."""
+        # What a leader before this one granted has run out one TTL after its time was up.
+        self._counted_from = self._looked = self._clock()
+        self._sent.clear()
+        self._open.clear()
 
     @property
     def term(self) -> int:

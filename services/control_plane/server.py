@@ -12,10 +12,14 @@ from functools import partial
 from google.longrunning.operations_pb2_grpc import add_OperationsServicer_to_server
 
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import add_AppCatalogServicer_to_server
+from appsupervisor.catalog.v1.retained_data_pb2_grpc import add_DataCatalogServicer_to_server
 from appsupervisor.fleet.v1.fleet_pb2_grpc import add_FleetServicer_to_server
+from services.control_plane.catalog.batches import BatchCommands
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
+from services.control_plane.catalog.retained_data import RetainedDataService
 from services.control_plane.catalog.timelines import AppTimelines
+from services.control_plane.controller.batches import BatchRunner
 from services.control_plane.controller.controller import Controller
 from services.control_plane.duties import LeaderDuties
 from services.control_plane.fleet.fleet import FleetService
@@ -28,6 +32,7 @@ from services.control_plane.nodes.pool import NodePool
 from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
 from services.control_plane.servicers.app_catalog import CatalogServicer
+from services.control_plane.servicers.data_catalog import DataCatalogServicer
 from services.control_plane.servicers.fleet import FleetServicer
 from services.control_plane.servicers.fresh import FreshServicer
 from services.control_plane.servicers.operations import OperationsServicer
@@ -62,11 +67,15 @@ class ControlPlane:
             stack.push_async_callback(asyncio.to_thread, store.close)
             # 2. The core.
             operations = OperationService(store)
-            duties = LeaderDuties(store, partial(Controller, node_timeout=self._settings.node_timeout))
-            await operations.start()
-            # 3. Calls, from outside and, once it listens, from nodes.
             nodes = NodePool(store.mirror)
             figures = FigureReader(nodes)
+            duties = LeaderDuties(
+                store,
+                partial(Controller, node_timeout=self._settings.node_timeout),
+                lambda led: BatchRunner(led, AppCommands(led, figures)),
+            )
+            await operations.start()
+            # 3. Calls, from outside and, once it listens, from nodes.
             tails, queries = AppTails(store.mirror, nodes), AppQueries(store, figures)
             commands = AppCommands(store, figures)
             timelines, health = AppTimelines(store), AppHealth(store.mirror)
@@ -139,11 +148,13 @@ def services(
     tails: AppTails,
 ) -> list[Service]:
     """Return the services of the control plane over its core."""
-    catalog = CatalogServicer(commands, queries, timelines, tails)
+    catalog = CatalogServicer(commands, BatchCommands(store, commands), queries, timelines, tails)
+    data = DataCatalogServicer(RetainedDataService(store))
     is_heard = store.mirror.is_heard
     fleet = FleetServicer(store, FleetService(store, is_heard), NodeCommands(store, is_heard))
     servicers = [
         ("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),
+        ("appsupervisor.catalog.v1.DataCatalog", add_DataCatalogServicer_to_server, data),
         ("appsupervisor.fleet.v1.Fleet", add_FleetServicer_to_server, fleet),
         ("google.longrunning.Operations", add_OperationsServicer_to_server, OperationsServicer(operations)),
     ]

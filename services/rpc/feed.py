@@ -172,17 +172,22 @@ class ChangeFeed(Generic[V]):
 
     def values(self, after_key: str = "") -> Iterator[V]:
         """Yield the living values whose keys follow `after_key`, by key; changes may come in between."""
-        for entry in self.entries(after_key):
-            value = entry.value
-            if value is not None:
-                yield value
+        for page in self._pages(after_key):
+            for entry in page:
+                value = entry.value
+                if value is not None:
+                    yield value
 
     def entries(self, after_key: str = "") -> Iterator[Entry[V]]:
         """Yield the living entries whose keys follow `after_key`, by key; changes may come in between."""
+        for page in self._pages(after_key):
+            yield from page
+
+    def _pages(self, after_key: str) -> Iterator[list[Entry[V]]]:
         limit = FIRST_PAGE
         while page := self.page(after_key, limit):
+            yield page
             after_key, limit = page[-1].key, PAGE
-            yield from page
 
     async def wait(self, revision: int, timeout: float) -> bool:
         """Wait until the feed has passed `revision`; return whether it has within `timeout` seconds.

@@ -102,6 +102,8 @@ def resource_kind(name: str) -> str:
     kind = _KINDS.get(parts[0], "Resource")
     if len(parts) == 4:
         kind = {"instances": "Instance", "nodes": "Node"}.get(parts[2], kind)
+    if len(parts) == 6 and parts[4] == "retainedData":
+        kind = "RetainedData"
     return f"{DOMAIN}/{kind}"
 
 

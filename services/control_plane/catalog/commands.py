@@ -5,16 +5,16 @@ Nothing here talks to a node: the reconciler follows the change log.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable
 from dataclasses import replace
 
 from google.longrunning.operations_pb2 import Operation
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
+from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceSpec
-from services.control_plane.catalog import moves
+from services.control_plane.catalog import moves, retention
 from services.control_plane.catalog.code_changes import CodeChange, CodeChanges, Figures
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.recovery import recovered
@@ -28,10 +28,12 @@ from services.control_plane.rules.masks import apply_update
 from services.control_plane.rules.names import app_name, parse_app_name, validate_id
 from services.control_plane.rules.sizes import check_sizes
 from services.control_plane.store.interface import CatalogStore, Transaction
+from services.control_plane.store.random_ids import new_uid
 from services.control_plane.store.records import (
     AppRecord,
     NodeRecord,
     OperationRecord,
+    RetainedDataRecord,
     Role,
     Version,
     current_of,
@@ -61,9 +63,9 @@ class AppCommands:
         name = app_name(request.app_id)
         if request.app.name not in ("", name):
             violations.append(Violation("app.name", f"must be empty or {name!r}, after app_id"))
-        spec = _checked_spec(request.app, name, violations)
+        spec = checked_spec(request.app, name, violations)
         return await self._execute(
-            request, caller, lambda tx: _create(tx, spec, caller), request.validate_only
+            request, caller, lambda tx: create_app(tx, spec, caller), request.validate_only
         )
 
     async def update(self, request: pb.UpdateAppRequest, caller: Caller) -> Operation:
@@ -78,7 +80,7 @@ class AppCommands:
             if record is None and request.allow_missing and not request.app.etag:
                 app_id = name.removeprefix("apps/")
                 violations = validate_id("app.name", app_id)
-                return _create(tx, _checked_spec(request.app, name, violations), caller)
+                return create_app(tx, checked_spec(request.app, name, violations), caller)
             record = _changeable(record, name, request.app.etag)
             operation = _update(tx, record, request, caller)
             return _with_notice(tx, record, operation, code)
@@ -131,8 +133,10 @@ class AppCommands:
             record = _changeable(tx.app(name), name, request.etag)
             changed, operation = moves.move(tx, self._store.mirror, record, node, caller.actor)
             if changed is not record:
-                event = "MoveRequested"
-                add_event(tx, changed, event, actor=caller.actor, operation=operation.name)
+                why = next(it.why for it in tx.placements_of(name) if it.epoch == changed.target.epoch)
+                add_event(
+                    tx, changed, "MoveRequested", actor=caller.actor, operation=operation.name, message=why
+                )
             return operation
 
         return await self._execute(request, caller, run, request.validate_only)
@@ -172,13 +176,14 @@ class AppCommands:
             caller,
             request,
             Operation,
-            lambda tx: operations.present(_only_shown(tx, run(tx)) if validate_only else run(tx)),
+            lambda tx: operations.present(only_shown(tx, run(tx)) if validate_only else run(tx)),
             request_id=request.request_id,
             validate_only=validate_only,
         )
 
 
-def _checked_spec(app: pb.App, name: str, violations: list[Violation]) -> pb.App:
+def checked_spec(app: pb.App, name: str, violations: list[Violation]) -> pb.App:
+    """Return an app's spec in full form, under its name. Raises INVALID_FIELD with all that is wrong."""
     spec = normalize_app(app)
     spec.name = name
     violations += app_violations(spec)
@@ -187,7 +192,13 @@ def _checked_spec(app: pb.App, name: str, violations: list[Violation]) -> pb.App
     return spec
 
 
-def _create(tx: Transaction, spec: pb.App, caller: Caller) -> OperationRecord:
+def create_app(
+    tx: Transaction, spec: pb.App, caller: Caller, data: RetainedDataRecord | None = None
+) -> OperationRecord:
+    """Store a new app, on retained data if there is some for it, and begin the operation that brings it up.
+
+    Raises SupervisorError APP_ALREADY_EXISTS, ENVIRONMENT_NOT_FOUND, DOMAIN_TAKEN, INVALID_FIELD.
+    """
     if tx.app(spec.name) is not None:
         raise SupervisorError("APP_ALREADY_EXISTS", f"{spec.name} exists already.", resource=spec.name)
     if tx.environment(spec.environment) is None:
@@ -201,13 +212,14 @@ def _create(tx: Transaction, spec: pb.App, caller: Caller) -> OperationRecord:
     wanted = spec.desired_state != pb.App.STOPPED
     record = AppRecord(
         name=spec.name,
-        uid=str(uuid.uuid4()),
+        uid=new_uid(),
         spec=spec,
         status=pb.App(
             state=Instance.PENDING if wanted else Instance.STOPPED,
             health=Instance.Health.UNKNOWN,
-            reconciling=wanted,
-            observed_generation=0 if wanted else 1,
+            reconciling=wanted or data is not None,
+            observed_generation=0 if wanted or data is not None else 1,
+            retained_data=data.name if data is not None else "",
         ),
         generation=1,
         target=Version(1, 1),
@@ -215,8 +227,12 @@ def _create(tx: Transaction, spec: pb.App, caller: Caller) -> OperationRecord:
         update_time=tx.now,
     )
     record = tx.put_app(record)
-    operation = operations.begin(tx, "create", record, caller.actor)
-    add_event(tx, record, "Created", actor=caller.actor, operation=operation.name)
+    verb, of = "create", ""
+    if data is not None:
+        retention.give(tx, data, record)
+        verb, of = "attach", f"On what {data.data.app} had left."
+    operation = operations.begin(tx, verb, record, caller.actor)
+    add_event(tx, record, "Created", actor=caller.actor, operation=operation.name, message=of)
     return operation
 
 
@@ -305,6 +321,9 @@ def _without_data(tx: Transaction, record: AppRecord, changed: AppRecord) -> App
             tx.put_placement(replace(placement, role=Role.LOST, why=why, has_data=False, since=tx.now))
         elif placement.has_data:
             tx.put_placement(replace(placement, has_data=False))
+    if given_up and record.status.retained_data:
+        why = f"{record.name} gave it up while its node could not be heard."
+        changed = retention.given_back(tx, changed, RetainedData.RETAINED, why)
     return _restart(changed) if given_up and changed.target == record.target else changed
 
 
@@ -371,11 +390,14 @@ def take_back(tx: Transaction, record: AppRecord, actor: str, operation: str) ->
     add_event(tx, changed, "StopRequested", actor=actor, reason="OPERATION_CANCELLED", operation=operation)
 
 
-def _only_shown(tx: Transaction, operation: OperationRecord) -> OperationRecord:
-    """Return the operation of a request that is only validated: done, with the app as it would be."""
+def only_shown(tx: Transaction, operation: OperationRecord) -> OperationRecord:
+    """Return the operation of a request that is only validated: done, with its subject as it would be."""
     if operation.done:
         return operation
-    return operations.end(tx, operation, None, app=tx.app(operation.app))
+    data = tx.retained(operation.app)
+    return operations.end(
+        tx, operation, None, app=tx.app(operation.app), response=data.public if data is not None else None
+    )
 
 
 def _is_settled(tx: Transaction, record: AppRecord, changed: AppRecord) -> bool:

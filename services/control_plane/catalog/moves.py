@@ -97,13 +97,14 @@ def _destination(tx: Transaction, mirror: Mirror, record: AppRecord, node: str, 
         raise SupervisorError(
             "NODE_NOT_FOUND", f"{node} does not exist.", code=Code.FAILED_PRECONDITION, resource=node
         )
-    wrong = next(obstacles(wish, named), None) if named is not None else None
-    if wrong is not None:
+    wrong = obstacles(wish, named) if named is not None else []
+    if wrong:
+        told = wrong[0]
         raise SupervisorError(
             "NODE_NOT_ELIGIBLE",
-            f"{node} cannot take {record.name}. {wrong.message} {wrong.remedy}",
+            f"{node} cannot take {record.name}. {told.message} {told.remedy}",
             resource=node,
-            metadata={"app": record.name, "obstacle": wrong.reason},
+            metadata={"app": record.name, "obstacle": told.reason},
         )
     return node, f"Moved to {node}, as was asked for."
 

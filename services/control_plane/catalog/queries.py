@@ -15,7 +15,7 @@ from services.control_plane.catalog.scans import Scans
 from services.control_plane.catalog.watches import OpenWatches
 from services.control_plane.catalog.watching import watched
 from services.control_plane.rules.filters import Filter, compile_filter
-from services.control_plane.rules.names import app_name, parse_app_name
+from services.control_plane.rules.names import parse_app_name
 from services.control_plane.rules.ordering import Order, compile_order
 from services.control_plane.rules.paging import (
     Position,
@@ -27,7 +27,9 @@ from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.records import AppRecord
 from services.rpc.errors import invalid_field
 from services.rpc.feed import Entry, Mark, Signal
-from services.rpc.pipeline.call import Caller
+from services.rpc.pipeline.call import Timed
+
+_VIEWS = frozenset(pb.App.View.values())
 
 
 class AppQueries:
@@ -40,18 +42,20 @@ class AppQueries:
         self._scans = Scans()
         self.watches = OpenWatches()
 
-    async def get(self, request: pb.GetAppRequest, caller: Caller) -> pb.App:
-        """Carry out GetApp. The message returned is shared: it must not be modified."""
-        name = app_name(parse_app_name(request.name, "name"))
+    async def get(self, request: pb.GetAppRequest, caller: Timed) -> bytes:
+        """Carry out GetApp; return a serialized App."""
+        record = self._feed.get(request.name)
+        if record is None:  # else its name is well formed
+            parse_app_name(request.name, "name")
         full = is_full(request.view)
-        record = self._feed.get(name)
         if record is None:
-            raise app_not_found(name)
+            raise app_not_found(request.name)
         if not full:
-            return record.public
-        return (await self._figures.with_figures([record.public], caller.timeout / 2))[0]
+            return record.wire
+        (app,) = await self._figures.with_figures([record.public], caller.timeout / 2)
+        return app.SerializeToString()
 
-    async def list_apps(self, request: pb.ListAppsRequest, caller: Caller) -> bytes:
+    async def list_apps(self, request: pb.ListAppsRequest, caller: Timed) -> bytes:
         """Carry out ListApps; return a serialized ListAppsResponse.
 
         Raises OPERATION_DEADLINE_EXCEEDED when the call's time is up first.
@@ -133,7 +137,7 @@ class AppQueries:
 
 def is_full(view: pb.App.View.ValueType) -> bool:
     """Tell whether a view has the figures, too. Raises SupervisorError INVALID_FIELD for an unknown one."""
-    if view not in pb.App.View.values():
+    if view not in _VIEWS:
         known = ", ".join(word for word in pb.App.View.keys() if word != "VIEW_UNSPECIFIED")  # noqa: SIM118
         raise invalid_field("view", f"must be one of {known}")
     return view == pb.App.FULL

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from functools import partial
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, RuntimeStatus
 from services.control_plane.controller.drains import Drains
+from services.control_plane.controller.following import follow
 from services.control_plane.controller.lease_watch import LeaseWatch
 from services.control_plane.controller.work_queue import WorkQueue
 from services.control_plane.leases import Leases
@@ -25,12 +26,12 @@ from services.control_plane.nodes.link import NodeLink
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.app_reconciler import AppReconciler
+from services.control_plane.reconciler.data_reconciler import DataReconciler
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, home_of
 from services.control_plane.tenure import Tenure, steady_seconds
 from services.rpc.background import background
 from services.rpc.errors import SupervisorError
-from services.rpc.feed import ChangeFeed, Entry
 
 log = logging.getLogger("appsupervisor.reconciler")
 
@@ -46,10 +47,6 @@ SWEEP_APPS = 200
 SWEEP_EXPIRIES = 1_000
 """Operations that one sweep ends: they share few commits."""
 
-IDLE_SECONDS = 60.0
-"""How long a follower waits before it looks again without having been woken."""
-
-V = TypeVar("V")
 Command = Callable[[Transaction], Any]
 
 
@@ -73,27 +70,23 @@ class Controller:
         self._store = store
         self._mirror = store.mirror
         self._store_write = write or store.write
-        self._tenure = tenure or Tenure.endless()
-        self._node_timeout = node_timeout
-        self._connect = connect
-        self._lease_clock = lease_clock
-        self._links, self._lease_watch = self._begun()
+        self._leases = Leases(tenure or Tenure.endless(), lease_clock)
+        self._links = NodeLinks(node_timeout, connect, self._leases)
+        self._lease_watch = LeaseWatch(self._leases, self._links, self._mirror, self._note)
         self._queue: WorkQueue | None = None
+        self._data = DataReconciler(self._mirror, self._links, self._store_write)
+        self._data_queue: WorkQueue | None = None
         self._unsettled: dict[str, None] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._followers: list[asyncio.Task[None]] = []
 
-    def _begun(self) -> tuple[NodeLinks, LeaseWatch]:
-        leases = Leases(self._tenure, self._lease_clock)
-        links = NodeLinks(self._node_timeout, self._connect, leases)
-        return links, LeaseWatch(leases, links, self._mirror, self._note)
-
     async def start(self) -> None:
         """Begin to follow the catalog and the nodes. Only after `close` may it be started again."""
         clock = asyncio.get_running_loop().time
-        self._links, self._lease_watch = self._begun()
-        reconciler = AppReconciler(self._store, self._links, self._store_write, clock)
+        self._leases.begin()
+        reconciler = AppReconciler(self._store, self._links, self._store_write, self._data, clock)
         self._queue = WorkQueue(reconciler.reconcile, self._home_of)
+        self._data_queue = WorkQueue(self._data.reconcile, lambda node: node)
         position = self._mirror.apps.revision
         for record in self._mirror.apps.values():
             if _is_unsettled(record):
@@ -107,6 +100,7 @@ class Controller:
         self._followers = [
             background(self._follow_apps(position), "follow apps"),
             background(self._follow_nodes(position), "follow nodes"),
+            background(self._follow_retained(position), "follow retained data"),
             background(self._sweep(), "sweep"),
             background(self._lease_watch.run(), "leases"),
             background(Drains(self._mirror, self._store_write).run(), "drains"),
@@ -114,9 +108,11 @@ class Controller:
 
     async def close(self) -> None:
         """Stop reconciling; what runs on the nodes is left as it is. Nothing if it isn't started."""
-        queue, self._queue = self._queue, None
-        if queue is not None:
-            await queue.close()
+        queues = (self._queue, self._data_queue)
+        self._queue = self._data_queue = None
+        for queue in queues:
+            if queue is not None:
+                await queue.close()
         for task in (*self._followers, *self._tasks):
             task.cancel()
         await asyncio.gather(*self._followers, *self._tasks, return_exceptions=True)
@@ -149,7 +145,7 @@ class Controller:
     # What the catalog tells
 
     async def _follow_apps(self, position: int) -> None:
-        async for name, record in _follow(self._mirror.apps, position):
+        async for name, record in follow(self._mirror.apps, position):
             if record is not None and _is_unsettled(record):
                 self._unsettled[name] = None
             else:
@@ -157,7 +153,7 @@ class Controller:
             self.enqueue(name)
 
     async def _follow_nodes(self, position: int) -> None:
-        async for name, record in _follow(self._mirror.nodes, position):
+        async for name, record in follow(self._mirror.nodes, position):
             if record is None:
                 self._links.forget(name)
                 self._lease_watch.forget(name)
@@ -169,11 +165,21 @@ class Controller:
             if self._links.is_heard(name) and not record.node.cordoned:
                 self._enqueue_unplaced()  # it may have been uncordoned
 
+    async def _follow_retained(self, position: int) -> None:
+        async for name, _ in follow(self._mirror.retained, position):
+            self._look_at_data(name.rpartition("/retainedData/")[0])
+
+    def _look_at_data(self, node: str) -> None:
+        if self._data_queue is not None:
+            self._data_queue.add(node)
+
     # What the nodes tell (LinkListener)
 
     def heard(self, link: NodeLink, status: RuntimeStatus) -> None:
         """Mark the node ready and look at every app placed on it."""
         self._note_heard(link, status)
+        self._data.heard(link.node.name)
+        self._look_at_data(link.node.name)
         for app in self._mirror.apps_on(link.node.name):
             self.enqueue(app)
         self._enqueue_unplaced()
@@ -185,6 +191,7 @@ class Controller:
         log.error("node unreachable: %s: %s", link.node.name, why,
                   extra={"action": "node.unreachable", "node": link.node.name})  # fmt: skip
         self._note_lost(link, why)
+        self._look_at_data(link.node.name)
         for app in self._mirror.apps_on(link.node.name):
             self.enqueue(app)
 
@@ -278,20 +285,6 @@ class Controller:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-async def _follow(feed: ChangeFeed[V], position: int) -> AsyncIterator[tuple[str, V | None]]:
-    """Yield what changes after a position until the feed closes; all there is, if it goes back less far."""
-    resume: int | None = position
-    while True:
-        try:
-            async for item in feed.watch(resume, IDLE_SECONDS):
-                if isinstance(item, Entry):
-                    yield item.key, item.value
-        except SupervisorError:
-            if feed.closed:
-                return
-            resume = None
 
 
 def _is_unsettled(record: AppRecord) -> bool:

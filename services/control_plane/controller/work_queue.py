@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 
-from services.control_plane.reconciler.app_reconciler import Result
+from services.control_plane.reconciler.result import Result
 
 log = logging.getLogger("appsupervisor.reconciler")
 

@@ -10,6 +10,7 @@ from functools import partial
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import DeleteAppRequest
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
+from services.control_plane.catalog import retention
 from services.control_plane.catalog.commands import DEFAULT_BASE_DOMAIN, remove
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_by_name, request_digest
@@ -168,6 +169,7 @@ class FleetService:
             if apps and not (request.force and request.validate_only):
                 raise _not_empty(name, apps, 0)
             for node in tx.nodes(name):
+                retention.forget_node(tx, node.name)
                 tx.delete_node(node.name)
             tx.delete_environment(name)
             return record.environment

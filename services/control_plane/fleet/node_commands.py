@@ -11,7 +11,9 @@ from typing import TypeVar
 from google.longrunning.operations_pb2 import Operation
 from google.protobuf.message import Message
 
+from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
+from services.control_plane.catalog import retention
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.fleet import drains
 from services.control_plane.fleet.views import check_etag, node_etag, node_not_found, shown_node
@@ -106,6 +108,16 @@ class NodeCommands:
                     resource=name,
                     metadata={"apps": str(len(kept)), "app": kept[0]},
                 )
+            left = [it.data.app for it in tx.retained_on(name) if it.data.state != RetainedData.MISSING]
+            if left and not request.force:
+                raise SupervisorError(
+                    "DATA_ON_NODE",
+                    f"{len(left)} deleted apps, {left[0]} among them, have left data on {name} that exists "
+                    "nowhere else. Start the node again and attach or purge it; or give it up, with `force`.",
+                    resource=name,
+                    metadata={"retained": str(len(left)), "app": left[0]},
+                )
+            retention.forget_node(tx, name)
             for drain in tx.open_operations(name, (DRAIN,)):
                 gone = SupervisorError("OPERATION_SUPERSEDED", f"{name} was deleted.", resource=name)
                 operations.end(tx, drain, gone, step="superseded")

@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition
-from services.control_plane.placement.choice import Wish, candidate_of, obstacles
+from services.control_plane.placement.choice import Wish, candidate_of, fits
 from services.control_plane.rules.etags import app_etag, etag_matches
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import EnvironmentRecord, NodeRecord
@@ -63,7 +63,7 @@ def shown_node(mirror: Mirror, record: NodeRecord) -> pb.Node:
         taken=False,
     )
     wish = Wish(record.environment, environment is not None and environment.environment.cordoned)
-    shown.schedulable = next(obstacles(wish, candidate), None) is None
+    shown.schedulable = fits(wish, candidate)
     return shown
 
 

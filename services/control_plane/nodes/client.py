@@ -139,6 +139,21 @@ class NodeClient:
                 return
             request.page_token = page.next_page_token
 
+    async def directories(self, parent: str) -> AsyncIterator[pb.DataDirectory]:
+        """Yield the data directories of an app, or of all (`apps/-`), page by page."""
+        request = pb.ListDataDirectoriesRequest(parent=parent, page_size=1000)
+        while True:
+            page = await self._retry(lambda: self._stub.ListDataDirectories(request, timeout=CALL_SECONDS))
+            for directory in page.data_directories:
+                yield directory
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def claim(self, request: pb.ClaimDataDirectoryRequest) -> pb.DataDirectory:
+        """Have a data directory handed over to another app; safe to repeat."""
+        return await self._retry(lambda: self._stub.ClaimDataDirectory(request, timeout=CALL_SECONDS))
+
     async def close(self) -> None:
         """Close the channel; calls under way are cancelled."""
         await self._channel.close(None)

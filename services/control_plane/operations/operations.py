@@ -6,21 +6,30 @@ app wins; every operation has a deadline, after which what is wanted of the app 
 
 from __future__ import annotations
 
-import secrets
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
 from google.longrunning.operations_pb2 import Operation
 from google.protobuf.message import Message
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App, OperationMetadata
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, BatchResponse, OperationMetadata
+from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata, Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.operations.moves import Stage, stage_of, take_back
 from services.control_plane.operations.traces import add_trace
 from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.interface import Transaction
-from services.control_plane.store.records import DRAIN, AppRecord, OperationRecord, Version, current_of
+from services.control_plane.store.random_ids import new_suffix
+from services.control_plane.store.records import (
+    DRAIN,
+    AppRecord,
+    OperationRecord,
+    RetainedDataRecord,
+    Version,
+    current_of,
+)
 from services.rpc.errors import CODES, SupervisorError
 from services.rpc.status import to_status
 
@@ -30,9 +39,18 @@ KEPT = 24 * 3600 * 1_000_000
 SLACK = 60_000_000
 """Added to the app's own start and stop limits for an operation's deadline, µs."""
 
+PURGE_LIMIT = 120_000_000
+"""Time after which an operation that removes data is given up, µs; the data is removed all the same."""
+
+BATCH_LIMIT = 24 * 3600 * 1_000_000
+"""Time after which a batch is given up, µs: its apps' own requests are remembered as long."""
+
+Command = Callable[[Transaction], OperationRecord]
+"""Stores what is wanted, and returns the operation that waits for it."""
+
 READY = frozenset({Instance.RUNNING, Instance.IDLE})
 
-_BRINGS_UP = frozenset({"create", "update", "start", "restart", "recover"})
+_BRINGS_UP = frozenset({"create", "update", "start", "restart", "recover", "attach"})
 _ENDED_BY = {
     "stop": _BRINGS_UP | {"move"},
     "delete": _BRINGS_UP | {"stop", "move"},
@@ -75,8 +93,9 @@ def begin(
     limits = record.spec.limits
     allowed = limits.start_timeout.ToMicroseconds() + 2 * limits.stop_timeout.ToMicroseconds()
     metadata = OperationMetadata(
-        target=record.name, verb=verb, step="accepted", generation=record.generation, actor=actor
-    )
+        target=record.name, verb=verb, step="accepted", generation=record.generation, actor=actor,
+        retained_data=record.status.retained_data,
+    )  # fmt: skip
     metadata.create_time.FromMicroseconds(tx.now)
     metadata.deadline_time.FromMicroseconds(tx.now + allowed + SLACK)
     goal = record.target
@@ -98,9 +117,50 @@ def begin(
     return _settle_one(tx, operation, record)
 
 
+def begin_purge(tx: Transaction, record: RetainedDataRecord, actor: str) -> OperationRecord:
+    """Store a new operation that ends when retained data is removed, and return it."""
+    metadata = OperationMetadata(
+        target=record.data.app, verb="purge", step="removing data", actor=actor, retained_data=record.name
+    )
+    metadata.create_time.FromMicroseconds(tx.now)
+    metadata.deadline_time.FromMicroseconds(tx.now + PURGE_LIMIT)
+    operation = OperationRecord(
+        name=new_name(tx),
+        app=record.name,
+        app_uid=record.data.app_uid,
+        verb="purge",
+        goal=Version(0, 0),
+        metadata=metadata,
+        create_time=tx.now,
+        deadline=tx.now + PURGE_LIMIT,
+    )
+    tx.put_operation(operation)
+    return operation
+
+
+def begin_batch(tx: Transaction, verb: str, count: int, actor: str) -> OperationRecord:
+    """Store a new operation on so many apps, and return it."""
+    metadata = OperationMetadata(verb=verb, step="accepted", actor=actor)
+    metadata.batch.total_count = count
+    metadata.create_time.FromMicroseconds(tx.now)
+    metadata.deadline_time.FromMicroseconds(tx.now + BATCH_LIMIT)
+    operation = OperationRecord(
+        name=new_name(tx),
+        app="",
+        app_uid="",
+        verb=verb,
+        goal=Version(0, 0),
+        metadata=metadata,
+        create_time=tx.now,
+        deadline=tx.now + BATCH_LIMIT,
+    )
+    tx.put_operation(operation)
+    return operation
+
+
 def new_name(tx: Transaction) -> str:
     """Return a name for a new operation: they sort by time."""
-    return f"operations/{tx.now:016x}{secrets.token_hex(6)}"
+    return f"operations/{tx.now:016x}{new_suffix()}"
 
 
 def with_notice(tx: Transaction, operation: OperationRecord, condition: Condition) -> OperationRecord:
@@ -141,6 +201,10 @@ def expire(tx: Transaction, name: str) -> None:
     for condition in app.status.conditions if app else ():
         if condition.type == "Ready" and condition.message:
             why = condition.message
+    if isinstance(operation.metadata, OperationMetadata):
+        data = tx.retained(operation.metadata.retained_data)
+        if data is not None and data.data.state_reason:
+            why = data.data.state_reason
     stands = _STANDS.get(operation.verb, "what is wanted of it stands")
     if isinstance(operation.metadata, DrainNodeMetadata):
         left = operation.metadata.left_count
@@ -183,9 +247,10 @@ def end(
     step: str = "done",
     app: AppRecord | None = None,
     node: Node | None = None,
+    response: RetainedData | BatchResponse | None = None,
     traceback: str = "",
 ) -> OperationRecord:
-    """End an operation, with the app, or node, as its response or an error, and return it.
+    """End an operation, with the app, or node, or another response, or an error, and return it.
 
     The error carries the end of `traceback`, that of the app's exception.
     """
@@ -202,7 +267,7 @@ def end(
         metadata=metadata,
         done=True,
         error=status,
-        response=app.public if app else node,
+        response=app.public if app else node or response,
         expire_time=tx.now + KEPT,
     )
     tx.put_operation(ended)
@@ -261,6 +326,8 @@ def fulfilled(verb: str, goal: Version, record: AppRecord, served: Version | Non
     """Tell whether an operation has reached its goal; `served` is the version that serves, or did last."""
     if verb == "delete":
         return False  # ended by the removal itself
+    if verb == "attach" and record.status.retained_data:
+        return False  # its node has not handed the data over yet
     if verb == "stop" or record.spec.desired_state == App.STOPPED:
         wanted = record.spec.desired_state == App.STOPPED
         return wanted and bool(record.status.state == Instance.STOPPED)

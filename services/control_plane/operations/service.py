@@ -29,7 +29,7 @@ from services.rpc.pipeline.call import Caller
 LONGEST_WAIT = 600.0
 """Seconds that one WaitOperation may take, whatever it asks for."""
 
-_CANCELLABLE = frozenset({"create", "update", "start", "restart", "recover", "move", DRAIN})
+_CANCELLABLE = frozenset({"create", "update", "start", "restart", "recover", "move", "attach", DRAIN})
 
 
 class OperationService:
@@ -102,11 +102,15 @@ class OperationService:
 
         A create or start is taken back by stopping the app, as StopApp does; a move by ending what was to
         take over. An update or restart that has begun stands, as the moves of a drain do, and only the
-        operation ends. A stop or a delete can't be taken back.
+        operation ends. A stop or a delete can't be taken back. A batch begins no more apps, and ends when
+        those that are begun have come to their end.
         """
 
         def run(tx: Transaction) -> Empty:
             record = _found(tx.operation(operation_name(parse_operation_name(request.name))), request.name)
+            if not record.done and record.verb.startswith("batch_"):
+                _give_up(tx, record)
+                return Empty()
             if record.done or record.verb not in _CANCELLABLE:
                 what = "is done" if record.done else f"is a {record.verb}, which can't be taken back"
                 raise SupervisorError(
@@ -128,11 +132,8 @@ class OperationService:
                 why = f"A move of it was cancelled by {caller.actor}; it goes on where it serves."
                 moves.take_back(tx, record, "OPERATION_CANCELLED", why)
             app = tx.app(record.app)
-            if (
-                app is not None
-                and app.uid == record.app_uid
-                and record.verb in ("create", "start", "recover")
-            ):
+            same = app is not None and app.uid == record.app_uid
+            if app is not None and same and record.verb in ("create", "start", "recover", "attach"):
                 take_back(tx, app, caller.actor, record.name)
             return Empty()
 
@@ -168,6 +169,13 @@ class OperationService:
                     return
 
 
+def _give_up(tx: Transaction, record: OperationRecord) -> None:
+    """Have no more of a batch begun; it ends when what is begun has ended."""
+    metadata = operations.copied(record.metadata)
+    metadata.cancel_requested, metadata.step = True, "cancelling"
+    tx.put_operation(replace(record, metadata=metadata))
+
+
 def _wake(waiters: Iterable[asyncio.Future[None]]) -> None:
     for future in waiters:
         if not future.done():
@@ -195,7 +203,7 @@ def _test(field: str, _: str, value: str) -> Callable[[OperationRecord], bool]:
     if field == "done" and value in ("true", "false"):
         return lambda record: record.done is (value == "true")
     if field == "metadata.target" and value:
-        return lambda record: record.app == value
+        return lambda record: record.metadata.target == value
     if field == "metadata.verb" and value:
         return lambda record: record.verb == value
     rule = (

@@ -7,7 +7,7 @@ state gives the same answer.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,6 +15,9 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 
 DEFAULT_MAX_INSTANCES = 10_000
+
+KEPT = 10_000
+"""Nodes that are remembered."""
 
 MIB = 1024 * 1024
 
@@ -64,6 +67,34 @@ class Choice:
     reason: str
 
 
+class Candidates:
+    """Makes candidates, and gives the same ones again for nodes that look as they did, which most do."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Node, Candidate]] = {}
+
+    def of(self, node: Node, heard: bool, apps: int, reserved_bytes: int, taken: bool) -> Candidate:
+        """Return a node as placement sees it."""
+        name = node.name
+        known, candidate = self._known.get(name, _NOTHING)
+        if (
+            known is node
+            and candidate.apps == apps
+            and candidate.heard is heard
+            and candidate.reserved_bytes == reserved_bytes
+            and candidate.taken is taken
+        ):
+            return candidate
+        if len(self._known) >= KEPT:
+            self._known.clear()  # nodes come and go
+        candidate = candidate_of(node, heard=heard, apps=apps, reserved_bytes=reserved_bytes, taken=taken)
+        self._known[name] = node, candidate
+        return candidate
+
+
+_NOTHING: tuple[Node | None, Candidate] = (None, Candidate("", False, 0))
+
+
 def candidate_of(node: Node, *, heard: bool, apps: int, reserved_bytes: int, taken: bool) -> Candidate:
     """Return a node as placement sees it."""
     return Candidate(
@@ -72,7 +103,7 @@ def candidate_of(node: Node, *, heard: bool, apps: int, reserved_bytes: int, tak
         apps,
         node.max_instances,
         node.cordoned,
-        node.labels,
+        dict(node.labels),
         node.memory_bytes,
         reserved_bytes,
         taken,
@@ -90,71 +121,95 @@ def wish_of(spec: App, *, environment_cordoned: bool) -> Wish:
     )
 
 
-def obstacles(wish: Wish, node: Candidate) -> Iterator[Obstacle]:
-    """Yield everything that keeps an app off a node."""
+def obstacles(wish: Wish, node: Candidate) -> list[Obstacle]:
+    """Return everything that keeps an app off a node."""
+    return [_TEXTS[reason](wish, node) for reason in _reasons(wish, node)]
+
+
+def fits(wish: Wish, node: Candidate) -> bool:
+    """Tell whether a node can take an app."""
+    return next(_reasons(wish, node), None) is None
+
+
+def _reasons(wish: Wish, node: Candidate) -> Iterator[str]:
+    """Yield the reasons that keep an app off a node. These are the rules; what is said of each is below."""
     if not node.heard:
-        yield Obstacle("NOT_HEARD", "It cannot be heard.", "Start its process again, or delete the node.")
+        yield "NOT_HEARD"
     if node.cordoned:
-        yield Obstacle("NODE_CORDONED", "It is cordoned.", "Uncordon the node.")
+        yield "NODE_CORDONED"
     if wish.environment_cordoned:
-        yield Obstacle(
-            "ENVIRONMENT_CORDONED",
-            f"{wish.environment} is cordoned.",
-            f"Set `cordoned` of {wish.environment} to false.",
-        )
-    most = node.max_instances or DEFAULT_MAX_INSTANCES
-    if node.apps >= most:
-        yield Obstacle(
-            "INSTANCES_FULL",
-            f"It has {node.apps} apps, and accepts {most}.",
-            "Move an app off it, or start the node with a higher --max-instances.",
-        )
-    if (
-        wish.memory_bytes
-        and node.memory_bytes
-        and node.reserved_bytes + wish.memory_bytes > node.memory_bytes
-    ):
-        yield Obstacle(
-            "MEMORY_FULL",
-            f"{_mib(node.reserved_bytes)} of its {_mib(node.memory_bytes)} are reserved, and the app asks "
-            f"for {_mib(wish.memory_bytes)}.",
-            "Move an app off it, lower limits.memory_bytes, or give the node more memory.",
-        )
-    for key, value in wish.selector.items():
-        if node.labels.get(key) != value:
-            has = f"{key}={node.labels[key]}" if key in node.labels else f"no label {key}"
-            yield Obstacle(
-                "LABELS_DIFFER",
-                f"It has {has}, and the app's node_selector asks for {key}={value}.",
-                f"Start the node with --label {key}={value}, or change the app's node_selector.",
-            )
+        yield "ENVIRONMENT_CORDONED"
+    if node.apps >= (node.max_instances or DEFAULT_MAX_INSTANCES):
+        yield "INSTANCES_FULL"
+    if wish.memory_bytes and 0 < node.memory_bytes < node.reserved_bytes + wish.memory_bytes:
+        yield "MEMORY_FULL"
+    if wish.selector and _differing(wish, node):
+        yield "LABELS_DIFFER"
     if node.taken:
-        yield Obstacle(
-            "TAKEN_EXCLUSIVELY",
-            "An app is on it that is to be alone.",
-            "Move that app, or set its `exclusive` to false.",
-        )
+        yield "TAKEN_EXCLUSIVELY"
     if wish.exclusive and node.apps:
-        yield Obstacle(
-            "NOT_EMPTY",
-            f"The app is to be alone, and {node.apps} apps are on it.",
-            "Move them off it, or add a node.",
-        )
+        yield "NOT_EMPTY"
+
+
+def _differing(wish: Wish, node: Candidate) -> list[str]:
+    return [f"{key}={value}" for key, value in wish.selector.items() if node.labels.get(key) != value]
+
+
+_TEXTS: dict[str, Callable[[Wish, Candidate], Obstacle]] = {
+    "NOT_HEARD": lambda _wish, _node: Obstacle(
+        "NOT_HEARD", "It cannot be heard.", "Start its process again, or delete the node."
+    ),
+    "NODE_CORDONED": lambda _wish, _node: Obstacle("NODE_CORDONED", "It is cordoned.", "Uncordon the node."),
+    "ENVIRONMENT_CORDONED": lambda wish, _node: Obstacle(
+        "ENVIRONMENT_CORDONED",
+        f"{wish.environment} is cordoned.",
+        f"Set `cordoned` of {wish.environment} to false.",
+    ),
+    "INSTANCES_FULL": lambda _wish, node: Obstacle(
+        "INSTANCES_FULL",
+        f"It has {node.apps} apps, and accepts {node.max_instances or DEFAULT_MAX_INSTANCES}.",
+        "Move an app off it, or start the node with a higher --max-instances.",
+    ),
+    "MEMORY_FULL": lambda wish, node: Obstacle(
+        "MEMORY_FULL",
+        f"{_mib(node.reserved_bytes)} of its {_mib(node.memory_bytes)} are reserved, and the app asks for "
+        f"{_mib(wish.memory_bytes)}.",
+        "Move an app off it, lower limits.memory_bytes, or give the node more memory.",
+    ),
+    "LABELS_DIFFER": lambda wish, node: Obstacle(
+        "LABELS_DIFFER",
+        f"The app's node_selector asks for {', '.join(_differing(wish, node))}, which it has not.",
+        f"Start the node with --label {' --label '.join(_differing(wish, node))}, or change the app's "
+        "node_selector.",
+    ),
+    "TAKEN_EXCLUSIVELY": lambda _wish, _node: Obstacle(
+        "TAKEN_EXCLUSIVELY",
+        "An app is on it that is to be alone.",
+        "Move that app, or set its `exclusive` to false.",
+    ),
+    "NOT_EMPTY": lambda _wish, node: Obstacle(
+        "NOT_EMPTY",
+        f"The app is to be alone, and {node.apps} apps are on it.",
+        "Move them off it, or add a node.",
+    ),
+}
 
 
 def ranked(wish: Wish, candidates: Iterable[Candidate]) -> list[Candidate]:
     """Return the nodes that can take an app, the best first."""
-    fit = [node for node in candidates if next(obstacles(wish, node), None) is None]
-    return sorted(fit, key=_order)
+    return sorted((node for node in candidates if fits(wish, node)), key=_order)
 
 
 def choose(wish: Wish, candidates: Iterable[Candidate]) -> Choice:
-    """Return the node for one more app."""
+    """Return the node for one more app: the first of `ranked`, without ranking them all."""
     known = list(candidates)
-    fit = [node for node in known if next(obstacles(wish, node), None) is None]
-    if fit:
-        best = min(fit, key=_order)
-        return Choice(best.name, f"fewest apps ({best.apps}) of {len(fit)} nodes that can take it")
+    best: Candidate | None = None
+    for node in known:
+        # Most have more apps than the best so far: only the others are looked at closely.
+        if (best is None or _order(node) < _order(best)) and fits(wish, node):
+            best = node
+    if best is not None:
+        return Choice(best.name, f"fewest apps ({best.apps}) of those of {len(known)} nodes that can take it")
     if not known:
         return Choice("", f"{wish.environment} has no node that it could go to; start one there.")
     return Choice("", _why_none(wish, known))
@@ -173,7 +228,7 @@ _WORDS = {
 
 
 def _why_none(wish: Wish, known: list[Candidate]) -> str:
-    count = Counter(next(obstacles(wish, node)).reason for node in known)
+    count = Counter(next(_reasons(wish, node)) for node in known)
     told = ", ".join(f"{number} {_WORDS[reason]}" for reason, number in sorted(count.items()))
     return f"None of the {len(known)} nodes of {wish.environment} can take it: {told}."
 

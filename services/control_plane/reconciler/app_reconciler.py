@@ -11,7 +11,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,12 +24,14 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
 )
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.placement.assignment import Assignment, assign
-from services.control_plane.placement.choice import candidate_of
+from services.control_plane.placement.choice import Candidates
 from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
 from services.control_plane.reconciler import transactions
+from services.control_plane.reconciler.data_reconciler import DataReconciler
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.pace import Pace
 from services.control_plane.reconciler.plan import Plan, Start, plan, stop_orphan
+from services.control_plane.reconciler.result import Result
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role
 from services.rpc.errors import SupervisorError
@@ -46,18 +48,6 @@ T = TypeVar("T")
 Command = Callable[[Transaction], Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What came of a pass."""
-
-    again: bool = False
-    """There is more to do at once."""
-    after: float = 0.0
-    """There is more to do, after so many seconds; 0 if there isn't."""
-    failure: SupervisorError | None = None
-    """What is worth another try, after a pause that grows."""
-
-
 class AppReconciler:
     """Makes passes over apps; keeps only what one pass must know of another. Lives on one loop."""
 
@@ -66,6 +56,7 @@ class AppReconciler:
         store: CatalogStore,
         links: NodeLinks,
         write: Callable[[Command], Future[Any]],
+        data: DataReconciler,
         clock: Callable[[], float],
     ) -> None:
         """`write` stores what a pass decides; `clock` gives seconds, monotonic."""
@@ -73,8 +64,10 @@ class AppReconciler:
         self._mirror = store.mirror
         self._links = links
         self._store_write = write
+        self._data = data
         self._pace = Pace(clock)
         self._placing: Counter[str] = Counter()
+        self._candidates = Candidates()
 
     async def reconcile(self, app: str) -> Result:
         """Make one pass over an app, which may not exist any more."""
@@ -87,6 +80,8 @@ class AppReconciler:
         return result
 
     async def _look_at(self, app: AppRecord) -> Result:
+        if app.status.retained_data and await self._data.take_over(app):
+            return Result()  # what came of it is stored, and has the app looked at again
         placements = self._mirror.placements_of(app.name)
         seen = self._see(app, placements)
         if placements and not any(self._is_clear(it.node) for it in placements):
@@ -132,15 +127,15 @@ class AppReconciler:
         return Snapshot(
             nodes,
             tuple(
-                candidate_of(
+                self._candidates.of(
                     link.node,
-                    heard=link.synced,
-                    apps=self._mirror.count_on(link.node.name) + self._placing[link.node.name],
-                    reserved_bytes=self._mirror.reserved_on(link.node.name),
-                    taken=link.node.name in taken,
+                    link.synced,
+                    self._mirror.count_on(name) + self._placing.get(name, 0),
+                    self._mirror.reserved_on(name),
+                    name in taken,
                 )
                 for link in self._links.all()
-                if link.node.name.startswith(prefix)
+                if (name := link.node.name).startswith(prefix)
             ),
             gone,
             environment is not None and environment.environment.cordoned,

@@ -188,7 +188,7 @@ class _Status:
 
     def _is_settled(self) -> bool:
         app, serving = self._app, self._serving
-        if app.deleting:
+        if app.deleting or self._status.retained_data:
             return False
         if app.spec.desired_state == App.STOPPED:
             return bool(self._status.state == Instance.STOPPED) and self._alone()
@@ -198,7 +198,7 @@ class _Status:
     def _is_final(self) -> bool:
         """Tell whether nothing more will be done until somebody changes something."""
         app, status = self._app, self._status
-        if app.deleting:
+        if app.deleting or status.retained_data:
             return False
         if app.failed == app.target and status.state in READY:
             return len(status.instances) == 1 and self._alone()

@@ -92,6 +92,7 @@ def _lingering(assigned: Assignment, seen: Snapshot, now: int) -> Iterator[tuple
     for placement in assigned.placements:
         left = SWITCH_SECONDS - (now - placement.since) / 1e6
         moved = placement.role is Role.OUTGOING and placement.node != current.node
+        moved = moved and not _is_called_off(assigned, placement)
         if moved and 0 < left <= SWITCH_SECONDS and is_ready(seen.instance(placement)):
             yield placement.name, left
 
@@ -109,7 +110,11 @@ def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool
                 continue
             if not is_own(instance, app.uid) or (own is not None and own.role is Role.LOST):
                 yield Stop(name, _stop(app, instance))
-            elif ending or (own is not wanted and (replaced or not is_ready(instance))):
+            elif (
+                ending
+                or (own is not wanted and (replaced or not is_ready(instance)))
+                or _is_called_off(assigned, own)
+            ):
                 yield Stop(name, _stop(app, instance), own)
         # What was never seen there may come yet, or have left its data: its node has to say that it is gone.
         if not app.deleting or not any(is_own(it, app.uid) for it in view.instances.values()):
@@ -117,6 +122,14 @@ def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool
                 unseen = placement.node == name and placement.instance not in view.instances
                 if unseen and placement.role in ENDING:
                     yield Stop(name, _last_stop(app, placement), placement)
+
+
+def _is_called_off(assigned: Assignment, placement: PlacementRecord | None) -> bool:
+    """Tell whether a placement was to take over and was taken back: it ends, even if it is ready by now."""
+    current = assigned.current
+    if placement is None or current is None or placement.role is not Role.OUTGOING:
+        return False
+    return (placement.epoch, placement.generation) > (current.epoch, current.generation)
 
 
 def _heard(assigned: Assignment, seen: Snapshot) -> Iterator[tuple[str, NodeView]]:

@@ -11,17 +11,20 @@ from dataclasses import replace
 from functools import partial
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest
+from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, RuntimeStatus
+from services.control_plane.catalog import retention
 from services.control_plane.catalog.commands import add_event
 from services.control_plane.catalog.idempotency import SYSTEM
 from services.control_plane.operations import operations
 from services.control_plane.placement.assignment import ENDING, Assignment, assign
 from services.control_plane.placement.snapshot import Snapshot
 from services.control_plane.reconciler.observation import observe
+from services.control_plane.rules.names import retained_data_name
 from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.interface import CatalogStore, Transaction
-from services.control_plane.store.records import AppRecord, NodeRecord, PlacementRecord
+from services.control_plane.store.records import AppRecord, NodeRecord, PlacementRecord, current_of
 from services.rpc.errors import SupervisorError
 
 
@@ -40,6 +43,7 @@ def decided(tx: Transaction, name: str, uid: str, seen: Snapshot) -> tuple[AppRe
     if after != before:
         tx.put_app(after)
     _put_placements(tx, after, known, assigned)
+    _tell_move(tx, after, known, assigned)
     if after != before:
         _tell(tx, before, after, assigned)
     operations.settle(tx, after)
@@ -84,6 +88,10 @@ def ended(
     for placement in tx.placements_of(name):
         if placement.name in gone and placement.role in ENDING:
             tx.delete_placement(placement)
+            if record.deleting == DeleteAppRequest.RETAIN:
+                retention.keep(tx, record, placement)
+            elif record.deleting:
+                tx.delete_retained(retained_data_name(placement.node, record.uid))
         else:
             left += 1
     if not record.deleting:
@@ -93,6 +101,30 @@ def ended(
     tx.delete_app(name)
     operations.settle_removed(tx, record)
     add_event(tx, record, "Deleted", actor=SYSTEM, reason=DeleteAppRequest.DataPolicy.Name(policy))
+
+
+def taken_over(tx: Transaction, name: str, uid: str) -> None:
+    """Store that an app's node has handed over the data that it begins with."""
+    record = _same(tx, name, uid)
+    if record is None or not record.status.retained_data:
+        return
+    message = f"{record.status.retained_data} is its own now."
+    record = retention.taken_over(tx, record)
+    add_event(tx, record, "DataAttached", actor=SYSTEM, message=message)
+    operations.settle(tx, record)
+
+
+def not_taken_over(tx: Transaction, name: str, uid: str, refusal: SupervisorError) -> None:
+    """Store that an app's node will not hand over its data: the app stays without it."""
+    record = _same(tx, name, uid)
+    if record is None or not record.status.retained_data:
+        return
+    missing = refusal.reason == "DATA_MISSING"
+    state = RetainedData.MISSING if missing else RetainedData.RETAINED
+    record = tx.put_app(retention.given_back(tx, record, state, refusal.message))
+    add_event(tx, record, "DataNotAttached", actor=SYSTEM, reason=refusal.reason, message=refusal.message)
+    for operation in tx.open_operations(name, ("attach",)):
+        operations.end(tx, operation, refusal, step="failed")
 
 
 def left_behind(tx: Transaction, name: str, instance: Instance) -> None:
@@ -178,6 +210,16 @@ def _is_lost(tx: Transaction, node: str) -> bool:
     return record is not None and record.node.lease_state == Node.EXPIRED
 
 
+def _tell_move(
+    tx: Transaction, record: AppRecord, known: Sequence[PlacementRecord], assigned: Assignment
+) -> None:
+    """Append to an app's timeline that it serves on another node from now on."""
+    before, after = current_of(known), assigned.current
+    if before is not None and after is not None and before.node != after.node:
+        message = f"From {before.node} to {after.node}."
+        add_event(tx, record, "Moved", actor=SYSTEM, message=message, instance=after.instance)
+
+
 def _same(tx: Transaction, name: str, uid: str) -> AppRecord | None:
     record = tx.app(name)
     return record if record is not None and record.uid == uid else None
@@ -229,18 +271,27 @@ def _tell(tx: Transaction, before: AppRecord, after: AppRecord, assigned: Assign
     updated = _condition(new, "Updated")
     if updated.status == Condition.UNMET and _condition(old, "Updated") != updated:
         culprit = next((i for i in new.instances if i.state == Instance.FAILED), None)
-        current, given_up = assigned.current, after.failed
-        restarted = current is not None and given_up is not None and current.generation == given_up.generation
         add_event(
             tx,
             after,
-            "RestartFailed" if restarted else "UpdateFailed",
+            _failed_command(assigned, after),
             actor=SYSTEM,
             reason=updated.reason,
             message=updated.message,
             detail=culprit.last_error.detail if culprit else "",
             instance=culprit.name if culprit else "",
         )
+
+
+def _failed_command(assigned: Assignment, record: AppRecord) -> str:
+    """Return the type of the event that tells that a version was given up."""
+    current, given_up = assigned.current, record.failed
+    epochs = {it.epoch: it.node for it in assigned.placements}
+    if current is None or given_up is None:
+        return "UpdateFailed"
+    if epochs.get(given_up.epoch, current.node) != current.node:
+        return "MoveFailed"
+    return "RestartFailed" if current.generation == given_up.generation else "UpdateFailed"
 
 
 def _tell_blocks(tx: Transaction, record: AppRecord, old: App, new: App) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from google.protobuf.descriptor import EnumDescriptor
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent
+from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec
 from services.control_plane.rules.filter_grammar import Literal, refuse
 from services.control_plane.rules.filter_patterns import text_test
@@ -259,6 +260,24 @@ def search(value: Literal) -> Predicate:
     if "/" in value.text:
         return lambda app: test(app.name) or test(app.display_name.casefold())
     return lambda app: test(app.name[5:]) or test(app.display_name.casefold())
+
+
+RETAINED_FIELDS: dict[str, Field] = {
+    "name": TextField(lambda data: data.name),
+    "app": TextField(lambda data: data.app),
+    "app_uid": TextField(lambda data: data.app_uid),
+    "state": EnumField(lambda data: data.state, RetainedData.State.DESCRIPTOR),
+    "entrypoint": TextField(lambda data: data.entrypoint),
+    "size_bytes": NumberField(lambda data: data.size_bytes),
+    "delete_time": TimeField("delete_time"),
+    "observe_time": TimeField("observe_time"),
+}
+
+
+def search_retained(value: Literal) -> Predicate:
+    """Return the test of a bare word or phrase: part of the name of the app that left the data."""
+    test = text_test(value if value.has_wildcard else _anywhere(value), fold=True)
+    return lambda data: test(data.app)
 
 
 def search_events(value: Literal) -> Predicate:

@@ -13,10 +13,12 @@ from typing import Any
 from services.control_plane.rules.filter_fields import (
     EVENT_FIELDS,
     FIELDS,
+    RETAINED_FIELDS,
     Field,
     Predicate,
     search,
     search_events,
+    search_retained,
 )
 from services.control_plane.rules.filter_grammar import (
     AllOf,
@@ -59,6 +61,7 @@ class _Vocabulary:
 
 _APPS = _Vocabulary(FIELDS, search)
 _EVENTS = _Vocabulary(EVENT_FIELDS, search_events)
+_RETAINED = _Vocabulary(RETAINED_FIELDS, search_retained)
 
 
 @lru_cache(maxsize=256)
@@ -84,6 +87,18 @@ def compile_event_filter(text: str) -> Filter:
     if node is None:
         return Filter(text, lambda _: True, None, True)
     return Filter(text, _compile(node, _EVENTS), _exact_name(node, "app"), False)
+
+
+@lru_cache(maxsize=64)
+def compile_retained_filter(text: str) -> Filter:
+    """Return the test of retained data that `text` asks for; raises as `compile_filter`.
+
+    A bare word is searched for in the name of the app that left the data.
+    """
+    node = parse_filter(text)
+    if node is None:
+        return Filter(text, lambda _: True, None, True)
+    return Filter(text, _compile(node, _RETAINED), _exact_name(node, "name"), False)
 
 
 def _compile(node: Node, words: _Vocabulary) -> Predicate:

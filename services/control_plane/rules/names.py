@@ -69,6 +69,16 @@ def node_name(environment_id: str, node_id: str) -> str:
     return f"environments/{environment_id}/nodes/{node_id}"
 
 
+def retained_data_name(node: str, uid: str) -> str:
+    """Return `{node}/retainedData/{retained_data}`."""
+    return f"{node}/retainedData/{uid}"
+
+
+def is_system_id(text: str) -> bool:
+    """Tell whether a text has the form of an id that the system gives."""
+    return _SYSTEM_ID.fullmatch(text) is not None
+
+
 def operation_name(operation_id: str) -> str:
     """Return `operations/{operation}`."""
     return f"operations/{operation_id}"
@@ -84,10 +94,23 @@ def parse_environment_name(name: str, field: str = "name", *, wildcard: bool = F
     return _parse("environments/{environment}", name, field, [APP_ID], wildcard)[0]
 
 
-def parse_node_name(name: str, field: str = "name") -> tuple[str, str]:
-    """Return (environment, node) of `environments/{environment}/nodes/{node}`; raises INVALID_FIELD."""
-    ids = _parse("environments/{environment}/nodes/{node}", name, field, [APP_ID, APP_ID])
+def parse_node_name(name: str, field: str = "name", *, wildcard: bool = False) -> tuple[str, str]:
+    """Return (environment, node) of `environments/{environment}/nodes/{node}`; raises INVALID_FIELD.
+
+    Each may be `-` where `wildcard` allows it.
+    """
+    ids = _parse("environments/{environment}/nodes/{node}", name, field, [APP_ID, APP_ID], wildcard)
     return ids[0], ids[1]
+
+
+def parse_retained_data_name(name: str, field: str = "name") -> str:
+    """Return the name if it is `environments/{environment}/nodes/{node}/retainedData/{retained_data}`.
+
+    Raises INVALID_FIELD.
+    """
+    pattern = "environments/{environment}/nodes/{node}/retainedData/{retained_data}"
+    _parse(pattern, name, field, [APP_ID, APP_ID, _SYSTEM_ID])
+    return name
 
 
 def parse_operation_name(name: str, field: str = "name") -> str:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from google.longrunning.operations_pb2 import Operation
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
+from services.control_plane.catalog.batches import BatchCommands
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.catalog.timelines import AppTimelines
@@ -18,9 +19,15 @@ class CatalogServicer:
     """Serves AppCatalog."""
 
     def __init__(
-        self, commands: AppCommands, queries: AppQueries, timelines: AppTimelines, tails: AppTails
+        self,
+        commands: AppCommands,
+        batches: BatchCommands,
+        queries: AppQueries,
+        timelines: AppTimelines,
+        tails: AppTails,
     ) -> None:
         self._commands = commands
+        self._batches = batches
         self._queries = queries
         self._timelines = timelines
         self._tails = tails
@@ -29,13 +36,13 @@ class CatalogServicer:
         """Serve AppCatalog.CreateApp."""
         return await self._commands.create(request, call.caller())
 
-    async def GetApp(self, request: pb.GetAppRequest, call: Call) -> pb.App:
+    async def GetApp(self, request: pb.GetAppRequest, call: Call) -> bytes:
         """Serve AppCatalog.GetApp."""
-        return await self._queries.get(request, call.caller())
+        return await self._queries.get(request, call)
 
     async def ListApps(self, request: pb.ListAppsRequest, call: Call) -> bytes:
         """Serve AppCatalog.ListApps."""
-        return await self._queries.list_apps(request, call.caller())
+        return await self._queries.list_apps(request, call)
 
     async def UpdateApp(self, request: pb.UpdateAppRequest, call: Call) -> Operation:
         """Serve AppCatalog.UpdateApp."""
@@ -60,6 +67,30 @@ class CatalogServicer:
     async def RecoverApp(self, request: pb.RecoverAppRequest, call: Call) -> Operation:
         """Serve AppCatalog.RecoverApp."""
         return await self._commands.recover(request, call.caller())
+
+    async def BatchCreateApps(self, request: pb.BatchCreateAppsRequest, call: Call) -> Operation:
+        """Serve AppCatalog.BatchCreateApps."""
+        return await self._batches.begin(request, call.caller())
+
+    async def BatchUpdateApps(self, request: pb.BatchUpdateAppsRequest, call: Call) -> Operation:
+        """Serve AppCatalog.BatchUpdateApps."""
+        return await self._batches.begin(request, call.caller())
+
+    async def BatchDeleteApps(self, request: pb.BatchDeleteAppsRequest, call: Call) -> Operation:
+        """Serve AppCatalog.BatchDeleteApps."""
+        return await self._batches.begin(request, call.caller())
+
+    async def BatchStartApps(self, request: pb.BatchStartAppsRequest, call: Call) -> Operation:
+        """Serve AppCatalog.BatchStartApps."""
+        return await self._batches.begin(request, call.caller())
+
+    async def BatchStopApps(self, request: pb.BatchStopAppsRequest, call: Call) -> Operation:
+        """Serve AppCatalog.BatchStopApps."""
+        return await self._batches.begin(request, call.caller())
+
+    async def BatchRestartApps(self, request: pb.BatchRestartAppsRequest, call: Call) -> Operation:
+        """Serve AppCatalog.BatchRestartApps."""
+        return await self._batches.begin(request, call.caller())
 
     async def MoveApp(self, request: pb.MoveAppRequest, call: Call) -> Operation:
         """Serve AppCatalog.MoveApp."""

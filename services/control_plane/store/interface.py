@@ -18,11 +18,13 @@ from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import (
     VERBS,
     AppRecord,
+    BatchRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
     PlacementRecord,
     RequestRecord,
+    RetainedDataRecord,
 )
 
 T = TypeVar("T")
@@ -113,6 +115,22 @@ class Transaction(Protocol):
         """Return the custom domains that are `base` or below it, each with its app, in order."""
         ...
 
+    def retained(self, name: str) -> RetainedDataRecord | None:
+        """Return retained data."""
+        ...
+
+    def retained_on(self, node: str) -> list[RetainedDataRecord]:
+        """Return the data retained on a node, by name."""
+        ...
+
+    def put_retained(self, record: RetainedDataRecord) -> RetainedDataRecord:
+        """Insert or replace retained data, and return it as it is stored."""
+        ...
+
+    def delete_retained(self, name: str) -> None:
+        """Remove retained data."""
+        ...
+
     def operation(self, name: str) -> OperationRecord | None:
         """Return an operation."""
         ...
@@ -127,6 +145,18 @@ class Transaction(Protocol):
 
     def delete_operation(self, name: str) -> None:
         """Remove an operation."""
+        ...
+
+    def batch(self, name: str) -> BatchRecord | None:
+        """Return what is left to do of a batch operation."""
+        ...
+
+    def put_batch(self, record: BatchRecord) -> None:
+        """Insert or replace what is left to do of a batch operation; its requests never change."""
+        ...
+
+    def delete_batch(self, name: str) -> None:
+        """Remove what was left to do of a batch operation."""
         ...
 
     def add_event(self, app: str, event: AppEvent) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterable
+from itertools import takewhile
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from services.control_plane.store.app_entries import AppEntries, AppEntry
@@ -16,10 +17,12 @@ from services.control_plane.store.records import (
     DRAIN,
     VERBS,
     AppRecord,
+    BatchRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
     PlacementRecord,
+    RetainedDataRecord,
 )
 from services.rpc.feed import ChangeFeed
 
@@ -38,7 +41,11 @@ class Mirror:
         self.environments: ChangeFeed[EnvironmentRecord] = ChangeFeed(
             revision=revision, oldest_revision=revision
         )
+        self.retained: ChangeFeed[RetainedDataRecord] = ChangeFeed(
+            revision=revision, oldest_revision=revision
+        )
         self.placements: ChangeFeed[PlacementRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
+        self.batches: ChangeFeed[BatchRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self.operations: ChangeFeed[OperationRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self._lock = threading.Lock()
         self._by_node: dict[str, set[str]] = {}
@@ -62,7 +69,9 @@ class Mirror:
         environments: Iterable[tuple[str, EnvironmentRecord | None]] = (),
         nodes: Iterable[tuple[str, NodeRecord | None]] = (),
         placements: Iterable[tuple[str, PlacementRecord | None]] = (),
+        retained: Iterable[tuple[str, RetainedDataRecord | None]] = (),
         operations: Iterable[tuple[str, OperationRecord | None]] = (),
+        batches: Iterable[tuple[str, BatchRecord | None]] = (),
     ) -> None:
         """Take in one revision's committed changes."""
         apps, placements, operations = list(apps), list(placements), list(operations)
@@ -92,9 +101,11 @@ class Mirror:
                 )
         self.environments.publish(revision, environments)
         self.nodes.publish(revision, nodes)
+        self.retained.publish(revision, retained)
         self.placements.publish(revision, placements)  # before their apps: who follows those reads these
         self.apps.publish(revision, apps)
         self.operations.publish(revision, operations)
+        self.batches.publish(revision, batches)
 
     def _place(self, name: str, placement: PlacementRecord | None) -> None:
         app = name.partition("/placements/")[0]
@@ -191,6 +202,11 @@ class Mirror:
     def count_in(self, environment: str) -> int:
         """Count the apps of an environment."""
         return len(self._by_environment.get(environment, _NONE))
+
+    def retained_on(self, node: str) -> list[RetainedDataRecord]:
+        """Return the data retained on a node, by name."""
+        prefix = f"{node}/retainedData/"
+        return list(takewhile(lambda it: it.name.startswith(prefix), self.retained.values(prefix)))
 
     def is_heard(self, node: str) -> bool:
         """Tell whether the leader hears a node, as far as it has stored that."""

@@ -18,14 +18,17 @@ from google.rpc.status_pb2 import Status
 from appsupervisor.catalog.v1.app_catalog_pb2 import (
     App,
     AppEvent,
+    BatchResponse,
     DeleteAppRequest,
     OperationMetadata,
 )
+from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata, Environment, Node
+from services.control_plane.rules.etags import app_etag
 from services.control_plane.store.packed_app import PackedApp, list_item
 
-VERBS = ("create", "update", "delete", "start", "stop", "restart", "recover", "move")
-"""What operations on apps do: the methods that begin them."""
+VERBS = ("create", "update", "delete", "start", "stop", "restart", "recover", "move", "attach", "purge")
+"""What operations on apps, and on what they leave, do: the methods that begin them."""
 
 DRAIN = "drain"
 """What an operation on a node does."""
@@ -260,6 +263,40 @@ class NodeRecord:
         return self.node.name.rpartition("/nodes/")[0]
 
 
+@dataclass(frozen=True, slots=True)
+class RetainedDataRecord:
+    """What an app has left on a node."""
+
+    data: RetainedData
+    """As the API shows it, but for its etag."""
+    generation: int = 1
+    """Raised by each change of its state; from 0 downwards while it isn't known whether there is any data."""
+    revision: int = 0
+
+    @property
+    def is_certain(self) -> bool:
+        """Whether there is, or was, any data: an app that never started may have left none."""
+        return self.generation > 0
+
+    @property
+    def name(self) -> str:
+        """Resource name, `{node}/retainedData/{uid}`."""
+        return self.data.name
+
+    @property
+    def node(self) -> str:
+        """Resource name of the node that it is on."""
+        return self.data.name.rpartition("/retainedData/")[0]
+
+    @property
+    def public(self) -> RetainedData:
+        """The data as the API shows it."""
+        shown = RetainedData()
+        shown.CopyFrom(self.data)
+        shown.etag = app_etag(self.data.uid, self.generation)
+        return shown
+
+
 @dataclass(frozen=True)
 class OperationRecord:
     """One long-running operation: what it waits for, and how it ended."""
@@ -277,9 +314,25 @@ class OperationRecord:
     deadline: int
     done: bool = False
     error: Status | None = None
-    response: App | Node | None = None
+    response: App | Node | RetainedData | BatchResponse | None = None
+    """Of a purge, the data; of a batch, what came of its apps; of a drain, the node; else the app."""
     expire_time: int = 0
     """When a done operation is forgotten; 0 while it goes on."""
+    revision: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """What is left to do of a batch operation; gone when that has ended."""
+
+    name: str
+    """Of the operation."""
+    requests: bytes
+    """The serialized request, with one request for each app: the list is pinned."""
+    finished: int = 0
+    """So many apps from the front of the list have come to their end."""
+    results: bytes = b""
+    """A serialized BatchResponse: what came of those."""
     revision: int = 0
 
 

@@ -13,11 +13,13 @@ from services.control_plane.store.records import (
     EVENTS_PER_COMMAND,
     VERBS,
     AppRecord,
+    BatchRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
     PlacementRecord,
     RequestRecord,
+    RetainedDataRecord,
 )
 from services.control_plane.store.write_set import Batch, WriteSet
 from services.rpc.errors import SupervisorError
@@ -200,6 +202,32 @@ class CommandTransaction:
         )
         return sorted((domain, app) for domain, app in found if app is not None)
 
+    def retained(self, name: str) -> RetainedDataRecord | None:
+        """Return retained data."""
+        for changed in (self.write_set.retained, self._below.retained):
+            if name in changed:
+                return changed[name]
+        return self._mirror.retained.get(name)
+
+    def retained_on(self, node: str) -> list[RetainedDataRecord]:
+        """Return the data retained on a node, by name."""
+        prefix = f"{node}/retainedData/"
+        names = {record.name for record in self._mirror.retained_on(node)}
+        for changed in (self.write_set.retained, self._below.retained):
+            names.update(name for name in changed if name.startswith(prefix))
+        found = (self.retained(name) for name in sorted(names))
+        return [record for record in found if record is not None]
+
+    def put_retained(self, record: RetainedDataRecord) -> RetainedDataRecord:
+        """Insert or replace retained data, and return it as it is stored."""
+        stored = self.write_set.retained[record.name] = replace(record, revision=self._revision)
+        return stored
+
+    def delete_retained(self, name: str) -> None:
+        """Remove retained data."""
+        if self.retained(name) is not None:
+            self.write_set.retained[name] = None
+
     def operation(self, name: str) -> OperationRecord | None:
         """Return an operation."""
         for changed in (self.write_set.operations, self._below.operations):
@@ -224,6 +252,22 @@ class CommandTransaction:
         """Remove an operation."""
         if self.operation(name) is not None:
             self.write_set.operations[name] = None
+
+    def batch(self, name: str) -> BatchRecord | None:
+        """Return what is left to do of a batch operation."""
+        for changed in (self.write_set.batches, self._below.batches):
+            if name in changed:
+                return changed[name]
+        return self._mirror.batches.get(name)
+
+    def put_batch(self, record: BatchRecord) -> None:
+        """Insert or replace what is left to do of a batch operation."""
+        self.write_set.batches[record.name] = replace(record, revision=self._revision)
+
+    def delete_batch(self, name: str) -> None:
+        """Remove what was left to do of a batch operation."""
+        if self.batch(name) is not None:
+            self.write_set.batches[name] = None
 
     def add_event(self, app: str, event: AppEvent) -> None:
         """Append to an app's timeline; the store sets `name` and `create_time`."""

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 
 from services.control_plane.store.records import (
     AppRecord,
+    BatchRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
     PlacementRecord,
     RequestRecord,
+    RetainedDataRecord,
 )
 from services.control_plane.store.state import State
 
@@ -27,7 +29,9 @@ class WriteSet:
     environments: dict[str, EnvironmentRecord | None] = field(default_factory=dict)
     nodes: dict[str, NodeRecord | None] = field(default_factory=dict)
     placements: dict[str, PlacementRecord | None] = field(default_factory=dict)
+    retained: dict[str, RetainedDataRecord | None] = field(default_factory=dict)
     operations: dict[str, OperationRecord | None] = field(default_factory=dict)
+    batches: dict[str, BatchRecord | None] = field(default_factory=dict)
     requests: dict[str, RequestRecord] = field(default_factory=dict)
     domains: dict[str, str | None] = field(default_factory=dict)
     events: list[tuple[str, int, bytes]] = field(default_factory=list)
@@ -51,7 +55,9 @@ class WriteSet:
             or self.environments
             or self.nodes
             or self.placements
+            or self.retained
             or self.operations
+            or self.batches
             or self.requests
             or self.events
             or self.expired_requests
@@ -65,7 +71,9 @@ class WriteSet:
         self.environments.update(other.environments)
         self.nodes.update(other.nodes)
         self.placements.update(other.placements)
+        self.retained.update(other.retained)
         self.operations.update(other.operations)
+        self.batches.update(other.batches)
         self.requests.update(other.requests)
         self.domains.update(other.domains)
         self.events += other.events
@@ -139,5 +147,7 @@ class Batch:
                 environments=changed.environments.items(),
                 nodes=changed.nodes.items(),
                 placements=changed.placements.items(),
+                retained=changed.retained.items(),
                 operations=changed.operations.items(),
+                batches=changed.batches.items(),
             )

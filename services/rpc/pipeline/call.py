@@ -33,6 +33,15 @@ class Transport(Protocol):
         ...
 
 
+class Timed(Protocol):
+    """What has so many seconds left; reads need not know of a caller more than that."""
+
+    @property
+    def timeout(self) -> float:
+        """Seconds until the call's deadline, at most the server's own limit."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who made a call and how long it may take."""
@@ -79,10 +88,18 @@ class Call:
         """Who is told to have done what the call does; who is identified gets a name here."""
         return _own_word(self.metadata, self.peer)
 
+    @property
+    def timeout(self) -> float:
+        """Seconds until its deadline, at most LONGEST_CALL."""
+        return self._left(LONGEST_CALL)
+
     def caller(self, longest: float = LONGEST_CALL) -> Caller:
         """Return who asks; its timeout is what is left of the call, at most `longest` seconds."""
+        return Caller(self.actor, self._left(longest))
+
+    def _left(self, longest: float) -> float:
         left = longest if self.deadline is None else self.deadline - time.monotonic()
-        return Caller(self.actor, max(0.0, min(left, longest)))
+        return max(0.0, min(left, longest))
 
 
 def _own_word(metadata: Mapping[str, str | bytes], peer: str) -> str:

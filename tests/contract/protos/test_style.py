@@ -35,6 +35,8 @@ MACROS_AND_KEYWORDS = {
     "CONST", "VOID", "INTERFACE", "ABSOLUTE", "RELATIVE", "TRANSPARENT", "OPAQUE", "EXCEPTION", "ASSERT",
     *(word.upper() for word in keyword.kwlist), *keyword.kwlist,
 }  # fmt: skip
+# Plurals that don't end in s.
+PLURALS = {"retained_data"}
 STANDARD_TYPES = {
     "request_id": Field.TYPE_STRING,
     "page_size": Field.TYPE_INT32,
@@ -129,7 +131,10 @@ def test_repeated_fields_are_named_in_the_plural(contract: Contract) -> None:
     wrong = [
         item.path
         for item in contract.fields()
-        if item.repeated and item.proto.type_name.lstrip(".") not in maps and not item.name.endswith("s")
+        if item.repeated
+        and item.proto.type_name.lstrip(".") not in maps
+        and not item.name.endswith("s")
+        and item.name not in PLURALS
     ]
     assert wrong == []
 
@@ -202,7 +207,7 @@ def test_a_uid_is_a_uuid(contract: Contract) -> None:
 
 
 def test_each_file_says_where_every_language_puts_it(contract: Contract) -> None:
-    prefixes = set()
+    prefixes: dict[str, str] = {}
     for file in contract.files.file:
         parts = [part.capitalize() for part in file.package.split(".")[1:]]
         options = file.options
@@ -214,8 +219,9 @@ def test_each_file_says_where_every_language_puts_it(contract: Contract) -> None
             file.name
         )
         assert re.fullmatch("[A-Z]{3,}", options.objc_class_prefix), file.name
-        prefixes.add(options.objc_class_prefix)
-    assert len(prefixes) == len(contract.files.file), "two packages would clash in Objective-C"
+        package = prefixes.setdefault(options.objc_class_prefix, file.package)
+        assert package == file.package, "two packages would clash in Objective-C"
+    assert len(prefixes) == len({file.package for file in contract.files.file}), "one prefix per package"
 
 
 def test_a_streaming_answer_is_the_response_named_after_its_method(contract: Contract) -> None:
@@ -250,13 +256,13 @@ def test_create_methods_take_the_id_and_a_request_id(contract: Contract) -> None
 
 def test_a_resource_has_an_identifier_and_a_pattern(contract: Contract) -> None:
     assert contract.resources()
+    # Collections are written in camelCase (AIP-122).
+    collection = r"[a-z][A-Za-z]*/\{[a-z_]+\}"
     for name, resource in contract.resources().items():
         assert "IDENTIFIER" in contract.fields_of(name)["name"].behaviors, name
         assert resource.type == f"appsupervisor.dev/{last(name)}", name
         assert resource.pattern, name
-        assert all(re.fullmatch(r"[a-z]+/\{[a-z_]+\}(/[a-z]+/\{[a-z_]+\})*", p) for p in resource.pattern), (
-            name
-        )
+        assert all(re.fullmatch(f"{collection}(/{collection})*", p) for p in resource.pattern), name
         assert resource.singular == last(name)[0].lower() + last(name)[1:], name
         assert resource.plural, name
 

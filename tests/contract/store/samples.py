@@ -10,16 +10,19 @@ from sqlalchemy import Connection
 from sqlmodel import select
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent, OperationMetadata
+from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import (
     AppRecord,
+    BatchRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
     PlacementRecord,
     RequestRecord,
+    RetainedDataRecord,
     Role,
     Version,
 )
@@ -75,6 +78,15 @@ def placement(
     )
 
 
+def retained(
+    uid: str = "uid-1", of: str = "apps/gone", node: str = f"{DEFAULT}/nodes/n"
+) -> RetainedDataRecord:
+    name = f"{node}/retainedData/{uid}"
+    return RetainedDataRecord(
+        RetainedData(name=name, uid=uid, app_uid=uid, app=of, state=RetainedData.RETAINED)
+    )
+
+
 def operation(name: str, of: str, *, done: bool = False, expire_time: int = 0) -> OperationRecord:
     return OperationRecord(
         name=name,
@@ -113,6 +125,10 @@ def put(*records: Any) -> Callable[[Transaction], int]:
                     tx.put_node(record)
                 case PlacementRecord():
                     tx.put_placement(record)
+                case RetainedDataRecord():
+                    tx.put_retained(record)
+                case BatchRecord():
+                    tx.put_batch(record)
                 case OperationRecord():
                     tx.put_operation(record)
                 case RequestRecord():
@@ -146,7 +162,9 @@ def snapshot(mirror: Mirror) -> dict[str, dict[str, tuple[int, Any]]]:
         "node": contents(mirror.nodes),
         "app": contents(mirror.apps),
         "placement": contents(mirror.placements),
+        "retained_data": contents(mirror.retained),
         "operation": contents(mirror.operations),
+        "batch": contents(mirror.batches),
     }
 
 

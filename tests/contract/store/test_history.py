@@ -6,7 +6,7 @@ import copy
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -32,6 +32,7 @@ from tests.contract.store.samples import (
     operation,
     placement,
     request,
+    retained,
     snapshot,
 )
 
@@ -56,6 +57,7 @@ class Model:
     nodes: dict[str, Any] = field(default_factory=dict)
     apps: dict[str, Any] = field(default_factory=dict)
     placements: dict[str, Any] = field(default_factory=dict)
+    retained: dict[str, Any] = field(default_factory=dict)
     operations: dict[str, Any] = field(default_factory=dict)
     requests: dict[str, Any] = field(default_factory=dict)
     events: dict[str, list[str]] = field(default_factory=dict)
@@ -68,7 +70,9 @@ class Model:
             "node": self.nodes,
             "app": self.apps,
             "placement": self.placements,
+            "retained_data": self.retained,
             "operation": self.operations,
+            "batch": {},
         }
 
 
@@ -133,6 +137,31 @@ def delete_placement(of: str, epoch: int) -> Step:
         _check_placements(tx, model)
 
     return step
+
+
+def put_retained(uid: str, where: str, generation: int) -> Step:
+    def step(tx: Transaction, model: Model) -> None:
+        record = replace(retained(uid, node=where), generation=generation)
+        tx.put_retained(record)
+        model.retained[record.name] = record
+        _check_retained(tx, model, where)
+
+    return step
+
+
+def delete_retained(uid: str, where: str) -> Step:
+    def step(tx: Transaction, model: Model) -> None:
+        name = retained(uid, node=where).name
+        tx.delete_retained(name)
+        model.retained.pop(name, None)
+        _check_retained(tx, model, where)
+
+    return step
+
+
+def _check_retained(tx: Transaction, model: Model, where: str) -> None:
+    expected = sorted(name for name, known in model.retained.items() if known.node == where)
+    assert [known.name for known in tx.retained_on(where)] == expected
 
 
 def _check_placements(tx: Transaction, model: Model) -> None:
@@ -228,6 +257,8 @@ steps = st.one_of(
     st.builds(delete_app, names),
     st.builds(put_placement, names, st.integers(1, 2), st.sampled_from(NODES)),
     st.builds(delete_placement, names, st.integers(1, 2)),
+    st.builds(put_retained, st.sampled_from(["u1", "u2"]), st.sampled_from(NODES), st.integers(1, 2)),
+    st.builds(delete_retained, st.sampled_from(["u1", "u2"]), st.sampled_from(NODES)),
     st.builds(put_environment, homes),
     st.builds(delete_environment, homes),
     st.builds(put_node, st.sampled_from(NODES), st.sampled_from(["h:1", "h:2"])),
@@ -342,11 +373,12 @@ def machine(new_catalog: Callable[[], Any], stack: ExitStack) -> type[RuleBasedS
     return History
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.hypothesis  # it draws as those do: `make chaos` runs it with a new seed
 def test_any_history_gives_what_a_plain_model_gives(
     new_catalog: Callable[[], Any], request: pytest.FixtureRequest
 ) -> None:
-    examples = 4 if "postgresql" in request.node.name else 15
+    examples = 3 if "postgresql" in request.node.name else 8
     with ExitStack() as stack:
         run_state_machine_as_test(  # type: ignore[no-untyped-call]
             machine(new_catalog, stack),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -12,6 +13,8 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from services.control_plane.store.errors import StoreError
+from services.control_plane.store.sql import postgresql as postgresql_store
+from services.control_plane.store.sql import reader
 from services.control_plane.store.sql_store import SqlCatalogStore, open_store
 from services.rpc.errors import SupervisorError
 from services.rpc.feed import Entry
@@ -263,6 +266,20 @@ def test_replicas_started_at_once_on_an_empty_database_agree_on_one_catalog(shar
         thread.join(WAIT)
     assert len({store.catalog_id for store in opened}) == 1
     assert len(opened) == 4
+
+
+def test_a_catalog_that_takes_long_to_decode_is_opened(
+    shared: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = reader.read_histories
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.5)
+        return read(*arguments)
+
+    monkeypatch.setattr(reader, "read_histories", slowly)
+    monkeypatch.setattr(postgresql_store, "SESSION", postgresql_store.SESSION.replace("'3s'", "'100ms'"))
+    assert shared.open().catalog_id
 
 
 def test_a_server_that_is_away_fails_writes_alone_and_is_found_again() -> None:

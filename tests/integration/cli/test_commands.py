@@ -154,6 +154,48 @@ async def test_documents_are_applied_compared_exported_and_deleted(command: Comm
     assert (await command("delete", "-f", str(file), "--yes"))[0] == 0
 
 
+async def test_many_apps_are_dealt_with_by_labels_or_a_filter(command: Command, plane: Plane) -> None:
+    for name in ("a", "b"):
+        await command("create", name, "x:y", "-l", "tier=gold")
+    await command("create", "c", "x:y")
+    status, _, err = await command("stop", "--selector", "tier=gold")
+    assert (status, "2 of 2 apps" in err) == (0, True)
+    assert (await command("list", "--filter", "state = STOPPED", "-o", "name"))[1] == "apps/a\napps/b\n"
+    status, _, err = await command("restart", "--filter", "name = *")
+    assert (status, "1 of 3 apps" in err, "a: apps/a is stopped" in err) == (1, True, True)
+    assert (await command("start", "-l", "tier=gold"))[0] == 0
+    status, _, err = await command("stop", "-l", "tier=none")
+    assert (status, "No app matches" in err) == (0, True)
+    for arguments in (["stop"], ["stop", "c", "-l", "tier=gold"], ["delete", "c", "-l", "a=b", "--yes"]):
+        status, _, err = await command(*arguments)
+        assert (status, "--selector" in err) == (Exit.USAGE, True)
+    assert (await command("delete", "-l", "tier=gold", "--drop"))[0] == Exit.USAGE
+    assert (await command("delete", "-l", "tier=gold", "--drop", "--yes"))[0] == 0
+    assert (await command("list", "-o", "name"))[1] == "apps/c\n"
+    status, out, _ = await command("operations", "--all")
+    assert ["2", "apps", "batch_delete"] in [line.split()[1:4] for line in out.splitlines()]
+
+
+async def test_what_a_deleted_app_left_is_listed_attached_and_purged(command: Command, plane: Plane) -> None:
+    await command("create", "shop", "shop:create_app")
+    await command("delete", "shop")
+    status, out, _ = await command("retained")
+    assert (status, [line.split()[:2] for line in out.splitlines()]) == (
+        0,
+        [["APP", "STATE"], ["shop", "RETAINED"]],
+    )
+    status, out, _ = await command("retained", "attach", "shop", "wiki", "-o", "json")
+    assert (status, json.loads(out)["entrypoint"]) == (0, "shop:create_app")
+    assert (await command("retained", "attach", "shop", "other"))[0] == Exit.NOT_FOUND
+    await command("delete", "wiki")
+    status, out, _ = await command("retained", "-o", "name")
+    assert (await command("retained", "purge", out.strip()))[0] == Exit.USAGE
+    status, _, err = await command("retained", "purge", out.strip(), "--yes")
+    assert (status, "removed" in err) == (0, True)
+    assert (await command("retained", "-o", "json"))[1] == "[]\n"
+    assert plane.nodes[0].disk.data == set()
+
+
 async def test_of_many_apps_each_that_fails_and_each_that_is_not_done_is_told(
     command: Command, plane: Plane, tmp_path: Path
 ) -> None:
@@ -221,6 +263,8 @@ async def test_the_example_of_each_commands_help_works(
             await plane.node_state(node.node, Node.UNREACHABLE)
     if name == "delete":
         await command("create", "wiki", "notes:create_app")
+    if name.startswith("retained "):
+        await command("delete", "shop")
     if name in {"environments delete", "environments update"}:
         await command("environments", "create", "staging")
     if name in {"contexts use", "contexts delete"}:

@@ -111,7 +111,7 @@ async def test_figures_are_told_by_the_one_that_does_not_follow_the_node(
     node.set_figures(app.instances[0].name, rt.InstanceFigures(request_count=5))
     for plane in planes:
         # The other may not know yet that it runs.
-        await plane.app("apps/shop", lambda app: app.instances[0].state == rt.Instance.RUNNING)
+        await plane.app("apps/shop", lambda app: [i.state for i in app.instances] == [rt.Instance.RUNNING])
         full = await plane.apps.GetApp(pb.GetAppRequest(name="apps/shop", view=pb.App.FULL))
         assert full.instances[0].figures.request_count == 5
 

@@ -14,7 +14,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
-from services.control_plane.catalog import queries
+from services.control_plane.catalog import queries, watching
 from services.control_plane.operations.service import OperationService
 from services.control_plane.rules.filters import compile_filter
 from services.rpc.status import DETAILS_KEY, reason_of
@@ -69,7 +69,7 @@ async def watch(plane: Plane, **fields: str) -> AsyncIterator[Reader]:
 @pytest.fixture
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let bookmarks come after a tenth of a second."""
-    monkeypatch.setattr(queries, "BOOKMARK_SECONDS", 0.1)
+    monkeypatch.setattr(watching, "BOOKMARK_SECONDS", 0.1)
 
 
 async def make(plane: Plane, *names: str, **fields: Any) -> None:

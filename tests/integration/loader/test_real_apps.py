@@ -226,8 +226,8 @@ async def test_start_and_stop_leave_no_thread_task_or_memory(
 
     await cycle(0)
     threads, tasks = threads_of_apps(), len(asyncio.all_tasks())
-    freed = sum([await cycle(number) for number in range(1, 31)])
-    assert freed >= 28
+    freed = sum([await cycle(number) for number in range(1, 16)])
+    assert freed >= 13
     assert threads_of_apps() <= threads + 1
     assert len(asyncio.all_tasks()) == tasks
 

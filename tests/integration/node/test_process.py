@@ -151,18 +151,13 @@ def test_a_killed_node_comes_back_with_nothing_running_and_all_data(launch, tmp_
     assert data.read_text() == "x"
 
 
-def test_a_second_node_on_the_same_data_is_refused(launch, tmp_path: Path) -> None:
+def test_a_second_node_on_the_same_data_or_the_same_port_is_refused(launch, tmp_path: Path) -> None:
     first = launch()
-    first.addresses()
+    grpc_address, http_address = first.addresses()
     second = launch()
     assert second.process.wait(DEADLINE) == 1
     assert "is in use by another node" in second.log.read_text()
     assert str(first.process.pid) in second.log.read_text()
-
-
-def test_a_port_that_is_taken_is_told(launch, tmp_path: Path) -> None:
-    first = launch()
-    grpc_address, http_address = first.addresses()
     for flag, address in (("--listen", grpc_address), ("--http-listen", http_address)):
         second = launch(flag, address, directory=tmp_path / flag)
         assert second.process.wait(DEADLINE) == 1

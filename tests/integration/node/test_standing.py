@@ -72,7 +72,7 @@ async def test_a_node_that_lost_its_name_serves_nobody_until_it_has_it_again(
         await hosted.start()
         await hosted.reaches(pb.Instance.RUNNING)
         assert (await hosted.ask("shop")).status_code == 200
-        servicer.refusals = [SupervisorError("NODE_NAME_TAKEN", "Another has it.") for _ in range(50)]
+        servicer.refusals = [SupervisorError("NODE_NAME_TAKEN", "Another has it.") for _ in range(10_000)]
         await hosted.is_gone()
         answer = await hosted.ask("shop")
         assert (answer.status_code, answer.headers[REASON]) == (503, "NODE_NAME_TAKEN")
@@ -91,7 +91,7 @@ async def test_a_refusal_of_a_name_that_a_node_never_had_stops_nothing(
     tmp_path: Path,
 ) -> None:
     servicer, address = fleet
-    servicer.refusals = [SupervisorError("NODE_NAME_TAKEN", "Another has it.") for _ in range(50)]
+    servicer.refusals = [SupervisorError("NODE_NAME_TAKEN", "Another has it.") for _ in range(10_000)]
     async with hosting(tmp_path, control_plane=address) as hosted:
         await servicer.count(1)
         await hosted.start()

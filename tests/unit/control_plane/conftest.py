@@ -14,12 +14,15 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, PreconditionFailure, ResourceInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from appsupervisor.catalog.v1 import app_catalog_pb2
+from appsupervisor.catalog.v1 import app_catalog_pb2, retained_data_pb2
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import add_AppCatalogServicer_to_server
+from appsupervisor.catalog.v1.retained_data_pb2_grpc import add_DataCatalogServicer_to_server
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.fleet.v1.fleet_pb2_grpc import add_FleetServicer_to_server
+from services.control_plane.catalog.batches import BatchCommands
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
+from services.control_plane.catalog.retained_data import RetainedDataService
 from services.control_plane.catalog.timelines import AppTimelines
 from services.control_plane.fleet.fleet import FleetService
 from services.control_plane.fleet.node_commands import NodeCommands
@@ -28,6 +31,7 @@ from services.control_plane.nodes.pool import NodePool
 from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
 from services.control_plane.servicers.app_catalog import CatalogServicer
+from services.control_plane.servicers.data_catalog import DataCatalogServicer
 from services.control_plane.servicers.fleet import FleetServicer
 from services.control_plane.servicers.operations import OperationsServicer
 from services.control_plane.store.interface import CatalogStore
@@ -38,7 +42,7 @@ from services.rpc.status import DETAILS_KEY
 
 SERVICES = {
     name: descriptor
-    for module in (app_catalog_pb2, fleet_pb2, operations_pb2)
+    for module in (app_catalog_pb2, retained_data_pb2, fleet_pb2, operations_pb2)
     for name, descriptor in module.DESCRIPTOR.services_by_name.items()
 }
 
@@ -101,12 +105,14 @@ class Server:
         add_AppCatalogServicer_to_server(
             CatalogServicer(
                 AppCommands(store, figures),
+                BatchCommands(store, AppCommands(store, figures)),
                 AppQueries(store, figures),
                 AppTimelines(store),
                 AppTails(store.mirror, NodePool(store.mirror)),
             ),
             self.methods,
         )
+        add_DataCatalogServicer_to_server(DataCatalogServicer(RetainedDataService(store)), self.methods)
         is_heard = heard.__contains__
         fleet = FleetServicer(store, FleetService(store, is_heard), NodeCommands(store, is_heard))
         add_FleetServicer_to_server(fleet, self.methods)

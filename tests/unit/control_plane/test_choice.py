@@ -32,7 +32,7 @@ def candidate(name: str, apps: int = 0, heard: bool = True, room: int = 0, **fie
         ([candidate("a", 2), candidate("b", 1)], "b", "fewest"),
         ([candidate("a", 0, heard=False), candidate("b", 5)], "b", "fewest"),
         ([candidate("a", 1, room=1), candidate("b", 5, room=6)], "b", "fewest"),
-        ([candidate("a", cordoned=True), candidate("b", 5)], "b", "1 nodes"),
+        ([candidate("a", cordoned=True), candidate("b", 5)], "b", "of 2 nodes"),
         ([candidate("a", taken=True), candidate("b", 5)], "b", "fewest"),
     ],
 )

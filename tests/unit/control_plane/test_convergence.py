@@ -17,14 +17,20 @@ import pytest
 from google.longrunning import operations_pb2
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
+from appsupervisor.catalog.v1.retained_data_pb2 import (
+    AttachRetainedDataRequest,
+    PurgeRetainedDataRequest,
+    RetainedData,
+)
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
+from services.control_plane.catalog import retention
 from services.control_plane.controller import controller
 from services.control_plane.fleet.node_commands import NodeCommands
 from services.control_plane.operations.service import OperationService
 from services.control_plane.placement.snapshot import is_ready
 from services.control_plane.rules.conditions import get_condition
-from services.control_plane.store.interface import CatalogStore
+from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import Role
 from services.control_plane.store.sql_store import open_store
 from services.rpc.errors import SupervisorError
@@ -34,7 +40,8 @@ from tests.unit.control_plane.world import BAD, ME, SLOW, World
 from tests.virtual_time import VirtualClock, run_in_virtual_time
 
 SEEDS = range(40)
-MOVES = range(20)
+MOVES = (*range(20), 1592534550)
+"""The last: a move that was replaced by another was ready only then, and what served before had crashed."""
 CLOCK = VirtualClock()
 NEW_SEEDS = [
     random.Random(SEED + n).getrandbits(32) for n in range(25 * int(os.environ.get("CHAOS_ROUNDS", "0")))
@@ -44,7 +51,7 @@ ENTRYPOINTS = ("good:app", "better:app", SLOW, BAD)
 EXPECTED = frozenset(
     {
         "APP_DELETING", "APP_STOPPED", "APP_NOT_FOUND", "APP_ALREADY_EXISTS", "NO_NODE_AVAILABLE",
-        "NODE_NOT_ELIGIBLE", "OPERATION_NOT_CANCELLABLE",
+        "NODE_NOT_ELIGIBLE", "OPERATION_NOT_CANCELLABLE", "RETAINED_DATA_BUSY", "DATA_MISSING",
     }
 )  # fmt: skip
 
@@ -75,6 +82,8 @@ class History:
         self.chance = world.chance
         self.dropped: set[str] = set()
         self.retained: set[str] = set()
+        self.attached: set[str] = set()
+        """Uids of apps whose data was given to another."""
         self.uids: set[str] = set()
 
     async def run(self) -> None:
@@ -88,7 +97,9 @@ class History:
             (3, self.crash), (2, world.restart_node), (1, world.restart_controller), (4, self.line_turns),
             (1, self.line_is_cut),
         ]  # fmt: skip
-        if self.other is not None:
+        if self.other is None:
+            acts += [(3, self.attach), (1, self.purge)]
+        else:
             acts += [
                 (12, self.move),
                 (2, self.cordon),
@@ -105,12 +116,15 @@ class History:
 
     # What users do
 
-    async def attempt(self, command: Any, request: Any) -> None:
+    async def attempt(self, command: Any, request: Any) -> bool:
+        """Ask for something, and tell whether it was accepted."""
         try:
             await command(request, ME)
         except SupervisorError as refusal:
             if refusal.reason not in EXPECTED:
                 raise
+            return False
+        return True
 
     async def create(self) -> None:
         spec = pb.App(entrypoint=self.chance.choice(ENTRYPOINTS))
@@ -149,6 +163,26 @@ class History:
         (self.dropped if policy == pb.DeleteAppRequest.DROP else self.retained).add(app.uid)
         request = pb.DeleteAppRequest(name=self.name, data_policy=policy)
         await self.attempt(self.world.commands.delete, request)
+
+    async def attach(self) -> None:
+        retained = self.world.store.mirror.retained_on(self.world.name)
+        if not retained:
+            return
+        request = AttachRetainedDataRequest(name=self.chance.choice(retained).name)
+        request.app_id = self.name.removeprefix("apps/")
+        request.app.entrypoint = self.chance.choice(ENTRYPOINTS)
+        request.app.desired_state = self.chance.choice((pb.App.RUNNING, pb.App.STOPPED))
+        request.app.restart_policy.max_restarts = 0
+        if await self.attempt(self.world.retained.attach, request) and (app := self.world.app(self.name)):
+            self.uids.add(app.uid)
+            self.attached.add(request.name.rpartition("/")[2])
+
+    async def purge(self) -> None:
+        retained = self.world.store.mirror.retained_on(self.world.name)
+        if retained:
+            data = self.chance.choice(retained).data
+            if await self.attempt(self.world.retained.purge, PurgeRetainedDataRequest(name=data.name)):
+                self.dropped.add(data.uid)
 
     async def move(self) -> None:
         node = self.chance.choice(["", *(site.name for site in self.world.sites())])
@@ -233,10 +267,9 @@ class History:
         app = world.app(self.name)
         here = {(site.name, name): it for site in world.sites() for name, it in site.node.instances().items()}
         gone = self.uids - ({app.uid} if app is not None else set())
-        if (
-            self.other is None
-        ):  # what an app left in its directory on a node that it was moved from stays there
+        if self.other is None:  # what an app left in its directory on a node that it was moved from stays
             assert not world.disk.data & self.dropped & gone, "the app is forgotten, its data is not gone"
+            self.check_data(gone)
         if app is None:
             assert not here
             assert world.store.mirror.placements_of(self.name) == ()
@@ -263,6 +296,15 @@ class History:
         else:
             assert record.failed == record.target
 
+    def check_data(self, gone: set[str]) -> None:
+        """All that apps have left is told, is there, and has one owner."""
+        records = self.world.store.mirror.retained_on(self.world.name)
+        told = {record.data.uid for record in records}
+        assert told == self.world.disk.data & gone, records
+        assert {record.data.state for record in records} <= {RetainedData.RETAINED}
+        assert all(record.data.HasField("observe_time") for record in records)
+        assert not self.attached & self.world.disk.data, "one app's data is two apps'"
+
 
 def check(store: CatalogStore, seed: int, *, moves: bool = False) -> None:
     async def main() -> None:
@@ -284,9 +326,10 @@ async def forget(world: World) -> None:
     """Take the node out of the catalog, which the next history uses as well."""
     name = world.name
 
-    def run(tx: Any) -> None:
+    def run(tx: Transaction) -> None:
         for app in tx.apps_on(name):  # nor are its apps the next one's
             tx.delete_app(app)
+        retention.forget_node(tx, name)
         tx.delete_node(name)
 
     await asyncio.wrap_future(world.store.write(run))

@@ -105,6 +105,10 @@ class Two:
         assert current is not None
         return current.node
 
+    def events(self, name: str = "apps/shop") -> list[pb.AppEvent]:
+        """Return the app's timeline, newest first."""
+        return self.first.store.events(name, 50)  # type: ignore[no-any-return]
+
     def running(self) -> list[str]:
         """Return the nodes with an instance that serves."""
         return [
@@ -146,6 +150,8 @@ def test_wherever_the_uri_leads_there_is_an_instance_that_serves(
         assert two.first.node.instances() == {}
         (placement,) = two.first.store.mirror.placements_of("apps/shop")
         assert (placement.epoch, placement.generation) == (2, 1)
+        (told,) = (it for it in two.events() if it.type == "Moved")
+        assert told.message == f"From {NODE} to {OTHER}."
         assert "fewest apps" in placement.why
 
     run(store, test)
@@ -161,6 +167,7 @@ def test_a_move_that_fails_to_start_leaves_the_app_where_it_was(store: CatalogSt
         await two.first.until(two.is_settled)
         assert (two.where(), two.running(), two.app().state) == (NODE, [NODE], RUNNING)
         assert two.second.node.instances() == {}
+        assert "MoveFailed" in {it.type for it in two.events()}
         # The next life of the node brings back what served, not what was tried.
         await two.first.restart_node()
         await two.first.until(lambda: two.running() == [NODE])
@@ -257,6 +264,36 @@ def test_a_stopped_app_moves_without_starting(store: CatalogStore) -> None:
         assert (two.where(), two.second.started, two.app().state) == (OTHER, [], rt.Instance.STOPPED)
         await two.first.commands.start(pb.StartAppRequest(name="apps/shop"), ME)
         await two.first.until(lambda: two.running() == [OTHER])
+
+    run(store, test)
+
+
+@pytest.mark.parametrize("kind", ["dormant", "failed", "external", "sqlite that never ran"])
+def test_an_app_moves_in_whatever_state_it_is(store: CatalogStore, kind: str) -> None:
+    async def test(two: Two) -> None:
+        external = rt.Database(external=rt.Database.External(secret_key="URL"))
+        match kind:
+            case "dormant":
+                await two.create(activation=rt.InstanceSpec.ON_REQUEST)
+            case "failed":
+                await two.create(entrypoint="bad:app", restart_policy=rt.RestartPolicy(max_restarts=0))
+            case "external":
+                await two.create(database=external, secret_env={"URL": "sqlite://"})
+            case _:
+                sqlite = rt.Database(sqlite=rt.Database.Sqlite())
+                await two.create(database=sqlite, desired_state=pb.App.STOPPED)
+        await two.second_joins()
+        ended = await two.ended(await two.move(OTHER))
+        await two.first.until(two.is_settled)
+        placements = two.first.store.mirror.placements_of("apps/shop")
+        assert [it.node for it in placements] == [OTHER]
+        assert two.first.node.instances() == {}
+        if kind == "failed":
+            assert "it is bad" in ended.error.message
+            return
+        assert ended.error is None
+        states = {"dormant": rt.Instance.IDLE, "external": RUNNING}
+        assert two.app().state == states.get(kind, rt.Instance.STOPPED)
 
     run(store, test)
 

@@ -10,6 +10,7 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.placement.assignment import assign, pinned
 from services.control_plane.placement.snapshot import Snapshot
+from services.control_plane.reconciler.plan import SWITCH_SECONDS, plan
 from services.control_plane.rules.app_defaults import RUNTIME_FIELDS
 from services.control_plane.rules.conditions import get_condition
 from services.control_plane.rules.sentences import sentences
@@ -234,6 +235,32 @@ def test_a_version_that_failed_is_stopped_and_what_served_is_run_by_its_own_spec
     assert stops(record(V21), BOTH, heard(OLD, BROKEN)) == [("g2-e1", 1, "mine", False)]
     again = started(record(V21, failed=V21), ONE, heard())  # the node has lost all
     assert (again.spec.entrypoint, again.spec.generation) == ("v1:app", 1)
+
+
+MOVED = Snapshot({**heard(OLD).nodes, **heard(instance(V12, RUNNING), at=M).nodes})
+
+
+def test_what_was_moved_away_serves_on_for_those_who_follow_its_address() -> None:
+    placements = [placed(V11, OUT, since=5), placed(V12, CUR, M)]
+    assigned = assign(record(V12, status=told(OLD)), placements, MOVED, 5)
+    app = record(V12, status=told(OLD))
+    begun = plan(app, assigned, MOVED, 5)
+    assert (begun.stop, begun.after) == ((), SWITCH_SECONDS)
+    assert plan(app, assigned, MOVED, 5 + int(SWITCH_SECONDS * 1e6) - 1000).stop == ()
+    over = plan(app, assigned, MOVED, 5 + int(SWITCH_SECONDS * 1e6))
+    assert ([it.request.name for it in over.stop], over.after) == (["apps/a/instances/g1-e1"], 0)
+    back = plan(app, assigned, MOVED, 4)  # a clock that was set back holds up nothing
+    assert len(back.stop) == 1
+    stopped = record(V12, desired=pb.App.STOPPED)
+    assert len(planned(stopped, placements, MOVED).stop) == 2, "a stop is a stop"
+
+
+def test_what_was_to_take_over_and_was_taken_back_ends_though_it_is_ready_and_the_other_is_not() -> None:
+    placements = [placed(V11, CUR), placed(V12, OUT, M)]
+    app = record(V12, failed=V12)
+    for state in (RUNNING, FAILED):
+        seen = Snapshot({**heard(instance(V11, state)).nodes, **heard(instance(V12, RUNNING), at=M).nodes})
+        assert [it[0] for it in stops(app, placements, seen)] == ["g1-e2"]
 
 
 def test_what_is_neither_wanted_nor_ready_is_stopped_at_once() -> None:

@@ -9,8 +9,8 @@ import logging
 import pytest
 
 from services.control_plane.controller.work_queue import WorkQueue
-from services.control_plane.reconciler.app_reconciler import Result
 from services.control_plane.reconciler.pace import FREE, KEPT_SECONDS, LONGEST_PAUSE, Pace
+from services.control_plane.reconciler.result import Result
 from services.control_plane.store.records import Version
 from services.rpc.errors import SupervisorError
 from tests.virtual_time import run_in_virtual_time

@@ -11,6 +11,7 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1.fleet_pb2 import Node, RegisterNodeRequest
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.catalog.commands import AppCommands
+from services.control_plane.catalog.retained_data import RetainedDataService
 from services.control_plane.controller.controller import Controller
 from services.control_plane.fleet.fleet import FleetService
 from services.control_plane.nodes.client import CALL_SECONDS, NodeClient
@@ -80,6 +81,7 @@ class World:
         self.calls = 0
         self.started: list[rt.InstanceSpec] = []
         self.commands = AppCommands(self.store, Untold())  # type: ignore[arg-type]
+        self.retained = RetainedDataService(self.store)  # type: ignore[arg-type]
         self.controller = self._controller()
         self.fleet = FleetService(self.store, lambda name: False)  # type: ignore[arg-type]
         self.node = self._life()
@@ -186,6 +188,17 @@ class Line(NodeClient):
 
     async def renew(self, request: rt.RenewLeaseRequest) -> None:
         await self._call(lambda node: node.renew_lease(request))
+
+    async def directories(self, parent: str) -> AsyncIterator[rt.DataDirectory]:
+        self._world.calls += 1
+        request = rt.ListDataDirectoriesRequest(parent=parent, page_size=1000)
+        page = await self._call(lambda node: node.list_data_directories(request))
+        for directory in page.data_directories:
+            yield directory
+
+    async def claim(self, request: rt.ClaimDataDirectoryRequest) -> rt.DataDirectory:
+        self._world.calls += 1
+        return await self._call(lambda node: node.claim_data_directory(request))
 
     async def watch(self, silence: float, term: int = 0) -> AsyncIterator[rt.WatchInstancesResponse]:
         ended = asyncio.ensure_future(self._world.ended.wait())

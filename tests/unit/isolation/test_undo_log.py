@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from runtime_node.isolation import install, running_as, tasks_of
+from runtime_node.isolation import endings, install, running_as, tasks_of
 from runtime_node.isolation.contain import AppExitError, ContainedApp
 from runtime_node.isolation.current import CURRENT_INSTANCE
 from runtime_node.isolation.environ import open_overlay
@@ -38,6 +38,12 @@ def _seams() -> Iterator[None]:
     yield
     undo(ME)
     undo(OTHER)
+
+
+@pytest.fixture
+def uninterrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nothing end but by itself: what does not is named as left behind."""
+    monkeypatch.setattr(endings, "interrupt", lambda *_: None)
 
 
 def test_a_thread_an_app_started_counts_as_its_own_and_so_does_what_that_starts() -> None:
@@ -64,7 +70,7 @@ def test_a_python_thread_left_by_an_app_is_ended() -> None:
     with running_as(ME):
         thread = threading.Thread(target=spin, daemon=True)
         thread.start()
-    assert undo(ME, grace=WITHIN) == []
+    assert undo(ME, grace=2.0) == []
     assert not thread.is_alive()
 
 
@@ -89,13 +95,14 @@ def test_a_thread_that_cannot_be_ended_is_named_with_its_place() -> None:
     eventually_blocking(lambda: not thread.is_alive())
 
 
+@pytest.mark.usefixtures("uninterrupted")
 def test_executors_and_timers_of_an_app_end_at_once() -> None:
     with running_as(ME):
         executor = concurrent.futures.ThreadPoolExecutor(2)
         executor.submit(int).result()
         timer = threading.Timer(3600, int)
         timer.start()
-    assert undo(ME, grace=WITHIN) == []  # what is waited for in vain is named
+    assert undo(ME, grace=WITHIN) == []
     assert not timer.is_alive()
 
 
@@ -236,13 +243,14 @@ def test_a_handler_of_an_app_hears_what_the_app_logs_and_nobody_else() -> None:
     assert heard == ["mine", "mine"]
 
 
+@pytest.mark.usefixtures("uninterrupted")
 def test_an_exit_hook_may_end_the_threads_of_its_app() -> None:
     """As the listener of a logging queue does, which waits where no exception reaches it."""
     with running_as(ME):
         listener = logging.handlers.QueueListener(queue.SimpleQueue())
         listener.start()
         atexit.register(listener.stop)
-    assert undo(ME, grace=WITHIN) == []  # what is waited for in vain is named
+    assert undo(ME, grace=WITHIN) == []
 
 
 FINALIZERS = """

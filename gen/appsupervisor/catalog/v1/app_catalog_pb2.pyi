@@ -13,6 +13,7 @@ from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -239,6 +240,7 @@ class App(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    RETAINED_DATA_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `apps/{app}`. The id has 1 to 63 characters, lower-case letters, digits and inner hyphens, begins
     with a letter, and is none of the reserved words `admin`, `api`, `apps`, `health`, `internal`, `localhost`,
@@ -294,6 +296,8 @@ class App(_message.Message):
     """Where it answers."""
     etag: _builtins.str
     """Changes with each generation; sent back, it makes a write conditional."""
+    retained_data: _builtins.str
+    """The retained data that it was created with, until its node has handed that over; it is not started before."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels to select by: at most 64; keys as Kubernetes labels, values at most 63 characters."""
@@ -411,10 +415,11 @@ class App(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        retained_data: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "create_time", b"create_time", "database", b"database", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "limits", b"limits", "restart_policy", b"restart_policy", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "annotations", b"annotations", "availability", b"availability", "conditions", b"conditions", "config", b"config", "create_time", b"create_time", "database", b"database", "desired_state", b"desired_state", "display_name", b"display_name", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "environment", b"environment", "etag", b"etag", "event_loop", b"event_loop", "exclusive", b"exclusive", "failover", b"failover", "generation", b"generation", "health", b"health", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "instances", b"instances", "isolation", b"isolation", "labels", b"labels", "limits", b"limits", "name", b"name", "node_selector", b"node_selector", "observed_generation", b"observed_generation", "reconciling", b"reconciling", "replicas", b"replicas", "restart_policy", b"restart_policy", "secret_env", b"secret_env", "state", b"state", "uid", b"uid", "update_time", b"update_time", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "annotations", b"annotations", "availability", b"availability", "conditions", b"conditions", "config", b"config", "create_time", b"create_time", "database", b"database", "desired_state", b"desired_state", "display_name", b"display_name", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "environment", b"environment", "etag", b"etag", "event_loop", b"event_loop", "exclusive", b"exclusive", "failover", b"failover", "generation", b"generation", "health", b"health", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "instances", b"instances", "isolation", b"isolation", "labels", b"labels", "limits", b"limits", "name", b"name", "node_selector", b"node_selector", "observed_generation", b"observed_generation", "reconciling", b"reconciling", "replicas", b"replicas", "restart_policy", b"restart_policy", "retained_data", b"retained_data", "secret_env", b"secret_env", "state", b"state", "uid", b"uid", "update_time", b"update_time", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -618,7 +623,9 @@ class DeleteAppRequest(_message.Message):
         DROP: DeleteAppRequest._DataPolicy.ValueType  # 1
         """The data is removed."""
         RETAIN: DeleteAppRequest._DataPolicy.ValueType  # 2
-        """The data stays on its node, under the app's uid; no later app finds it."""
+        """The data stays on its node, under the app's uid; no later app finds it. It is listed by ListRetainedData, and
+        AttachRetainedData gives it to a new app.
+        """
 
     class DataPolicy(_DataPolicy, metaclass=_DataPolicyEnumTypeWrapper):
         """What becomes of an app's data."""
@@ -628,7 +635,9 @@ class DeleteAppRequest(_message.Message):
     DROP: DeleteAppRequest.DataPolicy.ValueType  # 1
     """The data is removed."""
     RETAIN: DeleteAppRequest.DataPolicy.ValueType  # 2
-    """The data stays on its node, under the app's uid; no later app finds it."""
+    """The data stays on its node, under the app's uid; no later app finds it. It is listed by ListRetainedData, and
+    AttachRetainedData gives it to a new app.
+    """
 
     NAME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
@@ -779,6 +788,274 @@ class RestartAppRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RestartAppRequest: _TypeAlias = RestartAppRequest  # noqa: Y015
+
+@_typing.final
+class BatchCreateAppsRequest(_message.Message):
+    """Request of BatchCreateApps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Makes a repeat return the first result."""
+    validate_only: _builtins.bool
+    """Checks each app as its own method does and changes nothing; the operation returned is done and not kept."""
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreateAppRequest]:
+        """One request for each app, 1 to 1,000; its own `request_id` and `validate_only` are not looked at."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___CreateAppRequest] | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "requests", b"requests", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchCreateAppsRequest: _TypeAlias = BatchCreateAppsRequest  # noqa: Y015
+
+@_typing.final
+class BatchUpdateAppsRequest(_message.Message):
+    """Request of BatchUpdateApps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Makes a repeat return the first result."""
+    validate_only: _builtins.bool
+    """Checks each app as its own method does and changes nothing; the operation returned is done and not kept."""
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___UpdateAppRequest]:
+        """One request for each app, 1 to 1,000; its own `request_id` and `validate_only` are not looked at."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___UpdateAppRequest] | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "requests", b"requests", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchUpdateAppsRequest: _TypeAlias = BatchUpdateAppsRequest  # noqa: Y015
+
+@_typing.final
+class BatchDeleteAppsRequest(_message.Message):
+    """Request of BatchDeleteApps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    DATA_POLICY_FIELD_NUMBER: _builtins.int
+    filter: _builtins.str
+    """Instead of `requests`: all apps that match now, as in ListApps."""
+    request_id: _builtins.str
+    """Makes a repeat return the first result."""
+    validate_only: _builtins.bool
+    """Checks each app as its own method does and changes nothing; the operation returned is done and not kept."""
+    data_policy: Global___DeleteAppRequest.DataPolicy.ValueType
+    """With `filter`: what becomes of their data."""
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeleteAppRequest]:
+        """One request for each app, 1 to 1,000; its own `request_id` and `validate_only` are not looked at."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___DeleteAppRequest] | None = ...,
+        filter: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        data_policy: Global___DeleteAppRequest.DataPolicy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_policy", b"data_policy", "filter", b"filter", "request_id", b"request_id", "requests", b"requests", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchDeleteAppsRequest: _TypeAlias = BatchDeleteAppsRequest  # noqa: Y015
+
+@_typing.final
+class BatchStartAppsRequest(_message.Message):
+    """Request of BatchStartApps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    filter: _builtins.str
+    """Instead of `requests`: all apps that match now, as in ListApps."""
+    request_id: _builtins.str
+    """Makes a repeat return the first result."""
+    validate_only: _builtins.bool
+    """Checks each app as its own method does and changes nothing; the operation returned is done and not kept."""
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___StartAppRequest]:
+        """One request for each app, 1 to 1,000; its own `request_id` and `validate_only` are not looked at."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___StartAppRequest] | None = ...,
+        filter: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "request_id", b"request_id", "requests", b"requests", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchStartAppsRequest: _TypeAlias = BatchStartAppsRequest  # noqa: Y015
+
+@_typing.final
+class BatchStopAppsRequest(_message.Message):
+    """Request of BatchStopApps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    filter: _builtins.str
+    """Instead of `requests`: all apps that match now, as in ListApps."""
+    request_id: _builtins.str
+    """Makes a repeat return the first result."""
+    validate_only: _builtins.bool
+    """Checks each app as its own method does and changes nothing; the operation returned is done and not kept."""
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___StopAppRequest]:
+        """One request for each app, 1 to 1,000; its own `request_id` and `validate_only` are not looked at."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___StopAppRequest] | None = ...,
+        filter: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "request_id", b"request_id", "requests", b"requests", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchStopAppsRequest: _TypeAlias = BatchStopAppsRequest  # noqa: Y015
+
+@_typing.final
+class BatchRestartAppsRequest(_message.Message):
+    """Request of BatchRestartApps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    filter: _builtins.str
+    """Instead of `requests`: all apps that match now, as in ListApps."""
+    request_id: _builtins.str
+    """Makes a repeat return the first result."""
+    validate_only: _builtins.bool
+    """Checks each app as its own method does and changes nothing; the operation returned is done and not kept."""
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___RestartAppRequest]:
+        """One request for each app, 1 to 1,000; its own `request_id` and `validate_only` are not looked at."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___RestartAppRequest] | None = ...,
+        filter: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "request_id", b"request_id", "requests", b"requests", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRestartAppsRequest: _TypeAlias = BatchRestartAppsRequest  # noqa: Y015
+
+@_typing.final
+class AppResult(_message.Message):
+    """What came of one app of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    app: _builtins.str
+    """The app, `apps/{app}`."""
+    operation: _builtins.str
+    """Its own operation, if it was begun; it can be read as long as others of its age."""
+    @_builtins.property
+    def status(self) -> _status_pb2.Status:
+        """Why it failed, as its own method or operation would have told; unset if it did not."""
+
+    def __init__(
+        self,
+        *,
+        app: _builtins.str = ...,
+        operation: _builtins.str = ...,
+        status: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "operation", b"operation", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AppResult: _TypeAlias = AppResult  # noqa: Y015
+
+@_typing.final
+class BatchResponse(_message.Message):
+    """Result of a batch operation, also of one in which apps have failed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___AppResult]:
+        """One for each app, in the order of the requests. Of more than 1,000 apps, those that failed alone, the first 1,000."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___AppResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchResponse: _TypeAlias = BatchResponse  # noqa: Y015
 
 @_typing.final
 class RecoverAppRequest(_message.Message):
@@ -1295,6 +1572,40 @@ class OperationMetadata(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
+    class BatchProgress(_message.Message):
+        """How far a batch is."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        TOTAL_COUNT_FIELD_NUMBER: _builtins.int
+        DONE_COUNT_FIELD_NUMBER: _builtins.int
+        FAILED_COUNT_FIELD_NUMBER: _builtins.int
+        FAILURES_FIELD_NUMBER: _builtins.int
+        total_count: _builtins.int
+        """Apps in it."""
+        done_count: _builtins.int
+        """Apps that were dealt with."""
+        failed_count: _builtins.int
+        """Apps that failed."""
+        @_builtins.property
+        def failures(self) -> _containers.RepeatedCompositeFieldContainer[Global___AppResult]:
+            """The first 20 that failed."""
+
+        def __init__(
+            self,
+            *,
+            total_count: _builtins.int = ...,
+            done_count: _builtins.int = ...,
+            failed_count: _builtins.int = ...,
+            failures: _abc.Iterable[Global___AppResult] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["done_count", b"done_count", "failed_count", b"failed_count", "failures", b"failures", "total_count", b"total_count"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class NodeResult(_message.Message):
         """What one node has done for an operation."""
 
@@ -1337,12 +1648,16 @@ class OperationMetadata(_message.Message):
     GENERATION_FIELD_NUMBER: _builtins.int
     DEADLINE_TIME_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
+    RETAINED_DATA_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     NOTICE_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """The app it is about, `apps/{app}`."""
     verb: _builtins.str
-    """The method that began it: `create`, `update`, `delete`, `start`, `stop`, `restart`, `recover`, `move`."""
+    """The method that began it: `create`, `update`, `delete`, `start`, `stop`, `restart`, `move`, `recover`, `attach`,
+    `purge`; of a batch `batch_create`, `batch_update`, and so on.
+    """
     step: _builtins.str
     """What it does now: `accepted`, `placing`, `starting`, `draining`, `removing data`, `done`, `failed`, `cancelled`,
     `superseded`.
@@ -1355,6 +1670,8 @@ class OperationMetadata(_message.Message):
     """The app's generation that it works towards."""
     actor: _builtins.str
     """Who asked, as in AppEvent."""
+    retained_data: _builtins.str
+    """The retained data that it attaches or purges; of a purge, `target` is the app that left it."""
     node: _builtins.str
     """The node that a move goes to."""
     notice: _builtins.str
@@ -1375,6 +1692,10 @@ class OperationMetadata(_message.Message):
     def deadline_time(self) -> _timestamp_pb2.Timestamp:
         """When it is given up; what is wanted of the app stands all the same."""
 
+    @_builtins.property
+    def batch(self) -> Global___OperationMetadata.BatchProgress:
+        """Of a batch: how far it is. What is counted has come to its end, in the order of the list."""
+
     def __init__(
         self,
         *,
@@ -1389,12 +1710,14 @@ class OperationMetadata(_message.Message):
         generation: _builtins.int = ...,
         deadline_time: _timestamp_pb2.Timestamp | None = ...,
         actor: _builtins.str = ...,
+        retained_data: _builtins.str = ...,
+        batch: Global___OperationMetadata.BatchProgress | None = ...,
         node: _builtins.str = ...,
         notice: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "generation", b"generation", "node", b"node", "node_results", b"node_results", "notice", b"notice", "progress_percent", b"progress_percent", "step", b"step", "target", b"target", "verb", b"verb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "batch", b"batch", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "generation", b"generation", "node", b"node", "node_results", b"node_results", "notice", b"notice", "progress_percent", b"progress_percent", "retained_data", b"retained_data", "step", b"step", "target", b"target", "verb", b"verb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -31,7 +31,7 @@ class AppCatalogStub:
 
     Every mutating method stores what is wanted, durably, before it answers, and returns an operation that ends when
     what is wanted has become so. Cancelling a call does not undo what was stored. Commands on one app: the last one
-    wins. A stop or a delete ends unfinished create, update, start and restart operations of the app with ABORTED
+    wins. A stop or a delete ends unfinished create, update, start, restart and move operations of the app with ABORTED
     (`OPERATION_SUPERSEDED`); a start, or a restart, does the same to an unfinished stop. While an app is `DELETING`
     every other command is refused (`APP_DELETING`).
 
@@ -86,6 +86,36 @@ class AppCatalogStub:
                 request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.RestartAppRequest.SerializeToString,
                 response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
+        self.BatchCreateApps = channel.unary_unary(
+                '/appsupervisor.catalog.v1.AppCatalog/BatchCreateApps',
+                request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchCreateAppsRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.BatchUpdateApps = channel.unary_unary(
+                '/appsupervisor.catalog.v1.AppCatalog/BatchUpdateApps',
+                request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchUpdateAppsRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.BatchDeleteApps = channel.unary_unary(
+                '/appsupervisor.catalog.v1.AppCatalog/BatchDeleteApps',
+                request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchDeleteAppsRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.BatchStartApps = channel.unary_unary(
+                '/appsupervisor.catalog.v1.AppCatalog/BatchStartApps',
+                request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchStartAppsRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.BatchStopApps = channel.unary_unary(
+                '/appsupervisor.catalog.v1.AppCatalog/BatchStopApps',
+                request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchStopAppsRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.BatchRestartApps = channel.unary_unary(
+                '/appsupervisor.catalog.v1.AppCatalog/BatchRestartApps',
+                request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchRestartAppsRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
         self.RecoverApp = channel.unary_unary(
                 '/appsupervisor.catalog.v1.AppCatalog/RecoverApp',
                 request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.RecoverAppRequest.SerializeToString,
@@ -123,7 +153,7 @@ class AppCatalogServicer:
 
     Every mutating method stores what is wanted, durably, before it answers, and returns an operation that ends when
     what is wanted has become so. Cancelling a call does not undo what was stored. Commands on one app: the last one
-    wins. A stop or a delete ends unfinished create, update, start and restart operations of the app with ABORTED
+    wins. A stop or a delete ends unfinished create, update, start, restart and move operations of the app with ABORTED
     (`OPERATION_SUPERSEDED`); a start, or a restart, does the same to an unfinished stop. While an app is `DELETING`
     every other command is refused (`APP_DELETING`).
 
@@ -253,6 +283,114 @@ class AppCatalogServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchCreateApps(self, request, context):
+        """Creates many apps as one operation.
+
+        Precondition: 1 to 1,000 requests, no two of them about one app.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+        each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FIELD` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchUpdateApps(self, request, context):
+        """Updates many apps, or creates those that are missing, as one operation.
+
+        Precondition: 1 to 1,000 requests, no two of them about one app.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+        each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FIELD` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchDeleteApps(self, request, context):
+        """Deletes many apps as one operation.
+
+        Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+        each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchStartApps(self, request, context):
+        """Starts many apps as one operation.
+
+        Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+        each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchStopApps(self, request, context):
+        """Stops many apps as one operation.
+
+        Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+        each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchRestartApps(self, request, context):
+        """Restarts many apps as one operation.
+
+        Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+        each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RecoverApp(self, request, context):
         """Starts an app on another node, because its own is lost and the app does not go elsewhere by itself.
 
@@ -278,7 +416,7 @@ class AppCatalogServicer:
         Precondition: the app exists, is not `DELETING`, has the `etag` given, if one is given, and keeps no data on the node
         it is on. Some other node of its environment, or the one named, can take it.
         On success: a fresh instance starts there; once it is ready it takes over, `uri` changes, and the one before serves on
-        for a few seconds and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
+        for a few seconds, in which both answer, and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
         is moved without being started. What the app has put into its `data_dir` does not come along: it stays where it is.
         Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
         Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over.
@@ -389,6 +527,36 @@ def add_AppCatalogServicer_to_server(servicer, server):
                     request_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.RestartAppRequest.FromString,
                     response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
+            'BatchCreateApps': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchCreateApps,
+                    request_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchCreateAppsRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'BatchUpdateApps': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchUpdateApps,
+                    request_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchUpdateAppsRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'BatchDeleteApps': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchDeleteApps,
+                    request_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchDeleteAppsRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'BatchStartApps': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchStartApps,
+                    request_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchStartAppsRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'BatchStopApps': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchStopApps,
+                    request_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchStopAppsRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'BatchRestartApps': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchRestartApps,
+                    request_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchRestartAppsRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
             'RecoverApp': grpc.unary_unary_rpc_method_handler(
                     servicer.RecoverApp,
                     request_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.RecoverAppRequest.FromString,
@@ -432,7 +600,7 @@ class AppCatalog:
 
     Every mutating method stores what is wanted, durably, before it answers, and returns an operation that ends when
     what is wanted has become so. Cancelling a call does not undo what was stored. Commands on one app: the last one
-    wins. A stop or a delete ends unfinished create, update, start and restart operations of the app with ABORTED
+    wins. A stop or a delete ends unfinished create, update, start, restart and move operations of the app with ABORTED
     (`OPERATION_SUPERSEDED`); a start, or a restart, does the same to an unfinished stop. While an app is `DELETING`
     every other command is refused (`APP_DELETING`).
 
@@ -646,6 +814,168 @@ class AppCatalog:
             target,
             '/appsupervisor.catalog.v1.AppCatalog/RestartApp',
             appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.RestartAppRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchCreateApps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.catalog.v1.AppCatalog/BatchCreateApps',
+            appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchCreateAppsRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchUpdateApps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.catalog.v1.AppCatalog/BatchUpdateApps',
+            appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchUpdateAppsRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchDeleteApps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.catalog.v1.AppCatalog/BatchDeleteApps',
+            appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchDeleteAppsRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchStartApps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.catalog.v1.AppCatalog/BatchStartApps',
+            appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchStartAppsRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchStopApps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.catalog.v1.AppCatalog/BatchStopApps',
+            appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchStopAppsRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchRestartApps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.catalog.v1.AppCatalog/BatchRestartApps',
+            appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchRestartAppsRequest.SerializeToString,
             google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,

@@ -32,7 +32,7 @@ class AppCatalogStub:
 
     Every mutating method stores what is wanted, durably, before it answers, and returns an operation that ends when
     what is wanted has become so. Cancelling a call does not undo what was stored. Commands on one app: the last one
-    wins. A stop or a delete ends unfinished create, update, start and restart operations of the app with ABORTED
+    wins. A stop or a delete ends unfinished create, update, start, restart and move operations of the app with ABORTED
     (`OPERATION_SUPERSEDED`); a start, or a restart, does the same to an unfinished stop. While an app is `DELETING`
     every other command is refused (`APP_DELETING`).
 
@@ -133,6 +133,90 @@ class AppCatalogStub:
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED` (FAILED_PRECONDITION).
     """
+    BatchCreateApps: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchCreateAppsRequest, _operations_pb2.Operation]
+    """Creates many apps as one operation.
+
+    Precondition: 1 to 1,000 requests, no two of them about one app.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FIELD` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchUpdateApps: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchUpdateAppsRequest, _operations_pb2.Operation]
+    """Updates many apps, or creates those that are missing, as one operation.
+
+    Precondition: 1 to 1,000 requests, no two of them about one app.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FIELD` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchDeleteApps: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchDeleteAppsRequest, _operations_pb2.Operation]
+    """Deletes many apps as one operation.
+
+    Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchStartApps: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchStartAppsRequest, _operations_pb2.Operation]
+    """Starts many apps as one operation.
+
+    Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchStopApps: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchStopAppsRequest, _operations_pb2.Operation]
+    """Stops many apps as one operation.
+
+    Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchRestartApps: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchRestartAppsRequest, _operations_pb2.Operation]
+    """Restarts many apps as one operation.
+
+    Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
     RecoverApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.RecoverAppRequest, _operations_pb2.Operation]
     """Starts an app on another node, because its own is lost and the app does not go elsewhere by itself.
 
@@ -154,7 +238,7 @@ class AppCatalogStub:
     Precondition: the app exists, is not `DELETING`, has the `etag` given, if one is given, and keeps no data on the node
     it is on. Some other node of its environment, or the one named, can take it.
     On success: a fresh instance starts there; once it is ready it takes over, `uri` changes, and the one before serves on
-    for a few seconds and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
+    for a few seconds, in which both answer, and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
     is moved without being started. What the app has put into its `data_dir` does not come along: it stays where it is.
     Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
     Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over.
@@ -209,7 +293,7 @@ class AppCatalogAsyncStub(AppCatalogStub):
 
     Every mutating method stores what is wanted, durably, before it answers, and returns an operation that ends when
     what is wanted has become so. Cancelling a call does not undo what was stored. Commands on one app: the last one
-    wins. A stop or a delete ends unfinished create, update, start and restart operations of the app with ABORTED
+    wins. A stop or a delete ends unfinished create, update, start, restart and move operations of the app with ABORTED
     (`OPERATION_SUPERSEDED`); a start, or a restart, does the same to an unfinished stop. While an app is `DELETING`
     every other command is refused (`APP_DELETING`).
 
@@ -307,6 +391,90 @@ class AppCatalogAsyncStub(AppCatalogStub):
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED` (FAILED_PRECONDITION).
     """
+    BatchCreateApps: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchCreateAppsRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Creates many apps as one operation.
+
+    Precondition: 1 to 1,000 requests, no two of them about one app.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FIELD` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchUpdateApps: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchUpdateAppsRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Updates many apps, or creates those that are missing, as one operation.
+
+    Precondition: 1 to 1,000 requests, no two of them about one app.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FIELD` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchDeleteApps: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchDeleteAppsRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Deletes many apps as one operation.
+
+    Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchStartApps: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchStartAppsRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Starts many apps as one operation.
+
+    Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchStopApps: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchStopAppsRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Stops many apps as one operation.
+
+    Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchRestartApps: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchRestartAppsRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Restarts many apps as one operation.
+
+    Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+    each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
     RecoverApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.RecoverAppRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Starts an app on another node, because its own is lost and the app does not go elsewhere by itself.
 
@@ -328,7 +496,7 @@ class AppCatalogAsyncStub(AppCatalogStub):
     Precondition: the app exists, is not `DELETING`, has the `etag` given, if one is given, and keeps no data on the node
     it is on. Some other node of its environment, or the one named, can take it.
     On success: a fresh instance starts there; once it is ready it takes over, `uri` changes, and the one before serves on
-    for a few seconds and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
+    for a few seconds, in which both answer, and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
     is moved without being started. What the app has put into its `data_dir` does not come along: it stays where it is.
     Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
     Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over.
@@ -382,7 +550,7 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
 
     Every mutating method stores what is wanted, durably, before it answers, and returns an operation that ends when
     what is wanted has become so. Cancelling a call does not undo what was stored. Commands on one app: the last one
-    wins. A stop or a delete ends unfinished create, update, start and restart operations of the app with ABORTED
+    wins. A stop or a delete ends unfinished create, update, start, restart and move operations of the app with ABORTED
     (`OPERATION_SUPERSEDED`); a start, or a restart, does the same to an unfinished stop. While an app is `DELETING`
     every other command is refused (`APP_DELETING`).
 
@@ -528,6 +696,126 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def BatchCreateApps(
+        self,
+        request: _app_catalog_pb2.BatchCreateAppsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Creates many apps as one operation.
+
+        Precondition: 1 to 1,000 requests, no two of them about one app.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+        each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FIELD` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchUpdateApps(
+        self,
+        request: _app_catalog_pb2.BatchUpdateAppsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Updates many apps, or creates those that are missing, as one operation.
+
+        Precondition: 1 to 1,000 requests, no two of them about one app.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+        each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FIELD` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchDeleteApps(
+        self,
+        request: _app_catalog_pb2.BatchDeleteAppsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Deletes many apps as one operation.
+
+        Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+        each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchStartApps(
+        self,
+        request: _app_catalog_pb2.BatchStartAppsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Starts many apps as one operation.
+
+        Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+        each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchStopApps(
+        self,
+        request: _app_catalog_pb2.BatchStopAppsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Stops many apps as one operation.
+
+        Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+        each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchRestartApps(
+        self,
+        request: _app_catalog_pb2.BatchRestartAppsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Restarts many apps as one operation.
+
+        Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
+        each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+
+    @_abc_1.abstractmethod
     def RecoverApp(
         self,
         request: _app_catalog_pb2.RecoverAppRequest,
@@ -559,7 +847,7 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         Precondition: the app exists, is not `DELETING`, has the `etag` given, if one is given, and keeps no data on the node
         it is on. Some other node of its environment, or the one named, can take it.
         On success: a fresh instance starts there; once it is ready it takes over, `uri` changes, and the one before serves on
-        for a few seconds and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
+        for a few seconds, in which both answer, and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
         is moved without being started. What the app has put into its `data_dir` does not come along: it stays where it is.
         Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
         Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over.

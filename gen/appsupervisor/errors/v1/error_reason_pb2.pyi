@@ -52,6 +52,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: there is no such operation, or it has expired."""
     SERVICE_NOT_FOUND: _ErrorReason.ValueType  # 25
     """NOT_FOUND, of health checks: the server has no such service."""
+    RETAINED_DATA_NOT_FOUND: _ErrorReason.ValueType  # 28
+    """NOT_FOUND: there is no such retained data."""
     APP_ALREADY_EXISTS: _ErrorReason.ValueType  # 40
     """ALREADY_EXISTS: an app of that name exists."""
     ENVIRONMENT_ALREADY_EXISTS: _ErrorReason.ValueType  # 41
@@ -98,6 +100,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     NODE_NOT_LOST: _ErrorReason.ValueType  # 90
     """FAILED_PRECONDITION: the app's node is not lost, or the app is not wanted there: nothing is to be recovered."""
+    RETAINED_DATA_BUSY: _ErrorReason.ValueType  # 99
+    """FAILED_PRECONDITION: the retained data is being attached to an app, or purged."""
     DATA_ON_NODE: _ErrorReason.ValueType  # 95
     """FAILED_PRECONDITION: data of the app that exists nowhere else is on its node, so that it cannot be moved; nor can the
     node be deleted, unless forced.
@@ -111,7 +115,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     RESUME_TOKEN_EXPIRED: _ErrorReason.ValueType  # 100
     """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
     NODE_FULL: _ErrorReason.ValueType  # 120
-    """RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor left for one more."""
+    """RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor or process left for one more."""
     SERVER_BUSY: _ErrorReason.ValueType  # 121
     """RESOURCE_EXHAUSTED: the server has as many calls, writes or bytes of requests under way as it accepts; retry."""
     MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 122
@@ -206,6 +210,8 @@ OPERATION_NOT_FOUND: ErrorReason.ValueType  # 24
 """NOT_FOUND: there is no such operation, or it has expired."""
 SERVICE_NOT_FOUND: ErrorReason.ValueType  # 25
 """NOT_FOUND, of health checks: the server has no such service."""
+RETAINED_DATA_NOT_FOUND: ErrorReason.ValueType  # 28
+"""NOT_FOUND: there is no such retained data."""
 APP_ALREADY_EXISTS: ErrorReason.ValueType  # 40
 """ALREADY_EXISTS: an app of that name exists."""
 ENVIRONMENT_ALREADY_EXISTS: ErrorReason.ValueType  # 41
@@ -252,6 +258,8 @@ node.
 """
 NODE_NOT_LOST: ErrorReason.ValueType  # 90
 """FAILED_PRECONDITION: the app's node is not lost, or the app is not wanted there: nothing is to be recovered."""
+RETAINED_DATA_BUSY: ErrorReason.ValueType  # 99
+"""FAILED_PRECONDITION: the retained data is being attached to an app, or purged."""
 DATA_ON_NODE: ErrorReason.ValueType  # 95
 """FAILED_PRECONDITION: data of the app that exists nowhere else is on its node, so that it cannot be moved; nor can the
 node be deleted, unless forced.
@@ -265,7 +273,7 @@ DATA_LOST: ErrorReason.ValueType  # 98
 RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
 """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
 NODE_FULL: ErrorReason.ValueType  # 120
-"""RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor left for one more."""
+"""RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor or process left for one more."""
 SERVER_BUSY: ErrorReason.ValueType  # 121
 """RESOURCE_EXHAUSTED: the server has as many calls, writes or bytes of requests under way as it accepts; retry."""
 MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 122

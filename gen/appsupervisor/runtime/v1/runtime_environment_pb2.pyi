@@ -1856,3 +1856,129 @@ class TailLogsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TailLogsResponse: _TypeAlias = TailLogsResponse  # noqa: Y015
+
+@_typing.final
+class DataDirectory(_message.Message):
+    """What one app keeps on this node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    APP_UID_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    HAS_DATABASE_FIELD_NUMBER: _builtins.int
+    HOSTED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Resource name, `apps/{app}/dataDirectories/{data_directory}`; the id is the app's uid."""
+    app_uid: _builtins.str
+    """The app's uid."""
+    size_bytes: _builtins.int
+    """Size of the files in it, as far as 100,000 of them go; 0 while it is `hosted`."""
+    has_database: _builtins.bool
+    """Whether the app's own `sqlite` database is in it."""
+    hosted: _builtins.bool
+    """Whether an instance of the app is on this node."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        app_uid: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        has_database: _builtins.bool = ...,
+        hosted: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_uid", b"app_uid", "has_database", b"has_database", "hosted", b"hosted", "name", b"name", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DataDirectory: _TypeAlias = DataDirectory  # noqa: Y015
+
+@_typing.final
+class ListDataDirectoriesRequest(_message.Message):
+    """Request of ListDataDirectories."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """`apps/{app}`, or `apps/-` for all apps."""
+    page_size: _builtins.int
+    """The most to return, 0 for 50; more than 1,000 is taken as 1,000."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDataDirectoriesRequest: _TypeAlias = ListDataDirectoriesRequest  # noqa: Y015
+
+@_typing.final
+class ListDataDirectoriesResponse(_message.Message):
+    """Response of ListDataDirectories."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATA_DIRECTORIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Asks for the next page; empty on the last one."""
+    @_builtins.property
+    def data_directories(self) -> _containers.RepeatedCompositeFieldContainer[Global___DataDirectory]:
+        """A page of data directories."""
+
+    def __init__(
+        self,
+        *,
+        data_directories: _abc.Iterable[Global___DataDirectory] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data_directories", b"data_directories", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDataDirectoriesResponse: _TypeAlias = ListDataDirectoriesResponse  # noqa: Y015
+
+@_typing.final
+class ClaimDataDirectoryRequest(_message.Message):
+    """Request of ClaimDataDirectory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    APP_FIELD_NUMBER: _builtins.int
+    APP_UID_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The directory, by the app that it belongs to: `apps/{app}/dataDirectories/{data_directory}`."""
+    app: _builtins.str
+    """The app that gets it, `apps/{app}`."""
+    app_uid: _builtins.str
+    """Uid of the app that gets it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        app: _builtins.str = ...,
+        app_uid: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "app_uid", b"app_uid", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimDataDirectoryRequest: _TypeAlias = ClaimDataDirectoryRequest  # noqa: Y015

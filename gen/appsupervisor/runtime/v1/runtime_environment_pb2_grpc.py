@@ -84,6 +84,16 @@ class RuntimeEnvironmentStub:
                 request_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.TailLogsRequest.SerializeToString,
                 response_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.TailLogsResponse.FromString,
                 _registered_method=True)
+        self.ListDataDirectories = channel.unary_unary(
+                '/appsupervisor.runtime.v1.RuntimeEnvironment/ListDataDirectories',
+                request_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.ListDataDirectoriesRequest.SerializeToString,
+                response_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.ListDataDirectoriesResponse.FromString,
+                _registered_method=True)
+        self.ClaimDataDirectory = channel.unary_unary(
+                '/appsupervisor.runtime.v1.RuntimeEnvironment/ClaimDataDirectory',
+                request_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.ClaimDataDirectoryRequest.SerializeToString,
+                response_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.DataDirectory.FromString,
+                _registered_method=True)
 
 
 class RuntimeEnvironmentServicer:
@@ -230,6 +240,38 @@ class RuntimeEnvironmentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListDataDirectories(self, request, context):
+        """Returns the data directories of apps on this node, ordered by name, those of apps that are gone too.
+
+        Reads names and sizes only, never what is in a file; a symbolic link is neither followed nor told. A page may have
+        fewer than asked for: a node takes about a second for one.
+
+        Errors: `INVALID_FIELD`, `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClaimDataDirectory(self, request, context):
+        """Hands an app's data directory over to another app, which has none yet.
+
+        Precondition: the directory is here, belongs to its app by its mark, and nothing of that app runs here.
+        On success: on the disk, the directory is the other app's: its next start finds it. What the app before had logged
+        is removed.
+        Idempotent: a repeat finds it handed over, or goes on where the end of the node process cut it short. At any moment
+        the mark in the directory names its one owner.
+        Cancelling the call undoes nothing.
+        Rolled back: nothing.
+
+        Errors: `DATA_MISSING` (FAILED_PRECONDITION) when it is not here; `DATABASE_UNAVAILABLE` (FAILED_PRECONDITION) when
+        it is a third app's, the other app has a directory of its own, a symbolic link stands in its place, or the disk
+        refuses; `INSTANCE_EXISTS` (ALREADY_EXISTS) while an instance of its app is here; `INVALID_FIELD`
+        (INVALID_ARGUMENT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RuntimeEnvironmentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -277,6 +319,16 @@ def add_RuntimeEnvironmentServicer_to_server(servicer, server):
                     servicer.TailLogs,
                     request_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.TailLogsRequest.FromString,
                     response_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.TailLogsResponse.SerializeToString,
+            ),
+            'ListDataDirectories': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDataDirectories,
+                    request_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.ListDataDirectoriesRequest.FromString,
+                    response_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.ListDataDirectoriesResponse.SerializeToString,
+            ),
+            'ClaimDataDirectory': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClaimDataDirectory,
+                    request_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.ClaimDataDirectoryRequest.FromString,
+                    response_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.DataDirectory.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -527,6 +579,60 @@ class RuntimeEnvironment:
             '/appsupervisor.runtime.v1.RuntimeEnvironment/TailLogs',
             appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.TailLogsRequest.SerializeToString,
             appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.TailLogsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDataDirectories(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.runtime.v1.RuntimeEnvironment/ListDataDirectories',
+            appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.ListDataDirectoriesRequest.SerializeToString,
+            appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.ListDataDirectoriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClaimDataDirectory(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.runtime.v1.RuntimeEnvironment/ClaimDataDirectory',
+            appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.ClaimDataDirectoryRequest.SerializeToString,
+            appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.DataDirectory.FromString,
             options,
             channel_credentials,
             insecure,

@@ -138,6 +138,30 @@ class RuntimeEnvironmentStub:
     Errors: `INVALID_FIELD`, `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `APP_NOT_FOUND` (NOT_FOUND) for an app that has
     neither an instance nor logs here. `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
     """
+    ListDataDirectories: _grpc.UnaryUnaryMultiCallable[_runtime_environment_pb2.ListDataDirectoriesRequest, _runtime_environment_pb2.ListDataDirectoriesResponse]
+    """Returns the data directories of apps on this node, ordered by name, those of apps that are gone too.
+
+    Reads names and sizes only, never what is in a file; a symbolic link is neither followed nor told. A page may have
+    fewer than asked for: a node takes about a second for one.
+
+    Errors: `INVALID_FIELD`, `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
+    """
+    ClaimDataDirectory: _grpc.UnaryUnaryMultiCallable[_runtime_environment_pb2.ClaimDataDirectoryRequest, _runtime_environment_pb2.DataDirectory]
+    """Hands an app's data directory over to another app, which has none yet.
+
+    Precondition: the directory is here, belongs to its app by its mark, and nothing of that app runs here.
+    On success: on the disk, the directory is the other app's: its next start finds it. What the app before had logged
+    is removed.
+    Idempotent: a repeat finds it handed over, or goes on where the end of the node process cut it short. At any moment
+    the mark in the directory names its one owner.
+    Cancelling the call undoes nothing.
+    Rolled back: nothing.
+
+    Errors: `DATA_MISSING` (FAILED_PRECONDITION) when it is not here; `DATABASE_UNAVAILABLE` (FAILED_PRECONDITION) when
+    it is a third app's, the other app has a directory of its own, a symbolic link stands in its place, or the disk
+    refuses; `INSTANCE_EXISTS` (ALREADY_EXISTS) while an instance of its app is here; `INVALID_FIELD`
+    (INVALID_ARGUMENT).
+    """
 
 @_typing.type_check_only
 class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
@@ -248,6 +272,30 @@ class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
 
     Errors: `INVALID_FIELD`, `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `APP_NOT_FOUND` (NOT_FOUND) for an app that has
     neither an instance nor logs here. `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
+    """
+    ListDataDirectories: _aio.UnaryUnaryMultiCallable[_runtime_environment_pb2.ListDataDirectoriesRequest, _runtime_environment_pb2.ListDataDirectoriesResponse]  # type: ignore[assignment]
+    """Returns the data directories of apps on this node, ordered by name, those of apps that are gone too.
+
+    Reads names and sizes only, never what is in a file; a symbolic link is neither followed nor told. A page may have
+    fewer than asked for: a node takes about a second for one.
+
+    Errors: `INVALID_FIELD`, `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
+    """
+    ClaimDataDirectory: _aio.UnaryUnaryMultiCallable[_runtime_environment_pb2.ClaimDataDirectoryRequest, _runtime_environment_pb2.DataDirectory]  # type: ignore[assignment]
+    """Hands an app's data directory over to another app, which has none yet.
+
+    Precondition: the directory is here, belongs to its app by its mark, and nothing of that app runs here.
+    On success: on the disk, the directory is the other app's: its next start finds it. What the app before had logged
+    is removed.
+    Idempotent: a repeat finds it handed over, or goes on where the end of the node process cut it short. At any moment
+    the mark in the directory names its one owner.
+    Cancelling the call undoes nothing.
+    Rolled back: nothing.
+
+    Errors: `DATA_MISSING` (FAILED_PRECONDITION) when it is not here; `DATABASE_UNAVAILABLE` (FAILED_PRECONDITION) when
+    it is a third app's, the other app has a directory of its own, a symbolic link stands in its place, or the disk
+    refuses; `INSTANCE_EXISTS` (ALREADY_EXISTS) while an instance of its app is here; `INVALID_FIELD`
+    (INVALID_ARGUMENT).
     """
 
 class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
@@ -410,6 +458,42 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: `INVALID_FIELD`, `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `APP_NOT_FOUND` (NOT_FOUND) for an app that has
         neither an instance nor logs here. `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
+        """
+
+    @_abc_1.abstractmethod
+    def ListDataDirectories(
+        self,
+        request: _runtime_environment_pb2.ListDataDirectoriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runtime_environment_pb2.ListDataDirectoriesResponse, _abc.Awaitable[_runtime_environment_pb2.ListDataDirectoriesResponse]]:
+        """Returns the data directories of apps on this node, ordered by name, those of apps that are gone too.
+
+        Reads names and sizes only, never what is in a file; a symbolic link is neither followed nor told. A page may have
+        fewer than asked for: a node takes about a second for one.
+
+        Errors: `INVALID_FIELD`, `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
+        """
+
+    @_abc_1.abstractmethod
+    def ClaimDataDirectory(
+        self,
+        request: _runtime_environment_pb2.ClaimDataDirectoryRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runtime_environment_pb2.DataDirectory, _abc.Awaitable[_runtime_environment_pb2.DataDirectory]]:
+        """Hands an app's data directory over to another app, which has none yet.
+
+        Precondition: the directory is here, belongs to its app by its mark, and nothing of that app runs here.
+        On success: on the disk, the directory is the other app's: its next start finds it. What the app before had logged
+        is removed.
+        Idempotent: a repeat finds it handed over, or goes on where the end of the node process cut it short. At any moment
+        the mark in the directory names its one owner.
+        Cancelling the call undoes nothing.
+        Rolled back: nothing.
+
+        Errors: `DATA_MISSING` (FAILED_PRECONDITION) when it is not here; `DATABASE_UNAVAILABLE` (FAILED_PRECONDITION) when
+        it is a third app's, the other app has a directory of its own, a symbolic link stands in its place, or the disk
+        refuses; `INSTANCE_EXISTS` (ALREADY_EXISTS) while an instance of its app is here; `INVALID_FIELD`
+        (INVALID_ARGUMENT).
         """
 
 def add_RuntimeEnvironmentServicer_to_server(servicer: RuntimeEnvironmentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

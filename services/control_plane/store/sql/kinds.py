@@ -13,6 +13,8 @@ from services.control_plane.store.sql.rows import (
     Row,
     app_record,
     app_values,
+    batch_record,
+    batch_values,
     environment_record,
     environment_values,
     node_record,
@@ -21,14 +23,18 @@ from services.control_plane.store.sql.rows import (
     operation_values,
     placement_record,
     placement_values,
+    retained_data_record,
+    retained_data_values,
 )
 from services.control_plane.store.sql.tables import (
     AppRow,
+    BatchRow,
     CatalogTable,
     EnvironmentRow,
     NodeRow,
     OperationRow,
     PlacementRow,
+    RetainedDataRow,
 )
 
 
@@ -54,5 +60,7 @@ KINDS = (  # parents before children, as foreign keys want it
     Kind("node", "nodes", NodeRow, node_values, node_record, True),
     Kind("app", "apps", AppRow, app_values, app_record, True, ("uid",)),
     Kind("placement", "placements", PlacementRow, placement_values, placement_record, False),
+    Kind("retained_data", "retained", RetainedDataRow, retained_data_values, retained_data_record, False),
     Kind("operation", "operations", OperationRow, operation_values, operation_record, False),
+    Kind("batch", "batches", BatchRow, batch_values, batch_record, False, ("requests",)),
 )

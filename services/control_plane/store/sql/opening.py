@@ -16,6 +16,8 @@ from services.control_plane.store.sql.sqlite import open_sqlite
 from services.control_plane.store.sql.statements import Statements
 from services.control_plane.store.state import State
 
+LOADING_SECONDS = 300
+"""How long a server lets a control plane decode what it has read."""
 FREEZE = 10_000
 """Apps from which on the collector is told to leave the loaded catalog alone."""
 
@@ -47,6 +49,10 @@ def load(database: Database) -> tuple[State, int | None]:
     """
     statements = Statements(database)
     with database.writer.connect() as connection:
+        if database.shared:
+            # Nobody waits for a reader, and a large catalog takes longer than a batch may stand still.
+            patience = f"SET LOCAL idle_in_transaction_session_timeout = '{LOADING_SECONDS}s'"
+            connection.exec_driver_sql(patience)
         meta, _ = statements.look(connection)
         state = State.loaded(read_everything(connection, meta))
     if len(state.mirror.apps) >= FREEZE:

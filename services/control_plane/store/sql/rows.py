@@ -8,17 +8,20 @@ from typing import Any
 
 from google.rpc.status_pb2 import Status
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App, OperationMetadata
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, BatchResponse, OperationMetadata
+from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata, Environment, Node
 from services.control_plane.store.packed_app import PackedApp
 from services.control_plane.store.records import (
     DRAIN,
     AppRecord,
+    BatchRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
     PlacementRecord,
     RequestRecord,
+    RetainedDataRecord,
     Role,
     Version,
 )
@@ -152,11 +155,27 @@ def placement_record(row: Row) -> PlacementRecord:
         node=sys.intern(node),  # one string for all that is on a node
         role=Role(role),
         spec=spec,
-        why=why,
+        why=sys.intern(why),  # of a few sentences
         has_data=bool(has_data),
         since=since,
         revision=revision,
     )
+
+
+def retained_data_values(record: RetainedDataRecord) -> dict[str, Any]:
+    """Return the row of retained data."""
+    return {
+        "name": record.name,
+        "generation": record.generation,
+        "body": record.data.SerializeToString(),
+        "revision": record.revision,
+    }
+
+
+def retained_data_record(row: Row) -> RetainedDataRecord:
+    """Return the retained data of a row."""
+    _name, generation, body, revision = row
+    return RetainedDataRecord(RetainedData.FromString(body), generation, revision)
 
 
 def operation_values(record: OperationRecord) -> dict[str, Any]:
@@ -208,10 +227,33 @@ def operation_record(row: Row) -> OperationRecord:
         deadline=deadline,
         done=bool(done),
         error=None if error is None else Status.FromString(error),
-        response=None if response is None else (Node if verb == DRAIN else App).FromString(response),
+        response=None if response is None else _response_type(verb).FromString(response),
         expire_time=expire_time,
         revision=revision,
     )
+
+
+def _response_type(verb: str) -> type[App | Node | RetainedData | BatchResponse]:
+    if verb.startswith("batch_"):
+        return BatchResponse
+    known: dict[str, type[Node | RetainedData]] = {DRAIN: Node, "purge": RetainedData}
+    return known.get(verb, App)
+
+
+def batch_values(record: BatchRecord) -> dict[str, Any]:
+    """Return the row of a batch."""
+    return {
+        "name": record.name,
+        "requests": record.requests,
+        "finished": record.finished,
+        "results": record.results,
+        "revision": record.revision,
+    }
+
+
+def batch_record(row: Row) -> BatchRecord:
+    """Return the batch of a row."""
+    return BatchRecord(*row)
 
 
 def request_values(record: RequestRecord) -> dict[str, Any]:

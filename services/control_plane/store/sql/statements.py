@@ -117,13 +117,13 @@ class Statements:
         steps = [*self._removals(changed), *self._additions(changed)]
         changes = list(_changes(batch))
         if changes:
-            steps.append(self._insert[ChangeRow].step(changes))
+            steps += self._insert[ChangeRow].steps(changes)
         steps += self._pruning(changed, now)
         if batch.begins:
             history = {"id": batch.begins, "after": batch.state.revision, "time": now}
-            steps.append(self._insert[HistoryRow].step([history]))
+            steps += self._insert[HistoryRow].steps([history])
         last = {"id": writer, "number": number, "revision": revision, "time": now}
-        steps.append(self._insert[WriterRow].step([last]))
+        steps += self._insert[WriterRow].steps([last])
         advance = len(steps)
         oldest = max(batch.state.oldest_revision, changed.oldest_revision)
         values = (revision, now, oldest, batch.history, batch.state.revision)
@@ -151,16 +151,17 @@ class Statements:
         for kind in KINDS:
             rows = [kind.values(it) for it in getattr(changed, kind.feed).values() if it is not None]
             if rows:
-                yield self._insert[kind.row].step(rows)
+                yield from self._insert[kind.row].steps(rows)
             if kind.name == "app":
                 domains = [{"domain": domain, "app": app} for domain, app in changed.domains.items() if app]
                 if domains:
-                    yield self._insert[AppDomainRow].step(domains)
+                    yield from self._insert[AppDomainRow].steps(domains)
         if changed.requests:
-            yield self._insert[RequestRow].step([request_values(it) for it in changed.requests.values()])
+            rows = [request_values(it) for it in changed.requests.values()]
+            yield from self._insert[RequestRow].steps(rows)
         if changed.events:
             rows = [{"app": app, "id": event, "body": body} for app, event, body in changed.events]
-            yield self._insert[AppEventRow].step(rows)
+            yield from self._insert[AppEventRow].steps(rows)
 
     def _pruning(self, changed: WriteSet, now: int) -> Iterator[Step]:
         if changed.expired_requests:

@@ -174,6 +174,17 @@ class PlacementRow(CatalogTable, table=True):
     revision: int = _big()
 
 
+class RetainedDataRow(CatalogTable, table=True):
+    """What an app has left on a node."""
+
+    __tablename__ = "retained_data"
+
+    name: str = Field(primary_key=True)
+    generation: int = _big()
+    body: bytes = Field(sa_type=LargeBinary)
+    revision: int = _big()
+
+
 class OperationRow(CatalogTable, table=True):
     """One long-running operation."""
 
@@ -193,6 +204,18 @@ class OperationRow(CatalogTable, table=True):
     error: bytes | None = Field(default=None, sa_type=LargeBinary)
     response: bytes | None = Field(default=None, sa_type=LargeBinary)
     expire_time: int = _big(index=True)
+    revision: int = _big()
+
+
+class BatchRow(CatalogTable, table=True):
+    """What is left to do of a batch operation."""
+
+    __tablename__ = "batches"
+
+    name: str = Field(primary_key=True)
+    requests: bytes = Field(sa_type=LargeBinary)
+    finished: int
+    results: bytes = Field(sa_type=LargeBinary)
     revision: int = _big()
 
 

@@ -1,0 +1,19 @@
+"""What comes of one pass, for whoever decides who passes when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.rpc.errors import SupervisorError
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a pass."""
+
+    again: bool = False
+    """There is more to do at once."""
+    after: float = 0.0
+    """There is more to do, after so many seconds; 0 if there isn't."""
+    failure: SupervisorError | None = None
+    """What is worth another try, after a pause that grows."""
