@@ -344,11 +344,12 @@ class Exchange:
         flow = self._sink.flow
         if flow.write_paused and not self.gone:
             await flow.drain()
-        if self.gone or self._lapses():
+        response = self._response
+        # The head alone sends nothing: that its lease holds is looked at with each piece of the body.
+        if self.gone or (response is not None and self._lapses()):
             await self._send_to_nobody()
             return
         kind = message["type"]
-        response = self._response
         if response is None:
             if kind != "http.response.start" or self.complete:
                 raise RuntimeError(f"Expected http.response.start, got {kind!r}.")
