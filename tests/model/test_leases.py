@@ -17,8 +17,10 @@ from runtime_node.lease import Lease
 from services.control_plane.leases import LeasePace, Leases
 from services.control_plane.placement.snapshot import Snapshot
 from services.control_plane.tenure import Tenure
-from tests.model import fleet as model
-from tests.model.fleet import Database, Fleet
+from tests.model import control_plane
+from tests.model.catalog import Database
+from tests.model.fleet import Fleet
+from tests.model.node import ModelNode
 from tests.model.simulation import RATE, Simulation, Violation, Weather
 from tests.seeds import NEW, SEED
 
@@ -166,7 +168,7 @@ def the_node_accepts_an_older_epoch(patch: pytest.MonkeyPatch) -> None:
 
 @breaks
 def the_leader_waits_less_than_the_lease_lasts(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(model, "LEASE", LeasePace(slack=-0.5))
+    patch.setattr(control_plane, "LEASE", LeasePace(slack=-0.5))
 
 
 @breaks
@@ -206,16 +208,16 @@ def apps_are_given_up_by_what_was_seen_and_not_by_what_is_stored(patch: pytest.M
 
 @breaks
 def a_node_is_not_told_what_was_given_up_unseen(patch: pytest.MonkeyPatch) -> None:
-    whole = model.fence_epoch
-    patch.setattr(model, "fence_epoch", lambda app, node, placements, here: whole(
-        app, node, [it for it in placements if it.role != model.Role.LOST], here
+    whole = control_plane.fence_epoch
+    patch.setattr(control_plane, "fence_epoch", lambda app, node, placements, here: whole(
+        app, node, [it for it in placements if it.role != control_plane.Role.LOST], here
     ))  # fmt: skip
 
 
 @breaks
 def a_node_is_told_its_leader_only_with_the_grant(patch: pytest.MonkeyPatch) -> None:
-    watch = model.ModelNode.on_watch
-    patch.setattr(model.ModelNode, "on_watch", lambda self, one, session, term: watch(self, one, session, 0))
+    watch = ModelNode.on_watch
+    patch.setattr(ModelNode, "on_watch", lambda self, one, session, term: watch(self, one, session, 0))
 
 
 @breaks
