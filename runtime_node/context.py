@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +34,22 @@ class AppContext:
     """A directory of the app's own; it outlives the instance."""
     logger: logging.Logger
     """A logger whose records are attributed to this instance."""
+    database_pool: int | None = None
+    """Connections that its pool may have to that database, or None where nobody counts them."""
+
+    @property
+    def hidden(self) -> tuple[str, ...]:
+        """What must stand in no error: values of secrets, the database's URL and the password in it."""
+        return (*self.secrets.values(), *_parts_of(self.database_url or ""))
+
+
+def hidden_in(spec: InstanceSpec) -> tuple[str, ...]:
+    """Return what must stand in no log: values of secrets, a database's URL and the password in it."""
+    return (*spec.secret_env.values(), *_parts_of(spec.database_url))
+
+
+def _parts_of(url: str) -> Iterator[str]:
+    if url:
+        yield url
+        if password := urlsplit(url).password:
+            yield password

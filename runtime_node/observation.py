@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceError, InstanceSpec
+from runtime_node.context import hidden_in
 from runtime_node.instances.record import Instance
 from runtime_node.instances.table import InstanceTable
 from runtime_node.logs.app_logs import AppLogs, LogSource
@@ -76,7 +77,7 @@ class Observation:
         instance = self._table.find(name)
         if instance is None:
             return None
-        return LogSource(instance.app, instance.uid, tuple(instance.spec().secret_env.values()))
+        return LogSource(instance.app, instance.uid, hidden_in(instance.spec()))
 
     def _newest_uid(self, app: str) -> str:
         instances = self._table.of_app(app)

@@ -182,6 +182,7 @@ def _spec(at: str, spec: InstanceSpec) -> Found:
     yield from _uid(f"{at}.app_uid", spec.app_uid)
     yield from _positive(f"{at}.generation", spec.generation)
     yield from _positive(f"{at}.epoch", spec.epoch)
+    yield from _provided_database(at, spec)
     broken = runtime_violations(at, spec)
     yield from broken
     told = {violation.field for violation in broken}
@@ -190,6 +191,15 @@ def _spec(at: str, spec: InstanceSpec) -> Found:
         # The catalog has brought it into this form; here it is compared as it is.
         if field not in told and normalize_domain(domain) != domain:
             yield Violation(field, "must be in the form that DNS carries: lower case, without a final dot")
+
+
+def _provided_database(at: str, spec: InstanceSpec) -> Found:
+    provided = spec.database.WhichOneof("kind") == "postgres"
+    if provided and not spec.database_url:
+        yield Violation(f"{at}.database_url", "is required with database.postgres")
+    if spec.database_url and not provided:
+        yield Violation(f"{at}.database_url", "must not be set without database.postgres")
+    yield from _count(f"{at}.database_pool_size", spec.database_pool_size, 0, 1_000, "0 to 1,000")
 
 
 def _name(at: str, name: str) -> Found:

@@ -30,6 +30,7 @@ def app_context(spec: InstanceSpec, data_dir: Path, database_url: str | None) ->
         database_url=database_url,
         data_dir=data_dir,
         logger=_logger(spec.name),
+        database_pool=spec.database_pool_size or None,
     )
 
 

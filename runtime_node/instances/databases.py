@@ -59,6 +59,8 @@ class Databases:
             ) from fault
         if kind == "no_database":
             return directory, None
+        if kind == "postgres":
+            return directory, spec.database_url
         if kind == "external":
             return directory, spec.secret_env[spec.database.external.secret_key]
         return directory, f"sqlite:///{directory / DATABASE}"

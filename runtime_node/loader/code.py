@@ -165,7 +165,7 @@ class LoadedCode:
         raise error
 
     def _factory_failed(self, fault: BaseException, context: AppContext) -> SupervisorError:
-        secrets = [*context.secrets.values(), *([context.database_url] if context.database_url else [])]
+        secrets = context.hidden
         if isinstance(fault, IsolationUnsupportedError):
             message = f"{self.entrypoint} cannot share a process: {fault}"
             return failure("ISOLATION_UNSUPPORTED", message, fault, secrets=secrets)

@@ -12,6 +12,7 @@ from functools import partial
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.asgi import ASGIApp, Receive, Scope, Send
+from runtime_node.context import hidden_in
 from runtime_node.isolation import CURRENT_INSTANCE, tasks_of
 from runtime_node.isolation.abandonable import run_abandonable
 from runtime_node.isolation.current import LOADING_FOR
@@ -165,7 +166,7 @@ async def release(code: LoadedCode, instance: str, released: Released) -> list[s
 
 def lifespan_of(app: ASGIApp, launch: Launch) -> Lifespan:
     """Return the lifespan of an app; its end by an error ends the app."""
-    return Lifespan(app, tuple(launch.spec.secret_env.values()), launch.on_exit)
+    return Lifespan(app, hidden_in(launch.spec), launch.on_exit)
 
 
 def context_of(instance: str) -> Context:

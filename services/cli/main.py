@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from services.cli import apply, apps, fleet, nodes, programs, retained, streams
+from services.cli import apply, apps, database_servers, fleet, nodes, programs, retained, streams
 from services.cli.errors import CliError, Exit
 from services.cli.output import Format, Output
 from services.cli.session import Session
@@ -45,7 +45,7 @@ def program(
     context.obj = Session(address=address, context=context_name, form=output, query=jmes)
 
 
-for group in (apps, retained, apply, streams, fleet, nodes, programs):
+for group in (apps, retained, apply, streams, fleet, nodes, database_servers, programs):
     group.register(app)
 
 

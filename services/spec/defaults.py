@@ -8,7 +8,13 @@ from __future__ import annotations
 from google.protobuf.message import Message
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
-from appsupervisor.runtime.v1.runtime_environment_pb2 import HealthCheck, InstanceSpec, Limits, RestartPolicy
+from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    Database,
+    HealthCheck,
+    InstanceSpec,
+    Limits,
+    RestartPolicy,
+)
 from services.spec.availability import effective_availability
 from services.spec.scalars import SECOND, nanoseconds, normalize_domain, set_nanoseconds
 
@@ -30,6 +36,8 @@ def fill_runtime(spec: App | InstanceSpec) -> None:
     spec.activation = spec.activation or InstanceSpec.EAGER
     if spec.database.WhichOneof("kind") is None:
         spec.database.sqlite.SetInParent()
+    if spec.database.WhichOneof("kind") == "postgres":
+        spec.database.postgres.mode = spec.database.postgres.mode or Database.Postgres.SCHEMA
     spec.availability = effective_availability(spec)
     if spec.activation == InstanceSpec.ON_REQUEST:
         default_duration(spec, "idle_timeout", DEFAULT_IDLE_TIMEOUT)

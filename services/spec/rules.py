@@ -51,6 +51,7 @@ _MAX_PATH = 1024
 _ENV_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # What may stand in a request target; everything else has to be percent-encoded.
 _PATH = re.compile(r"/[!-\"$-~]*")
+_SERVER = re.compile("databaseServers/[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _MS = SECOND // 1000
 _MINUTE = 60 * SECOND
 _HOUR = 60 * _MINUTE
@@ -139,6 +140,8 @@ def _env_violations(field: str, env: Mapping[str, str]) -> list[Violation]:
 
 
 def _database_violations(field: str, database: Database, secrets: Mapping[str, str]) -> list[Violation]:
+    if database.WhichOneof("kind") == "postgres":
+        return _postgres_violations(f"{field}.postgres", database.postgres)
     if database.WhichOneof("kind") != "external":
         return []
     key = database.external.secret_key
@@ -147,6 +150,15 @@ def _database_violations(field: str, database: Database, secrets: Mapping[str, s
     if key not in secrets:
         return [Violation(f"{field}.external.secret_key", "must be a key of secret_env")]
     return []
+
+
+def _postgres_violations(field: str, postgres: Database.Postgres) -> list[Violation]:
+    found = []
+    if not postgres.server:
+        found.append(Violation(f"{field}.server", "is required, as databaseServers/{database_server}"))
+    elif not _SERVER.fullmatch(postgres.server):
+        found.append(Violation(f"{field}.server", "must have the form databaseServers/{database_server}"))
+    return found + enum_violations(f"{field}.mode", postgres.mode, Database.Postgres.Mode.DESCRIPTOR)
 
 
 def _domains_violations(field: str, domains: Sequence[str]) -> list[Violation]:

@@ -140,7 +140,7 @@ class Guest:
         self._beat = Beat(descriptors.beat, parcel["beat_seconds"])
         os.close(descriptors.beat)
         self._context = self._build_context(parcel["context"])
-        self._secrets = tuple(self._context.secrets.values())
+        self._secrets = self._context.hidden
         self._loader = Loader(self._app_dirs, plain=True, secrets=self._secrets)
         self._server: serving.Server | None = None
         self._stopping: asyncio.Event | None = None

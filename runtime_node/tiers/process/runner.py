@@ -104,6 +104,7 @@ def _parcel(launch: Launch, limits: ProcessLimits) -> dict[str, Any]:
         "secrets": dict(context.secrets),
         "database_url": context.database_url,
         "data_dir": str(context.data_dir),
+        "database_pool": context.database_pool,
     }
     return {
         "entrypoint": launch.spec.entrypoint,
@@ -134,6 +135,8 @@ def environment_of(context: AppContext) -> dict[str, str]:
     )
     if context.database_url:
         environment["DATABASE_URL"] = context.database_url
+    if context.database_pool:
+        environment["DATABASE_POOL_SIZE"] = str(context.database_pool)
     environment.update(context.env)
     environment.update(context.secrets)
     return environment

@@ -77,9 +77,7 @@ class GuestProcess:
         self._used = 0.0
         self._dumping: asyncio.Task[None] | None = None
         self._sampled = (0.0, Usage())
-        self._secrets = [*launch.context.secrets.values()]
-        if launch.context.database_url:
-            self._secrets.append(launch.context.database_url)
+        self._secrets = launch.context.hidden
 
         self._leaving: asyncio.TimerHandle | None = None
         out, error, log, self._stack = self._open_descriptors()

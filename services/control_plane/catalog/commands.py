@@ -21,7 +21,7 @@ from services.control_plane.catalog.recovery import recovered
 from services.control_plane.operations import operations
 from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
 from services.control_plane.rules.app_rules import app_violations
-from services.control_plane.rules.conditions import set_condition
+from services.control_plane.rules.conditions import DATABASE_PROVIDED, get_condition, set_condition
 from services.control_plane.rules.differences import differences
 from services.control_plane.rules.etags import etag_matches
 from services.control_plane.rules.masks import apply_update
@@ -209,6 +209,7 @@ def create_app(
             resource=spec.environment,
         )
     _check_domains(tx, spec)
+    _check_database_server(tx, spec)
     wanted = spec.desired_state != pb.App.STOPPED
     record = AppRecord(
         name=spec.name,
@@ -251,6 +252,29 @@ def _check_domains(tx: Transaction, spec: pb.App) -> None:
         raise invalid_fields(violations)
 
 
+def _check_database_server(tx: Transaction, spec: pb.App) -> None:
+    """Refuse a database server that does not exist or is full."""
+    name = spec.database.postgres.server
+    if not name:
+        return
+    record = tx.database_server(name)
+    if record is None:
+        raise SupervisorError(
+            "DATABASE_SERVER_NOT_FOUND",
+            f"{name} does not exist; create it first.",
+            code=Code.FAILED_PRECONDITION,
+            resource=name,
+        )
+    apps = tx.count_apps_on_server(name)
+    if apps >= record.server.max_apps:
+        raise SupervisorError(
+            "DATABASE_SERVER_FULL",
+            f"{apps} apps have their databases on {name}, as many as its max_apps lets it have.",
+            resource=name,
+            metadata={"apps": str(apps), "max_apps": str(record.server.max_apps)},
+        )
+
+
 def _update(
     tx: Transaction, record: AppRecord, request: pb.UpdateAppRequest, caller: Caller
 ) -> OperationRecord:
@@ -261,6 +285,8 @@ def _update(
         violations.append(Violation("app.environment", "cannot be changed"))
     if spec.database.WhichOneof("kind") != record.spec.database.WhichOneof("kind"):
         violations.append(Violation("app.database", "its kind cannot be changed"))
+    elif spec.database.postgres != record.spec.database.postgres:
+        violations.append(Violation("app.database.postgres", "its server and mode cannot be changed"))
     if violations:
         raise invalid_fields(violations)
     if spec == record.spec:
@@ -313,6 +339,11 @@ def _restart(record: AppRecord) -> AppRecord:
 def _without_data(tx: Transaction, record: AppRecord, changed: AppRecord) -> AppRecord:
     """Let an app begin with no data, also on another node if its own cannot be heard."""
     given_up = False
+    status = pb.App()
+    status.CopyFrom(changed.status)
+    if get_condition(status.conditions, DATABASE_PROVIDED) is not None:
+        set_condition(status.conditions, DATABASE_PROVIDED, Condition.UNMET, "GivenUp", "", tx.now)
+        changed = replace(changed, status=status)
     for placement in tx.placements_of(record.name):
         silent = _may_be_left(tx.node(placement.node), record.spec)
         if silent and placement.role is not Role.LOST:

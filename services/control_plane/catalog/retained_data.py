@@ -152,8 +152,14 @@ def _current(tx: Transaction, name: str, etag: str) -> RetainedDataRecord:
 def _check_database(record: RetainedDataRecord, spec: App) -> None:
     """Refuse an app that would not look for the database that is there. What isn't known isn't checked."""
     kept, asked = record.data.database.WhichOneof("kind"), spec.database.WhichOneof("kind")
+    rule = ""
     if kept is not None and kept != asked:
         rule = f"must be of the kind {kept}, as the retained data is"
+    elif asked == "postgres":
+        rule = (
+            "must not be on a database server: what is there is its former app's, and only files can be given"
+        )
+    if rule:
         raise SupervisorError(
             "INVALID_FIELD", f"app.database: {rule}", violations=(Violation("app.database", rule),)
         )

@@ -20,6 +20,8 @@ from services.control_plane.controller.drains import Drains
 from services.control_plane.controller.following import follow
 from services.control_plane.controller.lease_watch import LeaseWatch
 from services.control_plane.controller.work_queue import WorkQueue
+from services.control_plane.databases.app_databases import AppDatabases
+from services.control_plane.databases.health import ServerWatch
 from services.control_plane.leases import Leases
 from services.control_plane.nodes.client import NodeClient
 from services.control_plane.nodes.link import NodeLink
@@ -84,7 +86,9 @@ class Controller:
         """Begin to follow the catalog and the nodes. Only after `close` may it be started again."""
         clock = asyncio.get_running_loop().time
         self._leases.begin()
-        reconciler = AppReconciler(self._store, self._links, self._store_write, self._data, clock)
+        # A leader's beginning orders it among all that have led, also after the catalog was restored.
+        databases = AppDatabases(self._mirror, clock, self._store.now())
+        reconciler = AppReconciler(self._store, self._links, self._store_write, self._data, clock, databases)
         self._queue = WorkQueue(reconciler.reconcile, self._home_of)
         self._data_queue = WorkQueue(self._data.reconcile, lambda node: node)
         position = self._mirror.apps.revision
@@ -103,6 +107,9 @@ class Controller:
             background(self._follow_retained(position), "follow retained data"),
             background(self._sweep(), "sweep"),
             background(self._lease_watch.run(), "leases"),
+            background(
+                ServerWatch(self._mirror.database_servers, self._store_write).run(), "database servers"
+            ),
             background(Drains(self._mirror, self._store_write).run(), "drains"),
         ]
 

@@ -17,8 +17,11 @@ from services.rpc.errors import SupervisorError
 
 log = logging.getLogger("appsupervisor.reconciler")
 
-PAUSE_SECONDS = 0.2
+PAUSE_SECONDS = 0.05
 """Least time between two looks: many apps move at once, and each look is at all that is on the node."""
+
+PAUSES = 4.0
+"""The same in times of what a look took, for nodes with very many apps: others write meanwhile."""
 
 IDLE_SECONDS = 60.0
 
@@ -41,10 +44,12 @@ class Drains:
             names = self._mirror.open_drains()
             for name in self._tries.keys() - set(names):
                 del self._tries[name]
+            clock = asyncio.get_running_loop().time
+            began = clock()
             for name in names:
                 await self._advance(name)
             if names:
-                await asyncio.sleep(PAUSE_SECONDS)
+                await asyncio.sleep(max(PAUSE_SECONDS, PAUSES * (clock() - began)))
             # Every change of the catalog moves this feed, also of operations and of nodes.
             await self._mirror.apps.wait(position, IDLE_SECONDS)
             if self._mirror.apps.closed:

@@ -128,9 +128,9 @@ class _Drain:
         """Return what becomes of each app on the node, and begin moves."""
         found = []
         waiting: list[tuple[AppRecord, list[PlacementRecord]]] = []
-        for app in _on(self._tx, self._node):
+        for app in self._tx.apps_on(self._node):
             record, placements = self._tx.app(app), self._tx.placements_of(app)
-            if record is None:
+            if record is None or not _is_there(placements, self._node):
                 continue
             result = self._under_way_or_stuck(record, placements)
             if result is not None:
@@ -185,11 +185,11 @@ class _Drain:
 
 def _on(tx: Transaction, node: str) -> list[str]:
     """Return the apps that are on a node, but for those that were given up with it."""
-    return [
-        app
-        for app in tx.apps_on(node)
-        if any(it.node == node and it.role is not Role.LOST for it in tx.placements_of(app))
-    ]
+    return [app for app in tx.apps_on(node) if _is_there(tx.placements_of(app), node)]
+
+
+def _is_there(placements: Collection[PlacementRecord], node: str) -> bool:
+    return any(it.node == node and it.role is not Role.LOST for it in placements)
 
 
 def _told(record: AppRecord, state: Result.State.ValueType, why: SupervisorError) -> Result:

@@ -15,13 +15,15 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    Condition,
     Instance,
     StartInstanceRequest,
     StopInstanceRequest,
 )
+from services.control_plane.databases.app_databases import AppDatabases
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.placement.assignment import Assignment, assign
 from services.control_plane.placement.choice import Candidates
@@ -32,13 +34,14 @@ from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.pace import Pace
 from services.control_plane.reconciler.plan import Plan, Start, plan, stop_orphan
 from services.control_plane.reconciler.result import Result
+from services.control_plane.rules.conditions import DATABASE_PROVIDED, DATABASE_READY, get_condition
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role
 from services.rpc.errors import SupervisorError
 
 log = logging.getLogger("appsupervisor.reconciler")
 
-FINAL_REFUSALS = frozenset({"INVALID_FIELD", "ENTRYPOINT_MALFORMED", "ISOLATION_UNSUPPORTED"})
+FINAL_REFUSALS = frozenset({"INVALID_FIELD", "ENTRYPOINT_MALFORMED", "ISOLATION_UNSUPPORTED", "DATA_MISSING"})
 """Refusals of a start that no retry changes: they are shown as the app's failure."""
 
 OUTDATED = frozenset({"STALE_EPOCH", "INSTANCE_EXISTS"})
@@ -58,6 +61,7 @@ class AppReconciler:
         write: Callable[[Command], Future[Any]],
         data: DataReconciler,
         clock: Callable[[], float],
+        databases: AppDatabases,
     ) -> None:
         """`write` stores what a pass decides; `clock` gives seconds, monotonic."""
         self._store = store
@@ -66,6 +70,7 @@ class AppReconciler:
         self._store_write = write
         self._data = data
         self._pace = Pace(clock)
+        self._databases = databases
         self._placing: Counter[str] = Counter()
         self._candidates = Candidates()
 
@@ -171,7 +176,10 @@ class AppReconciler:
         over, failure = await self._stop_all(app, todo)
         # A stop that fails holds up no start: an app is to serve first of all.
         if todo.start is not None:
-            await self._start(app, todo.start)
+            await self._start(app, assigned, todo.start)
+        if app.database_server:
+            ends = todo.remove or (app.deleting and len(over) == len(assigned.placements))
+            await self._guard_database(app, assigned, over, ends=bool(ends))
         if over or todo.remove:
             await self._write(
                 partial(transactions.ended, name=app.name, uid=app.uid, placements=over, policy=app.deleting)
@@ -235,11 +243,54 @@ class AppReconciler:
         link = self._links.get(placement.node)
         return self._pace.wait(app.name, app.target, link.node.incarnation) if link is not None else 0.0
 
-    async def _start(self, app: AppRecord, start: Start) -> None:
+    async def _guard_database(
+        self, app: AppRecord, assigned: Assignment, over: list[PlacementRecord], *, ends: bool
+    ) -> None:
+        """Shut out logins whose instances are gone; drop or keep what was an app's that `ends`.
+
+        Raises SupervisorError, also told by the app's condition: then nothing is forgotten yet.
+        """
+        keep = [it.epoch for it in assigned.staying if it not in over]
+        told = partial(transactions.database_told, name=app.name, uid=app.uid)
+        provided = get_condition(app.status.conditions, DATABASE_PROVIDED)
+        if not ends and (provided is None or self._databases.is_settled(app, keep)):
+            return
+        try:
+            if ends:
+                await self._databases.end(app, drop=app.deleting == DeleteAppRequest.DROP)
+                return
+            await self._databases.settle(app, keep)
+        except SupervisorError as failure:
+            await self._write(partial(told, failure=failure))
+            raise
+        if not _is_met(get_condition(app.status.conditions, DATABASE_READY)):
+            await self._write(partial(told, failure=None))
+
+    async def _provide(self, app: AppRecord, assigned: Assignment, start: Start) -> None:
+        """Put the app's own database, which no other epoch can write then, into a start."""
+        provided = get_condition(app.status.conditions, DATABASE_PROVIDED)
+        # What was given up with its node may run there still, and must not write any more.
+        keep = [it.epoch for it in assigned.staying]
+        told = partial(transactions.database_told, name=app.name, uid=app.uid)
+        try:
+            database = await self._databases.prepare(
+                app, start.placement.epoch, keep, must_exist=_is_met(provided)
+            )
+        except SupervisorError as failure:
+            await self._write(partial(told, failure=failure))
+            raise
+        if not _is_met(get_condition(app.status.conditions, DATABASE_READY)):
+            await self._write(partial(told, failure=None))
+        start.request.spec.database_url = database.url
+        start.request.spec.database_pool_size = database.pool
+
+    async def _start(self, app: AppRecord, assigned: Assignment, start: Start) -> None:
         link = self._links.get(start.placement.node)
         if link is None:
             return
         try:
+            if app.database_server:
+                await self._provide(app, assigned, start)
             instance = await link.start(start.request)
         except SupervisorError as refusal:
             if refusal.reason in OUTDATED:
@@ -276,6 +327,10 @@ def _awaits_start(app: AppRecord, assigned: Assignment, seen: Snapshot) -> bool:
         return False
     view = seen.heard(wanted.node)
     return view is not None and not view.instances and view.hindrance is None
+
+
+def _is_met(condition: Condition | None) -> bool:
+    return condition is not None and condition.status == Condition.MET
 
 
 def _removal(app: AppRecord) -> str:

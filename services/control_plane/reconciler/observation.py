@@ -15,7 +15,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
 )
 from services.control_plane.placement.assignment import ENDING, Assignment
 from services.control_plane.placement.snapshot import READY, NodeView, Snapshot, is_own, is_ready
-from services.control_plane.rules.conditions import set_condition
+from services.control_plane.rules.conditions import DATABASE_READY, get_condition, set_condition
 from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.records import AppRecord, PlacementRecord, Version, home_of
 from services.spec.availability import effective_availability, effective_failover, keeps_data_on_node
@@ -153,7 +153,10 @@ class _Status:
         return "Starting", ""
 
     def _hindrance(self, otherwise: str) -> tuple[str, str]:
-        """Return what keeps the app's nodes from doing what they were told."""
+        """Return what keeps the app's nodes from doing what they were told, or them from being told."""
+        database = get_condition(self._status.conditions, DATABASE_READY)
+        if database is not None and database.status == Condition.UNMET:
+            return database.reason, database.message
         for instance in self._status.instances:
             if instance.state == Instance.STOPPING and instance.last_error.reason == "DATA_NOT_REMOVED":
                 return instance.last_error.reason, instance.last_error.message
@@ -202,7 +205,11 @@ class _Status:
             return False
         if app.failed == app.target and status.state in READY:
             return len(status.instances) == 1 and self._alone()
-        return status.state in (Instance.FAILED, Instance.STOPPED) and self._alone()
+        # What served before may stand beside what failed, if only as the place to go back to.
+        ending = any(it.role in ENDING for it in self._assigned.staying)
+        return (
+            status.state in (Instance.FAILED, Instance.STOPPED) and not ending and len(status.instances) <= 1
+        )
 
     def _set_scheduled(self, now: int) -> None:
         if self._assigned.staying:

@@ -21,6 +21,7 @@ from services.control_plane.operations import operations
 from services.control_plane.placement.assignment import ENDING, Assignment, assign
 from services.control_plane.placement.snapshot import Snapshot
 from services.control_plane.reconciler.observation import observe
+from services.control_plane.rules.conditions import DATABASE_PROVIDED, DATABASE_READY, set_condition
 from services.control_plane.rules.names import retained_data_name
 from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.interface import CatalogStore, Transaction
@@ -101,6 +102,27 @@ def ended(
     tx.delete_app(name)
     operations.settle_removed(tx, record)
     add_event(tx, record, "Deleted", actor=SYSTEM, reason=DeleteAppRequest.DataPolicy.Name(policy))
+
+
+def database_told(tx: Transaction, name: str, uid: str, failure: SupervisorError | None) -> None:
+    """Store how the last thing that was to be done about an app's own database went."""
+    record = _same(tx, name, uid)
+    if record is None:
+        return
+    status = App()
+    status.CopyFrom(record.status)
+    if failure is None:
+        news = set_condition(status.conditions, DATABASE_PROVIDED, Condition.MET, "Made", "", tx.now)
+        news |= set_condition(status.conditions, DATABASE_READY, Condition.MET, "Provided", "", tx.now)
+    else:
+        news = set_condition(
+            status.conditions, DATABASE_READY, Condition.UNMET, failure.reason, failure.message, tx.now
+        )
+    if not news:
+        return
+    tx.put_app(replace(record, status=status))
+    if failure is not None:
+        add_event(tx, record, "DatabaseFailed", actor=SYSTEM, reason=failure.reason, message=failure.message)
 
 
 def taken_over(tx: Transaction, name: str, uid: str) -> None:

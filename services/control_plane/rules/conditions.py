@@ -6,6 +6,12 @@ from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition
 
+DATABASE_PROVIDED = "DatabaseProvided"
+"""The app's own database was made once: from then on it must be there."""
+
+DATABASE_READY = "DatabaseReady"
+"""What was last to be done about the app's own database was done."""
+
 CODE_CHANGED = "CodeChanged"
 """The disk has other code than runs. Told by nodes that are asked; the catalog never keeps it."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
-from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
+from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer, Environment, Node
 from services.rpc.errors import Violation
 from services.spec.scalars import (
     MAX_DISPLAY_NAME,
@@ -21,6 +21,8 @@ from services.spec.scalars import (
 
 _MAX_INCARNATION = 64
 _MAX_VERSION = 128
+_MAX_URL = 2048
+_POSTGRESQL_URL = re.compile(r"postgres(?:ql)?(?:\+[a-z0-9]+)?://[!-~]+")
 _MAX_INSTANCES = 2**31 - 1
 _MAX_MEMORY = 2**63 - 1
 # Wider than DNS: names of containers and hosts files may have underscores.
@@ -35,6 +37,28 @@ def environment_violations(environment: Environment, prefix: str = "environment"
         *text_violations(f"{prefix}.display_name", environment.display_name, MAX_DISPLAY_NAME),
         *label_violations(f"{prefix}.labels", environment.labels),
     ]
+
+
+def database_server_violations(server: DatabaseServer, prefix: str = "database_server") -> list[Violation]:
+    """Return everything that is wrong with what a caller set of a database server."""
+    found = [
+        *text_violations(f"{prefix}.display_name", server.display_name, MAX_DISPLAY_NAME),
+        *label_violations(f"{prefix}.labels", server.labels),
+        *integer_violations(f"{prefix}.max_apps", server.max_apps, 0, 1_000_000),
+        *integer_violations(f"{prefix}.app_connections", server.app_connections, 0, 1_000),
+    ]
+    return found + _admin_url_violations(f"{prefix}.admin_url", server.admin_url)
+
+
+def _admin_url_violations(field: str, url: str) -> list[Violation]:
+    # No rule repeats what it is about: there is a password in it.
+    if not url:
+        return [Violation(field, "is required, as postgresql://user:password@host:port/database")]
+    if len(url) > _MAX_URL:
+        return [Violation(field, f"must be at most {_MAX_URL:,} characters")]
+    if not _POSTGRESQL_URL.fullmatch(url):
+        return [Violation(field, "must be postgresql://user:password@host:port/database, in ASCII")]
+    return []
 
 
 def node_violations(node: Node, prefix: str = "node") -> list[Violation]:

@@ -64,6 +64,11 @@ def environment_name(environment_id: str) -> str:
     return f"environments/{environment_id}"
 
 
+def database_server_name(server_id: str) -> str:
+    """Return `databaseServers/{database_server}`."""
+    return f"databaseServers/{server_id}"
+
+
 def node_name(environment_id: str, node_id: str) -> str:
     """Return `environments/{environment}/nodes/{node}`."""
     return f"environments/{environment_id}/nodes/{node_id}"
@@ -92,6 +97,11 @@ def parse_app_name(name: str, field: str = "name", *, wildcard: bool = False) ->
 def parse_environment_name(name: str, field: str = "name", *, wildcard: bool = False) -> str:
     """Return the id in `environments/{environment}`, or `-` if `wildcard` allows it; raises INVALID_FIELD."""
     return _parse("environments/{environment}", name, field, [APP_ID], wildcard)[0]
+
+
+def parse_database_server_name(name: str, field: str = "name") -> str:
+    """Return the id in `databaseServers/{database_server}`; raises INVALID_FIELD."""
+    return _parse("databaseServers/{database_server}", name, field, [APP_ID])[0]
 
 
 def parse_node_name(name: str, field: str = "name", *, wildcard: bool = False) -> tuple[str, str]:

@@ -8,6 +8,7 @@ from google.longrunning.operations_pb2 import Operation
 from google.protobuf.empty_pb2 import Empty
 
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
+from services.control_plane.fleet.database_servers import DatabaseServers
 from services.control_plane.fleet.explanations import explain_placement
 from services.control_plane.fleet.fleet import FleetService
 from services.control_plane.fleet.node_commands import NodeCommands
@@ -19,10 +20,13 @@ from services.rpc.pipeline.call import Call
 class FleetServicer:
     """Serves Fleet."""
 
-    def __init__(self, store: CatalogStore, fleet: FleetService, nodes: NodeCommands) -> None:
+    def __init__(
+        self, store: CatalogStore, fleet: FleetService, nodes: NodeCommands, servers: DatabaseServers
+    ) -> None:
         self._store = store
         self._fleet = fleet
         self._nodes = nodes
+        self._servers = servers
 
     async def CreateEnvironment(self, request: pb.CreateEnvironmentRequest, call: Call) -> pb.Environment:
         """Serve Fleet.CreateEnvironment."""
@@ -88,3 +92,30 @@ class FleetServicer:
     ) -> pb.ExplainPlacementResponse:
         """Serve Fleet.ExplainPlacement."""
         return explain_placement(self._store.mirror, request)
+
+    async def CreateDatabaseServer(
+        self, request: pb.CreateDatabaseServerRequest, call: Call
+    ) -> pb.DatabaseServer:
+        """Serve Fleet.CreateDatabaseServer."""
+        return await self._servers.create(request, call.caller())
+
+    async def GetDatabaseServer(self, request: pb.GetDatabaseServerRequest, call: Call) -> pb.DatabaseServer:
+        """Serve Fleet.GetDatabaseServer."""
+        return self._servers.get(request)
+
+    async def ListDatabaseServers(
+        self, request: pb.ListDatabaseServersRequest, call: Call
+    ) -> pb.ListDatabaseServersResponse:
+        """Serve Fleet.ListDatabaseServers."""
+        return self._servers.list_servers(request)
+
+    async def UpdateDatabaseServer(
+        self, request: pb.UpdateDatabaseServerRequest, call: Call
+    ) -> pb.DatabaseServer:
+        """Serve Fleet.UpdateDatabaseServer."""
+        return await self._servers.update(request, call.caller())
+
+    async def DeleteDatabaseServer(self, request: pb.DeleteDatabaseServerRequest, call: Call) -> Empty:
+        """Serve Fleet.DeleteDatabaseServer."""
+        await self._servers.delete(request, call.caller())
+        return Empty()

@@ -19,6 +19,7 @@ from services.control_plane.store.records import (
     VERBS,
     AppRecord,
     BatchRecord,
+    DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
@@ -67,6 +68,10 @@ class Transaction(Protocol):
         """Count the apps of an environment."""
         ...
 
+    def count_apps_on_server(self, server: str) -> int:
+        """Count the apps that have their databases on a database server, without those being deleted."""
+        ...
+
     def environment(self, name: str) -> EnvironmentRecord | None:
         """Return an environment."""
         ...
@@ -77,6 +82,18 @@ class Transaction(Protocol):
 
     def delete_environment(self, name: str) -> None:
         """Remove an environment."""
+        ...
+
+    def database_server(self, name: str) -> DatabaseServerRecord | None:
+        """Return a database server."""
+        ...
+
+    def put_database_server(self, record: DatabaseServerRecord) -> None:
+        """Insert or replace a database server."""
+        ...
+
+    def delete_database_server(self, name: str) -> None:
+        """Remove a database server."""
         ...
 
     def node(self, name: str) -> NodeRecord | None:

@@ -18,6 +18,7 @@ from services.control_plane.store.records import (
     VERBS,
     AppRecord,
     BatchRecord,
+    DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
@@ -41,6 +42,9 @@ class Mirror:
         self.environments: ChangeFeed[EnvironmentRecord] = ChangeFeed(
             revision=revision, oldest_revision=revision
         )
+        self.database_servers: ChangeFeed[DatabaseServerRecord] = ChangeFeed(
+            revision=revision, oldest_revision=revision
+        )
         self.retained: ChangeFeed[RetainedDataRecord] = ChangeFeed(
             revision=revision, oldest_revision=revision
         )
@@ -51,6 +55,7 @@ class Mirror:
         self._by_node: dict[str, set[str]] = {}
         self._placed: dict[str, tuple[PlacementRecord, ...]] = {}
         self._by_environment: dict[str, set[str]] = {}
+        self._by_server: dict[str, set[str]] = {}
         self._open_operations: dict[str, set[str]] = {}
         """By app and verb: a command looks for those it ends, however many others there are."""
         self._drains: set[str] = set()
@@ -67,6 +72,7 @@ class Mirror:
         *,
         apps: Iterable[tuple[str, AppRecord | None]] = (),
         environments: Iterable[tuple[str, EnvironmentRecord | None]] = (),
+        database_servers: Iterable[tuple[str, DatabaseServerRecord | None]] = (),
         nodes: Iterable[tuple[str, NodeRecord | None]] = (),
         placements: Iterable[tuple[str, PlacementRecord | None]] = (),
         retained: Iterable[tuple[str, RetainedDataRecord | None]] = (),
@@ -84,6 +90,7 @@ class Mirror:
                     old.environment if old else "",
                     app.packed.environment if app else "",
                 )
+                _move(self._by_server, name, _server_of(old), _server_of(app.packed if app else None))
                 self._note_wish(name, app.packed if app else None)
             for name, placement in placements:
                 self._place(name, placement)
@@ -100,6 +107,7 @@ class Mirror:
                     _open_key(operation),
                 )
         self.environments.publish(revision, environments)
+        self.database_servers.publish(revision, database_servers)
         self.nodes.publish(revision, nodes)
         self.retained.publish(revision, retained)
         self.placements.publish(revision, placements)  # before their apps: who follows those reads these
@@ -203,6 +211,10 @@ class Mirror:
         """Count the apps of an environment."""
         return len(self._by_environment.get(environment, _NONE))
 
+    def count_on_server(self, server: str) -> int:
+        """Count the apps that have their databases on a database server, without those being deleted."""
+        return len(self._by_server.get(server, _NONE))
+
     def retained_on(self, node: str) -> list[RetainedDataRecord]:
         """Return the data retained on a node, by name."""
         prefix = f"{node}/retainedData/"
@@ -231,6 +243,11 @@ class Mirror:
             names = [name for verb in verbs for name in self._open_operations.get(f"{app} {verb}", _NONE)]
         found = (self.operations.get(name) for name in sorted(names))
         return [operation for operation in found if operation is not None and not operation.done]
+
+
+def _server_of(app: PackedApp | None) -> str:
+    """Return the database server that must not be forgotten for an app: none once it is being deleted."""
+    return app.database_server if app is not None and not app.deleting else ""
 
 
 def _open_key(operation: OperationRecord | None) -> str:

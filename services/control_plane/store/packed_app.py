@@ -18,6 +18,8 @@ class PackedApp:
     name: str
     uid: str
     environment: str
+    database_server: str
+    """The server that its database is on; empty if it is on none."""
     domains: tuple[str, ...]
     state: int
     health: int
@@ -51,6 +53,7 @@ class PackedApp:
             open_spec.secret_env.clear()
         return cls(
             environment=sys.intern(spec.environment),  # one string for all that are in it
+            database_server=sys.intern(spec.database.postgres.server),
             domains=tuple(spec.domains),
             state=status.state,
             health=status.health,

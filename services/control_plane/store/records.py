@@ -7,7 +7,7 @@ the Unix epoch.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import (
     OperationMetadata,
 )
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
-from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata, Environment, Node
+from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer, DrainNodeMetadata, Environment, Node
 from services.control_plane.rules.etags import app_etag
 from services.control_plane.store.packed_app import PackedApp, list_item
 
@@ -91,6 +91,16 @@ class AppRecord:
     store."""
     revision: int = 0
     """Position of its last change in the change log; set by the store."""
+
+    @property
+    def database_server(self) -> str:
+        """The database server that its database is on; empty if it is on none."""
+        return self.spec.database.postgres.server
+
+    @property
+    def needed_server(self) -> str:
+        """The database server that must not be forgotten for it: none once it is being deleted."""
+        return "" if self.deleting else self.database_server
 
     @cached_property
     def packed(self) -> PackedApp:
@@ -243,6 +253,23 @@ class EnvironmentRecord:
     def name(self) -> str:
         """Resource name."""
         return self.environment.name
+
+
+@dataclass(frozen=True)
+class DatabaseServerRecord:
+    """One database server; counts are filled in by the reader."""
+
+    server: DatabaseServer
+    """All but its `admin_url`."""
+    admin_url: str = field(repr=False)
+    key: bytes = field(repr=False)
+    """Of which the passwords of apps' logins are made; random, and kept for the server's life."""
+    revision: int = 0
+
+    @property
+    def name(self) -> str:
+        """Resource name."""
+        return self.server.name
 
 
 @dataclass(frozen=True)

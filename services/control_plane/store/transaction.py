@@ -14,6 +14,7 @@ from services.control_plane.store.records import (
     VERBS,
     AppRecord,
     BatchRecord,
+    DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
@@ -118,6 +119,15 @@ class CommandTransaction:
             count += new is not None and new.spec.environment == environment
         return count
 
+    def count_apps_on_server(self, server: str) -> int:
+        """Count the apps that have their databases on a database server, without those being deleted."""
+        count = self._mirror.count_on_server(server)
+        for name in self._below.apps.keys() | self.write_set.apps.keys():
+            old, new = self._mirror.apps.get(name), self.app(name)
+            count -= old is not None and old.needed_server == server
+            count += new is not None and new.needed_server == server
+        return count
+
     def environment(self, name: str) -> EnvironmentRecord | None:
         """Return an environment."""
         for changed in (self.write_set.environments, self._below.environments):
@@ -133,6 +143,22 @@ class CommandTransaction:
         """Remove an environment."""
         if self.environment(name) is not None:
             self.write_set.environments[name] = None
+
+    def database_server(self, name: str) -> DatabaseServerRecord | None:
+        """Return a database server."""
+        for changed in (self.write_set.database_servers, self._below.database_servers):
+            if name in changed:
+                return changed[name]
+        return self._mirror.database_servers.get(name)
+
+    def put_database_server(self, record: DatabaseServerRecord) -> None:
+        """Insert or replace a database server."""
+        self.write_set.database_servers[record.name] = replace(record, revision=self._revision)
+
+    def delete_database_server(self, name: str) -> None:
+        """Remove a database server."""
+        if self.database_server(name) is not None:
+            self.write_set.database_servers[name] = None
 
     def node(self, name: str) -> NodeRecord | None:
         """Return a node."""
@@ -170,15 +196,20 @@ class CommandTransaction:
 
     def placements_of(self, app: str) -> list[PlacementRecord]:
         """Return an app's placements, by name."""
-        found: dict[str, PlacementRecord | None] = {it.name: it for it in self._mirror.placements_of(app)}
+        stored = self._mirror.placements_of(app)
+        if app not in self._below.placements_of and app not in self.write_set.placements_of:
+            return sorted(stored, key=lambda it: it.name) if len(stored) > 1 else list(stored)
+        found: dict[str, PlacementRecord | None] = {it.name: it for it in stored}
         for changed in (self._below, self.write_set):
             found.update({name: changed.placements[name] for name in changed.placements_of.get(app, _NONE)})
         return [known for _, known in sorted(found.items()) if known is not None]
 
     def apps_on(self, node: str) -> list[str]:
         """Return the names of the apps with a placement on a node, in order."""
-        apps = {*self._mirror.apps_on(node), *self._below.placements_of, *self.write_set.placements_of}
-        return sorted(app for app in apps if any(it.node == node for it in self.placements_of(app)))
+        changed = self._below.placements_of.keys() | self.write_set.placements_of.keys()
+        apps = set(self._mirror.apps_on(node)) - changed
+        apps.update(app for app in changed if any(it.node == node for it in self.placements_of(app)))
+        return sorted(apps)
 
     def put_placement(self, record: PlacementRecord) -> None:
         """Insert or replace a placement of an app that exists."""

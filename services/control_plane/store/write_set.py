@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from services.control_plane.store.records import (
     AppRecord,
     BatchRecord,
+    DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
@@ -27,6 +28,7 @@ class WriteSet:
 
     apps: dict[str, AppRecord | None] = field(default_factory=dict)
     environments: dict[str, EnvironmentRecord | None] = field(default_factory=dict)
+    database_servers: dict[str, DatabaseServerRecord | None] = field(default_factory=dict)
     nodes: dict[str, NodeRecord | None] = field(default_factory=dict)
     placements: dict[str, PlacementRecord | None] = field(default_factory=dict)
     retained: dict[str, RetainedDataRecord | None] = field(default_factory=dict)
@@ -53,6 +55,7 @@ class WriteSet:
         return bool(
             self.apps
             or self.environments
+            or self.database_servers
             or self.nodes
             or self.placements
             or self.retained
@@ -69,6 +72,7 @@ class WriteSet:
         """Add the changes of a write set above."""
         self.apps.update(other.apps)
         self.environments.update(other.environments)
+        self.database_servers.update(other.database_servers)
         self.nodes.update(other.nodes)
         self.placements.update(other.placements)
         self.retained.update(other.retained)
@@ -145,6 +149,7 @@ class Batch:
                 revision,
                 apps=changed.apps.items(),
                 environments=changed.environments.items(),
+                database_servers=changed.database_servers.items(),
                 nodes=changed.nodes.items(),
                 placements=changed.placements.items(),
                 retained=changed.retained.items(),

@@ -11,12 +11,13 @@ from sqlmodel import select
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent, OperationMetadata
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
-from appsupervisor.fleet.v1.fleet_pb2 import Environment, Node
+from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer, Environment, Node
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import (
     AppRecord,
     BatchRecord,
+    DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
@@ -57,6 +58,10 @@ def app(
 
 def environment(name: str) -> EnvironmentRecord:
     return EnvironmentRecord(Environment(name=name, uid=f"uid-of-{name}"))
+
+
+def database_server(name: str) -> DatabaseServerRecord:
+    return DatabaseServerRecord(DatabaseServer(name=name), "postgresql://admin:secret@db/apps", b"\0key\xff")
 
 
 def node(name: str, address: str = "127.0.0.1:7401") -> NodeRecord:
@@ -121,6 +126,8 @@ def put(*records: Any) -> Callable[[Transaction], int]:
                     tx.put_app(record)
                 case EnvironmentRecord():
                     tx.put_environment(record)
+                case DatabaseServerRecord():
+                    tx.put_database_server(record)
                 case NodeRecord():
                     tx.put_node(record)
                 case PlacementRecord():
@@ -158,6 +165,7 @@ def contents(feed: ChangeFeed[Any]) -> dict[str, tuple[int, Any]]:
 def snapshot(mirror: Mirror) -> dict[str, dict[str, tuple[int, Any]]]:
     """All of a mirror's contents, by kind."""
     return {
+        "database_server": contents(mirror.database_servers),
         "environment": contents(mirror.environments),
         "node": contents(mirror.nodes),
         "app": contents(mirror.apps),

@@ -26,6 +26,7 @@ from tests.contract.store.samples import (
     bare,
     check_change_log,
     contents,
+    database_server,
     environment,
     event,
     node,
@@ -36,6 +37,7 @@ from tests.contract.store.samples import (
     snapshot,
 )
 
+SERVERS = ["databaseServers/a", "databaseServers/b"]
 ENVIRONMENTS = [DEFAULT, "environments/e"]
 APPS = ["apps/a", "apps/b", "apps/c"]
 DOMAINS = ["x.example", "y.example", "z.example"]
@@ -54,6 +56,7 @@ class Model:
     """The catalog in plain dicts."""
 
     environments: dict[str, Any] = field(default_factory=dict)
+    database_servers: dict[str, Any] = field(default_factory=dict)
     nodes: dict[str, Any] = field(default_factory=dict)
     apps: dict[str, Any] = field(default_factory=dict)
     placements: dict[str, Any] = field(default_factory=dict)
@@ -66,6 +69,7 @@ class Model:
 
     def bare(self) -> dict[str, dict[str, Any]]:
         return {
+            "database_server": self.database_servers,
             "environment": self.environments,
             "node": self.nodes,
             "app": self.apps,
@@ -193,6 +197,23 @@ def delete_environment(name: str) -> Step:
     return step
 
 
+def put_database_server(name: str) -> Step:
+    def step(tx: Transaction, model: Model) -> None:
+        tx.put_database_server(database_server(name))
+        model.database_servers[name] = database_server(name)
+
+    return step
+
+
+def delete_database_server(name: str) -> Step:
+    def step(tx: Transaction, model: Model) -> None:
+        assert (tx.database_server(name) is not None) == (name in model.database_servers)
+        tx.delete_database_server(name)
+        model.database_servers.pop(name, None)
+
+    return step
+
+
 def put_node(name: str, address: str) -> Step:
     def step(tx: Transaction, model: Model) -> None:
         if name.rpartition("/nodes/")[0] in model.environments:
@@ -261,6 +282,8 @@ steps = st.one_of(
     st.builds(delete_retained, st.sampled_from(["u1", "u2"]), st.sampled_from(NODES)),
     st.builds(put_environment, homes),
     st.builds(delete_environment, homes),
+    st.builds(put_database_server, st.sampled_from(SERVERS)),
+    st.builds(delete_database_server, st.sampled_from(SERVERS)),
     st.builds(put_node, st.sampled_from(NODES), st.sampled_from(["h:1", "h:2"])),
     st.builds(put_operation, st.sampled_from(OPERATIONS), names, st.booleans()),
     st.builds(delete_operation, st.sampled_from(OPERATIONS)),

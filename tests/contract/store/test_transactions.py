@@ -24,6 +24,7 @@ from tests.contract.store.samples import (
     app,
     bare,
     contents,
+    database_server,
     environment,
     event,
     node,
@@ -72,6 +73,7 @@ def test_a_new_catalog_has_the_default_environment_and_an_id_of_its_own(new_cata
 def test_an_answered_write_is_in_the_mirror_and_in_the_reopened_store(catalog: Any) -> None:
     store = catalog.open()
     records = [
+        database_server("databaseServers/d"),
         environment("environments/e"),
         node("environments/e/nodes/n"),
         app("apps/a", environment="environments/e", domains=("a.example",)),
@@ -80,12 +82,46 @@ def test_an_answered_write_is_in_the_mirror_and_in_the_reopened_store(catalog: A
     revision = store.write(put(*records)).result(WAIT)
     seen = snapshot(store.mirror)
     assert {key: at for kind in seen.values() for key, (at, _) in kind.items() if key != DEFAULT} == {
+        "databaseServers/d": revision,
         "environments/e": revision,
         "environments/e/nodes/n": revision,
         "apps/a": revision,
         "operations/o": revision,
     }
     assert snapshot(catalog.reopen().mirror) == seen
+
+
+def test_apps_on_a_database_server_are_counted_through_all_that_is_not_committed_yet(store: Any) -> None:
+    def on_server(name: str) -> Any:
+        record = app(name)
+        record.spec.database.postgres.server = "databaseServers/d"
+        return record
+
+    store.write(put(database_server("databaseServers/d"), on_server("apps/a"), app("apps/b"))).result(WAIT)
+    assert store.mirror.count_on_server("databaseServers/d") == 1
+
+    def command(tx: Any) -> tuple[int, ...]:
+        counts = [tx.count_apps_on_server("databaseServers/d")]
+        for change in (
+            lambda: tx.put_app(on_server("apps/c")),
+            lambda: tx.put_app(on_server("apps/a")),
+            lambda: tx.delete_app("apps/a"),
+            lambda: tx.delete_database_server("databaseServers/d"),
+        ):
+            change()
+            counts.append(tx.count_apps_on_server("databaseServers/d"))
+        assert tx.database_server("databaseServers/d") is None
+        return tuple(counts)
+
+    assert store.write(command).result(WAIT) == (1, 2, 2, 1, 1)
+    assert store.mirror.count_on_server("databaseServers/d") == 1
+    assert store.mirror.database_servers.get("databaseServers/d") is None
+
+
+def test_a_database_server_does_not_show_its_secrets() -> None:
+    shown = repr(database_server("databaseServers/d"))
+    assert "secret" not in shown
+    assert "key" not in shown
 
 
 def test_every_field_of_an_app_survives(catalog: Any) -> None:

@@ -18,6 +18,7 @@ from services.cli.errors import Exit
 from services.cli.main import app as program
 from services.cli.main import run
 from services.cli.programs import PROGRAMS
+from services.control_plane.reconciler.transactions import lease_ran_out
 from tests.eventually import WITHIN
 from tests.fakes.runtime_node import Behaviour
 from tests.integration.control_plane.plane import Plane
@@ -217,6 +218,20 @@ async def test_of_many_apps_each_that_fails_and_each_that_is_not_done_is_told(
     assert "`appsupervisor operations` shows them." in err
 
 
+async def test_a_database_server_is_registered_by_a_variable_that_others_do_not_see(
+    command: Command, plane: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, _, err = await command("database-servers", "create", "one")
+    assert (status, "Set DATABASE_ADMIN_URL to postgresql://" in err) == (Exit.USAGE, True)
+    monkeypatch.setenv("DATABASE_ADMIN_URL", "postgresql://admin:secret@127.0.0.1:1/apps")
+    status, out, err = await command("database-servers", "create", "one", "--max-apps", "9")
+    assert (status, "0/9" in out, "secret" in out + err) == (0, True, False)
+    setting = "database.postgres.server=databaseServers/one"
+    assert (await command("create", "shop", "shop:create_app", "--set", setting, "--no-wait"))[0] == 0
+    status, _, err = await command("database-servers", "delete", "one")
+    assert (status, "1 apps have their databases on" in err) == (Exit.FAILED, True)
+
+
 async def test_contexts_are_kept_and_private(command: Command, plane: Plane, tmp_path: Path) -> None:
     assert (await command("contexts", "set", "local", plane.address))[0] == 0
     assert (tmp_path / "contexts.yaml").stat().st_mode & 0o077 == 0
@@ -261,12 +276,21 @@ async def test_the_example_of_each_commands_help_works(
         if name == "nodes delete":
             await node.kill()
             await plane.node_state(node.node, Node.UNREACHABLE)
+    if name == "recover":
+        await plane.node("environments/default/nodes/node-2")
+        home = plane.nodes[0]
+        await home.kill()
+        lost = (await plane.node_state(home.node, Node.UNREACHABLE), Node.EXPIRED)
+        plane.store.write(lambda tx: lease_ran_out(tx, *lost)).result()  # not waited for
     if name == "delete":
         await command("create", "wiki", "notes:create_app")
     if name.startswith("retained "):
         await command("delete", "shop")
     if name in {"environments delete", "environments update"}:
         await command("environments", "create", "staging")
+    monkeypatch.setenv("DATABASE_ADMIN_URL", "postgresql://admin:secret@127.0.0.1:1/apps")
+    if name == "database-servers delete":
+        await command("database-servers", "create", "one")
     if name in {"contexts use", "contexts delete"}:
         await command("contexts", "set", "local", plane.address)
     (tmp_path / "apps.yaml").write_text("name: wiki\nentrypoint: notes:create_app\n")

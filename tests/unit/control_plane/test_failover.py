@@ -292,3 +292,20 @@ def test_a_node_of_a_version_without_leases_is_never_lost(store: CatalogStore) -
         assert [it.role for it in store.mirror.placements_of("apps/shop")] == [Role.CURRENT]
 
     run(store, test)
+
+
+def test_a_node_that_may_still_answer_for_an_app_alone_cannot_be_deleted(store: CatalogStore) -> None:
+    async def test(two: Two) -> None:
+        await two.create(availability=rt.InstanceSpec.CONSISTENT)
+        await two.second_joins()
+        two.first.cut = True
+        await two.first.until(lambda: two.state(NODE) == Node.UNREACHABLE)
+        request = fleet.DeleteNodeRequest(name=NODE)
+        with pytest.raises(SupervisorError) as refused:
+            await two.nodes.delete(request, ME)
+        assert refused.value.reason == "NODE_ALIVE"
+        await two.first.until(lambda: lease(two) == Node.EXPIRED)
+        await two.nodes.delete(request, ME)
+        await two.first.until(lambda: two.where() == OTHER and two.is_settled())
+
+    run(store, test)

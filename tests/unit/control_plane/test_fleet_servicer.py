@@ -7,6 +7,7 @@ import pytest
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
+from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.reconciler import transactions
 from services.control_plane.store.records import PlacementRecord, Role
 from tests.unit.control_plane.conftest import Refused, Server
@@ -178,3 +179,107 @@ def test_no_base_domain_comes_over_the_domains_of_apps(server: Server, refused: 
     elsewhere = node(base_domain="apps.example.com")
     elsewhere.parent = "environments/prod"
     server("RegisterNode", elsewhere)
+
+
+URL = "postgresql://admin:canary-4711@db.example:5432/apps"
+
+
+def database_server(server_id: str = "one", **fields: Any) -> fleet.CreateDatabaseServerRequest:
+    given = fleet.DatabaseServer(**{"admin_url": URL, **fields})
+    return fleet.CreateDatabaseServerRequest(database_server=given, database_server_id=server_id)
+
+
+def test_database_servers_are_registered_shown_changed_and_forgotten(
+    server: Server, refused: Refused
+) -> None:
+    made = server("CreateDatabaseServer", database_server(labels={"zone": "a"}))
+    assert (made.name, made.state) == ("databaseServers/one", fleet.DatabaseServer.PENDING)
+    assert (made.max_apps, made.app_connections) == (1_000, 5)
+    server("CreateDatabaseServer", database_server("two"))
+    get = fleet.GetDatabaseServerRequest(name=made.name)
+    assert server("GetDatabaseServer", get) == made
+    first = server("ListDatabaseServers", fleet.ListDatabaseServersRequest(page_size=1))
+    rest = fleet.ListDatabaseServersRequest(page_token=first.next_page_token)
+    listed = [*first.database_servers, *server("ListDatabaseServers", rest).database_servers]
+    assert [it.name for it in listed] == [made.name, "databaseServers/two"]
+    given = fleet.DatabaseServer(name=made.name, etag=made.etag, display_name="One", max_apps=7)
+    update = fleet.UpdateDatabaseServerRequest(database_server=given)
+    update.update_mask.paths.append("display_name")
+    changed = server("UpdateDatabaseServer", update)
+    assert (changed.display_name, changed.max_apps, changed.labels["zone"]) == ("One", 1_000, "a")
+    assert refused("UpdateDatabaseServer", update).info.reason == "ETAG_MISMATCH"
+    # What was read back has no admin_url, and a full update of it leaves that alone.
+    update = fleet.UpdateDatabaseServerRequest(database_server=changed)
+    update.update_mask.paths.append("*")
+    assert server("UpdateDatabaseServer", update) == changed
+    update.update_mask.paths[0] = "admin_url"
+    assert refused("UpdateDatabaseServer", update).fields == {"database_server.admin_url"}
+    update.update_mask.paths[0] = "state"
+    assert refused("UpdateDatabaseServer", update).fields == {"update_mask"}
+    record = server.store.mirror.database_servers.get(made.name)
+    assert record is not None
+    assert (record.admin_url, len(record.key)) == (URL, 32)
+    error = refused("CreateDatabaseServer", database_server())
+    assert (error.code, error.info.reason) == (S.ALREADY_EXISTS, "DATABASE_SERVER_ALREADY_EXISTS")
+    stale = fleet.DeleteDatabaseServerRequest(name=made.name, etag=made.etag)
+    assert refused("DeleteDatabaseServer", stale).info.reason == "ETAG_MISMATCH"
+    delete = fleet.DeleteDatabaseServerRequest(name=made.name)
+    app = create(database=rt.Database(postgres=rt.Database.Postgres(server=made.name)))
+    server("CreateApp", app)
+    assert server("GetDatabaseServer", get).app_count == 1
+    error = refused("DeleteDatabaseServer", delete)
+    assert (error.code, error.info.reason) == (S.FAILED_PRECONDITION, "DATABASE_SERVER_IN_USE")
+    server("DeleteApp", pb.DeleteAppRequest(name="apps/shop"))
+    # What is being deleted may wait for a server that will never answer: it does not keep it.
+    assert server("GetDatabaseServer", get).app_count == 0
+    server("DeleteDatabaseServer", delete)
+    delete_now(server)
+    for method, request in (
+        ("GetDatabaseServer", get),
+        ("UpdateDatabaseServer", fleet.UpdateDatabaseServerRequest(database_server={"name": made.name})),
+        ("DeleteDatabaseServer", delete),
+    ):
+        error = refused(method, request)
+        assert (error.code, error.info.reason) == (S.NOT_FOUND, "DATABASE_SERVER_NOT_FOUND")
+    error = refused("CreateApp", app)
+    assert (error.code, error.info.reason) == (S.FAILED_PRECONDITION, "DATABASE_SERVER_NOT_FOUND")
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        ({"admin_url": ""}, "admin_url"),
+        ({"admin_url": "mysql://a@b/c"}, "admin_url"),
+        ({"admin_url": "postgresql://a:canary-4711 @b/c"}, "admin_url"),
+        ({"admin_url": "postgresql://canary-4711" + "x" * 2048}, "admin_url"),
+        ({"max_apps": -1}, "max_apps"),
+        ({"app_connections": 1_001}, "app_connections"),
+        ({"labels": {"": "x"}}, "labels"),
+        ({"name": "databaseServers/other"}, "name"),
+    ],
+)
+def test_what_is_wrong_with_a_database_server_is_told_without_its_secret(
+    refused: Refused, fields: dict[str, Any], wrong: str
+) -> None:
+    error = refused("CreateDatabaseServer", database_server(**fields))
+    assert any(field.startswith(f"database_server.{wrong}") for field in error.fields)
+    assert b"canary-4711" not in error.status.SerializeToString()
+
+
+def test_an_administrators_password_is_in_no_answer_and_no_log(
+    server: Server, refused: Refused, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    made = server("CreateDatabaseServer", database_server())
+    update = fleet.UpdateDatabaseServerRequest(
+        database_server=fleet.DatabaseServer(name=made.name, admin_url=URL + "?sslmode=require")
+    )
+    answers = [
+        made,
+        server("UpdateDatabaseServer", update),
+        server("GetDatabaseServer", fleet.GetDatabaseServerRequest(name=made.name)),
+        server("ListDatabaseServers", fleet.ListDatabaseServersRequest()),
+        refused("CreateDatabaseServer", database_server()).status,
+    ]
+    assert not any(b"canary-4711" in answer.SerializeToString() for answer in answers)
+    assert "canary-4711" not in caplog.text

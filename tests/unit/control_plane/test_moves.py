@@ -21,7 +21,6 @@ from services.control_plane.rules.conditions import get_condition
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.records import Role, current_of
 from services.control_plane.store.sql_store import open_store
-from services.rpc.errors import SupervisorError
 from tests.fakes.runtime_node import Behaviour, Disk
 from tests.unit.control_plane.world import ME, NODE, SLOW, World
 from tests.virtual_time import VirtualClock, run_in_virtual_time
@@ -59,16 +58,6 @@ class Two:
     async def second_joins(self) -> None:
         await self.first.join(self.second)
         await self.first.until(lambda: self.state(OTHER) == fleet.Node.READY)
-
-    async def lose_first(self) -> None:
-        """Cut the first node off, until it is lost: before that it may answer, and cannot be deleted."""
-        self.first.cut = True
-        await self.first.until(lambda: self.state(NODE) == fleet.Node.UNREACHABLE)
-        with pytest.raises(SupervisorError) as refused:
-            await self.nodes.delete(fleet.DeleteNodeRequest(name=NODE, force=True), ME)
-        assert refused.value.reason == "NODE_ALIVE"
-        mirror = self.first.store.mirror
-        await self.first.until(lambda: mirror.nodes.get(NODE).node.lease_state == fleet.Node.EXPIRED)
 
     def state(self, node: str) -> Any:
         record = self.first.store.mirror.nodes.get(node)
@@ -353,10 +342,11 @@ def test_apps_of_a_deleted_node_go_on_elsewhere_and_those_whose_data_is_lost_say
     store: CatalogStore,
 ) -> None:
     async def test(two: Two) -> None:
-        await two.create(failover=pb.App.MANUAL)  # else it would have gone before its node is deleted
+        await two.create()
         await two.create("wiki", database=rt.Database(sqlite=rt.Database.Sqlite()))
         await two.second_joins()
-        await two.lose_first()
+        two.first.cut = True
+        await two.first.until(lambda: two.state(NODE) == fleet.Node.UNREACHABLE)
         await two.nodes.delete(fleet.DeleteNodeRequest(name=NODE, force=True), ME)
         await two.first.until(lambda: two.running().count(OTHER) == 1 and two.is_settled())
         (placement,) = two.first.store.mirror.placements_of("apps/shop")
@@ -383,7 +373,8 @@ def test_data_that_is_lost_is_given_up_by_a_word_alone(store: CatalogStore) -> N
     async def test(two: Two) -> None:
         await two.create("wiki", database=rt.Database(sqlite=rt.Database.Sqlite()))
         await two.second_joins()
-        await two.lose_first()
+        two.first.cut = True
+        await two.first.until(lambda: two.state(NODE) == fleet.Node.UNREACHABLE)
         await two.nodes.delete(fleet.DeleteNodeRequest(name=NODE, force=True), ME)
         await two.first.until(lambda: two.app("apps/wiki").state == rt.Instance.FAILED)
         request = pb.StartAppRequest(name="apps/wiki", accept_data_loss=True)

@@ -112,6 +112,11 @@ STATES = {
         record(deleting=RETAIN, **RAN), ONE, silent(OLD),
         rt.Instance.DELETING, UNKNOWN, UNCLEAR, "NODE_UNREACHABLE", True,
     ),
+    "started again, it failed: nothing more will be done": (
+        record(V12), [placed(V11, CUR), placed(V12, IN)],
+        heard(instance(V12, FAILED, reason="APP_STARTUP_FAILED")),
+        FAILED, rt.Instance.Health.UNHEALTHY, UNMET, "APP_STARTUP_FAILED", False,
+    ),
     "given up with its node": (
         record(V12, **RAN), [placed(V11, LOST)], silent(OLD),
         PENDING, UNKNOWN, UNMET, "NO_NODE_AVAILABLE", True

@@ -136,6 +136,11 @@ def test_an_app_that_would_not_find_the_database_is_refused(server: Server, stor
     refused = refusal(server, "AttachRetainedData", attach(put(store, 1, database=data.database), app=app))
     assert refused.fields == {"app.database"}
     server("AttachRetainedData", attach(put(store, 2), app=app))  # what isn't known isn't checked
+    # A database on a server is none of what a node has to give.
+    app.database.postgres.server = "databaseServers/main"
+    for number, kept in ((3, app.database), (4, None)):
+        known = put(store, number) if kept is None else put(store, number, database=kept)
+        assert refusal(server, "AttachRetainedData", attach(known, app=app)).fields == {"app.database"}
 
 
 def test_an_app_of_that_name_keeps_the_data_where_it_is(server: Server, store: CatalogStore) -> None:

@@ -420,6 +420,12 @@ IDEMPOTENT = [
         "CreateEnvironment",
         fleet.CreateEnvironmentRequest(environment=fleet.Environment(), environment_id="prod"),
     ),
+    (
+        "CreateDatabaseServer",
+        fleet.CreateDatabaseServerRequest(
+            database_server=fleet.DatabaseServer(admin_url="postgresql://a:b@c/d"), database_server_id="one"
+        ),
+    ),
 ]
 
 

@@ -190,7 +190,7 @@ class Line(NodeClient):
         await self._call(lambda node: node.renew_lease(request))
 
     async def directories(self, parent: str) -> AsyncIterator[rt.DataDirectory]:
-        self._world.calls += 1
+        # A question changes nothing there: it is not counted, a new leader asks it.
         request = rt.ListDataDirectoriesRequest(parent=parent, page_size=1000)
         page = await self._call(lambda node: node.list_data_directories(request))
         for directory in page.data_directories:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
+from runtime_node.context import hidden_in
+from runtime_node.instances.contexts import app_context
 from runtime_node.instances.databases import OWNER, Databases
 from runtime_node.removal import DOOMED, remove_directory
 from services.rpc.errors import SupervisorError
@@ -127,3 +129,18 @@ def test_a_removal_that_was_cut_short_is_finished_by_a_repeat_and_at_the_next_st
     assert [path.name for path in apps.iterdir()] == [f"{DOOMED}blog.u2"]
     Databases(tmp_path).finish_purges()
     assert list(apps.iterdir()) == []
+
+
+def test_an_app_on_a_database_server_gets_the_url_that_it_was_started_with(tmp_path: Path) -> None:
+    url = "postgresql://as_shop_e1:0123456789abcdef@db/apps"
+    given = spec(
+        database=pb.Database(postgres=pb.Database.Postgres(server="databaseServers/d")),
+        database_url=url, database_pool_size=4, requires_existing_data=True, secret_env={"KEY": "value"},
+    )  # fmt: skip
+    directory, provided = Databases(tmp_path).provide(given)
+    assert provided == url
+    context = app_context(given, directory, provided)
+    assert context.database_pool == 4
+    assert set(context.hidden) == set(hidden_in(given)) == {"value", url, "0123456789abcdef"}
+    assert app_context(spec(), directory, None).database_pool is None
+    assert url not in repr(context)

@@ -14,6 +14,8 @@ from runtime_node.rules import check_spec
 from services.rpc.errors import SupervisorError
 from services.spec.effective import EffectiveLimits, effective_health_check, effective_limits
 
+POSTGRES = pb.Database(postgres=pb.Database.Postgres(server="databaseServers/d"))
+
 
 def spec(**fields: Any) -> pb.InstanceSpec:
     return pb.InstanceSpec(
@@ -119,6 +121,10 @@ def test_the_loop_of_asyncio_goes_with_a_process_of_its_own() -> None:
             "restart_policy.max_backoff",
         ),
         ({"restart_policy": pb.RestartPolicy(max_backoff=ms(500))}, "restart_policy.max_backoff"),
+        ({"database": POSTGRES}, "database_url"),
+        ({"database_url": "postgresql://a@b/c"}, "database_url"),
+        ({"database_pool_size": -1}, "database_pool_size"),
+        ({"database_pool_size": 1_001}, "database_pool_size"),
     ],
 )
 def test_a_field_that_breaks_its_rule_is_named(fields: dict[str, Any], violation: str) -> None:
@@ -137,6 +143,7 @@ def test_a_field_that_breaks_its_rule_is_named(fields: dict[str, Any], violation
             "database": pb.Database(external=pb.Database.External(secret_key="URL")),
             "secret_env": {"URL": "postgresql://"},
         },
+        {"database": POSTGRES, "database_url": "postgresql://a@b/c", "database_pool_size": 1_000},
         {"name": f"apps/{'s' * 63}/instances/{'9' * 63}"},
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,8 @@ def test_the_apps_own_variables_win() -> None:
     assert environment["DATABASE_URL"] == "mine"
     assert environment["KEY"] == "s"
     assert environment["APP_CONFIG"] == '{"n": 1}'
+    assert "DATABASE_POOL_SIZE" not in environment
+    assert environment_of(replace(context, database_pool=5))["DATABASE_POOL_SIZE"] == "5"
 
 
 def test_the_tail_keeps_the_last_lines_within_its_bound() -> None:

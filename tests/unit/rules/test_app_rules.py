@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec, Limits, RestartPolicy
+from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    Database,
+    Instance,
+    InstanceSpec,
+    Limits,
+    RestartPolicy,
+)
 from services.control_plane.rules import app_defaults
 from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
 from services.control_plane.rules.app_rules import app_violations
@@ -308,6 +314,17 @@ def test_an_external_database_names_a_secret() -> None:
     assert broken(database=database, secret_env={"URL": "x"}) == []
     assert broken(database=database, env={"URL": "x"}) == ["database.external.secret_key"]
     assert broken(database={"external": {}}) == ["database.external.secret_key"]
+
+
+def test_a_database_of_its_own_names_a_server() -> None:
+    assert broken(database={"postgres": {"server": "databaseServers/main", "mode": 2}}) == []
+    for server in ("", "main", "databaseServers/", "databaseServers/A", "databaseServers/a/b"):
+        assert broken(database={"postgres": {"server": server}}) == ["database.postgres.server"]
+    assert broken(database={"postgres": {"server": "databaseServers/a", "mode": 9}}) == [
+        "database.postgres.mode"
+    ]
+    spec = App(database={"postgres": {"server": "databaseServers/a"}})
+    assert normalize_app(spec).database.postgres.mode == Database.Postgres.SCHEMA
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,8 @@ def boundaries() -> Iterator[Fields]:
     yield {"database": external, "secret_env": {"URL": "x"}}
     yield {"database": Database(external=Database.External())}
     yield {"database": Database(no_database=Database.NoDatabase())}
+    yield {"database": Database(postgres=Database.Postgres())}
+    yield {"database": Database(postgres=Database.Postgres(server="main"))}
     for domain in (
         *("a.example", "xn--bcher-kva.example", "intranet", "", "*.example", "a..example", "a.example:80"),
         *("http://a", "localhost", "127.0.0.1", "[::1]", "a.123", "a_b.example", "-a.example", "a" * 64),
@@ -161,12 +163,15 @@ def by_node(spec: InstanceSpec) -> set[str]:
 
 
 def instance(fields: Fields) -> InstanceSpec:
-    return InstanceSpec(
+    spec = InstanceSpec(
         **{
             "name": "apps/shop/instances/a1", "app_uid": "u", "generation": 1, "epoch": 1,
             "entrypoint": "pkg.mod:app", **fields,
         }
     )  # fmt: skip
+    if spec.database.WhichOneof("kind") == "postgres":
+        spec.database_url = "postgresql://it@db/its"  # the control plane gives it
+    return spec
 
 
 def test_the_cases_are_many_and_of_both_kinds() -> None:

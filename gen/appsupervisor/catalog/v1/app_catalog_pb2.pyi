@@ -360,8 +360,9 @@ class App(_message.Message):
 
     @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_runtime_environment_pb2.Condition]:
-        """Aspects of its status: `Ready`, `Scheduled`, `Updated`; where nodes were asked also `CodeChanged`, which is `MET`
-        if the disk has other code than runs, and else left out.
+        """Aspects of its status: `Ready`, `Scheduled`, `Updated`; with a database on a registered server `DatabaseProvided`
+        (it was made once, and must be there from then on) and `DatabaseReady` (what was last to be done about it was done);
+        where nodes were asked also `CodeChanged`, which is `MET` if the disk has other code than runs, and else left out.
         """
 
     @_builtins.property

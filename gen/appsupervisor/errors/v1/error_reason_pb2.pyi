@@ -54,6 +54,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND, of health checks: the server has no such service."""
     RETAINED_DATA_NOT_FOUND: _ErrorReason.ValueType  # 28
     """NOT_FOUND: there is no such retained data."""
+    DATABASE_SERVER_NOT_FOUND: _ErrorReason.ValueType  # 36
+    """NOT_FOUND, or FAILED_PRECONDITION where an app names it: there is no such database server."""
     APP_ALREADY_EXISTS: _ErrorReason.ValueType  # 40
     """ALREADY_EXISTS: an app of that name exists."""
     ENVIRONMENT_ALREADY_EXISTS: _ErrorReason.ValueType  # 41
@@ -66,6 +68,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     INSTANCE_EXISTS: _ErrorReason.ValueType  # 44
     """ALREADY_EXISTS: an instance of that name runs with another spec."""
+    DATABASE_SERVER_ALREADY_EXISTS: _ErrorReason.ValueType  # 56
+    """ALREADY_EXISTS: a database server of that name exists."""
     ETAG_MISMATCH: _ErrorReason.ValueType  # 60
     """ABORTED: the resource has changed since that etag; read it again."""
     OPERATION_SUPERSEDED: _ErrorReason.ValueType  # 61
@@ -112,10 +116,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the node named cannot take the app; the message says what would have to change."""
     DATA_LOST: _ErrorReason.ValueType  # 98
     """FAILED_PRECONDITION: the app's data was given up with its node; `accept_data_loss` starts it anew."""
+    DATABASE_SERVER_IN_USE: _ErrorReason.ValueType  # 76
+    """FAILED_PRECONDITION: apps have their databases on the server."""
     RESUME_TOKEN_EXPIRED: _ErrorReason.ValueType  # 100
     """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
     NODE_FULL: _ErrorReason.ValueType  # 120
     """RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor or process left for one more."""
+    DATABASE_SERVER_FULL: _ErrorReason.ValueType  # 136
+    """RESOURCE_EXHAUSTED: as many apps have their databases on the server as it accepts."""
     SERVER_BUSY: _ErrorReason.ValueType  # 121
     """RESOURCE_EXHAUSTED: the server has as many calls, writes or bytes of requests under way as it accepts; retry."""
     MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 122
@@ -130,6 +138,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the server is shutting down; a plain retry reaches its successor."""
     NODE_UNREACHABLE: _ErrorReason.ValueType  # 142
     """UNAVAILABLE, in conditions: the app's node cannot be heard."""
+    DATABASE_SERVER_UNREACHABLE: _ErrorReason.ValueType  # 156
+    """UNAVAILABLE, in conditions: the server of the app's database does not answer. Tried again."""
     NO_NODE_AVAILABLE: _ErrorReason.ValueType  # 143
     """In conditions, and FAILED_PRECONDITION of a move: the app's environment has no node that can take it."""
     LEASE_EXPIRED: _ErrorReason.ValueType  # 144
@@ -160,6 +170,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the app has served before, and its data is not on this node; `accept_data_loss` starts it anew."""
     DATA_NOT_REMOVED: _ErrorReason.ValueType  # 179
     """FAILED_PRECONDITION: the app's data could not be removed from its node; the message says why. Tried again."""
+    DATABASE_NOT_REMOVED: _ErrorReason.ValueType  # 196
+    """FAILED_PRECONDITION: the app's database could not be dropped; the message says why. Tried again."""
     APP_BLOCKED_LOOP: _ErrorReason.ValueType  # 171
     """The app: it blocked its event loop beyond its budget."""
     ISOLATION_UNSUPPORTED: _ErrorReason.ValueType  # 172
@@ -212,6 +224,8 @@ SERVICE_NOT_FOUND: ErrorReason.ValueType  # 25
 """NOT_FOUND, of health checks: the server has no such service."""
 RETAINED_DATA_NOT_FOUND: ErrorReason.ValueType  # 28
 """NOT_FOUND: there is no such retained data."""
+DATABASE_SERVER_NOT_FOUND: ErrorReason.ValueType  # 36
+"""NOT_FOUND, or FAILED_PRECONDITION where an app names it: there is no such database server."""
 APP_ALREADY_EXISTS: ErrorReason.ValueType  # 40
 """ALREADY_EXISTS: an app of that name exists."""
 ENVIRONMENT_ALREADY_EXISTS: ErrorReason.ValueType  # 41
@@ -224,6 +238,8 @@ its name to another one stops serving, and answers with this.
 """
 INSTANCE_EXISTS: ErrorReason.ValueType  # 44
 """ALREADY_EXISTS: an instance of that name runs with another spec."""
+DATABASE_SERVER_ALREADY_EXISTS: ErrorReason.ValueType  # 56
+"""ALREADY_EXISTS: a database server of that name exists."""
 ETAG_MISMATCH: ErrorReason.ValueType  # 60
 """ABORTED: the resource has changed since that etag; read it again."""
 OPERATION_SUPERSEDED: ErrorReason.ValueType  # 61
@@ -270,10 +286,14 @@ NODE_NOT_ELIGIBLE: ErrorReason.ValueType  # 97
 """FAILED_PRECONDITION: the node named cannot take the app; the message says what would have to change."""
 DATA_LOST: ErrorReason.ValueType  # 98
 """FAILED_PRECONDITION: the app's data was given up with its node; `accept_data_loss` starts it anew."""
+DATABASE_SERVER_IN_USE: ErrorReason.ValueType  # 76
+"""FAILED_PRECONDITION: apps have their databases on the server."""
 RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
 """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
 NODE_FULL: ErrorReason.ValueType  # 120
 """RESOURCE_EXHAUSTED: the node has as many instances as it accepts, or no file descriptor or process left for one more."""
+DATABASE_SERVER_FULL: ErrorReason.ValueType  # 136
+"""RESOURCE_EXHAUSTED: as many apps have their databases on the server as it accepts."""
 SERVER_BUSY: ErrorReason.ValueType  # 121
 """RESOURCE_EXHAUSTED: the server has as many calls, writes or bytes of requests under way as it accepts; retry."""
 MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 122
@@ -288,6 +308,8 @@ SHUTTING_DOWN: ErrorReason.ValueType  # 141
 """UNAVAILABLE: the server is shutting down; a plain retry reaches its successor."""
 NODE_UNREACHABLE: ErrorReason.ValueType  # 142
 """UNAVAILABLE, in conditions: the app's node cannot be heard."""
+DATABASE_SERVER_UNREACHABLE: ErrorReason.ValueType  # 156
+"""UNAVAILABLE, in conditions: the server of the app's database does not answer. Tried again."""
 NO_NODE_AVAILABLE: ErrorReason.ValueType  # 143
 """In conditions, and FAILED_PRECONDITION of a move: the app's environment has no node that can take it."""
 LEASE_EXPIRED: ErrorReason.ValueType  # 144
@@ -318,6 +340,8 @@ DATA_MISSING: ErrorReason.ValueType  # 178
 """FAILED_PRECONDITION: the app has served before, and its data is not on this node; `accept_data_loss` starts it anew."""
 DATA_NOT_REMOVED: ErrorReason.ValueType  # 179
 """FAILED_PRECONDITION: the app's data could not be removed from its node; the message says why. Tried again."""
+DATABASE_NOT_REMOVED: ErrorReason.ValueType  # 196
+"""FAILED_PRECONDITION: the app's database could not be dropped; the message says why. Tried again."""
 APP_BLOCKED_LOOP: ErrorReason.ValueType  # 171
 """The app: it blocked its event loop beyond its budget."""
 ISOLATION_UNSUPPORTED: ErrorReason.ValueType  # 172

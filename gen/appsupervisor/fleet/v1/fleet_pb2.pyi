@@ -301,6 +301,321 @@ class Node(_message.Message):
 Global___Node: _TypeAlias = Node  # noqa: Y015
 
 @_typing.final
+class DatabaseServer(_message.Message):
+    """One PostgreSQL server on which apps have their databases."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[DatabaseServer._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: DatabaseServer._State.ValueType  # 0
+        """Not set."""
+        PENDING: DatabaseServer._State.ValueType  # 1
+        """Not yet asked."""
+        REACHABLE: DatabaseServer._State.ValueType  # 2
+        """It answered when it was last asked."""
+        UNREACHABLE: DatabaseServer._State.ValueType  # 3
+        """It did not answer when it was last asked."""
+        UNUSABLE: DatabaseServer._State.ValueType  # 4
+        """It answered, and cannot be used: `state_reason` tells why."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """What is known of a database server. New values may come."""
+
+    STATE_UNSPECIFIED: DatabaseServer.State.ValueType  # 0
+    """Not set."""
+    PENDING: DatabaseServer.State.ValueType  # 1
+    """Not yet asked."""
+    REACHABLE: DatabaseServer.State.ValueType  # 2
+    """It answered when it was last asked."""
+    UNREACHABLE: DatabaseServer.State.ValueType  # 3
+    """It did not answer when it was last asked."""
+    UNUSABLE: DatabaseServer.State.ValueType  # 4
+    """It answered, and cannot be used: `state_reason` tells why."""
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    ADMIN_URL_FIELD_NUMBER: _builtins.int
+    MAX_APPS_FIELD_NUMBER: _builtins.int
+    APP_CONNECTIONS_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STATE_REASON_FIELD_NUMBER: _builtins.int
+    SERVER_VERSION_FIELD_NUMBER: _builtins.int
+    APP_COUNT_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Resource name, `databaseServers/{database_server}`; the id follows the rules of an app's, but no word is reserved."""
+    display_name: _builtins.str
+    """A name for people, at most 128 characters."""
+    admin_url: _builtins.str
+    """URL of the server and of a database on it, `postgresql://user:password@host:port/database`, at most 2,048
+    characters. Its user may create roles and schemas there (databases, for apps with mode `DATABASE`) and is a member
+    of `pg_signal_backend`, or a superuser. Apps reach the server by the same scheme, host and parameters. Never the
+    catalog's own database. Required; never read back.
+    """
+    max_apps: _builtins.int
+    """The most apps that have their databases there, 0 for 1,000."""
+    app_connections: _builtins.int
+    """Connections that each app's pool may have, 1 to 1,000; 0 for 5. The server enforces twice as many and one per app,
+    for two instances run during a swap.
+    """
+    uid: _builtins.str
+    """Id of this server that no other ever has."""
+    state: Global___DatabaseServer.State.ValueType
+    """What is known of it."""
+    state_reason: _builtins.str
+    """Why it is in that state, one sentence."""
+    server_version: _builtins.str
+    """Version of PostgreSQL that it told."""
+    app_count: _builtins.int
+    """Apps that have their databases there, without those that are being deleted."""
+    etag: _builtins.str
+    """Changes with each change of what the user set."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels, by the rules of an app's."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was created."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When it, or its state, last changed."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        admin_url: _builtins.str = ...,
+        max_apps: _builtins.int = ...,
+        app_connections: _builtins.int = ...,
+        uid: _builtins.str = ...,
+        state: Global___DatabaseServer.State.ValueType = ...,
+        state_reason: _builtins.str = ...,
+        server_version: _builtins.str = ...,
+        app_count: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_url", b"admin_url", "app_connections", b"app_connections", "app_count", b"app_count", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "max_apps", b"max_apps", "name", b"name", "server_version", b"server_version", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DatabaseServer: _TypeAlias = DatabaseServer  # noqa: Y015
+
+@_typing.final
+class CreateDatabaseServerRequest(_message.Message):
+    """Request of CreateDatabaseServer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATABASE_SERVER_FIELD_NUMBER: _builtins.int
+    DATABASE_SERVER_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    database_server_id: _builtins.str
+    """Id of the server, the last part of its name."""
+    request_id: _builtins.str
+    """Makes a repeat return the first result."""
+    validate_only: _builtins.bool
+    """Checks everything and stores nothing."""
+    @_builtins.property
+    def database_server(self) -> Global___DatabaseServer:
+        """The server."""
+
+    def __init__(
+        self,
+        *,
+        database_server: Global___DatabaseServer | None = ...,
+        database_server_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["database_server", b"database_server"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database_server", b"database_server", "database_server_id", b"database_server_id", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateDatabaseServerRequest: _TypeAlias = CreateDatabaseServerRequest  # noqa: Y015
+
+@_typing.final
+class GetDatabaseServerRequest(_message.Message):
+    """Request of GetDatabaseServer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The server to get."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetDatabaseServerRequest: _TypeAlias = GetDatabaseServerRequest  # noqa: Y015
+
+@_typing.final
+class ListDatabaseServersRequest(_message.Message):
+    """Request of ListDatabaseServers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """The most to return, 0 for 50; more than 1,000 is taken as 1,000."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDatabaseServersRequest: _TypeAlias = ListDatabaseServersRequest  # noqa: Y015
+
+@_typing.final
+class ListDatabaseServersResponse(_message.Message):
+    """Response of ListDatabaseServers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATABASE_SERVERS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Asks for the next page; empty on the last one."""
+    @_builtins.property
+    def database_servers(self) -> _containers.RepeatedCompositeFieldContainer[Global___DatabaseServer]:
+        """A page of database servers."""
+
+    def __init__(
+        self,
+        *,
+        database_servers: _abc.Iterable[Global___DatabaseServer] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database_servers", b"database_servers", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDatabaseServersResponse: _TypeAlias = ListDatabaseServersResponse  # noqa: Y015
+
+@_typing.final
+class UpdateDatabaseServerRequest(_message.Message):
+    """Request of UpdateDatabaseServer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATABASE_SERVER_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Makes a repeat return the first result."""
+    validate_only: _builtins.bool
+    """Checks everything and stores nothing."""
+    @_builtins.property
+    def database_server(self) -> Global___DatabaseServer:
+        """The server; `name` says which, `etag` makes the update conditional."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Fields to take: `display_name`, `labels`, `admin_url`, `max_apps`, `app_connections`. Unset: every one that is
+        set in `database_server`.
+        """
+
+    def __init__(
+        self,
+        *,
+        database_server: Global___DatabaseServer | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["database_server", b"database_server", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["database_server", b"database_server", "request_id", b"request_id", "update_mask", b"update_mask", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateDatabaseServerRequest: _TypeAlias = UpdateDatabaseServerRequest  # noqa: Y015
+
+@_typing.final
+class DeleteDatabaseServerRequest(_message.Message):
+    """Request of DeleteDatabaseServer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The server to delete."""
+    etag: _builtins.str
+    """If set, must be the server's current one."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteDatabaseServerRequest: _TypeAlias = DeleteDatabaseServerRequest  # noqa: Y015
+
+@_typing.final
 class CreateEnvironmentRequest(_message.Message):
     """Request of CreateEnvironment."""
 

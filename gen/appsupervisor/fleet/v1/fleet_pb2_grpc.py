@@ -110,6 +110,31 @@ class FleetStub:
                 request_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ExplainPlacementRequest.SerializeToString,
                 response_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ExplainPlacementResponse.FromString,
                 _registered_method=True)
+        self.CreateDatabaseServer = channel.unary_unary(
+                '/appsupervisor.fleet.v1.Fleet/CreateDatabaseServer',
+                request_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.CreateDatabaseServerRequest.SerializeToString,
+                response_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DatabaseServer.FromString,
+                _registered_method=True)
+        self.GetDatabaseServer = channel.unary_unary(
+                '/appsupervisor.fleet.v1.Fleet/GetDatabaseServer',
+                request_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.GetDatabaseServerRequest.SerializeToString,
+                response_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DatabaseServer.FromString,
+                _registered_method=True)
+        self.ListDatabaseServers = channel.unary_unary(
+                '/appsupervisor.fleet.v1.Fleet/ListDatabaseServers',
+                request_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ListDatabaseServersRequest.SerializeToString,
+                response_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ListDatabaseServersResponse.FromString,
+                _registered_method=True)
+        self.UpdateDatabaseServer = channel.unary_unary(
+                '/appsupervisor.fleet.v1.Fleet/UpdateDatabaseServer',
+                request_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.UpdateDatabaseServerRequest.SerializeToString,
+                response_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DatabaseServer.FromString,
+                _registered_method=True)
+        self.DeleteDatabaseServer = channel.unary_unary(
+                '/appsupervisor.fleet.v1.Fleet/DeleteDatabaseServer',
+                request_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DeleteDatabaseServerRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
 
 
 class FleetServicer:
@@ -319,6 +344,72 @@ class FleetServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateDatabaseServer(self, request, context):
+        """Registers a PostgreSQL server on which apps may have their databases.
+
+        Precondition: no server has its name. The server need not answer yet: `state` tells once it was asked.
+        On success: stored; apps may name it at once.
+        Idempotent by `request_id` alone.
+        Cancelling the call undoes nothing.
+        Rolled back: everything, on an error: it is one transaction.
+
+        Errors: `DATABASE_SERVER_ALREADY_EXISTS` (ALREADY_EXISTS); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetDatabaseServer(self, request, context):
+        """Returns one database server, without its `admin_url`.
+
+        Errors: `DATABASE_SERVER_NOT_FOUND` (NOT_FOUND).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDatabaseServers(self, request, context):
+        """Returns a page of database servers, ordered by name.
+
+        Errors: `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateDatabaseServer(self, request, context):
+        """Updates the fields of a database server that `update_mask` names.
+
+        Precondition: it exists, and has the `etag` given, if one is given.
+        On success: stored. A new `admin_url` is used from the next start of each app on; it has to lead to the same
+        databases.
+        Idempotent: an update that changes nothing changes no etag.
+        Cancelling the call undoes nothing.
+        Rolled back: everything, on an error: it is one transaction.
+
+        Errors: `DATABASE_SERVER_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteDatabaseServer(self, request, context):
+        """Forgets a database server. What is on it stays.
+
+        Precondition: no app has its database on it but those that are being deleted, and it has the `etag` given, if one is
+        given.
+        On success: it is gone from the catalog. What apps being deleted had there stays; they no longer wait for it.
+        Idempotent: no; a repeat is answered `DATABASE_SERVER_NOT_FOUND`.
+        Cancelling the call undoes nothing.
+        Rolled back: everything, on an error: it is one transaction.
+
+        Errors: `DATABASE_SERVER_NOT_FOUND` (NOT_FOUND); `DATABASE_SERVER_IN_USE` (FAILED_PRECONDITION); `ETAG_MISMATCH`
+        (ABORTED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FleetServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -391,6 +482,31 @@ def add_FleetServicer_to_server(servicer, server):
                     servicer.ExplainPlacement,
                     request_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ExplainPlacementRequest.FromString,
                     response_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ExplainPlacementResponse.SerializeToString,
+            ),
+            'CreateDatabaseServer': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateDatabaseServer,
+                    request_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.CreateDatabaseServerRequest.FromString,
+                    response_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DatabaseServer.SerializeToString,
+            ),
+            'GetDatabaseServer': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetDatabaseServer,
+                    request_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.GetDatabaseServerRequest.FromString,
+                    response_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DatabaseServer.SerializeToString,
+            ),
+            'ListDatabaseServers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDatabaseServers,
+                    request_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ListDatabaseServersRequest.FromString,
+                    response_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ListDatabaseServersResponse.SerializeToString,
+            ),
+            'UpdateDatabaseServer': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateDatabaseServer,
+                    request_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.UpdateDatabaseServerRequest.FromString,
+                    response_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DatabaseServer.SerializeToString,
+            ),
+            'DeleteDatabaseServer': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteDatabaseServer,
+                    request_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DeleteDatabaseServerRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -775,6 +891,141 @@ class Fleet:
             '/appsupervisor.fleet.v1.Fleet/ExplainPlacement',
             appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ExplainPlacementRequest.SerializeToString,
             appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ExplainPlacementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateDatabaseServer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.fleet.v1.Fleet/CreateDatabaseServer',
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.CreateDatabaseServerRequest.SerializeToString,
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DatabaseServer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetDatabaseServer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.fleet.v1.Fleet/GetDatabaseServer',
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.GetDatabaseServerRequest.SerializeToString,
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DatabaseServer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDatabaseServers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.fleet.v1.Fleet/ListDatabaseServers',
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ListDatabaseServersRequest.SerializeToString,
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ListDatabaseServersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateDatabaseServer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.fleet.v1.Fleet/UpdateDatabaseServer',
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.UpdateDatabaseServerRequest.SerializeToString,
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DatabaseServer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteDatabaseServer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.fleet.v1.Fleet/DeleteDatabaseServer',
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DeleteDatabaseServerRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
             options,
             channel_credentials,
             insecure,

@@ -183,6 +183,52 @@ class FleetStub:
 
     Errors: `APP_NOT_FOUND`, `ENVIRONMENT_NOT_FOUND` (NOT_FOUND).
     """
+    CreateDatabaseServer: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.CreateDatabaseServerRequest, _fleet_pb2.DatabaseServer]
+    """Registers a PostgreSQL server on which apps may have their databases.
+
+    Precondition: no server has its name. The server need not answer yet: `state` tells once it was asked.
+    On success: stored; apps may name it at once.
+    Idempotent by `request_id` alone.
+    Cancelling the call undoes nothing.
+    Rolled back: everything, on an error: it is one transaction.
+
+    Errors: `DATABASE_SERVER_ALREADY_EXISTS` (ALREADY_EXISTS); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    """
+    GetDatabaseServer: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.GetDatabaseServerRequest, _fleet_pb2.DatabaseServer]
+    """Returns one database server, without its `admin_url`.
+
+    Errors: `DATABASE_SERVER_NOT_FOUND` (NOT_FOUND).
+    """
+    ListDatabaseServers: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListDatabaseServersRequest, _fleet_pb2.ListDatabaseServersResponse]
+    """Returns a page of database servers, ordered by name.
+
+    Errors: `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
+    """
+    UpdateDatabaseServer: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.UpdateDatabaseServerRequest, _fleet_pb2.DatabaseServer]
+    """Updates the fields of a database server that `update_mask` names.
+
+    Precondition: it exists, and has the `etag` given, if one is given.
+    On success: stored. A new `admin_url` is used from the next start of each app on; it has to lead to the same
+    databases.
+    Idempotent: an update that changes nothing changes no etag.
+    Cancelling the call undoes nothing.
+    Rolled back: everything, on an error: it is one transaction.
+
+    Errors: `DATABASE_SERVER_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED).
+    """
+    DeleteDatabaseServer: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DeleteDatabaseServerRequest, _empty_pb2.Empty]
+    """Forgets a database server. What is on it stays.
+
+    Precondition: no app has its database on it but those that are being deleted, and it has the `etag` given, if one is
+    given.
+    On success: it is gone from the catalog. What apps being deleted had there stays; they no longer wait for it.
+    Idempotent: no; a repeat is answered `DATABASE_SERVER_NOT_FOUND`.
+    Cancelling the call undoes nothing.
+    Rolled back: everything, on an error: it is one transaction.
+
+    Errors: `DATABASE_SERVER_NOT_FOUND` (NOT_FOUND); `DATABASE_SERVER_IN_USE` (FAILED_PRECONDITION); `ETAG_MISMATCH`
+    (ABORTED).
+    """
 
 @_typing.type_check_only
 class FleetAsyncStub(FleetStub):
@@ -336,6 +382,52 @@ class FleetAsyncStub(FleetStub):
     Rolled back: nothing, for nothing is stored.
 
     Errors: `APP_NOT_FOUND`, `ENVIRONMENT_NOT_FOUND` (NOT_FOUND).
+    """
+    CreateDatabaseServer: _aio.UnaryUnaryMultiCallable[_fleet_pb2.CreateDatabaseServerRequest, _fleet_pb2.DatabaseServer]  # type: ignore[assignment]
+    """Registers a PostgreSQL server on which apps may have their databases.
+
+    Precondition: no server has its name. The server need not answer yet: `state` tells once it was asked.
+    On success: stored; apps may name it at once.
+    Idempotent by `request_id` alone.
+    Cancelling the call undoes nothing.
+    Rolled back: everything, on an error: it is one transaction.
+
+    Errors: `DATABASE_SERVER_ALREADY_EXISTS` (ALREADY_EXISTS); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    """
+    GetDatabaseServer: _aio.UnaryUnaryMultiCallable[_fleet_pb2.GetDatabaseServerRequest, _fleet_pb2.DatabaseServer]  # type: ignore[assignment]
+    """Returns one database server, without its `admin_url`.
+
+    Errors: `DATABASE_SERVER_NOT_FOUND` (NOT_FOUND).
+    """
+    ListDatabaseServers: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListDatabaseServersRequest, _fleet_pb2.ListDatabaseServersResponse]  # type: ignore[assignment]
+    """Returns a page of database servers, ordered by name.
+
+    Errors: `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
+    """
+    UpdateDatabaseServer: _aio.UnaryUnaryMultiCallable[_fleet_pb2.UpdateDatabaseServerRequest, _fleet_pb2.DatabaseServer]  # type: ignore[assignment]
+    """Updates the fields of a database server that `update_mask` names.
+
+    Precondition: it exists, and has the `etag` given, if one is given.
+    On success: stored. A new `admin_url` is used from the next start of each app on; it has to lead to the same
+    databases.
+    Idempotent: an update that changes nothing changes no etag.
+    Cancelling the call undoes nothing.
+    Rolled back: everything, on an error: it is one transaction.
+
+    Errors: `DATABASE_SERVER_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED).
+    """
+    DeleteDatabaseServer: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DeleteDatabaseServerRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """Forgets a database server. What is on it stays.
+
+    Precondition: no app has its database on it but those that are being deleted, and it has the `etag` given, if one is
+    given.
+    On success: it is gone from the catalog. What apps being deleted had there stays; they no longer wait for it.
+    Idempotent: no; a repeat is answered `DATABASE_SERVER_NOT_FOUND`.
+    Cancelling the call undoes nothing.
+    Rolled back: everything, on an error: it is one transaction.
+
+    Errors: `DATABASE_SERVER_NOT_FOUND` (NOT_FOUND); `DATABASE_SERVER_IN_USE` (FAILED_PRECONDITION); `ETAG_MISMATCH`
+    (ABORTED).
     """
 
 class FleetServicer(metaclass=_abc_1.ABCMeta):
@@ -571,6 +663,82 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         Rolled back: nothing, for nothing is stored.
 
         Errors: `APP_NOT_FOUND`, `ENVIRONMENT_NOT_FOUND` (NOT_FOUND).
+        """
+
+    @_abc_1.abstractmethod
+    def CreateDatabaseServer(
+        self,
+        request: _fleet_pb2.CreateDatabaseServerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.DatabaseServer, _abc.Awaitable[_fleet_pb2.DatabaseServer]]:
+        """Registers a PostgreSQL server on which apps may have their databases.
+
+        Precondition: no server has its name. The server need not answer yet: `state` tells once it was asked.
+        On success: stored; apps may name it at once.
+        Idempotent by `request_id` alone.
+        Cancelling the call undoes nothing.
+        Rolled back: everything, on an error: it is one transaction.
+
+        Errors: `DATABASE_SERVER_ALREADY_EXISTS` (ALREADY_EXISTS); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        """
+
+    @_abc_1.abstractmethod
+    def GetDatabaseServer(
+        self,
+        request: _fleet_pb2.GetDatabaseServerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.DatabaseServer, _abc.Awaitable[_fleet_pb2.DatabaseServer]]:
+        """Returns one database server, without its `admin_url`.
+
+        Errors: `DATABASE_SERVER_NOT_FOUND` (NOT_FOUND).
+        """
+
+    @_abc_1.abstractmethod
+    def ListDatabaseServers(
+        self,
+        request: _fleet_pb2.ListDatabaseServersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.ListDatabaseServersResponse, _abc.Awaitable[_fleet_pb2.ListDatabaseServersResponse]]:
+        """Returns a page of database servers, ordered by name.
+
+        Errors: `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateDatabaseServer(
+        self,
+        request: _fleet_pb2.UpdateDatabaseServerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fleet_pb2.DatabaseServer, _abc.Awaitable[_fleet_pb2.DatabaseServer]]:
+        """Updates the fields of a database server that `update_mask` names.
+
+        Precondition: it exists, and has the `etag` given, if one is given.
+        On success: stored. A new `admin_url` is used from the next start of each app on; it has to lead to the same
+        databases.
+        Idempotent: an update that changes nothing changes no etag.
+        Cancelling the call undoes nothing.
+        Rolled back: everything, on an error: it is one transaction.
+
+        Errors: `DATABASE_SERVER_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED).
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteDatabaseServer(
+        self,
+        request: _fleet_pb2.DeleteDatabaseServerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """Forgets a database server. What is on it stays.
+
+        Precondition: no app has its database on it but those that are being deleted, and it has the `etag` given, if one is
+        given.
+        On success: it is gone from the catalog. What apps being deleted had there stays; they no longer wait for it.
+        Idempotent: no; a repeat is answered `DATABASE_SERVER_NOT_FOUND`.
+        Cancelling the call undoes nothing.
+        Rolled back: everything, on an error: it is one transaction.
+
+        Errors: `DATABASE_SERVER_NOT_FOUND` (NOT_FOUND); `DATABASE_SERVER_IN_USE` (FAILED_PRECONDITION); `ETAG_MISMATCH`
+        (ABORTED).
         """
 
 def add_FleetServicer_to_server(servicer: FleetServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -15,6 +15,8 @@ from services.control_plane.store.sql.rows import (
     app_values,
     batch_record,
     batch_values,
+    database_server_record,
+    database_server_values,
     environment_record,
     environment_values,
     node_record,
@@ -30,6 +32,7 @@ from services.control_plane.store.sql.tables import (
     AppRow,
     BatchRow,
     CatalogTable,
+    DatabaseServerRow,
     EnvironmentRow,
     NodeRow,
     OperationRow,
@@ -56,6 +59,14 @@ class Kind:
 
 
 KINDS = (  # parents before children, as foreign keys want it
+    Kind(
+        "database_server",
+        "database_servers",
+        DatabaseServerRow,
+        database_server_values,
+        database_server_record,
+        True,
+    ),
     Kind("environment", "environments", EnvironmentRow, environment_values, environment_record, True),
     Kind("node", "nodes", NodeRow, node_values, node_record, True),
     Kind("app", "apps", AppRow, app_values, app_record, True, ("uid",)),

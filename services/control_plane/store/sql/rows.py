@@ -10,12 +10,13 @@ from google.rpc.status_pb2 import Status
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, BatchResponse, OperationMetadata
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
-from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata, Environment, Node
+from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer, DrainNodeMetadata, Environment, Node
 from services.control_plane.store.packed_app import PackedApp
 from services.control_plane.store.records import (
     DRAIN,
     AppRecord,
     BatchRecord,
+    DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
     OperationRecord,
@@ -106,6 +107,23 @@ def environment_record(row: Row) -> EnvironmentRecord:
     """Return the environment of a row."""
     _name, body, revision = row
     return EnvironmentRecord(Environment.FromString(body), revision)
+
+
+def database_server_values(record: DatabaseServerRecord) -> dict[str, Any]:
+    """Return a database server's row."""
+    return {
+        "name": record.name,
+        "body": record.server.SerializeToString(),
+        "admin_url": record.admin_url,
+        "key": record.key,
+        "revision": record.revision,
+    }
+
+
+def database_server_record(row: Row) -> DatabaseServerRecord:
+    """Return the database server of a row."""
+    _name, body, admin_url, key, revision = row
+    return DatabaseServerRecord(DatabaseServer.FromString(body), admin_url, key, revision)
 
 
 def node_values(record: NodeRecord) -> dict[str, Any]:

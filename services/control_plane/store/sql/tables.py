@@ -106,6 +106,18 @@ class EnvironmentRow(CatalogTable, table=True):
     revision: int = _big()
 
 
+class DatabaseServerRow(CatalogTable, table=True):
+    """One server on which apps have databases of their own."""
+
+    __tablename__ = "database_servers"
+
+    name: str = Field(primary_key=True)
+    body: bytes = Field(sa_type=LargeBinary)
+    admin_url: str
+    key: bytes = Field(sa_type=LargeBinary)
+    revision: int = _big()
+
+
 class NodeRow(CatalogTable, table=True):
     """One node."""
 

@@ -1,0 +1,87 @@
+"""Commands on the PostgreSQL servers on which apps have databases of their own."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from appsupervisor.fleet.v1 import fleet_pb2 as fleet
+from services.cli.client import short
+from services.cli.errors import CliError, Exit
+from services.cli.output import Column, age
+from services.cli.session import session_of
+
+ADMIN_URL = "DATABASE_ADMIN_URL"
+
+SERVERS: Sequence[Column[fleet.DatabaseServer]] = (
+    Column("NAME", lambda server: short(server.name)),
+    Column("STATE", lambda server: fleet.DatabaseServer.State.Name(server.state)),
+    Column("APPS", lambda server: f"{server.app_count}/{server.max_apps}"),
+    Column("POOL", lambda server: str(server.app_connections)),
+    Column("VERSION", lambda server: server.server_version or "-"),
+    Column("AGE", lambda server: age(server.create_time)),
+    Column("WHY", lambda server: server.state_reason or "-", wide=True),
+)
+
+database_servers = typer.Typer(no_args_is_help=False, invoke_without_command=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the program."""
+    app.add_typer(database_servers, name="database-servers", rich_help_panel="Fleet")
+
+
+@database_servers.callback()
+def _database_servers(context: typer.Context) -> None:
+    """Show database servers, a line each; register and forget them.
+
+    Example: appsupervisor database-servers -o wide
+    """
+    if context.invoked_subcommand is None:
+        session = session_of(context)
+        request = fleet.ListDatabaseServersRequest(page_size=1000)
+        page = session.client.call(session.client.fleet.ListDatabaseServers, request)
+        session.output.many(page.database_servers, SERVERS, none="None is registered.")
+
+
+@database_servers.command("create")
+def create(
+    context: typer.Context,
+    name: str,
+    max_apps: Annotated[int, typer.Option(help="The most apps that it takes; 0 for 1,000.")] = 0,
+    app_connections: Annotated[int, typer.Option(help="Connections of each app's pool; 0 for 5.")] = 0,
+) -> None:
+    """Register a PostgreSQL server. Its administrator's URL is read from the variable DATABASE_ADMIN_URL.
+
+    Example: appsupervisor database-servers create one
+    """
+    session = session_of(context)
+    url = os.environ.get(ADMIN_URL, "")
+    if not url:
+        # Not a flag: other users of the machine see those.
+        raise CliError(f"Set {ADMIN_URL} to postgresql://user:password@host:port/database.", Exit.USAGE)
+    request = fleet.CreateDatabaseServerRequest(
+        database_server_id=name,
+        database_server=fleet.DatabaseServer(
+            admin_url=url, max_apps=max_apps, app_connections=app_connections
+        ),
+        request_id=str(uuid.uuid4()),
+    )
+    session.output.one(session.client.call(session.client.fleet.CreateDatabaseServer, request), SERVERS)
+
+
+@database_servers.command("delete")
+def delete(context: typer.Context, name: str) -> None:
+    """Forget a database server on which no app has its database. What is on it stays.
+
+    Example: appsupervisor database-servers delete one
+    """
+    session = session_of(context)
+    full = name if "/" in name else f"databaseServers/{name}"
+    request = fleet.DeleteDatabaseServerRequest(name=full)
+    session.client.call(session.client.fleet.DeleteDatabaseServer, request)
+    session.output.note(f"{name} is forgotten.")

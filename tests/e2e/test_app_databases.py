@@ -1,0 +1,68 @@
+"""Real apps on a real database server, in a shared process and in one of their own; no log has a password."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
+from appsupervisor.fleet.v1 import fleet_pb2 as fleet
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Database, InstanceSpec
+from tests.e2e.stack import DEADLINE, Stack
+from tests.postgresql import Server
+
+POSTGRES = Database(postgres=Database.Postgres(server="databaseServers/main"))
+TELLS = """
+import os, sys
+import psycopg
+def create_app(context):
+    with psycopg.connect(context.database_url) as db:
+        db.execute("CREATE TABLE IF NOT EXISTS visit (app text)")
+        db.execute("INSERT INTO visit VALUES (%s)", (context.app,))
+        visits = db.execute("SELECT string_agg(app, ' ') FROM visit").fetchone()[0]
+    print("my database is", context.database_url, os.environ.get("DATABASE_URL"), file=sys.stderr)
+    body = f"{visits} {context.database_pool} {os.environ.get('DATABASE_POOL_SIZE', '-')}".encode()
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+    return app
+"""
+
+
+@pytest.fixture
+def own_stack(tmp_path: Path, postgresql: Server) -> Iterator[Stack]:
+    """Give a stack with a registered server and a folder of the test's own code."""
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my/tells.py").write_text(TELLS)
+    stack = Stack(tmp_path / "stack", app_dirs=(tmp_path / "my",))
+    with ExitStack() as databases:
+        url = postgresql.create_database(databases)
+        try:
+            stack.start()
+            server = fleet.DatabaseServer(admin_url=url, app_connections=2)
+            request = fleet.CreateDatabaseServerRequest(database_server=server, database_server_id="main")
+            stack.fleet.CreateDatabaseServer(request, timeout=DEADLINE)
+            yield stack
+        finally:
+            stack.clean_up()
+
+
+def test_apps_of_both_kinds_have_databases_of_their_own_and_no_log_has_a_password(own_stack: Stack) -> None:
+    for tier in (InstanceSpec.SHARED, InstanceSpec.PROCESS):
+        name = InstanceSpec.IsolationTier.Name(tier).lower()
+        own_stack.create(name, "tells:create_app", database=POSTGRES, isolation=tier)
+        pool = "2 2" if tier == InstanceSpec.PROCESS else "2 -"
+        assert own_stack.http(name) == (200, f"{name} {pool}")
+        restart = catalog.RestartAppRequest(name=f"apps/{name}")
+        own_stack.result(own_stack.apps.RestartApp(restart, timeout=DEADLINE))
+        assert own_stack.http(name) == (200, f"{name} {name} {pool}")
+        tail = own_stack.apps.TailAppLogs(catalog.TailAppLogsRequest(name=f"apps/{name}"), timeout=DEADLINE)
+        lines = [entry.text for message in tail for entry in message.entries]
+        assert any("my database is ***" in line for line in lines), lines
+        assert "as_" not in "".join(lines)
+        delete = catalog.DeleteAppRequest(name=f"apps/{name}", data_policy=catalog.DeleteAppRequest.DROP)
+        own_stack.wait(own_stack.apps.DeleteApp(delete, timeout=DEADLINE))
+    told = own_stack.control_plane.text() + own_stack.nodes["node-1"].text()
+    assert ":@" not in told
+    assert "postgresql://as_" not in told
