@@ -13,10 +13,11 @@ from google.longrunning.operations_pb2 import Operation
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1.fleet_pb2 import Node
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceSpec
 from services.control_plane.catalog import moves, retention
 from services.control_plane.catalog.code_changes import CodeChange, CodeChanges, Figures
 from services.control_plane.catalog.idempotency import execute
+from services.control_plane.catalog.recovery import recovered
 from services.control_plane.operations import operations
 from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
 from services.control_plane.rules.app_rules import app_violations
@@ -30,6 +31,7 @@ from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.random_ids import new_uid
 from services.control_plane.store.records import (
     AppRecord,
+    NodeRecord,
     OperationRecord,
     RetainedDataRecord,
     Role,
@@ -38,6 +40,7 @@ from services.control_plane.store.records import (
 )
 from services.rpc.errors import Code, SupervisorError, Violation, invalid_field, invalid_fields
 from services.rpc.pipeline.call import Caller
+from services.spec.availability import effective_availability
 
 DEFAULT_BASE_DOMAIN = "localhost"
 """Base domain of a node that was given none."""
@@ -110,6 +113,17 @@ class AppCommands:
         """Carry out RestartApp."""
         return await self._lifecycle(request, caller, "restart", _restart)
 
+    async def recover(self, request: pb.RecoverAppRequest, caller: Caller) -> Operation:
+        """Carry out RecoverApp."""
+        name = app_name(parse_app_name(request.name, "name"))
+
+        def run(tx: Transaction) -> OperationRecord:
+            record = _changeable(tx.app(name), name, request.etag)
+            changed = recovered(tx, record, accept_data_loss=request.accept_data_loss)
+            return _store(tx, record, changed, "recover", caller, "RecoverRequested")
+
+        return await self._execute(request, caller, run, request.validate_only)
+
     async def move(self, request: pb.MoveAppRequest, caller: Caller) -> Operation:
         """Carry out MoveApp."""
         name = app_name(parse_app_name(request.name, "name"))
@@ -150,6 +164,7 @@ class AppCommands:
         request: pb.CreateAppRequest
         | pb.UpdateAppRequest
         | pb.DeleteAppRequest
+        | pb.RecoverAppRequest
         | pb.MoveAppRequest
         | Lifecycle,
         caller: Caller,
@@ -330,8 +345,7 @@ def _without_data(tx: Transaction, record: AppRecord, changed: AppRecord) -> App
         set_condition(status.conditions, DATABASE_PROVIDED, Condition.UNMET, "GivenUp", "", tx.now)
         changed = replace(changed, status=status)
     for placement in tx.placements_of(record.name):
-        node = tx.node(placement.node)
-        silent = node is None or node.node.state == Node.UNREACHABLE
+        silent = _may_be_left(tx.node(placement.node), record.spec)
         if silent and placement.role is not Role.LOST:
             given_up = True
             why = "Its data was given up while its node could not be heard."
@@ -342,6 +356,14 @@ def _without_data(tx: Transaction, record: AppRecord, changed: AppRecord) -> App
         why = f"{record.name} gave it up while its node could not be heard."
         changed = retention.given_back(tx, changed, RetainedData.RETAINED, why)
     return _restart(changed) if given_up and changed.target == record.target else changed
+
+
+def _may_be_left(node: NodeRecord | None, spec: pb.App) -> bool:
+    """Tell whether an app may begin elsewhere: a CONSISTENT one not while its node may answer for it."""
+    if node is None:
+        return True
+    waits = effective_availability(spec) == InstanceSpec.CONSISTENT
+    return node.node.state == Node.UNREACHABLE and not (waits and node.node.lease_state == Node.GRANTED)
 
 
 def _with_desired(spec: pb.App, desired: pb.App.DesiredState.ValueType) -> pb.App:

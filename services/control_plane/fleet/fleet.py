@@ -319,6 +319,7 @@ def _registered(told: pb.Node, name: str, known: NodeRecord | None, now: int) ->
     node.update_time.CopyFrom(timestamp(now))
     if known is not None:
         node.create_time.CopyFrom(known.node.create_time)
+        node.lease_state = known.node.lease_state  # what was granted to the life before still counts
         node.cordoned, node.etag = known.node.cordoned, known.node.etag
         if known.node.incarnation == node.incarnation:
             node.state, node.state_reason = known.node.state, known.node.state_reason

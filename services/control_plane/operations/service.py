@@ -29,7 +29,7 @@ from services.rpc.pipeline.call import Caller
 LONGEST_WAIT = 600.0
 """Seconds that one WaitOperation may take, whatever it asks for."""
 
-_CANCELLABLE = frozenset({"create", "update", "start", "restart", "move", "attach", DRAIN})
+_CANCELLABLE = frozenset({"create", "update", "start", "restart", "recover", "move", "attach", DRAIN})
 
 
 class OperationService:
@@ -132,7 +132,8 @@ class OperationService:
                 why = f"A move of it was cancelled by {caller.actor}; it goes on where it serves."
                 moves.take_back(tx, record, "OPERATION_CANCELLED", why)
             app = tx.app(record.app)
-            if app is not None and app.uid == record.app_uid and record.verb in ("create", "start", "attach"):
+            same = app is not None and app.uid == record.app_uid
+            if app is not None and same and record.verb in ("create", "start", "recover", "attach"):
                 take_back(tx, app, caller.actor, record.name)
             return Empty()
 

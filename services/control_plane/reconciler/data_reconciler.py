@@ -122,7 +122,7 @@ class DataReconciler:
     async def _purge(self, link: NodeLink, record: RetainedDataRecord) -> None:
         app, uid = record.data.app, record.data.app_uid
         # No instance has that name: a node removes the data of one that is not there at once.
-        await link.client.stop(
+        await link.stop(
             StopInstanceRequest(name=f"{app}/instances/retained", epoch=1, purge_data=True, app_uid=uid)
         )
         try:
