@@ -102,4 +102,5 @@ class RuntimeServicer(RuntimeEnvironmentServicer):
         self, request: pb.ClaimDataDirectoryRequest, context: Any
     ) -> pb.DataDirectory:
         """Hand a data directory over to another app."""
+        self._lease.heed(request.term)
         return await self._directories.claim(request)

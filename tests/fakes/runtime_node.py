@@ -352,6 +352,7 @@ class FakeNode:
     def claim_data_directory(self, request: pb.ClaimDataDirectoryRequest) -> pb.DataDirectory:
         """ClaimDataDirectory."""
         app, uid, to_app, to_uid = rules.check_claim(request)
+        self.lease.heed(request.term)
         if any(hosted.spec.app_uid == uid for hosted in self._hosted.values()):
             raise SupervisorError("INSTANCE_EXISTS", "An instance has the data.", resource=f"apps/{app}")
         if to_uid in self.disk.data:

@@ -79,6 +79,7 @@ def test_no_schedule_lets_two_answer_and_each_comes_right() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.model
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_no_schedule_of_a_hundred_thousand_does(chunk: int) -> None:

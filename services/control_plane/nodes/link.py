@@ -14,6 +14,8 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    ClaimDataDirectoryRequest,
+    DataDirectory,
     Instance,
     RuntimeStatus,
     StartInstanceRequest,
@@ -157,6 +159,11 @@ class NodeLink:
         """Have the node stop an instance, under the leader's term; None when it isn't there."""
         request.term = self._term
         return await self.client.stop(request)
+
+    async def claim(self, request: ClaimDataDirectoryRequest) -> DataDirectory:
+        """Have the node hand data over to another app, under the leader's term."""
+        request.term = self._term
+        return await self.client.claim(request)
 
     def _index(self, app: str) -> None:
         """Have `hosts` tell of the app what the view shows now."""

@@ -90,7 +90,7 @@ class DataReconciler:
         )
         command: Callable[[Transaction], Any]
         try:
-            await link.client.claim(request)
+            await link.claim(request)
             command = partial(transactions.taken_over, name=app.name, uid=app.uid)
         except SupervisorError as refusal:
             if refusal.reason not in FINAL:

@@ -9,6 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from tests.fakes.node_client import Refused, Subject, fields_of
 
+UID, OTHER_UID = (f"{number}" * 8 + "-0000-4000-8000-000000000000" for number in (1, 2))
 STALE = (grpc.StatusCode.FAILED_PRECONDITION, "STALE_TERM")
 
 
@@ -49,6 +50,12 @@ async def test_nothing_is_done_for_a_leader_that_another_one_has_followed(node: 
         await node.stub.StopInstance(pb.StopInstanceRequest(name=name, epoch=1, term=4))
     async with Refused(*STALE):
         await node.stub.RestartInstance(pb.RestartInstanceRequest(name=name, epoch=1, term=4))
+    async with Refused(*STALE):
+        await node.stub.ClaimDataDirectory(
+            pb.ClaimDataDirectoryRequest(
+                name=f"apps/shop/dataDirectories/{UID}", app="apps/shop2", app_uid=OTHER_UID, term=4
+            )
+        )
     async with Refused(*STALE):
         await node.stub.WatchInstances(pb.WatchInstancesRequest(term=4)).read()
     assert (await node.get()).restart_count == 0

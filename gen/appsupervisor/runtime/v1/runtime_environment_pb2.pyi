@@ -2027,22 +2027,26 @@ class ClaimDataDirectoryRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     APP_FIELD_NUMBER: _builtins.int
     APP_UID_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The directory, by the app that it belongs to: `apps/{app}/dataDirectories/{data_directory}`."""
     app: _builtins.str
     """The app that gets it, `apps/{app}`."""
     app_uid: _builtins.str
     """Uid of the app that gets it."""
+    term: _builtins.int
+    """Term of the leader that asks; unset: of nobody's. Below the highest that the node knows it is refused."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         app: _builtins.str = ...,
         app_uid: _builtins.str = ...,
+        term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "app_uid", b"app_uid", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "app_uid", b"app_uid", "name", b"name", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

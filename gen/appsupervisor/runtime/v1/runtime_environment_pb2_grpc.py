@@ -265,8 +265,8 @@ class RuntimeEnvironmentServicer:
 
         Errors: `DATA_MISSING` (FAILED_PRECONDITION) when it is not here; `DATABASE_UNAVAILABLE` (FAILED_PRECONDITION) when
         it is a third app's, the other app has a directory of its own, a symbolic link stands in its place, or the disk
-        refuses; `INSTANCE_EXISTS` (ALREADY_EXISTS) while an instance of its app is here; `INVALID_FIELD`
-        (INVALID_ARGUMENT).
+        refuses; `INSTANCE_EXISTS` (ALREADY_EXISTS) while an instance of its app is here; `STALE_TERM`
+        (FAILED_PRECONDITION); `INVALID_FIELD` (INVALID_ARGUMENT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -159,8 +159,8 @@ class RuntimeEnvironmentStub:
 
     Errors: `DATA_MISSING` (FAILED_PRECONDITION) when it is not here; `DATABASE_UNAVAILABLE` (FAILED_PRECONDITION) when
     it is a third app's, the other app has a directory of its own, a symbolic link stands in its place, or the disk
-    refuses; `INSTANCE_EXISTS` (ALREADY_EXISTS) while an instance of its app is here; `INVALID_FIELD`
-    (INVALID_ARGUMENT).
+    refuses; `INSTANCE_EXISTS` (ALREADY_EXISTS) while an instance of its app is here; `STALE_TERM`
+    (FAILED_PRECONDITION); `INVALID_FIELD` (INVALID_ARGUMENT).
     """
 
 @_typing.type_check_only
@@ -294,8 +294,8 @@ class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
 
     Errors: `DATA_MISSING` (FAILED_PRECONDITION) when it is not here; `DATABASE_UNAVAILABLE` (FAILED_PRECONDITION) when
     it is a third app's, the other app has a directory of its own, a symbolic link stands in its place, or the disk
-    refuses; `INSTANCE_EXISTS` (ALREADY_EXISTS) while an instance of its app is here; `INVALID_FIELD`
-    (INVALID_ARGUMENT).
+    refuses; `INSTANCE_EXISTS` (ALREADY_EXISTS) while an instance of its app is here; `STALE_TERM`
+    (FAILED_PRECONDITION); `INVALID_FIELD` (INVALID_ARGUMENT).
     """
 
 class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
@@ -492,8 +492,8 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: `DATA_MISSING` (FAILED_PRECONDITION) when it is not here; `DATABASE_UNAVAILABLE` (FAILED_PRECONDITION) when
         it is a third app's, the other app has a directory of its own, a symbolic link stands in its place, or the disk
-        refuses; `INSTANCE_EXISTS` (ALREADY_EXISTS) while an instance of its app is here; `INVALID_FIELD`
-        (INVALID_ARGUMENT).
+        refuses; `INSTANCE_EXISTS` (ALREADY_EXISTS) while an instance of its app is here; `STALE_TERM`
+        (FAILED_PRECONDITION); `INVALID_FIELD` (INVALID_ARGUMENT).
         """
 
 def add_RuntimeEnvironmentServicer_to_server(servicer: RuntimeEnvironmentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
