@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition
-from services.control_plane.catalog.commands import add_event
+from services.control_plane.catalog.changes import add_event
 from services.control_plane.catalog.moves import asked_of, candidates, no_node
 from services.control_plane.fleet.views import shown_node
 from services.control_plane.operations import operations

@@ -11,7 +11,7 @@ from functools import partial
 from appsupervisor.catalog.v1.app_catalog_pb2 import DeleteAppRequest
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
 from services.control_plane.catalog import retention
-from services.control_plane.catalog.commands import DEFAULT_BASE_DOMAIN, remove
+from services.control_plane.catalog.changes import DEFAULT_BASE_DOMAIN, remove
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_by_name, request_digest
 from services.control_plane.fleet.views import (

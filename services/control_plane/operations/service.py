@@ -13,7 +13,7 @@ from dataclasses import replace
 from google.longrunning import operations_pb2 as pb
 from google.protobuf.empty_pb2 import Empty
 
-from services.control_plane.catalog.commands import take_back
+from services.control_plane.catalog.changes import take_back
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_end, page_start, request_digest
 from services.control_plane.catalog.scans import Scans

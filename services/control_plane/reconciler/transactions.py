@@ -15,7 +15,7 @@ from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, RuntimeStatus
 from services.control_plane.catalog import retention
-from services.control_plane.catalog.commands import add_event
+from services.control_plane.catalog.changes import add_event
 from services.control_plane.catalog.idempotency import SYSTEM
 from services.control_plane.operations import operations
 from services.control_plane.placement.assignment import ENDING, Assignment, assign
