@@ -14,7 +14,7 @@ SETUP := @PYTHON='$(PYTHON)' sh .ci/venv
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help up test test-all lint format proto docs pictures bench chaos clean
+.PHONY: help up test test-all lint format proto docs pictures bench chaos model clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,9 @@ docs: $(VENV)/.ready-dev ## Build the pages of docs/ into .cache/site
 
 pictures: $(VENV)/.ready-dev ## Record the pictures of docs/pictures from a running stack
 	@$(PY) .ci/pictures.py
+
+model: $(VENV)/.ready-dev ## Play 100,000 schedules of leases and failover in virtual time
+	@$(PY) -m pytest tests/model -m model -n 2 --dist load $(ARGS)
 
 bench: $(VENV)/.ready-dev ## Measure against bare servers in one run; prints a table with ratios
 	@$(PY) -m tests.bench $(ARGS)

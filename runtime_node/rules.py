@@ -14,6 +14,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     ClaimDataDirectoryRequest,
     InstanceSpec,
     LogEntry,
+    RenewLeaseRequest,
     StopInstanceRequest,
     TailLogsRequest,
 )
@@ -79,6 +80,23 @@ def check_restart(name: str, epoch: int, request_id: str) -> None:
     found = [*_name("name", name), *_positive("epoch", epoch)]
     if len(request_id) > 128:
         found.append(Violation("request_id", "must have at most 128 characters"))
+    _raise(found)
+
+
+def check_renewal(request: RenewLeaseRequest, now: float) -> None:
+    """Raise INVALID_FIELD with every field that breaks its rule; `now` is the node's own time."""
+    found = [
+        *_positive("term", request.term),
+        *_within("lease_duration", request.lease_duration, 0.1, MINUTE, "100 ms to 1 minute"),
+    ]
+    if not request.incarnation:
+        found.append(Violation("incarnation", "is required"))
+    # The clock tells more digits than the message does.
+    elif not 0 <= seconds(request.monotonic_time) <= now + 1e-6:
+        found.append(Violation("monotonic_time", "must be that of a heartbeat, not in the node's future"))
+    for index, fence in enumerate(request.fences):
+        found += [*_uid(f"fences[{index}].app_uid", fence.app_uid)]
+        found += [*_positive(f"fences[{index}].epoch", fence.epoch)]
     _raise(found)
 
 

@@ -28,11 +28,12 @@ from runtime_node.instances.code_on_disk import CodeOnDisk
 from runtime_node.instances.code_place import CodePlace
 from runtime_node.instances.data_directories import DataDirectories
 from runtime_node.instances.databases import Databases
-from runtime_node.instances.feed import InstanceFeed, duration
+from runtime_node.instances.feed import InstanceFeed, duration, lease_message
 from runtime_node.instances.figures import FigureSweep
 from runtime_node.instances.host import InstanceHost
 from runtime_node.instances.housekeeping import PERIOD, Housekeeping, Traffic
 from runtime_node.instances.leak_reports import LeakReports
+from runtime_node.instances.lease_keeper import LeaseKeeper
 from runtime_node.instances.lifecycle import Lifecycle
 from runtime_node.instances.probes import Probes
 from runtime_node.instances.purges import Purges
@@ -45,6 +46,7 @@ from runtime_node.instances.table import InstanceTable
 from runtime_node.instances.transitions import Transitions
 from runtime_node.isolation import GCPolicy
 from runtime_node.isolation.leaks import Canary
+from runtime_node.lease import Lease, steady_seconds
 from runtime_node.loader import Loader
 from runtime_node.metrics import NodeMetrics
 from runtime_node.name_ownership import NameOwnership
@@ -86,6 +88,8 @@ class Node:
         self._owns_process = owns_process
         self.settings = settings
         self.incarnation = secrets.token_hex(8)
+        # A node that stands alone needs nobody's leave: who gives its apps to others?
+        self.lease = Lease(self.incarnation, endless=not settings.control_plane)
         self.started = time.time()
         self.listen = settings.listen
         self.http = settings.http_listen
@@ -114,7 +118,7 @@ class Node:
             await asyncio.to_thread(databases.finish_purges)
             # 2. The logs of apps: from here on what they print and log is theirs.
             table = InstanceTable(self.settings.max_instances)
-            self.feed = InstanceFeed(self.settings.node_name, self.incarnation)
+            self.feed = InstanceFeed(self.settings.node_name, self.incarnation, steady_seconds)
             self.observation = Observation(
                 self.settings, table, memory=self.memory, streams=lambda: self.feed.streams
             )
@@ -208,6 +212,7 @@ class Node:
         self.host = InstanceHost(
             table=table, registry=registry, lifecycle=self.lifecycle, purges=purges, feed=self.feed,
             code=code, on_fault=observed.fault,
+            lease=self.lease,
         )  # fmt: skip
         self.directories = DataDirectories(databases, table, purges, observed.logs.purge)
         self.housekeeping = Housekeeping(
@@ -218,10 +223,14 @@ class Node:
         _background(stack, self.housekeeping.run(), "housekeeping")
 
     async def _start_api(self, stack: AsyncExitStack) -> None:
+        keeper = LeaseKeeper(self.lease, self.host)
+        _background(stack, keeper.run(), "lease")
         service = Service(
             "appsupervisor.runtime.v1.RuntimeEnvironment",
             add_RuntimeEnvironmentServicer_to_server,
-            RuntimeServicer(self.host, self.directories, self.feed, self.observation.tails, self.status),
+            RuntimeServicer(
+                self.host, self.directories, self.feed, self.observation.tails, self.status, keeper
+            ),
         )
         server = RpcServer([service], self.observation.health)
         listen = self.settings.listen
@@ -283,6 +292,7 @@ class Node:
             memory_bytes=self.memory(),
             draining=self.instances.draining,
             node_uid=self.uid,
+            lease=lease_message(self.lease),
         )
 
     def memory(self) -> int:

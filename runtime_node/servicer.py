@@ -8,8 +8,9 @@ from typing import Any
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentServicer
 from runtime_node.instances.data_directories import DataDirectories
-from runtime_node.instances.feed import InstanceFeed
+from runtime_node.instances.feed import InstanceFeed, lease_message
 from runtime_node.instances.host import InstanceHost
+from runtime_node.instances.lease_keeper import LeaseKeeper
 from runtime_node.logs.tail import Tails
 from runtime_node.rules import check_heartbeat
 from services.spec.scalars import seconds
@@ -27,8 +28,11 @@ class RuntimeServicer(RuntimeEnvironmentServicer):
         feed: InstanceFeed,
         tails: Tails,
         status: Callable[[], pb.RuntimeStatus],
+        keeper: LeaseKeeper,
     ) -> None:
         self._host = host
+        self._keeper = keeper
+        self._lease = keeper.lease
         self._directories = directories
         self._feed = feed
         self._tails = tails
@@ -38,18 +42,26 @@ class RuntimeServicer(RuntimeEnvironmentServicer):
         """Return who this node is and what it carries."""
         return self._status()
 
+    async def RenewLease(self, request: pb.RenewLeaseRequest, context: Any) -> pb.RenewLeaseResponse:
+        """Hold the lease for longer."""
+        self._keeper.renew(request)
+        return pb.RenewLeaseResponse(lease=lease_message(self._lease))
+
     async def StartInstance(self, request: pb.StartInstanceRequest, context: Any) -> pb.StartInstanceResponse:
         """Accept an instance."""
+        self._lease.heed(request.term, request.incarnation)
         return pb.StartInstanceResponse(instance=self._host.start(request.spec, start_now=request.start_now))
 
     async def StopInstance(self, request: pb.StopInstanceRequest, context: Any) -> pb.StopInstanceResponse:
         """Begin to stop an instance."""
+        self._lease.heed(request.term)
         return pb.StopInstanceResponse(instance=await self._host.stop(request))
 
     async def RestartInstance(
         self, request: pb.RestartInstanceRequest, context: Any
     ) -> pb.RestartInstanceResponse:
         """Begin to restart an instance."""
+        self._lease.heed(request.term)
         instance = self._host.restart(request.name, request.epoch, request.request_id)
         return pb.RestartInstanceResponse(instance=instance)
 
@@ -66,6 +78,7 @@ class RuntimeServicer(RuntimeEnvironmentServicer):
         self, request: pb.WatchInstancesRequest, context: Any
     ) -> AsyncIterator[pb.WatchInstancesResponse]:
         """Stream instances, changes and heartbeats."""
+        self._lease.heed(request.term)
         heartbeat = DEFAULT_HEARTBEAT
         if request.HasField("heartbeat_interval"):
             check_heartbeat(request.heartbeat_interval)
@@ -89,4 +102,5 @@ class RuntimeServicer(RuntimeEnvironmentServicer):
         self, request: pb.ClaimDataDirectoryRequest, context: Any
     ) -> pb.DataDirectory:
         """Hand a data directory over to another app."""
+        self._lease.heed(request.term)
         return await self._directories.claim(request)

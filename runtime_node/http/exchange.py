@@ -19,6 +19,7 @@ from runtime_node.http.problems import (
     BODY_TIMEOUT,
     BODY_TOO_LARGE,
     INSTANCE_STOPPING,
+    LEASE_EXPIRED,
     REQUEST_TIMEOUT,
     Problem,
     problem_of,
@@ -79,7 +80,7 @@ class Exchange:
         "_began", "_buffered", "_cut", "_delivered", "_left", "_news", "_parts", "_response",
         "_sink", "_unsent", "admitted_at", "authority", "awaits_continue", "chunked_in", "complete",
         "content_length", "deadline", "gate", "gone", "head_only", "keep_alive",
-        "more_body", "received", "scope", "started", "task", "wire", "x_app",
+        "more_body", "received", "scope", "started", "stretch", "task", "wire", "x_app",
     )  # fmt: skip
 
     is_websocket = False
@@ -94,6 +95,7 @@ class Exchange:
         self.gate: Gate | None = None
         self.task: asyncio.Task[None] | None = None
         self.admitted_at = 0.0
+        self.stretch = 0
         self.deadline = 0.0
         # The request's body.
         self.content_length = head.content_length or 0
@@ -278,6 +280,8 @@ class Exchange:
     def _give_up(self, problem: Problem) -> None:
         if self.complete or self.gone:
             return
+        if self._began and self._has_lapsed():
+            problem = LEASE_EXPIRED
         if self.started:
             # The client must see that the response is not whole: only a closed connection says so.
             self.gone = True
@@ -340,11 +344,12 @@ class Exchange:
         flow = self._sink.flow
         if flow.write_paused and not self.gone:
             await flow.drain()
-        if self.gone:
+        response = self._response
+        # The head alone sends nothing: that its lease holds is looked at with each piece of the body.
+        if self.gone or (response is not None and self._lapses()):
             await self._send_to_nobody()
             return
         kind = message["type"]
-        response = self._response
         if response is None:
             if kind != "http.response.start" or self.complete:
                 raise RuntimeError(f"Expected http.response.start, got {kind!r}.")
@@ -370,6 +375,19 @@ class Exchange:
             self._begin(response, body, more)
         if not more:
             self._finish(response)
+
+    def _has_lapsed(self) -> bool:
+        """Tell whether the lease under which the app was asked has run out since, if it needs one."""
+        gate = self.gate
+        lease = gate.lease if gate is not None else None
+        return lease is not None and not lease.covers(self.stretch)
+
+    def _lapses(self) -> bool:
+        """End the request if its lease has run out: nothing of it may leave, whoever has looked before."""
+        if not self._has_lapsed():
+            return False
+        self.cut(LEASE_EXPIRED)
+        return True
 
     async def _send_to_nobody(self) -> None:
         # An app that streams without end must let go of the loop, and learn in the end; one that finishes

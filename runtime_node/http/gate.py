@@ -24,10 +24,12 @@ from runtime_node.http.limits import DEFAULT_GATE_LIMITS, GateLimits
 from runtime_node.http.problems import (
     APP_BLOCKED_LOOP,
     INSTANCE_STOPPING,
+    LEASE_EXPIRED,
     QUEUE_FULL,
     Problem,
     unavailable,
 )
+from runtime_node.lease import REVOKED, Lease
 
 _logger = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ class Gate:
         "_context", "_disconnects", "_door", "_errors", "_faults", "_idle",
         "_in_flight", "_inbound", "_last_time", "_latencies", "_loop", "_on_fault",
         "_queue", "_requests", "_running", "_shed", "_teller", "_timeouts", "_too_large", "_websockets",
-        "_widened_cookie", "last_slow", "limits", "name",
+        "_widened_cookie", "last_slow", "lease", "limits", "name",
     )  # fmt: skip
 
     def __init__(
@@ -84,9 +86,12 @@ class Gate:
         name: str,
         limits: GateLimits = DEFAULT_GATE_LIMITS,
         on_fault: Callable[[str, str], None] | None = None,
+        lease: Lease | None = None,
     ) -> None:
+        """`lease` has to be held to serve, from a request's beginning to its last byte; None: it need not."""
         self.name = name
         self.limits = limits
+        self.lease = lease
         self.last_slow = (0.0, 0.0)
         """When the last slow request was answered, in monotonic seconds, and how long it had taken."""
         self._on_fault = on_fault
@@ -137,6 +142,19 @@ class Gate:
         if successor is self:
             raise ValueError("a gate cannot forward to itself")
         self._replace(_Door(forward=successor))
+
+    def revoke(self) -> None:
+        """Serve nobody any more, whatever comes: the instance has left the node. For those with a lease."""
+        if self.lease is not None:
+            self.lease = REVOKED
+            self.lapse()
+
+    def lapse(self) -> None:
+        """End what is under way without a lease now, and what waits."""
+        loop = self._loop
+        if self.lease is not None and loop is not None:
+            with contextlib.suppress(RuntimeError):  # closed: nothing is left
+                loop.call_soon_threadsafe(self._lapse)
 
     def _replace(self, door: _Door) -> None:
         with _doors:
@@ -198,6 +216,10 @@ class Gate:
         if self._loop is None:
             self._queue, self._running = OrderedDict(), set()
             self._loop = loop
+        lease = self.lease
+        if lease is not None and not lease.held:
+            gated.refuse(LEASE_EXPIRED)
+            return
         door = self._door
         if (
             door.asgi is not None
@@ -249,6 +271,8 @@ class Gate:
         if context is None:
             self._context = context = Context()
             context.run(CURRENT_INSTANCE.set, self.name)
+        if self.lease is not None:
+            gated.stretch = self.lease.stretch
         self._running.add(gated)
         gated.task = self._loop.create_task(gated.run(asgi), context=context.copy())
 
@@ -264,7 +288,10 @@ class Gate:
         """Do with those that wait what the present door says."""
         door = self._door
         queue = self._queue
-        if door.problem is not None:
+        if queue and self.lease is not None and not self.lease.held:
+            while queue:
+                queue.popitem(last=False)[0].refuse(LEASE_EXPIRED)
+        elif door.problem is not None:
             while queue:
                 queue.popitem(last=False)[0].refuse(door.problem)
         elif door.forward is not None:
@@ -278,6 +305,14 @@ class Gate:
         elif queue:
             self._want(door)
         self._settle()
+
+    def _lapse(self) -> None:
+        self._apply()
+        lease = self.lease
+        if lease is None:
+            return
+        for gated in [it for it in self._running if not lease.covers(it.stretch)]:
+            gated.cut(LEASE_EXPIRED)
 
     def response_done(
         self,

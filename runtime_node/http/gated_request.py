@@ -22,6 +22,8 @@ class GatedRequest(Protocol):
 
     is_websocket: bool
     admitted_at: float
+    stretch: int
+    """Of the gate's lease, in which it was begun."""
     task: asyncio.Task[None] | None
 
     def run(self, asgi: ASGIApp) -> Coroutine[Any, Any, None]:

@@ -186,4 +186,8 @@ INSTANCE_STOPPING = Problem(
     503, "INSTANCE_STOPPING", "The app is being stopped or replaced.", retry_after=1, close=True
 )
 NODE_DRAINING = Problem(503, "NODE_DRAINING", "The node is shutting down.", retry_after=1, close=True)
+LEASE_EXPIRED = Problem(
+    503, "LEASE_EXPIRED", "The node has lost touch with its control plane, and may not answer for this app.",
+    retry_after=2,
+)  # fmt: skip
 INTERNAL = Problem(500, "INTERNAL", "A fault of the node; its log tells more.", close=True)

@@ -21,6 +21,7 @@ from runtime_node.http.problems import (
     APP_NO_RESPONSE,
     APP_RAISED,
     INSTANCE_STOPPING,
+    LEASE_EXPIRED,
     NODE_DRAINING,
     REQUEST_TIMEOUT,
     Problem,
@@ -64,6 +65,7 @@ class FrontWebSocket(asyncio.BufferedProtocol):
         self.admitted_at = time.monotonic()
         self.deadline = self.admitted_at + limits.request_timeout
         self.task: asyncio.Task[None] | None = None
+        self.stretch = 0
         self.wire = WebSocketWire(
             limits.max_websocket_message_bytes, compression=limits.websocket_compression
         )
@@ -341,6 +343,14 @@ class FrontWebSocket(asyncio.BufferedProtocol):
             task.cancel()
             if not self._began:
                 self._end()
+
+    def has_lapsed(self) -> bool:
+        """Tell whether the lease under which the app was asked has run out since, and end it then."""
+        lease = self.gate.lease
+        if lease is None or lease.covers(self.stretch):
+            return False
+        self.cut(LEASE_EXPIRED)
+        return True
 
     async def run(self, asgi: ASGIApp) -> None:
         """Serve the WebSocket with the app; whatever leaves the app ends here."""

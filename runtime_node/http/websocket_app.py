@@ -47,6 +47,10 @@ class Carrier(Protocol):
     wire: WebSocketWire
     transport: asyncio.Transport
 
+    def has_lapsed(self) -> bool:
+        """Tell whether the lease under which the app was asked has run out since, and end it then."""
+        ...
+
     def write(self) -> None:
         """Write what the wire has for the client."""
         ...
@@ -148,6 +152,8 @@ class AppSide:
         order, ClientGoneError (an OSError) once the client is gone.
         """
         await self._carrier.flow.drain()
+        if self._carrier.has_lapsed():
+            raise ClientGoneError
         kind = message["type"]
         match self.stage:
             case Stage.WAITING:

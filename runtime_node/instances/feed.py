@@ -5,6 +5,7 @@ The feed holds the living records, not copies: a reader that comes late describe
 
 from __future__ import annotations
 
+import math
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
@@ -17,7 +18,9 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     InstanceFigures,
     WatchInstancesResponse,
 )
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Lease as LeaseMessage
 from runtime_node.instances.record import Instance
+from runtime_node.lease import Lease
 from services.rpc.errors import Code, SupervisorError
 from services.rpc.feed import ChangeFeed, Entry
 
@@ -30,6 +33,14 @@ def duration(span: float) -> Duration:
     """Return seconds as a Duration."""
     whole, rest = divmod(span, 1)
     return Duration(seconds=int(whole), nanos=int(rest * 1e9))
+
+
+def lease_message(lease: Lease) -> LeaseMessage:
+    """Return the node's lease as the API tells it."""
+    message = LeaseMessage(term=lease.term, held=lease.held)
+    if message.held and not math.isinf(lease.remaining):
+        message.remaining_duration.CopyFrom(duration(lease.remaining))
+    return message
 
 
 class InstanceFeed:

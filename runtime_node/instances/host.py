@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
@@ -17,6 +17,7 @@ from runtime_node.http.gate import Gate
 from runtime_node.http.limits import GateLimits
 from runtime_node.instances.code_on_disk import CodeOnDisk
 from runtime_node.instances.feed import InstanceFeed
+from runtime_node.instances.fences import Fences
 from runtime_node.instances.lifecycle import Lifecycle
 from runtime_node.instances.page_tokens import DEFAULT_PAGE, MAX_PAGE, read_token, write_token
 from runtime_node.instances.purges import Purges
@@ -24,15 +25,14 @@ from runtime_node.instances.record import Instance
 from runtime_node.instances.registry import InstanceRegistry
 from runtime_node.instances.states import initial
 from runtime_node.instances.table import InstanceTable
+from runtime_node.lease import Lease
 from services.rpc.errors import SupervisorError
+from services.spec.availability import effective_availability
 from services.spec.effective import effective_limits
 
 MAX_PAGE_BYTES = 2 * 1024 * 1024
 """A page ends early beyond this: a client takes messages of 4 MiB, and tracebacks are large."""
-_VERSIONS = {(e, g): (e, g) for e in range(1, 17) for g in range(1, 17)}
 Page: TypeAlias = list[InstanceMessage]
-MAX_FENCES = 100_000
-"""Apps without an instance here whose highest epoch is still known."""
 
 
 class InstanceHost:
@@ -48,6 +48,7 @@ class InstanceHost:
         feed: InstanceFeed,
         code: CodeOnDisk,
         on_fault: Callable[[str, str], None],
+        lease: Lease,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`on_fault` hears of an exception that left an instance's app: its name and the traceback. Called
@@ -59,10 +60,10 @@ class InstanceHost:
         self._feed = feed
         self._code = code
         self._on_fault = on_fault
+        self._lease = lease
         self._wall = wall
         self._refusal: SupervisorError | None = None
-        self._fences: dict[str, tuple[int, int]] = {}
-        """By uid, the least recently raised first."""
+        self._fences = Fences(lambda: {instance.uid for instance in table.all()})
         self._limits: dict[tuple[object, ...], GateLimits] = {}
 
     # --- commands ---
@@ -74,9 +75,7 @@ class InstanceHost:
         if known is not None and _same(known, spec):
             return self._describe(known)
         version = (spec.epoch, spec.generation)
-        fence = self._fences.get(spec.app_uid, (0, 0))
-        if version < fence:
-            raise rules.stale(spec.name, version, fence)
+        self._fences.check(spec.name, spec.app_uid, version)
         if known is not None:
             raise SupervisorError(
                 "INSTANCE_EXISTS", f"{spec.name} is here with another spec.", resource=spec.name
@@ -104,7 +103,7 @@ class InstanceHost:
             raise rules.stale(request.name, (request.epoch, 0), instance.version)
         uid = instance.uid if instance is not None else request.app_uid
         if uid:
-            self._raise_fence(uid, (request.epoch, 0))
+            self._fences.raise_to(uid, (request.epoch, 0))
         app = rules.app_id(request.name)
         if request.purge_data:
             self._purges.ask(app, uid)
@@ -163,6 +162,21 @@ class InstanceHost:
             last = instance.name
         return page, ""
 
+    def give_up(self, fences: Mapping[str, int]) -> None:
+        """Accept no older epochs, and let those that are here answer nobody: by app uid, the least epoch."""
+        if not fences:
+            return
+        for uid, epoch in fences.items():
+            self._fences.raise_to(uid, (epoch, 0))
+        for instance in self._table.all():
+            if instance.epoch < fences.get(instance.uid, 0):
+                instance.gate.revoke()
+
+    def lapse(self) -> None:
+        """End what is under way for apps that need the lease: it has run out."""
+        for instance in self._table.all():
+            instance.gate.lapse()
+
     def refuse_starts(self, why: SupervisorError | None) -> None:
         """Answer every new instance with an error from now on; None accepts them again."""
         self._refusal = why
@@ -193,11 +207,12 @@ class InstanceHost:
 
     def _register(self, spec: InstanceSpec, version: tuple[int, int], *, dormant: bool) -> Instance:
         name = spec.name  # read once: each reading makes another string
-        gate = Gate(name, self._gate_limits(spec), self._on_fault)
+        lease = self._lease if effective_availability(spec) == InstanceSpec.CONSISTENT else None
+        gate = Gate(name, self._gate_limits(spec), self._on_fault, lease)
         state = initial(dormant and spec.activation == InstanceSpec.ON_REQUEST)
         instance = Instance(name, spec, gate, self._wall(), state)
         self._registry.add(instance)
-        self._raise_fence(instance.uid, version)
+        self._fences.raise_to(instance.uid, version)
         return instance
 
     def _gate_limits(self, spec: InstanceSpec) -> GateLimits:
@@ -223,16 +238,6 @@ class InstanceHost:
                 websocket_compression=key[5],
             )
         return limits
-
-    def _raise_fence(self, uid: str, version: tuple[int, int]) -> None:
-        version = max(version, self._fences.pop(uid, (0, 0)))
-        # Most apps stand at the same few versions: one tuple serves them all.
-        self._fences[uid] = _VERSIONS.get(version, version)
-        if len(self._fences) > 2 * MAX_FENCES + len(self._table):
-            here = {instance.uid for instance in self._table.all()}
-            old = [known for known in self._fences if known not in here]
-            for known in old[:-MAX_FENCES]:
-                del self._fences[known]
 
     def _get(self, name: str) -> Instance:
         instance = self._table.find(name)

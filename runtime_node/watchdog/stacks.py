@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 import traceback
 from contextvars import Context
 from types import CodeType, FrameType
@@ -16,6 +17,9 @@ from runtime_node.isolation.pool import PoolThread
 MAX_FRAMES = 60
 _OURS = frozenset({"runtime_node", "services", "asyncio", "uvicorn", "websockets", "logging", "threading"})
 _EDGE = ContainedApp.__call__.__code__
+_START = threading.Thread.start.__code__
+_WAIT_DEPTH = 4
+"""Frames from a lock's wait up to `Thread.start`."""
 
 
 def instance_of_task(task: asyncio.Task[Any]) -> str:
@@ -50,6 +54,17 @@ def outermost(frame: FrameType | None, runner: CodeType | None) -> FrameType | N
     while frame.f_back is not None and frame.f_back.f_code is not runner:
         frame = frame.f_back
     return frame
+
+
+def awaits_thread(frame: FrameType | None) -> bool:
+    """Tell whether code, by its innermost frame, waits for a thread that it has just started to run."""
+    for _ in range(_WAIT_DEPTH):
+        if frame is None:
+            return False
+        if frame.f_code is _START:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def is_foreign(frame: FrameType) -> bool:

@@ -232,6 +232,10 @@ class Watchdog:
             policy.on_block(Block(Stage.BEGUN, seconds, stacks.text(stack)))
 
     def _send(self, watched: WatchedLoop, step: Step, now: float) -> bool:
+        # Until it runs, a new thread goes by the id of the one that started it (CPython 3.11): the exception
+        # would end it before its first line, and the loop would wait for it for ever.
+        if stacks.awaits_thread(current_frames().get(watched.thread)):
+            return False
         interruption = Interruption(watched.thread, now - step.since)
         key = step.key
         if isinstance(key, asyncio.Task):

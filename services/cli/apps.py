@@ -40,8 +40,8 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     for name, command in (
         ("create", create), ("get", get), ("list", list_apps), ("describe", describe), ("update", update),
-        ("start", start), ("stop", stop), ("restart", restart), ("move", move), ("delete", delete),
-        ("wait", wait), ("open", open_app),
+        ("start", start), ("stop", stop), ("restart", restart), ("move", move), ("recover", recover),
+        ("delete", delete), ("wait", wait), ("open", open_app),
     ):  # fmt: skip
         app.command(name, rich_help_panel="Apps")(command)
 
@@ -236,6 +236,28 @@ def move(
         name=app_name(name), node=node_name(to) if to else "", etag=etag, validate_only=validate_only
     )
     command(session, session.client.catalog.MoveApp, request, wait, timeout)
+
+
+def recover(
+    context: typer.Context,
+    name: AppArgument,
+    accept_data_loss: Annotated[
+        bool, typer.Option("--accept-data-loss", help="Give up what it has stored on the lost node.")
+    ] = False,
+    wait: Wait = True,
+    timeout: Timeout = 60.0,
+    etag: Etag = "",
+    validate_only: DryRun = False,
+) -> None:
+    """Start an app on another node, because its own is lost and it does not go elsewhere by itself.
+
+    Example: appsupervisor recover shop --accept-data-loss
+    """
+    session = session_of(context)
+    request = catalog.RecoverAppRequest(
+        name=app_name(name), accept_data_loss=accept_data_loss, etag=etag, validate_only=validate_only
+    )
+    command(session, session.client.catalog.RecoverApp, request, wait, timeout)
 
 
 def delete(

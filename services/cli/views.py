@@ -59,6 +59,11 @@ APPS: Sequence[Column[App]] = (
 )
 
 
+def _lease(node: Node) -> str:
+    state = node.lease_state
+    return "-" if state == Node.LEASE_STATE_UNSPECIFIED else Node.LeaseState.Name(state)
+
+
 def _takes_apps(node: Node) -> str:
     return "yes" if node.schedulable else "cordoned" if node.cordoned else "no"
 
@@ -68,6 +73,7 @@ NODES: Sequence[Column[Node]] = (
     Column("ENVIRONMENT", lambda node: node.name.split("/")[1]),
     Column("STATE", lambda node: Node.State.Name(node.state)),
     Column("TAKES APPS", _takes_apps),
+    Column("LEASE", _lease),
     Column("APPS", lambda node: str(node.app_count)),
     Column("ADDRESS", lambda node: node.address),
     Column("HTTP", lambda node: node.http_address),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from services.control_plane.controller.batches import BatchRunner
 from services.control_plane.controller.controller import Controller
 from services.control_plane.store.interface import CatalogStore
+from services.control_plane.tenure import Tenure
 
 
 class LeaderDuties:
@@ -15,7 +17,7 @@ class LeaderDuties:
     def __init__(
         self,
         store: CatalogStore,
-        make: Callable[[CatalogStore], Controller],
+        make: Callable[[CatalogStore, Tenure], Controller],
         make_batches: Callable[[CatalogStore], BatchRunner],
     ) -> None:
         self._store = store
@@ -24,10 +26,11 @@ class LeaderDuties:
         self._controller: Controller | None = None
         self._batches: BatchRunner | None = None
 
-    async def begin(self, term: int) -> None:
-        """Start a controller that leads under a term."""
-        store = self._store.led_by(term)
-        controller, batches = self._make(store), self._make_batches(store)
+    async def begin(self, tenure: Tenure) -> None:
+        """Start a controller that leads under a term, from all that was stored under those before it."""
+        await asyncio.wrap_future(self._store.catch_up())
+        store = self._store.led_by(tenure.term)
+        controller, batches = self._make(store, tenure), self._make_batches(store)
         self._controller, self._batches = controller, batches
         await controller.start()
         await batches.start()

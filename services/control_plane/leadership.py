@@ -9,16 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
 import uuid
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
 from services.control_plane.store.interface import LeaderSeat, Standing
+from services.control_plane.tenure import Pace, Tenure, steady_seconds
 from services.rpc.background import background
 from services.rpc.errors import SupervisorError
 
@@ -27,30 +27,12 @@ T = TypeVar("T")
 log = logging.getLogger("appsupervisor.leadership")
 
 
-@dataclass(frozen=True, slots=True)
-class Pace:
-    """How long a lead lasts, in seconds."""
-
-    lasts: float = 5.0
-    """By the database's clock, from each renewal; then another may lead."""
-    renew: float = 1.0
-    """Between two renewals, and between two tries to lead or to renew what failed."""
-    margin: float = 0.5
-    """Before the end, for the leader's work to stop."""
-
-
-def steady_seconds() -> float:
-    """Return seconds since some moment, those in which the machine slept included."""
-    if hasattr(time, "CLOCK_BOOTTIME"):
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.monotonic()
-
-
 class Leadership:
     """One replica's part in it. Lives on one event loop; `term` is safe from any thread.
 
-    `on_elected(term)` begins the leader's work and `on_lost()` ends it; they alternate, and what one of them
-    raises is logged and gives the lead up. Of a catalog that nobody else can open there is no other leader.
+    `on_elected(tenure)` begins the leader's work and `on_lost()` ends it; they alternate, and what one of
+    them raises is logged and gives the lead up. Of a catalog that nobody else can open there is no other
+    leader.
     """
 
     def __init__(
@@ -58,7 +40,7 @@ class Leadership:
         seat: LeaderSeat,
         address: str,
         *,
-        on_elected: Callable[[int], Awaitable[None]],
+        on_elected: Callable[[Tenure], Awaitable[None]],
         on_lost: Callable[[], Awaitable[None]],
         pace: Pace | None = None,
         clock: Callable[[], float] = steady_seconds,
@@ -71,8 +53,7 @@ class Leadership:
         self._clock = clock
         self.holder = uuid.uuid4().hex
         """Of this process, in the seat."""
-        self._term: int | None = None
-        self._until = -math.inf
+        self._tenure: Tenure | None = None
         self._unreachable = False
         # A thread of its own: whatever else waits for threads, a renewal does not.
         self._calls = ThreadPoolExecutor(1, thread_name_prefix="leadership")
@@ -80,12 +61,9 @@ class Leadership:
 
     @property
     def term(self) -> int | None:
-        """The own term while this replica leads, by its own clock; else None.
-
-        To be looked at right before anything is done that only a leader may do, and that is not a write: the
-        store checks those itself.
-        """
-        return self._term if self._clock() < self._until else None
+        """The own term while this replica leads, by its own clock; else None."""
+        tenure = self._tenure
+        return tenure.term if tenure is not None and tenure.holds else None
 
     async def start(self) -> None:
         """Begin to seek the lead; where nobody else can have it, the leader's work has begun on return."""
@@ -96,21 +74,20 @@ class Leadership:
             except SupervisorError as failure:
                 self._note(failure)  # a full disk, say: reads are answered meanwhile
             else:
-                self._elected(standing, sent)
-                await self._on_elected(standing.term)
+                await self._on_elected(self._elected(standing, sent))
                 return
         self._task = background(self._seek(), "leadership")
 
     async def close(self) -> None:
         """End the leader's work and let another replica lead at once."""
-        term = self._term
+        tenure = self._tenure
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        elif term is not None:
+        elif tenure is not None:
             await self._ended()
-        if term is not None:
-            await self._leave(term)
+        if tenure is not None:
+            await self._leave(tenure.term)
         self._calls.shutdown(wait=False, cancel_futures=True)
 
     async def _leave(self, term: int) -> None:
@@ -135,10 +112,10 @@ class Leadership:
             await asyncio.sleep(min(standing.remaining, self._pace.renew))
 
     async def _lead(self, standing: Standing, sent: float) -> None:
-        self._elected(standing, sent)
-        beginning = asyncio.ensure_future(self._on_elected(standing.term))
+        tenure = self._elected(standing, sent)
+        beginning = asyncio.ensure_future(self._on_elected(tenure))
         try:
-            why = await self._keep(standing.term, beginning)
+            why = await self._keep(tenure, beginning)
             log.warning(
                 "leads no longer: %s", why, extra={"action": "leadership.lost", "term": standing.term}
             )
@@ -148,21 +125,24 @@ class Leadership:
             await self._ended()
         await self._leave(standing.term)
 
-    def _elected(self, standing: Standing, sent: float) -> None:
-        self._extend(sent)
-        self._term = standing.term
+    def _elected(self, standing: Standing, sent: float) -> Tenure:
+        pace = replace(self._pace, lasts=math.inf) if self._seat.exclusive else self._pace
+        self._tenure = tenure = Tenure(standing.term, sent, pace, self._clock)
         log.info(
             "leads: term %d", standing.term, extra={"action": "leadership.elected", "term": standing.term}
         )
+        return tenure
 
     async def _ended(self) -> None:
-        self._term = None
+        tenure, self._tenure = self._tenure, None
+        if tenure is not None:
+            tenure.end()
         try:
             await self._on_lost()
         except Exception:
             log.exception("the leader's work did not end well", extra={"action": "leadership.end_failed"})
 
-    async def _keep(self, term: int, beginning: asyncio.Future[None]) -> str:
+    async def _keep(self, tenure: Tenure, beginning: asyncio.Future[None]) -> str:
         """Renew the lead until it is lost, and return why."""
         if self._seat.exclusive:
             await asyncio.wait({beginning})
@@ -171,18 +151,18 @@ class Leadership:
         wake = self._clock()
         while True:
             wake += self._pace.renew
-            await asyncio.sleep(max(0.0, min(wake, self._until) - self._clock()))
+            await asyncio.sleep(max(0.0, min(wake, tenure.until) - self._clock()))
             if beginning.done() and (failure := beginning.exception()) is not None:
                 log.error("the leader's work did not begin", extra={"action": "leadership.begin_failed"},
                           exc_info=failure)  # fmt: skip
                 return "its work could not begin"
             sent = self._clock()
-            if sent >= self._until:
+            if not tenure.holds:
                 return "its time was up before it could renew it"
             renewal = asyncio.ensure_future(
-                self._call(partial(self._seat.renew, self.holder, term, self._pace.lasts))
+                self._call(partial(self._seat.renew, self.holder, tenure.term, self._pace.lasts))
             )
-            await asyncio.wait({renewal}, timeout=self._until - sent)
+            await asyncio.wait({renewal}, timeout=tenure.until - sent)
             if not renewal.done():
                 renewal.cancel()
                 await asyncio.wait({renewal})
@@ -194,11 +174,7 @@ class Leadership:
                 self._note(failure)
                 continue
             self._note(None)
-            self._extend(sent)
-
-    def _extend(self, sent: float) -> None:
-        lasts = math.inf if self._seat.exclusive else self._pace.lasts - self._pace.margin
-        self._until = sent + lasts
+            tenure.extend(sent)
 
     def _take(self) -> Standing:
         return self._seat.take(self.holder, self._address, self._pace.lasts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sys
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -140,6 +141,11 @@ class ControlPlane:
         await self._stack.aclose()
 
 
+TURN_SECONDS = 0.001
+"""How long the calls' loop and the store's writer wait for each other's turn of the interpreter: with the
+usual 5 ms, 64 clients create two thirds as many apps."""
+
+
 def services(
     store: CatalogStore,
     commands: AppCommands,
@@ -172,6 +178,7 @@ async def serve(settings: Settings) -> None:
     Raises what ended the store, if it could not go on: acknowledged writes are safe, a new process
     starts from them.
     """
+    sys.setswitchinterval(TURN_SECONDS)
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     fatal: list[BaseException] = []

@@ -77,6 +77,9 @@ def runtime_violations(prefix: str, spec: RuntimeSpec) -> list[Violation]:
     found += _span_violations(prefix, spec, "idle_timeout", SECOND, _DAY)
     found += enum_violations(f"{prefix}.isolation", spec.isolation, InstanceSpec.IsolationTier.DESCRIPTOR)
     found += _event_loop_violations(f"{prefix}.event_loop", spec)
+    found += enum_violations(
+        f"{prefix}.availability", spec.availability, InstanceSpec.Availability.DESCRIPTOR
+    )
     found += _limits_violations(f"{prefix}.limits", spec.limits)
     found += _health_check_violations(f"{prefix}.health_check", spec.health_check)
     return found + _restart_policy_violations(f"{prefix}.restart_policy", spec.restart_policy)

@@ -115,5 +115,6 @@ if __name__ == "__main__":
     parser.add_argument("--database-url", required=True)
     parser.add_argument("--follows", action="store_true", help="another replica reconciles")
     options = parser.parse_args()
+    sys.setswitchinterval(composition.TURN_SECONDS)
     uvloop.run(serve(options.apps, options.database_url, not options.follows))
     sys.exit(0)

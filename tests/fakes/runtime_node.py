@@ -26,8 +26,9 @@ from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import (
 )
 from runtime_node import rules
 from runtime_node.instances.code_place import CodePlace
-from runtime_node.instances.feed import duration
+from runtime_node.instances.feed import duration, lease_message
 from runtime_node.instances.record import timestamp
+from runtime_node.lease import Lease
 from services.rpc.errors import CODES, Code, SupervisorError
 from services.rpc.feed import ChangeFeed
 from services.rpc.server import RpcServer, Service
@@ -105,6 +106,9 @@ class FakeNode:
         self._hosted: dict[str, _Hosted] = {}
         self._fences: dict[str, tuple[int, int]] = {}
         self._purges: set[str] = set()
+        self.lease = Lease(self.incarnation, self._time)
+        self.renewals = 0
+        """Leases taken; what apps may do without one is not played here."""
         self._feed: ChangeFeed[pb.Instance] = ChangeFeed()
         self._obituaries: dict[str, pb.InstanceError] = {}
         self.code: dict[str, str] = {}
@@ -215,10 +219,28 @@ class FakeNode:
             memory_bytes=1,
             draining=self.draining,
             node_uid=self.disk.uid,
+            lease=lease_message(self.lease),
         )
 
-    def start_instance(self, spec: pb.InstanceSpec, *, start_now: bool = False) -> pb.Instance:
+    def renew_lease(self, request: pb.RenewLeaseRequest) -> pb.Lease:
+        """RenewLease."""
+        rules.check_renewal(request, self._time())
+
+        def give_up() -> None:
+            for fence in request.fences:
+                version = (fence.epoch, 0)
+                self._fences[fence.app_uid] = max(version, self._fences.get(fence.app_uid, (0, 0)))
+
+        span = seconds(request.lease_duration)
+        self.lease.renew(request.term, request.incarnation, seconds(request.monotonic_time), span, give_up)
+        self.renewals += 1
+        return lease_message(self.lease)
+
+    def start_instance(
+        self, spec: pb.InstanceSpec, *, start_now: bool = False, term: int = 0, incarnation: str = ""
+    ) -> pb.Instance:
         """StartInstance."""
+        self.lease.heed(term, incarnation)
         rules.check_spec(spec)
         known = self._hosted.get(spec.name)
         if known is not None and _without_claim(known.spec) == _without_claim(spec):
@@ -246,6 +268,7 @@ class FakeNode:
 
     def stop_instance(self, request: pb.StopInstanceRequest) -> pb.Instance | None:
         """StopInstance."""
+        self.lease.heed(request.term)
         rules.check_stop(request)
         hosted = self._hosted.get(request.name)
         if hosted is not None and request.app_uid not in {"", hosted.spec.app_uid}:
@@ -270,6 +293,7 @@ class FakeNode:
 
     def restart_instance(self, request: pb.RestartInstanceRequest) -> pb.Instance:
         """RestartInstance."""
+        self.lease.heed(request.term)
         rules.check_restart(request.name, request.epoch, request.request_id)
         hosted = self._find(request.name)
         if request.epoch < hosted.spec.epoch:
@@ -328,6 +352,7 @@ class FakeNode:
     def claim_data_directory(self, request: pb.ClaimDataDirectoryRequest) -> pb.DataDirectory:
         """ClaimDataDirectory."""
         app, uid, to_app, to_uid = rules.check_claim(request)
+        self.lease.heed(request.term)
         if any(hosted.spec.app_uid == uid for hosted in self._hosted.values()):
             raise SupervisorError("INSTANCE_EXISTS", "An instance has the data.", resource=f"apps/{app}")
         if to_uid in self.disk.data:
@@ -350,6 +375,7 @@ class FakeNode:
 
     async def watch(self, request: pb.WatchInstancesRequest) -> AsyncIterator[pb.WatchInstancesResponse]:
         """WatchInstances."""
+        self.lease.heed(request.term)
         heartbeat = 1.0
         if request.HasField("heartbeat_interval"):
             rules.check_heartbeat(request.heartbeat_interval)
@@ -615,10 +641,17 @@ class _Servicer(RuntimeEnvironmentServicer):
         self._take("GetRuntimeStatus", request)
         return self._node.status()
 
+    async def RenewLease(self, request: pb.RenewLeaseRequest, context: Any) -> pb.RenewLeaseResponse:  # noqa: N802
+        if self._node.refuse is not None:
+            raise self._node.refuse
+        return pb.RenewLeaseResponse(lease=self._node.renew_lease(request))
+
     async def StartInstance(self, request: pb.StartInstanceRequest, context: Any) -> pb.StartInstanceResponse:  # noqa: N802
         self._take("StartInstance", request)
         return pb.StartInstanceResponse(
-            instance=self._node.start_instance(request.spec, start_now=request.start_now)
+            instance=self._node.start_instance(
+                request.spec, start_now=request.start_now, term=request.term, incarnation=request.incarnation
+            )
         )
 
     async def StopInstance(self, request: pb.StopInstanceRequest, context: Any) -> pb.StopInstanceResponse:  # noqa: N802

@@ -6,41 +6,24 @@ Nothing here talks to a node: the reconciler follows the change log.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 from google.longrunning.operations_pb2 import Operation
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
-from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
-from appsupervisor.fleet.v1.fleet_pb2 import Node
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
-from services.control_plane.catalog import moves, retention
-from services.control_plane.catalog.code_changes import CodeChange, CodeChanges, Figures
+from services.control_plane.catalog import changes, moves
+from services.control_plane.catalog.code_changes import CodeChanges, Figures
 from services.control_plane.catalog.idempotency import execute
+from services.control_plane.catalog.recovery import recovered
 from services.control_plane.operations import operations
-from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
-from services.control_plane.rules.app_rules import app_violations
-from services.control_plane.rules.conditions import DATABASE_PROVIDED, get_condition, set_condition
-from services.control_plane.rules.differences import differences
-from services.control_plane.rules.etags import check_etag
-from services.control_plane.rules.masks import apply_update
 from services.control_plane.rules.names import app_name, parse_app_name, validate_id
 from services.control_plane.rules.sizes import check_sizes
 from services.control_plane.store.interface import CatalogStore, Transaction
-from services.control_plane.store.random_ids import new_uid
 from services.control_plane.store.records import (
     AppRecord,
     OperationRecord,
-    RetainedDataRecord,
-    Role,
-    Version,
-    current_of,
 )
-from services.rpc.errors import Code, SupervisorError, Violation, invalid_field, invalid_fields
+from services.rpc.errors import Violation, invalid_field
 from services.rpc.pipeline.call import Caller
-
-DEFAULT_BASE_DOMAIN = "localhost"
-"""Base domain of a node that was given none."""
 
 Lifecycle = pb.StartAppRequest | pb.StopAppRequest | pb.RestartAppRequest
 
@@ -60,9 +43,9 @@ class AppCommands:
         name = app_name(request.app_id)
         if request.app.name not in ("", name):
             violations.append(Violation("app.name", f"must be empty or {name!r}, after app_id"))
-        spec = checked_spec(request.app, name, violations)
+        spec = changes.checked_spec(request.app, name, violations)
         return await self._execute(
-            request, caller, lambda tx: create_app(tx, spec, caller), request.validate_only
+            request, caller, lambda tx: changes.create_app(tx, spec, caller), request.validate_only
         )
 
     async def update(self, request: pb.UpdateAppRequest, caller: Caller) -> Operation:
@@ -77,10 +60,10 @@ class AppCommands:
             if record is None and request.allow_missing and not request.app.etag:
                 app_id = name.removeprefix("apps/")
                 violations = validate_id("app.name", app_id)
-                return create_app(tx, checked_spec(request.app, name, violations), caller)
-            record = _changeable(record, name, request.app.etag)
-            operation = _update(tx, record, request, caller)
-            return _with_notice(tx, record, operation, code)
+                return changes.create_app(tx, changes.checked_spec(request.app, name, violations), caller)
+            record = changes.changeable(record, name, request.app.etag)
+            operation = changes.update(tx, record, request, caller)
+            return changes.with_notice(tx, record, operation, code)
 
         return await self._execute(request, caller, run, request.validate_only)
 
@@ -93,22 +76,33 @@ class AppCommands:
         def run(tx: Transaction) -> OperationRecord:
             record = tx.app(name)
             if record is None and request.allow_missing:
-                return _nothing_to_do(tx, name, caller)
-            return _delete(tx, _existing(record, name, request.etag), request, caller)
+                return changes.nothing_to_do(tx, name, caller)
+            return changes.delete(tx, changes.existing(record, name, request.etag), request, caller)
 
         return await self._execute(request, caller, run, request.validate_only)
 
     async def start(self, request: pb.StartAppRequest, caller: Caller) -> Operation:
         """Carry out StartApp."""
-        return await self._lifecycle(request, caller, "start", _start)
+        return await self._lifecycle(request, caller, "start", changes.started)
 
     async def stop(self, request: pb.StopAppRequest, caller: Caller) -> Operation:
         """Carry out StopApp."""
-        return await self._lifecycle(request, caller, "stop", _stop)
+        return await self._lifecycle(request, caller, "stop", changes.stopped)
 
     async def restart(self, request: pb.RestartAppRequest, caller: Caller) -> Operation:
         """Carry out RestartApp."""
-        return await self._lifecycle(request, caller, "restart", _restart)
+        return await self._lifecycle(request, caller, "restart", changes.restarted)
+
+    async def recover(self, request: pb.RecoverAppRequest, caller: Caller) -> Operation:
+        """Carry out RecoverApp."""
+        name = app_name(parse_app_name(request.name, "name"))
+
+        def run(tx: Transaction) -> OperationRecord:
+            record = changes.changeable(tx.app(name), name, request.etag)
+            changed = recovered(tx, record, accept_data_loss=request.accept_data_loss)
+            return changes.put(tx, record, changed, "recover", caller, "RecoverRequested")
+
+        return await self._execute(request, caller, run, request.validate_only)
 
     async def move(self, request: pb.MoveAppRequest, caller: Caller) -> Operation:
         """Carry out MoveApp."""
@@ -116,11 +110,11 @@ class AppCommands:
         node = moves.parsed_destination(request.node)
 
         def run(tx: Transaction) -> OperationRecord:
-            record = _changeable(tx.app(name), name, request.etag)
+            record = changes.changeable(tx.app(name), name, request.etag)
             changed, operation = moves.move(tx, self._store.mirror, record, node, caller.actor)
             if changed is not record:
                 why = next(it.why for it in tx.placements_of(name) if it.epoch == changed.target.epoch)
-                add_event(
+                changes.add_event(
                     tx, changed, "MoveRequested", actor=caller.actor, operation=operation.name, message=why
                 )
             return operation
@@ -137,11 +131,11 @@ class AppCommands:
         name = app_name(parse_app_name(request.name, "name"))
 
         def run(tx: Transaction) -> OperationRecord:
-            record = _changeable(tx.app(name), name, request.etag)
+            record = changes.changeable(tx.app(name), name, request.etag)
             changed = change(record)
             if not isinstance(request, pb.StopAppRequest) and request.accept_data_loss:
-                changed = _without_data(tx, record, changed)
-            return _store(tx, record, changed, verb, caller, f"{verb.capitalize()}Requested")
+                changed = changes.without_data(tx, record, changed)
+            return changes.put(tx, record, changed, verb, caller, f"{verb.capitalize()}Requested")
 
         return await self._execute(request, caller, run, request.validate_only)
 
@@ -150,6 +144,7 @@ class AppCommands:
         request: pb.CreateAppRequest
         | pb.UpdateAppRequest
         | pb.DeleteAppRequest
+        | pb.RecoverAppRequest
         | pb.MoveAppRequest
         | Lifecycle,
         caller: Caller,
@@ -161,345 +156,7 @@ class AppCommands:
             caller,
             request,
             Operation,
-            lambda tx: operations.present(only_shown(tx, run(tx)) if validate_only else run(tx)),
+            lambda tx: operations.present(changes.only_shown(tx, run(tx)) if validate_only else run(tx)),
             request_id=request.request_id,
             validate_only=validate_only,
         )
-
-
-def checked_spec(app: pb.App, name: str, violations: list[Violation]) -> pb.App:
-    """Return an app's spec in full form, under its name. Raises INVALID_FIELD with all that is wrong."""
-    spec = normalize_app(app)
-    spec.name = name
-    violations += app_violations(spec)
-    if violations:
-        raise invalid_fields(violations)
-    return spec
-
-
-def create_app(
-    tx: Transaction, spec: pb.App, caller: Caller, data: RetainedDataRecord | None = None
-) -> OperationRecord:
-    """Store a new app, on retained data if there is some for it, and begin the operation that brings it up.
-
-    Raises SupervisorError APP_ALREADY_EXISTS, ENVIRONMENT_NOT_FOUND, DOMAIN_TAKEN, INVALID_FIELD.
-    """
-    if tx.app(spec.name) is not None:
-        raise SupervisorError("APP_ALREADY_EXISTS", f"{spec.name} exists already.", resource=spec.name)
-    if tx.environment(spec.environment) is None:
-        raise SupervisorError(
-            "ENVIRONMENT_NOT_FOUND",
-            f"{spec.environment} does not exist; create it first.",
-            code=Code.FAILED_PRECONDITION,
-            resource=spec.environment,
-        )
-    _check_domains(tx, spec)
-    _check_database_server(tx, spec)
-    wanted = spec.desired_state != pb.App.STOPPED
-    record = AppRecord(
-        name=spec.name,
-        uid=new_uid(),
-        spec=spec,
-        status=pb.App(
-            state=Instance.PENDING if wanted else Instance.STOPPED,
-            health=Instance.Health.UNKNOWN,
-            reconciling=wanted or data is not None,
-            observed_generation=0 if wanted or data is not None else 1,
-            retained_data=data.name if data is not None else "",
-        ),
-        generation=1,
-        target=Version(1, 1),
-        create_time=tx.now,
-        update_time=tx.now,
-    )
-    record = tx.put_app(record)
-    verb, of = "create", ""
-    if data is not None:
-        retention.give(tx, data, record)
-        verb, of = "attach", f"On what {data.data.app} had left."
-    operation = operations.begin(tx, verb, record, caller.actor)
-    add_event(tx, record, "Created", actor=caller.actor, operation=operation.name, message=of)
-    return operation
-
-
-def _check_domains(tx: Transaction, spec: pb.App) -> None:
-    """Refuse domains that are the own address of some app, `{app}.{base_domain}` of a node."""
-    if not spec.domains:  # the nodes need not be gone through, as for nearly every app
-        return
-    bases = {DEFAULT_BASE_DOMAIN, *(node.node.base_domain for node in tx.nodes(spec.environment))}
-    violations = [
-        Violation(f"app.domains[{index}]", f"must not be below {base!r}, where each app has its own address")
-        for index, domain in enumerate(spec.domains)
-        for base in sorted(bases)
-        if base and (domain == base or domain.endswith("." + base))
-    ]
-    if violations:
-        raise invalid_fields(violations)
-
-
-def _check_database_server(tx: Transaction, spec: pb.App) -> None:
-    """Refuse a database server that does not exist or is full."""
-    name = spec.database.postgres.server
-    if not name:
-        return
-    record = tx.database_server(name)
-    if record is None:
-        raise SupervisorError(
-            "DATABASE_SERVER_NOT_FOUND",
-            f"{name} does not exist; create it first.",
-            code=Code.FAILED_PRECONDITION,
-            resource=name,
-        )
-    apps = tx.count_apps_on_server(name)
-    if apps >= record.server.max_apps:
-        raise SupervisorError(
-            "DATABASE_SERVER_FULL",
-            f"{apps} apps have their databases on {name}, as many as its max_apps lets it have.",
-            resource=name,
-            metadata={"apps": str(apps), "max_apps": str(record.server.max_apps)},
-        )
-
-
-def _update(
-    tx: Transaction, record: AppRecord, request: pb.UpdateAppRequest, caller: Caller
-) -> OperationRecord:
-    spec = normalize_app(apply_update(record.spec, request.app, request.update_mask))
-    spec.name = record.name
-    violations = app_violations(spec)
-    if spec.environment != record.spec.environment:
-        violations.append(Violation("app.environment", "cannot be changed"))
-    if spec.database.WhichOneof("kind") != record.spec.database.WhichOneof("kind"):
-        violations.append(Violation("app.database", "its kind cannot be changed"))
-    elif spec.database.postgres != record.spec.database.postgres:
-        violations.append(Violation("app.database.postgres", "its server and mode cannot be changed"))
-    if violations:
-        raise invalid_fields(violations)
-    if spec == record.spec:
-        return operations.begin(tx, "update", record, caller.actor)
-    if spec.domains != record.spec.domains:
-        _check_domains(tx, spec)
-    changed = replace(record, spec=spec)
-    if runtime_fields_changed(record.spec, spec):
-        changed = replace(changed, target=Version(record.generation + 1, record.target.epoch), failed=None)
-    effect = ""
-    if record.spec.desired_state != spec.desired_state:
-        effect = "stop" if spec.desired_state == pb.App.STOPPED else "start"
-    if effect == "start":
-        changed = _restart(changed)
-    told = differences(record.spec, spec)
-    return _store(tx, record, changed, "update", caller, "Updated", effect=effect, message=told)
-
-
-def _with_notice(
-    tx: Transaction, before: AppRecord, operation: OperationRecord, code: CodeChange | None
-) -> OperationRecord:
-    """Return an update's operation, which says so if it left other code on disk unloaded."""
-    record = tx.app(before.name)
-    if code is None or record is None or not (code.is_of(before) and code.is_of(record)):
-        return operation
-    return operations.with_notice(tx, operation, code.condition)
-
-
-def _start(record: AppRecord) -> AppRecord:
-    """A start of what runs changes nothing; of what failed or is stopped, it is a new epoch."""
-    running = record.spec.desired_state != pb.App.STOPPED
-    if running and record.status.state not in (Instance.FAILED, Instance.STOPPED):
-        return record
-    return _restart(replace(record, spec=_with_desired(record.spec, pb.App.RUNNING)))
-
-
-def _stop(record: AppRecord) -> AppRecord:
-    return replace(record, spec=_with_desired(record.spec, pb.App.STOPPED))
-
-
-def _restart(record: AppRecord) -> AppRecord:
-    if record.spec.desired_state == pb.App.STOPPED:
-        raise SupervisorError(
-            "APP_STOPPED", f"{record.name} is stopped; start it instead.", resource=record.name
-        )
-    target = Version(record.target.generation, record.target.epoch + 1)
-    return replace(record, target=target, failed=None)
-
-
-def _without_data(tx: Transaction, record: AppRecord, changed: AppRecord) -> AppRecord:
-    """Let an app begin with no data, also on another node if its own cannot be heard."""
-    given_up = False
-    status = pb.App()
-    status.CopyFrom(changed.status)
-    if get_condition(status.conditions, DATABASE_PROVIDED) is not None:
-        set_condition(status.conditions, DATABASE_PROVIDED, Condition.UNMET, "GivenUp", "", tx.now)
-        changed = replace(changed, status=status)
-    for placement in tx.placements_of(record.name):
-        node = tx.node(placement.node)
-        silent = node is None or node.node.state == Node.UNREACHABLE
-        if silent and placement.role is not Role.LOST:
-            given_up = True
-            why = "Its data was given up while its node could not be heard."
-            tx.put_placement(replace(placement, role=Role.LOST, why=why, has_data=False, since=tx.now))
-        elif placement.has_data:
-            tx.put_placement(replace(placement, has_data=False))
-    if given_up and record.status.retained_data:
-        why = f"{record.name} gave it up while its node could not be heard."
-        changed = retention.given_back(tx, changed, RetainedData.RETAINED, why)
-    return _restart(changed) if given_up and changed.target == record.target else changed
-
-
-def _with_desired(spec: pb.App, desired: pb.App.DesiredState.ValueType) -> pb.App:
-    if spec.desired_state == desired:
-        return spec
-    changed = pb.App()
-    changed.CopyFrom(spec)
-    changed.desired_state = desired
-    return changed
-
-
-def _store(
-    tx: Transaction,
-    record: AppRecord,
-    changed: AppRecord,
-    verb: str,
-    caller: Caller,
-    event: str,
-    *,
-    effect: str = "",
-    message: str = "",
-) -> OperationRecord:
-    """Store a changed app under the next generation if its spec changed, and begin an operation."""
-    if changed.spec is not record.spec:
-        changed = replace(changed, generation=record.generation + 1, update_time=tx.now)
-    if changed is not record:
-        status = pb.App()
-        status.CopyFrom(changed.status)
-        if _is_settled(tx, record, changed):
-            status.observed_generation = changed.generation
-        else:
-            status.reconciling = True
-            starts = changed.spec.desired_state != pb.App.STOPPED and changed.target != record.target
-            if starts and status.state in (Instance.STOPPED, Instance.FAILED):
-                status.state = Instance.PENDING
-                set_condition(status.conditions, "Ready", Condition.UNMET, "Starting", "", tx.now)
-        changed = replace(changed, status=status)
-        changed = tx.put_app(changed)
-    operation = operations.begin(tx, verb, changed, caller.actor, effect=effect)
-    add_event(tx, changed, event, actor=caller.actor, message=message, operation=operation.name)
-    return operation
-
-
-def take_back(tx: Transaction, record: AppRecord, actor: str, operation: str) -> None:
-    """Stop an app because the operation that was to bring it up is cancelled."""
-    operations.supersede(tx, record.name, "cancel", "stop")
-    changed = _stop(record)
-    if changed is record:
-        return
-    status = pb.App()
-    status.CopyFrom(record.status)
-    status.reconciling = status.state != Instance.STOPPED
-    changed = replace(changed, status=status, generation=record.generation + 1, update_time=tx.now)
-    changed = tx.put_app(changed)
-    add_event(tx, changed, "StopRequested", actor=actor, reason="OPERATION_CANCELLED", operation=operation)
-
-
-def only_shown(tx: Transaction, operation: OperationRecord) -> OperationRecord:
-    """Return the operation of a request that is only validated: done, with its subject as it would be."""
-    if operation.done:
-        return operation
-    data = tx.retained(operation.app)
-    return operations.end(
-        tx, operation, None, app=tx.app(operation.app), response=data.public if data is not None else None
-    )
-
-
-def _is_settled(tx: Transaction, record: AppRecord, changed: AppRecord) -> bool:
-    """Tell whether a change needs nothing done: what runs stays, or nothing runs and nothing shall."""
-    if changed.spec.desired_state == pb.App.STOPPED:
-        return bool(changed.status.state == Instance.STOPPED)
-    current = current_of(tx.placements_of(record.name))
-    served = current is not None and current.version == changed.target
-    same = record.spec.desired_state != pb.App.STOPPED and served
-    return same and changed.status.state in operations.READY
-
-
-def _delete(
-    tx: Transaction, record: AppRecord, request: pb.DeleteAppRequest, caller: Caller
-) -> OperationRecord:
-    policy = request.data_policy or record.deleting or pb.DeleteAppRequest.RETAIN
-    if record.deleting == pb.DeleteAppRequest.DROP and policy != pb.DeleteAppRequest.DROP:
-        sentence = (
-            f"{record.name} is being deleted with its data; what is dropped cannot be retained any more."
-        )
-        raise SupervisorError("APP_DELETING", sentence, resource=record.name)
-    operation = next(iter(tx.open_operations(record.name, ("delete",))), None)
-    if operation is not None and policy == record.deleting:
-        return operation
-    status = pb.App()
-    status.CopyFrom(record.status)
-    status.state, status.reconciling = Instance.DELETING, True
-    changed = replace(record, deleting=policy, status=status)
-    changed = tx.put_app(changed)
-    operation = operation or operations.begin(tx, "delete", changed, caller.actor)
-    reason = pb.DeleteAppRequest.DataPolicy.Name(policy)
-    add_event(tx, changed, "DeleteRequested", reason=reason, actor=caller.actor, operation=operation.name)
-    return operation
-
-
-def remove(
-    tx: Transaction, record: AppRecord, actor: str, policy: pb.DeleteAppRequest.DataPolicy.ValueType
-) -> None:
-    """Remove an app from the catalog, when nothing is left of it that could be heard."""
-    operations.supersede(tx, record.name, "delete", "delete")
-    tx.delete_app(record.name)
-    operations.settle_removed(tx, record)
-    reason = pb.DeleteAppRequest.DataPolicy.Name(policy)
-    add_event(tx, record, "Deleted", actor=actor, reason=reason)
-
-
-def _nothing_to_do(tx: Transaction, name: str, caller: Caller) -> OperationRecord:
-    absent = AppRecord(name, "", pb.App(name=name), pb.App(), 0, Version(0, 0), tx.now, tx.now)
-    operation = operations.begin(tx, "delete", absent, caller.actor)
-    return operations.end(tx, operation, None, app=absent)
-
-
-def _existing(record: AppRecord | None, name: str, etag: str) -> AppRecord:
-    if record is None:
-        raise app_not_found(name)
-    check_etag(etag, record.public.etag, name)
-    return record
-
-
-def _changeable(record: AppRecord | None, name: str, etag: str) -> AppRecord:
-    record = _existing(record, name, etag)
-    if record.deleting:
-        raise SupervisorError("APP_DELETING", f"{name} is being deleted.", resource=name)
-    return record
-
-
-def app_not_found(name: str) -> SupervisorError:
-    """Return the error for an app that isn't in the catalog."""
-    return SupervisorError("APP_NOT_FOUND", f"{name} does not exist.", resource=name)
-
-
-def add_event(
-    tx: Transaction,
-    record: AppRecord,
-    kind: str,
-    *,
-    actor: str,
-    reason: str = "",
-    message: str = "",
-    detail: str = "",
-    instance: str = "",
-    operation: str = "",
-) -> None:
-    """Append to an app's timeline."""
-    event = pb.AppEvent(
-        type=kind,
-        reason=reason,
-        message=message,
-        detail=detail,
-        actor=actor,
-        generation=record.generation,
-        instance=instance,
-        operation=operation,
-        app_uid=record.uid,
-    )
-    tx.add_event(record.name, event)

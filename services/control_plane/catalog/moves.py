@@ -104,7 +104,12 @@ def _destination(tx: Transaction, mirror: Mirror, record: AppRecord, node: str, 
             "NODE_NOT_ELIGIBLE",
             f"{node} cannot take {record.name}. {told.message} {told.remedy}",
             resource=node,
-            metadata={"app": record.name, "obstacle": told.reason},
+            metadata={
+                "app": record.name,
+                "obstacle": told.reason,
+                "why": told.message,
+                "remedy": told.remedy,
+            },
         )
     return node, f"Moved to {node}, as was asked for."
 

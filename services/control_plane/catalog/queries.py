@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, Iterator
 from itertools import islice
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
+from services.control_plane.catalog.changes import app_not_found
 from services.control_plane.catalog.code_changes import Figures
-from services.control_plane.catalog.commands import app_not_found
 from services.control_plane.catalog.pages import fitting, page_end, page_start, request_digest
 from services.control_plane.catalog.scans import Scans
 from services.control_plane.catalog.watches import OpenWatches

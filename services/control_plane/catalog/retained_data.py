@@ -11,7 +11,7 @@ from appsupervisor.catalog.v1 import retained_data_pb2 as pb
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from services.control_plane.catalog import retention
-from services.control_plane.catalog.commands import checked_spec, create_app, only_shown
+from services.control_plane.catalog.changes import checked_spec, create_app, only_shown
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_end, page_start, request_digest
 from services.control_plane.catalog.scans import Scans
@@ -88,7 +88,10 @@ class RetainedDataService:
         def run(tx: Transaction) -> OperationRecord:
             record = _current(tx, name, request.etag)
             if record.data.state == pb.RetainedData.MISSING:
-                raise SupervisorError("DATA_MISSING", f"{name}: {record.data.state_reason}", resource=name)
+                why = record.data.state_reason
+                raise SupervisorError(
+                    "DATA_MISSING", f"{name}: {why}", resource=name, metadata={"detail": why}
+                )
             if record.data.state != pb.RetainedData.RETAINED:
                 raise _busy(record)
             _check_database(record, spec)
@@ -166,7 +169,7 @@ def _busy(record: RetainedDataRecord) -> SupervisorError:
         "RETAINED_DATA_BUSY",
         f"{record.name} is {what}.",
         resource=record.name,
-        metadata={"state": pb.RetainedData.State.Name(record.data.state)},
+        metadata={"state": pb.RetainedData.State.Name(record.data.state), "detail": what},
     )
 
 

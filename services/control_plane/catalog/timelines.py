@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
-from services.control_plane.catalog.commands import app_not_found
+from services.control_plane.catalog.changes import app_not_found
 from services.control_plane.catalog.pages import fitting, request_digest
 from services.control_plane.catalog.positions import event_position_of, event_token_at
 from services.control_plane.catalog.watches import BOOKMARK_SECONDS, OpenWatches

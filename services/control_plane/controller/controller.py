@@ -18,9 +18,11 @@ from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, RuntimeStatus
 from services.control_plane.controller.drains import Drains
 from services.control_plane.controller.following import follow
+from services.control_plane.controller.lease_watch import LeaseWatch
 from services.control_plane.controller.work_queue import WorkQueue
 from services.control_plane.databases.app_databases import AppDatabases
 from services.control_plane.databases.health import ServerWatch
+from services.control_plane.leases import Leases
 from services.control_plane.nodes.client import NodeClient
 from services.control_plane.nodes.link import NodeLink
 from services.control_plane.nodes.links import NodeLinks
@@ -29,6 +31,7 @@ from services.control_plane.reconciler.app_reconciler import AppReconciler
 from services.control_plane.reconciler.data_reconciler import DataReconciler
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, home_of
+from services.control_plane.tenure import Tenure, steady_seconds
 from services.rpc.background import background
 from services.rpc.errors import SupervisorError
 
@@ -55,26 +58,34 @@ class Controller:
     def __init__(
         self,
         store: CatalogStore,
+        tenure: Tenure | None = None,
         *,
         node_timeout: float = 5.0,
         connect: Callable[[str], NodeClient] = NodeClient,
         write: Callable[[Command], Future[Any]] | None = None,
+        lease_clock: Callable[[], float] = steady_seconds,
     ) -> None:
-        """`write` stores what is decided here, the store's own if it is None; a leader's checks its term."""
+        """`write` stores what is decided here, the store's own if it is None; a leader's checks its term.
+
+        `tenure` is that of who leads; None of somebody who always does.
+        """
         self._store = store
         self._mirror = store.mirror
         self._store_write = write or store.write
-        self._links = NodeLinks(node_timeout, connect)
+        self._leases = Leases(tenure or Tenure.endless(), lease_clock)
+        self._links = NodeLinks(node_timeout, connect, self._leases)
+        self._lease_watch = LeaseWatch(self._leases, self._links, self._mirror, self._note)
         self._queue: WorkQueue | None = None
         self._data = DataReconciler(self._mirror, self._links, self._store_write)
         self._data_queue: WorkQueue | None = None
         self._unsettled: dict[str, None] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._followers: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begin to follow the catalog and the nodes. Only after `close` may it be started again."""
         clock = asyncio.get_running_loop().time
+        self._leases.begin()
         # A leader's beginning orders it among all that have led, also after the catalog was restored.
         databases = AppDatabases(self._mirror, clock, self._store.now())
         reconciler = AppReconciler(self._store, self._links, self._store_write, self._data, clock, databases)
@@ -94,7 +105,9 @@ class Controller:
             background(self._follow_apps(position), "follow apps"),
             background(self._follow_nodes(position), "follow nodes"),
             background(self._follow_retained(position), "follow retained data"),
+            background(self._follow_servers(position), "follow database servers"),
             background(self._sweep(), "sweep"),
+            background(self._lease_watch.run(), "leases"),
             background(
                 ServerWatch(self._mirror.database_servers, self._store_write).run(), "database servers"
             ),
@@ -151,15 +164,25 @@ class Controller:
         async for name, record in follow(self._mirror.nodes, position):
             if record is None:
                 self._links.forget(name)
+                self._lease_watch.forget(name)
                 self.changed(self._mirror.apps_on(name))
                 continue
             self._links.follow(record.node, self)
+            if record.node.lease_state == Node.EXPIRED:
+                self.changed(self._mirror.apps_on(name))
             if self._links.is_heard(name) and not record.node.cordoned:
                 self._enqueue_unplaced()  # it may have been uncordoned
 
     async def _follow_retained(self, position: int) -> None:
         async for name, _ in follow(self._mirror.retained, position):
             self._look_at_data(name.rpartition("/retainedData/")[0])
+
+    async def _follow_servers(self, position: int) -> None:
+        """Look at the apps that wait for a database server, when there is news of it."""
+        async for name, _ in follow(self._mirror.database_servers, position):
+            for app in list(self._unsettled):
+                if self._mirror.database_server_of(app) == name:
+                    self.enqueue(app)
 
     def _look_at_data(self, node: str) -> None:
         if self._data_queue is not None:
@@ -175,6 +198,8 @@ class Controller:
         for app in self._mirror.apps_on(link.node.name):
             self.enqueue(app)
         self._enqueue_unplaced()
+        for app in self._lease_watch.waiting(link.node.name.partition("/nodes/")[0]):
+            self.enqueue(app)
 
     def lost(self, link: NodeLink, why: str) -> None:
         """Mark the node unreachable, and the health of its apps unknown."""
@@ -246,26 +271,32 @@ class Controller:
             known = self._mirror.nodes.get(link.node.name)
             if known is None or known.node.incarnation != link.node.incarnation:
                 continue
-            if link.status is not None and link.synced and known.node.state != Node.READY:
+            if link.status is not None and link.synced and self._is_news(known.node, link.status):
                 self._note_heard(link, link.status)
             elif link.given_up and known.node.state != Node.UNREACHABLE:
                 self._note_lost(link, link.why)
 
+    def _is_news(self, node: Node, status: RuntimeStatus) -> bool:
+        """Tell whether what is heard of a node is not stored yet, or was stored and has led to nothing."""
+        return node.state != Node.READY or not self._lease_watch.is_settled(node, status)
+
     def _note_heard(self, link: NodeLink, status: RuntimeStatus) -> None:
-        self._spawn(self._note(partial(transactions.node_heard, node=link.node, status=status)))
+        self._spawn(self._lease_watch.heard(link, status))
 
     def _note_lost(self, link: NodeLink, why: str) -> None:
         self._spawn(self._note(partial(transactions.node_lost, node=link.node, why=why)))
 
-    async def _note(self, command: Callable[[Transaction], None]) -> None:
-        """Store something about a node; if the store can't, a later sweep does."""
+    async def _note(self, command: Callable[[Transaction], None]) -> bool:
+        """Store something about a node and tell whether it is; if the store can't, a later sweep does."""
         try:
             await asyncio.wrap_future(self._store_write(command))
         except SupervisorError as failure:
             log.warning("node state not stored: %s", failure.message,
                         extra={"action": "node.state_not_stored"})  # fmt: skip
+            return False
+        return True
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

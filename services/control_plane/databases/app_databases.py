@@ -49,6 +49,8 @@ class _RestingError(SupervisorError):
 @dataclass(slots=True)
 class _Turn:
     room: asyncio.Semaphore
+    revision: int = 0
+    """What was known of the server when it did not answer: news of it end its rest."""
     rests_until: float = 0.0
     failure: SupervisorError | None = None
 
@@ -134,7 +136,10 @@ class AppDatabases:
             if failure.reason in ("DATABASE_SERVER_UNREACHABLE", "LEADERSHIP_LOST"):
                 raise
             text = f"Its database could not be {'dropped' if drop else 'shut'}: {failure.message}"
-            raise SupervisorError("DATABASE_NOT_REMOVED", text, resource=app.name) from failure
+            raise SupervisorError(
+                "DATABASE_NOT_REMOVED", text, resource=app.name,
+                metadata={"detail": failure.message, "wanted": "dropped" if drop else "shut"},
+            ) from failure  # fmt: skip
         self._open.pop(app.uid, None)
 
     def _claim(self, app: AppRecord) -> Claim:
@@ -182,7 +187,7 @@ class AppDatabases:
     async def _at(self, server: DatabaseServerRecord) -> AsyncIterator[Connection]:
         """Give a connection to a server, in turn; fail at once while it rests."""
         turn = self._turns.setdefault(server.name, _Turn(asyncio.Semaphore(AT_ONCE)))
-        self._refuse_while_it_rests(turn)
+        self._refuse_while_it_rests(turn, server)
         try:
             async with asyncio.timeout(TURN_SECONDS):
                 await turn.room.acquire()
@@ -191,7 +196,7 @@ class AppDatabases:
             raise SupervisorError("DATABASE_SERVER_UNREACHABLE", text, resource=server.name) from None
         began = self._clock()
         try:
-            self._refuse_while_it_rests(turn)
+            self._refuse_while_it_rests(turn, server)
             if turn.failure is not None:  # one tries, the others wait for what comes of it
                 turn.rests_until = began + CONNECT_SECONDS + REST_SECONDS
             async with connected(server) as connection:
@@ -201,12 +206,15 @@ class AppDatabases:
             if failure.reason == "DATABASE_SERVER_UNREACHABLE" and not isinstance(failure, _RestingError):
                 now = self._clock()
                 turn.failure, turn.rests_until = failure, now + max(REST_SECONDS, now - began)
+                turn.revision = server.revision
             raise
         finally:
             turn.room.release()
 
-    def _refuse_while_it_rests(self, turn: _Turn) -> None:
-        if turn.failure is not None and self._clock() < turn.rests_until:
+    def _refuse_while_it_rests(self, turn: _Turn, server: DatabaseServerRecord) -> None:
+        if turn.revision != server.revision:
+            turn.failure = None
+        elif turn.failure is not None and self._clock() < turn.rests_until:
             raise _RestingError(turn.failure)
 
 

@@ -83,6 +83,7 @@ def _unreachable(server: DatabaseServerRecord, failure: BaseException) -> Superv
         "DATABASE_SERVER_UNREACHABLE",
         f"{server.name} cannot be used now: {why(failure)}.",
         resource=server.name,
+        metadata={"detail": why(failure)},
     )
 
 
@@ -90,5 +91,5 @@ def _failed(server: DatabaseServerRecord, failure: psycopg.Error) -> SupervisorE
     told = failure.diag.message_primary or type(failure).__name__
     return SupervisorError(
         "DATABASE_UNAVAILABLE", f"{server.name} refused a step: {told}.", resource=server.name,
-        metadata={"sqlstate": failure.sqlstate or ""},
+        metadata={"sqlstate": failure.sqlstate or "", "detail": told},
     )  # fmt: skip

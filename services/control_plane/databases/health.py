@@ -93,6 +93,8 @@ class ServerWatch:
         known = {server.name: server.admin_url for server in self._servers.values()}
         deadline = asyncio.get_running_loop().time() + ASK_SECONDS
         while (left := deadline - asyncio.get_running_loop().time()) > 0:
+            if self._servers.closed:
+                await asyncio.sleep(left)
             await self._servers.wait(position, left)
             position = self._servers.revision
             if {server.name: server.admin_url for server in self._servers.values()} != known:

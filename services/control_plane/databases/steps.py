@@ -169,7 +169,7 @@ async def end_sessions(connection: Connection, owner: str, logins: Sequence[str]
                 await asyncio.sleep(_POLL)
     except TimeoutError:
         text = f"Sessions of an older epoch of {owner} have not ended within {FENCE_SECONDS:g} s."
-        raise SupervisorError("DATABASE_UNAVAILABLE", text) from None
+        raise SupervisorError("DATABASE_UNAVAILABLE", text, metadata={"owner": owner}) from None
 
 
 async def forget_logins(connection: Connection, owner: str, logins: Collection[str]) -> None:
@@ -219,8 +219,13 @@ def _missing(owner: str) -> SupervisorError:
         "DATA_MISSING",
         f"The app has served before, and its database {owner} is not on its server. Restore it, or start the "
         "app with accept_data_loss to let it begin on a new, empty one.",
+        metadata={"owner": owner},
     )
 
 
 def _foreign(owner: str) -> SupervisorError:
-    return SupervisorError("DATABASE_UNAVAILABLE", f"What is called {owner} on the server is not this app's.")
+    return SupervisorError(
+        "DATABASE_UNAVAILABLE",
+        f"What is called {owner} on the server is not this app's.",
+        metadata={"owner": owner},
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition
-from services.control_plane.catalog.commands import add_event
+from services.control_plane.catalog.changes import add_event
 from services.control_plane.catalog.moves import asked_of, candidates, no_node
 from services.control_plane.fleet.views import shown_node
 from services.control_plane.operations import operations
@@ -205,5 +205,5 @@ def _stuck(node: str, results: list[Result]) -> SupervisorError:
         reason,
         f"Left on {node}: {counted(len(results), 'app')}, {apps}. {first.message}",
         resource=node,
-        metadata={"apps": str(len(results)), "app": first.app},
+        metadata={"count": str(len(results)), "apps": apps, "detail": first.message},
     )

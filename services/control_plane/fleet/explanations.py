@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
-from services.control_plane.catalog.commands import app_not_found
+from services.control_plane.catalog.changes import app_not_found
 from services.control_plane.fleet.views import environment_not_found
 from services.control_plane.operations.moves import bound_by
 from services.control_plane.placement.choice import (

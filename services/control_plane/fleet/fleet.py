@@ -11,7 +11,7 @@ from functools import partial
 from appsupervisor.catalog.v1.app_catalog_pb2 import DeleteAppRequest
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
 from services.control_plane.catalog import retention
-from services.control_plane.catalog.commands import DEFAULT_BASE_DOMAIN, remove
+from services.control_plane.catalog.changes import DEFAULT_BASE_DOMAIN, remove
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_by_name, request_digest
 from services.control_plane.fleet.views import (
@@ -319,6 +319,7 @@ def _registered(told: pb.Node, name: str, known: NodeRecord | None, now: int) ->
     node.update_time.CopyFrom(timestamp(now))
     if known is not None:
         node.create_time.CopyFrom(known.node.create_time)
+        node.lease_state = known.node.lease_state  # what was granted to the life before still counts
         node.cordoned, node.etag = known.node.cordoned, known.node.etag
         if known.node.incarnation == node.incarnation:
             node.state, node.state_reason = known.node.state, known.node.state_reason

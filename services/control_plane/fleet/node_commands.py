@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from services.control_plane.catalog import retention
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.fleet import drains
@@ -25,6 +26,7 @@ from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import DRAIN, NodeRecord, Role, timestamp
 from services.rpc.errors import SupervisorError, invalid_field
 from services.rpc.pipeline.call import Caller
+from services.spec.availability import effective_availability
 from services.spec.scalars import SECOND, duration_violations
 
 M = TypeVar("M", bound=Message)
@@ -92,6 +94,14 @@ class NodeCommands:
                     resource=name,
                     metadata={"address": record.node.address},
                 )
+            if record.node.lease_state == pb.Node.GRANTED and _may_answer(tx, name):
+                raise SupervisorError(
+                    "NODE_ALIVE",
+                    f"The lease of {name} has not run out yet: it may still answer for its apps. Try again "
+                    "in some seconds.",
+                    resource=name,
+                    metadata={"address": record.node.address},
+                )
             kept = [app for app in tx.apps_on(name) if _keeps_data(tx, app, name)]
             if kept and not request.force:
                 raise SupervisorError(
@@ -149,6 +159,12 @@ def cordoned(tx: Transaction, record: NodeRecord, wanted: bool) -> NodeRecord:
     changed = NodeRecord(node)
     tx.put_node(changed)
     return changed
+
+
+def _may_answer(tx: Transaction, node: str) -> bool:
+    """Tell whether an app is on a node that nobody else may answer for as long as that has its lease."""
+    apps = (tx.app(name) for name in tx.apps_on(node))
+    return any(effective_availability(app.spec) == InstanceSpec.CONSISTENT for app in apps if app is not None)
 
 
 def _keeps_data(tx: Transaction, app: str, node: str) -> bool:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition
 from services.control_plane.placement.choice import Wish, candidate_of, fits
 from services.control_plane.rules.etags import app_etag
 from services.control_plane.store.mirror import Mirror
@@ -11,12 +16,35 @@ from services.rpc.errors import SupervisorError
 
 
 def shown_environment(mirror: Mirror, record: EnvironmentRecord, nodes: int) -> pb.Environment:
-    """Return an environment with its counts."""
+    """Return an environment with its counts, and whether failover is held in it."""
     shown = pb.Environment()
     shown.CopyFrom(record.environment)
     shown.app_count = mirror.count_in(record.name)
     shown.node_count = nodes
+    held = [it.node for it in _nodes_of(mirror, record.name) if it.node.lease_state == pb.Node.ON_HOLD]
+    if held:
+        shown.conditions.add(
+            type="FailoverHeld",
+            status=Condition.MET,
+            reason="MOST_NODES_LOST",
+            message=f"{len(held)} nodes were lost at once, most of the environment: the fault is taken to be "
+            "the control plane's. No app goes elsewhere by itself until enough of them are heard; RecoverApp "
+            "does it for one.",
+            last_transition_time=max((it.update_time for it in held), key=_moment),
+        )
     return shown
+
+
+def _nodes_of(mirror: Mirror, environment: str) -> Iterator[NodeRecord]:
+    prefix = f"{environment}/nodes/"
+    for record in mirror.nodes.values(prefix):
+        if not record.name.startswith(prefix):
+            return
+        yield record
+
+
+def _moment(time: Timestamp) -> tuple[int, int]:
+    return time.seconds, time.nanos
 
 
 def shown_node(mirror: Mirror, record: NodeRecord) -> pb.Node:

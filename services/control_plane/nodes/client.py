@@ -24,6 +24,12 @@ T = TypeVar("T")
 CALL_SECONDS = 3.0
 """Deadline of one try of a unary call: a node answers at once or is in trouble."""
 
+RENEW_SECONDS = 2.0
+"""Deadline of a renewal of a lease: then another one is due."""
+
+HEARTBEAT_SHARE = 0.4
+"""Of the silence after which a stream counts as broken: one heartbeat may be missing."""
+
 TRIES = 3
 """Tries of one call; the reconciler comes back for what is still wanted after these."""
 
@@ -69,13 +75,20 @@ class NodeClient:
         response = await self._retry(lambda: self._stub.StopInstance(request, timeout=CALL_SECONDS))
         return response.instance if response.HasField("instance") else None
 
-    async def watch(self, silence: float) -> AsyncIterator[pb.WatchInstancesResponse]:
+    async def renew(self, request: pb.RenewLeaseRequest) -> None:
+        """Renew the node's lease; one try, for the next heartbeat brings another."""
+        try:
+            await self._stub.RenewLease(request, timeout=RENEW_SECONDS)
+        except grpc.aio.AioRpcError as failure:
+            raise self._translate(failure) from None
+
+    async def watch(self, silence: float, term: int = 0) -> AsyncIterator[pb.WatchInstancesResponse]:
         """Yield the node's messages until it is silent for `silence` seconds or the stream breaks.
 
         Always ends with SupervisorError NODE_UNREACHABLE, or the node's own refusal.
         """
-        request = pb.WatchInstancesRequest()
-        request.heartbeat_interval.FromMilliseconds(int(silence * 1000 / 3))
+        request = pb.WatchInstancesRequest(term=term)
+        request.heartbeat_interval.FromMilliseconds(int(silence * 1000 * HEARTBEAT_SHARE))
         call = self._stub.WatchInstances(request)
         try:
             while True:

@@ -14,11 +14,17 @@ from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponen
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    ClaimDataDirectoryRequest,
+    DataDirectory,
     Instance,
     RuntimeStatus,
+    StartInstanceRequest,
+    StopInstanceRequest,
     WatchInstancesResponse,
 )
+from services.control_plane.leases import Leases
 from services.control_plane.nodes.client import NodeClient
+from services.control_plane.nodes.renewals import LeaseRenewals
 from services.rpc.background import background
 from services.rpc.errors import SupervisorError
 
@@ -54,6 +60,7 @@ class NodeLink:
         node: Node,
         listener: LinkListener,
         *,
+        leases: Leases,
         timeout: float,
         connect: Callable[[str], NodeClient] = NodeClient,
         hosts: dict[str, set[NodeLink]] | None = None,
@@ -63,9 +70,13 @@ class NodeLink:
         self.client = connect(node.address)
         self.synced = False
         """The view is complete and the stream is open."""
+        self.session = 0
+        """Number of the stream: what was learnt in one may not hold in another."""
         self.given_up = False
         """The node was not heard for `timeout` seconds; false again once it is."""
         self._listener = listener
+        self._renewals = LeaseRenewals(node, self.client, leases)
+        self._term = leases.term
         self._timeout = timeout
         self._hosts = hosts if hosts is not None else {}
         self._apps: dict[str, dict[str, Instance]] = {}
@@ -79,6 +90,13 @@ class NodeLink:
         self._deadline: asyncio.TimerHandle | None = None
         self._heard_at = asyncio.get_running_loop().time()
         self._task = background(self._follow(), f"link {node.name}")
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the node is not heard now, nor was within its time limit."""
+        if self.synced:
+            return False
+        return self.given_up or asyncio.get_running_loop().time() >= self._heard_at + self._timeout
 
     def instances(self, app: str) -> dict[str, Instance]:
         """Return the app's instances on this node by name, with a start that the node refused."""
@@ -132,6 +150,21 @@ class NodeLink:
         if gone:
             self._listener.changed((app,))
 
+    async def start(self, request: StartInstanceRequest) -> Instance:
+        """Have this life of the node start an instance, under the leader's term."""
+        request.term, request.incarnation = self._term, self.node.incarnation
+        return await self.client.start(request)
+
+    async def stop(self, request: StopInstanceRequest) -> Instance | None:
+        """Have the node stop an instance, under the leader's term; None when it isn't there."""
+        request.term = self._term
+        return await self.client.stop(request)
+
+    async def claim(self, request: ClaimDataDirectoryRequest) -> DataDirectory:
+        """Have the node hand data over to another app, under the leader's term."""
+        request.term = self._term
+        return await self.client.claim(request)
+
     def _index(self, app: str) -> None:
         """Have `hosts` tell of the app what the view shows now."""
         if app in self._apps or app in self._refused:
@@ -152,6 +185,7 @@ class NodeLink:
     async def close(self) -> None:
         """End the stream and the channel."""
         self.end()
+        self._renewals.close()
         await asyncio.gather(self._task, return_exceptions=True)
         if self._deadline is not None:
             self._deadline.cancel()
@@ -184,9 +218,12 @@ class NodeLink:
             status = await self.client.status()
             self._check(status.incarnation)
             self._incoming = {}
-            async for message in self.client.watch(silence=self._timeout / 2):
+            self.session += 1
+            async for message in self.client.watch(silence=self._timeout / 2, term=self._term):
                 self._check(message.incarnation)
                 self._heard_at = asyncio.get_running_loop().time()
+                if message.type == Message.HEARTBEAT and self.synced:
+                    self._renewals.answer(message)
                 self._take(message)
                 if message.type == Message.SYNCED:
                     if self._deadline is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
+from services.control_plane.leases import Leases
 from services.control_plane.nodes.client import NodeClient
 from services.control_plane.nodes.link import LinkListener, NodeLink
 from services.control_plane.placement.snapshot import NodeView, Sight
@@ -16,10 +17,11 @@ from services.rpc.errors import SupervisorError
 class NodeLinks:
     """Follows nodes. Belongs to one event loop; `is_heard` may be asked from any thread."""
 
-    def __init__(self, timeout: float, connect: Callable[[str], NodeClient]) -> None:
+    def __init__(self, timeout: float, connect: Callable[[str], NodeClient], leases: Leases) -> None:
         """`timeout` is the seconds of silence after which a node is given up."""
         self._timeout = timeout
         self._connect = connect
+        self._leases = leases
         self._links: dict[str, NodeLink] = {}
         self._hosts: dict[str, set[NodeLink]] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -33,7 +35,12 @@ class NodeLinks:
                 return
             self.forget(node.name)
         self._links[node.name] = NodeLink(
-            node, listener, timeout=self._timeout, connect=self._connect, hosts=self._hosts
+            node,
+            listener,
+            leases=self._leases,
+            timeout=self._timeout,
+            connect=self._connect,
+            hosts=self._hosts,
         )
 
     def forget(self, name: str) -> None:

@@ -50,12 +50,13 @@ Command = Callable[[Transaction], OperationRecord]
 
 READY = frozenset({Instance.RUNNING, Instance.IDLE})
 
-_BRINGS_UP = frozenset({"create", "update", "start", "restart", "attach"})
+_BRINGS_UP = frozenset({"create", "update", "start", "restart", "recover", "attach"})
 _ENDED_BY = {
     "stop": _BRINGS_UP | {"move"},
     "delete": _BRINGS_UP | {"stop", "move"},
     "start": frozenset({"stop"}),
     "restart": frozenset({"stop"}),
+    "recover": frozenset({"stop"}),
     "move": frozenset({"move"}),
 }
 

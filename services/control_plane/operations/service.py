@@ -13,7 +13,7 @@ from dataclasses import replace
 from google.longrunning import operations_pb2 as pb
 from google.protobuf.empty_pb2 import Empty
 
-from services.control_plane.catalog.commands import take_back
+from services.control_plane.catalog.changes import take_back
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_end, page_start, request_digest
 from services.control_plane.catalog.scans import Scans
@@ -29,7 +29,7 @@ from services.rpc.pipeline.call import Caller
 LONGEST_WAIT = 600.0
 """Seconds that one WaitOperation may take, whatever it asks for."""
 
-_CANCELLABLE = frozenset({"create", "update", "start", "restart", "move", "attach", DRAIN})
+_CANCELLABLE = frozenset({"create", "update", "start", "restart", "recover", "move", "attach", DRAIN})
 
 
 class OperationService:
@@ -132,7 +132,8 @@ class OperationService:
                 why = f"A move of it was cancelled by {caller.actor}; it goes on where it serves."
                 moves.take_back(tx, record, "OPERATION_CANCELLED", why)
             app = tx.app(record.app)
-            if app is not None and app.uid == record.app_uid and record.verb in ("create", "start", "attach"):
+            same = app is not None and app.uid == record.app_uid
+            if app is not None and same and record.verb in ("create", "start", "recover", "attach"):
                 take_back(tx, app, caller.actor, record.name)
             return Empty()
 

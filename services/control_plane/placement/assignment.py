@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane.placement.choice import choose, wish_of
+from services.control_plane.placement.failover import lost_placements
 from services.control_plane.placement.snapshot import Snapshot, is_ready
 from services.control_plane.rules.app_defaults import RUNTIME_FIELDS, clear_fields
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role, Version
@@ -60,7 +61,7 @@ def assign(app: AppRecord, placements: Iterable[PlacementRecord], seen: Snapshot
     """Return the placements that an app is to have from now (µs) on.
 
     A placement never changes its node or its version; what has another is another placement. A node that
-    isn't heard changes nothing.
+    isn't heard changes nothing, until it is lost: then an app that may go elsewhere does, under a new epoch.
     """
     return _Swap(app, placements, seen, now).decide()
 
@@ -94,8 +95,8 @@ class _Swap:
 
     def decide(self) -> Assignment:
         self._leave_deleted_nodes()
+        unplaced = self._lose()
         self._promote()
-        unplaced = ""
         if self._app.deleting:
             for placement in list(self._placements.values()):
                 if placement.role is not Role.LOST:
@@ -106,7 +107,7 @@ class _Swap:
             if self._current is not None:  # else the one that comes in stays, for the data of its tries
                 self._end(Role.INCOMING, "The app was stopped.")
         else:
-            unplaced = self._go_on()
+            unplaced = self._go_on() or unplaced
         if not self._app.deleting:
             self._forget()
         return Assignment(
@@ -133,6 +134,29 @@ class _Swap:
         ran = instance.state == Instance.RUNNING or instance.HasField("ready_time")
         keeps = self._app.spec.database.WhichOneof("kind") in (None, "sqlite")
         return replace(placement, has_data=True) if ran and keeps else placement
+
+    def _lose(self) -> str:
+        """Give up what is on lost nodes, for copies elsewhere; return why there can't be one."""
+        lost = lost_placements(self._app, self._placements.values(), self._seen)
+        if not lost:
+            return ""
+        current, nodes = self._current, ", ".join(sorted({it.node for it in lost}))
+        moves = current if current in lost else None
+        wish = wish_of(self._app.spec, environment_cordoned=self._seen.environment_cordoned)
+        choice = choose(wish, self._seen.candidates)
+        if not choice.node and (moves is not None or current is None):
+            return f"{nodes} is lost, and nobody else can take it: {choice.reason}"
+        for placement in lost:
+            self._give(placement, Role.LOST, f"{placement.node} was lost.")
+        newer = [it.epoch + 1 for it in lost if it.role is not Role.OUTGOING]
+        epoch = max([self._target.epoch, *newer])
+        again, self._target = self._failed == self._target, replace(self._target, epoch=epoch)
+        if moves is not None:
+            # What served goes on, also where a newer version had been given up in its favour.
+            self._failed = self._target if again else self._failed
+            why = f"{moves.node} was lost; on {choice.node}: {choice.reason}."
+            self._add(replace(moves, epoch=epoch, node=choice.node, why=why, has_data=False, since=self._now))
+        return ""
 
     def _leave_deleted_nodes(self) -> None:
         """Give up what was on nodes that are gone. Where data went with one, that is kept in mind."""
@@ -235,8 +259,11 @@ class _Swap:
             has_data=_has_data(before or lost, node),
             since=self._now,
         )
-        self._placements[placement.name] = placement
+        self._add(placement)
         return ""
+
+    def _add(self, placement: PlacementRecord) -> None:
+        self._placements[placement.name] = placement
 
     def _forget(self) -> None:
         """Forget what has ended: it was told by its node once and is not there any more."""

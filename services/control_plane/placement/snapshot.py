@@ -5,8 +5,8 @@ Immutable, so that a decision can be made from it again, in a transaction and on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
@@ -24,6 +24,8 @@ class Sight(Enum):
     """Its stream is open: what it tells is all that is there."""
     SILENT = auto()
     """It was not heard for its time limit; what is known is what it told last."""
+    LOST = auto()
+    """Silent, and its lease has run out: it answers nobody for an app that is CONSISTENT, and others may."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class Snapshot:
 
     nodes: Mapping[str, NodeView] = field(default_factory=dict)
     candidates: tuple[Candidate, ...] = ()
-    """Looked for only when the app has no placement."""
+    """Looked for only when the app has no placement, or one on a lost node."""
     gone: frozenset[str] = frozenset()
     """Nodes of the app's placements that have been deleted."""
     environment_cordoned: bool = False
@@ -57,6 +59,19 @@ class Snapshot:
         """Return what a node tells; None if it isn't heard."""
         view = self.nodes.get(node)
         return view if view is not None and view.heard else None
+
+    def is_lost(self, node: str) -> bool:
+        """Tell whether a node is lost: what it has may be given up."""
+        view = self.nodes.get(node)
+        return view is not None and view.sight is Sight.LOST
+
+    def believing(self, lost: Callable[[str], bool]) -> Snapshot:
+        """Return it with those nodes merely silent that, as is known by now, are not lost."""
+        nodes = {
+            name: replace(view, sight=Sight.SILENT) if view.sight is Sight.LOST and not lost(name) else view
+            for name, view in self.nodes.items()
+        }
+        return self if nodes == self.nodes else replace(self, nodes=nodes)
 
     def instance(self, placement: PlacementRecord) -> Instance | None:
         """Return a placement's instance as last told; None if it isn't there."""

@@ -11,10 +11,12 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest
+from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Condition,
     Instance,
@@ -25,7 +27,7 @@ from services.control_plane.databases.app_databases import AppDatabases
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.placement.assignment import Assignment, assign
 from services.control_plane.placement.choice import Candidates
-from services.control_plane.placement.snapshot import Snapshot
+from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
 from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.data_reconciler import DataReconciler
 from services.control_plane.reconciler.observation import observe
@@ -119,8 +121,9 @@ class AppReconciler:
             told = {it.name: it for it in app.status.instances if it.node == name}
             view = self._links.view(name, app.name, told)
             if view is not None:
-                nodes[name] = view
-        staying = any(it.role is not Role.LOST and it.node not in gone for it in placements)
+                nodes[name] = self._with_loss(view)
+        lost = {name for name, view in nodes.items() if view.sight is Sight.LOST}
+        staying = any(it.role is not Role.LOST and it.node not in gone | lost for it in placements)
         if staying or app.deleting or app.spec.desired_state == App.STOPPED:
             return Snapshot(nodes, gone=gone)
         prefix = f"{app.spec.environment}/nodes/"
@@ -142,6 +145,12 @@ class AppReconciler:
             gone,
             environment is not None and environment.environment.cordoned,
         )
+
+    def _with_loss(self, view: NodeView) -> NodeView:
+        """Tell a lost node from one that is only silent: the catalog says which."""
+        record = self._mirror.nodes.get(view.node.name)
+        lost = record is not None and record.node.lease_state == Node.EXPIRED
+        return replace(view, sight=Sight.LOST) if lost and view.sight is Sight.SILENT else view
 
     async def _decide(
         self,
@@ -201,7 +210,7 @@ class AppReconciler:
         link = self._links.get(node)
         if link is None:
             return False
-        instance = await link.client.stop(request)
+        instance = await link.stop(request)
         if instance is None:
             link.forget(app, request.name)
             return True
@@ -282,7 +291,7 @@ class AppReconciler:
         try:
             if app.database_server:
                 await self._provide(app, assigned, start)
-            instance = await link.client.start(start.request)
+            instance = await link.start(start.request)
         except SupervisorError as refusal:
             if refusal.reason in OUTDATED:
                 self._pace.started(app.name, app.target, link.node.incarnation)

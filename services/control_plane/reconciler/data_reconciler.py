@@ -31,6 +31,9 @@ from services.rpc.errors import SupervisorError
 FINAL = frozenset({"DATA_MISSING", "DATABASE_UNAVAILABLE", "INVALID_FIELD", "METHOD_NOT_FOUND"})
 """Refusals to hand data over that no retry changes; the last one is an older node's."""
 
+LOOK_AGAIN_SECONDS = 2.0
+"""Between two looks at data that an instance still has: it is being stopped, and tells nobody of its data."""
+
 AT_ONCE = 100
 """Apps that are asked for one by one in a pass."""
 
@@ -61,20 +64,23 @@ class DataReconciler:
             if node not in self._looked_at:
                 await self._look_at_all(link)
                 self._looked_at.add(node)
-                return Result(failure=failure)
+                return Result(again=failure is None, failure=failure)
             more = await self._look_at_new(link)
         except SupervisorError as refusal:
             if refusal.reason == "METHOD_NOT_FOUND":
                 return Result()  # an older node: what the catalog remembers is all there is to tell
             return Result(failure=refusal)
-        return Result(again=more, failure=failure)
+        if more or failure is not None:
+            return Result(again=more, failure=failure)
+        return Result(after=LOOK_AGAIN_SECONDS if self._new(node) else 0.0)
 
     async def take_over(self, app: AppRecord) -> bool:
         """Have an app's node hand its data over; return whether it could be asked. Raises SupervisorError."""
         record = self._mirror.retained.get(app.status.retained_data)
         link = self._links.get(app.status.retained_data.rpartition("/retainedData/")[0])
         if record is None:  # its node was deleted, with all that is retained there
-            gone = SupervisorError("DATA_MISSING", f"{app.status.retained_data} does not exist any more.")
+            name = app.status.retained_data
+            gone = SupervisorError("DATA_MISSING", f"{name} does not exist any more.", resource=name)
             await self._write(partial(transactions.not_taken_over, name=app.name, uid=app.uid, refusal=gone))
             return True
         if link is None or not link.synced:
@@ -84,7 +90,7 @@ class DataReconciler:
         )
         command: Callable[[Transaction], Any]
         try:
-            await link.client.claim(request)
+            await link.claim(request)
             command = partial(transactions.taken_over, name=app.name, uid=app.uid)
         except SupervisorError as refusal:
             if refusal.reason not in FINAL:
@@ -116,7 +122,7 @@ class DataReconciler:
     async def _purge(self, link: NodeLink, record: RetainedDataRecord) -> None:
         app, uid = record.data.app, record.data.app_uid
         # No instance has that name: a node removes the data of one that is not there at once.
-        await link.client.stop(
+        await link.stop(
             StopInstanceRequest(name=f"{app}/instances/retained", epoch=1, purge_data=True, app_uid=uid)
         )
         try:
@@ -127,7 +133,10 @@ class DataReconciler:
             left = False
         if left:
             why = f"An instance of {app} on {link.node.name} has it."
-            raise SupervisorError("DATA_NOT_REMOVED", why, resource=record.name)
+            raise SupervisorError(
+                "DATA_NOT_REMOVED", why, resource=record.name,
+                metadata={"app": app, "node": link.node.name},
+            )  # fmt: skip
 
     async def _look_at_all(self, link: NodeLink) -> None:
         """Compare all that a node has with what the catalog remembers."""
@@ -149,15 +158,19 @@ class DataReconciler:
             await self._look_at_app(link, app)
 
     async def _look_at_new(self, link: NodeLink) -> bool:
-        """Look at data that its node has not told of yet; return whether there is more of it."""
-        new = {
-            record.data.app
-            for record in self._mirror.retained_on(link.node.name)
-            if record.data.state == RetainedData.RETAINED and not record.data.HasField("observe_time")
-        }
+        """Look at data that its node has not told of yet; return whether to go on with more of it."""
+        new = self._new(link.node.name)
         for app in sorted(new)[:AT_ONCE]:
             await self._look_at_app(link, app)
-        return len(new) > AT_ONCE
+        return len(new) > AT_ONCE and self._new(link.node.name) != new
+
+    def _new(self, node: str) -> set[str]:
+        """Return the apps that have left data which their node has not told of yet."""
+        return {
+            record.data.app
+            for record in self._mirror.retained_on(node)
+            if record.data.state == RetainedData.RETAINED and not record.data.HasField("observe_time")
+        }
 
     async def _look_at_app(self, link: NodeLink, app: str) -> None:
         known = [

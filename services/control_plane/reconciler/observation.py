@@ -7,12 +7,18 @@ from dataclasses import replace
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1.fleet_pb2 import Node
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceError
+from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    Condition,
+    Instance,
+    InstanceError,
+    InstanceSpec,
+)
 from services.control_plane.placement.assignment import ENDING, Assignment
-from services.control_plane.placement.snapshot import READY, NodeView, Sight, Snapshot, is_own, is_ready
+from services.control_plane.placement.snapshot import READY, NodeView, Snapshot, is_own, is_ready
 from services.control_plane.rules.conditions import DATABASE_READY, get_condition, set_condition
 from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.records import AppRecord, PlacementRecord, Version, home_of
+from services.spec.availability import effective_availability, effective_failover, keeps_data_on_node
 
 
 def version_of(instance: Instance) -> Version:
@@ -55,7 +61,7 @@ def _told(app: AppRecord, assigned: Assignment, seen: Snapshot) -> Iterator[tupl
             shown.CopyFrom(instance)
             shown.node = name
             shown.ClearField("figures")
-            if view.sight is Sight.SILENT:
+            if not view.heard:
                 shown.health = Instance.Health.UNKNOWN
             yield shown.name, shown
 
@@ -84,7 +90,7 @@ class _Status:
         silent = self._silent()
         if silent and not self._at_rest():
             status.health, holds, reason = Instance.Health.UNKNOWN, Condition.UNKNOWN, "NODE_UNREACHABLE"
-            message = f"{silent} cannot be heard; nothing is known of what runs there."
+            message = self._of_silence(silent)
         set_condition(status.conditions, "Ready", holds, reason, message, now)
         self._set_scheduled(now)
         self._set_updated(now)
@@ -92,6 +98,20 @@ class _Status:
         if settled:
             status.observed_generation = self._app.generation
         status.reconciling = not settled and not self._is_final()
+
+    def _of_silence(self, node: str) -> str:
+        """Say what is known of an app whose node is not heard, and what will become of it."""
+        if not self._seen.is_lost(node) or self._app.deleting:
+            return f"{node} cannot be heard; nothing is known of what runs there."
+        spec = self._app.spec
+        consistent = effective_availability(spec) == InstanceSpec.CONSISTENT
+        answers = "It answers nobody for the app." if consistent else "It may serve the app all the same."
+        if effective_failover(spec) == App.AUTOMATIC:
+            waits = self._assigned.unplaced
+        else:
+            data = ", with accept_data_loss," if keeps_data_on_node(spec) else ""
+            waits = f"The app waits for it; RecoverApp{data} starts it on another node."
+        return sentences(f"{node} is lost: it cannot be heard, and its lease has run out", answers, waits)
 
     def _state(self) -> tuple[str, str, Condition.Status.ValueType]:
         """Set state and health; return the reason, the message and the status of condition `Ready`."""
@@ -159,7 +179,7 @@ class _Status:
     def _silent(self) -> str:
         """Return the name of the app's node if it isn't heard; while it is deleted, of any that isn't."""
         views = self._views() if self._app.deleting else [self._home] if self._home else []
-        return next((view.node.name for view in views if view.sight is Sight.SILENT), "")
+        return next((view.node.name for view in views if not view.heard), "")
 
     def _at_rest(self) -> bool:
         return bool(self._status.state == Instance.STOPPED) and not self._app.deleting

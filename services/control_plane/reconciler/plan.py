@@ -192,6 +192,7 @@ def _instance_spec(app: AppRecord, placement: PlacementRecord) -> InstanceSpec:
         activation=spec.activation,
         isolation=spec.isolation,
         event_loop=spec.event_loop,
+        availability=spec.availability,
         requires_existing_data=placement.has_data,
     )
     wanted.env.update(spec.env)

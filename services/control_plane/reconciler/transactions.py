@@ -15,7 +15,7 @@ from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, RuntimeStatus
 from services.control_plane.catalog import retention
-from services.control_plane.catalog.commands import add_event
+from services.control_plane.catalog.changes import add_event
 from services.control_plane.catalog.idempotency import SYSTEM
 from services.control_plane.operations import operations
 from services.control_plane.placement.assignment import ENDING, Assignment, assign
@@ -38,7 +38,7 @@ def decided(tx: Transaction, name: str, uid: str, seen: Snapshot) -> tuple[AppRe
     if before is None:
         return None
     known = tx.placements_of(name)
-    assigned = assign(before, known, seen, tx.now)
+    assigned = assign(before, known, seen.believing(partial(_is_lost, tx)), tx.now)
     _check_places(tx, known, assigned)
     after = observe(before, assigned, seen, tx.now)
     if after != before:
@@ -167,6 +167,8 @@ def node_heard(tx: Transaction, node: Node, status: RuntimeStatus) -> None:
         return
     ready = _copy(record.node)
     ready.state, ready.state_reason = Node.READY, ""
+    # From now on, and not before, it may be granted a lease: what was given up of it is stored already.
+    ready.lease_state = Node.GRANTED if status.HasField("lease") else Node.LEASE_STATE_UNSPECIFIED
     ready.version = status.version or ready.version
     _put_node(tx, record, ready)
 
@@ -178,6 +180,18 @@ def node_lost(tx: Transaction, node: Node, why: str) -> None:
         return
     lost = _copy(record.node)
     lost.state, lost.state_reason = Node.UNREACHABLE, why
+    _put_node(tx, record, lost)
+
+
+def lease_ran_out(tx: Transaction, node: Node, state: Node.LeaseState.ValueType) -> None:
+    """Store that a node's lease has run out: from now on, and not before, its apps may be given up."""
+    record = tx.node(node.name)
+    if record is None or record.node.incarnation != node.incarnation:
+        return
+    if record.node.lease_state not in (Node.GRANTED, Node.ON_HOLD):
+        return
+    lost = _copy(record.node)
+    lost.lease_state = state
     _put_node(tx, record, lost)
 
 
@@ -195,7 +209,11 @@ def _check_places(tx: Transaction, known: Sequence[PlacementRecord], assigned: A
     for placement in assigned.placements:
         node = tx.node(placement.node)
         if placement.node not in homes and (node is None or node.node.cordoned):
-            raise SupervisorError("NO_NODE_AVAILABLE", f"{placement.node} takes no app any more.")
+            raise SupervisorError(
+                "NO_NODE_AVAILABLE",
+                f"{placement.node} takes no app any more.",
+                metadata={"node": placement.node},
+            )
 
 
 def _put_placements(
@@ -211,6 +229,11 @@ def _put_placements(
         tx.put_placement(placement)
         if placement.node not in {it.node for it in known}:
             add_event(tx, record, "Placed", actor=SYSTEM, message=placement.why)
+
+
+def _is_lost(tx: Transaction, node: str) -> bool:
+    record = tx.node(node)
+    return record is not None and record.node.lease_state == Node.EXPIRED
 
 
 def _tell_move(

@@ -12,6 +12,7 @@ from google.protobuf.message import Message
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from services.control_plane.rules.names import DEFAULT_ENVIRONMENT
+from services.spec.availability import effective_failover
 from services.spec.defaults import fill_runtime
 
 
@@ -42,6 +43,7 @@ RUNTIME_FIELDS = (
     "idle_timeout",
     "isolation",
     "event_loop",
+    "availability",
     "limits",
     "health_check",
     "restart_policy",
@@ -72,8 +74,12 @@ def fill_defaults(app: App) -> None:
     app.replicas = app.replicas or 1
     app.desired_state = app.desired_state or App.RUNNING
     fill_runtime(app)
+    app.failover = effective_failover(app)
 
 
 def runtime_fields_changed(old: App, new: App) -> bool:
     """Tell whether what runs differs, which asks for a swap of the instance; takes full forms."""
-    return any(getattr(old, field) != getattr(new, field) for field in RUNTIME_FIELDS)
+    before = App()
+    before.CopyFrom(old)
+    fill_runtime(before)  # it may be of a version that knew fewer fields: their defaults are no change
+    return any(getattr(before, field) != getattr(new, field) for field in RUNTIME_FIELDS)

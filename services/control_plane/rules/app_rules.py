@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from services.control_plane.rules.names import is_environment_name
 from services.rpc.errors import Violation
+from services.spec.availability import keeps_data_on_node
 from services.spec.rules import runtime_violations
 from services.spec.scalars import (
     KIB,
@@ -43,6 +44,9 @@ def app_violations(app: App, prefix: str = "app") -> list[Violation]:
     if app.replicas not in (0, 1):
         found.append(Violation(f"{prefix}.replicas", "must be 1 in this version"))
     found += enum_violations(f"{prefix}.desired_state", app.desired_state, App.DesiredState.DESCRIPTOR)
+    found += enum_violations(f"{prefix}.failover", app.failover, App.Failover.DESCRIPTOR)
+    if app.failover == App.AUTOMATIC and keeps_data_on_node(app):
+        found.append(Violation(f"{prefix}.failover", "must not be AUTOMATIC where the data is on the node"))
     return sorted(found, key=lambda one: _ORDER[_NAME.match(one.field, len(prefix) + 1)[0]])  # type: ignore[index]
 
 

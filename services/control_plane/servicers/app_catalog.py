@@ -64,6 +64,10 @@ class CatalogServicer:
         """Serve AppCatalog.RestartApp."""
         return await self._commands.restart(request, call.caller())
 
+    async def RecoverApp(self, request: pb.RecoverAppRequest, call: Call) -> Operation:
+        """Serve AppCatalog.RecoverApp."""
+        return await self._commands.recover(request, call.caller())
+
     async def BatchCreateApps(self, request: pb.BatchCreateAppsRequest, call: Call) -> Operation:
         """Serve AppCatalog.BatchCreateApps."""
         return await self._batches.begin(request, call.caller())

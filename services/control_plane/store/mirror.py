@@ -211,6 +211,11 @@ class Mirror:
         """Count the apps of an environment."""
         return len(self._by_environment.get(environment, _NONE))
 
+    def database_server_of(self, app: str) -> str:
+        """Return the database server that an app's database is on; empty if it is on none."""
+        packed = self._packed(app)
+        return packed.database_server if packed is not None else ""
+
     def count_on_server(self, server: str) -> int:
         """Count the apps that have their databases on a database server, without those being deleted."""
         return len(self._by_server.get(server, _NONE))

@@ -27,7 +27,7 @@ from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer, DrainNodeMetadata, 
 from services.control_plane.rules.etags import app_etag
 from services.control_plane.store.packed_app import PackedApp, list_item
 
-VERBS = ("create", "update", "delete", "start", "stop", "restart", "move", "attach", "purge")
+VERBS = ("create", "update", "delete", "start", "stop", "restart", "recover", "move", "attach", "purge")
 """What operations on apps, and on what they leave, do: the methods that begin them."""
 
 DRAIN = "drain"

@@ -18,6 +18,7 @@ from services.cli.errors import Exit
 from services.cli.main import app as program
 from services.cli.main import run
 from services.cli.programs import PROGRAMS
+from services.control_plane.reconciler.transactions import lease_ran_out
 from tests.eventually import WITHIN
 from tests.fakes.runtime_node import Behaviour
 from tests.integration.control_plane.plane import Plane
@@ -275,6 +276,12 @@ async def test_the_example_of_each_commands_help_works(
         if name == "nodes delete":
             await node.kill()
             await plane.node_state(node.node, Node.UNREACHABLE)
+    if name == "recover":
+        await plane.node("environments/default/nodes/node-2")
+        home = plane.nodes[0]
+        await home.kill()
+        lost = (await plane.node_state(home.node, Node.UNREACHABLE), Node.EXPIRED)
+        plane.store.write(lambda tx: lease_ran_out(tx, *lost)).result()  # not waited for
     if name == "delete":
         await command("create", "wiki", "notes:create_app")
     if name.startswith("retained "):

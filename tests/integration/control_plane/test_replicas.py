@@ -189,7 +189,9 @@ async def test_a_leader_that_is_killed_or_stands_still_is_replaced_and_commands_
     try:
         await eventually(first.leads)
         await second.start()
-        await second.node(NODE)
+        node = await second.node(NODE)
+        await eventually(lambda: node.lease.held)
+        term = node.lease.term
         assert (await second.create("before")).state == rt.Instance.RUNNING
         first._process.send_signal(how)
         operation = await second.create("during", wait=False)  # accepted at once, whoever leads
@@ -201,9 +203,19 @@ async def test_a_leader_that_is_killed_or_stands_still_is_replaced_and_commands_
             await eventually(lambda: any("leads no longer" in line for line in first.log))
             assert (await second.create("after")).state == rt.Instance.RUNNING
             assert leads(second)
+        await eventually(lambda: node.lease.held and node.lease.term > term)
+        assert [spec.name for spec in map(spec_of, node.calls) if spec.name.startswith("apps/before/")] == [
+            "apps/before/instances/g1-e1"
+        ]
     finally:
         await first.end()
         await second.close()
+
+
+def spec_of(call: tuple[str, Any]) -> rt.InstanceSpec:
+    """Return what a call to a node starts; nothing of another call."""
+    method, request = call
+    return request.spec if method == "StartInstance" else rt.InstanceSpec()
 
 
 async def test_a_control_plane_on_postgresql_ends_cleanly(url: str) -> None:

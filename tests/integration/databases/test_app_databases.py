@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -280,6 +281,11 @@ async def test_a_server_that_does_not_answer_is_told_without_a_secret_and_then_l
         with pytest.raises(SupervisorError):
             await prepared(databases, app("other"))
         connected.assert_not_called()
+        # News of the server end its rest.
+        gone.servers[NAME] = replace(gone.servers[NAME], revision=7)
+        connected.side_effect = SupervisorError("DATABASE_UNAVAILABLE", "It was tried.")
+        with pytest.raises(SupervisorError, match="It was tried"):
+            await prepared(databases, app("other"))
 
 
 async def test_a_url_that_cannot_be_read_gives_no_part_of_it_away() -> None:

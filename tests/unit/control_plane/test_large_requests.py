@@ -7,7 +7,7 @@ from google.protobuf.message import Message
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
-from services.control_plane.catalog import commands
+from services.control_plane.catalog import changes
 from services.control_plane.fleet import fleet as fleet_module
 from services.control_plane.rules import sizes
 from services.rpc.server import MAX_REQUEST_BYTES
@@ -73,7 +73,7 @@ def test_what_is_too_large_is_refused_before_it_is_walked(
         raise AssertionError("walked")
 
     for module, names in (
-        (commands, ("normalize_app", "app_violations", "apply_update")),
+        (changes, ("normalize_app", "app_violations", "apply_update")),
         (fleet_module, ("environment_violations", "node_violations")),
     ):
         for name in names:

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from services.control_plane.leadership import Leadership, Pace
+from services.control_plane.leadership import Leadership
 from services.control_plane.store.errors import unavailable
 from services.control_plane.store.interface import Standing
+from services.control_plane.tenure import Pace, Tenure
 from tests.eventually import WITHIN, eventually
 
 WAIT = WITHIN
@@ -69,10 +70,10 @@ class Replica:
             seat, "h:1", on_elected=self.begin, on_lost=self.end, pace=PACE, clock=lambda: seat.now
         )
 
-    async def begin(self, term: int) -> None:
+    async def begin(self, tenure: Tenure) -> None:
         if self.fails:
             raise RuntimeError("it could not begin")
-        self.told.append(f"begin {term}")
+        self.told.append(f"begin {tenure.term}")
 
     async def end(self) -> None:
         self.told.append("end")

@@ -6,7 +6,9 @@ from typing import Any
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, RuntimeStatus, WatchInstancesResponse
+from services.control_plane.leases import Leases
 from services.control_plane.nodes.links import NodeLinks
+from services.control_plane.tenure import Tenure
 from tests.eventually import eventually
 
 Message = WatchInstancesResponse
@@ -21,7 +23,7 @@ class Line:
     async def status(self) -> RuntimeStatus:
         return RuntimeStatus()
 
-    async def watch(self, *, silence: float) -> AsyncIterator[WatchInstancesResponse]:
+    async def watch(self, *, silence: float, term: int = 0) -> AsyncIterator[WatchInstancesResponse]:
         while True:
             yield await self.said.get()
 
@@ -42,7 +44,7 @@ class Listener:
 
 async def test_the_nodes_of_an_app_are_known_without_a_look_at_every_node() -> None:
     lines = {f"127.0.0.{number}:1": Line() for number in range(1, 4)}
-    links = NodeLinks(5.0, lambda address: lines[address])  # type: ignore[arg-type, return-value]
+    links = NodeLinks(5.0, lambda address: lines[address], Leases(Tenure.endless(), lambda: 0.0))  # type: ignore[arg-type, return-value]
 
     def hosting(app: str) -> list[str]:
         return [link.node.name for link in links.hosting(app)]

@@ -217,6 +217,7 @@ def test_every_field_that_a_node_is_to_know_reaches_it() -> None:
     app.domains.append("a.example")
     app.activation, app.isolation = rt.InstanceSpec.ON_REQUEST, rt.InstanceSpec.PROCESS
     app.event_loop = rt.InstanceSpec.ASYNCIO
+    app.availability = rt.InstanceSpec.CONSISTENT
     app.database.sqlite.SetInParent()
     app.idle_timeout.FromSeconds(60)
     app.limits.max_threads, app.health_check.path, app.restart_policy.max_restarts = 3, "/", 7

@@ -90,6 +90,7 @@ class World:
         return Controller(
             self.store,  # type: ignore[arg-type]
             connect=lambda address: Line(self.places.get(address, self), address),
+            lease_clock=lambda: asyncio.get_running_loop().time(),
         )
 
     def _life(self) -> FakeNode:
@@ -173,13 +174,20 @@ class Line(NodeClient):
     async def start(self, request: rt.StartInstanceRequest) -> rt.Instance:
         self._world.calls += 1
         self._world.started.append(request.spec)
-        found = await self._call(lambda node: node.start_instance(request.spec, start_now=request.start_now))
+        found = await self._call(
+            lambda node: node.start_instance(
+                request.spec, start_now=request.start_now, term=request.term, incarnation=request.incarnation
+            )
+        )
         return _copy(found)
 
     async def stop(self, request: rt.StopInstanceRequest) -> rt.Instance | None:
         self._world.calls += 1
         found = await self._call(lambda node: node.stop_instance(request))
         return _copy(found) if found is not None else None
+
+    async def renew(self, request: rt.RenewLeaseRequest) -> None:
+        await self._call(lambda node: node.renew_lease(request))
 
     async def directories(self, parent: str) -> AsyncIterator[rt.DataDirectory]:
         # A question changes nothing there: it is not counted, a new leader asks it.
@@ -192,9 +200,9 @@ class Line(NodeClient):
         self._world.calls += 1
         return await self._call(lambda node: node.claim_data_directory(request))
 
-    async def watch(self, silence: float) -> AsyncIterator[rt.WatchInstancesResponse]:
+    async def watch(self, silence: float, term: int = 0) -> AsyncIterator[rt.WatchInstancesResponse]:
         ended = asyncio.ensure_future(self._world.ended.wait())
-        request = rt.WatchInstancesRequest()
+        request = rt.WatchInstancesRequest(term=term)
         request.heartbeat_interval.FromMilliseconds(int(silence * 1000 / 3))
         try:
             async for message in self._heard(self._world.node.watch(request), silence, ended):

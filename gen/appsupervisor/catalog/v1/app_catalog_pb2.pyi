@@ -81,6 +81,29 @@ class App(_message.Message):
     STOPPED: App.DesiredState.ValueType  # 2
     """It does not run, whatever happens."""
 
+    class _Failover:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _FailoverEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[App._Failover.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        FAILOVER_UNSPECIFIED: App._Failover.ValueType  # 0
+        """By its database: `MANUAL` with `sqlite`, whose data is on its node, else `AUTOMATIC`."""
+        AUTOMATIC: App._Failover.ValueType  # 1
+        """It gets a new epoch on another node."""
+        MANUAL: App._Failover.ValueType  # 2
+        """It waits for its node; RecoverApp starts it elsewhere."""
+
+    class Failover(_Failover, metaclass=_FailoverEnumTypeWrapper):
+        """What becomes of an app whose node is lost: not heard, and its lease run out."""
+
+    FAILOVER_UNSPECIFIED: App.Failover.ValueType  # 0
+    """By its database: `MANUAL` with `sqlite`, whose data is on its node, else `AUTOMATIC`."""
+    AUTOMATIC: App.Failover.ValueType  # 1
+    """It gets a new epoch on another node."""
+    MANUAL: App.Failover.ValueType  # 2
+    """It waits for its node; RecoverApp starts it elsewhere."""
+
     @_typing.final
     class LabelsEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
@@ -201,6 +224,8 @@ class App(_message.Message):
     RESTART_POLICY_FIELD_NUMBER: _builtins.int
     DESIRED_STATE_FIELD_NUMBER: _builtins.int
     EVENT_LOOP_FIELD_NUMBER: _builtins.int
+    AVAILABILITY_FIELD_NUMBER: _builtins.int
+    FAILOVER_FIELD_NUMBER: _builtins.int
     NODE_SELECTOR_FIELD_NUMBER: _builtins.int
     EXCLUSIVE_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
@@ -242,6 +267,14 @@ class App(_message.Message):
     event_loop: _runtime_environment_pb2.InstanceSpec.EventLoop.ValueType
     """What runs its coroutines; `UVLOOP` when unset. `ASYNCIO` is for code that needs the loop of Python's own asyncio,
     and is accepted with `isolation` `PROCESS` only: the other tiers share loops, or their kind.
+    """
+    availability: _runtime_environment_pb2.InstanceSpec.Availability.ValueType
+    """Whether it answers on a node that holds no lease; by its database when unset: `CONSISTENT` with an `external` one,
+    else `AVAILABLE`.
+    """
+    failover: Global___App.Failover.ValueType
+    """What becomes of it when its node is lost; by its database when unset: `MANUAL` with `sqlite`, else `AUTOMATIC`,
+    which a `sqlite` app cannot be, for its data is on its node.
     """
     exclusive: _builtins.bool
     """Whether it is to be alone on its node. A change moves nothing: it holds from the next placement on, its own or
@@ -367,6 +400,8 @@ class App(_message.Message):
         restart_policy: _runtime_environment_pb2.RestartPolicy | None = ...,
         desired_state: Global___App.DesiredState.ValueType = ...,
         event_loop: _runtime_environment_pb2.InstanceSpec.EventLoop.ValueType = ...,
+        availability: _runtime_environment_pb2.InstanceSpec.Availability.ValueType = ...,
+        failover: Global___App.Failover.ValueType = ...,
         node_selector: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         exclusive: _builtins.bool = ...,
         uid: _builtins.str = ...,
@@ -385,7 +420,7 @@ class App(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "create_time", b"create_time", "database", b"database", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "limits", b"limits", "restart_policy", b"restart_policy", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "annotations", b"annotations", "conditions", b"conditions", "config", b"config", "create_time", b"create_time", "database", b"database", "desired_state", b"desired_state", "display_name", b"display_name", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "environment", b"environment", "etag", b"etag", "event_loop", b"event_loop", "exclusive", b"exclusive", "generation", b"generation", "health", b"health", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "instances", b"instances", "isolation", b"isolation", "labels", b"labels", "limits", b"limits", "name", b"name", "node_selector", b"node_selector", "observed_generation", b"observed_generation", "reconciling", b"reconciling", "replicas", b"replicas", "restart_policy", b"restart_policy", "retained_data", b"retained_data", "secret_env", b"secret_env", "state", b"state", "uid", b"uid", "update_time", b"update_time", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "annotations", b"annotations", "availability", b"availability", "conditions", b"conditions", "config", b"config", "create_time", b"create_time", "database", b"database", "desired_state", b"desired_state", "display_name", b"display_name", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "environment", b"environment", "etag", b"etag", "event_loop", b"event_loop", "exclusive", b"exclusive", "failover", b"failover", "generation", b"generation", "health", b"health", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "instances", b"instances", "isolation", b"isolation", "labels", b"labels", "limits", b"limits", "name", b"name", "node_selector", b"node_selector", "observed_generation", b"observed_generation", "reconciling", b"reconciling", "replicas", b"replicas", "restart_policy", b"restart_policy", "retained_data", b"retained_data", "secret_env", b"secret_env", "state", b"state", "uid", b"uid", "update_time", b"update_time", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1024,6 +1059,44 @@ class BatchResponse(_message.Message):
 Global___BatchResponse: _TypeAlias = BatchResponse  # noqa: Y015
 
 @_typing.final
+class RecoverAppRequest(_message.Message):
+    """Request of RecoverApp."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    ACCEPT_DATA_LOSS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The app to recover, `apps/{app}`."""
+    etag: _builtins.str
+    """If set, must be the app's current one."""
+    request_id: _builtins.str
+    """Makes a repeat return the first result."""
+    validate_only: _builtins.bool
+    """Checks everything and changes nothing."""
+    accept_data_loss: _builtins.bool
+    """Starts an app that keeps its data on the lost node on a new, empty database. What it had stored is given up."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        accept_data_loss: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_data_loss", b"accept_data_loss", "etag", b"etag", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RecoverAppRequest: _TypeAlias = RecoverAppRequest  # noqa: Y015
+
+@_typing.final
 class MoveAppRequest(_message.Message):
     """Request of MoveApp."""
 
@@ -1583,8 +1656,8 @@ class OperationMetadata(_message.Message):
     target: _builtins.str
     """The app it is about, `apps/{app}`."""
     verb: _builtins.str
-    """The method that began it: `create`, `update`, `delete`, `start`, `stop`, `restart`, `move`, `attach`, `purge`; of a
-    batch `batch_create`, `batch_update`, and so on.
+    """The method that began it: `create`, `update`, `delete`, `start`, `stop`, `restart`, `move`, `recover`, `attach`,
+    `purge`; of a batch `batch_create`, `batch_update`, and so on.
     """
     step: _builtins.str
     """What it does now: `accepted`, `placing`, `starting`, `draining`, `removing data`, `done`, `failed`, `cancelled`,

@@ -116,6 +116,11 @@ class AppCatalogStub:
                 request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchRestartAppsRequest.SerializeToString,
                 response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
+        self.RecoverApp = channel.unary_unary(
+                '/appsupervisor.catalog.v1.AppCatalog/RecoverApp',
+                request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.RecoverAppRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
         self.MoveApp = channel.unary_unary(
                 '/appsupervisor.catalog.v1.AppCatalog/MoveApp',
                 request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.MoveAppRequest.SerializeToString,
@@ -386,6 +391,25 @@ class AppCatalogServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RecoverApp(self, request, context):
+        """Starts an app on another node, because its own is lost and the app does not go elsewhere by itself.
+
+        For apps with `failover` `MANUAL`, and for all while the failover of an environment is held.
+        Precondition: the app exists, is wanted `RUNNING`, is not `DELETING`, has the `etag` given, if one is given, and its
+        node's lease has run out. If it keeps its data on that node, `accept_data_loss` is set.
+        On success: the app has a new epoch; the operation ends when it serves. What the lost node still runs of it is ended
+        once that node is heard, and its data there is left behind.
+        Idempotent by `request_id` alone.
+        Cancelling the call undoes nothing; cancelling the operation stops the app.
+        Rolled back: nothing.
+
+        Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED`, `NODE_NOT_LOST`, `DATA_MISSING`
+        (FAILED_PRECONDITION).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def MoveApp(self, request, context):
         """Brings an app to another node: `node`, or the one that placement chooses.
 
@@ -531,6 +555,11 @@ def add_AppCatalogServicer_to_server(servicer, server):
             'BatchRestartApps': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchRestartApps,
                     request_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchRestartAppsRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'RecoverApp': grpc.unary_unary_rpc_method_handler(
+                    servicer.RecoverApp,
+                    request_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.RecoverAppRequest.FromString,
                     response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
             'MoveApp': grpc.unary_unary_rpc_method_handler(
@@ -947,6 +976,33 @@ class AppCatalog:
             target,
             '/appsupervisor.catalog.v1.AppCatalog/BatchRestartApps',
             appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchRestartAppsRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RecoverApp(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.catalog.v1.AppCatalog/RecoverApp',
+            appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.RecoverAppRequest.SerializeToString,
             google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,

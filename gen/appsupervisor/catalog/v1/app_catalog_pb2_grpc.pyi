@@ -217,6 +217,21 @@ class AppCatalogStub:
 
     Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
     """
+    RecoverApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.RecoverAppRequest, _operations_pb2.Operation]
+    """Starts an app on another node, because its own is lost and the app does not go elsewhere by itself.
+
+    For apps with `failover` `MANUAL`, and for all while the failover of an environment is held.
+    Precondition: the app exists, is wanted `RUNNING`, is not `DELETING`, has the `etag` given, if one is given, and its
+    node's lease has run out. If it keeps its data on that node, `accept_data_loss` is set.
+    On success: the app has a new epoch; the operation ends when it serves. What the lost node still runs of it is ended
+    once that node is heard, and its data there is left behind.
+    Idempotent by `request_id` alone.
+    Cancelling the call undoes nothing; cancelling the operation stops the app.
+    Rolled back: nothing.
+
+    Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED`, `NODE_NOT_LOST`, `DATA_MISSING`
+    (FAILED_PRECONDITION).
+    """
     MoveApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.MoveAppRequest, _operations_pb2.Operation]
     """Brings an app to another node: `node`, or the one that placement chooses.
 
@@ -459,6 +474,21 @@ class AppCatalogAsyncStub(AppCatalogStub):
     Rolled back: nothing.
 
     Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    RecoverApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.RecoverAppRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Starts an app on another node, because its own is lost and the app does not go elsewhere by itself.
+
+    For apps with `failover` `MANUAL`, and for all while the failover of an environment is held.
+    Precondition: the app exists, is wanted `RUNNING`, is not `DELETING`, has the `etag` given, if one is given, and its
+    node's lease has run out. If it keeps its data on that node, `accept_data_loss` is set.
+    On success: the app has a new epoch; the operation ends when it serves. What the lost node still runs of it is ended
+    once that node is heard, and its data there is left behind.
+    Idempotent by `request_id` alone.
+    Cancelling the call undoes nothing; cancelling the operation stops the app.
+    Rolled back: nothing.
+
+    Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED`, `NODE_NOT_LOST`, `DATA_MISSING`
+    (FAILED_PRECONDITION).
     """
     MoveApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.MoveAppRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Brings an app to another node: `node`, or the one that placement chooses.
@@ -783,6 +813,27 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         Rolled back: nothing.
 
         Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+
+    @_abc_1.abstractmethod
+    def RecoverApp(
+        self,
+        request: _app_catalog_pb2.RecoverAppRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Starts an app on another node, because its own is lost and the app does not go elsewhere by itself.
+
+        For apps with `failover` `MANUAL`, and for all while the failover of an environment is held.
+        Precondition: the app exists, is wanted `RUNNING`, is not `DELETING`, has the `etag` given, if one is given, and its
+        node's lease has run out. If it keeps its data on that node, `accept_data_loss` is set.
+        On success: the app has a new epoch; the operation ends when it serves. What the lost node still runs of it is ended
+        once that node is heard, and its data there is left behind.
+        Idempotent by `request_id` alone.
+        Cancelling the call undoes nothing; cancelling the operation stops the app.
+        Rolled back: nothing.
+
+        Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `APP_STOPPED`, `NODE_NOT_LOST`, `DATA_MISSING`
+        (FAILED_PRECONDITION).
         """
 
     @_abc_1.abstractmethod

@@ -98,6 +98,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the operation is done, or of a kind that cannot be taken back."""
     OPERATION_NOT_DONE: _ErrorReason.ValueType  # 88
     """FAILED_PRECONDITION: an operation that is not done cannot be deleted; cancel it."""
+    STALE_TERM: _ErrorReason.ValueType  # 89
+    """FAILED_PRECONDITION: the call is of a leader that another one has followed, or is meant for another life of the
+    node.
+    """
+    NODE_NOT_LOST: _ErrorReason.ValueType  # 90
+    """FAILED_PRECONDITION: the app's node is not lost, or the app is not wanted there: nothing is to be recovered."""
     RETAINED_DATA_BUSY: _ErrorReason.ValueType  # 99
     """FAILED_PRECONDITION: the retained data is being attached to an app, or purged."""
     DATA_ON_NODE: _ErrorReason.ValueType  # 95
@@ -136,6 +142,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE, in conditions: the server of the app's database does not answer. Tried again."""
     NO_NODE_AVAILABLE: _ErrorReason.ValueType  # 143
     """In conditions, and FAILED_PRECONDITION of a move: the app's environment has no node that can take it."""
+    LEASE_EXPIRED: _ErrorReason.ValueType  # 144
+    """UNAVAILABLE, over HTTP: the node holds no lease from the control plane, and the app is `CONSISTENT`. Try again."""
     ENTRYPOINT_MALFORMED: _ErrorReason.ValueType  # 160
     """The app: its entrypoint is not `package.module:attribute`."""
     ENTRYPOINT_MODULE_NOT_FOUND: _ErrorReason.ValueType  # 161
@@ -260,6 +268,12 @@ OPERATION_NOT_CANCELLABLE: ErrorReason.ValueType  # 87
 """FAILED_PRECONDITION: the operation is done, or of a kind that cannot be taken back."""
 OPERATION_NOT_DONE: ErrorReason.ValueType  # 88
 """FAILED_PRECONDITION: an operation that is not done cannot be deleted; cancel it."""
+STALE_TERM: ErrorReason.ValueType  # 89
+"""FAILED_PRECONDITION: the call is of a leader that another one has followed, or is meant for another life of the
+node.
+"""
+NODE_NOT_LOST: ErrorReason.ValueType  # 90
+"""FAILED_PRECONDITION: the app's node is not lost, or the app is not wanted there: nothing is to be recovered."""
 RETAINED_DATA_BUSY: ErrorReason.ValueType  # 99
 """FAILED_PRECONDITION: the retained data is being attached to an app, or purged."""
 DATA_ON_NODE: ErrorReason.ValueType  # 95
@@ -298,6 +312,8 @@ DATABASE_SERVER_UNREACHABLE: ErrorReason.ValueType  # 156
 """UNAVAILABLE, in conditions: the server of the app's database does not answer. Tried again."""
 NO_NODE_AVAILABLE: ErrorReason.ValueType  # 143
 """In conditions, and FAILED_PRECONDITION of a move: the app's environment has no node that can take it."""
+LEASE_EXPIRED: ErrorReason.ValueType  # 144
+"""UNAVAILABLE, over HTTP: the node holds no lease from the control plane, and the app is `CONSISTENT`. Try again."""
 ENTRYPOINT_MALFORMED: ErrorReason.ValueType  # 160
 """The app: its entrypoint is not `package.module:attribute`."""
 ENTRYPOINT_MODULE_NOT_FOUND: ErrorReason.ValueType  # 161

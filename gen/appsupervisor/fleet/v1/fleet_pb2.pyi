@@ -4,6 +4,7 @@ isort:skip_file
 Environments and the nodes in them."""
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as _app_catalog_pb2
+from appsupervisor.runtime.v1 import runtime_environment_pb2 as _runtime_environment_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -59,6 +60,7 @@ class Environment(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `environments/{environment}`; the id follows the rules of an app's."""
     display_name: _builtins.str
@@ -85,6 +87,10 @@ class Environment(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it last changed."""
 
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_runtime_environment_pb2.Condition]:
+        """Aspects of its status: `FailoverHeld`, there while most of its nodes have been lost at once."""
+
     def __init__(
         self,
         *,
@@ -98,10 +104,11 @@ class Environment(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
+        conditions: _abc.Iterable[_runtime_environment_pb2.Condition] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_count", b"app_count", "cordoned", b"cordoned", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "name", b"name", "node_count", b"node_count", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_count", b"app_count", "conditions", b"conditions", "cordoned", b"cordoned", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "name", b"name", "node_count", b"node_count", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -140,6 +147,39 @@ class Node(_message.Message):
     UNREACHABLE: Node.State.ValueType  # 3
     """Cannot be heard."""
 
+    class _LeaseState:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _LeaseStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Node._LeaseState.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        LEASE_STATE_UNSPECIFIED: Node._LeaseState.ValueType  # 0
+        """None was granted: the node has just joined, or is of a version without leases. Its apps stay with it."""
+        GRANTED: Node._LeaseState.ValueType  # 1
+        """Granted, and renewed while the node is heard."""
+        EXPIRED: Node._LeaseState.ValueType  # 2
+        """It has run out: the node is lost. Apps with `failover` `AUTOMATIC` are started elsewhere."""
+        ON_HOLD: Node._LeaseState.ValueType  # 3
+        """It has run out together with those of most nodes of the environment. The fault is taken to be the control plane's
+        own: no app is started elsewhere by itself; RecoverApp does it for one.
+        """
+
+    class LeaseState(_LeaseState, metaclass=_LeaseStateEnumTypeWrapper):
+        """What the control plane's leader counts of a node's lease, its right to answer for apps that are `CONSISTENT`. New
+        values may come.
+        """
+
+    LEASE_STATE_UNSPECIFIED: Node.LeaseState.ValueType  # 0
+    """None was granted: the node has just joined, or is of a version without leases. Its apps stay with it."""
+    GRANTED: Node.LeaseState.ValueType  # 1
+    """Granted, and renewed while the node is heard."""
+    EXPIRED: Node.LeaseState.ValueType  # 2
+    """It has run out: the node is lost. Apps with `failover` `AUTOMATIC` are started elsewhere."""
+    ON_HOLD: Node.LeaseState.ValueType  # 3
+    """It has run out together with those of most nodes of the environment. The fault is taken to be the control plane's
+    own: no app is started elsewhere by itself; RecoverApp does it for one.
+    """
+
     @_typing.final
     class LabelsEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
@@ -175,6 +215,7 @@ class Node(_message.Message):
     APP_COUNT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    LEASE_STATE_FIELD_NUMBER: _builtins.int
     CORDONED_FIELD_NUMBER: _builtins.int
     SCHEDULABLE_FIELD_NUMBER: _builtins.int
     RESERVED_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
@@ -203,6 +244,8 @@ class Node(_message.Message):
     """Why it is in that state, one sentence."""
     app_count: _builtins.int
     """Apps placed on it."""
+    lease_state: Global___Node.LeaseState.ValueType
+    """What is known of its lease."""
     cordoned: _builtins.bool
     """True from CordonNode or DrainNode on until UncordonNode: no further app is placed on it."""
     schedulable: _builtins.bool
@@ -243,6 +286,7 @@ class Node(_message.Message):
         app_count: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        lease_state: Global___Node.LeaseState.ValueType = ...,
         cordoned: _builtins.bool = ...,
         schedulable: _builtins.bool = ...,
         reserved_memory_bytes: _builtins.int = ...,
@@ -250,7 +294,7 @@ class Node(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app_count", b"app_count", "base_domain", b"base_domain", "cordoned", b"cordoned", "create_time", b"create_time", "etag", b"etag", "http_address", b"http_address", "incarnation", b"incarnation", "labels", b"labels", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "name", b"name", "reserved_memory_bytes", b"reserved_memory_bytes", "schedulable", b"schedulable", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app_count", b"app_count", "base_domain", b"base_domain", "cordoned", b"cordoned", "create_time", b"create_time", "etag", b"etag", "http_address", b"http_address", "incarnation", b"incarnation", "labels", b"labels", "lease_state", b"lease_state", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "name", b"name", "reserved_memory_bytes", b"reserved_memory_bytes", "schedulable", b"schedulable", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

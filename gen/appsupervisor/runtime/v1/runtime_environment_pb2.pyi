@@ -58,6 +58,7 @@ class RuntimeStatus(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     NODE_UID_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Resource name of the node, `environments/{environment}/nodes/{node}`."""
     incarnation: _builtins.str
@@ -88,6 +89,10 @@ class RuntimeStatus(_message.Message):
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When this incarnation began."""
 
+    @_builtins.property
+    def lease(self) -> Global___Lease:
+        """The node's lease; unset on a node that knows no leases."""
+
     def __init__(
         self,
         *,
@@ -104,14 +109,139 @@ class RuntimeStatus(_message.Message):
         memory_bytes: _builtins.int = ...,
         draining: _builtins.bool = ...,
         node_uid: _builtins.str = ...,
+        lease: Global___Lease | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["monotonic_time", b"monotonic_time", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "monotonic_time", b"monotonic_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_domain", b"base_domain", "draining", b"draining", "http_address", b"http_address", "incarnation", b"incarnation", "instance_count", b"instance_count", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "monotonic_time", b"monotonic_time", "node", b"node", "node_uid", b"node_uid", "python_version", b"python_version", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_domain", b"base_domain", "draining", b"draining", "http_address", b"http_address", "incarnation", b"incarnation", "instance_count", b"instance_count", "lease", b"lease", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "monotonic_time", b"monotonic_time", "node", b"node", "node_uid", b"node_uid", "python_version", b"python_version", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RuntimeStatus: _TypeAlias = RuntimeStatus  # noqa: Y015
+
+@_typing.final
+class Lease(_message.Message):
+    """A node's right to answer for apps that are `CONSISTENT`, as the node itself counts it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERM_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    REMAINING_DURATION_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    """Highest term of a leader that this life of the node knows."""
+    held: _builtins.bool
+    """Whether the node may answer for such apps now."""
+    @_builtins.property
+    def remaining_duration(self) -> _duration_pb2.Duration:
+        """Time until the lease runs out, unless it is renewed; unset if none is held, or if it has no end."""
+
+    def __init__(
+        self,
+        *,
+        term: _builtins.int = ...,
+        held: _builtins.bool = ...,
+        remaining_duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["remaining_duration", b"remaining_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "remaining_duration", b"remaining_duration", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lease: _TypeAlias = Lease  # noqa: Y015
+
+@_typing.final
+class RenewLeaseRequest(_message.Message):
+    """Request of RenewLease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Fence(_message.Message):
+        """What a node has lost to another one: of each app, the epochs below one."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        APP_UID_FIELD_NUMBER: _builtins.int
+        EPOCH_FIELD_NUMBER: _builtins.int
+        app_uid: _builtins.str
+        """The app's uid."""
+        epoch: _builtins.int
+        """Instances of that app below this epoch answer nobody any more, and none is accepted."""
+        def __init__(
+            self,
+            *,
+            app_uid: _builtins.str = ...,
+            epoch: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["app_uid", b"app_uid", "epoch", b"epoch"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TERM_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    MONOTONIC_TIME_FIELD_NUMBER: _builtins.int
+    LEASE_DURATION_FIELD_NUMBER: _builtins.int
+    FENCES_FIELD_NUMBER: _builtins.int
+    term: _builtins.int
+    """The leader's term, from 1."""
+    incarnation: _builtins.str
+    """The life of the node whose clock `monotonic_time` is of."""
+    @_builtins.property
+    def monotonic_time(self) -> _duration_pb2.Duration:
+        """`monotonic_time` of the heartbeat that this answers. In the node's future it is refused."""
+
+    @_builtins.property
+    def lease_duration(self) -> _duration_pb2.Duration:
+        """How long the lease lasts from then, 100 ms to 1 minute."""
+
+    @_builtins.property
+    def fences(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenewLeaseRequest.Fence]:
+        """What the node gives up before it takes the lease."""
+
+    def __init__(
+        self,
+        *,
+        term: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
+        monotonic_time: _duration_pb2.Duration | None = ...,
+        lease_duration: _duration_pb2.Duration | None = ...,
+        fences: _abc.Iterable[Global___RenewLeaseRequest.Fence] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease_duration", b"lease_duration", "monotonic_time", b"monotonic_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fences", b"fences", "incarnation", b"incarnation", "lease_duration", b"lease_duration", "monotonic_time", b"monotonic_time", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewLeaseRequest: _TypeAlias = RenewLeaseRequest  # noqa: Y015
+
+@_typing.final
+class RenewLeaseResponse(_message.Message):
+    """Response of RenewLease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lease(self) -> Global___Lease:
+        """The lease as it is now."""
+
+    def __init__(
+        self,
+        *,
+        lease: Global___Lease | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RenewLeaseResponse: _TypeAlias = RenewLeaseResponse  # noqa: Y015
 
 @_typing.final
 class Database(_message.Message):
@@ -1002,6 +1132,29 @@ class InstanceSpec(_message.Message):
     ASYNCIO: InstanceSpec.EventLoop.ValueType  # 2
     """The loop of Python's asyncio, for code that reaches into it, as nest_asyncio does. In `PROCESS` only."""
 
+    class _Availability:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _AvailabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[InstanceSpec._Availability.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        AVAILABILITY_UNSPECIFIED: InstanceSpec._Availability.ValueType  # 0
+        """By its database: `CONSISTENT` with an `external` one, which a second copy could write, else `AVAILABLE`."""
+        AVAILABLE: InstanceSpec._Availability.ValueType  # 1
+        """Answers, control plane or not. While its node is cut off, a copy elsewhere may answer, too."""
+        CONSISTENT: InstanceSpec._Availability.ValueType  # 2
+        """Answers while its node holds its lease, else 503 `LEASE_EXPIRED`: a copy elsewhere is started only after that."""
+
+    class Availability(_Availability, metaclass=_AvailabilityEnumTypeWrapper):
+        """Whether an app answers on a node that the control plane may have given up."""
+
+    AVAILABILITY_UNSPECIFIED: InstanceSpec.Availability.ValueType  # 0
+    """By its database: `CONSISTENT` with an `external` one, which a second copy could write, else `AVAILABLE`."""
+    AVAILABLE: InstanceSpec.Availability.ValueType  # 1
+    """Answers, control plane or not. While its node is cut off, a copy elsewhere may answer, too."""
+    CONSISTENT: InstanceSpec.Availability.ValueType  # 2
+    """Answers while its node holds its lease, else 503 `LEASE_EXPIRED`: a copy elsewhere is started only after that."""
+
     @_typing.final
     class EnvEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
@@ -1060,6 +1213,7 @@ class InstanceSpec(_message.Message):
     RESTART_POLICY_FIELD_NUMBER: _builtins.int
     EVENT_LOOP_FIELD_NUMBER: _builtins.int
     REQUIRES_EXISTING_DATA_FIELD_NUMBER: _builtins.int
+    AVAILABILITY_FIELD_NUMBER: _builtins.int
     DATABASE_URL_FIELD_NUMBER: _builtins.int
     DATABASE_POOL_SIZE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
@@ -1082,6 +1236,8 @@ class InstanceSpec(_message.Message):
     """Refuses to start with a new, empty `sqlite` database: the app has served before, so its own must be here. Not part
     of what makes two specs differ.
     """
+    availability: Global___InstanceSpec.Availability.ValueType
+    """Whether it answers while its node holds no lease."""
     database_url: _builtins.str
     """URL of the database that `database.postgres` stands for, with the login of this epoch. Required with it, and with
     it alone. Never returned; blanked out in logs as values of `secret_env` are.
@@ -1150,12 +1306,13 @@ class InstanceSpec(_message.Message):
         restart_policy: Global___RestartPolicy | None = ...,
         event_loop: Global___InstanceSpec.EventLoop.ValueType = ...,
         requires_existing_data: _builtins.bool = ...,
+        availability: Global___InstanceSpec.Availability.ValueType = ...,
         database_url: _builtins.str = ...,
         database_pool_size: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "database", b"database", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "limits", b"limits", "restart_policy", b"restart_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "app_uid", b"app_uid", "config", b"config", "database", b"database", "database_pool_size", b"database_pool_size", "database_url", b"database_url", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "epoch", b"epoch", "event_loop", b"event_loop", "generation", b"generation", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "isolation", b"isolation", "limits", b"limits", "name", b"name", "requires_existing_data", b"requires_existing_data", "restart_policy", b"restart_policy", "secret_env", b"secret_env"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "app_uid", b"app_uid", "availability", b"availability", "config", b"config", "database", b"database", "database_pool_size", b"database_pool_size", "database_url", b"database_url", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "epoch", b"epoch", "event_loop", b"event_loop", "generation", b"generation", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "isolation", b"isolation", "limits", b"limits", "name", b"name", "requires_existing_data", b"requires_existing_data", "restart_policy", b"restart_policy", "secret_env", b"secret_env"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1169,10 +1326,16 @@ class StartInstanceRequest(_message.Message):
 
     SPEC_FIELD_NUMBER: _builtins.int
     START_NOW_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
     start_now: _builtins.bool
     """Starts an `ON_REQUEST` instance at once, to see that it can. Once it was ready it goes dormant again, unless a
     request has come or the instance that it takes over from was awake. Nothing to an `EAGER` one.
     """
+    term: _builtins.int
+    """Term of the leader that asks; unset: of nobody's. Below the highest that the node knows it is refused."""
+    incarnation: _builtins.str
+    """Life of the node that is meant; unset: whichever. Another one refuses it, for it does not know what it was told."""
     @_builtins.property
     def spec(self) -> Global___InstanceSpec:
         """What to run."""
@@ -1182,10 +1345,12 @@ class StartInstanceRequest(_message.Message):
         *,
         spec: Global___InstanceSpec | None = ...,
         start_now: _builtins.bool = ...,
+        term: _builtins.int = ...,
+        incarnation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "start_now", b"start_now"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "spec", b"spec", "start_now", b"start_now", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1225,6 +1390,7 @@ class StopInstanceRequest(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     PURGE_DATA_FIELD_NUMBER: _builtins.int
     APP_UID_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The instance to stop."""
     epoch: _builtins.int
@@ -1233,6 +1399,8 @@ class StopInstanceRequest(_message.Message):
     """Whether the app's data on this node is removed."""
     app_uid: _builtins.str
     """The app's uid; needed with `purge_data`, and else checked when set."""
+    term: _builtins.int
+    """Term of the leader that asks; unset: of nobody's. Below the highest that the node knows it is refused."""
     def __init__(
         self,
         *,
@@ -1240,10 +1408,11 @@ class StopInstanceRequest(_message.Message):
         epoch: _builtins.int = ...,
         purge_data: _builtins.bool = ...,
         app_uid: _builtins.str = ...,
+        term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_uid", b"app_uid", "epoch", b"epoch", "name", b"name", "purge_data", b"purge_data"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_uid", b"app_uid", "epoch", b"epoch", "name", b"name", "purge_data", b"purge_data", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1282,22 +1451,26 @@ class RestartInstanceRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The instance to restart."""
     epoch: _builtins.int
     """Epoch under which the restart is asked for; not below the instance's."""
     request_id: _builtins.str
     """Makes a repeat harmless; at most 128 characters."""
+    term: _builtins.int
+    """Term of the leader that asks; unset: of nobody's. Below the highest that the node knows it is refused."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         epoch: _builtins.int = ...,
         request_id: _builtins.str = ...,
+        term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "name", b"name", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "name", b"name", "request_id", b"request_id", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1415,8 +1588,11 @@ class WatchInstancesRequest(_message.Message):
 
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
     """Starts exactly after this point of an earlier stream; empty for a snapshot."""
+    term: _builtins.int
+    """Term of the leader that asks; unset: of nobody's. Below the highest that the node knows it is refused."""
     @_builtins.property
     def heartbeat_interval(self) -> _duration_pb2.Duration:
         """Time between heartbeats, 100 ms to 1 minute. Default 1 s."""
@@ -1426,10 +1602,11 @@ class WatchInstancesRequest(_message.Message):
         *,
         resume_token: _builtins.str = ...,
         heartbeat_interval: _duration_pb2.Duration | None = ...,
+        term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "resume_token", b"resume_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "resume_token", b"resume_token", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1850,22 +2027,26 @@ class ClaimDataDirectoryRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     APP_FIELD_NUMBER: _builtins.int
     APP_UID_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The directory, by the app that it belongs to: `apps/{app}/dataDirectories/{data_directory}`."""
     app: _builtins.str
     """The app that gets it, `apps/{app}`."""
     app_uid: _builtins.str
     """Uid of the app that gets it."""
+    term: _builtins.int
+    """Term of the leader that asks; unset: of nobody's. Below the highest that the node knows it is refused."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         app: _builtins.str = ...,
         app_uid: _builtins.str = ...,
+        term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "app_uid", b"app_uid", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "app_uid", b"app_uid", "name", b"name", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

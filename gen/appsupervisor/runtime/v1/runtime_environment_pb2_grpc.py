@@ -44,6 +44,11 @@ class RuntimeEnvironmentStub:
                 request_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.GetRuntimeStatusRequest.SerializeToString,
                 response_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.RuntimeStatus.FromString,
                 _registered_method=True)
+        self.RenewLease = channel.unary_unary(
+                '/appsupervisor.runtime.v1.RuntimeEnvironment/RenewLease',
+                request_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.RenewLeaseRequest.SerializeToString,
+                response_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.RenewLeaseResponse.FromString,
+                _registered_method=True)
         self.StartInstance = channel.unary_unary(
                 '/appsupervisor.runtime.v1.RuntimeEnvironment/StartInstance',
                 request_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.StartInstanceRequest.SerializeToString,
@@ -108,6 +113,25 @@ class RuntimeEnvironmentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenewLease(self, request, context):
+        """Renews the node's lease: its right to answer for apps that are `CONSISTENT`.
+
+        Called by the leader of the control plane every 2 s, with the monotonic time of a heartbeat that it has just read.
+        Precondition: `term` is not below the highest that this life of the node knows, and `incarnation` is its own.
+        On success: the node first gives up what `fences` name, then holds its lease until `monotonic_time` plus
+        `lease_duration` by its own monotonic clock, or longer if it does already. However late the call arrives, it never
+        lasts longer for it.
+        Idempotent: a repeat changes nothing.
+        Cancelling the call undoes nothing.
+        Rolled back: nothing. A node that registers with no control plane needs no lease.
+
+        Errors: `STALE_TERM` (FAILED_PRECONDITION) for an older leader, or for another life of the node; `INVALID_FIELD`
+        (INVALID_ARGUMENT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def StartInstance(self, request, context):
         """Starts one instance and returns it as accepted (usually `STARTING`, or `IDLE` for `ON_REQUEST`).
 
@@ -121,9 +145,10 @@ class RuntimeEnvironmentServicer:
         Rolled back: if it cannot start, the instance ends `FAILED` with `last_error` set; nothing of it stays but its
         data. With `requires_existing_data` and no data here it ends so with `DATA_MISSING`.
 
-        Errors: `STALE_EPOCH` (FAILED_PRECONDITION) for an older epoch or generation; `INSTANCE_EXISTS` (ALREADY_EXISTS)
-        for a known name with another spec; `INVALID_FIELD` (INVALID_ARGUMENT); `NODE_DRAINING` (FAILED_PRECONDITION) while
-        the node shuts down; `NODE_FULL` (RESOURCE_EXHAUSTED) at the node's instance limit.
+        Errors: `STALE_EPOCH` (FAILED_PRECONDITION) for an older epoch or generation; `STALE_TERM` (FAILED_PRECONDITION);
+        `INSTANCE_EXISTS` (ALREADY_EXISTS) for a known name with another spec; `INVALID_FIELD` (INVALID_ARGUMENT);
+        `NODE_DRAINING` (FAILED_PRECONDITION) while the node shuts down; `NODE_FULL` (RESOURCE_EXHAUSTED) at the node's
+        instance limit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,8 +168,9 @@ class RuntimeEnvironmentServicer:
         `DATA_NOT_REMOVED`, and a repeat of the call tries again. A symbolic link in the place of the data directory is
         never followed.
 
-        Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's; `DATA_NOT_REMOVED`
-        (FAILED_PRECONDITION) for the data of an instance that is not there; `INVALID_FIELD` (INVALID_ARGUMENT).
+        Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's; `STALE_TERM`
+        (FAILED_PRECONDITION); `DATA_NOT_REMOVED` (FAILED_PRECONDITION) for the data of an instance that is not there;
+        `INVALID_FIELD` (INVALID_ARGUMENT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,7 +185,7 @@ class RuntimeEnvironmentServicer:
         Cancelling the call does not cancel the restart.
         Rolled back: nothing; an app that does not come up again is `FAILED`.
 
-        Errors: `INSTANCE_NOT_FOUND` (NOT_FOUND); `STALE_EPOCH`, `INSTANCE_STOPPING` (FAILED_PRECONDITION).
+        Errors: `INSTANCE_NOT_FOUND` (NOT_FOUND); `STALE_EPOCH`, `STALE_TERM`, `INSTANCE_STOPPING` (FAILED_PRECONDITION).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -188,10 +214,11 @@ class RuntimeEnvironmentServicer:
         """Streams every instance, `SYNCED`, then each change, and heartbeats.
 
         A slow reader gets the newest state of each instance; it never delays another reader or an app. With
-        `resume_token` the stream starts exactly after it, without a snapshot.
+        `resume_token` the stream starts exactly after it, without a snapshot. With `term` the node knows that leader before
+        the snapshot is taken, so that nothing an older one asks for can come after it.
 
         Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE) for a token that is too old or of another incarnation: start again
-        without one. `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
+        without one. `STALE_TERM` (FAILED_PRECONDITION). `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -238,8 +265,8 @@ class RuntimeEnvironmentServicer:
 
         Errors: `DATA_MISSING` (FAILED_PRECONDITION) when it is not here; `DATABASE_UNAVAILABLE` (FAILED_PRECONDITION) when
         it is a third app's, the other app has a directory of its own, a symbolic link stands in its place, or the disk
-        refuses; `INSTANCE_EXISTS` (ALREADY_EXISTS) while an instance of its app is here; `INVALID_FIELD`
-        (INVALID_ARGUMENT).
+        refuses; `INSTANCE_EXISTS` (ALREADY_EXISTS) while an instance of its app is here; `STALE_TERM`
+        (FAILED_PRECONDITION); `INVALID_FIELD` (INVALID_ARGUMENT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -252,6 +279,11 @@ def add_RuntimeEnvironmentServicer_to_server(servicer, server):
                     servicer.GetRuntimeStatus,
                     request_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.GetRuntimeStatusRequest.FromString,
                     response_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.RuntimeStatus.SerializeToString,
+            ),
+            'RenewLease': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenewLease,
+                    request_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.RenewLeaseRequest.FromString,
+                    response_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.RenewLeaseResponse.SerializeToString,
             ),
             'StartInstance': grpc.unary_unary_rpc_method_handler(
                     servicer.StartInstance,
@@ -331,6 +363,33 @@ class RuntimeEnvironment:
             '/appsupervisor.runtime.v1.RuntimeEnvironment/GetRuntimeStatus',
             appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.GetRuntimeStatusRequest.SerializeToString,
             appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.RuntimeStatus.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenewLease(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.runtime.v1.RuntimeEnvironment/RenewLease',
+            appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.RenewLeaseRequest.SerializeToString,
+            appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.RenewLeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,21 @@ class RuntimeEnvironmentStub:
 
     Reads only; never waits for an app.
     """
+    RenewLease: _grpc.UnaryUnaryMultiCallable[_runtime_environment_pb2.RenewLeaseRequest, _runtime_environment_pb2.RenewLeaseResponse]
+    """Renews the node's lease: its right to answer for apps that are `CONSISTENT`.
+
+    Called by the leader of the control plane every 2 s, with the monotonic time of a heartbeat that it has just read.
+    Precondition: `term` is not below the highest that this life of the node knows, and `incarnation` is its own.
+    On success: the node first gives up what `fences` name, then holds its lease until `monotonic_time` plus
+    `lease_duration` by its own monotonic clock, or longer if it does already. However late the call arrives, it never
+    lasts longer for it.
+    Idempotent: a repeat changes nothing.
+    Cancelling the call undoes nothing.
+    Rolled back: nothing. A node that registers with no control plane needs no lease.
+
+    Errors: `STALE_TERM` (FAILED_PRECONDITION) for an older leader, or for another life of the node; `INVALID_FIELD`
+    (INVALID_ARGUMENT).
+    """
     StartInstance: _grpc.UnaryUnaryMultiCallable[_runtime_environment_pb2.StartInstanceRequest, _runtime_environment_pb2.StartInstanceResponse]
     """Starts one instance and returns it as accepted (usually `STARTING`, or `IDLE` for `ON_REQUEST`).
 
@@ -56,9 +71,10 @@ class RuntimeEnvironmentStub:
     Rolled back: if it cannot start, the instance ends `FAILED` with `last_error` set; nothing of it stays but its
     data. With `requires_existing_data` and no data here it ends so with `DATA_MISSING`.
 
-    Errors: `STALE_EPOCH` (FAILED_PRECONDITION) for an older epoch or generation; `INSTANCE_EXISTS` (ALREADY_EXISTS)
-    for a known name with another spec; `INVALID_FIELD` (INVALID_ARGUMENT); `NODE_DRAINING` (FAILED_PRECONDITION) while
-    the node shuts down; `NODE_FULL` (RESOURCE_EXHAUSTED) at the node's instance limit.
+    Errors: `STALE_EPOCH` (FAILED_PRECONDITION) for an older epoch or generation; `STALE_TERM` (FAILED_PRECONDITION);
+    `INSTANCE_EXISTS` (ALREADY_EXISTS) for a known name with another spec; `INVALID_FIELD` (INVALID_ARGUMENT);
+    `NODE_DRAINING` (FAILED_PRECONDITION) while the node shuts down; `NODE_FULL` (RESOURCE_EXHAUSTED) at the node's
+    instance limit.
     """
     StopInstance: _grpc.UnaryUnaryMultiCallable[_runtime_environment_pb2.StopInstanceRequest, _runtime_environment_pb2.StopInstanceResponse]
     """Stops one instance: takes it off its route, drains its requests, runs its shutdown, removes it.
@@ -74,8 +90,9 @@ class RuntimeEnvironmentStub:
     `DATA_NOT_REMOVED`, and a repeat of the call tries again. A symbolic link in the place of the data directory is
     never followed.
 
-    Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's; `DATA_NOT_REMOVED`
-    (FAILED_PRECONDITION) for the data of an instance that is not there; `INVALID_FIELD` (INVALID_ARGUMENT).
+    Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's; `STALE_TERM`
+    (FAILED_PRECONDITION); `DATA_NOT_REMOVED` (FAILED_PRECONDITION) for the data of an instance that is not there;
+    `INVALID_FIELD` (INVALID_ARGUMENT).
     """
     RestartInstance: _grpc.UnaryUnaryMultiCallable[_runtime_environment_pb2.RestartInstanceRequest, _runtime_environment_pb2.RestartInstanceResponse]
     """Stops and starts one instance in place; a failed or backing-off instance is started at once.
@@ -86,7 +103,7 @@ class RuntimeEnvironmentStub:
     Cancelling the call does not cancel the restart.
     Rolled back: nothing; an app that does not come up again is `FAILED`.
 
-    Errors: `INSTANCE_NOT_FOUND` (NOT_FOUND); `STALE_EPOCH`, `INSTANCE_STOPPING` (FAILED_PRECONDITION).
+    Errors: `INSTANCE_NOT_FOUND` (NOT_FOUND); `STALE_EPOCH`, `STALE_TERM`, `INSTANCE_STOPPING` (FAILED_PRECONDITION).
     """
     GetInstance: _grpc.UnaryUnaryMultiCallable[_runtime_environment_pb2.GetInstanceRequest, _runtime_environment_pb2.Instance]
     """Returns one instance, with condition `CodeChanged` if the disk has other code than it runs.
@@ -103,10 +120,11 @@ class RuntimeEnvironmentStub:
     """Streams every instance, `SYNCED`, then each change, and heartbeats.
 
     A slow reader gets the newest state of each instance; it never delays another reader or an app. With
-    `resume_token` the stream starts exactly after it, without a snapshot.
+    `resume_token` the stream starts exactly after it, without a snapshot. With `term` the node knows that leader before
+    the snapshot is taken, so that nothing an older one asks for can come after it.
 
     Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE) for a token that is too old or of another incarnation: start again
-    without one. `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
+    without one. `STALE_TERM` (FAILED_PRECONDITION). `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
     """
     TailLogs: _grpc.UnaryStreamMultiCallable[_runtime_environment_pb2.TailLogsRequest, _runtime_environment_pb2.TailLogsResponse]
     """Streams what an app has logged or printed on this node, oldest first, `SYNCED`, then, with `follow`, what comes.
@@ -141,8 +159,8 @@ class RuntimeEnvironmentStub:
 
     Errors: `DATA_MISSING` (FAILED_PRECONDITION) when it is not here; `DATABASE_UNAVAILABLE` (FAILED_PRECONDITION) when
     it is a third app's, the other app has a directory of its own, a symbolic link stands in its place, or the disk
-    refuses; `INSTANCE_EXISTS` (ALREADY_EXISTS) while an instance of its app is here; `INVALID_FIELD`
-    (INVALID_ARGUMENT).
+    refuses; `INSTANCE_EXISTS` (ALREADY_EXISTS) while an instance of its app is here; `STALE_TERM`
+    (FAILED_PRECONDITION); `INVALID_FIELD` (INVALID_ARGUMENT).
     """
 
 @_typing.type_check_only
@@ -160,6 +178,21 @@ class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
 
     Reads only; never waits for an app.
     """
+    RenewLease: _aio.UnaryUnaryMultiCallable[_runtime_environment_pb2.RenewLeaseRequest, _runtime_environment_pb2.RenewLeaseResponse]  # type: ignore[assignment]
+    """Renews the node's lease: its right to answer for apps that are `CONSISTENT`.
+
+    Called by the leader of the control plane every 2 s, with the monotonic time of a heartbeat that it has just read.
+    Precondition: `term` is not below the highest that this life of the node knows, and `incarnation` is its own.
+    On success: the node first gives up what `fences` name, then holds its lease until `monotonic_time` plus
+    `lease_duration` by its own monotonic clock, or longer if it does already. However late the call arrives, it never
+    lasts longer for it.
+    Idempotent: a repeat changes nothing.
+    Cancelling the call undoes nothing.
+    Rolled back: nothing. A node that registers with no control plane needs no lease.
+
+    Errors: `STALE_TERM` (FAILED_PRECONDITION) for an older leader, or for another life of the node; `INVALID_FIELD`
+    (INVALID_ARGUMENT).
+    """
     StartInstance: _aio.UnaryUnaryMultiCallable[_runtime_environment_pb2.StartInstanceRequest, _runtime_environment_pb2.StartInstanceResponse]  # type: ignore[assignment]
     """Starts one instance and returns it as accepted (usually `STARTING`, or `IDLE` for `ON_REQUEST`).
 
@@ -173,9 +206,10 @@ class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
     Rolled back: if it cannot start, the instance ends `FAILED` with `last_error` set; nothing of it stays but its
     data. With `requires_existing_data` and no data here it ends so with `DATA_MISSING`.
 
-    Errors: `STALE_EPOCH` (FAILED_PRECONDITION) for an older epoch or generation; `INSTANCE_EXISTS` (ALREADY_EXISTS)
-    for a known name with another spec; `INVALID_FIELD` (INVALID_ARGUMENT); `NODE_DRAINING` (FAILED_PRECONDITION) while
-    the node shuts down; `NODE_FULL` (RESOURCE_EXHAUSTED) at the node's instance limit.
+    Errors: `STALE_EPOCH` (FAILED_PRECONDITION) for an older epoch or generation; `STALE_TERM` (FAILED_PRECONDITION);
+    `INSTANCE_EXISTS` (ALREADY_EXISTS) for a known name with another spec; `INVALID_FIELD` (INVALID_ARGUMENT);
+    `NODE_DRAINING` (FAILED_PRECONDITION) while the node shuts down; `NODE_FULL` (RESOURCE_EXHAUSTED) at the node's
+    instance limit.
     """
     StopInstance: _aio.UnaryUnaryMultiCallable[_runtime_environment_pb2.StopInstanceRequest, _runtime_environment_pb2.StopInstanceResponse]  # type: ignore[assignment]
     """Stops one instance: takes it off its route, drains its requests, runs its shutdown, removes it.
@@ -191,8 +225,9 @@ class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
     `DATA_NOT_REMOVED`, and a repeat of the call tries again. A symbolic link in the place of the data directory is
     never followed.
 
-    Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's; `DATA_NOT_REMOVED`
-    (FAILED_PRECONDITION) for the data of an instance that is not there; `INVALID_FIELD` (INVALID_ARGUMENT).
+    Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's; `STALE_TERM`
+    (FAILED_PRECONDITION); `DATA_NOT_REMOVED` (FAILED_PRECONDITION) for the data of an instance that is not there;
+    `INVALID_FIELD` (INVALID_ARGUMENT).
     """
     RestartInstance: _aio.UnaryUnaryMultiCallable[_runtime_environment_pb2.RestartInstanceRequest, _runtime_environment_pb2.RestartInstanceResponse]  # type: ignore[assignment]
     """Stops and starts one instance in place; a failed or backing-off instance is started at once.
@@ -203,7 +238,7 @@ class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
     Cancelling the call does not cancel the restart.
     Rolled back: nothing; an app that does not come up again is `FAILED`.
 
-    Errors: `INSTANCE_NOT_FOUND` (NOT_FOUND); `STALE_EPOCH`, `INSTANCE_STOPPING` (FAILED_PRECONDITION).
+    Errors: `INSTANCE_NOT_FOUND` (NOT_FOUND); `STALE_EPOCH`, `STALE_TERM`, `INSTANCE_STOPPING` (FAILED_PRECONDITION).
     """
     GetInstance: _aio.UnaryUnaryMultiCallable[_runtime_environment_pb2.GetInstanceRequest, _runtime_environment_pb2.Instance]  # type: ignore[assignment]
     """Returns one instance, with condition `CodeChanged` if the disk has other code than it runs.
@@ -220,10 +255,11 @@ class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
     """Streams every instance, `SYNCED`, then each change, and heartbeats.
 
     A slow reader gets the newest state of each instance; it never delays another reader or an app. With
-    `resume_token` the stream starts exactly after it, without a snapshot.
+    `resume_token` the stream starts exactly after it, without a snapshot. With `term` the node knows that leader before
+    the snapshot is taken, so that nothing an older one asks for can come after it.
 
     Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE) for a token that is too old or of another incarnation: start again
-    without one. `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
+    without one. `STALE_TERM` (FAILED_PRECONDITION). `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
     """
     TailLogs: _aio.UnaryStreamMultiCallable[_runtime_environment_pb2.TailLogsRequest, _runtime_environment_pb2.TailLogsResponse]  # type: ignore[assignment]
     """Streams what an app has logged or printed on this node, oldest first, `SYNCED`, then, with `follow`, what comes.
@@ -258,8 +294,8 @@ class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
 
     Errors: `DATA_MISSING` (FAILED_PRECONDITION) when it is not here; `DATABASE_UNAVAILABLE` (FAILED_PRECONDITION) when
     it is a third app's, the other app has a directory of its own, a symbolic link stands in its place, or the disk
-    refuses; `INSTANCE_EXISTS` (ALREADY_EXISTS) while an instance of its app is here; `INVALID_FIELD`
-    (INVALID_ARGUMENT).
+    refuses; `INSTANCE_EXISTS` (ALREADY_EXISTS) while an instance of its app is here; `STALE_TERM`
+    (FAILED_PRECONDITION); `INVALID_FIELD` (INVALID_ARGUMENT).
     """
 
 class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
@@ -282,6 +318,27 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def RenewLease(
+        self,
+        request: _runtime_environment_pb2.RenewLeaseRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runtime_environment_pb2.RenewLeaseResponse, _abc.Awaitable[_runtime_environment_pb2.RenewLeaseResponse]]:
+        """Renews the node's lease: its right to answer for apps that are `CONSISTENT`.
+
+        Called by the leader of the control plane every 2 s, with the monotonic time of a heartbeat that it has just read.
+        Precondition: `term` is not below the highest that this life of the node knows, and `incarnation` is its own.
+        On success: the node first gives up what `fences` name, then holds its lease until `monotonic_time` plus
+        `lease_duration` by its own monotonic clock, or longer if it does already. However late the call arrives, it never
+        lasts longer for it.
+        Idempotent: a repeat changes nothing.
+        Cancelling the call undoes nothing.
+        Rolled back: nothing. A node that registers with no control plane needs no lease.
+
+        Errors: `STALE_TERM` (FAILED_PRECONDITION) for an older leader, or for another life of the node; `INVALID_FIELD`
+        (INVALID_ARGUMENT).
+        """
+
+    @_abc_1.abstractmethod
     def StartInstance(
         self,
         request: _runtime_environment_pb2.StartInstanceRequest,
@@ -299,9 +356,10 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
         Rolled back: if it cannot start, the instance ends `FAILED` with `last_error` set; nothing of it stays but its
         data. With `requires_existing_data` and no data here it ends so with `DATA_MISSING`.
 
-        Errors: `STALE_EPOCH` (FAILED_PRECONDITION) for an older epoch or generation; `INSTANCE_EXISTS` (ALREADY_EXISTS)
-        for a known name with another spec; `INVALID_FIELD` (INVALID_ARGUMENT); `NODE_DRAINING` (FAILED_PRECONDITION) while
-        the node shuts down; `NODE_FULL` (RESOURCE_EXHAUSTED) at the node's instance limit.
+        Errors: `STALE_EPOCH` (FAILED_PRECONDITION) for an older epoch or generation; `STALE_TERM` (FAILED_PRECONDITION);
+        `INSTANCE_EXISTS` (ALREADY_EXISTS) for a known name with another spec; `INVALID_FIELD` (INVALID_ARGUMENT);
+        `NODE_DRAINING` (FAILED_PRECONDITION) while the node shuts down; `NODE_FULL` (RESOURCE_EXHAUSTED) at the node's
+        instance limit.
         """
 
     @_abc_1.abstractmethod
@@ -323,8 +381,9 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
         `DATA_NOT_REMOVED`, and a repeat of the call tries again. A symbolic link in the place of the data directory is
         never followed.
 
-        Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's; `DATA_NOT_REMOVED`
-        (FAILED_PRECONDITION) for the data of an instance that is not there; `INVALID_FIELD` (INVALID_ARGUMENT).
+        Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's; `STALE_TERM`
+        (FAILED_PRECONDITION); `DATA_NOT_REMOVED` (FAILED_PRECONDITION) for the data of an instance that is not there;
+        `INVALID_FIELD` (INVALID_ARGUMENT).
         """
 
     @_abc_1.abstractmethod
@@ -341,7 +400,7 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
         Cancelling the call does not cancel the restart.
         Rolled back: nothing; an app that does not come up again is `FAILED`.
 
-        Errors: `INSTANCE_NOT_FOUND` (NOT_FOUND); `STALE_EPOCH`, `INSTANCE_STOPPING` (FAILED_PRECONDITION).
+        Errors: `INSTANCE_NOT_FOUND` (NOT_FOUND); `STALE_EPOCH`, `STALE_TERM`, `INSTANCE_STOPPING` (FAILED_PRECONDITION).
         """
 
     @_abc_1.abstractmethod
@@ -376,10 +435,11 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
         """Streams every instance, `SYNCED`, then each change, and heartbeats.
 
         A slow reader gets the newest state of each instance; it never delays another reader or an app. With
-        `resume_token` the stream starts exactly after it, without a snapshot.
+        `resume_token` the stream starts exactly after it, without a snapshot. With `term` the node knows that leader before
+        the snapshot is taken, so that nothing an older one asks for can come after it.
 
         Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE) for a token that is too old or of another incarnation: start again
-        without one. `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
+        without one. `STALE_TERM` (FAILED_PRECONDITION). `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
         """
 
     @_abc_1.abstractmethod
@@ -432,8 +492,8 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: `DATA_MISSING` (FAILED_PRECONDITION) when it is not here; `DATABASE_UNAVAILABLE` (FAILED_PRECONDITION) when
         it is a third app's, the other app has a directory of its own, a symbolic link stands in its place, or the disk
-        refuses; `INSTANCE_EXISTS` (ALREADY_EXISTS) while an instance of its app is here; `INVALID_FIELD`
-        (INVALID_ARGUMENT).
+        refuses; `INSTANCE_EXISTS` (ALREADY_EXISTS) while an instance of its app is here; `STALE_TERM`
+        (FAILED_PRECONDITION); `INVALID_FIELD` (INVALID_ARGUMENT).
         """
 
 def add_RuntimeEnvironmentServicer_to_server(servicer: RuntimeEnvironmentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

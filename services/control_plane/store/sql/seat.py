@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -44,7 +45,8 @@ class SqlLeaderSeat:
             ).one()
             if self._shared and known.holder and known.remaining > 0:
                 return Standing(term, False, known.remaining / 1e6, known.holder, known.address)
-            term += 1
+            # Also above the terms of a catalog of which this one is an older copy: nodes may know them.
+            term = max(term + 1, int(time.time()))
             connection.execute(text("UPDATE meta SET term = :term WHERE id = 1"), {"term": term})
             connection.execute(
                 text(

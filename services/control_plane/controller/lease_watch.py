@@ -1,0 +1,113 @@
+"""Which nodes may have leases, and which are called lost: what the leader counts and what is stored, in step.
+
+A node is opened only after the catalog says that it has a lease, and closed before it says that it has none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.fleet.v1.fleet_pb2 import Node
+from appsupervisor.runtime.v1.runtime_environment_pb2 import RuntimeStatus
+from services.control_plane.leases import Counted, Fence, Leases, LeaseState, changed_states
+from services.control_plane.nodes.link import NodeLink
+from services.control_plane.nodes.links import NodeLinks
+from services.control_plane.placement.failover import fence_epoch
+from services.control_plane.reconciler import transactions
+from services.control_plane.store.interface import Transaction
+from services.control_plane.store.mirror import Mirror
+from services.spec.availability import effective_failover
+
+log = logging.getLogger("appsupervisor.reconciler")
+
+LOOK_SECONDS = 0.25
+"""Time between looks at which leases have run out."""
+
+Note = Callable[[Callable[[Transaction], None]], Awaitable[bool]]
+
+
+class LeaseWatch:
+    """Of all nodes that one leader follows. Lives on its event loop."""
+
+    def __init__(self, leases: Leases, links: NodeLinks, mirror: Mirror, note: Note) -> None:
+        """`note` stores something about a node and tells whether it is stored."""
+        self._leases = leases
+        self._links = links
+        self._mirror = mirror
+        self._note = note
+
+    async def run(self) -> None:
+        """Call nodes lost whose leases have run out, for ever."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                self._leases.look()
+                await asyncio.gather(*(self._lose(link, state) for link, state in self._changed()))
+            except Exception:
+                # The count must go on: what failed comes up again with the next look.
+                log.exception("leases not counted", extra={"action": "lease.count_failed"})
+
+    async def heard(self, link: NodeLink, status: RuntimeStatus) -> None:
+        """Store that a node is heard, and only then let it have leases, with what it has lost meanwhile."""
+        name, session = link.node.name, link.session
+        if not await self._note(partial(transactions.node_heard, node=link.node, status=status)):
+            return
+        record = self._mirror.nodes.get(name)
+        granted = record is not None and record.node.lease_state == Node.GRANTED
+        if granted and link.synced and link.session == session and self._links.get(name) is link:
+            self._leases.open(name, link.node.incarnation, self._fences(link))
+
+    def is_settled(self, node: Node, status: RuntimeStatus) -> bool:
+        """Tell whether a node that is heard has what it needs of leases."""
+        return not status.HasField("lease") or self._leases.is_open(node.name, node.incarnation)
+
+    def forget(self, node: str) -> None:
+        """Grant nothing more to a node that is not in the catalog any more."""
+        self._leases.close(node)
+
+    def waiting(self, environment: str) -> list[str]:
+        """Return the apps on lost nodes of an environment that go elsewhere once somebody can take them."""
+        lost = [
+            it.name for it in self._mirror.nodes.values()
+            if it.environment == environment and it.node.lease_state == Node.EXPIRED
+        ]  # fmt: skip
+        found = (self._mirror.apps.get(app) for node in lost for app in self._mirror.apps_on(node))
+        return [it.name for it in found if it is not None and effective_failover(it.spec) == App.AUTOMATIC]
+
+    async def _lose(self, link: NodeLink, state: LeaseState) -> None:
+        self._leases.close(link.node.name)
+        stored = await self._note(partial(transactions.lease_ran_out, node=link.node, state=state))
+        if stored:
+            log.error("node lost: its lease has run out: %s: %s", link.node.name, Node.LeaseState.Name(state),
+                      extra={"action": "node.lease_ran_out", "node": link.node.name})  # fmt: skip
+
+    def _changed(self) -> list[tuple[NodeLink, LeaseState]]:
+        environments: dict[str, dict[str, tuple[NodeLink, Counted]]] = {}
+        for link in self._links.all():
+            record = self._mirror.nodes.get(link.node.name)
+            if record is not None:
+                over = self._leases.has_run_out(record.name)
+                counted = Counted(record.name, record.node.lease_state, not link.is_missing, over)
+                environments.setdefault(record.environment, {})[record.name] = link, counted
+        return [
+            (nodes[name][0], state)
+            for nodes in environments.values()
+            for name, state in changed_states(counted for _, counted in nodes.values()).items()
+        ]
+
+    def _fences(self, link: NodeLink) -> list[Fence]:
+        """Return what a node must not go on with: it may have been given to others."""
+        name, fences = link.node.name, []
+        for app in {*self._mirror.apps_on(name), *link.apps()}:
+            record = self._mirror.apps.get(app)
+            if record is None:
+                continue
+            here = link.instances(app).values()
+            epoch = fence_epoch(record, name, self._mirror.placements_of(app), here)
+            if epoch:
+                fences.append(Fence(record.uid, epoch))
+        return fences

@@ -1,0 +1,164 @@
+"""The nodes' leases as one leader counts them: what it may grant, and when a node is lost. Pure.
+
+A node counts from the heartbeat that a grant answers, the leader from when it sent the grant: so the node
+always stops first, whatever is delayed, paused or repeated. Proved by trial in tests/model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from appsupervisor.fleet.v1.fleet_pb2 import Node
+from services.control_plane.tenure import Tenure
+
+LeaseState: TypeAlias = Node.LeaseState.ValueType
+
+MOST_AT_ONCE = 3
+"""Fewer nodes than these may be lost together: of two or three each loss is most of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeasePace:
+    """How long a lease lasts, in seconds."""
+
+    lasts: float = 6.0
+    renew: float = 2.0
+    slack: float = 0.05
+    """By which the leader waits longer than the node: clocks whose rates differ by 200 ppm each way are 2.4
+    ms apart after 6 s."""
+    stall: float = 1.0
+    """Between two looks of a leader that was not kept from them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """An app's epochs below `epoch` have left the node."""
+
+    app_uid: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What one RenewLease says: times in seconds, `monotonic_time` by the node's own clock."""
+
+    term: int
+    incarnation: str
+    monotonic_time: float
+    lasts: float
+    fences: tuple[Fence, ...] = ()
+
+
+@dataclass(slots=True)
+class _Open:
+    incarnation: str
+    fences: tuple[Fence, ...]
+
+
+class Leases:
+    """The leases under one term. Lives on one event loop.
+
+    A node is granted leases while it is open: from when the catalog says GRANTED of it until this leader
+    means to say otherwise. What is given up of its apps is so while it is closed, and reaches it with the
+    next grant.
+    """
+
+    def __init__(self, tenure: Tenure, clock: Callable[[], float], pace: LeasePace | None = None) -> None:
+        self._tenure = tenure
+        self._clock = clock
+        self.pace = pace or LeasePace()
+        self._sent: dict[str, float] = {}
+        self._open: dict[str, _Open] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin to count, knowing nothing: once the tenure has begun, never before."""
+        # What a leader before this one granted has run out one TTL after its time was up.
+        self._counted_from = self._looked = self._clock()
+        self._sent.clear()
+        self._open.clear()
+
+    @property
+    def term(self) -> int:
+        """The leader's term."""
+        return self._tenure.term
+
+    def open(self, node: str, incarnation: str, fences: Iterable[Fence]) -> None:
+        """Let a life of a node have leases: the catalog says GRANTED; `fences` is what was given up before.
+
+        Never for what was written before the node was closed: its stream has broken since.
+        """
+        if not self.is_open(node, incarnation):
+            self._open[node] = _Open(incarnation, tuple(fences))
+
+    def is_open(self, node: str, incarnation: str) -> bool:
+        """Tell whether a life of a node may have leases."""
+        known = self._open.get(node)
+        return known is not None and known.incarnation == incarnation
+
+    def close(self, node: str) -> None:
+        """Grant a node nothing more: it is about to be called lost, or is followed no longer."""
+        self._open.pop(node, None)
+
+    def grant(self, node: str, incarnation: str, monotonic_time: float) -> Grant | None:
+        """Return the grant that answers a heartbeat which has just been read; None if none is due or allowed.
+
+        Whether this replica leads is looked at here, after the heartbeat was read: so a lease that it grants
+        ends at most one TTL after its time is up.
+        """
+        known = self._open.get(node)
+        if known is None or known.incarnation != incarnation or not self._tenure.holds:
+            return None
+        now = self._clock()
+        # A heartbeat's worth early: they come every second, and not to the millisecond.
+        if now < self._sent.get(node, -math.inf) + 0.75 * self.pace.renew and not known.fences:
+            return None
+        self._sent[node] = now
+        return Grant(self._tenure.term, incarnation, monotonic_time, self.pace.lasts, known.fences)
+
+    def accepted(self, node: str, grant: Grant) -> None:
+        """Take note that a node has taken a grant, and has given up what it named."""
+        known = self._open.get(node)
+        if known is not None and known.incarnation == grant.incarnation and known.fences == grant.fences:
+            known.fences = ()
+
+    def has_run_out(self, node: str) -> bool:
+        """Tell whether the node's lease has ended, whoever granted it and whatever is still under way."""
+        sent = max(self._counted_from, self._sent.get(node, -math.inf))
+        return self._clock() >= sent + self.pace.lasts + self.pace.slack
+
+    def look(self) -> None:
+        """Take note that this leader runs: one that stood still counts anew, for the nodes did not."""
+        now = self._clock()
+        if now > self._looked + self.pace.stall:
+            self._counted_from = now
+        self._looked = now
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What the leader knows of one node of an environment."""
+
+    node: str
+    state: LeaseState
+    """As the catalog has it."""
+    heard: bool
+    over: bool
+    """Its lease has run out."""
+
+
+def changed_states(environment: Iterable[Counted]) -> Mapping[str, LeaseState]:
+    """Return the nodes of one environment whose lease's state is another one now.
+
+    A node that is heard is not lost. While most of the nodes are missing together none is given up: what
+    cannot be heard then is the control plane.
+    """
+    nodes = list(environment)
+    heard = sum(node.heard for node in nodes)
+    missing = [node for node in nodes if not node.heard and node.state in (Node.GRANTED, Node.ON_HOLD)]
+    held = len(missing) >= MOST_AT_ONCE and len(missing) >= heard
+    state = Node.ON_HOLD if held else Node.EXPIRED
+    return {node.node: state for node in missing if node.over and node.state != state}

@@ -1,0 +1,42 @@
+"""What a lost node means for an app: what is given up with it, and what it must not go on with.
+
+Pure. A node is lost once its lease has run out; when that is, is told by `services.control_plane.leases`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.fleet.v1.fleet_pb2 import Node
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
+from services.control_plane.placement.snapshot import Snapshot, is_own
+from services.control_plane.store.records import AppRecord, PlacementRecord, Role
+from services.spec.availability import effective_failover
+
+RUN_OUT = (Node.EXPIRED, Node.ON_HOLD)
+"""Lease states of a node that answers nobody any more for an app that is CONSISTENT."""
+
+
+def lost_placements(
+    app: AppRecord, placements: Iterable[PlacementRecord], seen: Snapshot
+) -> list[PlacementRecord]:
+    """Return the placements that are to be given up with their nodes, if another node can take the app."""
+    if app.deleting or app.spec.desired_state == App.STOPPED:
+        return []
+    if effective_failover(app.spec) != App.AUTOMATIC:
+        return []
+    return [it for it in placements if it.role is not Role.LOST and seen.is_lost(it.node)]
+
+
+def fence_epoch(
+    app: AppRecord, node: str, placements: Iterable[PlacementRecord], instances: Iterable[Instance]
+) -> int:
+    """Return the epoch below which a node must not answer for an app; 0 if it has lost nothing of it.
+
+    It has lost what was given up with it, seen there or not, and what is there without a placement.
+    """
+    own = {it.instance: it.epoch for it in placements if it.node == node and it.role is not Role.LOST}
+    left = [it.epoch for it in placements if it.node == node and it.role is Role.LOST]
+    left += [it.epoch for it in instances if is_own(it, app.uid) and it.name not in own]
+    return min([max(left) + 1, *own.values()]) if left else 0
