@@ -12,7 +12,7 @@ from dataclasses import replace
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_by_name, request_digest
-from services.control_plane.rules.etags import app_etag, etag_matches
+from services.control_plane.rules.etags import app_etag, check_etag
 from services.control_plane.rules.fleet_rules import database_server_violations
 from services.control_plane.rules.names import (
     database_server_name,
@@ -189,13 +189,7 @@ def _existing(tx: Transaction, name: str, etag: str) -> DatabaseServerRecord:
     record = tx.database_server(name)
     if record is None:
         raise database_server_not_found(name)
-    if etag and not etag_matches(etag, record.server.etag):
-        raise SupervisorError(
-            "ETAG_MISMATCH",
-            f"{name} has changed since etag {etag}; read it again.",
-            resource=name,
-            metadata={"etag": record.server.etag, "given_etag": etag},
-        )
+    check_etag(etag, record.server.etag, name)
     return record
 
 
