@@ -71,7 +71,7 @@ def apply(
             "\n".join(["These apps are named by no document:", *(f"  {short(one.name)}" for one in doomed)])
         )
         if not yes and not validate_only:
-            confirm(session, f"Delete {len(doomed)} apps? Their data stays.")
+            confirm(session, f"Delete {len(doomed)} app{'s' * (len(doomed) != 1)}? The data stays.")
     # All are checked before the first is changed.
     each(session, "checked", lambda one, _: _call(session, one, validate_only=True), manifests)
     if validate_only:

@@ -288,7 +288,7 @@ def delete(
     if wanted and batches.chosen("".join(names + file), wanted):
         if not yes:
             count = sum(1 for _ in session.client.apps(wanted))
-            confirm(session, f"Delete {count} apps{' with all data' if drop else ''}?")
+            confirm(session, f"Delete {count} app{'s' * (count != 1)}{' with all data' if drop else ''}?")
         batches.on_many(session, "Delete", wanted, wait, timeout, data_policy=policy)
         return
     listed = [manifest.app.name for manifest in read_manifests(file)] if file else []

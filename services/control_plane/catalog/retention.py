@@ -101,8 +101,11 @@ def purged(tx: Transaction, name: str) -> None:
     if record is None or record.data.state != RetainedData.PURGING:
         return
     tx.delete_retained(name)
+    # Why it took its time holds no more.
+    done = replace(record, data=_copy(record.data))
+    done.data.ClearField("state_reason")
     for operation in tx.open_operations(name, ("purge",)):
-        operations.end(tx, operation, None, response=record.public)
+        operations.end(tx, operation, None, response=done.public)
     event = AppEvent(type="DataPurged", actor="system", app_uid=record.data.app_uid)
     event.message = f"What it had left on {record.node} is removed."
     tx.add_event(record.data.app, event)

@@ -208,7 +208,7 @@ async def test_purged_data_stays_visible_with_the_reason_until_it_is_gone(plane:
     ended = await plane.wait(operation)
     response = pb.RetainedData()
     assert ended.response.Unpack(response)
-    assert response.name == kept.name
+    assert (response.name, response.state_reason) == (kept.name, "")
     assert (await data.all(), node.disk.data) == ([], set())
 
 
