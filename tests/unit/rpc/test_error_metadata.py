@@ -13,6 +13,8 @@ from tests.conftest import ROOT
 # What an app's own code or its library says is text of theirs, and has its place in the detail.
 # (`services.rpc.errors` only puts violations into a message, which `to_status` tells.)
 OF_AN_APP = {"loader", "tiers", "instances", "isolation"}
+WORDING = {"counted", "_told"}
+"""Functions that word their first argument."""
 
 
 def made(folder: str) -> Iterator[tuple[str, ast.Call, dict[str, ast.expr]]]:
@@ -35,13 +37,20 @@ def made(folder: str) -> Iterator[tuple[str, ast.Call, dict[str, ast.expr]]]:
                     yield f"{path.relative_to(ROOT)}:{node.lineno}", node, names
 
 
+def worded(part: ast.expr) -> ast.expr:
+    """Return what varies of an expression that puts a number, or a list's length, into words."""
+    if isinstance(part, ast.Call) and ast.unparse(part.func) in WORDING:
+        return part.args[0]
+    return part
+
+
 def varying(message: ast.expr, names: dict[str, ast.expr]) -> set[str]:
     """Return the expressions that a message is put together from."""
     if isinstance(message, ast.Name) and not isinstance(names.get(message.id, message), ast.Name):
         return varying(names[message.id], names)
     if isinstance(message, ast.JoinedStr):
         # Upper case names a constant.
-        parts = (part.value for part in message.values if isinstance(part, ast.FormattedValue))
+        parts = (worded(part.value) for part in message.values if isinstance(part, ast.FormattedValue))
         return {ast.unparse(part) for part in parts if not ast.unparse(part).isupper()}
     if isinstance(message, ast.BinOp):
         return varying(message.left, names) | varying(message.right, names)
