@@ -95,10 +95,13 @@ def heard(name: str, incarnation: str) -> Callable[[Catalog], Catalog]:
     return run
 
 
-def ran_out(name: str, incarnation: str, state: Any) -> Callable[[Catalog], Catalog]:
+def ran_out(judged: Node, state: Any) -> Callable[[Catalog], Catalog]:
+    """Store that a lease has run out, of the node as it was judged: not where it has been heard since."""
+    name = judged.name
+
     def run(catalog: Catalog) -> Catalog:
         node = catalog.nodes[name]
-        if node.incarnation != incarnation:
+        if not is_as_judged(node, judged):
             return catalog
         lost = copied(node, state=Node.UNREACHABLE, lease_state=state)
         return catalog.changed(nodes={**catalog.nodes, name: lost})
@@ -117,6 +120,11 @@ def decided(name: str, seen: Snapshot) -> Callable[[Catalog], Catalog]:
         )
 
     return run
+
+
+def is_as_judged(node: Node, judged: Node) -> bool:
+    # Each write makes another object, as it makes another revision in the catalog.
+    return node is judged
 
 
 def ended(instance: str, node: str) -> Callable[[Catalog], Catalog]:

@@ -158,7 +158,7 @@ class ControlPlane:
             if self.tenure.holds:
                 self.fleet.lost(name, self.mirror.nodes[name].incarnation)
             self.leases.close(name)
-            self.write(ran_out(name, self.mirror.nodes[name].incarnation, state))
+            self.write(ran_out(self.mirror.nodes[name], state))
         sight = [self.mirror.revision, *((id(it.view), it.synced, now > it.heard + SILENCE)
                                          for it in self.links.values())]  # fmt: skip
         self._stop_orphans()

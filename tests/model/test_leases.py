@@ -17,7 +17,7 @@ from runtime_node.lease import Lease
 from services.control_plane.leases import LeasePace, Leases
 from services.control_plane.placement.snapshot import Snapshot
 from services.control_plane.tenure import Tenure
-from tests.model import control_plane
+from tests.model import catalog, control_plane
 from tests.model.catalog import Database
 from tests.model.fleet import Fleet
 from tests.model.node import ModelNode
@@ -107,6 +107,7 @@ def test_the_leader_outwaits_every_node_whatever_their_clocks_do() -> None:
 Break = Callable[[pytest.MonkeyPatch], None]
 BREAKS: dict[str, Break] = {}
 RARE = {
+    "a_loss_is_stored_of_a_node_that_was_heard_since",
     "apps_are_given_up_by_what_was_seen_and_not_by_what_is_stored",
     "a_node_is_not_told_what_was_given_up_unseen",
     "the_store_takes_writes_of_an_older_term",
@@ -205,6 +206,11 @@ def the_leader_goes_on_granting_while_it_calls_a_node_lost(patch: pytest.MonkeyP
 @breaks
 def apps_are_given_up_by_what_was_seen_and_not_by_what_is_stored(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Snapshot, "believing", lambda self, lost: self)
+
+
+@breaks
+def a_loss_is_stored_of_a_node_that_was_heard_since(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(catalog, "is_as_judged", lambda node, judged: node.incarnation == judged.incarnation)
 
 
 @breaks

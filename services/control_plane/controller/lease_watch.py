@@ -20,6 +20,7 @@ from services.control_plane.placement.failover import fence_epoch
 from services.control_plane.reconciler import transactions
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.mirror import Mirror
+from services.control_plane.store.records import NodeRecord
 from services.spec.availability import effective_failover
 
 log = logging.getLogger("appsupervisor.reconciler")
@@ -46,7 +47,7 @@ class LeaseWatch:
             await asyncio.sleep(LOOK_SECONDS)
             try:
                 self._leases.look()
-                await asyncio.gather(*(self._lose(link, state) for link, state in self._changed()))
+                await asyncio.gather(*(self._lose(node, state) for node, state in self._changed()))
             except Exception:
                 # The count must go on: what failed comes up again with the next look.
                 log.exception("leases not counted", extra={"action": "lease.count_failed"})
@@ -78,21 +79,21 @@ class LeaseWatch:
         found = (self._mirror.apps.get(app) for node in lost for app in self._mirror.apps_on(node))
         return [it.name for it in found if it is not None and effective_failover(it.spec) == App.AUTOMATIC]
 
-    async def _lose(self, link: NodeLink, state: LeaseState) -> None:
-        self._leases.close(link.node.name)
-        stored = await self._note(partial(transactions.lease_ran_out, node=link.node, state=state))
+    async def _lose(self, node: NodeRecord, state: LeaseState) -> None:
+        self._leases.close(node.name)
+        stored = await self._note(partial(transactions.lease_ran_out, judged=node, state=state))
         if stored:
-            log.error("node lost: its lease has run out: %s: %s", link.node.name, Node.LeaseState.Name(state),
-                      extra={"action": "node.lease_ran_out", "node": link.node.name})  # fmt: skip
+            log.error("node lost: its lease has run out: %s: %s", node.name, Node.LeaseState.Name(state),
+                      extra={"action": "node.lease_ran_out", "node": node.name})  # fmt: skip
 
-    def _changed(self) -> list[tuple[NodeLink, LeaseState]]:
-        environments: dict[str, dict[str, tuple[NodeLink, Counted]]] = {}
+    def _changed(self) -> list[tuple[NodeRecord, LeaseState]]:
+        environments: dict[str, dict[str, tuple[NodeRecord, Counted]]] = {}
         for link in self._links.all():
             record = self._mirror.nodes.get(link.node.name)
             if record is not None:
                 over = self._leases.has_run_out(record.name)
                 counted = Counted(record.name, record.node.lease_state, not link.is_missing, over)
-                environments.setdefault(record.environment, {})[record.name] = link, counted
+                environments.setdefault(record.environment, {})[record.name] = record, counted
         return [
             (nodes[name][0], state)
             for nodes in environments.values()

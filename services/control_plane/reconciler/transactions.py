@@ -183,10 +183,13 @@ def node_lost(tx: Transaction, node: Node, why: str) -> None:
     _put_node(tx, record, lost)
 
 
-def lease_ran_out(tx: Transaction, node: Node, state: Node.LeaseState.ValueType) -> None:
-    """Store that a node's lease has run out: from now on, and not before, its apps may be given up."""
-    record = tx.node(node.name)
-    if record is None or record.node.incarnation != node.incarnation:
+def lease_ran_out(tx: Transaction, judged: NodeRecord, state: Node.LeaseState.ValueType) -> None:
+    """Store that a node's lease has run out: from now on, and not before, its apps may be given up.
+
+    Of the node as it was judged alone: it may have been heard since, and granted another lease.
+    """
+    record = tx.node(judged.name)
+    if record is None or record.revision != judged.revision:
         return
     if record.node.lease_state not in (Node.GRANTED, Node.ON_HOLD):
         return

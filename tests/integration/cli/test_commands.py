@@ -19,6 +19,7 @@ from services.cli.main import app as program
 from services.cli.main import run
 from services.cli.programs import PROGRAMS
 from services.control_plane.reconciler.transactions import lease_ran_out
+from services.control_plane.store.interface import Transaction
 from tests.eventually import WITHIN
 from tests.fakes.runtime_node import Behaviour
 from tests.integration.control_plane.plane import Plane
@@ -280,8 +281,14 @@ async def test_the_example_of_each_commands_help_works(
         await plane.node("environments/default/nodes/node-2")
         home = plane.nodes[0]
         await home.kill()
-        lost = (await plane.node_state(home.node, Node.UNREACHABLE), Node.EXPIRED)
-        plane.store.write(lambda tx: lease_ran_out(tx, *lost)).result()  # not waited for
+        await plane.node_state(home.node, Node.UNREACHABLE)
+
+        def give_up(tx: Transaction) -> None:  # not waited for
+            record = tx.node(home.node)
+            assert record is not None
+            lease_ran_out(tx, record, Node.EXPIRED)
+
+        plane.store.write(give_up).result()
     if name == "delete":
         await command("create", "wiki", "notes:create_app")
     if name.startswith("retained "):

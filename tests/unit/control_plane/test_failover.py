@@ -14,9 +14,10 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.fleet.views import shown_environment
+from services.control_plane.reconciler import transactions
 from services.control_plane.rules.conditions import get_condition
 from services.control_plane.store.interface import CatalogStore
-from services.control_plane.store.records import Role
+from services.control_plane.store.records import NodeRecord, Role
 from services.control_plane.store.sql_store import open_store
 from services.rpc.errors import SupervisorError
 from tests.fakes.runtime_node import Disk
@@ -44,6 +45,23 @@ async def lost(two: Two, node: str = NODE) -> None:
     """Cut a node off, and wait until it is called lost."""
     next(site for site in two.first.sites() if site.name == node).cut = True
     await two.first.until(lambda: lease(two, node) == Node.EXPIRED)
+
+
+def test_a_node_that_was_heard_since_it_was_judged_is_not_called_lost(store: CatalogStore) -> None:
+    node = Node(name=NODE, incarnation="a", lease_state=Node.GRANTED)
+    store.write(lambda tx: tx.put_node(NodeRecord(node))).result(60)
+    judged = store.mirror.nodes.get(NODE)
+    assert judged is not None
+    told = rt.RuntimeStatus(incarnation="a", version="2", lease=rt.Lease())
+    store.write(lambda tx: transactions.node_heard(tx, node, told)).result(60)
+    store.write(lambda tx: transactions.lease_ran_out(tx, judged, Node.EXPIRED)).result(60)
+    heard = store.mirror.nodes.get(NODE)
+    assert heard is not None
+    assert heard.node.lease_state == Node.GRANTED
+    store.write(lambda tx: transactions.lease_ran_out(tx, heard, Node.EXPIRED)).result(60)
+    lost = store.mirror.nodes.get(NODE)
+    assert lost is not None
+    assert lost.node.lease_state == Node.EXPIRED
 
 
 def now() -> float:
