@@ -190,7 +190,7 @@ def test_dormancy_works_without_the_control_plane_and_a_stop_outlasts_it(own_sta
     stack.nodes["node-1"].kill()
     stack.nodes["node-1"].start()
     eventually(lambda: stack.http("sleeper")[0] == 404, "the node is back")
-    assert stack.get("sleeper").state == Instance.STOPPED
+    eventually(lambda: stack.get("sleeper").state == Instance.STOPPED, "the control plane hears it")
     assert starts(stack, app) == 2
     started = stack.result(
         stack.apps.StartApp(catalog.StartAppRequest(name="apps/sleeper"), timeout=DEADLINE)
