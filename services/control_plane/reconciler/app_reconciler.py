@@ -184,7 +184,8 @@ class AppReconciler:
             await self._write(
                 partial(transactions.ended, name=app.name, uid=app.uid, placements=over, policy=app.deleting)
             )
-        return Result(failure=failure, after=todo.after)
+        # That a placement is over changes no app by itself, and so asks for no pass.
+        return Result(failure=failure, again=bool(over), after=todo.after)
 
     async def _stop_all(
         self, app: AppRecord, todo: Plan

@@ -96,12 +96,24 @@ def ended(
         else:
             left += 1
     if not record.deleting:
-        operations.settle(tx, record)
+        operations.settle(tx, _without(tx, record, {placement.instance for placement in placements}))
     if not record.deleting or left:
         return
     tx.delete_app(name)
     operations.settle_removed(tx, record)
     add_event(tx, record, "Deleted", actor=SYSTEM, reason=DeleteAppRequest.DataPolicy.Name(policy))
+
+
+def _without(tx: Transaction, record: AppRecord, instances: Collection[str]) -> AppRecord:
+    """Show instances no more that are gone: who waited for that is told of the app as it is then."""
+    left = [it for it in record.status.instances if it.name not in instances]
+    if len(left) == len(record.status.instances):
+        return record
+    status = App()
+    status.CopyFrom(record.status)
+    del status.instances[:]
+    status.instances.extend(left)
+    return tx.put_app(replace(record, status=status))
 
 
 def database_told(tx: Transaction, name: str, uid: str, failure: SupervisorError | None) -> None:
