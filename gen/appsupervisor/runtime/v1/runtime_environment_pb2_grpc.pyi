@@ -94,6 +94,30 @@ class RuntimeEnvironmentStub:
     (FAILED_PRECONDITION); `DATA_NOT_REMOVED` (FAILED_PRECONDITION) for the data of an instance that is not there;
     `INVALID_FIELD` (INVALID_ARGUMENT).
     """
+    BatchStartInstances: _grpc.UnaryUnaryMultiCallable[_runtime_environment_pb2.BatchStartInstancesRequest, _runtime_environment_pb2.BatchStartInstancesResponse]
+    """Starts many instances, each as StartInstance does.
+
+    Precondition: 1 to 100 requests; of each, that of StartInstance.
+    On success: they are dealt with in the order of the list, each whatever came of those before it; the response tells
+    of each what StartInstance would have.
+    Idempotent: each request is.
+    Cancelling the call stops nothing that was accepted.
+    Rolled back: nothing; a request that is refused changes nothing for the others.
+
+    Errors: `INVALID_FIELD` (INVALID_ARGUMENT) for no requests, or too many. Those of one request are in its result.
+    """
+    BatchStopInstances: _grpc.UnaryUnaryMultiCallable[_runtime_environment_pb2.BatchStopInstancesRequest, _runtime_environment_pb2.BatchStopInstancesResponse]
+    """Stops many instances, each as StopInstance does.
+
+    Precondition: 1 to 100 requests; of each, that of StopInstance.
+    On success: all are dealt with at the same time, each whatever comes of the others; the response tells of each what
+    StopInstance would have, in the order of the list.
+    Idempotent: each request is.
+    Cancelling the call cancels no stop.
+    Rolled back: nothing; a request that is refused changes nothing for the others.
+
+    Errors: `INVALID_FIELD` (INVALID_ARGUMENT) for no requests, or too many. Those of one request are in its result.
+    """
     RestartInstance: _grpc.UnaryUnaryMultiCallable[_runtime_environment_pb2.RestartInstanceRequest, _runtime_environment_pb2.RestartInstanceResponse]
     """Stops and starts one instance in place; a failed or backing-off instance is started at once.
 
@@ -228,6 +252,30 @@ class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
     Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's; `STALE_TERM`
     (FAILED_PRECONDITION); `DATA_NOT_REMOVED` (FAILED_PRECONDITION) for the data of an instance that is not there;
     `INVALID_FIELD` (INVALID_ARGUMENT).
+    """
+    BatchStartInstances: _aio.UnaryUnaryMultiCallable[_runtime_environment_pb2.BatchStartInstancesRequest, _runtime_environment_pb2.BatchStartInstancesResponse]  # type: ignore[assignment]
+    """Starts many instances, each as StartInstance does.
+
+    Precondition: 1 to 100 requests; of each, that of StartInstance.
+    On success: they are dealt with in the order of the list, each whatever came of those before it; the response tells
+    of each what StartInstance would have.
+    Idempotent: each request is.
+    Cancelling the call stops nothing that was accepted.
+    Rolled back: nothing; a request that is refused changes nothing for the others.
+
+    Errors: `INVALID_FIELD` (INVALID_ARGUMENT) for no requests, or too many. Those of one request are in its result.
+    """
+    BatchStopInstances: _aio.UnaryUnaryMultiCallable[_runtime_environment_pb2.BatchStopInstancesRequest, _runtime_environment_pb2.BatchStopInstancesResponse]  # type: ignore[assignment]
+    """Stops many instances, each as StopInstance does.
+
+    Precondition: 1 to 100 requests; of each, that of StopInstance.
+    On success: all are dealt with at the same time, each whatever comes of the others; the response tells of each what
+    StopInstance would have, in the order of the list.
+    Idempotent: each request is.
+    Cancelling the call cancels no stop.
+    Rolled back: nothing; a request that is refused changes nothing for the others.
+
+    Errors: `INVALID_FIELD` (INVALID_ARGUMENT) for no requests, or too many. Those of one request are in its result.
     """
     RestartInstance: _aio.UnaryUnaryMultiCallable[_runtime_environment_pb2.RestartInstanceRequest, _runtime_environment_pb2.RestartInstanceResponse]  # type: ignore[assignment]
     """Stops and starts one instance in place; a failed or backing-off instance is started at once.
@@ -384,6 +432,42 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
         Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's; `STALE_TERM`
         (FAILED_PRECONDITION); `DATA_NOT_REMOVED` (FAILED_PRECONDITION) for the data of an instance that is not there;
         `INVALID_FIELD` (INVALID_ARGUMENT).
+        """
+
+    @_abc_1.abstractmethod
+    def BatchStartInstances(
+        self,
+        request: _runtime_environment_pb2.BatchStartInstancesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runtime_environment_pb2.BatchStartInstancesResponse, _abc.Awaitable[_runtime_environment_pb2.BatchStartInstancesResponse]]:
+        """Starts many instances, each as StartInstance does.
+
+        Precondition: 1 to 100 requests; of each, that of StartInstance.
+        On success: they are dealt with in the order of the list, each whatever came of those before it; the response tells
+        of each what StartInstance would have.
+        Idempotent: each request is.
+        Cancelling the call stops nothing that was accepted.
+        Rolled back: nothing; a request that is refused changes nothing for the others.
+
+        Errors: `INVALID_FIELD` (INVALID_ARGUMENT) for no requests, or too many. Those of one request are in its result.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchStopInstances(
+        self,
+        request: _runtime_environment_pb2.BatchStopInstancesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runtime_environment_pb2.BatchStopInstancesResponse, _abc.Awaitable[_runtime_environment_pb2.BatchStopInstancesResponse]]:
+        """Stops many instances, each as StopInstance does.
+
+        Precondition: 1 to 100 requests; of each, that of StopInstance.
+        On success: all are dealt with at the same time, each whatever comes of the others; the response tells of each what
+        StopInstance would have, in the order of the list.
+        Idempotent: each request is.
+        Cancelling the call cancels no stop.
+        Rolled back: nothing; a request that is refused changes nothing for the others.
+
+        Errors: `INVALID_FIELD` (INVALID_ARGUMENT) for no requests, or too many. Those of one request are in its result.
         """
 
     @_abc_1.abstractmethod
