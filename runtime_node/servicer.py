@@ -98,7 +98,7 @@ class RuntimeServicer(RuntimeEnvironmentServicer):
         if request.HasField("heartbeat_interval"):
             check_heartbeat(request.heartbeat_interval)
             heartbeat = seconds(request.heartbeat_interval)
-        async for message in self._feed.watch(request.resume_token, heartbeat):
+        async for message in self._feed.watch(request.resume_token, heartbeat, batched=request.batched):
             yield message
 
     async def TailLogs(self, request: pb.TailLogsRequest, context: Any) -> AsyncIterator[pb.TailLogsResponse]:

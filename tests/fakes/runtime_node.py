@@ -389,8 +389,10 @@ class FakeNode:
         kind = pb.WatchInstancesResponse
         if position is None:
             position = self._feed.revision
-            for entry in self._feed.page("", 1_000_000):
-                yield self._message(kind.UPSERT, position, entry.value, resumable=False)
+            entries = [entry.value for entry in self._feed.page("", 1_000_000) if entry.value is not None]
+            most = 100 if request.batched else 1
+            for first in range(0, len(entries), most):
+                yield self._snapshot(entries[first : first + most], position)
             yield self._message(kind.SYNCED, position)
         else:
             for message in self._since(position):
@@ -613,6 +615,15 @@ class FakeNode:
         if instance is not None:
             message.instance.CopyFrom(instance)
             message.instance.ClearField("figures")
+        return message
+
+    def _snapshot(self, instances: list[pb.Instance], position: int) -> pb.WatchInstancesResponse:
+        alone = instances[0] if len(instances) == 1 else None
+        message = self._message(pb.WatchInstancesResponse.UPSERT, position, alone, resumable=False)
+        if alone is None:
+            message.instances.extend(instances)
+            for instance in message.instances:
+                instance.ClearField("figures")
         return message
 
     def _position(self, token: str) -> int | None:

@@ -58,7 +58,7 @@ class AppDatabases:
         login = Login(name, password_of(server.key, name), 2 * pool + 1)
         kept = frozenset({name, *(login_of(owner, other) for other in keep)})
         if schema:
-            order = Order(owner, claim, login, kept, must_exist)
+            order = Order(owner, claim, kept, login, must_exist)
             database = await self._schemas.carry_out(server, order)
         else:
             database = owner
@@ -86,8 +86,11 @@ class AppDatabases:
         server = self._server_of(app)
         owner = owner_of(app.name, app.uid)
         kept = frozenset(login_of(owner, epoch) for epoch in keep)
-        async with self._turns.at(server) as connection:
-            await self._shut(server, connection, app, kept)
+        if _in_schema(app):
+            await self._schemas.carry_out(server, Order(owner, self._claim(app), kept))
+        else:
+            async with self._turns.at(server) as connection:
+                await self._shut(server, connection, app, kept)
         self._open[app.uid] = kept
 
     async def end(self, app: AppRecord, *, drop: bool) -> None:

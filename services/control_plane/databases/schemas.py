@@ -24,14 +24,15 @@ from services.rpc.errors import SupervisorError
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What one app is to have before a start: its schema, and no login but its own and those to `keep`."""
+    """What is to be so of one app: no login of its schema is open but the new one and those to `keep`."""
 
     owner: str
     claim: Claim
-    login: Login
     keep: frozenset[str]
-    must_exist: bool
-    """Its schema has to be there already."""
+    login: Login | None = None
+    """Of a start, for which the schema is made, too."""
+    must_exist: bool = False
+    """The schema has to be there already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,9 @@ async def guard(
     In one transaction; if a step of that fails, in one for each app, for nothing tells whose it was. Raises
     `psycopg.Error` when the connection is broken, or there is one app alone.
     """
-    verifiers = await asyncio.to_thread(lambda: [steps.verifier_of(order.login) for order in orders])
+    verifiers = await asyncio.to_thread(
+        lambda: [steps.verifier_of(it.login) if it.login is not None else "" for it in orders]
+    )
     try:
         async with connection.transaction():
             return await _guard(connection, dict(zip(orders, verifiers, strict=True)))
@@ -128,19 +131,23 @@ def _shut(order: Order, found: _Found) -> Shut:
 
 def _commands(order: Order, found: _Found, verifier: str) -> Iterator[Composable]:
     """Yield what is to be done for an app, in order. Raises SupervisorError as its single steps do."""
+    if found.mark is None and order.login is None:
+        return
     owner = Identifier(order.owner)
     if steps.is_older(order.owner, found.mark, order.claim):
         if found.mark is None:
             yield SQL("CREATE ROLE {} NOLOGIN").format(owner)
         yield SQL("COMMENT ON ROLE {} IS {}").format(owner, Literal(order.claim.comment))
+    for login in _shut(order, found):
+        yield from steps.taking_away(order.owner, login)
+    if order.login is None:
+        return
     if found.schema_owner is None:
         if order.must_exist:
             raise steps.missing(order.owner)
         yield SQL("CREATE SCHEMA {0} AUTHORIZATION {0}").format(owner)
     elif found.schema_owner != order.owner:
         raise steps.foreign(order.owner)
-    for login in _shut(order, found):
-        yield from steps.taking_away(order.owner, login)
     if order.login.name not in found.logins:
         yield SQL("CREATE ROLE {} NOLOGIN").format(Identifier(order.login.name))
     yield from steps.letting_in(order.owner, order.login, verifier, schema=True)

@@ -90,7 +90,7 @@ class NodeClient:
 
         Always ends with SupervisorError NODE_UNREACHABLE, or the node's own refusal.
         """
-        request = pb.WatchInstancesRequest(term=term)
+        request = pb.WatchInstancesRequest(term=term, batched=True)
         request.heartbeat_interval.FromMilliseconds(int(silence * 1000 * HEARTBEAT_SHARE))
         call = self._stub.WatchInstances(request)
         try:

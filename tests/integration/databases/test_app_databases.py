@@ -7,6 +7,7 @@ import inspect
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -15,8 +16,9 @@ import pytest
 from psycopg import errors, sql
 
 from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer
-from services.control_plane.databases import schemas, steps, turns
+from services.control_plane.databases import schemas, steps
 from services.control_plane.databases.app_databases import AppDatabases, Provided
+from services.control_plane.databases.connecting import connected
 from services.control_plane.databases.health import look
 from services.control_plane.databases.names import owner_of, url_of
 from services.control_plane.store.records import AppRecord
@@ -24,6 +26,7 @@ from services.rpc.errors import SupervisorError
 from tests.eventually import eventually
 from tests.integration.databases.conftest import DATABASE, NAME, SCHEMA, Sql, app, ask, login_in
 
+CONNECTED = "services.control_plane.databases.turns.connected"
 MODES = pytest.mark.parametrize("mode", [SCHEMA, DATABASE], ids=["schema", "database"])
 
 
@@ -158,7 +161,7 @@ async def test_a_failure_after_any_step_is_told_and_a_repeat_goes_on(
         assert ask(new, "SELECT 1") == [(1,)]
         with pytest.raises(psycopg.OperationalError):
             ask(url, "SELECT 1")
-        await eventually(lambda epoch=epoch: server.roles(shop) == ["", f"_e{epoch}"])
+        await eventually(partial(server.roles, shop), ["", f"_e{epoch}"].__eq__)
         url = new
     failing = patch.object(steps, "_drop_owner", failing_after(steps._drop_owner))
     with failing, pytest.raises(SupervisorError) as kept:
@@ -189,14 +192,14 @@ async def test_apps_that_wait_together_are_dealt_with_together_each_with_its_own
     server.admin(f'CREATE ROLE "{role}"')
 
     async def all_under(epoch: int) -> list[Provided | BaseException]:
-        with patch.object(turns, "connected", wraps=turns.connected) as connected:
+        with patch(CONNECTED, wraps=connected) as connections:
             told = await asyncio.gather(
                 *(prepared(databases, it, epoch) for it in shops),
                 prepared(databases, lost, epoch, must_exist=True),
                 prepared(databases, foreign, epoch),
                 return_exceptions=True,
             )
-        assert connected.call_count == 1
+        assert connections.call_count == 1
         return told
 
     try:
@@ -385,13 +388,13 @@ async def test_a_server_that_does_not_answer_is_told_without_a_secret_and_then_l
         await prepared(databases, app())
     assert refused.value.reason == "DATABASE_SERVER_UNREACHABLE"
     assert refused.value.message == "databaseServers/main cannot be used now: it does not answer."
-    with patch("services.control_plane.databases.turns.connected") as connected:
+    with patch(CONNECTED) as connects:
         with pytest.raises(SupervisorError):
             await prepared(databases, app("other"))
-        connected.assert_not_called()
+        connects.assert_not_called()
         # News of the server end its rest.
         gone.servers[NAME] = replace(gone.servers[NAME], revision=7)
-        connected.side_effect = SupervisorError("DATABASE_UNAVAILABLE", "It was tried.")
+        connects.side_effect = SupervisorError("DATABASE_UNAVAILABLE", "It was tried.")
         with pytest.raises(SupervisorError, match="It was tried"):
             await prepared(databases, app("other"))
 

@@ -1718,10 +1718,13 @@ class WatchInstancesRequest(_message.Message):
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
+    BATCHED_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
     """Starts exactly after this point of an earlier stream; empty for a snapshot."""
     term: _builtins.int
     """Term of the leader that asks; unset: of nobody's. Below the highest that the node knows it is refused."""
+    batched: _builtins.bool
+    """Lets one message tell of many instances, in `instances`. A node that does not know this tells of one in each."""
     @_builtins.property
     def heartbeat_interval(self) -> _duration_pb2.Duration:
         """Time between heartbeats, 100 ms to 1 minute. Default 1 s."""
@@ -1732,10 +1735,11 @@ class WatchInstancesRequest(_message.Message):
         resume_token: _builtins.str = ...,
         heartbeat_interval: _duration_pb2.Duration | None = ...,
         term: _builtins.int = ...,
+        batched: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "resume_token", b"resume_token", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batched", b"batched", "heartbeat_interval", b"heartbeat_interval", "resume_token", b"resume_token", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1756,7 +1760,7 @@ class WatchInstancesResponse(_message.Message):
         TYPE_UNSPECIFIED: WatchInstancesResponse._Type.ValueType  # 0
         """Not set."""
         UPSERT: WatchInstancesResponse._Type.ValueType  # 1
-        """`instance` is new or changed."""
+        """`instance`, or each of `instances`, is new or changed."""
         REMOVE: WatchInstancesResponse._Type.ValueType  # 2
         """`instance.name` is gone; `last_error` tells why if it did not end by command, or what its end left behind."""
         SYNCED: WatchInstancesResponse._Type.ValueType  # 3
@@ -1770,7 +1774,7 @@ class WatchInstancesResponse(_message.Message):
     TYPE_UNSPECIFIED: WatchInstancesResponse.Type.ValueType  # 0
     """Not set."""
     UPSERT: WatchInstancesResponse.Type.ValueType  # 1
-    """`instance` is new or changed."""
+    """`instance`, or each of `instances`, is new or changed."""
     REMOVE: WatchInstancesResponse.Type.ValueType  # 2
     """`instance.name` is gone; `last_error` tells why if it did not end by command, or what its end left behind."""
     SYNCED: WatchInstancesResponse.Type.ValueType  # 3
@@ -1806,6 +1810,7 @@ class WatchInstancesResponse(_message.Message):
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     MONOTONIC_TIME_FIELD_NUMBER: _builtins.int
     FIGURES_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
     type: Global___WatchInstancesResponse.Type.ValueType
     """What this message tells."""
     sequence: _builtins.int
@@ -1826,6 +1831,10 @@ class WatchInstancesResponse(_message.Message):
     def figures(self) -> _containers.MessageMap[_builtins.str, Global___InstanceFigures]:
         """Figures that changed since the last heartbeat, by instance name; with HEARTBEAT."""
 
+    @_builtins.property
+    def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Instance]:
+        """Up to 100 instances, with UPSERT, in place of `instance`; only where the request allows it."""
+
     def __init__(
         self,
         *,
@@ -1836,10 +1845,11 @@ class WatchInstancesResponse(_message.Message):
         resume_token: _builtins.str = ...,
         monotonic_time: _duration_pb2.Duration | None = ...,
         figures: _abc.Mapping[_builtins.str, Global___InstanceFigures] | None = ...,
+        instances: _abc.Iterable[Global___Instance] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "monotonic_time", b"monotonic_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "incarnation", b"incarnation", "instance", b"instance", "monotonic_time", b"monotonic_time", "resume_token", b"resume_token", "sequence", b"sequence", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "incarnation", b"incarnation", "instance", b"instance", "instances", b"instances", "monotonic_time", b"monotonic_time", "resume_token", b"resume_token", "sequence", b"sequence", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -255,9 +255,10 @@ class RuntimeEnvironmentServicer:
     def WatchInstances(self, request, context):
         """Streams every instance, `SYNCED`, then each change, and heartbeats.
 
-        A slow reader gets the newest state of each instance; it never delays another reader or an app. With
-        `resume_token` the stream starts exactly after it, without a snapshot. With `term` the node knows that leader before
-        the snapshot is taken, so that nothing an older one asks for can come after it.
+        A slow reader gets the newest state of each instance; it never delays another reader or an app. With `batched` one
+        message may tell of many instances. With `resume_token` the stream starts exactly after it, without a snapshot. With
+        `term` the node knows that leader before the snapshot is taken, so that nothing an older one asks for can come after
+        it.
 
         Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE) for a token that is too old or of another incarnation: start again
         without one. `STALE_TERM` (FAILED_PRECONDITION). `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.

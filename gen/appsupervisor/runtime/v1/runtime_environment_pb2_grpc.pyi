@@ -143,9 +143,10 @@ class RuntimeEnvironmentStub:
     WatchInstances: _grpc.UnaryStreamMultiCallable[_runtime_environment_pb2.WatchInstancesRequest, _runtime_environment_pb2.WatchInstancesResponse]
     """Streams every instance, `SYNCED`, then each change, and heartbeats.
 
-    A slow reader gets the newest state of each instance; it never delays another reader or an app. With
-    `resume_token` the stream starts exactly after it, without a snapshot. With `term` the node knows that leader before
-    the snapshot is taken, so that nothing an older one asks for can come after it.
+    A slow reader gets the newest state of each instance; it never delays another reader or an app. With `batched` one
+    message may tell of many instances. With `resume_token` the stream starts exactly after it, without a snapshot. With
+    `term` the node knows that leader before the snapshot is taken, so that nothing an older one asks for can come after
+    it.
 
     Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE) for a token that is too old or of another incarnation: start again
     without one. `STALE_TERM` (FAILED_PRECONDITION). `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
@@ -302,9 +303,10 @@ class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
     WatchInstances: _aio.UnaryStreamMultiCallable[_runtime_environment_pb2.WatchInstancesRequest, _runtime_environment_pb2.WatchInstancesResponse]  # type: ignore[assignment]
     """Streams every instance, `SYNCED`, then each change, and heartbeats.
 
-    A slow reader gets the newest state of each instance; it never delays another reader or an app. With
-    `resume_token` the stream starts exactly after it, without a snapshot. With `term` the node knows that leader before
-    the snapshot is taken, so that nothing an older one asks for can come after it.
+    A slow reader gets the newest state of each instance; it never delays another reader or an app. With `batched` one
+    message may tell of many instances. With `resume_token` the stream starts exactly after it, without a snapshot. With
+    `term` the node knows that leader before the snapshot is taken, so that nothing an older one asks for can come after
+    it.
 
     Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE) for a token that is too old or of another incarnation: start again
     without one. `STALE_TERM` (FAILED_PRECONDITION). `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
@@ -518,9 +520,10 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_runtime_environment_pb2.WatchInstancesResponse], _abc.AsyncIterator[_runtime_environment_pb2.WatchInstancesResponse]]:
         """Streams every instance, `SYNCED`, then each change, and heartbeats.
 
-        A slow reader gets the newest state of each instance; it never delays another reader or an app. With
-        `resume_token` the stream starts exactly after it, without a snapshot. With `term` the node knows that leader before
-        the snapshot is taken, so that nothing an older one asks for can come after it.
+        A slow reader gets the newest state of each instance; it never delays another reader or an app. With `batched` one
+        message may tell of many instances. With `resume_token` the stream starts exactly after it, without a snapshot. With
+        `term` the node knows that leader before the snapshot is taken, so that nothing an older one asks for can come after
+        it.
 
         Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE) for a token that is too old or of another incarnation: start again
         without one. `STALE_TERM` (FAILED_PRECONDITION). `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
