@@ -110,8 +110,10 @@ class Lifecycle:
 
         One that is `tried` goes dormant as soon as it was ready, unless somebody needs it.
         """
-        self._transitions.log(instance, "accepted")
-        if instance.state == InstanceMessage.IDLE:
+        dormant = instance.state == InstanceMessage.IDLE
+        # Ten thousand dormant ones come at once, and nothing happens to them yet.
+        self._transitions.log(instance, "accepted", logging.DEBUG if dormant else logging.INFO)
+        if dormant:
             instance.gate.hold(partial(self.want, instance))
             self._registry.changed(instance)
         else:
