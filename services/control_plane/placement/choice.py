@@ -1,7 +1,7 @@
 """Picks the node with the fewest apps among those that can take one; says of each other one why it can't.
 
-The rules are `obstacles`, for placing and for explaining alike. Pure; ties go by name, so that the same
-state gives the same answer.
+Copies of one app are spread first: over zones, then over nodes. The rules are `obstacles`, for placing and
+for explaining alike. Pure; ties go by name, so that the same state gives the same answer.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Candidate(NamedTuple):
     """Sum of the memory limits of the apps on it."""
     taken: bool = False
     """An app is on it that is to be alone."""
+    zone: str = ""
+    """What fails together; nodes without one are in one zone of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class Wish:
     selector: Mapping[str, str] = field(default_factory=dict)
     memory_bytes: int = 0
     exclusive: bool = False
+    siblings: tuple[str, ...] = ()
+    """The nodes that other copies of the app are on, each as often as there are copies on it."""
 
 
 class Obstacle(NamedTuple):
@@ -108,17 +112,19 @@ def candidate_of(node: Node, *, heard: bool, apps: int, reserved_bytes: int, tak
         node.memory_bytes,
         reserved_bytes,
         taken,
+        node.zone,
     )
 
 
-def wish_of(spec: App, *, environment_cordoned: bool) -> Wish:
-    """Return what an app's spec asks of a node."""
+def wish_of(spec: App, *, environment_cordoned: bool, siblings: Iterable[str] = ()) -> Wish:
+    """Return what an app's spec asks of a node; `siblings` are the nodes that its other copies are on."""
     return Wish(
         spec.environment,
         environment_cordoned,
         dict(spec.node_selector),
         spec.limits.memory_bytes,
         spec.exclusive,
+        tuple(siblings),
     )
 
 
@@ -196,25 +202,61 @@ _TEXTS: dict[str, Callable[[Wish, Candidate], Obstacle]] = {
 }
 
 
+class Spread:
+    """Where an app's other copies are: how many in a zone, and how many on a node."""
+
+    def __init__(self, wish: Wish, candidates: Iterable[Candidate]) -> None:
+        self._on = Counter(wish.siblings)
+        self._in: Counter[str] = Counter()
+        if self._on:
+            for node in candidates:
+                self._in[node.zone] += self._on[node.name]
+
+    def on(self, node: Candidate) -> int:
+        """Return how many copies are on a node."""
+        return self._on[node.name]
+
+    def in_zone(self, node: Candidate) -> int:
+        """Return how many copies are in a node's zone."""
+        return self._in[node.zone]
+
+    def order(self, node: Candidate) -> tuple[int, int, int, str]:
+        """Return what nodes are ordered by, the best first."""
+        return self._in[node.zone], self._on[node.name], node.apps, node.name
+
+
 def ranked(wish: Wish, candidates: Iterable[Candidate]) -> list[Candidate]:
     """Return the nodes that can take an app, the best first."""
-    return sorted((node for node in candidates if fits(wish, node)), key=_order)
+    known = list(candidates)
+    return sorted((node for node in known if fits(wish, node)), key=Spread(wish, known).order)
 
 
 def choose(wish: Wish, candidates: Iterable[Candidate]) -> Choice:
-    """Return the node for one more app: the first of `ranked`, without ranking them all."""
+    """Return the node for one more copy of an app: the first of `ranked`, without ranking them all."""
     known = list(candidates)
+    order = Spread(wish, known).order if wish.siblings else _by_apps
     best: Candidate | None = None
     for node in known:
         # Most have more apps than the best so far: only the others are looked at closely.
-        if (best is None or _order(node) < _order(best)) and fits(wish, node):
+        if (best is None or order(node) < order(best)) and fits(wish, node):
             best = node
     if best is not None:
-        reason = f"fewest apps ({best.apps}) of those that can take it, of {len(known)} nodes in all"
-        return Choice(best.name, reason)
+        return Choice(best.name, _why(wish, best, known))
     if not known:
         return Choice("", f"{wish.environment} has no node that it could go to; start one there.")
     return Choice("", _why_none(wish, known))
+
+
+def _why(wish: Wish, best: Candidate, known: list[Candidate]) -> str:
+    fewest = f"fewest apps ({best.apps}) of those that can take it, of {len(known)} nodes in all"
+    if not wish.siblings:
+        return fewest
+    spread = Spread(wish, known)
+    where = f"in zone {best.zone}" if best.zone else "without a zone"
+    return (
+        f"fewest of its other copies {where} ({spread.in_zone(best)}) and on the node ({spread.on(best)}), "
+        f"then {fewest}"
+    )
 
 
 _WORDS = {
@@ -235,8 +277,8 @@ def _why_none(wish: Wish, known: list[Candidate]) -> str:
     return f"None of the {len(known)} nodes of {wish.environment} can take it: {told}."
 
 
-def _order(node: Candidate) -> tuple[int, str]:
-    return node.apps, node.name
+def _by_apps(node: Candidate) -> tuple[int, int, int, str]:
+    return 0, 0, node.apps, node.name
 
 
 def _mib(size: int) -> str:

@@ -44,6 +44,44 @@ def test_the_node_with_the_fewest_apps_is_taken_or_it_is_said_why_none(
     assert word in choice.reason
 
 
+IN_ZONES = (
+    candidate("a1", 0, zone="a"),
+    candidate("a2", 5, zone="a"),
+    candidate("b1", 9, zone="b"),
+    candidate("n1", 7),
+    candidate("n2", 2),
+)
+
+
+@pytest.mark.parametrize(
+    ("siblings", "expected"),
+    [
+        ((), ["a1", "n2", "a2", "n1", "b1"]),
+        (("a1",), ["n2", "n1", "b1", "a2", "a1"]),
+        (("a1", "n2"), ["b1", "a2", "n1", "a1", "n2"]),
+        (("a1", "b1", "n2"), ["a2", "n1", "a1", "n2", "b1"]),
+        (("a1", "a1", "b1", "n2"), ["n1", "n2", "b1", "a2", "a1"]),
+        (("gone",), ["a1", "n2", "a2", "n1", "b1"]),
+    ],
+    ids=str,
+)
+def test_copies_of_an_app_are_spread_over_zones_then_nodes_and_only_then_by_apps(
+    siblings: tuple[str, ...], expected: list[str]
+) -> None:
+    wish = Wish(X, siblings=siblings)
+    assert [node.name for node in ranked(wish, IN_ZONES)] == expected
+    choice = choose(wish, IN_ZONES)
+    assert choice.node == expected[0]
+    assert ("copies" in choice.reason) == bool(siblings)
+
+
+def test_a_zone_that_is_full_of_copies_is_better_than_none() -> None:
+    wish = Wish(X, siblings=("a1",))
+    choice = choose(wish, [candidate("a1", 1, zone="a"), candidate("b1", heard=False, zone="b")])
+    assert choice.node == "a1"
+    assert "fewest of its other copies in zone a (1) and on the node (1)" in choice.reason
+
+
 GIB = 2**30
 OBSTACLES: dict[str, tuple[Wish, Candidate, list[str]]] = {
     "none": (Wish(X), candidate("a", 5), []),
@@ -94,13 +132,14 @@ def test_what_is_explained_is_what_is_chosen() -> None:
         wish = Wish(
             X, chance.random() < 0.05, {"zone": "a"} if chance.random() < 0.3 else {},
             chance.choice((0, 0, 5)), chance.random() < 0.2,
+            tuple(f"n{n}" for n in chance.choices(range(8), k=chance.choice((0, 0, 3)))),
         )  # fmt: skip
         nodes = [
             candidate(
                 f"n{n}", chance.randrange(4), chance.random() < 0.8, chance.choice((0, 3)),
                 cordoned=chance.random() < 0.2, labels={"zone": chance.choice("ab")},
                 memory_bytes=chance.choice((0, 8)), reserved_bytes=chance.randrange(8),
-                taken=chance.random() < 0.1,
+                taken=chance.random() < 0.1, zone=chance.choice(("", "a", "b")),
             )
             for n in range(chance.randrange(8))
         ]  # fmt: skip
