@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -41,6 +42,27 @@ class Candidate(NamedTuple):
     """An app is on it that is to be alone."""
     zone: str = ""
     """What fails together; nodes without one are in one zone of their own."""
+    avoided: str = ""
+    """A label of an app on it, with which the app is to share no node."""
+    averse: str = ""
+    """A label of the app, with which an app on it is to share no node."""
+
+
+class Neighbours(NamedTuple):
+    """What other apps mean to one app, by node."""
+
+    taken: AbstractSet[str] = frozenset()
+    """Nodes with an app that is to be alone."""
+    avoided: Mapping[str, str] = {}
+    """Nodes with an app that has a label which the app is to be apart from, with that label."""
+    averse: Mapping[str, str] = {}
+    """Nodes with an app that is to be apart from a label of the app, with that label."""
+
+
+Load = tuple[int, int]
+"""What is on a node: apps, and the sum of their memory limits in bytes."""
+
+NO_LOAD: Load = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +76,8 @@ class Wish:
     exclusive: bool = False
     siblings: tuple[str, ...] = ()
     """The nodes that other copies of the app are on, each as often as there are copies on it."""
+    apart: bool = False
+    """Whether its copies are to share no node either."""
 
 
 class Obstacle(NamedTuple):
@@ -76,32 +100,38 @@ class Candidates:
     """Makes candidates, and gives the same ones again for nodes that look as they did, which most do."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[Node, Candidate]] = {}
+        self._known: dict[str, tuple[Node, bool, Load, Candidate]] = {}
 
-    def of(self, node: Node, heard: bool, apps: int, reserved_bytes: int, taken: bool) -> Candidate:
-        """Return a node as placement sees it."""
-        name = node.name
-        known, candidate = self._known.get(name, _NOTHING)
-        if (
-            known is node
-            and candidate.apps == apps
-            and candidate.heard is heard
-            and candidate.reserved_bytes == reserved_bytes
-            and candidate.taken is taken
-        ):
-            return candidate
-        if len(self._known) >= KEPT:
-            self._known.clear()  # nodes come and go
-        candidate = candidate_of(node, heard=heard, apps=apps, reserved_bytes=reserved_bytes, taken=taken)
-        self._known[name] = node, candidate
-        return candidate
+    def of(
+        self,
+        nodes: Iterable[tuple[str, Node, bool]],
+        loads: Mapping[str, Load],
+        neighbours: Neighbours,
+        more: Mapping[str, int],
+    ) -> list[Candidate]:
+        """Return nodes, given by name and with whether they are heard, as placement sees them for one app.
+
+        A load is another object once it is another; `more` apps are about to be placed there.
+        """
+        known, found = self._known, []
+        if len(known) > KEPT:
+            known.clear()  # nodes come and go
+        special = {*more, *neighbours.taken, *neighbours.avoided, *neighbours.averse}
+        for name, node, heard in nodes:
+            load = loads.get(name, NO_LOAD)
+            entry = known.get(name)
+            if entry is None or entry[0] is not node or entry[2] is not load or entry[1] is not heard:
+                made = candidate_of(node, heard=heard, apps=load[0], reserved_bytes=load[1])
+                entry = known[name] = node, heard, load, made
+            if name in special:
+                found.append(beside(entry[3], neighbours, more.get(name, 0)))
+            else:
+                found.append(entry[3])
+        return found
 
 
-_NOTHING: tuple[Node | None, Candidate] = (None, Candidate("", False, 0))
-
-
-def candidate_of(node: Node, *, heard: bool, apps: int, reserved_bytes: int, taken: bool) -> Candidate:
-    """Return a node as placement sees it."""
+def candidate_of(node: Node, *, heard: bool, apps: int, reserved_bytes: int) -> Candidate:
+    """Return a node as placement sees it, whoever its other apps are."""
     return Candidate(
         node.name,
         heard,
@@ -111,8 +141,18 @@ def candidate_of(node: Node, *, heard: bool, apps: int, reserved_bytes: int, tak
         dict(node.labels),
         node.memory_bytes,
         reserved_bytes,
-        taken,
-        node.zone,
+        zone=node.zone,
+    )
+
+
+def beside(node: Candidate, neighbours: Neighbours, more: int = 0) -> Candidate:
+    """Return a node as one app sees it, with its neighbours; `more` apps are about to be placed there."""
+    name = node.name
+    return node._replace(
+        apps=node.apps + more,
+        taken=name in neighbours.taken,
+        avoided=neighbours.avoided.get(name, ""),
+        averse=neighbours.averse.get(name, ""),
     )
 
 
@@ -125,6 +165,7 @@ def wish_of(spec: App, *, environment_cordoned: bool, siblings: Iterable[str] = 
         spec.limits.memory_bytes,
         spec.exclusive,
         tuple(siblings),
+        any(spec.labels.get(key) == value for key, value in spec.anti_affinity.items()),
     )
 
 
@@ -156,6 +197,12 @@ def _reasons(wish: Wish, node: Candidate) -> Iterator[str]:
         yield "TAKEN_EXCLUSIVELY"
     if wish.exclusive and node.apps:
         yield "NOT_EMPTY"
+    if node.avoided:
+        yield "APP_AVOIDED"
+    if node.averse:
+        yield "AVOIDED_BY_APP"
+    if wish.apart and node.name in wish.siblings:
+        yield "COPY_THERE"
 
 
 def _differing(wish: Wish, node: Candidate) -> list[str]:
@@ -199,6 +246,21 @@ _TEXTS: dict[str, Callable[[Wish, Candidate], Obstacle]] = {
         f"The app is to be alone, and the node has {counted(node.apps, 'app')}.",
         "Move them off it, or add a node.",
     ),
+    "APP_AVOIDED": lambda _wish, node: Obstacle(
+        "APP_AVOIDED",
+        f"An app with the label {node.avoided} is on it, which the app's anti_affinity names.",
+        "Move that app, or change the app's anti_affinity.",
+    ),
+    "AVOIDED_BY_APP": lambda _wish, node: Obstacle(
+        "AVOIDED_BY_APP",
+        f"An app is on it whose anti_affinity names {node.averse}, a label of the app.",
+        "Move that app, or change its anti_affinity or the app's labels.",
+    ),
+    "COPY_THERE": lambda _wish, _node: Obstacle(
+        "COPY_THERE",
+        "Another copy of the app is on it, and its anti_affinity names a label of its own.",
+        "Add a node, ask for fewer replicas, or change the app's anti_affinity.",
+    ),
 }
 
 
@@ -234,17 +296,29 @@ def ranked(wish: Wish, candidates: Iterable[Candidate]) -> list[Candidate]:
 def choose(wish: Wish, candidates: Iterable[Candidate]) -> Choice:
     """Return the node for one more copy of an app: the first of `ranked`, without ranking them all."""
     known = list(candidates)
-    order = Spread(wish, known).order if wish.siblings else _by_apps
-    best: Candidate | None = None
-    for node in known:
-        # Most have more apps than the best so far: only the others are looked at closely.
-        if (best is None or order(node) < order(best)) and fits(wish, node):
-            best = node
+    best = _best_by_spread(wish, known) if wish.siblings else _best_by_apps(wish, known)
     if best is not None:
         return Choice(best.name, _why(wish, best, known))
     if not known:
         return Choice("", f"{wish.environment} has no node that it could go to; start one there.")
     return Choice("", _why_none(wish, known))
+
+
+def _best_by_spread(wish: Wish, known: list[Candidate]) -> Candidate | None:
+    order = Spread(wish, known).order
+    return min((node for node in known if fits(wish, node)), key=order, default=None)
+
+
+def _best_by_apps(wish: Wish, known: list[Candidate]) -> Candidate | None:
+    best, least = None, float("inf")
+    for node in known:
+        apps = node.apps
+        # Most have more apps than the best so far: only the others are looked at closely.
+        if apps > least or (best is not None and apps == least and node.name > best.name):
+            continue
+        if fits(wish, node):
+            best, least = node, apps
+    return best
 
 
 def _why(wish: Wish, best: Candidate, known: list[Candidate]) -> str:
@@ -268,6 +342,9 @@ _WORDS = {
     "LABELS_DIFFER": "without the labels of its node_selector",
     "TAKEN_EXCLUSIVELY": "taken by an app that is to be alone",
     "NOT_EMPTY": "not empty, as an exclusive app needs it",
+    "APP_AVOIDED": "with an app that its anti_affinity names",
+    "AVOIDED_BY_APP": "with an app whose anti_affinity names it",
+    "COPY_THERE": "with another copy of it, from which it is to be apart",
 }
 
 
@@ -275,10 +352,6 @@ def _why_none(wish: Wish, known: list[Candidate]) -> str:
     count = Counter(next(_reasons(wish, node)) for node in known)
     told = ", ".join(f"{number} {_WORDS[reason]}" for reason, number in sorted(count.items()))
     return f"None of the {len(known)} nodes of {wish.environment} can take it: {told}."
-
-
-def _by_apps(node: Candidate) -> tuple[int, int, int, str]:
-    return 0, 0, node.apps, node.name
 
 
 def _mib(size: int) -> str:

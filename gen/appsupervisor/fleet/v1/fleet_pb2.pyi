@@ -1339,8 +1339,8 @@ class ExplainPlacementRequest(_message.Message):
     """The app to place, `apps/{app}`; the node that it is on is taken as any other."""
     @_builtins.property
     def app_spec(self) -> _app_catalog_pb2.App:
-        """Instead of an app of the catalog: one that might be created. Only its `environment`, `node_selector`, `exclusive` and
-        `limits` are looked at.
+        """Instead of an app of the catalog: one that might be created. Only its `environment`, `node_selector`, `exclusive`,
+        `limits`, `labels` and `anti_affinity` are looked at.
         """
 
     def __init__(
@@ -1374,6 +1374,9 @@ class ExplainPlacementResponse(_message.Message):
         RANK_FIELD_NUMBER: _builtins.int
         APP_COUNT_FIELD_NUMBER: _builtins.int
         OBSTACLES_FIELD_NUMBER: _builtins.int
+        ZONE_FIELD_NUMBER: _builtins.int
+        COPY_COUNT_FIELD_NUMBER: _builtins.int
+        ZONE_COPY_COUNT_FIELD_NUMBER: _builtins.int
         node: _builtins.str
         """The node."""
         eligible: _builtins.bool
@@ -1382,6 +1385,14 @@ class ExplainPlacementResponse(_message.Message):
         """Its place among the nodes that would, from 1 on; 0 if it would not."""
         app_count: _builtins.int
         """Apps placed on it: of the nodes that would take it, the one with the fewest is chosen."""
+        zone: _builtins.str
+        """Its zone; empty if it has none."""
+        copy_count: _builtins.int
+        """Other copies of the app on it: of the nodes that would take one more, those with the fewest in the zone, and then
+        with the fewest on the node, come before those with fewer apps.
+        """
+        zone_copy_count: _builtins.int
+        """Other copies of the app in its zone."""
         @_builtins.property
         def obstacles(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainPlacementResponse.Obstacle]:
             """Everything that keeps the app off it."""
@@ -1394,10 +1405,13 @@ class ExplainPlacementResponse(_message.Message):
             rank: _builtins.int = ...,
             app_count: _builtins.int = ...,
             obstacles: _abc.Iterable[Global___ExplainPlacementResponse.Obstacle] | None = ...,
+            zone: _builtins.str = ...,
+            copy_count: _builtins.int = ...,
+            zone_copy_count: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["app_count", b"app_count", "eligible", b"eligible", "node", b"node", "obstacles", b"obstacles", "rank", b"rank"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["app_count", b"app_count", "copy_count", b"copy_count", "eligible", b"eligible", "node", b"node", "obstacles", b"obstacles", "rank", b"rank", "zone", b"zone", "zone_copy_count", b"zone_copy_count"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1412,7 +1426,8 @@ class ExplainPlacementResponse(_message.Message):
         REMEDY_FIELD_NUMBER: _builtins.int
         reason: _builtins.str
         """One word for programs: `NOT_HEARD`, `NODE_CORDONED`, `ENVIRONMENT_CORDONED`, `INSTANCES_FULL`, `MEMORY_FULL`,
-        `LABELS_DIFFER`, `TAKEN_EXCLUSIVELY`, `NOT_EMPTY`.
+        `LABELS_DIFFER`, `TAKEN_EXCLUSIVELY`, `NOT_EMPTY`, `APP_AVOIDED`, `AVOIDED_BY_APP`, `COPY_THERE`. New ones may
+        come.
         """
         message: _builtins.str
         """What is the case, one sentence."""
