@@ -321,6 +321,7 @@ class Node:
                 http_address=self._advertised(self.http),
                 base_domain=settings.base_domain,
                 labels=settings.labels,
+                zone=settings.zone,
                 version=__version__,
                 max_instances=settings.max_instances,
                 memory_bytes=settings.memory_budget_bytes or 0,

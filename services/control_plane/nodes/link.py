@@ -67,6 +67,7 @@ class NodeLink:
     ) -> None:
         """`hosts` tells which links show something of an app; the link keeps its own part of it."""
         self.node = node
+        self.name = node.name
         self.client = connect(node.address)
         self.synced = False
         """The view is complete and the stream is open."""

@@ -23,6 +23,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     StartInstanceRequest,
     StopInstanceRequest,
 )
+from services.control_plane.catalog.candidates import neighbours_of
 from services.control_plane.databases.app_databases import AppDatabases
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.placement.assignment import Assignment, assign
@@ -126,22 +127,17 @@ class AppReconciler:
         staying = any(it.role is not Role.LOST and it.node not in gone | lost for it in placements)
         if staying or app.deleting or app.spec.desired_state == App.STOPPED:
             return Snapshot(nodes, gone=gone)
-        prefix = f"{app.spec.environment}/nodes/"
-        taken = self._mirror.exclusive_nodes(besides=app.name)
         environment = self._mirror.environments.get(app.spec.environment)
+        links = self._links.of(app.spec.environment)
+        candidates = self._candidates.of(
+            ((link.name, link.node, link.synced) for link in links),
+            self._mirror.loads,
+            neighbours_of(self._mirror, app.spec, app.name),
+            +self._placing,
+        )
         return Snapshot(
             nodes,
-            tuple(
-                self._candidates.of(
-                    link.node,
-                    link.synced,
-                    self._mirror.count_on(name) + self._placing.get(name, 0),
-                    self._mirror.reserved_on(name),
-                    name in taken,
-                )
-                for link in self._links.all()
-                if (name := link.node.name).startswith(prefix)
-            ),
+            tuple(candidates),
             gone,
             environment is not None and environment.environment.cordoned,
         )
