@@ -1,4 +1,4 @@
-"""Carries requests for an app that has moved to the node that has it now; it stands at a gate as an app does."""
+"""Carries requests for an app that has moved to the node that has it; stands at a gate as an app does."""
 
 from runtime_node.forwarding.carrier import Carrier
 from runtime_node.forwarding.forwarder import Forwarder, ForwardGate

@@ -62,7 +62,7 @@ class Forwarder:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one `http` scope.
 
-        Raises SupervisorError APP_MOVED for a request that was forwarded once already, SERVER_BUSY at a bound,
+        Raises SupervisorError APP_MOVED for a request that was forwarded already, SERVER_BUSY at a bound,
         FORWARD_FAILED when nothing reached the other node, FORWARD_BROKEN_OFF when it broke off.
         Cancelling closes the connection to the other node, which so learns that the client is gone.
         """

@@ -113,8 +113,6 @@ class InstanceHost:
         if home is not None:
             move = Move(app, uid, request.epoch, home, tuple(request.moved_to.domains))
             successor = self._registry.moved(move, instance.gate.limits if instance is not None else None)
-        else:
-            self._registry.stays(app, uid, request.epoch)
         if request.purge_data:
             self._purges.ask(app, uid)
         if instance is None:

@@ -79,10 +79,6 @@ class InstanceRegistry:
         """An app has left this node: forward its requests; return the gate that does."""
         return self._routes.moved(move, self._table.of_app, limits)
 
-    def stays(self, app: str, uid: str, epoch: int) -> None:
-        """An app ends here and has not moved: nothing of it is forwarded."""
-        self._routes.stay(app, uid, epoch, self._table.of_app(app))
-
     def sweep(self) -> None:
         """End the forwards whose time is over; called every second."""
         self._routes.sweep(self._table.of_app)

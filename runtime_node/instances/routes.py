@@ -53,7 +53,7 @@ class Routes:
         forward = self._forwards.get(app)
         rank = _RANK[chosen.state] if chosen is not None else 0
         if forward is not None and rank < _READY:
-            # While the app comes back here the node that has it answers still; if that is gone, it soon does here.
+            # While the app comes back here the node that has it answers still; if that is gone, it soon is.
             self._set_returning(forward, rank == _COMING)
             if forward.gate is not current:
                 self._router.set(app, forward.domains, forward.gate)
@@ -91,12 +91,6 @@ class Routes:
         if gate is not None:
             gate.hold(wait)
         return gate
-
-    def stay(self, app: str, uid: str, epoch: int, instances: Sequence[Instance]) -> None:
-        """Forward the app no more: it has ended, and not because it has moved."""
-        forward = self._forwards.get(app)
-        if forward is not None and uid in {"", forward.uid} and epoch >= forward.epoch:
-            self._end(forward, "it was ended", instances)
 
     def sweep(self, instances: Callable[[str], Sequence[Instance]]) -> None:
         """End the forwards whose time is over; called every second."""

@@ -1470,8 +1470,8 @@ class StopInstanceRequest(_message.Message):
     """Term of the leader that asks; unset: of nobody's. Below the highest that the node knows it is refused."""
     @_builtins.property
     def moved_to(self) -> Global___StopInstanceRequest.NewHome:
-        """Where the app is now, if it ends here because it has moved: for a while the node forwards its requests there. Unset:
-        the node forwards none for it any more.
+        """Where the app is now, if it ends here because it has moved: for a while the node forwards its requests there. Of
+        several the one with the highest `epoch` holds. Nothing is forwarded once the app has a ready instance here again.
         """
 
     def __init__(
