@@ -99,6 +99,11 @@ class NodeLink:
             return False
         return self.given_up or asyncio.get_running_loop().time() >= self._heard_at + self._timeout
 
+    @property
+    def forwards(self) -> bool:
+        """Whether the node forwards requests for what has moved away from it."""
+        return self.status is not None and self.status.HasField("forwarding")
+
     def instances(self, app: str) -> dict[str, Instance]:
         """Return the app's instances on this node by name, with a start that the node refused."""
         found = self._apps.get(app, {})
