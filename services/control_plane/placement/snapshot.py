@@ -39,6 +39,8 @@ class NodeView:
     instances: Mapping[str, Instance] = field(default_factory=dict)
     hindrance: tuple[str, str] | None = None
     """Why the app's last command was not carried out, for now: a reason and a sentence."""
+    forwards: bool = False
+    """It forwards requests for what has moved away from it; a node of an earlier version does not."""
 
     @property
     def heard(self) -> bool:
