@@ -86,9 +86,7 @@ class InTurn:
         try:
             return [raw.execute(step.sql, step.parameters) for step in steps]
         except sqlite3.Error as error:
-            raise DBAPIError.instance(
-                None, None, error, sqlite3.Error, dialect=connection.dialect
-            ) from error
+            raise DBAPIError.instance(None, None, error, sqlite3.Error, dialect=connection.dialect) from error
 
     def run_and_commit(self, connection: Connection, steps: Sequence[Step]) -> Sequence[Any]:
         """See `Runner.run_and_commit`."""
