@@ -118,7 +118,7 @@ class ChangeFeed(Generic[V]):
         self._wake_all()
 
     def advance(self, revision: int) -> None:
-        """Complete the feed up to `revision` without a change; nobody is woken, for there is nothing to read."""
+        """Complete the feed up to `revision` without a change; nobody is woken: there is nothing to read."""
         with self._lock:
             self._revision = max(self._revision, revision)
 

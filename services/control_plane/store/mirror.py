@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from itertools import takewhile
 from typing import TypeVar
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from services.control_plane.store.app_entries import AppEntries, AppEntry
+from services.control_plane.store.app_labels import AppLabels, Labels
 from services.control_plane.store.packed_app import PackedApp
 from services.control_plane.store.records import (
     DRAIN,
@@ -66,8 +67,10 @@ class Mirror:
         """Memory that apps ask for, of those that do."""
         self._reserved: dict[str, int] = {}
         """The sum of it by node."""
+        self._loads: dict[str, tuple[int, int]] = {}
         self._exclusive: set[str] = set()
         """Apps that are to be alone on their nodes."""
+        self._labels = AppLabels()
 
     def apply(
         self,
@@ -131,9 +134,11 @@ class Mirror:
         was, now = {it.node for it in before}, {it.node for it in after}
         for node in was - now:
             _move(self._by_node, app, node, "")
+            self._labels.left(app, node)
             self._reserve(node, -self._asked.get(app, 0))
         for node in now - was:
             _move(self._by_node, app, "", node)
+            self._labels.placed(app, node)
             self._reserve(node, self._asked.get(app, 0))
 
     def _note_wish(self, name: str, app: PackedApp | None) -> None:
@@ -151,12 +156,20 @@ class Mirror:
             self._exclusive.add(name)
         else:
             self._exclusive.discard(name)
+        labels, apart_from = (app.labels, app.apart_from) if app is not None else ((), ())
+        self._labels.note(name, labels, apart_from, {it.node for it in self._placed.get(name, ())})
 
     def _reserve(self, node: str, more: int) -> None:
+        """Note what has changed on a node: the memory that is asked for, or which apps are there."""
         if more and (total := self._reserved.get(node, 0) + more):
             self._reserved[node] = total
         elif more:
             self._reserved.pop(node, None)
+        load = (len(self._by_node.get(node, _NONE)), self._reserved.get(node, 0))
+        if any(load):
+            self._loads[node] = load
+        else:
+            self._loads.pop(node, None)
 
     def placements_of(self, app: str) -> tuple[PlacementRecord, ...]:
         """Return an app's placements, in no order."""
@@ -174,6 +187,24 @@ class Mirror:
     def reserved_on(self, node: str) -> int:
         """Return the bytes that the apps placed on a node are allowed, of those that have a limit."""
         return self._reserved.get(node, 0)
+
+    @property
+    def loads(self) -> Mapping[str, tuple[int, int]]:
+        """The apps on each node, and the sum of their memory limits: another object once it is another."""
+        return self._loads
+
+    def nodes_having(self, labels: Labels, app: str) -> dict[str, str]:
+        """Return the nodes with an app, not `app` itself, that has one of some labels, with that label."""
+        with self._lock:
+            return self._labels.nodes_having(labels, app, self._homes(app))
+
+    def nodes_averse(self, labels: Labels, app: str) -> dict[str, str]:
+        """Return the nodes with an app, not `app`, that is to be apart from one of some labels, with that."""
+        with self._lock:
+            return self._labels.nodes_averse(labels, app, self._homes(app))
+
+    def _homes(self, app: str) -> set[str]:
+        return {it.node for it in self._placed.get(app, ())}
 
     def exclusive_nodes(self, besides: str = "") -> set[str]:
         """Return the nodes with an app on them that is to be alone, other than `besides`."""
