@@ -306,4 +306,7 @@ def _has_data(before: PlacementRecord | None, node: str) -> bool:
 
 
 def _of(placements: Iterable[PlacementRecord], role: Role) -> PlacementRecord | None:
-    return next((placement for placement in placements if placement.role is role), None)
+    for placement in placements:
+        if placement.role is role:
+            return placement
+    return None

@@ -106,7 +106,7 @@ class AppReconciler:
             app.name, ("move",)
         )  # it ends also when its old node falls silent
         if observed != app or set(assigned.placements) != set(placements) or moving:
-            stored = await self._decide(app, placements, assigned, seen)
+            stored = await self._decide(transactions.Foreseen(app, placements, assigned, observed), seen)
             if stored is None:
                 return Result()
             app, assigned = stored
@@ -151,17 +151,16 @@ class AppReconciler:
         return replace(view, sight=Sight.LOST) if lost and view.sight is Sight.SILENT else view
 
     async def _decide(
-        self,
-        app: AppRecord,
-        placements: tuple[PlacementRecord, ...],
-        assigned: Assignment,
-        seen: Snapshot,
+        self, foreseen: transactions.Foreseen, seen: Snapshot
     ) -> tuple[AppRecord, Assignment] | None:
-        new = {it.node for it in assigned.placements} - {it.node for it in placements}
+        app = foreseen.app
+        new = {it.node for it in foreseen.assigned.placements} - {it.node for it in foreseen.placements}
         # Until it is stored the mirror doesn't count it; others that are placed meanwhile must.
         self._placing.update(new)
         try:
-            return await self._write(partial(transactions.decided, name=app.name, uid=app.uid, seen=seen))
+            return await self._write(
+                partial(transactions.decided, name=app.name, uid=app.uid, seen=seen, foreseen=foreseen)
+            )
         finally:
             self._placing.subtract(new)
 

@@ -217,7 +217,8 @@ class PlacementRecord:
     @property
     def instance_id(self) -> str:
         """The id of its instance: the last part of `apps/{app}/instances/{instance}`."""
-        own = self.version.instance_id
+        # As `Version` has it; asked for dozens of times in a pass.
+        own = f"g{self.generation}-e{self.epoch}"
         return f"{own}-r{self.replica}" if self.replica else own
 
     @property
@@ -238,8 +239,12 @@ def current_of(placements: Iterable[PlacementRecord]) -> PlacementRecord | None:
 
 def home_of(placements: Iterable[PlacementRecord]) -> str:
     """Return the node of what serves, else of what comes in; empty if there is none."""
-    nodes = {placement.role: placement.node for placement in placements}
-    return nodes.get(Role.CURRENT) or nodes.get(Role.INCOMING) or next(iter(nodes.values()), "")
+    home, rank = "", 0
+    for placement in placements:
+        own = 3 if placement.role is Role.CURRENT else 2 if placement.role is Role.INCOMING else 1
+        if own > rank:
+            home, rank = placement.node, own
+    return home
 
 
 @dataclass(frozen=True)
