@@ -67,6 +67,7 @@ class NodeLink:
     ) -> None:
         """`hosts` tells which links show something of an app; the link keeps its own part of it."""
         self.node = node
+        self.name = node.name
         self.client = connect(node.address)
         self.synced = False
         """The view is complete and the stream is open."""
@@ -97,6 +98,11 @@ class NodeLink:
         if self.synced:
             return False
         return self.given_up or asyncio.get_running_loop().time() >= self._heard_at + self._timeout
+
+    @property
+    def forwards(self) -> bool:
+        """Whether the node forwards requests for what has moved away from it."""
+        return self.status is not None and self.status.HasField("forwarding")
 
     def instances(self, app: str) -> dict[str, Instance]:
         """Return the app's instances on this node by name, with a start that the node refused."""

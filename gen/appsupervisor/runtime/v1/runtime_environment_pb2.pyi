@@ -60,6 +60,7 @@ class RuntimeStatus(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     NODE_UID_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
+    FORWARDING_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Resource name of the node, `environments/{environment}/nodes/{node}`."""
     incarnation: _builtins.str
@@ -94,6 +95,10 @@ class RuntimeStatus(_message.Message):
     def lease(self) -> Global___Lease:
         """The node's lease; unset on a node that knows no leases."""
 
+    @_builtins.property
+    def forwarding(self) -> Global___Forwarding:
+        """What the node forwards; unset on a node that does not."""
+
     def __init__(
         self,
         *,
@@ -111,14 +116,45 @@ class RuntimeStatus(_message.Message):
         draining: _builtins.bool = ...,
         node_uid: _builtins.str = ...,
         lease: Global___Lease | None = ...,
+        forwarding: Global___Forwarding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "monotonic_time", b"monotonic_time", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["forwarding", b"forwarding", "lease", b"lease", "monotonic_time", b"monotonic_time", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_domain", b"base_domain", "draining", b"draining", "http_address", b"http_address", "incarnation", b"incarnation", "instance_count", b"instance_count", "lease", b"lease", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "monotonic_time", b"monotonic_time", "node", b"node", "node_uid", b"node_uid", "python_version", b"python_version", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_domain", b"base_domain", "draining", b"draining", "forwarding", b"forwarding", "http_address", b"http_address", "incarnation", b"incarnation", "instance_count", b"instance_count", "lease", b"lease", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "monotonic_time", b"monotonic_time", "node", b"node", "node_uid", b"node_uid", "python_version", b"python_version", "start_time", b"start_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RuntimeStatus: _TypeAlias = RuntimeStatus  # noqa: Y015
+
+@_typing.final
+class Forwarding(_message.Message):
+    """What a node forwards of apps that have left it by a move, for a while. The counts are of this life of the node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    APP_COUNT_FIELD_NUMBER: _builtins.int
+    REQUEST_COUNT_FIELD_NUMBER: _builtins.int
+    FAILURE_COUNT_FIELD_NUMBER: _builtins.int
+    app_count: _builtins.int
+    """Apps whose requests are forwarded now."""
+    request_count: _builtins.int
+    """Requests and WebSockets that were taken over to another node."""
+    failure_count: _builtins.int
+    """Of all that came, those that the other node did not answer, or not to the end."""
+    def __init__(
+        self,
+        *,
+        app_count: _builtins.int = ...,
+        request_count: _builtins.int = ...,
+        failure_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_count", b"app_count", "failure_count", b"failure_count", "request_count", b"request_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Forwarding: _TypeAlias = Forwarding  # noqa: Y015
 
 @_typing.final
 class Lease(_message.Message):
@@ -1387,11 +1423,42 @@ class StopInstanceRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class NewHome(_message.Message):
+        """The node that an app has moved to."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        NODE_FIELD_NUMBER: _builtins.int
+        HTTP_ADDRESS_FIELD_NUMBER: _builtins.int
+        DOMAINS_FIELD_NUMBER: _builtins.int
+        node: _builtins.str
+        """Resource name of the node."""
+        http_address: _builtins.str
+        """`host:port` at which it serves its apps' HTTP, as told at its registration."""
+        @_builtins.property
+        def domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """Domains of the app beside `{app}.{base_domain}`."""
+
+        def __init__(
+            self,
+            *,
+            node: _builtins.str = ...,
+            http_address: _builtins.str = ...,
+            domains: _abc.Iterable[_builtins.str] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["domains", b"domains", "http_address", b"http_address", "node", b"node"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     PURGE_DATA_FIELD_NUMBER: _builtins.int
     APP_UID_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
+    MOVED_TO_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The instance to stop."""
     epoch: _builtins.int
@@ -1402,6 +1469,12 @@ class StopInstanceRequest(_message.Message):
     """The app's uid; needed with `purge_data`, and else checked when set."""
     term: _builtins.int
     """Term of the leader that asks; unset: of nobody's. Below the highest that the node knows it is refused."""
+    @_builtins.property
+    def moved_to(self) -> Global___StopInstanceRequest.NewHome:
+        """Where the app is now, if it ends here because it has moved: for a while the node forwards its requests there. Of
+        several the one with the highest `epoch` holds. Nothing is forwarded once the app has a ready instance here again.
+        """
+
     def __init__(
         self,
         *,
@@ -1410,10 +1483,11 @@ class StopInstanceRequest(_message.Message):
         purge_data: _builtins.bool = ...,
         app_uid: _builtins.str = ...,
         term: _builtins.int = ...,
+        moved_to: Global___StopInstanceRequest.NewHome | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["moved_to", b"moved_to"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_uid", b"app_uid", "epoch", b"epoch", "name", b"name", "purge_data", b"purge_data", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_uid", b"app_uid", "epoch", b"epoch", "moved_to", b"moved_to", "name", b"name", "purge_data", b"purge_data", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
