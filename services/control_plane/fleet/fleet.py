@@ -137,13 +137,7 @@ class FleetService:
                 return updated
             if violations := environment_violations(updated):
                 raise invalid_fields(violations)
-            updated.update_time.CopyFrom(timestamp(tx.now))
-            updated.etag = app_etag(updated.uid, tx.revision, tx.history)
-            tx.put_environment(EnvironmentRecord(updated))
-            if updated.cordoned != record.environment.cordoned:
-                for node in tx.nodes(name):  # whether it may be given apps has changed
-                    tx.put_node(node)
-            return updated
+            return put_environment(tx, record, updated)
 
         environment = await execute(
             self._store,
@@ -304,6 +298,17 @@ class FleetService:
             digest=request_digest("nodes", request.parent),
         )
         return pb.ListNodesResponse(nodes=page, next_page_token=token)
+
+
+def put_environment(tx: Transaction, record: EnvironmentRecord, updated: pb.Environment) -> pb.Environment:
+    """Store a changed environment under a new etag, and return it."""
+    updated.update_time.CopyFrom(timestamp(tx.now))
+    updated.etag = app_etag(updated.uid, tx.revision, tx.history)
+    tx.put_environment(EnvironmentRecord(updated))
+    if updated.cordoned != record.environment.cordoned:
+        for node in tx.nodes(updated.name):  # whether it may be given apps has changed
+            tx.put_node(node)
+    return updated
 
 
 def _registered(told: pb.Node, name: str, known: NodeRecord | None, now: int) -> pb.Node:

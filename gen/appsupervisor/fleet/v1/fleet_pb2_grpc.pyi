@@ -183,6 +183,35 @@ class FleetStub:
 
     Errors: `APP_NOT_FOUND`, `ENVIRONMENT_NOT_FOUND` (NOT_FOUND).
     """
+    DrainEnvironment: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DrainEnvironmentRequest, _operations_pb2.Operation]
+    """Cordons an environment and stops its apps, as BatchStopApps does: apps cannot leave their environment.
+
+    Precondition: the environment exists, and has the `etag` given, if one is given.
+    On success: the environment is cordoned, and the list of its apps that are to run is pinned. The operation ends when
+    each of them is stopped. UpdateEnvironment takes the cordon back, and BatchStartApps starts them again.
+    Idempotent by `request_id`; a repeat without one stops what runs by then.
+    Cancelling the call undoes nothing; cancelling the operation stops no further app. The environment stays cordoned.
+    Rolled back: nothing; an app that could not be stopped is told in `batch.failures`.
+    With `validate_only` the operation is done, is not kept, and its response lists the apps, if they are at most 1,000.
+
+    Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    """
+    RebalanceEnvironment: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.RebalanceEnvironmentRequest, _operations_pb2.Operation]
+    """Evens out how many apps the nodes of an environment have, and then how much memory those may use: makes a plan of as
+    few moves as that takes, and carries it out, each move as MoveApp does, a few at a time.
+
+    Precondition: the environment exists, and has the `etag` given, if one is given.
+    On success: the plan is pinned. The operation ends when each of its moves is done, has failed, or is left out for what
+    has changed meanwhile. Never moved are apps with their data on the node, exclusive ones, ones with several copies and
+    ones that are being changed; cordoned nodes are given none. With nothing to do it is done at once.
+    Idempotent: a repeat while one of the environment is under way returns that; a repeat of one that is done finds
+    nothing to do.
+    Cancelling the call undoes nothing; cancelling the operation begins no further move.
+    Rolled back: nothing; an app whose move fails goes on where it was, and the operation fails with its reason.
+    With `validate_only` the operation is done, is not kept, and tells the plan.
+
+    Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    """
     CreateDatabaseServer: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.CreateDatabaseServerRequest, _fleet_pb2.DatabaseServer]
     """Registers a PostgreSQL server on which apps may have their databases.
 
@@ -382,6 +411,35 @@ class FleetAsyncStub(FleetStub):
     Rolled back: nothing, for nothing is stored.
 
     Errors: `APP_NOT_FOUND`, `ENVIRONMENT_NOT_FOUND` (NOT_FOUND).
+    """
+    DrainEnvironment: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DrainEnvironmentRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Cordons an environment and stops its apps, as BatchStopApps does: apps cannot leave their environment.
+
+    Precondition: the environment exists, and has the `etag` given, if one is given.
+    On success: the environment is cordoned, and the list of its apps that are to run is pinned. The operation ends when
+    each of them is stopped. UpdateEnvironment takes the cordon back, and BatchStartApps starts them again.
+    Idempotent by `request_id`; a repeat without one stops what runs by then.
+    Cancelling the call undoes nothing; cancelling the operation stops no further app. The environment stays cordoned.
+    Rolled back: nothing; an app that could not be stopped is told in `batch.failures`.
+    With `validate_only` the operation is done, is not kept, and its response lists the apps, if they are at most 1,000.
+
+    Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    """
+    RebalanceEnvironment: _aio.UnaryUnaryMultiCallable[_fleet_pb2.RebalanceEnvironmentRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Evens out how many apps the nodes of an environment have, and then how much memory those may use: makes a plan of as
+    few moves as that takes, and carries it out, each move as MoveApp does, a few at a time.
+
+    Precondition: the environment exists, and has the `etag` given, if one is given.
+    On success: the plan is pinned. The operation ends when each of its moves is done, has failed, or is left out for what
+    has changed meanwhile. Never moved are apps with their data on the node, exclusive ones, ones with several copies and
+    ones that are being changed; cordoned nodes are given none. With nothing to do it is done at once.
+    Idempotent: a repeat while one of the environment is under way returns that; a repeat of one that is done finds
+    nothing to do.
+    Cancelling the call undoes nothing; cancelling the operation begins no further move.
+    Rolled back: nothing; an app whose move fails goes on where it was, and the operation fails with its reason.
+    With `validate_only` the operation is done, is not kept, and tells the plan.
+
+    Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
     """
     CreateDatabaseServer: _aio.UnaryUnaryMultiCallable[_fleet_pb2.CreateDatabaseServerRequest, _fleet_pb2.DatabaseServer]  # type: ignore[assignment]
     """Registers a PostgreSQL server on which apps may have their databases.
@@ -663,6 +721,47 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         Rolled back: nothing, for nothing is stored.
 
         Errors: `APP_NOT_FOUND`, `ENVIRONMENT_NOT_FOUND` (NOT_FOUND).
+        """
+
+    @_abc_1.abstractmethod
+    def DrainEnvironment(
+        self,
+        request: _fleet_pb2.DrainEnvironmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Cordons an environment and stops its apps, as BatchStopApps does: apps cannot leave their environment.
+
+        Precondition: the environment exists, and has the `etag` given, if one is given.
+        On success: the environment is cordoned, and the list of its apps that are to run is pinned. The operation ends when
+        each of them is stopped. UpdateEnvironment takes the cordon back, and BatchStartApps starts them again.
+        Idempotent by `request_id`; a repeat without one stops what runs by then.
+        Cancelling the call undoes nothing; cancelling the operation stops no further app. The environment stays cordoned.
+        Rolled back: nothing; an app that could not be stopped is told in `batch.failures`.
+        With `validate_only` the operation is done, is not kept, and its response lists the apps, if they are at most 1,000.
+
+        Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        """
+
+    @_abc_1.abstractmethod
+    def RebalanceEnvironment(
+        self,
+        request: _fleet_pb2.RebalanceEnvironmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Evens out how many apps the nodes of an environment have, and then how much memory those may use: makes a plan of as
+        few moves as that takes, and carries it out, each move as MoveApp does, a few at a time.
+
+        Precondition: the environment exists, and has the `etag` given, if one is given.
+        On success: the plan is pinned. The operation ends when each of its moves is done, has failed, or is left out for what
+        has changed meanwhile. Never moved are apps with their data on the node, exclusive ones, ones with several copies and
+        ones that are being changed; cordoned nodes are given none. With nothing to do it is done at once.
+        Idempotent: a repeat while one of the environment is under way returns that; a repeat of one that is done finds
+        nothing to do.
+        Cancelling the call undoes nothing; cancelling the operation begins no further move.
+        Rolled back: nothing; an app whose move fails goes on where it was, and the operation fails with its reason.
+        With `validate_only` the operation is done, is not kept, and tells the plan.
+
+        Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
         """
 
     @_abc_1.abstractmethod
