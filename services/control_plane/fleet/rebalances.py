@@ -13,7 +13,6 @@ from google.longrunning.operations_pb2 import Operation
 
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
 from services.control_plane.catalog.candidates import asked_of, candidate, neighbours_of
-from services.control_plane.catalog.changes import app_not_found
 from services.control_plane.fleet.relocations import (
     WIDTH,
     Step,
@@ -71,17 +70,15 @@ def _movable(mirror: Mirror, node: str) -> Iterator[Movable]:
         )
 
 
-def _why_not(record: AppRecord, placements: Sequence[PlacementRecord], node: str) -> SupervisorError | None:
-    """Return why an app is not moved from a node, or None."""
-    name = record.name
+def _why_not(record: AppRecord, placements: Sequence[PlacementRecord], node: str) -> tuple[str, str] | None:
+    """Return why an app is not moved from a node, a reason and a sentence; or None."""
     if record.deleting:
-        return SupervisorError("APP_DELETING", "It is being deleted.", resource=name)
+        return "APP_DELETING", "It is being deleted."
     if bound := bound_by(record, placements):
-        return bound
+        return bound.reason, bound.message
     alone = len(placements) == 1 and placements[0].role is Role.CURRENT and placements[0].node == node
     if not alone or record.spec.exclusive or record.spec.replicas > 1:
-        why = f"It is not on {node} alone any more, or is being changed."
-        return SupervisorError("NODE_NOT_ELIGIBLE", why, resource=name)
+        return "CHANGING", f"It is not on {node} any more, or is being changed, or is to be alone."
     return None
 
 
@@ -154,7 +151,7 @@ def _follow(tx: Transaction, move: Planned) -> None:
     """Note how far a move is that was begun."""
     record, placements = tx.app(move.app), tx.placements_of(move.app)
     if record is None or record.deleting:
-        _note(move, Planned.LEFT_OUT, "APP_DELETING", "It was deleted meanwhile.")
+        _note(move, Planned.LEFT_OUT, "APP_DELETING", "It is being deleted.")
     elif is_coming(placements, move.source_node):
         return
     elif any(it.role is Role.CURRENT and it.node != move.source_node for it in placements):
@@ -167,13 +164,11 @@ def _follow(tx: Transaction, move: Planned) -> None:
 def _is_begun(tx: Transaction, mirror: Mirror, move: Planned) -> bool:
     """Begin a move and tell so, unless something speaks against it by now: then that is noted."""
     record = tx.app(move.app)
-    wrong = (
-        _why_not(record, tx.placements_of(move.app), move.source_node)
-        if record is not None
-        else app_not_found(move.app)
-    )
-    if record is None or wrong is not None:
-        _note(move, Planned.LEFT_OUT, wrong.reason if wrong else "", wrong.message if wrong else "")
+    if record is None:
+        _note(move, Planned.LEFT_OUT, "APP_NOT_FOUND", "It was deleted.")
+        return False
+    if wrong := _why_not(record, tx.placements_of(move.app), move.source_node):
+        _note(move, Planned.LEFT_OUT, *wrong)
         return False
     node = candidate(tx, mirror, record.spec, move.destination_node)
     if node is None:

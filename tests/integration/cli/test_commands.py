@@ -386,10 +386,9 @@ async def test_an_operator_moves_an_app_drains_a_node_and_forgets_it(command: Co
     assert (status, [one["node"].rpartition("/")[2] for one in json.loads(out)["instances"]]) == (0, [other])
     status, out, _ = await command("rebalance", "--validate-only", "--tolerance", "2")
     assert (status, out) == (0, "")
-    status, out, _ = await command("rebalance", "--wait", "-o", "json")
-    assert (status, [move["state"] for move in json.loads(out)]) in ((0, []), (0, ["MOVED"])), (
-        "both apps may be on one node by now"
-    )
+    status, out, _ = await command("rebalance", "-o", "json")
+    # Whether there is anything to move is decided by where the two apps happen to be.
+    assert (status, {move["state"] for move in json.loads(out)} <= {"MOVED", "LEFT_OUT"}) == (0, True)
     status, out, _ = await command("nodes", "cordon", "fake-1")
     assert (status, out.splitlines()[1].split()[:4]) == (0, ["fake-1", "default", "READY", "cordoned"])
     assert (await command("nodes", "uncordon", "default/fake-1", "-o", "name"))[0] == 0

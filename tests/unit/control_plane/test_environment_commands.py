@@ -10,7 +10,7 @@ from google.longrunning.operations_pb2 import CancelOperationRequest, GetOperati
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Database
 from services.control_plane.fleet import rebalances
 from services.control_plane.fleet.relocations import WIDTH
 from services.control_plane.operations import operations
@@ -113,7 +113,7 @@ def test_what_has_changed_since_the_plan_is_left_out_and_a_failed_move_fails_it(
     server("UpdateApp", update)
     operation = step(server, operation)
     assert states(operation) == ["LEFT_OUT", "LEFT_OUT", "MOVING", "MOVING"]
-    assert [it.reason for it in told(operation).moves[:2]] == ["APP_DELETING", "NODE_NOT_ELIGIBLE"]
+    assert [it.reason for it in told(operation).moves[:2]] == ["APP_DELETING", "CHANGING"]
 
     def fail(tx: Any) -> None:
         record = tx.app(failing)
@@ -188,3 +188,45 @@ def test_a_drain_of_an_environment_cordons_it_and_stops_its_apps_as_one_batch(se
     server("CreateEnvironment", fleet.CreateEnvironmentRequest(environment_id="empty"))
     empty = server("DrainEnvironment", fleet.DrainEnvironmentRequest(name="environments/empty"))
     assert (empty.done, empty.HasField("error")) == (True, False)
+
+
+def test_a_created_app_shows_the_defaults_of_its_environment_and_keeps_them(
+    server: Server, refused: Refused
+) -> None:
+    wanted = create("crm", database=Database(postgres=Database.Postgres()))
+    assert refused("CreateApp", wanted).fields == {"app.database.postgres.server"}
+    update = fleet.UpdateEnvironmentRequest(environment=fleet.Environment(name=DEFAULT))
+    update.environment.app_defaults.database_server = "databaseServers/main"
+    update.environment.app_defaults.limits.max_threads = 3
+    error = refused("UpdateEnvironment", update)
+    assert (error.code, error.info.reason) == (
+        grpc.StatusCode.FAILED_PRECONDITION, "DATABASE_SERVER_NOT_FOUND",
+    )  # fmt: skip
+    main = fleet.DatabaseServer(admin_url="postgresql://admin:pw@127.0.0.1:1/postgres")
+    server(
+        "CreateDatabaseServer",
+        fleet.CreateDatabaseServerRequest(database_server_id="main", database_server=main),
+    )
+    assert server("UpdateEnvironment", update).app_defaults == update.environment.app_defaults
+    server("CreateApp", wanted)
+    app = server("GetApp", pb.GetAppRequest(name="apps/crm"))
+    assert (app.database.postgres.server, app.limits.max_threads) == ("databaseServers/main", 3)
+    server("CreateApp", create("own", limits={"max_threads": 5}))
+    assert server("GetApp", pb.GetAppRequest(name="apps/own")).limits.max_threads == 5
+    anew = pb.UpdateAppRequest(app=pb.App(name="apps/anew", entrypoint="a:b"), allow_missing=True)
+    server("UpdateApp", anew)
+    assert server("GetApp", pb.GetAppRequest(name="apps/anew")).limits.max_threads == 3
+
+    server("DeleteApp", pb.DeleteAppRequest(name="apps/crm"))
+    forget = fleet.DeleteDatabaseServerRequest(name="databaseServers/main")
+    error = refused("DeleteDatabaseServer", forget)
+    assert (error.info.reason, error.info.metadata["environment"]) == ("DATABASE_SERVER_IN_USE", DEFAULT)
+    update.environment.ClearField("app_defaults")
+    update.update_mask.paths.append("app_defaults")
+    server("UpdateEnvironment", update)
+    server("DeleteDatabaseServer", forget)
+    assert server("GetApp", pb.GetAppRequest(name="apps/anew")).limits.max_threads == 3
+    staging = fleet.CreateEnvironmentRequest(environment_id="staging")
+    staging.environment.app_defaults.limits.max_threads = 0
+    staging.environment.app_defaults.node_selector["-"] = ""
+    assert refused("CreateEnvironment", staging).fields == {'environment.app_defaults.node_selector["-"]'}

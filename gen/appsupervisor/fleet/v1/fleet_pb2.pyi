@@ -25,6 +25,84 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class AppDefaults(_message.Message):
+    """What apps get where their own fields are not set, as they are created: from then on it stands in their specs. Each
+    field is by the rules of the app's field of that name, and is left out of an app whose other fields it would contradict.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class NodeSelectorEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    DATABASE_SERVER_FIELD_NUMBER: _builtins.int
+    ACTIVATION_FIELD_NUMBER: _builtins.int
+    IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
+    ISOLATION_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    NODE_SELECTOR_FIELD_NUMBER: _builtins.int
+    AVAILABILITY_FIELD_NUMBER: _builtins.int
+    FAILOVER_FIELD_NUMBER: _builtins.int
+    database_server: _builtins.str
+    """The server of apps whose `database` is `postgres` without a server, `databaseServers/{database_server}`."""
+    activation: _runtime_environment_pb2.InstanceSpec.Activation.ValueType
+    """When their code is in memory."""
+    isolation: _runtime_environment_pb2.InstanceSpec.IsolationTier.ValueType
+    """How far they are kept apart from their neighbours."""
+    availability: _runtime_environment_pb2.InstanceSpec.Availability.ValueType
+    """Whether they answer on a node that holds no lease."""
+    failover: _app_catalog_pb2.App.Failover.ValueType
+    """What becomes of them when their node is lost; `AUTOMATIC` is not for those with their data on the node."""
+    @_builtins.property
+    def idle_timeout(self) -> _duration_pb2.Duration:
+        """Time without a request after which those that are `ON_REQUEST` go dormant."""
+
+    @_builtins.property
+    def limits(self) -> _runtime_environment_pb2.Limits:
+        """Bounds on what they may use, each for apps that do not set that one."""
+
+    @_builtins.property
+    def node_selector(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels that a node must have, each for apps that ask for no other value of that key."""
+
+    def __init__(
+        self,
+        *,
+        database_server: _builtins.str = ...,
+        activation: _runtime_environment_pb2.InstanceSpec.Activation.ValueType = ...,
+        idle_timeout: _duration_pb2.Duration | None = ...,
+        isolation: _runtime_environment_pb2.InstanceSpec.IsolationTier.ValueType = ...,
+        limits: _runtime_environment_pb2.Limits | None = ...,
+        node_selector: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        availability: _runtime_environment_pb2.InstanceSpec.Availability.ValueType = ...,
+        failover: _app_catalog_pb2.App.Failover.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["idle_timeout", b"idle_timeout", "limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "availability", b"availability", "database_server", b"database_server", "failover", b"failover", "idle_timeout", b"idle_timeout", "isolation", b"isolation", "limits", b"limits", "node_selector", b"node_selector"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AppDefaults: _TypeAlias = AppDefaults  # noqa: Y015
+
+@_typing.final
 class Environment(_message.Message):
     """A named set of nodes that may host apps."""
 
@@ -54,6 +132,7 @@ class Environment(_message.Message):
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     CORDONED_FIELD_NUMBER: _builtins.int
+    APP_DEFAULTS_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     NODE_COUNT_FIELD_NUMBER: _builtins.int
     APP_COUNT_FIELD_NUMBER: _builtins.int
@@ -80,6 +159,10 @@ class Environment(_message.Message):
         """Labels, by the rules of an app's."""
 
     @_builtins.property
+    def app_defaults(self) -> Global___AppDefaults:
+        """What an app that is created in it gets where its own field is not set. A change of it changes no app that is there."""
+
+    @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
 
@@ -98,6 +181,7 @@ class Environment(_message.Message):
         display_name: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         cordoned: _builtins.bool = ...,
+        app_defaults: Global___AppDefaults | None = ...,
         uid: _builtins.str = ...,
         node_count: _builtins.int = ...,
         app_count: _builtins.int = ...,
@@ -106,9 +190,9 @@ class Environment(_message.Message):
         etag: _builtins.str = ...,
         conditions: _abc.Iterable[_runtime_environment_pb2.Condition] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["app_defaults", b"app_defaults", "create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_count", b"app_count", "conditions", b"conditions", "cordoned", b"cordoned", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "name", b"name", "node_count", b"node_count", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_count", b"app_count", "app_defaults", b"app_defaults", "conditions", b"conditions", "cordoned", b"cordoned", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "name", b"name", "node_count", b"node_count", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -230,7 +314,9 @@ class Node(_message.Message):
     base_domain: _builtins.str
     """Domain under which each app answers there as `{app}.{base_domain}`."""
     version: _builtins.str
-    """Version of the node's program."""
+    """Version of the node's program. It may be one minor version above the control plane's, or below it; what does not
+    begin with two numbers is not compared.
+    """
     max_instances: _builtins.int
     """The most instances the node accepts; 0 for 10,000."""
     incarnation: _builtins.str
@@ -753,8 +839,8 @@ class UpdateEnvironmentRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Of `display_name`, `labels`, `labels.KEY` and `cordoned` those to set, `*` for all. Empty: every one of them that is
-        set in `environment`.
+        """Of `display_name`, `labels`, `labels.KEY`, `cordoned`, `app_defaults` and `app_defaults.FIELD` those to set, `*` for
+        all. Empty: every one of them that is set in `environment`.
         """
 
     def __init__(
@@ -1453,7 +1539,7 @@ class PlannedMove(_message.Message):
     message: _builtins.str
     """Why it was planned, or left out, or what it failed of: one sentence."""
     reason: _builtins.str
-    """The `ErrorReason` of a move that failed or was left out, or a word of `ExplainPlacementResponse.Obstacle`; else empty."""
+    """Of a move that failed or was left out: an `ErrorReason`, a word of `ExplainPlacementResponse.Obstacle`, or `CHANGING`."""
     def __init__(
         self,
         *,

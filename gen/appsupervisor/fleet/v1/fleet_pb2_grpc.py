@@ -163,7 +163,8 @@ class FleetServicer:
         Cancelling the call undoes nothing.
         Rolled back: everything, on an error: it is one transaction.
 
-        Errors: `ENVIRONMENT_ALREADY_EXISTS` (ALREADY_EXISTS); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        Errors: `ENVIRONMENT_ALREADY_EXISTS` (ALREADY_EXISTS); `DATABASE_SERVER_NOT_FOUND` (FAILED_PRECONDITION);
+        `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -196,7 +197,8 @@ class FleetServicer:
         Cancelling the call undoes nothing.
         Rolled back: everything, on an error: it is one transaction.
 
-        Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `DATABASE_SERVER_NOT_FOUND` (FAILED_PRECONDITION); `ETAG_MISMATCH`
+        (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -233,7 +235,8 @@ class FleetServicer:
         Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `NODE_NAME_TAKEN` (ALREADY_EXISTS) while another incarnation under
         the same name can be heard, or while apps are placed on a node of that name with another `uid`: their data is
         there. `DOMAIN_TAKEN` (ALREADY_EXISTS) for a base domain that is new to the environment and above a domain of one of
-        its apps, which would become the own address of some app.
+        its apps, which would become the own address of some app. `NODE_VERSION_UNSUPPORTED` (FAILED_PRECONDITION) where the
+        node's `version` and the control plane's are more than one minor version apart.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -443,8 +446,8 @@ class FleetServicer:
     def DeleteDatabaseServer(self, request, context):
         """Forgets a database server. What is on it stays.
 
-        Precondition: no app has its database on it but those that are being deleted, and it has the `etag` given, if one is
-        given.
+        Precondition: no app has its database on it but those that are being deleted, no environment names it as a default,
+        and it has the `etag` given, if one is given.
         On success: it is gone from the catalog. What apps being deleted had there stays; they no longer wait for it.
         Idempotent: no; a repeat is answered `DATABASE_SERVER_NOT_FOUND`.
         Cancelling the call undoes nothing.

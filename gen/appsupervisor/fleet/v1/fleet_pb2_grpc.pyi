@@ -48,7 +48,8 @@ class FleetStub:
     Cancelling the call undoes nothing.
     Rolled back: everything, on an error: it is one transaction.
 
-    Errors: `ENVIRONMENT_ALREADY_EXISTS` (ALREADY_EXISTS); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    Errors: `ENVIRONMENT_ALREADY_EXISTS` (ALREADY_EXISTS); `DATABASE_SERVER_NOT_FOUND` (FAILED_PRECONDITION);
+    `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
     """
     GetEnvironment: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.GetEnvironmentRequest, _fleet_pb2.Environment]
     """Returns one environment.
@@ -69,7 +70,8 @@ class FleetStub:
     Cancelling the call undoes nothing.
     Rolled back: everything, on an error: it is one transaction.
 
-    Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `DATABASE_SERVER_NOT_FOUND` (FAILED_PRECONDITION); `ETAG_MISMATCH`
+    (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
     """
     DeleteEnvironment: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DeleteEnvironmentRequest, _empty_pb2.Empty]
     """Deletes an environment, with the records of its nodes that are gone.
@@ -98,7 +100,8 @@ class FleetStub:
     Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `NODE_NAME_TAKEN` (ALREADY_EXISTS) while another incarnation under
     the same name can be heard, or while apps are placed on a node of that name with another `uid`: their data is
     there. `DOMAIN_TAKEN` (ALREADY_EXISTS) for a base domain that is new to the environment and above a domain of one of
-    its apps, which would become the own address of some app.
+    its apps, which would become the own address of some app. `NODE_VERSION_UNSUPPORTED` (FAILED_PRECONDITION) where the
+    node's `version` and the control plane's are more than one minor version apart.
     """
     GetNode: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.GetNodeRequest, _fleet_pb2.Node]
     """Returns one node.
@@ -248,8 +251,8 @@ class FleetStub:
     DeleteDatabaseServer: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DeleteDatabaseServerRequest, _empty_pb2.Empty]
     """Forgets a database server. What is on it stays.
 
-    Precondition: no app has its database on it but those that are being deleted, and it has the `etag` given, if one is
-    given.
+    Precondition: no app has its database on it but those that are being deleted, no environment names it as a default,
+    and it has the `etag` given, if one is given.
     On success: it is gone from the catalog. What apps being deleted had there stays; they no longer wait for it.
     Idempotent: no; a repeat is answered `DATABASE_SERVER_NOT_FOUND`.
     Cancelling the call undoes nothing.
@@ -277,7 +280,8 @@ class FleetAsyncStub(FleetStub):
     Cancelling the call undoes nothing.
     Rolled back: everything, on an error: it is one transaction.
 
-    Errors: `ENVIRONMENT_ALREADY_EXISTS` (ALREADY_EXISTS); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    Errors: `ENVIRONMENT_ALREADY_EXISTS` (ALREADY_EXISTS); `DATABASE_SERVER_NOT_FOUND` (FAILED_PRECONDITION);
+    `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
     """
     GetEnvironment: _aio.UnaryUnaryMultiCallable[_fleet_pb2.GetEnvironmentRequest, _fleet_pb2.Environment]  # type: ignore[assignment]
     """Returns one environment.
@@ -298,7 +302,8 @@ class FleetAsyncStub(FleetStub):
     Cancelling the call undoes nothing.
     Rolled back: everything, on an error: it is one transaction.
 
-    Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `DATABASE_SERVER_NOT_FOUND` (FAILED_PRECONDITION); `ETAG_MISMATCH`
+    (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
     """
     DeleteEnvironment: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DeleteEnvironmentRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes an environment, with the records of its nodes that are gone.
@@ -327,7 +332,8 @@ class FleetAsyncStub(FleetStub):
     Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `NODE_NAME_TAKEN` (ALREADY_EXISTS) while another incarnation under
     the same name can be heard, or while apps are placed on a node of that name with another `uid`: their data is
     there. `DOMAIN_TAKEN` (ALREADY_EXISTS) for a base domain that is new to the environment and above a domain of one of
-    its apps, which would become the own address of some app.
+    its apps, which would become the own address of some app. `NODE_VERSION_UNSUPPORTED` (FAILED_PRECONDITION) where the
+    node's `version` and the control plane's are more than one minor version apart.
     """
     GetNode: _aio.UnaryUnaryMultiCallable[_fleet_pb2.GetNodeRequest, _fleet_pb2.Node]  # type: ignore[assignment]
     """Returns one node.
@@ -477,8 +483,8 @@ class FleetAsyncStub(FleetStub):
     DeleteDatabaseServer: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DeleteDatabaseServerRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Forgets a database server. What is on it stays.
 
-    Precondition: no app has its database on it but those that are being deleted, and it has the `etag` given, if one is
-    given.
+    Precondition: no app has its database on it but those that are being deleted, no environment names it as a default,
+    and it has the `etag` given, if one is given.
     On success: it is gone from the catalog. What apps being deleted had there stays; they no longer wait for it.
     Idempotent: no; a repeat is answered `DATABASE_SERVER_NOT_FOUND`.
     Cancelling the call undoes nothing.
@@ -509,7 +515,8 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         Cancelling the call undoes nothing.
         Rolled back: everything, on an error: it is one transaction.
 
-        Errors: `ENVIRONMENT_ALREADY_EXISTS` (ALREADY_EXISTS); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        Errors: `ENVIRONMENT_ALREADY_EXISTS` (ALREADY_EXISTS); `DATABASE_SERVER_NOT_FOUND` (FAILED_PRECONDITION);
+        `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
         """
 
     @_abc_1.abstractmethod
@@ -548,7 +555,8 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         Cancelling the call undoes nothing.
         Rolled back: everything, on an error: it is one transaction.
 
-        Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `DATABASE_SERVER_NOT_FOUND` (FAILED_PRECONDITION); `ETAG_MISMATCH`
+        (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
         """
 
     @_abc_1.abstractmethod
@@ -589,7 +597,8 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `NODE_NAME_TAKEN` (ALREADY_EXISTS) while another incarnation under
         the same name can be heard, or while apps are placed on a node of that name with another `uid`: their data is
         there. `DOMAIN_TAKEN` (ALREADY_EXISTS) for a base domain that is new to the environment and above a domain of one of
-        its apps, which would become the own address of some app.
+        its apps, which would become the own address of some app. `NODE_VERSION_UNSUPPORTED` (FAILED_PRECONDITION) where the
+        node's `version` and the control plane's are more than one minor version apart.
         """
 
     @_abc_1.abstractmethod
@@ -829,8 +838,8 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Forgets a database server. What is on it stays.
 
-        Precondition: no app has its database on it but those that are being deleted, and it has the `etag` given, if one is
-        given.
+        Precondition: no app has its database on it but those that are being deleted, no environment names it as a default,
+        and it has the `etag` given, if one is given.
         On success: it is gone from the catalog. What apps being deleted had there stays; they no longer wait for it.
         Idempotent: no; a repeat is answered `DATABASE_SERVER_NOT_FOUND`.
         Cancelling the call undoes nothing.
