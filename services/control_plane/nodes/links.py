@@ -95,7 +95,9 @@ class NodeLinks:
             return None
         if not link.synced:
             return NodeView(link.node, Sight.SILENT, told)
-        return NodeView(link.node, Sight.HEARD, dict(link.instances(app)), link.hindrance(app))
+        return NodeView(
+            link.node, Sight.HEARD, dict(link.instances(app)), link.hindrance(app), forwards=link.forwards
+        )
 
     def hinder(self, name: str, app: str, refusal: SupervisorError) -> None:
         """Note why a node did not do what it was told for an app."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from itertools import takewhile
+from typing import TypeVar
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from services.control_plane.store.app_entries import AppEntries, AppEntry
@@ -27,6 +28,8 @@ from services.control_plane.store.records import (
     RetainedDataRecord,
 )
 from services.rpc.feed import ChangeFeed
+
+V = TypeVar("V")
 
 _NONE: frozenset[str] = frozenset()
 
@@ -74,17 +77,16 @@ class Mirror:
         self,
         revision: int,
         *,
-        apps: Iterable[tuple[str, AppRecord | None]] = (),
-        environments: Iterable[tuple[str, EnvironmentRecord | None]] = (),
-        database_servers: Iterable[tuple[str, DatabaseServerRecord | None]] = (),
-        nodes: Iterable[tuple[str, NodeRecord | None]] = (),
-        placements: Iterable[tuple[str, PlacementRecord | None]] = (),
-        retained: Iterable[tuple[str, RetainedDataRecord | None]] = (),
-        operations: Iterable[tuple[str, OperationRecord | None]] = (),
-        batches: Iterable[tuple[str, BatchRecord | None]] = (),
+        apps: Collection[tuple[str, AppRecord | None]] = (),
+        environments: Collection[tuple[str, EnvironmentRecord | None]] = (),
+        database_servers: Collection[tuple[str, DatabaseServerRecord | None]] = (),
+        nodes: Collection[tuple[str, NodeRecord | None]] = (),
+        placements: Collection[tuple[str, PlacementRecord | None]] = (),
+        retained: Collection[tuple[str, RetainedDataRecord | None]] = (),
+        operations: Collection[tuple[str, OperationRecord | None]] = (),
+        batches: Collection[tuple[str, BatchRecord | None]] = (),
     ) -> None:
         """Take in one revision's committed changes."""
-        apps, placements, operations = list(apps), list(placements), list(operations)
         with self._lock:
             for name, app in apps:
                 old = self._packed(name)
@@ -110,14 +112,15 @@ class Mirror:
                     _open_key(known),
                     _open_key(operation),
                 )
-        self.environments.publish(revision, environments)
-        self.database_servers.publish(revision, database_servers)
-        self.nodes.publish(revision, nodes)
-        self.retained.publish(revision, retained)
-        self.placements.publish(revision, placements)  # before their apps: who follows those reads these
+        _publish(self.environments, revision, environments)
+        _publish(self.database_servers, revision, database_servers)
+        _publish(self.nodes, revision, nodes)
+        _publish(self.retained, revision, retained)
+        _publish(self.placements, revision, placements)  # before their apps: who follows those reads these
+        # Every revision, for it wakes those as well who wait for a change of whatever kind.
         self.apps.publish(revision, apps)
-        self.operations.publish(revision, operations)
-        self.batches.publish(revision, batches)
+        _publish(self.operations, revision, operations)
+        _publish(self.batches, revision, batches)
 
     def _place(self, name: str, placement: PlacementRecord | None) -> None:
         app = name.partition("/placements/")[0]
@@ -280,6 +283,14 @@ class Mirror:
             names = [name for verb in verbs for name in self._open_operations.get(f"{app} {verb}", _NONE)]
         found = (self.operations.get(name) for name in sorted(names))
         return [operation for operation in found if operation is not None and not operation.done]
+
+
+def _publish(feed: ChangeFeed[V], revision: int, changes: Collection[tuple[str, V | None]]) -> None:
+    """Publish what has changed, and wake nobody for nothing: most revisions change two or three feeds."""
+    if changes:
+        feed.publish(revision, changes)
+    else:
+        feed.advance(revision)
 
 
 def _server_of(app: PackedApp | None) -> str:
