@@ -96,12 +96,25 @@ def ended(
         else:
             left += 1
     if not record.deleting:
-        operations.settle(tx, record)
+        operations.settle(tx, _without(tx, record, placements))
     if not record.deleting or left:
         return
     tx.delete_app(name)
     operations.settle_removed(tx, record)
     add_event(tx, record, "Deleted", actor=SYSTEM, reason=DeleteAppRequest.DataPolicy.Name(policy))
+
+
+def _without(tx: Transaction, record: AppRecord, placements: Collection[PlacementRecord]) -> AppRecord:
+    """Store an app without the instances of placements that are over, whatever was told of them before."""
+    gone = {(it.node, it.instance) for it in placements}
+    left = [it for it in record.status.instances if (it.node, it.name) not in gone]
+    if len(left) == len(record.status.instances):
+        return record
+    status = App()
+    status.CopyFrom(record.status)
+    del status.instances[:]
+    status.instances.extend(left)
+    return tx.put_app(replace(record, status=status))
 
 
 def database_told(tx: Transaction, name: str, uid: str, failure: SupervisorError | None) -> None:
