@@ -31,7 +31,7 @@ from runtime_node.instances.data_directories import DataDirectories
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed, duration, lease_message
 from runtime_node.instances.figures import FigureSweep
-from runtime_node.instances.forwards import Forwards
+from runtime_node.instances.forwards import ForwardFigures, Forwards
 from runtime_node.instances.host import InstanceHost
 from runtime_node.instances.housekeeping import PERIOD, Housekeeping, Traffic
 from runtime_node.instances.leak_reports import LeakReports
@@ -102,6 +102,7 @@ class Node:
         self.instances: InstanceTable
         self.lifecycle: Lifecycle
         self.router: Router
+        self.routes: Routes
         self.housekeeping: Housekeeping
         self.feed: InstanceFeed
         self.forwards: Forwards
@@ -123,8 +124,9 @@ class Node:
             table = InstanceTable(self.settings.max_instances)
             self.feed = InstanceFeed(self.settings.node_name, self.incarnation, steady_seconds)
             self.telemetry = Telemetry(
-                self.settings, table, memory=self.memory, streams=lambda: self.feed.streams
-            )
+                self.settings, table, memory=self.memory, streams=lambda: self.feed.streams,
+                forwarded=self._forwarded,
+            )  # fmt: skip
             await asyncio.to_thread(self.telemetry.logs.finish_purges)
             self.telemetry.logs.start()
             stack.push_async_callback(_quietly, "logs", self.telemetry.logs.close)
@@ -193,7 +195,8 @@ class Node:
         carrier = Carrier(self.front.loop, settings.node_name)
         stack.push_async_callback(_quietly, "forwarding", partial(_on, self.front.loop, carrier.close))
         self.forwards = Forwards(carrier)
-        registry = InstanceRegistry(table, self.feed, Routes(self.router, self.forwards), purges, telemetry)
+        self.routes = Routes(self.router, self.forwards)
+        registry = InstanceRegistry(table, self.feed, self.routes, purges, telemetry)
         transitions = Transitions(registry.changed, registry.serving)
         leaks = LeakReports(table, transitions)
         traffic = Traffic()
@@ -301,6 +304,9 @@ class Node:
             lease=lease_message(self.lease),
             forwarding=self._forwarding(),
         )
+
+    def _forwarded(self) -> ForwardFigures:
+        return self.forwards.figures()
 
     def _forwarding(self) -> pb.Forwarding:
         figures = self.forwards.figures()

@@ -108,10 +108,7 @@ def _home_besides(
 
 
 def _lingering(assigned: Assignment, seen: Snapshot, now: int) -> Iterator[tuple[str, float]]:
-    """Yield what serves on for a while on a node that the app was moved from, if that cannot forward.
-
-    Each with how many seconds are left of it.
-    """
+    """Yield what serves on for a while where the app was moved from and cannot be forwarded, and how long."""
     current = assigned.current
     if current is None or not is_ready(seen.instance(current)):
         return
