@@ -49,10 +49,11 @@ class InstanceHost:
         code: CodeOnDisk,
         on_fault: Callable[[str, str], None],
         lease: Lease,
+        on_accepted: Callable[[str], None] = lambda _: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`on_fault` hears of an exception that left an instance's app: its name and the traceback. Called
-        on any thread; must not block."""
+        on any thread; must not block. `on_accepted` hears the app's uid of each new instance."""
         self._table = table
         self._registry = registry
         self._lifecycle = lifecycle
@@ -61,6 +62,7 @@ class InstanceHost:
         self._code = code
         self._on_fault = on_fault
         self._lease = lease
+        self._on_accepted = on_accepted
         self._wall = wall
         self._refusal: SupervisorError | None = None
         self._fences = Fences(lambda: {instance.uid for instance in table.all()})
@@ -211,6 +213,7 @@ class InstanceHost:
         gate = Gate(name, self._gate_limits(spec), self._on_fault, lease)
         state = initial(dormant and spec.activation == InstanceSpec.ON_REQUEST)
         instance = Instance(name, spec, gate, self._wall(), state)
+        self._on_accepted(instance.uid)
         self._registry.add(instance)
         self._fences.raise_to(instance.uid, version)
         return instance

@@ -123,6 +123,7 @@ class _Drain:
         self._spent = spent
         self._more: Counter[str] = Counter()
         self._under_way = 0
+        self._by_environment: dict[str, list[NodeRecord]] = {}
         self.begun: list[str] = []
 
     def look(self) -> list[Result]:
@@ -155,7 +156,7 @@ class _Drain:
             )
         if any(it.role is Role.INCOMING and it.node != self._node for it in placements):
             return Result(app=record.name, state=Result.MOVING, message=_COMING)
-        if bound := bound_by(record, placements):
+        if bound := bound_by(record, placements, self._nodes(record.spec.environment)):
             return _told(record, Result.STUCK, bound)
         if record.name in self._spent:
             updated = get_condition(record.status.conditions, "Updated")
@@ -166,6 +167,11 @@ class _Drain:
                 message=message or "It was tried elsewhere, and stayed here.",
             )  # fmt: skip
         return None
+
+    def _nodes(self, environment: str) -> list[NodeRecord]:
+        if environment not in self._by_environment:
+            self._by_environment[environment] = self._tx.nodes(environment)
+        return self._by_environment[environment]
 
     def _move(self, record: AppRecord) -> Result:
         if self._under_way >= WIDTH:
