@@ -24,6 +24,7 @@ from appsupervisor.runtime.v1.data_transfers_pb2_grpc import add_DataTransfersSe
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import add_RuntimeEnvironmentServicer_to_server
 from runtime_node import __version__, isolation
 from runtime_node.data_directory import held
+from runtime_node.forwarding import Carrier
 from runtime_node.http import HttpFront, Router
 from runtime_node.instances.code_on_disk import CodeOnDisk
 from runtime_node.instances.code_place import CodePlace
@@ -31,6 +32,7 @@ from runtime_node.instances.data_directories import DataDirectories
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed, duration, lease_message
 from runtime_node.instances.figures import FigureSweep
+from runtime_node.instances.forwards import Forwards
 from runtime_node.instances.host import InstanceHost
 from runtime_node.instances.housekeeping import PERIOD, Housekeeping, Traffic
 from runtime_node.instances.leak_reports import LeakReports
@@ -112,6 +114,7 @@ class Node:
         self.receipts: Receipts
         self.freezer: Freezer
         self.feed: InstanceFeed
+        self.forwards: Forwards
         self.observation: Observation
         self.metrics: Address | None = None
         self.front: HttpFront
@@ -202,7 +205,10 @@ class Node:
         self.receipts = receipts = Receipts(databases, table, read_offered)
         stack.push_async_callback(_quietly, "receipts", receipts.close)
         purges = Purges(databases, partial(_forget, observed.logs.purge, offers, receipts))
-        routes = Routes(self.router)
+        carrier = Carrier(self.front.loop, settings.node_name)
+        stack.push_async_callback(_quietly, "forwarding", partial(_on, self.front.loop, carrier.close))
+        self.forwards = Forwards(carrier)
+        routes = Routes(self.router, self.forwards)
         registry = InstanceRegistry(table, self.feed, routes, purges, observed)
         transitions = Transitions(registry.changed, registry.serving)
         leaks = LeakReports(table, transitions)
@@ -228,7 +234,7 @@ class Node:
         self.host = InstanceHost(
             table=table, registry=registry, lifecycle=self.lifecycle, purges=purges, feed=self.feed,
             code=code, on_fault=observed.fault,
-            lease=self.lease, on_accepted=partial(_accepted, offers, receipts),
+            lease=self.lease, on_accepted=partial(_accepted, offers, receipts, routes, table),
         )  # fmt: skip
         self.freezer = Freezer(offers, table, self.lifecycle, routes, databases)
         _background(stack, _close_idle(offers), "offers")
@@ -236,7 +242,7 @@ class Node:
         self.housekeeping = Housekeeping(
             table.running, self.lifecycle, FigureSweep(self.feed.measured), traffic,
             memory=self.memory, memory_budget=settings.memory_budget_bytes,
-            after=partial(_every_second, collector if self._owns_process else None, shared_state),
+            after=partial(_every_second, collector if self._owns_process else None, shared_state, registry),
         )  # fmt: skip
         _background(stack, self.housekeeping.run(), "housekeeping")
 
@@ -316,6 +322,13 @@ class Node:
             draining=self.instances.draining,
             node_uid=self.uid,
             lease=lease_message(self.lease),
+            forwarding=self._forwarding(),
+        )
+
+    def _forwarding(self) -> pb.Forwarding:
+        figures = self.forwards.figures()
+        return pb.Forwarding(
+            app_count=figures.apps, request_count=figures.requests, failure_count=figures.failures
         )
 
     def memory(self) -> int:
@@ -344,6 +357,7 @@ class Node:
                 http_address=self._advertised(self.http),
                 base_domain=settings.base_domain,
                 labels=settings.labels,
+                zone=settings.zone,
                 version=__version__,
                 max_instances=settings.max_instances,
                 memory_bytes=settings.memory_budget_bytes or 0,
@@ -373,9 +387,12 @@ async def run_node(settings: NodeSettings, zygote: Zygote | None) -> None:
     log.info("ended", extra={"action": "node.ended"})
 
 
-def _accepted(offers: Offers, receipts: Receipts, uid: str) -> None:
-    offers.thaw(uid)
-    receipts.settle(uid)
+def _accepted(
+    offers: Offers, receipts: Receipts, routes: Routes, table: InstanceTable, instance: Instance
+) -> None:
+    offers.thaw(instance.uid)
+    if receipts.settle(instance.uid):
+        routes.came_back(instance, table.of_app(instance.app))
 
 
 async def _forget(
@@ -398,10 +415,11 @@ def _started(collector: GCPolicy, shared_state: SharedState, instance: Instance)
     shared_state.started(instance)
 
 
-def _every_second(collector: GCPolicy | None, shared_state: SharedState) -> None:
+def _every_second(collector: GCPolicy | None, shared_state: SharedState, registry: InstanceRegistry) -> None:
     if collector is not None:
         collector.tick()
     shared_state.look()
+    registry.sweep()
 
 
 def _background(stack: AsyncExitStack, work: Coroutine[Any, Any, None], name: str) -> None:
@@ -412,6 +430,12 @@ def _background(stack: AsyncExitStack, work: Coroutine[Any, Any, None], name: st
         await asyncio.wait({task})
 
     stack.push_async_callback(end)
+
+
+async def _on(loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Do something on another loop, which is given a while to answer."""
+    async with asyncio.timeout(RPC_GRACE):
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(), loop))
 
 
 async def _quietly(what: str, close: Any) -> None:

@@ -49,6 +49,8 @@ class Freezer:
         self._routes = routes
         self._databases = databases
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._holds: dict[str, Hold] = {}
+        """By app uid, until somebody has asked how long it lasted."""
 
     def may_be_missing(self, app: str, uid: str) -> bool:
         """Tell whether an app may have no data yet: an instance is here that may make it."""
@@ -66,7 +68,7 @@ class Freezer:
         began = time.monotonic()
         leaving = [it for it in self._table.of_app(app) if it.uid == uid]
         if leaving:
-            self._hold(app, leaving)
+            self._hold(app, uid, leaving)
             await self._stop_all(app, leaving)
         if self._offers.of(uid) is not offer or any(it.uid == uid for it in self._table.of_app(app)):
             raise SupervisorError("DATA_NOT_MOVED", f"apps/{app} was started again, or its offer has ended.")
@@ -86,8 +88,8 @@ class Freezer:
                 "INSTANCE_EXISTS", f"An instance of apps/{app} is here.", resource=f"apps/{app}"
             )
         # Before the mark: the disk may take its time.
-        hold = self._let_go(app)
-        waiting = hold.gate.figures().queued if hold is not None else 0
+        self._let_go(app)
+        hold = self._holds.pop(uid, None)
         await self._offers.close(uid)
         if moved:
             try:
@@ -98,11 +100,14 @@ class Freezer:
                     f"The directory that the data has left cannot be marked: {fault.strerror or fault}.",
                     resource=f"apps/{app}",
                 ) from fault
-        return (hold.seconds if hold is not None else None), waiting
+        return (hold.seconds, hold.waited) if hold is not None else (None, 0)
 
-    def _hold(self, app: str, leaving: Sequence[Instance]) -> None:
+    def _hold(self, app: str, uid: str, leaving: Sequence[Instance]) -> None:
+        self._let_go(app)
         newest = leaving[-1]
         hold = Hold(f"apps/{app}", newest.gate.limits, newest.spec().domains, leaving)
+        self._holds = {known: it for known, it in self._holds.items() if not it.is_old}
+        self._holds[uid] = hold
         self._routes.hold(app, hold)
         self._timers[app] = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._give_up, app, hold)
 
@@ -112,14 +117,13 @@ class Freezer:
                         extra={"action": "travel.hold_given_up", "app": app})  # fmt: skip
             self._let_go(app)
 
-    def _let_go(self, app: str) -> Hold | None:
+    def _let_go(self, app: str) -> None:
         hold = self._routes.release(app)
         timer = self._timers.pop(app, None)
         if timer is not None:
             timer.cancel()
         if hold is not None:
             hold.gate.close("INSTANCE_STOPPING", 1.0)
-        return hold
 
     async def _stop_all(self, app: str, leaving: Sequence[Instance]) -> None:
         limit = max(effective_limits(it.spec()).stop_timeout for it in leaving) + GRACE_SECONDS

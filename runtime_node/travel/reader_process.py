@@ -1,4 +1,4 @@
-"""Reads one app's data directory, in a process of its own: takes lines of JSON, answers with lines and blocks.
+"""Reads one app's data directory, in a process of its own: takes lines of JSON, answers in lines and blocks.
 
 A process that closes a file which SQLite has open in it loses its locks on it: read in the node's own, an
 app's database could be written by two. Needs the standard library alone.
@@ -52,7 +52,7 @@ class Reader:
     def pin(self) -> int:
         """Keep the logs of databases in WAL mode from being reset from now on; return the bytes of all files.
 
-        Such a database is what its file was at any later moment with the whole log over it: a reader that stays
+        Such a database is what its file was at any later moment with the whole log over it: a reader in it
         keeps the log from being begun anew, and what a checkpoint writes into the file is in the log, too.
         """
         total = 0

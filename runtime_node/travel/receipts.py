@@ -197,11 +197,13 @@ class Receipts:
         if known is not None:
             await self._forget(uid, known)
 
-    def settle(self, uid: str) -> None:
-        """Note that an instance of an app is accepted here: what has arrived is the app's."""
+    def settle(self, uid: str) -> bool:
+        """Note that an instance of an app is accepted here; tell whether it came with its data."""
         known = self._receiving.get(uid)
-        if known is not None and known.told.state == Receipt.ARRIVED:
+        arrived = known is not None and known.told.state == Receipt.ARRIVED
+        if arrived:
             del self._receiving[uid]
+        return arrived
 
     async def close(self) -> None:
         """End all that is under way: the node shuts down."""

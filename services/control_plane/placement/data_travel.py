@@ -1,7 +1,7 @@
 """Who owns the data that an app keeps on its node, and when it has to go from node to node. Pure.
 
-The owner is the one node with a placement that `has_data`; that changes in one transaction, never by a start or
-a stop. What is to run elsewhere waits for it.
+The owner is the one node with a placement that `has_data`; that changes in one transaction, never by a start
+or a stop. What is to run elsewhere waits for it.
 """
 
 from __future__ import annotations

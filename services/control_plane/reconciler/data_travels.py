@@ -116,7 +116,7 @@ class DataTravels:
         return Result(again=True)
 
     async def let_go(self, app: AppRecord) -> None:
-        """Have the source give up its copy, and let go what it holds: the target has been told to start."""
+        """Have the source mark its copy as left, and let go what it holds: the target is to start."""
         name = app.status.data_move.source_node
         source = self._heard(name)
         held: float | None = None
