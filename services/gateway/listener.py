@@ -153,7 +153,14 @@ def _mappers(base_domain: str) -> list[dict[str, Any]]:
             (("IH", "DPE"), answers.MALFORMED),
         )
     ]
+    # The body is too large to be kept for another try, after one that reached nobody.
+    mapped.append(_mapper(_status(507), answers.UNREACHABLE))
     return mapped
+
+
+def _status(status: int) -> dict[str, Any]:
+    value = {"default_value": status, "runtime_key": "gateway.unused"}
+    return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
 
 
 def _flags(*flags: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Every app behind one address: found, answered by whatever node it is on, and by the gateway where there is none."""
+"""Every app behind one address: answered by the node it is on, or by the gateway where there is none."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,14 +19,19 @@ from google.protobuf.duration_pb2 import Duration
 from websockets.sync.client import connect
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Database, InstanceSpec, Limits
+from appsupervisor.fleet.v1 import fleet_pb2 as fleet
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Database, Instance, InstanceSpec, Limits
+from tests.e2e.edge_traffic import EdgeTraffic
 from tests.e2e.stack import DEADLINE, ROOT, Process, Stack, eventually, free_port
+from tests.e2e.test_moves import is_ready
+from tests.e2e.traffic import delete
 from tests.envoy import needed_envoy
 
 pytestmark = pytest.mark.slow
 
 NODES = "environments/default/nodes"
 MIXED = "mixed:create_app"
+SWAPS, MOVES = (int(os.environ.get(f"GATEWAY_{what}", count)) for what, count in (("SWAPS", 6), ("MOVES", 4)))
 STATELESS = Database(no_database=Database.NoDatabase())
 
 
@@ -108,6 +114,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     try:
         stack.start("--trusted-proxy=127.0.0.1")
         stack.add_node("node-2", "default", "--trusted-proxy=127.0.0.1")
+        for node in ("node-1", "node-2"):
+            eventually(lambda node=node: is_ready(stack, node), f"{node} is ready")
         yield stack
     finally:
         stack.clean_up()
@@ -243,6 +251,103 @@ def test_a_killed_envoy_comes_back_and_finds_everything(edge: Edge) -> None:
     )
     assert edge.serves("home.localhost").told["app"] == "home"
     assert edge.figure("appsupervisor_gateway_xds_refusals_total") == 0
+
+
+def test_no_request_is_lost_while_apps_are_swapped_moved_and_drained(stack: Stack, edge: Edge) -> None:
+    apps = ["ant", "bee"]
+    for name in apps:
+        stack.create(name, MIXED, database=STATELESS)
+        edge.serves(f"{name}.localhost")
+    with EdgeTraffic(edge.port, apps) as traffic:
+        traffic.goes_on()
+        for number in range(SWAPS):
+            request = catalog.RestartAppRequest(name=f"apps/{apps[number % 2]}")
+            stack.result(stack.apps.RestartApp(request, timeout=DEADLINE))
+        for number in range(MOVES):
+            move = catalog.MoveAppRequest(name=f"apps/{apps[number % 2]}")
+            stack.result(stack.apps.MoveApp(move, timeout=DEADLINE))
+        for node in ("node-1", "node-2"):
+            drain = fleet.DrainNodeRequest(name=f"{NODES}/{node}")
+            done = stack.wait(stack.fleet.DrainNode(drain, timeout=DEADLINE))
+            assert done.WhichOneof("result") == "response", done
+            traffic.goes_on()
+            uncordon = fleet.UncordonNodeRequest(name=f"{NODES}/{node}")
+            stack.fleet.UncordonNode(uncordon, timeout=DEADLINE)
+        traffic.goes_on()
+    print(traffic.answers, traffic.refused)
+    assert (traffic.wrong, traffic.failed) == ([], [])
+    assert [kind for kind in traffic.refused if kind != "websocket 1012"] == []
+    for name in apps:
+        delete(stack, name)
+
+
+def test_a_killed_node_costs_its_own_apps_a_told_pause_and_the_others_nothing(
+    stack: Stack, edge: Edge
+) -> None:
+    for name in ("stays", "goes"):
+        stack.create(name, MIXED, database=STATELESS)
+    move(stack, "stays", "node-1")
+    move(stack, "goes", "node-2")
+    for name in ("stays", "goes"):
+        edge.serves(f"{name}.localhost")
+    with EdgeTraffic(edge.port, ["stays"]) as others, EdgeTraffic(edge.port, ["goes"], 0.05) as own:
+        for traffic in (others, own):
+            traffic.goes_on()
+        stack.nodes["node-2"].kill()
+        eventually(lambda: node_of(stack, "goes") == "node-1", "the app is elsewhere", 2 * DEADLINE)
+        for traffic in (others, own):
+            traffic.goes_on()
+    print(own.answers, own.refused, own.failed)
+    assert (others.wrong, others.failed, dict(others.refused)) == ([], [], {})
+    assert own.wrong == []
+    # What was under way on the node is told as broken off, or cut; all that came later could be told to wait.
+    assert len(own.failed) <= 2 * len(own.kinds), own.failed
+    reasons = {kind.split()[-1] for kind in own.refused}
+    assert reasons <= {"NODE_UNREACHABLE", "NO_NODE_AVAILABLE", "1012"}, own.refused
+    stack.nodes["node-2"].start()
+
+
+def test_the_control_plane_and_the_gateways_own_program_are_not_in_the_way(stack: Stack, edge: Edge) -> None:
+    with EdgeTraffic(edge.port, ["home"]) as traffic:
+        traffic.goes_on()
+        stack.control_plane.kill()
+        traffic.goes_on(10)
+        stack.control_plane.start()
+        stack.wait_until_called()
+        traffic.goes_on()
+    assert (traffic.wrong, traffic.failed, dict(traffic.refused)) == ([], [], {})
+    # What changes from then on is followed again.
+    stack.create("late", MIXED, database=STATELESS)
+    edge.serves("late.localhost")
+    delete(stack, "late")
+
+
+def test_a_gateway_that_is_told_to_end_lets_requests_end(stack: Stack) -> None:
+    edge = Edge(stack)
+    try:
+        edge.process.start()
+        edge.serves("home.localhost")
+        answers: list[Answer] = []
+        slow = threading.Thread(target=lambda: answers.append(edge.ask("/slow/1.5", host="home.localhost")))
+        slow.start()
+        active = "envoy_http_downstream_rq_active"
+        eventually(lambda: edge.figure(active) > 0, "the request is under way")
+        assert edge.process.terminate() == 0
+        slow.join(DEADLINE)
+        assert [answer.status for answer in answers] == [200]
+    finally:
+        edge.process.clean_up()
+        print(f"---- gateway\n{edge.process.text()[-5_000:]}")
+
+
+def move(stack: Stack, app_id: str, node: str) -> None:
+    request = catalog.MoveAppRequest(name=f"apps/{app_id}", node=f"{NODES}/{node}")
+    stack.result(stack.apps.MoveApp(request, timeout=DEADLINE))
+
+
+def node_of(stack: Stack, app_id: str) -> str:
+    newest = max(stack.get(app_id).instances, key=lambda one: one.epoch, default=None)
+    return "" if newest is None or newest.state != Instance.RUNNING else newest.node.rpartition("/")[2]
 
 
 def _envoy_of(parent: int) -> str:

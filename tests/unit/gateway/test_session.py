@@ -17,7 +17,7 @@ AT_HERE, AT_THERE = resources.routes_name(HERE), resources.routes_name(THERE)
 
 
 class FakeEnvoy:
-    """An Envoy that asks as the real one does: clusters and scopes at once, routes once a scope names them."""
+    """An Envoy as the protocol sees it: it asks, keeps what it is told, and says so."""
 
     def __init__(self, cache: ResourceCache, known: dict[str, dict[str, str]] | None = None) -> None:
         self.refusals: list[Refusal] = []

@@ -1,4 +1,4 @@
-"""Where each app's requests go, as a table of what the control plane tells; and what of that changes for Envoy."""
+"""Where each app's requests go, by what the control plane tells, and what of that changes for Envoy."""
 
 from __future__ import annotations
 
