@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest
+from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Instance,
     InstanceSpec,
@@ -17,11 +18,12 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     StopInstanceRequest,
 )
 from services.control_plane.placement.assignment import ENDING, Assignment, spec_of
-from services.control_plane.placement.snapshot import NodeView, Snapshot, is_own, is_ready
+from services.control_plane.placement.snapshot import NodeView, Snapshot, has_ended, is_own, is_ready
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role
 
 SWITCH_SECONDS = 3.0
-"""How long what was replaced from another node goes on serving: those who follow `uri` need to hear of it."""
+"""How long what was replaced from another node goes on serving, where that node cannot forward what still
+comes to it: those who follow `uri` need to hear of it."""
 
 _SPEC_MESSAGES = ("config", "database", "idle_timeout", "limits", "health_check", "restart_policy")
 
@@ -79,13 +81,35 @@ def plan(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> Plan
     return Plan(Start(wanted, request), stops, after=after)
 
 
-def stop_orphan(instance: Instance) -> StopInstanceRequest:
-    """Return the call that ends an instance which belongs to no app here; its data stays."""
-    return StopInstanceRequest(name=instance.name, epoch=instance.epoch, app_uid=instance.app_uid)
+def stop_orphan(instance: Instance, home: StopInstanceRequest.NewHome | None = None) -> StopInstanceRequest:
+    """Return the call that ends an instance which belongs to no placement here; its data stays."""
+    request = StopInstanceRequest(name=instance.name, epoch=instance.epoch, app_uid=instance.app_uid)
+    return _moved(request, home)
+
+
+def new_home(app: AppRecord, node: Node) -> StopInstanceRequest.NewHome | None:
+    """Return what a node is told of where an app of its is now; None if the new node serves no HTTP."""
+    if not node.http_address:
+        return None
+    return StopInstanceRequest.NewHome(
+        node=node.name, http_address=node.http_address, domains=app.spec.domains
+    )
+
+
+def _home_besides(
+    app: AppRecord, assigned: Assignment, seen: Snapshot, node: str
+) -> StopInstanceRequest.NewHome | None:
+    """Return where an app is that leaves a node, if it is anywhere else."""
+    home = assigned.wanted
+    if home is None or (assigned.current is not None and not is_ready(seen.instance(home))):
+        home = assigned.current
+    view = seen.nodes.get(home.node) if home is not None and home.node != node else None
+    return new_home(app, view.node) if view is not None else None
 
 
 def _lingering(assigned: Assignment, seen: Snapshot, now: int) -> Iterator[tuple[str, float]]:
-    """Yield what serves on for a while on the node that the app was moved from, and for how many seconds."""
+    """Yield what serves on for a while, on a node that the app was moved from and that cannot forward, and for
+    how many seconds."""
     current = assigned.current
     if current is None or not is_ready(seen.instance(current)):
         return
@@ -93,15 +117,18 @@ def _lingering(assigned: Assignment, seen: Snapshot, now: int) -> Iterator[tuple
         left = SWITCH_SECONDS - (now - placement.since) / 1e6
         moved = placement.role is Role.OUTGOING and placement.node != current.node
         moved = moved and not _is_called_off(assigned, placement)
+        view = seen.heard(placement.node)
+        moved = moved and view is not None and not view.forwards
         if moved and 0 < left <= SWITCH_SECONDS and is_ready(seen.instance(placement)):
             yield placement.name, left
 
 
 def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool) -> Iterator[Stop]:
     wanted = assigned.wanted
-    replaced = ending or (wanted is not None and is_ready(seen.instance(wanted)))
+    replaced = ending or (wanted is not None and _is_over(assigned, wanted, seen))
     placements = {placement.instance: placement for placement in assigned.placements}
     for name, view in _heard(assigned, seen):
+        home = None if ending else _home_besides(app, assigned, seen, name)
         for instance in view.instances.values():
             own = placements.get(instance.name) if is_own(instance, app.uid) else None
             if own is not None and own.node != name:
@@ -109,19 +136,25 @@ def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool
             if instance.state == Instance.STOPPING and not _is_stuck(app, instance):
                 continue
             if not is_own(instance, app.uid) or (own is not None and own.role is Role.LOST):
-                yield Stop(name, _stop(app, instance))
+                yield Stop(name, _moved(_stop(app, instance), home if is_own(instance, app.uid) else None))
             elif (
                 ending
                 or (own is not wanted and (replaced or not is_ready(instance)))
                 or _is_called_off(assigned, own)
             ):
-                yield Stop(name, _stop(app, instance), own)
+                yield Stop(name, _moved(_stop(app, instance), home), own)
         # What was never seen there may come yet, or have left its data: its node has to say that it is gone.
         if not app.deleting or not any(is_own(it, app.uid) for it in view.instances.values()):
             for placement in assigned.placements:
                 unseen = placement.node == name and placement.instance not in view.instances
                 if unseen and placement.role in ENDING:
-                    yield Stop(name, _last_stop(app, placement), placement)
+                    yield Stop(name, _moved(_last_stop(app, placement), home), placement)
+
+
+def _is_over(assigned: Assignment, wanted: PlacementRecord, seen: Snapshot) -> bool:
+    """Tell whether a swap is over: what took over is ready, or has ended since; what it replaced goes."""
+    instance = seen.instance(wanted)
+    return is_ready(instance) or (wanted is assigned.current and has_ended(instance))
 
 
 def _is_called_off(assigned: Assignment, placement: PlacementRecord | None) -> bool:
@@ -153,6 +186,12 @@ def _stop(app: AppRecord, instance: Instance) -> StopInstanceRequest:
     return StopInstanceRequest(
         name=instance.name, epoch=epoch, app_uid=app.uid, purge_data=app.deleting == DeleteAppRequest.DROP
     )
+
+
+def _moved(request: StopInstanceRequest, home: StopInstanceRequest.NewHome | None) -> StopInstanceRequest:
+    if home is not None:
+        request.moved_to.CopyFrom(home)
+    return request
 
 
 def _last_stop(app: AppRecord, placement: PlacementRecord) -> StopInstanceRequest:
