@@ -70,8 +70,8 @@ def _manager(spec: ListenerSpec) -> dict[str, Any]:
             "rds_config_source": _FROM_CONTROL_PLANE,
             "scoped_rds": {"scoped_rds_config_source": _FROM_CONTROL_PLANE},
         },
-        # Before anything is made of them. Envoy's own X-Forwarded-For puts its machine's address in the place of
-        # a client's that is a loopback one.
+        # Before anything is made of them. Envoy's own X-Forwarded-For has its machine's address in the place
+        # of a client's that is a loopback one.
         "early_header_mutation_extensions": [
             {
                 "name": "forged",

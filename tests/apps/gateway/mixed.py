@@ -5,7 +5,7 @@ import json
 
 
 def create_app(context):
-    """`/events/{count}` streams so many; `/slow/{seconds}` answers later; all else tells what came of the request."""
+    """`/events/{count}` streams so many, `/slow/{seconds}` answers later, all else tells what arrived."""
 
     async def http(scope, receive, send):
         body, more = b"", True
