@@ -66,6 +66,11 @@ class DeltaSession:
         self.refusal: Refusal | None = None
         """The latest refusal, until a later message of the same kind is accepted."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether it has been told all that it follows, and has said so."""
+        return not any(it.dirty or it.under_way or it.fresh for it in self._kinds.values())
+
     # --- what comes ---
 
     def receive(self, request: Any) -> None:
