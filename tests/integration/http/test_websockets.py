@@ -10,7 +10,7 @@ import websockets
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from runtime_node.http import CURRENT_INSTANCE, FrontLimits, GateLimits, shared
+from runtime_node.http import CURRENT_INSTANCE, FrontLimits, GateLimits, shared, websocket
 from tests.eventually import WITHIN
 
 HANDSHAKE = (
@@ -76,6 +76,24 @@ async def test_a_handshake_that_waits_too_long_is_answered_504(site):
         await connect(url(site)).__aenter__()
     assert caught.value.response.status_code == 504
     assert gate.figures().queued == 0
+
+
+async def test_a_client_that_answers_the_apps_close_is_let_go_at_once(site, monkeypatch):
+    monkeypatch.setattr(websocket, "_CLOSE_SECONDS", 3600.0)
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close", "code": 4000})
+
+    site.app("a", app)
+    connection = await site.connect()
+    connection.send(HANDSHAKE)
+    async with asyncio.timeout(10):
+        await connection.reader.readuntil(b"\r\n\r\n")
+        assert (await connection.reader.readexactly(4))[2:] == (4000).to_bytes(2, "big")
+    connection.send(b"\x88\x82\0\0\0\0" + (4000).to_bytes(2, "big"))
+    assert await connection.rest() == b""
 
 
 async def test_an_app_that_never_answers_the_handshake_is_cut(site, wait_until):
