@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition
 from services.control_plane.catalog.changes import add_event
-from services.control_plane.catalog.moves import asked_of, candidates, no_node
+from services.control_plane.catalog.moves import asked_of, candidates, no_node, siblings_of
 from services.control_plane.fleet.views import shown_node
 from services.control_plane.operations import operations
 from services.control_plane.operations.moves import bound_by, place_elsewhere
 from services.control_plane.placement.assignment import ENDING
 from services.control_plane.placement.choice import choose
+from services.control_plane.placement.scale import replica_on
 from services.control_plane.rules.conditions import get_condition
 from services.control_plane.rules.sentences import counted
 from services.control_plane.store.interface import Transaction
@@ -136,12 +137,10 @@ class _Drain:
             result = self._under_way_or_stuck(record, placements)
             if result is not None:
                 found.append(result)
-                self._under_way += result.state == Result.MOVING and any(
-                    it.role is Role.INCOMING and it.node != self._node for it in placements
-                )
+                self._under_way += result.state == Result.MOVING and result.message == _COMING
             else:
                 waiting.append((record, placements))
-        return found + [self._move(record) for record, _ in waiting]
+        return found + [self._move(record, placements) for record, placements in waiting]
 
     def _under_way_or_stuck(self, record: AppRecord, placements: list[PlacementRecord]) -> Result | None:
         here = [it for it in placements if it.node == self._node and it.role is not Role.LOST]
@@ -153,7 +152,8 @@ class _Drain:
             return Result(
                 app=record.name, state=Result.MOVING, message="It has left, and is being drained here."
             )
-        if any(it.role is Role.INCOMING and it.node != self._node for it in placements):
+        own = [it for it in placements if it.replica == replica_on(here, self._node)]
+        if any(it.role is Role.INCOMING and it.node != self._node for it in own):
             return Result(app=record.name, state=Result.MOVING, message=_COMING)
         if bound := bound_by(record, placements):
             return _told(record, Result.STUCK, bound)
@@ -167,19 +167,21 @@ class _Drain:
             )  # fmt: skip
         return None
 
-    def _move(self, record: AppRecord) -> Result:
+    def _move(self, record: AppRecord, placements: list[PlacementRecord]) -> Result:
         if self._under_way >= WIDTH:
             return Result(app=record.name, state=Result.WAITING, message="It waits for its turn.")
         environment = record.spec.environment
         known = candidates(self._tx, self._mirror, environment, record.name, self._more)
-        choice = choose(asked_of(self._tx, record.spec), [it for it in known if it.name != self._node])
+        replica = replica_on(placements, self._node) or 0
+        wish = asked_of(self._tx, record.spec, siblings_of(placements, replica))
+        choice = choose(wish, [it for it in known if it.name != self._node])
         if not choice.node:
             return _told(record, Result.WAITING, no_node(record, choice.reason))
         self._under_way += 1
         self._more[choice.node] += 1
         self.begun.append(record.name)
         why = f"{self._node} is being drained. On {choice.node}: {choice.reason}."
-        changed, _ = place_elsewhere(self._tx, record, choice.node, why)
+        changed, _ = place_elsewhere(self._tx, record, choice.node, why, replica=replica)
         add_event(self._tx, changed, "MoveRequested", actor="system", reason="NODE_DRAINED", message=why)
         return Result(app=record.name, state=Result.MOVING, message=_COMING)
 

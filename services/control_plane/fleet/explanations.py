@@ -18,6 +18,7 @@ from services.control_plane.placement.choice import (
     ranked,
     wish_of,
 )
+from services.control_plane.placement.scale import is_several
 from services.control_plane.rules.app_defaults import normalize_app
 from services.control_plane.rules.app_rules import app_violations
 from services.control_plane.rules.names import app_name, parse_app_name
@@ -56,12 +57,19 @@ def explain_placement(mirror: Mirror, request: pb.ExplainPlacementRequest) -> Re
     environment = mirror.environments.get(spec.environment)
     if environment is None:
         raise environment_not_found(spec.environment)
-    wish = wish_of(spec, environment_cordoned=environment.environment.cordoned)
+    # Of an app that has several replicas: where one more of them would go.
+    homes = list(response.current_nodes) if name and _has_several(mirror, name) else []
+    wish = wish_of(spec, environment_cordoned=environment.environment.cordoned, siblings=homes)
     nodes = _candidates(mirror, spec.environment, name)
     choice = choose(wish, nodes)
     response.node, response.message = choice.node, choice.reason
     response.verdicts.extend(_verdicts(wish, nodes))
     return response
+
+
+def _has_several(mirror: Mirror, name: str) -> bool:
+    record = mirror.apps.get(name)
+    return record is not None and is_several(record)
 
 
 def _checked(app: App) -> App:

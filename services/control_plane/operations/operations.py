@@ -19,6 +19,7 @@ from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata, Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.operations.moves import Stage, stage_of, take_back
 from services.control_plane.operations.traces import add_trace
+from services.control_plane.placement.scale import is_several, served_version, wanted_replicas
 from services.control_plane.rules.sentences import counted, sentences
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.random_ids import new_suffix
@@ -28,7 +29,6 @@ from services.control_plane.store.records import (
     OperationRecord,
     RetainedDataRecord,
     Version,
-    current_of,
 )
 from services.rpc.errors import CODES, SupervisorError
 from services.rpc.status import to_status
@@ -92,6 +92,8 @@ def begin(
     supersede(tx, record.name, verb, effect or verb)
     limits = record.spec.limits
     allowed = limits.start_timeout.ToMicroseconds() + 2 * limits.stop_timeout.ToMicroseconds()
+    # Replicas are replaced one after the other.
+    allowed = wanted_replicas(record) * (allowed + record.spec.rollout.min_ready_time.ToMicroseconds())
     metadata = OperationMetadata(
         target=record.name, verb=verb, step="accepted", generation=record.generation, actor=actor,
         retained_data=record.status.retained_data,
@@ -279,6 +281,8 @@ def _settle_one(tx: Transaction, operation: OperationRecord, record: AppRecord) 
         return _settle_move(tx, operation, record)
     if fulfilled(operation.verb, operation.goal, record, _served(tx, record)):
         return end(tx, operation, None, app=record)
+    if _is_only_told(operation, record):
+        return end(tx, operation, None, app=record)
     if failure := failed(operation.verb, operation.goal, record):
         return end(tx, operation, failure, step="failed", traceback=_traceback(record))
     return _put_progress(tx, operation, _progress(operation.metadata, record))
@@ -292,6 +296,8 @@ def _settle_move(tx: Transaction, operation: OperationRecord, record: AppRecord)
     if stage is Stage.DRAINING:
         progress.step, progress.progress_percent = "draining", 80
         return _put_progress(tx, operation, progress)
+    if stage is Stage.CALLED_OFF and (failure := _failure_there(operation, record)):
+        return end(tx, operation, failure, step="failed", traceback=_traceback(record))
     given_up = record.failed is not None and record.failed.epoch == record.target.epoch
     if stage is Stage.CALLED_OFF and given_up and record.target.epoch >= operation.goal.epoch:
         return end(tx, operation, _error_of(record, "Updated"), step="failed", traceback=_traceback(record))
@@ -307,6 +313,18 @@ def _settle_move(tx: Transaction, operation: OperationRecord, record: AppRecord)
     return _put_progress(tx, operation, progress)
 
 
+def _failure_there(operation: OperationRecord, record: AppRecord) -> SupervisorError | None:
+    """Return why a move of one of several replicas failed, by what its instance tells."""
+    if not is_several(record):
+        return None
+    for broken in _failed(record):
+        if broken.node == operation.metadata.node and broken.epoch >= operation.goal.epoch:  # type: ignore[union-attr]
+            reason = broken.last_error.reason if broken.last_error.reason in CODES else "APP_STARTUP_FAILED"
+            text = sentences(broken.last_error.message or "It did not start", "It goes on where it serves")
+            return SupervisorError(reason, text, resource=record.name, metadata=_metadata(record, reason))
+    return None
+
+
 def _put_progress(
     tx: Transaction, operation: OperationRecord, metadata: OperationMetadata
 ) -> OperationRecord:
@@ -317,9 +335,16 @@ def _put_progress(
 
 
 def _served(tx: Transaction, record: AppRecord) -> Version | None:
-    """Return the version that serves, or did last."""
-    current = current_of(tx.placements_of(record.name))
-    return current.version if current is not None else None
+    """Return the version that serves, or did last; of several replicas, that which all have reached."""
+    return served_version(record, tx.placements_of(record.name))
+
+
+def _is_only_told(operation: OperationRecord, record: AppRecord) -> bool:
+    """Tell whether an update is carried out once it is stored: a paused rollout replaces nothing."""
+    if operation.verb != "update" or not isinstance(operation.metadata, OperationMetadata):
+        return False
+    newest = operation.metadata.generation == record.generation
+    return newest and record.spec.rollout.paused and record.status.state in READY
 
 
 def fulfilled(verb: str, goal: Version, record: AppRecord, served: Version | None) -> bool:
@@ -331,6 +356,8 @@ def fulfilled(verb: str, goal: Version, record: AppRecord, served: Version | Non
     if verb == "stop" or record.spec.desired_state == App.STOPPED:
         wanted = record.spec.desired_state == App.STOPPED
         return wanted and bool(record.status.state == Instance.STOPPED)
+    if is_several(record) and record.status.ready_replicas < wanted_replicas(record):
+        return False
     return served is not None and record.status.state in READY and _reaches(served, goal)
 
 
@@ -342,6 +369,14 @@ def failed(verb: str, goal: Version, record: AppRecord) -> SupervisorError | Non
         return _error_of(record, "Updated")
     if record.status.state in (Instance.FAILED, Instance.STOPPED) and _reaches(record.target, goal):
         return _error_of(record, "Ready")
+    broken = (
+        next(iter(_failed(record)), None) if is_several(record) and not record.status.reconciling else None
+    )
+    if broken is not None:
+        # Others serve: the app is well enough, but it is not what was asked for.
+        reason = broken.last_error.reason if broken.last_error.reason in CODES else "APP_STARTUP_FAILED"
+        text = sentences(f"{broken.name} failed", broken.last_error.message)
+        return SupervisorError(reason, text, resource=record.name, metadata=_metadata(record, reason))
     return None
 
 

@@ -50,6 +50,8 @@ class Wish:
     selector: Mapping[str, str] = field(default_factory=dict)
     memory_bytes: int = 0
     exclusive: bool = False
+    siblings: tuple[str, ...] = ()
+    """The nodes that other copies of the app are on, each as often as there are copies on it."""
 
 
 class Obstacle(NamedTuple):
@@ -111,14 +113,15 @@ def candidate_of(node: Node, *, heard: bool, apps: int, reserved_bytes: int, tak
     )
 
 
-def wish_of(spec: App, *, environment_cordoned: bool) -> Wish:
-    """Return what an app's spec asks of a node."""
+def wish_of(spec: App, *, environment_cordoned: bool, siblings: Iterable[str] = ()) -> Wish:
+    """Return what an app's spec asks of a node; `siblings` are the nodes that its other copies are on."""
     return Wish(
         spec.environment,
         environment_cordoned,
         dict(spec.node_selector),
         spec.limits.memory_bytes,
         spec.exclusive,
+        tuple(siblings),
     )
 
 
@@ -150,6 +153,8 @@ def _reasons(wish: Wish, node: Candidate) -> Iterator[str]:
         yield "TAKEN_EXCLUSIVELY"
     if wish.exclusive and node.apps:
         yield "NOT_EMPTY"
+    if node.name in wish.siblings:
+        yield "HAS_REPLICA"
 
 
 def _differing(wish: Wish, node: Candidate) -> list[str]:
@@ -193,6 +198,11 @@ _TEXTS: dict[str, Callable[[Wish, Candidate], Obstacle]] = {
         f"The app is to be alone, and the node has {counted(node.apps, 'app')}.",
         "Move them off it, or add a node.",
     ),
+    "HAS_REPLICA": lambda _wish, _node: Obstacle(
+        "HAS_REPLICA",
+        "Another replica of the app is on it.",
+        "Add a node, or lower the app's replicas.",
+    ),
 }
 
 
@@ -226,6 +236,7 @@ _WORDS = {
     "LABELS_DIFFER": "without the labels of its node_selector",
     "TAKEN_EXCLUSIVELY": "taken by an app that is to be alone",
     "NOT_EMPTY": "not empty, as an exclusive app needs it",
+    "HAS_REPLICA": "with a replica of it already",
 }
 
 

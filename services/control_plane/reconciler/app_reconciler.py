@@ -25,8 +25,9 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
 )
 from services.control_plane.databases.app_databases import AppDatabases
 from services.control_plane.nodes.links import NodeLinks
-from services.control_plane.placement.assignment import Assignment, assign
+from services.control_plane.placement.assignment import ENDING, Assignment, assign
 from services.control_plane.placement.choice import Candidates
+from services.control_plane.placement.scale import is_several, wanted_replicas
 from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
 from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.data_reconciler import DataReconciler
@@ -36,7 +37,7 @@ from services.control_plane.reconciler.plan import Plan, Start, plan, stop_orpha
 from services.control_plane.reconciler.result import Result
 from services.control_plane.rules.conditions import DATABASE_PROVIDED, DATABASE_READY, get_condition
 from services.control_plane.store.interface import CatalogStore, Transaction
-from services.control_plane.store.records import AppRecord, PlacementRecord, Role
+from services.control_plane.store.records import AppRecord, PlacementRecord, Role, Version
 from services.rpc.errors import SupervisorError
 
 log = logging.getLogger("appsupervisor.reconciler")
@@ -123,8 +124,9 @@ class AppReconciler:
             if view is not None:
                 nodes[name] = self._with_loss(view)
         lost = {name for name, view in nodes.items() if view.sight is Sight.LOST}
-        staying = any(it.role is not Role.LOST and it.node not in gone | lost for it in placements)
-        if staying or app.deleting or app.spec.desired_state == App.STOPPED:
+        over = ENDING if is_several(app) else (Role.LOST,)
+        staying = {it.replica for it in placements if it.role not in over and it.node not in gone | lost}
+        if len(staying) >= wanted_replicas(app) or app.deleting or app.spec.desired_state == App.STOPPED:
             return Snapshot(nodes, gone=gone)
         prefix = f"{app.spec.environment}/nodes/"
         taken = self._mirror.exclusive_nodes(besides=app.name)
@@ -171,12 +173,19 @@ class AppReconciler:
         todo = plan(app, assigned, seen, self._store.now())
         if app.deleting and (pause := self._pace.wait(_removal(app), app.target, "")):
             return Result(after=pause)
-        if todo.start is not None and (pause := self._pause(app, todo.start.placement)):
-            return Result(after=pause)  # nor is anything stopped: what takes the app away would run then
+        pauses = [self._pause(app, it.placement) for it in todo.starts]
+        starts = [it for it, pause in zip(todo.starts, pauses, strict=True) if not pause]
+        if pauses and not starts:
+            return Result(
+                after=min(pauses)
+            )  # nor is anything stopped: what takes the app away would run then
         over, failure = await self._stop_all(app, todo)
-        # A stop that fails holds up no start: an app is to serve first of all.
-        if todo.start is not None:
-            await self._start(app, assigned, todo.start)
+        # A stop that fails holds up no start, nor one start another: an app is to serve first of all.
+        for start in starts:
+            try:
+                await self._start(app, assigned, start)
+            except SupervisorError as refusal:
+                failure = refusal
         if app.database_server:
             ends = todo.remove or (app.deleting and len(over) == len(assigned.placements))
             await self._guard_database(app, assigned, over, ends=bool(ends))
@@ -184,7 +193,7 @@ class AppReconciler:
             await self._write(
                 partial(transactions.ended, name=app.name, uid=app.uid, placements=over, policy=app.deleting)
             )
-        return Result(failure=failure, after=todo.after)
+        return Result(failure=failure, after=min(filter(None, [todo.after, *pauses]), default=0.0))
 
     async def _stop_all(
         self, app: AppRecord, todo: Plan
@@ -241,7 +250,7 @@ class AppReconciler:
 
     def _pause(self, app: AppRecord, placement: PlacementRecord) -> float:
         link = self._links.get(placement.node)
-        return self._pace.wait(app.name, app.target, link.node.incarnation) if link is not None else 0.0
+        return self._pace.wait(*_paced(app, placement), link.node.incarnation) if link is not None else 0.0
 
     async def _guard_database(
         self, app: AppRecord, assigned: Assignment, over: list[PlacementRecord], *, ends: bool
@@ -294,7 +303,7 @@ class AppReconciler:
             instance = await link.start(start.request)
         except SupervisorError as refusal:
             if refusal.reason in OUTDATED:
-                self._pace.started(app.name, app.target, link.node.incarnation)
+                self._pace.started(*_paced(app, start.placement), link.node.incarnation)
                 await self._renew(app, start, refusal)
                 return
             if refusal.reason not in FINAL_REFUSALS:
@@ -302,7 +311,7 @@ class AppReconciler:
                 raise
             link.refuse(app.name, _refused(start.request, refusal))
         else:
-            self._pace.started(app.name, app.target, link.node.incarnation)
+            self._pace.started(*_paced(app, start.placement), link.node.incarnation)
             link.accepted(app.name, instance)
 
     async def _renew(self, app: AppRecord, start: Start, refusal: SupervisorError) -> None:
@@ -312,17 +321,26 @@ class AppReconciler:
         renew = partial(
             transactions.renewed, name=app.name, uid=app.uid, placement=start.placement, known=known
         )
-        renewed: AppRecord | None = await self._write(renew)
+        renewed: tuple[AppRecord, PlacementRecord] | None = await self._write(renew)
         if renewed is not None:
-            self._pace.renewed(app.name, renewed.target)
+            self._pace.renewed(*_paced(*renewed))
 
     async def _write(self, command: Callable[[Transaction], T]) -> T:
         return await asyncio.wrap_future(self._store_write(command))
 
 
+def _paced(app: AppRecord, placement: PlacementRecord) -> tuple[str, Version]:
+    """Return under which name a placement's starts are paced, and what makes another row of them."""
+    if not is_several(app):
+        return app.name, app.target
+    return f"{app.name} replica {placement.replica}", placement.version
+
+
 def _awaits_start(app: AppRecord, assigned: Assignment, seen: Snapshot) -> bool:
     """Tell whether an app that is to run has nothing on its node, for all that is known yet."""
     wanted = assigned.wanted
+    if is_several(app):
+        return False  # one of them may be in its place already
     if wanted is None or app.deleting or app.spec.desired_state == App.STOPPED or assigned.failed is not None:
         return False
     view = seen.heard(wanted.node)

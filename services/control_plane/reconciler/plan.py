@@ -47,7 +47,8 @@ class Stop:
 class Plan:
     """The calls to make now, stops first, and whether nothing is left of the app that could keep data."""
 
-    start: Start | None = None
+    starts: tuple[Start, ...] = ()
+    """At most one of each replica."""
     stop: tuple[Stop, ...] = ()
     remove: bool = False
     after: float = 0.0
@@ -60,23 +61,28 @@ def plan(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> Plan
         return Plan(remove=True)
     ending = bool(app.deleting) or app.spec.desired_state == App.STOPPED
     lingering = {} if ending else dict(_lingering(assigned, seen, now))
-    after = min(lingering.values(), default=0.0)
+    after = min([*lingering.values(), *([assigned.after] if assigned.after else [])], default=0.0)
     stops = tuple(
         stop
         for stop in _stops(app, assigned, seen, ending=ending)
         if stop.ends is None or stop.ends.name not in lingering
     )
-    wanted = assigned.wanted
-    if ending or wanted is None:
+    if ending:
         return Plan(stop=stops, after=after)
-    view = seen.heard(wanted.node)
-    if view is None or wanted.instance in view.instances:
-        # It is there, or another app's of that name has to go first.
-        return Plan(stop=stops, after=after)
+    starts = (_start(app, replica, seen) for replica in assigned.by_replica().values())
+    return Plan(tuple(filter(None, starts)), stops, after=after)
+
+
+def _start(app: AppRecord, replica: Assignment, seen: Snapshot) -> Start | None:
+    """Return the start of a replica; None if there is none to make."""
+    wanted = replica.wanted
+    view = seen.heard(wanted.node) if wanted is not None else None
+    if wanted is None or view is None or wanted.instance in view.instances:
+        return None  # it is there, or another app's of that name has to go first
     request = StartInstanceRequest(
-        spec=_instance_spec(app, wanted), start_now=_is_tried(assigned, wanted, seen)
+        spec=_instance_spec(app, wanted), start_now=_is_tried(replica, wanted, seen)
     )
-    return Plan(Start(wanted, request), stops, after=after)
+    return Start(wanted, request)
 
 
 def stop_orphan(instance: Instance) -> StopInstanceRequest:
@@ -85,21 +91,25 @@ def stop_orphan(instance: Instance) -> StopInstanceRequest:
 
 
 def _lingering(assigned: Assignment, seen: Snapshot, now: int) -> Iterator[tuple[str, float]]:
-    """Yield what serves on for a while on the node that the app was moved from, and for how many seconds."""
-    current = assigned.current
-    if current is None or not is_ready(seen.instance(current)):
-        return
+    """Yield what serves on for a while on a node that a replica has left, and for how many seconds."""
+    replicas = assigned.by_replica()
+    serving = [it for it in assigned.placements if it.role is Role.CURRENT and is_ready(seen.instance(it))]
     for placement in assigned.placements:
         left = SWITCH_SECONDS - (now - placement.since) / 1e6
-        moved = placement.role is Role.OUTGOING and placement.node != current.node
-        moved = moved and not _is_called_off(assigned, placement)
-        if moved and 0 < left <= SWITCH_SECONDS and is_ready(seen.instance(placement)):
+        if placement.role is not Role.OUTGOING or not 0 < left <= SWITCH_SECONDS:
+            continue
+        of = replicas[placement.replica]
+        # What takes its place is its own replica; of one that is taken away, the others.
+        heirs = serving if of.wanted is None else [it for it in serving if it == of.current]
+        moved = bool(heirs) and all(it.node != placement.node for it in heirs)
+        if moved and not _is_called_off(of, placement) and is_ready(seen.instance(placement)):
             yield placement.name, left
 
 
 def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool) -> Iterator[Stop]:
-    wanted = assigned.wanted
-    replaced = ending or (wanted is not None and is_ready(seen.instance(wanted)))
+    replicas = assigned.by_replica()
+    # Of what has no placement, and of a replica that is taken away: something else serves.
+    anything = any(_has_taken_over(replica, seen) for replica in replicas.values())
     placements = {placement.instance: placement for placement in assigned.placements}
     for name, view in _heard(assigned, seen):
         for instance in view.instances.values():
@@ -110,11 +120,12 @@ def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool
                 continue
             if not is_own(instance, app.uid) or (own is not None and own.role is Role.LOST):
                 yield Stop(name, _stop(app, instance))
-            elif (
-                ending
-                or (own is not wanted and (replaced or not is_ready(instance)))
-                or _is_called_off(assigned, own)
-            ):
+                continue
+            of = replicas[own.replica] if own is not None else None
+            replaced = anything if of is None or of.wanted is None else _has_taken_over(of, seen)
+            unwanted = of is None or own is not of.wanted
+            called_off = of is not None and _is_called_off(of, own)
+            if ending or called_off or (unwanted and (replaced or not is_ready(instance))):
                 yield Stop(name, _stop(app, instance), own)
         # What was never seen there may come yet, or have left its data: its node has to say that it is gone.
         if not app.deleting or not any(is_own(it, app.uid) for it in view.instances.values()):
@@ -122,6 +133,13 @@ def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool
                 unseen = placement.node == name and placement.instance not in view.instances
                 if unseen and placement.role in ENDING:
                     yield Stop(name, _last_stop(app, placement), placement)
+
+
+def _has_taken_over(replica: Assignment, seen: Snapshot) -> bool:
+    """Tell whether what is to run of a replica runs, and is not only well enough to be looked at."""
+    return (
+        replica.incoming is None and replica.current is not None and is_ready(seen.instance(replica.current))
+    )
 
 
 def _is_called_off(assigned: Assignment, placement: PlacementRecord | None) -> bool:

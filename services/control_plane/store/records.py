@@ -237,9 +237,12 @@ def current_of(placements: Iterable[PlacementRecord]) -> PlacementRecord | None:
 
 
 def home_of(placements: Iterable[PlacementRecord]) -> str:
-    """Return the node of what serves, else of what comes in; empty if there is none."""
-    nodes = {placement.role: placement.node for placement in placements}
-    return nodes.get(Role.CURRENT) or nodes.get(Role.INCOMING) or next(iter(nodes.values()), "")
+    """Return the node of what serves, of several the first, else of what comes in; empty if there is none."""
+    ranked = ((_HOME_RANK.get(it.role, 2), it.replica, it.node) for it in placements)
+    return min(ranked, default=(0, 0, ""))[2]
+
+
+_HOME_RANK = {Role.CURRENT: 0, Role.INCOMING: 1}
 
 
 @dataclass(frozen=True)

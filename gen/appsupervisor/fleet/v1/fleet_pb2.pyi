@@ -1406,7 +1406,7 @@ class ExplainPlacementResponse(_message.Message):
         REMEDY_FIELD_NUMBER: _builtins.int
         reason: _builtins.str
         """One word for programs: `NOT_HEARD`, `NODE_CORDONED`, `ENVIRONMENT_CORDONED`, `INSTANCES_FULL`, `MEMORY_FULL`,
-        `LABELS_DIFFER`, `TAKEN_EXCLUSIVELY`, `NOT_EMPTY`.
+        `LABELS_DIFFER`, `TAKEN_EXCLUSIVELY`, `NOT_EMPTY`, `HAS_REPLICA`.
         """
         message: _builtins.str
         """What is the case, one sentence."""
