@@ -30,6 +30,7 @@ class Replicas:
         self._count = wanted_replicas(app)
         self._target = app.target
         self._epochs = Epochs.of(app, placements)
+        self._newest = self._epochs.newest
         self._swaps: dict[int, Swap] = {}
         for number in sorted({it.replica for it in placements}):
             self._open(number, [it for it in placements if it.replica == number])
@@ -50,7 +51,8 @@ class Replicas:
     @property
     def newest_epoch(self) -> int:
         """The newest epoch that was given to one of them."""
-        return self._epochs.newest
+        # Not one that was for a replica which has found no node.
+        return max([self._newest, *(it.epoch for it in self.placements)])
 
     def decide(self) -> str:
         """Decide; return why not all that is wanted can be, or nothing."""
@@ -106,7 +108,8 @@ class Replicas:
         kept = sorted(here[: self._count])
         number = 0
         while adding and len(kept) < self._count:
-            if number not in self._swaps:
+            known = self._swaps.get(number)
+            if known is None or not known.placements:
                 self._open(number)
                 kept.append(number)
             number += 1

@@ -163,11 +163,11 @@ class ReplicaStatus(AppStatus):
 
     def _told(self) -> str:
         done = sum(map(self._is_done, self._kept))
-        rolling = done < len(self._kept) and self._app.failed != self._app.target
-        target = self._app.target
+        old = any(it.current is not None and not self._is_done(it) for it in self._kept)
+        rolling = old and self._app.failed != self._app.target
         return sentences(
             f"{len(self._ready)} of {self._count} are ready",
-            f"{done} of {self._count} run what is wanted, {target.instance_id} or newer" if rolling else "",
+            f"{done} of {self._count} have been replaced" if rolling else "",
             "The rollout is paused" if rolling and self._app.spec.rollout.paused else "",
         )
 

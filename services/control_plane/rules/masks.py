@@ -39,8 +39,9 @@ def apply_update(current: App, patch: App, mask: FieldMask, field: str = "update
 
     A named field that is not set in the patch gets its default. Without paths, the mask is every field
     set in the patch, in `limits`, `health_check`, `restart_policy`, `rollout` and `autoscale` each field by
-    itself. `*` is every field that can be set, but leaves `secret_env` alone unless the patch has it: what was read back
-    never has it. What is output-only stays as it is, named or not (AIP-161). Neither argument is changed.
+    itself. `*` is every field that can be set, but leaves `secret_env` alone unless the patch has it: what
+    was read back never has it. What is output-only stays as it is, named or not (AIP-161). Neither argument
+    is changed.
 
     Raises INVALID_FIELD with every path that is unknown, and every immutable field that would change.
     """
