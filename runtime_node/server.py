@@ -10,7 +10,7 @@ import platform
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import partial
@@ -23,6 +23,7 @@ from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import add_RuntimeEnvironmentServicer_to_server
 from runtime_node import __version__, isolation
 from runtime_node.data_directory import held
+from runtime_node.forwarding import Carrier
 from runtime_node.http import HttpFront, Router
 from runtime_node.instances.code_on_disk import CodeOnDisk
 from runtime_node.instances.code_place import CodePlace
@@ -30,6 +31,7 @@ from runtime_node.instances.data_directories import DataDirectories
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed, duration, lease_message
 from runtime_node.instances.figures import FigureSweep
+from runtime_node.instances.forwards import Forwards
 from runtime_node.instances.host import InstanceHost
 from runtime_node.instances.housekeeping import PERIOD, Housekeeping, Traffic
 from runtime_node.instances.leak_reports import LeakReports
@@ -102,6 +104,7 @@ class Node:
         self.router: Router
         self.housekeeping: Housekeeping
         self.feed: InstanceFeed
+        self.forwards: Forwards
         self.observation: Observation
         self.metrics: Address | None = None
         self.front: HttpFront
@@ -187,7 +190,10 @@ class Node:
         code = CodeOnDisk(loader.code_of, table)
         stack.callback(code.close)
         purges = Purges(databases, observed.logs.purge)
-        registry = InstanceRegistry(table, self.feed, Routes(self.router), purges, observed)
+        carrier = Carrier(self.front.loop, settings.node_name)
+        stack.push_async_callback(_quietly, "forwarding", partial(_on, self.front.loop, carrier.close))
+        self.forwards = Forwards(carrier)
+        registry = InstanceRegistry(table, self.feed, Routes(self.router, self.forwards), purges, observed)
         transitions = Transitions(registry.changed, registry.serving)
         leaks = LeakReports(table, transitions)
         traffic = Traffic()
@@ -218,7 +224,7 @@ class Node:
         self.housekeeping = Housekeeping(
             table.running, self.lifecycle, FigureSweep(self.feed.measured), traffic,
             memory=self.memory, memory_budget=settings.memory_budget_bytes,
-            after=partial(_every_second, collector if self._owns_process else None, shared_state),
+            after=partial(_every_second, collector if self._owns_process else None, shared_state, registry),
         )  # fmt: skip
         _background(stack, self.housekeeping.run(), "housekeeping")
 
@@ -293,6 +299,13 @@ class Node:
             draining=self.instances.draining,
             node_uid=self.uid,
             lease=lease_message(self.lease),
+            forwarding=self._forwarding(),
+        )
+
+    def _forwarding(self) -> pb.Forwarding:
+        figures = self.forwards.figures()
+        return pb.Forwarding(
+            app_count=figures.apps, request_count=figures.requests, failure_count=figures.failures
         )
 
     def memory(self) -> int:
@@ -321,6 +334,7 @@ class Node:
                 http_address=self._advertised(self.http),
                 base_domain=settings.base_domain,
                 labels=settings.labels,
+                zone=settings.zone,
                 version=__version__,
                 max_instances=settings.max_instances,
                 memory_bytes=settings.memory_budget_bytes or 0,
@@ -355,10 +369,11 @@ def _started(collector: GCPolicy, shared_state: SharedState, instance: Instance)
     shared_state.started(instance)
 
 
-def _every_second(collector: GCPolicy | None, shared_state: SharedState) -> None:
+def _every_second(collector: GCPolicy | None, shared_state: SharedState, registry: InstanceRegistry) -> None:
     if collector is not None:
         collector.tick()
     shared_state.look()
+    registry.sweep()
 
 
 def _background(stack: AsyncExitStack, work: Coroutine[Any, Any, None], name: str) -> None:
@@ -369,6 +384,12 @@ def _background(stack: AsyncExitStack, work: Coroutine[Any, Any, None], name: st
         await asyncio.wait({task})
 
     stack.push_async_callback(end)
+
+
+async def _on(loop: asyncio.AbstractEventLoop, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Do something on another loop, which is given a while to answer."""
+    async with asyncio.timeout(RPC_GRACE):
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(), loop))
 
 
 async def _quietly(what: str, close: Any) -> None:

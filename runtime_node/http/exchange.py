@@ -354,7 +354,10 @@ class Exchange:
             if kind != "http.response.start" or self.complete:
                 raise RuntimeError(f"Expected http.response.start, got {kind!r}.")
             self._response = response = Response(
-                message["status"], message.get("headers", ()), self._sink.shared.router.base_domain
+                message["status"],
+                message.get("headers", ()),
+                self._sink.shared.router.base_domain,
+                relayed=self.gate is not None and self.gate.relays,
             )
             if response.widened_cookie and self.gate is not None:
                 self.gate.tell_widened_cookie()

@@ -81,6 +81,9 @@ class Gate:
         "_widened_cookie", "last_slow", "lease", "limits", "name",
     )  # fmt: skip
 
+    relays = False
+    """What answers is another node's front: it may say what only a node may say."""
+
     def __init__(
         self,
         name: str,

@@ -117,17 +117,22 @@ _PUBLIC = {
     "APP_FACTORY_FAILED": "The app could not be built.",
     "APP_OUT_OF_MEMORY": "The app used more memory than it may.",
     "APP_EXITED": "The app ended by itself.",
+    "APP_MOVED": "The app has moved on to another node meanwhile.",
     "APP_UNRESPONSIVE": "The app does not answer.",
     "APP_STARTUP_FAILED": "The app's startup failed.",
     "APP_STOPPED": "The app has been stopped.",
+    "FORWARD_BROKEN_OFF": "The app has moved, and the node that has it broke off within the request.",
+    "FORWARD_FAILED": "The app has moved, and the node that has it cannot be reached from here.",
     "INSTANCE_STOPPING": "The app is being stopped or replaced.",
+    "MALFORMED_REQUEST": "The request cannot be forwarded as it is.",
     "NODE_DRAINING": "The node is shutting down.",
+    "SERVER_BUSY": "The node forwards as many requests as it may.",
 }
 _CLOSED = "The app does not take requests now; its status says why."
 # Failures of an app's process in the middle of a request; every other reason is answered 503.
 _STATUSES = {
     "APP_CRASHED": 502, "APP_EXITED": 502, "APP_OUT_OF_MEMORY": 502, "APP_BLOCKED_LOOP": 504,
-    "APP_UNRESPONSIVE": 504, "INTERNAL": 500,
+    "APP_UNRESPONSIVE": 504, "FORWARD_BROKEN_OFF": 502, "INTERNAL": 500, "MALFORMED_REQUEST": 400,
 }  # fmt: skip
 
 

@@ -38,8 +38,16 @@ class Response:
         "widened_cookie",
     )  # fmt: skip
 
-    def __init__(self, status: int, headers: Iterable[tuple[bytes, bytes]], base_domain: str) -> None:
-        """Check and take the head of a response. Raises BadResponseError."""
+    def __init__(
+        self,
+        status: int,
+        headers: Iterable[tuple[bytes, bytes]],
+        base_domain: str,
+        *,
+        relayed: bool = False,
+    ) -> None:
+        """Check and take the head of a response; one that is `relayed` may be of a node. Raises
+        BadResponseError."""
         if status not in STATUS_LINES or status < 200:
             raise BadResponseError("The status is not a number from 200 to 599.")
         self.status = status
@@ -60,9 +68,10 @@ class Response:
                 raise _bad_value(low)
             if kind:
                 if kind == _RESERVED_NAME:
-                    self._reserved(low, value)
-                    continue
-                if kind == _DATE:
+                    if not (relayed and low == REASON_HEADER):
+                        self._reserved(low, value)
+                        continue
+                elif kind == _DATE:
                     self._date = True
                 else:
                     kept = without_shared_domain(value, base_domain)

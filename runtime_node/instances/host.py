@@ -13,11 +13,13 @@ from typing import TypeAlias
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, StopInstanceRequest
 from runtime_node import rules
+from runtime_node.forwarding import Target, parse_target
 from runtime_node.http.gate import Gate
 from runtime_node.http.limits import GateLimits
 from runtime_node.instances.code_on_disk import CodeOnDisk
 from runtime_node.instances.feed import InstanceFeed
 from runtime_node.instances.fences import Fences
+from runtime_node.instances.forwards import Move
 from runtime_node.instances.lifecycle import Lifecycle
 from runtime_node.instances.page_tokens import DEFAULT_PAGE, MAX_PAGE, read_token, write_token
 from runtime_node.instances.purges import Purges
@@ -26,9 +28,10 @@ from runtime_node.instances.registry import InstanceRegistry
 from runtime_node.instances.states import initial
 from runtime_node.instances.table import InstanceTable
 from runtime_node.lease import Lease
-from services.rpc.errors import SupervisorError
+from services.rpc.errors import SupervisorError, invalid_field, invalid_fields
 from services.spec.availability import effective_availability
 from services.spec.effective import effective_limits
+from services.spec.scalars import domain_violations
 
 MAX_PAGE_BYTES = 2 * 1024 * 1024
 """A page ends early beyond this: a client takes messages of 4 MiB, and tracebacks are large."""
@@ -96,6 +99,7 @@ class InstanceHost:
     async def stop(self, request: StopInstanceRequest) -> InstanceMessage | None:
         """Begin to end an instance; None when it is not here. See StopInstance for the rules and errors."""
         rules.check_stop(request)
+        home = _new_home(request)
         instance = self._table.find(request.name)
         if instance is not None and request.app_uid not in {"", instance.uid}:
             instance = None  # another app's, of the same name
@@ -105,6 +109,10 @@ class InstanceHost:
         if uid:
             self._fences.raise_to(uid, (request.epoch, 0))
         app = rules.app_id(request.name)
+        successor = None
+        if home is not None:
+            move = Move(app, uid, request.epoch, home, tuple(request.moved_to.domains))
+            successor = self._registry.moved(move, instance.gate.limits if instance is not None else None)
         if request.purge_data:
             self._purges.ask(app, uid)
         if instance is None:
@@ -115,7 +123,7 @@ class InstanceHost:
         if self._registry.has_ended(instance):
             await self._registry.gone(instance)
             return self._describe(instance) if self._registry.has_ended(instance) else None
-        self._lifecycle.stop(instance)
+        self._lifecycle.stop(instance, successor)
         return self._describe(instance)
 
     def restart(self, name: str, epoch: int, request_id: str) -> InstanceMessage:
@@ -247,6 +255,25 @@ class InstanceHost:
 
     def _describe(self, instance: Instance) -> InstanceMessage:
         return instance.describe(self._feed.node, self._feed.incarnation, figures=True)
+
+
+def _new_home(request: StopInstanceRequest) -> Target | None:
+    """Return where the app has moved to, if it has. Raises INVALID_FIELD."""
+    if not request.HasField("moved_to"):
+        return None
+    moved_to = request.moved_to
+    try:
+        home = parse_target(moved_to.http_address, moved_to.node)
+    except ValueError as error:
+        raise invalid_field("moved_to.http_address", str(error)) from None
+    broken = [
+        violation
+        for index, domain in enumerate(moved_to.domains)
+        for violation in domain_violations(f"moved_to.domains[{index}]", domain)
+    ]
+    if broken:
+        raise invalid_fields(broken)
+    return home
 
 
 def _same(known: Instance, spec: InstanceSpec) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
+from runtime_node.http.gate import Gate
 from runtime_node.instances.blocks import Blocks
 from runtime_node.instances.code_on_disk import CodeOnDisk
 from runtime_node.instances.code_place import CodePlace
@@ -110,8 +111,10 @@ class Lifecycle:
 
         One that is `tried` goes dormant as soon as it was ready, unless somebody needs it.
         """
-        self._transitions.log(instance, "accepted")
-        if instance.state == InstanceMessage.IDLE:
+        dormant = instance.state == InstanceMessage.IDLE
+        # Ten thousand dormant ones come at once, and nothing happens to them yet.
+        self._transitions.log(instance, "accepted", logging.DEBUG if dormant else logging.INFO)
+        if dormant:
             instance.gate.hold(partial(self.want, instance))
             self._registry.changed(instance)
         else:
@@ -127,8 +130,11 @@ class Lifecycle:
         instance.clear_condition(CRASH_LOOP, "Restarted", "It was restarted by command.", now)
         self._start_over(instance, Event.RESTART)
 
-    def stop(self, instance: Instance) -> None:
-        """Take it off its route, drain it, end it. Repeats do nothing."""
+    def stop(self, instance: Instance, successor: Gate | None = None) -> None:
+        """Take it off its route, drain it, end it. Repeats do nothing.
+
+        What waits at its gate goes to the `successor`, if its app has moved: to where requests are forwarded.
+        """
         if instance.state == InstanceMessage.STOPPING:
             return
         self._failures.forget_retry(instance)
@@ -136,10 +142,12 @@ class Lifecycle:
         previous = instance.task
         serving = instance.state == InstanceMessage.RUNNING and instance.task is None
         self._transitions.move(instance, Event.STOP)
-        if not serving:
+        if successor is not None:
+            instance.gate.forward(successor)
+        elif not serving:
             # Nothing will open it again; an open gate still serves what it has let in or queued.
             self._transitions.shut(instance, partial(instance.gate.close, "INSTANCE_STOPPING", 1.0))
-        self._do(instance, self._stop(instance, previous))
+        self._do(instance, self._stop(instance, previous, moved=successor is not None))
 
     def sleep(self, instance: Instance) -> None:
         """Let a running ON_REQUEST instance go dormant; a request that comes meanwhile wakes it again."""
@@ -375,9 +383,10 @@ class Lifecycle:
         if run.wanted:
             self._wake(instance)
 
-    async def _stop(self, instance: Instance, previous: asyncio.Task[None] | None) -> None:
+    async def _stop(self, instance: Instance, previous: asyncio.Task[None] | None, *, moved: bool) -> None:
         await self._cleared(instance, previous)
-        instance.gate.close("INSTANCE_STOPPING", 1.0)
+        if not moved:
+            instance.gate.close("INSTANCE_STOPPING", 1.0)
         self._transitions.log(instance, "gone")
         await self._registry.gone(instance)
 

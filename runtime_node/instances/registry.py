@@ -10,7 +10,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
+from runtime_node.http.gate import Gate
+from runtime_node.http.limits import GateLimits
 from runtime_node.instances.feed import InstanceFeed
+from runtime_node.instances.forwards import Move
 from runtime_node.instances.purges import Purges
 from runtime_node.instances.record import LEAKED, Instance, error_message
 from runtime_node.instances.routes import Routes, serving
@@ -71,6 +74,14 @@ class InstanceRegistry:
     def serving(self, instance: Instance) -> Instance | None:
         """Return which instance of the same app its requests go to now."""
         return serving(self._table.of_app(instance.app))
+
+    def moved(self, move: Move, limits: GateLimits | None) -> Gate:
+        """An app has left this node: forward its requests; return the gate that does."""
+        return self._routes.moved(move, self._table.of_app, limits)
+
+    def sweep(self) -> None:
+        """End the forwards whose time is over; called every second."""
+        self._routes.sweep(self._table.of_app)
 
     async def gone(self, instance: Instance) -> None:
         """An instance has ended: carry out a purge that waited for it, forget it, tell the watchers.

@@ -1,20 +1,27 @@
-"""Which instance of an app answers its requests: the newest that is ready, else the newest at all."""
+"""What answers an app's requests: its newest instance that is ready, else the node it has moved to, if any,
+else its newest instance at all."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
+from runtime_node.http.gate import Gate
+from runtime_node.http.limits import GateLimits
 from runtime_node.http.router import Router
+from runtime_node.instances.failures import wait
+from runtime_node.instances.forwards import Forward, Forwards, Move
 from runtime_node.instances.record import Instance
 from runtime_node.instances.states import StateValue
 
+_READY = 2
+_COMING = 1
 # A start holds its requests, a failure answers them with its reason: only where nobody else can serve.
 _RANK: dict[StateValue, int] = {
-    InstanceMessage.RUNNING: 2,
-    InstanceMessage.IDLE: 2,
-    InstanceMessage.PENDING: 1,
-    InstanceMessage.STARTING: 1,
+    InstanceMessage.RUNNING: _READY,
+    InstanceMessage.IDLE: _READY,
+    InstanceMessage.PENDING: _COMING,
+    InstanceMessage.STARTING: _COMING,
     InstanceMessage.FAILED: 0,
     InstanceMessage.STOPPED: 0,
 }
@@ -33,17 +40,64 @@ def serving(instances: Sequence[Instance]) -> Instance | None:
 
 
 class Routes:
-    """Keeps the router's table true to the instances."""
+    """Keeps the router's table true to the instances, and to where apps have moved."""
 
-    def __init__(self, router: Router) -> None:
+    def __init__(self, router: Router, forwards: Forwards) -> None:
         self._router = router
+        self._forwards = forwards
 
     def update(self, app: str, instances: Sequence[Instance]) -> None:
-        """Point the app's route at the instance that is to serve, or remove it."""
+        """Point the app's route at what is to answer, or remove it."""
         chosen = serving(instances)
         current = self._router.gate_of(app)
-        if chosen is None:
+        forward = self._forwards.get(app)
+        rank = _RANK[chosen.state] if chosen is not None else 0
+        if forward is not None and rank < _READY:
+            # While the app comes back here the node that has it answers still; if that is gone, it soon is.
+            self._set_returning(forward, rank == _COMING)
+            if forward.gate is not current:
+                self._router.set(app, forward.domains, forward.gate)
+        elif chosen is None:
             if current is not None:
                 self._router.remove(app, current)
         elif chosen.gate is not current:
             self._router.set(app, list(chosen.spec().domains), chosen.gate)
+        if forward is not None and chosen is not None and rank == _READY:
+            self._forwards.end(forward, "it is on this node again", chosen.gate)
+
+    def _set_returning(self, forward: Forward, returning: bool) -> None:
+        before, forward.forwarder.returning = forward.forwarder.returning, returning
+        if before and not returning:
+            # What waited for the instance has nothing to wait for: it is tried again.
+            forward.gate.open(forward.forwarder)
+
+    def moved(
+        self, move: Move, instances: Callable[[str], Sequence[Instance]], limits: GateLimits | None = None
+    ) -> Gate:
+        """Forward an app that has left, where no instance of its is ready here; return the gate that does.
+
+        A gate that holds requests is released into it by `gate.forward`. `instances` returns an app's.
+        """
+        forward, gave_way = self._forwards.begin(move, limits)
+        if gave_way is not None and self._router.remove(gave_way.app, gave_way.gate):
+            self.update(gave_way.app, instances(gave_way.app))
+        self.update(move.app, instances(move.app))
+        return forward.gate
+
+    def hold(self, app: str) -> Gate | None:
+        """Let the app's new requests wait at its gate, which is returned, until it is opened, closed or
+        forwards; None for an app without a route. What is being served goes on."""
+        gate = self._router.gate_of(app)
+        if gate is not None:
+            gate.hold(wait)
+        return gate
+
+    def sweep(self, instances: Callable[[str], Sequence[Instance]]) -> None:
+        """End the forwards whose time is over; called every second."""
+        for forward, why in self._forwards.over():
+            self._end(forward, why, instances(forward.app))
+
+    def _end(self, forward: Forward, why: str, instances: Sequence[Instance]) -> None:
+        self._forwards.end(forward, why)
+        if self._router.remove(forward.app, forward.gate):
+            self.update(forward.app, instances)

@@ -25,6 +25,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import (
     add_RuntimeEnvironmentServicer_to_server,
 )
 from runtime_node import rules
+from runtime_node.batches import one_by_one
 from runtime_node.instances.code_place import CodePlace
 from runtime_node.instances.feed import duration, lease_message
 from runtime_node.instances.record import timestamp
@@ -99,7 +100,9 @@ class FakeNode:
         self.address = ""
         self.draining = False
         self.refuse: SupervisorError | None = None
-        """While set, every unary call is answered with it."""
+        """While set, every unary call is answered with it, and each of a batch."""
+        self.knows_batches = True
+        """False of a node of an older version."""
         self.lists = asyncio.Event()
         """While not set, ListInstances is not answered."""
         self.lists.set()
@@ -386,8 +389,10 @@ class FakeNode:
         kind = pb.WatchInstancesResponse
         if position is None:
             position = self._feed.revision
-            for entry in self._feed.page("", 1_000_000):
-                yield self._message(kind.UPSERT, position, entry.value, resumable=False)
+            entries = [entry.value for entry in self._feed.page("", 1_000_000) if entry.value is not None]
+            most = 100 if request.batched else 1
+            for first in range(0, len(entries), most):
+                yield self._snapshot(entries[first : first + most], position)
             yield self._message(kind.SYNCED, position)
         else:
             for message in self._since(position):
@@ -612,6 +617,15 @@ class FakeNode:
             message.instance.ClearField("figures")
         return message
 
+    def _snapshot(self, instances: list[pb.Instance], position: int) -> pb.WatchInstancesResponse:
+        alone = instances[0] if len(instances) == 1 else None
+        message = self._message(pb.WatchInstancesResponse.UPSERT, position, alone, resumable=False)
+        if alone is None:
+            message.instances.extend(instances)
+            for instance in message.instances:
+                instance.ClearField("figures")
+        return message
+
     def _position(self, token: str) -> int | None:
         if not token:
             return None
@@ -647,16 +661,41 @@ class _Servicer(RuntimeEnvironmentServicer):
         return pb.RenewLeaseResponse(lease=self._node.renew_lease(request))
 
     async def StartInstance(self, request: pb.StartInstanceRequest, context: Any) -> pb.StartInstanceResponse:  # noqa: N802
-        self._take("StartInstance", request)
-        return pb.StartInstanceResponse(
-            instance=self._node.start_instance(
-                request.spec, start_now=request.start_now, term=request.term, incarnation=request.incarnation
-            )
-        )
+        return pb.StartInstanceResponse(instance=await self._start(request))
 
     async def StopInstance(self, request: pb.StopInstanceRequest, context: Any) -> pb.StopInstanceResponse:  # noqa: N802
+        return pb.StopInstanceResponse(instance=await self._stop(request))
+
+    async def BatchStartInstances(  # noqa: N802
+        self, request: pb.BatchStartInstancesRequest, context: Any
+    ) -> pb.BatchStartInstancesResponse:
+        self._take_batch("BatchStartInstances", request)
+        return pb.BatchStartInstancesResponse(
+            results=await one_by_one(request.requests, self._start, context)
+        )
+
+    async def BatchStopInstances(  # noqa: N802
+        self, request: pb.BatchStopInstancesRequest, context: Any
+    ) -> pb.BatchStopInstancesResponse:
+        self._take_batch("BatchStopInstances", request)
+        return pb.BatchStopInstancesResponse(results=await one_by_one(request.requests, self._stop, context))
+
+    def _take_batch(self, method: str, request: Any) -> None:
+        self._node.calls.append((method, request))
+        if not self._node.knows_batches:
+            raise SupervisorError("METHOD_NOT_FOUND", f"There is no method {method!r} here.")
+        rules.check_batch(len(request.requests))
+
+    async def _start(self, request: pb.StartInstanceRequest) -> pb.Instance:
+        # Also of a batch: a test looks for what was asked for, whichever way it came.
+        self._take("StartInstance", request)
+        return self._node.start_instance(
+            request.spec, start_now=request.start_now, term=request.term, incarnation=request.incarnation
+        )
+
+    async def _stop(self, request: pb.StopInstanceRequest) -> pb.Instance | None:
         self._take("StopInstance", request)
-        return pb.StopInstanceResponse(instance=self._node.stop_instance(request))
+        return self._node.stop_instance(request)
 
     async def RestartInstance(  # noqa: N802
         self, request: pb.RestartInstanceRequest, context: Any

@@ -5,55 +5,18 @@ The choice is placement's; this replica's mirror tells which nodes the leader he
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
-from appsupervisor.fleet.v1.fleet_pb2 import Node
+from services.control_plane.catalog.candidates import asked_of, candidates, siblings_of
 from services.control_plane.operations import operations
 from services.control_plane.operations.moves import bound_by, place_elsewhere
-from services.control_plane.placement.choice import (
-    Candidate,
-    Wish,
-    candidate_of,
-    choose,
-    obstacles,
-    wish_of,
-)
+from services.control_plane.placement.choice import choose, obstacles
 from services.control_plane.placement.scale import is_several, replica_on
 from services.control_plane.rules.names import node_name, parse_node_name
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import AppRecord, OperationRecord, PlacementRecord, Role, home_of
 from services.rpc.errors import Code, SupervisorError, invalid_field
-
-
-def candidates(
-    tx: Transaction, mirror: Mirror, environment: str, app: str, more: Mapping[str, int] | None = None
-) -> list[Candidate]:
-    """Return the nodes of an environment as placement sees them; `more` are about to be placed there."""
-    taken = mirror.exclusive_nodes(besides=app)
-    return [
-        candidate_of(
-            record.node,
-            heard=record.node.state == Node.READY,
-            apps=mirror.count_on(record.name) + (more or {}).get(record.name, 0),
-            reserved_bytes=mirror.reserved_on(record.name),
-            taken=record.name in taken,
-        )
-        for record in tx.nodes(environment)
-    ]
-
-
-def asked_of(tx: Transaction, spec: pb.App, siblings: Iterable[str] = ()) -> Wish:
-    """Return what an app asks of a node, its environment's cordon with it; its replicas are on `siblings`."""
-    environment = tx.environment(spec.environment)
-    cordoned = environment is not None and environment.environment.cordoned
-    return wish_of(spec, environment_cordoned=cordoned, siblings=siblings)
-
-
-def siblings_of(placements: Iterable[PlacementRecord], replica: int) -> set[str]:
-    """Return the nodes that an app's other replicas are on, which take no second one."""
-    return {it.node for it in placements if it.replica != replica and it.role is not Role.LOST}
 
 
 def parsed_node(node: str, field: str) -> str:
@@ -117,7 +80,7 @@ def _destination(
     if node and not node.startswith(f"{environment}/"):
         raise invalid_field("node", f"must be a node of {environment}, the app's environment")
     wish = asked_of(tx, record.spec, siblings)
-    known = [it for it in candidates(tx, mirror, environment, record.name) if it.name != home]
+    known = [it for it in candidates(tx, mirror, record.spec) if it.name != home]
     if not node:
         choice = choose(wish, known)
         if not choice.node:

@@ -79,6 +79,7 @@ class Controller:
         self._queue: WorkQueue | None = None
         self._data = DataReconciler(self._mirror, self._links, self._store_write)
         self._data_queue: WorkQueue | None = None
+        self._databases: AppDatabases | None = None
         self._unsettled: dict[str, None] = {}
         self._short: set[str] = set()
         """Apps that lack a place for something, as far as is stored."""
@@ -90,7 +91,7 @@ class Controller:
         clock = asyncio.get_running_loop().time
         self._leases.begin()
         # A leader's beginning orders it among all that have led, also after the catalog was restored.
-        databases = AppDatabases(self._mirror, clock, self._store.now())
+        databases = self._databases = AppDatabases(self._mirror, clock, self._store.now())
         reconciler = AppReconciler(self._store, self._links, self._store_write, self._data, clock, databases)
         self._queue = WorkQueue(reconciler.reconcile, self._home_of)
         self._data_queue = WorkQueue(self._data.reconcile, lambda node: node)
@@ -126,6 +127,9 @@ class Controller:
         for queue in queues:
             if queue is not None:
                 await queue.close()
+        databases, self._databases = self._databases, None
+        if databases is not None:
+            await databases.close()
         for task in (*self._followers, *self._tasks):
             task.cancel()
         await asyncio.gather(*self._followers, *self._tasks, return_exceptions=True)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition
+from services.control_plane.catalog.candidates import asked_of, candidates, siblings_of
 from services.control_plane.catalog.changes import add_event
-from services.control_plane.catalog.moves import asked_of, candidates, no_node, siblings_of
+from services.control_plane.catalog.moves import no_node
 from services.control_plane.fleet.views import shown_node
 from services.control_plane.operations import operations
 from services.control_plane.operations.moves import bound_by, place_elsewhere
@@ -170,8 +171,7 @@ class _Drain:
     def _move(self, record: AppRecord, placements: list[PlacementRecord]) -> Result:
         if self._under_way >= WIDTH:
             return Result(app=record.name, state=Result.WAITING, message="It waits for its turn.")
-        environment = record.spec.environment
-        known = candidates(self._tx, self._mirror, environment, record.name, self._more)
+        known = candidates(self._tx, self._mirror, record.spec, self._more)
         replica = replica_on(placements, self._node) or 0
         wish = asked_of(self._tx, record.spec, siblings_of(placements, replica))
         choice = choose(wish, [it for it in known if it.name != self._node])

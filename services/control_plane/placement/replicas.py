@@ -12,7 +12,7 @@ from functools import partial
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane.placement.scale import Epochs, is_at, wanted_replicas
-from services.control_plane.placement.snapshot import Snapshot, is_ready
+from services.control_plane.placement.snapshot import Snapshot, has_ended, is_ready
 from services.control_plane.placement.swap import Swap, pinned
 from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role, Version
@@ -119,6 +119,8 @@ class Replicas:
 
     def _go_on(self, kept: Sequence[Swap]) -> None:
         """Bring the replicas to the version that is wanted, or all back to the one before."""
+        for swap in kept:
+            swap.keep_what_serves()
         # What served before and is not replaced yet: while there is some, there is a way back.
         old = [swap.current for swap in kept if swap.current and not self._is_there(swap)]
         if old and self.failed != self._target:
@@ -139,8 +141,8 @@ class Replicas:
             self.failed = self._target
             error = instance.last_error
             unhealthy = ("APP_UNHEALTHY", f"{new.instance_id} was ready and is UNHEALTHY")
-            failed = (error.reason or "APP_STARTUP_FAILED", error.message or f"{new.instance_id} failed")
-            reason, why = unhealthy if instance.state != Instance.FAILED else failed
+            ended = (error.reason or "APP_STARTUP_FAILED", error.message or f"{new.instance_id} has ended")
+            reason, why = ended if has_ended(instance) else unhealthy
             self.failure = reason, sentences(why, "The version before goes on serving")
             return
 
@@ -234,8 +236,7 @@ class Replicas:
         return swap.current is None or self._seen.heard(swap.current.node) is not None
 
     def _has_failed(self, placement: PlacementRecord) -> bool:
-        instance = self._instance(placement)
-        return instance is not None and instance.state == Instance.FAILED
+        return has_ended(self._instance(placement))
 
     def _takes_over(self, swap: Swap) -> bool:
         """Tell whether what comes in is well enough to take the place of what serves."""
@@ -278,4 +279,4 @@ def _is_well(instance: Instance) -> bool:
 
 def _is_bad(instance: Instance) -> bool:
     unhealthy = instance.state == Instance.RUNNING and instance.health == Instance.UNHEALTHY
-    return instance.state == Instance.FAILED or unhealthy
+    return unhealthy or has_ended(instance)

@@ -14,7 +14,7 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane.placement.choice import Choice, choose, wish_of
 from services.control_plane.placement.failover import lost_placements
-from services.control_plane.placement.snapshot import Snapshot, is_ready
+from services.control_plane.placement.snapshot import Snapshot, has_ended, is_ready
 from services.control_plane.rules.app_defaults import RUNTIME_FIELDS, clear_fields
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role, Version
 
@@ -177,6 +177,7 @@ class Swap:
 
     def _go_on(self) -> str:
         """Bring the wanted version in, unless it is there or was given up; return why it can't be."""
+        self.keep_what_serves()
         target, current = self.target, self.current
         if current is not None and current.version == target:
             self.retire(Role.INCOMING, "The version before it is wanted again.")
@@ -194,6 +195,19 @@ class Swap:
         self.failed = None
         return self.bring_in(target, pinned(self._app.spec))
 
+    def keep_what_serves(self) -> None:
+        """Take for the version before what was replaced as it started, and was ready all the same.
+
+        Its stop may have been lost, or its node silent. Else nothing would end it if what replaces it fails.
+        """
+        if self.current is not None:
+            return
+        outgoing = (it for it in self._placements.values() if it.role is Role.OUTGOING)
+        ready = [it for it in outgoing if is_ready(self.instance(it))]
+        if ready:
+            newest = max(ready, key=lambda it: (it.epoch, it.generation))
+            self._give(newest, Role.CURRENT, "It was ready before what was to replace it.")
+
     def _is_moved(self, incoming: PlacementRecord, current: PlacementRecord | None) -> bool:
         """Tell whether what comes in is what serves, on its way to another node, and the target given up."""
         if current is None or self.failed != self.target:
@@ -201,12 +215,11 @@ class Swap:
         return incoming.generation == current.generation and incoming.node != current.node
 
     def _give_up(self, incoming: PlacementRecord, current: PlacementRecord | None) -> None:
-        """Go back to the version before if what comes in has failed, and there is something to go back to.
+        """Go back to the version before if what comes in has ended, and there is something to go back to.
 
         A version before that doesn't run any more is one only if it is of other code, or on another node.
         """
-        instance = self.instance(incoming)
-        if current is None or instance is None or instance.state != Instance.FAILED:
+        if current is None or not has_ended(self.instance(incoming)):
             return
         other = current.generation != incoming.generation or current.node != incoming.node
         if is_ready(self.instance(current)) or other:

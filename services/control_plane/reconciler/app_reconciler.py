@@ -23,6 +23,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     StartInstanceRequest,
     StopInstanceRequest,
 )
+from services.control_plane.catalog.candidates import neighbours_of
 from services.control_plane.databases.app_databases import AppDatabases
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.placement.assignment import ENDING, Assignment, assign
@@ -31,9 +32,10 @@ from services.control_plane.placement.scale import is_several, wanted_replicas
 from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
 from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.data_reconciler import DataReconciler
+from services.control_plane.reconciler.former_homes import FormerHomes
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.pace import Pace
-from services.control_plane.reconciler.plan import Plan, Start, plan, stop_orphan
+from services.control_plane.reconciler.plan import Plan, Start, Stop, new_home, plan, stop_orphan
 from services.control_plane.reconciler.result import Result
 from services.control_plane.rules.conditions import DATABASE_PROVIDED, DATABASE_READY, get_condition
 from services.control_plane.store.interface import CatalogStore, Transaction
@@ -74,6 +76,7 @@ class AppReconciler:
         self._databases = databases
         self._placing: Counter[str] = Counter()
         self._candidates = Candidates()
+        self._former_homes = FormerHomes(clock)
 
     async def reconcile(self, app: str) -> Result:
         """Make one pass over an app, which may not exist any more."""
@@ -128,22 +131,17 @@ class AppReconciler:
         staying = {it.replica for it in placements if it.role not in over and it.node not in gone | lost}
         if len(staying) >= wanted_replicas(app) or app.deleting or app.spec.desired_state == App.STOPPED:
             return Snapshot(nodes, gone=gone)
-        prefix = f"{app.spec.environment}/nodes/"
-        taken = self._mirror.exclusive_nodes(besides=app.name)
         environment = self._mirror.environments.get(app.spec.environment)
+        links = self._links.of(app.spec.environment)
+        candidates = self._candidates.of(
+            ((link.name, link.node, link.synced) for link in links),
+            self._mirror.loads,
+            neighbours_of(self._mirror, app.spec, app.name),
+            +self._placing,
+        )
         return Snapshot(
             nodes,
-            tuple(
-                self._candidates.of(
-                    link.node,
-                    link.synced,
-                    self._mirror.count_on(name) + self._placing.get(name, 0),
-                    self._mirror.reserved_on(name),
-                    name in taken,
-                )
-                for link in self._links.all()
-                if (name := link.node.name).startswith(prefix)
-            ),
+            tuple(candidates),
             gone,
             environment is not None and environment.environment.cordoned,
         )
@@ -201,6 +199,9 @@ class AppReconciler:
         """Carry out a plan's stops; return the placements that are over, and the last failure."""
         over: list[PlacementRecord] = []
         failure: SupervisorError | None = None
+        # First those that forward to what ends now: nothing is forwarded twice.
+        for home in {it.request.moved_to.http_address: it.request.moved_to for it in _moves(todo)}.values():
+            await self._tell_former_homes(app, home)
         for stop in todo.stop:
             try:
                 gone = await self._stop(app.name, stop.node, stop.request)
@@ -210,9 +211,28 @@ class AppReconciler:
                     self._links.hinder(stop.node, app.name, refusal)
                     self._pace.started(_removal(app), app.target, "")
                 continue
+            if stop.request.HasField("moved_to"):
+                self._former_homes.told(app.name, stop.node, stop.request)
             if gone and stop.ends is not None:
                 over.append(stop.ends)
         return over, failure
+
+    async def _tell_former_homes(self, app: AppRecord, home: StopInstanceRequest.NewHome) -> None:
+        """Have nodes that forward an app's requests forward them to where it is now, if they can be told."""
+        for node, request in self._former_homes.to_tell(app.name, app.uid, app.target.epoch, home):
+            link = self._links.get(node)
+            if link is None or not link.synced:
+                continue
+            try:
+                await link.stop(request)
+            except SupervisorError as refusal:
+                log.info(
+                    "not told where %s is: %s", app.name, node,
+                    extra={"action": "node.not_redirected", "app": app.name, "node": node,
+                           "reason": refusal.reason},
+                )  # fmt: skip
+            else:
+                self._former_homes.told(app.name, node, request)
 
     async def _stop(self, app: str, node: str, request: StopInstanceRequest) -> bool:
         """Stop an instance; tell whether it is gone, and its data if that was to go."""
@@ -234,7 +254,8 @@ class AppReconciler:
         """
         if self._mirror.apps.get(app) is None and not self._mirror.apps.was_deleted(app):
             return
-        placed = {placement.node for placement in self._mirror.placements_of(app)}
+        placements = self._mirror.placements_of(app)
+        placed = {placement.node for placement in placements}
         for link in self._links.hosting(app):
             if link.node.name in placed or not link.synced:
                 continue
@@ -246,7 +267,19 @@ class AppReconciler:
                     extra={"action": "instance.orphan_stopped", "instance": instance.name,
                            "node": link.node.name},
                 )  # fmt: skip
-                await self._stop(app, link.node.name, stop_orphan(instance))
+                home = self._home_of(instance, placements)
+                await self._stop(app, link.node.name, stop_orphan(instance, home))
+
+    def _home_of(
+        self, instance: Instance, placements: tuple[PlacementRecord, ...]
+    ) -> StopInstanceRequest.NewHome | None:
+        """Return where the app of an instance that is nobody's is now, if it is anywhere."""
+        app = self._mirror.apps.get(instance.name.rpartition("/instances/")[0])
+        current = next((it for it in placements if it.role is Role.CURRENT), None)
+        link = self._links.get(current.node) if current is not None else None
+        if app is None or link is None or app.uid != instance.app_uid or app.deleting:
+            return None
+        return new_home(app, link.node)
 
     def _pause(self, app: AppRecord, placement: PlacementRecord) -> float:
         link = self._links.get(placement.node)
@@ -345,6 +378,10 @@ def _awaits_start(app: AppRecord, assigned: Assignment, seen: Snapshot) -> bool:
         return False
     view = seen.heard(wanted.node)
     return view is not None and not view.instances and view.hindrance is None
+
+
+def _moves(todo: Plan) -> list[Stop]:
+    return [stop for stop in todo.stop if stop.request.HasField("moved_to")]
 
 
 def _is_met(condition: Condition | None) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest
+from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Instance,
     InstanceSpec,
@@ -17,11 +18,12 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     StopInstanceRequest,
 )
 from services.control_plane.placement.assignment import ENDING, Assignment, spec_of
-from services.control_plane.placement.snapshot import NodeView, Snapshot, is_own, is_ready
+from services.control_plane.placement.snapshot import NodeView, Snapshot, has_ended, is_own, is_ready
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role
 
 SWITCH_SECONDS = 3.0
-"""How long what was replaced from another node goes on serving: those who follow `uri` need to hear of it."""
+"""How long what was replaced from another node goes on serving, where that node cannot forward what still
+comes to it: those who follow `uri` need to hear of it."""
 
 _SPEC_MESSAGES = ("config", "database", "idle_timeout", "limits", "health_check", "restart_policy")
 
@@ -85,23 +87,55 @@ def _start(app: AppRecord, replica: Assignment, seen: Snapshot) -> Start | None:
     return Start(wanted, request)
 
 
-def stop_orphan(instance: Instance) -> StopInstanceRequest:
-    """Return the call that ends an instance which belongs to no app here; its data stays."""
-    return StopInstanceRequest(name=instance.name, epoch=instance.epoch, app_uid=instance.app_uid)
+def stop_orphan(instance: Instance, home: StopInstanceRequest.NewHome | None = None) -> StopInstanceRequest:
+    """Return the call that ends an instance which belongs to no placement here; its data stays."""
+    request = StopInstanceRequest(name=instance.name, epoch=instance.epoch, app_uid=instance.app_uid)
+    return _moved(request, home)
+
+
+def new_home(app: AppRecord, node: Node) -> StopInstanceRequest.NewHome | None:
+    """Return what a node is told of where an app of its is now; None if the new node serves no HTTP."""
+    if not node.http_address:
+        return None
+    return StopInstanceRequest.NewHome(
+        node=node.name, http_address=node.http_address, domains=app.spec.domains
+    )
+
+
+def _home_besides(
+    app: AppRecord, assigned: Assignment, seen: Snapshot, node: str
+) -> StopInstanceRequest.NewHome | None:
+    """Return where an app is that leaves a node, if it is anywhere else; of several replicas, a ready one."""
+    homes = [it for it in (_home_of(of, seen) for of in assigned.by_replica().values()) if it is not None]
+    if not homes or any(it.node == node for it in homes):
+        return None
+    home = next((it for it in homes if is_ready(seen.instance(it))), homes[0])
+    view = seen.nodes.get(home.node)
+    return new_home(app, view.node) if view is not None else None
+
+
+def _home_of(replica: Assignment, seen: Snapshot) -> PlacementRecord | None:
+    """Return what serves of a replica, else what is to."""
+    home = replica.wanted
+    if home is None or (replica.current is not None and not is_ready(seen.instance(home))):
+        return replica.current
+    return home
 
 
 def _lingering(assigned: Assignment, seen: Snapshot, now: int) -> Iterator[tuple[str, float]]:
-    """Yield what serves on for a while on a node that a replica has left, and for how many seconds."""
+    """Yield what serves on for a while, on a node that a replica has left and that cannot forward, and for
+    how many seconds."""
     replicas = assigned.by_replica()
     serving = [it for it in assigned.placements if it.role is Role.CURRENT and is_ready(seen.instance(it))]
     for placement in assigned.placements:
         left = SWITCH_SECONDS - (now - placement.since) / 1e6
         if placement.role is not Role.OUTGOING or not 0 < left <= SWITCH_SECONDS:
             continue
-        of = replicas[placement.replica]
+        of, view = replicas[placement.replica], seen.heard(placement.node)
         # What takes its place is its own replica; of one that is taken away, the others.
         heirs = serving if of.wanted is None else [it for it in serving if it == of.current]
         moved = bool(heirs) and all(it.node != placement.node for it in heirs)
+        moved = moved and view is not None and not view.forwards
         if moved and not _is_called_off(of, placement) and is_ready(seen.instance(placement)):
             yield placement.name, left
 
@@ -109,9 +143,10 @@ def _lingering(assigned: Assignment, seen: Snapshot, now: int) -> Iterator[tuple
 def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool) -> Iterator[Stop]:
     replicas = assigned.by_replica()
     # Of what has no placement, and of a replica that is taken away: something else serves.
-    anything = any(_has_taken_over(replica, seen) for replica in replicas.values())
+    anything = any(_is_over(replica, seen) for replica in replicas.values())
     placements = {placement.instance: placement for placement in assigned.placements}
     for name, view in _heard(assigned, seen):
+        home = None if ending else _home_besides(app, assigned, seen, name)
         for instance in view.instances.values():
             own = placements.get(instance.name) if is_own(instance, app.uid) else None
             if own is not None and own.node != name:
@@ -119,27 +154,28 @@ def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool
             if instance.state == Instance.STOPPING and not _is_stuck(app, instance):
                 continue
             if not is_own(instance, app.uid) or (own is not None and own.role is Role.LOST):
-                yield Stop(name, _stop(app, instance))
+                yield Stop(name, _moved(_stop(app, instance), home if is_own(instance, app.uid) else None))
                 continue
             of = replicas[own.replica] if own is not None else None
-            replaced = anything if of is None or of.wanted is None else _has_taken_over(of, seen)
+            replaced = anything if of is None or of.wanted is None else _is_over(of, seen)
             unwanted = of is None or own is not of.wanted
             called_off = of is not None and _is_called_off(of, own)
             if ending or called_off or (unwanted and (replaced or not is_ready(instance))):
-                yield Stop(name, _stop(app, instance), own)
+                yield Stop(name, _moved(_stop(app, instance), home), own)
         # What was never seen there may come yet, or have left its data: its node has to say that it is gone.
         if not app.deleting or not any(is_own(it, app.uid) for it in view.instances.values()):
             for placement in assigned.placements:
                 unseen = placement.node == name and placement.instance not in view.instances
                 if unseen and placement.role in ENDING:
-                    yield Stop(name, _last_stop(app, placement), placement)
+                    yield Stop(name, _moved(_last_stop(app, placement), home), placement)
 
 
-def _has_taken_over(replica: Assignment, seen: Snapshot) -> bool:
-    """Tell whether what is to run of a replica runs, and is not only well enough to be looked at."""
-    return (
-        replica.incoming is None and replica.current is not None and is_ready(seen.instance(replica.current))
-    )
+def _is_over(replica: Assignment, seen: Snapshot) -> bool:
+    """Tell whether a swap is over: what took over is ready, or has ended since; what it replaced goes."""
+    if replica.incoming is not None or replica.current is None:
+        return False  # what comes in and is ready may still have to show that it is well
+    instance = seen.instance(replica.current)
+    return is_ready(instance) or has_ended(instance)
 
 
 def _is_called_off(assigned: Assignment, placement: PlacementRecord | None) -> bool:
@@ -171,6 +207,12 @@ def _stop(app: AppRecord, instance: Instance) -> StopInstanceRequest:
     return StopInstanceRequest(
         name=instance.name, epoch=epoch, app_uid=app.uid, purge_data=app.deleting == DeleteAppRequest.DROP
     )
+
+
+def _moved(request: StopInstanceRequest, home: StopInstanceRequest.NewHome | None) -> StopInstanceRequest:
+    if home is not None:
+        request.moved_to.CopyFrom(home)
+    return request
 
 
 def _last_stop(app: AppRecord, placement: PlacementRecord) -> StopInstanceRequest:

@@ -15,6 +15,7 @@ from services.spec.scalars import (
     MAX_HOST,
     domain_violations,
     integer_violations,
+    label_value_violations,
     label_violations,
     text_violations,
 )
@@ -67,6 +68,7 @@ def node_violations(node: Node, prefix: str = "node") -> list[Violation]:
         *_address_violations(f"{prefix}.address", node.address),
         *_address_violations(f"{prefix}.http_address", node.http_address),
         *label_violations(f"{prefix}.labels", node.labels),
+        *label_value_violations(f"{prefix}.zone", node.zone),
         *text_violations(f"{prefix}.version", node.version, _MAX_VERSION),
         *integer_violations(f"{prefix}.max_instances", node.max_instances, 0, _MAX_INSTANCES),
         *integer_violations(f"{prefix}.memory_bytes", node.memory_bytes, 0, _MAX_MEMORY),

@@ -163,7 +163,10 @@ def check(store: CatalogStore, seed: int) -> None:
         world = World(store, chance, name)
         history = ReplicaHistory(world, f"apps/r{seed}", World(store, chance, f"{name}b", Disk()))
         assert history.other is not None
-        history.others = (history.other, World(store, chance, f"{name}c", Disk(uid="0d0e4f6a-3c0b-4b1e-9a51-7c2f7a1e5b33")))
+        history.others = (
+            history.other,
+            World(store, chance, f"{name}c", Disk(uid="0d0e4f6a-3c0b-4b1e-9a51-7c2f7a1e5b33")),
+        )
         try:
             await history.run()
         finally:

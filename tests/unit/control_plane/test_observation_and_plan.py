@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -243,6 +244,37 @@ def test_a_version_that_failed_is_stopped_and_what_served_is_run_by_its_own_spec
 
 
 MOVED = Snapshot({**heard(OLD).nodes, **heard(instance(V12, RUNNING), at=M).nodes})
+
+
+FORWARDING = Snapshot({name: replace(view, forwards=True) for name, view in MOVED.nodes.items()})
+
+
+def test_what_was_moved_away_ends_at_once_and_its_node_is_told_where_it_is_now() -> None:
+    placements = [placed(V11, OUT, since=5), placed(V12, CUR, M)]
+    app = record(V12, status=told(OLD))
+    assigned = assign(app, placements, FORWARDING, 5)
+    told_to = plan(app, assigned, FORWARDING, 5)
+    (stop,) = told_to.stop
+    assert (stop.node, stop.request.name, told_to.after) == (N, "apps/a/instances/g1-e1", 0)
+    assert (stop.request.moved_to.node, stop.request.moved_to.http_address) == (M, "h:8080")
+    # Gone, but the catalog still has it: the node, which may have begun anew, is told all the same.
+    gone = replace(FORWARDING, nodes={**FORWARDING.nodes, N: replace(FORWARDING.nodes[N], instances={})})
+    (stop,) = plan(app, assigned, gone, 5).stop
+    assert stop.request.moved_to.node == M
+    stopped = record(V12, desired=pb.App.STOPPED)
+    assert not any(it.request.HasField("moved_to") for it in plan(stopped, assigned, FORWARDING, 5).stop)
+
+
+def test_a_lost_node_that_is_back_is_told_where_its_apps_are() -> None:
+    placements = [placed(V11, LOST), placed(V12, CUR, M)]
+    app = record(V12, status=told(OLD))
+    (stop,) = plan(app, assign(app, placements, FORWARDING, 5), FORWARDING, 5).stop
+    assert (stop.node, stop.request.moved_to.node) == (N, M)
+
+
+def test_a_swap_on_one_node_moves_nothing() -> None:
+    (stop,) = planned(record(V21), BOTH, heard(OLD, NEW)).stop
+    assert not stop.request.HasField("moved_to")
 
 
 def test_what_was_moved_away_serves_on_for_those_who_follow_its_address() -> None:

@@ -16,7 +16,7 @@ from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.plan import plan
 from services.control_plane.rules.conditions import get_condition
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role, Version
-from tests.unit.control_plane.looks import FAILED, IDLE, RUNNING, STARTING
+from tests.unit.control_plane.looks import FAILED, IDLE, RUNNING, STARTING, V11, V21
 
 NODES = ("k", "l", "m", "n")
 SECOND = 1_000_000
@@ -34,7 +34,7 @@ STATES: dict[str, tuple[Any, Any]] = {
 
 def app(
     replicas: int = 3,
-    target: Version = Version(1, 1),
+    target: Version = V11,
     *,
     newest: int = 3,
     stopped: bool = False,
@@ -58,7 +58,7 @@ def node(name: str) -> str:
 
 
 def look(text: str, *, free: str = "k l m n", silent: str = "", lost: str = "", gone: str = "") -> Any:
-    """Return placements and a snapshot of `g1-e1@k CUR runs; g1-e2-r1@l CUR starts`: what is where, and how."""
+    """Return the placements and the snapshot of a text: what is where, and how, as `g1-e1@k CUR runs; …`."""
     placements: list[PlacementRecord] = []
     on: dict[str, dict[str, rt.Instance]] = {name: {} for name in NODES}
     for part in filter(None, text.split("; ")):
@@ -104,7 +104,6 @@ def decided(record: AppRecord, text: str, now: int = 5, **where: str) -> tuple[s
     return "; ".join(parts), assigned.failed
 
 
-V21 = Version(2, 1)
 ALL_RUN = "g1-e1@k CUR runs; g1-e2-r1@l CUR runs; g1-e3-r2@m CUR runs"
 ALL = "g1-e1@k CUR; g1-e2-r1@l CUR; g1-e3-r2@m CUR"
 HALF = pb.Rollout(batch_percent=67)

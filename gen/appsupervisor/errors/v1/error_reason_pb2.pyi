@@ -144,6 +144,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """In conditions, and FAILED_PRECONDITION of a move: the app's environment has no node that can take it."""
     LEASE_EXPIRED: _ErrorReason.ValueType  # 144
     """UNAVAILABLE, over HTTP: the node holds no lease from the control plane, and the app is `CONSISTENT`. Try again."""
+    APP_MOVED: _ErrorReason.ValueType  # 145
+    """UNAVAILABLE, over HTTP: the app has moved on from the node that a request for it was forwarded to. Try again."""
+    FORWARD_FAILED: _ErrorReason.ValueType  # 146
+    """UNAVAILABLE, over HTTP: the app has moved, and its former node cannot reach the one that has it. Try again."""
+    FORWARD_BROKEN_OFF: _ErrorReason.ValueType  # 147
+    """ABORTED, over HTTP: the node that has the app broke off while a request was forwarded to it; it may have been carried
+    out.
+    """
     ENTRYPOINT_MALFORMED: _ErrorReason.ValueType  # 160
     """The app: its entrypoint is not `package.module:attribute`."""
     ENTRYPOINT_MODULE_NOT_FOUND: _ErrorReason.ValueType  # 161
@@ -316,6 +324,14 @@ NO_NODE_AVAILABLE: ErrorReason.ValueType  # 143
 """In conditions, and FAILED_PRECONDITION of a move: the app's environment has no node that can take it."""
 LEASE_EXPIRED: ErrorReason.ValueType  # 144
 """UNAVAILABLE, over HTTP: the node holds no lease from the control plane, and the app is `CONSISTENT`. Try again."""
+APP_MOVED: ErrorReason.ValueType  # 145
+"""UNAVAILABLE, over HTTP: the app has moved on from the node that a request for it was forwarded to. Try again."""
+FORWARD_FAILED: ErrorReason.ValueType  # 146
+"""UNAVAILABLE, over HTTP: the app has moved, and its former node cannot reach the one that has it. Try again."""
+FORWARD_BROKEN_OFF: ErrorReason.ValueType  # 147
+"""ABORTED, over HTTP: the node that has the app broke off while a request was forwarded to it; it may have been carried
+out.
+"""
 ENTRYPOINT_MALFORMED: ErrorReason.ValueType  # 160
 """The app: its entrypoint is not `package.module:attribute`."""
 ENTRYPOINT_MODULE_NOT_FOUND: ErrorReason.ValueType  # 161

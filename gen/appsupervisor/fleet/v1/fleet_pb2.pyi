@@ -210,6 +210,7 @@ class Node(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
     APP_COUNT_FIELD_NUMBER: _builtins.int
@@ -238,6 +239,10 @@ class Node(_message.Message):
     """Identity of the node, which it keeps in its data directory: a UUID (version 4), or empty for a node without one."""
     memory_bytes: _builtins.int
     """Memory that the node has for its apps; 0 if it has not told, and then it is no bound."""
+    zone: _builtins.str
+    """What fails together with the node, as a rack or a data centre, by the rules of a label's value; empty for none. The
+    copies of an app are spread over zones first, then over nodes.
+    """
     state: Global___Node.State.ValueType
     """What is known of it."""
     state_reason: _builtins.str
@@ -281,6 +286,7 @@ class Node(_message.Message):
         incarnation: _builtins.str = ...,
         uid: _builtins.str = ...,
         memory_bytes: _builtins.int = ...,
+        zone: _builtins.str = ...,
         state: Global___Node.State.ValueType = ...,
         state_reason: _builtins.str = ...,
         app_count: _builtins.int = ...,
@@ -294,7 +300,7 @@ class Node(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app_count", b"app_count", "base_domain", b"base_domain", "cordoned", b"cordoned", "create_time", b"create_time", "etag", b"etag", "http_address", b"http_address", "incarnation", b"incarnation", "labels", b"labels", "lease_state", b"lease_state", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "name", b"name", "reserved_memory_bytes", b"reserved_memory_bytes", "schedulable", b"schedulable", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app_count", b"app_count", "base_domain", b"base_domain", "cordoned", b"cordoned", "create_time", b"create_time", "etag", b"etag", "http_address", b"http_address", "incarnation", b"incarnation", "labels", b"labels", "lease_state", b"lease_state", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "name", b"name", "reserved_memory_bytes", b"reserved_memory_bytes", "schedulable", b"schedulable", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1333,8 +1339,8 @@ class ExplainPlacementRequest(_message.Message):
     """The app to place, `apps/{app}`; the node that it is on is taken as any other."""
     @_builtins.property
     def app_spec(self) -> _app_catalog_pb2.App:
-        """Instead of an app of the catalog: one that might be created. Only its `environment`, `node_selector`, `exclusive` and
-        `limits` are looked at.
+        """Instead of an app of the catalog: one that might be created. Only its `environment`, `node_selector`, `exclusive`,
+        `limits`, `labels` and `anti_affinity` are looked at.
         """
 
     def __init__(
@@ -1368,6 +1374,9 @@ class ExplainPlacementResponse(_message.Message):
         RANK_FIELD_NUMBER: _builtins.int
         APP_COUNT_FIELD_NUMBER: _builtins.int
         OBSTACLES_FIELD_NUMBER: _builtins.int
+        ZONE_FIELD_NUMBER: _builtins.int
+        COPY_COUNT_FIELD_NUMBER: _builtins.int
+        ZONE_COPY_COUNT_FIELD_NUMBER: _builtins.int
         node: _builtins.str
         """The node."""
         eligible: _builtins.bool
@@ -1376,6 +1385,14 @@ class ExplainPlacementResponse(_message.Message):
         """Its place among the nodes that would, from 1 on; 0 if it would not."""
         app_count: _builtins.int
         """Apps placed on it: of the nodes that would take it, the one with the fewest is chosen."""
+        zone: _builtins.str
+        """Its zone; empty if it has none."""
+        copy_count: _builtins.int
+        """Other copies of the app on it: of the nodes that would take one more, those with the fewest in the zone, and then
+        with the fewest on the node, come before those with fewer apps.
+        """
+        zone_copy_count: _builtins.int
+        """Other copies of the app in its zone."""
         @_builtins.property
         def obstacles(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExplainPlacementResponse.Obstacle]:
             """Everything that keeps the app off it."""
@@ -1388,10 +1405,13 @@ class ExplainPlacementResponse(_message.Message):
             rank: _builtins.int = ...,
             app_count: _builtins.int = ...,
             obstacles: _abc.Iterable[Global___ExplainPlacementResponse.Obstacle] | None = ...,
+            zone: _builtins.str = ...,
+            copy_count: _builtins.int = ...,
+            zone_copy_count: _builtins.int = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["app_count", b"app_count", "eligible", b"eligible", "node", b"node", "obstacles", b"obstacles", "rank", b"rank"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["app_count", b"app_count", "copy_count", b"copy_count", "eligible", b"eligible", "node", b"node", "obstacles", b"obstacles", "rank", b"rank", "zone", b"zone", "zone_copy_count", b"zone_copy_count"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1406,7 +1426,8 @@ class ExplainPlacementResponse(_message.Message):
         REMEDY_FIELD_NUMBER: _builtins.int
         reason: _builtins.str
         """One word for programs: `NOT_HEARD`, `NODE_CORDONED`, `ENVIRONMENT_CORDONED`, `INSTANCES_FULL`, `MEMORY_FULL`,
-        `LABELS_DIFFER`, `TAKEN_EXCLUSIVELY`, `NOT_EMPTY`, `HAS_REPLICA`.
+        `LABELS_DIFFER`, `TAKEN_EXCLUSIVELY`, `NOT_EMPTY`, `APP_AVOIDED`, `AVOIDED_BY_APP`, `COPY_THERE`. New ones may
+        come.
         """
         message: _builtins.str
         """What is the case, one sentence."""

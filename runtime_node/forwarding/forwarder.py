@@ -1,0 +1,233 @@
+"""Answers for one app that has moved: carries each request to the node that has it, and its response back.
+
+Stands at a gate as an app does, so that admission, limits, deadlines and slow clients are the front's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Final
+
+from runtime_node.asgi import Receive, Scope, Send, UndeliveredError
+from runtime_node.forwarding.carrier import Carrier
+from runtime_node.forwarding.heads import (
+    RequestHead,
+    UnsendableError,
+    request_head,
+    response_headers,
+    was_forwarded,
+)
+from runtime_node.forwarding.link import BrokenLinkError, Link
+from runtime_node.forwarding.target import Target
+from runtime_node.http.gate import Gate
+from services.rpc.errors import SupervisorError
+
+log = logging.getLogger("runtime_node.forwards")
+
+_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_RETRY_SECONDS = 0.1
+
+
+class ForwardGate(Gate):
+    """The gate of an app that has moved: the answers of another node's front pass it as they are."""
+
+    __slots__ = ()
+    relays = True
+
+
+class ClientLeftError(Exception):
+    """The client is gone: nobody wants the response."""
+
+
+class Forwarder:
+    """Forwards the requests of one app to `target`, which may be set to another node at any time.
+
+    Counts on the front loop; any thread may read.
+    """
+
+    __slots__ = ("_carrier", "app", "failed", "forwarded", "returning", "target")
+
+    def __init__(self, carrier: Carrier, app: str, target: Target) -> None:
+        self._carrier = carrier
+        self.app = app
+        self.target = target
+        self.returning = False
+        """An instance of the app is being started on this node: what cannot be forwarded waits for it."""
+        self.forwarded = 0
+        """Requests and WebSockets that were taken over to the other node."""
+        self.failed = 0
+        """Of all that came, those that were not answered by the other node, or not to the end."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one `http` scope.
+
+        Raises SupervisorError APP_MOVED for a request that was forwarded already, SERVER_BUSY at a bound,
+        FORWARD_FAILED when nothing reached the other node, FORWARD_BROKEN_OFF when it broke off.
+        Cancelling closes the connection to the other node, which so learns that the client is gone.
+        """
+        carrier = self._carrier
+        try:
+            if was_forwarded(scope):
+                raise SupervisorError(
+                    "APP_MOVED", "The app has moved on; a request is forwarded once.", retry_after=1.0
+                )
+            if scope["type"] != "http":
+                raise SupervisorError("FORWARD_FAILED", "WebSockets are not forwarded.")
+            carrier.check_room(websocket=False)
+            carrier.requests += 1
+            try:
+                await self._carry(scope, receive, send)
+            finally:
+                carrier.requests -= 1
+        except UndeliveredError:
+            raise
+        except SupervisorError:
+            self.failed += 1
+            raise
+
+    async def _carry(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            head = request_head(scope, self._carrier.node)
+        except UnsendableError as error:
+            raise SupervisorError("MALFORMED_REQUEST", str(error)) from None
+        safe = scope["method"] in _SAFE and not head.has_body
+        link, target = await self.connect(fresh=not safe)
+        self.forwarded += 1
+        exchange = _Exchange(link, head, scope["method"] == "HEAD", receive, send)
+        try:
+            if link.used and await exchange.is_stale():
+                # It was closed under this request. Who may be asked twice is.
+                link, target = await self.connect(fresh=True)
+                exchange = _Exchange(link, head, scope["method"] == "HEAD", receive, send)
+            await exchange.run()
+        except ClientLeftError:
+            link.transport.abort()
+        except BrokenLinkError as error:
+            link.transport.abort()
+            raise SupervisorError(
+                "FORWARD_BROKEN_OFF", f"{target} broke off: {error}.", resource=f"apps/{self.app}"
+            ) from error
+        except BaseException:
+            link.transport.abort()
+            raise
+        else:
+            self._carrier.give_back(target, link)
+
+    async def connect(self, *, fresh: bool) -> tuple[Link, Target]:
+        """Return a connection to where the app is now, on the second try if need be.
+
+        Raises SupervisorError FORWARD_FAILED; UndeliveredError where the request is to wait for an instance.
+        """
+        for attempt in (1, 2):
+            target = self.target
+            try:
+                return await self._carrier.connect(target, fresh=fresh), target
+            except OSError as error:  # TimeoutError is one
+                failure = error
+            if attempt == 1:
+                await asyncio.sleep(_RETRY_SECONDS)
+        why = type(failure).__name__ if failure.strerror is None else failure.strerror
+        refusal = SupervisorError(
+            "FORWARD_FAILED",
+            f"The node at {target}, which has the app now, cannot be reached: {why}.",
+            resource=f"apps/{self.app}",
+            retry_after=1.0,
+        )
+        if self.returning:
+            raise UndeliveredError(refusal) from failure
+        raise refusal from failure
+
+
+class _Exchange:
+    """One request on its way to the other node, and its response on the way back."""
+
+    def __init__(self, link: Link, head: RequestHead, head_only: bool, receive: Receive, send: Send) -> None:
+        self._link = link
+        self._head = head
+        self._receive = receive
+        self._send = send
+        self._sent_all = not head.has_body
+        self._left = False
+        link.begin(head_only=head_only)
+        link.write(head.data)
+
+    async def is_stale(self) -> bool:
+        """Wait for the first of the response; tell whether the connection was closed before it."""
+        try:
+            while not self._link.heard:
+                await self._link.news()
+        except BrokenLinkError:
+            return True
+        return False
+
+    async def run(self) -> None:
+        """Carry it to its end. Raises BrokenLinkError, ClientLeftError."""
+        pulling = asyncio.get_running_loop().create_task(self._pull())
+        try:
+            await self._push()
+        except BrokenLinkError:
+            if self._left:
+                raise ClientLeftError from None
+            raise
+        finally:
+            # Not waited for: the next request of the app is let in already, and takes this one's place.
+            pulling.cancel()
+        if not self._sent_all:
+            # Answered before the body was read: nobody can tell what comes on this connection.
+            self._link.transport.abort()
+
+    async def _push(self) -> None:
+        """Pass the response on. A client that is slow holds up `send`, and with it the reading here."""
+        link, send = self._link, self._send
+        await link.head()
+        await send(
+            {"type": "http.response.start", "status": link.status, "headers": response_headers(link.headers)}
+        )
+        # The head leaves with the first piece: where none is there yet it is not to wait for one.
+        if not link.has_news:
+            await send({"type": "http.response.body", "body": b"", "more_body": True})
+        while True:
+            body = await link.read()
+            ended = link.ended
+            await send({"type": "http.response.body", "body": body, "more_body": not ended})
+            if ended:
+                return
+
+    async def _pull(self) -> None:
+        """Send the request's body, then wait for the client's end."""
+        link = self._link
+        try:
+            while self._head.awaits_continue and not link.continued:
+                if link.status:
+                    return  # answered without the body, which the client is never asked for then
+                await link.news()
+        except BrokenLinkError:
+            return
+        try:
+            while True:
+                message = await self._receive()
+                if message["type"] != "http.request":
+                    self._left = True
+                    link.transport.abort()
+                    return
+                self._pass_on(message.get("body", b""), message.get("more_body", False))
+                await link.flow.drain()
+        except Exception:
+            log.exception("forwarding failed", extra={"action": "forward.fault"})
+            link.transport.abort()
+
+    def _pass_on(self, body: bytes, more: bool) -> None:
+        if self._sent_all:
+            return
+        if not self._head.chunked:
+            data = body
+        elif body:
+            data = b"%x\r\n%b\r\n" % (len(body), body)
+        else:
+            data = b""
+        if not more:
+            self._sent_all = True
+            data += b"0\r\n\r\n" if self._head.chunked else b""
+        if data:
+            self._link.write(data)

@@ -1,0 +1,120 @@
+"""The heads of forwarded requests and of their responses: what of them goes on, and what is of one hop. Pure.
+
+What is written here was read by the node's own strict reader; framing is said anew, in one way only.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from runtime_node.asgi import Scope
+
+HOP_HEADER = b"x-appsupervisor-forwarded"
+"""Names the node that has forwarded a request: nobody forwards it once more."""
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_VISIBLE = re.compile(rb"[\x21-\x7e]+")
+# RFC 9110 §7.6.1, and what is said anew for each hop. Trailers are not passed on.
+_OF_ONE_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
+     b"http2-settings", b"content-length", HOP_HEADER)
+)  # fmt: skip
+_OF_ONE_HANDSHAKE = frozenset((b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions"))
+# Whoever names these in `Connection` would have them missing where they are relied upon.
+_KEPT = frozenset((b"host", b"x-app", b"authorization", b"cookie", b"origin"))
+
+
+class UnsendableError(ValueError):
+    """A request's head cannot be written for another node to read as it was meant."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """A request's head as it goes out, and how its body is framed."""
+
+    data: bytes
+    chunked: bool
+    length: int
+    """Bytes of the body; 0 for none, or for one that is chunked."""
+    awaits_continue: bool
+
+    @property
+    def has_body(self) -> bool:
+        """Whether a body follows."""
+        return self.chunked or self.length > 0
+
+
+def was_forwarded(scope: Scope) -> bool:
+    """Tell whether a node has forwarded the request already."""
+    return any(name == HOP_HEADER for name, _ in scope["headers"])
+
+
+def request_head(scope: Scope, node: bytes, handshake_key: bytes = b"") -> RequestHead:
+    """Return the head to send on for a scope of this node's front, as coming from `node`.
+
+    With `handshake_key` it is a WebSocket handshake. Raises UnsendableError.
+    """
+    headers = scope["headers"]
+    dropped = _OF_ONE_HOP | _named_in_connection(headers)
+    if handshake_key:
+        dropped |= _OF_ONE_HANDSHAKE
+    length, chunked, expects, host = 0, False, False, False
+    lines: list[bytes] = []
+    for name, value in headers:
+        if not _TOKEN.fullmatch(name) or _BAD_VALUE.search(value):
+            raise UnsendableError("A header has characters that no header may have.")
+        if name == b"content-length":
+            length = int(value)
+        elif name == b"transfer-encoding":
+            chunked = True
+        host = host or name == b"host"
+        expects = expects or name == b"expect"
+        if name not in dropped:
+            lines += (name, b": ", value, b"\r\n")
+    if chunked and length:
+        raise UnsendableError("The request says in more than one way how long its body is.")
+    target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
+    if not _VISIBLE.fullmatch(target):
+        raise UnsendableError("The request target has characters that must be percent-encoded.")
+    method = b"GET" if handshake_key else scope["method"].encode("ascii")
+    # A request of HTTP/1.0 may come without a Host; then its app was found by path or X-App.
+    first = [method, b" ", target, b" HTTP/1.1\r\n", b"" if host else b"host: localhost\r\n"]
+    last = [HOP_HEADER, b": ", node, b"\r\n"]
+    if chunked:
+        last.append(b"transfer-encoding: chunked\r\n")
+    elif any(name == b"content-length" for name, _ in headers):
+        last.append(b"content-length: %d\r\n" % length)
+    if handshake_key:
+        last.append(
+            b"connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
+            b"sec-websocket-key: %b\r\n" % handshake_key
+        )
+    data = b"".join((*first, *lines, *last, b"\r\n"))
+    return RequestHead(data, chunked, length, expects and (chunked or length > 0))
+
+
+def _named_in_connection(headers: Headers) -> frozenset[bytes]:
+    named = {
+        token.strip().lower()
+        for name, value in headers
+        if name == b"connection"
+        for token in value.split(b",")
+    }
+    return frozenset(
+        it for it in named if it not in _KEPT and not it.startswith((b"x-forwarded", b"forwarded"))
+    )
+
+
+def response_headers(headers: Headers, *, handshake: bool = False) -> list[tuple[bytes, bytes]]:
+    """Return what goes on of a response's headers. Its framing is the front's to say, from Content-Length."""
+    headers = list(headers)
+    dropped = (_OF_ONE_HOP - {b"content-length"}) | _named_in_connection(headers)
+    if handshake:
+        dropped |= {b"content-length", b"sec-websocket-accept", b"sec-websocket-extensions"}
+        dropped |= {b"sec-websocket-protocol", b"date"}
+    return [(name, value) for name, value in headers if name not in dropped]

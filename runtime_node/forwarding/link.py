@@ -1,0 +1,255 @@
+"""One connection to another node: a request's bytes out, its response's in, with back pressure both ways.
+
+Carries one request at a time; whose request it is, and where the response goes, is the forwarder's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import httptools
+
+from runtime_node.http.flow import TURN_SECONDS, Flow
+
+HIGH_WATER = 64 * 1024
+"""Bytes of a response that wait for a slow client; then no more is read."""
+MAX_HEAD_BYTES = 256 * 1024
+_SLICE = 8 * 1024
+_CONTINUE, _SWITCHING = 100, 101
+
+
+class BrokenLinkError(Exception):
+    """The other node closed the connection, or sent what is no response."""
+
+
+class Link(asyncio.Protocol):
+    """A connection to a node. Belongs to the front loop. `begin` → `write` → `head` → `read` … until b""."""
+
+    transport: asyncio.Transport
+    flow: Flow
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self.lost = False
+        self.used = False
+        """It has carried a request before."""
+        self.idle: asyncio.TimerHandle | None = None
+        """Ends it while nobody has it."""
+        self._parser: Any = None
+        self._news = asyncio.Event()
+        self._unread = b""
+        self._reset(head_only=False)
+
+    def _reset(self, *, head_only: bool) -> None:
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.heard = False
+        """Something of the response has come."""
+        self.continued = False
+        """The other side has asked for the body."""
+        self.complete = False
+        self.upgraded = False
+        """What comes is not HTTP any more."""
+        self._head_only = head_only
+        self._has_head = False
+        self._until_close = False
+        self._keep_alive = False
+        self._head_bytes = 0
+        self._parts: list[bytes] = []
+        self._buffered = 0
+        self._fault = ""
+
+    # --- transport ---
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take the connection."""
+        self.transport = transport
+        transport.set_write_buffer_limits(high=HIGH_WATER)
+        self.flow = Flow(transport, self._loop)
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes of the response, for some milliseconds at a time."""
+        self._unread = self._unread + data if self._unread else data
+        if self._read_turn():
+            self.flow.end_turn(self._read_turn)
+
+    def eof_received(self) -> bool:
+        """Close with the other side."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the response: whole if it was one without a length, else broken off."""
+        while self._read_turn():
+            pass
+        self.lost = True
+        if self.upgraded or (self._until_close and exc is None):
+            self.complete = True
+        elif not self.complete:
+            self._fail("the connection was closed")
+        self._parser = None
+        self._news.set()
+        self.flow.resume_writing()
+
+    def pause_writing(self) -> None:
+        """Make who writes wait."""
+        self.flow.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Let who writes go on."""
+        self.flow.resume_writing()
+
+    # --- reading ---
+
+    def _read_turn(self) -> bool:
+        """Parse until this turn is over; tell whether something is left."""
+        data, self._unread = self._unread, b""
+        over = time.monotonic() + TURN_SECONDS
+        position = 0
+        while position < len(data) and not self._fault:
+            self._feed(data[position : position + _SLICE])
+            position += _SLICE
+            if time.monotonic() > over:
+                break
+        self._unread = b"" if self._fault else data[position:]
+        if self._buffered > HIGH_WATER:
+            self.flow.pause_reading()
+        self._news.set()
+        return bool(self._unread)
+
+    def _feed(self, data: bytes) -> None:
+        if self.upgraded:
+            self._put(data)
+            return
+        if self._parser is None or self.complete:
+            # Nobody has asked: the next request's answer must not begin with it.
+            self._fail("it sent more than was asked for")
+            self.transport.abort()
+            return
+        self.heard = True
+        if not self._has_head:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self.upgraded = True
+            if rest := data[upgrade.args[0] :]:
+                self._put(rest)
+        except httptools.HttpParserError as error:
+            self._fail(f"its response cannot be read: {type(error).__name__}")
+            self.transport.abort()
+        if not self._has_head and self._head_bytes > MAX_HEAD_BYTES:
+            self._fail("its response's head is too large")
+            self.transport.abort()
+
+    def _put(self, data: bytes) -> None:
+        self._parts.append(data)
+        self._buffered += len(data)
+
+    def _fail(self, why: str) -> None:
+        self._fault = self._fault or why
+        self._keep_alive = False
+
+    # --- parser callbacks ---
+
+    def on_message_begin(self) -> None:
+        """Refuse what nobody asked for."""
+        if self.complete:
+            raise BrokenLinkError("more than one response")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect a header; trailers are dropped."""
+        if not self._has_head:
+            self.headers.append((name.lower(), value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        """Take the head; interim ones are for this hop."""
+        parser = self._parser
+        status = parser.get_status_code()
+        if status < 200 and status != _SWITCHING:
+            self.headers = []
+            self.continued = self.continued or status == _CONTINUE
+            return
+        names = [name for name, _ in self.headers]
+        lengths = names.count(b"content-length")
+        chunked = b"transfer-encoding" in names
+        if (lengths and chunked) or lengths > 1:
+            raise BrokenLinkError("two framings")
+        self.status = status
+        self._has_head = True
+        self._keep_alive = parser.should_keep_alive()
+        self._until_close = not (lengths or chunked or self._head_only or status in (101, 204, 304))
+        if self._head_only:
+            self.complete = True
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        if self._head_only:
+            raise BrokenLinkError("a body in the answer to HEAD")
+        self._put(body)
+
+    def on_message_complete(self) -> None:
+        """End the response."""
+        if self._has_head and self.status != _SWITCHING:
+            self.complete = True
+
+    # --- whoever has it ---
+
+    def begin(self, *, head_only: bool) -> None:
+        """Be ready for the response to one request; `head_only` for one that has no body whatever it says."""
+        self._reset(head_only=head_only)
+        self._parser = httptools.HttpResponseParser(self)
+
+    def write(self, data: bytes) -> None:
+        """Send bytes; wait with `flow.drain` before more."""
+        if not self.lost:
+            self.transport.write(data)
+
+    async def head(self) -> None:
+        """Wait for the response's head. Raises BrokenLinkError."""
+        while not self._has_head:
+            await self._wait()
+
+    async def read(self) -> bytes:
+        """Return what has come of the body, b"" at its end. Raises BrokenLinkError when it is broken off."""
+        while not self._parts:
+            if self.complete:
+                return b""
+            await self._wait()
+        return self.take()
+
+    def take(self) -> bytes:
+        """Return what is there of the body, and read on."""
+        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts = []
+        self._buffered = 0
+        if not self.lost:
+            self.flow.resume_reading()
+        return data
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of the body was taken."""
+        return self.complete and not self._parts
+
+    @property
+    def has_news(self) -> bool:
+        """Whether `read` returns at once."""
+        return bool(self._parts) or self.complete
+
+    async def news(self) -> None:
+        """Wait until something has come. Raises BrokenLinkError."""
+        await self._wait()
+
+    async def _wait(self) -> None:
+        if self._fault or self.lost:
+            raise BrokenLinkError(self._fault or "the connection was closed")
+        self._news.clear()
+        await self._news.wait()
+
+    @property
+    def reusable(self) -> bool:
+        """Whether it can carry another request now."""
+        usable = self._keep_alive and not self.lost and not self.transport.is_closing()
+        return usable and self.complete and not (self._unread or self._parts)

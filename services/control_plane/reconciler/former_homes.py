@@ -1,0 +1,60 @@
+"""Which nodes forward an app's requests to where it was last: they are told when it moves on.
+
+Kept in memory by whoever leads; what a new leader does not know ends by itself on those nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from appsupervisor.runtime.v1.runtime_environment_pb2 import StopInstanceRequest
+
+FORWARD_SECONDS = 600.0
+"""The longest that a node forwards for an app."""
+MAX_APPS = 10_000
+_PER_APP = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    request: StopInstanceRequest
+    until: float
+
+
+class FormerHomes:
+    """Remembers the stops that told a node where an app had moved; the one told longest ago goes first."""
+
+    def __init__(self, clock: Callable[[], float], *, max_apps: int = MAX_APPS) -> None:
+        self._clock = clock
+        self._max_apps = max_apps
+        self._told: dict[str, dict[str, _Told]] = {}
+
+    def told(self, app: str, node: str, request: StopInstanceRequest) -> None:
+        """Note that a node was told where an app is now, by a stop with `moved_to`."""
+        nodes = self._told.pop(app, {})
+        nodes.pop(node, None)
+        nodes[node] = _Told(request, self._clock() + FORWARD_SECONDS)
+        if len(nodes) > _PER_APP:
+            del nodes[next(iter(nodes))]
+        self._told[app] = nodes
+        if len(self._told) > self._max_apps:
+            del self._told[next(iter(self._told))]
+
+    def to_tell(
+        self, app: str, uid: str, epoch: int, home: StopInstanceRequest.NewHome
+    ) -> Iterator[tuple[str, StopInstanceRequest]]:
+        """Yield the nodes that forward elsewhere than to `home`, each with the call that tells it so."""
+        now = self._clock()
+        nodes = self._told.get(app, {})
+        for node, known in list(nodes.items()):
+            if known.until <= now or node == home.node or known.request.app_uid != uid:
+                del nodes[node]
+            elif known.request.moved_to != home:
+                request = StopInstanceRequest()
+                request.CopyFrom(known.request)
+                request.epoch = max(epoch, known.request.epoch)
+                request.moved_to.CopyFrom(home)
+                yield node, request
+        if not nodes:
+            self._told.pop(app, None)
