@@ -16,6 +16,7 @@ from typing import Any
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, RuntimeStatus
+from services.control_plane.controller.autoscaling import Autoscaling
 from services.control_plane.controller.drains import Drains
 from services.control_plane.controller.following import follow
 from services.control_plane.controller.lease_watch import LeaseWatch
@@ -117,6 +118,7 @@ class Controller:
             background(
                 ServerWatch(self._mirror.database_servers, self._store_write).run(), "database servers"
             ),
+            background(Autoscaling(self._mirror, self._links, self._note, clock).run(), "autoscaling"),
             background(Drains(self._mirror, self._store_write).run(), "drains"),
         ]
 

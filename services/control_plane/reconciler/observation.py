@@ -9,7 +9,7 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane.placement.assignment import Assignment
-from services.control_plane.placement.scale import is_several, with_newest_epoch
+from services.control_plane.placement.scale import is_several, wanted_replicas, with_newest_epoch
 from services.control_plane.placement.snapshot import NodeView, Snapshot, is_own, is_ready
 from services.control_plane.reconciler.app_status import AppStatus
 from services.control_plane.reconciler.replica_status import ReplicaStatus
@@ -31,6 +31,7 @@ def observe(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> A
     home = _home(assigned, seen)
     if home is not None:
         status.uri = _uri(app, home.node)
+    status.target_replicas = wanted_replicas(app) if app.spec.HasField("autoscale") else 0
     kind = ReplicaStatus if is_several(app) else AppStatus
     kind(app, assigned, seen, status, home).set(now)
     if status == app.status:

@@ -19,7 +19,13 @@ from services.control_plane.catalog.changes import add_event
 from services.control_plane.catalog.idempotency import SYSTEM
 from services.control_plane.operations import operations
 from services.control_plane.placement.assignment import ENDING, Assignment, assign
-from services.control_plane.placement.scale import is_several, newest_epoch, with_newest_epoch
+from services.control_plane.placement.autoscale import Decision
+from services.control_plane.placement.scale import (
+    is_several,
+    newest_epoch,
+    wanted_replicas,
+    with_newest_epoch,
+)
 from services.control_plane.placement.snapshot import Snapshot
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.rules.conditions import DATABASE_PROVIDED, DATABASE_READY, set_condition
@@ -131,6 +137,24 @@ def database_told(tx: Transaction, name: str, uid: str, failure: SupervisorError
     tx.put_app(replace(record, status=status))
     if failure is not None:
         add_event(tx, record, "DatabaseFailed", actor=SYSTEM, reason=failure.reason, message=failure.message)
+
+
+def scaled(tx: Transaction, name: str, uid: str, decision: Decision) -> None:
+    """Store how many replicas an app that scales by its requests is to have."""
+    record = _same(tx, name, uid)
+    if record is None or record.deleting or not record.spec.HasField("autoscale"):
+        return
+    before = wanted_replicas(record)
+    status = App()
+    status.CopyFrom(record.status)
+    status.target_replicas = decision.replicas
+    after = wanted_replicas(replace(record, status=status))
+    if after == before:
+        return
+    status.reconciling = record.spec.desired_state != App.STOPPED
+    tx.put_app(replace(record, status=status))
+    message = sentences(f"From {before} to {after} replicas: {decision.why}")
+    add_event(tx, record, "Scaled", actor=SYSTEM, message=message)
 
 
 def taken_over(tx: Transaction, name: str, uid: str) -> None:
