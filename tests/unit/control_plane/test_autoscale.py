@@ -109,10 +109,8 @@ def test_an_app_gets_more_replicas_for_its_requests_and_fewer_once_it_is_quiet(s
         await asyncio.sleep(5)
         assert sum(len(site.node.instances()) for site in world.sites()) == 1
         events = [it.message for it in reversed(store.events("apps/busy", 100)) if it.type == "Scaled"]
-        assert [event.partition(":")[0] for event in events] == [
-            "From 1 to 3 replicas",
-            "From 3 to 1 replicas",
-        ]
+        assert events[0].startswith("From 1 to 3 replicas: ")
+        assert "to 1 replicas: for 60 s " in events[-1]
         assert "25.0 requests in flight, 10 for each replica." in events[0]
         await world.close()
 
