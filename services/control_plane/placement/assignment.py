@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from services.control_plane.placement.data_travel import awaits_data
 from services.control_plane.placement.replicas import Replicas
 from services.control_plane.placement.scale import is_several
 from services.control_plane.placement.snapshot import Snapshot
@@ -54,11 +55,20 @@ class Assignment:
 
     @property
     def wanted(self) -> PlacementRecord | None:
-        """The placement that is to run: the one that comes in, else the one that is."""
-        return self.incoming or self.current
+        """The placement that is to run: the one that comes in, else the one that is.
+
+        Of an app whose data is on its way it is the one that has that, if it is still to run.
+        """
+        wanted = self.incoming or self.current
+        if wanted is not None and awaits_data(wanted, self.placements):
+            current = self.current
+            return None if current is None or awaits_data(current, self.placements) else current
+        return wanted
 
     def by_replica(self) -> dict[int, Assignment]:
         """Return the placements of each replica, by its number."""
+        if len({placement.replica for placement in self.placements}) == 1:
+            return {self.placements[0].replica: self}
         found: dict[int, list[PlacementRecord]] = {}
         for placement in self.placements:
             found.setdefault(placement.replica, []).append(placement)

@@ -13,6 +13,13 @@ from dataclasses import replace
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane.placement.choice import Choice, choose, wish_of
+from services.control_plane.placement.data_travel import (
+    awaits_data,
+    data_home,
+    has_arrived,
+    is_last_owner,
+    may_own,
+)
 from services.control_plane.placement.failover import lost_placements
 from services.control_plane.placement.snapshot import Snapshot, has_ended, is_ready
 from services.control_plane.rules.app_defaults import RUNTIME_FIELDS, clear_fields
@@ -61,7 +68,8 @@ class Swap:
         self.target = app.target
         self.failed = app.failed
         self.unplaced_reason = "NO_NODE_AVAILABLE"
-        self._placements = {it.name: self._with_data(it) for it in placements}
+        known = tuple(placements)
+        self._placements = {it.name: self._with_data(it, known) for it in known}
 
     @property
     def placements(self) -> tuple[PlacementRecord, ...]:
@@ -108,8 +116,7 @@ class Swap:
     def end(self) -> None:
         """Take the replica of an app away that is deleted or stopped."""
         if not self._app.deleting:
-            if self.current is not None:  # else the one that comes in stays, for the data of its tries
-                self.retire(Role.INCOMING, "The app was stopped.")
+            self._rest()
             return
         for placement in self.placements:
             if placement.role is not Role.LOST:
@@ -117,16 +124,29 @@ class Swap:
             elif self._seen.heard(placement.node) is None:
                 del self._placements[placement.name]  # given up with its data: nobody waits for it
 
+    def _rest(self) -> None:
+        """Have an app that is stopped be where its data is, or goes."""
+        incoming = self.incoming
+        if self.current is None or incoming is None:
+            return  # the one that comes in stays, for the data of its tries
+        if has_arrived(self._placements.values()):
+            self.retire(Role.CURRENT, f"{incoming.instance_id} has its data.")
+            self._give(incoming, Role.CURRENT, incoming.why)
+        elif not awaits_data(incoming, self._placements.values()):
+            self.retire(Role.INCOMING, "The app was stopped.")
+
     def dismiss(self, why: str) -> None:
         """Take the replica away: there are to be fewer."""
         self.retire(Role.INCOMING, why)
         self.retire(Role.CURRENT, why)
 
-    def _with_data(self, placement: PlacementRecord) -> PlacementRecord:
+    def _with_data(self, placement: PlacementRecord, known: tuple[PlacementRecord, ...]) -> PlacementRecord:
         """Note that an app which keeps its data on its node has run there: a dormant one may never have."""
         instance = self._seen.instance(placement)
         if placement.has_data or instance is None or placement.role is Role.LOST:
             return placement  # what was given up was so with its data
+        if not may_own(placement, known):
+            return placement  # its data has left
         ran = instance.state == Instance.RUNNING or instance.HasField("ready_time")
         keeps = self._app.spec.database.WhichOneof("kind") in (None, "sqlite")
         return replace(placement, has_data=True) if ran and keeps else placement
@@ -233,7 +253,7 @@ class Swap:
         """
         # Nothing moves without a reason, and the app's data is where it was.
         staying = (it for it in self._placements.values() if it.role is not Role.LOST)
-        before = self.current or next(staying, None)
+        before = data_home(self._placements.values()) or self.current or next(staying, None)
         node, why = (before.node, "It was there before.") if before is not None else ("", "")
         lost = next((it for it in self._placements.values() if it.role is Role.LOST and it.has_data), None)
         if before is None and lost is not None:
@@ -284,7 +304,13 @@ class Swap:
         told = {instance.name for instance in self._app.status.instances}
         for placement in list(self._placements.values()):
             ended = placement.instance in told and self._seen.instance(placement) is None
-            if placement.role in ENDING and ended and self._seen.heard(placement.node) is not None:
+            kept = is_last_owner(placement, self._placements.values())
+            if (
+                placement.role in ENDING
+                and ended
+                and not kept
+                and self._seen.heard(placement.node) is not None
+            ):
                 del self._placements[placement.name]
 
     def instance(self, placement: PlacementRecord) -> Instance | None:
@@ -309,4 +335,7 @@ def _has_data(before: PlacementRecord | None, node: str) -> bool:
 
 def placement_of(placements: Iterable[PlacementRecord], role: Role) -> PlacementRecord | None:
     """Return the first placement that has a role."""
-    return next((placement for placement in placements if placement.role is role), None)
+    for placement in placements:
+        if placement.role is role:
+            return placement
+    return None
