@@ -39,7 +39,7 @@ WITHIN = 240.0
 
 
 async def simulate(nodes: int, control_plane: str) -> None:
-    """Be so many nodes until the process is ended; each registers again and again, as nodes do."""
+    """Be so many nodes until the process is ended; each registers again when nobody listens, as nodes do."""
 
     async def live(number: int) -> None:
         node = FakeNode(node=f"environments/default/nodes/node-{number:04d}")
@@ -53,6 +53,7 @@ async def simulate(nodes: int, control_plane: str) -> None:
                     (await node.register(control_plane)).registration_interval.ToTimedelta().total_seconds()
                 )
             await asyncio.sleep(pause)
+            await node.unheard.wait()
 
     async def look_at_nothing(guard: object) -> None:
         """Stand in for who looks at all servers of its process: here are a thousand, of a node is one."""

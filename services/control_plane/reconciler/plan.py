@@ -108,8 +108,10 @@ def _home_besides(
 
 
 def _lingering(assigned: Assignment, seen: Snapshot, now: int) -> Iterator[tuple[str, float]]:
-    """Yield what serves on for a while, on a node that the app was moved from and that cannot forward, and for
-    how many seconds."""
+    """Yield what serves on for a while on a node that the app was moved from, if that cannot forward.
+
+    Each with how many seconds are left of it.
+    """
     current = assigned.current
     if current is None or not is_ready(seen.instance(current)):
         return
