@@ -97,6 +97,11 @@ class FakeNode:
     def __post_init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
         """Every request that came in, by method name; WatchInstances too."""
+        self.streams = 0
+        """WatchInstances streams open now."""
+        self.unheard = asyncio.Event()
+        """Set while there is none: a node registers again then."""
+        self.unheard.set()
         self.purged: list[str] = []
         """Uids whose data was removed."""
         self._unpurged: dict[str, _Hosted] = {}
@@ -743,8 +748,15 @@ class _Servicer(RuntimeEnvironmentServicer):
         self, request: pb.WatchInstancesRequest, context: Any
     ) -> AsyncIterator[pb.WatchInstancesResponse]:
         self._node.calls.append(("WatchInstances", request))
-        async for message in self._node.watch(request):
-            yield message
+        self._node.streams += 1
+        self._node.unheard.clear()
+        try:
+            async for message in self._node.watch(request):
+                yield message
+        finally:
+            self._node.streams -= 1
+            if not self._node.streams:
+                self._node.unheard.set()
 
     async def TailLogs(  # noqa: N802
         self, request: pb.TailLogsRequest, context: Any
