@@ -89,6 +89,8 @@ class FakeNode:
     node: str = "environments/default/nodes/fake-1"
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
     max_instances: int = 10_000
+    memory_bytes: int = 0
+    """What it has for its apps, as it tells."""
     base_domain: str = "localhost"
     http_address: str = "127.0.0.1:1"
     incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -109,6 +111,8 @@ class FakeNode:
         self.draining = False
         self.refuse: SupervisorError | None = None
         """While set, every unary call is answered with it, and each of a batch."""
+        self.used_memory_bytes = 0
+        """What its heartbeats tell."""
         self.knows_batches = True
         """False of a node of an older version."""
         self.lists = asyncio.Event()
@@ -210,6 +214,7 @@ class FakeNode:
                 base_domain=self.base_domain,
                 incarnation=self.incarnation,
                 max_instances=self.max_instances,
+                memory_bytes=self.memory_bytes,
                 uid=self.disk.uid,
             ),
         )
@@ -424,6 +429,7 @@ class FakeNode:
             if self._time() >= next_beat:
                 beat = self._message(kind.HEARTBEAT, position)
                 beat.monotonic_time.CopyFrom(duration(self._time()))
+                beat.memory_bytes = self.used_memory_bytes
                 for name, hosted in self._hosted.items():
                     if hosted.status.HasField("figures"):
                         beat.figures[name].CopyFrom(hosted.status.figures)
