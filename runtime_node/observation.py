@@ -36,7 +36,7 @@ class Observation:
         streams: Callable[[], int],
         forwarded: Callable[[], ForwardFigures],
     ) -> None:
-        """`memory` returns the node's bytes, `streams` its open watch streams, `forwarded` what it forwards."""
+        """`memory` returns the node's bytes, `streams` its open watch streams, `forwarded` what was."""
         self._table = table
         self.logs = AppLogs(
             settings.data_dir / "logs",
