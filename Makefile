@@ -5,6 +5,7 @@ PY := $(VENV)/bin/python
 ARGS ?=
 APP_DIR ?=
 NODES ?=
+POSTGRES ?=
 # A file stays in one process, for its tests share servers. More processes than cores, for they wait half of
 # the time; in the order of the folders, which ends with the unit tests: many small files leave no core idle.
 SHARED_OUT := -n 4 --dist loadfile --no-loadscope-reorder
@@ -20,8 +21,8 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo '  ARGS="..." is handed on to what the target runs; PYTHON=... chooses the Python of .venv when it is made: make clean first.'
 
-up: $(VENV)/.ready-demo ## Run the control plane, a node and two demo apps on this machine; APP_DIR=path adds your code, NODES=3 runs three nodes
-	@$(PY) -m compose.local $(if $(APP_DIR),--app-dir '$(APP_DIR)') $(if $(NODES),--nodes '$(NODES)') $(ARGS)
+up: $(VENV)/.ready-$(if $(POSTGRES),postgres,demo) ## Run the control plane, a node and two demo apps on this machine; APP_DIR=path adds your code, NODES=3 runs three nodes, POSTGRES=1 a PostgreSQL
+	@$(PY) -m compose.local $(if $(APP_DIR),--app-dir '$(APP_DIR)') $(if $(NODES),--nodes '$(NODES)') $(if $(POSTGRES),--postgres) $(ARGS)
 
 test: $(VENV)/.ready-dev ## Run the tests that take a few minutes in all
 	@$(PY) -m pytest -m "not slow" $(SHARED_OUT) $(ARGS)
@@ -60,6 +61,9 @@ clean: ## Remove .venv, caches and build products; data/ stays
 
 $(VENV)/.ready-demo: pyproject.toml constraints.txt
 	$(SETUP) demo
+
+$(VENV)/.ready-postgres: pyproject.toml constraints.txt
+	$(SETUP) postgres
 
 $(VENV)/.ready-dev: pyproject.toml constraints.txt
 	$(SETUP) dev

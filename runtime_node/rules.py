@@ -24,6 +24,9 @@ from services.spec.scalars import normalize_domain, seconds
 
 MINUTE = 60.0
 
+MAX_BATCH = 100
+"""Requests of one batch; their answers stay below the 4 MiB that a client takes."""
+
 _ID = r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _INSTANCE_ID = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _APP_NAME = re.compile(rf"apps/({_ID})")
@@ -81,6 +84,11 @@ def check_restart(name: str, epoch: int, request_id: str) -> None:
     if len(request_id) > 128:
         found.append(Violation("request_id", "must have at most 128 characters"))
     _raise(found)
+
+
+def check_batch(size: int) -> None:
+    """Raise INVALID_FIELD unless a batch has as many requests as one may have."""
+    _raise([*_count("requests", size, 1, MAX_BATCH, f"1 to {MAX_BATCH} requests")])
 
 
 def check_renewal(request: RenewLeaseRequest, now: float) -> None:

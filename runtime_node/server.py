@@ -52,11 +52,11 @@ from runtime_node.lease import Lease, steady_seconds
 from runtime_node.loader import Loader
 from runtime_node.metrics import NodeMetrics
 from runtime_node.name_ownership import NameOwnership
-from runtime_node.observation import Observation
 from runtime_node.process_end import end_within
 from runtime_node.registration import Registration
 from runtime_node.servicer import RuntimeServicer
 from runtime_node.settings import Address, NodeSettings
+from runtime_node.telemetry import Telemetry
 from runtime_node.tiers.choice import Runners, Tier
 from runtime_node.tiers.lag import LoopLag
 from runtime_node.tiers.process.runner import ProcessRunner
@@ -106,7 +106,7 @@ class Node:
         self.housekeeping: Housekeeping
         self.feed: InstanceFeed
         self.forwards: Forwards
-        self.observation: Observation
+        self.telemetry: Telemetry
         self.metrics: Address | None = None
         self.front: HttpFront
         self._zygote = zygote
@@ -123,13 +123,13 @@ class Node:
             # 2. The logs of apps: from here on what they print and log is theirs.
             table = InstanceTable(self.settings.max_instances)
             self.feed = InstanceFeed(self.settings.node_name, self.incarnation, steady_seconds)
-            self.observation = Observation(
+            self.telemetry = Telemetry(
                 self.settings, table, memory=self.memory, streams=lambda: self.feed.streams,
                 forwarded=self._forwarded,
             )  # fmt: skip
-            await asyncio.to_thread(self.observation.logs.finish_purges)
-            self.observation.logs.start()
-            stack.push_async_callback(_quietly, "logs", self.observation.logs.close)
+            await asyncio.to_thread(self.telemetry.logs.finish_purges)
+            self.telemetry.logs.start()
+            stack.push_async_callback(_quietly, "logs", self.telemetry.logs.close)
             # 3. The front: the listener's loop, which SHARED apps run on too, and who watches it.
             self.router = router = Router(
                 self.settings.base_domain,
@@ -142,8 +142,8 @@ class Node:
             # 5. The API, ended only after its streams have told how every instance ended.
             await self._start_api(stack)
             # 6. Those who hear of it: metrics, and the control plane.
-            if self.settings.metrics_listen is not None and self.observation.metrics is not None:
-                self._serve_metrics(stack, self.settings.metrics_listen, self.observation.metrics)
+            if self.settings.metrics_listen is not None and self.telemetry.metrics is not None:
+                self._serve_metrics(stack, self.settings.metrics_listen, self.telemetry.metrics)
             if self.settings.control_plane:
                 ownership = NameOwnership(
                     self.settings.node_name, self.host, router, self.settings.shutdown_timeout
@@ -185,18 +185,18 @@ class Node:
     def _start_core(
         self, stack: AsyncExitStack, table: InstanceTable, databases: Databases, watchdog: Watchdog
     ) -> None:
-        settings, observed = self.settings, self.observation
+        settings, telemetry = self.settings, self.telemetry
         self.instances = table
         loader = Loader(settings.app_dirs)
         stack.callback(loader.close)
         code = CodeOnDisk(loader.code_of, table)
         stack.callback(code.close)
-        purges = Purges(databases, observed.logs.purge)
+        purges = Purges(databases, telemetry.logs.purge)
         carrier = Carrier(self.front.loop, settings.node_name)
         stack.push_async_callback(_quietly, "forwarding", partial(_on, self.front.loop, carrier.close))
         self.forwards = Forwards(carrier)
         self.routes = Routes(self.router, self.forwards)
-        registry = InstanceRegistry(table, self.feed, self.routes, purges, observed)
+        registry = InstanceRegistry(table, self.feed, self.routes, purges, telemetry)
         transitions = Transitions(registry.changed, registry.serving)
         leaks = LeakReports(table, transitions)
         traffic = Traffic()
@@ -220,10 +220,10 @@ class Node:
         )  # fmt: skip
         self.host = InstanceHost(
             table=table, registry=registry, lifecycle=self.lifecycle, purges=purges, feed=self.feed,
-            code=code, on_fault=observed.fault,
+            code=code, on_fault=telemetry.fault,
             lease=self.lease,
         )  # fmt: skip
-        self.directories = DataDirectories(databases, table, purges, observed.logs.purge)
+        self.directories = DataDirectories(databases, table, purges, telemetry.logs.purge)
         self.housekeeping = Housekeeping(
             table.running, self.lifecycle, FigureSweep(self.feed.measured), traffic,
             memory=self.memory, memory_budget=settings.memory_budget_bytes,
@@ -238,10 +238,10 @@ class Node:
             "appsupervisor.runtime.v1.RuntimeEnvironment",
             add_RuntimeEnvironmentServicer_to_server,
             RuntimeServicer(
-                self.host, self.directories, self.feed, self.observation.tails, self.status, keeper
+                self.host, self.directories, self.feed, self.telemetry.tails, self.status, keeper
             ),
         )
-        server = RpcServer([service], self.observation.health)
+        server = RpcServer([service], self.telemetry.health)
         listen = self.settings.listen
         self.listen = Address(listen.host, await server.start(str(listen)))
         stack.push_async_callback(_quietly, "api", lambda: server.stop(RPC_GRACE))
@@ -261,7 +261,7 @@ class Node:
         if left:
             log.error("instances did not end in time", extra={"action": "node.cut_off", "instances": left})
         self.feed.close()
-        self.observation.close_streams()
+        self.telemetry.close_streams()
 
     def _runners(
         self,
@@ -281,7 +281,7 @@ class Node:
         thread = ThreadRunner(loader, front.loop, released, watchdog)
         runners[thread.tier] = thread
         if self._zygote is not None:
-            process = ProcessRunner(self._zygote, self.observation.logs.output)
+            process = ProcessRunner(self._zygote, self.telemetry.logs.output)
             runners[process.tier] = process
         return runners
 
@@ -340,6 +340,7 @@ class Node:
                 http_address=self._advertised(self.http),
                 base_domain=settings.base_domain,
                 labels=settings.labels,
+                zone=settings.zone,
                 version=__version__,
                 max_instances=settings.max_instances,
                 memory_bytes=settings.memory_budget_bytes or 0,

@@ -7,12 +7,13 @@ from typing import Any
 
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentServicer
+from runtime_node.batches import at_once, one_by_one
 from runtime_node.instances.data_directories import DataDirectories
 from runtime_node.instances.feed import InstanceFeed, lease_message
 from runtime_node.instances.host import InstanceHost
 from runtime_node.instances.lease_keeper import LeaseKeeper
 from runtime_node.logs.tail import Tails
-from runtime_node.rules import check_heartbeat
+from runtime_node.rules import check_batch, check_heartbeat
 from services.spec.scalars import seconds
 
 DEFAULT_HEARTBEAT = 1.0
@@ -49,13 +50,27 @@ class RuntimeServicer(RuntimeEnvironmentServicer):
 
     async def StartInstance(self, request: pb.StartInstanceRequest, context: Any) -> pb.StartInstanceResponse:
         """Accept an instance."""
-        self._lease.heed(request.term, request.incarnation)
-        return pb.StartInstanceResponse(instance=self._host.start(request.spec, start_now=request.start_now))
+        return pb.StartInstanceResponse(instance=await self._start(request))
 
     async def StopInstance(self, request: pb.StopInstanceRequest, context: Any) -> pb.StopInstanceResponse:
         """Begin to stop an instance."""
-        self._lease.heed(request.term)
-        return pb.StopInstanceResponse(instance=await self._host.stop(request))
+        return pb.StopInstanceResponse(instance=await self._stop(request))
+
+    async def BatchStartInstances(
+        self, request: pb.BatchStartInstancesRequest, context: Any
+    ) -> pb.BatchStartInstancesResponse:
+        """Accept instances, each whatever comes of the others."""
+        check_batch(len(request.requests))
+        results = await one_by_one(request.requests, self._start, context)
+        return pb.BatchStartInstancesResponse(results=results)
+
+    async def BatchStopInstances(
+        self, request: pb.BatchStopInstancesRequest, context: Any
+    ) -> pb.BatchStopInstancesResponse:
+        """Begin to stop instances, each whatever comes of the others."""
+        check_batch(len(request.requests))
+        results = await at_once(request.requests, self._stop, context)
+        return pb.BatchStopInstancesResponse(results=results)
 
     async def RestartInstance(
         self, request: pb.RestartInstanceRequest, context: Any
@@ -83,7 +98,7 @@ class RuntimeServicer(RuntimeEnvironmentServicer):
         if request.HasField("heartbeat_interval"):
             check_heartbeat(request.heartbeat_interval)
             heartbeat = seconds(request.heartbeat_interval)
-        async for message in self._feed.watch(request.resume_token, heartbeat):
+        async for message in self._feed.watch(request.resume_token, heartbeat, batched=request.batched):
             yield message
 
     async def TailLogs(self, request: pb.TailLogsRequest, context: Any) -> AsyncIterator[pb.TailLogsResponse]:
@@ -104,3 +119,11 @@ class RuntimeServicer(RuntimeEnvironmentServicer):
         """Hand a data directory over to another app."""
         self._lease.heed(request.term)
         return await self._directories.claim(request)
+
+    async def _start(self, request: pb.StartInstanceRequest) -> pb.Instance:
+        self._lease.heed(request.term, request.incarnation)
+        return self._host.start(request.spec, start_now=request.start_now)
+
+    async def _stop(self, request: pb.StopInstanceRequest) -> pb.Instance | None:
+        self._lease.heed(request.term)
+        return await self._host.stop(request)

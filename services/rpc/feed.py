@@ -117,6 +117,11 @@ class ChangeFeed(Generic[V]):
             self._revision = max(self._revision, revision)
         self._wake_all()
 
+    def advance(self, revision: int) -> None:
+        """Complete the feed up to `revision` without a change; nobody is woken: there is nothing to read."""
+        with self._lock:
+            self._revision = max(self._revision, revision)
+
     def close(self) -> None:
         """End every watch, with SupervisorError SHUTTING_DOWN, so that a shutdown need not wait for them."""
         self._closed = True
@@ -190,9 +195,9 @@ class ChangeFeed(Generic[V]):
             after_key, limit = page[-1].key, PAGE
 
     async def wait(self, revision: int, timeout: float) -> bool:
-        """Wait until the feed has passed `revision`; return whether it has within `timeout` seconds.
+        """Wait until something is published after `revision`; return whether the feed has passed it.
 
-        Safe to cancel.
+        Within `timeout` seconds; a revision that was only advanced to ends no wait. Safe to cancel.
         """
         loop = asyncio.get_running_loop()
         with self._lock:

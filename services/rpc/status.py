@@ -112,9 +112,12 @@ def info_of(error: grpc.RpcError) -> tuple[str, dict[str, str]]:
     read_trailers = getattr(error, "trailing_metadata", None)
     trailers = dict(read_trailers() or ()) if read_trailers else {}
     packed = trailers.get(DETAILS_KEY)
-    if packed is None:
-        return "", {}
-    for detail in Status.FromString(packed).details:
+    return info_in(Status.FromString(packed)) if packed is not None else ("", {})
+
+
+def info_in(status: Status) -> tuple[str, dict[str, str]]:
+    """Return the ErrorInfo reason and metadata of a status, or empty ones."""
+    for detail in status.details:
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info) and info.domain == DOMAIN:
             return info.reason, dict(info.metadata)

@@ -80,9 +80,14 @@ def runtime_violations(prefix: str, spec: RuntimeSpec) -> list[Violation]:
     found += enum_violations(
         f"{prefix}.availability", spec.availability, InstanceSpec.Availability.DESCRIPTOR
     )
-    found += _limits_violations(f"{prefix}.limits", spec.limits)
-    found += _health_check_violations(f"{prefix}.health_check", spec.health_check)
-    return found + _restart_policy_violations(f"{prefix}.restart_policy", spec.restart_policy)
+    # Nothing is wrong with what is not set, as most is.
+    if spec.limits.ByteSize():
+        found += _limits_violations(f"{prefix}.limits", spec.limits)
+    if spec.health_check.ByteSize():
+        found += _health_check_violations(f"{prefix}.health_check", spec.health_check)
+    if spec.restart_policy.ByteSize():
+        found += _restart_policy_violations(f"{prefix}.restart_policy", spec.restart_policy)
+    return found
 
 
 def _entrypoint_violations(field: str, entrypoint: str) -> list[Violation]:

@@ -76,15 +76,19 @@ def label_violations(field: str, labels: Mapping[str, str]) -> list[Violation]:
                     "that begin and end with a letter or digit",
                 )
             )
-        if value and not _LABEL_NAME.fullmatch(value):
-            found.append(
-                Violation(
-                    quoted_key(field, key),
-                    f"value must be empty, or at most {MAX_LABEL_VALUE} letters, digits, '-', '_' and '.', "
-                    "that begin and end with a letter or digit",
-                )
-            )
+        found += label_value_violations(quoted_key(field, key), value, "value must")
     return found
+
+
+def label_value_violations(field: str, value: str, subject: str = "must") -> list[Violation]:
+    """Check one value of a label, or what goes by the same rule."""
+    if not value or _LABEL_NAME.fullmatch(value):
+        return []
+    rule = (
+        f"{subject} be empty, or at most {MAX_LABEL_VALUE} letters, digits, '-', '_' and '.', "
+        "that begin and end with a letter or digit"
+    )
+    return [Violation(field, rule)]
 
 
 def normalize_domain(domain: str) -> str:

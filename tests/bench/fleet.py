@@ -18,12 +18,15 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import psutil
 from google.longrunning import operations_pb2
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.fleet.v1 import fleet_pb2
+from services.control_plane.placement.choice import Candidates, Load, Neighbours, Wish, choose
+from services.rpc import server as rpc_server
 from tests.bench.results import Row, at_most, row, table
 from tests.e2e.stack import Process, Stack, eventually
 from tests.fakes.runtime_node import FakeNode
@@ -51,9 +54,13 @@ async def simulate(nodes: int, control_plane: str) -> None:
                 )
             await asyncio.sleep(pause)
 
-    async with asyncio.TaskGroup() as group:
-        for number in range(nodes):
-            group.create_task(live(number))
+    async def look_at_nothing(guard: object) -> None:
+        """Stand in for who looks at all servers of its process: here are a thousand, of a node is one."""
+
+    with mock.patch.object(rpc_server.FloodGuard, "run", look_at_nothing):
+        async with asyncio.TaskGroup() as group:
+            for number in range(nodes):
+                group.create_task(live(number))
 
 
 class Fleet:
@@ -168,6 +175,28 @@ def cost_of_changes(one: Fleet, count: int) -> tuple[float, float]:
     return statistics.median(took), max(0.0, one.cpu() - before - idle * lasted) / count
 
 
+def decision(nodes: int) -> list[float]:
+    """Return the CPU seconds of some decisions where an app goes among so many nodes, as in a pass."""
+    environment = "environments/default"
+    records = [
+        fleet_pb2.Node(name=f"{environment}/nodes/node-{number:04d}", zone=f"zone-{number % 3}")
+        for number in range(nodes)
+    ]
+    names = [node.name for node in records]
+    loads: dict[str, Load] = dict.fromkeys(names, (100, 0))
+    candidates, wish, found = Candidates(), Wish(environment), []
+    for number in range(50):
+        name = names[number % nodes]
+        loads[name] = (loads[name][0] + 1, 0)
+        before = time.process_time()
+        seen = candidates.of(
+            ((it, node, True) for it, node in zip(names, records, strict=True)), loads, Neighbours(), {}
+        )
+        assert choose(wish, seen).node
+        found.append(time.process_time() - before)
+    return found[5:]
+
+
 def measure(quick: bool) -> list[Row]:
     """Return what a fleet costs at rest, in a change, and when the control plane comes back."""
     nodes, apps = (100, 2_000) if quick else (1_000, 100_000)
@@ -196,6 +225,12 @@ def measure(quick: bool) -> list[Row]:
             untouched = many.running()
     size = f"{nodes:,} nodes, {apps:,} apps"
     rows = [
+        row(
+            "one decision among 1,000 nodes: CPU",
+            [1e3 * it for it in decision(1_000)],
+            "ms",
+            target=at_most(1, "fleet"),
+        ),
         row(f"{size}: all nodes registered and ready", joined, "s"),
         row("… every app created, placed and running", apps / placed, "/s"),
         row("… CPU of the control plane for one of them", 1e3 * spent / apps, "ms"),

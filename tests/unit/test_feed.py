@@ -105,3 +105,15 @@ async def test_a_reader_that_passes_over_everything_leaves_the_loop_to_others(po
             break
     task.cancel()
     assert turns >= 9
+
+
+async def test_a_revision_without_a_change_wakes_nobody_and_moves_who_reads_on() -> None:
+    feed: ChangeFeed[int] = ChangeFeed()
+    waiter = asyncio.create_task(feed.wait(0, WITHIN))
+    await asyncio.sleep(0)
+    feed.advance(7)
+    await asyncio.sleep(0)
+    assert (feed.revision, waiter.done()) == (7, False)
+    assert await take(feed.watch(0, 0.01), 2) == [Mark(Signal.SYNCED, 0), Mark(Signal.IDLE, 7)]
+    feed.publish(8, [("a", 1)])
+    assert await waiter

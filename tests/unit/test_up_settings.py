@@ -26,7 +26,7 @@ def test_each_variable_that_a_program_reads_is_read_passed_on_or_refused() -> No
     places = [*settings.OWN, *settings.DECIDED, *settings.PASSED_ON]
     assert len(places) == len(set(places))
     assert of_control_plane | of_node <= set(places)
-    own = {"CONTROL_PLANE_PORT", "NODE_PORT", "HTTP_PORT", "NODES"}
+    own = {"CONTROL_PLANE_PORT", "NODE_PORT", "HTTP_PORT", "POSTGRES_PORT", "NODES", "POSTGRES"}
     assert set(places) - own <= of_control_plane | of_node
 
 

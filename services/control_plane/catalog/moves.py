@@ -5,48 +5,15 @@ The choice is placement's; this replica's mirror tells which nodes the leader he
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
-from appsupervisor.fleet.v1.fleet_pb2 import Node
+from services.control_plane.catalog.candidates import asked_of, candidates
 from services.control_plane.operations import operations
 from services.control_plane.operations.moves import bound_by, place_elsewhere
-from services.control_plane.placement.choice import (
-    Candidate,
-    Wish,
-    candidate_of,
-    choose,
-    obstacles,
-    wish_of,
-)
+from services.control_plane.placement.choice import choose, obstacles
 from services.control_plane.rules.names import node_name, parse_node_name
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import AppRecord, OperationRecord, Role, home_of
 from services.rpc.errors import Code, SupervisorError, invalid_field
-
-
-def candidates(
-    tx: Transaction, mirror: Mirror, environment: str, app: str, more: Mapping[str, int] | None = None
-) -> list[Candidate]:
-    """Return the nodes of an environment as placement sees them; `more` are about to be placed there."""
-    taken = mirror.exclusive_nodes(besides=app)
-    return [
-        candidate_of(
-            record.node,
-            heard=record.node.state == Node.READY,
-            apps=mirror.count_on(record.name) + (more or {}).get(record.name, 0),
-            reserved_bytes=mirror.reserved_on(record.name),
-            taken=record.name in taken,
-        )
-        for record in tx.nodes(environment)
-    ]
-
-
-def asked_of(tx: Transaction, spec: pb.App) -> Wish:
-    """Return what an app asks of a node, its environment's cordon with it."""
-    environment = tx.environment(spec.environment)
-    return wish_of(spec, environment_cordoned=environment is not None and environment.environment.cordoned)
 
 
 def parsed_destination(node: str) -> str:
@@ -86,7 +53,7 @@ def _destination(tx: Transaction, mirror: Mirror, record: AppRecord, node: str, 
     if node and not node.startswith(f"{environment}/"):
         raise invalid_field("node", f"must be a node of {environment}, the app's environment")
     wish = asked_of(tx, record.spec)
-    known = [it for it in candidates(tx, mirror, environment, record.name) if it.name != home]
+    known = [it for it in candidates(tx, mirror, record.spec) if it.name != home]
     if not node:
         choice = choose(wish, known)
         if not choice.node:

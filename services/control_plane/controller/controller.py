@@ -16,9 +16,9 @@ from typing import Any
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, RuntimeStatus
-from services.control_plane.controller.drains import Drains
 from services.control_plane.controller.following import follow
 from services.control_plane.controller.lease_watch import LeaseWatch
+from services.control_plane.controller.relocations import Relocations
 from services.control_plane.controller.work_queue import WorkQueue
 from services.control_plane.databases.app_databases import AppDatabases
 from services.control_plane.databases.health import ServerWatch
@@ -78,6 +78,7 @@ class Controller:
         self._queue: WorkQueue | None = None
         self._data = DataReconciler(self._mirror, self._links, self._store_write)
         self._data_queue: WorkQueue | None = None
+        self._databases: AppDatabases | None = None
         self._unsettled: dict[str, None] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._followers: list[asyncio.Task[None]] = []
@@ -87,7 +88,7 @@ class Controller:
         clock = asyncio.get_running_loop().time
         self._leases.begin()
         # A leader's beginning orders it among all that have led, also after the catalog was restored.
-        databases = AppDatabases(self._mirror, clock, self._store.now())
+        databases = self._databases = AppDatabases(self._mirror, clock, self._store.now())
         reconciler = AppReconciler(self._store, self._links, self._store_write, self._data, clock, databases)
         self._queue = WorkQueue(reconciler.reconcile, self._home_of)
         self._data_queue = WorkQueue(self._data.reconcile, lambda node: node)
@@ -111,7 +112,7 @@ class Controller:
             background(
                 ServerWatch(self._mirror.database_servers, self._store_write).run(), "database servers"
             ),
-            background(Drains(self._mirror, self._store_write).run(), "drains"),
+            background(Relocations(self._mirror, self._store_write).run(), "relocations"),
         ]
 
     async def close(self) -> None:
@@ -121,6 +122,9 @@ class Controller:
         for queue in queues:
             if queue is not None:
                 await queue.close()
+        databases, self._databases = self._databases, None
+        if databases is not None:
+            await databases.close()
         for task in (*self._followers, *self._tasks):
             task.cancel()
         await asyncio.gather(*self._followers, *self._tasks, return_exceptions=True)

@@ -57,7 +57,7 @@ async def connected(server: DatabaseServerRecord, database: str = "") -> AsyncIt
     except psycopg.Error as failure:
         if connection.broken:
             raise _unreachable(server, failure) from None
-        raise _failed(server, failure) from failure
+        raise failed(server, failure) from failure
     finally:
         # Not closed politely: a server that hangs would hold up whoever closes.
         await connection.close()
@@ -87,7 +87,8 @@ def _unreachable(server: DatabaseServerRecord, failure: BaseException) -> Superv
     )
 
 
-def _failed(server: DatabaseServerRecord, failure: psycopg.Error) -> SupervisorError:
+def failed(server: DatabaseServerRecord, failure: psycopg.Error) -> SupervisorError:
+    """Return the error for a statement that a server refused."""
     told = failure.diag.message_primary or type(failure).__name__
     return SupervisorError(
         "DATABASE_UNAVAILABLE", f"{server.name} refused a step: {told}.", resource=server.name,

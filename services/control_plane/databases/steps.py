@@ -7,13 +7,17 @@ login that is taken away gets in no more, and its sessions are ended before anyt
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import hmac
 import logging
-from collections.abc import Collection, Sequence
+import os
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql
-from psycopg.sql import SQL, Identifier, Literal
+from psycopg.sql import SQL, Composed, Identifier, Literal
 
 from services.control_plane.databases.connecting import Connection
 from services.rpc.errors import SupervisorError
@@ -45,6 +49,11 @@ class Claim:
     leader: int
     """Rises from leader to leader."""
 
+    @property
+    def comment(self) -> str:
+        """What the owner is marked with."""
+        return f"{self.mark}{self.leader}"
+
 
 async def refuse_catalog(connection: Connection, server: str) -> None:
     """Raise DATABASE_UNAVAILABLE if the connection's database is a catalog's own."""
@@ -56,90 +65,104 @@ async def refuse_catalog(connection: Connection, server: str) -> None:
         raise SupervisorError("DATABASE_UNAVAILABLE", text, resource=server)
 
 
+async def lock(connection: Connection, owners: Collection[str]) -> None:
+    """Lock the names of apps until the transaction ends."""
+    # In one order: two that hold what the other wants would wait for ever.
+    query = "SELECT pg_advisory_xact_lock(hashtextextended(owner, 0)) FROM unnest(%s::text[]) AS owner"
+    await connection.execute(query, (sorted(owners),))
+
+
 async def claim(connection: Connection, owner: str, claimed: Claim, *, make: bool = True) -> bool:
     """Lock an app's names until the transaction ends, and tell whether it has an owner on the server.
 
-    `make` makes the owner. Raises DATABASE_UNAVAILABLE if it is somebody else's, LEADERSHIP_LOST if a later
-    leader was here: what the catalog of this one says of the app is old.
+    `make` makes the owner. Raises as `is_older`.
     """
-    await connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (owner,))
+    await lock(connection, [owner])
     query = "SELECT shobj_description(oid, 'pg_authid') FROM pg_roles WHERE rolname = %s"
     found = await _one(connection, query, owner)
     if found is None and not make:
         return False
-    if found is None:
-        await connection.execute(SQL("CREATE ROLE {} NOLOGIN").format(Identifier(owner)))
-        leader = 0
-    else:
-        told = str(found[0] or "")
-        number = told.removeprefix(claimed.mark)
-        if not told.startswith(claimed.mark) or not number.isdecimal():
-            raise _foreign(owner)
-        leader = int(number)
-    if leader > claimed.leader:
-        text = "A later leader works on the app's database; this one's view of it is old."
-        raise SupervisorError("LEADERSHIP_LOST", text)
-    if leader < claimed.leader:
-        comment = Literal(f"{claimed.mark}{claimed.leader}")
+    if is_older(owner, str(found[0] or "") if found is not None else None, claimed):
+        if found is None:
+            await connection.execute(SQL("CREATE ROLE {} NOLOGIN").format(Identifier(owner)))
+        comment = Literal(claimed.comment)
         await connection.execute(SQL("COMMENT ON ROLE {} IS {}").format(Identifier(owner), comment))
     return True
 
 
-async def make_schema(connection: Connection, owner: str, *, must_exist: bool) -> None:
-    """Make the schema of an app, unless it is there.
+def is_older(owner: str, comment: str | None, claimed: Claim) -> bool:
+    """Tell whether an app's owner, None if there is none, is not marked with this leader yet.
 
-    Raises DATA_MISSING if it `must_exist` and does not, DATABASE_UNAVAILABLE if it is somebody else's.
+    Raises DATABASE_UNAVAILABLE if it is somebody else's, LEADERSHIP_LOST if a later leader was here: what the
+    catalog of this one says of the app is old.
     """
-    query = "SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = %s"
-    found = await _one(connection, query, owner)
-    if found is None:
-        if must_exist:
-            raise _missing(owner)
-        await connection.execute(SQL("CREATE SCHEMA {0} AUTHORIZATION {0}").format(Identifier(owner)))
-    elif found[0] != owner:
-        raise _foreign(owner)
+    if comment is None:
+        return True
+    number = comment.removeprefix(claimed.mark)
+    if not comment.startswith(claimed.mark) or not number.isdecimal():
+        raise foreign(owner)
+    if int(number) > claimed.leader:
+        text = "A later leader works on the app's database; this one's view of it is old."
+        raise SupervisorError("LEADERSHIP_LOST", text)
+    return int(number) < claimed.leader
 
 
 async def make_database(connection: Connection, owner: str, *, must_exist: bool) -> None:
     """Make the database of an app, unless it is there, for its owner alone; outside of a transaction.
 
-    Raises as `make_schema`.
+    Raises DATA_MISSING if it `must_exist` and does not, DATABASE_UNAVAILABLE if it is somebody else's.
     """
     query = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s"
     found = await _one(connection, query, owner)
     if found is None:
         if must_exist:
-            raise _missing(owner)
+            raise missing(owner)
         await connection.execute(SQL("CREATE DATABASE {0} OWNER {0}").format(Identifier(owner)))
     elif found[0] != owner:
-        raise _foreign(owner)
+        raise foreign(owner)
     await connection.execute(SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(Identifier(owner)))
 
 
-async def make_login(connection: Connection, owner: str, login: Login, *, schema: bool) -> None:
-    """Let an epoch log in as its owner; `schema`: into the schema of that name."""
-    verifier = connection.pgconn.encrypt_password(
-        login.password.encode(), login.name.encode(), b"scram-sha-256"
-    ).decode()
-    role, owns = Identifier(login.name), Identifier(owner)
+async def make_login(connection: Connection, owner: str, login: Login) -> None:
+    """Let an epoch log in as its owner."""
     if await _one(connection, "SELECT 1 FROM pg_roles WHERE rolname = %s", login.name) is None:
-        await connection.execute(SQL("CREATE ROLE {} NOLOGIN").format(role))
-    await connection.execute(
-        SQL("ALTER ROLE {} LOGIN PASSWORD {} CONNECTION LIMIT {}").format(
-            role, Literal(verifier), Literal(login.connections)
-        )
+        await connection.execute(SQL("CREATE ROLE {} NOLOGIN").format(Identifier(login.name)))
+    for command in letting_in(owner, login, schema=False):
+        await connection.execute(command)
+
+
+def letting_in(owner: str, login: Login, *, schema: bool) -> Iterator[Composed]:
+    """Yield the commands that let a role log in and be its owner; `schema`: in the schema of that name."""
+    role, owns = Identifier(login.name), Identifier(owner)
+    yield SQL("ALTER ROLE {} LOGIN PASSWORD {} CONNECTION LIMIT {}").format(
+        role, Literal(verifier_of(login)), Literal(login.connections)
     )
-    await connection.execute(SQL("GRANT {} TO {}").format(owns, role))
+    yield SQL("GRANT {} TO {}").format(owns, role)
     # What it makes is the owner's, so that the next epoch's login may change it.
-    await connection.execute(SQL("ALTER ROLE {} SET role = {}").format(role, owns))
+    yield SQL("ALTER ROLE {} SET role = {}").format(role, owns)
     if schema:
-        await connection.execute(SQL("ALTER ROLE {} SET search_path = {}").format(role, owns))
+        yield SQL("ALTER ROLE {} SET search_path = {}").format(role, owns)
+
+
+def verifier_of(login: Login) -> str:
+    """Return what a server keeps of a login's password (RFC 5803), not enough to log in.
+
+    Hashed once: the password is 256 random bits, which nobody finds by trying. Hashed 4,096 times, as usual,
+    each start takes 5 ms of the server, which looks whether it is that of an empty one, each connection more.
+    """
+    salt = os.urandom(16)
+    salted = hmac.digest(login.password.encode(), salt + b"\0\0\0\1", "sha256")
+    stored = hashlib.sha256(hmac.digest(salted, b"Client Key", "sha256")).digest()
+    server = hmac.digest(salted, b"Server Key", "sha256")
+    encoded = (base64.b64encode(part).decode() for part in (salt, stored, server))
+    return "SCRAM-SHA-256$1:{}${}:{}".format(*encoded)
 
 
 async def logins_of(connection: Connection, owner: str) -> list[str]:
     """Return the names of the roles under which epochs of an app log in, or did."""
-    query = "SELECT rolname FROM pg_roles WHERE starts_with(rolname::text, %s) ORDER BY rolname"
-    cursor = await connection.execute(query, (f"{owner}_e",))
+    # A range, for which there is an index: a server has thousands of roles.
+    query = "SELECT rolname FROM pg_roles WHERE rolname >= %s::name AND rolname < %s::name ORDER BY rolname"
+    cursor = await connection.execute(query, (f"{owner}_e", f"{owner}_f"))
     return [name for (name,) in await cursor.fetchall()]
 
 
@@ -147,29 +170,47 @@ async def shut_out(connection: Connection, owner: str, keep: Collection[str]) ->
     """Take every login of an app away but those to `keep`, and return them; their sessions are open still."""
     shut = [login for login in await logins_of(connection, owner) if login not in keep]
     for login in shut:
-        await connection.execute(SQL("ALTER ROLE {} NOLOGIN").format(Identifier(login)))
-        # One that is just being logged in gets in, and finds that it may do nothing.
-        await connection.execute(SQL("REVOKE {} FROM {}").format(Identifier(owner), Identifier(login)))
+        for command in taking_away(owner, login):
+            await connection.execute(command)
     return shut
 
 
-async def end_sessions(connection: Connection, owner: str, logins: Sequence[str]) -> None:
-    """End the sessions of logins that were taken away, and return once there is none; not in a transaction.
+def taking_away(owner: str, login: str) -> Iterator[Composed]:
+    """Yield the commands after which a role logs in no more."""
+    yield SQL("ALTER ROLE {} NOLOGIN").format(Identifier(login))
+    # One that is just being logged in gets in, and finds that it may do nothing.
+    yield SQL("REVOKE {} FROM {}").format(Identifier(owner), Identifier(login))
 
-    Raises DATABASE_UNAVAILABLE if they do not end in time.
+
+async def end_sessions(connection: Connection, shut: Mapping[str, Sequence[str]]) -> AsyncIterator[str]:
+    """End the sessions of logins that were taken away, and yield each owner once it has none; not in a
+    transaction. Those that are not yielded within FENCE_SECONDS have some still.
     """
     # By looking again, not by the function's own waiting, which takes 100 ms for each session.
-    query = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE usename = ANY(%s)"
-    quiet = 0 if logins else _QUIET_POLLS
-    try:
-        async with asyncio.timeout(FENCE_SECONDS):
-            while quiet < _QUIET_POLLS:
-                found = await _one(connection, query, list(logins))
-                quiet = quiet + 1 if found == (0,) else 0
-                await asyncio.sleep(_POLL)
-    except TimeoutError:
-        text = f"Sessions of an older epoch of {owner} have not ended within {FENCE_SECONDS:g} s."
-        raise SupervisorError("DATABASE_UNAVAILABLE", text, metadata={"owner": owner}) from None
+    query = """
+        SELECT usename::text, pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE usename = ANY(%s::name[])
+    """
+    left = dict.fromkeys((owner for owner, logins in shut.items() if logins), _QUIET_POLLS)
+    for owner in shut.keys() - left.keys():
+        yield owner
+    end = asyncio.get_running_loop().time() + FENCE_SECONDS
+    while left and asyncio.get_running_loop().time() < end:
+        cursor = await connection.execute(query, ([login for owner in left for login in shut[owner]],))
+        seen = {login for login, _ in await cursor.fetchall()}
+        for owner, looks in list(left.items()):
+            left[owner] = _QUIET_POLLS if seen.intersection(shut[owner]) else looks - 1
+            if not left[owner]:
+                del left[owner]
+                yield owner
+        if left:
+            await asyncio.sleep(_POLL)
+
+
+def not_ended(owner: str) -> SupervisorError:
+    """Return the error for sessions that were told to end, and have not."""
+    text = f"Sessions of an older epoch of {owner} have not ended within {FENCE_SECONDS:g} s."
+    return SupervisorError("DATABASE_UNAVAILABLE", text, metadata={"owner": owner})
 
 
 async def forget_logins(connection: Connection, owner: str, logins: Collection[str]) -> None:
@@ -181,6 +222,7 @@ async def forget_logins(connection: Connection, owner: str, logins: Collection[s
         role = Identifier(login)
         try:
             async with connection.transaction():
+                await lock(connection, [owner])
                 await connection.execute(SQL("REASSIGN OWNED BY {} TO {}").format(role, Identifier(owner)))
                 await connection.execute(SQL("DROP OWNED BY {}").format(role))
                 await connection.execute(SQL("DROP ROLE {}").format(role))
@@ -214,7 +256,8 @@ async def _one(connection: Connection, query: str, *parameters: object) -> tuple
     return await cursor.fetchone()
 
 
-def _missing(owner: str) -> SupervisorError:
+def missing(owner: str) -> SupervisorError:
+    """Return the error for an app whose database is to be there, and is not."""
     return SupervisorError(
         "DATA_MISSING",
         f"The app has served before, and its database {owner} is not on its server. Restore it, or start the "
@@ -223,7 +266,8 @@ def _missing(owner: str) -> SupervisorError:
     )
 
 
-def _foreign(owner: str) -> SupervisorError:
+def foreign(owner: str) -> SupervisorError:
+    """Return the error for a name that is another's."""
     return SupervisorError(
         "DATABASE_UNAVAILABLE",
         f"What is called {owner} on the server is not this app's.",

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
-from services.control_plane.catalog.changes import app_not_found
+from services.control_plane.catalog.candidates import neighbours_of
+from services.control_plane.catalog.changes import app_not_found, defaults_of
 from services.control_plane.fleet.views import environment_not_found
 from services.control_plane.operations.moves import bound_by
 from services.control_plane.placement.choice import (
     Candidate,
+    Candidates,
+    Spread,
     Wish,
-    candidate_of,
     choose,
     obstacles,
     ranked,
@@ -20,7 +23,8 @@ from services.control_plane.placement.choice import (
 )
 from services.control_plane.rules.app_defaults import normalize_app
 from services.control_plane.rules.app_rules import app_violations
-from services.control_plane.rules.names import app_name, parse_app_name
+from services.control_plane.rules.environment_defaults import with_defaults
+from services.control_plane.rules.names import DEFAULT_ENVIRONMENT, app_name, parse_app_name
 from services.control_plane.rules.sizes import check_sizes
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import Role
@@ -52,65 +56,64 @@ def explain_placement(mirror: Mirror, request: pb.ExplainPlacementRequest) -> Re
         bound = bound_by(record, placements)
         response.bound_reason = bound.reason if bound is not None else ""
     else:
-        spec = _checked(request.app_spec)
+        spec = _checked(mirror, request.app_spec)
     environment = mirror.environments.get(spec.environment)
     if environment is None:
         raise environment_not_found(spec.environment)
-    wish = wish_of(spec, environment_cordoned=environment.environment.cordoned)
-    nodes = _candidates(mirror, spec.environment, name)
+    # Of an app with many copies the next one is explained, of one with a single copy that one itself.
+    siblings = response.current_nodes if spec.replicas > 1 else ()
+    wish = wish_of(spec, environment_cordoned=environment.environment.cordoned, siblings=siblings)
+    nodes = _candidates(mirror, spec, name)
     choice = choose(wish, nodes)
     response.node, response.message = choice.node, choice.reason
     response.verdicts.extend(_verdicts(wish, nodes))
     return response
 
 
-def _checked(app: App) -> App:
-    """Return a spec in full form, checked where placement looks at it."""
+LOOKED_AT = ("environment", "node_selector", "limits", "exclusive", "labels", "anti_affinity")
+"""Fields of an app that placement looks at."""
+
+
+def _checked(mirror: Mirror, app: App) -> App:
+    """Return a spec in full form, as it would be created, checked where placement looks at it."""
     check_sizes(app, "app_spec")
-    spec = normalize_app(app)
-    looked_at = ("app_spec.environment", "app_spec.node_selector", "app_spec.limits", "app_spec.exclusive")
+    environment = mirror.environments.get(app.environment or DEFAULT_ENVIRONMENT)
+    spec = normalize_app(with_defaults(app, defaults_of(environment)))
+    looked_at = tuple(f"app_spec.{field}" for field in LOOKED_AT)
     wrong = [it for it in app_violations(spec, "app_spec") if it.field.startswith(looked_at)]
     if wrong:
         raise invalid_fields(wrong)
     return spec
 
 
-def _candidates(mirror: Mirror, environment: str, app: str) -> list[Candidate]:
-    taken = mirror.exclusive_nodes(besides=app)
-    prefix = f"{environment}/nodes/"
+def _candidates(mirror: Mirror, spec: App, app: str) -> list[Candidate]:
+    """Return the nodes as they were if the app were on none: it takes no room from itself."""
+    prefix = f"{spec.environment}/nodes/"
+    records = takewhile(lambda it: it.name.startswith(prefix), mirror.nodes.values(prefix))
+    nodes = ((it.name, it.node, it.node.state == pb.Node.READY) for it in records)
     homes = {it.node for it in mirror.placements_of(app)} if app else set()
-    return [
-        candidate_of(
-            record.node,
-            heard=record.node.state == pb.Node.READY,
-            # The app itself takes no room from itself.
-            apps=mirror.count_on(record.name) - (record.name in homes),
-            reserved_bytes=mirror.reserved_on(record.name) - _own(mirror, app, record.name in homes),
-            taken=record.name in taken,
-        )
-        for record in mirror.nodes.values(prefix)
-        if record.name.startswith(prefix)
-    ]
-
-
-def _own(mirror: Mirror, app: str, here: bool) -> int:
-    record = mirror.apps.get(app) if here else None
-    return record.spec.limits.memory_bytes if record is not None else 0
+    found = Candidates().of(nodes, mirror.loads, neighbours_of(mirror, spec, app), dict.fromkeys(homes, -1))
+    own = spec.limits.memory_bytes
+    return [it._replace(reserved_bytes=it.reserved_bytes - own) if it.name in homes else it for it in found]
 
 
 def _verdicts(wish: Wish, nodes: Sequence[Candidate]) -> list[Response.Verdict]:
     fit = ranked(wish, nodes)
     rank = {node.name: place for place, node in enumerate(fit, start=1)}
     rest = (node for node in nodes if node.name not in rank)
-    return [_verdict(wish, node, rank.get(node.name, 0)) for node in [*fit, *rest][:MOST]]
+    spread = Spread(wish, nodes)
+    return [_verdict(wish, node, rank.get(node.name, 0), spread) for node in [*fit, *rest][:MOST]]
 
 
-def _verdict(wish: Wish, node: Candidate, rank: int) -> Response.Verdict:
+def _verdict(wish: Wish, node: Candidate, rank: int, spread: Spread) -> Response.Verdict:
     return Response.Verdict(
         node=node.name,
         eligible=rank > 0,
         rank=rank,
         app_count=node.apps,
+        zone=node.zone,
+        copy_count=spread.on(node),
+        zone_copy_count=spread.in_zone(node),
         obstacles=[
             Response.Obstacle(reason=it.reason, message=it.message, remedy=it.remedy)
             for it in obstacles(wish, node)

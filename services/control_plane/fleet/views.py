@@ -60,7 +60,6 @@ def shown_node(mirror: Mirror, record: NodeRecord) -> pb.Node:
         heard=record.node.state == pb.Node.READY,
         apps=shown.app_count,
         reserved_bytes=shown.reserved_memory_bytes,
-        taken=False,
     )
     wish = Wish(record.environment, environment is not None and environment.environment.cordoned)
     shown.schedulable = fits(wish, candidate)

@@ -7,8 +7,8 @@ node's own reason when it refused.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import TypeAlias, TypeVar
 
 import grpc
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
@@ -16,10 +16,12 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 from appsupervisor.errors.v1.error_reason_pb2 import ErrorReason
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentStub
+from services.control_plane.nodes.together import Again, Outcome, Together
 from services.rpc.errors import SupervisorError
-from services.rpc.status import info_of
+from services.rpc.status import info_in, info_of
 
 T = TypeVar("T")
+BatchResponse: TypeAlias = pb.BatchStartInstancesResponse | pb.BatchStopInstancesResponse
 
 CALL_SECONDS = 3.0
 """Deadline of one try of a unary call: a node answers at once or is in trouble."""
@@ -37,6 +39,7 @@ TAIL_SILENCE = 6.0
 """Silence after which a stream of log lines counts as broken: a node says something every 2 s."""
 
 RETRYABLE = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+RETRYABLE_NUMBERS = frozenset(code.value[0] for code in RETRYABLE)
 
 OPTIONS = (
     # A node that went silent is found out within 4 s, also when no packet comes back.
@@ -57,6 +60,8 @@ class NodeClient:
         self._address = address
         self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
         self._stub = RuntimeEnvironmentStub(self._channel)
+        self._starts = Together(self._start_alone, self._start_together, self._closed)
+        self._stops = Together(self._stop_alone, self._stop_together, self._closed)
 
     async def status(self) -> pb.RuntimeStatus:
         """Return who the node is and which life of it this is; one try."""
@@ -66,14 +71,12 @@ class NodeClient:
             raise self._translate(failure) from None
 
     async def start(self, request: pb.StartInstanceRequest) -> pb.Instance:
-        """Start an instance; safe to repeat."""
-        response = await self._retry(lambda: self._stub.StartInstance(request, timeout=CALL_SECONDS))
-        return response.instance
+        """Start an instance, in one call with others that are started now; safe to repeat."""
+        return await self._starts.call(request)
 
     async def stop(self, request: pb.StopInstanceRequest) -> pb.Instance | None:
-        """Stop an instance; None when it isn't there. Safe to repeat."""
-        response = await self._retry(lambda: self._stub.StopInstance(request, timeout=CALL_SECONDS))
-        return response.instance if response.HasField("instance") else None
+        """Stop an instance, as `start`; None when it isn't there. Safe to repeat."""
+        return await self._stops.call(request)
 
     async def renew(self, request: pb.RenewLeaseRequest) -> None:
         """Renew the node's lease; one try, for the next heartbeat brings another."""
@@ -87,7 +90,7 @@ class NodeClient:
 
         Always ends with SupervisorError NODE_UNREACHABLE, or the node's own refusal.
         """
-        request = pb.WatchInstancesRequest(term=term)
+        request = pb.WatchInstancesRequest(term=term, batched=True)
         request.heartbeat_interval.FromMilliseconds(int(silence * 1000 * HEARTBEAT_SHARE))
         call = self._stub.WatchInstances(request)
         try:
@@ -156,7 +159,56 @@ class NodeClient:
 
     async def close(self) -> None:
         """Close the channel; calls under way are cancelled."""
+        await asyncio.gather(self._starts.close(), self._stops.close())
         await self._channel.close(None)
+
+    async def _start_alone(self, request: pb.StartInstanceRequest) -> pb.Instance:
+        response = await self._retry(lambda: self._stub.StartInstance(request, timeout=CALL_SECONDS))
+        return response.instance
+
+    async def _stop_alone(self, request: pb.StopInstanceRequest) -> pb.Instance | None:
+        response = await self._retry(lambda: self._stub.StopInstance(request, timeout=CALL_SECONDS))
+        return response.instance if response.HasField("instance") else None
+
+    async def _start_together(
+        self, requests: list[pb.StartInstanceRequest]
+    ) -> list[Outcome[pb.Instance]] | None:
+        batch = pb.BatchStartInstancesRequest(requests=requests)
+        results = await self._results(lambda: self._stub.BatchStartInstances(batch, timeout=CALL_SECONDS))
+        if results is None:
+            return None
+        return [self._refusal(it) or it.instance for it in results]
+
+    async def _stop_together(
+        self, requests: list[pb.StopInstanceRequest]
+    ) -> list[Outcome[pb.Instance | None]] | None:
+        batch = pb.BatchStopInstancesRequest(requests=requests)
+        results = await self._results(lambda: self._stub.BatchStopInstances(batch, timeout=CALL_SECONDS))
+        if results is None:
+            return None
+        return [self._refusal(it) or (it.instance if it.HasField("instance") else None) for it in results]
+
+    async def _results(
+        self, call: Callable[[], Awaitable[BatchResponse]]
+    ) -> Sequence[pb.InstanceResult] | None:
+        """Return what came of a batch; None of a node of a version that knows none."""
+        try:
+            return (await self._retry(call)).results
+        except SupervisorError as refusal:
+            if refusal.reason == "METHOD_NOT_FOUND":
+                return None
+            raise
+
+    def _refusal(self, result: pb.InstanceResult) -> SupervisorError | Again | None:
+        """Return why a request of a batch was refused, or that it is to be tried again on its own."""
+        if not result.HasField("status"):
+            return None
+        if result.status.code in RETRYABLE_NUMBERS:
+            return Again.ALONE
+        return self._told(*info_in(result.status), result.status.message)
+
+    def _closed(self) -> SupervisorError:
+        return self._unreachable("it is not followed any more")
 
     async def _retry(self, call: Callable[[], Awaitable[T]]) -> T:
         try:
@@ -184,10 +236,15 @@ class NodeClient:
             raise self._translate(failure) from None
 
     def _translate(self, failure: grpc.aio.AioRpcError) -> SupervisorError:
-        reason, metadata = info_of(failure)
+        if failure.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return SupervisorError("METHOD_NOT_FOUND", failure.details() or "It has no such method.")
+        return self._told(*info_of(failure), failure.details() or failure.code().name)
+
+    def _told(self, reason: str, metadata: Mapping[str, str], message: str) -> SupervisorError:
+        """Return the error for what a node has told of a refusal."""
         if reason in ErrorReason.keys() and reason not in ("NODE_DRAINING", "SHUTTING_DOWN"):  # noqa: SIM118 - an enum, not a dict
-            return SupervisorError(reason, failure.details() or reason, metadata=metadata)
-        return self._unreachable(failure.details() or failure.code().name)
+            return SupervisorError(reason, message or reason, metadata=dict(metadata))
+        return self._unreachable(message)
 
     def _unreachable(self, why: str) -> SupervisorError:
         return SupervisorError(

@@ -67,6 +67,7 @@ class NodeLink:
     ) -> None:
         """`hosts` tells which links show something of an app; the link keeps its own part of it."""
         self.node = node
+        self.name = node.name
         self.client = connect(node.address)
         self.synced = False
         """The view is complete and the stream is open."""
@@ -277,23 +278,27 @@ class NodeLink:
             return
         if message.type not in (Message.UPSERT, Message.REMOVE):
             return
-        instance = message.instance
-        app = instance.name.partition("/instances/")[0]
-        apps = self._apps if self._incoming is None else self._incoming
-        if message.type == Message.UPSERT:
-            instance.ClearField("figures")
-            known = apps.setdefault(app, {})
-            same = known.get(instance.name) == instance
-            known[instance.name] = instance
-        else:
-            same = apps.get(app, {}).pop(instance.name, None) is None
-            if not apps.get(app, True):
-                del apps[app]
-            if instance.last_error.reason == "APP_LEAKED":
-                self._listener.left_behind(app, instance)
-        if self._incoming is None and not same:
-            self._index(app)
-            self._listener.changed((app,))
+        view = self._apps if self._incoming is None else self._incoming
+        news: dict[str, None] = {}
+        for instance in message.instances or (message.instance,):
+            app = instance.name.partition("/instances/")[0]
+            if message.type == Message.UPSERT:
+                instance.ClearField("figures")
+                known = view.setdefault(app, {})
+                same = known.get(instance.name) == instance
+                known[instance.name] = instance
+            else:
+                same = view.get(app, {}).pop(instance.name, None) is None
+                if not view.get(app, True):
+                    del view[app]
+                if instance.last_error.reason == "APP_LEAKED":
+                    self._listener.left_behind(app, instance)
+            if not same:
+                news[app] = None
+        if self._incoming is None and news:
+            for app in news:
+                self._index(app)
+            self._listener.changed(news)
 
     def _give_up(self) -> None:
         if self.synced or self.given_up:

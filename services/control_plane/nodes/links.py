@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
@@ -23,6 +23,7 @@ class NodeLinks:
         self._connect = connect
         self._leases = leases
         self._links: dict[str, NodeLink] = {}
+        self._by_environment: dict[str, dict[str, NodeLink]] = {}
         self._hosts: dict[str, set[NodeLink]] = {}
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -34,7 +35,7 @@ class NodeLinks:
                 link.node = node
                 return
             self.forget(node.name)
-        self._links[node.name] = NodeLink(
+        link = NodeLink(
             node,
             listener,
             leases=self._leases,
@@ -42,11 +43,14 @@ class NodeLinks:
             connect=self._connect,
             hosts=self._hosts,
         )
+        self._links[node.name] = link
+        self._by_environment.setdefault(_environment(node.name), {})[node.name] = link
 
     def forget(self, name: str) -> None:
         """Follow a node no longer."""
         link = self._links.pop(name, None)
         if link is not None:
+            self._by_environment[_environment(name)].pop(name, None)
             link.end()
             task = asyncio.create_task(link.close())
             self._closing.add(task)
@@ -65,6 +69,10 @@ class NodeLinks:
     def all(self) -> list[NodeLink]:
         """Return the links to all nodes."""
         return list(self._links.values())
+
+    def of(self, environment: str) -> Collection[NodeLink]:
+        """Return the links to the nodes of an environment."""
+        return self._by_environment.get(environment, {}).values()
 
     def hosting(self, app: str) -> list[NodeLink]:
         """Return the links to the nodes that show something of an app, in the order of their names."""
@@ -96,3 +104,7 @@ class NodeLinks:
         link = self._links.get(name)
         if link is not None:
             link.hinder(app, refusal.reason, refusal.message)
+
+
+def _environment(node: str) -> str:
+    return node.partition("/nodes/")[0]

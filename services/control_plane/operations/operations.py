@@ -15,7 +15,13 @@ from google.protobuf.message import Message
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, BatchResponse, OperationMetadata
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
-from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata, Node
+from appsupervisor.fleet.v1.fleet_pb2 import (
+    DrainNodeMetadata,
+    Node,
+    PlannedMove,
+    RebalanceEnvironmentMetadata,
+    RebalanceEnvironmentResponse,
+)
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.operations.moves import Stage, stage_of, take_back
 from services.control_plane.operations.traces import add_trace
@@ -24,6 +30,7 @@ from services.control_plane.store.interface import Transaction
 from services.control_plane.store.random_ids import new_suffix
 from services.control_plane.store.records import (
     DRAIN,
+    REBALANCE,
     AppRecord,
     OperationRecord,
     RetainedDataRecord,
@@ -210,6 +217,10 @@ def expire(tx: Transaction, name: str) -> None:
         left = operation.metadata.left_count
         told = "; ".join(_told(it) for it in operation.metadata.app_results[:3])
         why = f"still on it: {counted(left, 'app')}; {told}"
+    if isinstance(operation.metadata, RebalanceEnvironmentMetadata):
+        ahead = (PlannedMove.PLANNED, PlannedMove.MOVING)
+        left = sum(it.state in ahead for it in operation.metadata.moves)
+        why = f"still to be made: {counted(left, 'move')}"
     end(
         tx,
         operation,
@@ -223,7 +234,11 @@ def expire(tx: Transaction, name: str) -> None:
     )
 
 
-_STANDS = {"move": "it goes on where it serves", DRAIN: "it stays cordoned"}
+_STANDS = {
+    "move": "it goes on where it serves",
+    DRAIN: "it stays cordoned",
+    REBALANCE: "what was moved stays where it is",
+}
 
 
 def _told(result: DrainNodeMetadata.AppResult) -> str:
@@ -247,7 +262,7 @@ def end(
     step: str = "done",
     app: AppRecord | None = None,
     node: Node | None = None,
-    response: RetainedData | BatchResponse | None = None,
+    response: RetainedData | BatchResponse | RebalanceEnvironmentResponse | None = None,
     traceback: str = "",
 ) -> OperationRecord:
     """End an operation, with the app, or node, or another response, or an error, and return it.
@@ -388,7 +403,9 @@ _STEPS = {
 }
 
 
-def _progress(metadata: OperationMetadata | DrainNodeMetadata, record: AppRecord) -> OperationMetadata:
+def _progress(
+    metadata: OperationMetadata | DrainNodeMetadata | RebalanceEnvironmentMetadata, record: AppRecord
+) -> OperationMetadata:
     assert isinstance(metadata, OperationMetadata)
     current = copied(metadata)
     current.step, current.progress_percent = _STEPS.get(record.status.state, ("accepted", 0))

@@ -14,7 +14,7 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane.placement.choice import choose, wish_of
 from services.control_plane.placement.failover import lost_placements
-from services.control_plane.placement.snapshot import Snapshot, is_ready
+from services.control_plane.placement.snapshot import Snapshot, has_ended, is_ready
 from services.control_plane.rules.app_defaults import RUNTIME_FIELDS, clear_fields
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role, Version
 
@@ -190,6 +190,7 @@ class _Swap:
 
     def _go_on(self) -> str:
         """Bring the wanted version in, unless it is there or was given up; return why it can't be."""
+        self._keep_what_serves()
         target, current = self._target, self._current
         if current is not None and current.version == target:
             self._end(Role.INCOMING, "The version before it is wanted again.")
@@ -207,6 +208,19 @@ class _Swap:
         self._failed = None
         return self._bring_in(target, current)
 
+    def _keep_what_serves(self) -> None:
+        """Take for the version before what was replaced as it started, and was ready all the same.
+
+        Its stop may have been lost, or its node silent. Else nothing would end it if what replaces it fails.
+        """
+        if self._current is not None:
+            return
+        outgoing = (it for it in self._placements.values() if it.role is Role.OUTGOING)
+        ready = [it for it in outgoing if is_ready(self._instance(it))]
+        if ready:
+            newest = max(ready, key=lambda it: (it.epoch, it.generation))
+            self._give(newest, Role.CURRENT, "It was ready before what was to replace it.")
+
     def _is_moved(self, incoming: PlacementRecord, current: PlacementRecord | None) -> bool:
         """Tell whether what comes in is what serves, on its way to another node, and the target given up."""
         if current is None or self._failed != self._target:
@@ -214,12 +228,11 @@ class _Swap:
         return incoming.generation == current.generation and incoming.node != current.node
 
     def _give_up(self, incoming: PlacementRecord, current: PlacementRecord | None) -> None:
-        """Go back to the version before if what comes in has failed, and there is something to go back to.
+        """Go back to the version before if what comes in has ended, and there is something to go back to.
 
         A version before that doesn't run any more is one only if it is of other code, or on another node.
         """
-        instance = self._instance(incoming)
-        if current is None or instance is None or instance.state != Instance.FAILED:
+        if current is None or not has_ended(self._instance(incoming)):
             return
         other = current.generation != incoming.generation or current.node != incoming.node
         if is_ready(self._instance(current)) or other:
@@ -293,4 +306,7 @@ def _has_data(before: PlacementRecord | None, node: str) -> bool:
 
 
 def _of(placements: Iterable[PlacementRecord], role: Role) -> PlacementRecord | None:
-    return next((placement for placement in placements if placement.role is role), None)
+    for placement in placements:
+        if placement.role is role:
+            return placement
+    return None

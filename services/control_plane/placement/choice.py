@@ -1,13 +1,14 @@
 """Picks the node with the fewest apps among those that can take one; says of each other one why it can't.
 
-The rules are `obstacles`, for placing and for explaining alike. Pure; ties go by name, so that the same
-state gives the same answer.
+Copies of one app are spread first: over zones, then over nodes. The rules are `obstacles`, for placing and
+for explaining alike. Pure; ties go by name, so that the same state gives the same answer.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -39,6 +40,29 @@ class Candidate(NamedTuple):
     """Sum of the memory limits of the apps on it."""
     taken: bool = False
     """An app is on it that is to be alone."""
+    zone: str = ""
+    """What fails together; nodes without one are in one zone of their own."""
+    avoided: str = ""
+    """A label of an app on it, with which the app is to share no node."""
+    averse: str = ""
+    """A label of the app, with which an app on it is to share no node."""
+
+
+class Neighbours(NamedTuple):
+    """What other apps mean to one app, by node."""
+
+    taken: AbstractSet[str] = frozenset()
+    """Nodes with an app that is to be alone."""
+    avoided: Mapping[str, str] = {}
+    """Nodes with an app that has a label which the app is to be apart from, with that label."""
+    averse: Mapping[str, str] = {}
+    """Nodes with an app that is to be apart from a label of the app, with that label."""
+
+
+Load = tuple[int, int]
+"""What is on a node: apps, and the sum of their memory limits in bytes."""
+
+NO_LOAD: Load = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +74,10 @@ class Wish:
     selector: Mapping[str, str] = field(default_factory=dict)
     memory_bytes: int = 0
     exclusive: bool = False
+    siblings: tuple[str, ...] = ()
+    """The nodes that other copies of the app are on, each as often as there are copies on it."""
+    apart: bool = False
+    """Whether its copies are to share no node either."""
 
 
 class Obstacle(NamedTuple):
@@ -72,32 +100,38 @@ class Candidates:
     """Makes candidates, and gives the same ones again for nodes that look as they did, which most do."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[Node, Candidate]] = {}
+        self._known: dict[str, tuple[Node, bool, Load, Candidate]] = {}
 
-    def of(self, node: Node, heard: bool, apps: int, reserved_bytes: int, taken: bool) -> Candidate:
-        """Return a node as placement sees it."""
-        name = node.name
-        known, candidate = self._known.get(name, _NOTHING)
-        if (
-            known is node
-            and candidate.apps == apps
-            and candidate.heard is heard
-            and candidate.reserved_bytes == reserved_bytes
-            and candidate.taken is taken
-        ):
-            return candidate
-        if len(self._known) >= KEPT:
-            self._known.clear()  # nodes come and go
-        candidate = candidate_of(node, heard=heard, apps=apps, reserved_bytes=reserved_bytes, taken=taken)
-        self._known[name] = node, candidate
-        return candidate
+    def of(
+        self,
+        nodes: Iterable[tuple[str, Node, bool]],
+        loads: Mapping[str, Load],
+        neighbours: Neighbours,
+        more: Mapping[str, int],
+    ) -> list[Candidate]:
+        """Return nodes, given by name and with whether they are heard, as placement sees them for one app.
+
+        A load is another object once it is another; `more` apps are about to be placed there.
+        """
+        known, found = self._known, []
+        if len(known) > KEPT:
+            known.clear()  # nodes come and go
+        special = {*more, *neighbours.taken, *neighbours.avoided, *neighbours.averse}
+        for name, node, heard in nodes:
+            load = loads.get(name, NO_LOAD)
+            entry = known.get(name)
+            if entry is None or entry[0] is not node or entry[2] is not load or entry[1] is not heard:
+                made = candidate_of(node, heard=heard, apps=load[0], reserved_bytes=load[1])
+                entry = known[name] = node, heard, load, made
+            if name in special:
+                found.append(beside(entry[3], neighbours, more.get(name, 0)))
+            else:
+                found.append(entry[3])
+        return found
 
 
-_NOTHING: tuple[Node | None, Candidate] = (None, Candidate("", False, 0))
-
-
-def candidate_of(node: Node, *, heard: bool, apps: int, reserved_bytes: int, taken: bool) -> Candidate:
-    """Return a node as placement sees it."""
+def candidate_of(node: Node, *, heard: bool, apps: int, reserved_bytes: int) -> Candidate:
+    """Return a node as placement sees it, whoever its other apps are."""
     return Candidate(
         node.name,
         heard,
@@ -107,18 +141,31 @@ def candidate_of(node: Node, *, heard: bool, apps: int, reserved_bytes: int, tak
         dict(node.labels),
         node.memory_bytes,
         reserved_bytes,
-        taken,
+        zone=node.zone,
     )
 
 
-def wish_of(spec: App, *, environment_cordoned: bool) -> Wish:
-    """Return what an app's spec asks of a node."""
+def beside(node: Candidate, neighbours: Neighbours, more: int = 0) -> Candidate:
+    """Return a node as one app sees it, with its neighbours; `more` apps are about to be placed there."""
+    name = node.name
+    return node._replace(
+        apps=node.apps + more,
+        taken=name in neighbours.taken,
+        avoided=neighbours.avoided.get(name, ""),
+        averse=neighbours.averse.get(name, ""),
+    )
+
+
+def wish_of(spec: App, *, environment_cordoned: bool, siblings: Iterable[str] = ()) -> Wish:
+    """Return what an app's spec asks of a node; `siblings` are the nodes that its other copies are on."""
     return Wish(
         spec.environment,
         environment_cordoned,
         dict(spec.node_selector),
         spec.limits.memory_bytes,
         spec.exclusive,
+        tuple(siblings),
+        any(spec.labels.get(key) == value for key, value in spec.anti_affinity.items()),
     )
 
 
@@ -150,6 +197,12 @@ def _reasons(wish: Wish, node: Candidate) -> Iterator[str]:
         yield "TAKEN_EXCLUSIVELY"
     if wish.exclusive and node.apps:
         yield "NOT_EMPTY"
+    if node.avoided:
+        yield "APP_AVOIDED"
+    if node.averse:
+        yield "AVOIDED_BY_APP"
+    if wish.apart and node.name in wish.siblings:
+        yield "COPY_THERE"
 
 
 def _differing(wish: Wish, node: Candidate) -> list[str]:
@@ -193,28 +246,91 @@ _TEXTS: dict[str, Callable[[Wish, Candidate], Obstacle]] = {
         f"The app is to be alone, and the node has {counted(node.apps, 'app')}.",
         "Move them off it, or add a node.",
     ),
+    "APP_AVOIDED": lambda _wish, node: Obstacle(
+        "APP_AVOIDED",
+        f"An app with the label {node.avoided} is on it, which the app's anti_affinity names.",
+        "Move that app, or change the app's anti_affinity.",
+    ),
+    "AVOIDED_BY_APP": lambda _wish, node: Obstacle(
+        "AVOIDED_BY_APP",
+        f"An app is on it whose anti_affinity names {node.averse}, a label of the app.",
+        "Move that app, or change its anti_affinity or the app's labels.",
+    ),
+    "COPY_THERE": lambda _wish, _node: Obstacle(
+        "COPY_THERE",
+        "Another copy of the app is on it, and its anti_affinity names a label of its own.",
+        "Add a node, ask for fewer replicas, or change the app's anti_affinity.",
+    ),
 }
+
+
+class Spread:
+    """Where an app's other copies are: how many in a zone, and how many on a node."""
+
+    def __init__(self, wish: Wish, candidates: Iterable[Candidate]) -> None:
+        self._on = Counter(wish.siblings)
+        self._in: Counter[str] = Counter()
+        if self._on:
+            for node in candidates:
+                self._in[node.zone] += self._on[node.name]
+
+    def on(self, node: Candidate) -> int:
+        """Return how many copies are on a node."""
+        return self._on[node.name]
+
+    def in_zone(self, node: Candidate) -> int:
+        """Return how many copies are in a node's zone."""
+        return self._in[node.zone]
+
+    def order(self, node: Candidate) -> tuple[int, int, int, str]:
+        """Return what nodes are ordered by, the best first."""
+        return self._in[node.zone], self._on[node.name], node.apps, node.name
 
 
 def ranked(wish: Wish, candidates: Iterable[Candidate]) -> list[Candidate]:
     """Return the nodes that can take an app, the best first."""
-    return sorted((node for node in candidates if fits(wish, node)), key=_order)
+    known = list(candidates)
+    return sorted((node for node in known if fits(wish, node)), key=Spread(wish, known).order)
 
 
 def choose(wish: Wish, candidates: Iterable[Candidate]) -> Choice:
-    """Return the node for one more app: the first of `ranked`, without ranking them all."""
+    """Return the node for one more copy of an app: the first of `ranked`, without ranking them all."""
     known = list(candidates)
-    best: Candidate | None = None
-    for node in known:
-        # Most have more apps than the best so far: only the others are looked at closely.
-        if (best is None or _order(node) < _order(best)) and fits(wish, node):
-            best = node
+    best = _best_by_spread(wish, known) if wish.siblings else _best_by_apps(wish, known)
     if best is not None:
-        reason = f"fewest apps ({best.apps}) of those that can take it, of {len(known)} nodes in all"
-        return Choice(best.name, reason)
+        return Choice(best.name, _why(wish, best, known))
     if not known:
         return Choice("", f"{wish.environment} has no node that it could go to; start one there.")
     return Choice("", _why_none(wish, known))
+
+
+def _best_by_spread(wish: Wish, known: list[Candidate]) -> Candidate | None:
+    order = Spread(wish, known).order
+    return min((node for node in known if fits(wish, node)), key=order, default=None)
+
+
+def _best_by_apps(wish: Wish, known: list[Candidate]) -> Candidate | None:
+    best, least = None, float("inf")
+    for node in known:
+        apps = node.apps
+        # Most have more apps than the best so far: only the others are looked at closely.
+        if apps > least or (best is not None and apps == least and node.name > best.name):
+            continue
+        if fits(wish, node):
+            best, least = node, apps
+    return best
+
+
+def _why(wish: Wish, best: Candidate, known: list[Candidate]) -> str:
+    fewest = f"fewest apps ({best.apps}) of those that can take it, of {len(known)} nodes in all"
+    if not wish.siblings:
+        return fewest
+    spread = Spread(wish, known)
+    where = f"in zone {best.zone}" if best.zone else "without a zone"
+    return (
+        f"fewest of its other copies {where} ({spread.in_zone(best)}) and on the node ({spread.on(best)}), "
+        f"then {fewest}"
+    )
 
 
 _WORDS = {
@@ -226,6 +342,9 @@ _WORDS = {
     "LABELS_DIFFER": "without the labels of its node_selector",
     "TAKEN_EXCLUSIVELY": "taken by an app that is to be alone",
     "NOT_EMPTY": "not empty, as an exclusive app needs it",
+    "APP_AVOIDED": "with an app that its anti_affinity names",
+    "AVOIDED_BY_APP": "with an app whose anti_affinity names it",
+    "COPY_THERE": "with another copy of it, from which it is to be apart",
 }
 
 
@@ -233,10 +352,6 @@ def _why_none(wish: Wish, known: list[Candidate]) -> str:
     count = Counter(next(_reasons(wish, node)) for node in known)
     told = ", ".join(f"{number} {_WORDS[reason]}" for reason, number in sorted(count.items()))
     return f"None of the {len(known)} nodes of {wish.environment} can take it: {told}."
-
-
-def _order(node: Candidate) -> tuple[int, str]:
-    return node.apps, node.name
 
 
 def _mib(size: int) -> str:

@@ -15,6 +15,8 @@ from services.control_plane.placement.choice import Candidate
 from services.control_plane.store.records import PlacementRecord
 
 READY = frozenset({Instance.RUNNING, Instance.IDLE})
+ENDED = frozenset({Instance.FAILED, Instance.STOPPED})
+"""States of an instance that its node leaves as it is."""
 
 
 class Sight(Enum):
@@ -90,3 +92,8 @@ def is_own(instance: Instance, uid: str) -> bool:
 def is_ready(instance: Instance | None) -> bool:
     """Tell whether an instance serves, or would with the first request."""
     return instance is not None and instance.state in READY
+
+
+def has_ended(instance: Instance | None) -> bool:
+    """Tell whether an instance is there, and will not serve: it failed for good, or ended by itself."""
+    return instance is not None and instance.state in ENDED

@@ -23,6 +23,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     StartInstanceRequest,
     StopInstanceRequest,
 )
+from services.control_plane.catalog.candidates import neighbours_of
 from services.control_plane.databases.app_databases import AppDatabases
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.placement.assignment import Assignment, assign
@@ -105,7 +106,7 @@ class AppReconciler:
             app.name, ("move",)
         )  # it ends also when its old node falls silent
         if observed != app or set(assigned.placements) != set(placements) or moving:
-            stored = await self._decide(app, placements, assigned, seen)
+            stored = await self._decide(transactions.Foreseen(app, placements, assigned, observed), seen)
             if stored is None:
                 return Result()
             app, assigned = stored
@@ -128,22 +129,17 @@ class AppReconciler:
         staying = any(it.role is not Role.LOST and it.node not in gone | lost for it in placements)
         if staying or app.deleting or app.spec.desired_state == App.STOPPED:
             return Snapshot(nodes, gone=gone)
-        prefix = f"{app.spec.environment}/nodes/"
-        taken = self._mirror.exclusive_nodes(besides=app.name)
         environment = self._mirror.environments.get(app.spec.environment)
+        links = self._links.of(app.spec.environment)
+        candidates = self._candidates.of(
+            ((link.name, link.node, link.synced) for link in links),
+            self._mirror.loads,
+            neighbours_of(self._mirror, app.spec, app.name),
+            +self._placing,
+        )
         return Snapshot(
             nodes,
-            tuple(
-                self._candidates.of(
-                    link.node,
-                    link.synced,
-                    self._mirror.count_on(name) + self._placing.get(name, 0),
-                    self._mirror.reserved_on(name),
-                    name in taken,
-                )
-                for link in self._links.all()
-                if (name := link.node.name).startswith(prefix)
-            ),
+            tuple(candidates),
             gone,
             environment is not None and environment.environment.cordoned,
         )
@@ -155,17 +151,16 @@ class AppReconciler:
         return replace(view, sight=Sight.LOST) if lost and view.sight is Sight.SILENT else view
 
     async def _decide(
-        self,
-        app: AppRecord,
-        placements: tuple[PlacementRecord, ...],
-        assigned: Assignment,
-        seen: Snapshot,
+        self, foreseen: transactions.Foreseen, seen: Snapshot
     ) -> tuple[AppRecord, Assignment] | None:
-        new = {it.node for it in assigned.placements} - {it.node for it in placements}
+        app = foreseen.app
+        new = {it.node for it in foreseen.assigned.placements} - {it.node for it in foreseen.placements}
         # Until it is stored the mirror doesn't count it; others that are placed meanwhile must.
         self._placing.update(new)
         try:
-            return await self._write(partial(transactions.decided, name=app.name, uid=app.uid, seen=seen))
+            return await self._write(
+                partial(transactions.decided, name=app.name, uid=app.uid, seen=seen, foreseen=foreseen)
+            )
         finally:
             self._placing.subtract(new)
 
@@ -186,7 +181,8 @@ class AppReconciler:
             await self._write(
                 partial(transactions.ended, name=app.name, uid=app.uid, placements=over, policy=app.deleting)
             )
-        return Result(failure=failure, after=todo.after)
+        # That a placement is over changes no app by itself, and so asks for no pass.
+        return Result(failure=failure, again=bool(over), after=todo.after)
 
     async def _stop_all(
         self, app: AppRecord, todo: Plan

@@ -18,7 +18,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     StopInstanceRequest,
 )
 from services.control_plane.placement.assignment import ENDING, Assignment, spec_of
-from services.control_plane.placement.snapshot import NodeView, Snapshot, is_own, is_ready
+from services.control_plane.placement.snapshot import NodeView, Snapshot, has_ended, is_own, is_ready
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role
 
 SWITCH_SECONDS = 3.0
@@ -108,7 +108,10 @@ def _home_besides(
 
 
 def _lingering(assigned: Assignment, seen: Snapshot, now: int) -> Iterator[tuple[str, float]]:
-    """Yield what serves on for a while where the app was moved from and cannot be forwarded, and how long."""
+    """Yield what serves on for a while on a node that the app was moved from, if that cannot forward.
+
+    Each with how many seconds are left of it.
+    """
     current = assigned.current
     if current is None or not is_ready(seen.instance(current)):
         return
@@ -124,7 +127,7 @@ def _lingering(assigned: Assignment, seen: Snapshot, now: int) -> Iterator[tuple
 
 def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool) -> Iterator[Stop]:
     wanted = assigned.wanted
-    replaced = ending or (wanted is not None and is_ready(seen.instance(wanted)))
+    replaced = ending or (wanted is not None and _is_over(assigned, wanted, seen))
     placements = {placement.instance: placement for placement in assigned.placements}
     for name, view in _heard(assigned, seen):
         home = None if ending else _home_besides(app, assigned, seen, name)
@@ -148,6 +151,12 @@ def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool
                 unseen = placement.node == name and placement.instance not in view.instances
                 if unseen and placement.role in ENDING:
                     yield Stop(name, _moved(_last_stop(app, placement), home), placement)
+
+
+def _is_over(assigned: Assignment, wanted: PlacementRecord, seen: Snapshot) -> bool:
+    """Tell whether a swap is over: what took over is ready, or has ended since; what it replaced goes."""
+    instance = seen.instance(wanted)
+    return is_ready(instance) or (wanted is assigned.current and has_ended(instance))
 
 
 def _is_called_off(assigned: Assignment, placement: PlacementRecord | None) -> bool:

@@ -38,6 +38,7 @@ def app_violations(app: App, prefix: str = "app") -> list[Violation]:
         *_annotation_violations(f"{prefix}.annotations", app.annotations),
         *runtime_violations(prefix, app),
         *label_violations(f"{prefix}.node_selector", app.node_selector),
+        *label_violations(f"{prefix}.anti_affinity", app.anti_affinity),
     ]
     if app.environment and not is_environment_name(app.environment):
         found.append(Violation(f"{prefix}.environment", "must have the form environments/{environment}"))

@@ -9,12 +9,14 @@ import ipaddress
 import re
 
 from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer, Environment, Node
+from services.control_plane.rules.environment_defaults import default_violations
 from services.rpc.errors import Violation
 from services.spec.scalars import (
     MAX_DISPLAY_NAME,
     MAX_HOST,
     domain_violations,
     integer_violations,
+    label_value_violations,
     label_violations,
     text_violations,
 )
@@ -36,6 +38,7 @@ def environment_violations(environment: Environment, prefix: str = "environment"
     return [
         *text_violations(f"{prefix}.display_name", environment.display_name, MAX_DISPLAY_NAME),
         *label_violations(f"{prefix}.labels", environment.labels),
+        *default_violations(environment.app_defaults, f"{prefix}.app_defaults"),
     ]
 
 
@@ -67,6 +70,7 @@ def node_violations(node: Node, prefix: str = "node") -> list[Violation]:
         *_address_violations(f"{prefix}.address", node.address),
         *_address_violations(f"{prefix}.http_address", node.http_address),
         *label_violations(f"{prefix}.labels", node.labels),
+        *label_value_violations(f"{prefix}.zone", node.zone),
         *text_violations(f"{prefix}.version", node.version, _MAX_VERSION),
         *integer_violations(f"{prefix}.max_instances", node.max_instances, 0, _MAX_INSTANCES),
         *integer_violations(f"{prefix}.memory_bytes", node.memory_bytes, 0, _MAX_MEMORY),

@@ -23,6 +23,17 @@ def unavailable() -> SupervisorError:
     )
 
 
+def told(error: BaseException) -> tuple[str, BaseException | None]:
+    """Return what a log is told of a failure: a line, and the failure itself where that says more.
+
+    A database that is away says so in a sentence; ninety lines of its driver's frames add nothing.
+    """
+    of_driver = getattr(error, "orig", None) or error.__cause__ or error
+    line = next(iter(str(of_driver).splitlines()), "") or type(of_driver).__name__
+    expected = getattr(error, "orig", None) is not None or isinstance(of_driver, OSError)
+    return line, None if expected else error
+
+
 def busy() -> SupervisorError:
     """Return what a caller is told when too many commands wait."""
     return SupervisorError("SERVER_BUSY", "Too many writes are waiting; try again.", retry_after=0.2)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Mapping
 from itertools import takewhile
+from typing import TypeVar
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from services.control_plane.store.app_entries import AppEntries, AppEntry
+from services.control_plane.store.app_labels import AppLabels, Labels
 from services.control_plane.store.packed_app import PackedApp
 from services.control_plane.store.records import (
-    DRAIN,
+    FLEET_VERBS,
     VERBS,
     AppRecord,
     BatchRecord,
@@ -26,6 +28,8 @@ from services.control_plane.store.records import (
     RetainedDataRecord,
 )
 from services.rpc.feed import ChangeFeed
+
+V = TypeVar("V")
 
 _NONE: frozenset[str] = frozenset()
 
@@ -58,29 +62,31 @@ class Mirror:
         self._by_server: dict[str, set[str]] = {}
         self._open_operations: dict[str, set[str]] = {}
         """By app and verb: a command looks for those it ends, however many others there are."""
-        self._drains: set[str] = set()
+        self._of_the_fleet: set[str] = set()
+        """Operations that move apps of many, and are not done."""
         self._asked: dict[str, int] = {}
         """Memory that apps ask for, of those that do."""
         self._reserved: dict[str, int] = {}
         """The sum of it by node."""
+        self._loads: dict[str, tuple[int, int]] = {}
         self._exclusive: set[str] = set()
         """Apps that are to be alone on their nodes."""
+        self._labels = AppLabels()
 
     def apply(
         self,
         revision: int,
         *,
-        apps: Iterable[tuple[str, AppRecord | None]] = (),
-        environments: Iterable[tuple[str, EnvironmentRecord | None]] = (),
-        database_servers: Iterable[tuple[str, DatabaseServerRecord | None]] = (),
-        nodes: Iterable[tuple[str, NodeRecord | None]] = (),
-        placements: Iterable[tuple[str, PlacementRecord | None]] = (),
-        retained: Iterable[tuple[str, RetainedDataRecord | None]] = (),
-        operations: Iterable[tuple[str, OperationRecord | None]] = (),
-        batches: Iterable[tuple[str, BatchRecord | None]] = (),
+        apps: Collection[tuple[str, AppRecord | None]] = (),
+        environments: Collection[tuple[str, EnvironmentRecord | None]] = (),
+        database_servers: Collection[tuple[str, DatabaseServerRecord | None]] = (),
+        nodes: Collection[tuple[str, NodeRecord | None]] = (),
+        placements: Collection[tuple[str, PlacementRecord | None]] = (),
+        retained: Collection[tuple[str, RetainedDataRecord | None]] = (),
+        operations: Collection[tuple[str, OperationRecord | None]] = (),
+        batches: Collection[tuple[str, BatchRecord | None]] = (),
     ) -> None:
         """Take in one revision's committed changes."""
-        apps, placements, operations = list(apps), list(placements), list(operations)
         with self._lock:
             for name, app in apps:
                 old = self._packed(name)
@@ -96,24 +102,25 @@ class Mirror:
                 self._place(name, placement)
             for name, operation in operations:
                 known = self.operations.get(name)
-                if operation is not None and operation.verb == DRAIN and not operation.done:
-                    self._drains.add(name)
+                if operation is not None and operation.verb in FLEET_VERBS and not operation.done:
+                    self._of_the_fleet.add(name)
                 else:
-                    self._drains.discard(name)
+                    self._of_the_fleet.discard(name)
                 _move(
                     self._open_operations,
                     name,
                     _open_key(known),
                     _open_key(operation),
                 )
-        self.environments.publish(revision, environments)
-        self.database_servers.publish(revision, database_servers)
-        self.nodes.publish(revision, nodes)
-        self.retained.publish(revision, retained)
-        self.placements.publish(revision, placements)  # before their apps: who follows those reads these
+        _publish(self.environments, revision, environments)
+        _publish(self.database_servers, revision, database_servers)
+        _publish(self.nodes, revision, nodes)
+        _publish(self.retained, revision, retained)
+        _publish(self.placements, revision, placements)  # before their apps: who follows those reads these
+        # Every revision, for it wakes those as well who wait for a change of whatever kind.
         self.apps.publish(revision, apps)
-        self.operations.publish(revision, operations)
-        self.batches.publish(revision, batches)
+        _publish(self.operations, revision, operations)
+        _publish(self.batches, revision, batches)
 
     def _place(self, name: str, placement: PlacementRecord | None) -> None:
         app = name.partition("/placements/")[0]
@@ -128,9 +135,11 @@ class Mirror:
         was, now = {it.node for it in before}, {it.node for it in after}
         for node in was - now:
             _move(self._by_node, app, node, "")
+            self._labels.left(app, node)
             self._reserve(node, -self._asked.get(app, 0))
         for node in now - was:
             _move(self._by_node, app, "", node)
+            self._labels.placed(app, node)
             self._reserve(node, self._asked.get(app, 0))
 
     def _note_wish(self, name: str, app: PackedApp | None) -> None:
@@ -148,12 +157,20 @@ class Mirror:
             self._exclusive.add(name)
         else:
             self._exclusive.discard(name)
+        labels, apart_from = (app.labels, app.apart_from) if app is not None else ((), ())
+        self._labels.note(name, labels, apart_from, {it.node for it in self._placed.get(name, ())})
 
     def _reserve(self, node: str, more: int) -> None:
+        """Note what has changed on a node: the memory that is asked for, or which apps are there."""
         if more and (total := self._reserved.get(node, 0) + more):
             self._reserved[node] = total
         elif more:
             self._reserved.pop(node, None)
+        load = (len(self._by_node.get(node, _NONE)), self._reserved.get(node, 0))
+        if any(load):
+            self._loads[node] = load
+        else:
+            self._loads.pop(node, None)
 
     def placements_of(self, app: str) -> tuple[PlacementRecord, ...]:
         """Return an app's placements, in no order."""
@@ -172,6 +189,24 @@ class Mirror:
         """Return the bytes that the apps placed on a node are allowed, of those that have a limit."""
         return self._reserved.get(node, 0)
 
+    @property
+    def loads(self) -> Mapping[str, tuple[int, int]]:
+        """The apps on each node, and the sum of their memory limits: another object once it is another."""
+        return self._loads
+
+    def nodes_having(self, labels: Labels, app: str) -> dict[str, str]:
+        """Return the nodes with an app, not `app` itself, that has one of some labels, with that label."""
+        with self._lock:
+            return self._labels.nodes_having(labels, app, self._homes(app))
+
+    def nodes_averse(self, labels: Labels, app: str) -> dict[str, str]:
+        """Return the nodes with an app, not `app`, that is to be apart from one of some labels, with that."""
+        with self._lock:
+            return self._labels.nodes_averse(labels, app, self._homes(app))
+
+    def _homes(self, app: str) -> set[str]:
+        return {it.node for it in self._placed.get(app, ())}
+
     def exclusive_nodes(self, besides: str = "") -> set[str]:
         """Return the nodes with an app on them that is to be alone, other than `besides`."""
         with self._lock:
@@ -183,10 +218,10 @@ class Mirror:
         with self._lock:
             return list(self._by_node)
 
-    def open_drains(self) -> list[str]:
-        """Return the names of the drains that are not done, oldest first."""
+    def open_fleet_operations(self) -> list[str]:
+        """Return the names of the drains and rebalances that are not done, oldest first."""
         with self._lock:
-            return sorted(self._drains)
+            return sorted(self._of_the_fleet)
 
     def _packed(self, app: str) -> PackedApp | None:
         entry = self.apps.entry(app)
@@ -248,6 +283,14 @@ class Mirror:
             names = [name for verb in verbs for name in self._open_operations.get(f"{app} {verb}", _NONE)]
         found = (self.operations.get(name) for name in sorted(names))
         return [operation for operation in found if operation is not None and not operation.done]
+
+
+def _publish(feed: ChangeFeed[V], revision: int, changes: Collection[tuple[str, V | None]]) -> None:
+    """Publish what has changed, and wake nobody for nothing: most revisions change two or three feeds."""
+    if changes:
+        feed.publish(revision, changes)
+    else:
+        feed.advance(revision)
 
 
 def _server_of(app: PackedApp | None) -> str:

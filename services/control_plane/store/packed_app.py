@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, ListAppsResponse
 from services.control_plane.rules.etags import app_etag
+from services.control_plane.store.app_labels import Labels, pairs
 
 _LIST_ITEM = bytes([ListAppsResponse.DESCRIPTOR.fields_by_name["apps"].number << 3 | 2])
 
@@ -26,6 +28,9 @@ class PackedApp:
     memory_bytes: int
     """What `limits` allow it; 0 if nothing is said."""
     exclusive: bool
+    labels: Labels
+    apart_from: Labels
+    """Its anti-affinity."""
     spec: bytes
     """The serialized spec, without `secret_env`."""
     secrets: bytes
@@ -59,6 +64,8 @@ class PackedApp:
             health=status.health,
             memory_bytes=spec.limits.memory_bytes,
             exclusive=spec.exclusive,
+            labels=_interned(spec.labels),
+            apart_from=_interned(spec.anti_affinity),
             spec=open_spec.SerializeToString(),
             secrets=secrets,
             status=status.SerializeToString(),
@@ -76,6 +83,10 @@ class PackedApp:
         rest.update_time.FromMicroseconds(self.update_time)
         # Messages of different fields, one after the other, are the message of all of them.
         return self.spec + self.status + rest.SerializeToString()
+
+
+def _interned(labels: Mapping[str, str]) -> Labels:
+    return tuple(map(sys.intern, pairs(labels))) if labels else ()
 
 
 def list_item(app: bytes) -> bytes:

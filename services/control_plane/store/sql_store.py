@@ -19,7 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import AppEvent
 from services.control_plane.store.clock import RemoteClock, SteadyClock, monotonic_clock, wall_clock
-from services.control_plane.store.errors import StoreError, unavailable
+from services.control_plane.store.errors import StoreError, told, unavailable
 from services.control_plane.store.history import Histories
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.leader_store import LeaderStore
@@ -129,7 +129,8 @@ class SqlCatalogStore:
             with self._database.reader.connect() as connection:
                 yield connection
         except (DBAPIError, PoolTimeoutError, OSError) as error:
-            _log.warning(failing, extra={"action": "store.unreadable"}, exc_info=error)
+            line, whole = told(error)
+            _log.warning("%s: %s", failing, line, extra={"action": "store.unreadable"}, exc_info=whole)
             raise unavailable() from error
 
     def prune(self, *, term: int | None = None) -> int:

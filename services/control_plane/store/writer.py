@@ -20,6 +20,7 @@ from services.control_plane.store.errors import (
     busy,
     leadership_lost,
     shutting_down,
+    told,
     unavailable,
 )
 from services.control_plane.store.records import RequestRecord
@@ -350,8 +351,12 @@ class Writer:
     def _note(self, error: BaseException | None) -> None:
         """Log when the database begins to fail, and when it works again."""
         if error is not None and not self._failing:
+            line, whole = told(error)
             _log.error(
-                "The catalog's database cannot be used", extra={"action": "store.unavailable"}, exc_info=error
+                "The catalog's database cannot be used: %s",
+                line,
+                extra={"action": "store.unavailable"},
+                exc_info=whole,
             )
         elif error is None and self._failing:
             _log.info("The catalog's database can be used again", extra={"action": "store.available"})

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from google.rpc.status_pb2 import Status
+
 from services.rpc.errors import SupervisorError
 from services.rpc.pipeline.call import Call
 from services.rpc.pipeline.request_id import REQUEST_ID_KEY
@@ -25,7 +27,14 @@ class Refusal:
 
 
 def refusal_of(call: Call, fault: Exception) -> Refusal:
-    """Return the answer for a fault: INTERNAL with the call's id for one that is no SupervisorError."""
+    """Return the answer for a fault of a call."""
+    status = status_of(call, fault)
+    trailers = ((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID_KEY, call.request_id))
+    return Refusal(status.code, status.message, trailers)
+
+
+def status_of(call: Call, fault: Exception) -> Status:
+    """Return what a fault is told as: INTERNAL with the call's id for one that is no SupervisorError."""
     if not isinstance(fault, SupervisorError):
         log.error(
             "call failed unexpectedly: %s, request id %s", call.method, call.request_id, exc_info=fault,
@@ -36,6 +45,4 @@ def refusal_of(call: Call, fault: Exception) -> Refusal:
             f"An internal error occurred; request id {call.request_id}.",
             metadata={"request_id": call.request_id},
         )
-    status = to_status(brief(fault))
-    trailers = ((DETAILS_KEY, status.SerializeToString()), (REQUEST_ID_KEY, call.request_id))
-    return Refusal(status.code, status.message, trailers)
+    return to_status(brief(fault))

@@ -37,6 +37,28 @@ async def test_a_stream_begins_with_every_instance_and_then_says_so(node: Subjec
     assert len({m.incarnation for m in seen}) == 1
 
 
+async def test_a_stream_may_tell_of_many_instances_at_once(node: Subject) -> None:
+    for app in ("a", "b", "c"):
+        await node.start(name=f"apps/{app}/instances/x", app_uid=app, activation=pb.InstanceSpec.ON_REQUEST)
+    stream = node.stub.WatchInstances(pb.WatchInstancesRequest(batched=True))
+    seen = await until(stream, is_type(Message.SYNCED))
+    assert [[one.name for one in m.instances] for m in seen] == [
+        [f"apps/{app}/instances/x" for app in "abc"],
+        [],
+    ]
+    assert not seen[0].HasField("instance")
+    await node.stop("apps/b/instances/x")
+    left = {one.name: one.state for one in seen[0].instances}
+    async with asyncio.timeout(DEADLINE):
+        async for message in stream:
+            for one in message.instances or (message.instance,):
+                left[one.name] = one.state
+            if message.type == Message.REMOVE:
+                break
+    assert message.instance.name == "apps/b/instances/x"
+    assert left["apps/a/instances/x"] == pb.Instance.IDLE
+
+
 async def test_a_stream_of_an_empty_node_begins_with_synced(node: Subject) -> None:
     assert [m.type for m in await until(node.watch(), lambda _: True)] == [Message.SYNCED]
 

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import threading
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
 import psycopg
 import pytest
-from psycopg import errors
+from psycopg import errors, sql
 
 from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer
-from services.control_plane.databases import steps
+from services.control_plane.databases import schemas, steps
 from services.control_plane.databases.app_databases import AppDatabases, Provided
+from services.control_plane.databases.connecting import connected
 from services.control_plane.databases.health import look
 from services.control_plane.databases.names import owner_of, url_of
 from services.control_plane.store.records import AppRecord
 from services.rpc.errors import SupervisorError
+from tests.eventually import eventually
 from tests.integration.databases.conftest import DATABASE, NAME, SCHEMA, Sql, app, ask, login_in
 
+CONNECTED = "services.control_plane.databases.turns.connected"
 MODES = pytest.mark.parametrize("mode", [SCHEMA, DATABASE], ids=["schema", "database"])
 
 
@@ -39,7 +46,7 @@ async def test_an_app_works_with_what_is_its_own_and_finds_it_again(server: Sql,
     assert again == first
     # What is stored of a password, and what the server may log of it, is of no use to who reads it.
     stored = server.admin("SELECT rolpassword FROM pg_authid WHERE rolname = %s", login_in(first.url))
-    assert stored[0][0].startswith("SCRAM-SHA-256$4096:")
+    assert stored[0][0].startswith("SCRAM-SHA-256$1:")
     second = await prepared(databases, shop, 2, must_exist=True)
     assert second.url != first.url
     assert ask(second.url, "SELECT id FROM note") == [(7,)]
@@ -89,7 +96,7 @@ async def test_a_new_epoch_shuts_the_old_one_out_before_anything_of_it_starts(se
     with pytest.raises(psycopg.OperationalError):
         ask(old.url, "SELECT 1")
     assert ask(new.url, "SELECT * FROM note") == []
-    assert server.roles(shop) == ["", "_e2"]
+    await eventually(lambda: server.roles(shop) == ["", "_e2"])
     await databases.end(shop, drop=True)
 
 
@@ -130,19 +137,23 @@ async def test_a_leader_that_was_replaced_changes_nothing_any_more(server: Sql) 
         ask(old.url, "SELECT 1")
 
 
-PREPARING = ("claim", "shut_out", "make_login", "end_sessions", "forget_logins")
+IN_A_SCHEMA = ((schemas, "_guard"), (schemas, "guard"), (steps, "end_sessions"))
+IN_A_DATABASE = tuple(
+    (steps, step)
+    for step in ("make_database", "claim", "shut_out", "make_login", "end_sessions", "forget_logins")
+)
 
 
 @pytest.mark.parametrize(
-    ("mode", "made"), [(SCHEMA, "make_schema"), (DATABASE, "make_database")], ids=["schema", "database"]
+    ("mode", "preparing"), [(SCHEMA, IN_A_SCHEMA), (DATABASE, IN_A_DATABASE)], ids=["schema", "database"]
 )
 async def test_a_failure_after_any_step_is_told_and_a_repeat_goes_on(
-    server: Sql, mode: Any, made: str
+    server: Sql, mode: Any, preparing: Any
 ) -> None:
     databases, shop = server.databases(), app("shop", mode)
     url = (await prepared(databases, shop)).url
-    for epoch, step in enumerate((made, *PREPARING), 2):
-        failing = patch.object(steps, step, failing_after(getattr(steps, step)))
+    for epoch, (module, step) in enumerate(preparing, 2):
+        failing = patch.object(module, step, failing_after(getattr(module, step)))
         with failing, pytest.raises(SupervisorError) as refused:
             await prepared(databases, shop, epoch)
         assert refused.value.reason == "DATABASE_UNAVAILABLE", step
@@ -150,7 +161,7 @@ async def test_a_failure_after_any_step_is_told_and_a_repeat_goes_on(
         assert ask(new, "SELECT 1") == [(1,)]
         with pytest.raises(psycopg.OperationalError):
             ask(url, "SELECT 1")
-        assert server.roles(shop) == ["", f"_e{epoch}"], step
+        await eventually(partial(server.roles, shop), ["", f"_e{epoch}"].__eq__)
         url = new
     failing = patch.object(steps, "_drop_owner", failing_after(steps._drop_owner))
     with failing, pytest.raises(SupervisorError) as kept:
@@ -165,7 +176,107 @@ def failing_after(real: Any) -> Any:
         await real(*arguments, **options)
         raise errors.DiskFull
 
-    return failing
+    async def failing_at_its_end(*arguments: Any) -> AsyncIterator[str]:
+        told = [it async for it in real(*arguments)]
+        if told:
+            raise errors.DiskFull
+        yield ""
+
+    return failing_at_its_end if inspect.isasyncgenfunction(real) else failing
+
+
+async def test_apps_that_wait_together_are_dealt_with_together_each_with_its_own_outcome(server: Sql) -> None:
+    databases, shops = server.databases(), [app(f"shop-{number}") for number in range(20)]
+    lost, foreign = app("lost"), app("foreign")
+    role = owner_of(foreign.name, foreign.uid)
+    server.admin(f'CREATE ROLE "{role}"')
+
+    async def all_under(epoch: int) -> list[Provided | BaseException]:
+        with patch(CONNECTED, wraps=connected) as connections:
+            told = await asyncio.gather(
+                *(prepared(databases, it, epoch) for it in shops),
+                prepared(databases, lost, epoch, must_exist=True),
+                prepared(databases, foreign, epoch),
+                return_exceptions=True,
+            )
+        assert connections.call_count == 1
+        return told
+
+    try:
+        old = (await all_under(1))[:20]
+        assert all(isinstance(it, Provided) for it in old)
+        with psycopg.connect(old[7].url) as session:  # type: ignore[union-attr]
+            *new, missing, taken = await all_under(2)
+            with pytest.raises(psycopg.OperationalError):
+                session.execute("SELECT 1")
+        assert [refusal.reason for refusal in (missing, taken) if isinstance(refusal, SupervisorError)] == [
+            "DATA_MISSING",
+            "DATABASE_UNAVAILABLE",
+        ]
+        for before, after in zip(old, new, strict=True):
+            assert isinstance(before, Provided)
+            assert isinstance(after, Provided)
+            assert ask(after.url, "SELECT current_user") == [(owner_of_login(after.url),)]
+            with pytest.raises(psycopg.OperationalError):
+                ask(before.url, "SELECT 1")
+        await eventually(lambda: all(server.roles(it) == ["", "_e2"] for it in shops))
+        assert server.roles(lost) == []
+    finally:
+        server.admin(f'DROP ROLE "{role}"')
+
+
+def owner_of_login(url: str) -> str:
+    return login_in(url).rpartition("_e")[0]
+
+
+async def test_a_step_that_fails_for_one_app_fails_for_that_one_alone(server: Sql) -> None:
+    databases, good, bad = server.databases(), app("good"), app("bad")
+    real = schemas._commands
+
+    def commands(order: Any, *arguments: Any) -> Any:
+        yield from real(order, *arguments)
+        if order.owner == owner_of(bad.name, bad.uid):
+            yield sql.SQL("SELECT 1 / 0")
+
+    with patch.object(schemas, "_commands", commands):
+        told = await asyncio.gather(
+            prepared(databases, bad), prepared(databases, good), return_exceptions=True
+        )
+    assert isinstance(told[0], SupervisorError)
+    assert "division by zero" in told[0].message
+    assert isinstance(told[1], Provided)
+    assert ask(told[1].url, "SELECT 1") == [(1,)]
+    assert server.roles(bad) == []
+
+
+async def test_sessions_that_do_not_end_hold_up_no_other_app(server: Sql) -> None:
+    databases, easy, stuck = server.databases(), app("easy"), app("stuck")
+    for record in (easy, stuck):
+        await prepared(databases, record)
+    real, owner = steps.end_sessions, owner_of(stuck.name, stuck.uid)
+
+    async def end_sessions(connection: Any, shut: Any) -> AsyncIterator[str]:
+        async for it in real(connection, shut):
+            if it != owner:
+                yield it
+
+    with patch.object(steps, "end_sessions", end_sessions):
+        told = await asyncio.gather(
+            *(prepared(databases, it, 2) for it in (easy, stuck)), return_exceptions=True
+        )
+    assert isinstance(told[0], Provided)
+    assert isinstance(told[1], SupervisorError)
+    assert "have not ended" in told[1].message
+    assert isinstance(await prepared(databases, stuck, 2), Provided)
+
+
+async def test_closing_ends_what_is_under_way(server: Sql) -> None:
+    databases, shop = server.databases(), app()
+    under_way = asyncio.create_task(prepared(databases, shop))
+    await asyncio.sleep(0)
+    await databases.close()
+    with pytest.raises(SupervisorError, match="busy"):
+        await under_way
 
 
 @MODES
@@ -277,13 +388,13 @@ async def test_a_server_that_does_not_answer_is_told_without_a_secret_and_then_l
         await prepared(databases, app())
     assert refused.value.reason == "DATABASE_SERVER_UNREACHABLE"
     assert refused.value.message == "databaseServers/main cannot be used now: it does not answer."
-    with patch("services.control_plane.databases.app_databases.connected") as connected:
+    with patch(CONNECTED) as connects:
         with pytest.raises(SupervisorError):
             await prepared(databases, app("other"))
-        connected.assert_not_called()
+        connects.assert_not_called()
         # News of the server end its rest.
         gone.servers[NAME] = replace(gone.servers[NAME], revision=7)
-        connected.side_effect = SupervisorError("DATABASE_UNAVAILABLE", "It was tried.")
+        connects.side_effect = SupervisorError("DATABASE_UNAVAILABLE", "It was tried.")
         with pytest.raises(SupervisorError, match="It was tried"):
             await prepared(databases, app("other"))
 

@@ -16,7 +16,7 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Database, Instance
-from services.control_plane.databases import app_databases, health
+from services.control_plane.databases import health, turns
 from services.rpc.errors import SupervisorError
 from services.rpc.status import reason_of
 from tests.eventually import eventually
@@ -116,7 +116,7 @@ async def test_a_server_that_does_not_answer_is_told_and_waited_for(
     plane: Plane, postgresql: Server, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(health, "ASK_SECONDS", 0.1)
-    monkeypatch.setattr(app_databases, "REST_SECONDS", 0.1)
+    monkeypatch.setattr(turns, "REST_SECONDS", 0.1)
     await register(plane, "postgresql://admin:secret@127.0.0.1:1/apps")
 
     async def state() -> Any:

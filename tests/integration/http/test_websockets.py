@@ -11,6 +11,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from runtime_node.http import CURRENT_INSTANCE, FrontLimits, GateLimits, shared, websocket
+from tests.eventually import WITHIN
 
 HANDSHAKE = (
     b"GET / HTTP/1.1\r\nHost: a.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -293,7 +294,7 @@ async def test_draining_closes_with_1012_and_tells_the_app(site, wait_until):
     log = []
     gate = site.app("a", app_that_echoes(log))
     async with connect(url(site)) as client:
-        assert await gate.drain(5) == 0
+        assert await gate.drain(WITHIN) == 0
         with pytest.raises(ConnectionClosed) as closed:
             await client.recv()
     assert closed.value.rcvd.code == 1012
@@ -303,7 +304,7 @@ async def test_draining_closes_with_1012_and_tells_the_app(site, wait_until):
 async def test_draining_can_leave_websockets_a_grace(site):
     gate = site.app("a", app_that_echoes([]))
     async with connect(url(site)) as client:
-        draining = asyncio.ensure_future(gate.drain(5, websocket_grace=5))
+        draining = asyncio.ensure_future(gate.drain(WITHIN, websocket_grace=WITHIN))
         await client.send("last")
         assert await client.recv() == "last"
         assert not draining.done()

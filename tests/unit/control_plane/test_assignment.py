@@ -79,6 +79,27 @@ TABLE: dict[str, Row] = {
         record(V21), [placed(V11, IN)], heard(OLD_RUNS),
         {"g1-e1": "CURRENT at n", "g2-e1": "INCOMING at n"}, None,
     ),
+    "first start ready though it was replaced, and what replaced it is not": (
+        record(V21), [placed(V11, OUT), NEW], heard(OLD_RUNS, NEW_STARTS),
+        {"g1-e1": "CURRENT at n", "g2-e1": "INCOMING at n"}, None,
+    ),
+    "first start ready though it was replaced, and what replaced it failed": (
+        record(V21), [placed(V11, OUT), NEW], heard(OLD_RUNS, NEW_FAILED),
+        {"g1-e1": "CURRENT at n", "g2-e1": "OUTGOING at n"}, V21,
+    ),
+    "first start ready though it was replaced, and so is what replaced it": (
+        record(V21), [placed(V11, OUT), NEW], heard(OLD_RUNS, NEW_RUNS),
+        {"g1-e1": "OUTGOING at n", "g2-e1": "CURRENT at n"}, None,
+    ),
+    "two starts replaced and ready: the newest serves": (
+        record(V31), [placed(V11, OUT), placed(V21, OUT), placed(V31, IN)],
+        heard(OLD_RUNS, NEW_RUNS, instance(V31, STARTING)),
+        {"g1-e1": "OUTGOING at n", "g2-e1": "CURRENT at n", "g3-e1": "INCOMING at n"}, None,
+    ),
+    "stopped as what was replaced was ready": (
+        record(V21, **STOPPED), [placed(V11, OUT), NEW], heard(OLD_RUNS, NEW_STARTS),
+        {"g1-e1": "OUTGOING at n", "g2-e1": "INCOMING at n"}, None,
+    ),
     # At rest
     "serving": (record(), [OLD], heard(OLD_RUNS), {"g1-e1": "CURRENT at n"}, None),
     "crashed": (record(), [OLD], heard(OLD_FAILED), {"g1-e1": "CURRENT at n"}, None),
@@ -147,6 +168,10 @@ TABLE: dict[str, Row] = {
     "a restart failed and the old one is gone: it is the same code": (
         record(V12), [OLD, placed(V12, IN)], heard(instance(V12, FAILED)),
         {"g1-e1": "CURRENT at n", "g1-e2": "INCOMING at n"}, None,
+    ),
+    "an update ended by itself": (
+        record(V21), [OLD, NEW], heard(OLD_RUNS, instance(V21, rt.Instance.STOPPED)),
+        {"g1-e1": "CURRENT at n", "g2-e1": "OUTGOING at n"}, V21,
     ),
     "a failure told by a silent node": (
         record(V21), [OLD, NEW], silent(OLD_RUNS, NEW_FAILED),

@@ -10,7 +10,7 @@ import pytest
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from services.control_plane.placement.choice import Candidate, Wish, choose, obstacles, ranked, wish_of
-from tests.unit.control_plane.conftest import Refused, Server
+from tests.unit.control_plane.conftest import Refusal, Refused, Server
 from tests.unit.control_plane.test_node_commands import NO_DATABASE, ONE, TWO, place, register
 from tests.unit.control_plane.test_servicers import create
 
@@ -44,6 +44,44 @@ def test_the_node_with_the_fewest_apps_is_taken_or_it_is_said_why_none(
     assert word in choice.reason
 
 
+IN_ZONES = (
+    candidate("a1", 0, zone="a"),
+    candidate("a2", 5, zone="a"),
+    candidate("b1", 9, zone="b"),
+    candidate("n1", 7),
+    candidate("n2", 2),
+)
+
+
+@pytest.mark.parametrize(
+    ("siblings", "expected"),
+    [
+        ((), ["a1", "n2", "a2", "n1", "b1"]),
+        (("a1",), ["n2", "n1", "b1", "a2", "a1"]),
+        (("a1", "n2"), ["b1", "a2", "n1", "a1", "n2"]),
+        (("a1", "b1", "n2"), ["a2", "n1", "a1", "n2", "b1"]),
+        (("a1", "a1", "b1", "n2"), ["n1", "n2", "b1", "a2", "a1"]),
+        (("gone",), ["a1", "n2", "a2", "n1", "b1"]),
+    ],
+    ids=str,
+)
+def test_copies_of_an_app_are_spread_over_zones_then_nodes_and_only_then_by_apps(
+    siblings: tuple[str, ...], expected: list[str]
+) -> None:
+    wish = Wish(X, siblings=siblings)
+    assert [node.name for node in ranked(wish, IN_ZONES)] == expected
+    choice = choose(wish, IN_ZONES)
+    assert choice.node == expected[0]
+    assert ("copies" in choice.reason) == bool(siblings)
+
+
+def test_a_zone_that_is_full_of_copies_is_better_than_none() -> None:
+    wish = Wish(X, siblings=("a1",))
+    choice = choose(wish, [candidate("a1", 1, zone="a"), candidate("b1", heard=False, zone="b")])
+    assert choice.node == "a1"
+    assert "fewest of its other copies in zone a (1) and on the node (1)" in choice.reason
+
+
 GIB = 2**30
 OBSTACLES: dict[str, tuple[Wish, Candidate, list[str]]] = {
     "none": (Wish(X), candidate("a", 5), []),
@@ -70,6 +108,11 @@ OBSTACLES: dict[str, tuple[Wish, Candidate, list[str]]] = {
     "taken": (Wish(X), candidate("a", 1, taken=True), ["TAKEN_EXCLUSIVELY"]),
     "to be alone": (Wish(X, exclusive=True), candidate("a", 1), ["NOT_EMPTY"]),
     "alone": (Wish(X, exclusive=True), candidate("a"), []),
+    "an app that it avoids": (Wish(X), candidate("a", 1, avoided="tenant=b"), ["APP_AVOIDED"]),
+    "an app that avoids it": (Wish(X), candidate("a", 1, averse="tenant=b"), ["AVOIDED_BY_APP"]),
+    "a copy of it": (Wish(X, siblings=("a",)), candidate("a", 1), []),
+    "a copy of it, apart": (Wish(X, siblings=("a",), apart=True), candidate("a", 1), ["COPY_THERE"]),
+    "a copy elsewhere, apart": (Wish(X, siblings=("b",), apart=True), candidate("a", 1), []),
     "everything": (
         Wish(X, True, {"zone": "a"}, GIB, True),
         candidate("a", 3, False, 3, cordoned=True, memory_bytes=1, taken=True),
@@ -94,13 +137,14 @@ def test_what_is_explained_is_what_is_chosen() -> None:
         wish = Wish(
             X, chance.random() < 0.05, {"zone": "a"} if chance.random() < 0.3 else {},
             chance.choice((0, 0, 5)), chance.random() < 0.2,
+            tuple(f"n{n}" for n in chance.choices(range(8), k=chance.choice((0, 0, 3)))),
         )  # fmt: skip
         nodes = [
             candidate(
                 f"n{n}", chance.randrange(4), chance.random() < 0.8, chance.choice((0, 3)),
                 cordoned=chance.random() < 0.2, labels={"zone": chance.choice("ab")},
                 memory_bytes=chance.choice((0, 8)), reserved_bytes=chance.randrange(8),
-                taken=chance.random() < 0.1,
+                taken=chance.random() < 0.1, zone=chance.choice(("", "a", "b")),
             )
             for n in range(chance.randrange(8))
         ]  # fmt: skip
@@ -115,6 +159,12 @@ def test_a_wish_is_what_the_spec_says() -> None:
     spec = pb.App(environment=X, node_selector={"zone": "a"}, exclusive=True)
     spec.limits.memory_bytes = 7
     assert wish_of(spec, environment_cordoned=True) == Wish(X, True, {"zone": "a"}, 7, True)
+    spec.labels.update(tenant="a", tier="gold")
+    for avoided, apart in (({"tenant": "b"}, False), ({"tenant": "b", "tier": "gold"}, True)):
+        spec.anti_affinity.clear()
+        spec.anti_affinity.update(avoided)
+        wish = wish_of(spec, environment_cordoned=False, siblings=["n"])
+        assert (wish.siblings, wish.apart) == (("n",), apart)
 
 
 # ExplainPlacement, and the figures it goes by
@@ -178,3 +228,31 @@ def test_a_node_shows_what_is_reserved_on_it_and_an_exclusive_app_takes_it(serve
     server.store.write(lambda tx: tx.delete_app("apps/shop")).result(5)
     assert server("GetNode", node).reserved_memory_bytes == 0
     assert explain(server, app_spec=pb.App()).node == ONE
+
+
+def test_apps_that_are_to_be_apart_see_each_other_from_both_sides_and_zones_are_told(server: Server) -> None:
+    register(server, zone="rack-1")
+    register(server, "n2", zone="rack-2")
+    server("CreateApp", create(labels={"tenant": "b"}))
+    server("CreateApp", create("wiki", labels={"tenant": "a"}, anti_affinity={"tenant": "c"}))
+    place(server)
+    place(server, "wiki", node=TWO)
+
+    def told(**fields: Any) -> dict[str, list[str]]:
+        verdicts = explain(server, **fields).verdicts
+        return {it.zone: [o.reason for o in it.obstacles] for it in verdicts}
+
+    assert told(app="apps/shop") == {"rack-1": [], "rack-2": []}
+    assert told(app_spec=pb.App(anti_affinity={"tenant": "b"})) == {"rack-1": ["APP_AVOIDED"], "rack-2": []}
+    assert told(app_spec=pb.App(labels={"tenant": "c"})) == {"rack-1": [], "rack-2": ["AVOIDED_BY_APP"]}
+    # What an app says of itself keeps it from no node.
+    itself = pb.UpdateAppRequest(app=pb.App(name="apps/wiki", anti_affinity={"tenant": "a", "x": "y"}))
+    server("UpdateApp", itself)
+    assert told(app="apps/wiki") == {"rack-1": [], "rack-2": []}
+    assert explain(server, app_spec=pb.App(labels={"tenant": "c"})).message.startswith("fewest")
+    both = pb.App(labels={"tenant": "a"}, anti_affinity={"tenant": "b"})
+    assert "with an app that its anti_affinity names" in explain(server, app_spec=both).message
+    wrong = fleet.ExplainPlacementRequest(app_spec=pb.App(anti_affinity={"-": "x"}))
+    with pytest.raises(Refusal) as refusal:
+        server("ExplainPlacement", wrong)
+    assert refusal.value.fields == {'app_spec.anti_affinity["-"]'}

@@ -22,6 +22,7 @@ def test_every_flag_has_an_environment_variable_and_wins_over_it(tmp_path: Path)
         "APPSUPERVISOR_LABEL": "zone=a,example.com/disk=ssd",
         "APPSUPERVISOR_APP_DIR": str(tmp_path),
         "APPSUPERVISOR_NODE": "from-variable",
+        "APPSUPERVISOR_ZONE": "rack-7",
         "APPSUPERVISOR_MEMORY_BUDGET_BYTES": "1000",
     }
     settings = read_settings(["--node", "from-flag", "--label", "zone=b"], variables)
@@ -30,6 +31,7 @@ def test_every_flag_has_an_environment_variable_and_wins_over_it(tmp_path: Path)
     assert settings.app_dirs == (tmp_path,)
     assert settings.node == "from-flag"
     assert settings.memory_budget_bytes == 1000
+    assert settings.zone == "rack-7"
     assert read_settings([], variables).labels == {"zone": "a", "example.com/disk": "ssd"}
 
 
@@ -52,6 +54,7 @@ def test_metrics_are_served_unless_they_are_turned_off() -> None:
         ["--node", "Node_1"],
         ["--app-dir", "/no/such/directory"],
         ["--label", "novalue"],
+        ["--zone", "rack 7"],
         ["--max-instances", "0"],
         ["--log-level", "LOUD"],
         ["--log-format", "xml"],

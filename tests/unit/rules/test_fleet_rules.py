@@ -81,7 +81,7 @@ def test_an_incarnation_is_one_short_visible_word(incarnation: str) -> None:
 
 
 def test_every_violation_of_a_node_is_told_at_once() -> None:
-    node = Node(labels={"a b": ""}, max_instances=-1, version="1\n2", base_domain="*")
+    node = Node(labels={"a b": ""}, max_instances=-1, version="1\n2", base_domain="*", zone="a b")
     assert sorted(found.field for found in node_violations(node)) == [
         "node.address",
         "node.base_domain",
@@ -90,6 +90,7 @@ def test_every_violation_of_a_node_is_told_at_once() -> None:
         'node.labels["a b"]',
         "node.max_instances",
         "node.version",
+        "node.zone",
     ]
 
 

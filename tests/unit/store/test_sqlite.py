@@ -173,9 +173,10 @@ def test_a_database_that_someone_else_locks_fails_writes_until_it_is_free(
     intruder.rollback()
     intruder.close()
     store.write(put(app("apps/a"))).result(WAIT)
-    assert [
-        (it.levelname, it.__dict__["action"]) for it in caplog.records if it.levelno >= logging.WARNING
-    ] == [("ERROR", "store.unavailable")]
+    (failing,) = (it for it in caplog.records if it.levelno >= logging.WARNING)
+    assert (failing.levelname, failing.__dict__["action"]) == ("ERROR", "store.unavailable")
+    assert failing.getMessage() == "The catalog's database cannot be used: database is locked"
+    assert failing.exc_info is None, "a sentence says it all"
 
 
 FULL_DISK = """

@@ -104,6 +104,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     NODE_NOT_LOST: _ErrorReason.ValueType  # 90
     """FAILED_PRECONDITION: the app's node is not lost, or the app is not wanted there: nothing is to be recovered."""
+    NODE_VERSION_UNSUPPORTED: _ErrorReason.ValueType  # 94
+    """FAILED_PRECONDITION: the versions of the node and of the control plane are more than one minor version apart; bring
+    the older one nearer first.
+    """
     RETAINED_DATA_BUSY: _ErrorReason.ValueType  # 99
     """FAILED_PRECONDITION: the retained data is being attached to an app, or purged."""
     DATA_ON_NODE: _ErrorReason.ValueType  # 95
@@ -117,7 +121,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     DATA_LOST: _ErrorReason.ValueType  # 98
     """FAILED_PRECONDITION: the app's data was given up with its node; `accept_data_loss` starts it anew."""
     DATABASE_SERVER_IN_USE: _ErrorReason.ValueType  # 76
-    """FAILED_PRECONDITION: apps have their databases on the server."""
+    """FAILED_PRECONDITION: apps have their databases on the server, or an environment names it as their default."""
     RESUME_TOKEN_EXPIRED: _ErrorReason.ValueType  # 100
     """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
     NODE_FULL: _ErrorReason.ValueType  # 120
@@ -282,6 +286,10 @@ node.
 """
 NODE_NOT_LOST: ErrorReason.ValueType  # 90
 """FAILED_PRECONDITION: the app's node is not lost, or the app is not wanted there: nothing is to be recovered."""
+NODE_VERSION_UNSUPPORTED: ErrorReason.ValueType  # 94
+"""FAILED_PRECONDITION: the versions of the node and of the control plane are more than one minor version apart; bring
+the older one nearer first.
+"""
 RETAINED_DATA_BUSY: ErrorReason.ValueType  # 99
 """FAILED_PRECONDITION: the retained data is being attached to an app, or purged."""
 DATA_ON_NODE: ErrorReason.ValueType  # 95
@@ -295,7 +303,7 @@ NODE_NOT_ELIGIBLE: ErrorReason.ValueType  # 97
 DATA_LOST: ErrorReason.ValueType  # 98
 """FAILED_PRECONDITION: the app's data was given up with its node; `accept_data_loss` starts it anew."""
 DATABASE_SERVER_IN_USE: ErrorReason.ValueType  # 76
-"""FAILED_PRECONDITION: apps have their databases on the server."""
+"""FAILED_PRECONDITION: apps have their databases on the server, or an environment names it as their default."""
 RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
 """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
 NODE_FULL: ErrorReason.ValueType  # 120

@@ -11,6 +11,7 @@ from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -1517,6 +1518,134 @@ class StopInstanceResponse(_message.Message):
 Global___StopInstanceResponse: _TypeAlias = StopInstanceResponse  # noqa: Y015
 
 @_typing.final
+class BatchStartInstancesRequest(_message.Message):
+    """Request of BatchStartInstances."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___StartInstanceRequest]:
+        """The starts, 1 to 100."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___StartInstanceRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchStartInstancesRequest: _TypeAlias = BatchStartInstancesRequest  # noqa: Y015
+
+@_typing.final
+class BatchStartInstancesResponse(_message.Message):
+    """Response of BatchStartInstances."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstanceResult]:
+        """One for each request, in their order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___InstanceResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchStartInstancesResponse: _TypeAlias = BatchStartInstancesResponse  # noqa: Y015
+
+@_typing.final
+class BatchStopInstancesRequest(_message.Message):
+    """Request of BatchStopInstances."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___StopInstanceRequest]:
+        """The stops, 1 to 100."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___StopInstanceRequest] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchStopInstancesRequest: _TypeAlias = BatchStopInstancesRequest  # noqa: Y015
+
+@_typing.final
+class BatchStopInstancesResponse(_message.Message):
+    """Response of BatchStopInstances."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___InstanceResult]:
+        """One for each request, in their order."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___InstanceResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchStopInstancesResponse: _TypeAlias = BatchStopInstancesResponse  # noqa: Y015
+
+@_typing.final
+class InstanceResult(_message.Message):
+    """What came of one request of a batch."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def instance(self) -> Global___Instance:
+        """The instance as the call of its own would have returned it; unset when that would have been refused, and when an
+        instance that was to be stopped is not there.
+        """
+
+    @_builtins.property
+    def status(self) -> _status_pb2.Status:
+        """Why it was refused, as the call of its own would have been; unset if it was not."""
+
+    def __init__(
+        self,
+        *,
+        instance: Global___Instance | None = ...,
+        status: _status_pb2.Status | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstanceResult: _TypeAlias = InstanceResult  # noqa: Y015
+
+@_typing.final
 class RestartInstanceRequest(_message.Message):
     """Request of RestartInstance."""
 
@@ -1663,10 +1792,13 @@ class WatchInstancesRequest(_message.Message):
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
+    BATCHED_FIELD_NUMBER: _builtins.int
     resume_token: _builtins.str
     """Starts exactly after this point of an earlier stream; empty for a snapshot."""
     term: _builtins.int
     """Term of the leader that asks; unset: of nobody's. Below the highest that the node knows it is refused."""
+    batched: _builtins.bool
+    """Lets one message tell of many instances, in `instances`. A node that does not know this tells of one in each."""
     @_builtins.property
     def heartbeat_interval(self) -> _duration_pb2.Duration:
         """Time between heartbeats, 100 ms to 1 minute. Default 1 s."""
@@ -1677,10 +1809,11 @@ class WatchInstancesRequest(_message.Message):
         resume_token: _builtins.str = ...,
         heartbeat_interval: _duration_pb2.Duration | None = ...,
         term: _builtins.int = ...,
+        batched: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval", "resume_token", b"resume_token", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batched", b"batched", "heartbeat_interval", b"heartbeat_interval", "resume_token", b"resume_token", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1701,7 +1834,7 @@ class WatchInstancesResponse(_message.Message):
         TYPE_UNSPECIFIED: WatchInstancesResponse._Type.ValueType  # 0
         """Not set."""
         UPSERT: WatchInstancesResponse._Type.ValueType  # 1
-        """`instance` is new or changed."""
+        """`instance`, or each of `instances`, is new or changed."""
         REMOVE: WatchInstancesResponse._Type.ValueType  # 2
         """`instance.name` is gone; `last_error` tells why if it did not end by command, or what its end left behind."""
         SYNCED: WatchInstancesResponse._Type.ValueType  # 3
@@ -1715,7 +1848,7 @@ class WatchInstancesResponse(_message.Message):
     TYPE_UNSPECIFIED: WatchInstancesResponse.Type.ValueType  # 0
     """Not set."""
     UPSERT: WatchInstancesResponse.Type.ValueType  # 1
-    """`instance` is new or changed."""
+    """`instance`, or each of `instances`, is new or changed."""
     REMOVE: WatchInstancesResponse.Type.ValueType  # 2
     """`instance.name` is gone; `last_error` tells why if it did not end by command, or what its end left behind."""
     SYNCED: WatchInstancesResponse.Type.ValueType  # 3
@@ -1751,6 +1884,7 @@ class WatchInstancesResponse(_message.Message):
     RESUME_TOKEN_FIELD_NUMBER: _builtins.int
     MONOTONIC_TIME_FIELD_NUMBER: _builtins.int
     FIGURES_FIELD_NUMBER: _builtins.int
+    INSTANCES_FIELD_NUMBER: _builtins.int
     type: Global___WatchInstancesResponse.Type.ValueType
     """What this message tells."""
     sequence: _builtins.int
@@ -1771,6 +1905,10 @@ class WatchInstancesResponse(_message.Message):
     def figures(self) -> _containers.MessageMap[_builtins.str, Global___InstanceFigures]:
         """Figures that changed since the last heartbeat, by instance name; with HEARTBEAT."""
 
+    @_builtins.property
+    def instances(self) -> _containers.RepeatedCompositeFieldContainer[Global___Instance]:
+        """Up to 100 instances, with UPSERT, in place of `instance`; only where the request allows it."""
+
     def __init__(
         self,
         *,
@@ -1781,10 +1919,11 @@ class WatchInstancesResponse(_message.Message):
         resume_token: _builtins.str = ...,
         monotonic_time: _duration_pb2.Duration | None = ...,
         figures: _abc.Mapping[_builtins.str, Global___InstanceFigures] | None = ...,
+        instances: _abc.Iterable[Global___Instance] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "monotonic_time", b"monotonic_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "incarnation", b"incarnation", "instance", b"instance", "monotonic_time", b"monotonic_time", "resume_token", b"resume_token", "sequence", b"sequence", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "incarnation", b"incarnation", "instance", b"instance", "instances", b"instances", "monotonic_time", b"monotonic_time", "resume_token", b"resume_token", "sequence", b"sequence", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

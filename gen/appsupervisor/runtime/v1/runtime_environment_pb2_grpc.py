@@ -59,6 +59,16 @@ class RuntimeEnvironmentStub:
                 request_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.StopInstanceRequest.SerializeToString,
                 response_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.StopInstanceResponse.FromString,
                 _registered_method=True)
+        self.BatchStartInstances = channel.unary_unary(
+                '/appsupervisor.runtime.v1.RuntimeEnvironment/BatchStartInstances',
+                request_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.BatchStartInstancesRequest.SerializeToString,
+                response_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.BatchStartInstancesResponse.FromString,
+                _registered_method=True)
+        self.BatchStopInstances = channel.unary_unary(
+                '/appsupervisor.runtime.v1.RuntimeEnvironment/BatchStopInstances',
+                request_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.BatchStopInstancesRequest.SerializeToString,
+                response_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.BatchStopInstancesResponse.FromString,
+                _registered_method=True)
         self.RestartInstance = channel.unary_unary(
                 '/appsupervisor.runtime.v1.RuntimeEnvironment/RestartInstance',
                 request_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.RestartInstanceRequest.SerializeToString,
@@ -178,6 +188,38 @@ class RuntimeEnvironmentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def BatchStartInstances(self, request, context):
+        """Starts many instances, each as StartInstance does.
+
+        Precondition: 1 to 100 requests; of each, that of StartInstance.
+        On success: they are dealt with in the order of the list, each whatever came of those before it; the response tells
+        of each what StartInstance would have.
+        Idempotent: each request is.
+        Cancelling the call stops nothing that was accepted.
+        Rolled back: nothing; a request that is refused changes nothing for the others.
+
+        Errors: `INVALID_FIELD` (INVALID_ARGUMENT) for no requests, or too many. Those of one request are in its result.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchStopInstances(self, request, context):
+        """Stops many instances, each as StopInstance does.
+
+        Precondition: 1 to 100 requests; of each, that of StopInstance.
+        On success: all are dealt with at the same time, each whatever comes of the others; the response tells of each what
+        StopInstance would have, in the order of the list.
+        Idempotent: each request is.
+        Cancelling the call cancels no stop.
+        Rolled back: nothing; a request that is refused changes nothing for the others.
+
+        Errors: `INVALID_FIELD` (INVALID_ARGUMENT) for no requests, or too many. Those of one request are in its result.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RestartInstance(self, request, context):
         """Stops and starts one instance in place; a failed or backing-off instance is started at once.
 
@@ -215,9 +257,10 @@ class RuntimeEnvironmentServicer:
     def WatchInstances(self, request, context):
         """Streams every instance, `SYNCED`, then each change, and heartbeats.
 
-        A slow reader gets the newest state of each instance; it never delays another reader or an app. With
-        `resume_token` the stream starts exactly after it, without a snapshot. With `term` the node knows that leader before
-        the snapshot is taken, so that nothing an older one asks for can come after it.
+        A slow reader gets the newest state of each instance; it never delays another reader or an app. With `batched` one
+        message may tell of many instances. With `resume_token` the stream starts exactly after it, without a snapshot. With
+        `term` the node knows that leader before the snapshot is taken, so that nothing an older one asks for can come after
+        it.
 
         Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE) for a token that is too old or of another incarnation: start again
         without one. `STALE_TERM` (FAILED_PRECONDITION). `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
@@ -296,6 +339,16 @@ def add_RuntimeEnvironmentServicer_to_server(servicer, server):
                     servicer.StopInstance,
                     request_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.StopInstanceRequest.FromString,
                     response_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.StopInstanceResponse.SerializeToString,
+            ),
+            'BatchStartInstances': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchStartInstances,
+                    request_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.BatchStartInstancesRequest.FromString,
+                    response_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.BatchStartInstancesResponse.SerializeToString,
+            ),
+            'BatchStopInstances': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchStopInstances,
+                    request_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.BatchStopInstancesRequest.FromString,
+                    response_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.BatchStopInstancesResponse.SerializeToString,
             ),
             'RestartInstance': grpc.unary_unary_rpc_method_handler(
                     servicer.RestartInstance,
@@ -446,6 +499,60 @@ class RuntimeEnvironment:
             '/appsupervisor.runtime.v1.RuntimeEnvironment/StopInstance',
             appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.StopInstanceRequest.SerializeToString,
             appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.StopInstanceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchStartInstances(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.runtime.v1.RuntimeEnvironment/BatchStartInstances',
+            appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.BatchStartInstancesRequest.SerializeToString,
+            appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.BatchStartInstancesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchStopInstances(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.runtime.v1.RuntimeEnvironment/BatchStopInstances',
+            appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.BatchStopInstancesRequest.SerializeToString,
+            appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.BatchStopInstancesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -96,6 +96,30 @@ class RuntimeEnvironmentStub:
     (FAILED_PRECONDITION); `DATA_NOT_REMOVED` (FAILED_PRECONDITION) for the data of an instance that is not there;
     `INVALID_FIELD` (INVALID_ARGUMENT).
     """
+    BatchStartInstances: _grpc.UnaryUnaryMultiCallable[_runtime_environment_pb2.BatchStartInstancesRequest, _runtime_environment_pb2.BatchStartInstancesResponse]
+    """Starts many instances, each as StartInstance does.
+
+    Precondition: 1 to 100 requests; of each, that of StartInstance.
+    On success: they are dealt with in the order of the list, each whatever came of those before it; the response tells
+    of each what StartInstance would have.
+    Idempotent: each request is.
+    Cancelling the call stops nothing that was accepted.
+    Rolled back: nothing; a request that is refused changes nothing for the others.
+
+    Errors: `INVALID_FIELD` (INVALID_ARGUMENT) for no requests, or too many. Those of one request are in its result.
+    """
+    BatchStopInstances: _grpc.UnaryUnaryMultiCallable[_runtime_environment_pb2.BatchStopInstancesRequest, _runtime_environment_pb2.BatchStopInstancesResponse]
+    """Stops many instances, each as StopInstance does.
+
+    Precondition: 1 to 100 requests; of each, that of StopInstance.
+    On success: all are dealt with at the same time, each whatever comes of the others; the response tells of each what
+    StopInstance would have, in the order of the list.
+    Idempotent: each request is.
+    Cancelling the call cancels no stop.
+    Rolled back: nothing; a request that is refused changes nothing for the others.
+
+    Errors: `INVALID_FIELD` (INVALID_ARGUMENT) for no requests, or too many. Those of one request are in its result.
+    """
     RestartInstance: _grpc.UnaryUnaryMultiCallable[_runtime_environment_pb2.RestartInstanceRequest, _runtime_environment_pb2.RestartInstanceResponse]
     """Stops and starts one instance in place; a failed or backing-off instance is started at once.
 
@@ -121,9 +145,10 @@ class RuntimeEnvironmentStub:
     WatchInstances: _grpc.UnaryStreamMultiCallable[_runtime_environment_pb2.WatchInstancesRequest, _runtime_environment_pb2.WatchInstancesResponse]
     """Streams every instance, `SYNCED`, then each change, and heartbeats.
 
-    A slow reader gets the newest state of each instance; it never delays another reader or an app. With
-    `resume_token` the stream starts exactly after it, without a snapshot. With `term` the node knows that leader before
-    the snapshot is taken, so that nothing an older one asks for can come after it.
+    A slow reader gets the newest state of each instance; it never delays another reader or an app. With `batched` one
+    message may tell of many instances. With `resume_token` the stream starts exactly after it, without a snapshot. With
+    `term` the node knows that leader before the snapshot is taken, so that nothing an older one asks for can come after
+    it.
 
     Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE) for a token that is too old or of another incarnation: start again
     without one. `STALE_TERM` (FAILED_PRECONDITION). `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
@@ -233,6 +258,30 @@ class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
     (FAILED_PRECONDITION); `DATA_NOT_REMOVED` (FAILED_PRECONDITION) for the data of an instance that is not there;
     `INVALID_FIELD` (INVALID_ARGUMENT).
     """
+    BatchStartInstances: _aio.UnaryUnaryMultiCallable[_runtime_environment_pb2.BatchStartInstancesRequest, _runtime_environment_pb2.BatchStartInstancesResponse]  # type: ignore[assignment]
+    """Starts many instances, each as StartInstance does.
+
+    Precondition: 1 to 100 requests; of each, that of StartInstance.
+    On success: they are dealt with in the order of the list, each whatever came of those before it; the response tells
+    of each what StartInstance would have.
+    Idempotent: each request is.
+    Cancelling the call stops nothing that was accepted.
+    Rolled back: nothing; a request that is refused changes nothing for the others.
+
+    Errors: `INVALID_FIELD` (INVALID_ARGUMENT) for no requests, or too many. Those of one request are in its result.
+    """
+    BatchStopInstances: _aio.UnaryUnaryMultiCallable[_runtime_environment_pb2.BatchStopInstancesRequest, _runtime_environment_pb2.BatchStopInstancesResponse]  # type: ignore[assignment]
+    """Stops many instances, each as StopInstance does.
+
+    Precondition: 1 to 100 requests; of each, that of StopInstance.
+    On success: all are dealt with at the same time, each whatever comes of the others; the response tells of each what
+    StopInstance would have, in the order of the list.
+    Idempotent: each request is.
+    Cancelling the call cancels no stop.
+    Rolled back: nothing; a request that is refused changes nothing for the others.
+
+    Errors: `INVALID_FIELD` (INVALID_ARGUMENT) for no requests, or too many. Those of one request are in its result.
+    """
     RestartInstance: _aio.UnaryUnaryMultiCallable[_runtime_environment_pb2.RestartInstanceRequest, _runtime_environment_pb2.RestartInstanceResponse]  # type: ignore[assignment]
     """Stops and starts one instance in place; a failed or backing-off instance is started at once.
 
@@ -258,9 +307,10 @@ class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
     WatchInstances: _aio.UnaryStreamMultiCallable[_runtime_environment_pb2.WatchInstancesRequest, _runtime_environment_pb2.WatchInstancesResponse]  # type: ignore[assignment]
     """Streams every instance, `SYNCED`, then each change, and heartbeats.
 
-    A slow reader gets the newest state of each instance; it never delays another reader or an app. With
-    `resume_token` the stream starts exactly after it, without a snapshot. With `term` the node knows that leader before
-    the snapshot is taken, so that nothing an older one asks for can come after it.
+    A slow reader gets the newest state of each instance; it never delays another reader or an app. With `batched` one
+    message may tell of many instances. With `resume_token` the stream starts exactly after it, without a snapshot. With
+    `term` the node knows that leader before the snapshot is taken, so that nothing an older one asks for can come after
+    it.
 
     Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE) for a token that is too old or of another incarnation: start again
     without one. `STALE_TERM` (FAILED_PRECONDITION). `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.
@@ -393,6 +443,42 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def BatchStartInstances(
+        self,
+        request: _runtime_environment_pb2.BatchStartInstancesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runtime_environment_pb2.BatchStartInstancesResponse, _abc.Awaitable[_runtime_environment_pb2.BatchStartInstancesResponse]]:
+        """Starts many instances, each as StartInstance does.
+
+        Precondition: 1 to 100 requests; of each, that of StartInstance.
+        On success: they are dealt with in the order of the list, each whatever came of those before it; the response tells
+        of each what StartInstance would have.
+        Idempotent: each request is.
+        Cancelling the call stops nothing that was accepted.
+        Rolled back: nothing; a request that is refused changes nothing for the others.
+
+        Errors: `INVALID_FIELD` (INVALID_ARGUMENT) for no requests, or too many. Those of one request are in its result.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchStopInstances(
+        self,
+        request: _runtime_environment_pb2.BatchStopInstancesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_runtime_environment_pb2.BatchStopInstancesResponse, _abc.Awaitable[_runtime_environment_pb2.BatchStopInstancesResponse]]:
+        """Stops many instances, each as StopInstance does.
+
+        Precondition: 1 to 100 requests; of each, that of StopInstance.
+        On success: all are dealt with at the same time, each whatever comes of the others; the response tells of each what
+        StopInstance would have, in the order of the list.
+        Idempotent: each request is.
+        Cancelling the call cancels no stop.
+        Rolled back: nothing; a request that is refused changes nothing for the others.
+
+        Errors: `INVALID_FIELD` (INVALID_ARGUMENT) for no requests, or too many. Those of one request are in its result.
+        """
+
+    @_abc_1.abstractmethod
     def RestartInstance(
         self,
         request: _runtime_environment_pb2.RestartInstanceRequest,
@@ -440,9 +526,10 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_runtime_environment_pb2.WatchInstancesResponse], _abc.AsyncIterator[_runtime_environment_pb2.WatchInstancesResponse]]:
         """Streams every instance, `SYNCED`, then each change, and heartbeats.
 
-        A slow reader gets the newest state of each instance; it never delays another reader or an app. With
-        `resume_token` the stream starts exactly after it, without a snapshot. With `term` the node knows that leader before
-        the snapshot is taken, so that nothing an older one asks for can come after it.
+        A slow reader gets the newest state of each instance; it never delays another reader or an app. With `batched` one
+        message may tell of many instances. With `resume_token` the stream starts exactly after it, without a snapshot. With
+        `term` the node knows that leader before the snapshot is taken, so that nothing an older one asks for can come after
+        it.
 
         Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE) for a token that is too old or of another incarnation: start again
         without one. `STALE_TERM` (FAILED_PRECONDITION). `NODE_DRAINING` (UNAVAILABLE) when the node shuts down.

@@ -24,8 +24,8 @@ RAISED_AT_START = frozenset({"APP_FACTORY_FAILED", "APP_STARTUP_FAILED", "ENTRYP
 """Failures with an exception that nothing else has put into the app's log."""
 
 
-class Observation:
-    """The observing side of one node."""
+class Telemetry:
+    """Logs, health and metrics of one node's apps."""
 
     def __init__(
         self,

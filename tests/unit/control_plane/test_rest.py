@@ -1,0 +1,76 @@
+"""Whatever two versions of an app are found as: where nothing is left to be done, the app says so.
+
+Every combination of roles, states and nodes is decided on, observed and planned until that changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+
+import pytest
+
+from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
+from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
+from services.control_plane.placement.assignment import assign
+from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
+from services.control_plane.reconciler.observation import observe
+from services.control_plane.reconciler.plan import plan
+from services.control_plane.store.records import PlacementRecord, Role, Version
+from tests.unit.control_plane.looks import CUR, IN, OUT, V11, V21, M, N, instance, node, placed, record
+
+LATER = 10**9
+"""µs: what was replaced lingers no more."""
+STATES = (None, rt.Instance.RUNNING, rt.Instance.IDLE, rt.Instance.FAILED, rt.Instance.STOPPED)
+"""Of an instance that will not change by itself; None of one that is not there."""
+
+Found = tuple[Role, Any, str]
+"""Role, state and node of one version."""
+
+
+def combinations() -> Iterator[dict[Version, Found]]:
+    """Yield what may be found of an app: no two versions come in, or serve."""
+    kinds: list[Found | None] = [None, *product((IN, CUR, OUT), STATES, (N, M))]
+    for first, second in product(kinds, repeat=2):
+        found = {version: it for version, it in ((V11, first), (V21, second)) if it is not None}
+        roles = Counter(role for role, _, _ in found.values())
+        if roles[IN] <= 1 and roles[CUR] <= 1:
+            yield found
+
+
+def seen_of(found: dict[Version, Found]) -> Snapshot:
+    there: dict[str, dict[str, rt.Instance]] = defaultdict(dict)
+    for version, (_, state, at) in found.items():
+        if state is not None:
+            it = instance(version, state, reason="APP_CRASHED" if state == rt.Instance.FAILED else "")
+            there[at][it.name] = it
+    return Snapshot({name: NodeView(node(name), Sight.HEARD, there[name]) for name in (N, M)})
+
+
+def rest(found: dict[Version, Found], desired: Any, failed: Version | None) -> str:
+    """Return what is wrong about how an app comes to rest, empty if nothing is."""
+    seen = seen_of(found)
+    app = record(V21, desired=desired, failed=failed, status=pb.App(reconciling=True))
+    placements: tuple[PlacementRecord, ...] = tuple(placed(v, role, at) for v, (role, _, at) in found.items())
+    for _ in range(6):
+        assigned = assign(app, placements, seen, LATER)
+        observed = observe(app, assigned, seen, LATER)
+        if observed == app and set(assigned.placements) == set(placements):
+            break
+        app, placements = observed, assigned.placements
+    else:
+        return "it is decided anew each time"
+    todo = plan(app, assigned, seen, LATER)
+    if todo.start or todo.stop or todo.remove or todo.after or assigned.unplaced:
+        return ""  # it is not at rest
+    roles = ", ".join(f"{it.instance_id} {it.role.name}" for it in placements)
+    return f"it says reconciling: {roles}" if app.status.reconciling else ""
+
+
+@pytest.mark.parametrize("desired", [pb.App.RUNNING, pb.App.STOPPED])
+@pytest.mark.parametrize("failed", [None, V21], ids=["wanted", "given up"])
+def test_an_app_of_which_nothing_is_left_to_be_done_says_so(desired: Any, failed: Version | None) -> None:
+    wrong = [(why, found) for found in combinations() if (why := rest(found, desired, failed))]
+    assert wrong == []
