@@ -36,7 +36,7 @@ class Telemetry:
         streams: Callable[[], int],
         forwarded: Callable[[], ForwardFigures],
     ) -> None:
-        """`memory` returns the node's bytes, `streams` its open watch streams, `forwarded` what was."""
+        """`memory` returns the node's bytes, `streams` its open watches, `forwarded` what it forwards."""
         self._table = table
         self.logs = AppLogs(
             settings.data_dir / "logs",

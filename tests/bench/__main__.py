@@ -42,6 +42,7 @@ BENCHES = (
     Bench("catalog_size", "memory and start of a full catalog", 30, 150),
     Bench("end_to_end", "CreateApp to first 200, memory and start of one more app, beside uvicorn", 60, 240),
     Bench("node_http", "requests through the node against bare uvicorn, with 1 to 10,000 apps", 45, 150),
+    Bench("gateway", "the gateway's Envoy beside plain nginx, one change among 10,000 apps", 60, 120),
     Bench("process_tier", "start, memory, crash and requests of the PROCESS tier", 45, 120),
     Bench("watchers", "from a change to 1 and to 500 watchers, memory of an idle one", 40, 150),
     Bench("restart", "the control plane with a full catalog: restart, cost of a change", 40, 120),

@@ -101,6 +101,7 @@ class _Drain:
         self._spent = spent
         self._more: Counter[str] = Counter()
         self._under_way = 0
+        self._by_environment: dict[str, list[NodeRecord]] = {}
         self.begun: list[str] = []
 
     def look(self) -> list[Result]:
@@ -131,12 +132,17 @@ class _Drain:
             )
         if is_coming(placements, self._node):
             return Result(app=record.name, state=Result.MOVING, message=_COMING)
-        if bound := bound_by(record, placements):
+        if bound := bound_by(record, placements, self._nodes(record.spec.environment)):
             return _told(record, Result.STUCK, bound)
         if record.name in self._spent:
             reason, message = why_it_stayed(record)
             return Result(app=record.name, state=Result.STUCK, reason=reason, message=message)
         return None
+
+    def _nodes(self, environment: str) -> list[NodeRecord]:
+        if environment not in self._by_environment:
+            self._by_environment[environment] = self._tx.nodes(environment)
+        return self._by_environment[environment]
 
     def _move(self, record: AppRecord) -> Result:
         if self._under_way >= WIDTH:

@@ -53,7 +53,9 @@ def explain_placement(mirror: Mirror, request: pb.ExplainPlacementRequest) -> Re
         placements = mirror.placements_of(name)
         staying = {it.node for it in placements if it.role in (Role.CURRENT, Role.INCOMING)}
         response.current_nodes.extend(sorted(staying))
-        bound = bound_by(record, placements)
+        prefix = f"{spec.environment}/nodes/"
+        known = [it for it in mirror.nodes.values(prefix) if it.name.startswith(prefix)]
+        bound = bound_by(record, placements, known)
         response.bound_reason = bound.reason if bound is not None else ""
     else:
         spec = _checked(mirror, request.app_spec)

@@ -120,7 +120,7 @@ def ended(
         else:
             left += 1
     if not record.deleting:
-        operations.settle(tx, _without(tx, record, {placement.instance for placement in placements}))
+        operations.settle(tx, _without(tx, record, placements))
     if not record.deleting or left:
         return
     tx.delete_app(name)
@@ -128,9 +128,10 @@ def ended(
     add_event(tx, record, "Deleted", actor=SYSTEM, reason=DeleteAppRequest.DataPolicy.Name(policy))
 
 
-def _without(tx: Transaction, record: AppRecord, instances: Collection[str]) -> AppRecord:
-    """Show instances no more that are gone: who waited for that is told of the app as it is then."""
-    left = [it for it in record.status.instances if it.name not in instances]
+def _without(tx: Transaction, record: AppRecord, placements: Collection[PlacementRecord]) -> AppRecord:
+    """Store an app without the instances of placements that are over, whatever was told of them before."""
+    gone = {(it.node, it.instance) for it in placements}
+    left = [it for it in record.status.instances if (it.node, it.name) not in gone]
     if len(left) == len(record.status.instances):
         return record
     status = App()
