@@ -295,8 +295,8 @@ class FakeNode:
         uid = hosted.spec.app_uid if hosted is not None else request.app_uid
         if uid:
             self._fences[uid] = max(self._fences.get(uid, (0, 0)), (request.epoch, 0))
-        if request.HasField("moved_to"):
-            told = request.epoch, request.moved_to.node
+        if request.HasField("new_home"):
+            told = request.epoch, request.new_home.node
             self.forwarding[uid] = max(told, self.forwarding.get(uid, told), key=lambda it: it[0])
         if request.purge_data:
             self._purges.add(uid)

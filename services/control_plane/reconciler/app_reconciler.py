@@ -203,7 +203,7 @@ class AppReconciler:
             stop = StopInstanceRequest(name=before.instance, epoch=app.target.epoch, app_uid=app.uid)
             home = new_home(app, target.node)
             if home is not None:
-                stop.moved_to.CopyFrom(home)
+                stop.new_home.CopyFrom(home)
                 await self._tell_former_homes(app, home)
                 await source.stop(stop)
                 self._former_homes.told(app.name, source.node.name, stop)
@@ -224,7 +224,7 @@ class AppReconciler:
         over: list[PlacementRecord] = []
         failure: SupervisorError | None = None
         # First those that forward to what ends now: nothing is forwarded twice.
-        for home in {it.request.moved_to.http_address: it.request.moved_to for it in _moves(todo)}.values():
+        for home in {it.request.new_home.http_address: it.request.new_home for it in _moves(todo)}.values():
             await self._tell_former_homes(app, home)
         for stop in todo.stop:
             try:
@@ -235,7 +235,7 @@ class AppReconciler:
                     self._links.hinder(stop.node, app.name, refusal)
                     self._pace.started(_removal(app), app.target, "")
                 continue
-            if stop.request.HasField("moved_to"):
+            if stop.request.HasField("new_home"):
                 self._former_homes.told(app.name, stop.node, stop.request)
             if gone and stop.ends is not None:
                 over.append(stop.ends)
@@ -396,7 +396,7 @@ def _awaits_start(app: AppRecord, assigned: Assignment, seen: Snapshot) -> bool:
 
 
 def _moves(todo: Plan) -> list[Stop]:
-    return [stop for stop in todo.stop if stop.request.HasField("moved_to")]
+    return [stop for stop in todo.stop if stop.request.HasField("new_home")]
 
 
 def _is_met(condition: Condition | None) -> bool:

@@ -204,7 +204,7 @@ def _stop(app: AppRecord, instance: Instance, copy: bool) -> StopInstanceRequest
 
 def _moved(request: StopInstanceRequest, home: StopInstanceRequest.NewHome | None) -> StopInstanceRequest:
     if home is not None:
-        request.moved_to.CopyFrom(home)
+        request.new_home.CopyFrom(home)
     return request
 
 
