@@ -36,7 +36,7 @@ from services.control_plane.reconciler.data_travels import DataTravels
 from services.control_plane.reconciler.former_homes import FormerHomes
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.pace import Pace
-from services.control_plane.reconciler.plan import Plan, Start, Stop, new_home, plan, stop_orphan
+from services.control_plane.reconciler.plan import Plan, Start, new_home, plan, present_home, stop_orphan
 from services.control_plane.reconciler.result import Result
 from services.control_plane.rules.conditions import DATABASE_PROVIDED, DATABASE_READY, get_condition
 from services.control_plane.store.interface import CatalogStore, Transaction
@@ -173,6 +173,9 @@ class AppReconciler:
             return Result(after=pause)
         if todo.start is not None and (pause := self._pause(app, todo.start.placement)):
             return Result(after=pause)  # nor is anything stopped: what takes the app away would run then
+        if self._former_homes.knows(app.name) and (home := present_home(app, assigned, seen)) is not None:
+            # Before anything ends: what forwards to there would be forwarded twice.
+            await self._tell_former_homes(app, home)
         over, failure = await self._stop_all(app, todo)
         # A stop that fails holds up no start: an app is to serve first of all.
         if todo.start is not None:
@@ -223,9 +226,6 @@ class AppReconciler:
         """Carry out a plan's stops; return the placements that are over, and the last failure."""
         over: list[PlacementRecord] = []
         failure: SupervisorError | None = None
-        # First those that forward to what ends now: nothing is forwarded twice.
-        for home in {it.request.new_home.http_address: it.request.new_home for it in _moves(todo)}.values():
-            await self._tell_former_homes(app, home)
         for stop in todo.stop:
             try:
                 gone = await self._stop(app.name, stop.node, stop.request)
@@ -393,10 +393,6 @@ def _awaits_start(app: AppRecord, assigned: Assignment, seen: Snapshot) -> bool:
         return False
     view = seen.heard(wanted.node)
     return view is not None and not view.instances and view.hindrance is None
-
-
-def _moves(todo: Plan) -> list[Stop]:
-    return [stop for stop in todo.stop if stop.request.HasField("new_home")]
 
 
 def _is_met(condition: Condition | None) -> bool:

@@ -41,6 +41,10 @@ class FormerHomes:
         if len(self._told) > self._max_apps:
             del self._told[next(iter(self._told))]
 
+    def knows(self, app: str) -> bool:
+        """Tell whether some node may forward for an app."""
+        return app in self._told
+
     def to_tell(
         self, app: str, uid: str, epoch: int, home: StopInstanceRequest.NewHome
     ) -> Iterator[tuple[str, StopInstanceRequest]]:

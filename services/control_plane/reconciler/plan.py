@@ -97,13 +97,25 @@ def new_home(app: AppRecord, node: Node) -> StopInstanceRequest.NewHome | None:
     )
 
 
+def present_home(app: AppRecord, assigned: Assignment, seen: Snapshot) -> StopInstanceRequest.NewHome | None:
+    """Return where an app's requests are answered, or wait for its start; None where it is nowhere yet."""
+    home = _home(assigned, seen)
+    view = seen.nodes.get(home.node) if home is not None and seen.instance(home) is not None else None
+    return new_home(app, view.node) if view is not None else None
+
+
+def _home(assigned: Assignment, seen: Snapshot) -> PlacementRecord | None:
+    wanted = assigned.wanted
+    if wanted is None or (assigned.current is not None and not is_ready(seen.instance(wanted))):
+        return assigned.current
+    return wanted
+
+
 def _home_besides(
     app: AppRecord, assigned: Assignment, seen: Snapshot, node: str
 ) -> StopInstanceRequest.NewHome | None:
     """Return where an app is that leaves a node, if it is anywhere else."""
-    home = assigned.wanted
-    if home is None or (assigned.current is not None and not is_ready(seen.instance(home))):
-        home = assigned.current
+    home = _home(assigned, seen)
     view = seen.nodes.get(home.node) if home is not None and home.node != node else None
     return new_home(app, view.node) if view is not None else None
 

@@ -173,6 +173,22 @@ def test_nodes_that_forward_are_told_at_once_and_again_when_the_app_moves_on(sto
     run(store, test)
 
 
+def test_nodes_that_forward_to_a_node_that_dies_are_told_where_the_app_is_next(store: CatalogStore) -> None:
+    async def test(two: Two) -> None:
+        await two.create(failover=pb.App.AUTOMATIC)
+        await two.second_joins()
+        await two.ended(await two.move(OTHER))
+        third = World(store, random.Random(3), THIRD, Disk())
+        await two.first.join(third)
+        await two.nodes.cordon(fleet.CordonNodeRequest(name=NODE), ME)
+        await two.first.until(lambda: two.state(THIRD) == fleet.Node.READY)
+        two.second.cut = True
+        await two.first.until(lambda: two.where() == THIRD and two.is_settled())
+        assert [node for _, node in two.first.node.forwarding.values()] == [THIRD]
+
+    run(store, test)
+
+
 def test_a_move_that_is_done_tells_of_nothing_that_is_gone(store: CatalogStore) -> None:
     async def test(two: Two) -> None:
         await two.create()
