@@ -113,6 +113,10 @@ class FakeNode:
         """While set, every unary call is answered with it, and each of a batch."""
         self.used_memory_bytes = 0
         """What its heartbeats tell."""
+        self.forwards = False
+        """Whether it says that it forwards, as a node of before does not."""
+        self.forwarding: dict[str, tuple[int, str]] = {}
+        """By app uid: the epoch under which it was told where the app is now, and the node."""
         self.knows_batches = True
         """False of a node of an older version."""
         self.lists = asyncio.Event()
@@ -242,6 +246,7 @@ class FakeNode:
             draining=self.draining,
             node_uid=self.disk.uid,
             lease=lease_message(self.lease),
+            forwarding=pb.Forwarding(app_count=len(self.forwarding)) if self.forwards else None,
         )
 
     def renew_lease(self, request: pb.RenewLeaseRequest) -> pb.Lease:
@@ -300,6 +305,9 @@ class FakeNode:
         uid = hosted.spec.app_uid if hosted is not None else request.app_uid
         if uid:
             self._fences[uid] = max(self._fences.get(uid, (0, 0)), (request.epoch, 0))
+        if request.HasField("new_home"):
+            told = request.epoch, request.new_home.node
+            self.forwarding[uid] = max(told, self.forwarding.get(uid, told), key=lambda it: it[0])
         if request.purge_data:
             self._purges.add(uid)
         if hosted is None:
