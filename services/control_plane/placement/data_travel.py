@@ -70,6 +70,11 @@ def is_last_owner(placement: PlacementRecord, placements: Iterable[PlacementReco
     return not any(it.has_data for it in placements if it.role in (Role.CURRENT, Role.INCOMING))
 
 
+def is_kept(placement: PlacementRecord, placements: Collection[PlacementRecord]) -> bool:
+    """Tell whether a placement outlives its instance: for the data that its node owns, or a copy to be removed."""
+    return is_last_owner(placement, placements) or leaves_copy(placement, placements)
+
+
 def leaves_copy(placement: PlacementRecord, placements: Collection[PlacementRecord]) -> bool:
     """Tell whether what a placement that ends leaves on its node is a copy of what another node owns."""
     if placement.role is not Role.OUTGOING or not awaits_data(placement, placements):
