@@ -223,6 +223,14 @@ class Reader:
         self._open[path] = file
         return file
 
+    def close(self) -> None:
+        """Let logs be reset again, and close all files."""
+        for database, _ in self._pinned.values():
+            database.close()
+        self._pinned.clear()
+        for path in list(self._open):
+            self._close(path)
+
     def _close(self, path: str) -> None:
         if path not in self._pinned and path in self._open:
             self._open.pop(path).close()
@@ -256,6 +264,7 @@ def main() -> None:
             answer = {"error": f"{fault.strerror or fault} ({fault.filename or reader})"}
         answers.write(json.dumps(answer).encode() + b"\n" + data)
         answers.flush()
+    reader.close()
 
 
 def _answer(reader: Reader, command: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
