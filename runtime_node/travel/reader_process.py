@@ -99,13 +99,20 @@ class Reader:
         """
         if begin or self._listing is None:
             self._skipped = 0
+            if not changed:
+                # What is sent again, or stood at the place of something else, is no more as it was sent.
+                self._sent = {path: blocks for path, blocks in self._sent.items() if path <= after}
+                self._signatures = {path: it for path, it in self._signatures.items() if path <= after}
             for path in list(self._open):
                 self._close(path)  # another file may stand there by now
             self._listing = iter(sorted(self._walk(), key=lambda entry: str(entry["path"])))
         page: list[dict[str, Any]] = []
         for entry in self._listing:
             if entry["path"] >= after:
-                if changed and entry["kind"] == "file":
+                if entry["kind"] != "file":
+                    self._sent.pop(entry["path"], None)
+                    self._signatures.pop(entry["path"], None)
+                elif changed:
                     entry["same"] = self._is_same(entry["path"])
                 page.append(entry)
                 if len(page) == count:
@@ -191,12 +198,14 @@ class Reader:
             if len(data) < BLOCK_BYTES:
                 self._close(path)
             digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
-            if not changed or sent.get(offset) != digest:
+            if not changed:
                 sent[offset] = digest
-                return offset, data, digest
-            if len(data) < BLOCK_BYTES:
-                return None
-            offset += BLOCK_BYTES
+            elif sent.get(offset) == digest:
+                if len(data) < BLOCK_BYTES:
+                    return None
+                offset += BLOCK_BYTES
+                continue
+            return offset, data, digest
         self._close(path)
         return None
 

@@ -1,4 +1,4 @@
-"""DataTransfers of a node in memory: what an app's data holds is a list of who ran on it, which is what travels.
+"""DataTransfers of a node in memory: an app's data is a list of who ran on it, and that is what travels.
 
 A node finds another by its address among those of this process.
 """
@@ -104,9 +104,7 @@ class FakeTransfers:
         self._receiving[uid] = told, now + self.copy_seconds
         return told
 
-    def _finish(
-        self, uid: str, source: FakeTransfers, told: Told, request: pb.ReceiveDataRequest
-    ) -> Told:
+    def _finish(self, uid: str, source: FakeTransfers, told: Told, request: pb.ReceiveDataRequest) -> Told:
         if told.state != Told.COPIED or told.session != source.sessions.get(uid):
             raise SupervisorError("DATA_NOT_MOVED", "What was to come before the rest is not here.")
         if source.frozen.get(uid) != request.freeze_id:

@@ -1,4 +1,4 @@
-"""Moves of apps that keep their data on their node, by the whole controller over two fake nodes in virtual time."""
+"""Moves of apps that keep their data on their node, over two fake nodes in virtual time."""
 
 from __future__ import annotations
 

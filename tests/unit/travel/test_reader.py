@@ -1,4 +1,4 @@
-"""What the reader of a data directory sends: over it and the whole log a database is as it was when it was frozen."""
+"""What the reader of a data directory sends: with it a database is as it was when it was frozen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from runtime_node.travel.reader_process import BLOCK_BYTES, Reader
-
 
 Read = Callable[[Path], Reader]
 
