@@ -58,7 +58,14 @@ def with_new_owner(placements: Iterable[PlacementRecord], travel: Travel) -> tup
 
 
 def may_own(placement: PlacementRecord, placements: Iterable[PlacementRecord]) -> bool:
-    """Tell whether what ran of a placement ran with the app's data: none that another node owns."""
+    """Tell whether what ran of a placement ran with the app's data.
+
+    It did not where another node owns that, nor where it was to take over elsewhere and was taken back.
+    """
+    placements = tuple(placements)
+    current = current_of(placements)
+    if placement.role is Role.OUTGOING and current is not None and current.node != placement.node:
+        return False
     home = data_home(placements)
     return home is None or home.node == placement.node
 
