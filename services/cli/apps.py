@@ -13,6 +13,7 @@ import yaml
 from google.longrunning.operations_pb2 import Operation
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
+from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from services.cli import batches, views
 from services.cli.arguments import (
     AppArgument,
@@ -26,9 +27,9 @@ from services.cli.arguments import (
     combined,
     key_and_value,
 )
-from services.cli.client import app_name, is_drain, node_name, short
+from services.cli.client import app_name, is_drain, metadata_of, node_name, short
 from services.cli.completion import complete_app
-from services.cli.errors import CliError, Exit
+from services.cli.errors import CliError, Exit, from_status
 from services.cli.manifests import assign, read_manifests
 from services.cli.session import Session, session_of
 from services.cli.streams import watch_until
@@ -329,8 +330,15 @@ def wait(
     if name.startswith("operations/"):
         done = session.finished(session.client.operation(name), True, timeout)
         assert done is not None
+        about = metadata_of(done)
         if is_drain(done):
             session.output.one(session.client.node_result(done), views.NODES)
+        elif isinstance(about, fleet.RebalanceEnvironmentMetadata):
+            session.output.many(about.moves, views.MOVES, none="Nothing is to be moved.")
+            if done.HasField("error"):
+                raise from_status(done.error)
+        elif about.verb.startswith("batch_"):
+            batches.tell(session, about.verb.removeprefix("batch_").capitalize(), done, True, timeout)
         else:
             session.output.one(session.client.result(done), views.APPS)
         return

@@ -10,7 +10,9 @@ import typer
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from services.cli import views
 from services.cli.apps import confirm
-from services.cli.client import metadata_of, operation_name
+from services.cli.arguments import DryRun, Timeout, Wait
+from services.cli.batches import tell
+from services.cli.client import environment_name, metadata_of, operation_name
 from services.cli.contexts import Context, contexts_file, read_contexts, write_contexts
 from services.cli.errors import CliError, Exit
 from services.cli.session import session_of
@@ -75,7 +77,7 @@ def update_environment(
     """
     session = session_of(context)
     request = fleet.UpdateEnvironmentRequest(request_id=str(uuid.uuid4()))
-    request.environment.name = name if "/" in name else f"environments/{name}"
+    request.environment.name = environment_name(name)
     request.environment.etag = etag
     if display_name is not None:
         request.environment.display_name = display_name
@@ -98,6 +100,31 @@ def update_environment(
     )
 
 
+@environments.command("drain")
+def drain_environment(
+    context: typer.Context,
+    name: str,
+    wait: Wait = True,
+    timeout: Timeout = 600.0,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    validate_only: DryRun = False,
+) -> None:
+    """Cordon an environment and stop its apps: they cannot leave it.
+
+    `environments update NAME --uncordon` and `start --filter` take it back.
+
+    Example: appsupervisor environments drain staging
+    """
+    session = session_of(context)
+    if not (yes or validate_only):
+        confirm(session, f"Stop all apps in {name}?")
+    request = fleet.DrainEnvironmentRequest(
+        name=environment_name(name), request_id=str(uuid.uuid4()), validate_only=validate_only
+    )
+    operation = session.client.call(session.client.fleet.DrainEnvironment, request)
+    tell(session, "Would stop" if validate_only else "Stop", operation, wait or operation.done, timeout)
+
+
 @environments.command("delete")
 def delete_environment(
     context: typer.Context,
@@ -115,7 +142,7 @@ def delete_environment(
     if force and not yes:
         confirm(session, f"Delete {name} with all apps in it?")
     request = fleet.DeleteEnvironmentRequest(
-        name=name if "/" in name else f"environments/{name}", force=force, request_id=str(uuid.uuid4())
+        name=environment_name(name), force=force, request_id=str(uuid.uuid4())
     )
     session.client.call(session.client.fleet.DeleteEnvironment, request)
     session.output.note(f"{name} is deleted.")

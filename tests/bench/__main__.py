@@ -47,6 +47,7 @@ BENCHES = (
     Bench("watchers", "from a change to 1 and to 500 watchers, memory of an idle one", 40, 150),
     Bench("restart", "the control plane with a full catalog: restart, cost of a change", 40, 120),
     Bench("fleet", "a control plane with simulated nodes: placing, rest, one change, its restart", 120, 900),
+    Bench("node_loss", "kill -9 of a node of apps on PostgreSQL, until each serves elsewhere", 90, 240),
     Bench("swaps", "swaps of an app under a steady load", 30, 90),
     Bench("dormancy", "first requests to dormant apps, bursts, a node full of them", 45, 180),
     Bench("cycles", "what many starts and stops leave behind", 60, 360),

@@ -43,7 +43,7 @@ def meanwhile(step: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join(30)
+        thread.join(2 * DEADLINE)  # a step waits for an answer that long
     assert not thread.is_alive()
     if failures:
         raise failures[0]

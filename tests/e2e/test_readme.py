@@ -61,7 +61,7 @@ def ports(tmp_path: Path) -> Iterator[dict[str, int]]:
             stderr=subprocess.STDOUT,
         )
     try:
-        eventually(lambda: "Ctrl-C stops" in log.read_text() or up.poll() is not None, "up", 60)
+        eventually(lambda: "Ctrl-C stops" in log.read_text() or up.poll() is not None, "up", 120)
         assert up.poll() is None, log.read_text()
         yield ports
         up.send_signal(signal.SIGINT)

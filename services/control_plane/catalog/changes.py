@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
-from appsupervisor.fleet.v1.fleet_pb2 import Node
+from appsupervisor.fleet.v1.fleet_pb2 import AppDefaults, Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceSpec
 from services.control_plane.catalog import retention
 from services.control_plane.catalog.code_changes import CodeChange
@@ -15,12 +15,15 @@ from services.control_plane.rules.app_defaults import normalize_app, runtime_fie
 from services.control_plane.rules.app_rules import app_violations
 from services.control_plane.rules.conditions import DATABASE_PROVIDED, get_condition, set_condition
 from services.control_plane.rules.differences import differences
+from services.control_plane.rules.environment_defaults import with_defaults
 from services.control_plane.rules.etags import check_etag
 from services.control_plane.rules.masks import apply_update
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.random_ids import new_uid
 from services.control_plane.store.records import (
     AppRecord,
+    DatabaseServerRecord,
+    EnvironmentRecord,
     NodeRecord,
     OperationRecord,
     RetainedDataRecord,
@@ -36,14 +39,22 @@ DEFAULT_BASE_DOMAIN = "localhost"
 """Base domain of a node that was given none."""
 
 
-def checked_spec(app: pb.App, name: str, violations: list[Violation]) -> pb.App:
-    """Return an app's spec in full form, under its name. Raises INVALID_FIELD with all that is wrong."""
-    spec = normalize_app(app)
+def checked_spec(app: pb.App, name: str, violations: list[Violation], defaults: AppDefaults) -> pb.App:
+    """Return a new app's spec in full form, under its name; `defaults` are those of its environment.
+
+    Raises INVALID_FIELD with all that is wrong.
+    """
+    spec = normalize_app(with_defaults(app, defaults))
     spec.name = name
     violations += app_violations(spec)
     if violations:
         raise invalid_fields(violations)
     return spec
+
+
+def defaults_of(environment: EnvironmentRecord | None) -> AppDefaults:
+    """Return what an environment gives its apps where their own fields are not set."""
+    return environment.environment.app_defaults if environment is not None else AppDefaults()
 
 
 def create_app(
@@ -109,16 +120,9 @@ def _check_domains(tx: Transaction, spec: pb.App) -> None:
 def _check_database_server(tx: Transaction, spec: pb.App) -> None:
     """Refuse a database server that does not exist or is full."""
     name = spec.database.postgres.server
-    if not name:
-        return
-    record = tx.database_server(name)
+    record = check_server(tx, name)
     if record is None:
-        raise SupervisorError(
-            "DATABASE_SERVER_NOT_FOUND",
-            f"{name} does not exist; create it first.",
-            code=Code.FAILED_PRECONDITION,
-            resource=name,
-        )
+        return
     apps = tx.count_apps_on_server(name)
     if apps >= record.server.max_apps:
         raise SupervisorError(
@@ -127,6 +131,19 @@ def _check_database_server(tx: Transaction, spec: pb.App) -> None:
             resource=name,
             metadata={"apps": str(apps), "max_apps": str(record.server.max_apps)},
         )
+
+
+def check_server(tx: Transaction, name: str) -> DatabaseServerRecord | None:
+    """Return a database server; None if none is named. Raises DATABASE_SERVER_NOT_FOUND."""
+    record = tx.database_server(name) if name else None
+    if name and record is None:
+        raise SupervisorError(
+            "DATABASE_SERVER_NOT_FOUND",
+            f"{name} does not exist; create it first.",
+            code=Code.FAILED_PRECONDITION,
+            resource=name,
+        )
+    return record
 
 
 def update(

@@ -33,7 +33,7 @@ def move(
     home = next((it for it in staying if it.role is Role.CURRENT), next(iter(staying), None))
     if home is not None and home.node == node and len(staying) == 1:
         return record, operations.begin(tx, "move", record, actor, move=(node, home.version))
-    if bound := bound_by(record, placements):
+    if bound := bound_by(record, placements, tx.nodes(record.spec.environment)):
         raise bound
     chosen, why = _destination(tx, mirror, record, node, home_of(staying))
     if chosen == home_of(staying):

@@ -16,9 +16,9 @@ from typing import Any
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, RuntimeStatus
-from services.control_plane.controller.drains import Drains
 from services.control_plane.controller.following import follow
 from services.control_plane.controller.lease_watch import LeaseWatch
+from services.control_plane.controller.relocations import Relocations
 from services.control_plane.controller.work_queue import WorkQueue
 from services.control_plane.databases.app_databases import AppDatabases
 from services.control_plane.databases.health import ServerWatch
@@ -112,7 +112,7 @@ class Controller:
             background(
                 ServerWatch(self._mirror.database_servers, self._store_write).run(), "database servers"
             ),
-            background(Drains(self._mirror, self._store_write).run(), "drains"),
+            background(Relocations(self._mirror, self._store_write).run(), "relocations"),
         ]
 
     async def close(self) -> None:

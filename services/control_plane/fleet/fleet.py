@@ -11,7 +11,7 @@ from functools import partial
 from appsupervisor.catalog.v1.app_catalog_pb2 import DeleteAppRequest
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
 from services.control_plane.catalog import retention
-from services.control_plane.catalog.changes import DEFAULT_BASE_DOMAIN, remove
+from services.control_plane.catalog.changes import DEFAULT_BASE_DOMAIN, check_server, remove
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_by_name, request_digest
 from services.control_plane.fleet.views import (
@@ -37,6 +37,7 @@ from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import EnvironmentRecord, NodeRecord, Role, timestamp
 from services.rpc.errors import SupervisorError, Violation, invalid_fields
 from services.rpc.pipeline.call import Caller
+from services.spec.versions import VERSION, is_too_far
 
 MOST_APPS = 1_000
 """Apps that a forced deletion of an environment takes with it."""
@@ -77,10 +78,12 @@ class FleetService:
                 display_name=request.environment.display_name,
                 labels=request.environment.labels,
                 cordoned=request.environment.cordoned,
+                app_defaults=_kept_defaults(request.environment),
                 uid=str(uuid.uuid4()),
                 create_time=timestamp(tx.now),
                 update_time=timestamp(tx.now),
             )
+            check_server(tx, environment.app_defaults.database_server)
             environment.etag = app_etag(environment.uid, 1)
             tx.put_environment(EnvironmentRecord(environment))
             return environment
@@ -137,13 +140,9 @@ class FleetService:
                 return updated
             if violations := environment_violations(updated):
                 raise invalid_fields(violations)
-            updated.update_time.CopyFrom(timestamp(tx.now))
-            updated.etag = app_etag(updated.uid, tx.revision, tx.history)
-            tx.put_environment(EnvironmentRecord(updated))
-            if updated.cordoned != record.environment.cordoned:
-                for node in tx.nodes(name):  # whether it may be given apps has changed
-                    tx.put_node(node)
-            return updated
+            if updated.app_defaults.database_server != record.environment.app_defaults.database_server:
+                check_server(tx, updated.app_defaults.database_server)
+            return put_environment(tx, record, updated)
 
         environment = await execute(
             self._store,
@@ -221,6 +220,14 @@ class FleetService:
         violations += node_violations(request.node)
         if violations:
             raise invalid_fields(violations)
+        if is_too_far(request.node.version):
+            raise SupervisorError(
+                "NODE_VERSION_UNSUPPORTED",
+                f"{name} is of version {request.node.version}, and this control plane of {VERSION}; they may "
+                "be one minor version apart.",
+                resource=name,
+                metadata={"version": request.node.version, "control_plane_version": VERSION},
+            )
 
         def run(tx: Transaction) -> pb.RegisterNodeResponse:
             if tx.environment(environment_name(environment_id)) is None:
@@ -304,6 +311,24 @@ class FleetService:
             digest=request_digest("nodes", request.parent),
         )
         return pb.ListNodesResponse(nodes=page, next_page_token=token)
+
+
+def _kept_defaults(environment: pb.Environment) -> pb.AppDefaults | None:
+    defaults = pb.AppDefaults()
+    defaults.CopyFrom(environment.app_defaults)
+    defaults.DiscardUnknownFields()
+    return defaults if defaults.ByteSize() else None
+
+
+def put_environment(tx: Transaction, record: EnvironmentRecord, updated: pb.Environment) -> pb.Environment:
+    """Store a changed environment under a new etag, and return it."""
+    updated.update_time.CopyFrom(timestamp(tx.now))
+    updated.etag = app_etag(updated.uid, tx.revision, tx.history)
+    tx.put_environment(EnvironmentRecord(updated))
+    if updated.cordoned != record.environment.cordoned:
+        for node in tx.nodes(updated.name):  # whether it may be given apps has changed
+            tx.put_node(node)
+    return updated
 
 
 def _registered(told: pb.Node, name: str, known: NodeRecord | None, now: int) -> pb.Node:

@@ -13,6 +13,7 @@ from typing import Protocol
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
+from appsupervisor.runtime.v1 import data_transfers_pb2 as transfers
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     ClaimDataDirectoryRequest,
     DataDirectory,
@@ -170,6 +171,30 @@ class NodeLink:
         """Have the node hand data over to another app, under the leader's term."""
         request.term = self._term
         return await self.client.claim(request)
+
+    async def offer(self, request: transfers.OfferDataRequest) -> transfers.OfferDataResponse:
+        """Have the node offer an app's data, under the leader's term."""
+        request.term = self._term
+        return await self.client.offer(request)
+
+    async def freeze(
+        self, request: transfers.FreezeDataRequest, stop_seconds: float
+    ) -> transfers.FreezeDataResponse:
+        """Have the node stop an app whose data is offered, under the leader's term."""
+        request.term = self._term
+        return await self.client.freeze(request, stop_seconds)
+
+    async def receive(
+        self, request: transfers.ReceiveDataRequest, *, rest: bool = False
+    ) -> transfers.ReceiveDataResponse:
+        """Have the node receive an app's data, or tell how far it is, under the leader's term."""
+        request.term = self._term
+        return await self.client.receive(request, rest=rest)
+
+    async def release(self, request: transfers.ReleaseDataRequest) -> transfers.ReleaseDataResponse:
+        """Have the node end an offer, under the leader's term."""
+        request.term = self._term
+        return await self.client.release(request)
 
     def _index(self, app: str) -> None:
         """Have `hosts` tell of the app what the view shows now."""

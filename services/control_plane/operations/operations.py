@@ -13,9 +13,15 @@ from typing import TypeVar
 from google.longrunning.operations_pb2 import Operation
 from google.protobuf.message import Message
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App, BatchResponse, OperationMetadata
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, BatchResponse, DataMove, OperationMetadata
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
-from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata, Node
+from appsupervisor.fleet.v1.fleet_pb2 import (
+    DrainNodeMetadata,
+    Node,
+    PlannedMove,
+    RebalanceEnvironmentMetadata,
+    RebalanceEnvironmentResponse,
+)
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.operations.moves import Stage, stage_of, take_back
 from services.control_plane.operations.traces import add_trace
@@ -24,6 +30,7 @@ from services.control_plane.store.interface import Transaction
 from services.control_plane.store.random_ids import new_suffix
 from services.control_plane.store.records import (
     DRAIN,
+    REBALANCE,
     AppRecord,
     OperationRecord,
     RetainedDataRecord,
@@ -90,14 +97,13 @@ def begin(
     the node and the version of a move. An operation that what is already observed fulfils is done at once.
     """
     supersede(tx, record.name, verb, effect or verb)
-    limits = record.spec.limits
-    allowed = limits.start_timeout.ToMicroseconds() + 2 * limits.stop_timeout.ToMicroseconds()
+    allowed = allowance(record)
     metadata = OperationMetadata(
         target=record.name, verb=verb, step="accepted", generation=record.generation, actor=actor,
         retained_data=record.status.retained_data,
     )  # fmt: skip
     metadata.create_time.FromMicroseconds(tx.now)
-    metadata.deadline_time.FromMicroseconds(tx.now + allowed + SLACK)
+    metadata.deadline_time.FromMicroseconds(tx.now + allowed)
     goal = record.target
     if move is not None:
         metadata.node, goal = move
@@ -112,9 +118,15 @@ def begin(
         goal=goal,
         metadata=metadata,
         create_time=tx.now,
-        deadline=tx.now + allowed + SLACK,
+        deadline=tx.now + allowed,
     )
     return _settle_one(tx, operation, record)
+
+
+def allowance(record: AppRecord) -> int:
+    """Return the time that an operation on an app has, µs."""
+    limits = record.spec.limits
+    return limits.start_timeout.ToMicroseconds() + 2 * limits.stop_timeout.ToMicroseconds() + SLACK
 
 
 def begin_purge(tx: Transaction, record: RetainedDataRecord, actor: str) -> OperationRecord:
@@ -210,6 +222,10 @@ def expire(tx: Transaction, name: str) -> None:
         left = operation.metadata.left_count
         told = "; ".join(_told(it) for it in operation.metadata.app_results[:3])
         why = f"still on it: {counted(left, 'app')}; {told}"
+    if isinstance(operation.metadata, RebalanceEnvironmentMetadata):
+        ahead = (PlannedMove.PLANNED, PlannedMove.MOVING)
+        left = sum(it.state in ahead for it in operation.metadata.moves)
+        why = f"still to be made: {counted(left, 'move')}"
     end(
         tx,
         operation,
@@ -223,7 +239,11 @@ def expire(tx: Transaction, name: str) -> None:
     )
 
 
-_STANDS = {"move": "it goes on where it serves", DRAIN: "it stays cordoned"}
+_STANDS = {
+    "move": "it goes on where it serves",
+    DRAIN: "it stays cordoned",
+    REBALANCE: "what was moved stays where it is",
+}
 
 
 def _told(result: DrainNodeMetadata.AppResult) -> str:
@@ -247,7 +267,7 @@ def end(
     step: str = "done",
     app: AppRecord | None = None,
     node: Node | None = None,
-    response: RetainedData | BatchResponse | None = None,
+    response: RetainedData | BatchResponse | RebalanceEnvironmentResponse | None = None,
     traceback: str = "",
 ) -> OperationRecord:
     """End an operation, with the app, or node, or another response, or an error, and return it.
@@ -292,6 +312,11 @@ def _settle_move(tx: Transaction, operation: OperationRecord, record: AppRecord)
     if stage is Stage.DRAINING:
         progress.step, progress.progress_percent = "draining", 80
         return _put_progress(tx, operation, progress)
+    move = record.status.data_move
+    if stage is Stage.COMING and move.state == DataMove.COPYING and move.target_node == progress.node:
+        share = move.copied_bytes / move.total_bytes if move.total_bytes else 0.0
+        progress.step, progress.progress_percent = "copying data", 10 + int(40 * min(1.0, share))
+        progress.data_move.CopyFrom(move)
     given_up = record.failed is not None and record.failed.epoch == record.target.epoch
     if stage is Stage.CALLED_OFF and given_up and record.target.epoch >= operation.goal.epoch:
         return end(tx, operation, _error_of(record, "Updated"), step="failed", traceback=_traceback(record))
@@ -388,7 +413,9 @@ _STEPS = {
 }
 
 
-def _progress(metadata: OperationMetadata | DrainNodeMetadata, record: AppRecord) -> OperationMetadata:
+def _progress(
+    metadata: OperationMetadata | DrainNodeMetadata | RebalanceEnvironmentMetadata, record: AppRecord
+) -> OperationMetadata:
     assert isinstance(metadata, OperationMetadata)
     current = copied(metadata)
     current.step, current.progress_percent = _STEPS.get(record.status.state, ("accepted", 0))

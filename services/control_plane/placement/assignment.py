@@ -13,6 +13,13 @@ from dataclasses import dataclass, replace
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane.placement.choice import choose, wish_of
+from services.control_plane.placement.data_travel import (
+    awaits_data,
+    data_home,
+    has_arrived,
+    is_last_owner,
+    may_own,
+)
 from services.control_plane.placement.failover import lost_placements
 from services.control_plane.placement.snapshot import Snapshot, has_ended, is_ready
 from services.control_plane.rules.app_defaults import RUNTIME_FIELDS, clear_fields
@@ -53,8 +60,15 @@ class Assignment:
 
     @property
     def wanted(self) -> PlacementRecord | None:
-        """The placement that is to run: the one that comes in, else the one that is."""
-        return self.incoming or self.current
+        """The placement that is to run: the one that comes in, else the one that is.
+
+        Of an app whose data is on its way it is the one that has that, if it is still to run.
+        """
+        wanted = self.incoming or self.current
+        if wanted is not None and awaits_data(wanted, self.placements):
+            current = self.current
+            return None if current is None or awaits_data(current, self.placements) else current
+        return wanted
 
 
 def assign(app: AppRecord, placements: Iterable[PlacementRecord], seen: Snapshot, now: int) -> Assignment:
@@ -91,7 +105,8 @@ class _Swap:
         self._target = app.target
         self._failed = app.failed
         self._unplaced_reason = "NO_NODE_AVAILABLE"
-        self._placements = {it.name: self._with_data(it) for it in placements}
+        known = tuple(placements)
+        self._placements = {it.name: self._with_data(it, known) for it in known}
 
     def decide(self) -> Assignment:
         self._leave_deleted_nodes()
@@ -104,8 +119,7 @@ class _Swap:
                 elif self._seen.heard(placement.node) is None:
                     del self._placements[placement.name]  # given up with its data: nobody waits for it
         elif self._app.spec.desired_state == App.STOPPED:
-            if self._current is not None:  # else the one that comes in stays, for the data of its tries
-                self._end(Role.INCOMING, "The app was stopped.")
+            self._rest()
         else:
             unplaced = self._go_on() or unplaced
         if not self._app.deleting:
@@ -126,11 +140,24 @@ class _Swap:
     def _incoming(self) -> PlacementRecord | None:
         return _of(self._placements.values(), Role.INCOMING)
 
-    def _with_data(self, placement: PlacementRecord) -> PlacementRecord:
+    def _rest(self) -> None:
+        """Have an app that is stopped be where its data is, or goes."""
+        incoming = self._incoming
+        if self._current is None or incoming is None:
+            return  # the one that comes in stays, for the data of its tries
+        if has_arrived(self._placements.values()):
+            self._end(Role.CURRENT, f"{incoming.instance_id} has its data.")
+            self._give(incoming, Role.CURRENT, incoming.why)
+        elif not awaits_data(incoming, self._placements.values()):
+            self._end(Role.INCOMING, "The app was stopped.")
+
+    def _with_data(self, placement: PlacementRecord, known: tuple[PlacementRecord, ...]) -> PlacementRecord:
         """Note that an app which keeps its data on its node has run there: a dormant one may never have."""
         instance = self._seen.instance(placement)
         if placement.has_data or instance is None or placement.role is Role.LOST:
             return placement  # what was given up was so with its data
+        if not may_own(placement, known):
+            return placement  # its data has left
         ran = instance.state == Instance.RUNNING or instance.HasField("ready_time")
         keeps = self._app.spec.database.WhichOneof("kind") in (None, "sqlite")
         return replace(placement, has_data=True) if ran and keeps else placement
@@ -242,7 +269,7 @@ class _Swap:
     def _bring_in(self, target: Version, current: PlacementRecord | None) -> str:
         # Nothing moves without a reason, and the app's data is where it was.
         staying = (it for it in self._placements.values() if it.role is not Role.LOST)
-        before = current or next(staying, None)
+        before = data_home(self._placements.values()) or current or next(staying, None)
         node, why = (before.node, "It was there before.") if before is not None else ("", "")
         lost = next((it for it in self._placements.values() if it.role is Role.LOST and it.has_data), None)
         if before is None and lost is not None:
@@ -283,7 +310,13 @@ class _Swap:
         told = {instance.name for instance in self._app.status.instances}
         for placement in list(self._placements.values()):
             ended = placement.instance in told and self._seen.instance(placement) is None
-            if placement.role in ENDING and ended and self._seen.heard(placement.node) is not None:
+            kept = is_last_owner(placement, self._placements.values())
+            if (
+                placement.role in ENDING
+                and ended
+                and not kept
+                and self._seen.heard(placement.node) is not None
+            ):
                 del self._placements[placement.name]
 
     def _instance(self, placement: PlacementRecord) -> Instance | None:
@@ -306,4 +339,7 @@ def _has_data(before: PlacementRecord | None, node: str) -> bool:
 
 
 def _of(placements: Iterable[PlacementRecord], role: Role) -> PlacementRecord | None:
-    return next((placement for placement in placements if placement.role is role), None)
+    for placement in placements:
+        if placement.role is role:
+            return placement
+    return None

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, DataMove, DeleteAppRequest
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Condition,
@@ -28,9 +28,11 @@ from services.control_plane.databases.app_databases import AppDatabases
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.placement.assignment import Assignment, assign
 from services.control_plane.placement.choice import Candidates
+from services.control_plane.placement.data_travel import Travel, travel_of
 from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
 from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.data_reconciler import DataReconciler
+from services.control_plane.reconciler.data_travels import DataTravels
 from services.control_plane.reconciler.former_homes import FormerHomes
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.pace import Pace
@@ -73,6 +75,7 @@ class AppReconciler:
         self._data = data
         self._pace = Pace(clock)
         self._databases = databases
+        self._travels = DataTravels(store, links, write)
         self._placing: Counter[str] = Counter()
         self._candidates = Candidates()
         self._former_homes = FormerHomes(clock)
@@ -106,7 +109,7 @@ class AppReconciler:
             app.name, ("move",)
         )  # it ends also when its old node falls silent
         if observed != app or set(assigned.placements) != set(placements) or moving:
-            stored = await self._decide(app, placements, assigned, seen)
+            stored = await self._decide(transactions.Foreseen(app, placements, assigned, observed), seen)
             if stored is None:
                 return Result()
             app, assigned = stored
@@ -151,17 +154,16 @@ class AppReconciler:
         return replace(view, sight=Sight.LOST) if lost and view.sight is Sight.SILENT else view
 
     async def _decide(
-        self,
-        app: AppRecord,
-        placements: tuple[PlacementRecord, ...],
-        assigned: Assignment,
-        seen: Snapshot,
+        self, foreseen: transactions.Foreseen, seen: Snapshot
     ) -> tuple[AppRecord, Assignment] | None:
-        new = {it.node for it in assigned.placements} - {it.node for it in placements}
+        app = foreseen.app
+        new = {it.node for it in foreseen.assigned.placements} - {it.node for it in foreseen.placements}
         # Until it is stored the mirror doesn't count it; others that are placed meanwhile must.
         self._placing.update(new)
         try:
-            return await self._write(partial(transactions.decided, name=app.name, uid=app.uid, seen=seen))
+            return await self._write(
+                partial(transactions.decided, name=app.name, uid=app.uid, seen=seen, foreseen=foreseen)
+            )
         finally:
             self._placing.subtract(new)
 
@@ -182,7 +184,38 @@ class AppReconciler:
             await self._write(
                 partial(transactions.ended, name=app.name, uid=app.uid, placements=over, policy=app.deleting)
             )
-        return Result(failure=failure, after=todo.after)
+        travel = None if app.deleting else travel_of(assigned.placements)
+        if travel is not None and todo.start is None and failure is None:
+            brought = await self._bring_data(app, travel)
+            return replace(brought, again=True) if over else brought
+        if travel is None and app.status.data_move.state == DataMove.ARRIVED:
+            await self._leave(app, assigned)
+        # That a placement is over changes no app by itself, and so asks for no pass.
+        return Result(failure=failure, again=bool(over), after=todo.after)
+
+    async def _leave(self, app: AppRecord, assigned: Assignment) -> None:
+        """Have the node that an app's data has left forward what it holds: it is started elsewhere."""
+        move, wanted = app.status.data_move, assigned.wanted
+        source, target = self._links.get(move.source_node), self._links.get(move.target_node)
+        before = next((it for it in assigned.placements if it.node == move.source_node), None)
+        runs = wanted is not None and wanted.node == move.target_node
+        if runs and before is not None and source is not None and source.synced and target is not None:
+            stop = StopInstanceRequest(name=before.instance, epoch=app.target.epoch, app_uid=app.uid)
+            home = new_home(app, target.node)
+            if home is not None:
+                stop.moved_to.CopyFrom(home)
+                await self._tell_former_homes(app, home)
+                await source.stop(stop)
+                self._former_homes.told(app.name, source.node.name, stop)
+        await self._travels.let_go(app)
+
+    async def _bring_data(self, app: AppRecord, travel: Travel) -> Result:
+        """Make a step of the way that the app's data goes; once it is there the app is started at once."""
+        result = await self._travels.advance(app, travel)
+        if result is not None:
+            return result
+        moved = self._mirror.apps.get(app.name)
+        return await self._look_at(moved) if moved is not None else Result()
 
     async def _stop_all(
         self, app: AppRecord, todo: Plan

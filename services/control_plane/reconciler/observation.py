@@ -14,6 +14,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     InstanceSpec,
 )
 from services.control_plane.placement.assignment import ENDING, Assignment
+from services.control_plane.placement.data_travel import travel_of
 from services.control_plane.placement.snapshot import READY, NodeView, Snapshot, is_own, is_ready
 from services.control_plane.rules.conditions import DATABASE_READY, get_condition, set_condition
 from services.control_plane.rules.sentences import sentences
@@ -201,7 +202,7 @@ class _Status:
     def _is_final(self) -> bool:
         """Tell whether nothing more will be done until somebody changes something."""
         app, status = self._app, self._status
-        if app.deleting or status.retained_data:
+        if app.deleting or status.retained_data or travel_of(self._assigned.placements) is not None:
             return False
         if app.failed == app.target and status.state in READY:
             return len(status.instances) == 1 and self._alone()

@@ -18,6 +18,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     StopInstanceRequest,
 )
 from services.control_plane.placement.assignment import ENDING, Assignment, spec_of
+from services.control_plane.placement.data_travel import is_last_owner, leaves_copy
 from services.control_plane.placement.snapshot import NodeView, Snapshot, has_ended, is_own, is_ready
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role
 
@@ -108,8 +109,7 @@ def _home_besides(
 
 
 def _lingering(assigned: Assignment, seen: Snapshot, now: int) -> Iterator[tuple[str, float]]:
-    """Yield what serves on for a while, on a node that the app was moved from and that cannot forward, and for
-    how many seconds."""
+    """Yield what serves on for a while where the app was moved from and cannot be forwarded, and how long."""
     current = assigned.current
     if current is None or not is_ready(seen.instance(current)):
         return
@@ -133,22 +133,28 @@ def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool
             own = placements.get(instance.name) if is_own(instance, app.uid) else None
             if own is not None and own.node != name:
                 own = None
-            if instance.state == Instance.STOPPING and not _is_stuck(app, instance):
+            if instance.state == Instance.STOPPING and not _is_stuck(
+                app, instance, _leaves_copy(assigned, own)
+            ):
                 continue
             if not is_own(instance, app.uid) or (own is not None and own.role is Role.LOST):
-                yield Stop(name, _moved(_stop(app, instance), home if is_own(instance, app.uid) else None))
+                stop = _stop(app, instance, copy=False)
+                yield Stop(name, _moved(stop, home if is_own(instance, app.uid) else None))
             elif (
                 ending
                 or (own is not wanted and (replaced or not is_ready(instance)))
                 or _is_called_off(assigned, own)
             ):
-                yield Stop(name, _moved(_stop(app, instance), home), own)
+                stays = own is not None and _is_kept(app, assigned, own)
+                stop = _stop(app, instance, _leaves_copy(assigned, own))
+                yield Stop(name, _moved(stop, home), None if stays else own)
         # What was never seen there may come yet, or have left its data: its node has to say that it is gone.
         if not app.deleting or not any(is_own(it, app.uid) for it in view.instances.values()):
             for placement in assigned.placements:
                 unseen = placement.node == name and placement.instance not in view.instances
-                if unseen and placement.role in ENDING:
-                    yield Stop(name, _moved(_last_stop(app, placement), home), placement)
+                if unseen and placement.role in ENDING and not _is_kept(app, assigned, placement):
+                    stop = _last_stop(app, placement, _leaves_copy(assigned, placement))
+                    yield Stop(name, _moved(stop, home), placement)
 
 
 def _is_over(assigned: Assignment, wanted: PlacementRecord, seen: Snapshot) -> bool:
@@ -172,20 +178,28 @@ def _heard(assigned: Assignment, seen: Snapshot) -> Iterator[tuple[str, NodeView
             yield name, view
 
 
-def _is_stuck(app: AppRecord, instance: Instance) -> bool:
+def _is_kept(app: AppRecord, assigned: Assignment, placement: PlacementRecord) -> bool:
+    """Tell whether a placement outlives its instance: its node has the app's data, which is to leave it."""
+    return not app.deleting and is_last_owner(placement, assigned.placements)
+
+
+def _leaves_copy(assigned: Assignment, placement: PlacementRecord | None) -> bool:
+    return placement is not None and leaves_copy(placement, assigned.placements)
+
+
+def _is_stuck(app: AppRecord, instance: Instance, copy: bool) -> bool:
     """Tell whether an instance has ended, but its data could not be removed: the stop is to be repeated."""
-    own = app.deleting == DeleteAppRequest.DROP and is_own(instance, app.uid)
+    own = (copy or app.deleting == DeleteAppRequest.DROP) and is_own(instance, app.uid)
     return own and instance.last_error.reason == "DATA_NOT_REMOVED"
 
 
-def _stop(app: AppRecord, instance: Instance) -> StopInstanceRequest:
-    """Return the call that ends an instance. Only the app's own data may go with it."""
+def _stop(app: AppRecord, instance: Instance, copy: bool) -> StopInstanceRequest:
+    """Return the call that ends an instance. Only the app's own data may go with it, or a mere `copy`."""
     if not is_own(instance, app.uid):
         return stop_orphan(instance)
     epoch = max(instance.epoch, app.target.epoch)
-    return StopInstanceRequest(
-        name=instance.name, epoch=epoch, app_uid=app.uid, purge_data=app.deleting == DeleteAppRequest.DROP
-    )
+    purge = copy or app.deleting == DeleteAppRequest.DROP
+    return StopInstanceRequest(name=instance.name, epoch=epoch, app_uid=app.uid, purge_data=purge)
 
 
 def _moved(request: StopInstanceRequest, home: StopInstanceRequest.NewHome | None) -> StopInstanceRequest:
@@ -194,7 +208,7 @@ def _moved(request: StopInstanceRequest, home: StopInstanceRequest.NewHome | Non
     return request
 
 
-def _last_stop(app: AppRecord, placement: PlacementRecord) -> StopInstanceRequest:
+def _last_stop(app: AppRecord, placement: PlacementRecord, copy: bool) -> StopInstanceRequest:
     """Return the call that has a node say that an instance is not there, and with it the data."""
     # Of a deleted app: an epoch above all, so that a start which is still on its way is refused.
     epoch = max(placement.epoch, app.target.epoch) + bool(app.deleting)
@@ -202,7 +216,7 @@ def _last_stop(app: AppRecord, placement: PlacementRecord) -> StopInstanceReques
         name=placement.instance,
         epoch=epoch,
         app_uid=app.uid,
-        purge_data=app.deleting == DeleteAppRequest.DROP,
+        purge_data=copy or app.deleting == DeleteAppRequest.DROP,
     )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest
@@ -29,7 +29,27 @@ from services.control_plane.store.records import AppRecord, NodeRecord, Placemen
 from services.rpc.errors import SupervisorError
 
 
-def decided(tx: Transaction, name: str, uid: str, seen: Snapshot) -> tuple[AppRecord, Assignment] | None:
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What a pass has worked out of an app and its placements: the same comes of the same again."""
+
+    app: AppRecord
+    placements: tuple[PlacementRecord, ...]
+    assigned: Assignment
+    observed: AppRecord
+
+    def holds_of(self, app: AppRecord, placements: Sequence[PlacementRecord]) -> bool:
+        """Tell whether nothing has changed since."""
+        if app.revision != self.app.revision or len(placements) != len(self.placements):
+            return False
+        return {(it.name, it.revision) for it in placements} == {
+            (it.name, it.revision) for it in self.placements
+        }
+
+
+def decided(
+    tx: Transaction, name: str, uid: str, seen: Snapshot, foreseen: Foreseen
+) -> tuple[AppRecord, Assignment] | None:
     """Decide on an app by its newest record and what was seen of its nodes, and store what comes of it.
 
     Returns the app and its placements as they are then; None if it is no longer that app.
@@ -38,9 +58,13 @@ def decided(tx: Transaction, name: str, uid: str, seen: Snapshot) -> tuple[AppRe
     if before is None:
         return None
     known = tx.placements_of(name)
-    assigned = assign(before, known, seen.believing(partial(_is_lost, tx)), tx.now)
+    believed = seen.believing(partial(_is_lost, tx))
+    if believed is seen and foreseen.holds_of(before, known):
+        assigned, after = foreseen.assigned, foreseen.observed
+    else:
+        assigned = assign(before, known, believed, tx.now)
+        after = observe(before, assigned, seen, tx.now)
     _check_places(tx, known, assigned)
-    after = observe(before, assigned, seen, tx.now)
     if after != before:
         tx.put_app(after)
     _put_placements(tx, after, known, assigned)
@@ -96,12 +120,25 @@ def ended(
         else:
             left += 1
     if not record.deleting:
-        operations.settle(tx, record)
+        operations.settle(tx, _without(tx, record, placements))
     if not record.deleting or left:
         return
     tx.delete_app(name)
     operations.settle_removed(tx, record)
     add_event(tx, record, "Deleted", actor=SYSTEM, reason=DeleteAppRequest.DataPolicy.Name(policy))
+
+
+def _without(tx: Transaction, record: AppRecord, placements: Collection[PlacementRecord]) -> AppRecord:
+    """Store an app without the instances of placements that are over, whatever was told of them before."""
+    gone = {(it.node, it.instance) for it in placements}
+    left = [it for it in record.status.instances if (it.node, it.name) not in gone]
+    if len(left) == len(record.status.instances):
+        return record
+    status = App()
+    status.CopyFrom(record.status)
+    del status.instances[:]
+    status.instances.extend(left)
+    return tx.put_app(replace(record, status=status))
 
 
 def database_told(tx: Transaction, name: str, uid: str, failure: SupervisorError | None) -> None:

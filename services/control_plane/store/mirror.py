@@ -16,7 +16,7 @@ from services.control_plane.store.app_entries import AppEntries, AppEntry
 from services.control_plane.store.app_labels import AppLabels, Labels
 from services.control_plane.store.packed_app import PackedApp
 from services.control_plane.store.records import (
-    DRAIN,
+    FLEET_VERBS,
     VERBS,
     AppRecord,
     BatchRecord,
@@ -62,7 +62,8 @@ class Mirror:
         self._by_server: dict[str, set[str]] = {}
         self._open_operations: dict[str, set[str]] = {}
         """By app and verb: a command looks for those it ends, however many others there are."""
-        self._drains: set[str] = set()
+        self._of_the_fleet: set[str] = set()
+        """Operations that move apps of many, and are not done."""
         self._asked: dict[str, int] = {}
         """Memory that apps ask for, of those that do."""
         self._reserved: dict[str, int] = {}
@@ -101,10 +102,10 @@ class Mirror:
                 self._place(name, placement)
             for name, operation in operations:
                 known = self.operations.get(name)
-                if operation is not None and operation.verb == DRAIN and not operation.done:
-                    self._drains.add(name)
+                if operation is not None and operation.verb in FLEET_VERBS and not operation.done:
+                    self._of_the_fleet.add(name)
                 else:
-                    self._drains.discard(name)
+                    self._of_the_fleet.discard(name)
                 _move(
                     self._open_operations,
                     name,
@@ -217,10 +218,10 @@ class Mirror:
         with self._lock:
             return list(self._by_node)
 
-    def open_drains(self) -> list[str]:
-        """Return the names of the drains that are not done, oldest first."""
+    def open_fleet_operations(self) -> list[str]:
+        """Return the names of the drains and rebalances that are not done, oldest first."""
         with self._lock:
-            return sorted(self._drains)
+            return sorted(self._of_the_fleet)
 
     def _packed(self, app: str) -> PackedApp | None:
         entry = self.apps.entry(app)

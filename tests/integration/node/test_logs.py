@@ -341,7 +341,7 @@ async def test_logs_outlive_the_node_and_its_cursors_go_on(tmp_path):
 async def test_what_was_not_kept_is_told_as_a_gap(tmp_path):
     async with node(tmp_path) as hosted:
         await talking(hosted, "SHARED")
-        hosted.node.observation.logs._accounts["shop", "uid-shop"].log._max_file_bytes = 2_000
+        hosted.node.telemetry.logs._accounts["shop", "uid-shop"].log._max_file_bytes = 2_000
         token = (await told(hosted))[-1].resume_token
         for number in range(10):
             await hosted.ask("shop", f"/many?text=fill{number}&count=60")

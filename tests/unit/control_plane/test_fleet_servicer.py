@@ -10,6 +10,7 @@ from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.reconciler import transactions
 from services.control_plane.store.records import PlacementRecord, Role
+from services.spec.versions import VERSION
 from tests.unit.control_plane.conftest import Refused, Server
 from tests.unit.control_plane.test_servicers import NODE, create, delete_now, node
 
@@ -92,6 +93,10 @@ def test_a_node_that_cannot_be_stored_is_told_why(server: Server, refused: Refus
     bad.node.http_address = "nonsense"
     error = refused("RegisterNode", bad)
     assert error.fields == {"node_id", "node.address", "node.http_address", "node.incarnation"}
+    error = refused("RegisterNode", node(version="7.1.0"))
+    assert (error.code, error.info.reason) == (S.FAILED_PRECONDITION, "NODE_VERSION_UNSUPPORTED")
+    told = error.info.metadata
+    assert (told["version"], told["control_plane_version"]) == ("7.1.0", VERSION)
     server("RegisterNode", node("i1", 1))
     heard.add(NODE)
     error = refused("RegisterNode", node("i2", 2))

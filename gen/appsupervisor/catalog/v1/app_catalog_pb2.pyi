@@ -262,6 +262,7 @@ class App(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     RETAINED_DATA_FIELD_NUMBER: _builtins.int
+    DATA_MOVE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `apps/{app}`. The id has 1 to 63 characters, lower-case letters, digits and inner hyphens, begins
     with a letter, and is none of the reserved words `admin`, `api`, `apps`, `health`, `internal`, `localhost`,
@@ -405,6 +406,10 @@ class App(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When its spec last changed."""
 
+    @_builtins.property
+    def data_move(self) -> Global___DataMove:
+        """How its data goes, or last went, from node to node; unset if it never did."""
+
     def __init__(
         self,
         *,
@@ -446,14 +451,112 @@ class App(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         retained_data: _builtins.str = ...,
+        data_move: Global___DataMove | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "create_time", b"create_time", "database", b"database", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "limits", b"limits", "restart_policy", b"restart_policy", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "create_time", b"create_time", "data_move", b"data_move", "database", b"database", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "limits", b"limits", "restart_policy", b"restart_policy", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "annotations", b"annotations", "anti_affinity", b"anti_affinity", "availability", b"availability", "conditions", b"conditions", "config", b"config", "create_time", b"create_time", "database", b"database", "desired_state", b"desired_state", "display_name", b"display_name", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "environment", b"environment", "etag", b"etag", "event_loop", b"event_loop", "exclusive", b"exclusive", "failover", b"failover", "generation", b"generation", "health", b"health", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "instances", b"instances", "isolation", b"isolation", "labels", b"labels", "limits", b"limits", "name", b"name", "node_selector", b"node_selector", "observed_generation", b"observed_generation", "reconciling", b"reconciling", "replicas", b"replicas", "restart_policy", b"restart_policy", "retained_data", b"retained_data", "secret_env", b"secret_env", "state", b"state", "uid", b"uid", "update_time", b"update_time", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "annotations", b"annotations", "anti_affinity", b"anti_affinity", "availability", b"availability", "conditions", b"conditions", "config", b"config", "create_time", b"create_time", "data_move", b"data_move", "database", b"database", "desired_state", b"desired_state", "display_name", b"display_name", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "environment", b"environment", "etag", b"etag", "event_loop", b"event_loop", "exclusive", b"exclusive", "failover", b"failover", "generation", b"generation", "health", b"health", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "instances", b"instances", "isolation", b"isolation", "labels", b"labels", "limits", b"limits", "name", b"name", "node_selector", b"node_selector", "observed_generation", b"observed_generation", "reconciling", b"reconciling", "replicas", b"replicas", "restart_policy", b"restart_policy", "retained_data", b"retained_data", "secret_env", b"secret_env", "state", b"state", "uid", b"uid", "update_time", b"update_time", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___App: _TypeAlias = App  # noqa: Y015
+
+@_typing.final
+class DataMove(_message.Message):
+    """How the data that an app keeps on its node goes to another node, with a move."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[DataMove._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: DataMove._State.ValueType  # 0
+        """Not set."""
+        COPYING: DataMove._State.ValueType  # 1
+        """It is being copied, while the app serves."""
+        ARRIVED: DataMove._State.ValueType  # 2
+        """It is the new node's, and the app is being started there."""
+        DONE: DataMove._State.ValueType  # 3
+        """The app has been started there, and what it was asked meanwhile was let go on."""
+        CALLED_OFF: DataMove._State.ValueType  # 4
+        """It was called off: the data is where it was."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """How far it is."""
+
+    STATE_UNSPECIFIED: DataMove.State.ValueType  # 0
+    """Not set."""
+    COPYING: DataMove.State.ValueType  # 1
+    """It is being copied, while the app serves."""
+    ARRIVED: DataMove.State.ValueType  # 2
+    """It is the new node's, and the app is being started there."""
+    DONE: DataMove.State.ValueType  # 3
+    """The app has been started there, and what it was asked meanwhile was let go on."""
+    CALLED_OFF: DataMove.State.ValueType  # 4
+    """It was called off: the data is where it was."""
+
+    STATE_FIELD_NUMBER: _builtins.int
+    SOURCE_NODE_FIELD_NUMBER: _builtins.int
+    TARGET_NODE_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    COPIED_BYTES_FIELD_NUMBER: _builtins.int
+    REST_BYTES_FIELD_NUMBER: _builtins.int
+    COPY_DURATION_FIELD_NUMBER: _builtins.int
+    HOLD_DURATION_FIELD_NUMBER: _builtins.int
+    PROGRESS_TIME_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    state: Global___DataMove.State.ValueType
+    """How far it is."""
+    source_node: _builtins.str
+    """The node that it comes from."""
+    target_node: _builtins.str
+    """The node that it goes to."""
+    total_bytes: _builtins.int
+    """Bytes of files that there were when it began; 0 while that is not known."""
+    copied_bytes: _builtins.int
+    """Bytes copied while the app served."""
+    rest_bytes: _builtins.int
+    """Bytes copied while its requests were held: what had changed since."""
+    message: _builtins.str
+    """What keeps it from going on, for now: one sentence; mostly empty."""
+    @_builtins.property
+    def copy_duration(self) -> _duration_pb2.Duration:
+        """How long the copy took, so far."""
+
+    @_builtins.property
+    def hold_duration(self) -> _duration_pb2.Duration:
+        """The write stop: how long its requests were held, its stop on one node and the beginning of its start on the other with
+        it.
+        """
+
+    @_builtins.property
+    def progress_time(self) -> _timestamp_pb2.Timestamp:
+        """When there was last news of it."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___DataMove.State.ValueType = ...,
+        source_node: _builtins.str = ...,
+        target_node: _builtins.str = ...,
+        total_bytes: _builtins.int = ...,
+        copied_bytes: _builtins.int = ...,
+        rest_bytes: _builtins.int = ...,
+        copy_duration: _duration_pb2.Duration | None = ...,
+        hold_duration: _duration_pb2.Duration | None = ...,
+        progress_time: _timestamp_pb2.Timestamp | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["copy_duration", b"copy_duration", "hold_duration", b"hold_duration", "progress_time", b"progress_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copied_bytes", b"copied_bytes", "copy_duration", b"copy_duration", "hold_duration", b"hold_duration", "message", b"message", "progress_time", b"progress_time", "rest_bytes", b"rest_bytes", "source_node", b"source_node", "state", b"state", "target_node", b"target_node", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DataMove: _TypeAlias = DataMove  # noqa: Y015
 
 @_typing.final
 class CreateAppRequest(_message.Message):
@@ -1681,6 +1784,7 @@ class OperationMetadata(_message.Message):
     RETAINED_DATA_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
+    DATA_MOVE_FIELD_NUMBER: _builtins.int
     NOTICE_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """The app it is about, `apps/{app}`."""
@@ -1689,8 +1793,8 @@ class OperationMetadata(_message.Message):
     `purge`; of a batch `batch_create`, `batch_update`, and so on.
     """
     step: _builtins.str
-    """What it does now: `accepted`, `placing`, `starting`, `draining`, `removing data`, `done`, `failed`, `cancelled`,
-    `superseded`.
+    """What it does now: `accepted`, `placing`, `copying data`, `starting`, `draining`, `removing data`, `done`, `failed`,
+    `cancelled`, `superseded`.
     """
     progress_percent: _builtins.int
     """How far it is, 0 to 100."""
@@ -1726,6 +1830,10 @@ class OperationMetadata(_message.Message):
     def batch(self) -> Global___OperationMetadata.BatchProgress:
         """Of a batch: how far it is. What is counted has come to its end, in the order of the list."""
 
+    @_builtins.property
+    def data_move(self) -> Global___DataMove:
+        """Of a move: how the app's data goes with it; unset where the app keeps none on its node."""
+
     def __init__(
         self,
         *,
@@ -1743,11 +1851,12 @@ class OperationMetadata(_message.Message):
         retained_data: _builtins.str = ...,
         batch: Global___OperationMetadata.BatchProgress | None = ...,
         node: _builtins.str = ...,
+        data_move: Global___DataMove | None = ...,
         notice: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "data_move", b"data_move", "deadline_time", b"deadline_time", "end_time", b"end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "batch", b"batch", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "generation", b"generation", "node", b"node", "node_results", b"node_results", "notice", b"notice", "progress_percent", b"progress_percent", "retained_data", b"retained_data", "step", b"step", "target", b"target", "verb", b"verb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "batch", b"batch", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "data_move", b"data_move", "deadline_time", b"deadline_time", "end_time", b"end_time", "generation", b"generation", "node", b"node", "node_results", b"node_results", "notice", b"notice", "progress_percent", b"progress_percent", "retained_data", b"retained_data", "step", b"step", "target", b"target", "verb", b"verb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
