@@ -24,6 +24,7 @@ from services.control_plane.controller.batches import BatchRunner
 from services.control_plane.controller.controller import Controller
 from services.control_plane.duties import LeaderDuties
 from services.control_plane.fleet.database_servers import DatabaseServers
+from services.control_plane.fleet.environment_commands import EnvironmentCommands
 from services.control_plane.fleet.fleet import FleetService
 from services.control_plane.fleet.node_commands import NodeCommands
 from services.control_plane.health import AppHealth
@@ -159,7 +160,11 @@ def services(
     data = DataCatalogServicer(RetainedDataService(store))
     is_heard = store.mirror.is_heard
     fleet = FleetServicer(
-        store, FleetService(store, is_heard), NodeCommands(store, is_heard), DatabaseServers(store)
+        store,
+        FleetService(store, is_heard),
+        EnvironmentCommands(store),
+        NodeCommands(store, is_heard),
+        DatabaseServers(store),
     )
     servicers = [
         ("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),

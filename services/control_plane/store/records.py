@@ -23,7 +23,14 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import (
     OperationMetadata,
 )
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
-from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer, DrainNodeMetadata, Environment, Node
+from appsupervisor.fleet.v1.fleet_pb2 import (
+    DatabaseServer,
+    DrainNodeMetadata,
+    Environment,
+    Node,
+    RebalanceEnvironmentMetadata,
+    RebalanceEnvironmentResponse,
+)
 from services.control_plane.rules.etags import app_etag
 from services.control_plane.store.packed_app import PackedApp, list_item
 
@@ -34,6 +41,12 @@ VERBS = ("create", "update", "delete", "start", "stop", "restart", "recover", "m
 
 DRAIN = "drain"
 """What an operation on a node does."""
+
+REBALANCE = "rebalance"
+"""What an operation on an environment does."""
+
+FLEET_VERBS = (DRAIN, REBALANCE)
+"""What operations do that move apps of many, until all are where they should be."""
 
 EVENTS_PER_COMMAND = 4096
 """An event's number is its command's revision times this, plus its place in the command."""
@@ -240,12 +253,13 @@ def current_of(placements: Iterable[PlacementRecord]) -> PlacementRecord | None:
 
 
 def home_of(placements: Iterable[PlacementRecord]) -> str:
-    """Return the node of what serves, else of what comes in; empty if there is none."""
-    home, rank = "", 0
+    """Return the node of what serves, of several the first, else of what comes in; empty if there is none."""
+    home, best = "", (0, 0)
     for placement in placements:
         own = 3 if placement.role is Role.CURRENT else 2 if placement.role is Role.INCOMING else 1
-        if own > rank:
-            home, rank = placement.node, own
+        rank = own, -placement.replica
+        if rank > best or not home:
+            home, best = placement.node, rank
     return home
 
 
@@ -338,18 +352,19 @@ class OperationRecord:
     name: str
     """`operations/{id}`; ids sort by time of creation."""
     app: str
-    """Of a drain: the node."""
+    """Of a drain the node, of a rebalance the environment."""
     app_uid: str
     verb: str
     goal: Version
     """The operation is fulfilled once this version, or a later one, is served."""
-    metadata: OperationMetadata | DrainNodeMetadata
+    metadata: OperationMetadata | DrainNodeMetadata | RebalanceEnvironmentMetadata
     create_time: int
     deadline: int
     done: bool = False
     error: Status | None = None
-    response: App | Node | RetainedData | BatchResponse | None = None
-    """Of a purge, the data; of a batch, what came of its apps; of a drain, the node; else the app."""
+    response: App | Node | RetainedData | BatchResponse | RebalanceEnvironmentResponse | None = None
+    """Of a purge, the data; of a batch, what came of its apps; of a drain, the node; of a rebalance, its
+    moves; else the app."""
     expire_time: int = 0
     """When a done operation is forgotten; 0 while it goes on."""
     revision: int = 0

@@ -1,4 +1,4 @@
-"""Reads at a replica wait for what others have acknowledged, together, and not for a database that is gone."""
+"""Reads at a replica wait for what others have acknowledged, together, not for a database that is gone."""
 
 from __future__ import annotations
 
