@@ -306,6 +306,9 @@ class FakeNode:
         uid = hosted.spec.app_uid if hosted is not None else request.app_uid
         if uid:
             self._fences[uid] = max(self._fences.get(uid, (0, 0)), (request.epoch, 0))
+        came_under = self.transfers.came_under.get(uid, 0)
+        if request.purge_data and request.epoch < came_under:
+            raise rules.stale(request.name, (request.epoch, 0), (came_under, 0))
         if request.purge_data:
             self._purges.add(uid)
         if hosted is None:

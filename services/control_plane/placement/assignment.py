@@ -198,6 +198,11 @@ class _Swap:
             left = left or placement.role in (Role.CURRENT, Role.INCOMING)
         if not left:
             return
+        rest = self._placements.values()
+        if data_home(rest) is None and any(it.role is Role.LOST and it.has_data for it in rest):
+            # The data was on its way, or had just gone: nothing begins without it.
+            self._end(Role.INCOMING, "The data that it waited for was given up.")
+            self._end(Role.CURRENT, "Its data was given up.")
         if self._current is None and self._incoming is None:
             # What is gone may run all the same: what comes after it is above it.
             self._target = replace(self._target, epoch=self._target.epoch + 1)
@@ -269,9 +274,11 @@ class _Swap:
     def _bring_in(self, target: Version, current: PlacementRecord | None) -> str:
         # Nothing moves without a reason, and the app's data is where it was.
         staying = (it for it in self._placements.values() if it.role is not Role.LOST)
-        before = data_home(self._placements.values()) or current or next(staying, None)
-        node, why = (before.node, "It was there before.") if before is not None else ("", "")
         lost = next((it for it in self._placements.values() if it.role is Role.LOST and it.has_data), None)
+        before = (
+            data_home(self._placements.values()) or current or (next(staying, None) if not lost else None)
+        )
+        node, why = (before.node, "It was there before.") if before is not None else ("", "")
         if before is None and lost is not None:
             if self._seen.heard(lost.node) is None:
                 self._unplaced_reason = "DATA_LOST"
