@@ -32,7 +32,7 @@ from runtime_node.instances.data_directories import DataDirectories
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed, duration, lease_message
 from runtime_node.instances.figures import FigureSweep
-from runtime_node.instances.forwards import Forwards
+from runtime_node.instances.forwards import ForwardFigures, Forwards
 from runtime_node.instances.host import InstanceHost
 from runtime_node.instances.housekeeping import PERIOD, Housekeeping, Traffic
 from runtime_node.instances.leak_reports import LeakReports
@@ -53,11 +53,11 @@ from runtime_node.lease import Lease, steady_seconds
 from runtime_node.loader import Loader
 from runtime_node.metrics import NodeMetrics
 from runtime_node.name_ownership import NameOwnership
-from runtime_node.observation import Observation
 from runtime_node.process_end import end_within
 from runtime_node.registration import Registration
 from runtime_node.servicer import RuntimeServicer
 from runtime_node.settings import Address, NodeSettings
+from runtime_node.telemetry import Telemetry
 from runtime_node.tiers.choice import Runners, Tier
 from runtime_node.tiers.lag import LoopLag
 from runtime_node.tiers.process.runner import ProcessRunner
@@ -109,13 +109,14 @@ class Node:
         self.instances: InstanceTable
         self.lifecycle: Lifecycle
         self.router: Router
+        self.routes: Routes
         self.housekeeping: Housekeeping
         self.offers: Offers
         self.receipts: Receipts
         self.freezer: Freezer
         self.feed: InstanceFeed
         self.forwards: Forwards
-        self.observation: Observation
+        self.telemetry: Telemetry
         self.metrics: Address | None = None
         self.front: HttpFront
         self._zygote = zygote
@@ -133,12 +134,13 @@ class Node:
             # 2. The logs of apps: from here on what they print and log is theirs.
             table = InstanceTable(self.settings.max_instances)
             self.feed = InstanceFeed(self.settings.node_name, self.incarnation, steady_seconds)
-            self.observation = Observation(
-                self.settings, table, memory=self.memory, streams=lambda: self.feed.streams
-            )
-            await asyncio.to_thread(self.observation.logs.finish_purges)
-            self.observation.logs.start()
-            stack.push_async_callback(_quietly, "logs", self.observation.logs.close)
+            self.telemetry = Telemetry(
+                self.settings, table, memory=self.memory, streams=lambda: self.feed.streams,
+                forwarded=self._forwarded,
+            )  # fmt: skip
+            await asyncio.to_thread(self.telemetry.logs.finish_purges)
+            self.telemetry.logs.start()
+            stack.push_async_callback(_quietly, "logs", self.telemetry.logs.close)
             # 3. The front: the listener's loop, which SHARED apps run on too, and who watches it.
             self.router = router = Router(
                 self.settings.base_domain,
@@ -151,8 +153,8 @@ class Node:
             # 5. The API, ended only after its streams have told how every instance ended.
             await self._start_api(stack)
             # 6. Those who hear of it: metrics, and the control plane.
-            if self.settings.metrics_listen is not None and self.observation.metrics is not None:
-                self._serve_metrics(stack, self.settings.metrics_listen, self.observation.metrics)
+            if self.settings.metrics_listen is not None and self.telemetry.metrics is not None:
+                self._serve_metrics(stack, self.settings.metrics_listen, self.telemetry.metrics)
             if self.settings.control_plane:
                 ownership = NameOwnership(
                     self.settings.node_name, self.host, router, self.settings.shutdown_timeout
@@ -194,7 +196,7 @@ class Node:
     def _start_core(
         self, stack: AsyncExitStack, table: InstanceTable, databases: Databases, watchdog: Watchdog
     ) -> None:
-        settings, observed = self.settings, self.observation
+        settings, telemetry = self.settings, self.telemetry
         self.instances = table
         loader = Loader(settings.app_dirs)
         stack.callback(loader.close)
@@ -202,14 +204,14 @@ class Node:
         stack.callback(code.close)
         self.offers = offers = Offers(databases)
         stack.push_async_callback(_quietly, "offers", offers.close_all)
-        purges = Purges(databases, lambda app, uid: _forget(observed.logs.purge, offers, receipts, app, uid))
+        purges = Purges(databases, lambda app, uid: _forget(telemetry.logs.purge, offers, receipts, app, uid))
         self.receipts = receipts = Receipts(databases, table, read_offered, is_doomed=purges.wants)
         stack.push_async_callback(_quietly, "receipts", receipts.close)
         carrier = Carrier(self.front.loop, settings.node_name)
         stack.push_async_callback(_quietly, "forwarding", partial(_on, self.front.loop, carrier.close))
         self.forwards = Forwards(carrier)
-        routes = Routes(self.router, self.forwards)
-        registry = InstanceRegistry(table, self.feed, routes, purges, observed)
+        self.routes = routes = Routes(self.router, self.forwards)
+        registry = InstanceRegistry(table, self.feed, routes, purges, telemetry)
         transitions = Transitions(registry.changed, registry.serving)
         leaks = LeakReports(table, transitions)
         traffic = Traffic()
@@ -233,16 +235,16 @@ class Node:
         )  # fmt: skip
         self.host = InstanceHost(
             table=table, registry=registry, lifecycle=self.lifecycle, purges=purges, feed=self.feed,
-            code=code, on_fault=observed.fault,
+            code=code, on_fault=telemetry.fault,
             lease=self.lease, on_accepted=partial(_accepted, offers, receipts, routes, table),
             came_under=receipts.epoch,
         )  # fmt: skip
         self.freezer = Freezer(offers, table, self.lifecycle, routes, databases)
         _background(stack, _close_idle(offers), "offers")
-        self.directories = DataDirectories(databases, table, purges, observed.logs.purge)
+        self.directories = DataDirectories(databases, table, purges, telemetry.logs.purge)
         self.housekeeping = Housekeeping(
             table.running, self.lifecycle, FigureSweep(self.feed.measured), traffic,
-            memory=self.memory, memory_budget=settings.memory_budget_bytes,
+            memory=self.memory, memory_budget=settings.memory_budget_bytes, measured=self.feed.used,
             after=partial(_every_second, collector if self._owns_process else None, shared_state, registry),
         )  # fmt: skip
         _background(stack, self.housekeeping.run(), "housekeeping")
@@ -254,7 +256,7 @@ class Node:
             "appsupervisor.runtime.v1.RuntimeEnvironment",
             add_RuntimeEnvironmentServicer_to_server,
             RuntimeServicer(
-                self.host, self.directories, self.feed, self.observation.tails, self.status, keeper
+                self.host, self.directories, self.feed, self.telemetry.tails, self.status, keeper
             ),
         )
         transfers = Service(
@@ -262,7 +264,7 @@ class Node:
             add_DataTransfersServicer_to_server,
             DataTransfersServicer(self.offers, self.freezer, self.receipts, self.lease),
         )
-        server = RpcServer([service, transfers], self.observation.health)
+        server = RpcServer([service, transfers], self.telemetry.health)
         listen = self.settings.listen
         self.listen = Address(listen.host, await server.start(str(listen)))
         stack.push_async_callback(_quietly, "api", lambda: server.stop(RPC_GRACE))
@@ -282,7 +284,7 @@ class Node:
         if left:
             log.error("instances did not end in time", extra={"action": "node.cut_off", "instances": left})
         self.feed.close()
-        self.observation.close_streams()
+        self.telemetry.close_streams()
 
     def _runners(
         self,
@@ -302,7 +304,7 @@ class Node:
         thread = ThreadRunner(loader, front.loop, released, watchdog)
         runners[thread.tier] = thread
         if self._zygote is not None:
-            process = ProcessRunner(self._zygote, self.observation.logs.output)
+            process = ProcessRunner(self._zygote, self.telemetry.logs.output)
             runners[process.tier] = process
         return runners
 
@@ -325,6 +327,9 @@ class Node:
             lease=lease_message(self.lease),
             forwarding=self._forwarding(),
         )
+
+    def _forwarded(self) -> ForwardFigures:
+        return self.forwards.figures()
 
     def _forwarding(self) -> pb.Forwarding:
         figures = self.forwards.figures()

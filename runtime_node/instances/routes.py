@@ -39,6 +39,10 @@ def serving(instances: Sequence[Instance]) -> Instance | None:
     return max(candidates, key=lambda i: (_RANK[i.state], i.uid == newest_uid, i.version))
 
 
+def _is_ready(instance: Instance) -> bool:
+    return _RANK[instance.state] == _READY
+
+
 class Routes:
     """Keeps the router's table true to the instances, and to where apps have moved."""
 
@@ -69,10 +73,13 @@ class Routes:
     def _update(self, app: str, chosen: Instance | None) -> None:
         current = self._router.gate_of(app)
         forward = self._forwards.get(app)
-        rank = _RANK[chosen.state] if chosen is not None else 0
-        if forward is not None and rank < _READY:
+        if forward is not None and chosen is not None and forward.is_older_than(chosen) and _is_ready(chosen):
+            self._router.set(app, list(chosen.spec().domains), chosen.gate)
+            self._forwards.end(forward, "it is on this node again", chosen.gate)
+        elif forward is not None:
             # While the app comes back here the node that has it answers still; if that is gone, it soon is.
-            self._set_returning(forward, rank == _COMING)
+            coming = chosen is not None and forward.is_older_than(chosen) and _RANK[chosen.state] == _COMING
+            self._set_returning(forward, coming)
             if forward.gate is not current:
                 self._router.set(app, forward.domains, forward.gate)
         elif chosen is None:
@@ -80,8 +87,6 @@ class Routes:
                 self._router.remove(app, current)
         elif chosen.gate is not current:
             self._router.set(app, list(chosen.spec().domains), chosen.gate)
-        if forward is not None and chosen is not None and rank == _READY:
-            self._forwards.end(forward, "it is on this node again", chosen.gate)
 
     def _set_returning(self, forward: Forward, returning: bool) -> None:
         before, forward.forwarder.returning = forward.forwarder.returning, returning

@@ -13,6 +13,7 @@ import yaml
 from google.longrunning.operations_pb2 import Operation
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
+from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from services.cli import batches, views
 from services.cli.arguments import (
     AppArgument,
@@ -26,9 +27,9 @@ from services.cli.arguments import (
     combined,
     key_and_value,
 )
-from services.cli.client import app_name, is_drain, node_name, short
+from services.cli.client import app_name, is_drain, metadata_of, node_name, short
 from services.cli.completion import complete_app
-from services.cli.errors import CliError, Exit
+from services.cli.errors import CliError, Exit, from_status
 from services.cli.manifests import assign, read_manifests
 from services.cli.session import Session, session_of
 from services.cli.streams import watch_until
@@ -56,6 +57,7 @@ def create(
     env: Annotated[list[str], typer.Option("--env", "-e", help="KEY=VALUE; may be repeated.")] = [],  # noqa: B006
     secret: Annotated[list[str], typer.Option(help="KEY=VALUE or KEY=@FILE; may be repeated.")] = [],  # noqa: B006
     label: Annotated[list[str], typer.Option("--label", "-l", help="KEY=VALUE; may be repeated.")] = [],  # noqa: B006
+    replicas: Annotated[int, typer.Option(help="Instances, each on a node of its own; 0 for 1.")] = 0,
     set_: Annotated[list[str], typer.Option("--set", help="PATH=VALUE of any other field.")] = [],  # noqa: B006
     wait: Wait = True,
     timeout: Timeout = 60.0,
@@ -65,7 +67,7 @@ def create(
 
     Example: appsupervisor create wiki notes:create_app --config title=Wiki
     """
-    wanted = catalog.App(entrypoint=entrypoint)
+    wanted = catalog.App(entrypoint=entrypoint, replicas=replicas)
     for option, field, pairs in (("--env", "env", env), ("--label", "labels", label)):
         for pair in pairs:
             key, value = key_and_value(option, pair)
@@ -222,6 +224,9 @@ def move(
         str,
         typer.Option("--to", help="A node: ID of `default`, ENVIRONMENT/ID, or its name; else any other."),
     ] = "",
+    source: Annotated[
+        str, typer.Option("--from", help="The node of the replica to move, of an app that has several.")
+    ] = "",
     wait: Wait = True,
     timeout: Timeout = 120.0,
     etag: Etag = "",
@@ -233,7 +238,11 @@ def move(
     """
     session = session_of(context)
     request = catalog.MoveAppRequest(
-        name=app_name(name), node=node_name(to) if to else "", etag=etag, validate_only=validate_only
+        name=app_name(name),
+        node=node_name(to) if to else "",
+        from_node=node_name(source) if source else "",
+        etag=etag,
+        validate_only=validate_only,
     )
     command(session, session.client.catalog.MoveApp, request, wait, timeout)
 
@@ -329,8 +338,15 @@ def wait(
     if name.startswith("operations/"):
         done = session.finished(session.client.operation(name), True, timeout)
         assert done is not None
+        about = metadata_of(done)
         if is_drain(done):
             session.output.one(session.client.node_result(done), views.NODES)
+        elif isinstance(about, fleet.RebalanceEnvironmentMetadata):
+            session.output.many(about.moves, views.MOVES, none="Nothing is to be moved.")
+            if done.HasField("error"):
+                raise from_status(done.error)
+        elif about.verb.startswith("batch_"):
+            batches.tell(session, about.verb.removeprefix("batch_").capitalize(), done, True, timeout)
         else:
             session.output.one(session.client.result(done), views.APPS)
         return

@@ -33,6 +33,11 @@ def on_many(session: Session, verb: str, wanted: str, wait: bool, timeout: float
         filter=wanted, request_id=str(uuid.uuid4()), **fields
     )
     operation: Operation = session.client.call(getattr(session.client.catalog, f"Batch{verb}Apps"), request)
+    tell(session, verb, operation, wait, timeout)
+
+
+def tell(session: Session, verb: str, operation: Operation, wait: bool, timeout: float) -> None:
+    """Wait for a batch and tell what came of it. Ends with status FAILED if any app has failed."""
     ended = session.finished(operation, wait, timeout)
     if ended is None:
         return

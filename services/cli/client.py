@@ -184,10 +184,15 @@ class Client:
         return node
 
 
-def metadata_of(operation: lro.Operation) -> catalog.OperationMetadata | fleet.DrainNodeMetadata:
+Metadata = catalog.OperationMetadata | fleet.DrainNodeMetadata | fleet.RebalanceEnvironmentMetadata
+
+
+def metadata_of(operation: lro.Operation) -> Metadata:
     """Return what an operation tells of itself."""
     if is_drain(operation):
         return drain_of(operation)
+    if operation.metadata.Is(fleet.RebalanceEnvironmentMetadata.DESCRIPTOR):
+        return rebalance_of(operation)
     metadata = catalog.OperationMetadata()
     operation.metadata.Unpack(metadata)
     return metadata
@@ -196,7 +201,7 @@ def metadata_of(operation: lro.Operation) -> catalog.OperationMetadata | fleet.D
 def notice_of(operation: lro.Operation) -> str:
     """Return what is worth knowing beside an operation's result, one sentence; mostly empty."""
     metadata = metadata_of(operation)
-    return "" if isinstance(metadata, fleet.DrainNodeMetadata) else metadata.notice
+    return metadata.notice if isinstance(metadata, catalog.OperationMetadata) else ""
 
 
 def is_drain(operation: lro.Operation) -> bool:
@@ -209,6 +214,18 @@ def drain_of(operation: lro.Operation) -> fleet.DrainNodeMetadata:
     metadata = fleet.DrainNodeMetadata()
     operation.metadata.Unpack(metadata)
     return metadata
+
+
+def rebalance_of(operation: lro.Operation) -> fleet.RebalanceEnvironmentMetadata:
+    """Return what a rebalance tells of itself."""
+    metadata = fleet.RebalanceEnvironmentMetadata()
+    operation.metadata.Unpack(metadata)
+    return metadata
+
+
+def environment_name(text: str) -> str:
+    """Return an environment's resource name, given by it or by its id."""
+    return text if "/" in text else f"environments/{text}"
 
 
 def node_name(text: str) -> str:

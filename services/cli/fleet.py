@@ -10,10 +10,22 @@ import typer
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from services.cli import views
 from services.cli.apps import confirm
-from services.cli.client import metadata_of, operation_name
+from services.cli.arguments import DryRun, Timeout, Wait
+from services.cli.batches import tell
+from services.cli.client import environment_name, metadata_of, operation_name
 from services.cli.contexts import Context, contexts_file, read_contexts, write_contexts
 from services.cli.errors import CliError, Exit
-from services.cli.session import session_of
+from services.cli.manifests import assign
+from services.cli.session import Session, session_of
+
+Defaults = Annotated[
+    list[str],
+    typer.Option(
+        "--default",
+        help="PATH=VALUE that apps created in it get where they say nothing, such as limits.max_threads=4 "
+        "(the value is YAML), or FIELD= for none; may be repeated.",
+    ),
+]
 
 environments = typer.Typer(no_args_is_help=False, invoke_without_command=True)
 operations = typer.Typer(no_args_is_help=False, invoke_without_command=True)
@@ -39,10 +51,15 @@ def _environments(context: typer.Context) -> None:
 
 
 @environments.command("create")
-def create_environment(context: typer.Context, name: str, display_name: str = "") -> None:
+def create_environment(
+    context: typer.Context,
+    name: str,
+    display_name: str = "",
+    default: Defaults = [],  # noqa: B006
+) -> None:
     """Create an environment.
 
-    Example: appsupervisor environments create staging
+    Example: appsupervisor environments create staging --default database_server=databaseServers/main
     """
     session = session_of(context)
     request = fleet.CreateEnvironmentRequest(
@@ -50,6 +67,8 @@ def create_environment(context: typer.Context, name: str, display_name: str = ""
         environment=fleet.Environment(display_name=display_name),
         request_id=str(uuid.uuid4()),
     )
+    for one in default:
+        assign(request.environment.app_defaults, one, "--default")
     session.output.one(
         session.client.call(session.client.fleet.CreateEnvironment, request), views.ENVIRONMENTS
     )
@@ -67,6 +86,7 @@ def update_environment(
         bool | None,
         typer.Option("--cordon/--uncordon", help="Place no app in it or move within it; or do so again."),
     ] = None,
+    default: Defaults = [],  # noqa: B006
     etag: Annotated[str, typer.Option(help="Only if this is still its etag.")] = "",
 ) -> None:
     """Change an environment.
@@ -75,7 +95,7 @@ def update_environment(
     """
     session = session_of(context)
     request = fleet.UpdateEnvironmentRequest(request_id=str(uuid.uuid4()))
-    request.environment.name = name if "/" in name else f"environments/{name}"
+    request.environment.name = environment_name(name)
     request.environment.etag = etag
     if display_name is not None:
         request.environment.display_name = display_name
@@ -91,11 +111,55 @@ def update_environment(
         if equals:
             request.environment.labels[key] = value
         request.update_mask.paths.append(f"labels.`{key}`")
+    if default:
+        _change_defaults(session, request, default)
     if not request.update_mask.paths:
-        raise CliError("Say what is to change: --display-name, --label, --cordon, --uncordon.", Exit.USAGE)
+        options = "--display-name, --label, --default, --cordon, --uncordon"
+        raise CliError(f"Say what is to change: {options}.", Exit.USAGE)
     session.output.one(
         session.client.call(session.client.fleet.UpdateEnvironment, request), views.ENVIRONMENTS
     )
+
+
+def _change_defaults(session: Session, request: fleet.UpdateEnvironmentRequest, settings: list[str]) -> None:
+    """Put into a request what the defaults are to be, one setting after the other; as they are read now."""
+    read = fleet.GetEnvironmentRequest(name=request.environment.name)
+    known = session.client.call(session.client.fleet.GetEnvironment, read)
+    request.environment.etag = request.environment.etag or known.etag
+    defaults = request.environment.app_defaults
+    defaults.CopyFrom(known.app_defaults)
+    for one in settings:
+        path, _, value = one.partition("=")
+        if not value and path in defaults.DESCRIPTOR.fields_by_name:
+            defaults.ClearField(path)  # type: ignore[arg-type]
+        else:
+            assign(defaults, one, "--default")
+    request.update_mask.paths.append("app_defaults")
+
+
+@environments.command("drain")
+def drain_environment(
+    context: typer.Context,
+    name: str,
+    wait: Wait = True,
+    timeout: Timeout = 600.0,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    validate_only: DryRun = False,
+) -> None:
+    """Cordon an environment and stop its apps: they cannot leave it.
+
+    `environments update NAME --uncordon` and `start --filter` take it back.
+
+    Example: appsupervisor environments drain staging
+    """
+    session = session_of(context)
+    if not (yes or validate_only):
+        confirm(session, f"Stop all apps in {name}?")
+    request = fleet.DrainEnvironmentRequest(
+        name=environment_name(name), request_id=str(uuid.uuid4()), validate_only=validate_only
+    )
+    operation = session.client.call(session.client.fleet.DrainEnvironment, request)
+    tell(session, "Would stop" if validate_only else "Stop", operation, wait or operation.done, timeout)
 
 
 @environments.command("delete")
@@ -115,7 +179,7 @@ def delete_environment(
     if force and not yes:
         confirm(session, f"Delete {name} with all apps in it?")
     request = fleet.DeleteEnvironmentRequest(
-        name=name if "/" in name else f"environments/{name}", force=force, request_id=str(uuid.uuid4())
+        name=environment_name(name), force=force, request_id=str(uuid.uuid4())
     )
     session.client.call(session.client.fleet.DeleteEnvironment, request)
     session.output.note(f"{name} is deleted.")

@@ -11,7 +11,8 @@ from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from services.cli import views
 from services.cli.apps import confirm
 from services.cli.arguments import AppArgument, DryRun, Etag, Wait
-from services.cli.client import app_name, drain_of, node_name
+from services.cli.client import app_name, drain_of, environment_name, node_name, rebalance_of
+from services.cli.errors import from_status
 from services.cli.output import Format
 from services.cli.session import session_of
 
@@ -27,6 +28,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands to the program."""
     app.add_typer(nodes, name="nodes", rich_help_panel="Fleet")
     app.command("explain", rich_help_panel="Fleet")(explain)
+    app.command("rebalance", rich_help_panel="Fleet")(rebalance)
 
 
 @nodes.callback()
@@ -130,6 +132,41 @@ def delete(
     )
     session.client.call(session.client.fleet.DeleteNode, request)
     session.output.note(f"{node_name(name)} {'could be' if validate_only else 'is'} deleted.")
+
+
+def rebalance(
+    context: typer.Context,
+    environment: Annotated[str, typer.Argument(help="ID of the environment.")] = "default",
+    tolerance: Annotated[
+        int, typer.Option(help="So many apps more than another a node may keep.", min=1, max=10_000)
+    ] = 1,
+    max_moves: Annotated[int, typer.Option(help="The most moves.", min=1, max=1_000)] = 1_000,
+    wait: Wait = True,
+    timeout: Annotated[float, typer.Option(help="Seconds after which it is given up.", min=1)] = 600.0,
+    validate_only: DryRun = False,
+) -> None:
+    """Even out how many apps the nodes of an environment have, then how much memory those may use.
+
+    With --validate-only it shows its plan, and moves nothing.
+
+    Example: appsupervisor rebalance staging --validate-only
+    """
+    session = session_of(context)
+    request = fleet.RebalanceEnvironmentRequest(
+        name=environment_name(environment),
+        app_count_tolerance=tolerance,
+        max_moves=max_moves,
+        request_id=str(uuid.uuid4()),
+        validate_only=validate_only,
+    )
+    request.timeout.FromMilliseconds(int(timeout * 1000))
+    operation = session.client.call(session.client.fleet.RebalanceEnvironment, request)
+    done = session.finished(operation, wait or operation.done, timeout + 5)
+    if done is None:
+        return
+    session.output.many(rebalance_of(done).moves, views.MOVES, none="Nothing is to be moved.")
+    if done.HasField("error"):
+        raise from_status(done.error)
 
 
 def explain(context: typer.Context, name: AppArgument) -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
-from appsupervisor.fleet.v1.fleet_pb2 import Environment, ExplainPlacementResponse, Node
+from appsupervisor.fleet.v1.fleet_pb2 import Environment, ExplainPlacementResponse, Node, PlannedMove
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceSpec
 from services.cli.client import metadata_of, short, subject_of
 from services.cli.output import Column, M, age, milliseconds, size, styled
@@ -49,6 +49,7 @@ APPS: Sequence[Column[App]] = (
     Column("AGE", lambda app: age(app.create_time)),
     Column("URI", lambda app: app.uri or "-"),
     Column("ENVIRONMENT", lambda app: short(app.environment), wide=True),
+    Column("READY", lambda app: f"{app.ready_replicas}/{app.target_replicas or app.replicas}", wide=True),
     Column("TIER", lambda app: ",".join(sorted({_tier(i) for i in app.instances})) or "-", wide=True),
     Column("CODE", lambda app: ",".join(sorted({code_of(i) for i in app.instances})) or "-", wide=True),
     Column("ENTRYPOINT", lambda app: app.entrypoint, wide=True),
@@ -79,7 +80,9 @@ NODES: Sequence[Column[Node]] = (
     Column("HTTP", lambda node: node.http_address),
     Column("VERSION", lambda node: node.version),
     Column("AGE", lambda node: age(node.create_time)),
+    Column("ZONE", lambda node: node.zone or "-", wide=True),
     Column("MEMORY", lambda node: size(node.memory_bytes), wide=True),
+    Column("USED", lambda node: size(node.used_memory_bytes), wide=True),
     Column("RESERVED", lambda node: size(node.reserved_memory_bytes), wide=True),
     Column(
         "LABELS", lambda node: ",".join(f"{k}={v}" for k, v in sorted(node.labels.items())) or "-", wide=True
@@ -91,8 +94,18 @@ VERDICTS: Sequence[Column[ExplainPlacementResponse.Verdict]] = (
     Column("NODE", lambda one: short(one.node)),
     Column("RANK", lambda one: str(one.rank or "-")),
     Column("APPS", lambda one: str(one.app_count)),
+    Column("ZONE", lambda one: one.zone or "-"),
+    Column("COPIES HERE/ZONE", lambda one: f"{one.copy_count}/{one.zone_copy_count}", wide=True),
     Column("WHY NOT", lambda one: " ".join(it.message for it in one.obstacles) or "-"),
     Column("WHAT WOULD HAVE TO CHANGE", lambda one: " ".join(it.remedy for it in one.obstacles) or "-"),
+)
+
+MOVES: Sequence[Column[PlannedMove]] = (
+    Column("APP", lambda move: short(move.app)),
+    Column("FROM", lambda move: short(move.source_node)),
+    Column("TO", lambda move: short(move.destination_node)),
+    Column("STATE", lambda move: PlannedMove.State.Name(move.state)),
+    Column("WHY", lambda move: move.message),
 )
 
 ENVIRONMENTS: Sequence[Column[Environment]] = (

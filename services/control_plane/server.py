@@ -24,6 +24,7 @@ from services.control_plane.controller.batches import BatchRunner
 from services.control_plane.controller.controller import Controller
 from services.control_plane.duties import LeaderDuties
 from services.control_plane.fleet.database_servers import DatabaseServers
+from services.control_plane.fleet.environment_commands import EnvironmentCommands
 from services.control_plane.fleet.fleet import FleetService
 from services.control_plane.fleet.node_commands import NodeCommands
 from services.control_plane.health import AppHealth
@@ -36,7 +37,7 @@ from services.control_plane.operations.service import OperationService
 from services.control_plane.servicers.app_catalog import CatalogServicer
 from services.control_plane.servicers.data_catalog import DataCatalogServicer
 from services.control_plane.servicers.fleet import FleetServicer
-from services.control_plane.servicers.fresh import FreshServicer
+from services.control_plane.servicers.fresh import FreshReads, FreshServicer
 from services.control_plane.servicers.operations import OperationsServicer
 from services.control_plane.settings import Settings
 from services.control_plane.store.interface import CatalogStore
@@ -159,7 +160,11 @@ def services(
     data = DataCatalogServicer(RetainedDataService(store))
     is_heard = store.mirror.is_heard
     fleet = FleetServicer(
-        store, FleetService(store, is_heard), NodeCommands(store, is_heard), DatabaseServers(store)
+        store,
+        FleetService(store, is_heard),
+        EnvironmentCommands(store),
+        NodeCommands(store, is_heard),
+        DatabaseServers(store),
     )
     servicers = [
         ("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),
@@ -169,7 +174,8 @@ def services(
     ]
     if store.seat.exclusive:  # nobody else writes: what isn't here isn't anywhere
         return [Service(name, add, servicer) for name, add, servicer in servicers]
-    return [Service(name, add, FreshServicer(servicer, store)) for name, add, servicer in servicers]
+    reads = FreshReads(store)
+    return [Service(name, add, FreshServicer(servicer, store, reads)) for name, add, servicer in servicers]
 
 
 async def serve(settings: Settings) -> None:

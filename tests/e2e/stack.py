@@ -25,7 +25,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnviron
 from tests.eventually import NeverCameAbout, eventually_blocking
 
 ROOT = Path(__file__).resolve().parents[2]
-CHILD = ROOT / "compose/local/child.py"
+CHILD = ROOT / "services/rpc/child.py"
 APP_DIRS = (ROOT / "compose/apps", ROOT / "tests/apps")
 DEADLINE = 60.0
 _CLAIMS: list[socket.socket] = []
@@ -65,9 +65,11 @@ def eventually(look: Callable[[], T], what: str, timeout: float = DEADLINE) -> T
 class Process:
     """One program of the stack. It ends with the test process, whatever happens to that."""
 
-    def __init__(self, name: str, command: list[str], log: Path) -> None:
+    def __init__(self, name: str, command: list[str], log: Path, root: Path = ROOT) -> None:
+        """`root` is the tree whose program it is."""
         self.name = name
         self.log = log
+        self._root = root
         self._command = [sys.executable, "-S", str(CHILD), str(os.getpid()), sys.executable, *command]
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -80,8 +82,8 @@ class Process:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}"},
+                cwd=self._root,
+                env={**os.environ, "PYTHONPATH": f"{self._root}{os.pathsep}{self._root / 'gen'}"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -125,6 +127,8 @@ class Stack:
 
     folder: Path
     app_dirs: tuple[Path, ...] = APP_DIRS
+    control_plane_root: Path = ROOT
+    node_root: Path = ROOT
     control_plane_port: int = field(default_factory=free_port)
     nodes: dict[str, Process] = field(default_factory=dict)
     _node_ports: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -139,6 +143,7 @@ class Stack:
                 *("--database-url", f"sqlite:///{self.folder / 'control-plane.db'}"),
             ],
             self.folder / "control-plane.log",
+            self.control_plane_root,
         )
         # A channel that has seen its server die would otherwise wait longer and longer before it looks again.
         reconnect = (("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200))
@@ -176,6 +181,7 @@ class Stack:
                 *flags,
             ],
             self.folder / f"{node}.log",
+            self.node_root,
         )
         self.nodes[node].start()
         return self.nodes[node]

@@ -6,6 +6,7 @@ Passes the contract suite of the real node. No app's code runs and nothing is se
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import secrets
 import time
@@ -55,6 +56,8 @@ class Behaviour:
     fails: tuple[str, str] | None = None
     """Reason and message of a start that fails instead, after `ready_after`."""
     stop_after: float = 0.0
+    held: asyncio.Event | None = None
+    """While it is not set, no start comes to its end, and a stop not before its limit."""
 
 
 @dataclass
@@ -92,6 +95,8 @@ class FakeNode:
     node: str = "environments/default/nodes/fake-1"
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
     max_instances: int = 10_000
+    memory_bytes: int = 0
+    """What it has for its apps, as it tells."""
     base_domain: str = "localhost"
     http_address: str = "127.0.0.1:1"
     incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -100,6 +105,11 @@ class FakeNode:
     def __post_init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
         """Every request that came in, by method name; WatchInstances too."""
+        self.streams = 0
+        """WatchInstances streams open now."""
+        self.unheard = asyncio.Event()
+        """Set while there is none: a node registers again then."""
+        self.unheard.set()
         self.purged: list[str] = []
         """Uids whose data was removed."""
         self._unpurged: dict[str, _Hosted] = {}
@@ -109,6 +119,12 @@ class FakeNode:
         self.draining = False
         self.refuse: SupervisorError | None = None
         """While set, every unary call is answered with it, and each of a batch."""
+        self.used_memory_bytes = 0
+        """What its heartbeats tell."""
+        self.forwards = False
+        """Whether it says that it forwards, as a node of before does not."""
+        self.forwarding: dict[str, tuple[int, str]] = {}
+        """By app uid: the epoch under which it was told where the app is now, and the node."""
         self.knows_batches = True
         """False of a node of an older version."""
         self.lists = asyncio.Event()
@@ -179,6 +195,12 @@ class FakeNode:
         self._mute.set()
         self._publish_nothing()
 
+    def hold(self, entrypoint: str) -> asyncio.Event:
+        """Have starts and stops of an app's code from now on wait for the event that is returned."""
+        go = asyncio.Event()
+        self.behaviours[entrypoint] = Behaviour(held=go)
+        return go
+
     async def end_all(self, uid: str) -> None:
         """Stop all instances of an app, and wait until they are gone."""
         tasks = []
@@ -220,6 +242,7 @@ class FakeNode:
                 base_domain=self.base_domain,
                 incarnation=self.incarnation,
                 max_instances=self.max_instances,
+                memory_bytes=self.memory_bytes,
                 uid=self.disk.uid,
             ),
         )
@@ -247,6 +270,7 @@ class FakeNode:
             draining=self.draining,
             node_uid=self.disk.uid,
             lease=lease_message(self.lease),
+            forwarding=pb.Forwarding(app_count=len(self.forwarding)) if self.forwards else None,
         )
 
     def renew_lease(self, request: pb.RenewLeaseRequest) -> pb.Lease:
@@ -309,6 +333,9 @@ class FakeNode:
         came_under = self.transfers.came_under.get(uid, 0)
         if request.purge_data and request.epoch < came_under:
             raise rules.stale(request.name, (request.epoch, 0), (came_under, 0))
+        if request.HasField("new_home"):
+            told = request.epoch, request.new_home.node
+            self.forwarding[uid] = max(told, self.forwarding.get(uid, told), key=lambda it: it[0])
         if request.purge_data:
             self._purges.add(uid)
         if hosted is None:
@@ -438,6 +465,7 @@ class FakeNode:
             if self._time() >= next_beat:
                 beat = self._message(kind.HEARTBEAT, position)
                 beat.monotonic_time.CopyFrom(duration(self._time()))
+                beat.memory_bytes = self.used_memory_bytes
                 for name, hosted in self._hosted.items():
                     if hosted.status.HasField("figures"):
                         beat.figures[name].CopyFrom(hosted.status.figures)
@@ -487,6 +515,8 @@ class FakeNode:
             self._fail(hosted, "APP_START_TIMEOUT", f"It was not ready within {limit:g} s.")
             return
         await asyncio.sleep(behaviour.ready_after)
+        if behaviour.held is not None:
+            await behaviour.held.wait()
         uid = hosted.spec.app_uid
         local = hosted.spec.database.WhichOneof("kind") in (None, "sqlite")
         if hosted.spec.requires_existing_data and local and uid not in self.disk.data:
@@ -556,7 +586,11 @@ class FakeNode:
 
     async def _run_stop(self, hosted: _Hosted) -> None:
         behaviour = self.behaviours.get(hosted.spec.entrypoint, Behaviour())
-        await asyncio.sleep(min(behaviour.stop_after, effective_limits(hosted.spec).stop_timeout))
+        limit = effective_limits(hosted.spec).stop_timeout
+        if behaviour.held is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(behaviour.held.wait(), limit)
+        await asyncio.sleep(min(behaviour.stop_after, limit))
         self._end(hosted)
 
     def _end(self, hosted: _Hosted) -> None:
@@ -761,8 +795,15 @@ class _Servicer(RuntimeEnvironmentServicer):
         self, request: pb.WatchInstancesRequest, context: Any
     ) -> AsyncIterator[pb.WatchInstancesResponse]:
         self._node.calls.append(("WatchInstances", request))
-        async for message in self._node.watch(request):
-            yield message
+        self._node.streams += 1
+        self._node.unheard.clear()
+        try:
+            async for message in self._node.watch(request):
+                yield message
+        finally:
+            self._node.streams -= 1
+            if not self._node.streams:
+                self._node.unheard.set()
 
     async def TailLogs(  # noqa: N802
         self, request: pb.TailLogsRequest, context: Any

@@ -24,7 +24,7 @@ from services.control_plane.rules.filters import compile_filter
 from services.control_plane.rules.names import app_name
 from services.control_plane.rules.sentences import counted
 from services.control_plane.store.interface import CatalogStore, Transaction
-from services.control_plane.store.records import BatchRecord
+from services.control_plane.store.records import BatchRecord, OperationRecord
 from services.rpc.errors import SupervisorError, Violation, invalid_field, invalid_fields
 from services.rpc.pipeline.call import Caller
 from services.rpc.status import to_status
@@ -108,8 +108,7 @@ class BatchCommands:
                 results += await asyncio.gather(*(self._validated(kind, one, left) for one in part))
 
         def run(tx: Transaction) -> Operation:
-            operation = operations.begin_batch(tx, kind.verb, count, caller.actor)
-            tx.put_batch(BatchRecord(operation.name, pinned.SerializeToString()))
+            operation = pin(tx, kind.verb, pinned, caller.actor)
             if len(results) == count:
                 advance(tx, operation.name, results)
                 end(tx, operation.name)
@@ -176,6 +175,13 @@ def _check_list(kind: Kind, request: BatchRequest) -> None:
     ]
     if repeated:
         raise invalid_fields(repeated)
+
+
+def pin(tx: Transaction, verb: str, request: BatchRequest, actor: str) -> OperationRecord:
+    """Store a new batch of a request that lists its apps, and return its operation."""
+    operation = operations.begin_batch(tx, verb, len(request.requests), actor)
+    tx.put_batch(BatchRecord(operation.name, request.SerializeToString()))
+    return operation
 
 
 def advance(tx: Transaction, name: str, results: Iterable[pb.AppResult]) -> bool:

@@ -6,27 +6,36 @@ from dataclasses import replace
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
-from appsupervisor.fleet.v1.fleet_pb2 import Node
+from appsupervisor.fleet.v1.fleet_pb2 import AppDefaults, Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceSpec
 from services.control_plane.catalog import retention
 from services.control_plane.catalog.code_changes import CodeChange
 from services.control_plane.operations import operations
+from services.control_plane.placement.scale import (
+    is_at,
+    is_several,
+    newest_epoch,
+    served_version,
+    wanted_replicas,
+)
 from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
 from services.control_plane.rules.app_rules import app_violations
 from services.control_plane.rules.conditions import DATABASE_PROVIDED, get_condition, set_condition
 from services.control_plane.rules.differences import differences
+from services.control_plane.rules.environment_defaults import with_defaults
 from services.control_plane.rules.etags import check_etag
 from services.control_plane.rules.masks import apply_update
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.random_ids import new_uid
 from services.control_plane.store.records import (
     AppRecord,
+    DatabaseServerRecord,
+    EnvironmentRecord,
     NodeRecord,
     OperationRecord,
     RetainedDataRecord,
     Role,
     Version,
-    current_of,
 )
 from services.rpc.errors import Code, SupervisorError, Violation, invalid_fields
 from services.rpc.pipeline.call import Caller
@@ -36,14 +45,22 @@ DEFAULT_BASE_DOMAIN = "localhost"
 """Base domain of a node that was given none."""
 
 
-def checked_spec(app: pb.App, name: str, violations: list[Violation]) -> pb.App:
-    """Return an app's spec in full form, under its name. Raises INVALID_FIELD with all that is wrong."""
-    spec = normalize_app(app)
+def checked_spec(app: pb.App, name: str, violations: list[Violation], defaults: AppDefaults) -> pb.App:
+    """Return a new app's spec in full form, under its name; `defaults` are those of its environment.
+
+    Raises INVALID_FIELD with all that is wrong.
+    """
+    spec = normalize_app(with_defaults(app, defaults))
     spec.name = name
     violations += app_violations(spec)
     if violations:
         raise invalid_fields(violations)
     return spec
+
+
+def defaults_of(environment: EnvironmentRecord | None) -> AppDefaults:
+    """Return what an environment gives its apps where their own fields are not set."""
+    return environment.environment.app_defaults if environment is not None else AppDefaults()
 
 
 def create_app(
@@ -109,16 +126,9 @@ def _check_domains(tx: Transaction, spec: pb.App) -> None:
 def _check_database_server(tx: Transaction, spec: pb.App) -> None:
     """Refuse a database server that does not exist or is full."""
     name = spec.database.postgres.server
-    if not name:
-        return
-    record = tx.database_server(name)
+    record = check_server(tx, name)
     if record is None:
-        raise SupervisorError(
-            "DATABASE_SERVER_NOT_FOUND",
-            f"{name} does not exist; create it first.",
-            code=Code.FAILED_PRECONDITION,
-            resource=name,
-        )
+        return
     apps = tx.count_apps_on_server(name)
     if apps >= record.server.max_apps:
         raise SupervisorError(
@@ -127,6 +137,19 @@ def _check_database_server(tx: Transaction, spec: pb.App) -> None:
             resource=name,
             metadata={"apps": str(apps), "max_apps": str(record.server.max_apps)},
         )
+
+
+def check_server(tx: Transaction, name: str) -> DatabaseServerRecord | None:
+    """Return a database server; None if none is named. Raises DATABASE_SERVER_NOT_FOUND."""
+    record = tx.database_server(name) if name else None
+    if name and record is None:
+        raise SupervisorError(
+            "DATABASE_SERVER_NOT_FOUND",
+            f"{name} does not exist; create it first.",
+            code=Code.FAILED_PRECONDITION,
+            resource=name,
+        )
+    return record
 
 
 def update(
@@ -189,7 +212,7 @@ def restarted(record: AppRecord) -> AppRecord:
         raise SupervisorError(
             "APP_STOPPED", f"{record.name} is stopped; start it instead.", resource=record.name
         )
-    target = Version(record.target.generation, record.target.epoch + 1)
+    target = Version(record.target.generation, newest_epoch(record) + 1)
     return replace(record, target=target, failed=None)
 
 
@@ -292,8 +315,13 @@ def _is_settled(tx: Transaction, record: AppRecord, changed: AppRecord) -> bool:
     """Tell whether a change needs nothing done: what runs stays, or nothing runs and nothing shall."""
     if changed.spec.desired_state == pb.App.STOPPED:
         return bool(changed.status.state == Instance.STOPPED)
-    current = current_of(tx.placements_of(record.name))
-    served = current is not None and current.version == changed.target
+    placements = tx.placements_of(record.name)
+    if is_several(changed):
+        # One more or less is left to be seen by who looks at the nodes.
+        served = wanted_replicas(changed) == wanted_replicas(record) and not record.status.reconciling
+        served = served and all(is_at(it, changed.target) for it in placements)
+    else:
+        served = served_version(changed, placements) == changed.target
     same = record.spec.desired_state != pb.App.STOPPED and served
     return same and changed.status.state in operations.READY
 

@@ -15,7 +15,8 @@ from services.control_plane.catalog.code_changes import CodeChanges, Figures
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.recovery import recovered
 from services.control_plane.operations import operations
-from services.control_plane.rules.names import app_name, parse_app_name, validate_id
+from services.control_plane.placement.scale import newest_epoch
+from services.control_plane.rules.names import DEFAULT_ENVIRONMENT, app_name, parse_app_name, validate_id
 from services.control_plane.rules.sizes import check_sizes
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import (
@@ -43,10 +44,23 @@ class AppCommands:
         name = app_name(request.app_id)
         if request.app.name not in ("", name):
             violations.append(Violation("app.name", f"must be empty or {name!r}, after app_id"))
-        spec = changes.checked_spec(request.app, name, violations)
-        return await self._execute(
-            request, caller, lambda tx: changes.create_app(tx, spec, caller), request.validate_only
-        )
+        environment = request.app.environment or DEFAULT_ENVIRONMENT
+        defaults = changes.defaults_of(self._store.mirror.environments.get(environment))
+        # Another replica may just have given the environment a default server.
+        database = request.app.database
+        serverless = database.WhichOneof("kind") == "postgres" and not database.postgres.server
+        unsure = serverless and not defaults.database_server
+        spec = None if unsure else changes.checked_spec(request.app, name, violations, defaults)
+
+        def run(tx: Transaction) -> OperationRecord:
+            now = changes.defaults_of(tx.environment(environment))
+            if spec is not None and now == defaults:
+                return changes.create_app(tx, spec, caller)
+            return changes.create_app(
+                tx, changes.checked_spec(request.app, name, list(violations), now), caller
+            )
+
+        return await self._execute(request, caller, run, request.validate_only)
 
     async def update(self, request: pb.UpdateAppRequest, caller: Caller) -> Operation:
         """Carry out UpdateApp."""
@@ -60,7 +74,9 @@ class AppCommands:
             if record is None and request.allow_missing and not request.app.etag:
                 app_id = name.removeprefix("apps/")
                 violations = validate_id("app.name", app_id)
-                return changes.create_app(tx, changes.checked_spec(request.app, name, violations), caller)
+                defaults = changes.defaults_of(tx.environment(request.app.environment or DEFAULT_ENVIRONMENT))
+                spec = changes.checked_spec(request.app, name, violations, defaults)
+                return changes.create_app(tx, spec, caller)
             record = changes.changeable(record, name, request.app.etag)
             operation = changes.update(tx, record, request, caller)
             return changes.with_notice(tx, record, operation, code)
@@ -107,13 +123,17 @@ class AppCommands:
     async def move(self, request: pb.MoveAppRequest, caller: Caller) -> Operation:
         """Carry out MoveApp."""
         name = app_name(parse_app_name(request.name, "name"))
-        node = moves.parsed_destination(request.node)
+        node = moves.parsed_node(request.node, "node")
+        source = moves.parsed_node(request.from_node, "from_node")
 
         def run(tx: Transaction) -> OperationRecord:
             record = changes.changeable(tx.app(name), name, request.etag)
-            changed, operation = moves.move(tx, self._store.mirror, record, node, caller.actor)
+            changed, operation = moves.move(
+                tx, self._store.mirror, record, node, caller.actor, from_node=source
+            )
             if changed is not record:
-                why = next(it.why for it in tx.placements_of(name) if it.epoch == changed.target.epoch)
+                newest = newest_epoch(changed)
+                why = next(it.why for it in tx.placements_of(name) if it.epoch == newest)
                 changes.add_event(
                     tx, changed, "MoveRequested", actor=caller.actor, operation=operation.name, message=why
                 )

@@ -11,7 +11,7 @@ from appsupervisor.catalog.v1 import retained_data_pb2 as pb
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from services.control_plane.catalog import retention
-from services.control_plane.catalog.changes import checked_spec, create_app, only_shown
+from services.control_plane.catalog.changes import checked_spec, create_app, defaults_of, only_shown
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_end, page_start, request_digest
 from services.control_plane.catalog.scans import Scans
@@ -83,7 +83,8 @@ class RetainedDataService:
             violations.append(Violation("app.name", f"must be empty or {of!r}, after app_id"))
         if app.environment != own:
             violations.append(Violation("app.environment", f"must be {own}, where the data is"))
-        spec = checked_spec(app, of, violations)
+        defaults = defaults_of(self._store.mirror.environments.get(own))
+        spec = checked_spec(app, of, violations, defaults)
 
         def run(tx: Transaction) -> OperationRecord:
             record = _current(tx, name, request.etag)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from itertools import islice
 
 from services.control_plane.databases import schemas, steps
 from services.control_plane.databases.connecting import STEP_SECONDS, Connection
@@ -74,13 +75,19 @@ class Provisioning:
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
+        lines, self._lines, self._workers = list(self._lines.values()), {}, {}
+        for it in (one for line in lines for one in line.waiting):  # whose worker had not begun
+            if not it.database.done():
+                it.database.set_exception(busy(it.server))
 
     async def _work(self, name: str, line: _Line) -> None:
         try:
             while line.waiting:
                 await self._one_batch(line, line.waiting[0].server)
         finally:
-            del self._workers[name], self._lines[name]
+            del self._workers[name]
+            if not line.waiting:
+                del self._lines[name]
 
     async def _one_batch(self, line: _Line, server: DatabaseServerRecord) -> None:
         taken: list[_Waiting] = []
@@ -120,5 +127,7 @@ class Provisioning:
     async def _forget(self, connection: Connection, line: _Line) -> None:
         """Drop logins that were shut out, while nobody waits; what stays is found by the app's next epoch."""
         while line.shut and not line.waiting:
-            owner, logins = line.shut.popitem()
-            await steps.forget_logins(connection, owner, logins)
+            some = dict(islice(line.shut.items(), MOST))
+            for owner in some:
+                del line.shut[owner]
+            await steps.forget_logins(connection, some)

@@ -143,6 +143,14 @@ class DatabaseServers:
                     resource=name,
                     metadata={"apps": str(apps)},
                 )
+            for it in self._mirror.environments.values(""):
+                if it.environment.app_defaults.database_server == name:
+                    raise SupervisorError(
+                        "DATABASE_SERVER_IN_USE",
+                        f"{it.name} names {name} as the default of its apps; name another one there first.",
+                        resource=name,
+                        metadata={"environment": it.name},
+                    )
             tx.delete_database_server(name)
             return record.server
 

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition
-from services.control_plane.catalog.candidates import asked_of, candidates
-from services.control_plane.catalog.changes import add_event
+from services.control_plane.catalog.candidates import asked_of, candidates, siblings_of
 from services.control_plane.catalog.moves import no_node
+from services.control_plane.fleet.relocations import (
+    WIDTH,
+    Step,
+    begin_move,
+    is_coming,
+    new_operation,
+    why_it_stayed,
+)
 from services.control_plane.fleet.views import shown_node
 from services.control_plane.operations import operations
-from services.control_plane.operations.moves import bound_by, place_elsewhere
+from services.control_plane.operations.moves import bound_by
 from services.control_plane.placement.assignment import ENDING
 from services.control_plane.placement.choice import choose
-from services.control_plane.rules.conditions import get_condition
+from services.control_plane.placement.scale import replica_on
 from services.control_plane.rules.sentences import counted
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.mirror import Mirror
@@ -30,14 +36,8 @@ from services.control_plane.store.records import (
     OperationRecord,
     PlacementRecord,
     Role,
-    Version,
 )
 from services.rpc.errors import CODES, SupervisorError
-
-DEFAULT_SECONDS = 600.0
-
-WIDTH = 8
-"""Apps of one node that are started elsewhere at a time."""
 
 TOLD = 100
 """Apps that an operation names."""
@@ -47,33 +47,11 @@ _COMING = "It is being started elsewhere."
 Result = DrainNodeMetadata.AppResult
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What came of a step."""
-
-    begun: tuple[str, ...] = ()
-    """Apps whose move was begun."""
-
-
 def begin(tx: Transaction, record: NodeRecord, actor: str, seconds: float) -> OperationRecord:
     """Store a new drain of a node, and return it; of an empty node it is done."""
     apps = len(_on(tx, record.name))
-    deadline = tx.now + int(seconds * 1e6)
-    metadata = DrainNodeMetadata(
-        target=record.name, verb=DRAIN, step="accepted", app_count=apps, left_count=apps, actor=actor
-    )
-    metadata.create_time.FromMicroseconds(tx.now)
-    metadata.deadline_time.FromMicroseconds(deadline)
-    operation = OperationRecord(
-        name=operations.new_name(tx),
-        app=record.name,
-        app_uid="",
-        verb=DRAIN,
-        goal=Version(0, 0),
-        metadata=metadata,
-        create_time=tx.now,
-        deadline=deadline,
-    )
+    metadata = DrainNodeMetadata(target=record.name, verb=DRAIN, app_count=apps, left_count=apps, actor=actor)
+    operation = new_operation(tx, metadata, seconds)
     if not apps:
         return operations.end(tx, operation, None, node=record.node)
     tx.put_operation(operation)
@@ -138,12 +116,10 @@ class _Drain:
             result = self._under_way_or_stuck(record, placements)
             if result is not None:
                 found.append(result)
-                self._under_way += result.state == Result.MOVING and any(
-                    it.role is Role.INCOMING and it.node != self._node for it in placements
-                )
+                self._under_way += result.state == Result.MOVING and is_coming(placements, self._node)
             else:
                 waiting.append((record, placements))
-        return found + [self._move(record) for record, _ in waiting]
+        return found + [self._move(record, placements) for record, placements in waiting]
 
     def _under_way_or_stuck(self, record: AppRecord, placements: list[PlacementRecord]) -> Result | None:
         here = [it for it in placements if it.node == self._node and it.role is not Role.LOST]
@@ -155,18 +131,13 @@ class _Drain:
             return Result(
                 app=record.name, state=Result.MOVING, message="It has left, and is being drained here."
             )
-        if any(it.role is Role.INCOMING and it.node != self._node for it in placements):
+        if is_coming(placements, self._node):
             return Result(app=record.name, state=Result.MOVING, message=_COMING)
         if bound := bound_by(record, placements, self._nodes(record.spec.environment)):
             return _told(record, Result.STUCK, bound)
         if record.name in self._spent:
-            updated = get_condition(record.status.conditions, "Updated")
-            reason = updated.reason if updated is not None else ""
-            message = updated.message if updated is not None and updated.status == Condition.UNMET else ""
-            return Result(
-                app=record.name, state=Result.STUCK, reason=reason,
-                message=message or "It was tried elsewhere, and stayed here.",
-            )  # fmt: skip
+            reason, message = why_it_stayed(record)
+            return Result(app=record.name, state=Result.STUCK, reason=reason, message=message)
         return None
 
     def _nodes(self, environment: str) -> list[NodeRecord]:
@@ -174,19 +145,20 @@ class _Drain:
             self._by_environment[environment] = self._tx.nodes(environment)
         return self._by_environment[environment]
 
-    def _move(self, record: AppRecord) -> Result:
+    def _move(self, record: AppRecord, placements: list[PlacementRecord]) -> Result:
         if self._under_way >= WIDTH:
             return Result(app=record.name, state=Result.WAITING, message="It waits for its turn.")
         known = candidates(self._tx, self._mirror, record.spec, self._more)
-        choice = choose(asked_of(self._tx, record.spec), [it for it in known if it.name != self._node])
+        replica = replica_on(placements, self._node) or 0
+        wish = asked_of(self._tx, record.spec, siblings_of(placements, replica))
+        choice = choose(wish, [it for it in known if it.name != self._node])
         if not choice.node:
             return _told(record, Result.WAITING, no_node(record, choice.reason))
         self._under_way += 1
         self._more[choice.node] += 1
         self.begun.append(record.name)
         why = f"{self._node} is being drained. On {choice.node}: {choice.reason}."
-        changed, _ = place_elsewhere(self._tx, record, choice.node, why)
-        add_event(self._tx, changed, "MoveRequested", actor="system", reason="NODE_DRAINED", message=why)
+        begin_move(self._tx, record, choice.node, "NODE_DRAINED", why, source=self._node)
         return Result(app=record.name, state=Result.MOVING, message=_COMING)
 
 

@@ -8,7 +8,7 @@ from itertools import takewhile
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
 from services.control_plane.catalog.candidates import neighbours_of
-from services.control_plane.catalog.changes import app_not_found
+from services.control_plane.catalog.changes import app_not_found, defaults_of
 from services.control_plane.fleet.views import environment_not_found
 from services.control_plane.operations.moves import bound_by
 from services.control_plane.placement.choice import (
@@ -21,9 +21,11 @@ from services.control_plane.placement.choice import (
     ranked,
     wish_of,
 )
+from services.control_plane.placement.scale import is_several
 from services.control_plane.rules.app_defaults import normalize_app
 from services.control_plane.rules.app_rules import app_violations
-from services.control_plane.rules.names import app_name, parse_app_name
+from services.control_plane.rules.environment_defaults import with_defaults
+from services.control_plane.rules.names import DEFAULT_ENVIRONMENT, app_name, parse_app_name
 from services.control_plane.rules.sizes import check_sizes
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import Role
@@ -57,12 +59,13 @@ def explain_placement(mirror: Mirror, request: pb.ExplainPlacementRequest) -> Re
         bound = bound_by(record, placements, known)
         response.bound_reason = bound.reason if bound is not None else ""
     else:
-        spec = _checked(request.app_spec)
+        spec = _checked(mirror, request.app_spec)
     environment = mirror.environments.get(spec.environment)
     if environment is None:
         raise environment_not_found(spec.environment)
     # Of an app with many copies the next one is explained, of one with a single copy that one itself.
-    siblings = response.current_nodes if spec.replicas > 1 else ()
+    app = mirror.apps.get(name) if name else None
+    siblings = response.current_nodes if app is not None and is_several(app) else ()
     wish = wish_of(spec, environment_cordoned=environment.environment.cordoned, siblings=siblings)
     nodes = _candidates(mirror, spec, name)
     choice = choose(wish, nodes)
@@ -75,10 +78,11 @@ LOOKED_AT = ("environment", "node_selector", "limits", "exclusive", "labels", "a
 """Fields of an app that placement looks at."""
 
 
-def _checked(app: App) -> App:
-    """Return a spec in full form, checked where placement looks at it."""
+def _checked(mirror: Mirror, app: App) -> App:
+    """Return a spec in full form, as it would be created, checked where placement looks at it."""
     check_sizes(app, "app_spec")
-    spec = normalize_app(app)
+    environment = mirror.environments.get(app.environment or DEFAULT_ENVIRONMENT)
+    spec = normalize_app(with_defaults(app, defaults_of(environment)))
     looked_at = tuple(f"app_spec.{field}" for field in LOOKED_AT)
     wrong = [it for it in app_violations(spec, "app_spec") if it.field.startswith(looked_at)]
     if wrong:

@@ -11,7 +11,7 @@ from functools import partial
 from appsupervisor.catalog.v1.app_catalog_pb2 import DeleteAppRequest
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
 from services.control_plane.catalog import retention
-from services.control_plane.catalog.changes import DEFAULT_BASE_DOMAIN, remove
+from services.control_plane.catalog.changes import DEFAULT_BASE_DOMAIN, check_server, remove
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_by_name, request_digest
 from services.control_plane.fleet.views import (
@@ -37,6 +37,7 @@ from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import EnvironmentRecord, NodeRecord, Role, timestamp
 from services.rpc.errors import SupervisorError, Violation, invalid_fields
 from services.rpc.pipeline.call import Caller
+from services.spec.versions import VERSION, is_too_far
 
 MOST_APPS = 1_000
 """Apps that a forced deletion of an environment takes with it."""
@@ -77,10 +78,12 @@ class FleetService:
                 display_name=request.environment.display_name,
                 labels=request.environment.labels,
                 cordoned=request.environment.cordoned,
+                app_defaults=_kept_defaults(request.environment),
                 uid=str(uuid.uuid4()),
                 create_time=timestamp(tx.now),
                 update_time=timestamp(tx.now),
             )
+            check_server(tx, environment.app_defaults.database_server)
             environment.etag = app_etag(environment.uid, 1)
             tx.put_environment(EnvironmentRecord(environment))
             return environment
@@ -137,13 +140,9 @@ class FleetService:
                 return updated
             if violations := environment_violations(updated):
                 raise invalid_fields(violations)
-            updated.update_time.CopyFrom(timestamp(tx.now))
-            updated.etag = app_etag(updated.uid, tx.revision, tx.history)
-            tx.put_environment(EnvironmentRecord(updated))
-            if updated.cordoned != record.environment.cordoned:
-                for node in tx.nodes(name):  # whether it may be given apps has changed
-                    tx.put_node(node)
-            return updated
+            if updated.app_defaults.database_server != record.environment.app_defaults.database_server:
+                check_server(tx, updated.app_defaults.database_server)
+            return put_environment(tx, record, updated)
 
         environment = await execute(
             self._store,
@@ -221,6 +220,14 @@ class FleetService:
         violations += node_violations(request.node)
         if violations:
             raise invalid_fields(violations)
+        if is_too_far(request.node.version):
+            raise SupervisorError(
+                "NODE_VERSION_UNSUPPORTED",
+                f"{name} is of version {request.node.version}, and this control plane of {VERSION}; they may "
+                "be one minor version apart.",
+                resource=name,
+                metadata={"version": request.node.version, "control_plane_version": VERSION},
+            )
 
         def run(tx: Transaction) -> pb.RegisterNodeResponse:
             if tx.environment(environment_name(environment_id)) is None:
@@ -229,7 +236,8 @@ class FleetService:
             node = _registered(request.node, name, known, tx.now)
             if known is not None:
                 self._check_name(tx, known, node)
-            _check_base_domain(tx, node, environment_name(environment_id))
+            if known is None or _base_domain(known.node) != _base_domain(node):
+                _check_base_domain(tx, node, environment_name(environment_id))
             if known is None or node != known.node:
                 node.update_time.CopyFrom(timestamp(tx.now))
                 tx.put_node(NodeRecord(node))
@@ -306,13 +314,38 @@ class FleetService:
         return pb.ListNodesResponse(nodes=page, next_page_token=token)
 
 
+def _kept_defaults(environment: pb.Environment) -> pb.AppDefaults | None:
+    defaults = pb.AppDefaults()
+    defaults.CopyFrom(environment.app_defaults)
+    defaults.DiscardUnknownFields()
+    return defaults if defaults.ByteSize() else None
+
+
+def put_environment(tx: Transaction, record: EnvironmentRecord, updated: pb.Environment) -> pb.Environment:
+    """Store a changed environment under a new etag, and return it."""
+    updated.update_time.CopyFrom(timestamp(tx.now))
+    updated.etag = app_etag(updated.uid, tx.revision, tx.history)
+    tx.put_environment(EnvironmentRecord(updated))
+    if updated.cordoned != record.environment.cordoned:
+        for node in tx.nodes(updated.name):  # whether it may be given apps has changed
+            tx.put_node(node)
+    return updated
+
+
 def _registered(told: pb.Node, name: str, known: NodeRecord | None, now: int) -> pb.Node:
     """Return the node as it is stored: what it told, and what was known of this incarnation."""
     node = pb.Node()
     node.CopyFrom(told)
     node.DiscardUnknownFields()
     node.name = name
-    for field in ("app_count", "cordoned", "schedulable", "reserved_memory_bytes", "etag"):
+    for field in (
+        "app_count",
+        "cordoned",
+        "schedulable",
+        "reserved_memory_bytes",
+        "used_memory_bytes",
+        "etag",
+    ):
         node.ClearField(field)
     node.state, node.state_reason = pb.Node.JOINING, "It has not yet reported what it runs."
     node.create_time.CopyFrom(timestamp(now))
@@ -323,8 +356,13 @@ def _registered(told: pb.Node, name: str, known: NodeRecord | None, now: int) ->
         node.cordoned, node.etag = known.node.cordoned, known.node.etag
         if known.node.incarnation == node.incarnation:
             node.state, node.state_reason = known.node.state, known.node.state_reason
+            node.used_memory_bytes = known.node.used_memory_bytes
             node.update_time.CopyFrom(known.node.update_time)
     return node
+
+
+def _base_domain(node: pb.Node) -> str:
+    return node.base_domain or DEFAULT_BASE_DOMAIN
 
 
 def _check_base_domain(tx: Transaction, node: pb.Node, environment: str) -> None:
@@ -333,8 +371,8 @@ def _check_base_domain(tx: Transaction, node: pb.Node, environment: str) -> None
     Each of them would be the own address of some app, now or later. One that the environment has already is
     not refused: its nodes would not come back, and on them own addresses go before custom domains.
     """
-    base = node.base_domain or DEFAULT_BASE_DOMAIN
-    if any(base == (it.node.base_domain or DEFAULT_BASE_DOMAIN) for it in tx.nodes(environment)):
+    base = _base_domain(node)
+    if any(base == _base_domain(it.node) for it in tx.nodes(environment)):
         return
     for domain, name in tx.domains_under(base):
         app = tx.app(name)

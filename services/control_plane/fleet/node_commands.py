@@ -17,6 +17,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from services.control_plane.catalog import retention
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.fleet import drains
+from services.control_plane.fleet.relocations import seconds_of
 from services.control_plane.fleet.views import node_etag, node_not_found, shown_node
 from services.control_plane.operations import operations
 from services.control_plane.rules.etags import app_etag, check_etag
@@ -24,10 +25,9 @@ from services.control_plane.rules.names import node_name, parse_node_name
 from services.control_plane.rules.sentences import counted
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import DRAIN, NodeRecord, Role, timestamp
-from services.rpc.errors import SupervisorError, invalid_field
+from services.rpc.errors import SupervisorError
 from services.rpc.pipeline.call import Caller
 from services.spec.availability import effective_availability
-from services.spec.scalars import SECOND, duration_violations
 
 M = TypeVar("M", bound=Message)
 NodeCommand = pb.CordonNodeRequest | pb.UncordonNodeRequest | pb.DrainNodeRequest | pb.DeleteNodeRequest
@@ -67,11 +67,7 @@ class NodeCommands:
     async def drain(self, request: pb.DrainNodeRequest, caller: Caller) -> Operation:
         """Carry out DrainNode."""
         name = _name_of(request)
-        seconds = drains.DEFAULT_SECONDS
-        if request.HasField("timeout"):
-            if wrong := duration_violations("timeout", request.timeout, SECOND, 86_400 * SECOND):
-                raise invalid_field("timeout", wrong[0].rule)
-            seconds = request.timeout.ToMicroseconds() / 1e6
+        seconds = seconds_of(request)
 
         def run(tx: Transaction) -> Operation:
             record = cordoned(tx, _found(tx, name, request.etag), True)

@@ -20,7 +20,7 @@ from services.control_plane.catalog.scans import Scans
 from services.control_plane.operations import moves, operations
 from services.control_plane.rules.names import operation_name, parse_operation_name
 from services.control_plane.store.interface import CatalogStore, Transaction
-from services.control_plane.store.records import DRAIN, OperationRecord
+from services.control_plane.store.records import FLEET_VERBS, OperationRecord
 from services.rpc.background import background
 from services.rpc.errors import SupervisorError, Violation, invalid_field
 from services.rpc.feed import Entry
@@ -29,7 +29,7 @@ from services.rpc.pipeline.call import Caller
 LONGEST_WAIT = 600.0
 """Seconds that one WaitOperation may take, whatever it asks for."""
 
-_CANCELLABLE = frozenset({"create", "update", "start", "restart", "recover", "move", "attach", DRAIN})
+_CANCELLABLE = frozenset({"create", "update", "start", "restart", "recover", "move", "attach", *FLEET_VERBS})
 
 
 class OperationService:
@@ -101,7 +101,7 @@ class OperationService:
         """Carry out CancelOperation.
 
         A create or start is taken back by stopping the app, as StopApp does; a move by ending what was to
-        take over. An update or restart that has begun stands, as the moves of a drain do, and only the
+        take over. An update or restart that has begun stands, as the moves of many do, and only the
         operation ends. A stop or a delete can't be taken back. A batch begins no more apps, and ends when
         those that are begun have come to their end.
         """

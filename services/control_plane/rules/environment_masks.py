@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from appsupervisor.fleet.v1.fleet_pb2 import Environment
+from appsupervisor.fleet.v1.fleet_pb2 import AppDefaults, Environment
 from services.control_plane.rules.masks import parse_path
 from services.rpc.errors import Violation, invalid_fields
 
-FIELDS = ("display_name", "labels", "cordoned")
+FIELDS = ("display_name", "labels", "cordoned", "app_defaults")
 _MAX_PATHS = 512
 
 
@@ -55,5 +55,29 @@ def _copy(target: Environment, source: Environment, path: tuple[str, ...]) -> No
         target.display_name = source.display_name
     elif name == "cordoned" and not rest:
         target.cordoned = source.cordoned
+    elif name == "app_defaults":
+        _copy_defaults(target, source, path[1:])
     elif name not in Environment.DESCRIPTOR.fields_by_name or rest:
         raise ValueError(f"names no field that can be set; Environment has {', '.join(FIELDS)}")
+
+
+def _copy_defaults(target: Environment, source: Environment, path: tuple[str, ...]) -> None:
+    """Set the defaults of an environment's apps, or one of them; those that say nothing are none."""
+    if len(path) > 1 or (path and path[0] not in AppDefaults.DESCRIPTOR.fields_by_name):
+        known = ", ".join(AppDefaults.DESCRIPTOR.fields_by_name)
+        raise ValueError(f"names no default that can be set; app_defaults has {known}")
+    kept = AppDefaults()
+    if path:
+        kept.CopyFrom(target.app_defaults)
+        kept.ClearField(path[0])  # type: ignore[arg-type]
+    given = AppDefaults()
+    given.CopyFrom(source.app_defaults)
+    given.DiscardUnknownFields()
+    for field, _ in source.app_defaults.ListFields():
+        if path and field.name != path[0]:
+            given.ClearField(field.name)  # type: ignore[arg-type]
+    kept.MergeFrom(given)
+    if kept.ByteSize():
+        target.app_defaults.CopyFrom(kept)
+    else:
+        target.ClearField("app_defaults")

@@ -9,6 +9,7 @@ import ipaddress
 import re
 
 from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer, Environment, Node
+from services.control_plane.rules.environment_defaults import default_violations
 from services.rpc.errors import Violation
 from services.spec.scalars import (
     MAX_DISPLAY_NAME,
@@ -37,6 +38,7 @@ def environment_violations(environment: Environment, prefix: str = "environment"
     return [
         *text_violations(f"{prefix}.display_name", environment.display_name, MAX_DISPLAY_NAME),
         *label_violations(f"{prefix}.labels", environment.labels),
+        *default_violations(environment.app_defaults, f"{prefix}.app_defaults"),
     ]
 
 

@@ -9,6 +9,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from appsupervisor.fleet.v1 import fleet_pb2 as pb
 from services.control_plane.fleet.database_servers import DatabaseServers
+from services.control_plane.fleet.environment_commands import EnvironmentCommands
 from services.control_plane.fleet.explanations import explain_placement
 from services.control_plane.fleet.fleet import FleetService
 from services.control_plane.fleet.node_commands import NodeCommands
@@ -21,10 +22,16 @@ class FleetServicer:
     """Serves Fleet."""
 
     def __init__(
-        self, store: CatalogStore, fleet: FleetService, nodes: NodeCommands, servers: DatabaseServers
+        self,
+        store: CatalogStore,
+        fleet: FleetService,
+        environments: EnvironmentCommands,
+        nodes: NodeCommands,
+        servers: DatabaseServers,
     ) -> None:
         self._store = store
         self._fleet = fleet
+        self._environments = environments
         self._nodes = nodes
         self._servers = servers
 
@@ -50,6 +57,14 @@ class FleetServicer:
         """Serve Fleet.DeleteEnvironment."""
         await self._fleet.delete_environment(request, call.caller())
         return Empty()
+
+    async def RebalanceEnvironment(self, request: pb.RebalanceEnvironmentRequest, call: Call) -> Operation:
+        """Serve Fleet.RebalanceEnvironment."""
+        return await self._environments.rebalance(request, call.caller())
+
+    async def DrainEnvironment(self, request: pb.DrainEnvironmentRequest, call: Call) -> Operation:
+        """Serve Fleet.DrainEnvironment."""
+        return await self._environments.drain(request, call.caller())
 
     async def RegisterNode(self, request: pb.RegisterNodeRequest, call: Call) -> pb.RegisterNodeResponse:
         """Serve Fleet.RegisterNode."""

@@ -7,10 +7,10 @@ the Unix epoch.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
@@ -23,15 +23,30 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import (
     OperationMetadata,
 )
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
-from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer, DrainNodeMetadata, Environment, Node
+from appsupervisor.fleet.v1.fleet_pb2 import (
+    DatabaseServer,
+    DrainNodeMetadata,
+    Environment,
+    Node,
+    RebalanceEnvironmentMetadata,
+    RebalanceEnvironmentResponse,
+)
 from services.control_plane.rules.etags import app_etag
 from services.control_plane.store.packed_app import PackedApp, list_item
+
+R = TypeVar("R", "AppRecord", "OperationRecord")
 
 VERBS = ("create", "update", "delete", "start", "stop", "restart", "recover", "move", "attach", "purge")
 """What operations on apps, and on what they leave, do: the methods that begin them."""
 
 DRAIN = "drain"
 """What an operation on a node does."""
+
+REBALANCE = "rebalance"
+"""What an operation on an environment does."""
+
+FLEET_VERBS = (DRAIN, REBALANCE)
+"""What operations do that move apps of many, until all are where they should be."""
 
 EVENTS_PER_COMMAND = 4096
 """An event's number is its command's revision times this, plus its place in the command."""
@@ -217,7 +232,8 @@ class PlacementRecord:
     @property
     def instance_id(self) -> str:
         """The id of its instance: the last part of `apps/{app}/instances/{instance}`."""
-        own = self.version.instance_id
+        # As `Version` has it; asked for dozens of times in a pass.
+        own = f"g{self.generation}-e{self.epoch}"
         return f"{own}-r{self.replica}" if self.replica else own
 
     @property
@@ -237,9 +253,14 @@ def current_of(placements: Iterable[PlacementRecord]) -> PlacementRecord | None:
 
 
 def home_of(placements: Iterable[PlacementRecord]) -> str:
-    """Return the node of what serves, else of what comes in; empty if there is none."""
-    nodes = {placement.role: placement.node for placement in placements}
-    return nodes.get(Role.CURRENT) or nodes.get(Role.INCOMING) or next(iter(nodes.values()), "")
+    """Return the node of what serves, of several the first, else of what comes in; empty if there is none."""
+    home, best = "", (0, 0)
+    for placement in placements:
+        own = 3 if placement.role is Role.CURRENT else 2 if placement.role is Role.INCOMING else 1
+        rank = own, -placement.replica
+        if rank > best or not home:
+            home, best = placement.node, rank
+    return home
 
 
 @dataclass(frozen=True)
@@ -331,21 +352,38 @@ class OperationRecord:
     name: str
     """`operations/{id}`; ids sort by time of creation."""
     app: str
-    """Of a drain: the node."""
+    """Of a drain the node, of a rebalance the environment."""
     app_uid: str
     verb: str
     goal: Version
     """The operation is fulfilled once this version, or a later one, is served."""
-    metadata: OperationMetadata | DrainNodeMetadata
+    metadata: OperationMetadata | DrainNodeMetadata | RebalanceEnvironmentMetadata
     create_time: int
     deadline: int
     done: bool = False
     error: Status | None = None
-    response: App | Node | RetainedData | BatchResponse | None = None
-    """Of a purge, the data; of a batch, what came of its apps; of a drain, the node; else the app."""
+    response: App | Node | RetainedData | BatchResponse | RebalanceEnvironmentResponse | None = None
+    """Of a purge, the data; of a batch, what came of its apps; of a drain, the node; of a rebalance, its
+    moves; else the app."""
     expire_time: int = 0
     """When a done operation is forgotten; 0 while it goes on."""
     revision: int = 0
+
+
+_FIELDS: dict[type, tuple[str, ...]] = {
+    kind: tuple(field.name for field in fields(kind)) for kind in (AppRecord, OperationRecord)
+}
+
+
+def as_stored(record: R, **changes: object) -> R:
+    """Return a record with other values, as `dataclasses.replace` does, in a third of its time.
+
+    For those that each command stores on the one thread that all commands share.
+    """
+    copy = object.__new__(type(record))
+    # What is worked out of a record and kept in it is of that one.
+    vars(copy).update({name: getattr(record, name) for name in _FIELDS[type(record)]}, **changes)
+    return copy
 
 
 @dataclass(frozen=True, slots=True)

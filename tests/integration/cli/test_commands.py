@@ -89,7 +89,7 @@ async def test_what_goes_wrong_is_a_sentence_with_a_status_for_scripts(
         (["update", "shop", "--set", "nonsense=1"], Exit.USAGE, "no such field"),
         (["stop", "shop", "--etag", '"other"'], Exit.CONFLICT, "ETAG_MISMATCH"),
         (["wait", "shop", "--for", "nonsense"], Exit.USAGE, "one of ready"),
-        (["wait", "shop", "--for", "stopped", "--timeout", "0.1"], Exit.TIMED_OUT, "RUNNING after 0.1 s"),
+        (["wait", "shop", "--for", "stopped", "--timeout", "1"], Exit.TIMED_OUT, "RUNNING after 1 s"),
         (["list", "--context", "nope", "--address", ""], Exit.USAGE, "There is no context"),
         (["list", "--address", "127.0.0.1:1"], Exit.UNREACHABLE, "No control plane answers"),
         (["delete", "shop", "--drop"], Exit.USAGE, "Say --yes"),
@@ -384,6 +384,11 @@ async def test_an_operator_moves_an_app_drains_a_node_and_forgets_it(command: Co
     other = ({"fake-1", "fake-2"} - {home.strip().rpartition("/")[2]}).pop()
     status, out, _ = await command("move", "shop", "--to", other, "-o", "json")
     assert (status, [one["node"].rpartition("/")[2] for one in json.loads(out)["instances"]]) == (0, [other])
+    status, out, _ = await command("rebalance", "--validate-only", "--tolerance", "2")
+    assert (status, out) == (0, "")
+    status, out, _ = await command("rebalance", "-o", "json")
+    # Whether there is anything to move is decided by where the two apps happen to be.
+    assert (status, {move["state"] for move in json.loads(out)} <= {"MOVED", "LEFT_OUT"}) == (0, True)
     status, out, _ = await command("nodes", "cordon", "fake-1")
     assert (status, out.splitlines()[1].split()[:4]) == (0, ["fake-1", "default", "READY", "cordoned"])
     assert (await command("nodes", "uncordon", "default/fake-1", "-o", "name"))[0] == 0
@@ -400,3 +405,18 @@ async def test_an_operator_moves_an_app_drains_a_node_and_forgets_it(command: Co
         "explain", "wiki", "--jmespath", "verdicts[0].obstacles[].reason", "-o", "json"
     )
     assert "ENVIRONMENT_CORDONED" in json.loads(out)
+    status, out, _ = await command(
+        "environments", "update", "default", "--default", "limits.max_threads=3", "--default",
+        "limits.max_queued_requests=0", "--default", "isolation=THREAD", "-o", "json",
+    )  # fmt: skip
+    assert json.loads(out)["app_defaults"]["limits"] == {"max_threads": 3, "max_queued_requests": 0}
+    status, out, _ = await command(
+        "environments", "update", "default", "--default", "limits.max_threads=4", "--default", "isolation=",
+        "-o", "json",
+    )  # fmt: skip
+    assert json.loads(out)["app_defaults"] == {"limits": {"max_threads": 4, "max_queued_requests": 0}}
+    status, _, err = await command("environments", "drain", "default", "--yes", "--no-wait")
+    assert status == 0
+    operation = err.split()[0]
+    status, _, err = await command("wait", operation)
+    assert (status, "Stop: 2 of 2 apps done." in err) == (0, True)

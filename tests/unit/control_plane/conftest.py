@@ -25,6 +25,7 @@ from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.catalog.retained_data import RetainedDataService
 from services.control_plane.catalog.timelines import AppTimelines
 from services.control_plane.fleet.database_servers import DatabaseServers
+from services.control_plane.fleet.environment_commands import EnvironmentCommands
 from services.control_plane.fleet.fleet import FleetService
 from services.control_plane.fleet.node_commands import NodeCommands
 from services.control_plane.nodes.figures import FigureReader
@@ -116,7 +117,11 @@ class Server:
         add_DataCatalogServicer_to_server(DataCatalogServicer(RetainedDataService(store)), self.methods)
         is_heard = heard.__contains__
         fleet = FleetServicer(
-            store, FleetService(store, is_heard), NodeCommands(store, is_heard), DatabaseServers(store)
+            store,
+            FleetService(store, is_heard),
+            EnvironmentCommands(store),
+            NodeCommands(store, is_heard),
+            DatabaseServers(store),
         )
         add_FleetServicer_to_server(fleet, self.methods)
         add_OperationsServicer_to_server(OperationsServicer(OperationService(store)), self.methods)

@@ -25,7 +25,7 @@ from tests.fakes.runtime_node import Behaviour, Disk
 from tests.unit.control_plane.world import ME, NODE, SLOW, World
 from tests.virtual_time import VirtualClock, run_in_virtual_time
 
-OTHER = "environments/default/nodes/fake-2"
+OTHER, THIRD = (f"environments/default/nodes/fake-{number}" for number in (2, 3))
 PICKY = "picky:app"
 """Starts on the first node, fails on the second."""
 
@@ -142,6 +142,62 @@ def test_wherever_the_uri_leads_there_is_an_instance_that_serves(
         (told,) = (it for it in two.events() if it.type == "Moved")
         assert told.message == f"From {NODE} to {OTHER}."
         assert "fewest apps" in placement.why
+
+    run(store, test)
+
+
+def test_nodes_that_forward_are_told_at_once_and_again_when_the_app_moves_on(store: CatalogStore) -> None:
+    async def test(two: Two) -> None:
+        third = World(store, random.Random(3), THIRD, Disk())
+        sites = (two.first, two.second, third)
+        two.second.node.forwards = third.node.forwards = True
+        await two.create()
+        await two.second_joins()
+        await two.first.join(third)
+        await two.first.until(lambda: two.state(THIRD) == fleet.Node.READY)
+
+        def lead() -> list[str]:
+            """Return the node that each one forwards to, as it knows."""
+            return [next((node for _, node in it.node.forwarding.values()), "") for it in sites]
+
+        now = asyncio.get_running_loop().time
+        await two.ended(await two.move(OTHER))
+        assert lead() == [OTHER, "", ""]
+        began = now()
+        await two.ended(await two.move(THIRD))
+        assert now() - began < SWITCH_SECONDS, "nothing serves on where it is forwarded"
+        assert lead() == [THIRD, THIRD, ""]
+        await two.ended(await two.move(NODE))
+        assert lead()[1:] == [NODE, NODE]
+
+    run(store, test)
+
+
+def test_nodes_that_forward_to_a_node_that_dies_are_told_where_the_app_is_next(store: CatalogStore) -> None:
+    async def test(two: Two) -> None:
+        await two.create(failover=pb.App.AUTOMATIC)
+        await two.second_joins()
+        await two.ended(await two.move(OTHER))
+        third = World(store, random.Random(3), THIRD, Disk())
+        await two.first.join(third)
+        await two.nodes.cordon(fleet.CordonNodeRequest(name=NODE), ME)
+        await two.first.until(lambda: two.state(THIRD) == fleet.Node.READY)
+        two.second.cut = True
+        await two.first.until(lambda: two.where() == THIRD and two.is_settled())
+        assert [node for _, node in two.first.node.forwarding.values()] == [THIRD]
+
+    run(store, test)
+
+
+def test_a_move_that_is_done_tells_of_nothing_that_is_gone(store: CatalogStore) -> None:
+    async def test(two: Two) -> None:
+        await two.create()
+        await two.second_joins()
+        operation = await two.move()
+        await two.first.until(lambda: two.where() == OTHER)
+        two.first.withheld = True  # that it is gone is told by the answer to a stop, not by the stream
+        ended = await two.ended(operation)
+        assert [it.node for it in ended.response.instances] == [OTHER]
 
     run(store, test)
 

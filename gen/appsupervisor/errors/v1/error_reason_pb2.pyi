@@ -104,6 +104,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     NODE_NOT_LOST: _ErrorReason.ValueType  # 90
     """FAILED_PRECONDITION: the app's node is not lost, or the app is not wanted there: nothing is to be recovered."""
+    NODE_VERSION_UNSUPPORTED: _ErrorReason.ValueType  # 94
+    """FAILED_PRECONDITION: the versions of the node and of the control plane are more than one minor version apart; bring
+    the older one nearer first.
+    """
     RETAINED_DATA_BUSY: _ErrorReason.ValueType  # 99
     """FAILED_PRECONDITION: the retained data is being attached to an app, or purged."""
     DATA_ON_NODE: _ErrorReason.ValueType  # 95
@@ -121,7 +125,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     TICKET_INVALID: _ErrorReason.ValueType  # 111
     """FAILED_PRECONDITION: the ticket for reading an app's data is unknown, used or too old."""
     DATABASE_SERVER_IN_USE: _ErrorReason.ValueType  # 76
-    """FAILED_PRECONDITION: apps have their databases on the server."""
+    """FAILED_PRECONDITION: apps have their databases on the server, or an environment names it as their default."""
     RESUME_TOKEN_EXPIRED: _ErrorReason.ValueType  # 100
     """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
     NODE_FULL: _ErrorReason.ValueType  # 120
@@ -198,6 +202,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The app: its process ended in order although nobody had asked it to; a SIGTERM of somebody else's does so."""
     APP_UNRESPONSIVE: _ErrorReason.ValueType  # 177
     """The app: its process lived but took nothing any more of what its node sent it, and was ended."""
+    APP_UNHEALTHY: _ErrorReason.ValueType  # 182
+    """The app: a replica of a new version was ready, and then its health check failed; the version before goes on serving."""
     INTERNAL: _ErrorReason.ValueType  # 200
     """INTERNAL: a fault of ours; the request id in the message finds it in the log."""
 
@@ -286,6 +292,10 @@ node.
 """
 NODE_NOT_LOST: ErrorReason.ValueType  # 90
 """FAILED_PRECONDITION: the app's node is not lost, or the app is not wanted there: nothing is to be recovered."""
+NODE_VERSION_UNSUPPORTED: ErrorReason.ValueType  # 94
+"""FAILED_PRECONDITION: the versions of the node and of the control plane are more than one minor version apart; bring
+the older one nearer first.
+"""
 RETAINED_DATA_BUSY: ErrorReason.ValueType  # 99
 """FAILED_PRECONDITION: the retained data is being attached to an app, or purged."""
 DATA_ON_NODE: ErrorReason.ValueType  # 95
@@ -303,7 +313,7 @@ DATA_NOT_MOVED: ErrorReason.ValueType  # 110
 TICKET_INVALID: ErrorReason.ValueType  # 111
 """FAILED_PRECONDITION: the ticket for reading an app's data is unknown, used or too old."""
 DATABASE_SERVER_IN_USE: ErrorReason.ValueType  # 76
-"""FAILED_PRECONDITION: apps have their databases on the server."""
+"""FAILED_PRECONDITION: apps have their databases on the server, or an environment names it as their default."""
 RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
 """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
 NODE_FULL: ErrorReason.ValueType  # 120
@@ -380,6 +390,8 @@ APP_EXITED: ErrorReason.ValueType  # 176
 """The app: its process ended in order although nobody had asked it to; a SIGTERM of somebody else's does so."""
 APP_UNRESPONSIVE: ErrorReason.ValueType  # 177
 """The app: its process lived but took nothing any more of what its node sent it, and was ended."""
+APP_UNHEALTHY: ErrorReason.ValueType  # 182
+"""The app: a replica of a new version was ready, and then its health check failed; the version before goes on serving."""
 INTERNAL: ErrorReason.ValueType  # 200
 """INTERNAL: a fault of ours; the request id in the message finds it in the log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -25,6 +25,84 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class AppDefaults(_message.Message):
+    """What apps get where their own fields are not set, as they are created: from then on it stands in their specs. Each
+    field is by the rules of the app's field of that name, and is left out of an app whose other fields it would contradict.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class NodeSelectorEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    DATABASE_SERVER_FIELD_NUMBER: _builtins.int
+    ACTIVATION_FIELD_NUMBER: _builtins.int
+    IDLE_TIMEOUT_FIELD_NUMBER: _builtins.int
+    ISOLATION_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    NODE_SELECTOR_FIELD_NUMBER: _builtins.int
+    AVAILABILITY_FIELD_NUMBER: _builtins.int
+    FAILOVER_FIELD_NUMBER: _builtins.int
+    database_server: _builtins.str
+    """The server of apps whose `database` is `postgres` without a server, `databaseServers/{database_server}`."""
+    activation: _runtime_environment_pb2.InstanceSpec.Activation.ValueType
+    """When their code is in memory."""
+    isolation: _runtime_environment_pb2.InstanceSpec.IsolationTier.ValueType
+    """How far they are kept apart from their neighbours."""
+    availability: _runtime_environment_pb2.InstanceSpec.Availability.ValueType
+    """Whether they answer on a node that holds no lease."""
+    failover: _app_catalog_pb2.App.Failover.ValueType
+    """What becomes of them when their node is lost; `AUTOMATIC` is not for those with their data on the node."""
+    @_builtins.property
+    def idle_timeout(self) -> _duration_pb2.Duration:
+        """Time without a request after which those that are `ON_REQUEST` go dormant."""
+
+    @_builtins.property
+    def limits(self) -> _runtime_environment_pb2.Limits:
+        """Bounds on what they may use, each for apps that do not set that one."""
+
+    @_builtins.property
+    def node_selector(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Labels that a node must have, each for apps that ask for no other value of that key."""
+
+    def __init__(
+        self,
+        *,
+        database_server: _builtins.str = ...,
+        activation: _runtime_environment_pb2.InstanceSpec.Activation.ValueType = ...,
+        idle_timeout: _duration_pb2.Duration | None = ...,
+        isolation: _runtime_environment_pb2.InstanceSpec.IsolationTier.ValueType = ...,
+        limits: _runtime_environment_pb2.Limits | None = ...,
+        node_selector: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        availability: _runtime_environment_pb2.InstanceSpec.Availability.ValueType = ...,
+        failover: _app_catalog_pb2.App.Failover.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["idle_timeout", b"idle_timeout", "limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "availability", b"availability", "database_server", b"database_server", "failover", b"failover", "idle_timeout", b"idle_timeout", "isolation", b"isolation", "limits", b"limits", "node_selector", b"node_selector"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AppDefaults: _TypeAlias = AppDefaults  # noqa: Y015
+
+@_typing.final
 class Environment(_message.Message):
     """A named set of nodes that may host apps."""
 
@@ -54,6 +132,7 @@ class Environment(_message.Message):
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     CORDONED_FIELD_NUMBER: _builtins.int
+    APP_DEFAULTS_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     NODE_COUNT_FIELD_NUMBER: _builtins.int
     APP_COUNT_FIELD_NUMBER: _builtins.int
@@ -80,6 +159,10 @@ class Environment(_message.Message):
         """Labels, by the rules of an app's."""
 
     @_builtins.property
+    def app_defaults(self) -> Global___AppDefaults:
+        """What an app that is created in it gets where its own field is not set. A change of it changes no app that is there."""
+
+    @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
 
@@ -98,6 +181,7 @@ class Environment(_message.Message):
         display_name: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         cordoned: _builtins.bool = ...,
+        app_defaults: Global___AppDefaults | None = ...,
         uid: _builtins.str = ...,
         node_count: _builtins.int = ...,
         app_count: _builtins.int = ...,
@@ -106,9 +190,9 @@ class Environment(_message.Message):
         etag: _builtins.str = ...,
         conditions: _abc.Iterable[_runtime_environment_pb2.Condition] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["app_defaults", b"app_defaults", "create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_count", b"app_count", "conditions", b"conditions", "cordoned", b"cordoned", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "name", b"name", "node_count", b"node_count", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_count", b"app_count", "app_defaults", b"app_defaults", "conditions", b"conditions", "cordoned", b"cordoned", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "name", b"name", "node_count", b"node_count", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -220,6 +304,7 @@ class Node(_message.Message):
     CORDONED_FIELD_NUMBER: _builtins.int
     SCHEDULABLE_FIELD_NUMBER: _builtins.int
     RESERVED_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    USED_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `environments/{environment}/nodes/{node}`."""
@@ -230,7 +315,9 @@ class Node(_message.Message):
     base_domain: _builtins.str
     """Domain under which each app answers there as `{app}.{base_domain}`."""
     version: _builtins.str
-    """Version of the node's program."""
+    """Version of the node's program. It may be one minor version above the control plane's, or below it; what does not
+    begin with two numbers is not compared.
+    """
     max_instances: _builtins.int
     """The most instances the node accepts; 0 for 10,000."""
     incarnation: _builtins.str
@@ -259,6 +346,10 @@ class Node(_message.Message):
     """
     reserved_memory_bytes: _builtins.int
     """Sum of `limits.memory_bytes` of the apps placed on it; apps without that limit count as nothing."""
+    used_memory_bytes: _builtins.int
+    """Resident memory of the node's process group, of a node that has told `memory_bytes`: told anew once it is another by
+    a sixteenth of that, or has come to be as much, or less again. While it is as much no further app is placed there.
+    """
     etag: _builtins.str
     """Changes with each command on the node; sent back, it makes one conditional."""
     @_builtins.property
@@ -296,11 +387,12 @@ class Node(_message.Message):
         cordoned: _builtins.bool = ...,
         schedulable: _builtins.bool = ...,
         reserved_memory_bytes: _builtins.int = ...,
+        used_memory_bytes: _builtins.int = ...,
         etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app_count", b"app_count", "base_domain", b"base_domain", "cordoned", b"cordoned", "create_time", b"create_time", "etag", b"etag", "http_address", b"http_address", "incarnation", b"incarnation", "labels", b"labels", "lease_state", b"lease_state", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "name", b"name", "reserved_memory_bytes", b"reserved_memory_bytes", "schedulable", b"schedulable", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time", "version", b"version", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app_count", b"app_count", "base_domain", b"base_domain", "cordoned", b"cordoned", "create_time", b"create_time", "etag", b"etag", "http_address", b"http_address", "incarnation", b"incarnation", "labels", b"labels", "lease_state", b"lease_state", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "name", b"name", "reserved_memory_bytes", b"reserved_memory_bytes", "schedulable", b"schedulable", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time", "used_memory_bytes", b"used_memory_bytes", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -753,8 +845,8 @@ class UpdateEnvironmentRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Of `display_name`, `labels`, `labels.KEY` and `cordoned` those to set, `*` for all. Empty: every one of them that is
-        set in `environment`.
+        """Of `display_name`, `labels`, `labels.KEY`, `cordoned`, `app_defaults` and `app_defaults.FIELD` those to set, `*` for
+        all. Empty: every one of them that is set in `environment`.
         """
 
     def __init__(
@@ -1290,6 +1382,255 @@ class DrainNodeMetadata(_message.Message):
 Global___DrainNodeMetadata: _TypeAlias = DrainNodeMetadata  # noqa: Y015
 
 @_typing.final
+class DrainEnvironmentRequest(_message.Message):
+    """Request of DrainEnvironment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The environment to cordon, whose apps are stopped."""
+    etag: _builtins.str
+    """If set, must be the environment's current one."""
+    request_id: _builtins.str
+    """Makes a repeat return the first result."""
+    validate_only: _builtins.bool
+    """Checks everything and changes nothing."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainEnvironmentRequest: _TypeAlias = DrainEnvironmentRequest  # noqa: Y015
+
+@_typing.final
+class RebalanceEnvironmentRequest(_message.Message):
+    """Request of RebalanceEnvironment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    APP_COUNT_TOLERANCE_FIELD_NUMBER: _builtins.int
+    MAX_MOVES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """The environment to even out."""
+    etag: _builtins.str
+    """If set, must be the environment's current one."""
+    request_id: _builtins.str
+    """Makes a repeat return the first result."""
+    validate_only: _builtins.bool
+    """Makes the plan, and changes nothing."""
+    app_count_tolerance: _builtins.int
+    """So many apps more than another a node may have and is left as it is, 1 to 10,000; 0 for 1."""
+    max_moves: _builtins.int
+    """The most moves to plan, 1 to 1,000; 0 for 1,000."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """Time after which it is given up, 1 s to 1 day; 10 minutes when unset."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        app_count_tolerance: _builtins.int = ...,
+        max_moves: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_count_tolerance", b"app_count_tolerance", "etag", b"etag", "max_moves", b"max_moves", "name", b"name", "request_id", b"request_id", "timeout", b"timeout", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebalanceEnvironmentRequest: _TypeAlias = RebalanceEnvironmentRequest  # noqa: Y015
+
+@_typing.final
+class RebalanceEnvironmentResponse(_message.Message):
+    """Response of the operations that RebalanceEnvironment returns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOVES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedMove]:
+        """What became of each move, or the plan alone with `validate_only`."""
+
+    def __init__(
+        self,
+        *,
+        moves: _abc.Iterable[Global___PlannedMove] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["moves", b"moves"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebalanceEnvironmentResponse: _TypeAlias = RebalanceEnvironmentResponse  # noqa: Y015
+
+@_typing.final
+class PlannedMove(_message.Message):
+    """One move that RebalanceEnvironment plans."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[PlannedMove._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: PlannedMove._State.ValueType  # 0
+        """Not set."""
+        PLANNED: PlannedMove._State.ValueType  # 1
+        """It is not begun."""
+        MOVING: PlannedMove._State.ValueType  # 2
+        """The app is being started at its destination, or drained where it was."""
+        MOVED: PlannedMove._State.ValueType  # 3
+        """The app is at its destination."""
+        FAILED: PlannedMove._State.ValueType  # 4
+        """It did not start there, and goes on where it was."""
+        LEFT_OUT: PlannedMove._State.ValueType  # 5
+        """It was left out, for what has changed since the plan was made."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """How far it is."""
+
+    STATE_UNSPECIFIED: PlannedMove.State.ValueType  # 0
+    """Not set."""
+    PLANNED: PlannedMove.State.ValueType  # 1
+    """It is not begun."""
+    MOVING: PlannedMove.State.ValueType  # 2
+    """The app is being started at its destination, or drained where it was."""
+    MOVED: PlannedMove.State.ValueType  # 3
+    """The app is at its destination."""
+    FAILED: PlannedMove.State.ValueType  # 4
+    """It did not start there, and goes on where it was."""
+    LEFT_OUT: PlannedMove.State.ValueType  # 5
+    """It was left out, for what has changed since the plan was made."""
+
+    APP_FIELD_NUMBER: _builtins.int
+    SOURCE_NODE_FIELD_NUMBER: _builtins.int
+    DESTINATION_NODE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    app: _builtins.str
+    """The app, `apps/{app}`."""
+    source_node: _builtins.str
+    """The node that it is on when the plan is made."""
+    destination_node: _builtins.str
+    """The node that it goes to."""
+    state: Global___PlannedMove.State.ValueType
+    """How far it is."""
+    message: _builtins.str
+    """Why it was planned, or left out, or what it failed of: one sentence."""
+    reason: _builtins.str
+    """Of a move that failed or was left out: an `ErrorReason`, a word of `ExplainPlacementResponse.Obstacle`, or `CHANGING`."""
+    def __init__(
+        self,
+        *,
+        app: _builtins.str = ...,
+        source_node: _builtins.str = ...,
+        destination_node: _builtins.str = ...,
+        state: Global___PlannedMove.State.ValueType = ...,
+        message: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "destination_node", b"destination_node", "message", b"message", "reason", b"reason", "source_node", b"source_node", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlannedMove: _TypeAlias = PlannedMove  # noqa: Y015
+
+@_typing.final
+class RebalanceEnvironmentMetadata(_message.Message):
+    """Metadata of the operations that RebalanceEnvironment returns."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TARGET_FIELD_NUMBER: _builtins.int
+    VERB_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    PROGRESS_PERCENT_FIELD_NUMBER: _builtins.int
+    MOVES_FIELD_NUMBER: _builtins.int
+    CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
+    DEADLINE_TIME_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    target: _builtins.str
+    """The environment."""
+    verb: _builtins.str
+    """The method that began it: `rebalance`."""
+    step: _builtins.str
+    """What it does now: `accepted`, `moving`, `done`, `failed`, `cancelled`, `superseded`."""
+    progress_percent: _builtins.int
+    """How far it is, 0 to 100: the share of the moves that have come to their end."""
+    cancel_requested: _builtins.bool
+    """True once cancelling was asked for."""
+    actor: _builtins.str
+    """Who asked, as in AppEvent."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it began."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended; unset while it goes on."""
+
+    @_builtins.property
+    def moves(self) -> _containers.RepeatedCompositeFieldContainer[Global___PlannedMove]:
+        """The moves of the plan, in their order."""
+
+    @_builtins.property
+    def deadline_time(self) -> _timestamp_pb2.Timestamp:
+        """When it is given up."""
+
+    def __init__(
+        self,
+        *,
+        target: _builtins.str = ...,
+        verb: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        step: _builtins.str = ...,
+        progress_percent: _builtins.int = ...,
+        moves: _abc.Iterable[Global___PlannedMove] | None = ...,
+        cancel_requested: _builtins.bool = ...,
+        deadline_time: _timestamp_pb2.Timestamp | None = ...,
+        actor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "deadline_time", b"deadline_time", "end_time", b"end_time", "moves", b"moves", "progress_percent", b"progress_percent", "step", b"step", "target", b"target", "verb", b"verb"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RebalanceEnvironmentMetadata: _TypeAlias = RebalanceEnvironmentMetadata  # noqa: Y015
+
+@_typing.final
 class DeleteNodeRequest(_message.Message):
     """Request of DeleteNode."""
 
@@ -1426,8 +1767,8 @@ class ExplainPlacementResponse(_message.Message):
         REMEDY_FIELD_NUMBER: _builtins.int
         reason: _builtins.str
         """One word for programs: `NOT_HEARD`, `NODE_CORDONED`, `ENVIRONMENT_CORDONED`, `INSTANCES_FULL`, `MEMORY_FULL`,
-        `LABELS_DIFFER`, `TAKEN_EXCLUSIVELY`, `NOT_EMPTY`, `APP_AVOIDED`, `AVOIDED_BY_APP`, `COPY_THERE`. New ones may
-        come.
+        `MEMORY_USED`, `LABELS_DIFFER`, `TAKEN_EXCLUSIVELY`, `NOT_EMPTY`, `APP_AVOIDED`, `AVOIDED_BY_APP`, `COPY_THERE`.
+        New ones may come.
         """
         message: _builtins.str
         """What is the case, one sentence."""

@@ -110,6 +110,16 @@ class FleetStub:
                 request_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ExplainPlacementRequest.SerializeToString,
                 response_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ExplainPlacementResponse.FromString,
                 _registered_method=True)
+        self.DrainEnvironment = channel.unary_unary(
+                '/appsupervisor.fleet.v1.Fleet/DrainEnvironment',
+                request_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DrainEnvironmentRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
+        self.RebalanceEnvironment = channel.unary_unary(
+                '/appsupervisor.fleet.v1.Fleet/RebalanceEnvironment',
+                request_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.RebalanceEnvironmentRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
         self.CreateDatabaseServer = channel.unary_unary(
                 '/appsupervisor.fleet.v1.Fleet/CreateDatabaseServer',
                 request_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.CreateDatabaseServerRequest.SerializeToString,
@@ -153,7 +163,8 @@ class FleetServicer:
         Cancelling the call undoes nothing.
         Rolled back: everything, on an error: it is one transaction.
 
-        Errors: `ENVIRONMENT_ALREADY_EXISTS` (ALREADY_EXISTS); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        Errors: `ENVIRONMENT_ALREADY_EXISTS` (ALREADY_EXISTS); `DATABASE_SERVER_NOT_FOUND` (FAILED_PRECONDITION);
+        `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -186,7 +197,8 @@ class FleetServicer:
         Cancelling the call undoes nothing.
         Rolled back: everything, on an error: it is one transaction.
 
-        Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `DATABASE_SERVER_NOT_FOUND` (FAILED_PRECONDITION); `ETAG_MISMATCH`
+        (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -223,7 +235,8 @@ class FleetServicer:
         Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `NODE_NAME_TAKEN` (ALREADY_EXISTS) while another incarnation under
         the same name can be heard, or while apps are placed on a node of that name with another `uid`: their data is
         there. `DOMAIN_TAKEN` (ALREADY_EXISTS) for a base domain that is new to the environment and above a domain of one of
-        its apps, which would become the own address of some app.
+        its apps, which would become the own address of some app. `NODE_VERSION_UNSUPPORTED` (FAILED_PRECONDITION) where the
+        node's `version` and the control plane's are more than one minor version apart.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -345,6 +358,43 @@ class FleetServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrainEnvironment(self, request, context):
+        """Cordons an environment and stops its apps, as BatchStopApps does: apps cannot leave their environment.
+
+        Precondition: the environment exists, and has the `etag` given, if one is given.
+        On success: the environment is cordoned, and the list of its apps that are to run is pinned. The operation ends when
+        each of them is stopped. UpdateEnvironment takes the cordon back, and BatchStartApps starts them again.
+        Idempotent by `request_id`; a repeat without one stops what runs by then.
+        Cancelling the call undoes nothing; cancelling the operation stops no further app. The environment stays cordoned.
+        Rolled back: nothing; an app that could not be stopped is told in `batch.failures`.
+        With `validate_only` the operation is done, is not kept, and its response lists the apps, if they are at most 1,000.
+
+        Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RebalanceEnvironment(self, request, context):
+        """Evens out how many apps the nodes of an environment have, and then how much memory those may use: makes a plan of as
+        few moves as that takes, and carries it out, each move as MoveApp does, a few at a time.
+
+        Precondition: the environment exists, and has the `etag` given, if one is given.
+        On success: the plan is pinned. The operation ends when each of its moves is done, has failed, or is left out for what
+        has changed meanwhile. Never moved are apps with their data on the node, exclusive ones, ones with several copies and
+        ones that are being changed; cordoned nodes are given none. With nothing to do it is done at once.
+        Idempotent: a repeat while one of the environment is under way returns that; a repeat of one that is done finds
+        nothing to do.
+        Cancelling the call undoes nothing; cancelling the operation begins no further move.
+        Rolled back: nothing; an app whose move fails goes on where it was, and the operation fails with its reason.
+        With `validate_only` the operation is done, is not kept, and tells the plan.
+
+        Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateDatabaseServer(self, request, context):
         """Registers a PostgreSQL server on which apps may have their databases.
 
@@ -397,8 +447,8 @@ class FleetServicer:
     def DeleteDatabaseServer(self, request, context):
         """Forgets a database server. What is on it stays.
 
-        Precondition: no app has its database on it but those that are being deleted, and it has the `etag` given, if one is
-        given.
+        Precondition: no app has its database on it but those that are being deleted, no environment names it as a default,
+        and it has the `etag` given, if one is given.
         On success: it is gone from the catalog. What apps being deleted had there stays; they no longer wait for it.
         Idempotent: no; a repeat is answered `DATABASE_SERVER_NOT_FOUND`.
         Cancelling the call undoes nothing.
@@ -483,6 +533,16 @@ def add_FleetServicer_to_server(servicer, server):
                     servicer.ExplainPlacement,
                     request_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ExplainPlacementRequest.FromString,
                     response_serializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ExplainPlacementResponse.SerializeToString,
+            ),
+            'DrainEnvironment': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainEnvironment,
+                    request_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DrainEnvironmentRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'RebalanceEnvironment': grpc.unary_unary_rpc_method_handler(
+                    servicer.RebalanceEnvironment,
+                    request_deserializer=appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.RebalanceEnvironmentRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
             'CreateDatabaseServer': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateDatabaseServer,
@@ -892,6 +952,60 @@ class Fleet:
             '/appsupervisor.fleet.v1.Fleet/ExplainPlacement',
             appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ExplainPlacementRequest.SerializeToString,
             appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.ExplainPlacementResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainEnvironment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.fleet.v1.Fleet/DrainEnvironment',
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.DrainEnvironmentRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RebalanceEnvironment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.fleet.v1.Fleet/RebalanceEnvironment',
+            appsupervisor_dot_fleet_dot_v1_dot_fleet__pb2.RebalanceEnvironmentRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,
             insecure,

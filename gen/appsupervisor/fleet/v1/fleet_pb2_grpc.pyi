@@ -48,7 +48,8 @@ class FleetStub:
     Cancelling the call undoes nothing.
     Rolled back: everything, on an error: it is one transaction.
 
-    Errors: `ENVIRONMENT_ALREADY_EXISTS` (ALREADY_EXISTS); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    Errors: `ENVIRONMENT_ALREADY_EXISTS` (ALREADY_EXISTS); `DATABASE_SERVER_NOT_FOUND` (FAILED_PRECONDITION);
+    `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
     """
     GetEnvironment: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.GetEnvironmentRequest, _fleet_pb2.Environment]
     """Returns one environment.
@@ -69,7 +70,8 @@ class FleetStub:
     Cancelling the call undoes nothing.
     Rolled back: everything, on an error: it is one transaction.
 
-    Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `DATABASE_SERVER_NOT_FOUND` (FAILED_PRECONDITION); `ETAG_MISMATCH`
+    (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
     """
     DeleteEnvironment: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DeleteEnvironmentRequest, _empty_pb2.Empty]
     """Deletes an environment, with the records of its nodes that are gone.
@@ -98,7 +100,8 @@ class FleetStub:
     Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `NODE_NAME_TAKEN` (ALREADY_EXISTS) while another incarnation under
     the same name can be heard, or while apps are placed on a node of that name with another `uid`: their data is
     there. `DOMAIN_TAKEN` (ALREADY_EXISTS) for a base domain that is new to the environment and above a domain of one of
-    its apps, which would become the own address of some app.
+    its apps, which would become the own address of some app. `NODE_VERSION_UNSUPPORTED` (FAILED_PRECONDITION) where the
+    node's `version` and the control plane's are more than one minor version apart.
     """
     GetNode: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.GetNodeRequest, _fleet_pb2.Node]
     """Returns one node.
@@ -184,6 +187,35 @@ class FleetStub:
 
     Errors: `APP_NOT_FOUND`, `ENVIRONMENT_NOT_FOUND` (NOT_FOUND).
     """
+    DrainEnvironment: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DrainEnvironmentRequest, _operations_pb2.Operation]
+    """Cordons an environment and stops its apps, as BatchStopApps does: apps cannot leave their environment.
+
+    Precondition: the environment exists, and has the `etag` given, if one is given.
+    On success: the environment is cordoned, and the list of its apps that are to run is pinned. The operation ends when
+    each of them is stopped. UpdateEnvironment takes the cordon back, and BatchStartApps starts them again.
+    Idempotent by `request_id`; a repeat without one stops what runs by then.
+    Cancelling the call undoes nothing; cancelling the operation stops no further app. The environment stays cordoned.
+    Rolled back: nothing; an app that could not be stopped is told in `batch.failures`.
+    With `validate_only` the operation is done, is not kept, and its response lists the apps, if they are at most 1,000.
+
+    Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    """
+    RebalanceEnvironment: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.RebalanceEnvironmentRequest, _operations_pb2.Operation]
+    """Evens out how many apps the nodes of an environment have, and then how much memory those may use: makes a plan of as
+    few moves as that takes, and carries it out, each move as MoveApp does, a few at a time.
+
+    Precondition: the environment exists, and has the `etag` given, if one is given.
+    On success: the plan is pinned. The operation ends when each of its moves is done, has failed, or is left out for what
+    has changed meanwhile. Never moved are apps with their data on the node, exclusive ones, ones with several copies and
+    ones that are being changed; cordoned nodes are given none. With nothing to do it is done at once.
+    Idempotent: a repeat while one of the environment is under way returns that; a repeat of one that is done finds
+    nothing to do.
+    Cancelling the call undoes nothing; cancelling the operation begins no further move.
+    Rolled back: nothing; an app whose move fails goes on where it was, and the operation fails with its reason.
+    With `validate_only` the operation is done, is not kept, and tells the plan.
+
+    Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    """
     CreateDatabaseServer: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.CreateDatabaseServerRequest, _fleet_pb2.DatabaseServer]
     """Registers a PostgreSQL server on which apps may have their databases.
 
@@ -220,8 +252,8 @@ class FleetStub:
     DeleteDatabaseServer: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DeleteDatabaseServerRequest, _empty_pb2.Empty]
     """Forgets a database server. What is on it stays.
 
-    Precondition: no app has its database on it but those that are being deleted, and it has the `etag` given, if one is
-    given.
+    Precondition: no app has its database on it but those that are being deleted, no environment names it as a default,
+    and it has the `etag` given, if one is given.
     On success: it is gone from the catalog. What apps being deleted had there stays; they no longer wait for it.
     Idempotent: no; a repeat is answered `DATABASE_SERVER_NOT_FOUND`.
     Cancelling the call undoes nothing.
@@ -249,7 +281,8 @@ class FleetAsyncStub(FleetStub):
     Cancelling the call undoes nothing.
     Rolled back: everything, on an error: it is one transaction.
 
-    Errors: `ENVIRONMENT_ALREADY_EXISTS` (ALREADY_EXISTS); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    Errors: `ENVIRONMENT_ALREADY_EXISTS` (ALREADY_EXISTS); `DATABASE_SERVER_NOT_FOUND` (FAILED_PRECONDITION);
+    `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
     """
     GetEnvironment: _aio.UnaryUnaryMultiCallable[_fleet_pb2.GetEnvironmentRequest, _fleet_pb2.Environment]  # type: ignore[assignment]
     """Returns one environment.
@@ -270,7 +303,8 @@ class FleetAsyncStub(FleetStub):
     Cancelling the call undoes nothing.
     Rolled back: everything, on an error: it is one transaction.
 
-    Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `DATABASE_SERVER_NOT_FOUND` (FAILED_PRECONDITION); `ETAG_MISMATCH`
+    (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
     """
     DeleteEnvironment: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DeleteEnvironmentRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes an environment, with the records of its nodes that are gone.
@@ -299,7 +333,8 @@ class FleetAsyncStub(FleetStub):
     Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `NODE_NAME_TAKEN` (ALREADY_EXISTS) while another incarnation under
     the same name can be heard, or while apps are placed on a node of that name with another `uid`: their data is
     there. `DOMAIN_TAKEN` (ALREADY_EXISTS) for a base domain that is new to the environment and above a domain of one of
-    its apps, which would become the own address of some app.
+    its apps, which would become the own address of some app. `NODE_VERSION_UNSUPPORTED` (FAILED_PRECONDITION) where the
+    node's `version` and the control plane's are more than one minor version apart.
     """
     GetNode: _aio.UnaryUnaryMultiCallable[_fleet_pb2.GetNodeRequest, _fleet_pb2.Node]  # type: ignore[assignment]
     """Returns one node.
@@ -385,6 +420,35 @@ class FleetAsyncStub(FleetStub):
 
     Errors: `APP_NOT_FOUND`, `ENVIRONMENT_NOT_FOUND` (NOT_FOUND).
     """
+    DrainEnvironment: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DrainEnvironmentRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Cordons an environment and stops its apps, as BatchStopApps does: apps cannot leave their environment.
+
+    Precondition: the environment exists, and has the `etag` given, if one is given.
+    On success: the environment is cordoned, and the list of its apps that are to run is pinned. The operation ends when
+    each of them is stopped. UpdateEnvironment takes the cordon back, and BatchStartApps starts them again.
+    Idempotent by `request_id`; a repeat without one stops what runs by then.
+    Cancelling the call undoes nothing; cancelling the operation stops no further app. The environment stays cordoned.
+    Rolled back: nothing; an app that could not be stopped is told in `batch.failures`.
+    With `validate_only` the operation is done, is not kept, and its response lists the apps, if they are at most 1,000.
+
+    Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    """
+    RebalanceEnvironment: _aio.UnaryUnaryMultiCallable[_fleet_pb2.RebalanceEnvironmentRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Evens out how many apps the nodes of an environment have, and then how much memory those may use: makes a plan of as
+    few moves as that takes, and carries it out, each move as MoveApp does, a few at a time.
+
+    Precondition: the environment exists, and has the `etag` given, if one is given.
+    On success: the plan is pinned. The operation ends when each of its moves is done, has failed, or is left out for what
+    has changed meanwhile. Never moved are apps with their data on the node, exclusive ones, ones with several copies and
+    ones that are being changed; cordoned nodes are given none. With nothing to do it is done at once.
+    Idempotent: a repeat while one of the environment is under way returns that; a repeat of one that is done finds
+    nothing to do.
+    Cancelling the call undoes nothing; cancelling the operation begins no further move.
+    Rolled back: nothing; an app whose move fails goes on where it was, and the operation fails with its reason.
+    With `validate_only` the operation is done, is not kept, and tells the plan.
+
+    Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+    """
     CreateDatabaseServer: _aio.UnaryUnaryMultiCallable[_fleet_pb2.CreateDatabaseServerRequest, _fleet_pb2.DatabaseServer]  # type: ignore[assignment]
     """Registers a PostgreSQL server on which apps may have their databases.
 
@@ -421,8 +485,8 @@ class FleetAsyncStub(FleetStub):
     DeleteDatabaseServer: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DeleteDatabaseServerRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Forgets a database server. What is on it stays.
 
-    Precondition: no app has its database on it but those that are being deleted, and it has the `etag` given, if one is
-    given.
+    Precondition: no app has its database on it but those that are being deleted, no environment names it as a default,
+    and it has the `etag` given, if one is given.
     On success: it is gone from the catalog. What apps being deleted had there stays; they no longer wait for it.
     Idempotent: no; a repeat is answered `DATABASE_SERVER_NOT_FOUND`.
     Cancelling the call undoes nothing.
@@ -453,7 +517,8 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         Cancelling the call undoes nothing.
         Rolled back: everything, on an error: it is one transaction.
 
-        Errors: `ENVIRONMENT_ALREADY_EXISTS` (ALREADY_EXISTS); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        Errors: `ENVIRONMENT_ALREADY_EXISTS` (ALREADY_EXISTS); `DATABASE_SERVER_NOT_FOUND` (FAILED_PRECONDITION);
+        `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
         """
 
     @_abc_1.abstractmethod
@@ -492,7 +557,8 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         Cancelling the call undoes nothing.
         Rolled back: everything, on an error: it is one transaction.
 
-        Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `DATABASE_SERVER_NOT_FOUND` (FAILED_PRECONDITION); `ETAG_MISMATCH`
+        (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
         """
 
     @_abc_1.abstractmethod
@@ -533,7 +599,8 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `NODE_NAME_TAKEN` (ALREADY_EXISTS) while another incarnation under
         the same name can be heard, or while apps are placed on a node of that name with another `uid`: their data is
         there. `DOMAIN_TAKEN` (ALREADY_EXISTS) for a base domain that is new to the environment and above a domain of one of
-        its apps, which would become the own address of some app.
+        its apps, which would become the own address of some app. `NODE_VERSION_UNSUPPORTED` (FAILED_PRECONDITION) where the
+        node's `version` and the control plane's are more than one minor version apart.
         """
 
     @_abc_1.abstractmethod
@@ -669,6 +736,47 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def DrainEnvironment(
+        self,
+        request: _fleet_pb2.DrainEnvironmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Cordons an environment and stops its apps, as BatchStopApps does: apps cannot leave their environment.
+
+        Precondition: the environment exists, and has the `etag` given, if one is given.
+        On success: the environment is cordoned, and the list of its apps that are to run is pinned. The operation ends when
+        each of them is stopped. UpdateEnvironment takes the cordon back, and BatchStartApps starts them again.
+        Idempotent by `request_id`; a repeat without one stops what runs by then.
+        Cancelling the call undoes nothing; cancelling the operation stops no further app. The environment stays cordoned.
+        Rolled back: nothing; an app that could not be stopped is told in `batch.failures`.
+        With `validate_only` the operation is done, is not kept, and its response lists the apps, if they are at most 1,000.
+
+        Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        """
+
+    @_abc_1.abstractmethod
+    def RebalanceEnvironment(
+        self,
+        request: _fleet_pb2.RebalanceEnvironmentRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Evens out how many apps the nodes of an environment have, and then how much memory those may use: makes a plan of as
+        few moves as that takes, and carries it out, each move as MoveApp does, a few at a time.
+
+        Precondition: the environment exists, and has the `etag` given, if one is given.
+        On success: the plan is pinned. The operation ends when each of its moves is done, has failed, or is left out for what
+        has changed meanwhile. Never moved are apps with their data on the node, exclusive ones, ones with several copies and
+        ones that are being changed; cordoned nodes are given none. With nothing to do it is done at once.
+        Idempotent: a repeat while one of the environment is under way returns that; a repeat of one that is done finds
+        nothing to do.
+        Cancelling the call undoes nothing; cancelling the operation begins no further move.
+        Rolled back: nothing; an app whose move fails goes on where it was, and the operation fails with its reason.
+        With `validate_only` the operation is done, is not kept, and tells the plan.
+
+        Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
+        """
+
+    @_abc_1.abstractmethod
     def CreateDatabaseServer(
         self,
         request: _fleet_pb2.CreateDatabaseServerRequest,
@@ -733,8 +841,8 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Forgets a database server. What is on it stays.
 
-        Precondition: no app has its database on it but those that are being deleted, and it has the `etag` given, if one is
-        given.
+        Precondition: no app has its database on it but those that are being deleted, no environment names it as a default,
+        and it has the `etag` given, if one is given.
         On success: it is gone from the catalog. What apps being deleted had there stays; they no longer wait for it.
         Idempotent: no; a repeat is answered `DATABASE_SERVER_NOT_FOUND`.
         Cancelling the call undoes nothing.

@@ -10,10 +10,18 @@ from google.rpc.status_pb2 import Status
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, BatchResponse, OperationMetadata
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
-from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer, DrainNodeMetadata, Environment, Node
+from appsupervisor.fleet.v1.fleet_pb2 import (
+    DatabaseServer,
+    DrainNodeMetadata,
+    Environment,
+    Node,
+    RebalanceEnvironmentMetadata,
+    RebalanceEnvironmentResponse,
+)
 from services.control_plane.store.packed_app import PackedApp
 from services.control_plane.store.records import (
     DRAIN,
+    REBALANCE,
     AppRecord,
     BatchRecord,
     DatabaseServerRecord,
@@ -240,7 +248,7 @@ def operation_record(row: Row) -> OperationRecord:
         app_uid=app_uid,
         verb=verb,
         goal=Version(goal_generation, goal_epoch),
-        metadata=(DrainNodeMetadata if verb == DRAIN else OperationMetadata).FromString(progress),
+        metadata=_METADATA.get(verb, OperationMetadata).FromString(progress),
         create_time=create_time,
         deadline=deadline,
         done=bool(done),
@@ -251,11 +259,18 @@ def operation_record(row: Row) -> OperationRecord:
     )
 
 
-def _response_type(verb: str) -> type[App | Node | RetainedData | BatchResponse]:
-    if verb.startswith("batch_"):
-        return BatchResponse
-    known: dict[str, type[Node | RetainedData]] = {DRAIN: Node, "purge": RetainedData}
-    return known.get(verb, App)
+Metadata = OperationMetadata | DrainNodeMetadata | RebalanceEnvironmentMetadata
+Response = App | Node | RetainedData | BatchResponse | RebalanceEnvironmentResponse
+_METADATA: dict[str, type[Metadata]] = {DRAIN: DrainNodeMetadata, REBALANCE: RebalanceEnvironmentMetadata}
+_RESPONSES: dict[str, type[Response]] = {
+    DRAIN: Node,
+    REBALANCE: RebalanceEnvironmentResponse,
+    "purge": RetainedData,
+}
+
+
+def _response_type(verb: str) -> type[Response]:
+    return BatchResponse if verb.startswith("batch_") else _RESPONSES.get(verb, App)
 
 
 def batch_values(record: BatchRecord) -> dict[str, Any]:
