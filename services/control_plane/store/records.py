@@ -251,12 +251,13 @@ def current_of(placements: Iterable[PlacementRecord]) -> PlacementRecord | None:
 
 
 def home_of(placements: Iterable[PlacementRecord]) -> str:
-    """Return the node of what serves, else of what comes in; empty if there is none."""
-    home, rank = "", 0
+    """Return the node of what serves, of several the first, else of what comes in; empty if there is none."""
+    home, best = "", (0, 0)
     for placement in placements:
         own = 3 if placement.role is Role.CURRENT else 2 if placement.role is Role.INCOMING else 1
-        if own > rank:
-            home, rank = placement.node, own
+        rank = own, -placement.replica
+        if rank > best or not home:
+            home, best = placement.node, rank
     return home
 
 
