@@ -327,29 +327,36 @@ class NodeLink:
         if message.type not in (Message.UPSERT, Message.REMOVE):
             return
         view = self._apps if self._incoming is None else self._incoming
+        removed = message.type == Message.REMOVE
         news: dict[str, None] = {}
         for instance in message.instances or (message.instance,):
             app = instance.name.partition("/instances/")[0]
-            if message.type == Message.UPSERT:
-                instance.ClearField("figures")
-                if instance.state != Instance.RUNNING:
-                    self._note_in_flight(instance.name, 0)
-                known = view.setdefault(app, {})
-                same = known.get(instance.name) == instance
-                known[instance.name] = instance
-            else:
-                same = view.get(app, {}).pop(instance.name, None) is None
-                self._note_in_flight(instance.name, 0)
-                if not view.get(app, True):
-                    del view[app]
-                if instance.last_error.reason == "APP_LEAKED":
-                    self._listener.left_behind(app, instance)
-            if not same:
+            if (self._remove if removed else self._upsert)(view, app, instance):
                 news[app] = None
         if self._incoming is None and news:
             for app in news:
                 self._index(app)
             self._listener.changed(news)
+
+    def _upsert(self, view: dict[str, dict[str, Instance]], app: str, instance: Instance) -> bool:
+        """Take in what an instance is now; tell whether it is news."""
+        instance.ClearField("figures")
+        if instance.state != Instance.RUNNING:
+            self._note_in_flight(instance.name, 0)
+        known = view.setdefault(app, {})
+        same = known.get(instance.name) == instance
+        known[instance.name] = instance
+        return not same
+
+    def _remove(self, view: dict[str, dict[str, Instance]], app: str, instance: Instance) -> bool:
+        """Take in that an instance is gone; tell whether it is news."""
+        gone = view.get(app, {}).pop(instance.name, None) is not None
+        self._note_in_flight(instance.name, 0)
+        if not view.get(app, True):
+            del view[app]
+        if instance.last_error.reason == "APP_LEAKED":
+            self._listener.left_behind(app, instance)
+        return gone
 
     def _give_up(self) -> None:
         if self.synced or self.given_up:
