@@ -27,6 +27,7 @@ from services.control_plane.leases import Leases
 from services.control_plane.nodes.client import NodeClient
 from services.control_plane.nodes.link import NodeLink
 from services.control_plane.nodes.links import NodeLinks
+from services.control_plane.placement.choice import is_other_use
 from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.app_reconciler import AppReconciler
 from services.control_plane.reconciler.data_reconciler import DataReconciler
@@ -85,11 +86,11 @@ class Controller:
         self._data_queue: WorkQueue | None = None
         self._databases: AppDatabases | None = None
         self._unsettled: dict[str, None] = {}
+        self._short: set[str] = set()
+        """Apps that lack a place for something, as far as is stored."""
         self._may_take: set[str] = set()
         """Environments with a node that can be given more since the waiting were looked at."""
         self._look_at_waiting: asyncio.TimerHandle | None = None
-        self._short: set[str] = set()
-        """Apps that lack a place for something, as far as is stored."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._followers: list[asyncio.Task[None]] = []
 
@@ -305,13 +306,16 @@ class Controller:
         return found
 
     def _note_nodes(self) -> None:
-        """Store again what could not be stored of a node when it was heard or lost."""
+        """Store what could not be stored of a node when it was heard or lost, and how much memory it uses."""
         for link in self._links.all():
             known = self._mirror.nodes.get(link.node.name)
             if known is None or known.node.incarnation != link.node.incarnation:
                 continue
             if link.status is not None and link.synced and self._is_news(known.node, link.status):
                 self._note_heard(link, link.status)
+            elif link.synced and is_other_use(known.node, link.memory_bytes):
+                told = partial(transactions.memory_told, node=link.node, used_bytes=link.memory_bytes)
+                self._spawn(self._note(told))
             elif link.given_up and known.node.state != Node.UNREACHABLE:
                 self._note_lost(link, link.why)
 

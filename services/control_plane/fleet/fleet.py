@@ -338,7 +338,14 @@ def _registered(told: pb.Node, name: str, known: NodeRecord | None, now: int) ->
     node.CopyFrom(told)
     node.DiscardUnknownFields()
     node.name = name
-    for field in ("app_count", "cordoned", "schedulable", "reserved_memory_bytes", "etag"):
+    for field in (
+        "app_count",
+        "cordoned",
+        "schedulable",
+        "reserved_memory_bytes",
+        "used_memory_bytes",
+        "etag",
+    ):
         node.ClearField(field)
     node.state, node.state_reason = pb.Node.JOINING, "It has not yet reported what it runs."
     node.create_time.CopyFrom(timestamp(now))
@@ -349,6 +356,7 @@ def _registered(told: pb.Node, name: str, known: NodeRecord | None, now: int) ->
         node.cordoned, node.etag = known.node.cordoned, known.node.etag
         if known.node.incarnation == node.incarnation:
             node.state, node.state_reason = known.node.state, known.node.state_reason
+            node.used_memory_bytes = known.node.used_memory_bytes
             node.update_time.CopyFrom(known.node.update_time)
     return node
 

@@ -86,6 +86,8 @@ class NodeLink:
         self._incoming: dict[str, dict[str, Instance]] | None = None
         self.status: RuntimeStatus | None = None
         """What the node said of itself when it was last heard."""
+        self.memory_bytes = 0
+        """What the node said that it uses, with its last heartbeat; 0 if it does not say."""
         self.why = "It has not answered yet."
         """Why it is not heard, one sentence."""
         self._refused: dict[str, Instance] = {}
@@ -273,6 +275,8 @@ class NodeLink:
             async for message in self.client.watch(silence=self._timeout / 2, term=self._term):
                 self._check(message.incarnation)
                 self._heard_at = asyncio.get_running_loop().time()
+                if message.type == Message.HEARTBEAT:
+                    self.memory_bytes = message.memory_bytes
                 if message.type == Message.HEARTBEAT and self.synced:
                     self._renewals.answer(message)
                 self._take(message)
@@ -314,49 +318,48 @@ class NodeLink:
         """Apply one message to the view."""
         if message.type == Message.HEARTBEAT:
             self._note_figures(message.figures)
-        if message.type == Message.SYNCED:
-            self._in_flight.clear()  # the next heartbeat tells all
-            before = set(self._apps)
-            self._apps, self._incoming = self._incoming or {}, None
-            self._hindered.clear()
-            self.synced, self.given_up = True, False
-            for app in before | set(self._apps):
-                self._index(app)
-            self._listener.changed(before | set(self._apps))
-            return
-        if message.type not in (Message.UPSERT, Message.REMOVE):
-            return
+        elif message.type == Message.SYNCED:
+            self._sync()
+        elif message.type in (Message.UPSERT, Message.REMOVE):
+            self._note_instances(message)
+
+    def _sync(self) -> None:
+        """Take the snapshot that has come for the view."""
+        self._in_flight.clear()  # the next heartbeat tells all
+        apps = set(self._apps)
+        self._apps, self._incoming = self._incoming or {}, None
+        apps |= self._apps.keys()
+        self._hindered.clear()
+        self.synced, self.given_up = True, False
+        for app in apps:
+            self._index(app)
+        self._listener.changed(apps)
+
+    def _note_instances(self, message: Message) -> None:
         view = self._apps if self._incoming is None else self._incoming
-        removed = message.type == Message.REMOVE
         news: dict[str, None] = {}
         for instance in message.instances or (message.instance,):
             app = instance.name.partition("/instances/")[0]
-            if (self._remove if removed else self._upsert)(view, app, instance):
+            if message.type == Message.UPSERT:
+                instance.ClearField("figures")
+                if instance.state != Instance.RUNNING:
+                    self._note_in_flight(instance.name, 0)
+                known = view.setdefault(app, {})
+                same = known.get(instance.name) == instance
+                known[instance.name] = instance
+            else:
+                same = view.get(app, {}).pop(instance.name, None) is None
+                self._note_in_flight(instance.name, 0)
+                if not view.get(app, True):
+                    del view[app]
+                if instance.last_error.reason == "APP_LEAKED":
+                    self._listener.left_behind(app, instance)
+            if not same:
                 news[app] = None
         if self._incoming is None and news:
             for app in news:
                 self._index(app)
             self._listener.changed(news)
-
-    def _upsert(self, view: dict[str, dict[str, Instance]], app: str, instance: Instance) -> bool:
-        """Take in what an instance is now; tell whether it is news."""
-        instance.ClearField("figures")
-        if instance.state != Instance.RUNNING:
-            self._note_in_flight(instance.name, 0)
-        known = view.setdefault(app, {})
-        same = known.get(instance.name) == instance
-        known[instance.name] = instance
-        return not same
-
-    def _remove(self, view: dict[str, dict[str, Instance]], app: str, instance: Instance) -> bool:
-        """Take in that an instance is gone; tell whether it is news."""
-        gone = view.get(app, {}).pop(instance.name, None) is not None
-        self._note_in_flight(instance.name, 0)
-        if not view.get(app, True):
-            del view[app]
-        if instance.last_error.reason == "APP_LEAKED":
-            self._listener.left_behind(app, instance)
-        return gone
 
     def _give_up(self) -> None:
         if self.synced or self.given_up:
