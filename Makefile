@@ -6,6 +6,7 @@ ARGS ?=
 APP_DIR ?=
 NODES ?=
 POSTGRES ?=
+GATEWAY ?=
 # A file stays in one process, for its tests share servers. More processes than cores, for they wait half of
 # the time; in the order of the folders, which ends with the unit tests: many small files leave no core idle.
 SHARED_OUT := -n 4 --dist loadfile --no-loadscope-reorder
@@ -21,8 +22,8 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo '  ARGS="..." is handed on to what the target runs; PYTHON=... chooses the Python of .venv when it is made: make clean first.'
 
-up: $(VENV)/.ready-$(if $(POSTGRES),postgres,demo) ## Run the control plane, a node and two demo apps on this machine; APP_DIR=path adds your code, NODES=3 runs three nodes, POSTGRES=1 a PostgreSQL
-	@$(PY) -m compose.local $(if $(APP_DIR),--app-dir '$(APP_DIR)') $(if $(NODES),--nodes '$(NODES)') $(if $(POSTGRES),--postgres) $(ARGS)
+up: $(VENV)/.ready-$(if $(POSTGRES),postgres,demo) $(if $(GATEWAY),$(VENV)/.ready-gateway) ## Run the control plane, a node and two demo apps on this machine; APP_DIR=path adds your code, NODES=3 runs three nodes, POSTGRES=1 a PostgreSQL, GATEWAY=1 a gateway
+	@$(PY) -m compose.local $(if $(APP_DIR),--app-dir '$(APP_DIR)') $(if $(NODES),--nodes '$(NODES)') $(if $(POSTGRES),--postgres) $(if $(GATEWAY),--gateway) $(ARGS)
 
 test: $(VENV)/.ready-dev ## Run the tests that take a few minutes in all
 	@$(PY) -m pytest -m "not slow" $(SHARED_OUT) $(ARGS)
@@ -64,6 +65,9 @@ $(VENV)/.ready-demo: pyproject.toml constraints.txt
 
 $(VENV)/.ready-postgres: pyproject.toml constraints.txt
 	$(SETUP) postgres
+
+$(VENV)/.ready-gateway: pyproject.toml constraints.txt
+	$(SETUP) gateway
 
 $(VENV)/.ready-dev: pyproject.toml constraints.txt
 	$(SETUP) dev

@@ -20,6 +20,7 @@ from reference import write_reference
 PROTOS = Path(__file__).resolve().parent
 GEN = PROTOS.parent / "gen"
 REFERENCE = PROTOS.parent / "docs/reference"
+XDS = "xds.binpb"
 _OPTIONS = ("google/api/", "google/protobuf/descriptor.proto")
 """What protos alone use, to say something about themselves."""
 
@@ -66,6 +67,8 @@ def generate(target: Path) -> None:
             (target / folder / "__init__.py").touch()
     (target / "appsupervisor" / "py.typed").touch()
     _write_documented(target / "appsupervisor" / "documented.binpb")
+    # From another source: protos/xds.py writes it.
+    shutil.copyfile(GEN / "appsupervisor" / XDS, target / "appsupervisor" / XDS)
 
 
 def write_descriptor_set(target: Path) -> None:

@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
+from runtime_node.instances.forwards import ForwardFigures
 from runtime_node.instances.record import LEAKED, Instance
 from runtime_node.instances.table import InstanceTable
 from runtime_node.logs.app_logs import AppLogs
@@ -65,7 +66,8 @@ class _App:
 
 
 class NodeMetrics:
-    """Collects the metrics of one node. `memory` returns its bytes, `streams` its open watch streams."""
+    """Collects the metrics of one node. `memory` returns its bytes, `streams` its open watch streams,
+    `forwarded` what it has forwarded."""
 
     def __init__(
         self,
@@ -74,12 +76,14 @@ class NodeMetrics:
         *,
         memory: Callable[[], int],
         streams: Callable[[], int],
+        forwarded: Callable[[], ForwardFigures],
         max_apps: int = MAX_APPS,
     ) -> None:
         self._table = table
         self._logs = logs
         self._memory = memory
         self._streams = streams
+        self._forwarded = forwarded
         self._max_apps = max_apps
         self._lock = threading.Lock()
         self._retired: dict[str, Counter[str]] = {}
@@ -157,11 +161,20 @@ class NodeMetrics:
         for (state, tier), count in sorted(states.items()):
             family.add_metric([state, tier], count)
         yield family
+        forwarded = self._forwarded()
+        for name, text, count in (
+            ("forwarded_requests", "Requests that were carried to another node.", forwarded.requests),
+            ("forward_failures", "Requests that no other node answered to the end.", forwarded.failures),
+        ):
+            counter = CounterMetricFamily(f"appsupervisor_node_{name}", text)
+            counter.add_metric([], count)
+            yield counter
         for name, text, value in (
             ("max_instances", "The most instances that the node accepts.", self._table.max_instances),
             ("memory_bytes", "Resident memory of the node and its processes.", self._memory()),
             ("watch_streams", "WatchInstances streams open.", self._streams()),
             ("draining", "1 once the node has begun to shut down.", int(self._table.draining)),
+            ("forwarding_apps", "Apps that have moved away and are forwarded.", forwarded.apps),
             ("log_lines_lost", "Lines of instances that had ended already.", self._logs.lost),
         ):
             family = GaugeMetricFamily(f"appsupervisor_node_{name}", text)

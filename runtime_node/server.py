@@ -10,7 +10,7 @@ import platform
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from functools import partial
@@ -20,6 +20,7 @@ import psutil
 
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
+from appsupervisor.runtime.v1.data_transfers_pb2_grpc import add_DataTransfersServicer_to_server
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import add_RuntimeEnvironmentServicer_to_server
 from runtime_node import __version__, isolation
 from runtime_node.data_directory import held
@@ -31,7 +32,7 @@ from runtime_node.instances.data_directories import DataDirectories
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed, duration, lease_message
 from runtime_node.instances.figures import FigureSweep
-from runtime_node.instances.forwards import Forwards
+from runtime_node.instances.forwards import ForwardFigures, Forwards
 from runtime_node.instances.host import InstanceHost
 from runtime_node.instances.housekeeping import PERIOD, Housekeeping, Traffic
 from runtime_node.instances.leak_reports import LeakReports
@@ -52,11 +53,11 @@ from runtime_node.lease import Lease, steady_seconds
 from runtime_node.loader import Loader
 from runtime_node.metrics import NodeMetrics
 from runtime_node.name_ownership import NameOwnership
-from runtime_node.observation import Observation
 from runtime_node.process_end import end_within
 from runtime_node.registration import Registration
 from runtime_node.servicer import RuntimeServicer
 from runtime_node.settings import Address, NodeSettings
+from runtime_node.telemetry import Telemetry
 from runtime_node.tiers.choice import Runners, Tier
 from runtime_node.tiers.lag import LoopLag
 from runtime_node.tiers.process.runner import ProcessRunner
@@ -64,6 +65,12 @@ from runtime_node.tiers.process.zygote import Zygote
 from runtime_node.tiers.runner import AppRunner
 from runtime_node.tiers.shared import SharedRunner
 from runtime_node.tiers.thread import ThreadRunner
+from runtime_node.travel.freezer import Freezer
+from runtime_node.travel.offers import IDLE_SECONDS, Offers
+from runtime_node.travel.receipts import Receipts
+from runtime_node.travel.servicer import DataTransfersServicer
+from runtime_node.travel.source import read_offered
+from runtime_node.travel.staging import clear
 from runtime_node.watchdog import Switching, Watchdog, waits
 from runtime_node.watchdog.gil_holds import HoldWatch
 from services.rpc.background import background
@@ -102,10 +109,14 @@ class Node:
         self.instances: InstanceTable
         self.lifecycle: Lifecycle
         self.router: Router
+        self.routes: Routes
         self.housekeeping: Housekeeping
+        self.offers: Offers
+        self.receipts: Receipts
+        self.freezer: Freezer
         self.feed: InstanceFeed
         self.forwards: Forwards
-        self.observation: Observation
+        self.telemetry: Telemetry
         self.metrics: Address | None = None
         self.front: HttpFront
         self._zygote = zygote
@@ -119,15 +130,17 @@ class Node:
             self.uid = stack.enter_context(held(self.settings.data_dir))
             databases = Databases(self.settings.data_dir)
             await asyncio.to_thread(databases.finish_purges)
+            await asyncio.to_thread(clear, databases)
             # 2. The logs of apps: from here on what they print and log is theirs.
             table = InstanceTable(self.settings.max_instances)
             self.feed = InstanceFeed(self.settings.node_name, self.incarnation, steady_seconds)
-            self.observation = Observation(
-                self.settings, table, memory=self.memory, streams=lambda: self.feed.streams
-            )
-            await asyncio.to_thread(self.observation.logs.finish_purges)
-            self.observation.logs.start()
-            stack.push_async_callback(_quietly, "logs", self.observation.logs.close)
+            self.telemetry = Telemetry(
+                self.settings, table, memory=self.memory, streams=lambda: self.feed.streams,
+                forwarded=self._forwarded,
+            )  # fmt: skip
+            await asyncio.to_thread(self.telemetry.logs.finish_purges)
+            self.telemetry.logs.start()
+            stack.push_async_callback(_quietly, "logs", self.telemetry.logs.close)
             # 3. The front: the listener's loop, which SHARED apps run on too, and who watches it.
             self.router = router = Router(
                 self.settings.base_domain,
@@ -140,8 +153,8 @@ class Node:
             # 5. The API, ended only after its streams have told how every instance ended.
             await self._start_api(stack)
             # 6. Those who hear of it: metrics, and the control plane.
-            if self.settings.metrics_listen is not None and self.observation.metrics is not None:
-                self._serve_metrics(stack, self.settings.metrics_listen, self.observation.metrics)
+            if self.settings.metrics_listen is not None and self.telemetry.metrics is not None:
+                self._serve_metrics(stack, self.settings.metrics_listen, self.telemetry.metrics)
             if self.settings.control_plane:
                 ownership = NameOwnership(
                     self.settings.node_name, self.host, router, self.settings.shutdown_timeout
@@ -183,17 +196,22 @@ class Node:
     def _start_core(
         self, stack: AsyncExitStack, table: InstanceTable, databases: Databases, watchdog: Watchdog
     ) -> None:
-        settings, observed = self.settings, self.observation
+        settings, telemetry = self.settings, self.telemetry
         self.instances = table
         loader = Loader(settings.app_dirs)
         stack.callback(loader.close)
         code = CodeOnDisk(loader.code_of, table)
         stack.callback(code.close)
-        purges = Purges(databases, observed.logs.purge)
+        self.offers = offers = Offers(databases)
+        stack.push_async_callback(_quietly, "offers", offers.close_all)
+        self.receipts = receipts = Receipts(databases, table, read_offered)
+        stack.push_async_callback(_quietly, "receipts", receipts.close)
+        purges = Purges(databases, partial(_forget, telemetry.logs.purge, offers, receipts))
         carrier = Carrier(self.front.loop, settings.node_name)
         stack.push_async_callback(_quietly, "forwarding", partial(_on, self.front.loop, carrier.close))
         self.forwards = Forwards(carrier)
-        registry = InstanceRegistry(table, self.feed, Routes(self.router, self.forwards), purges, observed)
+        self.routes = routes = Routes(self.router, self.forwards)
+        registry = InstanceRegistry(table, self.feed, routes, purges, telemetry)
         transitions = Transitions(registry.changed, registry.serving)
         leaks = LeakReports(table, transitions)
         traffic = Traffic()
@@ -217,10 +235,12 @@ class Node:
         )  # fmt: skip
         self.host = InstanceHost(
             table=table, registry=registry, lifecycle=self.lifecycle, purges=purges, feed=self.feed,
-            code=code, on_fault=observed.fault,
-            lease=self.lease,
+            code=code, on_fault=telemetry.fault,
+            lease=self.lease, on_accepted=partial(_accepted, offers, receipts, routes, table),
         )  # fmt: skip
-        self.directories = DataDirectories(databases, table, purges, observed.logs.purge)
+        self.freezer = Freezer(offers, table, self.lifecycle, routes, databases)
+        _background(stack, _close_idle(offers), "offers")
+        self.directories = DataDirectories(databases, table, purges, telemetry.logs.purge)
         self.housekeeping = Housekeeping(
             table.running, self.lifecycle, FigureSweep(self.feed.measured), traffic,
             memory=self.memory, memory_budget=settings.memory_budget_bytes, measured=self.feed.used,
@@ -235,10 +255,15 @@ class Node:
             "appsupervisor.runtime.v1.RuntimeEnvironment",
             add_RuntimeEnvironmentServicer_to_server,
             RuntimeServicer(
-                self.host, self.directories, self.feed, self.observation.tails, self.status, keeper
+                self.host, self.directories, self.feed, self.telemetry.tails, self.status, keeper
             ),
         )
-        server = RpcServer([service], self.observation.health)
+        transfers = Service(
+            "appsupervisor.runtime.v1.DataTransfers",
+            add_DataTransfersServicer_to_server,
+            DataTransfersServicer(self.offers, self.freezer, self.receipts, self.lease),
+        )
+        server = RpcServer([service, transfers], self.telemetry.health)
         listen = self.settings.listen
         self.listen = Address(listen.host, await server.start(str(listen)))
         stack.push_async_callback(_quietly, "api", lambda: server.stop(RPC_GRACE))
@@ -258,7 +283,7 @@ class Node:
         if left:
             log.error("instances did not end in time", extra={"action": "node.cut_off", "instances": left})
         self.feed.close()
-        self.observation.close_streams()
+        self.telemetry.close_streams()
 
     def _runners(
         self,
@@ -278,7 +303,7 @@ class Node:
         thread = ThreadRunner(loader, front.loop, released, watchdog)
         runners[thread.tier] = thread
         if self._zygote is not None:
-            process = ProcessRunner(self._zygote, self.observation.logs.output)
+            process = ProcessRunner(self._zygote, self.telemetry.logs.output)
             runners[process.tier] = process
         return runners
 
@@ -301,6 +326,9 @@ class Node:
             lease=lease_message(self.lease),
             forwarding=self._forwarding(),
         )
+
+    def _forwarded(self) -> ForwardFigures:
+        return self.forwards.figures()
 
     def _forwarding(self) -> pb.Forwarding:
         figures = self.forwards.figures()
@@ -362,6 +390,29 @@ async def run_node(settings: NodeSettings, zygote: Zygote | None) -> None:
         await ended.wait()
         end_within(settings.shutdown_timeout + END_GRACE)
     log.info("ended", extra={"action": "node.ended"})
+
+
+def _accepted(
+    offers: Offers, receipts: Receipts, routes: Routes, table: InstanceTable, instance: Instance
+) -> None:
+    offers.thaw(instance.uid)
+    if receipts.settle(instance.uid):
+        routes.came_back(instance, table.of_app(instance.app))
+
+
+async def _forget(
+    remove_log: Callable[[str, str], Awaitable[None]], offers: Offers, receipts: Receipts, app: str, uid: str
+) -> None:
+    """Remove what is kept of an app beside its data directory."""
+    await offers.close(uid)
+    await receipts.discard(uid)
+    await remove_log(app, uid)
+
+
+async def _close_idle(offers: Offers) -> None:
+    while True:
+        await asyncio.sleep(IDLE_SECONDS / 6)
+        await offers.close_idle()
 
 
 def _started(collector: GCPolicy, shared_state: SharedState, instance: Instance) -> None:

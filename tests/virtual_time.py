@@ -1,6 +1,6 @@
 """An event loop whose time passes only while there is nothing to do: minutes of timers take milliseconds.
 
-Work on other threads (a store's writer) is waited for in real time, for it ends in no time of the loop's.
+Everything happens in one order: what would be handed to another thread is done at once instead.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import selectors
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -18,29 +17,24 @@ REAL_SECONDS = 30.0
 
 
 class _Selector(selectors.DefaultSelector):
-    """Lets the loop's time pass instead of waiting, unless something is under way on another thread."""
+    """Lets the loop's time pass instead of waiting."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.elsewhere = 0
 
     def select(self, timeout: float | None = None) -> Any:
-        if timeout is not None and timeout <= 0:
-            return super().select(0)
-        if self.elsewhere or timeout is None:
-            ready = super().select(REAL_SECONDS)
-            if not ready:
-                raise AssertionError("everything waits for something that never comes")
-            return ready
         ready = super().select(0)
-        if not ready:
-            self.now += timeout
+        if ready or (timeout is not None and timeout <= 0):
+            return ready
+        if timeout is None:
+            raise AssertionError("everything waits for something that never comes")
+        self.now += timeout
         return ready
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """Its `time` is virtual; `elsewhere` counts what is under way on other threads."""
+    """Its `time` is virtual."""
 
     def __init__(self) -> None:
         self._virtual = _Selector()
@@ -50,31 +44,13 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Return the virtual time, seconds."""
         return self._virtual.now
 
-    def elsewhere(self, future: Future[Any]) -> Future[Any]:
-        """Let no time pass until a concurrent future is done; return one that is done with it."""
-        self._virtual.elsewhere += 1
-        told: Future[Any] = Future()
-
-        def done(_: Future[Any]) -> None:
-            # Whoever waits is told before time may pass again.
-            if told.set_running_or_notify_cancel():
-                if (failure := future.exception()) is not None:
-                    told.set_exception(failure)
-                else:
-                    told.set_result(future.result())
-            self.call_soon_threadsafe(self._is_here)
-
-        future.add_done_callback(done)
-        return told
-
-    def _is_here(self) -> None:
-        self._virtual.elsewhere -= 1
-
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
-        """As any loop does, and no time passes meanwhile."""
-        self._virtual.elsewhere += 1
-        future = super().run_in_executor(executor, func, *args)
-        future.add_done_callback(lambda _: self._is_here())
+        """Do it here and now."""
+        future: asyncio.Future[T] = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:
+            future.set_exception(error)
         return future
 
 

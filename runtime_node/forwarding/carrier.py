@@ -6,6 +6,8 @@ Belongs to the front loop, but for the figures, which any thread may read.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from runtime_node.forwarding.link import Link
@@ -52,15 +54,27 @@ class Carrier:
         self._idle_count = 0
         self._closed = False
 
-    def check_room(self, *, websocket: bool) -> None:
-        """Raise SERVER_BUSY where no more may be forwarded."""
-        used, most = self.requests, self.limits.max_requests
-        if websocket:
-            used, most = self.websockets, self.limits.max_websockets
-        if used >= most:
-            raise SupervisorError(
-                "SERVER_BUSY", "The node forwards as many requests as it may.", retry_after=1.0
-            )
+    @contextlib.contextmanager
+    def place_for_request(self) -> Iterator[None]:
+        """Count a request while it is forwarded. Raises SERVER_BUSY where no more may be."""
+        if self.requests >= self.limits.max_requests:
+            raise _busy()
+        self.requests += 1
+        try:
+            yield
+        finally:
+            self.requests -= 1
+
+    @contextlib.contextmanager
+    def place_for_websocket(self) -> Iterator[None]:
+        """Count a WebSocket while it is forwarded. Raises SERVER_BUSY where no more may be."""
+        if self.websockets >= self.limits.max_websockets:
+            raise _busy()
+        self.websockets += 1
+        try:
+            yield
+        finally:
+            self.websockets -= 1
 
     async def connect(self, target: Target, *, fresh: bool) -> Link:
         """Return a connection to a node, one that was used before unless it is to be `fresh`.
@@ -115,3 +129,7 @@ class Carrier:
         self._idle.clear()
         self._idle_count = 0
         await asyncio.sleep(0)  # for the connections to be closed while there is a loop
+
+
+def _busy() -> SupervisorError:
+    return SupervisorError("SERVER_BUSY", "The node forwards as many requests as it may.", retry_after=1.0)

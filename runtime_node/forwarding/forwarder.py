@@ -20,6 +20,7 @@ from runtime_node.forwarding.heads import (
 )
 from runtime_node.forwarding.link import BrokenLinkError, Link
 from runtime_node.forwarding.target import Target
+from runtime_node.forwarding.websocket import WebSocketRelay
 from runtime_node.http.gate import Gate
 from services.rpc.errors import SupervisorError
 
@@ -60,26 +61,26 @@ class Forwarder:
         """Of all that came, those that were not answered by the other node, or not to the end."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one `http` scope.
+        """Serve one `http` or `websocket` scope.
 
         Raises SupervisorError APP_MOVED for a request that was forwarded already, SERVER_BUSY at a bound,
         FORWARD_FAILED when nothing reached the other node, FORWARD_BROKEN_OFF when it broke off.
         Cancelling closes the connection to the other node, which so learns that the client is gone.
         """
-        carrier = self._carrier
         try:
             if was_forwarded(scope):
                 raise SupervisorError(
                     "APP_MOVED", "The app has moved on; a request is forwarded once.", retry_after=1.0
                 )
-            if scope["type"] != "http":
-                raise SupervisorError("FORWARD_FAILED", "WebSockets are not forwarded.")
-            carrier.check_room(websocket=False)
-            carrier.requests += 1
             try:
-                await self._carry(scope, receive, send)
-            finally:
-                carrier.requests -= 1
+                if scope["type"] == "websocket":
+                    with self._carrier.place_for_websocket():
+                        await self._relay(scope, receive, send)
+                else:
+                    with self._carrier.place_for_request():
+                        await self._carry(scope, receive, send)
+            except UnsendableError as error:
+                raise SupervisorError("MALFORMED_REQUEST", str(error)) from None
         except UndeliveredError:
             raise
         except SupervisorError:
@@ -87,10 +88,7 @@ class Forwarder:
             raise
 
     async def _carry(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            head = request_head(scope, self._carrier.node)
-        except UnsendableError as error:
-            raise SupervisorError("MALFORMED_REQUEST", str(error)) from None
+        head = request_head(scope, self._carrier.node)
         safe = scope["method"] in _SAFE and not head.has_body
         link, target = await self.connect(fresh=not safe)
         self.forwarded += 1
@@ -105,14 +103,26 @@ class Forwarder:
             link.transport.abort()
         except BrokenLinkError as error:
             link.transport.abort()
-            raise SupervisorError(
-                "FORWARD_BROKEN_OFF", f"{target} broke off: {error}.", resource=f"apps/{self.app}"
-            ) from error
+            raise self._broken_off(target, error) from error
         except BaseException:
             link.transport.abort()
             raise
         else:
             self._carrier.give_back(target, link)
+
+    async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
+        relay = WebSocketRelay(self._carrier, scope, receive, send)
+        link, target = await self.connect(fresh=True)
+        self.forwarded += 1
+        try:
+            await relay.run(link)
+        except BrokenLinkError as error:
+            raise self._broken_off(target, error) from error
+
+    def _broken_off(self, target: Target, error: BrokenLinkError) -> SupervisorError:
+        return SupervisorError(
+            "FORWARD_BROKEN_OFF", f"{target} broke off: {error}.", resource=f"apps/{self.app}"
+        )
 
     async def connect(self, *, fresh: bool) -> tuple[Link, Target]:
         """Return a connection to where the app is now, on the second try if need be.

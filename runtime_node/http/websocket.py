@@ -116,7 +116,7 @@ class FrontWebSocket(asyncio.BufferedProtocol):
         stage = self.app.stage
         if stage is Stage.ENDED:
             return
-        if stage is not Stage.OPEN:
+        if stage in (Stage.WAITING, Stage.DENYING):
             self.refuse(_EARLY)
             return
         self._asked = False

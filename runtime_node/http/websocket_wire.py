@@ -11,13 +11,15 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidState
 from websockets.extensions.permessage_deflate import ServerPerMessageDeflateFactory
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
-from websockets.protocol import OPEN
+from websockets.protocol import OPEN, Protocol
 from websockets.server import ServerProtocol
+from websockets.uri import parse_uri
 
 _INVALID_DATA = 1007
 _TOO_BIG = 1009
@@ -26,6 +28,8 @@ _ABNORMAL = 1006
 # Small windows, and little for the encoder: a connection with compression costs some 30 KiB, not 300.
 _WINDOW_BITS = 12
 _COMPRESSION = {"memLevel": 5}
+# Where a client connects to is asked for a handshake only.
+_NOWHERE = parse_uri("ws://localhost/")
 
 _quiet = logging.getLogger("runtime_node.http.websocket.wire")
 _quiet.setLevel(logging.ERROR)
@@ -59,7 +63,9 @@ Event = Incoming | Ping | Closed
 
 
 class WebSocketWire:
-    """The server's side of one WebSocket, from its handshake on."""
+    """One side of one WebSocket, from its handshake on; as made the server's."""
+
+    _peer_masks = True
 
     def __init__(self, max_message_bytes: int, *, compression: bool) -> None:
         extensions = None
@@ -72,9 +78,10 @@ class WebSocketWire:
                 )
             ]
         # The handshake's head was read and checked already: the library begins with frames.
-        self._conn = ServerProtocol(
+        self._server = ServerProtocol(
             state=OPEN, extensions=extensions, max_size=max_message_bytes, logger=_quiet
         )
+        self._conn: Protocol = self._server
         self._most = max_message_bytes
         self._raw = bytearray()
         self._fragments: list[bytes] = []
@@ -86,7 +93,7 @@ class WebSocketWire:
         request = Request(
             "/", Headers((name.decode("ascii"), value.decode("latin-1")) for name, value in headers)
         )
-        response = self._conn.accept(request)
+        response = self._server.accept(request)
         del response.headers["Date"]
         data = response.serialize()
         return response.status_code == 101, data[:-2] if response.status_code == 101 else data
@@ -137,7 +144,7 @@ class WebSocketWire:
         if len(raw) < 2:
             return 0
         masked, length = raw[1] & 0x80, raw[1] & 0x7F
-        if not masked:
+        if bool(masked) is not self._peer_masks:
             return 2
         start = 2
         if length >= 126:
@@ -147,7 +154,7 @@ class WebSocketWire:
             length = int.from_bytes(raw[2:start], "big")
             if length > self._most:
                 return start
-        size = start + 4 + length
+        size = start + (4 if masked else 0) + length
         return size if len(raw) >= size else 0
 
     def _event_of(self, frame: Frame) -> Event | None:
@@ -224,3 +231,13 @@ class WebSocketWire:
     def output(self) -> bytes:
         """Return what is to be written to the client now."""
         return b"".join(self._conn.data_to_send())
+
+
+class ClientWire(WebSocketWire):
+    """The client's side of one WebSocket whose handshake is over."""
+
+    _peer_masks = False
+
+    def __init__(self, max_message_bytes: int) -> None:
+        super().__init__(max_message_bytes, compression=False)
+        self._conn = ClientProtocol(_NOWHERE, state=OPEN, max_size=max_message_bytes, logger=_quiet)

@@ -7,7 +7,10 @@ Each directory is marked with the uid of its app, so that nobody takes an empty 
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
+import secrets
 from pathlib import Path
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
@@ -16,10 +19,17 @@ from runtime_node.removal import finish_removals, remove_directory
 from runtime_node.rules import app_id
 from services.rpc.errors import SupervisorError
 
+log = logging.getLogger("runtime_node.instances")
+
 OWNER = ".owner"
 DATABASE = "app.db"
 _NEW_OWNER = f"{OWNER}.new"
 _LONGEST_UID = 64
+
+LEFT = "-left"
+"""What the mark of a directory says whose app has gone to another node with its data; no uid begins so."""
+ARRIVED = ".arrived"
+"""In a directory that has come from another node, until an instance is started on it."""
 
 
 class Databases:
@@ -27,6 +37,9 @@ class Databases:
 
     def __init__(self, data_dir: Path) -> None:
         self._apps = data_dir.resolve() / "apps"
+        self.staging = data_dir.resolve() / "travel"
+        """Where directories are that come from other nodes, until all of one is here."""
+        self._aside = data_dir.resolve() / "aside"
 
     @property
     def root(self) -> Path:
@@ -70,7 +83,15 @@ class Databases:
         mark = directory / OWNER
         owner = _read(mark)
         if owner == spec.app_uid:
+            (directory / ARRIVED).unlink(missing_ok=True)
             return
+        if owner == LEFT:
+            if needed:
+                raise SupervisorError(
+                    "DATA_MISSING", "The app's data has gone to another node with it.", resource=spec.name
+                )
+            self.make_room(app_id(spec.name), spec.app_uid)
+            owner = None
         if owner is not None:
             raise SupervisorError(
                 "DATABASE_UNAVAILABLE",
@@ -134,6 +155,61 @@ class Databases:
             os.close(folder)
         source.rename(target)
         sync_directory(self._apps)
+
+    def leave(self, app: str, uid: str) -> None:
+        """Mark the app's directory as left, on the disk; one that is not there is fine. Raises OSError."""
+        try:
+            folder = os.open(
+                self.directory(app, uid), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+            )
+        except FileNotFoundError:
+            return
+        try:
+            if _read(OWNER, folder) in (None, uid):
+                _replace_mark(folder, LEFT)
+        finally:
+            os.close(folder)
+
+    def make_room(self, app: str, uid: str) -> None:
+        """Let nothing stand where the app's directory is to come. Raises OSError.
+
+        What the app has left, or was never started on, is removed; anything else is kept, put aside.
+        """
+        place = self.directory(app, uid)
+        if not os.path.lexists(place):
+            return
+        if not place.is_symlink():
+            names = {entry.name for entry in os.scandir(place)}
+            if owner_of(place) == LEFT or ARRIVED in names or names <= {OWNER, _NEW_OWNER}:
+                remove_directory(place)
+                return
+        self._aside.mkdir(mode=0o700, exist_ok=True)
+        kept = self._aside / f"{place.name}.{secrets.token_hex(4)}"
+        place.rename(kept)
+        sync_directory(self._apps)
+        log.warning(
+            "an app comes with its data, and had other data here: that is put aside",
+            extra={"action": "app.data_put_aside", "app": app, "uid": uid, "place": str(kept)},
+        )
+
+    def mark_arrived(self, directory: Path, uid: str, freeze_id: str) -> None:
+        """Mark a directory as the app's, and as come from another node. Raises OSError."""
+        (directory / ARRIVED).write_text(f"{freeze_id}\n", encoding="ascii")
+        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            _replace_mark(folder, uid)
+        finally:
+            os.close(folder)
+
+    def put_in_place(self, directory: Path, app: str, uid: str) -> None:
+        """Make a directory the app's, on the disk; nothing may be there yet. Raises OSError."""
+        self._apps.mkdir(mode=0o700, parents=True, exist_ok=True)
+        place = self.directory(app, uid)
+        if os.path.lexists(place):
+            raise FileExistsError(errno.EEXIST, "the app has data here already", str(place))
+        directory.rename(place)
+        sync_directory(self._apps)
+        sync_directory(directory.parent)
 
     def purge(self, app: str, uid: str) -> None:
         """Remove the app's directory and all in it; one that is not there is fine. Raises OSError."""

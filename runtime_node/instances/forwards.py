@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from runtime_node.forwarding import Carrier, Forwarder, ForwardGate, Target
 from runtime_node.http.gate import Gate
 from runtime_node.http.limits import DEFAULT_GATE_LIMITS, GateLimits
+from runtime_node.instances.record import Instance
 
 log = logging.getLogger("runtime_node.forwards")
 
@@ -48,6 +49,10 @@ class Forward:
     gate: ForwardGate
     forwarder: Forwarder
     began: float
+
+    def is_older_than(self, instance: Instance) -> bool:
+        """Tell whether an instance came after the app had left, and is not the one that leaves."""
+        return instance.uid != self.uid or instance.epoch > self.epoch
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,10 +52,11 @@ class InstanceHost:
         code: CodeOnDisk,
         on_fault: Callable[[str, str], None],
         lease: Lease,
+        on_accepted: Callable[[Instance], None] = lambda _: None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`on_fault` hears of an exception that left an instance's app: its name and the traceback. Called
-        on any thread; must not block."""
+        on any thread; must not block. `on_accepted` hears of each new instance."""
         self._table = table
         self._registry = registry
         self._lifecycle = lifecycle
@@ -64,6 +65,7 @@ class InstanceHost:
         self._code = code
         self._on_fault = on_fault
         self._lease = lease
+        self._on_accepted = on_accepted
         self._wall = wall
         self._refusal: SupervisorError | None = None
         self._fences = Fences(lambda: {instance.uid for instance in table.all()})
@@ -94,6 +96,7 @@ class InstanceHost:
         tried = start_now and spec.activation == InstanceSpec.ON_REQUEST
         instance = self._register(spec, version, dormant=not tried)
         self._lifecycle.accept(instance, tried=tried)
+        self._on_accepted(instance)
         return self._describe(instance)
 
     async def stop(self, request: StopInstanceRequest) -> InstanceMessage | None:

@@ -242,7 +242,7 @@ class Lifecycle:
                 (directory, url), run.code = await asyncio.gather(
                     asyncio.to_thread(self._databases.provide, spec), self._code.now(spec.entrypoint)
                 )
-                runner = await self._runners.choose(spec, floor)
+                runner = await self._runners.choose(spec, floor, run.code)
                 launch = Launch(
                     spec=spec,
                     context=app_context(spec, directory, url),

@@ -1,5 +1,5 @@
 """What answers an app's requests: its newest instance that is ready, else the node it has moved to, if any,
-else its newest instance at all."""
+else its newest instance at all. An app that is about to leave may have its requests held apart meanwhile."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as Instanc
 from runtime_node.http.gate import Gate
 from runtime_node.http.limits import GateLimits
 from runtime_node.http.router import Router
-from runtime_node.instances.failures import wait
 from runtime_node.instances.forwards import Forward, Forwards, Move
+from runtime_node.instances.holds import Hold
 from runtime_node.instances.record import Instance
 from runtime_node.instances.states import StateValue
 
@@ -39,22 +39,47 @@ def serving(instances: Sequence[Instance]) -> Instance | None:
     return max(candidates, key=lambda i: (_RANK[i.state], i.uid == newest_uid, i.version))
 
 
+def _is_ready(instance: Instance) -> bool:
+    return _RANK[instance.state] == _READY
+
+
 class Routes:
     """Keeps the router's table true to the instances, and to where apps have moved."""
 
     def __init__(self, router: Router, forwards: Forwards) -> None:
         self._router = router
         self._forwards = forwards
+        self._holds: dict[str, Hold] = {}
 
     def update(self, app: str, instances: Sequence[Instance]) -> None:
-        """Point the app's route at what is to answer, or remove it."""
+        """Point the app's route at what is to answer, or remove it.
+
+        While its requests are held apart that changes nothing, until somebody is there to be given them: an
+        instance that is not leaving, or the node that the app has moved to.
+        """
         chosen = serving(instances)
+        hold = self._holds.get(app)
+        if hold is not None:
+            leaving = chosen is None or chosen in hold.leaving
+            if leaving and self._forwards.get(app) is None:
+                return
+            del self._holds[app]
+            hold.end()
+        self._update(app, chosen)
+        successor = self._router.gate_of(app)
+        if hold is not None and successor is not None:
+            hold.gate.forward(successor)
+
+    def _update(self, app: str, chosen: Instance | None) -> None:
         current = self._router.gate_of(app)
         forward = self._forwards.get(app)
-        rank = _RANK[chosen.state] if chosen is not None else 0
-        if forward is not None and rank < _READY:
+        if forward is not None and chosen is not None and forward.is_older_than(chosen) and _is_ready(chosen):
+            self._router.set(app, list(chosen.spec().domains), chosen.gate)
+            self._forwards.end(forward, "it is on this node again", chosen.gate)
+        elif forward is not None:
             # While the app comes back here the node that has it answers still; if that is gone, it soon is.
-            self._set_returning(forward, rank == _COMING)
+            coming = chosen is not None and forward.is_older_than(chosen) and _RANK[chosen.state] == _COMING
+            self._set_returning(forward, coming)
             if forward.gate is not current:
                 self._router.set(app, forward.domains, forward.gate)
         elif chosen is None:
@@ -62,8 +87,6 @@ class Routes:
                 self._router.remove(app, current)
         elif chosen.gate is not current:
             self._router.set(app, list(chosen.spec().domains), chosen.gate)
-        if forward is not None and chosen is not None and rank == _READY:
-            self._forwards.end(forward, "it is on this node again", chosen.gate)
 
     def _set_returning(self, forward: Forward, returning: bool) -> None:
         before, forward.forwarder.returning = forward.forwarder.returning, returning
@@ -84,13 +107,29 @@ class Routes:
         self.update(move.app, instances(move.app))
         return forward.gate
 
-    def hold(self, app: str) -> Gate | None:
-        """Let the app's new requests wait at its gate, which is returned, until it is opened, closed or
-        forwards; None for an app without a route. What is being served goes on."""
-        gate = self._router.gate_of(app)
-        if gate is not None:
-            gate.hold(wait)
-        return gate
+    def came_back(self, instance: Instance, instances: Sequence[Instance]) -> None:
+        """Forward an app no more: it comes from there with its data, and serves nobody there any more."""
+        forward = self._forwards.get(instance.app)
+        if forward is not None:
+            self._forwards.end(forward, "its data has come here", instance.gate)
+            self.update(instance.app, instances)
+
+    def hold(self, app: str, hold: Hold) -> None:
+        """Have the app's requests wait apart from now on; what is being served goes on."""
+        self._holds[app] = hold
+        self._router.set(app, hold.domains, hold.gate)
+
+    def held(self, app: str) -> Hold | None:
+        """Return what holds an app's requests."""
+        return self._holds.get(app)
+
+    def release(self, app: str) -> Hold | None:
+        """Hold the app's requests no longer; return what did. Whoever asks deals with those that wait."""
+        hold = self._holds.pop(app, None)
+        if hold is not None:
+            hold.end()
+            self._router.remove(app, hold.gate)
+        return hold
 
     def sweep(self, instances: Callable[[str], Sequence[Instance]]) -> None:
         """End the forwards whose time is over; called every second."""

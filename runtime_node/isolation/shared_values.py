@@ -31,7 +31,6 @@ import urllib.request
 import uuid
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -105,7 +104,8 @@ _MODULES = (
     " xml.etree.ElementTree zlib zoneinfo"
 )
 _DECIMAL = ("prec", "rounding", "Emin", "Emax", "capitals", "clamp")
-_STATUS = Path("/proc/self/status")
+_UMASK_WITHIN = 256
+"""Bytes of a process's status in which its umask is: only its name stands before it."""
 
 
 class _ByName:
@@ -219,7 +219,9 @@ def _filters_changed() -> None:
 def _umask() -> int:
     """Return the process's umask. Asking the system for it would set it, in the middle of others' work."""
     try:
-        line = next(line for line in _STATUS.read_bytes().splitlines() if line.startswith(b"Umask:"))
-    except (OSError, StopIteration):
+        # Unbuffered, and no more than the first two lines: it is asked at each start of an app.
+        with open("/proc/self/status", "rb", buffering=0) as status:
+            words = status.read(_UMASK_WITHIN).split()
+        return int(words[words.index(b"Umask:") + 1], 8)
+    except (OSError, ValueError, IndexError):
         return 0o022
-    return int(line.split()[1], 8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -47,11 +47,19 @@ class Attributes:
         # The attributes of a module are watched as they are set, too.
         self._noted = not called
         self._fixed = fixed
-        self._before = self._read()
+        self._all_of = operator.itemgetter(*self._names)
+        self._before = list(self._read())
 
-    def _read(self) -> list[Any]:
-        get = vars(self._owner).get
-        return [get(name, _MISSING) for name in self._names]
+    def _read(self) -> Sequence[Any]:
+        attributes = vars(self._owner)
+        if len(self._names) > 1:
+            try:
+                values: tuple[Any, ...] = self._all_of(attributes)
+            except KeyError:
+                pass  # one that is missing
+            else:
+                return values
+        return [attributes.get(name, _MISSING) for name in self._names]
 
     def changes(self) -> Iterator[Change]:
         """Yield each attribute that is another one, or gone, or new."""

@@ -133,8 +133,9 @@ class Locations:
 
 
 def _has(directory: Path, top: str) -> bool:
-    place = directory / top
-    if place.is_dir():
+    # Looked at before each start: what most apps are is told by a name, the rest by a list of all names.
+    place = os.path.join(directory, top)
+    if os.path.isfile(f"{place}.py") or os.path.isdir(place):
         return True
     return any(
         file.name.partition(".")[0] == top and file.suffix in {".py", ".pyc", ".so", ".pyd"}

@@ -25,6 +25,11 @@ PROGRAMS = {
         "Example: appsupervisor node --control-plane 127.0.0.1:7400 --node node-2 --data-dir data/node-2 "
         "--listen 127.0.0.1:7402 --http-listen 127.0.0.1:8081",
     ),
+    "gateway": (
+        "services.gateway",
+        "Run a gateway: Envoy in front of all nodes.\n\n"
+        "Example: appsupervisor gateway --control-plane 127.0.0.1:7400 --listen 127.0.0.1:8000",
+    ),
 }
 """Each program's module, and what the list of commands says of it; its own `--help` has the example too."""
 

@@ -49,6 +49,7 @@ APPS: Sequence[Column[App]] = (
     Column("AGE", lambda app: age(app.create_time)),
     Column("URI", lambda app: app.uri or "-"),
     Column("ENVIRONMENT", lambda app: short(app.environment), wide=True),
+    Column("READY", lambda app: f"{app.ready_replicas}/{app.target_replicas or app.replicas}", wide=True),
     Column("TIER", lambda app: ",".join(sorted({_tier(i) for i in app.instances})) or "-", wide=True),
     Column("CODE", lambda app: ",".join(sorted({code_of(i) for i in app.instances})) or "-", wide=True),
     Column("ENTRYPOINT", lambda app: app.entrypoint, wide=True),

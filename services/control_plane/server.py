@@ -37,7 +37,7 @@ from services.control_plane.operations.service import OperationService
 from services.control_plane.servicers.app_catalog import CatalogServicer
 from services.control_plane.servicers.data_catalog import DataCatalogServicer
 from services.control_plane.servicers.fleet import FleetServicer
-from services.control_plane.servicers.fresh import FreshServicer
+from services.control_plane.servicers.fresh import FreshReads, FreshServicer
 from services.control_plane.servicers.operations import OperationsServicer
 from services.control_plane.settings import Settings
 from services.control_plane.store.interface import CatalogStore
@@ -174,7 +174,8 @@ def services(
     ]
     if store.seat.exclusive:  # nobody else writes: what isn't here isn't anywhere
         return [Service(name, add, servicer) for name, add, servicer in servicers]
-    return [Service(name, add, FreshServicer(servicer, store)) for name, add, servicer in servicers]
+    reads = FreshReads(store)
+    return [Service(name, add, FreshServicer(servicer, store, reads)) for name, add, servicer in servicers]
 
 
 async def serve(settings: Settings) -> None:

@@ -72,11 +72,13 @@ class RpcServer:
         resources: ResourceHealth | None = None,
         *,
         pipeline: Pipeline | None = None,
+        max_request_bytes: int = MAX_REQUEST_BYTES,
     ) -> None:
         self._services = services
         self.pipeline = pipeline or Pipeline()
         self.methods = Methods(self.pipeline)
-        self._server = grpc.aio.server(options=OPTIONS, maximum_concurrent_rpcs=MAX_CALLS)
+        options = {**dict(OPTIONS), "grpc.max_receive_message_length": max_request_bytes}
+        self._server = grpc.aio.server(options=tuple(options.items()), maximum_concurrent_rpcs=MAX_CALLS)
         self._guard: asyncio.Task[None] | None = None
         self._health = HealthServicer(resources)
         for service in services:

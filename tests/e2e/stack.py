@@ -25,7 +25,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnviron
 from tests.eventually import NeverCameAbout, eventually_blocking
 
 ROOT = Path(__file__).resolve().parents[2]
-CHILD = ROOT / "compose/local/child.py"
+CHILD = ROOT / "services/rpc/child.py"
 APP_DIRS = (ROOT / "compose/apps", ROOT / "tests/apps")
 DEADLINE = 60.0
 _CLAIMS: list[socket.socket] = []

@@ -9,7 +9,7 @@ import pytest
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Database, InstanceSpec
-from tests.e2e.stack import DEADLINE, Stack
+from tests.e2e.stack import DEADLINE, Stack, eventually
 from tests.postgresql import Server
 
 POSTGRES = Database(postgres=Database.Postgres(server="databaseServers/main"))
@@ -48,6 +48,13 @@ def own_stack(tmp_path: Path, postgresql: Server) -> Iterator[Stack]:
             stack.clean_up()
 
 
+def logged(stack: Stack, app_id: str) -> str:
+    """Return an app's log; nothing while it does not tell of both starts."""
+    tail = stack.apps.TailAppLogs(catalog.TailAppLogsRequest(name=f"apps/{app_id}"), timeout=DEADLINE)
+    text = "\n".join(entry.text for message in tail for entry in message.entries)
+    return text if text.count("my database is ***") == 2 else ""
+
+
 def test_apps_of_both_kinds_have_databases_of_their_own_and_no_log_has_a_password(own_stack: Stack) -> None:
     for tier in (InstanceSpec.SHARED, InstanceSpec.PROCESS):
         name = InstanceSpec.IsolationTier.Name(tier).lower()
@@ -57,10 +64,8 @@ def test_apps_of_both_kinds_have_databases_of_their_own_and_no_log_has_a_passwor
         restart = catalog.RestartAppRequest(name=f"apps/{name}")
         own_stack.result(own_stack.apps.RestartApp(restart, timeout=DEADLINE))
         assert own_stack.http(name) == (200, f"{name} {name} {pool}")
-        tail = own_stack.apps.TailAppLogs(catalog.TailAppLogsRequest(name=f"apps/{name}"), timeout=DEADLINE)
-        lines = [entry.text for message in tail for entry in message.entries]
-        assert any("my database is ***" in line for line in lines), lines
-        assert "as_" not in "".join(lines)
+        told = eventually(lambda name=name: logged(own_stack, name), "the start is in its log")
+        assert "as_" not in told
         delete = catalog.DeleteAppRequest(name=f"apps/{name}", data_policy=catalog.DeleteAppRequest.DROP)
         own_stack.wait(own_stack.apps.DeleteApp(delete, timeout=DEADLINE))
     told = own_stack.control_plane.text() + own_stack.nodes["node-1"].text()

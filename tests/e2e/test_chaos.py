@@ -21,7 +21,7 @@ from tests.seeds import SEED
 
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "2"))
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120 + 20 * ROUNDS)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300 + 20 * ROUNDS)]
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def meanwhile(step: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join(30)
+        thread.join(2 * DEADLINE)  # a step waits for an answer that long
     assert not thread.is_alive()
     if failures:
         raise failures[0]

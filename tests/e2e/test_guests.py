@@ -17,7 +17,7 @@ import pytest
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec
-from tests.e2e.stack import ROOT, Stack
+from tests.e2e.stack import DEADLINE, ROOT, Stack
 from tests.e2e.traffic import ask, data_dir, delete, update, websocket
 
 SHARED, THREAD, PROCESS = InstanceSpec.SHARED, InstanceSpec.THREAD, InstanceSpec.PROCESS
@@ -112,11 +112,11 @@ def test_websockets_of_two_apps_hear_nothing_of_each_other(
         websocket(stack, ids[1], "/room") as eve,
     ):
         ann.send("hello bob")
-        assert (ann.recv(10), bob.recv(10)) == ("hello bob", "hello bob")
+        assert (ann.recv(DEADLINE), bob.recv(DEADLINE)) == ("hello bob", "hello bob")
         eve.send("hello myself")
-        assert eve.recv(10) == "hello myself", "and nothing came before it"
+        assert eve.recv(DEADLINE) == "hello myself", "and nothing came before it"
         assert ask(stack, ids[0], "/notes", "POST", "from outside").status == 201
-        assert bob.recv(10) == "from outside"
+        assert bob.recv(DEADLINE) == "from outside"
     assert ask(stack, ids[0], "/notes").json() == ["hello bob", "from outside"]
     assert ask(stack, ids[1], "/notes").json() == ["hello myself"]
     for app_id in ids:
@@ -189,11 +189,11 @@ def test_socketio_talks_over_polling_and_websockets(guest_stack: Stack) -> None:
     def add(app_id: str, text: str, by: Literal["host", "path"] = "host") -> Any:
         """Speak Engine.IO 4 and Socket.IO 5 by hand: open, connect, emit with acknowledgement 1."""
         with websocket(stack, app_id, "/socket.io/?EIO=4&transport=websocket", by=by) as socket:
-            assert str(socket.recv(10)).startswith("0{")
+            assert str(socket.recv(DEADLINE)).startswith("0{")
             socket.send("40")
-            assert str(socket.recv(10)).startswith("40{")
+            assert str(socket.recv(DEADLINE)).startswith("40{")
             socket.send("421" + json.dumps(["add", text]))
-            return json.loads(str(socket.recv(10)).removeprefix("431"))[0]
+            return json.loads(str(socket.recv(DEADLINE)).removeprefix("431"))[0]
 
     for app_id in ("events-a", "events-b"):
         assert stack.create(app_id, "socketio_guest:create_app").instances[0].isolation == SHARED

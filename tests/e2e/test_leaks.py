@@ -16,7 +16,7 @@ def create_app(context):
     keep.append(app)
     return app
 """
-TRIES = 5  # the search for the holder is cut off after a while, which a busy machine may not meet
+TRIES = 20  # the search for the holder is cut off after a while, which a busy machine may not meet
 
 
 def test_who_holds_a_stopped_app_is_told_in_its_timeline(tmp_path: Path) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import grpc
 import pytest
 from google.longrunning import operations_pb2
+from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.sync.client import connect
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Database
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Database, Forwarding, GetRuntimeStatusRequest
 from tests.e2e.conftest import GUEST_DIRS
 from tests.e2e.stack import DEADLINE, Stack, eventually
 
@@ -103,22 +106,100 @@ class Follower:
             self.answers += 1
 
 
-def node_of(stack: Stack, app_id: str) -> str:
-    (instance,) = stack.get(app_id).instances
-    return instance.node.rpartition("/")[2]
+class Holdout:
+    """A client that goes on at one node's address, whatever `uri` says: GET, POST, and WebSockets in turn."""
+
+    BODY = bytes(range(256)) * 400
+
+    def __init__(self, stack: Stack, app_id: str, node: str) -> None:
+        self._port = stack.http_port(node)
+        self._host = f"{app_id}.localhost"
+        self.answers = 0
+        self.told_to_come_again = 0
+        self.failures: list[str] = []
+        self._ended = threading.Event()
+        ways = (self._get, self._post, self._talk)
+        self._threads = [threading.Thread(target=self._run, args=(way,), daemon=True) for way in ways]
+
+    def __enter__(self) -> Holdout:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(DEADLINE)
+
+    def goes_on(self) -> None:
+        """Wait until there have been some more answers."""
+        before = self.answers
+        eventually(lambda: self.answers > before + 20, f"requests go on: {self.failures[:3]}")
+
+    def _run(self, way: Callable[[], str]) -> None:
+        while not self._ended.wait(3 / PER_SECOND):
+            try:
+                if problem := way():
+                    self.failures.append(f"{way.__name__}: {problem}")
+            except (OSError, http.client.HTTPException, WebSocketException) as broken:
+                self.failures.append(f"{way.__name__}: {broken!r}")
+            self.answers += 1
+
+    def _ask(self, method: str, body: bytes | None) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=DEADLINE)
+        with contextlib.closing(connection):
+            chunks = [body[:1000], body[1000:]] if body else None
+            connection.request(method, "/", chunks, {"Host": self._host}, encode_chunked=bool(body))
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+
+    def _get(self) -> str:
+        status, text = self._ask("GET", None)
+        return "" if (status, text[:5]) == (200, b"shop ") else f"{status} {text!r}"
+
+    def _post(self) -> str:
+        status, text = self._ask("POST", self.BODY)
+        return "" if (status, text) == (200, self.BODY) else f"{status} {text[:200]!r}"
+
+    def _talk(self) -> str:
+        sock = socket.create_connection(("127.0.0.1", self._port), DEADLINE)
+        with sock, connect(f"ws://{self._host}/", sock=sock, open_timeout=DEADLINE) as talk:
+            try:
+                talk.send("hello")
+                return "" if talk.recv(DEADLINE) == "hello" else "another echo"
+            except ConnectionClosed as closed:
+                # One that is open when its app leaves is told so, and comes again.
+                self.told_to_come_again += 1
+                return "" if closed.rcvd is not None and closed.rcvd.code == 1012 else repr(closed)
+
+
+def forwarded(stack: Stack, node: str) -> Forwarding:
+    with stack.runtime(node) as runtime:
+        return runtime.GetRuntimeStatus(GetRuntimeStatusRequest(), timeout=DEADLINE).forwarding
+
+
+def homes(stack: Stack, app_id: str) -> list[str]:
+    """Return the nodes of an app's instances."""
+    return [it.node.rpartition("/")[2] for it in stack.get(app_id).instances]
 
 
 def test_a_move_and_a_drain_over_a_killed_control_plane_fail_no_request(two_nodes: Stack) -> None:
     stack = two_nodes
-    stack.create("shop", "behaviours:ready", database=Database(no_database=Database.NoDatabase()))
-    first = node_of(stack, "shop")
+    stack.create("shop", "behaviours:talks", database=Database(no_database=Database.NoDatabase()))
+    (first,) = homes(stack, "shop")
     (second,) = {"node-1", "node-2"} - {first}
-    with Follower(stack, "shop") as follower:
+    with Follower(stack, "shop") as follower, Holdout(stack, "shop", first) as holdout:
         follower.goes_on()
+        holdout.goes_on()
         move = catalog.MoveAppRequest(name="apps/shop", node=f"{NODES}/{second}")
         app = stack.result(stack.apps.MoveApp(move, timeout=DEADLINE))
         assert [it.node for it in app.instances] == [f"{NODES}/{second}"]
         follower.goes_on()
+        # Who goes on asking where the app was is answered by the node that has it.
+        holdout.goes_on()
+        eventually(lambda: forwarded(stack, first).app_count == 1, "the former node forwards")
+        carried = forwarded(stack, first).request_count
+        eventually(lambda: forwarded(stack, first).request_count > carried, "and goes on to")
         # Back again, by a drain, and whoever brings it on is killed as soon as it has begun.
         drain = fleet.DrainNodeRequest(name=f"{NODES}/{second}")
         operation: operations_pb2.Operation = stack.fleet.DrainNode(drain, timeout=DEADLINE)
@@ -129,10 +210,14 @@ def test_a_move_and_a_drain_over_a_killed_control_plane_fail_no_request(two_node
         done = stack.wait(operation, 2 * DEADLINE)
         assert done.WhichOneof("result") == "response", done
         follower.goes_on()
+        eventually(lambda: forwarded(stack, first).app_count == 0, "its own instance answers again")
+        holdout.goes_on()
     assert follower.failures == []
+    assert holdout.failures == []
+    assert forwarded(stack, first).failure_count == 0
     ports = {line.split()[0] for line in follower.seen}
     assert ports == {str(stack.http_port(node)) for node in (first, second)}
-    assert node_of(stack, "shop") == first
+    eventually(lambda: homes(stack, "shop") == [first], "it is told to be where it was")
     request = fleet.GetNodeRequest(name=f"{NODES}/{second}")
     node = stack.fleet.GetNode(request, timeout=DEADLINE)
     assert (node.cordoned, node.app_count) == (True, 0)

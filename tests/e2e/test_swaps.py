@@ -117,7 +117,7 @@ def test_a_websocket_survives_a_swap_until_the_stops_time_is_over(
     guest_stack: Stack, tier: InstanceSpec.IsolationTier.ValueType
 ) -> None:
     app_id = f"held-{InstanceSpec.IsolationTier.Name(tier).lower()}"
-    limits = Limits(stop_timeout=Duration(seconds=3))
+    limits = Limits(stop_timeout=Duration(seconds=5))
     guest_stack.create(
         app_id, "starlette_chat:create_app", isolation=tier, limits=limits, env={"MOTTO": "one"}
     )
@@ -168,11 +168,6 @@ def test_dormancy_works_without_the_control_plane_and_a_stop_outlasts_it(own_sta
         activation=InstanceSpec.ON_REQUEST,
         idle_timeout=Duration(seconds=1),
     )
-    assert ask(stack, "sleeper").status == 200
-    eventually(lambda: stack.get("sleeper").state == Instance.IDLE, "it goes dormant")
-    stack.control_plane.kill()
-    assert [answer.status for answer in burst(stack, "sleeper", 50)] == [200] * 50
-    assert starts(stack, app) == 2
 
     def dormant() -> bool:
         with stack.runtime() as node:
@@ -180,6 +175,13 @@ def test_dormancy_works_without_the_control_plane_and_a_stop_outlasts_it(own_sta
                 runtime.ListInstancesRequest(parent="apps/-"), timeout=DEADLINE
             ).instances
         return [instance.state for instance in from_node] == [Instance.IDLE]
+
+    assert ask(stack, "sleeper").status == 200
+    eventually(dormant, "it goes dormant")  # by its node, for the catalog may not know yet that it woke
+    eventually(lambda: stack.get("sleeper").state == Instance.IDLE, "it is told as dormant")
+    stack.control_plane.kill()
+    assert [answer.status for answer in burst(stack, "sleeper", 50)] == [200] * 50
+    assert starts(stack, app) == 2
 
     eventually(dormant, "it goes dormant again, alone with its node")
     stack.control_plane.start()

@@ -6,6 +6,7 @@ Passes the contract suite of the real node. No app's code runs and nothing is se
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import secrets
 import time
@@ -53,6 +54,8 @@ class Behaviour:
     fails: tuple[str, str] | None = None
     """Reason and message of a start that fails instead, after `ready_after`."""
     stop_after: float = 0.0
+    held: asyncio.Event | None = None
+    """While it is not set, no start comes to its end, and a stop not before its limit."""
 
 
 @dataclass
@@ -168,6 +171,12 @@ class FakeNode:
         """Let streams go on, with the newest state."""
         self._mute.set()
         self._publish_nothing()
+
+    def hold(self, entrypoint: str) -> asyncio.Event:
+        """Have starts and stops of an app's code from now on wait for the event that is returned."""
+        go = asyncio.Event()
+        self.behaviours[entrypoint] = Behaviour(held=go)
+        return go
 
     def crash(self, name: str, reason: str = "APP_CRASHED", message: str = "It ended by itself.") -> None:
         """Let a running instance end with an error and stay failed."""
@@ -465,6 +474,8 @@ class FakeNode:
             self._fail(hosted, "APP_START_TIMEOUT", f"It was not ready within {limit:g} s.")
             return
         await asyncio.sleep(behaviour.ready_after)
+        if behaviour.held is not None:
+            await behaviour.held.wait()
         uid = hosted.spec.app_uid
         local = hosted.spec.database.WhichOneof("kind") in (None, "sqlite")
         if hosted.spec.requires_existing_data and local and uid not in self.disk.data:
@@ -530,7 +541,11 @@ class FakeNode:
 
     async def _run_stop(self, hosted: _Hosted) -> None:
         behaviour = self.behaviours.get(hosted.spec.entrypoint, Behaviour())
-        await asyncio.sleep(min(behaviour.stop_after, effective_limits(hosted.spec).stop_timeout))
+        limit = effective_limits(hosted.spec).stop_timeout
+        if behaviour.held is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(behaviour.held.wait(), limit)
+        await asyncio.sleep(min(behaviour.stop_after, limit))
         self._end(hosted)
 
     def _end(self, hosted: _Hosted) -> None:

@@ -15,6 +15,7 @@ from compose.local.errors import StartError
 from compose.local.fleet import about_absent
 from compose.local.output import Output
 from services.control_plane.settings import Settings as ControlPlaneSettings
+from services.gateway.settings import Settings as GatewaySettings
 
 
 def test_each_variable_that_a_program_reads_is_read_passed_on_or_refused() -> None:
@@ -22,12 +23,15 @@ def test_each_variable_that_a_program_reads_is_read_passed_on_or_refused() -> No
     help_text = subprocess.run(
         [sys.executable, "-m", "runtime_node", "--help"], capture_output=True, text=True, check=True
     ).stdout
+    of_gateway = {name.upper() for name in GatewaySettings.model_fields}
     of_node = set(re.findall(rf"{settings.PREFIX}([A-Z_]+)", help_text))
     places = [*settings.OWN, *settings.DECIDED, *settings.PASSED_ON]
     assert len(places) == len(set(places))
-    assert of_control_plane | of_node <= set(places)
-    own = {"CONTROL_PLANE_PORT", "NODE_PORT", "HTTP_PORT", "POSTGRES_PORT", "NODES", "POSTGRES"}
-    assert set(places) - own <= of_control_plane | of_node
+    programs = of_control_plane | of_gateway | of_node
+    assert programs <= set(places)
+    own = {"CONTROL_PLANE_PORT", "NODE_PORT", "HTTP_PORT", "POSTGRES_PORT", "GATEWAY_PORT"}
+    own |= {"NODES", "POSTGRES", "GATEWAY"}
+    assert set(places) - own <= programs
 
 
 def test_a_variable_that_could_not_do_what_it_says_is_refused_and_a_misspelt_one_told() -> None:

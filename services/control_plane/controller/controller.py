@@ -15,7 +15,8 @@ from itertools import islice
 from typing import Any
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, RuntimeStatus
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, RuntimeStatus
+from services.control_plane.controller.autoscaling import Autoscaling
 from services.control_plane.controller.following import follow
 from services.control_plane.controller.lease_watch import LeaseWatch
 from services.control_plane.controller.relocations import Relocations
@@ -30,6 +31,7 @@ from services.control_plane.placement.choice import is_other_use
 from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.app_reconciler import AppReconciler
 from services.control_plane.reconciler.data_reconciler import DataReconciler
+from services.control_plane.rules.conditions import get_condition
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, home_of
 from services.control_plane.tenure import Tenure, steady_seconds
@@ -81,6 +83,8 @@ class Controller:
         self._data_queue: WorkQueue | None = None
         self._databases: AppDatabases | None = None
         self._unsettled: dict[str, None] = {}
+        self._short: set[str] = set()
+        """Apps that lack a place for something, as far as is stored."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._followers: list[asyncio.Task[None]] = []
 
@@ -97,6 +101,8 @@ class Controller:
         for record in self._mirror.apps.values():
             if _is_unsettled(record):
                 self._unsettled[record.name] = None
+                if _is_short(record):
+                    self._short.add(record.name)
                 self.enqueue(record.name)
         for node in self._mirror.nodes.values():
             self._links.follow(node.node, self)
@@ -113,6 +119,7 @@ class Controller:
             background(
                 ServerWatch(self._mirror.database_servers, self._store_write).run(), "database servers"
             ),
+            background(Autoscaling(self._mirror, self._links, self._note, clock).run(), "autoscaling"),
             background(Relocations(self._mirror, self._store_write).run(), "relocations"),
         ]
 
@@ -132,6 +139,7 @@ class Controller:
         self._followers.clear()
         await self._links.close()
         self._unsettled.clear()
+        self._short.clear()
 
     def is_heard(self, node: str) -> bool:
         """Tell whether a node's stream is open now. Safe from any thread."""
@@ -163,6 +171,10 @@ class Controller:
                 self._unsettled[name] = None
             else:
                 self._unsettled.pop(name, None)
+            if record is not None and _is_short(record):
+                self._short.add(name)
+            else:
+                self._short.discard(name)
             self.enqueue(name)
 
     async def _follow_nodes(self, position: int) -> None:
@@ -226,7 +238,7 @@ class Controller:
 
     def _enqueue_unplaced(self) -> None:
         for app in list(self._unsettled):
-            if not self._mirror.placements_of(app):
+            if app in self._short or not self._mirror.placements_of(app):
                 self.enqueue(app)
 
     # The safety net
@@ -258,9 +270,9 @@ class Controller:
         looked_at = []
         for app in islice(self._unsettled, 50 * SWEEP_APPS):
             looked_at.append(app)
-            home = self._home_of(app)
+            homes = {it.node for it in self._mirror.placements_of(app)}
             waits = self._queue is None or self._queue.is_put_off(app)
-            if not waits and (not home or self._links.is_heard(home)):
+            if not waits and (not homes or any(map(self._links.is_heard, homes))):
                 found.append(app)
                 if len(found) == SWEEP_APPS:
                     break
@@ -308,6 +320,12 @@ class Controller:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _is_short(record: AppRecord) -> bool:
+    """Tell whether an app waits for a node, if only for one of its replicas."""
+    scheduled = get_condition(record.status.conditions, "Scheduled")
+    return scheduled is not None and scheduled.status == Condition.UNMET
 
 
 def _is_unsettled(record: AppRecord) -> bool:

@@ -25,6 +25,9 @@ PAUSE_SECONDS = 0.05
 PAUSES = 4.0
 """The same in times of what a look took, for nodes with very many apps: others write meanwhile."""
 
+LOOK_SECONDS = 0.1
+"""Least time between two looks for a drain that begins, while there is none: each change would be one."""
+
 IDLE_SECONDS = 60.0
 
 TRIES = 2
@@ -53,8 +56,8 @@ class Relocations:
             began = clock()
             for name, verb in going_on.items():
                 await self._advance(name, verb)
-            if going_on:
-                await asyncio.sleep(max(PAUSE_SECONDS, PAUSES * (clock() - began)))
+            pause = max(PAUSE_SECONDS, PAUSES * (clock() - began))
+            await asyncio.sleep(pause if going_on else LOOK_SECONDS)
             # Every change of the catalog moves this feed, also of operations and of nodes.
             await self._mirror.apps.wait(position, IDLE_SECONDS)
             if self._mirror.apps.closed:

@@ -74,13 +74,19 @@ class Provisioning:
         for worker in workers:
             worker.cancel()
         await asyncio.gather(*workers, return_exceptions=True)
+        lines, self._lines, self._workers = list(self._lines.values()), {}, {}
+        for it in (one for line in lines for one in line.waiting):  # whose worker had not begun
+            if not it.database.done():
+                it.database.set_exception(busy(it.server))
 
     async def _work(self, name: str, line: _Line) -> None:
         try:
             while line.waiting:
                 await self._one_batch(line, line.waiting[0].server)
         finally:
-            del self._workers[name], self._lines[name]
+            del self._workers[name]
+            if not line.waiting:
+                del self._lines[name]
 
     async def _one_batch(self, line: _Line, server: DatabaseServerRecord) -> None:
         taken: list[_Waiting] = []

@@ -6,9 +6,8 @@ others. Each step may be repeated, after any failure.
 
 from __future__ import annotations
 
-import asyncio
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -56,20 +55,17 @@ async def guard(
     In one transaction; if a step of that fails, in one for each app, for nothing tells whose it was. Raises
     `psycopg.Error` when the connection is broken, or there is one app alone.
     """
-    verifiers = await asyncio.to_thread(
-        lambda: [steps.verifier_of(it.login) if it.login is not None else "" for it in orders]
-    )
     try:
         async with connection.transaction():
-            return await _guard(connection, dict(zip(orders, verifiers, strict=True)))
+            return await _guard(connection, orders)
     except psycopg.Error:
         if connection.broken or len(orders) == 1:
             raise
     told: dict[str, Shut | SupervisorError] = {}
-    for order, verifier in zip(orders, verifiers, strict=True):
+    for order in orders:
         try:
             async with connection.transaction():
-                told |= await _guard(connection, {order: verifier})
+                told |= await _guard(connection, [order])
         except psycopg.Error as failure:
             if connection.broken:
                 raise
@@ -77,16 +73,16 @@ async def guard(
     return told
 
 
-async def _guard(connection: Connection, orders: Mapping[Order, str]) -> dict[str, Shut | SupervisorError]:
+async def _guard(connection: Connection, orders: Sequence[Order]) -> dict[str, Shut | SupervisorError]:
     owners = [order.owner for order in orders]
     await steps.lock(connection, owners)
     there = await _look(connection, owners)
     told: dict[str, Shut | SupervisorError] = {}
     todo: list[Composable] = []
-    for order, verifier in orders.items():
+    for order in orders:
         found = there[order.owner]
         try:
-            commands = [*_commands(order, found, verifier)]
+            commands = [*_commands(order, found)]
         except SupervisorError as refusal:
             told[order.owner] = refusal
         else:
@@ -129,7 +125,7 @@ def _shut(order: Order, found: _Found) -> Shut:
     return tuple(login for login in found.logins if login not in order.keep)
 
 
-def _commands(order: Order, found: _Found, verifier: str) -> Iterator[Composable]:
+def _commands(order: Order, found: _Found) -> Iterator[Composable]:
     """Yield what is to be done for an app, in order. Raises SupervisorError as its single steps do."""
     if found.mark is None and order.login is None:
         return
@@ -150,4 +146,4 @@ def _commands(order: Order, found: _Found, verifier: str) -> Iterator[Composable
         raise steps.foreign(order.owner)
     if order.login.name not in found.logins:
         yield SQL("CREATE ROLE {} NOLOGIN").format(Identifier(order.login.name))
-    yield from steps.letting_in(order.owner, order.login, verifier, schema=True)
+    yield from steps.letting_in(order.owner, order.login, schema=True)

@@ -21,6 +21,7 @@ from services.control_plane.placement.choice import (
     ranked,
     wish_of,
 )
+from services.control_plane.placement.scale import is_several
 from services.control_plane.rules.app_defaults import normalize_app
 from services.control_plane.rules.app_rules import app_violations
 from services.control_plane.rules.environment_defaults import with_defaults
@@ -53,7 +54,9 @@ def explain_placement(mirror: Mirror, request: pb.ExplainPlacementRequest) -> Re
         placements = mirror.placements_of(name)
         staying = {it.node for it in placements if it.role in (Role.CURRENT, Role.INCOMING)}
         response.current_nodes.extend(sorted(staying))
-        bound = bound_by(record, placements)
+        prefix = f"{spec.environment}/nodes/"
+        known = [it for it in mirror.nodes.values(prefix) if it.name.startswith(prefix)]
+        bound = bound_by(record, placements, known)
         response.bound_reason = bound.reason if bound is not None else ""
     else:
         spec = _checked(mirror, request.app_spec)
@@ -61,7 +64,8 @@ def explain_placement(mirror: Mirror, request: pb.ExplainPlacementRequest) -> Re
     if environment is None:
         raise environment_not_found(spec.environment)
     # Of an app with many copies the next one is explained, of one with a single copy that one itself.
-    siblings = response.current_nodes if spec.replicas > 1 else ()
+    app = mirror.apps.get(name) if name else None
+    siblings = response.current_nodes if app is not None and is_several(app) else ()
     wish = wish_of(spec, environment_cordoned=environment.environment.cordoned, siblings=siblings)
     nodes = _candidates(mirror, spec, name)
     choice = choose(wish, nodes)

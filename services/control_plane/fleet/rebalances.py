@@ -22,9 +22,10 @@ from services.control_plane.fleet.relocations import (
     why_it_stayed,
 )
 from services.control_plane.operations import operations
-from services.control_plane.operations.moves import bound_by
+from services.control_plane.operations.moves import bound_by, takes_data_along
 from services.control_plane.placement.balance import Movable, Move, plan_moves
 from services.control_plane.placement.choice import Candidates, Neighbours, obstacles, wish_of
+from services.control_plane.placement.scale import is_several
 from services.control_plane.rules.sentences import counted
 from services.control_plane.store.app_labels import pairs
 from services.control_plane.store.interface import Transaction
@@ -32,6 +33,7 @@ from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import (
     REBALANCE,
     AppRecord,
+    NodeRecord,
     OperationRecord,
     PlacementRecord,
     Role,
@@ -51,33 +53,44 @@ def plan_of(mirror: Mirror, environment: str, tolerance: int, most: int) -> list
     if known is None or known.environment.cordoned:
         return []  # nothing moves within a cordoned one
     prefix = f"{environment}/nodes/"
-    records = takewhile(lambda it: it.name.startswith(prefix), mirror.nodes.values(prefix))
+    records = list(takewhile(lambda it: it.name.startswith(prefix), mirror.nodes.values(prefix)))
     nodes = ((it.name, it.node, it.node.state == pb.Node.READY) for it in records)
     taken = Neighbours(taken=mirror.exclusive_nodes())
     seen = Candidates().of(nodes, mirror.loads, taken, {})
-    return plan_moves(environment, seen, lambda it: _movable(mirror, it), tolerance=tolerance, most=most)
+    return plan_moves(
+        environment, seen, lambda it: _movable(mirror, it, records), tolerance=tolerance, most=most
+    )
 
 
-def _movable(mirror: Mirror, node: str) -> Iterator[Movable]:
+def _movable(mirror: Mirror, node: str, nodes: Sequence[NodeRecord]) -> Iterator[Movable]:
+    # Of the others it is enough that there is one.
+    nodes = [it for it in nodes if it.name == node] + [it for it in nodes if it.name != node][:1]
     for name in sorted(mirror.apps_on(node)):
         record = mirror.apps.get(name)
-        if record is None or _why_not(record, mirror.placements_of(name), node):
+        if record is None or _why_not(record, mirror.placements_of(name), node, nodes):
             continue
         spec = record.spec
         wish = wish_of(spec, environment_cordoned=False)
         yield Movable(
-            name, wish, neighbours_of(mirror, spec, name), pairs(spec.labels), pairs(spec.anti_affinity)
+            name,
+            wish,
+            neighbours_of(mirror, spec, name),
+            pairs(spec.labels),
+            pairs(spec.anti_affinity),
+            takes_data_along(record, mirror.placements_of(name)),
         )
 
 
-def _why_not(record: AppRecord, placements: Sequence[PlacementRecord], node: str) -> tuple[str, str] | None:
+def _why_not(
+    record: AppRecord, placements: Sequence[PlacementRecord], node: str, nodes: Sequence[NodeRecord]
+) -> tuple[str, str] | None:
     """Return why an app is not moved from a node, a reason and a sentence; or None."""
     if record.deleting:
         return "APP_DELETING", "It is being deleted."
-    if bound := bound_by(record, placements):
+    if bound := bound_by(record, placements, nodes):
         return bound.reason, bound.message
     alone = len(placements) == 1 and placements[0].role is Role.CURRENT and placements[0].node == node
-    if not alone or record.spec.exclusive or record.spec.replicas > 1:
+    if not alone or record.spec.exclusive or is_several(record):
         return "CHANGING", f"It is not on {node} any more, or is being changed, or is to be alone."
     return None
 
@@ -167,7 +180,8 @@ def _is_begun(tx: Transaction, mirror: Mirror, move: Planned) -> bool:
     if record is None:
         _note(move, Planned.LEFT_OUT, "APP_NOT_FOUND", "It was deleted.")
         return False
-    if wrong := _why_not(record, tx.placements_of(move.app), move.source_node):
+    nodes = tx.nodes(record.spec.environment)
+    if wrong := _why_not(record, tx.placements_of(move.app), move.source_node, nodes):
         _note(move, Planned.LEFT_OUT, *wrong)
         return False
     node = candidate(tx, mirror, record.spec, move.destination_node)
@@ -178,7 +192,14 @@ def _is_begun(tx: Transaction, mirror: Mirror, move: Planned) -> bool:
         _note(move, Planned.LEFT_OUT, found[0].reason, f"{move.destination_node}: {found[0].message}")
         return False
     move.state = Planned.MOVING
-    begin_move(tx, record, move.destination_node, "REBALANCED", f"To even out: {move.message}")
+    begin_move(
+        tx,
+        record,
+        move.destination_node,
+        "REBALANCED",
+        f"To even out: {move.message}",
+        source=move.source_node,
+    )
     return True
 
 

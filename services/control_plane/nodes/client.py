@@ -14,7 +14,9 @@ import grpc
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from appsupervisor.errors.v1.error_reason_pb2 import ErrorReason
+from appsupervisor.runtime.v1 import data_transfers_pb2 as transfers
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
+from appsupervisor.runtime.v1.data_transfers_pb2_grpc import DataTransfersStub
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentStub
 from services.control_plane.nodes.together import Again, Outcome, Together
 from services.rpc.errors import SupervisorError
@@ -25,6 +27,15 @@ BatchResponse: TypeAlias = pb.BatchStartInstancesResponse | pb.BatchStopInstance
 
 CALL_SECONDS = 3.0
 """Deadline of one try of a unary call: a node answers at once or is in trouble."""
+
+OFFER_SECONDS = 30.0
+"""Deadline of an offer of data: its directory is walked first."""
+
+FREEZE_SECONDS = 8.0
+"""Deadline of a freeze, beside what the app may take to stop."""
+
+REST_SECONDS = 60.0
+"""Deadline of the rest of data: then the app has been down for too long, and goes on where it was."""
 
 RENEW_SECONDS = 2.0
 """Deadline of a renewal of a lease: then another one is due."""
@@ -60,6 +71,7 @@ class NodeClient:
         self._address = address
         self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
         self._stub = RuntimeEnvironmentStub(self._channel)
+        self._transfers = DataTransfersStub(self._channel)
         self._starts = Together(self._start_alone, self._start_together, self._closed)
         self._stops = Together(self._stop_alone, self._stop_together, self._closed)
 
@@ -157,10 +169,38 @@ class NodeClient:
         """Have a data directory handed over to another app; safe to repeat."""
         return await self._retry(lambda: self._stub.ClaimDataDirectory(request, timeout=CALL_SECONDS))
 
+    async def offer(self, request: transfers.OfferDataRequest) -> transfers.OfferDataResponse:
+        """Have an app's data offered to who has a ticket; safe to repeat, one try."""
+        return await self._once(self._transfers.OfferData(request, timeout=OFFER_SECONDS))
+
+    async def freeze(
+        self, request: transfers.FreezeDataRequest, stop_seconds: float
+    ) -> transfers.FreezeDataResponse:
+        """Have an app stopped whose data is offered, which may take its time; one try."""
+        return await self._once(self._transfers.FreezeData(request, timeout=stop_seconds + FREEZE_SECONDS))
+
+    async def receive(
+        self, request: transfers.ReceiveDataRequest, *, rest: bool = False
+    ) -> transfers.ReceiveDataResponse:
+        """Have an app's data received, or its `rest` to the end; one try."""
+        return await self._once(
+            self._transfers.ReceiveData(request, timeout=REST_SECONDS if rest else CALL_SECONDS)
+        )
+
+    async def release(self, request: transfers.ReleaseDataRequest) -> transfers.ReleaseDataResponse:
+        """End an offer of an app's data; safe to repeat."""
+        return await self._retry(lambda: self._transfers.ReleaseData(request, timeout=CALL_SECONDS))
+
     async def close(self) -> None:
         """Close the channel; calls under way are cancelled."""
         await asyncio.gather(self._starts.close(), self._stops.close())
         await self._channel.close(None)
+
+    async def _once(self, call: Awaitable[T]) -> T:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as failure:
+            raise self._translate(failure) from None
 
     async def _start_alone(self, request: pb.StartInstanceRequest) -> pb.Instance:
         response = await self._retry(lambda: self._stub.StartInstance(request, timeout=CALL_SECONDS))

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
+from appsupervisor.runtime.v1 import data_transfers_pb2 as transfers
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     ClaimDataDirectoryRequest,
     DataDirectory,
     Instance,
+    InstanceFigures,
     RuntimeStatus,
     StartInstanceRequest,
     StopInstanceRequest,
@@ -90,6 +92,8 @@ class NodeLink:
         """Why it is not heard, one sentence."""
         self._refused: dict[str, Instance] = {}
         self._hindered: dict[str, tuple[str, str]] = {}
+        self._in_flight: dict[str, dict[str, int]] = {}
+        """Requests of instances that have some, by app."""
         self._deadline: asyncio.TimerHandle | None = None
         self._heard_at = asyncio.get_running_loop().time()
         self._task = background(self._follow(), f"link {node.name}")
@@ -117,6 +121,23 @@ class NodeLink:
     def apps(self) -> set[str]:
         """Return the apps that have an instance here."""
         return set(self._apps)
+
+    def in_flight(self, app: str) -> int:
+        """Return how many requests of an app are in flight or queued here, as last told."""
+        return sum(self._in_flight.get(app, {}).values())
+
+    def _note_figures(self, figures: Mapping[str, InstanceFigures]) -> None:
+        for name, told in figures.items():
+            self._note_in_flight(name, told.in_flight_count + told.queued_count)
+
+    def _note_in_flight(self, name: str, count: int) -> None:
+        app = name.partition("/instances/")[0]
+        if count:
+            self._in_flight.setdefault(app, {})[name] = count
+        elif app in self._in_flight:
+            self._in_flight[app].pop(name, None)
+            if not self._in_flight[app]:
+                del self._in_flight[app]
 
     def accepted(self, app: str, instance: Instance) -> None:
         """Note what the node answered, unless its stream was quicker."""
@@ -172,6 +193,30 @@ class NodeLink:
         """Have the node hand data over to another app, under the leader's term."""
         request.term = self._term
         return await self.client.claim(request)
+
+    async def offer(self, request: transfers.OfferDataRequest) -> transfers.OfferDataResponse:
+        """Have the node offer an app's data, under the leader's term."""
+        request.term = self._term
+        return await self.client.offer(request)
+
+    async def freeze(
+        self, request: transfers.FreezeDataRequest, stop_seconds: float
+    ) -> transfers.FreezeDataResponse:
+        """Have the node stop an app whose data is offered, under the leader's term."""
+        request.term = self._term
+        return await self.client.freeze(request, stop_seconds)
+
+    async def receive(
+        self, request: transfers.ReceiveDataRequest, *, rest: bool = False
+    ) -> transfers.ReceiveDataResponse:
+        """Have the node receive an app's data, or tell how far it is, under the leader's term."""
+        request.term = self._term
+        return await self.client.receive(request, rest=rest)
+
+    async def release(self, request: transfers.ReleaseDataRequest) -> transfers.ReleaseDataResponse:
+        """Have the node end an offer, under the leader's term."""
+        request.term = self._term
+        return await self.client.release(request)
 
     def _index(self, app: str) -> None:
         """Have `hosts` tell of the app what the view shows now."""
@@ -271,7 +316,10 @@ class NodeLink:
 
     def _take(self, message: Message) -> None:
         """Apply one message to the view."""
+        if message.type == Message.HEARTBEAT:
+            self._note_figures(message.figures)
         if message.type == Message.SYNCED:
+            self._in_flight.clear()  # the next heartbeat tells all
             before = set(self._apps)
             self._apps, self._incoming = self._incoming or {}, None
             self._hindered.clear()
@@ -288,11 +336,14 @@ class NodeLink:
             app = instance.name.partition("/instances/")[0]
             if message.type == Message.UPSERT:
                 instance.ClearField("figures")
+                if instance.state != Instance.RUNNING:
+                    self._note_in_flight(instance.name, 0)
                 known = view.setdefault(app, {})
                 same = known.get(instance.name) == instance
                 known[instance.name] = instance
             else:
                 same = view.get(app, {}).pop(instance.name, None) is None
+                self._note_in_flight(instance.name, 0)
                 if not view.get(app, True):
                     del view[app]
                 if instance.last_error.reason == "APP_LEAKED":

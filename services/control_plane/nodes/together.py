@@ -6,11 +6,15 @@ Nobody waits for that longer than the turn of the loop that is under way, and wh
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum, auto
+from functools import partial
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from services.rpc.errors import SupervisorError
+
+log = logging.getLogger("appsupervisor.reconciler")
 
 MOST = 100
 """Requests in one call: as many as a node takes."""
@@ -37,6 +41,7 @@ class Sized(Protocol):
 Q = TypeVar("Q", bound=Sized)
 A = TypeVar("A")
 Outcome: TypeAlias = A | SupervisorError | Again
+Batch: TypeAlias = list[tuple[Q, "asyncio.Future[A | Again]"]]
 
 
 class Together(Generic[Q, A]):
@@ -55,7 +60,7 @@ class Together(Generic[Q, A]):
         self._batch = batch
         self._closed = closed
         self._knows_batches = True
-        self._waiting: list[tuple[Q, asyncio.Future[A | Again]]] = []
+        self._waiting: Batch[Q, A] = []
         self._under_way: set[asyncio.Task[None]] = set()
 
     async def call(self, request: Q) -> A:
@@ -79,7 +84,8 @@ class Together(Generic[Q, A]):
     def _send(self) -> None:
         waiting = [(request, future) for request, future in self._waiting if not future.done()]
         self._waiting.clear()
-        size, batch = 0, waiting[:0]
+        size = 0
+        batch: Batch[Q, A] = []
         for request, future in waiting:
             size += request.ByteSize()
             if len(batch) == MOST or (batch and size > MOST_BYTES):
@@ -88,29 +94,36 @@ class Together(Generic[Q, A]):
             batch.append((request, future))
         self._begin(batch)
 
-    def _begin(self, batch: list[tuple[Q, asyncio.Future[A | Again]]]) -> None:
+    def _begin(self, batch: Batch[Q, A]) -> None:
         if len(batch) < 2:
             for _, future in batch:
                 future.set_result(Again.ALONE)
             return
         task = asyncio.create_task(self._carry_out(batch), name=f"batch of {len(batch)}")
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(partial(self._ended, batch))
 
-    async def _carry_out(self, batch: list[tuple[Q, asyncio.Future[A | Again]]]) -> None:
-        outcomes: Sequence[Outcome[A]] = [self._closed()] * len(batch)
+    async def _carry_out(self, batch: Batch[Q, A]) -> None:
+        outcomes: Sequence[Outcome[A]]
         try:
             told = await self._batch([request for request, _ in batch])
-            if told is None:
-                self._knows_batches = False
+            self._knows_batches = told is not None
             outcomes = told if told is not None else [Again.ALONE] * len(batch)
         except SupervisorError as failure:
             outcomes = [failure] * len(batch)
-        finally:
-            for (_, future), outcome in zip(batch, outcomes, strict=True):
-                if future.done():
-                    continue  # who asked has given up
-                if isinstance(outcome, SupervisorError):
-                    future.set_exception(outcome)
-                else:
-                    future.set_result(outcome)
+        for (_, future), outcome in zip(batch, outcomes, strict=True):
+            if future.done():
+                continue  # who asked has given up
+            if isinstance(outcome, SupervisorError):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+    def _ended(self, batch: Batch[Q, A], task: asyncio.Task[None]) -> None:
+        """Leave nobody waiting, however a batch has ended: also before it began."""
+        self._under_way.discard(task)
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            log.error("a batch failed", exc_info=fault, extra={"action": "node.batch_fault"})
+        for _, future in batch:
+            if not future.done():
+                future.set_exception(self._closed())

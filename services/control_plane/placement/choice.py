@@ -81,8 +81,6 @@ class Wish:
     exclusive: bool = False
     siblings: tuple[str, ...] = ()
     """The nodes that other copies of the app are on, each as often as there are copies on it."""
-    apart: bool = False
-    """Whether its copies are to share no node either."""
 
 
 class Obstacle(NamedTuple):
@@ -171,7 +169,6 @@ def wish_of(spec: App, *, environment_cordoned: bool, siblings: Iterable[str] = 
         spec.limits.memory_bytes,
         spec.exclusive,
         tuple(siblings),
-        any(spec.labels.get(key) == value for key, value in spec.anti_affinity.items()),
     )
 
 
@@ -209,7 +206,7 @@ def _reasons(wish: Wish, node: Candidate) -> Iterator[str]:
         yield "APP_AVOIDED"
     if node.averse:
         yield "AVOIDED_BY_APP"
-    if wish.apart and node.name in wish.siblings:
+    if node.name in wish.siblings:
         yield "COPY_THERE"
 
 
@@ -284,8 +281,8 @@ _TEXTS: dict[str, Callable[[Wish, Candidate], Obstacle]] = {
     ),
     "COPY_THERE": lambda _wish, _node: Obstacle(
         "COPY_THERE",
-        "Another copy of the app is on it, and its anti_affinity names a label of its own.",
-        "Add a node, ask for fewer replicas, or change the app's anti_affinity.",
+        "Another replica of the app is on it.",
+        "Add a node, or ask for fewer replicas.",
     ),
 }
 
@@ -371,7 +368,7 @@ _WORDS = {
     "NOT_EMPTY": "not empty, as an exclusive app needs it",
     "APP_AVOIDED": "with an app that its anti_affinity names",
     "AVOIDED_BY_APP": "with an app whose anti_affinity names it",
-    "COPY_THERE": "with another copy of it, from which it is to be apart",
+    "COPY_THERE": "with another replica of it",
 }
 
 

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, DataMove, DeleteAppRequest
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Condition,
@@ -26,11 +27,14 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
 from services.control_plane.catalog.candidates import neighbours_of
 from services.control_plane.databases.app_databases import AppDatabases
 from services.control_plane.nodes.links import NodeLinks
-from services.control_plane.placement.assignment import Assignment, assign
+from services.control_plane.placement.assignment import ENDING, Assignment, assign
 from services.control_plane.placement.choice import Candidates
+from services.control_plane.placement.data_travel import Travel, travel_of
+from services.control_plane.placement.scale import is_several, wanted_replicas
 from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
 from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.data_reconciler import DataReconciler
+from services.control_plane.reconciler.data_travels import DataTravels
 from services.control_plane.reconciler.former_homes import FormerHomes
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.pace import Pace
@@ -38,7 +42,7 @@ from services.control_plane.reconciler.plan import Plan, Start, Stop, new_home, 
 from services.control_plane.reconciler.result import Result
 from services.control_plane.rules.conditions import DATABASE_PROVIDED, DATABASE_READY, get_condition
 from services.control_plane.store.interface import CatalogStore, Transaction
-from services.control_plane.store.records import AppRecord, PlacementRecord, Role
+from services.control_plane.store.records import AppRecord, PlacementRecord, Role, Version
 from services.rpc.errors import SupervisorError
 
 log = logging.getLogger("appsupervisor.reconciler")
@@ -73,6 +77,7 @@ class AppReconciler:
         self._data = data
         self._pace = Pace(clock)
         self._databases = databases
+        self._travels = DataTravels(store, links, write)
         self._placing: Counter[str] = Counter()
         self._candidates = Candidates()
         self._former_homes = FormerHomes(clock)
@@ -96,7 +101,8 @@ class AppReconciler:
             return Result()  # nothing can be said or done yet
         now = self._store.now()
         assigned = assign(app, placements, seen, now)
-        if set(assigned.placements) == set(placements) and _awaits_start(app, assigned, seen):
+        stays = _are_same(assigned.placements, placements)
+        if stays and _awaits_start(app, assigned, seen):
             # Apps are to serve first of all: what came of the start is stored in the pass that this asks for.
             # So all apps of a returning node are started before any of it, and none is told as gone.
             result = await self._act(app, assigned, seen)
@@ -105,8 +111,8 @@ class AppReconciler:
         moving = self._mirror.open_operations(
             app.name, ("move",)
         )  # it ends also when its old node falls silent
-        if observed != app or set(assigned.placements) != set(placements) or moving:
-            stored = await self._decide(app, placements, assigned, seen)
+        if observed is not app or not stays or moving:
+            stored = await self._decide(transactions.Foreseen(app, placements, assigned, observed), seen)
             if stored is None:
                 return Result()
             app, assigned = stored
@@ -121,13 +127,15 @@ class AppReconciler:
         homes = {placement.node for placement in placements}
         gone = frozenset(name for name in homes if self._mirror.nodes.get(name) is None)
         for name in homes - gone:
-            told = {it.name: it for it in app.status.instances if it.node == name}
+            heard = self._links.is_heard(name)
+            told = {} if heard else {it.name: it for it in app.status.instances if it.node == name}
             view = self._links.view(name, app.name, told)
             if view is not None:
                 nodes[name] = self._with_loss(view)
         lost = {name for name, view in nodes.items() if view.sight is Sight.LOST}
-        staying = any(it.role is not Role.LOST and it.node not in gone | lost for it in placements)
-        if staying or app.deleting or app.spec.desired_state == App.STOPPED:
+        over = ENDING if is_several(app) else (Role.LOST,)
+        staying = {it.replica for it in placements if it.role not in over and it.node not in gone | lost}
+        if len(staying) >= wanted_replicas(app) or app.deleting or app.spec.desired_state == App.STOPPED:
             return Snapshot(nodes, gone=gone)
         environment = self._mirror.environments.get(app.spec.environment)
         links = self._links.of(app.spec.environment)
@@ -151,17 +159,16 @@ class AppReconciler:
         return replace(view, sight=Sight.LOST) if lost and view.sight is Sight.SILENT else view
 
     async def _decide(
-        self,
-        app: AppRecord,
-        placements: tuple[PlacementRecord, ...],
-        assigned: Assignment,
-        seen: Snapshot,
+        self, foreseen: transactions.Foreseen, seen: Snapshot
     ) -> tuple[AppRecord, Assignment] | None:
-        new = {it.node for it in assigned.placements} - {it.node for it in placements}
+        app = foreseen.app
+        new = {it.node for it in foreseen.assigned.placements} - {it.node for it in foreseen.placements}
         # Until it is stored the mirror doesn't count it; others that are placed meanwhile must.
         self._placing.update(new)
         try:
-            return await self._write(partial(transactions.decided, name=app.name, uid=app.uid, seen=seen))
+            return await self._write(
+                partial(transactions.decided, name=app.name, uid=app.uid, seen=seen, foreseen=foreseen)
+            )
         finally:
             self._placing.subtract(new)
 
@@ -169,12 +176,19 @@ class AppReconciler:
         todo = plan(app, assigned, seen, self._store.now())
         if app.deleting and (pause := self._pace.wait(_removal(app), app.target, "")):
             return Result(after=pause)
-        if todo.start is not None and (pause := self._pause(app, todo.start.placement)):
-            return Result(after=pause)  # nor is anything stopped: what takes the app away would run then
+        pauses = [self._pause(app, it.placement) for it in todo.starts]
+        starts = [it for it, pause in zip(todo.starts, pauses, strict=True) if not pause]
+        if pauses and not starts:
+            return Result(
+                after=min(pauses)
+            )  # nor is anything stopped: what takes the app away would run then
         over, failure = await self._stop_all(app, todo)
-        # A stop that fails holds up no start: an app is to serve first of all.
-        if todo.start is not None:
-            await self._start(app, assigned, todo.start)
+        # A stop that fails holds up no start, nor one start another: an app is to serve first of all.
+        for start in starts:
+            try:
+                await self._start(app, assigned, start)
+            except SupervisorError as refusal:
+                failure = refusal
         if app.database_server:
             ends = todo.remove or (app.deleting and len(over) == len(assigned.placements))
             await self._guard_database(app, assigned, over, ends=bool(ends))
@@ -182,7 +196,39 @@ class AppReconciler:
             await self._write(
                 partial(transactions.ended, name=app.name, uid=app.uid, placements=over, policy=app.deleting)
             )
-        return Result(failure=failure, after=todo.after)
+        travel = None if app.deleting else travel_of(assigned.placements)
+        if travel is not None and not todo.starts and failure is None:
+            brought = await self._bring_data(app, travel)
+            return replace(brought, again=True) if over else brought
+        if travel is None and app.status.data_move.state == DataMove.ARRIVED:
+            await self._leave(app, assigned)
+        after = min(filter(None, [todo.after, *pauses]), default=0.0)
+        # That a placement is over changes no app by itself, and so asks for no pass.
+        return Result(failure=failure, again=bool(over), after=after)
+
+    async def _leave(self, app: AppRecord, assigned: Assignment) -> None:
+        """Have the node that an app's data has left forward what it holds: it is started elsewhere."""
+        move, wanted = app.status.data_move, assigned.wanted
+        source, target = self._links.get(move.source_node), self._links.get(move.target_node)
+        before = next((it for it in assigned.placements if it.node == move.source_node), None)
+        runs = wanted is not None and wanted.node == move.target_node
+        if runs and before is not None and source is not None and source.synced and target is not None:
+            stop = StopInstanceRequest(name=before.instance, epoch=app.target.epoch, app_uid=app.uid)
+            home = new_home(app, target.node)
+            if home is not None:
+                stop.moved_to.CopyFrom(home)
+                await self._tell_former_homes(app, home)
+                await source.stop(stop)
+                self._former_homes.told(app.name, source.node.name, stop)
+        await self._travels.let_go(app)
+
+    async def _bring_data(self, app: AppRecord, travel: Travel) -> Result:
+        """Make a step of the way that the app's data goes; once it is there the app is started at once."""
+        result = await self._travels.advance(app, travel)
+        if result is not None:
+            return result
+        moved = self._mirror.apps.get(app.name)
+        return await self._look_at(moved) if moved is not None else Result()
 
     async def _stop_all(
         self, app: AppRecord, todo: Plan
@@ -274,7 +320,7 @@ class AppReconciler:
 
     def _pause(self, app: AppRecord, placement: PlacementRecord) -> float:
         link = self._links.get(placement.node)
-        return self._pace.wait(app.name, app.target, link.node.incarnation) if link is not None else 0.0
+        return self._pace.wait(*_paced(app, placement), link.node.incarnation) if link is not None else 0.0
 
     async def _guard_database(
         self, app: AppRecord, assigned: Assignment, over: list[PlacementRecord], *, ends: bool
@@ -327,7 +373,7 @@ class AppReconciler:
             instance = await link.start(start.request)
         except SupervisorError as refusal:
             if refusal.reason in OUTDATED:
-                self._pace.started(app.name, app.target, link.node.incarnation)
+                self._pace.started(*_paced(app, start.placement), link.node.incarnation)
                 await self._renew(app, start, refusal)
                 return
             if refusal.reason not in FINAL_REFUSALS:
@@ -335,7 +381,7 @@ class AppReconciler:
                 raise
             link.refuse(app.name, _refused(start.request, refusal))
         else:
-            self._pace.started(app.name, app.target, link.node.incarnation)
+            self._pace.started(*_paced(app, start.placement), link.node.incarnation)
             link.accepted(app.name, instance)
 
     async def _renew(self, app: AppRecord, start: Start, refusal: SupervisorError) -> None:
@@ -345,17 +391,34 @@ class AppReconciler:
         renew = partial(
             transactions.renewed, name=app.name, uid=app.uid, placement=start.placement, known=known
         )
-        renewed: AppRecord | None = await self._write(renew)
+        renewed: tuple[AppRecord, PlacementRecord] | None = await self._write(renew)
         if renewed is not None:
-            self._pace.renewed(app.name, renewed.target)
+            self._pace.renewed(*_paced(*renewed))
 
     async def _write(self, command: Callable[[Transaction], T]) -> T:
         return await asyncio.wrap_future(self._store_write(command))
 
 
+def _paced(app: AppRecord, placement: PlacementRecord) -> tuple[str, Version]:
+    """Return under which name a placement's starts are paced, and what makes another row of them."""
+    if not is_several(app):
+        return app.name, app.target
+    return f"{app.name} replica {placement.replica}", placement.version
+
+
+def _are_same(placements: Sequence[PlacementRecord], others: Sequence[PlacementRecord]) -> bool:
+    """Tell whether two lists have the same placements, in whatever order."""
+    # Nearly always each is the very same record, which is told without a look at what is in it.
+    if len(placements) == len(others) and all(map(operator.is_, placements, others)):
+        return True
+    return set(placements) == set(others)
+
+
 def _awaits_start(app: AppRecord, assigned: Assignment, seen: Snapshot) -> bool:
     """Tell whether an app that is to run has nothing on its node, for all that is known yet."""
     wanted = assigned.wanted
+    if is_several(app):
+        return False  # one of them may be in its place already
     if wanted is None or app.deleting or app.spec.desired_state == App.STOPPED or assigned.failed is not None:
         return False
     view = seen.heard(wanted.node)

@@ -18,6 +18,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     StopInstanceRequest,
 )
 from services.control_plane.placement.assignment import ENDING, Assignment, spec_of
+from services.control_plane.placement.data_travel import is_last_owner, leaves_copy
 from services.control_plane.placement.snapshot import NodeView, Snapshot, has_ended, is_own, is_ready
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role
 
@@ -49,7 +50,8 @@ class Stop:
 class Plan:
     """The calls to make now, stops first, and whether nothing is left of the app that could keep data."""
 
-    start: Start | None = None
+    starts: tuple[Start, ...] = ()
+    """At most one of each replica."""
     stop: tuple[Stop, ...] = ()
     remove: bool = False
     after: float = 0.0
@@ -62,23 +64,28 @@ def plan(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> Plan
         return Plan(remove=True)
     ending = bool(app.deleting) or app.spec.desired_state == App.STOPPED
     lingering = {} if ending else dict(_lingering(assigned, seen, now))
-    after = min(lingering.values(), default=0.0)
+    after = min([*lingering.values(), *([assigned.after] if assigned.after else [])], default=0.0)
     stops = tuple(
         stop
         for stop in _stops(app, assigned, seen, ending=ending)
         if stop.ends is None or stop.ends.name not in lingering
     )
-    wanted = assigned.wanted
-    if ending or wanted is None:
+    if ending:
         return Plan(stop=stops, after=after)
-    view = seen.heard(wanted.node)
-    if view is None or wanted.instance in view.instances:
-        # It is there, or another app's of that name has to go first.
-        return Plan(stop=stops, after=after)
+    starts = (_start(app, replica, seen) for replica in assigned.by_replica().values())
+    return Plan(tuple(filter(None, starts)), stops, after=after)
+
+
+def _start(app: AppRecord, replica: Assignment, seen: Snapshot) -> Start | None:
+    """Return the start of a replica; None if there is none to make."""
+    wanted = replica.wanted
+    view = seen.heard(wanted.node) if wanted is not None else None
+    if wanted is None or view is None or wanted.instance in view.instances:
+        return None  # it is there, or another app's of that name has to go first
     request = StartInstanceRequest(
-        spec=_instance_spec(app, wanted), start_now=_is_tried(assigned, wanted, seen)
+        spec=_instance_spec(app, wanted), start_now=_is_tried(replica, wanted, seen)
     )
-    return Plan(Start(wanted, request), stops, after=after)
+    return Start(wanted, request)
 
 
 def stop_orphan(instance: Instance, home: StopInstanceRequest.NewHome | None = None) -> StopInstanceRequest:
@@ -99,33 +106,44 @@ def new_home(app: AppRecord, node: Node) -> StopInstanceRequest.NewHome | None:
 def _home_besides(
     app: AppRecord, assigned: Assignment, seen: Snapshot, node: str
 ) -> StopInstanceRequest.NewHome | None:
-    """Return where an app is that leaves a node, if it is anywhere else."""
-    home = assigned.wanted
-    if home is None or (assigned.current is not None and not is_ready(seen.instance(home))):
-        home = assigned.current
-    view = seen.nodes.get(home.node) if home is not None and home.node != node else None
+    """Return where an app is that leaves a node, if it is anywhere else; of several replicas, a ready one."""
+    homes = [it for it in (_home_of(of, seen) for of in assigned.by_replica().values()) if it is not None]
+    if not homes or any(it.node == node for it in homes):
+        return None
+    home = next((it for it in homes if is_ready(seen.instance(it))), homes[0])
+    view = seen.nodes.get(home.node)
     return new_home(app, view.node) if view is not None else None
 
 
+def _home_of(replica: Assignment, seen: Snapshot) -> PlacementRecord | None:
+    """Return what serves of a replica, else what is to."""
+    home = replica.wanted
+    if home is None or (replica.current is not None and not is_ready(seen.instance(home))):
+        return replica.current
+    return home
+
+
 def _lingering(assigned: Assignment, seen: Snapshot, now: int) -> Iterator[tuple[str, float]]:
-    """Yield what serves on for a while, on a node that the app was moved from and that cannot forward, and for
-    how many seconds."""
-    current = assigned.current
-    if current is None or not is_ready(seen.instance(current)):
-        return
+    """Yield what serves on for a while where a replica was and cannot be forwarded, and for how long."""
+    replicas = assigned.by_replica()
+    serving = [it for it in assigned.placements if it.role is Role.CURRENT and is_ready(seen.instance(it))]
     for placement in assigned.placements:
         left = SWITCH_SECONDS - (now - placement.since) / 1e6
-        moved = placement.role is Role.OUTGOING and placement.node != current.node
-        moved = moved and not _is_called_off(assigned, placement)
-        view = seen.heard(placement.node)
+        if placement.role is not Role.OUTGOING or not 0 < left <= SWITCH_SECONDS:
+            continue
+        of, view = replicas[placement.replica], seen.heard(placement.node)
+        # What takes its place is its own replica; of one that is taken away, the others.
+        heirs = serving if of.wanted is None else [it for it in serving if it == of.current]
+        moved = bool(heirs) and all(it.node != placement.node for it in heirs)
         moved = moved and view is not None and not view.forwards
-        if moved and 0 < left <= SWITCH_SECONDS and is_ready(seen.instance(placement)):
+        if moved and not _is_called_off(of, placement) and is_ready(seen.instance(placement)):
             yield placement.name, left
 
 
 def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool) -> Iterator[Stop]:
-    wanted = assigned.wanted
-    replaced = ending or (wanted is not None and _is_over(assigned, wanted, seen))
+    replicas = assigned.by_replica()
+    # Of what has no placement, and of a replica that is taken away: something else serves.
+    anything = any(_is_over(replica, seen) for replica in replicas.values())
     placements = {placement.instance: placement for placement in assigned.placements}
     for name, view in _heard(assigned, seen):
         home = None if ending else _home_besides(app, assigned, seen, name)
@@ -133,28 +151,37 @@ def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool
             own = placements.get(instance.name) if is_own(instance, app.uid) else None
             if own is not None and own.node != name:
                 own = None
-            if instance.state == Instance.STOPPING and not _is_stuck(app, instance):
+            if instance.state == Instance.STOPPING and not _is_stuck(
+                app, instance, _leaves_copy(assigned, own)
+            ):
                 continue
             if not is_own(instance, app.uid) or (own is not None and own.role is Role.LOST):
-                yield Stop(name, _moved(_stop(app, instance), home if is_own(instance, app.uid) else None))
-            elif (
-                ending
-                or (own is not wanted and (replaced or not is_ready(instance)))
-                or _is_called_off(assigned, own)
-            ):
-                yield Stop(name, _moved(_stop(app, instance), home), own)
+                stop = _stop(app, instance, copy=False)
+                yield Stop(name, _moved(stop, home if is_own(instance, app.uid) else None))
+                continue
+            of = replicas[own.replica] if own is not None else None
+            replaced = anything if of is None or of.wanted is None else _is_over(of, seen)
+            unwanted = of is None or own is not of.wanted
+            called_off = of is not None and _is_called_off(of, own)
+            if ending or called_off or (unwanted and (replaced or not is_ready(instance))):
+                stays = own is not None and _is_kept(app, assigned, own)
+                stop = _stop(app, instance, _leaves_copy(assigned, own))
+                yield Stop(name, _moved(stop, home), None if stays else own)
         # What was never seen there may come yet, or have left its data: its node has to say that it is gone.
         if not app.deleting or not any(is_own(it, app.uid) for it in view.instances.values()):
             for placement in assigned.placements:
                 unseen = placement.node == name and placement.instance not in view.instances
-                if unseen and placement.role in ENDING:
-                    yield Stop(name, _moved(_last_stop(app, placement), home), placement)
+                if unseen and placement.role in ENDING and not _is_kept(app, assigned, placement):
+                    stop = _last_stop(app, placement, _leaves_copy(assigned, placement))
+                    yield Stop(name, _moved(stop, home), placement)
 
 
-def _is_over(assigned: Assignment, wanted: PlacementRecord, seen: Snapshot) -> bool:
+def _is_over(replica: Assignment, seen: Snapshot) -> bool:
     """Tell whether a swap is over: what took over is ready, or has ended since; what it replaced goes."""
-    instance = seen.instance(wanted)
-    return is_ready(instance) or (wanted is assigned.current and has_ended(instance))
+    if replica.incoming is not None or replica.current is None:
+        return False  # what comes in and is ready may still have to show that it is well
+    instance = seen.instance(replica.current)
+    return is_ready(instance) or has_ended(instance)
 
 
 def _is_called_off(assigned: Assignment, placement: PlacementRecord | None) -> bool:
@@ -172,20 +199,28 @@ def _heard(assigned: Assignment, seen: Snapshot) -> Iterator[tuple[str, NodeView
             yield name, view
 
 
-def _is_stuck(app: AppRecord, instance: Instance) -> bool:
+def _is_kept(app: AppRecord, assigned: Assignment, placement: PlacementRecord) -> bool:
+    """Tell whether a placement outlives its instance: its node has the app's data, which is to leave it."""
+    return not app.deleting and is_last_owner(placement, assigned.placements)
+
+
+def _leaves_copy(assigned: Assignment, placement: PlacementRecord | None) -> bool:
+    return placement is not None and leaves_copy(placement, assigned.placements)
+
+
+def _is_stuck(app: AppRecord, instance: Instance, copy: bool) -> bool:
     """Tell whether an instance has ended, but its data could not be removed: the stop is to be repeated."""
-    own = app.deleting == DeleteAppRequest.DROP and is_own(instance, app.uid)
+    own = (copy or app.deleting == DeleteAppRequest.DROP) and is_own(instance, app.uid)
     return own and instance.last_error.reason == "DATA_NOT_REMOVED"
 
 
-def _stop(app: AppRecord, instance: Instance) -> StopInstanceRequest:
-    """Return the call that ends an instance. Only the app's own data may go with it."""
+def _stop(app: AppRecord, instance: Instance, copy: bool) -> StopInstanceRequest:
+    """Return the call that ends an instance. Only the app's own data may go with it, or a mere `copy`."""
     if not is_own(instance, app.uid):
         return stop_orphan(instance)
     epoch = max(instance.epoch, app.target.epoch)
-    return StopInstanceRequest(
-        name=instance.name, epoch=epoch, app_uid=app.uid, purge_data=app.deleting == DeleteAppRequest.DROP
-    )
+    purge = copy or app.deleting == DeleteAppRequest.DROP
+    return StopInstanceRequest(name=instance.name, epoch=epoch, app_uid=app.uid, purge_data=purge)
 
 
 def _moved(request: StopInstanceRequest, home: StopInstanceRequest.NewHome | None) -> StopInstanceRequest:
@@ -194,7 +229,7 @@ def _moved(request: StopInstanceRequest, home: StopInstanceRequest.NewHome | Non
     return request
 
 
-def _last_stop(app: AppRecord, placement: PlacementRecord) -> StopInstanceRequest:
+def _last_stop(app: AppRecord, placement: PlacementRecord, copy: bool) -> StopInstanceRequest:
     """Return the call that has a node say that an instance is not there, and with it the data."""
     # Of a deleted app: an epoch above all, so that a start which is still on its way is refused.
     epoch = max(placement.epoch, app.target.epoch) + bool(app.deleting)
@@ -202,7 +237,7 @@ def _last_stop(app: AppRecord, placement: PlacementRecord) -> StopInstanceReques
         name=placement.instance,
         epoch=epoch,
         app_uid=app.uid,
-        purge_data=app.deleting == DeleteAppRequest.DROP,
+        purge_data=copy or app.deleting == DeleteAppRequest.DROP,
     )
 
 

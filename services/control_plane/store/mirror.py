@@ -69,6 +69,7 @@ class Mirror:
         self._reserved: dict[str, int] = {}
         """The sum of it by node."""
         self._loads: dict[str, tuple[int, int]] = {}
+        self._autoscaled: set[str] = set()
         self._exclusive: set[str] = set()
         """Apps that are to be alone on their nodes."""
         self._labels = AppLabels()
@@ -153,6 +154,10 @@ class Mirror:
                 self._asked[name] = asks
             else:
                 del self._asked[name]
+        if app is not None and app.autoscaled:
+            self._autoscaled.add(name)
+        else:
+            self._autoscaled.discard(name)
         if app is not None and app.exclusive:
             self._exclusive.add(name)
         else:
@@ -206,6 +211,11 @@ class Mirror:
 
     def _homes(self, app: str) -> set[str]:
         return {it.node for it in self._placed.get(app, ())}
+
+    def autoscaled(self) -> list[str]:
+        """Return the names of the apps whose replicas follow their requests."""
+        with self._lock:
+            return sorted(self._autoscaled)
 
     def exclusive_nodes(self, besides: str = "") -> set[str]:
         """Return the nodes with an app on them that is to be alone, other than `besides`."""

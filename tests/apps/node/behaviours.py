@@ -205,6 +205,28 @@ def echoes(context):
     return app
 
 
+def talks(context):
+    """Answers who it is, or with the body that it was sent; sends back what comes in on a WebSocket."""
+    sockets = echoes(context)
+
+    async def serve(scope, receive, send):
+        body = b""
+        while (message := await receive())["type"] == "http.request":
+            body += message["body"]
+            if not message["more_body"]:
+                break
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        body = body or f"{context.app} {context.instance.rpartition('/')[2]}".encode()
+        await send({"type": "http.response.body", "body": body})
+
+    web = _app(context, serve=serve)
+
+    async def app(scope, receive, send):
+        await (sockets if scope["type"] == "websocket" else web)(scope, receive, send)
+
+    return app
+
+
 def cancels_itself(context):
     async def serve(scope, receive, send):
         asyncio.current_task().cancel()

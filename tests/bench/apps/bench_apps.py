@@ -121,3 +121,25 @@ def hostile(context):
         await send({"type": "http.response.body", "body": b"ok"})
 
     return app
+
+
+def rows(context):
+    """Add a row to its PostgreSQL database for each request, on a connection of its own."""
+    import psycopg  # the other apps do without it
+
+    async def app(scope, receive, send):
+        if scope["type"] == "lifespan":
+            while True:
+                message = await receive()
+                if message["type"] == "lifespan.startup":
+                    async with await psycopg.AsyncConnection.connect(context.database_url) as database:
+                        await database.execute("CREATE TABLE IF NOT EXISTS visit (number INTEGER)")
+                await send({"type": message["type"] + ".complete"})
+                if message["type"] == "lifespan.shutdown":
+                    return
+        async with await psycopg.AsyncConnection.connect(context.database_url) as database:
+            await database.execute("INSERT INTO visit VALUES (1)")
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    return app

@@ -89,7 +89,7 @@ async def test_what_goes_wrong_is_a_sentence_with_a_status_for_scripts(
         (["update", "shop", "--set", "nonsense=1"], Exit.USAGE, "no such field"),
         (["stop", "shop", "--etag", '"other"'], Exit.CONFLICT, "ETAG_MISMATCH"),
         (["wait", "shop", "--for", "nonsense"], Exit.USAGE, "one of ready"),
-        (["wait", "shop", "--for", "stopped", "--timeout", "0.1"], Exit.TIMED_OUT, "RUNNING after 0.1 s"),
+        (["wait", "shop", "--for", "stopped", "--timeout", "1"], Exit.TIMED_OUT, "RUNNING after 1 s"),
         (["list", "--context", "nope", "--address", ""], Exit.USAGE, "There is no context"),
         (["list", "--address", "127.0.0.1:1"], Exit.UNREACHABLE, "No control plane answers"),
         (["delete", "shop", "--drop"], Exit.USAGE, "Say --yes"),

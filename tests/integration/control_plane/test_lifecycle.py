@@ -236,20 +236,23 @@ async def test_data_of_a_stopped_app_is_dropped_too(plane: Plane) -> None:
 
 
 async def test_data_that_was_to_be_retained_can_still_be_dropped_while_the_app_ends(plane: Plane) -> None:
-    node = await plane.node(behaviours={"slow:app": Behaviour(stop_after=0.5)})
-    uid = (await plane.create("shop", entrypoint="slow:app")).uid
+    node = await plane.node()
+    uid = (await plane.create("shop")).uid
+    go = node.hold("shop:create_app")
     operation = await plane.apps.DeleteApp(pb.DeleteAppRequest(name="apps/shop"))
     again = await plane.apps.DeleteApp(
         pb.DeleteAppRequest(name="apps/shop", data_policy=pb.DeleteAppRequest.DROP)
     )
     assert again.name == operation.name
+    go.set()
     await plane.done(operation)
     assert set(node.purged) == {uid}
 
 
 async def test_every_other_command_is_refused_while_an_app_is_deleted(plane: Plane) -> None:
-    await plane.node(behaviours={"slow:app": Behaviour(stop_after=0.5)})
-    await plane.create("shop", entrypoint="slow:app")
+    node = await plane.node()
+    await plane.create("shop")
+    go = node.hold("shop:create_app")
     operation = await plane.apps.DeleteApp(pb.DeleteAppRequest(name="apps/shop"))
     assert (await plane.get("apps/shop")).state == rt.Instance.DELETING
     calls = [
@@ -263,6 +266,7 @@ async def test_every_other_command_is_refused_while_an_app_is_deleted(plane: Pla
             await call
         assert reason_of(refused.value) == "APP_DELETING"
         assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    go.set()
     await plane.done(operation)
 
 
@@ -370,7 +374,8 @@ async def test_two_hundred_apps_start_concurrently_and_are_spread_fairly(plane: 
 
 
 async def test_operations_tell_their_progress_and_who_asked(plane: Plane) -> None:
-    await plane.node(behaviours={"slow:app": Behaviour(ready_after=0.5)})
+    node = await plane.node()
+    go = node.hold("slow:app")
     app = pb.App(entrypoint="slow:app")
     request = pb.CreateAppRequest(app=app, app_id="shop")
     operation = await plane.apps.CreateApp(request, metadata=(("x-actor", "ci"),))
@@ -385,6 +390,7 @@ async def test_operations_tell_their_progress_and_who_asked(plane: Plane) -> Non
 
     about = await eventually(look, lambda about: about.step == "starting")
     assert 0 < about.progress_percent < 100
+    go.set()
     about = await eventually(look, lambda about: about.step == "done")
     assert (about.progress_percent, about.HasField("end_time")) == (100, True)
     (event,) = [e for e in await plane.events("apps/shop") if e.type == "Created"]

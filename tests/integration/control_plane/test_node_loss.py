@@ -12,7 +12,7 @@ from services.rpc.errors import SupervisorError
 from services.rpc.status import reason_of
 from tests.eventually import eventually
 from tests.fakes import runtime_node as fakes
-from tests.fakes.runtime_node import Behaviour, FakeNode
+from tests.fakes.runtime_node import FakeNode
 from tests.integration.control_plane.plane import NODE, Plane, condition
 from tests.integration.control_plane.test_lifecycle import starts
 
@@ -150,23 +150,6 @@ async def test_a_new_life_at_the_same_address_takes_over_at_once(plane: Plane) -
             app.health == rt.Instance.Health.HEALTHY and app.instances[0].incarnation == second.incarnation
         ),
     )
-
-
-async def test_a_restart_of_the_control_plane_touches_no_app_and_goes_on_with_operations(
-    plane: Plane,
-) -> None:
-    node = await plane.node(behaviours={"slow:app": Behaviour(ready_after=0.6)})
-    for n in range(5):
-        await plane.create(f"app-{n}")
-    operation = await plane.create("slow", wait=False, entrypoint="slow:app")
-    await eventually(lambda: starts(node), lambda found: len(found) == 6)
-    before = [call for call in node.calls if call[0] in ("StartInstance", "StopInstance")]
-    revision = (await plane.get("apps/app-0")).SerializeToString(deterministic=True)
-    await plane.restart()
-    assert (await plane.done(operation)).state == rt.Instance.RUNNING
-    calls = [call for call in node.calls if call[0] in ("StartInstance", "StopInstance")]
-    assert calls == before
-    assert (await plane.get("apps/app-0")).SerializeToString(deterministic=True) == revision
 
 
 async def test_a_node_that_ends_each_stream_at_once_is_not_stormed(plane: Plane) -> None:

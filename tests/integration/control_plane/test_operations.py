@@ -15,8 +15,6 @@ from tests.eventually import eventually
 from tests.fakes.runtime_node import Behaviour
 from tests.integration.control_plane.plane import Plane, condition, metadata, reason, response
 
-SLOW = {"slow:app": Behaviour(ready_after=1.0), "slow:stop": Behaviour(stop_after=0.6)}
-
 
 def start(name: str = "apps/shop") -> pb.StartAppRequest:
     return pb.StartAppRequest(name=name)
@@ -72,19 +70,22 @@ async def test_a_cancelled_create_ends_and_stops_the_app(plane: Plane) -> None:
 
 
 async def test_a_cancelled_update_ends_but_stands(plane: Plane) -> None:
-    await plane.node(behaviours=SLOW)
+    node = await plane.node()
+    go = node.hold("slow:app")
     await plane.create("shop")
     operation = await plane.update("apps/shop", ["entrypoint"], entrypoint="slow:app")
     await plane.operations.CancelOperation(lro.CancelOperationRequest(name=operation.name))
     assert await plane.failed(operation) == "OPERATION_CANCELLED"
+    go.set()
     app = await plane.app("apps/shop", lambda app: not app.reconciling)
     assert (app.entrypoint, app.observed_generation) == ("slow:app", 2)
 
 
 async def test_what_is_done_or_cannot_be_taken_back_is_not_cancelled(plane: Plane) -> None:
-    await plane.node(behaviours=SLOW)
-    done = await plane.create("shop", entrypoint="slow:stop", wait=False)
+    node = await plane.node()
+    done = await plane.create("shop", entrypoint="slow:app", wait=False)
     await plane.done(done)
+    node.hold("slow:app")
     stopping = await plane.apps.StopApp(stop())
     for operation in (done, stopping):
         call = plane.operations.CancelOperation(lro.CancelOperationRequest(name=operation.name))
@@ -140,8 +141,9 @@ async def test_an_operation_ends_at_its_deadline_and_what_is_wanted_stands(
 
 
 async def test_a_stop_ends_what_would_bring_the_app_up_and_a_start_ends_the_stop(plane: Plane) -> None:
-    node = await plane.node(behaviours={**SLOW, "slow:both": Behaviour(ready_after=0.3, stop_after=0.6)})
-    create = await plane.create("shop", wait=False, entrypoint="slow:both")
+    node = await plane.node()
+    go = node.hold("slow:app")
+    create = await plane.create("shop", wait=False, entrypoint="slow:app")
     update = await plane.update("apps/shop", ["env"], env={"A": "1"})
     stopping = await plane.apps.StopApp(stop())
     for operation in (create, update):
@@ -150,29 +152,36 @@ async def test_a_stop_ends_what_would_bring_the_app_up_and_a_start_ends_the_stop
     ended = await plane.wait(stopping)
     assert reason(ended.error) == "OPERATION_SUPERSEDED"
     assert ended.error.code == grpc.StatusCode.ABORTED.value[0]
+    go.set()
     assert (await plane.done(starting)).state == rt.Instance.RUNNING
     await eventually(node.instances, lambda found: len(found) == 1)
 
 
 async def test_an_update_that_stops_is_a_stop_and_one_that_starts_is_a_start(plane: Plane) -> None:
-    await plane.node(behaviours={"slow:both": Behaviour(ready_after=0.5, stop_after=0.5)})
-    await plane.create("shop", entrypoint="slow:both")
+    node = await plane.node()
+    await plane.create("shop", entrypoint="slow:app")
+    go = node.hold("slow:app")
     restart = await plane.apps.RestartApp(pb.RestartAppRequest(name="apps/shop"))
     stopping = await plane.update("apps/shop", ["desired_state"], desired_state=pb.App.STOPPED)
     assert await plane.failed(restart) == "OPERATION_SUPERSEDED"
+    go.set()
     assert (await plane.done(stopping)).state == rt.Instance.STOPPED
     await plane.done(await plane.apps.StartApp(start()))
+    go = node.hold("slow:app")
     stop_op = await plane.apps.StopApp(stop())
     starting = await plane.update("apps/shop", ["desired_state"], desired_state=pb.App.RUNNING)
     assert await plane.failed(stop_op) == "OPERATION_SUPERSEDED"
+    go.set()
     assert (await plane.done(starting)).state == rt.Instance.RUNNING
 
 
 async def test_a_delete_ends_everything_else(plane: Plane) -> None:
-    await plane.node(behaviours=SLOW)
+    node = await plane.node()
+    go = node.hold("slow:app")
     create = await plane.create("shop", wait=False, entrypoint="slow:app")
     delete = await plane.apps.DeleteApp(pb.DeleteAppRequest(name="apps/shop"))
     assert await plane.failed(create) == "OPERATION_SUPERSEDED"
+    go.set()
     await plane.done(delete)
 
 

@@ -19,6 +19,9 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
+from services.control_plane.store import writer
+from services.control_plane.store.sql import postgresql as postgresql_store
+from services.control_plane.store.sql.postgresql import NotificationListener
 from tests.eventually import eventually
 from tests.integration.control_plane.plane import NODE, Plane
 from tests.postgresql import Server
@@ -63,6 +66,34 @@ async def test_what_is_written_at_one_is_read_and_waited_for_at_the_other(
     with pytest.raises(grpc.aio.AioRpcError) as missing:
         await other.get("apps/none")
     assert missing.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_read_at_one_has_what_the_other_has_acknowledged_though_nobody_notifies_it(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Deaf(NotificationListener):
+        """As behind a pooler: what others write is heard of by the poll alone."""
+
+        def _listen(self, connection: Any) -> None:
+            self._closed.wait()
+
+    monkeypatch.setattr(postgresql_store, "NotificationListener", Deaf)
+    monkeypatch.setattr(writer, "POLL_SECONDS", 3600.0)
+    one, other = planes = Plane(tmp_path, url=url), Plane(tmp_path, url=url)
+    try:
+        await one.start()
+        await other.start()
+        for number in range(3):
+            await one.create(f"a{number}", wait=False)
+            listed = await other.apps.ListApps(pb.ListAppsRequest())
+            assert [app.name for app in listed.apps] == [f"apps/a{n}" for n in range(number + 1)]
+            update = pb.UpdateAppRequest(app=pb.App(name="apps/a0", display_name=f"Shop {number}"))
+            update.update_mask.paths.append("display_name")
+            await other.apps.UpdateApp(update)
+            assert (await one.get("apps/a0")).display_name == f"Shop {number}"
+    finally:
+        for plane in reversed(planes):
+            await plane.close()
 
 
 async def test_a_watch_goes_on_at_the_other_with_the_token_of_one(planes: tuple[Plane, Plane]) -> None:

@@ -28,6 +28,8 @@ from tests.integration.control_plane.test_lifecycle import starts
 CREATE = "/appsupervisor.catalog.v1.AppCatalog/CreateApp"
 WATCH = "/appsupervisor.catalog.v1.AppCatalog/WatchApps"
 WAIT_OPERATION = "/google.longrunning.Operations/WaitOperation"
+PATIENT = {"node_timeout": 60.0}
+"""Of a control plane that calls no node lost for a load which it shares with it here."""
 
 
 @pytest.mark.parametrize("method", [CREATE, WAIT_OPERATION])
@@ -132,6 +134,7 @@ async def test_secrets_show_up_nowhere_on_their_way_to_a_node(
     assert canary not in repr([record.__dict__ for record in caplog.records])
 
 
+@pytest.mark.parametrize("plane", [PATIENT], indirect=True)
 async def test_waiting_apps_cost_nothing_that_others_would_feel(plane: Plane) -> None:
     """200 apps whose environment has no node; one elsewhere starts as quickly as ever."""
     await plane.fleet.CreateEnvironment(
@@ -152,6 +155,27 @@ async def test_waiting_apps_cost_nothing_that_others_would_feel(plane: Plane) ->
     assert others == {"apps/shop"}
 
 
+@pytest.mark.parametrize("plane", [PATIENT], indirect=True)
+async def test_a_restart_of_the_control_plane_touches_no_app_and_goes_on_with_operations(
+    plane: Plane,
+) -> None:
+    node = await plane.node()
+    go = node.hold("slow:app")
+    for n in range(5):
+        await plane.create(f"app-{n}")
+    operation = await plane.create("slow", wait=False, entrypoint="slow:app")
+    await eventually(lambda: starts(node), lambda found: len(found) == 6)
+    before = [call for call in node.calls if call[0] in ("StartInstance", "StopInstance")]
+    revision = (await plane.get("apps/app-0")).SerializeToString(deterministic=True)
+    await plane.restart()
+    go.set()
+    assert (await plane.done(operation)).state == rt.Instance.RUNNING
+    calls = [call for call in node.calls if call[0] in ("StartInstance", "StopInstance")]
+    assert calls == before
+    assert (await plane.get("apps/app-0")).SerializeToString(deterministic=True) == revision
+
+
+@pytest.mark.parametrize("plane", [PATIENT], indirect=True)
 async def test_a_restart_with_many_settled_apps_writes_nothing_and_calls_nobody(plane: Plane) -> None:
     node = await plane.node()
     commands = fill(plane, node, 2_000)

@@ -102,7 +102,7 @@ async def test_an_app_without_instances_is_answered_and_an_unknown_view_is_refus
 async def test_a_node_that_does_not_tell_leaves_the_rest_with_figures(
     plane: Plane, monkeypatch: pytest.MonkeyPatch, way: str
 ) -> None:
-    monkeypatch.setattr(figures, "ASK_SECONDS", 0.5)
+    monkeypatch.setattr(figures, "ASK_SECONDS", 2.0)
     one, other = await plane.node(), await plane.node(OTHER)
     apps = [await plane.create(f"a{number}") for number in range(4)]
     homes = {app.name: app.instances[0].node for app in apps}

@@ -246,7 +246,7 @@ async def test_drain_waits_for_work_after_the_response_and_it_holds_no_place(sit
 
 
 async def test_draining_a_gate_that_never_saw_a_request_is_immediate(site):
-    assert await site.app("a").drain(5) == 0
+    assert await site.app("a").drain(WITHIN) == 0
 
 
 @pytest.mark.parametrize(
@@ -453,7 +453,7 @@ async def test_what_a_dormant_gate_holds_goes_to_its_successor(site, wait_until)
     for client in (*clients, late):
         assert (await client.answer()).body == b"apps/a/instances/2"
     assert wanted == [1]
-    assert await old.drain(1) == 0
+    assert await old.drain(WITHIN) == 0
     assert old.figures().requests == 0
     assert new.figures().requests == 4
 

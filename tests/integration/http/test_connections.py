@@ -58,7 +58,7 @@ async def test_a_body_that_stops_arriving_is_answered_408(make_site):
 
 
 async def test_a_client_that_was_not_yet_asked_for_its_body_is_not_late_with_it(make_site):
-    site = await make_site(FrontLimits(body_idle_timeout=1.0))
+    site = await make_site(FrontLimits(body_idle_timeout=2.0))
     began = threading.Event()
     release = asyncio.Event()
     loops = []
@@ -127,7 +127,7 @@ async def test_a_stalled_reader_of_a_complete_response_is_cut(make_site, wait_un
 @pytest.mark.parametrize("ending", [b"close", b"keep-alive"])
 async def test_a_slow_but_steady_reader_gets_all(make_site, pieces, ending):
     # The whole takes longer than a reader may stall.
-    site = await make_site(FrontLimits(write_timeout=1.0, keep_alive_timeout=0.3))
+    site = await make_site(FrontLimits(write_timeout=2.0, keep_alive_timeout=0.3))
 
     async def large(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": [(b"connection", ending)]})

@@ -5,10 +5,12 @@ import contextlib
 from dataclasses import dataclass
 
 import pytest
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from runtime_node.forwarding import Carrier, Forwarder, ForwardGate, Target
 from runtime_node.forwarding.carrier import CarrierLimits
-from runtime_node.http import Gate, GateLimits
+from runtime_node.http import FrontLimits, Gate, GateLimits
 from tests.eventually import eventually
 
 
@@ -21,6 +23,7 @@ class Moved:
     carrier: Carrier
     forwarder: Forwarder
     gate: ForwardGate
+    open: object = None
 
     async def get(self, path="/", *headers, host="a.localhost"):
         return await self.former.get(path, *headers, host=host)
@@ -30,9 +33,10 @@ class Moved:
 async def make_moved(make_site):
     carriers = []
 
-    async def make(asgi=None, *, limits=None, carrier_limits=None, target=None):
-        former = await make_site(trusted_proxies=["127.0.0.1"])
-        home = await make_site(trusted_proxies=["127.0.0.1"])
+    async def make(asgi=None, *, limits=None, carrier_limits=None, target=None, half_close=2.0):
+        bounds = FrontLimits(half_close_timeout=half_close)
+        former = await make_site(bounds, trusted_proxies=["127.0.0.1"])
+        home = await make_site(bounds, trusted_proxies=["127.0.0.1"])
         if asgi is not None:
             home.app("a", asgi)
         else:
@@ -136,7 +140,7 @@ async def test_a_large_chunked_body_goes_through_in_pieces_both_ways(make_moved)
     connection.send(b"POST / HTTP/1.1\r\nHost: a.localhost\r\nTransfer-Encoding: chunked\r\n"
                     b"Connection: close\r\n\r\n")  # fmt: skip
     piece = bytes(range(256)) * 256
-    pieces = 128
+    pieces = 32
 
     async def upload():
         for _ in range(pieces):
@@ -256,7 +260,7 @@ async def test_a_client_that_leaves_is_told_to_the_app(make_moved):
         assert (await receive())["type"] == "http.disconnect"
         loop.call_soon_threadsafe(told.set)
 
-    moved = await make_moved(app)
+    moved = await make_moved(app, half_close=0.1)
     connection = await moved.former.connect()
     connection.send(b"GET / HTTP/1.1\r\nHost: a.localhost\r\n\r\n")
     async with asyncio.timeout(10):
@@ -354,7 +358,6 @@ async def test_the_other_nodes_own_answers_pass_with_their_reason_but_no_app_can
 
 
 async def test_an_apps_forwarded_requests_are_bounded_and_so_are_all_together(make_moved):
-    loop = asyncio.get_running_loop()
     inside = 0
     release = []
 
@@ -385,24 +388,21 @@ async def test_an_apps_forwarded_requests_are_bounded_and_so_are_all_together(ma
     assert (refused.status, refused.reason, refused.headers["retry-after"]) == (503, "SERVER_BUSY", "1")
     assert moved.carrier.requests == 3
 
-    async def let_all_go():
-        while not all(task.done() for task in asking):
-            while release:
-                front, over = release.pop()
-                front.call_soon_threadsafe(over.set)
-            await asyncio.sleep(0.01)
-        return True
+    def let_go():
+        while release:
+            front, over = release.pop()
+            front.call_soon_threadsafe(over.set)
+        return all(task.done() for task in asking)
 
-    async with asyncio.timeout(10):
-        await let_all_go()
+    await eventually(let_go)
     assert [task.result().status for task in asking] == [200] * 4
-    assert loop is asyncio.get_running_loop()
 
 
 @pytest.mark.parametrize(
     "request_bytes",
     [
-        b"POST / HTTP/1.1\r\nHost: a.localhost\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET",
+        b"POST / HTTP/1.1\r\nHost: a.localhost\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"0\r\n\r\nGET",
         b"POST / HTTP/1.1\r\nHost: a.localhost\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\nbody",
         b"POST / HTTP/1.1\r\nHost: a.localhost\r\nTransfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: a.localhost\r\nTransfer-Encoding : chunked\r\n\r\n0\r\n\r\n",
@@ -413,9 +413,7 @@ async def test_an_apps_forwarded_requests_are_bounded_and_so_are_all_together(ma
         b"GET /\x01 HTTP/1.1\r\nHost: a.localhost\r\n\r\n",
     ],
 )
-async def test_what_two_servers_could_read_in_two_ways_is_forwarded_never_or_in_one(
-    make_moved, request_bytes
-):
+async def test_what_two_servers_could_read_in_two_ways_is_forwarded_in_one_or_not(make_moved, request_bytes):
     heads = []
 
     async def app(scope, receive, send):
@@ -526,3 +524,122 @@ async def test_what_waited_at_an_instance_is_released_to_where_it_is_now(make_mo
     answers = await asyncio.gather(*asking)
     assert {answer.status for answer in answers} == {200}
     assert moved.forwarder.forwarded == 20
+
+
+async def websocket_app(scope, receive, send):
+    """Echo, and do as told."""
+    assert scope["type"] == "websocket"
+    await receive()
+    if scope["path"] == "/refuse":
+        await send({"type": "websocket.http.response.start", "status": 401, "headers": [(b"x-why", b"no")]})
+        await send({"type": "websocket.http.response.body", "body": b"not you"})
+        return
+    protocol = scope["subprotocols"][0] if scope["subprotocols"] else None
+    await send({"type": "websocket.accept", "subprotocol": protocol, "headers": [(b"x-app", b"mine")]})
+    while True:
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            websocket_app.ends.append(message["code"])
+            return
+        if message.get("text") == "close":
+            await send({"type": "websocket.close", "code": 4321, "reason": "as told"})
+        elif (message.get("text") or "").startswith("send "):
+            await send({"type": "websocket.send", "bytes": bytes(int(message["text"][5:]))})
+        else:
+            await send({**message, "type": "websocket.send"})
+
+
+@pytest.fixture
+async def talking(make_moved):
+    websocket_app.ends = []
+    moved = await make_moved(websocket_app, limits=GateLimits(max_websocket_message_bytes=16 * 1024 * 1024))
+    moved.home.router.gate_of("a").limits = GateLimits(max_websocket_message_bytes=16 * 1024 * 1024)
+
+    def open_one(path="/", **options):
+        host, port = moved.former.front.address
+        options.setdefault("max_size", None)
+        return connect(f"ws://a.localhost:{port}{path}", host=host, port=port, proxy=None, **options)
+
+    moved.open = open_one
+    return moved
+
+
+async def test_a_websocket_is_carried_both_ways_with_its_protocol_and_close(talking):
+    async with talking.open(subprotocols=["chat"], compression=None) as client:
+        assert (client.subprotocol, client.response.headers["x-app"]) == ("chat", "mine")
+        for data in ("grüße", b"bytes", "", b"x" * 5_000_000, "y" * 100_000):
+            await client.send(data)
+            assert await client.recv() == data
+        await client.send(iter(["in ", "parts"]))
+        assert await client.recv() == "in parts"
+        assert talking.carrier.websockets == 1
+        await client.send("close")
+        with pytest.raises(ConnectionClosed):
+            await client.recv()
+        assert (client.close_code, client.close_reason) == (4321, "as told")
+    await eventually(lambda: talking.carrier.websockets == 0)
+    assert (talking.forwarder.forwarded, talking.forwarder.failed) == (1, 0)
+    assert talking.carrier.held == 0
+
+
+async def test_an_app_hears_how_a_client_has_left(talking):
+    client = await talking.open()
+    await client.close(4000, "bye")
+    await eventually(lambda: websocket_app.ends == [4000])
+    client = await talking.open()
+    client.transport.abort()
+    await eventually(lambda: len(websocket_app.ends) == 2)
+    assert talking.forwarder.failed == 0
+
+
+async def test_a_refused_handshake_is_refused_as_the_app_has_it(talking):
+    with pytest.raises(InvalidStatus) as refused:
+        await talking.open("/refuse")
+    response = refused.value.response
+    assert (response.status_code, response.headers["x-why"], response.body) == (401, "no", b"not you")
+
+
+async def test_a_websocket_whose_node_goes_is_told_to_come_again(talking):
+    async with talking.open() as client:
+        await client.send("here")
+        assert await client.recv() == "here"
+        for connection in list(talking.home.front._shared.connections):
+            talking.home.front.loop.call_soon_threadsafe(connection.transport.abort)
+        with pytest.raises(ConnectionClosed):
+            await client.recv()
+        assert client.close_code == 1012
+
+
+async def test_websockets_are_forwarded_once_and_so_many(talking):
+    with pytest.raises(InvalidStatus) as refused:
+        await talking.open(additional_headers={"X-AppSupervisor-Forwarded": "me"})
+    assert refused.value.response.headers["x-appsupervisor-reason"] == "APP_MOVED"
+    talking.carrier.limits = CarrierLimits(max_websockets=1)
+    async with talking.open():
+        with pytest.raises(InvalidStatus) as refused:
+            await talking.open()
+    assert refused.value.response.headers["x-appsupervisor-reason"] == "SERVER_BUSY"
+
+
+async def test_messages_that_take_their_time_hold_no_more_than_a_bound(talking):
+    talking.carrier.limits = CarrierLimits(max_held_bytes=100_000)
+    async with talking.open(compression=None) as client:
+        await client.send("send 5000000")
+        with pytest.raises(ConnectionClosed):
+            await client.recv()
+        assert client.close_code == 1013
+    await eventually(lambda: talking.carrier.held == 0)
+
+
+async def test_a_websocket_that_waited_at_an_instance_is_carried_too(talking):
+    held = Gate("apps/a/instances/1")
+    held.hold(lambda: None)
+    talking.former.router.set("a", [], held)
+    opening = asyncio.create_task(talking.open().__aenter__())
+    await eventually(lambda: held.figures().queued == 1)
+    talking.former.router.set("a", [], talking.gate)
+    held.forward(talking.gate)
+    client = await opening
+    await client.send("hello")
+    assert await client.recv() == "hello"
+    await client.close()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from runtime_node.http import FrontLimits, GateLimits
+from tests.eventually import WITHIN
 
 ROOT = Path(__file__).resolve().parents[3]
 GET = b"GET / HTTP/1.1\r\nHost: a.localhost\r\n\r\n"
@@ -200,14 +201,17 @@ def ask(process, command):
 
 
 def get(port):
-    with socket.create_connection(("127.0.0.1", port), 10) as client:
+    with socket.create_connection(("127.0.0.1", port), WITHIN) as client:
         client.sendall(GET)
-        return client.recv(1000)
+        data = b""
+        while b"here" not in data and (piece := client.recv(1000)):
+            data += piece
+        return data
 
 
 def test_idle_connections_leave_descriptors_to_others(few_descriptors):
     port = int(few_descriptors.stdout.readline())
-    idle = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(300)]
+    idle = [socket.create_connection(("127.0.0.1", port), WITHIN) for _ in range(300)]
     assert b"here" in get(port)
     assert ask(few_descriptors, "look") <= 128
     for client in idle:
@@ -216,7 +220,7 @@ def test_idle_connections_leave_descriptors_to_others(few_descriptors):
 
 def test_the_listener_outlives_a_lack_of_descriptors(few_descriptors):
     port = int(few_descriptors.stdout.readline())
-    idle = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(60)]
+    idle = [socket.create_connection(("127.0.0.1", port), WITHIN) for _ in range(60)]
     ask(few_descriptors, "take")
     # Those that were idle give way, so that somebody is served all the same.
     while b"here" not in try_get(port):

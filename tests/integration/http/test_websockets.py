@@ -10,7 +10,8 @@ import websockets
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from runtime_node.http import CURRENT_INSTANCE, FrontLimits, GateLimits, shared
+from runtime_node.http import CURRENT_INSTANCE, FrontLimits, GateLimits, shared, websocket
+from tests.eventually import WITHIN
 
 HANDSHAKE = (
     b"GET / HTTP/1.1\r\nHost: a.localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
@@ -75,6 +76,24 @@ async def test_a_handshake_that_waits_too_long_is_answered_504(site):
         await connect(url(site)).__aenter__()
     assert caught.value.response.status_code == 504
     assert gate.figures().queued == 0
+
+
+async def test_a_client_that_answers_the_apps_close_is_let_go_at_once(site, monkeypatch):
+    monkeypatch.setattr(websocket, "_CLOSE_SECONDS", 3600.0)
+
+    async def app(scope, receive, send):
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.close", "code": 4000})
+
+    site.app("a", app)
+    connection = await site.connect()
+    connection.send(HANDSHAKE)
+    async with asyncio.timeout(10):
+        await connection.reader.readuntil(b"\r\n\r\n")
+        assert (await connection.reader.readexactly(4))[2:] == (4000).to_bytes(2, "big")
+    connection.send(b"\x88\x82\0\0\0\0" + (4000).to_bytes(2, "big"))
+    assert await connection.rest() == b""
 
 
 async def test_an_app_that_never_answers_the_handshake_is_cut(site, wait_until):
@@ -275,7 +294,7 @@ async def test_draining_closes_with_1012_and_tells_the_app(site, wait_until):
     log = []
     gate = site.app("a", app_that_echoes(log))
     async with connect(url(site)) as client:
-        assert await gate.drain(5) == 0
+        assert await gate.drain(WITHIN) == 0
         with pytest.raises(ConnectionClosed) as closed:
             await client.recv()
     assert closed.value.rcvd.code == 1012
@@ -285,7 +304,7 @@ async def test_draining_closes_with_1012_and_tells_the_app(site, wait_until):
 async def test_draining_can_leave_websockets_a_grace(site):
     gate = site.app("a", app_that_echoes([]))
     async with connect(url(site)) as client:
-        draining = asyncio.ensure_future(gate.drain(5, websocket_grace=5))
+        draining = asyncio.ensure_future(gate.drain(WITHIN, websocket_grace=WITHIN))
         await client.send("last")
         assert await client.recv() == "last"
         assert not draining.done()

@@ -192,7 +192,7 @@ async def test_figures_come_with_heartbeats(hosted: Hosted) -> None:
 
 async def test_health_follows_the_probe(hosted: Hosted, tmp_path: Path) -> None:
     check = pb.HealthCheck(
-        path="/health", interval=Duration(nanos=100_000_000), timeout=Duration(nanos=100_000_000)
+        path="/health", interval=Duration(nanos=500_000_000), timeout=Duration(nanos=500_000_000)
     )
     await hosted.start(entrypoint="behaviours:probed", health_check=check)
     stream = hosted.watch()

@@ -130,7 +130,7 @@ class Guests:
         app.blocked = self.blocked[launch.context.app]
         return app
 
-    async def stop(self, app: ProcessRunningApp, timeout: float = 5.0) -> StopReport:
+    async def stop(self, app: ProcessRunningApp, timeout: float = WITHIN) -> StopReport:
         self.running.remove(app)
         return await app.stop(timeout)
 

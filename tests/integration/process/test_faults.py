@@ -192,7 +192,7 @@ async def test_descendants_end_with_their_guest_however_they_left(guests: Guests
     app = await guests.start()
     child = int((await request(app, "/fork")).body)
     tag = app._guest.tag
-    assert len(list(procfs.marked({tag}))) == 3
+    await eventually(lambda: len(list(procfs.marked({tag}))) == 3)
     report = await guests.stop(app)
     assert report.leaks == ("2 processes that the app had started, now killed",)
     assert not alive(child)

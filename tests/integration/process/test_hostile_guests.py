@@ -56,7 +56,7 @@ async def test_a_guest_that_sends_what_is_no_report_is_ended(guests: Guests, pat
     error = await ended(guests, app)
     assert error.reason == "APP_CRASHED"
     assert "what a guest does not send" in error.message
-    assert len(os.listdir("/proc/self/fd")) <= before
+    await eventually(lambda: len(os.listdir("/proc/self/fd")) <= before)
     assert (await request(neighbour)).body == b"ok"
     await asyncio.gather(asking, return_exceptions=True)
 

@@ -116,12 +116,13 @@ async def test_a_node_that_is_gone_is_told_to_each(node: FakeNode, client: NodeC
     ] * 2
 
 
-async def test_closing_ends_what_is_under_way(node: FakeNode) -> None:
+@pytest.mark.parametrize("turns", [2, 3])
+async def test_closing_ends_what_is_under_way(node: FakeNode, turns: int) -> None:
     await node.kill()
     client = NodeClient(node.address)
     waiting = [asyncio.create_task(client.start(start(app))) for app in ("shop", "blog")]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
+    for _ in range(turns):  # until the call is to be made, and until it is
+        await asyncio.sleep(0)
     await client.close()
     for task in waiting:
         with pytest.raises(SupervisorError, match="not followed any more"):

@@ -146,6 +146,19 @@ def test_wherever_the_uri_leads_there_is_an_instance_that_serves(
     run(store, test)
 
 
+def test_a_move_that_is_done_tells_of_nothing_that_is_gone(store: CatalogStore) -> None:
+    async def test(two: Two) -> None:
+        await two.create()
+        await two.second_joins()
+        operation = await two.move()
+        await two.first.until(lambda: two.where() == OTHER)
+        two.first.withheld = True  # that it is gone is told by the answer to a stop, not by the stream
+        ended = await two.ended(operation)
+        assert [it.node for it in ended.response.instances] == [OTHER]
+
+    run(store, test)
+
+
 def test_a_move_that_fails_to_start_leaves_the_app_where_it_was(store: CatalogStore) -> None:
     async def test(two: Two) -> None:
         await two.create(entrypoint=PICKY)

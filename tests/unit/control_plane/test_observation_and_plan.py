@@ -206,8 +206,8 @@ def stops(app: AppRecord, placements: list[PlacementRecord], seen: Snapshot) -> 
 
 def started(app: AppRecord, placements: list[PlacementRecord], seen: Snapshot) -> rt.StartInstanceRequest:
     todo = planned(app, placements, seen)
-    assert todo.start is not None
-    return todo.start.request
+    (start,) = todo.starts
+    return start.request
 
 
 def test_every_field_that_a_node_is_to_know_reaches_it() -> None:
@@ -319,15 +319,15 @@ def test_what_was_given_up_with_its_node_ends_when_that_is_back() -> None:
 def test_nothing_is_decided_on_a_node_that_is_not_heard() -> None:
     for before in (record(), record(**STOP), record(deleting=DROP)):
         todo = planned(before, ONE, silent(OLD))
-        assert (todo.start, todo.stop, todo.remove) == (None, (), False)
+        assert (todo.starts, todo.stop, todo.remove) == ((), (), False)
 
 
 def test_another_apps_instance_goes_before_its_name_is_used_and_keeps_its_data() -> None:
     theirs = instance(Version(1, 9), RUNNING, uid="other")
     same_name = instance(V11, RUNNING, uid="other")
     assert stops(record(), FIRST, heard(theirs)) == [("g1-e9", 9, "other", False)]
-    assert planned(record(), FIRST, heard(theirs)).start is not None
-    assert planned(record(), FIRST, heard(same_name)).start is None
+    assert planned(record(), FIRST, heard(theirs)).starts
+    assert not planned(record(), FIRST, heard(same_name)).starts
     assert stops(record(), FIRST, heard(same_name)) == [("g1-e1", 1, "other", False)]
     assert stops(record(deleting=DROP), ONE, heard(theirs, OLD)) == [
         ("g1-e9", 9, "other", False),
@@ -351,7 +351,7 @@ def test_a_deleted_app_is_removed_once_its_nodes_have_said_that_nothing_is_left(
 
 def test_a_stopped_app_is_never_started() -> None:
     todo = planned(record(**STOP), ONE, heard())
-    assert (todo.start, todo.stop, todo.remove) == (None, (), False)
+    assert (todo.starts, todo.stop, todo.remove) == ((), (), False)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
@@ -18,11 +22,13 @@ from services.control_plane.nodes.client import CALL_SECONDS, NodeClient
 from services.rpc.errors import SupervisorError
 from services.rpc.pipeline.call import Caller
 from tests.fakes.runtime_node import Behaviour, Disk, FakeNode
-from tests.virtual_time import VirtualTimeLoop
+from tests.virtual_time import REAL_SECONDS
 
 NODE = "environments/default/nodes/fake-1"
 ME = Caller("test", 1e6)
 BAD, SLOW = "bad:app", "slow:app"
+COMMIT_SECONDS = (0.0, 0.0, 0.0, 0.001, 0.01, 0.05)
+"""How long a commit may take."""
 BEHAVIOURS = {
     BAD: Behaviour(ready_after=0.05, fails=("APP_FACTORY_FAILED", "it is bad")),
     SLOW: Behaviour(ready_after=2.0, stop_after=1.0),
@@ -30,15 +36,55 @@ BEHAVIOURS = {
 
 
 class VirtualStore:
-    """A store whose writer's thread takes no virtual time."""
+    """A store whose commits take virtual time, and are of as many commands each, as chance will have it.
 
-    def __init__(self, store: Any) -> None:
+    Its writer's thread works only while the loop waits for it: the same draws give the same course.
+    """
+
+    def __init__(self, store: Any, chance: random.Random) -> None:
         self._store = store
+        self._chance = chance
+        self._queue: deque[tuple[Any, dict[str, Any], Future[Any]]] = deque()
 
-    def write(self, command: Any, **under: Any) -> Any:
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, VirtualTimeLoop)
-        return loop.elsewhere(self._store.write(command, **under))
+    def write(self, command: Any, **under: Any) -> Future[Any]:
+        told: Future[Any] = Future()
+        self._queue.append((command, under, told))
+        if len(self._queue) == 1:
+            self._commit_later()
+        return told
+
+    def _commit_later(self) -> None:
+        asyncio.get_running_loop().call_later(self._chance.choice(COMMIT_SECONDS), self._commit)
+
+    def _commit(self) -> None:
+        count = self._chance.choice((1, len(self._queue)))
+        jobs = [self._queue.popleft() for _ in range(count)]
+        if self._queue:
+            self._commit_later()
+        with self._held() if count > 1 else nullcontext():  # so they share a batch
+            written = [(told, self._store.write(command, **under)) for command, under, told in jobs]
+        for told, future in written:
+            failure = future.exception(REAL_SECONDS)
+            if not told.set_running_or_notify_cancel():
+                continue
+            if failure is not None:
+                told.set_exception(failure)
+            else:
+                told.set_result(future.result())
+
+    @contextmanager
+    def _held(self) -> Iterator[None]:
+        """Keep the writer from taking what is written meanwhile."""
+        busy, go = threading.Event(), threading.Event()
+
+        def hold(_: Any) -> None:
+            busy.set()
+            go.wait(REAL_SECONDS)
+
+        self._store.write(hold)
+        busy.wait(REAL_SECONDS)
+        yield
+        go.set()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
@@ -62,7 +108,7 @@ class World:
         disk: Disk | None = None,
         behaviours: dict[str, Behaviour] | None = None,
     ) -> None:
-        self.store = VirtualStore(store)
+        self.store = VirtualStore(store, random.Random(chance.getrandbits(32)))
         self.chance = chance
         self.name = node
         self.disk = disk or Disk(uid="6b4d1a52-0b5e-4e1e-8f43-2f5d9b1c7a10")

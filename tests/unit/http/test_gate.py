@@ -7,6 +7,7 @@ import time
 import pytest
 
 from runtime_node.http import Gate, GateLimits
+from tests.eventually import WITHIN
 
 
 class FakeGatedRequest:
@@ -141,7 +142,7 @@ async def test_closing_refuses_what_waits_and_leaves_what_is_served():
     assert (queued.refused.reason, queued.refused.retry_after) == ("APP_STOPPED", 3)
     assert served.cut_with is None
     served.done.set()
-    assert await gate.drain(5) == 0
+    assert await gate.drain(WITHIN) == 0
 
 
 async def test_drain_cuts_after_its_time_and_tells_how_many():

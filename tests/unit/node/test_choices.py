@@ -15,6 +15,8 @@ from runtime_node.instances.probe import Probe
 from runtime_node.instances.record import MAX_DETAIL_BYTES, trim_detail
 from runtime_node.instances.routes import serving
 from runtime_node.instances.start_limiter import StartLimiter
+from runtime_node.loader.code_files import CodeState
+from runtime_node.tiers.choice import Runners
 from services.spec.effective import EffectiveHealthCheck
 
 # --- routes ---
@@ -204,3 +206,22 @@ def test_a_context_has_plain_values_and_hides_its_secrets(tmp_path: Path) -> Non
     assert (context.app, context.instance, context.generation) == ("shop", spec.name, 3)
     assert "hunter2" not in repr(context)
     assert context.secrets == {"KEY": "hunter2"}
+
+
+async def test_source_is_read_once_for_each_state_of_a_code() -> None:
+    looks: list[str] = []
+    loader = SimpleNamespace(
+        kind_of=lambda entrypoint: looks.append(entrypoint) or "factory",
+        needs_process=lambda entrypoint: None,
+    )
+    tiers = {tier: SimpleNamespace(tier=tier) for tier in (InstanceSpec.SHARED, InstanceSpec.PROCESS)}
+    runners = Runners(tiers, loader)  # type: ignore[arg-type]
+    spec, unasked = InstanceSpec(entrypoint="shop:create_app"), InstanceSpec.ISOLATION_TIER_UNSPECIFIED
+    one, other = CodeState("one", 1), CodeState("other", 2)
+    for code in (one, one, other, one):
+        assert (await runners.choose(spec, unasked, code)).tier == InstanceSpec.SHARED
+    assert len(looks) == 2
+    for code in (CodeState("half", 1, partial=True), None):  # what was not seen whole may be another
+        await runners.choose(spec, unasked, code)
+        await runners.choose(spec, unasked, code)
+    assert len(looks) == 6

@@ -413,15 +413,22 @@ class AppCatalogServicer:
     def MoveApp(self, request, context):
         """Brings an app to another node: `node`, or the one that placement chooses.
 
-        Precondition: the app exists, is not `DELETING`, has the `etag` given, if one is given, and keeps no data on the node
-        it is on. Some other node of its environment, or the one named, can take it.
+        Precondition: the app exists, is not `DELETING`, and has the `etag` given, if one is given. Some other node of its
+        environment, or the one named, can take it. If it keeps its database on its node (`sqlite`), that node can be heard.
         On success: a fresh instance starts there; once it is ready it takes over, `uri` changes, and the one before serves on
         for a few seconds, in which both answer, and is drained. The operation ends when that is gone, or its node cannot be heard. A stopped app
-        is moved without being started. What the app has put into its `data_dir` does not come along: it stays where it is.
+        is moved without being started.
+        An app that keeps its database on its node goes with all that is in its data directory: that is copied while the app
+        serves; then its requests are held, it is stopped, what has changed since is copied, and the fresh instance starts, on
+        that data. `data_move` tells how much it was and how long requests were held. At any moment one node alone owns the data:
+        the former one until all of it is on the new one's disk, where it is removed after that. Of other apps, what they have put
+        into their `data_dir` does not come along: it stays where it is.
         Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
-        Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over.
+        Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over, or the
+        data is its node's by then.
         Rolled back: what runs. If the fresh instance does not start, or not in time, the app stays where it was, and the
-        operation fails with the reason. A later update, restart or move of the app replaces the move
+        operation fails with the reason; data that has gone to the new node by then comes back. A copy that makes no progress
+        for a minute is given up (`DATA_NOT_MOVED`). A later update, restart or move of the app replaces the move
         (`OPERATION_SUPERSEDED`).
 
         Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `DATA_ON_NODE`, `NODE_NOT_ELIGIBLE` (the node named),

@@ -111,8 +111,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     RETAINED_DATA_BUSY: _ErrorReason.ValueType  # 99
     """FAILED_PRECONDITION: the retained data is being attached to an app, or purged."""
     DATA_ON_NODE: _ErrorReason.ValueType  # 95
-    """FAILED_PRECONDITION: data of the app that exists nowhere else is on its node, so that it cannot be moved; nor can the
-    node be deleted, unless forced.
+    """FAILED_PRECONDITION: data of the app that exists nowhere else is on its node, which cannot be heard, or there is no
+    other node, so that the app cannot be moved; nor can the node be deleted, unless forced.
     """
     NODE_ALIVE: _ErrorReason.ValueType  # 96
     """FAILED_PRECONDITION: the node can be heard; end it first."""
@@ -120,6 +120,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the node named cannot take the app; the message says what would have to change."""
     DATA_LOST: _ErrorReason.ValueType  # 98
     """FAILED_PRECONDITION: the app's data was given up with its node; `accept_data_loss` starts it anew."""
+    DATA_NOT_MOVED: _ErrorReason.ValueType  # 110
+    """FAILED_PRECONDITION: the app's data could not be brought to the other node; the message says why. It is where it was."""
+    TICKET_INVALID: _ErrorReason.ValueType  # 111
+    """FAILED_PRECONDITION: the ticket for reading an app's data is unknown, used or too old."""
     DATABASE_SERVER_IN_USE: _ErrorReason.ValueType  # 76
     """FAILED_PRECONDITION: apps have their databases on the server, or an environment names it as their default."""
     RESUME_TOKEN_EXPIRED: _ErrorReason.ValueType  # 100
@@ -198,6 +202,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The app: its process ended in order although nobody had asked it to; a SIGTERM of somebody else's does so."""
     APP_UNRESPONSIVE: _ErrorReason.ValueType  # 177
     """The app: its process lived but took nothing any more of what its node sent it, and was ended."""
+    APP_UNHEALTHY: _ErrorReason.ValueType  # 182
+    """The app: a replica of a new version was ready, and then its health check failed; the version before goes on serving."""
     INTERNAL: _ErrorReason.ValueType  # 200
     """INTERNAL: a fault of ours; the request id in the message finds it in the log."""
 
@@ -293,8 +299,8 @@ the older one nearer first.
 RETAINED_DATA_BUSY: ErrorReason.ValueType  # 99
 """FAILED_PRECONDITION: the retained data is being attached to an app, or purged."""
 DATA_ON_NODE: ErrorReason.ValueType  # 95
-"""FAILED_PRECONDITION: data of the app that exists nowhere else is on its node, so that it cannot be moved; nor can the
-node be deleted, unless forced.
+"""FAILED_PRECONDITION: data of the app that exists nowhere else is on its node, which cannot be heard, or there is no
+other node, so that the app cannot be moved; nor can the node be deleted, unless forced.
 """
 NODE_ALIVE: ErrorReason.ValueType  # 96
 """FAILED_PRECONDITION: the node can be heard; end it first."""
@@ -302,6 +308,10 @@ NODE_NOT_ELIGIBLE: ErrorReason.ValueType  # 97
 """FAILED_PRECONDITION: the node named cannot take the app; the message says what would have to change."""
 DATA_LOST: ErrorReason.ValueType  # 98
 """FAILED_PRECONDITION: the app's data was given up with its node; `accept_data_loss` starts it anew."""
+DATA_NOT_MOVED: ErrorReason.ValueType  # 110
+"""FAILED_PRECONDITION: the app's data could not be brought to the other node; the message says why. It is where it was."""
+TICKET_INVALID: ErrorReason.ValueType  # 111
+"""FAILED_PRECONDITION: the ticket for reading an app's data is unknown, used or too old."""
 DATABASE_SERVER_IN_USE: ErrorReason.ValueType  # 76
 """FAILED_PRECONDITION: apps have their databases on the server, or an environment names it as their default."""
 RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
@@ -380,6 +390,8 @@ APP_EXITED: ErrorReason.ValueType  # 176
 """The app: its process ended in order although nobody had asked it to; a SIGTERM of somebody else's does so."""
 APP_UNRESPONSIVE: ErrorReason.ValueType  # 177
 """The app: its process lived but took nothing any more of what its node sent it, and was ended."""
+APP_UNHEALTHY: ErrorReason.ValueType  # 182
+"""The app: a replica of a new version was ready, and then its health check failed; the version before goes on serving."""
 INTERNAL: ErrorReason.ValueType  # 200
 """INTERNAL: a fault of ours; the request id in the message finds it in the log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceError, InstanceSpec
 from runtime_node.context import hidden_in
+from runtime_node.instances.forwards import ForwardFigures
 from runtime_node.instances.record import Instance
 from runtime_node.instances.table import InstanceTable
 from runtime_node.logs.app_logs import AppLogs, LogSource
@@ -23,8 +24,8 @@ RAISED_AT_START = frozenset({"APP_FACTORY_FAILED", "APP_STARTUP_FAILED", "ENTRYP
 """Failures with an exception that nothing else has put into the app's log."""
 
 
-class Observation:
-    """The observing side of one node."""
+class Telemetry:
+    """Logs, health and metrics of one node's apps."""
 
     def __init__(
         self,
@@ -33,8 +34,9 @@ class Observation:
         *,
         memory: Callable[[], int],
         streams: Callable[[], int],
+        forwarded: Callable[[], ForwardFigures],
     ) -> None:
-        """`memory` returns the node's bytes, `streams` its open watch streams."""
+        """`memory` returns the node's bytes, `streams` its open watches, `forwarded` what it forwards."""
         self._table = table
         self.logs = AppLogs(
             settings.data_dir / "logs",
@@ -47,7 +49,7 @@ class Observation:
         self.health = ResourceHealth(self._serves)
         self.metrics: NodeMetrics | None = None
         if settings.metrics_listen is not None:
-            self.metrics = NodeMetrics(table, self.logs, memory=memory, streams=streams)
+            self.metrics = NodeMetrics(table, self.logs, memory=memory, streams=streams, forwarded=forwarded)
 
     def close_streams(self) -> None:
         """End the streams of this side, once they have told all there is."""

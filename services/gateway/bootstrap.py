@@ -1,0 +1,104 @@
+"""What an Envoy must know before it can ask: its name, where the gateway's xDS is, its bounds. Pure.
+
+`python -m services.gateway.bootstrap` prints it for an Envoy that somebody else runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+XDS_CLUSTER = "xds"
+_TYPE = "type.googleapis.com/"
+_CONNECTIONS = "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
+
+
+def bootstrap(
+    node_id: str, xds_address: str, *, admin_socket: str = "", max_connections: int = 10_000
+) -> dict[str, Any]:
+    """Return the bootstrap as JSON. `xds_address` is host:port; without a socket nobody can administer it."""
+    host, _, port = xds_address.rpartition(":")
+    http2 = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    source = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
+    settings: dict[str, Any] = {
+        "node": {"id": node_id, "cluster": "gateway"},
+        "dynamic_resources": {
+            "ads_config": {
+                "api_type": "DELTA_GRPC",
+                "transport_api_version": "V3",
+                "grpc_services": [{"envoy_grpc": {"cluster_name": XDS_CLUSTER}}],
+            },
+            "cds_config": source,
+            "lds_config": source,
+        },
+        "static_resources": {
+            "clusters": [
+                {
+                    "name": XDS_CLUSTER,
+                    "type": "STRICT_DNS",
+                    "connect_timeout": "2s",
+                    "typed_extension_protocol_options": {
+                        http2: {
+                            "@type": _TYPE + http2,
+                            "explicit_http_config": {
+                                "http2_protocol_options": {
+                                    "connection_keepalive": {"interval": "10s", "timeout": "5s"}
+                                }
+                            },
+                        }
+                    },
+                    "load_assignment": {
+                        "cluster_name": XDS_CLUSTER,
+                        "endpoints": [
+                            {
+                                "lb_endpoints": [
+                                    {
+                                        "endpoint": {
+                                            "address": {
+                                                "socket_address": {
+                                                    "address": host.strip("[]"),
+                                                    "port_value": int(port),
+                                                }
+                                            }
+                                        }
+                                    }
+                                ]
+                            }
+                        ],
+                    },
+                }
+            ]
+        },
+        "overload_manager": {
+            "resource_monitors": [
+                {
+                    "name": "envoy.resource_monitors.global_downstream_max_connections",
+                    "typed_config": {
+                        "@type": _TYPE + _CONNECTIONS,
+                        "max_active_downstream_connections": max_connections,
+                    },
+                }
+            ]
+        },
+    }
+    if admin_socket:
+        settings["admin"] = {"address": {"pipe": {"path": admin_socket, "mode": 0o600}}}
+    return settings
+
+
+def main() -> None:
+    """Print a bootstrap."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--node-id", default="envoy-1", help="name of this Envoy, unique among a gateway's")
+    parser.add_argument("--xds-address", default="127.0.0.1:18000", help="host:port of the gateway's xDS")
+    parser.add_argument("--max-connections", type=int, default=10_000, help="connections it accepts")
+    told = parser.parse_args()
+    settings = bootstrap(told.node_id, told.xds_address, max_connections=told.max_connections)
+    json.dump(settings, sys.stdout, indent=2)
+    sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""What Envoy is told: clusters, the routes that apps share, and the scopes that lead to them. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from ipaddress import ip_address
+from typing import Any
+
+from google.protobuf import descriptor_pool
+from google.protobuf.json_format import ParseDict
+
+from services.gateway.answers import nobody
+from services.gateway.routes import Destination
+from services.gateway.xds.cache import CLUSTER, ROUTES, SCOPE
+from services.gateway.xds.messages import TYPE_PREFIX, message
+
+ROUTE_HEADER = "x-appsupervisor-route"
+"""By which a request's scope is found; route.lua sets it, and no client can."""
+OWN_HEADERS = (ROUTE_HEADER, "x-appsupervisor-miss", "x-appsupervisor-value")
+
+HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+MAX_CONNECTIONS = 4096
+"""To one group of nodes, and so requests at the same time: a node keeps 10,000 open."""
+MAX_PENDING = 1024
+"""Requests that wait for a connection."""
+IDLE_SECONDS = 3
+"""A node closes a connection after 5 s without a request: this side does so before."""
+STREAM_IDLE_SECONDS = 3600
+"""For a WebSocket over which nothing is said."""
+
+_REPEATABLE = "GET|HEAD|OPTIONS|PUT|DELETE|TRACE"
+"""Methods that may be carried out twice (RFC 9110 §9.2.2)."""
+_UNSENT = "connect-failure,refused-stream,reset-before-request"
+_PASSING = ("NODE_DRAINING", "INSTANCE_STOPPING")
+"""Answers of a node itself after which another try finds another instance."""
+
+
+def parsed(name: str, content: dict[str, Any]) -> Any:
+    """Return a message by its full name and its JSON form."""
+    target = message(name)()
+    return ParseDict(content, target, descriptor_pool=descriptor_pool.Default())
+
+
+def typed(name: str, **content: Any) -> dict[str, Any]:
+    """Return the JSON form of a message in an Any."""
+    return {"@type": TYPE_PREFIX + name, **content}
+
+
+# --- names ---
+
+
+def app_key(app_id: str) -> str:
+    """Return the key of an app's own name."""
+    return "a:" + app_id
+
+
+def domain_key(domain: str) -> str:
+    """Return the key of a custom domain."""
+    return "d:" + domain.lower()
+
+
+def cluster_name(nodes: Sequence[str]) -> str:
+    """Return the name of the cluster of a group of nodes."""
+    return "+".join(nodes)
+
+
+def routes_name(destination: Destination) -> str:
+    """Return the name of the routes that apps with this destination share."""
+    if not destination.nodes:
+        return f"nobody/{destination.reason}"
+    return f"{cluster_name(destination.nodes)}/{destination.timeout}s"
+
+
+def keeper_name(routes: str) -> str:
+    """Return the key of the scope that makes an Envoy keep routes; no request has it."""
+    return "k:" + routes
+
+
+# --- messages ---
+
+
+def scope(key: str, routes: str) -> Any:
+    """Return the scope that leads requests with a key to routes."""
+    return message(SCOPE)(name=key, route_configuration_name=routes, key={"fragments": [{"string_key": key}]})
+
+
+def keeper(routes: str) -> Any:
+    """Return the scope that makes an Envoy ask for routes before the first app needs them, and keep them."""
+    return scope(keeper_name(routes), routes)
+
+
+def routes(destination: Destination) -> Any:
+    """Return the routes of a destination: all requests to its nodes, or the answer that there is nobody."""
+    name = routes_name(destination)
+    content: dict[str, Any] = {
+        "name": name,
+        "request_headers_to_remove": [*OWN_HEADERS, "x-envoy-external-address"],
+        "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": _rules(destination)}],
+    }
+    if not destination.nodes:
+        content["max_direct_response_body_size_bytes"] = 4096
+    return parsed(ROUTES, content)
+
+
+def _rules(destination: Destination) -> list[dict[str, Any]]:
+    if not destination.nodes:
+        problem = nobody(destination.reason)
+        return [
+            {
+                "match": {"prefix": "/"},
+                "direct_response": {"status": problem.status, "body": {"inline_string": problem.body()}},
+                "response_headers_to_add": problem.headers(),
+            }
+        ]
+    repeatable = {"name": ":method", "string_match": {"safe_regex": {"regex": _REPEATABLE}}}
+    return [
+        {
+            "match": {"prefix": "/", "headers": [repeatable]},
+            "route": _forward(destination, f"{_UNSENT},reset,retriable-headers"),
+        },
+        {"match": {"prefix": "/"}, "route": _forward(destination, _UNSENT)},
+    ]
+
+
+def _forward(destination: Destination, retry_on: str) -> dict[str, Any]:
+    retries: dict[str, Any] = {
+        "retry_on": retry_on,
+        "num_retries": 3,
+        "retry_back_off": {"base_interval": "0.05s", "max_interval": "0.5s"},
+        "retriable_headers": [
+            {"name": "x-appsupervisor-reason", "string_match": {"exact": reason}} for reason in _PASSING
+        ],
+    }
+    if len(destination.nodes) > 1:
+        name = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+        retries["retry_host_predicate"] = [{"name": name, "typed_config": typed(name)}]
+        retries["host_selection_retry_max_attempts"] = 3
+    return {
+        "cluster": cluster_name(destination.nodes),
+        "timeout": f"{destination.timeout}s",
+        "idle_timeout": f"{STREAM_IDLE_SECONDS}s",
+        "retry_policy": retries,
+    }
+
+
+def cluster(nodes: Sequence[str], addresses: Sequence[str]) -> Any:
+    """Return the cluster of a group of nodes, by the addresses (`host:port`) at which they serve HTTP now."""
+    places = [_place(address) for address in addresses]
+    named = any(not _is_ip(place["address"]) for place in places)
+    name = cluster_name(nodes)
+    return parsed(
+        CLUSTER,
+        {
+            "name": name,
+            "type": "STRICT_DNS" if named else "STATIC",
+            "lb_policy": "LEAST_REQUEST",
+            "connect_timeout": "2s",
+            "load_assignment": {
+                "cluster_name": name,
+                "endpoints": [
+                    {"lb_endpoints": [{"endpoint": {"address": {"socket_address": it}}} for it in places]}
+                ],
+            },
+            "circuit_breakers": {
+                "thresholds": [
+                    {
+                        "max_connections": MAX_CONNECTIONS,
+                        "max_pending_requests": MAX_PENDING,
+                        "max_requests": MAX_CONNECTIONS,
+                        "retry_budget": {"budget_percent": {"value": 20}, "min_retry_concurrency": 64},
+                    }
+                ]
+            },
+            # A node that cannot be reached answers no connection; what its apps answer says nothing of it.
+            "outlier_detection": {
+                "split_external_local_origin_errors": True,
+                "consecutive_local_origin_failure": 5,
+                "enforcing_consecutive_local_origin_failure": 100,
+                "enforcing_local_origin_success_rate": 0,
+                "consecutive_5xx": 0,
+                "enforcing_consecutive_5xx": 0,
+                "enforcing_consecutive_gateway_failure": 0,
+                "enforcing_success_rate": 0,
+                "interval": "0.5s",
+                "base_ejection_time": "1s",
+                "max_ejection_time": "3s",
+                "max_ejection_percent": 100,
+            },
+            "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+            "typed_extension_protocol_options": {
+                HTTP_OPTIONS: typed(
+                    HTTP_OPTIONS,
+                    explicit_http_config={"http_protocol_options": {}},
+                    common_http_protocol_options={"idle_timeout": f"{IDLE_SECONDS}s"},
+                )
+            },
+        },
+    )
+
+
+def _place(address: str) -> dict[str, Any]:
+    host, _, port = address.rpartition(":")
+    return {"address": host.removeprefix("[").removesuffix("]"), "port_value": int(port)}
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def quoted(text: str) -> str:
+    """Return a text as JSON writes it, which is a Lua string too for what is plain ASCII."""
+    return json.dumps(text, ensure_ascii=True)

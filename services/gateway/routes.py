@@ -1,0 +1,89 @@
+"""Where an app's requests go: to the nodes of its newest ready instances, or to nobody, and why. Pure.
+
+Across nodes it is the rule by which a node chooses among an app's instances
+(runtime_node/instances/routes.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.errors.v1.error_reason_pb2 import ErrorReason
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
+
+SLACK = 5
+"""Seconds by which a node's own time limit comes before the gateway's: its answer says more."""
+TIMEOUTS = (15, 35, 65, 125, 305, 905, 3605)
+"""Time limits of the gateway, in seconds. Few, so that apps share routes: each gets the next one."""
+DEFAULT_REQUEST_TIMEOUT = 30
+DEFAULT_TIMEOUT = 35
+
+_READY, _COMING, _HERE = 2, 1, 0
+_RANK: dict[int, int] = {
+    Instance.RUNNING: _READY,
+    Instance.IDLE: _READY,
+    Instance.PENDING: _COMING,
+    Instance.STARTING: _COMING,
+    Instance.FAILED: _HERE,
+    Instance.STOPPED: _HERE,
+}
+_LEAVING = -1
+"""Its node answers that it is: that says more than the gateway could."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where requests go; apps that are treated alike have equal ones."""
+
+    nodes: tuple[str, ...] = ()
+    """Names of nodes, sorted; empty if nobody answers."""
+    timeout: int = DEFAULT_TIMEOUT
+    """Seconds."""
+    reason: str = ""
+    """An `ErrorReason`: why nobody answers."""
+
+
+def destination_of(app: App) -> Destination | None:
+    """Return where an app's requests go; None if it is to look as if there were no such app.
+
+    That is so for one that is stopped or being deleted and has no instance left: its node says the same.
+    """
+    nodes = _nodes(app)
+    if nodes:
+        return Destination(nodes, timeout_of(app))
+    if app.desired_state == App.STOPPED or app.state in (Instance.STOPPED, Instance.DELETING):
+        return None
+    return Destination(reason=_reason(app))
+
+
+def timeout_of(app: App) -> int:
+    """Return the gateway's time limit for a request to the app, in seconds."""
+    told = app.limits.request_timeout
+    own = (
+        told.seconds + (told.nanos > 0) if app.limits.HasField("request_timeout") else DEFAULT_REQUEST_TIMEOUT
+    )
+    return next((limit for limit in TIMEOUTS if limit >= own + SLACK), TIMEOUTS[-1])
+
+
+def _nodes(app: App) -> tuple[str, ...]:
+    placed = [instance for instance in app.instances if instance.node]
+    if not placed:
+        return ()
+    best = max(map(_rank, placed))
+    chosen = [instance for instance in placed if _rank(instance) == best]
+    chosen.sort(key=lambda instance: (instance.epoch, instance.generation), reverse=True)
+    # While an app moves both copies answer: the newest ones are to, as many as are wanted.
+    wanted = max(1, app.replicas) if best == _READY else 1
+    return tuple(sorted({instance.node for instance in chosen[:wanted]}))
+
+
+def _rank(instance: Instance) -> int:
+    if instance.state == Instance.RUNNING and instance.health == Instance.UNKNOWN:
+        return _COMING  # its node is not heard: a newer copy elsewhere holds requests until it has started
+    return _RANK.get(instance.state, _LEAVING)
+
+
+def _reason(app: App) -> str:
+    told = next((condition.reason for condition in app.conditions if condition.type == "Ready"), "")
+    return told if app.state == Instance.FAILED and told in ErrorReason.keys() else "NO_NODE_AVAILABLE"  # noqa: SIM118

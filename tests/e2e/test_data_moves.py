@@ -1,0 +1,136 @@
+"""An app's SQLite database goes from node to node with it, under writes and over kills."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.longrunning import operations_pb2
+
+from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
+from appsupervisor.fleet.v1 import fleet_pb2 as fleet
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec
+from tests.e2e.stack import DEADLINE, ROOT, Stack, eventually
+
+NODES = "environments/default/nodes"
+ENTRYPOINT = "numbered:create_app"
+
+
+@pytest.fixture
+def two_nodes(tmp_path: Path) -> Iterator[Stack]:
+    stack = Stack(tmp_path / "stack", app_dirs=(ROOT / "tests/apps/travel",))
+    try:
+        stack.start()
+        stack.add_node("node-2")
+        for node in ("node-1", "node-2"):
+            eventually(lambda node=node: is_ready(stack, node), f"{node} is ready")
+        yield stack
+    finally:
+        stack.clean_up()
+
+
+def is_ready(stack: Stack, node: str) -> bool:
+    try:
+        request = fleet.GetNodeRequest(name=f"{NODES}/{node}")
+        return stack.fleet.GetNode(request, timeout=DEADLINE).state == fleet.Node.READY
+    except grpc.RpcError:
+        return False
+
+
+class Writer:
+    """Writes numbered rows at whichever node answers, and remembers which were acknowledged."""
+
+    def __init__(self, stack: Stack, app_id: str) -> None:
+        self._stack = stack
+        self._app_id = app_id
+        self.acknowledged: list[int] = []
+        self.failures: set[str] = set()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Writer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join(DEADLINE)
+
+    def goes_on(self) -> None:
+        before = len(self.acknowledged)
+        eventually(lambda: len(self.acknowledged) > before + 5, f"rows are written: {self.failures}")
+
+    def _run(self) -> None:
+        number = 0
+        while not self._ended.wait(0.002):
+            number += 1
+            for node in self._stack.nodes:
+                status, text = self._stack.http(self._app_id, f"/?n={number}", "POST", node=node)
+                if status == 200:
+                    self.acknowledged.append(number)
+                    break
+                self.failures.add(f"{node} {status} {text[:120]}")
+
+
+def home_of(stack: Stack, app_id: str) -> str:
+    """Return the node on which an app serves; empty if it is not one, or not for good."""
+    app = stack.get(app_id)
+    nodes = {it.node.rpartition("/")[2] for it in app.instances if it.state == Instance.RUNNING}
+    return nodes.pop() if len(nodes) == 1 and not app.reconciling else ""
+
+
+def rows_at(stack: Stack, app_id: str, node: str) -> set[int]:
+    status, text = stack.http(app_id, node=node)
+    assert status == 200, text
+    return {int(number) for number in text.split(",") if number}
+
+
+def copies(stack: Stack, app_id: str) -> list[str]:
+    """Return the nodes that have a data directory of the app."""
+    return [node for node in stack.nodes if list((stack.folder / node / "apps").glob(f"{app_id}.*"))]
+
+
+def move(stack: Stack, app_id: str, node: str) -> operations_pb2.Operation:
+    request = catalog.MoveAppRequest(name=f"apps/{app_id}", node=f"{NODES}/{node}")
+    done: operations_pb2.Operation = stack.apps.MoveApp(request, timeout=DEADLINE)
+    return done
+
+
+def metadata_of(operation: operations_pb2.Operation) -> catalog.OperationMetadata:
+    metadata = catalog.OperationMetadata()
+    assert operation.metadata.Unpack(metadata)
+    return metadata
+
+
+def other(node: str) -> str:
+    return "node-2" if node == "node-1" else "node-1"
+
+
+@pytest.mark.parametrize(
+    ("wal", "isolation"), [(True, InstanceSpec.SHARED), (False, InstanceSpec.PROCESS)], ids=["wal", "journal"]
+)
+def test_every_acknowledged_row_goes_along(two_nodes: Stack, wal: bool, isolation: Any) -> None:
+    stack = two_nodes
+    app = catalog.App(isolation=isolation)
+    app.config.update({"wal": wal, "padding_mib": 8})
+    stack.create("shop", ENTRYPOINT, isolation=isolation, config=app.config)
+    first = home_of(stack, "shop")
+    with Writer(stack, "shop") as writer:
+        writer.goes_on()
+        operation = move(stack, "shop", other(first))
+        stack.result(operation)
+        writer.goes_on()
+    eventually(lambda: home_of(stack, "shop") == other(first), "it serves at its new node alone")
+    assert set(writer.acknowledged) <= rows_at(stack, "shop", other(first))
+    eventually(lambda: copies(stack, "shop") == [other(first)], "one node has its data")
+    told = metadata_of(stack.wait(stack.operations.GetOperation(
+        operations_pb2.GetOperationRequest(name=operation.name)))).data_move  # fmt: skip
+    assert (told.state, told.target_node) == (catalog.DataMove.DONE, f"{NODES}/{other(first)}")
+    assert told.copied_bytes > 8 << 20
+    assert told.HasField("hold_duration")
+    events = stack.apps.ListAppEvents(catalog.ListAppEventsRequest(parent="apps/shop"), timeout=DEADLINE)
+    assert "DataMoved" in {it.type for it in events.app_events}

@@ -1,0 +1,240 @@
+"""Where each app's requests go, by what the control plane tells, and what of that changes for Envoy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.fleet.v1.fleet_pb2 import Node
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, Limits
+from services.gateway.routes import Destination, destination_of, timeout_of
+from services.gateway.table import RoutingTable
+from services.gateway.xds.cache import CLUSTER, ROUTES, SCOPE, ResourceCache
+from services.gateway.xds.messages import message
+
+NODE = "environments/e/nodes/{}"
+N1, N2, N3 = (NODE.format(f"n{number}") for number in (1, 2, 3))
+
+S = Instance.State
+RUNNING, IDLE, STARTING, PENDING, STOPPING, STOPPED, FAILED, DELETING = (
+    S.RUNNING, S.IDLE, S.STARTING, S.PENDING, S.STOPPING, S.STOPPED, S.FAILED, S.DELETING,
+)  # fmt: skip
+HEALTHY, UNKNOWN = Instance.Health.HEALTHY, Instance.Health.UNKNOWN
+
+
+def instance(node: str, epoch: int, state: Any = RUNNING, health: Any = HEALTHY) -> Instance:
+    return Instance(name=f"apps/a/instances/e{epoch}", node=node, epoch=epoch, state=state, health=health)
+
+
+def app(name: str = "shop", instances: Iterable[Instance] = (), **fields: Any) -> App:
+    return App(name=f"apps/{name}", instances=instances, **{"state": RUNNING, **fields})
+
+
+@pytest.mark.parametrize(
+    ("instances", "fields", "nodes"),
+    [
+        ([instance(N1, 1)], {}, (N1,)),
+        ([instance(N1, 1, IDLE, UNKNOWN)], {}, (N1,)),
+        # A move or an update: the one before serves until the next is ready, then the next one.
+        ([instance(N1, 1), instance(N2, 2, STARTING, UNKNOWN)], {}, (N1,)),
+        ([instance(N1, 1), instance(N2, 2)], {}, (N2,)),
+        ([instance(N1, 1, STOPPING), instance(N2, 2)], {}, (N2,)),
+        ([instance(N1, 1), instance(N2, 2, FAILED)], {}, (N1,)),
+        # A failover: the new one holds requests while it starts; without one the silent node is still asked.
+        ([instance(N1, 1, RUNNING, UNKNOWN)], {}, (N1,)),
+        ([instance(N1, 1, RUNNING, UNKNOWN), instance(N2, 2, STARTING, UNKNOWN)], {}, (N2,)),
+        ([instance(N1, 1, RUNNING, UNKNOWN), instance(N2, 2)], {}, (N2,)),
+        # Its node tells more of a failure, or of an end, than the gateway could.
+        ([instance(N1, 1, FAILED)], {"state": FAILED}, (N1,)),
+        ([instance(N1, 1, STOPPED)], {"state": STOPPED}, (N1,)),
+        ([instance(N1, 1, STOPPING)], {"state": STOPPING}, (N1,)),
+        # Several copies: all that are ready, in their newest version, and no more than are wanted.
+        ([instance(N2, 2), instance(N1, 1)], {"replicas": 2}, (N1, N2)),
+        ([instance(N1, 1), instance(N2, 2, STARTING)], {"replicas": 2}, (N1,)),
+        ([instance(N1, 1), instance(N2, 2), instance(N3, 3)], {"replicas": 2}, (N2, N3)),
+        ([instance(N1, 1), instance(N1, 2)], {"replicas": 2}, (N1,)),
+    ],
+)
+def test_requests_go_to_the_newest_instances_that_are_ready(
+    instances: list[Instance], fields: dict[str, Any], nodes: tuple[str, ...]
+) -> None:
+    assert destination_of(app(instances=instances, **fields)) == Destination(nodes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"state": PENDING}, "NO_NODE_AVAILABLE"),
+        ({"state": FAILED, "conditions": [Condition(type="Ready", reason="DATA_MISSING")]}, "DATA_MISSING"),
+        ({"state": FAILED, "conditions": [Condition(type="Ready", reason="<script>")]}, "NO_NODE_AVAILABLE"),
+        ({"state": STOPPED}, None),
+        ({"state": PENDING, "desired_state": App.STOPPED}, None),
+        ({"state": DELETING}, None),
+    ],
+)
+def test_an_app_on_no_node_is_told_why_or_is_unknown(fields: dict[str, Any], reason: str | None) -> None:
+    found = destination_of(app(**fields))
+    assert found == (None if reason is None else Destination(reason=reason))
+
+
+@pytest.mark.parametrize(
+    ("told", "limit"), [(None, 35), (0.01, 15), (10, 15), (10.5, 35), (30, 35), (31, 65), (3600, 3605)]
+)
+def test_the_gateways_time_limit_is_a_little_above_the_apps(told: float | None, limit: int) -> None:
+    limits = Limits()
+    if told is not None:
+        limits.request_timeout.CopyFrom(Duration(seconds=int(told), nanos=int(told % 1 * 1e9)))
+    assert timeout_of(app(limits=limits)) == limit
+
+
+class Told:
+    """The resources that changed since they were last asked for."""
+
+    def __init__(self, cache: ResourceCache) -> None:
+        self._changed: list[tuple[str, str]] = []
+        cache.open()
+        cache.follow(lambda kind, name: self._changed.append((kind.rpartition(".")[2], name)))
+
+    def __call__(self) -> list[tuple[str, str]]:
+        changed, self._changed = self._changed, []
+        return changed
+
+
+@pytest.fixture
+def cache() -> ResourceCache:
+    return ResourceCache()
+
+
+@pytest.fixture
+def table(cache: ResourceCache) -> RoutingTable:
+    table = RoutingTable(cache)
+    for node in (N1, N2):
+        table.put_node(Node(name=node, http_address="10.0.0.1:8080"))
+    return table
+
+
+def scopes(cache: ResourceCache) -> dict[str, str]:
+    """Return the routes that each name leads to."""
+    found = {}
+    for name, resource in cache.of(SCOPE).items():
+        if not name.startswith("k:"):
+            content = message(SCOPE).FromString(resource.value)
+            assert content.name == content.key.fragments[0].string_key == name
+            assert resource.needs == content.route_configuration_name
+            found[name] = resource.needs
+    return found
+
+
+def test_a_node_is_reachable_before_its_first_app(cache: ResourceCache, table: RoutingTable) -> None:
+    assert sorted(cache.of(CLUSTER)) == [N1, N2]
+    assert sorted(cache.of(ROUTES)) == [f"{N1}/35s", f"{N2}/35s"]
+    assert sorted(cache.of(SCOPE)) == [f"k:{N1}/35s", f"k:{N2}/35s"]
+
+
+def test_an_app_is_one_scope_for_each_of_its_names(cache: ResourceCache, table: RoutingTable) -> None:
+    table.put_app(app(instances=[instance(N1, 1)], domains=["b.example.com", "A.example.com"]))
+    assert scopes(cache) == dict.fromkeys(("a:shop", "d:a.example.com", "d:b.example.com"), f"{N1}/35s")
+
+
+def test_a_move_changes_the_apps_scope_and_nothing_else(cache: ResourceCache, table: RoutingTable) -> None:
+    table.put_app(app("blog", [instance(N1, 1)]))
+    table.put_app(app("shop", [instance(N1, 1)]))
+    told = Told(cache)
+    table.put_app(app("shop", [instance(N1, 1), instance(N2, 2, STARTING)]))
+    assert told() == []
+    table.put_app(app("shop", [instance(N1, 1), instance(N2, 2)]))
+    assert told() == [("ScopedRouteConfiguration", "a:shop")]
+    assert scopes(cache) == {"a:blog": f"{N1}/35s", "a:shop": f"{N2}/35s"}
+
+
+def test_what_apps_share_is_there_while_one_of_them_needs_it(
+    cache: ResourceCache, table: RoutingTable
+) -> None:
+    told = Told(cache)
+    slow = Limits(request_timeout=Duration(seconds=60))
+    for name in ("blog", "shop"):
+        table.put_app(app(name, [instance(N1, 1)], limits=slow))
+    assert told() == [
+        ("RouteConfiguration", f"{N1}/65s"),
+        ("ScopedRouteConfiguration", f"k:{N1}/65s"),
+        ("ScopedRouteConfiguration", "a:blog"),
+        ("ScopedRouteConfiguration", "a:shop"),
+    ]
+    table.remove_app("apps/blog")
+    assert f"{N1}/65s" in cache.of(ROUTES)
+    table.remove_app("apps/shop")
+    assert sorted(cache.of(ROUTES)) == [f"{N1}/35s", f"{N2}/35s"]
+    assert scopes(cache) == {}
+
+
+def test_copies_on_several_nodes_are_one_cluster_of_all_of_them(
+    cache: ResourceCache, table: RoutingTable
+) -> None:
+    table.put_node(Node(name=N2, http_address="10.0.0.2:8080"))
+    table.put_app(app(instances=[instance(N1, 1), instance(N2, 2)], replicas=2))
+    assert scopes(cache) == {"a:shop": f"{N1}+{N2}/35s"}
+    assert addresses(cache, f"{N1}+{N2}") == ["10.0.0.1:8080", "10.0.0.2:8080"]
+    table.put_app(app(instances=[instance(N1, 1), instance(N2, 2, FAILED)], replicas=2))
+    assert sorted(cache.of(CLUSTER)) == [N1, N2]
+
+
+def test_a_node_that_comes_back_elsewhere_is_found_there(cache: ResourceCache, table: RoutingTable) -> None:
+    table.put_app(app(instances=[instance(N1, 1)]))
+    told = Told(cache)
+    table.put_node(Node(name=N1, http_address="10.0.0.9:80"))
+    assert told() == [("Cluster", N1)]
+    assert addresses(cache, N1) == ["10.0.0.9:80"]
+    table.put_node(Node(name=N1, http_address="node.example.com:80"))
+    assert message(CLUSTER).FromString(cache.of(CLUSTER)[N1].value).type == message(CLUSTER).STRICT_DNS
+
+
+def test_a_node_that_is_deleted_leaves_its_last_apps_without_an_address(
+    cache: ResourceCache, table: RoutingTable
+) -> None:
+    table.put_app(app(instances=[instance(N1, 1)]))
+    table.remove_node(N1)
+    assert addresses(cache, N1) == []
+    table.remove_app("apps/shop")
+    assert sorted(cache.of(CLUSTER)) == [N2]
+    assert sorted(table.nodes) == [N2]
+
+
+def test_an_app_may_be_told_before_its_node(cache: ResourceCache) -> None:
+    table = RoutingTable(cache)
+    table.put_app(app(instances=[instance(N1, 1)]))
+    assert addresses(cache, N1) == []
+    table.put_node(Node(name=N1, http_address="[::1]:80"))
+    assert addresses(cache, N1) == ["::1:80"]
+
+
+@pytest.mark.parametrize("leaves_first", [True, False])
+def test_a_domain_goes_over_to_another_app_in_either_order(
+    cache: ResourceCache, table: RoutingTable, leaves_first: bool
+) -> None:
+    table.put_app(app("old", [instance(N1, 1)], domains=["x.example.com"]))
+    told = Told(cache)
+    changes = [
+        app("old", [instance(N1, 1)]),
+        app("new", [instance(N2, 1)], domains=["x.example.com"]),
+    ]
+    for change in changes if leaves_first else reversed(changes):
+        table.put_app(change)
+    assert scopes(cache)["d:x.example.com"] == f"{N2}/35s"
+    assert {name for _, name in told()} == {"d:x.example.com", "a:new"}
+
+
+def test_a_stopped_app_is_as_one_that_is_not_there(cache: ResourceCache, table: RoutingTable) -> None:
+    table.put_app(app(instances=[instance(N1, 1)], domains=["x.example.com"]))
+    table.put_app(app(state=STOPPED, domains=["x.example.com"]))
+    assert scopes(cache) == {}
+    assert list(table.apps) == ["apps/shop"]
+
+
+def addresses(cache: ResourceCache, cluster: str) -> list[str]:
+    content = message(CLUSTER).FromString(cache.of(CLUSTER)[cluster].value)
+    places = [it.endpoint.address.socket_address for it in content.load_assignment.endpoints[0].lb_endpoints]
+    return [f"{place.address}:{place.port_value}" for place in places]
