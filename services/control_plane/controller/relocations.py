@@ -56,8 +56,8 @@ class Relocations:
             began = clock()
             for name, verb in going_on.items():
                 await self._advance(name, verb)
-            pause = max(PAUSE_SECONDS, PAUSES * (clock() - began))
-            await asyncio.sleep(pause if going_on else LOOK_SECONDS)
+            pause = max(PAUSE_SECONDS, PAUSES * (clock() - began)) if going_on else LOOK_SECONDS
+            await asyncio.sleep(pause)
             # Every change of the catalog moves this feed, also of operations and of nodes.
             await self._mirror.apps.wait(position, IDLE_SECONDS)
             if self._mirror.apps.closed:

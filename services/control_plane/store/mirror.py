@@ -245,6 +245,11 @@ class Mirror:
         packed = self._packed(app)
         return packed.domains if packed is not None else ()
 
+    def state_of(self, app: str) -> int:
+        """Return the state that an app is known to be in; 0 if there is no such app."""
+        packed = self._packed(app)
+        return packed.state if packed is not None else 0
+
     def count_states(self) -> Counter[tuple[int, int]]:
         """Count the apps by state and health. Takes 0.1 s for 100,000 of them."""
         packed = (entry.packed for entry in self.apps.entries() if isinstance(entry, AppEntry))
