@@ -318,18 +318,24 @@ class NodeLink:
         """Apply one message to the view."""
         if message.type == Message.HEARTBEAT:
             self._note_figures(message.figures)
-        if message.type == Message.SYNCED:
-            self._in_flight.clear()  # the next heartbeat tells all
-            before = set(self._apps)
-            self._apps, self._incoming = self._incoming or {}, None
-            self._hindered.clear()
-            self.synced, self.given_up = True, False
-            for app in before | set(self._apps):
-                self._index(app)
-            self._listener.changed(before | set(self._apps))
-            return
-        if message.type not in (Message.UPSERT, Message.REMOVE):
-            return
+        elif message.type == Message.SYNCED:
+            self._sync()
+        elif message.type in (Message.UPSERT, Message.REMOVE):
+            self._note_instances(message)
+
+    def _sync(self) -> None:
+        """Take the snapshot that has come for the view."""
+        self._in_flight.clear()  # the next heartbeat tells all
+        apps = set(self._apps)
+        self._apps, self._incoming = self._incoming or {}, None
+        apps |= self._apps.keys()
+        self._hindered.clear()
+        self.synced, self.given_up = True, False
+        for app in apps:
+            self._index(app)
+        self._listener.changed(apps)
+
+    def _note_instances(self, message: Message) -> None:
         view = self._apps if self._incoming is None else self._incoming
         news: dict[str, None] = {}
         for instance in message.instances or (message.instance,):

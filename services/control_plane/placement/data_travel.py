@@ -78,7 +78,7 @@ def is_last_owner(placement: PlacementRecord, placements: Iterable[PlacementReco
 
 
 def is_kept(placement: PlacementRecord, placements: Collection[PlacementRecord]) -> bool:
-    """Tell whether a placement outlives its instance: for the data that its node owns, or a copy to be removed."""
+    """Tell whether a placement outlives its instance: for data that its node owns, or a copy to remove."""
     return is_last_owner(placement, placements) or leaves_copy(placement, placements)
 
 
