@@ -57,6 +57,7 @@ def create(
     env: Annotated[list[str], typer.Option("--env", "-e", help="KEY=VALUE; may be repeated.")] = [],  # noqa: B006
     secret: Annotated[list[str], typer.Option(help="KEY=VALUE or KEY=@FILE; may be repeated.")] = [],  # noqa: B006
     label: Annotated[list[str], typer.Option("--label", "-l", help="KEY=VALUE; may be repeated.")] = [],  # noqa: B006
+    replicas: Annotated[int, typer.Option(help="Instances, each on a node of its own; 0 for 1.")] = 0,
     set_: Annotated[list[str], typer.Option("--set", help="PATH=VALUE of any other field.")] = [],  # noqa: B006
     wait: Wait = True,
     timeout: Timeout = 60.0,
@@ -66,7 +67,7 @@ def create(
 
     Example: appsupervisor create wiki notes:create_app --config title=Wiki
     """
-    wanted = catalog.App(entrypoint=entrypoint)
+    wanted = catalog.App(entrypoint=entrypoint, replicas=replicas)
     for option, field, pairs in (("--env", "env", env), ("--label", "labels", label)):
         for pair in pairs:
             key, value = key_and_value(option, pair)
@@ -223,18 +224,25 @@ def move(
         str,
         typer.Option("--to", help="A node: ID of `default`, ENVIRONMENT/ID, or its name; else any other."),
     ] = "",
+    source: Annotated[
+        str, typer.Option("--from", help="The node of the replica to move, of an app that has several.")
+    ] = "",
     wait: Wait = True,
     timeout: Timeout = 120.0,
     etag: Etag = "",
     validate_only: DryRun = False,
 ) -> None:
-    """Bring an app to another node, without a lost request. One with its SQLite database there stays.
+    """Bring an app to another node, without a lost request, and its SQLite database with it.
 
     Example: appsupervisor move shop --to node-2
     """
     session = session_of(context)
     request = catalog.MoveAppRequest(
-        name=app_name(name), node=node_name(to) if to else "", etag=etag, validate_only=validate_only
+        name=app_name(name),
+        node=node_name(to) if to else "",
+        from_node=node_name(source) if source else "",
+        etag=etag,
+        validate_only=validate_only,
     )
     command(session, session.client.catalog.MoveApp, request, wait, timeout)
 

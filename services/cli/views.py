@@ -49,6 +49,7 @@ APPS: Sequence[Column[App]] = (
     Column("AGE", lambda app: age(app.create_time)),
     Column("URI", lambda app: app.uri or "-"),
     Column("ENVIRONMENT", lambda app: short(app.environment), wide=True),
+    Column("READY", lambda app: f"{app.ready_replicas}/{app.target_replicas or app.replicas}", wide=True),
     Column("TIER", lambda app: ",".join(sorted({_tier(i) for i in app.instances})) or "-", wide=True),
     Column("CODE", lambda app: ",".join(sorted({code_of(i) for i in app.instances})) or "-", wide=True),
     Column("ENTRYPOINT", lambda app: app.entrypoint, wide=True),
@@ -81,6 +82,7 @@ NODES: Sequence[Column[Node]] = (
     Column("AGE", lambda node: age(node.create_time)),
     Column("ZONE", lambda node: node.zone or "-", wide=True),
     Column("MEMORY", lambda node: size(node.memory_bytes), wide=True),
+    Column("USED", lambda node: size(node.used_memory_bytes), wide=True),
     Column("RESERVED", lambda node: size(node.reserved_memory_bytes), wide=True),
     Column(
         "LABELS", lambda node: ",".join(f"{k}={v}" for k, v in sorted(node.labels.items())) or "-", wide=True

@@ -21,6 +21,7 @@ import grpc
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
+from appsupervisor.runtime.v1.data_transfers_pb2_grpc import add_DataTransfersServicer_to_server
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import (
     RuntimeEnvironmentServicer,
     add_RuntimeEnvironmentServicer_to_server,
@@ -36,6 +37,7 @@ from services.rpc.feed import ChangeFeed
 from services.rpc.server import RpcServer, Service
 from services.spec.effective import effective_limits
 from services.spec.scalars import seconds
+from tests.fakes.data_transfers import FakeTransfers, FakeTransfersServicer
 from tests.fakes.logs import FakeLogs
 
 SERVICE = "appsupervisor.runtime.v1.RuntimeEnvironment"
@@ -68,6 +70,10 @@ class Disk:
     """Uids of the apps that have data here."""
     apps: dict[str, str] = field(default_factory=dict)
     """The id of the app that each of them is, or was."""
+    left: set[str] = field(default_factory=set)
+    """Uids of the apps that have gone to another node, and whose copies are here still."""
+    ran: dict[str, list[str]] = field(default_factory=dict)
+    """What is in the data of each app: the starts that have used it, as node and epoch."""
     stuck: dict[str, str] = field(default_factory=dict)
     """Uids of the apps whose data cannot be removed, each with the reason."""
 
@@ -89,6 +95,8 @@ class FakeNode:
     node: str = "environments/default/nodes/fake-1"
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
     max_instances: int = 10_000
+    memory_bytes: int = 0
+    """What it has for its apps, as it tells."""
     base_domain: str = "localhost"
     http_address: str = "127.0.0.1:1"
     incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -97,13 +105,26 @@ class FakeNode:
     def __post_init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
         """Every request that came in, by method name; WatchInstances too."""
+        self.streams = 0
+        """WatchInstances streams open now."""
+        self.unheard = asyncio.Event()
+        """Set while there is none: a node registers again then."""
+        self.unheard.set()
         self.purged: list[str] = []
         """Uids whose data was removed."""
         self._unpurged: dict[str, _Hosted] = {}
         self.address = ""
+        self.killed = False
+        self.transfers = FakeTransfers(self)
         self.draining = False
         self.refuse: SupervisorError | None = None
         """While set, every unary call is answered with it, and each of a batch."""
+        self.used_memory_bytes = 0
+        """What its heartbeats tell."""
+        self.forwards = False
+        """Whether it says that it forwards, as a node of before does not."""
+        self.forwarding: dict[str, tuple[int, str]] = {}
+        """By app uid: the epoch under which it was told where the app is now, and the node."""
         self.knows_batches = True
         """False of a node of an older version."""
         self.lists = asyncio.Event()
@@ -131,12 +152,18 @@ class FakeNode:
     async def start(self, listen: str = "127.0.0.1:0") -> str:
         """Serve; return the address."""
         service = Service(SERVICE, add_RuntimeEnvironmentServicer_to_server, _Servicer(self))
-        self._server = RpcServer([service])
+        transfers = Service(
+            "appsupervisor.runtime.v1.DataTransfers",
+            add_DataTransfersServicer_to_server,
+            FakeTransfersServicer(self.transfers),
+        )
+        self._server = RpcServer([service, transfers])
         self.address = f"127.0.0.1:{await self._server.start(listen)}"
         return self.address
 
     async def kill(self) -> None:
         """End as a killed process does: no drain, no word to anybody."""
+        self.killed = True
         for hosted in self._hosted.values():
             if hosted.task is not None:
                 hosted.task.cancel()
@@ -174,6 +201,16 @@ class FakeNode:
         self.behaviours[entrypoint] = Behaviour(held=go)
         return go
 
+    async def end_all(self, uid: str) -> None:
+        """Stop all instances of an app, and wait until they are gone."""
+        tasks = []
+        for hosted in [it for it in self._hosted.values() if it.spec.app_uid == uid]:
+            self._stop(hosted)
+            if hosted.task is not None:
+                tasks.append(hosted.task)
+        if tasks:
+            await asyncio.wait(tasks)
+
     def crash(self, name: str, reason: str = "APP_CRASHED", message: str = "It ended by itself.") -> None:
         """Let a running instance end with an error and stay failed."""
         self._fail(self._hosted[name], reason, message)
@@ -205,6 +242,7 @@ class FakeNode:
                 base_domain=self.base_domain,
                 incarnation=self.incarnation,
                 max_instances=self.max_instances,
+                memory_bytes=self.memory_bytes,
                 uid=self.disk.uid,
             ),
         )
@@ -232,6 +270,7 @@ class FakeNode:
             draining=self.draining,
             node_uid=self.disk.uid,
             lease=lease_message(self.lease),
+            forwarding=pb.Forwarding(app_count=len(self.forwarding)) if self.forwards else None,
         )
 
     def renew_lease(self, request: pb.RenewLeaseRequest) -> pb.Lease:
@@ -268,6 +307,7 @@ class FakeNode:
             raise SupervisorError("NODE_FULL", "The node is full.", resource=self.node)
         self._fences[spec.app_uid] = version
         self._purges.discard(spec.app_uid)
+        self.transfers.accepted(spec.app_uid)
         self._forget_unpurged(spec.app_uid)
         hosted = self._hosted[spec.name] = _Hosted(
             _copy_spec(spec), self._accepted(spec, start_now=start_now)
@@ -290,6 +330,9 @@ class FakeNode:
         uid = hosted.spec.app_uid if hosted is not None else request.app_uid
         if uid:
             self._fences[uid] = max(self._fences.get(uid, (0, 0)), (request.epoch, 0))
+        if request.HasField("new_home"):
+            told = request.epoch, request.new_home.node
+            self.forwarding[uid] = max(told, self.forwarding.get(uid, told), key=lambda it: it[0])
         if request.purge_data:
             self._purges.add(uid)
         if hosted is None:
@@ -419,6 +462,7 @@ class FakeNode:
             if self._time() >= next_beat:
                 beat = self._message(kind.HEARTBEAT, position)
                 beat.monotonic_time.CopyFrom(duration(self._time()))
+                beat.memory_bytes = self.used_memory_bytes
                 for name, hosted in self._hosted.items():
                     if hosted.status.HasField("figures"):
                         beat.figures[name].CopyFrom(hosted.status.figures)
@@ -475,7 +519,11 @@ class FakeNode:
         if hosted.spec.requires_existing_data and local and uid not in self.disk.data:
             self._fail(hosted, "DATA_MISSING", "Its data is not here.")
             return
+        if uid not in self.disk.data:
+            self.disk.ran[uid] = []
+        self.disk.left.discard(uid)
         self.disk.data.add(uid)
+        self.disk.ran.setdefault(uid, []).append(f"{self.node.rpartition('/')[2]} e{hosted.spec.epoch}")
         self.disk.apps[uid] = rules.app_id(hosted.spec.name)
         if behaviour.fails is not None:
             self._fail(hosted, *behaviour.fails)
@@ -570,6 +618,7 @@ class FakeNode:
         if uid in self._purges and not self._here(uid) and uid not in self.disk.stuck:
             self._purges.discard(uid)
             self.disk.data.discard(uid)
+            self.transfers.purge(uid)
             self.purged.append(uid)
             self.logs.entries.pop(uid, None)
             self.logs.look()
@@ -743,8 +792,15 @@ class _Servicer(RuntimeEnvironmentServicer):
         self, request: pb.WatchInstancesRequest, context: Any
     ) -> AsyncIterator[pb.WatchInstancesResponse]:
         self._node.calls.append(("WatchInstances", request))
-        async for message in self._node.watch(request):
-            yield message
+        self._node.streams += 1
+        self._node.unheard.clear()
+        try:
+            async for message in self._node.watch(request):
+                yield message
+        finally:
+            self._node.streams -= 1
+            if not self._node.streams:
+                self._node.unheard.set()
 
     async def TailLogs(  # noqa: N802
         self, request: pb.TailLogsRequest, context: Any

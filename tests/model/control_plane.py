@@ -257,19 +257,19 @@ class ControlPlane:
             self._call(name, lambda done: self.write(decided(name, seen), done))
             return False
         todo = plan(app, assigned, seen, 0)
-        if todo.start is not None:
-            placement = todo.start.placement
+        for start in todo.starts:
+            placement = start.placement
             node = self.fleet.nodes[placement.node]
             life = self.links[placement.node].incarnation
             what = (node, node.on_start, life, placement.instance, app.uid, placement.version)
-            self._call(name, lambda _: self._tell(*what))
+            self._call(name, lambda _, what=what: self._tell(*what))
             if self.fleet.rough and self.simulation.chance.random() < 0.4:
                 # It is tried again, by a leader that stood still in between.
                 self._tell(*what, late=self.simulation.chance.uniform(1.0, 25.0))
         for stop in todo.stop:
             node, request = self.fleet.nodes[stop.node], stop.request
             self._tell(node, node.on_stop, request.name, request.app_uid, request.epoch)
-        return todo.start is None and not todo.stop
+        return not todo.starts and not todo.stop
 
     def _stop_orphans(self) -> None:
         for name, link in self.links.items():

@@ -16,7 +16,7 @@ from services.control_plane.placement.choice import (
 from services.control_plane.store.app_labels import pairs
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.mirror import Mirror
-from services.control_plane.store.records import NodeRecord
+from services.control_plane.store.records import NodeRecord, PlacementRecord, Role
 
 
 def neighbours_of(mirror: Mirror, spec: App, app: str) -> Neighbours:
@@ -51,7 +51,13 @@ def _seen(
     return Candidates().of(nodes, mirror.loads, neighbours_of(mirror, spec, spec.name), more)
 
 
-def asked_of(tx: Transaction, spec: App) -> Wish:
-    """Return what an app asks of a node, its environment's cordon with it."""
+def asked_of(tx: Transaction, spec: App, siblings: Iterable[str] = ()) -> Wish:
+    """Return what an app asks of a node, its environment's cordon with it; its replicas are on `siblings`."""
     environment = tx.environment(spec.environment)
-    return wish_of(spec, environment_cordoned=environment is not None and environment.environment.cordoned)
+    cordoned = environment is not None and environment.environment.cordoned
+    return wish_of(spec, environment_cordoned=cordoned, siblings=siblings)
+
+
+def siblings_of(placements: Iterable[PlacementRecord], replica: int) -> set[str]:
+    """Return the nodes that an app's other replicas are on, which take no second one."""
+    return {it.node for it in placements if it.replica != replica and it.role is not Role.LOST}

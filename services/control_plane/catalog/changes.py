@@ -11,6 +11,13 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.catalog import retention
 from services.control_plane.catalog.code_changes import CodeChange
 from services.control_plane.operations import operations
+from services.control_plane.placement.scale import (
+    is_at,
+    is_several,
+    newest_epoch,
+    served_version,
+    wanted_replicas,
+)
 from services.control_plane.rules.app_defaults import normalize_app, runtime_fields_changed
 from services.control_plane.rules.app_rules import app_violations
 from services.control_plane.rules.conditions import DATABASE_PROVIDED, get_condition, set_condition
@@ -29,7 +36,6 @@ from services.control_plane.store.records import (
     RetainedDataRecord,
     Role,
     Version,
-    current_of,
 )
 from services.rpc.errors import Code, SupervisorError, Violation, invalid_fields
 from services.rpc.pipeline.call import Caller
@@ -206,7 +212,7 @@ def restarted(record: AppRecord) -> AppRecord:
         raise SupervisorError(
             "APP_STOPPED", f"{record.name} is stopped; start it instead.", resource=record.name
         )
-    target = Version(record.target.generation, record.target.epoch + 1)
+    target = Version(record.target.generation, newest_epoch(record) + 1)
     return replace(record, target=target, failed=None)
 
 
@@ -309,8 +315,13 @@ def _is_settled(tx: Transaction, record: AppRecord, changed: AppRecord) -> bool:
     """Tell whether a change needs nothing done: what runs stays, or nothing runs and nothing shall."""
     if changed.spec.desired_state == pb.App.STOPPED:
         return bool(changed.status.state == Instance.STOPPED)
-    current = current_of(tx.placements_of(record.name))
-    served = current is not None and current.version == changed.target
+    placements = tx.placements_of(record.name)
+    if is_several(changed):
+        # One more or less is left to be seen by who looks at the nodes.
+        served = wanted_replicas(changed) == wanted_replicas(record) and not record.status.reconciling
+        served = served and all(is_at(it, changed.target) for it in placements)
+    else:
+        served = served_version(changed, placements) == changed.target
     same = record.spec.desired_state != pb.App.STOPPED and served
     return same and changed.status.state in operations.READY
 

@@ -15,6 +15,7 @@ from services.control_plane.catalog.code_changes import CodeChanges, Figures
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.recovery import recovered
 from services.control_plane.operations import operations
+from services.control_plane.placement.scale import newest_epoch
 from services.control_plane.rules.names import DEFAULT_ENVIRONMENT, app_name, parse_app_name, validate_id
 from services.control_plane.rules.sizes import check_sizes
 from services.control_plane.store.interface import CatalogStore, Transaction
@@ -122,13 +123,17 @@ class AppCommands:
     async def move(self, request: pb.MoveAppRequest, caller: Caller) -> Operation:
         """Carry out MoveApp."""
         name = app_name(parse_app_name(request.name, "name"))
-        node = moves.parsed_destination(request.node)
+        node = moves.parsed_node(request.node, "node")
+        source = moves.parsed_node(request.from_node, "from_node")
 
         def run(tx: Transaction) -> OperationRecord:
             record = changes.changeable(tx.app(name), name, request.etag)
-            changed, operation = moves.move(tx, self._store.mirror, record, node, caller.actor)
+            changed, operation = moves.move(
+                tx, self._store.mirror, record, node, caller.actor, from_node=source
+            )
             if changed is not record:
-                why = next(it.why for it in tx.placements_of(name) if it.epoch == changed.target.epoch)
+                newest = newest_epoch(changed)
+                why = next(it.why for it in tx.placements_of(name) if it.epoch == newest)
                 changes.add_event(
                     tx, changed, "MoveRequested", actor=caller.actor, operation=operation.name, message=why
                 )

@@ -5,37 +5,45 @@ The choice is placement's; this replica's mirror tells which nodes the leader he
 
 from __future__ import annotations
 
-from services.control_plane.catalog.candidates import asked_of, candidates
+from collections.abc import Iterable, Sequence
+
+from services.control_plane.catalog.candidates import asked_of, candidates, siblings_of
 from services.control_plane.operations import operations
 from services.control_plane.operations.moves import bound_by, place_elsewhere
 from services.control_plane.placement.choice import choose, obstacles
+from services.control_plane.placement.scale import is_several, replica_on
 from services.control_plane.rules.names import node_name, parse_node_name
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.mirror import Mirror
-from services.control_plane.store.records import AppRecord, OperationRecord, Role, home_of
+from services.control_plane.store.records import AppRecord, OperationRecord, PlacementRecord, Role, home_of
 from services.rpc.errors import Code, SupervisorError, invalid_field
 
 
-def parsed_destination(node: str) -> str:
+def parsed_node(node: str, field: str) -> str:
     """Return the name of the node that a move names, empty for any. Raises SupervisorError INVALID_FIELD."""
-    return node_name(*parse_node_name(node, "node")) if node else ""
+    return node_name(*parse_node_name(node, field)) if node else ""
 
 
 def move(
-    tx: Transaction, mirror: Mirror, record: AppRecord, node: str, actor: str
+    tx: Transaction, mirror: Mirror, record: AppRecord, node: str, actor: str, *, from_node: str = ""
 ) -> tuple[AppRecord, OperationRecord]:
     """Begin to move an app to a node, or to any other than its own; return it and the operation.
 
+    Of several replicas, that which is on `from_node`.
+
     Raises SupervisorError DATA_ON_NODE, NODE_NOT_ELIGIBLE, NO_NODE_AVAILABLE, NODE_NOT_FOUND.
     """
-    placements = tx.placements_of(record.name)
+    every = tx.placements_of(record.name)
+    replica = _replica_from(record, every, from_node)
+    placements = [it for it in every if it.replica == replica]
     staying = [it for it in placements if it.role in (Role.CURRENT, Role.INCOMING)]
     home = next((it for it in staying if it.role is Role.CURRENT), next(iter(staying), None))
     if home is not None and home.node == node and len(staying) == 1:
         return record, operations.begin(tx, "move", record, actor, move=(node, home.version))
     if bound := bound_by(record, placements, tx.nodes(record.spec.environment)):
         raise bound
-    chosen, why = _destination(tx, mirror, record, node, home_of(staying))
+    siblings = siblings_of(every, replica)
+    chosen, why = _destination(tx, mirror, record, node, home_of(staying), siblings)
     if chosen == home_of(staying):
         # It is on its way elsewhere, or to another version: what is there is to be what it becomes.
         raise SupervisorError(
@@ -44,15 +52,34 @@ def move(
             resource=node,
             metadata={"app": record.name, "obstacle": "CHANGING"},
         )
-    changed, version = place_elsewhere(tx, record, chosen, why)
+    changed, version = place_elsewhere(tx, record, chosen, why, replica=replica)
     return changed, operations.begin(tx, "move", changed, actor, move=(chosen, version))
 
 
-def _destination(tx: Transaction, mirror: Mirror, record: AppRecord, node: str, home: str) -> tuple[str, str]:
+def _replica_from(record: AppRecord, placements: Sequence[PlacementRecord], node: str) -> int:
+    """Return the number of the replica that is to move. Raises SupervisorError INVALID_FIELD."""
+    here = sorted({it.node for it in placements if it.role in (Role.CURRENT, Role.INCOMING)})
+    if not node and not is_several(record):
+        return 0
+    if not node and len({it.replica for it in placements}) > 1:
+        told = ", ".join(here)
+        raise invalid_field(
+            "from_node", f"must be set for an app that has several replicas; they are on {told}"
+        )
+    replica = replica_on(placements, node or next(iter(here), ""))
+    if replica is None:
+        told = ", ".join(here) or "no node"
+        raise invalid_field("from_node", f"must be a node that the app is on: {told}")
+    return replica
+
+
+def _destination(
+    tx: Transaction, mirror: Mirror, record: AppRecord, node: str, home: str, siblings: Iterable[str]
+) -> tuple[str, str]:
     environment = record.spec.environment
     if node and not node.startswith(f"{environment}/"):
         raise invalid_field("node", f"must be a node of {environment}, the app's environment")
-    wish = asked_of(tx, record.spec)
+    wish = asked_of(tx, record.spec, siblings)
     known = [it for it in candidates(tx, mirror, record.spec) if it.name != home]
     if not node:
         choice = choose(wish, known)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from services.control_plane.placement.failover import RUN_OUT
+from services.control_plane.placement.scale import is_several
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.records import AppRecord, Role
 from services.rpc.errors import SupervisorError
@@ -21,7 +22,7 @@ def recovered(tx: Transaction, record: AppRecord, *, accept_data_loss: bool) -> 
         raise SupervisorError("APP_STOPPED", f"{name} is stopped; start it instead.", resource=name)
     staying = [it for it in tx.placements_of(name) if it.role in (Role.CURRENT, Role.INCOMING)]
     lost = [it for it in staying if _is_lost(tx, it.node)]
-    if not lost or len(lost) < len(staying):
+    if not lost or (len(lost) < len(staying) and not is_several(record)):
         where = ", ".join(sorted({it.node for it in staying})) or "no node"
         raise SupervisorError(
             "NODE_NOT_LOST",
@@ -42,6 +43,8 @@ def recovered(tx: Transaction, record: AppRecord, *, accept_data_loss: bool) -> 
     for placement in lost:
         why = f"{placement.node} was lost, and recovery was asked for."
         tx.put_placement(replace(placement, role=Role.LOST, why=why, has_data=False, since=tx.now))
+    if is_several(record):
+        return replace(record, failed=None)  # each replica that is missing gets an epoch of its own
     epoch = max([record.target.epoch, *(it.epoch for it in lost)]) + 1
     return replace(record, target=replace(record.target, epoch=epoch), failed=None)
 

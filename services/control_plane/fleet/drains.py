@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from appsupervisor.fleet.v1.fleet_pb2 import DrainNodeMetadata
-from services.control_plane.catalog.candidates import asked_of, candidates
+from services.control_plane.catalog.candidates import asked_of, candidates, siblings_of
 from services.control_plane.catalog.moves import no_node
 from services.control_plane.fleet.relocations import (
     WIDTH,
@@ -25,6 +25,7 @@ from services.control_plane.operations import operations
 from services.control_plane.operations.moves import bound_by
 from services.control_plane.placement.assignment import ENDING
 from services.control_plane.placement.choice import choose
+from services.control_plane.placement.scale import replica_on
 from services.control_plane.rules.sentences import counted
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.mirror import Mirror
@@ -118,7 +119,7 @@ class _Drain:
                 self._under_way += result.state == Result.MOVING and is_coming(placements, self._node)
             else:
                 waiting.append((record, placements))
-        return found + [self._move(record) for record, _ in waiting]
+        return found + [self._move(record, placements) for record, placements in waiting]
 
     def _under_way_or_stuck(self, record: AppRecord, placements: list[PlacementRecord]) -> Result | None:
         here = [it for it in placements if it.node == self._node and it.role is not Role.LOST]
@@ -144,18 +145,20 @@ class _Drain:
             self._by_environment[environment] = self._tx.nodes(environment)
         return self._by_environment[environment]
 
-    def _move(self, record: AppRecord) -> Result:
+    def _move(self, record: AppRecord, placements: list[PlacementRecord]) -> Result:
         if self._under_way >= WIDTH:
             return Result(app=record.name, state=Result.WAITING, message="It waits for its turn.")
         known = candidates(self._tx, self._mirror, record.spec, self._more)
-        choice = choose(asked_of(self._tx, record.spec), [it for it in known if it.name != self._node])
+        replica = replica_on(placements, self._node) or 0
+        wish = asked_of(self._tx, record.spec, siblings_of(placements, replica))
+        choice = choose(wish, [it for it in known if it.name != self._node])
         if not choice.node:
             return _told(record, Result.WAITING, no_node(record, choice.reason))
         self._under_way += 1
         self._more[choice.node] += 1
         self.begun.append(record.name)
         why = f"{self._node} is being drained. On {choice.node}: {choice.reason}."
-        begin_move(self._tx, record, choice.node, "NODE_DRAINED", why)
+        begin_move(self._tx, record, choice.node, "NODE_DRAINED", why, source=self._node)
         return Result(app=record.name, state=Result.MOVING, message=_COMING)
 
 

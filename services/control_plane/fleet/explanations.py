@@ -21,6 +21,7 @@ from services.control_plane.placement.choice import (
     ranked,
     wish_of,
 )
+from services.control_plane.placement.scale import is_several
 from services.control_plane.rules.app_defaults import normalize_app
 from services.control_plane.rules.app_rules import app_violations
 from services.control_plane.rules.environment_defaults import with_defaults
@@ -63,7 +64,8 @@ def explain_placement(mirror: Mirror, request: pb.ExplainPlacementRequest) -> Re
     if environment is None:
         raise environment_not_found(spec.environment)
     # Of an app with many copies the next one is explained, of one with a single copy that one itself.
-    siblings = response.current_nodes if spec.replicas > 1 else ()
+    app = mirror.apps.get(name) if name else None
+    siblings = response.current_nodes if app is not None and is_several(app) else ()
     wish = wish_of(spec, environment_cordoned=environment.environment.cordoned, siblings=siblings)
     nodes = _candidates(mirror, spec, name)
     choice = choose(wish, nodes)

@@ -186,7 +186,14 @@ def _is_begun(tx: Transaction, mirror: Mirror, move: Planned) -> bool:
         _note(move, Planned.LEFT_OUT, found[0].reason, f"{move.destination_node}: {found[0].message}")
         return False
     move.state = Planned.MOVING
-    begin_move(tx, record, move.destination_node, "REBALANCED", f"To even out: {move.message}")
+    begin_move(
+        tx,
+        record,
+        move.destination_node,
+        "REBALANCED",
+        f"To even out: {move.message}",
+        source=move.source_node,
+    )
     return True
 
 

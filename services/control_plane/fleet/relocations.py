@@ -13,6 +13,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition
 from services.control_plane.catalog.changes import add_event
 from services.control_plane.operations import operations
 from services.control_plane.operations.moves import place_elsewhere
+from services.control_plane.placement.scale import replica_on
 from services.control_plane.rules.conditions import get_condition
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.records import AppRecord, OperationRecord, PlacementRecord, Role, Version
@@ -62,15 +63,19 @@ def new_operation(tx: Transaction, metadata: Metadata, seconds: float) -> Operat
     )
 
 
-def begin_move(tx: Transaction, record: AppRecord, node: str, reason: str, why: str) -> None:
-    """Have an app start on another node, and its timeline tell why."""
-    changed, _ = place_elsewhere(tx, record, node, why)
+def begin_move(tx: Transaction, record: AppRecord, node: str, reason: str, why: str, *, source: str) -> None:
+    """Have an app, of several replicas that on `source`, start on another node, and its timeline tell why."""
+    replica = replica_on(tx.placements_of(record.name), source) or 0
+    changed, _ = place_elsewhere(tx, record, node, why, replica=replica)
     add_event(tx, changed, "MoveRequested", actor="system", reason=reason, message=why)
 
 
 def is_coming(placements: Iterable[PlacementRecord], source: str) -> bool:
-    """Tell whether an app is being started on another node than one."""
-    return any(it.role is Role.INCOMING and it.node != source for it in placements)
+    """Tell whether an app, of several replicas the one on `source`, is being started on another node."""
+    known = list(placements)
+    here = {it.replica for it in known if it.node == source}
+    coming = [it for it in known if it.role is Role.INCOMING and it.node != source]
+    return any(it.replica in here for it in coming) or (bool(coming) and not here)
 
 
 def why_it_stayed(record: AppRecord) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from tenacity import AsyncRetrying, retry_if_exception_type, wait_random_exponential
@@ -18,6 +18,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     ClaimDataDirectoryRequest,
     DataDirectory,
     Instance,
+    InstanceFigures,
     RuntimeStatus,
     StartInstanceRequest,
     StopInstanceRequest,
@@ -85,10 +86,14 @@ class NodeLink:
         self._incoming: dict[str, dict[str, Instance]] | None = None
         self.status: RuntimeStatus | None = None
         """What the node said of itself when it was last heard."""
+        self.memory_bytes = 0
+        """What the node said that it uses, with its last heartbeat; 0 if it does not say."""
         self.why = "It has not answered yet."
         """Why it is not heard, one sentence."""
         self._refused: dict[str, Instance] = {}
         self._hindered: dict[str, tuple[str, str]] = {}
+        self._in_flight: dict[str, dict[str, int]] = {}
+        """Requests of instances that have some, by app."""
         self._deadline: asyncio.TimerHandle | None = None
         self._heard_at = asyncio.get_running_loop().time()
         self._task = background(self._follow(), f"link {node.name}")
@@ -116,6 +121,23 @@ class NodeLink:
     def apps(self) -> set[str]:
         """Return the apps that have an instance here."""
         return set(self._apps)
+
+    def in_flight(self, app: str) -> int:
+        """Return how many requests of an app are in flight or queued here, as last told."""
+        return sum(self._in_flight.get(app, {}).values())
+
+    def _note_figures(self, figures: Mapping[str, InstanceFigures]) -> None:
+        for name, told in figures.items():
+            self._note_in_flight(name, told.in_flight_count + told.queued_count)
+
+    def _note_in_flight(self, name: str, count: int) -> None:
+        app = name.partition("/instances/")[0]
+        if count:
+            self._in_flight.setdefault(app, {})[name] = count
+        elif app in self._in_flight:
+            self._in_flight[app].pop(name, None)
+            if not self._in_flight[app]:
+                del self._in_flight[app]
 
     def accepted(self, app: str, instance: Instance) -> None:
         """Note what the node answered, unless its stream was quicker."""
@@ -253,6 +275,8 @@ class NodeLink:
             async for message in self.client.watch(silence=self._timeout / 2, term=self._term):
                 self._check(message.incarnation)
                 self._heard_at = asyncio.get_running_loop().time()
+                if message.type == Message.HEARTBEAT:
+                    self.memory_bytes = message.memory_bytes
                 if message.type == Message.HEARTBEAT and self.synced:
                     self._renewals.answer(message)
                 self._take(message)
@@ -292,28 +316,40 @@ class NodeLink:
 
     def _take(self, message: Message) -> None:
         """Apply one message to the view."""
-        if message.type == Message.SYNCED:
-            before = set(self._apps)
-            self._apps, self._incoming = self._incoming or {}, None
-            self._hindered.clear()
-            self.synced, self.given_up = True, False
-            for app in before | set(self._apps):
-                self._index(app)
-            self._listener.changed(before | set(self._apps))
-            return
-        if message.type not in (Message.UPSERT, Message.REMOVE):
-            return
+        if message.type == Message.HEARTBEAT:
+            self._note_figures(message.figures)
+        elif message.type == Message.SYNCED:
+            self._sync()
+        elif message.type in (Message.UPSERT, Message.REMOVE):
+            self._note_instances(message)
+
+    def _sync(self) -> None:
+        """Take the snapshot that has come for the view."""
+        self._in_flight.clear()  # the next heartbeat tells all
+        apps = set(self._apps)
+        self._apps, self._incoming = self._incoming or {}, None
+        apps |= self._apps.keys()
+        self._hindered.clear()
+        self.synced, self.given_up = True, False
+        for app in apps:
+            self._index(app)
+        self._listener.changed(apps)
+
+    def _note_instances(self, message: Message) -> None:
         view = self._apps if self._incoming is None else self._incoming
         news: dict[str, None] = {}
         for instance in message.instances or (message.instance,):
             app = instance.name.partition("/instances/")[0]
             if message.type == Message.UPSERT:
                 instance.ClearField("figures")
+                if instance.state != Instance.RUNNING:
+                    self._note_in_flight(instance.name, 0)
                 known = view.setdefault(app, {})
                 same = known.get(instance.name) == instance
                 known[instance.name] = instance
             else:
                 same = view.get(app, {}).pop(instance.name, None) is None
+                self._note_in_flight(instance.name, 0)
                 if not view.get(app, True):
                     del view[app]
                 if instance.last_error.reason == "APP_LEAKED":

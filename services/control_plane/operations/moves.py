@@ -15,6 +15,7 @@ from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.placement.assignment import ENDING, pinned
 from services.control_plane.placement.data_travel import data_home
+from services.control_plane.placement.scale import is_several, newest_epoch
 from services.control_plane.rules.conditions import set_condition
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.records import (
@@ -74,13 +75,18 @@ def bound_by(
     )
 
 
-def place_elsewhere(tx: Transaction, record: AppRecord, node: str, why: str) -> tuple[AppRecord, Version]:
+def place_elsewhere(
+    tx: Transaction, record: AppRecord, node: str, why: str, *, replica: int = 0
+) -> tuple[AppRecord, Version]:
     """Store that an app is to go to a node, and return it, and the version that is to run there.
 
     What serves goes, also where a newer version of the app was given up. The app must not be bound, nor be on
-    that node. Its data goes with it: the placement that comes in waits for that.
+    that node. Its data goes with it: what comes in waits for that. Of several replicas one goes.
     """
-    along = takes_data_along(record, tx.placements_of(record.name))
+    placements = tx.placements_of(record.name)
+    if is_several(record):
+        return _place_one(tx, record, [it for it in placements if it.replica == replica], node, why)
+    along = takes_data_along(record, placements)
     source = _own_data(tx, record, along=along)
     placements = tx.placements_of(record.name)
     current = current_of(placements)
@@ -125,6 +131,26 @@ def place_elsewhere(tx: Transaction, record: AppRecord, node: str, why: str) -> 
     return tx.put_app(changed), version
 
 
+def _place_one(
+    tx: Transaction, record: AppRecord, placements: Sequence[PlacementRecord], node: str, why: str
+) -> tuple[AppRecord, Version]:
+    """Store that one of several replicas is to go to a node; it goes as it serves, or comes, now."""
+    serving = current_of(placements) or next(it for it in placements if it.role is Role.INCOMING)
+    epoch = newest_epoch(record) + 1
+    stopped = record.spec.desired_state == App.STOPPED
+    gone = replace(serving, node=sys.intern(node), epoch=epoch, why=why, has_data=False, since=tx.now)
+    moved = replace(gone, role=Role.CURRENT if stopped else Role.INCOMING)
+    for placement in placements:
+        if placement.role is Role.INCOMING or (stopped and placement.role is Role.CURRENT):
+            why_gone = f"{moved.instance_id} is to come on {node} instead."
+            tx.put_placement(replace(placement, role=Role.OUTGOING, why=why_gone, since=tx.now))
+    tx.put_placement(moved)
+    status = App()
+    status.CopyFrom(record.status)
+    status.reconciling, status.newest_epoch = True, epoch
+    return tx.put_app(replace(record, status=status)), moved.version
+
+
 def _own_data(tx: Transaction, record: AppRecord, *, along: bool) -> str:
     """Have one node own the data that goes along, or none where none does; return it."""
     staying = [it for it in tx.placements_of(record.name) if it.role is not Role.LOST]
@@ -143,12 +169,13 @@ def _own_data(tx: Transaction, record: AppRecord, *, along: bool) -> str:
 def stage_of(tx: Transaction, operation: OperationRecord, record: AppRecord) -> Stage:
     """Return how far a move is, by the app's placements."""
     placements = tx.placements_of(record.name)
-    current = current_of(placements)
-    if current is not None and _is_its(operation, current):
-        others = (it for it in placements if it.node != current.node and it.role is not Role.LOST)
-        return Stage.DRAINING if any(_is_heard(tx, it.node) for it in others) else Stage.DONE
-    coming = next((it for it in placements if it.role is Role.INCOMING), None)
-    return Stage.COMING if coming is not None and _is_its(operation, coming) else Stage.CALLED_OFF
+    its = [it for it in placements if _is_its(operation, it)]
+    current = current_of(its)
+    if current is not None:
+        others = [it for it in placements if it.replica == current.replica and it.role is not Role.LOST]
+        waits = any(it.node != current.node and _is_heard(tx, it.node) for it in others)
+        return Stage.DRAINING if waits else Stage.DONE
+    return Stage.COMING if its else Stage.CALLED_OFF
 
 
 def take_back(tx: Transaction, operation: OperationRecord, reason: str, why: str) -> None:
@@ -158,8 +185,13 @@ def take_back(tx: Transaction, operation: OperationRecord, reason: str, why: str
         return
     placements = tx.placements_of(record.name)
     coming = next((it for it in placements if it.role is Role.INCOMING and _is_its(operation, it)), None)
-    if coming is None or coming.has_data or current_of(placements) is None:
-        return  # it has taken over, or has the data at least; or there is nothing to go back to
+    if coming is None or coming.has_data:
+        return  # it has taken over, or has the data at least
+    if current_of(it for it in placements if it.replica == coming.replica) is None:
+        return  # there is nothing to go back to
+    if is_several(record):
+        tx.put_placement(replace(coming, role=Role.OUTGOING, why=why, since=tx.now))
+        return
     tx.put_placement(replace(coming, role=Role.OUTGOING, why=why, since=tx.now))
     status = App()
     status.CopyFrom(record.status)

@@ -25,6 +25,7 @@ from appsupervisor.fleet.v1.fleet_pb2 import (
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.operations.moves import Stage, stage_of, take_back
 from services.control_plane.operations.traces import add_trace
+from services.control_plane.placement.scale import is_several, served_version, wanted_replicas
 from services.control_plane.rules.sentences import counted, sentences
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.random_ids import new_suffix
@@ -35,7 +36,6 @@ from services.control_plane.store.records import (
     OperationRecord,
     RetainedDataRecord,
     Version,
-    current_of,
 )
 from services.rpc.errors import CODES, SupervisorError
 from services.rpc.status import to_status
@@ -126,7 +126,10 @@ def begin(
 def allowance(record: AppRecord) -> int:
     """Return the time that an operation on an app has, µs."""
     limits = record.spec.limits
-    return limits.start_timeout.ToMicroseconds() + 2 * limits.stop_timeout.ToMicroseconds() + SLACK
+    once = limits.start_timeout.ToMicroseconds() + 2 * limits.stop_timeout.ToMicroseconds()
+    # Replicas are replaced one after the other.
+    each = once + record.spec.rollout.min_ready_time.ToMicroseconds()
+    return wanted_replicas(record) * each + SLACK
 
 
 def begin_purge(tx: Transaction, record: RetainedDataRecord, actor: str) -> OperationRecord:
@@ -299,6 +302,8 @@ def _settle_one(tx: Transaction, operation: OperationRecord, record: AppRecord) 
         return _settle_move(tx, operation, record)
     if fulfilled(operation.verb, operation.goal, record, _served(tx, record)):
         return end(tx, operation, None, app=record)
+    if _is_only_told(operation, record):
+        return end(tx, operation, None, app=record)
     if failure := failed(operation.verb, operation.goal, record):
         return end(tx, operation, failure, step="failed", traceback=_traceback(record))
     return _put_progress(tx, operation, _progress(operation.metadata, record))
@@ -312,6 +317,8 @@ def _settle_move(tx: Transaction, operation: OperationRecord, record: AppRecord)
     if stage is Stage.DRAINING:
         progress.step, progress.progress_percent = "draining", 80
         return _put_progress(tx, operation, progress)
+    if stage is Stage.CALLED_OFF and (failure := _failure_there(operation, record)):
+        return end(tx, operation, failure, step="failed", traceback=_traceback(record))
     move = record.status.data_move
     if stage is Stage.COMING and move.state == DataMove.COPYING and move.target_node == progress.node:
         share = move.copied_bytes / move.total_bytes if move.total_bytes else 0.0
@@ -332,6 +339,18 @@ def _settle_move(tx: Transaction, operation: OperationRecord, record: AppRecord)
     return _put_progress(tx, operation, progress)
 
 
+def _failure_there(operation: OperationRecord, record: AppRecord) -> SupervisorError | None:
+    """Return why a move of one of several replicas failed, by what its instance tells."""
+    if not is_several(record):
+        return None
+    for broken in _failed(record):
+        if broken.node == operation.metadata.node and broken.epoch >= operation.goal.epoch:  # type: ignore[union-attr]
+            reason = broken.last_error.reason if broken.last_error.reason in CODES else "APP_STARTUP_FAILED"
+            text = sentences(broken.last_error.message or "It did not start", "It goes on where it serves")
+            return SupervisorError(reason, text, resource=record.name, metadata=_metadata(record, reason))
+    return None
+
+
 def _put_progress(
     tx: Transaction, operation: OperationRecord, metadata: OperationMetadata
 ) -> OperationRecord:
@@ -342,9 +361,16 @@ def _put_progress(
 
 
 def _served(tx: Transaction, record: AppRecord) -> Version | None:
-    """Return the version that serves, or did last."""
-    current = current_of(tx.placements_of(record.name))
-    return current.version if current is not None else None
+    """Return the version that serves, or did last; of several replicas, that which all have reached."""
+    return served_version(record, tx.placements_of(record.name))
+
+
+def _is_only_told(operation: OperationRecord, record: AppRecord) -> bool:
+    """Tell whether an update is carried out once it is stored: a paused rollout replaces nothing."""
+    if operation.verb != "update" or not isinstance(operation.metadata, OperationMetadata):
+        return False
+    newest = operation.metadata.generation == record.generation
+    return newest and record.spec.rollout.paused and record.status.state in READY
 
 
 def fulfilled(verb: str, goal: Version, record: AppRecord, served: Version | None) -> bool:
@@ -356,6 +382,8 @@ def fulfilled(verb: str, goal: Version, record: AppRecord, served: Version | Non
     if verb == "stop" or record.spec.desired_state == App.STOPPED:
         wanted = record.spec.desired_state == App.STOPPED
         return wanted and bool(record.status.state == Instance.STOPPED)
+    if is_several(record) and record.status.ready_replicas < wanted_replicas(record):
+        return False
     return served is not None and record.status.state in READY and _reaches(served, goal)
 
 
@@ -367,6 +395,14 @@ def failed(verb: str, goal: Version, record: AppRecord) -> SupervisorError | Non
         return _error_of(record, "Updated")
     if record.status.state in (Instance.FAILED, Instance.STOPPED) and _reaches(record.target, goal):
         return _error_of(record, "Ready")
+    broken = (
+        next(iter(_failed(record)), None) if is_several(record) and not record.status.reconciling else None
+    )
+    if broken is not None:
+        # Others serve: the app is well enough, but it is not what was asked for.
+        reason = broken.last_error.reason if broken.last_error.reason in CODES else "APP_STARTUP_FAILED"
+        text = sentences(f"{broken.name} failed", broken.last_error.message)
+        return SupervisorError(reason, text, resource=record.name, metadata=_metadata(record, reason))
     return None
 
 

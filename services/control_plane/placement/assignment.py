@@ -1,32 +1,21 @@
 """Decides which placements an app is to have. Pure: app, placements and a snapshot in, placements out.
 
-Whatever changes is a swap: a placement comes in, takes over when it is ready, and the one before it goes;
-if it cannot start it goes itself, and the one before it stays.
+An app that has one replica is one swap, told in `swap`; of several, `replicas` says which one has its turn.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
-from services.control_plane.placement.choice import choose, wish_of
-from services.control_plane.placement.data_travel import (
-    awaits_data,
-    data_home,
-    has_arrived,
-    is_last_owner,
-    may_own,
-)
-from services.control_plane.placement.failover import lost_placements
-from services.control_plane.placement.snapshot import Snapshot, has_ended, is_ready
-from services.control_plane.rules.app_defaults import RUNTIME_FIELDS, clear_fields
+from services.control_plane.placement.data_travel import awaits_data
+from services.control_plane.placement.replicas import Replicas
+from services.control_plane.placement.scale import is_several
+from services.control_plane.placement.snapshot import Snapshot
+from services.control_plane.placement.swap import ENDING, Swap, pinned, placement_of, spec_of
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role, Version
 
-ENDING = (Role.OUTGOING, Role.LOST)
-"""Roles of placements whose instances are to end."""
+__all__ = ("ENDING", "Assignment", "assign", "pinned", "spec_of")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +31,12 @@ class Assignment:
     """The same for programs, an `ErrorReason`."""
     target: Version | None = None
     """The version that is wanted from now on, if it is another than the app's."""
+    newest_epoch: int = 0
+    """The newest epoch given to one of several replicas; 0 of an app that has one."""
+    failure: tuple[str, str] | None = None
+    """Why a version has just been given up, where no instance says it: a reason and a sentence."""
+    after: float = 0.0
+    """There is more to decide after so many seconds; 0 if there isn't."""
 
     @property
     def staying(self) -> tuple[PlacementRecord, ...]:
@@ -51,12 +46,12 @@ class Assignment:
     @property
     def incoming(self) -> PlacementRecord | None:
         """The placement that is to take over."""
-        return _of(self.placements, Role.INCOMING)
+        return placement_of(self.placements, Role.INCOMING)
 
     @property
     def current(self) -> PlacementRecord | None:
         """The placement that serves, or did last."""
-        return _of(self.placements, Role.CURRENT)
+        return placement_of(self.placements, Role.CURRENT)
 
     @property
     def wanted(self) -> PlacementRecord | None:
@@ -70,6 +65,15 @@ class Assignment:
             return None if current is None or awaits_data(current, self.placements) else current
         return wanted
 
+    def by_replica(self) -> dict[int, Assignment]:
+        """Return the placements of each replica, by its number."""
+        if len({placement.replica for placement in self.placements}) == 1:
+            return {self.placements[0].replica: self}
+        found: dict[int, list[PlacementRecord]] = {}
+        for placement in self.placements:
+            found.setdefault(placement.replica, []).append(placement)
+        return {number: Assignment(tuple(found[number])) for number in sorted(found)}
+
 
 def assign(app: AppRecord, placements: Iterable[PlacementRecord], seen: Snapshot, now: int) -> Assignment:
     """Return the placements that an app is to have from now (µs) on.
@@ -77,269 +81,24 @@ def assign(app: AppRecord, placements: Iterable[PlacementRecord], seen: Snapshot
     A placement never changes its node or its version; what has another is another placement. A node that
     isn't heard changes nothing, until it is lost: then an app that may go elsewhere does, under a new epoch.
     """
-    return _Swap(app, placements, seen, now).decide()
-
-
-def spec_of(placement: PlacementRecord) -> App:
-    """Return the spec that a placement runs."""
-    return App.FromString(placement.spec)
-
-
-def pinned(spec: App) -> bytes:
-    """Return what a placement keeps of an app's spec: the fields that a node is told of."""
-    kept = App()
-    kept.CopyFrom(spec)
-    clear_fields(kept, (field.name for field, _ in spec.ListFields() if field.name not in RUNTIME_FIELDS))
-    return kept.SerializeToString(deterministic=True)
-
-
-class _Swap:
-    """The decision on one app."""
-
-    def __init__(
-        self, app: AppRecord, placements: Iterable[PlacementRecord], seen: Snapshot, now: int
-    ) -> None:
-        self._app = app
-        self._seen = seen
-        self._now = now
-        self._target = app.target
-        self._failed = app.failed
-        self._unplaced_reason = "NO_NODE_AVAILABLE"
-        known = tuple(placements)
-        self._placements = {it.name: self._with_data(it, known) for it in known}
-
-    def decide(self) -> Assignment:
-        self._leave_deleted_nodes()
-        unplaced = self._lose()
-        self._promote()
-        if self._app.deleting:
-            for placement in list(self._placements.values()):
-                if placement.role is not Role.LOST:
-                    self._give(placement, Role.OUTGOING, "The app is being deleted.")
-                elif self._seen.heard(placement.node) is None:
-                    del self._placements[placement.name]  # given up with its data: nobody waits for it
-        elif self._app.spec.desired_state == App.STOPPED:
-            self._rest()
-        else:
-            unplaced = self._go_on() or unplaced
-        if not self._app.deleting:
-            self._forget()
+    if not is_several(app):
+        swap = Swap(app, placements, seen, now)
+        unplaced = swap.decide()
         return Assignment(
-            tuple(self._placements.values()),
-            self._failed,
+            swap.placements,
+            swap.failed,
             unplaced,
-            self._unplaced_reason if unplaced else "",
-            self._target if self._target != self._app.target else None,
+            swap.unplaced_reason if unplaced else "",
+            swap.target if swap.target != app.target else None,
         )
-
-    @property
-    def _current(self) -> PlacementRecord | None:
-        return _of(self._placements.values(), Role.CURRENT)
-
-    @property
-    def _incoming(self) -> PlacementRecord | None:
-        return _of(self._placements.values(), Role.INCOMING)
-
-    def _rest(self) -> None:
-        """Have an app that is stopped be where its data is, or goes."""
-        incoming = self._incoming
-        if self._current is None or incoming is None:
-            return  # the one that comes in stays, for the data of its tries
-        if has_arrived(self._placements.values()):
-            self._end(Role.CURRENT, f"{incoming.instance_id} has its data.")
-            self._give(incoming, Role.CURRENT, incoming.why)
-        elif not awaits_data(incoming, self._placements.values()):
-            self._end(Role.INCOMING, "The app was stopped.")
-
-    def _with_data(self, placement: PlacementRecord, known: tuple[PlacementRecord, ...]) -> PlacementRecord:
-        """Note that an app which keeps its data on its node has run there: a dormant one may never have."""
-        instance = self._seen.instance(placement)
-        if placement.has_data or instance is None or placement.role is Role.LOST:
-            return placement  # what was given up was so with its data
-        if not may_own(placement, known):
-            return placement  # its data has left
-        ran = instance.state == Instance.RUNNING or instance.HasField("ready_time")
-        keeps = self._app.spec.database.WhichOneof("kind") in (None, "sqlite")
-        return replace(placement, has_data=True) if ran and keeps else placement
-
-    def _lose(self) -> str:
-        """Give up what is on lost nodes, for copies elsewhere; return why there can't be one."""
-        lost = lost_placements(self._app, self._placements.values(), self._seen)
-        if not lost:
-            return ""
-        current, nodes = self._current, ", ".join(sorted({it.node for it in lost}))
-        moves = current if current in lost else None
-        wish = wish_of(self._app.spec, environment_cordoned=self._seen.environment_cordoned)
-        choice = choose(wish, self._seen.candidates)
-        if not choice.node and (moves is not None or current is None):
-            return f"{nodes} is lost, and nobody else can take it: {choice.reason}"
-        for placement in lost:
-            self._give(placement, Role.LOST, f"{placement.node} was lost.")
-        newer = [it.epoch + 1 for it in lost if it.role is not Role.OUTGOING]
-        epoch = max([self._target.epoch, *newer])
-        again, self._target = self._failed == self._target, replace(self._target, epoch=epoch)
-        if moves is not None:
-            # What served goes on, also where a newer version had been given up in its favour.
-            self._failed = self._target if again else self._failed
-            why = f"{moves.node} was lost; on {choice.node}: {choice.reason}."
-            self._add(replace(moves, epoch=epoch, node=choice.node, why=why, has_data=False, since=self._now))
-        return ""
-
-    def _leave_deleted_nodes(self) -> None:
-        """Give up what was on nodes that are gone. Where data went with one, that is kept in mind."""
-        left = False
-        for placement in list(self._placements.values()):
-            if placement.node not in self._seen.gone:
-                continue
-            if placement.has_data and not self._app.deleting:
-                self._give(placement, Role.LOST, "Its node was deleted, and its data with it.")
-            else:
-                del self._placements[placement.name]
-            left = left or placement.role in (Role.CURRENT, Role.INCOMING)
-        if not left:
-            return
-        if self._current is None and self._incoming is None:
-            # What is gone may run all the same: what comes after it is above it.
-            self._target = replace(self._target, epoch=self._target.epoch + 1)
-            self._failed = None
-        elif self._incoming is None:
-            self._failed = self._target  # only what was to take over is gone; what serves stays where it is
-
-    def _promote(self) -> None:
-        """Let what comes in take over once it is ready."""
-        incoming = self._incoming
-        if incoming is None or not is_ready(self._instance(incoming)):
-            return
-        self._end(Role.CURRENT, f"{incoming.instance_id} has taken over.")
-        self._give(incoming, Role.CURRENT, incoming.why)
-        if incoming.version == self._target:
-            self._failed = None
-
-    def _go_on(self) -> str:
-        """Bring the wanted version in, unless it is there or was given up; return why it can't be."""
-        self._keep_what_serves()
-        target, current = self._target, self._current
-        if current is not None and current.version == target:
-            self._end(Role.INCOMING, "The version before it is wanted again.")
-            self._failed = None
-            return ""
-        incoming = self._incoming
-        if incoming is not None and incoming.version != target and not self._is_moved(incoming, current):
-            self._give(incoming, Role.OUTGOING, f"{target.instance_id} is wanted instead.")
-            incoming = None
-        if incoming is not None:
-            self._give_up(incoming, current)
-            return ""
-        if self._failed == target and current is not None:
-            return ""
-        self._failed = None
-        return self._bring_in(target, current)
-
-    def _keep_what_serves(self) -> None:
-        """Take for the version before what was replaced as it started, and was ready all the same.
-
-        Its stop may have been lost, or its node silent. Else nothing would end it if what replaces it fails.
-        """
-        if self._current is not None:
-            return
-        outgoing = (it for it in self._placements.values() if it.role is Role.OUTGOING)
-        ready = [it for it in outgoing if is_ready(self._instance(it))]
-        if ready:
-            newest = max(ready, key=lambda it: (it.epoch, it.generation))
-            self._give(newest, Role.CURRENT, "It was ready before what was to replace it.")
-
-    def _is_moved(self, incoming: PlacementRecord, current: PlacementRecord | None) -> bool:
-        """Tell whether what comes in is what serves, on its way to another node, and the target given up."""
-        if current is None or self._failed != self._target:
-            return False
-        return incoming.generation == current.generation and incoming.node != current.node
-
-    def _give_up(self, incoming: PlacementRecord, current: PlacementRecord | None) -> None:
-        """Go back to the version before if what comes in has ended, and there is something to go back to.
-
-        A version before that doesn't run any more is one only if it is of other code, or on another node.
-        """
-        if current is None or not has_ended(self._instance(incoming)):
-            return
-        other = current.generation != incoming.generation or current.node != incoming.node
-        if is_ready(self._instance(current)) or other:
-            self._give(incoming, Role.OUTGOING, "It did not start.")
-            self._failed = self._target
-
-    def _bring_in(self, target: Version, current: PlacementRecord | None) -> str:
-        # Nothing moves without a reason, and the app's data is where it was.
-        staying = (it for it in self._placements.values() if it.role is not Role.LOST)
-        before = data_home(self._placements.values()) or current or next(staying, None)
-        node, why = (before.node, "It was there before.") if before is not None else ("", "")
-        lost = next((it for it in self._placements.values() if it.role is Role.LOST and it.has_data), None)
-        if before is None and lost is not None:
-            if self._seen.heard(lost.node) is None:
-                self._unplaced_reason = "DATA_LOST"
-                return (
-                    f"Its data was given up with {lost.node}, which was deleted; accept_data_loss starts it "
-                    "anew, or that node, registered again with the data, brings it back."
-                )
-            node, why = lost.node, "Its node is back, and its data with it."
-        elif before is None:
-            wish = wish_of(self._app.spec, environment_cordoned=self._seen.environment_cordoned)
-            choice = choose(wish, self._seen.candidates)
-            if not choice.node:
-                return choice.reason
-            node, why = choice.node, f"On {choice.node}: {choice.reason}."
-        placement = PlacementRecord(
-            app=self._app.name,
-            app_uid=self._app.uid,
-            replica=0,
-            generation=target.generation,
-            epoch=target.epoch,
-            node=sys.intern(node),  # one string for all that is on a node
-            role=Role.INCOMING,
-            spec=pinned(self._app.spec),
-            why=why,
-            has_data=_has_data(before or lost, node),
-            since=self._now,
-        )
-        self._add(placement)
-        return ""
-
-    def _add(self, placement: PlacementRecord) -> None:
-        self._placements[placement.name] = placement
-
-    def _forget(self) -> None:
-        """Forget what has ended: it was told by its node once and is not there any more."""
-        told = {instance.name for instance in self._app.status.instances}
-        for placement in list(self._placements.values()):
-            ended = placement.instance in told and self._seen.instance(placement) is None
-            kept = is_last_owner(placement, self._placements.values())
-            if (
-                placement.role in ENDING
-                and ended
-                and not kept
-                and self._seen.heard(placement.node) is not None
-            ):
-                del self._placements[placement.name]
-
-    def _instance(self, placement: PlacementRecord) -> Instance | None:
-        """Return a placement's instance; None if its node is not heard."""
-        return self._seen.instance(placement) if self._seen.heard(placement.node) else None
-
-    def _end(self, role: Role, why: str) -> None:
-        placement = _of(self._placements.values(), role)
-        if placement is not None:
-            self._give(placement, Role.OUTGOING, why)
-
-    def _give(self, placement: PlacementRecord, role: Role, why: str) -> None:
-        if placement.role is not role:
-            placement = replace(placement, role=role, why=why, since=self._now)
-        self._placements[placement.name] = placement
-
-
-def _has_data(before: PlacementRecord | None, node: str) -> bool:
-    return before is not None and before.has_data and before.node == node
-
-
-def _of(placements: Iterable[PlacementRecord], role: Role) -> PlacementRecord | None:
-    for placement in placements:
-        if placement.role is role:
-            return placement
-    return None
+    replicas = Replicas(app, tuple(placements), seen, now)
+    unplaced = replicas.decide()
+    return Assignment(
+        replicas.placements,
+        replicas.failed,
+        unplaced,
+        "NO_NODE_AVAILABLE" if unplaced else "",
+        newest_epoch=replicas.newest_epoch,
+        failure=replicas.failure,
+        after=replicas.after,
+    )

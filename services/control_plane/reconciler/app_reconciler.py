@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -26,9 +27,10 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
 from services.control_plane.catalog.candidates import neighbours_of
 from services.control_plane.databases.app_databases import AppDatabases
 from services.control_plane.nodes.links import NodeLinks
-from services.control_plane.placement.assignment import Assignment, assign
+from services.control_plane.placement.assignment import ENDING, Assignment, assign
 from services.control_plane.placement.choice import Candidates
 from services.control_plane.placement.data_travel import Travel, travel_of
+from services.control_plane.placement.scale import is_several, wanted_replicas
 from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
 from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.data_reconciler import DataReconciler
@@ -36,11 +38,11 @@ from services.control_plane.reconciler.data_travels import DataTravels
 from services.control_plane.reconciler.former_homes import FormerHomes
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.pace import Pace
-from services.control_plane.reconciler.plan import Plan, Start, Stop, new_home, plan, stop_orphan
+from services.control_plane.reconciler.plan import Plan, Start, new_home, plan, present_home, stop_orphan
 from services.control_plane.reconciler.result import Result
 from services.control_plane.rules.conditions import DATABASE_PROVIDED, DATABASE_READY, get_condition
 from services.control_plane.store.interface import CatalogStore, Transaction
-from services.control_plane.store.records import AppRecord, PlacementRecord, Role
+from services.control_plane.store.records import AppRecord, PlacementRecord, Role, Version
 from services.rpc.errors import SupervisorError
 
 log = logging.getLogger("appsupervisor.reconciler")
@@ -99,7 +101,8 @@ class AppReconciler:
             return Result()  # nothing can be said or done yet
         now = self._store.now()
         assigned = assign(app, placements, seen, now)
-        if set(assigned.placements) == set(placements) and _awaits_start(app, assigned, seen):
+        stays = _are_same(assigned.placements, placements)
+        if stays and _awaits_start(app, assigned, seen):
             # Apps are to serve first of all: what came of the start is stored in the pass that this asks for.
             # So all apps of a returning node are started before any of it, and none is told as gone.
             result = await self._act(app, assigned, seen)
@@ -108,7 +111,7 @@ class AppReconciler:
         moving = self._mirror.open_operations(
             app.name, ("move",)
         )  # it ends also when its old node falls silent
-        if observed != app or set(assigned.placements) != set(placements) or moving:
+        if observed is not app or not stays or moving:
             stored = await self._decide(transactions.Foreseen(app, placements, assigned, observed), seen)
             if stored is None:
                 return Result()
@@ -124,13 +127,15 @@ class AppReconciler:
         homes = {placement.node for placement in placements}
         gone = frozenset(name for name in homes if self._mirror.nodes.get(name) is None)
         for name in homes - gone:
-            told = {it.name: it for it in app.status.instances if it.node == name}
+            heard = self._links.is_heard(name)
+            told = {} if heard else {it.name: it for it in app.status.instances if it.node == name}
             view = self._links.view(name, app.name, told)
             if view is not None:
                 nodes[name] = self._with_loss(view)
         lost = {name for name, view in nodes.items() if view.sight is Sight.LOST}
-        staying = any(it.role is not Role.LOST and it.node not in gone | lost for it in placements)
-        if staying or app.deleting or app.spec.desired_state == App.STOPPED:
+        over = ENDING if is_several(app) else (Role.LOST,)
+        staying = {it.replica for it in placements if it.role not in over and it.node not in gone | lost}
+        if len(staying) >= wanted_replicas(app) or app.deleting or app.spec.desired_state == App.STOPPED:
             return Snapshot(nodes, gone=gone)
         environment = self._mirror.environments.get(app.spec.environment)
         links = self._links.of(app.spec.environment)
@@ -171,12 +176,20 @@ class AppReconciler:
         todo = plan(app, assigned, seen, self._store.now())
         if app.deleting and (pause := self._pace.wait(_removal(app), app.target, "")):
             return Result(after=pause)
-        if todo.start is not None and (pause := self._pause(app, todo.start.placement)):
-            return Result(after=pause)  # nor is anything stopped: what takes the app away would run then
+        pauses = [self._pause(app, it.placement) for it in todo.starts]
+        starts = [it for it, pause in zip(todo.starts, pauses, strict=True) if not pause]
+        if pauses and not starts:  # nor is anything stopped: what takes the app away would run then
+            return Result(after=min(pauses))
+        if self._former_homes.knows(app.name) and (home := present_home(app, assigned, seen)) is not None:
+            # Before anything ends: what forwards to there would be forwarded twice.
+            await self._tell_former_homes(app, home)
         over, failure = await self._stop_all(app, todo)
-        # A stop that fails holds up no start: an app is to serve first of all.
-        if todo.start is not None:
-            await self._start(app, assigned, todo.start)
+        # A stop that fails holds up no start, nor one start another: an app is to serve first of all.
+        for start in starts:
+            try:
+                await self._start(app, assigned, start)
+            except SupervisorError as refusal:
+                failure = refusal
         if app.database_server:
             ends = todo.remove or (app.deleting and len(over) == len(assigned.placements))
             await self._guard_database(app, assigned, over, ends=bool(ends))
@@ -185,13 +198,14 @@ class AppReconciler:
                 partial(transactions.ended, name=app.name, uid=app.uid, placements=over, policy=app.deleting)
             )
         travel = None if app.deleting else travel_of(assigned.placements)
-        if travel is not None and todo.start is None and failure is None:
+        if travel is not None and not todo.starts and failure is None:
             brought = await self._bring_data(app, travel)
             return replace(brought, again=True) if over else brought
         if travel is None and app.status.data_move.state == DataMove.ARRIVED:
             await self._leave(app, assigned)
+        after = min(filter(None, [todo.after, *pauses]), default=0.0)
         # That a placement is over changes no app by itself, and so asks for no pass.
-        return Result(failure=failure, again=bool(over), after=todo.after)
+        return Result(failure=failure, again=bool(over), after=after)
 
     async def _leave(self, app: AppRecord, assigned: Assignment) -> None:
         """Have the node that an app's data has left forward what it holds: it is started elsewhere."""
@@ -203,7 +217,7 @@ class AppReconciler:
             stop = StopInstanceRequest(name=before.instance, epoch=app.target.epoch, app_uid=app.uid)
             home = new_home(app, target.node)
             if home is not None:
-                stop.moved_to.CopyFrom(home)
+                stop.new_home.CopyFrom(home)
                 await self._tell_former_homes(app, home)
                 await source.stop(stop)
                 self._former_homes.told(app.name, source.node.name, stop)
@@ -223,9 +237,6 @@ class AppReconciler:
         """Carry out a plan's stops; return the placements that are over, and the last failure."""
         over: list[PlacementRecord] = []
         failure: SupervisorError | None = None
-        # First those that forward to what ends now: nothing is forwarded twice.
-        for home in {it.request.moved_to.http_address: it.request.moved_to for it in _moves(todo)}.values():
-            await self._tell_former_homes(app, home)
         for stop in todo.stop:
             try:
                 gone = await self._stop(app.name, stop.node, stop.request)
@@ -235,7 +246,7 @@ class AppReconciler:
                     self._links.hinder(stop.node, app.name, refusal)
                     self._pace.started(_removal(app), app.target, "")
                 continue
-            if stop.request.HasField("moved_to"):
+            if stop.request.HasField("new_home"):
                 self._former_homes.told(app.name, stop.node, stop.request)
             if gone and stop.ends is not None:
                 over.append(stop.ends)
@@ -307,7 +318,7 @@ class AppReconciler:
 
     def _pause(self, app: AppRecord, placement: PlacementRecord) -> float:
         link = self._links.get(placement.node)
-        return self._pace.wait(app.name, app.target, link.node.incarnation) if link is not None else 0.0
+        return self._pace.wait(*_paced(app, placement), link.node.incarnation) if link is not None else 0.0
 
     async def _guard_database(
         self, app: AppRecord, assigned: Assignment, over: list[PlacementRecord], *, ends: bool
@@ -360,7 +371,7 @@ class AppReconciler:
             instance = await link.start(start.request)
         except SupervisorError as refusal:
             if refusal.reason in OUTDATED:
-                self._pace.started(app.name, app.target, link.node.incarnation)
+                self._pace.started(*_paced(app, start.placement), link.node.incarnation)
                 await self._renew(app, start, refusal)
                 return
             if refusal.reason not in FINAL_REFUSALS:
@@ -368,7 +379,7 @@ class AppReconciler:
                 raise
             link.refuse(app.name, _refused(start.request, refusal))
         else:
-            self._pace.started(app.name, app.target, link.node.incarnation)
+            self._pace.started(*_paced(app, start.placement), link.node.incarnation)
             link.accepted(app.name, instance)
 
     async def _renew(self, app: AppRecord, start: Start, refusal: SupervisorError) -> None:
@@ -378,25 +389,38 @@ class AppReconciler:
         renew = partial(
             transactions.renewed, name=app.name, uid=app.uid, placement=start.placement, known=known
         )
-        renewed: AppRecord | None = await self._write(renew)
+        renewed: tuple[AppRecord, PlacementRecord] | None = await self._write(renew)
         if renewed is not None:
-            self._pace.renewed(app.name, renewed.target)
+            self._pace.renewed(*_paced(*renewed))
 
     async def _write(self, command: Callable[[Transaction], T]) -> T:
         return await asyncio.wrap_future(self._store_write(command))
 
 
+def _paced(app: AppRecord, placement: PlacementRecord) -> tuple[str, Version]:
+    """Return under which name a placement's starts are paced, and what makes another row of them."""
+    if not is_several(app):
+        return app.name, app.target
+    return f"{app.name} replica {placement.replica}", placement.version
+
+
+def _are_same(placements: Sequence[PlacementRecord], others: Sequence[PlacementRecord]) -> bool:
+    """Tell whether two lists have the same placements, in whatever order."""
+    # Nearly always each is the very same record, which is told without a look at what is in it.
+    if len(placements) == len(others) and all(map(operator.is_, placements, others)):
+        return True
+    return set(placements) == set(others)
+
+
 def _awaits_start(app: AppRecord, assigned: Assignment, seen: Snapshot) -> bool:
     """Tell whether an app that is to run has nothing on its node, for all that is known yet."""
     wanted = assigned.wanted
+    if is_several(app):
+        return False  # one of them may be in its place already
     if wanted is None or app.deleting or app.spec.desired_state == App.STOPPED or assigned.failed is not None:
         return False
     view = seen.heard(wanted.node)
     return view is not None and not view.instances and view.hindrance is None
-
-
-def _moves(todo: Plan) -> list[Stop]:
-    return [stop for stop in todo.stop if stop.request.HasField("moved_to")]
 
 
 def _is_met(condition: Condition | None) -> bool:

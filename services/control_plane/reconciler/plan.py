@@ -6,7 +6,7 @@ neither wanted nor ready is stopped at once; nothing is asked of a node that can
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest
@@ -50,7 +50,8 @@ class Stop:
 class Plan:
     """The calls to make now, stops first, and whether nothing is left of the app that could keep data."""
 
-    start: Start | None = None
+    starts: tuple[Start, ...] = ()
+    """At most one of each replica."""
     stop: tuple[Stop, ...] = ()
     remove: bool = False
     after: float = 0.0
@@ -63,23 +64,28 @@ def plan(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> Plan
         return Plan(remove=True)
     ending = bool(app.deleting) or app.spec.desired_state == App.STOPPED
     lingering = {} if ending else dict(_lingering(assigned, seen, now))
-    after = min(lingering.values(), default=0.0)
+    after = min([*lingering.values(), *([assigned.after] if assigned.after else [])], default=0.0)
     stops = tuple(
         stop
         for stop in _stops(app, assigned, seen, ending=ending)
         if stop.ends is None or stop.ends.name not in lingering
     )
-    wanted = assigned.wanted
-    if ending or wanted is None:
+    if ending:
         return Plan(stop=stops, after=after)
-    view = seen.heard(wanted.node)
-    if view is None or wanted.instance in view.instances:
-        # It is there, or another app's of that name has to go first.
-        return Plan(stop=stops, after=after)
+    starts = (_start(app, replica, seen) for replica in assigned.by_replica().values())
+    return Plan(tuple(filter(None, starts)), stops, after=after)
+
+
+def _start(app: AppRecord, replica: Assignment, seen: Snapshot) -> Start | None:
+    """Return the start of a replica; None if there is none to make."""
+    wanted = replica.wanted
+    view = seen.heard(wanted.node) if wanted is not None else None
+    if wanted is None or view is None or wanted.instance in view.instances:
+        return None  # it is there, or another app's of that name has to go first
     request = StartInstanceRequest(
-        spec=_instance_spec(app, wanted), start_now=_is_tried(assigned, wanted, seen)
+        spec=_instance_spec(app, wanted), start_now=_is_tried(replica, wanted, seen)
     )
-    return Plan(Start(wanted, request), stops, after=after)
+    return Start(wanted, request)
 
 
 def stop_orphan(instance: Instance, home: StopInstanceRequest.NewHome | None = None) -> StopInstanceRequest:
@@ -97,35 +103,62 @@ def new_home(app: AppRecord, node: Node) -> StopInstanceRequest.NewHome | None:
     )
 
 
+def present_home(app: AppRecord, assigned: Assignment, seen: Snapshot) -> StopInstanceRequest.NewHome | None:
+    """Return where an app's requests are answered, or wait for its start; None where it is nowhere yet."""
+    there = [it for it in _homes(assigned, seen) if seen.instance(it) is not None]
+    return _first_ready(app, there, seen)
+
+
 def _home_besides(
     app: AppRecord, assigned: Assignment, seen: Snapshot, node: str
 ) -> StopInstanceRequest.NewHome | None:
-    """Return where an app is that leaves a node, if it is anywhere else."""
-    home = assigned.wanted
-    if home is None or (assigned.current is not None and not is_ready(seen.instance(home))):
-        home = assigned.current
-    view = seen.nodes.get(home.node) if home is not None and home.node != node else None
+    """Return where an app is that leaves a node, if it is anywhere else; of several replicas, a ready one."""
+    homes = _homes(assigned, seen)
+    return None if any(it.node == node for it in homes) else _first_ready(app, homes, seen)
+
+
+def _first_ready(
+    app: AppRecord, homes: Sequence[PlacementRecord], seen: Snapshot
+) -> StopInstanceRequest.NewHome | None:
+    home = next((it for it in homes if is_ready(seen.instance(it))), next(iter(homes), None))
+    view = seen.nodes.get(home.node) if home is not None else None
     return new_home(app, view.node) if view is not None else None
 
 
+def _homes(assigned: Assignment, seen: Snapshot) -> list[PlacementRecord]:
+    """Return of each replica what serves, else what is to."""
+    homes = (_home_of(replica, seen) for replica in assigned.by_replica().values())
+    return [it for it in homes if it is not None]
+
+
+def _home_of(replica: Assignment, seen: Snapshot) -> PlacementRecord | None:
+    home = replica.wanted
+    if home is None or (replica.current is not None and not is_ready(seen.instance(home))):
+        return replica.current
+    return home
+
+
 def _lingering(assigned: Assignment, seen: Snapshot, now: int) -> Iterator[tuple[str, float]]:
-    """Yield what serves on for a while where the app was moved from and cannot be forwarded, and how long."""
-    current = assigned.current
-    if current is None or not is_ready(seen.instance(current)):
-        return
+    """Yield what serves on for a while where a replica was and cannot be forwarded, and for how long."""
+    replicas = assigned.by_replica()
+    serving = [it for it in assigned.placements if it.role is Role.CURRENT and is_ready(seen.instance(it))]
     for placement in assigned.placements:
         left = SWITCH_SECONDS - (now - placement.since) / 1e6
-        moved = placement.role is Role.OUTGOING and placement.node != current.node
-        moved = moved and not _is_called_off(assigned, placement)
-        view = seen.heard(placement.node)
+        if placement.role is not Role.OUTGOING or not 0 < left <= SWITCH_SECONDS:
+            continue
+        of, view = replicas[placement.replica], seen.heard(placement.node)
+        # What takes its place is its own replica; of one that is taken away, the others.
+        heirs = serving if of.wanted is None else [it for it in serving if it == of.current]
+        moved = bool(heirs) and all(it.node != placement.node for it in heirs)
         moved = moved and view is not None and not view.forwards
-        if moved and 0 < left <= SWITCH_SECONDS and is_ready(seen.instance(placement)):
+        if moved and not _is_called_off(of, placement) and is_ready(seen.instance(placement)):
             yield placement.name, left
 
 
 def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool) -> Iterator[Stop]:
-    wanted = assigned.wanted
-    replaced = ending or (wanted is not None and _is_over(assigned, wanted, seen))
+    replicas = assigned.by_replica()
+    # Of what has no placement, and of a replica that is taken away: something else serves.
+    anything = any(_is_over(replica, seen) for replica in replicas.values())
     placements = {placement.instance: placement for placement in assigned.placements}
     for name, view in _heard(assigned, seen):
         home = None if ending else _home_besides(app, assigned, seen, name)
@@ -140,11 +173,12 @@ def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool
             if not is_own(instance, app.uid) or (own is not None and own.role is Role.LOST):
                 stop = _stop(app, instance, copy=False)
                 yield Stop(name, _moved(stop, home if is_own(instance, app.uid) else None))
-            elif (
-                ending
-                or (own is not wanted and (replaced or not is_ready(instance)))
-                or _is_called_off(assigned, own)
-            ):
+                continue
+            of = replicas[own.replica] if own is not None else None
+            replaced = anything if of is None or of.wanted is None else _is_over(of, seen)
+            unwanted = of is None or own is not of.wanted
+            called_off = of is not None and _is_called_off(of, own)
+            if ending or called_off or (unwanted and (replaced or not is_ready(instance))):
                 stays = own is not None and _is_kept(app, assigned, own)
                 stop = _stop(app, instance, _leaves_copy(assigned, own))
                 yield Stop(name, _moved(stop, home), None if stays else own)
@@ -157,10 +191,12 @@ def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool
                     yield Stop(name, _moved(stop, home), placement)
 
 
-def _is_over(assigned: Assignment, wanted: PlacementRecord, seen: Snapshot) -> bool:
+def _is_over(replica: Assignment, seen: Snapshot) -> bool:
     """Tell whether a swap is over: what took over is ready, or has ended since; what it replaced goes."""
-    instance = seen.instance(wanted)
-    return is_ready(instance) or (wanted is assigned.current and has_ended(instance))
+    if replica.incoming is not None or replica.current is None:
+        return False  # what comes in and is ready may still have to show that it is well
+    instance = seen.instance(replica.current)
+    return is_ready(instance) or has_ended(instance)
 
 
 def _is_called_off(assigned: Assignment, placement: PlacementRecord | None) -> bool:
@@ -204,7 +240,7 @@ def _stop(app: AppRecord, instance: Instance, copy: bool) -> StopInstanceRequest
 
 def _moved(request: StopInstanceRequest, home: StopInstanceRequest.NewHome | None) -> StopInstanceRequest:
     if home is not None:
-        request.moved_to.CopyFrom(home)
+        request.new_home.CopyFrom(home)
     return request
 
 

@@ -19,13 +19,20 @@ from services.control_plane.catalog.changes import add_event
 from services.control_plane.catalog.idempotency import SYSTEM
 from services.control_plane.operations import operations
 from services.control_plane.placement.assignment import ENDING, Assignment, assign
+from services.control_plane.placement.autoscale import Decision
+from services.control_plane.placement.scale import (
+    is_several,
+    newest_epoch,
+    wanted_replicas,
+    with_newest_epoch,
+)
 from services.control_plane.placement.snapshot import Snapshot
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.rules.conditions import DATABASE_PROVIDED, DATABASE_READY, set_condition
 from services.control_plane.rules.names import retained_data_name
 from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.interface import CatalogStore, Transaction
-from services.control_plane.store.records import AppRecord, NodeRecord, PlacementRecord, current_of
+from services.control_plane.store.records import AppRecord, NodeRecord, PlacementRecord, Role
 from services.rpc.errors import SupervisorError
 
 
@@ -75,23 +82,30 @@ def decided(
     return after, assigned
 
 
-def renewed(tx: Transaction, name: str, uid: str, placement: PlacementRecord, known: int) -> AppRecord | None:
-    """Move a placement to an epoch above `known`, its node's highest, and return the app."""
+def renewed(
+    tx: Transaction, name: str, uid: str, placement: PlacementRecord, known: int
+) -> tuple[AppRecord, PlacementRecord] | None:
+    """Move a placement to an epoch above `known`, its node's highest; return the app and the placement."""
     record = _same(tx, name, uid)
     current = {it.name: it for it in tx.placements_of(name)}.get(placement.name)
     if record is None or current is None:
-        return record
-    epoch = max(known, current.epoch, record.target.epoch) + 1
+        return None
+    epoch = max(known, current.epoch, newest_epoch(record)) + 1
+    why = f"Its node knew epoch {known} of the app already."
+    above = replace(current, epoch=epoch, why=why, since=tx.now)
+    if is_several(record):
+        tx.delete_placement(current)
+        tx.put_placement(above)
+        return tx.put_app(with_newest_epoch(record, epoch)), above
     wanted = current.version == record.target
     target = replace(record.target, epoch=epoch)
     # One that was gone back to stays so: what was given up is given up under the new epoch, too.
     failed = target if record.failed == record.target and not wanted else record.failed
     tx.delete_placement(current)
-    why = f"Its node knew epoch {known} of the app already."
-    tx.put_placement(replace(current, epoch=epoch, why=why, since=tx.now))
+    tx.put_placement(above)
     record = replace(record, target=target, failed=failed)
     tx.put_app(record)
-    return record
+    return record, above
 
 
 def ended(
@@ -162,6 +176,24 @@ def database_told(tx: Transaction, name: str, uid: str, failure: SupervisorError
         add_event(tx, record, "DatabaseFailed", actor=SYSTEM, reason=failure.reason, message=failure.message)
 
 
+def scaled(tx: Transaction, name: str, uid: str, decision: Decision) -> None:
+    """Store how many replicas an app that scales by its requests is to have."""
+    record = _same(tx, name, uid)
+    if record is None or record.deleting or not record.spec.HasField("autoscale"):
+        return
+    before = wanted_replicas(record)
+    status = App()
+    status.CopyFrom(record.status)
+    status.target_replicas = decision.replicas
+    after = wanted_replicas(replace(record, status=status))
+    if after == before:
+        return
+    status.reconciling = record.spec.desired_state != App.STOPPED
+    tx.put_app(replace(record, status=status))
+    message = sentences(f"From {before} to {after} replicas: {decision.why}")
+    add_event(tx, record, "Scaled", actor=SYSTEM, message=message)
+
+
 def taken_over(tx: Transaction, name: str, uid: str) -> None:
     """Store that an app's node has handed over the data that it begins with."""
     record = _same(tx, name, uid)
@@ -218,6 +250,16 @@ def node_lost(tx: Transaction, node: Node, why: str) -> None:
     lost = _copy(record.node)
     lost.state, lost.state_reason = Node.UNREACHABLE, why
     _put_node(tx, record, lost)
+
+
+def memory_told(tx: Transaction, node: Node, used_bytes: int) -> None:
+    """Store how much memory a node uses."""
+    record = tx.node(node.name)
+    if record is None or record.node.incarnation != node.incarnation:
+        return
+    told = _copy(record.node)
+    told.used_memory_bytes = used_bytes
+    _put_node(tx, record, told)
 
 
 def lease_ran_out(tx: Transaction, judged: NodeRecord, state: Node.LeaseState.ValueType) -> None:
@@ -280,10 +322,12 @@ def _tell_move(
     tx: Transaction, record: AppRecord, known: Sequence[PlacementRecord], assigned: Assignment
 ) -> None:
     """Append to an app's timeline that it serves on another node from now on."""
-    before, after = current_of(known), assigned.current
-    if before is not None and after is not None and before.node != after.node:
-        message = f"From {before.node} to {after.node}."
-        add_event(tx, record, "Moved", actor=SYSTEM, message=message, instance=after.instance)
+    served = {it.replica: it for it in known if it.role is Role.CURRENT}
+    for after in assigned.placements:
+        before = served.get(after.replica)
+        if before is not None and after.role is Role.CURRENT and before.node != after.node:
+            message = f"From {before.node} to {after.node}."
+            add_event(tx, record, "Moved", actor=SYSTEM, message=message, instance=after.instance)
 
 
 def _same(tx: Transaction, name: str, uid: str) -> AppRecord | None:
@@ -353,6 +397,9 @@ def _failed_command(assigned: Assignment, record: AppRecord) -> str:
     """Return the type of the event that tells that a version was given up."""
     current, given_up = assigned.current, record.failed
     epochs = {it.epoch: it.node for it in assigned.placements}
+    if is_several(record) and given_up is not None:
+        served = {it.generation for it in assigned.placements if it.role is Role.CURRENT}
+        return "UpdateFailed" if served - {given_up.generation} else "RestartFailed"
     if current is None or given_up is None:
         return "UpdateFailed"
     if epochs.get(given_up.epoch, current.node) != current.node:

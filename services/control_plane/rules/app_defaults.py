@@ -75,6 +75,8 @@ def fill_defaults(app: App) -> None:
     app.desired_state = app.desired_state or App.RUNNING
     fill_runtime(app)
     app.failover = effective_failover(app)
+    if app.HasField("rollout") and not app.rollout.ListFields():
+        app.ClearField("rollout")  # all of it is as it is when unset
 
 
 def runtime_fields_changed(old: App, new: App) -> bool:

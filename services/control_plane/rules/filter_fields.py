@@ -230,6 +230,8 @@ FIELDS: dict[str, Field] = {
     "desired_state": EnumField(lambda app: app.desired_state, App.DesiredState.DESCRIPTOR),
     "activation": EnumField(lambda app: app.activation, InstanceSpec.Activation.DESCRIPTOR),
     "isolation": EnumField(lambda app: app.isolation, InstanceSpec.IsolationTier.DESCRIPTOR),
+    "replicas": NumberField(lambda app: app.replicas),
+    "ready_replicas": NumberField(lambda app: app.ready_replicas),
     "generation": NumberField(lambda app: app.generation),
     "reconciling": BoolField(lambda app: app.reconciling),
     "create_time": TimeField("create_time"),

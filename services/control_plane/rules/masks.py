@@ -31,16 +31,17 @@ _MAX_PATHS = 512
 _MAX_PATH_LENGTH = 1024
 _SEGMENT = re.compile(r"`((?:[^`]|``)*)`|([^.`]+)")
 # Set fields in it are merged one by one where no mask says otherwise; every other field is replaced whole.
-_MERGED_MESSAGES = frozenset({"limits", "health_check", "restart_policy"})
+_MERGED_MESSAGES = frozenset({"limits", "health_check", "restart_policy", "rollout", "autoscale"})
 
 
 def apply_update(current: App, patch: App, mask: FieldMask, field: str = "update_mask") -> App:
     """Return `current` with the fields of `patch` that `mask` names, in full form.
 
     A named field that is not set in the patch gets its default. Without paths, the mask is every field
-    set in the patch, in `limits`, `health_check` and `restart_policy` each field by itself. `*` is every
-    field that can be set, but leaves `secret_env` alone unless the patch has it: what was read back
-    never has it. What is output-only stays as it is, named or not (AIP-161). Neither argument is changed.
+    set in the patch, in `limits`, `health_check`, `restart_policy`, `rollout` and `autoscale` each field by
+    itself. `*` is every field that can be set, but leaves `secret_env` alone unless the patch has it: what
+    was read back never has it. What is output-only stays as it is, named or not (AIP-161). Neither argument
+    is changed.
 
     Raises INVALID_FIELD with every path that is unknown, and every immutable field that would change.
     """

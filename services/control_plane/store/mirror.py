@@ -62,13 +62,14 @@ class Mirror:
         self._by_server: dict[str, set[str]] = {}
         self._open_operations: dict[str, set[str]] = {}
         """By app and verb: a command looks for those it ends, however many others there are."""
-        self._of_the_fleet: set[str] = set()
-        """Operations that move apps of many, and are not done."""
+        self._of_the_fleet: dict[str, str] = {}
+        """Verbs of the operations that move apps of many, and are not done."""
         self._asked: dict[str, int] = {}
         """Memory that apps ask for, of those that do."""
         self._reserved: dict[str, int] = {}
         """The sum of it by node."""
         self._loads: dict[str, tuple[int, int]] = {}
+        self._autoscaled: set[str] = set()
         self._exclusive: set[str] = set()
         """Apps that are to be alone on their nodes."""
         self._labels = AppLabels()
@@ -103,9 +104,9 @@ class Mirror:
             for name, operation in operations:
                 known = self.operations.get(name)
                 if operation is not None and operation.verb in FLEET_VERBS and not operation.done:
-                    self._of_the_fleet.add(name)
+                    self._of_the_fleet[name] = operation.verb
                 else:
-                    self._of_the_fleet.discard(name)
+                    self._of_the_fleet.pop(name, None)
                 _move(
                     self._open_operations,
                     name,
@@ -153,6 +154,10 @@ class Mirror:
                 self._asked[name] = asks
             else:
                 del self._asked[name]
+        if app is not None and app.autoscaled:
+            self._autoscaled.add(name)
+        else:
+            self._autoscaled.discard(name)
         if app is not None and app.exclusive:
             self._exclusive.add(name)
         else:
@@ -207,6 +212,11 @@ class Mirror:
     def _homes(self, app: str) -> set[str]:
         return {it.node for it in self._placed.get(app, ())}
 
+    def autoscaled(self) -> list[str]:
+        """Return the names of the apps whose replicas follow their requests."""
+        with self._lock:
+            return sorted(self._autoscaled)
+
     def exclusive_nodes(self, besides: str = "") -> set[str]:
         """Return the nodes with an app on them that is to be alone, other than `besides`."""
         with self._lock:
@@ -218,10 +228,13 @@ class Mirror:
         with self._lock:
             return list(self._by_node)
 
-    def open_fleet_operations(self) -> list[str]:
-        """Return the names of the drains and rebalances that are not done, oldest first."""
+    def open_fleet_operations(self) -> dict[str, str]:
+        """Return the drains and rebalances that are not done, oldest first, with what each does.
+
+        Who is woken by a change sees them here: their feed is published after that of the apps.
+        """
         with self._lock:
-            return sorted(self._of_the_fleet)
+            return dict(sorted(self._of_the_fleet.items()))
 
     def _packed(self, app: str) -> PackedApp | None:
         entry = self.apps.entry(app)
@@ -231,6 +244,11 @@ class Mirror:
         """Return an app's custom domains; none if there is no such app."""
         packed = self._packed(app)
         return packed.domains if packed is not None else ()
+
+    def state_of(self, app: str) -> int:
+        """Return the state that an app is known to be in; 0 if there is no such app."""
+        packed = self._packed(app)
+        return packed.state if packed is not None else 0
 
     def count_states(self) -> Counter[tuple[int, int]]:
         """Count the apps by state and health. Takes 0.1 s for 100,000 of them."""

@@ -28,6 +28,8 @@ class PackedApp:
     memory_bytes: int
     """What `limits` allow it; 0 if nothing is said."""
     exclusive: bool
+    autoscaled: bool
+    """Whether the number of its replicas follows its requests."""
     labels: Labels
     apart_from: Labels
     """Its anti-affinity."""
@@ -64,6 +66,7 @@ class PackedApp:
             health=status.health,
             memory_bytes=spec.limits.memory_bytes,
             exclusive=spec.exclusive,
+            autoscaled=spec.HasField("autoscale"),
             labels=_interned(spec.labels),
             apart_from=_interned(spec.anti_affinity),
             spec=open_spec.SerializeToString(),

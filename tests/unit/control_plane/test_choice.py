@@ -9,7 +9,15 @@ import pytest
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
-from services.control_plane.placement.choice import Candidate, Wish, choose, obstacles, ranked, wish_of
+from services.control_plane.placement.choice import (
+    Candidate,
+    Wish,
+    choose,
+    is_other_use,
+    obstacles,
+    ranked,
+    wish_of,
+)
 from tests.unit.control_plane.conftest import Refusal, Refused, Server
 from tests.unit.control_plane.test_node_commands import NO_DATABASE, ONE, TWO, place, register
 from tests.unit.control_plane.test_servicers import create
@@ -57,10 +65,10 @@ IN_ZONES = (
     ("siblings", "expected"),
     [
         ((), ["a1", "n2", "a2", "n1", "b1"]),
-        (("a1",), ["n2", "n1", "b1", "a2", "a1"]),
-        (("a1", "n2"), ["b1", "a2", "n1", "a1", "n2"]),
-        (("a1", "b1", "n2"), ["a2", "n1", "a1", "n2", "b1"]),
-        (("a1", "a1", "b1", "n2"), ["n1", "n2", "b1", "a2", "a1"]),
+        (("a1",), ["n2", "n1", "b1", "a2"]),
+        (("a1", "n2"), ["b1", "a2", "n1"]),
+        (("a1", "b1", "n2"), ["a2", "n1"]),
+        (("a1", "a1", "b1", "n2"), ["n1", "a2"]),
         (("gone",), ["a1", "n2", "a2", "n1", "b1"]),
     ],
     ids=str,
@@ -77,9 +85,15 @@ def test_copies_of_an_app_are_spread_over_zones_then_nodes_and_only_then_by_apps
 
 def test_a_zone_that_is_full_of_copies_is_better_than_none() -> None:
     wish = Wish(X, siblings=("a1",))
-    choice = choose(wish, [candidate("a1", 1, zone="a"), candidate("b1", heard=False, zone="b")])
-    assert choice.node == "a1"
-    assert "fewest of its other copies in zone a (1) and on the node (1)" in choice.reason
+    a1, a2, b1 = (
+        candidate("a1", zone="a"),
+        candidate("a2", zone="a"),
+        candidate("b1", heard=False, zone="b"),
+    )
+    choice = choose(wish, [a1, a2, b1])
+    assert choice.node == "a2"
+    assert "fewest of its other copies in zone a (1) and on the node (0)" in choice.reason
+    assert "1 with another replica of it" in choose(wish, [a1, b1]).reason
 
 
 GIB = 2**30
@@ -98,6 +112,11 @@ OBSTACLES: dict[str, tuple[Wish, Candidate, list[str]]] = {
     ),
     "it asks for none": (Wish(X), candidate("a", memory_bytes=1, reserved_bytes=5), []),
     "memory that is not told is no bound": (Wish(X, memory_bytes=GIB), candidate("a", reserved_bytes=5), []),
+    "memory that is used": (
+        Wish(X), candidate("a", memory_bytes=GIB, used_bytes=GIB, reserved_bytes=0), ["MEMORY_USED"],
+    ),
+    "almost": (Wish(X, memory_bytes=GIB), candidate("a", memory_bytes=GIB, used_bytes=GIB - 1), []),
+    "memory that is used, of who knows how much": (Wish(X), candidate("a", used_bytes=GIB), []),
     "labels": (
         Wish(X, selector={"zone": "a", "gpu": ""}), candidate("a", labels={"zone": "a", "gpu": ""}), [],
     ),
@@ -110,9 +129,8 @@ OBSTACLES: dict[str, tuple[Wish, Candidate, list[str]]] = {
     "alone": (Wish(X, exclusive=True), candidate("a"), []),
     "an app that it avoids": (Wish(X), candidate("a", 1, avoided="tenant=b"), ["APP_AVOIDED"]),
     "an app that avoids it": (Wish(X), candidate("a", 1, averse="tenant=b"), ["AVOIDED_BY_APP"]),
-    "a copy of it": (Wish(X, siblings=("a",)), candidate("a", 1), []),
-    "a copy of it, apart": (Wish(X, siblings=("a",), apart=True), candidate("a", 1), ["COPY_THERE"]),
-    "a copy elsewhere, apart": (Wish(X, siblings=("b",), apart=True), candidate("a", 1), []),
+    "a copy of it": (Wish(X, siblings=("a",)), candidate("a", 1), ["COPY_THERE"]),
+    "a copy elsewhere": (Wish(X, siblings=("b",)), candidate("a", 1), []),
     "everything": (
         Wish(X, True, {"zone": "a"}, GIB, True),
         candidate("a", 3, False, 3, cordoned=True, memory_bytes=1, taken=True),
@@ -129,6 +147,18 @@ def test_each_obstacle_says_what_is_and_what_would_have_to_change(name: str) -> 
     assert [it.reason for it in found] == expected
     assert all(it.message.endswith(".") and it.remedy.endswith(".") for it in found)
     assert choose(wish, [node]).node == ("" if expected else "a")
+
+
+@pytest.mark.parametrize(
+    ("known", "used", "is_other"),
+    [(0, 1, False), (0, 2, True), (8, 9, False), (8, 10, True), (8, 0, False), (31, 32, True), (32, 31, True),
+     (33, 32, False), (40, 38, True)],
+)  # fmt: skip
+def test_the_use_of_memory_is_stored_in_steps_and_when_it_begins_or_ends_to_matter(
+    known: int, used: int, is_other: bool
+) -> None:
+    assert is_other_use(fleet.Node(memory_bytes=32, used_memory_bytes=known), used) is is_other
+    assert not is_other_use(fleet.Node(used_memory_bytes=known), used), "nobody said how much there is"
 
 
 def test_what_is_explained_is_what_is_chosen() -> None:
@@ -160,11 +190,7 @@ def test_a_wish_is_what_the_spec_says() -> None:
     spec.limits.memory_bytes = 7
     assert wish_of(spec, environment_cordoned=True) == Wish(X, True, {"zone": "a"}, 7, True)
     spec.labels.update(tenant="a", tier="gold")
-    for avoided, apart in (({"tenant": "b"}, False), ({"tenant": "b", "tier": "gold"}, True)):
-        spec.anti_affinity.clear()
-        spec.anti_affinity.update(avoided)
-        wish = wish_of(spec, environment_cordoned=False, siblings=["n"])
-        assert (wish.siblings, wish.apart) == (("n",), apart)
+    assert wish_of(spec, environment_cordoned=False, siblings=["n"]).siblings == ("n",)
 
 
 # ExplainPlacement, and the figures it goes by
@@ -185,7 +211,7 @@ def test_a_placement_is_explained_for_an_app_and_for_one_that_might_be(
     place(server)
     place(server, "wiki", has_data=True)
     answer = explain(server, app="apps/wiki")
-    assert (answer.node, list(answer.current_nodes), answer.bound_reason) == (TWO, [ONE], "DATA_ON_NODE")
+    assert (answer.node, list(answer.current_nodes), answer.bound_reason) == (TWO, [ONE], "")
     assert [(it.node[-2:], it.rank, it.app_count) for it in answer.verdicts] == [
         ("n2", 1, 0), ("n1", 2, 1), ("n3", 0, 0),
     ]  # fmt: skip

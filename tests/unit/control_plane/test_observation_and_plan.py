@@ -206,8 +206,8 @@ def stops(app: AppRecord, placements: list[PlacementRecord], seen: Snapshot) -> 
 
 def started(app: AppRecord, placements: list[PlacementRecord], seen: Snapshot) -> rt.StartInstanceRequest:
     todo = planned(app, placements, seen)
-    assert todo.start is not None
-    return todo.start.request
+    (start,) = todo.starts
+    return start.request
 
 
 def test_every_field_that_a_node_is_to_know_reaches_it() -> None:
@@ -256,25 +256,25 @@ def test_what_was_moved_away_ends_at_once_and_its_node_is_told_where_it_is_now()
     told_to = plan(app, assigned, FORWARDING, 5)
     (stop,) = told_to.stop
     assert (stop.node, stop.request.name, told_to.after) == (N, "apps/a/instances/g1-e1", 0)
-    assert (stop.request.moved_to.node, stop.request.moved_to.http_address) == (M, "h:8080")
+    assert (stop.request.new_home.node, stop.request.new_home.http_address) == (M, "h:8080")
     # Gone, but the catalog still has it: the node, which may have begun anew, is told all the same.
     gone = replace(FORWARDING, nodes={**FORWARDING.nodes, N: replace(FORWARDING.nodes[N], instances={})})
     (stop,) = plan(app, assigned, gone, 5).stop
-    assert stop.request.moved_to.node == M
+    assert stop.request.new_home.node == M
     stopped = record(V12, desired=pb.App.STOPPED)
-    assert not any(it.request.HasField("moved_to") for it in plan(stopped, assigned, FORWARDING, 5).stop)
+    assert not any(it.request.HasField("new_home") for it in plan(stopped, assigned, FORWARDING, 5).stop)
 
 
 def test_a_lost_node_that_is_back_is_told_where_its_apps_are() -> None:
     placements = [placed(V11, LOST), placed(V12, CUR, M)]
     app = record(V12, status=told(OLD))
     (stop,) = plan(app, assign(app, placements, FORWARDING, 5), FORWARDING, 5).stop
-    assert (stop.node, stop.request.moved_to.node) == (N, M)
+    assert (stop.node, stop.request.new_home.node) == (N, M)
 
 
 def test_a_swap_on_one_node_moves_nothing() -> None:
     (stop,) = planned(record(V21), BOTH, heard(OLD, NEW)).stop
-    assert not stop.request.HasField("moved_to")
+    assert not stop.request.HasField("new_home")
 
 
 def test_what_was_moved_away_serves_on_for_those_who_follow_its_address() -> None:
@@ -319,15 +319,15 @@ def test_what_was_given_up_with_its_node_ends_when_that_is_back() -> None:
 def test_nothing_is_decided_on_a_node_that_is_not_heard() -> None:
     for before in (record(), record(**STOP), record(deleting=DROP)):
         todo = planned(before, ONE, silent(OLD))
-        assert (todo.start, todo.stop, todo.remove) == (None, (), False)
+        assert (todo.starts, todo.stop, todo.remove) == ((), (), False)
 
 
 def test_another_apps_instance_goes_before_its_name_is_used_and_keeps_its_data() -> None:
     theirs = instance(Version(1, 9), RUNNING, uid="other")
     same_name = instance(V11, RUNNING, uid="other")
     assert stops(record(), FIRST, heard(theirs)) == [("g1-e9", 9, "other", False)]
-    assert planned(record(), FIRST, heard(theirs)).start is not None
-    assert planned(record(), FIRST, heard(same_name)).start is None
+    assert planned(record(), FIRST, heard(theirs)).starts
+    assert not planned(record(), FIRST, heard(same_name)).starts
     assert stops(record(), FIRST, heard(same_name)) == [("g1-e1", 1, "other", False)]
     assert stops(record(deleting=DROP), ONE, heard(theirs, OLD)) == [
         ("g1-e9", 9, "other", False),
@@ -351,7 +351,7 @@ def test_a_deleted_app_is_removed_once_its_nodes_have_said_that_nothing_is_left(
 
 def test_a_stopped_app_is_never_started() -> None:
     todo = planned(record(**STOP), ONE, heard())
-    assert (todo.start, todo.stop, todo.remove) == (None, (), False)
+    assert (todo.starts, todo.stop, todo.remove) == ((), (), False)
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,8 @@ class App(_message.Message):
     NODE_SELECTOR_FIELD_NUMBER: _builtins.int
     EXCLUSIVE_FIELD_NUMBER: _builtins.int
     ANTI_AFFINITY_FIELD_NUMBER: _builtins.int
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    AUTOSCALE_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     OBSERVED_GENERATION_FIELD_NUMBER: _builtins.int
@@ -262,6 +264,9 @@ class App(_message.Message):
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     RETAINED_DATA_FIELD_NUMBER: _builtins.int
+    READY_REPLICAS_FIELD_NUMBER: _builtins.int
+    TARGET_REPLICAS_FIELD_NUMBER: _builtins.int
+    NEWEST_EPOCH_FIELD_NUMBER: _builtins.int
     DATA_MOVE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `apps/{app}`. The id has 1 to 63 characters, lower-case letters, digits and inner hyphens, begins
@@ -275,7 +280,10 @@ class App(_message.Message):
     environment: _builtins.str
     """Environment whose nodes may host it; `environments/default` when unset. Cannot be changed."""
     replicas: _builtins.int
-    """Number of instances; 1, which is also the default, is what this version accepts."""
+    """Number of replicas, each an instance on a node of its own: 1, the default, to 100. More than 1 are refused where the
+    data is on the node (`database.sqlite`). Where no node is left for one, it waits, and condition `Scheduled` says why.
+    With `autoscale` it is only what the app begins with.
+    """
     activation: _runtime_environment_pb2.InstanceSpec.Activation.ValueType
     """When its code is in memory; `EAGER` when unset."""
     isolation: _runtime_environment_pb2.InstanceSpec.IsolationTier.ValueType
@@ -320,6 +328,14 @@ class App(_message.Message):
     """Changes with each generation; sent back, it makes a write conditional."""
     retained_data: _builtins.str
     """The retained data that it was created with, until its node has handed that over; it is not started before."""
+    ready_replicas: _builtins.int
+    """Replicas that serve, or would with the first request."""
+    target_replicas: _builtins.int
+    """Replicas that there are to be now, as `autoscale` has decided; 0 without it, for then they are `replicas`."""
+    newest_epoch: _builtins.int
+    """The newest epoch given to one of several replicas; 0 of an app that never had more than one. Each of several has
+    epochs of its own, so that one that is lost can be shut out without the others.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels to select by: at most 64; keys as Kubernetes labels, values at most 63 characters."""
@@ -383,13 +399,22 @@ class App(_message.Message):
     @_builtins.property
     def anti_affinity(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels of apps that it is to share no node with, by the rules of labels: it is not placed where an app has one of
-        them, and no app that has one of them is placed where it is. If it has one itself, no two copies of it share a node.
-        A change moves nothing: it holds from the next placement on, its own or another app's.
+        them, and no app that has one of them is placed where it is. A change moves nothing: it holds from the next placement
+        on, its own or another app's.
         """
 
     @_builtins.property
+    def rollout(self) -> Global___Rollout:
+        """How replicas are replaced by others, one after the other."""
+
+    @_builtins.property
+    def autoscale(self) -> Global___Autoscale:
+        """Bounds between which the number of replicas follows the requests; unset: it is `replicas`."""
+
+    @_builtins.property
     def conditions(self) -> _containers.RepeatedCompositeFieldContainer[_runtime_environment_pb2.Condition]:
-        """Aspects of its status: `Ready`, `Scheduled`, `Updated`; with a database on a registered server `DatabaseProvided`
+        """Aspects of its status: `Ready`, `Scheduled`, `Updated`; with several replicas `Replicas`, which is `MET` if all that
+        are wanted are ready, and else tells how many are, and how many of them are replaced; with a database on a registered server `DatabaseProvided`
         (it was made once, and must be there from then on) and `DatabaseReady` (what was last to be done about it was done);
         where nodes were asked also `CodeChanged`, which is `MET` if the disk has other code than runs, and else left out.
         """
@@ -438,6 +463,8 @@ class App(_message.Message):
         node_selector: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         exclusive: _builtins.bool = ...,
         anti_affinity: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        rollout: Global___Rollout | None = ...,
+        autoscale: Global___Autoscale | None = ...,
         uid: _builtins.str = ...,
         generation: _builtins.int = ...,
         observed_generation: _builtins.int = ...,
@@ -451,11 +478,14 @@ class App(_message.Message):
         update_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         retained_data: _builtins.str = ...,
+        ready_replicas: _builtins.int = ...,
+        target_replicas: _builtins.int = ...,
+        newest_epoch: _builtins.int = ...,
         data_move: Global___DataMove | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "create_time", b"create_time", "data_move", b"data_move", "database", b"database", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "limits", b"limits", "restart_policy", b"restart_policy", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["autoscale", b"autoscale", "config", b"config", "create_time", b"create_time", "data_move", b"data_move", "database", b"database", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "limits", b"limits", "restart_policy", b"restart_policy", "rollout", b"rollout", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "annotations", b"annotations", "anti_affinity", b"anti_affinity", "availability", b"availability", "conditions", b"conditions", "config", b"config", "create_time", b"create_time", "data_move", b"data_move", "database", b"database", "desired_state", b"desired_state", "display_name", b"display_name", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "environment", b"environment", "etag", b"etag", "event_loop", b"event_loop", "exclusive", b"exclusive", "failover", b"failover", "generation", b"generation", "health", b"health", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "instances", b"instances", "isolation", b"isolation", "labels", b"labels", "limits", b"limits", "name", b"name", "node_selector", b"node_selector", "observed_generation", b"observed_generation", "reconciling", b"reconciling", "replicas", b"replicas", "restart_policy", b"restart_policy", "retained_data", b"retained_data", "secret_env", b"secret_env", "state", b"state", "uid", b"uid", "update_time", b"update_time", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "annotations", b"annotations", "anti_affinity", b"anti_affinity", "autoscale", b"autoscale", "availability", b"availability", "conditions", b"conditions", "config", b"config", "create_time", b"create_time", "data_move", b"data_move", "database", b"database", "desired_state", b"desired_state", "display_name", b"display_name", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "environment", b"environment", "etag", b"etag", "event_loop", b"event_loop", "exclusive", b"exclusive", "failover", b"failover", "generation", b"generation", "health", b"health", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "instances", b"instances", "isolation", b"isolation", "labels", b"labels", "limits", b"limits", "name", b"name", "newest_epoch", b"newest_epoch", "node_selector", b"node_selector", "observed_generation", b"observed_generation", "ready_replicas", b"ready_replicas", "reconciling", b"reconciling", "replicas", b"replicas", "restart_policy", b"restart_policy", "retained_data", b"retained_data", "rollout", b"rollout", "secret_env", b"secret_env", "state", b"state", "target_replicas", b"target_replicas", "uid", b"uid", "update_time", b"update_time", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -559,6 +589,79 @@ class DataMove(_message.Message):
 Global___DataMove: _TypeAlias = DataMove  # noqa: Y015
 
 @_typing.final
+class Rollout(_message.Message):
+    """How an app's replicas are replaced by those of another version, or anew by RestartApp. Each new one starts beside the
+    one that it replaces, on the same node, and that one ends once the new one is ready and `HEALTHY`. If a new one fails
+    or is `UNHEALTHY` before all are replaced, all go back to the version before.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_PERCENT_FIELD_NUMBER: _builtins.int
+    MIN_READY_TIME_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    batch_percent: _builtins.int
+    """So many of 100 replicas are replaced at a time, rounded down, but at least one; 0, the default, for one by one.
+    At most 100.
+    """
+    paused: _builtins.bool
+    """Nothing further is replaced while it is set; what is under way is ended, and what fails still goes back. Replicas
+    that are added meanwhile are of the version that serves. Operations that wait for the rollout go on waiting.
+    """
+    @_builtins.property
+    def min_ready_time(self) -> _duration_pb2.Duration:
+        """How long a new replica has to be ready and `HEALTHY` before the next is replaced, 0 to 1 hour. Default 0."""
+
+    def __init__(
+        self,
+        *,
+        batch_percent: _builtins.int = ...,
+        min_ready_time: _duration_pb2.Duration | None = ...,
+        paused: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["min_ready_time", b"min_ready_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_percent", b"batch_percent", "min_ready_time", b"min_ready_time", "paused", b"paused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rollout: _TypeAlias = Rollout  # noqa: Y015
+
+@_typing.final
+class Autoscale(_message.Message):
+    """How the number of replicas follows the requests in flight: there are as many as it takes for each to have no more of
+    them than `target_concurrency`. More are added at once; fewer are kept once the last 60 seconds needed no more.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIN_REPLICAS_FIELD_NUMBER: _builtins.int
+    MAX_REPLICAS_FIELD_NUMBER: _builtins.int
+    TARGET_CONCURRENCY_FIELD_NUMBER: _builtins.int
+    min_replicas: _builtins.int
+    """The fewest, from 1; 0, of an app that is `ON_REQUEST` only, lets the last one go dormant: all others are removed, and
+    the first request wakes it.
+    """
+    max_replicas: _builtins.int
+    """The most, at least `min_replicas` and 1, at most 100."""
+    target_concurrency: _builtins.int
+    """Requests in flight that one replica is to have, queued ones among them, 1 to 10,000."""
+    def __init__(
+        self,
+        *,
+        min_replicas: _builtins.int = ...,
+        max_replicas: _builtins.int = ...,
+        target_concurrency: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_replicas", b"max_replicas", "min_replicas", b"min_replicas", "target_concurrency", b"target_concurrency"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Autoscale: _TypeAlias = Autoscale  # noqa: Y015
+
+@_typing.final
 class CreateAppRequest(_message.Message):
     """Request of CreateApp."""
 
@@ -637,8 +740,8 @@ class ListAppsRequest(_message.Message):
     """`next_page_token` of the page before; the other fields must be as they were."""
     filter: _builtins.str
     """An AIP-160 filter over `name`, `uid`, `display_name`, `labels`, `annotations`, `entrypoint`, `environment`,
-    `domains`, `state`, `health`, `desired_state`, `activation`, `isolation`, `generation`, `reconciling`,
-    `create_time`, `update_time`; at most 4,096 characters. Example: `labels.tier = "gold" AND state != RUNNING`.
+    `domains`, `state`, `health`, `desired_state`, `activation`, `isolation`, `replicas`, `ready_replicas`,
+    `generation`, `reconciling`, `create_time`, `update_time`; at most 4,096 characters. Example: `labels.tier = "gold" AND state != RUNNING`.
     """
     order_by: _builtins.str
     """Comma-separated fields, each with an optional ` desc`: `name`, `display_name`, `environment`, `state`, `health`,
@@ -1239,6 +1342,7 @@ class MoveAppRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    FROM_NODE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The app to move, `apps/{app}`."""
     node: _builtins.str
@@ -1249,6 +1353,8 @@ class MoveAppRequest(_message.Message):
     """Makes a repeat return the first result."""
     validate_only: _builtins.bool
     """Checks everything and changes nothing."""
+    from_node: _builtins.str
+    """Where from, the node of the replica to move; needed of an app that has several, and refused if it has none there."""
     def __init__(
         self,
         *,
@@ -1257,10 +1363,11 @@ class MoveAppRequest(_message.Message):
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        from_node: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "node", b"node", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "from_node", b"from_node", "name", b"name", "node", b"node", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

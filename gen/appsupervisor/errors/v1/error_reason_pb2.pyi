@@ -202,6 +202,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The app: its process ended in order although nobody had asked it to; a SIGTERM of somebody else's does so."""
     APP_UNRESPONSIVE: _ErrorReason.ValueType  # 177
     """The app: its process lived but took nothing any more of what its node sent it, and was ended."""
+    APP_UNHEALTHY: _ErrorReason.ValueType  # 182
+    """The app: a replica of a new version was ready, and then its health check failed; the version before goes on serving."""
     INTERNAL: _ErrorReason.ValueType  # 200
     """INTERNAL: a fault of ours; the request id in the message finds it in the log."""
 
@@ -388,6 +390,8 @@ APP_EXITED: ErrorReason.ValueType  # 176
 """The app: its process ended in order although nobody had asked it to; a SIGTERM of somebody else's does so."""
 APP_UNRESPONSIVE: ErrorReason.ValueType  # 177
 """The app: its process lived but took nothing any more of what its node sent it, and was ended."""
+APP_UNHEALTHY: ErrorReason.ValueType  # 182
+"""The app: a replica of a new version was ready, and then its health check failed; the version before goes on serving."""
 INTERNAL: ErrorReason.ValueType  # 200
 """INTERNAL: a fault of ours; the request id in the message finds it in the log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -1,0 +1,282 @@
+"""The replicas of an app that has several: how many, which are swapped when, and when all go back. Pure.
+
+Each replica is a swap of its own. One after the other, or so many at a time, they come to what is wanted; the
+next has its turn once the one before is ready and healthy, and if one fails all go back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
+from services.control_plane.placement.scale import Epochs, is_at, wanted_replicas
+from services.control_plane.placement.snapshot import Snapshot, has_ended, is_ready
+from services.control_plane.placement.swap import Swap, pinned
+from services.control_plane.rules.sentences import sentences
+from services.control_plane.store.records import AppRecord, PlacementRecord, Role, Version
+
+
+class Replicas:
+    """The decision on an app that has several replicas, or has had."""
+
+    def __init__(
+        self, app: AppRecord, placements: Sequence[PlacementRecord], seen: Snapshot, now: int
+    ) -> None:
+        self._app = app
+        self._seen = seen
+        self._now = now
+        self._count = wanted_replicas(app)
+        self._target = app.target
+        self._epochs = Epochs.of(app, placements)
+        self._newest = self._epochs.newest
+        self._swaps: dict[int, Swap] = {}
+        for number in sorted({it.replica for it in placements}):
+            self._open(number, [it for it in placements if it.replica == number])
+        self._waits: list[str] = []
+        """Why replicas can't be where they should, one sentence each."""
+        self.failed = app.failed
+        """The version that was given up in favour of the one before it."""
+        self.failure: tuple[str, str] | None = None
+        """Why it has just been given up: a reason and a sentence."""
+        self.after = 0.0
+        """There is more to decide after so many seconds; 0 if there isn't."""
+
+    @property
+    def placements(self) -> tuple[PlacementRecord, ...]:
+        """The placements that the app is to have."""
+        return tuple(it for swap in self._swaps.values() for it in swap.placements)
+
+    @property
+    def newest_epoch(self) -> int:
+        """The newest epoch that was given to one of them."""
+        # Not one that was for a replica which has found no node.
+        return max([self._newest, *(it.epoch for it in self.placements)])
+
+    def decide(self) -> str:
+        """Decide; return why not all that is wanted can be, or nothing."""
+        for swap in self._swaps.values():
+            self._note(swap.settle())
+        for swap in self._swaps.values():
+            if self._takes_over(swap):
+                swap.promote()
+        if self._app.deleting or self._app.spec.desired_state == App.STOPPED:
+            if not self._app.deleting:
+                self._keep()
+            for swap in self._swaps.values():
+                swap.end()
+        else:
+            self._go_on(self._keep(adding=True))
+        for swap in self._swaps.values():
+            swap.forget()
+        waiting = len(self._waits)
+        return f"{waiting} of {self._count} replicas: {self._waits[0]}" if waiting else ""
+
+    def _open(self, number: int, placements: Sequence[PlacementRecord] = ()) -> Swap:
+        self._swaps[number] = swap = Swap(
+            self._app,
+            placements,
+            self._seen,
+            self._now,
+            replica=number,
+            siblings=partial(self._nodes_besides, number),
+            next_epoch=self._epochs.next,
+        )
+        return swap
+
+    def _nodes_besides(self, number: int) -> set[str]:
+        """Return the nodes that the other replicas are on."""
+        others = (it for other, swap in self._swaps.items() if other != number for it in swap.placements)
+        return {it.node for it in others if it.role is not Role.LOST}
+
+    def _note(self, wait: str) -> None:
+        if wait:
+            self._waits.append(wait)
+
+    # How many
+
+    def _keep(self, *, adding: bool = False) -> list[Swap]:
+        """Return the replicas that are to be, in order; those beyond are dismissed, `adding` adds what lacks.
+
+        Those that do not serve go first, then those with the highest numbers.
+        """
+        here = [number for number, swap in self._swaps.items() if swap.current or swap.incoming]
+        here.sort(key=lambda number: (not self._serves(self._swaps[number]), number))
+        for number in here[self._count :]:
+            self._swaps[number].dismiss(f"The app is to have {self._count} of its replicas.")
+        kept = sorted(here[: self._count])
+        number = 0
+        while adding and len(kept) < self._count:
+            known = self._swaps.get(number)
+            if known is None or not known.placements:
+                self._open(number)
+                kept.append(number)
+            number += 1
+        return [self._swaps[number] for number in kept]
+
+    # Which version
+
+    def _go_on(self, kept: Sequence[Swap]) -> None:
+        """Bring the replicas to the version that is wanted, or all back to the one before."""
+        for swap in kept:
+            swap.keep_what_serves()
+        # What served before and is not replaced yet: while there is some, there is a way back.
+        old = [swap.current for swap in kept if swap.current and not self._is_there(swap)]
+        if old and self.failed != self._target:
+            self._give_up(kept)
+        if self.failed != self._target or not old:
+            self.failed = None
+            self._go_forward(kept, old)
+        else:
+            self._go_back(kept, _newest(old, self._target))
+
+    def _give_up(self, kept: Iterable[Swap]) -> None:
+        """Give the wanted version up if a replica that runs it has failed or is unhealthy."""
+        for swap in kept:
+            new = swap.current if self._is_there(swap) else swap.incoming
+            instance = self._instance(new)
+            if new is None or instance is None or not is_at(new, self._target) or not _is_bad(instance):
+                continue
+            self.failed = self._target
+            error = instance.last_error
+            unhealthy = ("APP_UNHEALTHY", f"{new.instance_id} was ready and is UNHEALTHY")
+            ended = (error.reason or "APP_STARTUP_FAILED", error.message or f"{new.instance_id} has ended")
+            reason, why = ended if has_ended(instance) else unhealthy
+            self.failure = reason, sentences(why, "The version before goes on serving")
+            return
+
+    def _go_forward(self, kept: Sequence[Swap], old: Sequence[PlacementRecord]) -> None:
+        paused = self._app.spec.rollout.paused
+        before = _newest(old, self._target) if old else None
+        for swap in kept:
+            self._drop(swap, before if paused else None)
+        waiting = [swap for swap in kept if not self._is_there(swap) and swap.incoming is None]
+        if before is None:
+            for swap in waiting:
+                self._bring_in(swap)
+            return
+        if paused:
+            for swap in waiting:
+                if swap.current is None:
+                    self._bring_in(swap, before)
+            return
+        room = self._room(kept)
+        for swap in sorted(waiting, key=self._serves):
+            # What cannot be heard is left for later: nothing could be said of what comes in there.
+            if room > 0 and (swap.current is None or self._seen.heard(swap.current.node)):
+                self._bring_in(swap)
+                room -= 1
+
+    def _go_back(self, kept: Iterable[Swap], before: PlacementRecord) -> None:
+        for swap in kept:
+            current = swap.current
+            stays = current is not None and (
+                current.generation == before.generation or not self._is_there(swap)
+            )
+            if stays:
+                self._drop(swap, None)
+                if swap.incoming is not None and not _is_moved(swap):
+                    swap.retire(Role.INCOMING, "It was given up.")
+                continue
+            if swap.incoming is not None and swap.incoming.generation != before.generation:
+                swap.retire(Role.INCOMING, "It was given up.")
+            if swap.incoming is None:
+                self._bring_in(swap, before)
+
+    def _drop(self, swap: Swap, before: PlacementRecord | None) -> None:
+        """End what comes in and is not wanted; of several versions, what serves also has a right to come."""
+        incoming = swap.incoming
+        if incoming is None:
+            return
+        if _is_moved(swap):
+            if self._has_failed(incoming):
+                swap.retire(Role.INCOMING, "It did not start.")
+            return
+        wanted = is_at(incoming, self._target) and not self._is_there(swap)
+        as_before = before is not None and swap.current is None and incoming.generation == before.generation
+        if not wanted and not as_before:
+            swap.retire(Role.INCOMING, "Another version is wanted instead.")
+
+    def _bring_in(self, swap: Swap, like: PlacementRecord | None = None) -> None:
+        """Have a replica come in: of the wanted version, or `like` one that serves."""
+        generation = like.generation if like else self._target.generation
+        spec = like.spec if like else pinned(self._app.spec)
+        epoch = self._epochs.next()
+        self._note(swap.bring_in(Version(generation, epoch), spec))
+
+    def _room(self, kept: Sequence[Swap]) -> int:
+        """Return how many more may be replaced now."""
+        if not any(self._serves(swap) for swap in kept) and all(self._is_known(swap) for swap in kept):
+            return self._count  # nothing serves, so nothing is at stake
+        share = self._count * self._app.spec.rollout.batch_percent // 100
+        busy = sum(
+            not self._is_proven(swap.current)
+            if self._is_there(swap)
+            else swap.incoming is not None and not _is_moved(swap)
+            for swap in kept
+        )
+        return max(1, share) - busy
+
+    # What is seen of them
+
+    def _is_there(self, swap: Swap) -> bool:
+        return is_at(swap.current, self._target)
+
+    def _instance(self, placement: PlacementRecord | None) -> Instance | None:
+        """Return a placement's instance; None if its node isn't heard."""
+        if placement is None or self._seen.heard(placement.node) is None:
+            return None
+        return self._seen.instance(placement)
+
+    def _serves(self, swap: Swap) -> bool:
+        return is_ready(self._instance(swap.current))
+
+    def _is_known(self, swap: Swap) -> bool:
+        return swap.current is None or self._seen.heard(swap.current.node) is not None
+
+    def _has_failed(self, placement: PlacementRecord) -> bool:
+        return has_ended(self._instance(placement))
+
+    def _takes_over(self, swap: Swap) -> bool:
+        """Tell whether what comes in is well enough to take the place of what serves."""
+        instance = self._instance(swap.incoming)
+        if instance is None or not is_ready(instance):
+            return False
+        return not self._serves(swap) or _is_well(instance)
+
+    def _is_proven(self, placement: PlacementRecord | None) -> bool:
+        """Tell whether the next may follow what has taken over; note when it may be so."""
+        instance = self._instance(placement)
+        if placement is None or instance is None or not _is_well(instance):
+            return False
+        due = placement.since + self._app.spec.rollout.min_ready_time.ToMicroseconds()
+        if self._now >= due:
+            return True
+        left = (due - self._now) / 1e6
+        self.after = min(self.after or left, left)
+        return False
+
+
+def _newest(old: Iterable[PlacementRecord], target: Version) -> PlacementRecord:
+    """Return what to go back to: the newest of other code, else what only was not started anew."""
+    return max(old, key=lambda it: (it.generation != target.generation, it.generation, it.epoch))
+
+
+def _is_moved(swap: Swap) -> bool:
+    """Tell whether what comes in is what serves, on its way to another node."""
+    current, incoming = swap.current, swap.incoming
+    if current is None or incoming is None:
+        return False
+    return incoming.generation == current.generation and incoming.node != current.node
+
+
+def _is_well(instance: Instance) -> bool:
+    if not is_ready(instance):
+        return False
+    return instance.state == Instance.IDLE or instance.health == Instance.HEALTHY
+
+
+def _is_bad(instance: Instance) -> bool:
+    unhealthy = instance.state == Instance.RUNNING and instance.health == Instance.UNHEALTHY
+    return unhealthy or has_ended(instance)
