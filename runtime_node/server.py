@@ -243,7 +243,7 @@ class Node:
         self.directories = DataDirectories(databases, table, purges, telemetry.logs.purge)
         self.housekeeping = Housekeeping(
             table.running, self.lifecycle, FigureSweep(self.feed.measured), traffic,
-            memory=self.memory, memory_budget=settings.memory_budget_bytes,
+            memory=self.memory, memory_budget=settings.memory_budget_bytes, measured=self.feed.used,
             after=partial(_every_second, collector if self._owns_process else None, shared_state, registry),
         )  # fmt: skip
         _background(stack, self.housekeeping.run(), "housekeeping")

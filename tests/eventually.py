@@ -12,6 +12,9 @@ from typing import Any
 WITHIN = 45.0
 """Seconds until a wait fails: far more than any takes, also on a slow machine that does much else."""
 
+MOST_TOLD = 4_000
+"""Characters of what was seen last."""
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.001, 0.02
 
 
@@ -30,7 +33,7 @@ async def eventually(
         if holds(seen):
             return seen
         await asyncio.sleep(pause)
-    raise NeverCameAbout(f"last seen: {seen!r}")
+    raise NeverCameAbout(f"last seen: {_short(seen)}")
 
 
 def eventually_blocking(
@@ -42,7 +45,12 @@ def eventually_blocking(
         if holds(seen):
             return seen
         time.sleep(pause)
-    raise NeverCameAbout(f"last seen: {seen!r}")
+    raise NeverCameAbout(f"last seen: {_short(seen)}")
+
+
+def _short(seen: Any) -> str:
+    told = repr(seen)
+    return told if len(told) <= MOST_TOLD else f"{told[:MOST_TOLD]}… and {len(told) - MOST_TOLD:,} characters"
 
 
 def _pauses(within: float) -> Iterator[float]:

@@ -65,6 +65,7 @@ class InstanceFeed:
         self._obituaries: OrderedDict[str, InstanceError] = OrderedDict()
         self._figures: OrderedDict[str, tuple[int, InstanceFigures]] = OrderedDict()
         self._tick = 0
+        self._memory_bytes = 0
         self._closed = False
         self.streams = 0
         """Streams open now."""
@@ -84,6 +85,10 @@ class InstanceFeed:
             while len(self._obituaries) > MAX_OBITUARIES:
                 self._obituaries.popitem(last=False)
         self._feed.publish(self._feed.revision + 1, [(instance.name, None)])
+
+    def used(self, memory_bytes: int) -> None:
+        """Let each heartbeat tell the memory that the node uses, from now on."""
+        self._memory_bytes = memory_bytes
 
     def measured(self, name: str, figures: InstanceFigures) -> None:
         """Let the next heartbeat of each watcher carry an instance's new figures."""
@@ -147,6 +152,7 @@ class InstanceFeed:
             if self.clock() >= next_beat:
                 beat = self._message(WatchInstancesResponse.HEARTBEAT, position)
                 beat.monotonic_time.CopyFrom(duration(self.clock()))
+                beat.memory_bytes = self._memory_bytes
                 told_figures = self._add_figures(beat, told_figures)
                 yield beat
                 next_beat = self.clock() + heartbeat

@@ -18,6 +18,9 @@ log = logging.getLogger("runtime_node.instances")
 
 PERIOD = 1.0
 
+MEASURED_EACH = 10
+"""Sweeps for each measurement of memory where nothing could go dormant."""
+
 
 class Traffic:
     """What the last two rounds saw of requests."""
@@ -41,15 +44,19 @@ class Housekeeping:
         *,
         memory: Callable[[], int],
         memory_budget: int | None,
+        measured: Callable[[int], None] = lambda _: None,
         after: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         period: float = PERIOD,
     ) -> None:
+        """`measured` is told the bytes that are used, where there is a budget."""
         self._running = running
         self._lifecycle = lifecycle
         self._figures = figures
         self._memory = memory
         self._budget = memory_budget
+        self._measured = measured
+        self._sweeps = 0
         self._after = after
         self._clock = clock
         self._period = period
@@ -82,10 +89,14 @@ class Housekeeping:
         self.traffic.quiet = not busy and latest < now - self._period
         for name in expired(candidates, now):
             self._sleep(name)
-        if self._budget is not None and candidates:
-            for name in evicted(candidates, now, self._memory() - self._budget):
+        # Measuring looks at every process: each second only where that may have something go dormant.
+        if self._budget is not None and (candidates or self._sweeps % MEASURED_EACH == 0):
+            used = self._memory()
+            self._measured(used)
+            for name in evicted(candidates, now, used - self._budget):
                 log.info("evicted", extra={"action": "instance.evicted", "instance": name})
                 self._sleep(name)
+        self._sweeps += 1
         self._after()
 
     def _sleep(self, name: str) -> None:

@@ -36,8 +36,9 @@ class Runners:
     async def choose(self, spec: InstanceSpec, floor: Tier, code: CodeState | None = None) -> AppRunner:
         """Return the tier for an instance: never looser than `floor`, which a demotion has set.
 
-        `code` is what was on disk for it a moment ago, if that is known. Raises SupervisorError
-        ENTRYPOINT_MALFORMED, and ISOLATION_UNSUPPORTED for a tier that is not here.
+        `code` is what was on disk for it a moment ago, if that is known.
+
+        Raises SupervisorError ENTRYPOINT_MALFORMED, and ISOLATION_UNSUPPORTED for a tier that is not here.
         """
         tier = max(spec.isolation or await self._fitting(spec, code), floor)
         runner = self._runners.get(tier)

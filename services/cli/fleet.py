@@ -15,7 +15,17 @@ from services.cli.batches import tell
 from services.cli.client import environment_name, metadata_of, operation_name
 from services.cli.contexts import Context, contexts_file, read_contexts, write_contexts
 from services.cli.errors import CliError, Exit
-from services.cli.session import session_of
+from services.cli.manifests import assign
+from services.cli.session import Session, session_of
+
+Defaults = Annotated[
+    list[str],
+    typer.Option(
+        "--default",
+        help="PATH=VALUE that apps created in it get where they say nothing, such as limits.max_threads=4 "
+        "(the value is YAML), or FIELD= for none; may be repeated.",
+    ),
+]
 
 environments = typer.Typer(no_args_is_help=False, invoke_without_command=True)
 operations = typer.Typer(no_args_is_help=False, invoke_without_command=True)
@@ -41,10 +51,15 @@ def _environments(context: typer.Context) -> None:
 
 
 @environments.command("create")
-def create_environment(context: typer.Context, name: str, display_name: str = "") -> None:
+def create_environment(
+    context: typer.Context,
+    name: str,
+    display_name: str = "",
+    default: Defaults = [],  # noqa: B006
+) -> None:
     """Create an environment.
 
-    Example: appsupervisor environments create staging
+    Example: appsupervisor environments create staging --default database_server=databaseServers/main
     """
     session = session_of(context)
     request = fleet.CreateEnvironmentRequest(
@@ -52,6 +67,8 @@ def create_environment(context: typer.Context, name: str, display_name: str = ""
         environment=fleet.Environment(display_name=display_name),
         request_id=str(uuid.uuid4()),
     )
+    for one in default:
+        assign(request.environment.app_defaults, one, "--default")
     session.output.one(
         session.client.call(session.client.fleet.CreateEnvironment, request), views.ENVIRONMENTS
     )
@@ -69,6 +86,7 @@ def update_environment(
         bool | None,
         typer.Option("--cordon/--uncordon", help="Place no app in it or move within it; or do so again."),
     ] = None,
+    default: Defaults = [],  # noqa: B006
     etag: Annotated[str, typer.Option(help="Only if this is still its etag.")] = "",
 ) -> None:
     """Change an environment.
@@ -93,11 +111,30 @@ def update_environment(
         if equals:
             request.environment.labels[key] = value
         request.update_mask.paths.append(f"labels.`{key}`")
+    if default:
+        _change_defaults(session, request, default)
     if not request.update_mask.paths:
-        raise CliError("Say what is to change: --display-name, --label, --cordon, --uncordon.", Exit.USAGE)
+        options = "--display-name, --label, --default, --cordon, --uncordon"
+        raise CliError(f"Say what is to change: {options}.", Exit.USAGE)
     session.output.one(
         session.client.call(session.client.fleet.UpdateEnvironment, request), views.ENVIRONMENTS
     )
+
+
+def _change_defaults(session: Session, request: fleet.UpdateEnvironmentRequest, settings: list[str]) -> None:
+    """Put into a request what the defaults are to be, one setting after the other; as they are read now."""
+    read = fleet.GetEnvironmentRequest(name=request.environment.name)
+    known = session.client.call(session.client.fleet.GetEnvironment, read)
+    request.environment.etag = request.environment.etag or known.etag
+    defaults = request.environment.app_defaults
+    defaults.CopyFrom(known.app_defaults)
+    for one in settings:
+        path, _, value = one.partition("=")
+        if not value and path in defaults.DESCRIPTOR.fields_by_name:
+            defaults.ClearField(path)  # type: ignore[arg-type]
+        else:
+            assign(defaults, one, "--default")
+    request.update_mask.paths.append("app_defaults")
 
 
 @environments.command("drain")

@@ -21,6 +21,7 @@ from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.struct_pb2 import Struct
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.fleet.v1.fleet_pb2 import AppDefaults
 from services.cli.client import app_name
 from services.cli.errors import CliError, Exit
 from services.cli.output import as_dict
@@ -89,27 +90,27 @@ def split_path(text: str) -> list[str]:
     return [quoted or plain for quoted, plain in re.findall(r"`([^`]*)`|([^.`]+)", text)]
 
 
-def assign(app: App, setting: str) -> str:
-    """Apply `path=value`, as `--set` takes it (the value is YAML), and return the path. Raises CliError."""
+def assign(message: App | AppDefaults, setting: str, option: str = "--set") -> str:
+    """Apply `path=value`, as `option` takes it (the value is YAML), and return the path. Raises CliError."""
     path, equals, text = setting.partition("=")
     if not equals or not path:
-        raise CliError(f"--set {setting!r}: write PATH=VALUE, such as limits.max_threads=8", Exit.USAGE)
+        raise CliError(f"{option} {setting!r}: write PATH=VALUE, such as limits.max_threads=8", Exit.USAGE)
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as wrong:
-        raise CliError(f"--set {path}: {text!r} is not YAML", Exit.USAGE) from wrong
+        raise CliError(f"{option} {path}: {text!r} is not YAML", Exit.USAGE) from wrong
     first, *rest = split_path(path)
     if value is None:
         return path  # named and not set: its default
-    field = App.DESCRIPTOR.fields_by_name.get(first)
+    field = message.DESCRIPTOR.fields_by_name.get(first)
     if field is not None and _is_text_map(field) and not isinstance(value, dict):
         value = text
     for part in reversed(rest):
         value = {part: value}
     try:
-        ParseDict({first: value}, app)
+        ParseDict({first: value}, message)
     except ParseError as wrong:
-        raise CliError(f"--set {path}: {_told(wrong)}", Exit.USAGE) from wrong
+        raise CliError(f"{option} {path}: {_told(wrong)}", Exit.USAGE) from wrong
     return path
 
 

@@ -82,6 +82,7 @@ NODES: Sequence[Column[Node]] = (
     Column("AGE", lambda node: age(node.create_time)),
     Column("ZONE", lambda node: node.zone or "-", wide=True),
     Column("MEMORY", lambda node: size(node.memory_bytes), wide=True),
+    Column("USED", lambda node: size(node.used_memory_bytes), wide=True),
     Column("RESERVED", lambda node: size(node.reserved_memory_bytes), wide=True),
     Column(
         "LABELS", lambda node: ",".join(f"{k}={v}" for k, v in sorted(node.labels.items())) or "-", wide=True

@@ -177,14 +177,14 @@ def watch_until_back(stack: Stack, start: float, count: int, live: int) -> tuple
             "/appsupervisor.runtime.v1.RuntimeEnvironment/WatchInstances",
             request_serializer=runtime.WatchInstancesRequest.SerializeToString,
             response_deserializer=runtime.WatchInstancesResponse.FromString,
-        )(runtime.WatchInstancesRequest(), timeout=120)
+        )(runtime.WatchInstancesRequest(batched=True), timeout=120)
         for message in watch:
             if message.type != runtime.WatchInstancesResponse.UPSERT:
                 continue
-            name = message.instance.name
-            known.add(name)
-            if "crowd-live" in name and message.instance.state == runtime.Instance.RUNNING:
-                running_ones.add(name)
+            for one in message.instances or (message.instance,):
+                known.add(one.name)
+                if "crowd-live" in one.name and one.state == runtime.Instance.RUNNING:
+                    running_ones.add(one.name)
             if not registered and len(known) >= count:
                 registered = time.perf_counter() - start
             if not ready and len(running_ones) >= live:

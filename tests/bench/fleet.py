@@ -25,6 +25,7 @@ from google.longrunning import operations_pb2
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.fleet.v1 import fleet_pb2
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Database
 from services.control_plane.placement.choice import Candidates, Load, Neighbours, Wish, choose
 from services.rpc import server as rpc_server
 from tests.bench.results import Row, at_most, row, table
@@ -32,20 +33,35 @@ from tests.e2e.stack import Process, Stack, eventually
 from tests.fakes.runtime_node import FakeNode
 
 AT_ONCE = 32
+NOWHERE = Database(no_database=Database.NoDatabase())
+"""What apps have that may go anywhere."""
 FEW = (10, 100)
 """Nodes and apps of the fleet that the large one is compared with."""
+VICTIM = "environments/default/nodes/node-0000"
+"""The node that dies when the process of all of them is told SIGUSR1."""
 WITHIN = 240.0
 """Seconds for a whole fleet to be where it should be."""
 
 
 async def simulate(nodes: int, control_plane: str) -> None:
-    """Be so many nodes until the process is ended; each registers again and again, as nodes do."""
+    """Be so many nodes until the process is ended; each registers again when nobody listens, as nodes do."""
+
+    dies = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, dies.set)
 
     async def live(number: int) -> None:
-        node = FakeNode(node=f"environments/default/nodes/node-{number:04d}")
+        node = FakeNode(node=VICTIM if number == 0 else f"environments/default/nodes/node-{number:04d}")
         # What came in is for tests to look at; here it would only grow.
         node.calls = collections.deque(maxlen=1)  # type: ignore[assignment]
         await node.start()
+        staying = asyncio.create_task(register(node))
+        if number == 0:
+            await dies.wait()
+            staying.cancel()
+            await node.kill()
+        await asyncio.wait({staying})
+
+    async def register(node: FakeNode) -> None:
         while True:
             pause = 1.0
             with contextlib.suppress(Exception):  # a control plane that is away is asked again
@@ -53,6 +69,7 @@ async def simulate(nodes: int, control_plane: str) -> None:
                     (await node.register(control_plane)).registration_interval.ToTimedelta().total_seconds()
                 )
             await asyncio.sleep(pause)
+            await node.unheard.wait()
 
     async def look_at_nothing(guard: object) -> None:
         """Stand in for who looks at all servers of its process: here are a thousand, of a node is one."""
@@ -109,7 +126,7 @@ class Fleet:
         """Create the apps; each lives on the node that the control plane chooses."""
 
         def one(number: int) -> None:
-            app = catalog.App(entrypoint="notes:create_app")
+            app = catalog.App(entrypoint="notes:create_app", database=NOWHERE)
             self.stack.apps.CreateApp(
                 catalog.CreateAppRequest(app_id=f"app-{number:06d}", app=app), timeout=60
             )
@@ -130,6 +147,22 @@ class Fleet:
         wait.timeout.FromSeconds(60)
         assert self.stack.operations.WaitOperation(wait, timeout=90).done
         return time.perf_counter() - began
+
+    def lose_a_node(self) -> tuple[int, float, float]:
+        """Let a node die; return the number of its apps, the seconds from when it is called lost until all
+        are told to run elsewhere, and those of CPU from its death on."""
+        request = fleet_pb2.GetNodeRequest(name=VICTIM)
+        apps = self.stack.fleet.GetNode(request, timeout=60).app_count
+        unknown = catalog.ListAppsRequest(filter="health=UNKNOWN", page_size=1)
+        spent = self.cpu()
+        self.nodes.signal(signal.SIGUSR1)
+        while self.stack.fleet.GetNode(request, timeout=60).lease_state != fleet_pb2.Node.EXPIRED:
+            time.sleep(0.01)
+        began = time.perf_counter()
+        eventually(
+            lambda: not self.stack.apps.ListApps(unknown, timeout=60).apps, "all run elsewhere", WITHIN
+        )
+        return apps, time.perf_counter() - began, self.cpu() - spent
 
     def start(self) -> None:
         self.stack.control_plane.start()
@@ -216,6 +249,8 @@ def measure(quick: bool) -> list[Row]:
             idle = idle_share(many, 10.0)
             pairs = [(cost_of_changes(few, changes), cost_of_changes(many, changes)) for _ in range(3)]
             memory = psutil.Process(many.stack.control_plane.pid).memory_info().rss
+            moved, replaced, spent_on_it = many.lose_a_node()
+            many.size -= 1
             many.stack.control_plane.kill()
             began = time.perf_counter()
             many.stack.control_plane.start()
@@ -236,6 +271,13 @@ def measure(quick: bool) -> list[Row]:
         row("… CPU of the control plane for one of them", 1e3 * spent / apps, "ms"),
         row("… memory of the control plane (RSS)", memory / 2**20, "MB"),
         row("… at rest: share of a core", idle, "%", target=at_most(20, "fleet")),
+        row(
+            f"… a node with {moved} apps is lost → all run elsewhere",
+            replaced,
+            "s",
+            target=at_most(1, "fleet"),
+        ),
+        row("… CPU of the control plane from its death on", spent_on_it, "s"),
         row("… control plane kill -9, start → all nodes ready", back, "s"),
         row("… its CPU for that", resync, "s"),
         row("… apps that do not run after it", apps - untouched, "apps", target=at_most(0, "fleet")),

@@ -40,7 +40,8 @@ worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log stderr crit;
 events {{ worker_connections 1024; }}
 http {{
   access_log off; keepalive_requests 1000000; client_body_temp_path {folder}/body;
-  proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+  proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
   {servers}
 }}
 """
@@ -48,7 +49,8 @@ ANSWERS = "server {{ listen 127.0.0.1:{port}; location / {{ return 200 '{text}';
 PROXY = """
   upstream one {{ server 127.0.0.1:{upstream}; keepalive 64; keepalive_requests 1000000; }}
   server {{ listen 127.0.0.1:{port}; location / {{
-    proxy_pass http://one; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host $host;
+    proxy_pass http://one; proxy_http_version 1.1; proxy_set_header Connection "";
+    proxy_set_header Host $host;
     proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Request-Id $request_id;
   }} }}"""
 

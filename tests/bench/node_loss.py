@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import grpc
+import psutil
 import psycopg
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
@@ -81,6 +82,16 @@ class Watcher:
         self._thread.join()
 
 
+def cpu(pid: int) -> float:
+    """Return the CPU seconds of a process and of those it has forked."""
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    return sum(sum(one.cpu_times()[:2]) for one in family)
+
+
+def survivors(stack: Stack) -> list[int]:
+    return [stack.nodes[name].pid for name in SURVIVORS]
+
+
 def detected(stack: Stack, node: str) -> float:
     """Wait until the lease of a node has run out, as the catalog tells it; return when that was."""
     request = fleet.GetNodeRequest(name=f"{NODES}/{node}")
@@ -111,11 +122,14 @@ def lose_a_node(stack: Stack, url: str, count: int) -> list[Row]:
     neighbour = stack.get("neighbour").instances[0]
     watcher = Watcher(stack, "node-1", count)
     watcher.start()
+    spent = {"control plane": cpu(stack.control_plane.pid), "nodes": sum(map(cpu, survivors(stack)))}
     stack.nodes["node-1"].kill()
     killed = time.perf_counter()
     found_out = detected(stack, "node-1") - killed
     watcher.done.wait(120)
     watcher.end()
+    spent["control plane"] = cpu(stack.control_plane.pid) - spent["control plane"]
+    spent["nodes"] = sum(map(cpu, survivors(stack))) - spent["nodes"]
     took = [when - killed for when, _ in watcher.moved.values()]
     answers = [
         stack.http(name.removeprefix("apps/"), node=node)[0] for name, (_, node) in watcher.moved.items()
@@ -130,6 +144,7 @@ def lose_a_node(stack: Stack, url: str, count: int) -> list[Row]:
         quantile_row("… app serves elsewhere, p50", took, 0.5, "s"),
         quantile_row("… app serves elsewhere, p99", took, 0.99, "s", target=at_most(12, "fleet")),
         row("… from lost to the last app", max(took) - found_out, "s"),
+        *(row(f"… CPU of the {who} for each app", 1e3 * of / count, "ms") for who, of in spent.items()),
         row("… apps that do not answer then", silent, "apps", target=at_most(0, "fleet")),
         row("… apps of other nodes that were touched", int(paused), "apps", target=at_most(0, "fleet")),
     ]

@@ -21,7 +21,7 @@ from tests.seeds import SEED
 
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "2"))
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(120 + 20 * ROUNDS)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(300 + 20 * ROUNDS)]
 
 
 @contextmanager

@@ -36,7 +36,6 @@ def test_the_list_of_examples_names_each() -> None:
 
 
 @pytest.mark.tool("curl", "bash")
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 def test_an_example_works_as_its_page_says(example: Path, stack: Up, tmp_path: Path) -> None:
     found = re.search(r"Control plane (\S+), node", stack.text)

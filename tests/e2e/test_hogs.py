@@ -23,7 +23,7 @@ from tests.e2e.stack import DEADLINE, ROOT, Stack, eventually
 SHARED, THREAD, PROCESS = InstanceSpec.SHARED, InstanceSpec.THREAD, InstanceSpec.PROCESS
 
 # With its load it takes minutes: part of make chaos and make test-all, not of make test.
-pytestmark = [pytest.mark.chaos, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.chaos, pytest.mark.slow]
 
 NEIGHBOURS = {
     "one": SHARED,

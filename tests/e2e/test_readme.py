@@ -73,7 +73,6 @@ def ports(tmp_path: Path) -> Iterator[dict[str, int]]:
 
 
 @pytest.mark.tool("grpcurl", "curl", "bash", "pgrep")
-@pytest.mark.timeout(180)
 def test_the_tour_works_word_for_word(ports: dict[str, int], tmp_path: Path) -> None:
     steps = tour()
     assert len(steps) > 15, "the README's tour was not found"

@@ -134,7 +134,6 @@ def test_what_up_prints_works_word_for_word_and_is_there_the_next_time(
 
 
 @pytest.mark.tool("curl")
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("module", ["services.control_plane", "runtime_node"])
 def test_a_process_that_is_killed_is_started_again(up: type[Up], run_tool: RunTool, module: str) -> None:
     running = up().wait()
@@ -299,7 +298,6 @@ def create_app(context):
 
 
 @pytest.mark.tool("curl")
-@pytest.mark.timeout(180)
 def test_your_own_code_is_hosted_and_a_change_of_it_is_swapped_in(
     up: type[Up], run_tool: RunTool, tmp_path: Path
 ) -> None:

@@ -38,7 +38,6 @@ def test_it_takes_no_name_that_another_package_could_have(wheel: Path) -> None:
     assert own == {"appsupervisor", "appsupervisor_programs"}
 
 
-@pytest.mark.timeout(180)
 def test_its_programs_start_without_the_repository(wheel: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv")
     python = tmp_path / "venv/bin/python"

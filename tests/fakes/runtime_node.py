@@ -89,6 +89,8 @@ class FakeNode:
     node: str = "environments/default/nodes/fake-1"
     behaviours: dict[str, Behaviour] = field(default_factory=dict)
     max_instances: int = 10_000
+    memory_bytes: int = 0
+    """What it has for its apps, as it tells."""
     base_domain: str = "localhost"
     http_address: str = "127.0.0.1:1"
     incarnation: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -97,6 +99,11 @@ class FakeNode:
     def __post_init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
         """Every request that came in, by method name; WatchInstances too."""
+        self.streams = 0
+        """WatchInstances streams open now."""
+        self.unheard = asyncio.Event()
+        """Set while there is none: a node registers again then."""
+        self.unheard.set()
         self.purged: list[str] = []
         """Uids whose data was removed."""
         self._unpurged: dict[str, _Hosted] = {}
@@ -104,6 +111,8 @@ class FakeNode:
         self.draining = False
         self.refuse: SupervisorError | None = None
         """While set, every unary call is answered with it, and each of a batch."""
+        self.used_memory_bytes = 0
+        """What its heartbeats tell."""
         self.knows_batches = True
         """False of a node of an older version."""
         self.lists = asyncio.Event()
@@ -205,6 +214,7 @@ class FakeNode:
                 base_domain=self.base_domain,
                 incarnation=self.incarnation,
                 max_instances=self.max_instances,
+                memory_bytes=self.memory_bytes,
                 uid=self.disk.uid,
             ),
         )
@@ -419,6 +429,7 @@ class FakeNode:
             if self._time() >= next_beat:
                 beat = self._message(kind.HEARTBEAT, position)
                 beat.monotonic_time.CopyFrom(duration(self._time()))
+                beat.memory_bytes = self.used_memory_bytes
                 for name, hosted in self._hosted.items():
                     if hosted.status.HasField("figures"):
                         beat.figures[name].CopyFrom(hosted.status.figures)
@@ -743,8 +754,15 @@ class _Servicer(RuntimeEnvironmentServicer):
         self, request: pb.WatchInstancesRequest, context: Any
     ) -> AsyncIterator[pb.WatchInstancesResponse]:
         self._node.calls.append(("WatchInstances", request))
-        async for message in self._node.watch(request):
-            yield message
+        self._node.streams += 1
+        self._node.unheard.clear()
+        try:
+            async for message in self._node.watch(request):
+                yield message
+        finally:
+            self._node.streams -= 1
+            if not self._node.streams:
+                self._node.unheard.set()
 
     async def TailLogs(  # noqa: N802
         self, request: pb.TailLogsRequest, context: Any

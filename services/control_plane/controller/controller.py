@@ -27,6 +27,7 @@ from services.control_plane.leases import Leases
 from services.control_plane.nodes.client import NodeClient
 from services.control_plane.nodes.link import NodeLink
 from services.control_plane.nodes.links import NodeLinks
+from services.control_plane.placement.choice import is_other_use
 from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.app_reconciler import AppReconciler
 from services.control_plane.reconciler.data_reconciler import DataReconciler
@@ -41,6 +42,9 @@ log = logging.getLogger("appsupervisor.reconciler")
 
 SWEEP_SECONDS = 1.0
 """Time between looks at deadlines and at apps that are not settled: the safety net under the events."""
+
+GATHER_SECONDS = 0.02
+"""In which nodes that join are gathered: of a thousand each would look at all apps that wait."""
 
 SWEEP_PRUNES = 10
 """Rounds of forgetting in one sweep; each forgets a bounded number of old records."""
@@ -84,6 +88,9 @@ class Controller:
         self._unsettled: dict[str, None] = {}
         self._short: set[str] = set()
         """Apps that lack a place for something, as far as is stored."""
+        self._may_take: set[str] = set()
+        """Environments with a node that can be given more since the waiting were looked at."""
+        self._look_at_waiting: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._followers: list[asyncio.Task[None]] = []
 
@@ -104,6 +111,7 @@ class Controller:
                     self._short.add(record.name)
                 self.enqueue(record.name)
         for node in self._mirror.nodes.values():
+            self._lease_watch.noted(node)
             self._links.follow(node.node, self)
         for name in self._mirror.nodes_with_apps():
             if self._mirror.nodes.get(name) is None:
@@ -129,6 +137,9 @@ class Controller:
         for queue in queues:
             if queue is not None:
                 await queue.close()
+        if self._look_at_waiting is not None:
+            self._look_at_waiting.cancel()
+            self._look_at_waiting = None
         databases, self._databases = self._databases, None
         if databases is not None:
             await databases.close()
@@ -183,11 +194,12 @@ class Controller:
                 self._lease_watch.forget(name)
                 self.changed(self._mirror.apps_on(name))
                 continue
+            self._lease_watch.noted(record)
             self._links.follow(record.node, self)
             if record.node.lease_state == Node.EXPIRED:
                 self.changed(self._mirror.apps_on(name))
             if self._links.is_heard(name) and not record.node.cordoned:
-                self._enqueue_unplaced()  # it may have been uncordoned
+                self._may_be_given_more(name)  # it may have been uncordoned
 
     async def _follow_retained(self, position: int) -> None:
         async for name, _ in follow(self._mirror.retained, position):
@@ -211,11 +223,12 @@ class Controller:
         self._note_heard(link, status)
         self._data.heard(link.node.name)
         self._look_at_data(link.node.name)
-        for app in self._mirror.apps_on(link.node.name):
+        # Of a node that has lost all, the dormant ones first: each takes a moment, and is there again then.
+        apps = self._mirror.apps_on(link.node.name)
+        apps.sort(key=lambda app: self._mirror.state_of(app) != Instance.IDLE)
+        for app in apps:
             self.enqueue(app)
-        self._enqueue_unplaced()
-        for app in self._lease_watch.waiting(link.node.name.partition("/nodes/")[0]):
-            self.enqueue(app)
+        self._may_be_given_more(link.node.name)
 
     def lost(self, link: NodeLink, why: str) -> None:
         """Mark the node unreachable, and the health of its apps unknown."""
@@ -235,9 +248,20 @@ class Controller:
         for app in apps:
             self.enqueue(app)
 
-    def _enqueue_unplaced(self) -> None:
+    def _may_be_given_more(self, node: str) -> None:
+        """Look, in a moment, at the apps that wait for a node: of many that join together once."""
+        self._may_take.add(node.partition("/nodes/")[0])
+        if self._look_at_waiting is None:
+            loop = asyncio.get_running_loop()
+            self._look_at_waiting = loop.call_later(GATHER_SECONDS, self._enqueue_waiting)
+
+    def _enqueue_waiting(self) -> None:
+        self._look_at_waiting = None
         for app in list(self._unsettled):
             if app in self._short or not self._mirror.placements_of(app):
+                self.enqueue(app)
+        while self._may_take:
+            for app in self._lease_watch.waiting(self._may_take.pop()):
                 self.enqueue(app)
 
     # The safety net
@@ -282,13 +306,16 @@ class Controller:
         return found
 
     def _note_nodes(self) -> None:
-        """Store again what could not be stored of a node when it was heard or lost."""
+        """Store what could not be stored of a node when it was heard or lost, and how much memory it uses."""
         for link in self._links.all():
             known = self._mirror.nodes.get(link.node.name)
             if known is None or known.node.incarnation != link.node.incarnation:
                 continue
             if link.status is not None and link.synced and self._is_news(known.node, link.status):
                 self._note_heard(link, link.status)
+            elif link.synced and is_other_use(known.node, link.memory_bytes):
+                told = partial(transactions.memory_told, node=link.node, used_bytes=link.memory_bytes)
+                self._spawn(self._note(told))
             elif link.given_up and known.node.state != Node.UNREACHABLE:
                 self._note_lost(link, link.why)
 

@@ -40,6 +40,8 @@ class LeaseWatch:
         self._links = links
         self._mirror = mirror
         self._note = note
+        self._lost: dict[str, set[str]] = {}
+        """By environment: the nodes that are lost, as the catalog says."""
 
     async def run(self) -> None:
         """Call nodes lost whose leases have run out, for ever."""
@@ -66,16 +68,22 @@ class LeaseWatch:
         """Tell whether a node that is heard has what it needs of leases."""
         return not status.HasField("lease") or self._leases.is_open(node.name, node.incarnation)
 
+    def noted(self, record: NodeRecord) -> None:
+        """Hear what the catalog says of a node by now."""
+        lost = self._lost.setdefault(record.environment, set())
+        if record.node.lease_state == Node.EXPIRED:
+            lost.add(record.name)
+        else:
+            lost.discard(record.name)
+
     def forget(self, node: str) -> None:
         """Grant nothing more to a node that is not in the catalog any more."""
         self._leases.close(node)
+        self._lost.get(node.partition("/nodes/")[0], set()).discard(node)
 
     def waiting(self, environment: str) -> list[str]:
         """Return the apps on lost nodes of an environment that go elsewhere once somebody can take them."""
-        lost = [
-            it.name for it in self._mirror.nodes.values()
-            if it.environment == environment and it.node.lease_state == Node.EXPIRED
-        ]  # fmt: skip
+        lost = sorted(it for it in self._lost.get(environment, ()) if not self._links.is_heard(it))
         found = (self._mirror.apps.get(app) for node in lost for app in self._mirror.apps_on(node))
         return [it.name for it in found if it is not None and effective_failover(it.spec) == App.AUTOMATIC]
 
@@ -87,13 +95,19 @@ class LeaseWatch:
                       extra={"action": "node.lease_ran_out", "node": node.name})  # fmt: skip
 
     def _changed(self) -> list[tuple[NodeRecord, LeaseState]]:
+        links = self._links.all()
+        # Most often there is none: then nothing is asked of the others, however many they are.
+        missing = {link.node.name for link in links if link.is_missing}
+        concerned = {name.partition("/nodes/")[0] for name in missing}
         environments: dict[str, dict[str, tuple[NodeRecord, Counted]]] = {}
-        for link in self._links.all():
+        for link in links if missing else ():
             record = self._mirror.nodes.get(link.node.name)
-            if record is not None:
-                over = self._leases.has_run_out(record.name)
-                counted = Counted(record.name, record.node.lease_state, not link.is_missing, over)
-                environments.setdefault(record.environment, {})[record.name] = record, counted
+            if record is None or record.environment not in concerned:
+                continue
+            heard = record.name not in missing
+            over = not heard and self._leases.has_run_out(record.name)
+            counted = Counted(record.name, record.node.lease_state, heard, over)
+            environments.setdefault(record.environment, {})[record.name] = record, counted
         return [
             (nodes[name][0], state)
             for nodes in environments.values()

@@ -25,6 +25,9 @@ PAUSE_SECONDS = 0.05
 PAUSES = 4.0
 """The same in times of what a look took, for nodes with very many apps: others write meanwhile."""
 
+LOOK_SECONDS = 0.1
+"""Least time between two looks for a drain that begins, while there is none: each change would be one."""
+
 IDLE_SECONDS = 60.0
 
 TRIES = 2
@@ -46,25 +49,22 @@ class Relocations:
         """Go on for ever."""
         while True:
             position = self._mirror.apps.revision
-            names = self._mirror.open_fleet_operations()
-            for name in self._tries.keys() - set(names):
+            going_on = self._mirror.open_fleet_operations()
+            for name in self._tries.keys() - going_on.keys():
                 del self._tries[name]
             clock = asyncio.get_running_loop().time
             began = clock()
-            for name in names:
-                await self._advance(name)
-            if names:
-                await asyncio.sleep(max(PAUSE_SECONDS, PAUSES * (clock() - began)))
+            for name, verb in going_on.items():
+                await self._advance(name, verb)
+            pause = max(PAUSE_SECONDS, PAUSES * (clock() - began)) if going_on else LOOK_SECONDS
+            await asyncio.sleep(pause)
             # Every change of the catalog moves this feed, also of operations and of nodes.
             await self._mirror.apps.wait(position, IDLE_SECONDS)
             if self._mirror.apps.closed:
                 return
 
-    async def _advance(self, name: str) -> None:
-        operation = self._mirror.operations.get(name)
-        if operation is None or operation.done:
-            return
-        advance = ADVANCE[operation.verb]
+    async def _advance(self, name: str, verb: str) -> None:
+        advance = ADVANCE[verb]
         tries = self._tries.setdefault(name, Counter())
         spent = frozenset(app for app, count in tries.items() if count >= TRIES)
         try:

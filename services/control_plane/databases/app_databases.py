@@ -162,10 +162,10 @@ class AppDatabases:
         if not [it async for it in steps.end_sessions(connection, {owner: shut})]:
             raise steps.not_ended(owner)
         if schema:
-            await steps.forget_logins(connection, owner, shut)
+            await steps.forget_logins(connection, {owner: shut})
             return
         async with connected(server, owner) as inside:
-            await steps.forget_logins(inside, owner, shut)
+            await steps.forget_logins(inside, {owner: shut})
 
 
 def _in_schema(app: AppRecord) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from itertools import islice
 
 from services.control_plane.databases import schemas, steps
 from services.control_plane.databases.connecting import STEP_SECONDS, Connection
@@ -126,5 +127,7 @@ class Provisioning:
     async def _forget(self, connection: Connection, line: _Line) -> None:
         """Drop logins that were shut out, while nobody waits; what stays is found by the app's next epoch."""
         while line.shut and not line.waiting:
-            owner, logins = line.shut.popitem()
-            await steps.forget_logins(connection, owner, logins)
+            some = dict(islice(line.shut.items(), MOST))
+            for owner in some:
+                del line.shut[owner]
+            await steps.forget_logins(connection, some)

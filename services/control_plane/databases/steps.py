@@ -213,24 +213,38 @@ def not_ended(owner: str) -> SupervisorError:
     return SupervisorError("DATABASE_UNAVAILABLE", text, metadata={"owner": owner})
 
 
-async def forget_logins(connection: Connection, owner: str, logins: Collection[str]) -> None:
-    """Drop roles that were shut out. One that cannot be stays, shut out: it harms nobody.
+async def forget_logins(connection: Connection, shut: Mapping[str, Sequence[str]]) -> None:
+    """Drop roles that were shut out, by owner. One that cannot be stays, shut out: it harms nobody.
 
     The connection is to the database that they could log in to.
     """
-    for login in logins:
-        role = Identifier(login)
-        try:
-            async with connection.transaction():
-                await lock(connection, [owner])
-                await connection.execute(SQL("REASSIGN OWNED BY {} TO {}").format(role, Identifier(owner)))
-                await connection.execute(SQL("DROP OWNED BY {}").format(role))
-                await connection.execute(SQL("DROP ROLE {}").format(role))
-        except psycopg.Error as failure:
-            if connection.broken:
-                raise
+    try:
+        await _forget(connection, shut)
+    except psycopg.Error as failure:
+        if connection.broken:
+            raise
+        if len(shut) > 1 or any(len(logins) > 1 for logins in shut.values()):
+            for owner, logins in shut.items():  # nothing tells which of them it was
+                for login in logins:
+                    await forget_logins(connection, {owner: [login]})
+            return
+        for login in (one for logins in shut.values() for one in logins):
             log.warning("a login stays: %s: %s", login, failure.sqlstate,
                         extra={"action": "databases.login_stays", "login": login})  # fmt: skip
+
+
+async def _forget(connection: Connection, shut: Mapping[str, Sequence[str]]) -> None:
+    todo = [
+        SQL("REASSIGN OWNED BY {0} TO {1}; DROP OWNED BY {0}; DROP ROLE {0}").format(
+            Identifier(login), Identifier(owner)
+        )
+        for owner, logins in shut.items()
+        for login in logins
+    ]
+    if todo:
+        async with connection.transaction():
+            await lock(connection, list(shut))
+            await connection.execute(SQL("; ").join(todo))
 
 
 async def drop_schema(connection: Connection, owner: str) -> None:

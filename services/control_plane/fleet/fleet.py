@@ -236,7 +236,8 @@ class FleetService:
             node = _registered(request.node, name, known, tx.now)
             if known is not None:
                 self._check_name(tx, known, node)
-            _check_base_domain(tx, node, environment_name(environment_id))
+            if known is None or _base_domain(known.node) != _base_domain(node):
+                _check_base_domain(tx, node, environment_name(environment_id))
             if known is None or node != known.node:
                 node.update_time.CopyFrom(timestamp(tx.now))
                 tx.put_node(NodeRecord(node))
@@ -337,7 +338,14 @@ def _registered(told: pb.Node, name: str, known: NodeRecord | None, now: int) ->
     node.CopyFrom(told)
     node.DiscardUnknownFields()
     node.name = name
-    for field in ("app_count", "cordoned", "schedulable", "reserved_memory_bytes", "etag"):
+    for field in (
+        "app_count",
+        "cordoned",
+        "schedulable",
+        "reserved_memory_bytes",
+        "used_memory_bytes",
+        "etag",
+    ):
         node.ClearField(field)
     node.state, node.state_reason = pb.Node.JOINING, "It has not yet reported what it runs."
     node.create_time.CopyFrom(timestamp(now))
@@ -348,8 +356,13 @@ def _registered(told: pb.Node, name: str, known: NodeRecord | None, now: int) ->
         node.cordoned, node.etag = known.node.cordoned, known.node.etag
         if known.node.incarnation == node.incarnation:
             node.state, node.state_reason = known.node.state, known.node.state_reason
+            node.used_memory_bytes = known.node.used_memory_bytes
             node.update_time.CopyFrom(known.node.update_time)
     return node
+
+
+def _base_domain(node: pb.Node) -> str:
+    return node.base_domain or DEFAULT_BASE_DOMAIN
 
 
 def _check_base_domain(tx: Transaction, node: pb.Node, environment: str) -> None:
@@ -358,8 +371,8 @@ def _check_base_domain(tx: Transaction, node: pb.Node, environment: str) -> None
     Each of them would be the own address of some app, now or later. One that the environment has already is
     not refused: its nodes would not come back, and on them own addresses go before custom domains.
     """
-    base = node.base_domain or DEFAULT_BASE_DOMAIN
-    if any(base == (it.node.base_domain or DEFAULT_BASE_DOMAIN) for it in tx.nodes(environment)):
+    base = _base_domain(node)
+    if any(base == _base_domain(it.node) for it in tx.nodes(environment)):
         return
     for domain, name in tx.domains_under(base):
         app = tx.app(name)

@@ -18,6 +18,7 @@ from appsupervisor.runtime.v1 import data_transfers_pb2 as transfers
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.data_transfers_pb2_grpc import DataTransfersStub
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentStub
+from services.control_plane.nodes.silence import Silence
 from services.control_plane.nodes.together import Again, Outcome, Together
 from services.rpc.errors import SupervisorError
 from services.rpc.status import info_in, info_of
@@ -105,19 +106,23 @@ class NodeClient:
         request = pb.WatchInstancesRequest(term=term, batched=True)
         request.heartbeat_interval.FromMilliseconds(int(silence * 1000 * HEARTBEAT_SHARE))
         call = self._stub.WatchInstances(request)
+        silent = Silence(silence, call.cancel)
         try:
             while True:
-                # Not wait_for: it loses a cancellation that comes together with a message.
-                async with asyncio.timeout(silence):
-                    message = await call.read()
+                message = await call.read()
+                silent.heard()
                 if not isinstance(message, pb.WatchInstancesResponse):
                     raise self._unreachable("it ended its stream")
                 yield message
-        except TimeoutError:
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not silent.is_over or (task is not None and task.cancelling()):
+                raise
             raise self._unreachable(f"it was silent for {silence:g} s") from None
         except grpc.aio.AioRpcError as failure:
             raise self._translate(failure) from None
         finally:
+            silent.end()
             call.cancel()
 
     async def tail_logs(self, request: pb.TailLogsRequest) -> AsyncGenerator[pb.TailLogsResponse, None]:

@@ -86,6 +86,8 @@ class NodeLink:
         self._incoming: dict[str, dict[str, Instance]] | None = None
         self.status: RuntimeStatus | None = None
         """What the node said of itself when it was last heard."""
+        self.memory_bytes = 0
+        """What the node said that it uses, with its last heartbeat; 0 if it does not say."""
         self.why = "It has not answered yet."
         """Why it is not heard, one sentence."""
         self._refused: dict[str, Instance] = {}
@@ -277,6 +279,8 @@ class NodeLink:
             async for message in self.client.watch(silence=self._timeout / 2, term=self._term):
                 self._check(message.incarnation)
                 self._heard_at = asyncio.get_running_loop().time()
+                if message.type == Message.HEARTBEAT:
+                    self.memory_bytes = message.memory_bytes
                 if message.type == Message.HEARTBEAT and self.synced:
                     self._renewals.answer(message)
                     self._note_figures(message.figures)

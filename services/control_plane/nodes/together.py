@@ -102,6 +102,16 @@ class Together(Generic[Q, A]):
         task = asyncio.create_task(self._carry_out(batch), name=f"batch of {len(batch)}")
         self._under_way.add(task)
         task.add_done_callback(partial(self._ended, batch))
+        waiting = len(batch)
+
+        def one_less(_: object) -> None:
+            nonlocal waiting
+            waiting -= 1
+            if not waiting:
+                task.cancel()  # all have given up, unless it is done
+
+        for _, future in batch:
+            future.add_done_callback(one_less)
 
     async def _carry_out(self, batch: Batch[Q, A]) -> None:
         outcomes: Sequence[Outcome[A]]

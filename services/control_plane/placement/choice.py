@@ -21,6 +21,9 @@ DEFAULT_MAX_INSTANCES = 10_000
 KEPT = 10_000
 """Nodes that are remembered."""
 
+USE_STEPS = 16
+"""Parts of a node's memory; that it uses one more, or one less, is stored."""
+
 MIB = 1024 * 1024
 
 
@@ -46,6 +49,8 @@ class Candidate(NamedTuple):
     """A label of an app on it, with which the app is to share no node."""
     averse: str = ""
     """A label of the app, with which an app on it is to share no node."""
+    used_bytes: int = 0
+    """Memory that it uses, as was measured; 0 if that isn't known."""
 
 
 class Neighbours(NamedTuple):
@@ -140,6 +145,7 @@ def candidate_of(node: Node, *, heard: bool, apps: int, reserved_bytes: int) -> 
         node.memory_bytes,
         reserved_bytes,
         zone=node.zone,
+        used_bytes=node.used_memory_bytes,
     )
 
 
@@ -188,6 +194,8 @@ def _reasons(wish: Wish, node: Candidate) -> Iterator[str]:
         yield "INSTANCES_FULL"
     if wish.memory_bytes and 0 < node.memory_bytes < node.reserved_bytes + wish.memory_bytes:
         yield "MEMORY_FULL"
+    if _is_used_up(node.memory_bytes, node.used_bytes):
+        yield "MEMORY_USED"
     if wish.selector and _differing(wish, node):
         yield "LABELS_DIFFER"
     if node.taken:
@@ -200,6 +208,19 @@ def _reasons(wish: Wish, node: Candidate) -> Iterator[str]:
         yield "AVOIDED_BY_APP"
     if node.name in wish.siblings:
         yield "COPY_THERE"
+
+
+def _is_used_up(memory_bytes: int, used_bytes: int) -> bool:
+    return 0 < memory_bytes <= used_bytes
+
+
+def is_other_use(node: Node, used_bytes: int) -> bool:
+    """Tell whether a node uses so much more memory than is stored, or less, that it is worth storing."""
+    known, whole = node.used_memory_bytes, node.memory_bytes
+    if not whole or not used_bytes or known == used_bytes:
+        return False
+    crossed = _is_used_up(whole, known) != _is_used_up(whole, used_bytes)
+    return crossed or abs(known - used_bytes) >= whole // USE_STEPS
 
 
 def _differing(wish: Wish, node: Candidate) -> list[str]:
@@ -226,6 +247,11 @@ _TEXTS: dict[str, Callable[[Wish, Candidate], Obstacle]] = {
         f"{_mib(node.reserved_bytes)} of its {_mib(node.memory_bytes)} are reserved, and the app asks for "
         f"{_mib(wish.memory_bytes)}.",
         "Move an app off it, lower limits.memory_bytes, or give the node more memory.",
+    ),
+    "MEMORY_USED": lambda _wish, node: Obstacle(
+        "MEMORY_USED",
+        f"It uses {_mib(node.used_bytes)} of its {_mib(node.memory_bytes)} of memory.",
+        "Move an app off it, or give the node more memory.",
     ),
     "LABELS_DIFFER": lambda wish, node: Obstacle(
         "LABELS_DIFFER",
@@ -336,6 +362,7 @@ _WORDS = {
     "ENVIRONMENT_CORDONED": "in a cordoned environment",
     "INSTANCES_FULL": "full",
     "MEMORY_FULL": "without enough memory",
+    "MEMORY_USED": "using all of its memory",
     "LABELS_DIFFER": "without the labels of its node_selector",
     "TAKEN_EXCLUSIVELY": "taken by an app that is to be alone",
     "NOT_EMPTY": "not empty, as an exclusive app needs it",

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import operator
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
@@ -100,7 +101,8 @@ class AppReconciler:
             return Result()  # nothing can be said or done yet
         now = self._store.now()
         assigned = assign(app, placements, seen, now)
-        if set(assigned.placements) == set(placements) and _awaits_start(app, assigned, seen):
+        stays = _are_same(assigned.placements, placements)
+        if stays and _awaits_start(app, assigned, seen):
             # Apps are to serve first of all: what came of the start is stored in the pass that this asks for.
             # So all apps of a returning node are started before any of it, and none is told as gone.
             result = await self._act(app, assigned, seen)
@@ -109,7 +111,7 @@ class AppReconciler:
         moving = self._mirror.open_operations(
             app.name, ("move",)
         )  # it ends also when its old node falls silent
-        if observed != app or set(assigned.placements) != set(placements) or moving:
+        if observed is not app or not stays or moving:
             stored = await self._decide(transactions.Foreseen(app, placements, assigned, observed), seen)
             if stored is None:
                 return Result()
@@ -125,7 +127,8 @@ class AppReconciler:
         homes = {placement.node for placement in placements}
         gone = frozenset(name for name in homes if self._mirror.nodes.get(name) is None)
         for name in homes - gone:
-            told = {it.name: it for it in app.status.instances if it.node == name}
+            heard = self._links.is_heard(name)
+            told = {} if heard else {it.name: it for it in app.status.instances if it.node == name}
             view = self._links.view(name, app.name, told)
             if view is not None:
                 nodes[name] = self._with_loss(view)
@@ -401,6 +404,14 @@ def _paced(app: AppRecord, placement: PlacementRecord) -> tuple[str, Version]:
     if not is_several(app):
         return app.name, app.target
     return f"{app.name} replica {placement.replica}", placement.version
+
+
+def _are_same(placements: Sequence[PlacementRecord], others: Sequence[PlacementRecord]) -> bool:
+    """Tell whether two lists have the same placements, in whatever order."""
+    # Nearly always each is the very same record, which is told without a look at what is in it.
+    if len(placements) == len(others) and all(map(operator.is_, placements, others)):
+        return True
+    return set(placements) == set(others)
 
 
 def _awaits_start(app: AppRecord, assigned: Assignment, seen: Snapshot) -> bool:

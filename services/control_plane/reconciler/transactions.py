@@ -252,6 +252,16 @@ def node_lost(tx: Transaction, node: Node, why: str) -> None:
     _put_node(tx, record, lost)
 
 
+def memory_told(tx: Transaction, node: Node, used_bytes: int) -> None:
+    """Store how much memory a node uses."""
+    record = tx.node(node.name)
+    if record is None or record.node.incarnation != node.incarnation:
+        return
+    told = _copy(record.node)
+    told.used_memory_bytes = used_bytes
+    _put_node(tx, record, told)
+
+
 def lease_ran_out(tx: Transaction, judged: NodeRecord, state: Node.LeaseState.ValueType) -> None:
     """Store that a node's lease has run out: from now on, and not before, its apps may be given up.
 

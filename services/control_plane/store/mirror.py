@@ -62,8 +62,8 @@ class Mirror:
         self._by_server: dict[str, set[str]] = {}
         self._open_operations: dict[str, set[str]] = {}
         """By app and verb: a command looks for those it ends, however many others there are."""
-        self._of_the_fleet: set[str] = set()
-        """Operations that move apps of many, and are not done."""
+        self._of_the_fleet: dict[str, str] = {}
+        """Verbs of the operations that move apps of many, and are not done."""
         self._asked: dict[str, int] = {}
         """Memory that apps ask for, of those that do."""
         self._reserved: dict[str, int] = {}
@@ -104,9 +104,9 @@ class Mirror:
             for name, operation in operations:
                 known = self.operations.get(name)
                 if operation is not None and operation.verb in FLEET_VERBS and not operation.done:
-                    self._of_the_fleet.add(name)
+                    self._of_the_fleet[name] = operation.verb
                 else:
-                    self._of_the_fleet.discard(name)
+                    self._of_the_fleet.pop(name, None)
                 _move(
                     self._open_operations,
                     name,
@@ -228,10 +228,13 @@ class Mirror:
         with self._lock:
             return list(self._by_node)
 
-    def open_fleet_operations(self) -> list[str]:
-        """Return the names of the drains and rebalances that are not done, oldest first."""
+    def open_fleet_operations(self) -> dict[str, str]:
+        """Return the drains and rebalances that are not done, oldest first, with what each does.
+
+        Who is woken by a change sees them here: their feed is published after that of the apps.
+        """
         with self._lock:
-            return sorted(self._of_the_fleet)
+            return dict(sorted(self._of_the_fleet.items()))
 
     def _packed(self, app: str) -> PackedApp | None:
         entry = self.apps.entry(app)
@@ -241,6 +244,11 @@ class Mirror:
         """Return an app's custom domains; none if there is no such app."""
         packed = self._packed(app)
         return packed.domains if packed is not None else ()
+
+    def state_of(self, app: str) -> int:
+        """Return the state that an app is known to be in; 0 if there is no such app."""
+        packed = self._packed(app)
+        return packed.state if packed is not None else 0
 
     def count_states(self) -> Counter[tuple[int, int]]:
         """Count the apps by state and health. Takes 0.1 s for 100,000 of them."""

@@ -7,10 +7,10 @@ the Unix epoch.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc.status_pb2 import Status
@@ -33,6 +33,8 @@ from appsupervisor.fleet.v1.fleet_pb2 import (
 )
 from services.control_plane.rules.etags import app_etag
 from services.control_plane.store.packed_app import PackedApp, list_item
+
+R = TypeVar("R", "AppRecord", "OperationRecord")
 
 VERBS = ("create", "update", "delete", "start", "stop", "restart", "recover", "move", "attach", "purge")
 """What operations on apps, and on what they leave, do: the methods that begin them."""
@@ -366,6 +368,22 @@ class OperationRecord:
     expire_time: int = 0
     """When a done operation is forgotten; 0 while it goes on."""
     revision: int = 0
+
+
+_FIELDS: dict[type, tuple[str, ...]] = {
+    kind: tuple(field.name for field in fields(kind)) for kind in (AppRecord, OperationRecord)
+}
+
+
+def as_stored(record: R, **changes: object) -> R:
+    """Return a record with other values, as `dataclasses.replace` does, in a third of its time.
+
+    For those that each command stores on the one thread that all commands share.
+    """
+    copy = object.__new__(type(record))
+    # What is worked out of a record and kept in it is of that one.
+    vars(copy).update({name: getattr(record, name) for name in _FIELDS[type(record)]}, **changes)
+    return copy
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from services.control_plane.store.records import (
     PlacementRecord,
     RequestRecord,
     RetainedDataRecord,
+    as_stored,
 )
 from services.control_plane.store.write_set import Batch, WriteSet
 from services.rpc.errors import SupervisorError
@@ -89,7 +90,7 @@ class CommandTransaction:
             self.write_set.domains.update(dict.fromkeys(after - before, name))
         same = old is not None and old.generation == record.generation
         history = old.history if old is not None and same else self.history
-        stored = replace(record, revision=self._revision, history=history)
+        stored = as_stored(record, revision=self._revision, history=history)
         self.write_set.apps[name] = stored
         return stored
 
@@ -276,7 +277,7 @@ class CommandTransaction:
 
     def put_operation(self, record: OperationRecord) -> None:
         """Insert or replace an operation."""
-        self.write_set.operations[record.name] = replace(record, revision=self._revision)
+        self.write_set.operations[record.name] = as_stored(record, revision=self._revision)
         self.write_set.operations_of.setdefault(record.app, set()).add(record.name)
 
     def delete_operation(self, name: str) -> None:

@@ -30,7 +30,7 @@ def test_a_drain_is_kept_with_what_it_tells_and_its_node_as_its_result(catalog: 
     for mirror in (store.mirror, catalog.reopen().mirror):
         assert mirror.operations.get(begun.name).metadata == told
         assert mirror.operations.get(ended.name).response == ended.response
-        assert mirror.open_fleet_operations() == [begun.name]
+        assert mirror.open_fleet_operations() == {begun.name: DRAIN}
         assert [it.name for it in mirror.open_operations(N, (DRAIN,))] == [begun.name]
         assert mirror.open_operations(N) == [], "it is no operation on an app"
 

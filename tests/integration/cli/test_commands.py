@@ -408,6 +408,16 @@ async def test_an_operator_moves_an_app_drains_a_node_and_forgets_it(command: Co
         "explain", "wiki", "--jmespath", "verdicts[0].obstacles[].reason", "-o", "json"
     )
     assert "ENVIRONMENT_CORDONED" in json.loads(out)
+    status, out, _ = await command(
+        "environments", "update", "default", "--default", "limits.max_threads=3", "--default",
+        "limits.max_queued_requests=0", "--default", "isolation=THREAD", "-o", "json",
+    )  # fmt: skip
+    assert json.loads(out)["app_defaults"]["limits"] == {"max_threads": 3, "max_queued_requests": 0}
+    status, out, _ = await command(
+        "environments", "update", "default", "--default", "limits.max_threads=4", "--default", "isolation=",
+        "-o", "json",
+    )  # fmt: skip
+    assert json.loads(out)["app_defaults"] == {"limits": {"max_threads": 4, "max_queued_requests": 0}}
     status, _, err = await command("environments", "drain", "default", "--yes", "--no-wait")
     assert status == 0
     operation = err.split()[0]

@@ -7,7 +7,8 @@ from collections import Counter
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
-from tests.integration.control_plane.plane import NODE, Plane
+from tests.eventually import eventually
+from tests.integration.control_plane.plane import NODE, Plane, condition
 
 NO_DATABASE = rt.Database(no_database=rt.Database.NoDatabase())
 DEFAULT, OTHER = "environments/default", "environments/default/nodes/fake-2"
@@ -50,3 +51,18 @@ async def test_a_late_node_gets_its_share_of_what_can_move_and_then_nothing_is_l
     for app_id, node in ((here, OTHER), (there, NODE)):
         app = await plane.create(f"not-{app_id}", database=NO_DATABASE, anti_affinity={"group": app_id})
         assert app.instances[0].node == node
+
+
+async def test_a_node_that_uses_all_of_its_memory_takes_no_app_until_it_uses_less(plane: Plane) -> None:
+    node = await plane.node(NODE, memory_bytes=2**30)
+    node.used_memory_bytes = 2**30
+
+    async def used() -> int:
+        return (await plane.fleet.GetNode(fleet.GetNodeRequest(name=NODE))).used_memory_bytes
+
+    await eventually(used, lambda it: it == 2**30)
+    operation = await plane.create("shop", wait=False, database=NO_DATABASE)
+    app = await plane.app("apps/shop", lambda it: condition(it, "Scheduled").status == rt.Condition.UNMET)
+    assert "1 using all of its memory" in condition(app, "Scheduled").message
+    node.used_memory_bytes = 2**29
+    await plane.done(operation)

@@ -25,6 +25,7 @@ from services.control_plane.store.records import AppRecord
 from services.rpc.errors import SupervisorError
 from tests.eventually import eventually
 from tests.integration.databases.conftest import DATABASE, NAME, SCHEMA, Sql, app, ask, login_in
+from tests.postgresql import Server
 
 CONNECTED = "services.control_plane.databases.turns.connected"
 MODES = pytest.mark.parametrize("mode", [SCHEMA, DATABASE], ids=["schema", "database"])
@@ -268,6 +269,25 @@ async def test_sessions_that_do_not_end_hold_up_no_other_app(server: Sql) -> Non
     assert isinstance(told[1], SupervisorError)
     assert "have not ended" in told[1].message
     assert isinstance(await prepared(databases, stuck, 2), Provided)
+
+
+async def test_a_login_that_cannot_be_dropped_stays_shut_out_and_the_others_go(
+    server: Sql, postgresql: Server
+) -> None:
+    databases, one, two = server.databases(), app("one"), app("two")
+    old = [await prepared(databases, it) for it in (one, two)]
+    with psycopg.connect(postgresql.url, autocommit=True) as elsewhere:  # in a database of its own
+        elsewhere.execute("CREATE TABLE kept (id int)")
+        try:
+            grant = sql.SQL("GRANT SELECT ON kept TO {}").format(sql.Identifier(login_in(old[0].url)))
+            elsewhere.execute(grant)
+            await asyncio.gather(*(prepared(databases, it, 2) for it in (one, two)))
+            await eventually(lambda: server.roles(two) == ["", "_e2"])
+            assert server.roles(one) == ["", "_e1", "_e2"]
+            with pytest.raises(psycopg.OperationalError):
+                ask(old[0].url, "SELECT 1")
+        finally:
+            elsewhere.execute("DROP TABLE kept")
 
 
 async def test_closing_ends_what_is_under_way(server: Sql) -> None:

@@ -78,41 +78,51 @@ class Flood:
         self._socket.close()
 
 
-async def test_the_connection_of_a_flood_ends_and_no_other_one(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_connections_of_a_flood_end_and_no_other_of_its_address(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     service = Service("appsupervisor.fleet.v1.Fleet", add_FleetServicer_to_server, SomeFleet())
     # Far fewer than in earnest, so that a machine with much else to do gets beyond it too.
     server = RpcServer([service], pipeline=Pipeline(admission=Admission(Bounds(resets_per_second=50))))
     port = await server.start("127.0.0.1:0")
-    flood = None
+    floods: list[Flood] = []
     with caplog.at_level(logging.WARNING):
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 stub: Any = FleetStub(channel)
                 states: list[grpc.ChannelConnectivity] = []
                 await stub.GetNode(fleet_pb2.GetNodeRequest(name="before"))
-                flood = Flood(port)
-                while not flood.ended.is_set():
+                floods = [Flood(port) for _ in range(3)]
+                while not all(flood.ended.is_set() for flood in floods):
                     answer = await stub.GetNode(fleet_pb2.GetNodeRequest(name="meanwhile"), timeout=30)
                     assert answer.name == "meanwhile"
                     states.append(channel.get_state())
                     await asyncio.sleep(0)
                 assert set(states) == {grpc.ChannelConnectivity.READY}
         finally:
-            if flood is not None:
+            for flood in floods:
                 await asyncio.to_thread(flood.close)
             await server.stop(0)
     told = [record for record in caplog.records if getattr(record, "action", "") == "rpc.reset_flood"]
-    assert len(told) == 1
+    assert sum(record.__dict__["connections"] for record in told) == 3
 
 
-def looks(*seconds: tuple[int, dict[int, int]], limit: int = 100, answered_part: int = 0) -> list[list[int]]:
-    """Return the connections found at each look: at the calls of all, and the resets of each."""
-    now: tuple[int, dict[int, int]] = (0, {})
+Look = tuple[int, dict[int, int]]
+"""Failed calls of all so far, and resets of each connection so far, by port."""
+
+
+def looks(*seconds: Look, limit: int = 100, answered: dict[int, int] | None = None) -> list[list[int]]:
+    """Return the ports found at each look; even ones are of one host, odd ones of another.
+
+    `answered` is how often a connection's calls were answered for each that was reset.
+    """
+    now: Look = (0, {})
+    times = answered or {}
     floods = ResetFloods(
         lambda: now[0],
         lambda: {
-            number: Connection(("192.0.2.1", number), reset, reset * answered_part)
-            for number, reset in now[1].items()
+            port: Connection((f"192.0.2.{port % 2}", port), reset, reset * times.get(port, 0))
+            for port, reset in now[1].items()
         },
         limit=limit,
     )
@@ -126,17 +136,26 @@ def test_who_resets_beyond_the_limit_in_two_seconds_in_a_row_is_found() -> None:
     assert looks((500, {1: 400, 2: 10}), (1000, {1: 800, 2: 20})) == [[], [1]]
 
 
+def test_what_an_address_resets_counts_on_all_its_connections_and_for_nobody_else() -> None:
+    assert looks((500, {1: 60, 3: 60, 2: 60}), (1000, {1: 120, 3: 120, 2: 120})) == [[], [1, 3]]
+
+
+def test_a_connection_of_the_address_that_is_answered_stays() -> None:
+    rows = (500, {1: 400, 3: 2}), (1000, {1: 800, 3: 4})
+    assert looks(*rows, answered={3: 5}) == [[], [1]]
+
+
 def test_who_is_answered_more_often_is_only_busy() -> None:
-    assert looks((500, {1: 400}), (1000, {1: 800}), answered_part=2) == [[], []]
+    assert looks((500, {1: 400}), (1000, {1: 800}), answered={1: 2}) == [[], []]
 
 
 def test_one_burst_is_no_flood() -> None:
     assert looks((500, {1: 400}), (550, {1: 440}), (1000, {1: 800}), (1020, {1: 810})) == [[], [], [], []]
 
 
-def test_many_calls_that_are_answered_are_no_flood() -> None:
+def test_many_calls_that_fail_and_are_answered_are_no_flood() -> None:
     assert looks((5_000, {1: 3}), (10_000, {1: 7}), (15_000, {1: 9})) == [[], [], []]
 
 
-def test_connections_that_come_and_go_are_no_flood() -> None:
-    assert looks((500, {1: 400}), (1000, {2: 400}), (1500, {3: 400})) == [[], [], []]
+def test_who_comes_again_on_another_connection_is_found_each_second() -> None:
+    assert looks((500, {1: 400}), (1000, {3: 400}), (1500, {5: 400})) == [[], [3], [5]]

@@ -106,6 +106,17 @@ async def test_who_gives_up_takes_nothing_from_the_others(node: FakeNode, client
         await given_up
 
 
+async def test_what_all_have_given_up_is_not_asked_for(client: NodeClient, node: FakeNode) -> None:
+    waiting = [asyncio.create_task(client.start(start(app))) for app in ("shop", "blog")]
+    for _ in range(2):
+        await asyncio.sleep(0)  # until the call is to be made
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    await client.start(start("wiki"))
+    assert calls(node) == {"StartInstance": 1}
+
+
 async def test_a_node_that_is_gone_is_told_to_each(node: FakeNode, client: NodeClient) -> None:
     await node.kill()
     outcomes = await asyncio.gather(

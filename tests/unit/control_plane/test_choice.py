@@ -9,7 +9,15 @@ import pytest
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
-from services.control_plane.placement.choice import Candidate, Wish, choose, obstacles, ranked, wish_of
+from services.control_plane.placement.choice import (
+    Candidate,
+    Wish,
+    choose,
+    is_other_use,
+    obstacles,
+    ranked,
+    wish_of,
+)
 from tests.unit.control_plane.conftest import Refusal, Refused, Server
 from tests.unit.control_plane.test_node_commands import NO_DATABASE, ONE, TWO, place, register
 from tests.unit.control_plane.test_servicers import create
@@ -104,6 +112,11 @@ OBSTACLES: dict[str, tuple[Wish, Candidate, list[str]]] = {
     ),
     "it asks for none": (Wish(X), candidate("a", memory_bytes=1, reserved_bytes=5), []),
     "memory that is not told is no bound": (Wish(X, memory_bytes=GIB), candidate("a", reserved_bytes=5), []),
+    "memory that is used": (
+        Wish(X), candidate("a", memory_bytes=GIB, used_bytes=GIB, reserved_bytes=0), ["MEMORY_USED"],
+    ),
+    "almost": (Wish(X, memory_bytes=GIB), candidate("a", memory_bytes=GIB, used_bytes=GIB - 1), []),
+    "memory that is used, of who knows how much": (Wish(X), candidate("a", used_bytes=GIB), []),
     "labels": (
         Wish(X, selector={"zone": "a", "gpu": ""}), candidate("a", labels={"zone": "a", "gpu": ""}), [],
     ),
@@ -134,6 +147,18 @@ def test_each_obstacle_says_what_is_and_what_would_have_to_change(name: str) -> 
     assert [it.reason for it in found] == expected
     assert all(it.message.endswith(".") and it.remedy.endswith(".") for it in found)
     assert choose(wish, [node]).node == ("" if expected else "a")
+
+
+@pytest.mark.parametrize(
+    ("known", "used", "is_other"),
+    [(0, 1, False), (0, 2, True), (8, 9, False), (8, 10, True), (8, 0, False), (31, 32, True), (32, 31, True),
+     (33, 32, False), (40, 38, True)],
+)  # fmt: skip
+def test_the_use_of_memory_is_stored_in_steps_and_when_it_begins_or_ends_to_matter(
+    known: int, used: int, is_other: bool
+) -> None:
+    assert is_other_use(fleet.Node(memory_bytes=32, used_memory_bytes=known), used) is is_other
+    assert not is_other_use(fleet.Node(used_memory_bytes=known), used), "nobody said how much there is"
 
 
 def test_what_is_explained_is_what_is_chosen() -> None:

@@ -55,6 +55,7 @@ EXPECTED = frozenset(
     {
         "APP_DELETING", "APP_STOPPED", "APP_NOT_FOUND", "APP_ALREADY_EXISTS", "NO_NODE_AVAILABLE",
         "NODE_NOT_ELIGIBLE", "OPERATION_NOT_CANCELLABLE", "RETAINED_DATA_BUSY", "DATA_MISSING",
+        "RETAINED_DATA_NOT_FOUND",
     }
 )  # fmt: skip
 
@@ -334,14 +335,14 @@ def check(store: CatalogStore, seed: int, *, moves: bool = False) -> None:
 
     # Pauses are drawn from the one generator of the process, and operations of one moment go by their ids.
     random.seed(seed)
-    with patch.object(random_ids, "_RANDOM", SeededBytes(seed)):
+    with patch.object(random_ids, "_RANDOM", SeededBytes(f"{seed} {moves}")):
         run_in_virtual_time(main(), CLOCK)
 
 
 class SeededBytes:
     """In the place of the system's random bytes."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: str) -> None:
         self._chance = random.Random(seed)
 
     def take(self, count: int) -> bytes:

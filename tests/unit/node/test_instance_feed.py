@@ -100,7 +100,9 @@ async def test_heartbeats_carry_what_changed_since_the_last_and_no_more_than_fit
     assert len(third) == 0
     feed.measured("i3", InstanceFigures(request_count=1))
     feed.unmeasured("i4")
-    assert list((await anext(stream)).figures) == ["i3"]
+    feed.used(7)
+    beat = await anext(stream)
+    assert (list(beat.figures), beat.memory_bytes) == (["i3"], 7)
     await stream.aclose()  # type: ignore[attr-defined]
 
 

@@ -304,6 +304,7 @@ class Node(_message.Message):
     CORDONED_FIELD_NUMBER: _builtins.int
     SCHEDULABLE_FIELD_NUMBER: _builtins.int
     RESERVED_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    USED_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `environments/{environment}/nodes/{node}`."""
@@ -345,6 +346,10 @@ class Node(_message.Message):
     """
     reserved_memory_bytes: _builtins.int
     """Sum of `limits.memory_bytes` of the apps placed on it; apps without that limit count as nothing."""
+    used_memory_bytes: _builtins.int
+    """Resident memory of the node's process group, of a node that has told `memory_bytes`: told anew once it is another by
+    a sixteenth of that, or has come to be as much, or less again. While it is as much no further app is placed there.
+    """
     etag: _builtins.str
     """Changes with each command on the node; sent back, it makes one conditional."""
     @_builtins.property
@@ -382,11 +387,12 @@ class Node(_message.Message):
         cordoned: _builtins.bool = ...,
         schedulable: _builtins.bool = ...,
         reserved_memory_bytes: _builtins.int = ...,
+        used_memory_bytes: _builtins.int = ...,
         etag: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app_count", b"app_count", "base_domain", b"base_domain", "cordoned", b"cordoned", "create_time", b"create_time", "etag", b"etag", "http_address", b"http_address", "incarnation", b"incarnation", "labels", b"labels", "lease_state", b"lease_state", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "name", b"name", "reserved_memory_bytes", b"reserved_memory_bytes", "schedulable", b"schedulable", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time", "version", b"version", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app_count", b"app_count", "base_domain", b"base_domain", "cordoned", b"cordoned", "create_time", b"create_time", "etag", b"etag", "http_address", b"http_address", "incarnation", b"incarnation", "labels", b"labels", "lease_state", b"lease_state", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "name", b"name", "reserved_memory_bytes", b"reserved_memory_bytes", "schedulable", b"schedulable", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time", "used_memory_bytes", b"used_memory_bytes", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1761,8 +1767,8 @@ class ExplainPlacementResponse(_message.Message):
         REMEDY_FIELD_NUMBER: _builtins.int
         reason: _builtins.str
         """One word for programs: `NOT_HEARD`, `NODE_CORDONED`, `ENVIRONMENT_CORDONED`, `INSTANCES_FULL`, `MEMORY_FULL`,
-        `LABELS_DIFFER`, `TAKEN_EXCLUSIVELY`, `NOT_EMPTY`, `APP_AVOIDED`, `AVOIDED_BY_APP`, `COPY_THERE`. New ones may
-        come.
+        `MEMORY_USED`, `LABELS_DIFFER`, `TAKEN_EXCLUSIVELY`, `NOT_EMPTY`, `APP_AVOIDED`, `AVOIDED_BY_APP`, `COPY_THERE`.
+        New ones may come.
         """
         message: _builtins.str
         """What is the case, one sentence."""

@@ -1885,6 +1885,7 @@ class WatchInstancesResponse(_message.Message):
     MONOTONIC_TIME_FIELD_NUMBER: _builtins.int
     FIGURES_FIELD_NUMBER: _builtins.int
     INSTANCES_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     type: Global___WatchInstancesResponse.Type.ValueType
     """What this message tells."""
     sequence: _builtins.int
@@ -1893,6 +1894,8 @@ class WatchInstancesResponse(_message.Message):
     """Random id of this life of the node process."""
     resume_token: _builtins.str
     """Resumes after this message."""
+    memory_bytes: _builtins.int
+    """Resident memory of the node's process group; with HEARTBEAT, of a node that bounds it, once it has been measured."""
     @_builtins.property
     def instance(self) -> Global___Instance:
         """The instance, with UPSERT and REMOVE."""
@@ -1920,10 +1923,11 @@ class WatchInstancesResponse(_message.Message):
         monotonic_time: _duration_pb2.Duration | None = ...,
         figures: _abc.Mapping[_builtins.str, Global___InstanceFigures] | None = ...,
         instances: _abc.Iterable[Global___Instance] | None = ...,
+        memory_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["instance", b"instance", "monotonic_time", b"monotonic_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "incarnation", b"incarnation", "instance", b"instance", "instances", b"instances", "monotonic_time", b"monotonic_time", "resume_token", b"resume_token", "sequence", b"sequence", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures", "incarnation", b"incarnation", "instance", b"instance", "instances", b"instances", "memory_bytes", b"memory_bytes", "monotonic_time", b"monotonic_time", "resume_token", b"resume_token", "sequence", b"sequence", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -34,6 +34,8 @@ def migrate(database: Database, now: int) -> None:
     """
     scripts = _scripts()
     with database.reader.connect() as connection:
+        # Without a transaction: no limit of one ends a look that other work holds up.
+        connection.execution_options(isolation_level="AUTOCOMMIT")
         current = MigrationContext.configure(connection).get_current_heads()
         _refuse_unknown(scripts, current, database, inspect(connection).get_table_names())
     database.make_private()
