@@ -23,13 +23,15 @@ class Travel:
 def data_home(placements: Iterable[PlacementRecord]) -> PlacementRecord | None:
     """Return the newest placement on the node that owns the app's data; None if no node does."""
     owners = (it for it in placements if it.has_data and it.role is not Role.LOST)
-    return max(owners, key=lambda it: it.version.epoch, default=None)
+    return max(owners, key=lambda it: it.epoch, default=None)
 
 
 def awaits_data(placement: PlacementRecord, placements: Iterable[PlacementRecord]) -> bool:
     """Tell whether a placement must not be started, for the app's data is on another node."""
+    if placement.has_data:
+        return False
     home = data_home(placements)
-    return home is not None and not placement.has_data and placement.node != home.node
+    return home is not None and placement.node != home.node
 
 
 def travel_of(placements: Collection[PlacementRecord]) -> Travel | None:

@@ -27,7 +27,14 @@ def observe(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> A
     told = dict(_told(app, assigned, seen))
     status.instances.clear()
     for name in sorted(told):
-        status.instances.append(told[name])
+        instance, view = told[name]
+        shown = status.instances.add()
+        shown.CopyFrom(instance)
+        if view is not None:
+            shown.node = view.node.name
+            shown.ClearField("figures")
+            if not view.heard:
+                shown.health = Instance.Health.UNKNOWN
     home = _home(assigned, seen)
     if home is not None:
         status.uri = _uri(app, home.node)
@@ -39,24 +46,19 @@ def observe(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> A
     return replace(app, status=status)
 
 
-def _told(app: AppRecord, assigned: Assignment, seen: Snapshot) -> Iterator[tuple[str, Instance]]:
-    """Yield the app's instances on the nodes that it has placements on, as the status shows them."""
+def _told(
+    app: AppRecord, assigned: Assignment, seen: Snapshot
+) -> Iterator[tuple[str, tuple[Instance, NodeView | None]]]:
+    """Yield the app's instances on the nodes that it has placements on, each with the node that is seen."""
     known = {placement.node for placement in assigned.staying}
     for instance in app.status.instances:
         if instance.node in known and instance.node not in seen.nodes:
-            yield instance.name, instance
+            yield instance.name, (instance, None)
     for name in known & seen.nodes.keys():
         view = seen.nodes[name]
         for instance in view.instances.values():
-            if not is_own(instance, app.uid):
-                continue
-            shown = Instance()
-            shown.CopyFrom(instance)
-            shown.node = name
-            shown.ClearField("figures")
-            if not view.heard:
-                shown.health = Instance.Health.UNKNOWN
-            yield shown.name, shown
+            if is_own(instance, app.uid):
+                yield instance.name, (instance, view)
 
 
 def _uri(app: AppRecord, node: Node) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest
 from appsupervisor.fleet.v1.fleet_pb2 import Node
@@ -117,6 +118,10 @@ def _home_besides(
     return None if any(it.node == node for it in homes) else _first_ready(app, homes, seen)
 
 
+def _nowhere() -> None:
+    """Tell nothing of where an app is that ends."""
+
+
 def _first_ready(
     app: AppRecord, homes: Sequence[PlacementRecord], seen: Snapshot
 ) -> StopInstanceRequest.NewHome | None:
@@ -161,7 +166,8 @@ def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool
     anything = any(_is_over(replica, seen) for replica in replicas.values())
     placements = {placement.instance: placement for placement in assigned.placements}
     for name, view in _heard(assigned, seen):
-        home = None if ending else _home_besides(app, assigned, seen, name)
+        # Worked out where something is stopped only, which in most passes nothing is.
+        home = partial(_home_besides, app, assigned, seen, name) if not ending else _nowhere
         for instance in view.instances.values():
             own = placements.get(instance.name) if is_own(instance, app.uid) else None
             if own is not None and own.node != name:
@@ -172,7 +178,7 @@ def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool
                 continue
             if not is_own(instance, app.uid) or (own is not None and own.role is Role.LOST):
                 stop = _stop(app, instance, copy=False)
-                yield Stop(name, _moved(stop, home if is_own(instance, app.uid) else None))
+                yield Stop(name, _moved(stop, home() if is_own(instance, app.uid) else None))
                 continue
             of = replicas[own.replica] if own is not None else None
             replaced = anything if of is None or of.wanted is None else _is_over(of, seen)
@@ -181,14 +187,14 @@ def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool
             if ending or called_off or (unwanted and (replaced or not is_ready(instance))):
                 stays = own is not None and _is_kept(app, assigned, own)
                 stop = _stop(app, instance, _leaves_copy(assigned, own))
-                yield Stop(name, _moved(stop, home), None if stays else own)
+                yield Stop(name, _moved(stop, home()), None if stays else own)
         # What was never seen there may come yet, or have left its data: its node has to say that it is gone.
         if not app.deleting or not any(is_own(it, app.uid) for it in view.instances.values()):
             for placement in assigned.placements:
                 unseen = placement.node == name and placement.instance not in view.instances
                 if unseen and placement.role in ENDING and not _is_kept(app, assigned, placement):
                     stop = _last_stop(app, placement, _leaves_copy(assigned, placement))
-                    yield Stop(name, _moved(stop, home), placement)
+                    yield Stop(name, _moved(stop, home()), placement)
 
 
 def _is_over(replica: Assignment, seen: Snapshot) -> bool:

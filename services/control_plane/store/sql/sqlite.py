@@ -9,8 +9,8 @@ import fcntl
 import logging
 import os
 import sqlite3
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +82,8 @@ class InTurn:
         """See `Runner.run`."""
         if not connection.in_transaction():
             connection.begin()
-        raw: Any = connection.connection.driver_connection
-        try:
-            return [raw.execute(step.sql, step.parameters) for step in steps]
-        except sqlite3.Error as error:
-            raise DBAPIError.instance(None, None, error, sqlite3.Error, dialect=connection.dialect) from error
+        with _driver_of(connection) as driver:
+            return [driver.execute(step.sql, step.parameters) for step in steps]
 
     def run_and_commit(self, connection: Connection, steps: Sequence[Step]) -> Sequence[Any]:
         """See `Runner.run_and_commit`."""
@@ -164,8 +161,18 @@ def _prepare_writer(connection: Any, _record: Any) -> None:
         connection.execute(f"PRAGMA {pragma}").fetchall()
 
 
-def _begin(connection: Any) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _begin(connection: Connection) -> None:
+    with _driver_of(connection) as driver:
+        driver.execute("BEGIN IMMEDIATE")
+
+
+@contextmanager
+def _driver_of(connection: Connection) -> Iterator[Any]:
+    """Lend the driver's own connection. Raises DBAPIError as SQLAlchemy's does."""
+    try:
+        yield connection.connection.driver_connection
+    except sqlite3.Error as error:
+        raise DBAPIError.instance(None, None, error, sqlite3.Error, dialect=connection.dialect) from error
 
 
 def _prepare_reader(connection: Any, _record: Any) -> None:
