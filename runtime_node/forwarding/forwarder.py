@@ -129,7 +129,10 @@ class Forwarder:
 
     def _broken_off(self, target: Target, error: BrokenLinkError) -> SupervisorError:
         return SupervisorError(
-            "FORWARD_BROKEN_OFF", f"{target} broke off: {error}.", resource=f"apps/{self.app}"
+            "FORWARD_BROKEN_OFF",
+            f"{target} broke off: {error}.",
+            resource=f"apps/{self.app}",
+            metadata={"address": str(target), "why": str(error)},
         )
 
     async def connect(self, *, fresh: bool) -> tuple[Link, Target]:
@@ -150,6 +153,7 @@ class Forwarder:
             "FORWARD_FAILED",
             f"The node at {target}, which has the app now, cannot be reached: {why}.",
             resource=f"apps/{self.app}",
+            metadata={"address": str(target), "why": why},
             retry_after=1.0,
         )
         if self.returning:

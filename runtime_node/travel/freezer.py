@@ -64,14 +64,20 @@ class Freezer:
         """
         offer = self._offers.of(uid)
         if offer is None:
-            raise SupervisorError("TICKET_INVALID", f"The data of apps/{app} is not offered here.")
+            raise SupervisorError(
+                "TICKET_INVALID", f"The data of apps/{app} is not offered here.", resource=f"apps/{app}"
+            )
         began = time.monotonic()
         leaving = [it for it in self._table.of_app(app) if it.uid == uid]
         if leaving:
             self._hold(app, uid, leaving)
             await self._stop_all(app, leaving)
         if self._offers.of(uid) is not offer or any(it.uid == uid for it in self._table.of_app(app)):
-            raise SupervisorError("DATA_NOT_MOVED", f"apps/{app} was started again, or its offer has ended.")
+            raise SupervisorError(
+                "DATA_NOT_MOVED",
+                f"apps/{app} was started again, or its offer has ended.",
+                resource=f"apps/{app}",
+            )
         offer.freeze_id = secrets.token_hex(8)
         self._offers.admit(offer, ticket)
         took = time.monotonic() - began
@@ -99,6 +105,7 @@ class Freezer:
                     "DATABASE_UNAVAILABLE",
                     f"The directory that the data has left cannot be marked: {fault.strerror or fault}.",
                     resource=f"apps/{app}",
+                    metadata={"why": str(fault.strerror or fault)},
                 ) from fault
         return (hold.seconds, hold.waited) if hold is not None else (None, 0)
 
@@ -139,7 +146,10 @@ class Freezer:
                     await asyncio.sleep(0)
         except TimeoutError:
             raise SupervisorError(
-                "DATA_NOT_MOVED", f"apps/{app} did not end within {limit:g} s.", resource=f"apps/{app}"
+                "DATA_NOT_MOVED",
+                f"apps/{app} did not end within {limit:g} s.",
+                resource=f"apps/{app}",
+                metadata={"limit": f"{limit:g}"},
             ) from None
 
     async def _stop(self, app: str, instance: Instance) -> None:

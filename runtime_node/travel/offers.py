@@ -92,7 +92,10 @@ class Offers:
             if may_be_missing:
                 return Offer(app, uid, session, None)
             raise SupervisorError(
-                "DATA_MISSING", f"The data of apps/{app} is not on this node.", metadata={"uid": uid}
+                "DATA_MISSING",
+                f"The data of apps/{app} is not on this node.",
+                resource=f"apps/{app}",
+                metadata={"uid": uid},
             ) from None
         except OSError as fault:
             raise _unavailable(app, fault.strerror or str(fault)) from fault
@@ -218,5 +221,8 @@ def _entry(found: dict[str, Any]) -> Entry:
 
 def _unavailable(app: str, why: str) -> SupervisorError:
     return SupervisorError(
-        "DATABASE_UNAVAILABLE", f"The data of apps/{app} cannot be offered: {why}.", resource=f"apps/{app}"
+        "DATABASE_UNAVAILABLE",
+        f"The data of apps/{app} cannot be offered: {why}.",
+        resource=f"apps/{app}",
+        metadata={"why": why},
     )

@@ -138,7 +138,9 @@ class Receipts:
         """
         self._check_absent(app, uid)
         if self._is_doomed(app, uid):
-            raise SupervisorError("DATA_NOT_MOVED", f"Former data of apps/{app} is being removed here.")
+            raise SupervisorError(
+                "DATA_NOT_MOVED", f"Former data of apps/{app} is being removed here.", resource=f"apps/{app}"
+            )
         self._epochs[uid] = max(epoch, self._epochs.pop(uid, 0))
         if len(self._epochs) > MAX_EPOCHS:
             del self._epochs[next(iter(self._epochs))]

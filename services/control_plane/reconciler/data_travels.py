@@ -150,8 +150,13 @@ class DataTravels:
         since = record.status.data_move.progress_time.ToMicroseconds()
         if self._store.now() - since < data_moves.STALL:
             return False
-        told = f"Its data could not be brought to {travel.target.node}. {why or 'The copy stands still.'}"
-        failure = SupervisorError("DATA_NOT_MOVED", told, resource=app.name)
+        node, why = travel.target.node, why or "The copy stands still."
+        failure = SupervisorError(
+            "DATA_NOT_MOVED",
+            f"Its data could not be brought to {node}. {why}",
+            resource=app.name,
+            metadata={"node": node, "why": why},
+        )
         return await self._call_off(app, travel, failure)
 
     async def _call_off(self, app: AppRecord, travel: Travel, why: SupervisorError) -> bool:
