@@ -39,6 +39,7 @@ def _moved(stack: Stack, mebibytes: int) -> list[Row]:
     app = catalog.App()
     app.config.update({"padding_mib": mebibytes})
     app.limits.start_timeout.seconds = 300
+    app.limits.block_budget.seconds = 10
     stack.create("shop", ENTRYPOINT, isolation=InstanceSpec.SHARED, config=app.config, limits=app.limits)
     held, rates, lost, failed, sent = [], [], 0, 0, 0
     for _ in range(MOVES):

@@ -77,6 +77,16 @@ class Writer:
                 self.failures.add(f"{node} {status} {text[:120]}")
 
 
+def created(stack: Stack, isolation: Any = InstanceSpec.SHARED, **config: Any) -> str:
+    """Create the app, and return the node that it serves on."""
+    app = catalog.App(isolation=isolation)
+    app.config.update(config)
+    # It writes on its loop; a disk that is busy with other tests is no fault of its.
+    app.limits.block_budget.seconds = 25
+    stack.create("shop", ENTRYPOINT, isolation=isolation, config=app.config, limits=app.limits)
+    return eventually(lambda: home_of(stack, "shop"), "it serves at one node")
+
+
 def home_of(stack: Stack, app_id: str) -> str:
     """Return the node on which an app serves; empty if it is not one, or not for good."""
     app = stack.get(app_id)
@@ -101,12 +111,6 @@ def move(stack: Stack, app_id: str, node: str) -> operations_pb2.Operation:
     return done
 
 
-def metadata_of(operation: operations_pb2.Operation) -> catalog.OperationMetadata:
-    metadata = catalog.OperationMetadata()
-    assert operation.metadata.Unpack(metadata)
-    return metadata
-
-
 def other(node: str) -> str:
     return "node-2" if node == "node-1" else "node-1"
 
@@ -116,23 +120,21 @@ def other(node: str) -> str:
 )
 def test_every_acknowledged_row_goes_along(two_nodes: Stack, wal: bool, isolation: Any) -> None:
     stack = two_nodes
-    app = catalog.App(isolation=isolation)
-    app.config.update({"wal": wal, "padding_mib": 8})
-    stack.create("shop", ENTRYPOINT, isolation=isolation, config=app.config)
-    first = home_of(stack, "shop")
+    first = created(stack, isolation, wal=wal, padding_mib=8)
     # It keeps to the address that it knows: what is held there is forwarded once the app is elsewhere.
     with Writer(stack, "shop", first) as writer:
         writer.goes_on()
-        operation = move(stack, "shop", other(first))
-        stack.result(operation)
+        stack.result(move(stack, "shop", other(first)))
         writer.goes_on()
     assert writer.failures == set()
     eventually(lambda: home_of(stack, "shop") == other(first), "it serves at its new node alone")
     assert set(writer.acknowledged) <= rows_at(stack, "shop", other(first))
     eventually(lambda: copies(stack, "shop") == [other(first)], "one node has its data")
-    told = metadata_of(stack.wait(stack.operations.GetOperation(
-        operations_pb2.GetOperationRequest(name=operation.name)))).data_move  # fmt: skip
-    assert (told.state, told.target_node) == (catalog.DataMove.DONE, f"{NODES}/{other(first)}")
+    eventually(
+        lambda: stack.get("shop").data_move.state == catalog.DataMove.DONE, "the move of its data is told"
+    )
+    told = stack.get("shop").data_move
+    assert told.target_node == f"{NODES}/{other(first)}"
     assert told.copied_bytes > 8 << 20
     assert told.HasField("hold_duration")
     events = stack.apps.ListAppEvents(catalog.ListAppEventsRequest(parent="apps/shop"), timeout=DEADLINE)
@@ -151,9 +153,7 @@ def test_whoever_is_killed_on_the_way_one_node_has_every_acknowledged_row(
     two_nodes: Stack, victim: str
 ) -> None:
     stack = two_nodes
-    app = catalog.App()
-    app.config.update({"padding_mib": 32})
-    stack.create("shop", ENTRYPOINT, isolation=InstanceSpec.SHARED, config=app.config)
+    created(stack, padding_mib=32)
     acknowledged: set[int] = set()
     for moment, told in MOMENTS.items():
         first = eventually(lambda: home_of(stack, "shop"), "it serves at one node")
@@ -180,8 +180,7 @@ def test_whoever_is_killed_on_the_way_one_node_has_every_acknowledged_row(
 
 def test_a_drain_takes_data_along_and_a_stopped_app_too(two_nodes: Stack) -> None:
     stack = two_nodes
-    stack.create("shop", ENTRYPOINT, isolation=InstanceSpec.SHARED)
-    first = home_of(stack, "shop")
+    first = created(stack)
     assert stack.http("shop", "/?n=1", "POST", node=first)[0] == 200
     drain = fleet.DrainNodeRequest(name=f"{NODES}/{first}")
     done = stack.wait(stack.fleet.DrainNode(drain, timeout=DEADLINE))
