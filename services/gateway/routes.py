@@ -72,10 +72,12 @@ def _nodes(app: App) -> tuple[str, ...]:
         return ()
     best = max(map(_rank, placed))
     chosen = [instance for instance in placed if _rank(instance) == best]
-    chosen.sort(key=lambda instance: (instance.epoch, instance.generation), reverse=True)
-    # While an app moves both copies answer: the newest ones are to, as many as are wanted.
-    wanted = max(1, app.replicas) if best == _READY else 1
-    return tuple(sorted({instance.node for instance in chosen[:wanted]}))
+    if best == _READY and max(app.replicas, app.target_replicas) > 1:
+        # Those that are being replaced among them, until they stop: which those are is not told.
+        return tuple(sorted({instance.node for instance in chosen}))
+    # While an app moves both copies answer: the newer one is to.
+    newest = max(chosen, key=lambda instance: (instance.epoch, instance.generation))
+    return (newest.node,)
 
 
 def _rank(instance: Instance) -> int:

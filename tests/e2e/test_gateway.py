@@ -289,6 +289,26 @@ def test_no_request_is_lost_while_apps_are_swapped_moved_and_drained(stack: Stac
         delete(stack, name)
 
 
+def test_replicas_share_the_requests_and_one_that_is_killed_costs_none_that_may_be_repeated(
+    stack: Stack, edge: Edge
+) -> None:
+    stack.create("twin", MIXED, database=STATELESS, replicas=2)
+    told: set[str] = set()
+
+    def both() -> bool:
+        answer = edge.ask(host="twin.localhost")
+        told.update([answer.told["instance"]] if answer.status == 200 else [])
+        return len(told) == 2
+
+    eventually(both, "both replicas answer")
+    stack.nodes["node-2"].kill()
+    answers = [edge.ask(host="twin.localhost").status for _ in range(100)]
+    assert answers == [200] * 100
+    stack.nodes["node-2"].start()
+    eventually(lambda: is_ready(stack, "node-2"), "node-2 is back")
+    delete(stack, "twin")
+
+
 def test_a_killed_node_costs_its_own_apps_a_told_pause_and_the_others_nothing(
     stack: Stack, edge: Edge
 ) -> None:

@@ -52,10 +52,12 @@ def app(name: str = "shop", instances: Iterable[Instance] = (), **fields: Any) -
         ([instance(N1, 1, FAILED)], {"state": FAILED}, (N1,)),
         ([instance(N1, 1, STOPPED)], {"state": STOPPED}, (N1,)),
         ([instance(N1, 1, STOPPING)], {"state": STOPPING}, (N1,)),
-        # Several copies: all that are ready, in their newest version, and no more than are wanted.
+        # Several replicas: all that are ready, those that are being replaced too.
         ([instance(N2, 2), instance(N1, 1)], {"replicas": 2}, (N1, N2)),
         ([instance(N1, 1), instance(N2, 2, STARTING)], {"replicas": 2}, (N1,)),
-        ([instance(N1, 1), instance(N2, 2), instance(N3, 3)], {"replicas": 2}, (N2, N3)),
+        ([instance(N1, 1), instance(N2, 2), instance(N3, 3)], {"replicas": 2}, (N1, N2, N3)),
+        ([instance(N1, 1, STOPPING), instance(N2, 2), instance(N3, 3)], {"replicas": 2}, (N2, N3)),
+        ([instance(N1, 1), instance(N2, 2)], {"replicas": 1, "target_replicas": 2}, (N1, N2)),
         ([instance(N1, 1), instance(N1, 2)], {"replicas": 2}, (N1,)),
     ],
 )
