@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
+from runtime_node.forwarding import Carrier, Forwarder, ForwardGate, Target
+from runtime_node.forwarding.carrier import CarrierLimits
 from runtime_node.http import FrontLimits, Gate, GateLimits, HttpFront, Router
 from tests.eventually import WITHIN, eventually
+from tests.integration.http.moved import Moved
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
@@ -188,3 +191,37 @@ async def site(make_site: SiteFactory) -> Site:
 @pytest.fixture
 def wait_until() -> Callable[..., Awaitable[Any]]:
     return eventually
+
+
+@pytest.fixture
+async def make_moved(make_site: SiteFactory) -> AsyncIterator[Callable[..., Awaitable[Moved]]]:
+    carriers: list[Carrier] = []
+
+    async def make(
+        asgi: Any = None,
+        *,
+        limits: GateLimits | None = None,
+        carrier_limits: CarrierLimits | None = None,
+        target: Target | None = None,
+        half_close: float = 2.0,
+    ) -> Moved:
+        bounds = FrontLimits(half_close_timeout=half_close)
+        former = await make_site(bounds, trusted_proxies=["127.0.0.1"])
+        home = await make_site(bounds, trusted_proxies=["127.0.0.1"])
+        if asgi is not None:
+            home.app("a", asgi)
+        else:
+            home.app("a")
+        carrier = Carrier(
+            former.front.loop, "environments/default/nodes/node-1", carrier_limits or CarrierLimits()
+        )
+        carriers.append(carrier)
+        forwarder = Forwarder(carrier, "a", target or Target(*home.front.address))
+        gate = ForwardGate("", limits or GateLimits())
+        gate.open(forwarder)
+        former.router.set("a", ["shop.example.com"], gate)
+        return Moved(former, home, carrier, forwarder, gate)
+
+    yield make
+    for carrier in carriers:
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(carrier.close(), carrier.loop))
