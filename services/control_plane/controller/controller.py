@@ -46,6 +46,9 @@ SWEEP_SECONDS = 1.0
 GATHER_SECONDS = 0.02
 """In which nodes that join are gathered: of a thousand each would look at all apps that wait."""
 
+MANY = 1_000
+"""Apps that wait for a pass, while which those that wait for a node are not looked at again."""
+
 SWEEP_PRUNES = 10
 """Rounds of forgetting in one sweep; each forgets a bounded number of old records."""
 
@@ -257,6 +260,10 @@ class Controller:
 
     def _enqueue_waiting(self) -> None:
         self._look_at_waiting = None
+        if self.queue()[0] > MANY:  # they would come again and again while nodes come and go
+            loop = asyncio.get_running_loop()
+            self._look_at_waiting = loop.call_later(SWEEP_SECONDS, self._enqueue_waiting)
+            return
         for app in list(self._unsettled):
             if app in self._short or not self._mirror.placements_of(app):
                 self.enqueue(app)

@@ -21,6 +21,10 @@ log = logging.getLogger("appsupervisor.reconciler")
 WIDTH = 64
 """Workers at once for the keys of one group; more wait their turn in order."""
 
+TURN = 32
+"""Workers begun in one turn of the loop: what else runs on it, nodes' heartbeats above all, has its turn in
+between, however many keys of however many groups wait."""
+
 PAUSES = (0.2, 10.0)
 """Seconds, first and longest, before a key that failed is worked on again."""
 
@@ -53,6 +57,11 @@ class WorkQueue:
         self._later: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
+        self._begun = 0
+        """Workers begun in this turn of the loop."""
+        self._next_turn: asyncio.Handle | None = None
+        self._held_back: dict[str, None] = {}
+        """Groups that go on with the next turn, in their order."""
         self._closed = False
 
     def add(self, key: str) -> None:
@@ -81,6 +90,8 @@ class WorkQueue:
         for timer in self._later.values():
             timer.cancel()
         self._later.clear()
+        if self._next_turn is not None:
+            self._next_turn.cancel()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -88,6 +99,8 @@ class WorkQueue:
     def _fill(self, group: str) -> None:
         waiting = self._waiting.get(group)
         while waiting and not self._closed and self._under_way.get(group, 0) < self._width:
+            if not self._may_begin(group):
+                return
             key = waiting.popleft()
             self._queued.discard(key)
             self._running[key] = group
@@ -97,6 +110,23 @@ class WorkQueue:
             task.add_done_callback(self._tasks.discard)
         if waiting is not None and not waiting:
             del self._waiting[group]
+
+    def _may_begin(self, group: str) -> bool:
+        """Count one more worker of this turn; hold the group back for the next one if there are enough."""
+        if self._next_turn is None:
+            self._next_turn = asyncio.get_running_loop().call_soon(self._go_on)
+        if self._begun < TURN:
+            self._begun += 1
+            return True
+        self._held_back[group] = None
+        return False
+
+    def _go_on(self) -> None:
+        """Begin what was held back, now that those begun before have run."""
+        self._next_turn, self._begun = None, 0
+        groups, self._held_back = self._held_back, {}
+        for group in groups:
+            self._fill(group)
 
     async def _run(self, key: str) -> None:
         PASS.set(f"{next(self._numbers):x}")

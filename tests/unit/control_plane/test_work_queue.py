@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import itertools
 import logging
 
 import pytest
 
-from services.control_plane.controller.work_queue import WorkQueue
+from services.control_plane.controller.work_queue import TURN, WorkQueue
 from services.control_plane.reconciler.pace import FREE, KEPT_SECONDS, LONGEST_PAUSE, Pace
 from services.control_plane.reconciler.result import Result
 from services.control_plane.store.records import Version
@@ -38,6 +39,32 @@ class Work:
 async def settle() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
+
+
+def test_one_turn_of_the_loop_begins_so_many_and_leaves_nobody_out() -> None:
+    async def main() -> None:
+        turn, begun = 0, collections.Counter[int]()
+        groups: list[str] = []
+
+        async def work(key: str) -> Result:
+            begun[turn] += 1
+            groups.append(key[0])
+            await asyncio.sleep(0)
+            return Result()
+
+        queue = WorkQueue(work, lambda key: key[0], width=2 * TURN)
+        for group in "abc":
+            for number in range(5 * TURN):
+                queue.add(f"{group}{number}")
+        while queue.count() != (0, 0):
+            turn += 1
+            await asyncio.sleep(0)
+        assert max(begun.values()) == TURN
+        assert begun.total() == 3 * 5 * TURN
+        assert groups.index("c") <= 4 * TURN, "the others wait for the width of a group at most"
+        await queue.close()
+
+    run_in_virtual_time(main())
 
 
 def test_work_is_one_at_a_time_per_key_and_bounded_per_group() -> None:
