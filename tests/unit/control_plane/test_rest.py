@@ -64,7 +64,7 @@ def rest(found: dict[Version, Found], desired: Any, failed: Version | None) -> s
     else:
         return "it is decided anew each time"
     todo = plan(app, assigned, seen, LATER)
-    if todo.start or todo.stop or todo.remove or todo.after or assigned.unplaced:
+    if todo.starts or todo.stop or todo.remove or todo.after or assigned.unplaced:
         return ""  # it is not at rest
     roles = ", ".join(f"{it.instance_id} {it.role.name}" for it in placements)
     return f"it says reconciling: {roles}" if app.status.reconciling else ""

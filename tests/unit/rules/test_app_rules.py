@@ -394,7 +394,7 @@ def test_an_environment_is_named_by_its_resource_name(name: str) -> None:
 
 @pytest.mark.parametrize("count", [-1, 2, 2**31 - 1])
 def test_more_than_one_replica_is_refused(count: int) -> None:
-    assert broken(replicas=count) == ["replicas"]
+    assert set(broken(replicas=count)) == {"replicas"}  # of an app whose data is on its node
 
 
 def nested(levels: int) -> App:
