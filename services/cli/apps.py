@@ -240,7 +240,7 @@ def move(
     request = catalog.MoveAppRequest(
         name=app_name(name),
         node=node_name(to) if to else "",
-        from_node=node_name(source) if source else "",
+        source_node=node_name(source) if source else "",
         etag=etag,
         validate_only=validate_only,
     )

@@ -124,12 +124,12 @@ class AppCommands:
         """Carry out MoveApp."""
         name = app_name(parse_app_name(request.name, "name"))
         node = moves.parsed_node(request.node, "node")
-        source = moves.parsed_node(request.from_node, "from_node")
+        source = moves.parsed_node(request.source_node, "source_node")
 
         def run(tx: Transaction) -> OperationRecord:
             record = changes.changeable(tx.app(name), name, request.etag)
             changed, operation = moves.move(
-                tx, self._store.mirror, record, node, caller.actor, from_node=source
+                tx, self._store.mirror, record, node, caller.actor, source_node=source
             )
             if changed is not record:
                 newest = newest_epoch(changed)

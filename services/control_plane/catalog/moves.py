@@ -25,16 +25,16 @@ def parsed_node(node: str, field: str) -> str:
 
 
 def move(
-    tx: Transaction, mirror: Mirror, record: AppRecord, node: str, actor: str, *, from_node: str = ""
+    tx: Transaction, mirror: Mirror, record: AppRecord, node: str, actor: str, *, source_node: str = ""
 ) -> tuple[AppRecord, OperationRecord]:
     """Begin to move an app to a node, or to any other than its own; return it and the operation.
 
-    Of several replicas, that which is on `from_node`.
+    Of several replicas, that which is on `source_node`.
 
     Raises SupervisorError DATA_ON_NODE, NODE_NOT_ELIGIBLE, NO_NODE_AVAILABLE, NODE_NOT_FOUND.
     """
     every = tx.placements_of(record.name)
-    replica = _replica_from(record, every, from_node)
+    replica = _replica_from(record, every, source_node)
     placements = [it for it in every if it.replica == replica]
     staying = [it for it in placements if it.role in (Role.CURRENT, Role.INCOMING)]
     home = next((it for it in staying if it.role is Role.CURRENT), next(iter(staying), None))
@@ -64,12 +64,12 @@ def _replica_from(record: AppRecord, placements: Sequence[PlacementRecord], node
     if not node and len({it.replica for it in placements}) > 1:
         told = ", ".join(here)
         raise invalid_field(
-            "from_node", f"must be set for an app that has several replicas; they are on {told}"
+            "source_node", f"must be set for an app that has several replicas; they are on {told}"
         )
     replica = replica_on(placements, node or next(iter(here), ""))
     if replica is None:
         told = ", ".join(here) or "no node"
-        raise invalid_field("from_node", f"must be a node that the app is on: {told}")
+        raise invalid_field("source_node", f"must be a node that the app is on: {told}")
     return replica
 
 

@@ -128,7 +128,7 @@ def allowance(record: AppRecord) -> int:
     limits = record.spec.limits
     once = limits.start_timeout.ToMicroseconds() + 2 * limits.stop_timeout.ToMicroseconds()
     # Replicas are replaced one after the other.
-    each = once + record.spec.rollout.min_ready_time.ToMicroseconds()
+    each = once + record.spec.rollout.min_ready_duration.ToMicroseconds()
     return wanted_replicas(record) * each + SLACK
 
 

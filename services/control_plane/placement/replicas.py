@@ -250,7 +250,7 @@ class Replicas:
         instance = self._instance(placement)
         if placement is None or instance is None or not _is_well(instance):
             return False
-        due = placement.since + self._app.spec.rollout.min_ready_time.ToMicroseconds()
+        due = placement.since + self._app.spec.rollout.min_ready_duration.ToMicroseconds()
         if self._now >= due:
             return True
         left = (due - self._now) / 1e6

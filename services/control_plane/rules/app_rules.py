@@ -58,13 +58,13 @@ def app_violations(app: App, prefix: str = "app") -> list[Violation]:
 
 def _replica_violations(prefix: str, app: App) -> list[Violation]:
     found = integer_violations(f"{prefix}.replicas", app.replicas or 1, 1, MAX_REPLICAS)
-    share, span = app.rollout.batch_percent, app.rollout.min_ready_time
+    share, span = app.rollout.batch_percent, app.rollout.min_ready_duration
     found += integer_violations(f"{prefix}.rollout.batch_percent", share, 0, 100)
-    if app.rollout.HasField("min_ready_time"):
-        found += duration_violations(f"{prefix}.rollout.min_ready_time", span, 0, 3600 * SECOND)
+    if app.rollout.HasField("min_ready_duration"):
+        found += duration_violations(f"{prefix}.rollout.min_ready_duration", span, 0, 3600 * SECOND)
     if keeps_data_on_node(app):
         why = "where the data is on the node (database.sqlite): replicas would not share it"
-        if app.replicas > 1:
+        if 1 < app.replicas <= MAX_REPLICAS:
             found.append(Violation(f"{prefix}.replicas", f"must be 1 {why}"))
         if app.HasField("autoscale"):
             found.append(Violation(f"{prefix}.autoscale", f"must not be set {why}"))

@@ -80,7 +80,7 @@ class ReplicaHistory(History):
         app = pb.App(name=self.name)
         app.rollout.paused = self.chance.random() < 0.5
         app.rollout.batch_percent = self.chance.choice((0, 70, 100))
-        app.rollout.min_ready_time.FromMilliseconds(self.chance.choice((0, 0, 700)))
+        app.rollout.min_ready_duration.FromMilliseconds(self.chance.choice((0, 0, 700)))
         request = pb.UpdateAppRequest(app=app)
         request.update_mask.paths.append("rollout")
         await self.attempt(self.world.commands.update, request)
@@ -89,11 +89,11 @@ class ReplicaHistory(History):
         names = [site.name for site in self.world.sites()]
         here = [it.node for it in self.world.store.mirror.placements_of(self.name)]
         request = pb.MoveAppRequest(name=self.name, node=self.chance.choice(["", *names]))
-        request.from_node = self.chance.choice(here or names)
+        request.source_node = self.chance.choice(here or names)
         try:
             await self.attempt(self.world.commands.move, request)
         except SupervisorError as refusal:  # it has left that node meanwhile, or is leaving it
-            if refusal.reason != "INVALID_FIELD" or "from_node" not in refusal.message:
+            if refusal.reason != "INVALID_FIELD" or "source_node" not in refusal.message:
                 raise
 
     async def node_dies(self) -> None:

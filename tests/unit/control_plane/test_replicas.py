@@ -265,7 +265,7 @@ def test_nothing_is_given_up_where_there_is_nothing_to_go_back_to() -> None:
 
 def test_the_next_follows_only_after_the_time_that_proves_the_one_before() -> None:
     rollout = pb.Rollout()
-    rollout.min_ready_time.FromSeconds(10)
+    rollout.min_ready_duration.FromSeconds(10)
     record = app(target=V21, newest=4, rollout=rollout)
     found = "g2-e4@k CUR runs; g1-e2-r1@l CUR runs; g1-e3-r2@m CUR runs"
     placements, seen = look(found)

@@ -392,9 +392,51 @@ def test_an_environment_is_named_by_its_resource_name(name: str) -> None:
     assert broken(environment=name) == ["environment"]
 
 
-@pytest.mark.parametrize("count", [-1, 2, 2**31 - 1])
-def test_more_than_one_replica_is_refused(count: int) -> None:
-    assert set(broken(replicas=count)) == {"replicas"}  # of an app whose data is on its node
+@pytest.mark.parametrize("count", [-1, 2, 101, 2**31 - 1])
+def test_more_than_one_replica_is_refused_where_the_data_is_on_the_node(count: int) -> None:
+    assert broken(replicas=count) == ["replicas"]
+    found = app_violations(valid(replicas=2))
+    assert [it.rule for it in found] == [
+        "must be 1 where the data is on the node (database.sqlite): replicas would not share it"
+    ]
+
+
+NO_DATA: dict[str, Any] = {"database": {"no_database": {}}}
+BOUNDS = {"min_replicas": 1, "max_replicas": 3, "target_concurrency": 10}
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        ({"replicas": 100}, []),
+        ({"replicas": 101}, ["replicas"]),
+        ({"rollout": {"batch_percent": 100, "min_ready_duration": {"seconds": 3600}, "paused": True}}, []),
+        (
+            {"rollout": {"batch_percent": 101, "min_ready_duration": {"seconds": 3601}}},
+            ["rollout.batch_percent", "rollout.min_ready_duration"],
+        ),
+        ({"autoscale": BOUNDS}, []),
+        (
+            {"autoscale": {}},
+            ["autoscale.min_replicas", "autoscale.max_replicas", "autoscale.target_concurrency"],
+        ),
+        ({"autoscale": {**BOUNDS, "min_replicas": 4}}, ["autoscale.max_replicas"]),
+        ({"autoscale": {**BOUNDS, "max_replicas": 101}}, ["autoscale.max_replicas"]),
+        ({"autoscale": {**BOUNDS, "min_replicas": 0}}, ["autoscale.min_replicas"]),
+        ({"autoscale": {**BOUNDS, "min_replicas": 0}, "activation": InstanceSpec.ON_REQUEST}, []),
+        (
+            {"autoscale": {**BOUNDS, "min_replicas": -1}, "activation": InstanceSpec.ON_REQUEST},
+            ["autoscale.min_replicas"],
+        ),
+    ],
+    ids=str,
+)
+def test_replicas_have_their_bounds(fields: dict[str, Any], wrong: list[str]) -> None:
+    assert broken(**NO_DATA, **fields) == wrong
+
+
+def test_scaling_by_requests_is_refused_where_the_data_is_on_the_node() -> None:
+    assert broken(autoscale=BOUNDS) == ["autoscale"]
 
 
 def nested(levels: int) -> App:

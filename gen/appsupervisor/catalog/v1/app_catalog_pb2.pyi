@@ -598,7 +598,7 @@ class Rollout(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     BATCH_PERCENT_FIELD_NUMBER: _builtins.int
-    MIN_READY_TIME_FIELD_NUMBER: _builtins.int
+    MIN_READY_DURATION_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
     batch_percent: _builtins.int
     """So many of 100 replicas are replaced at a time, rounded down, but at least one; 0, the default, for one by one.
@@ -609,19 +609,19 @@ class Rollout(_message.Message):
     that are added meanwhile are of the version that serves. Operations that wait for the rollout go on waiting.
     """
     @_builtins.property
-    def min_ready_time(self) -> _duration_pb2.Duration:
+    def min_ready_duration(self) -> _duration_pb2.Duration:
         """How long a new replica has to be ready and `HEALTHY` before the next is replaced, 0 to 1 hour. Default 0."""
 
     def __init__(
         self,
         *,
         batch_percent: _builtins.int = ...,
-        min_ready_time: _duration_pb2.Duration | None = ...,
+        min_ready_duration: _duration_pb2.Duration | None = ...,
         paused: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["min_ready_time", b"min_ready_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["min_ready_duration", b"min_ready_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_percent", b"batch_percent", "min_ready_time", b"min_ready_time", "paused", b"paused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_percent", b"batch_percent", "min_ready_duration", b"min_ready_duration", "paused", b"paused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1342,7 +1342,7 @@ class MoveAppRequest(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
-    FROM_NODE_FIELD_NUMBER: _builtins.int
+    SOURCE_NODE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The app to move, `apps/{app}`."""
     node: _builtins.str
@@ -1353,7 +1353,7 @@ class MoveAppRequest(_message.Message):
     """Makes a repeat return the first result."""
     validate_only: _builtins.bool
     """Checks everything and changes nothing."""
-    from_node: _builtins.str
+    source_node: _builtins.str
     """Where from, the node of the replica to move; needed of an app that has several, and refused if it has none there."""
     def __init__(
         self,
@@ -1363,11 +1363,11 @@ class MoveAppRequest(_message.Message):
         etag: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
-        from_node: _builtins.str = ...,
+        source_node: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "from_node", b"from_node", "name", b"name", "node", b"node", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "name", b"name", "node", b"node", "request_id", b"request_id", "source_node", b"source_node", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
