@@ -17,6 +17,8 @@ HIGH_WATER = 64 * 1024
 """Bytes of a response that wait for a slow client; then no more is read."""
 MAX_HEAD_BYTES = 256 * 1024
 _SLICE = 8 * 1024
+_PART_BYTES = 64
+"""What a piece takes beside its bytes: chunks may be of one byte each."""
 _CONTINUE, _SWITCHING = 100, 101
 
 
@@ -40,6 +42,7 @@ class Link(asyncio.Protocol):
         self._parser: Any = None
         self._news = asyncio.Event()
         self._unread = b""
+        self._has_turn = False
         self._reset(head_only=False)
 
     def _reset(self, *, head_only: bool) -> None:
@@ -72,8 +75,8 @@ class Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes of the response, for some milliseconds at a time."""
         self._unread = self._unread + data if self._unread else data
-        if self._read_turn():
-            self.flow.end_turn(self._read_turn)
+        if not self._has_turn and self._read_turn():
+            self._take_turns()
 
     def eof_received(self) -> bool:
         """Close with the other side."""
@@ -81,8 +84,9 @@ class Link(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the response: whole if it was one without a length, else broken off."""
-        while self._read_turn():
-            pass
+        rest, self._unread = self._unread, b""
+        if rest and not self._fault:
+            self._feed(rest)
         self.lost = True
         if self.upgraded or (self._until_close and exc is None):
             self.complete = True
@@ -103,20 +107,29 @@ class Link(asyncio.Protocol):
     # --- reading ---
 
     def _read_turn(self) -> bool:
-        """Parse until this turn is over; tell whether something is left."""
+        """Parse until this turn is over or enough waits; tell whether there is something for the next one."""
         data, self._unread = self._unread, b""
         over = time.monotonic() + TURN_SECONDS
         position = 0
-        while position < len(data) and not self._fault:
+        while position < len(data) and not self._fault and self._buffered <= HIGH_WATER:
             self._feed(data[position : position + _SLICE])
             position += _SLICE
             if time.monotonic() > over:
                 break
         self._unread = b"" if self._fault else data[position:]
-        if self._buffered > HIGH_WATER:
+        full = self._buffered > HIGH_WATER
+        if full:
             self.flow.pause_reading()
         self._news.set()
-        return bool(self._unread)
+        return bool(self._unread) and not full
+
+    def _take_turns(self) -> None:
+        self._has_turn = True
+        self.flow.end_turn(self._next_turn)
+
+    def _next_turn(self) -> bool:
+        self._has_turn = self._read_turn()
+        return self._has_turn
 
     def _feed(self, data: bytes) -> None:
         if self.upgraded:
@@ -145,7 +158,7 @@ class Link(asyncio.Protocol):
 
     def _put(self, data: bytes) -> None:
         self._parts.append(data)
-        self._buffered += len(data)
+        self._buffered += len(data) + _PART_BYTES
 
     def _fail(self, why: str) -> None:
         self._fault = self._fault or why
@@ -226,6 +239,8 @@ class Link(asyncio.Protocol):
         self._buffered = 0
         if not self.lost:
             self.flow.resume_reading()
+            if self._unread and not self._has_turn:
+                self._take_turns()
         return data
 
     @property

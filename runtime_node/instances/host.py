@@ -114,7 +114,7 @@ class InstanceHost:
         app = rules.app_id(request.name)
         successor = None
         if home is not None:
-            move = Move(app, uid, request.epoch, home, tuple(request.moved_to.domains))
+            move = Move(app, uid, request.epoch, home, tuple(request.new_home.domains))
             successor = self._registry.moved(move, instance.gate.limits if instance is not None else None)
         if request.purge_data:
             self._purges.ask(app, uid)
@@ -262,17 +262,17 @@ class InstanceHost:
 
 def _new_home(request: StopInstanceRequest) -> Target | None:
     """Return where the app has moved to, if it has. Raises INVALID_FIELD."""
-    if not request.HasField("moved_to"):
+    if not request.HasField("new_home"):
         return None
-    moved_to = request.moved_to
+    new_home = request.new_home
     try:
-        home = parse_target(moved_to.http_address, moved_to.node)
+        home = parse_target(new_home.http_address, new_home.node)
     except ValueError as error:
-        raise invalid_field("moved_to.http_address", str(error)) from None
+        raise invalid_field("new_home.http_address", str(error)) from None
     broken = [
         violation
-        for index, domain in enumerate(moved_to.domains)
-        for violation in domain_violations(f"moved_to.domains[{index}]", domain)
+        for index, domain in enumerate(new_home.domains)
+        for violation in domain_violations(f"new_home.domains[{index}]", domain)
     ]
     if broken:
         raise invalid_fields(broken)

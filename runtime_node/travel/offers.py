@@ -10,7 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,8 @@ class Offer:
     """Set while nothing of the app runs here."""
     stream: int = 0
     """Number of the newest stream: it ends the one before."""
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Whoever reads a block for a stream, or begins another."""
     open_streams: int = 0
     used: float = field(default_factory=time.monotonic)
 
@@ -115,14 +117,13 @@ class Offers:
         offer = self._offers.get(uid) if uid is not None else None
         if offer is None:
             raise SupervisorError("TICKET_INVALID", "The ticket is unknown, used or too old.")
-        offer.stream += 1
+        async with offer.turn:
+            offer.stream += 1
+            number = offer.stream
         offer.open_streams += 1
-        number = offer.stream
         try:
-            async with aclosing(self._messages(offer, request)) as messages:
+            async with aclosing(self._messages(offer, request, number)) as messages:
                 async for message in messages:
-                    if offer.stream != number:
-                        raise SupervisorError("TICKET_INVALID", "Another stream has taken this one's place.")
                     yield message
                     offer.used = self._clock()
         finally:
@@ -130,14 +131,15 @@ class Offers:
             offer.used = self._clock()
 
     async def _messages(
-        self, offer: Offer, request: pb.ReadDataRequest
+        self, offer: Offer, request: pb.ReadDataRequest, number: int
     ) -> AsyncGenerator[pb.ReadDataResponse, None]:
         freeze_id, reading = offer.freeze_id, offer.reading
         yield pb.ReadDataResponse(session=offer.session, total_bytes=offer.total_bytes)
         count = skipped = 0
-        begin = True
+        begin, changed = True, bool(freeze_id)
         while reading is not None:
-            found, skipped = await reading.entries(begin=begin, after=request.path, changed=bool(freeze_id))
+            async with _newest(offer, number):
+                found, skipped = await reading.entries(begin=begin, after=request.path, changed=changed)
             if not found:
                 break
             begin = False
@@ -146,18 +148,20 @@ class Offers:
             for entry in found:
                 if entry["kind"] != "file" or entry.get("same"):
                     continue
-                offset = request.offset if entry["path"] == request.path else 0
-                while (
-                    block := await reading.block(entry["path"], offset, changed=bool(freeze_id))
-                ) is not None:
-                    offset = block.offset + len(block.data)
-                    yield pb.ReadDataResponse(
-                        block=pb.ReadDataResponse.Block(
-                            path=entry["path"], offset=block.offset, data=block.data, digest=block.digest
-                        )
-                    )
-                    if len(block.data) < BLOCK_BYTES:
+                path, more = entry["path"], True
+                offset = request.offset if path == request.path else 0
+                while more:
+                    # What was read for a stream that is not read any more would be taken for sent.
+                    async with _newest(offer, number):
+                        block = await reading.block(path, offset, changed=changed)
+                    if block is None:
                         break
+                    offset = block.offset + len(block.data)
+                    more = len(block.data) == BLOCK_BYTES
+                    told = pb.ReadDataResponse.Block(
+                        path=path, offset=block.offset, data=block.data, digest=block.digest
+                    )
+                    yield pb.ReadDataResponse(block=told)
         if freeze_id != offer.freeze_id:
             raise SupervisorError("DATA_NOT_MOVED", "The app was started again meanwhile.")
         end = pb.ReadDataResponse.End(freeze_id=freeze_id, entry_count=count, skipped_count=skipped)
@@ -174,7 +178,8 @@ class Offers:
         offer = self._offers.pop(uid, None)
         self._tickets.drop(uid)
         if offer is not None:
-            offer.stream += 1
+            async with offer.turn:
+                offer.stream += 1
             offer.freeze_id = ""
             if offer.reading is not None:
                 await offer.reading.close()
@@ -191,6 +196,14 @@ class Offers:
         """End all offers: the node shuts down."""
         for uid in list(self._offers):
             await self.close(uid)
+
+
+@asynccontextmanager
+async def _newest(offer: Offer, number: int) -> AsyncIterator[None]:
+    async with offer.turn:
+        if offer.stream != number:
+            raise SupervisorError("TICKET_INVALID", "Another stream has taken this one's place.")
+        yield
 
 
 def _entry(found: dict[str, Any]) -> Entry:

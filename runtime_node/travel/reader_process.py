@@ -99,13 +99,20 @@ class Reader:
         """
         if begin or self._listing is None:
             self._skipped = 0
+            if not changed:
+                # What is sent again, or stood at the place of something else, is no more as it was sent.
+                self._sent = {path: blocks for path, blocks in self._sent.items() if path <= after}
+                self._signatures = {path: it for path, it in self._signatures.items() if path <= after}
             for path in list(self._open):
                 self._close(path)  # another file may stand there by now
             self._listing = iter(sorted(self._walk(), key=lambda entry: str(entry["path"])))
         page: list[dict[str, Any]] = []
         for entry in self._listing:
             if entry["path"] >= after:
-                if changed and entry["kind"] == "file":
+                if entry["kind"] != "file":
+                    self._sent.pop(entry["path"], None)
+                    self._signatures.pop(entry["path"], None)
+                elif changed:
                     entry["same"] = self._is_same(entry["path"])
                 page.append(entry)
                 if len(page) == count:
@@ -191,12 +198,14 @@ class Reader:
             if len(data) < BLOCK_BYTES:
                 self._close(path)
             digest = hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
-            if not changed or sent.get(offset) != digest:
+            if not changed:
                 sent[offset] = digest
-                return offset, data, digest
-            if len(data) < BLOCK_BYTES:
-                return None
-            offset += BLOCK_BYTES
+            elif sent.get(offset) == digest:
+                if len(data) < BLOCK_BYTES:
+                    return None
+                offset += BLOCK_BYTES
+                continue
+            return offset, data, digest
         self._close(path)
         return None
 
@@ -222,6 +231,14 @@ class Reader:
         file = open(self._descriptor(path, 0), "rb", buffering=0)  # noqa: SIM115 - closed once it is read
         self._open[path] = file
         return file
+
+    def close(self) -> None:
+        """Let logs be reset again, and close all files."""
+        for database, _ in self._pinned.values():
+            database.close()
+        self._pinned.clear()
+        for path in list(self._open):
+            self._close(path)
 
     def _close(self, path: str) -> None:
         if path not in self._pinned and path in self._open:
@@ -256,6 +273,7 @@ def main() -> None:
             answer = {"error": f"{fault.strerror or fault} ({fault.filename or reader})"}
         answers.write(json.dumps(answer).encode() + b"\n" + data)
         answers.flush()
+    reader.close()
 
 
 def _answer(reader: Reader, command: dict[str, Any]) -> tuple[dict[str, Any], bytes]:

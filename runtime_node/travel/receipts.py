@@ -170,6 +170,7 @@ class Receipts:
         known.task = background(self._finish(app, known, address, ticket, freeze_id), f"receive {app}")
         await asyncio.shield(known.task)
         if known.told.freeze_id != freeze_id:
+            await self._forget(uid, known)
             raise SupervisorError("DATA_NOT_MOVED", known.told.message or "It was called off.")
         return self.told(uid)
 
@@ -177,13 +178,15 @@ class Receipts:
         self, app: str, receiving: _Receiving, address: str, ticket: bytes, freeze_id: str
     ) -> None:
         told = receiving.told
+        # Until all of it is there what is here is neither as it was copied nor as it is now.
+        told.state = Receipt.ABSENT
         try:
             request = pb.ReadDataRequest(ticket=ticket)
             await receiving.finish(self._source(address, request, SILENCE_SECONDS), freeze_id)
         except SupervisorError as failure:
-            told.state, told.message = Receipt.COPIED, failure.message
+            told.message = failure.message
         except OSError as fault:
-            told.state, told.message = Receipt.COPIED, _why(fault)
+            told.message = _why(fault)
         done = told.freeze_id == freeze_id
         log.info(
             "data arrived" if done else f"the rest of the data is missing: {told.message}",

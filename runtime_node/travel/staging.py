@@ -36,6 +36,7 @@ class Staging:
         self._files: set[str] = set()
         """Written and not yet on the disk."""
         self._folders: set[Path] = set()
+        self._last = False
 
     def create(self) -> None:
         """Begin with nothing; what the app has in its place here already is put aside, unless it left it."""
@@ -44,8 +45,12 @@ class Staging:
         self._root.mkdir(mode=0o700, parents=True)
 
     def begin_pass(self) -> None:
-        """Have what is not named by an entry from now on removed at the end."""
+        """Begin the last pass: what no entry names from now on is removed at the end, what is longer is cut.
+
+        Before that nothing is: it would be missing where the source believes it sent.
+        """
         self._kept = {}
+        self._last = True
 
     def take(self, entries: Iterable[Entry]) -> None:
         """Make files and folders as entries say."""
@@ -68,7 +73,7 @@ class Staging:
         new = not path.exists()
         descriptor = os.open(path, _WRITE, 0o600)
         try:
-            if os.fstat(descriptor).st_size > entry.size_bytes:
+            if self._last and os.fstat(descriptor).st_size > entry.size_bytes:
                 os.ftruncate(descriptor, entry.size_bytes)
                 self._files.add(entry.path)
         finally:

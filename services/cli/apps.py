@@ -232,7 +232,7 @@ def move(
     etag: Etag = "",
     validate_only: DryRun = False,
 ) -> None:
-    """Bring an app to another node, without a lost request. One with its SQLite database there stays.
+    """Bring an app to another node, without a lost request, and its SQLite database with it.
 
     Example: appsupervisor move shop --to node-2
     """

@@ -9,7 +9,7 @@ from typing import Any
 
 from services.gateway import answers
 from services.gateway.answers import Problem
-from services.gateway.resources import ROUTE_HEADER, STREAM_IDLE_SECONDS, parsed, quoted, typed
+from services.gateway.resources import ROUTE_HEADER, SCRIPT, STREAM_IDLE_SECONDS, parsed, quoted, typed
 from services.gateway.xds.cache import LISTENER
 
 NAME = "apps"
@@ -24,6 +24,7 @@ BUFFER_BYTES = 64 * 1024
 _HCM = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _FROM_CONTROL_PLANE = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
 
+_NOTES = "appsupervisor"
 _PEER = "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"
 _FORGED = ("x-forwarded", "x-appsupervisor", "x-envoy")
 """What headers begin with that say something a client cannot know, or that only this side may say."""
@@ -64,7 +65,7 @@ def _manager(spec: ListenerSpec) -> dict[str, Any]:
             "name": NAME,
             "scope_key_builder": {
                 "fragments": [
-                    {"header_value_extractor": {"name": ROUTE_HEADER, "element_separator": "\n", "index": 0}}
+                    {"header_value_extractor": {"name": ROUTE_HEADER, "element_separator": ":", "index": 0}}
                 ]
             },
             "rds_config_source": _FROM_CONTROL_PLANE,
@@ -82,6 +83,7 @@ def _manager(spec: ListenerSpec) -> dict[str, Any]:
                         {"remove": "forwarded"},
                         {"remove": "x-real-ip"},
                         {"append": {"header": {"key": "x-forwarded-for", "value": _PEER}}},
+                        {"append": {"header": {"key": ROUTE_HEADER, "value": "%REQ(:AUTHORITY)%"}}},
                     ],
                 ),
             }
@@ -105,12 +107,13 @@ def _manager(spec: ListenerSpec) -> dict[str, Any]:
         "upgrade_configs": [{"upgrade_type": "websocket"}],
         "http_filters": [
             {
-                "name": "route",
+                "name": SCRIPT,
                 "typed_config": typed(
                     "envoy.extensions.filters.http.lua.v3.Lua",
                     default_source_code={"inline_string": script(spec.base_domains, spec.path_hosts)},
                 ),
             },
+            *([_note_route()] if spec.access_log else []),
             {
                 "name": "router",
                 "typed_config": typed(
@@ -187,10 +190,23 @@ def _mapper(which: dict[str, Any], problem: Problem) -> dict[str, Any]:
     }
 
 
+def _note_route() -> dict[str, Any]:
+    """Return the filter that keeps the name by which the app was found, for the log."""
+    rewrite = {"pattern": {"regex": ":[0-9]*$"}, "substitution": ""}
+    note = {"metadata_namespace": _NOTES, "key": "route", "regex_value_rewrite": rewrite}
+    return {
+        "name": "note",
+        "typed_config": typed(
+            "envoy.extensions.filters.http.header_to_metadata.v3.Config",
+            request_rules=[{"header": ROUTE_HEADER, "on_header_present": note}],
+        ),
+    }
+
+
 def _access_log(path: str) -> dict[str, Any]:
     fields = {
         "time": "%START_TIME(%Y-%m-%dT%H:%M:%S.%3fZ)%",
-        "app": "%DYNAMIC_METADATA(appsupervisor:route)%",
+        "route": f"%DYNAMIC_METADATA({_NOTES}:route)%",
         "method": "%REQ(:METHOD)%",
         "authority": "%REQ(:AUTHORITY)%",
         "path": "%REQ(:PATH)%",

@@ -16,7 +16,9 @@ from services.gateway.xds.cache import CLUSTER, ROUTES, SCOPE
 from services.gateway.xds.messages import TYPE_PREFIX, message
 
 ROUTE_HEADER = "x-appsupervisor-route"
-"""By which a request's scope is found; route.lua sets it, and no client can."""
+"""By which a request's scope is found; the host, or what route.lua has found."""
+SCRIPT = "route"
+"""Name of the filter that runs route.lua."""
 OWN_HEADERS = (ROUTE_HEADER, "x-appsupervisor-miss", "x-appsupervisor-value")
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
@@ -51,16 +53,6 @@ def typed(name: str, **content: Any) -> dict[str, Any]:
 # --- names ---
 
 
-def app_key(app_id: str) -> str:
-    """Return the key of an app's own name."""
-    return "a:" + app_id
-
-
-def domain_key(domain: str) -> str:
-    """Return the key of a custom domain."""
-    return "d:" + domain.lower()
-
-
 def cluster_name(nodes: Sequence[str]) -> str:
     """Return the name of the cluster of a group of nodes."""
     return "+".join(nodes)
@@ -74,7 +66,7 @@ def routes_name(destination: Destination) -> str:
 
 
 def keeper_name(routes: str) -> str:
-    """Return the key of the scope that makes an Envoy keep routes; no request has it."""
+    """Return the key of the scope that makes an Envoy keep routes: no host name, so no request has it."""
     return "k:" + routes
 
 
@@ -97,6 +89,8 @@ def routes(destination: Destination) -> Any:
     content: dict[str, Any] = {
         "name": name,
         "request_headers_to_remove": [*OWN_HEADERS, "x-envoy-external-address"],
+        # What has found its routes needs no script to find them.
+        "typed_per_filter_config": {SCRIPT: typed("envoy.config.route.v3.FilterConfig", disabled=True)},
         "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": _rules(destination)}],
     }
     if not destination.nodes:

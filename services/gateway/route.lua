@@ -1,5 +1,5 @@
--- Finds the app a request names, by the rules of a node's own front (runtime_node/http/router.py): its name under a
--- base domain, a custom domain, X-App, the path. What it finds is the key of a scope; without one, why there is none.
+-- Runs for what Envoy has found no scope for by the host as it came: finds the app a request names by the rules of a
+-- node's own front (runtime_node/http/router.py), or says why there is none. A scope's key is a host name.
 local BASES = {--[[BASES]]}
 local PATH_HOSTS = {--[[PATH_HOSTS]]}
 local ROUTE, MISS, VALUE = "x-appsupervisor-route", "x-appsupervisor-miss", "x-appsupervisor-value"
@@ -21,31 +21,22 @@ local function is_id(text)
   return #text <= 63 and string.find(text, "^[a-z0-9][a-z0-9-]*$") ~= nil and string.sub(text, -1) ~= "-"
 end
 
-local function found(handle, headers, key, miss, value)
-  headers:add(ROUTE, key)
+local function look_again(handle, headers, key, miss, value)
+  headers:replace(ROUTE, key)
   headers:add(MISS, miss)
   headers:add(VALUE, value)
-  handle:streamInfo():dynamicMetadata():set("appsupervisor", "route", key)
   handle:clearRouteCache()
-end
-
-local function missed(headers, miss)
-  headers:add(MISS, miss)
 end
 
 function envoy_on_request(handle)
   local headers = handle:headers()
   local host, is_address = host_of(headers:get(":authority") or "")
   if host == nil then
-    return missed(headers, "malformed")
+    return headers:add(MISS, "malformed")
   end
   for _, base in ipairs(BASES) do
     if #host > #base and string.sub(host, -#base) == base then
-      local app = string.sub(host, 1, -#base - 1)
-      if string.find(app, ".", 1, true) == nil then
-        return found(handle, headers, "a:" .. app, "host", host)
-      end
-      return found(handle, headers, "d:" .. host, "host", host)
+      return look_again(handle, headers, host, "host", host)
     end
   end
   local app = headers:get("x-app")
@@ -55,13 +46,13 @@ function envoy_on_request(handle)
     app = string.match(headers:get(":path") or "", "^/apps/([^/?]+)")
   end
   if not (is_address or PATH_HOSTS[host] or host == "" or string.sub(host, -10) == ".localhost") then
-    return found(handle, headers, "d:" .. host, app and "foreign" or "nobody", host)
+    return look_again(handle, headers, host, app and "foreign" or "nobody", host)
   end
   if app == nil then
-    return missed(headers, "nobody")
+    return headers:add(MISS, "nobody")
   end
   if not is_id(app) then
-    return missed(headers, by)
+    return headers:add(MISS, by)
   end
-  return found(handle, headers, "a:" .. app, by, app)
+  return look_again(handle, headers, app .. BASES[1], by, app)
 end

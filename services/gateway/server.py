@@ -48,7 +48,7 @@ class Gateway:
             self.port = port or _free_port(host)
             cache = ResourceCache()
             cache.put(LISTENER, "apps", listener(self._listener_spec(host)))
-            table = RoutingTable(cache)
+            table = RoutingTable(cache, settings.base_domain.split(","))
             servicer = DiscoveryServicer(cache)
             # 2. Envoys may ask, and wait for an answer until apps and nodes are known.
             server = RpcServer(

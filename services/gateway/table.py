@@ -6,7 +6,7 @@ An app is a scope for each of its names; routes and clusters are shared by all a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
@@ -27,8 +27,10 @@ class _Routed:
 class RoutingTable:
     """The apps and nodes by name, and the resources that follow from them. Belongs to the cache's loop."""
 
-    def __init__(self, cache: ResourceCache) -> None:
+    def __init__(self, cache: ResourceCache, base_domains: Sequence[str] = ("localhost",)) -> None:
+        """Each app answers as `{app}.{base_domain}` of each base domain."""
         self._cache = cache
+        self._base_domains = tuple(base_domains)
         self._apps: dict[str, _Routed] = {}
         self._addresses: dict[str, str] = {}
         # A domain goes over from one app to another in two changes, which may come in either order.
@@ -50,7 +52,7 @@ class RoutingTable:
 
     def put_app(self, app: App) -> None:
         """Make an app answer where it is now."""
-        routed = _Routed(_keys(app), destination_of(app))
+        routed = _Routed(self._keys(app), destination_of(app))
         before = self._apps.get(app.name)
         if routed == before:
             return
@@ -69,6 +71,19 @@ class RoutingTable:
         before = self._apps.pop(name, None)
         if before is not None:
             self._withdraw(name, before, kept=())
+
+    def _keys(self, app: App) -> tuple[str, ...]:
+        """Return the host names that lead to an app."""
+        app_id = app.name.removeprefix("apps/")
+        own = [f"{app_id}.{base}" for base in self._base_domains]
+        # As on a node: right below a base domain are apps' own names, and no other app's.
+        others = {domain.lower() for domain in app.domains if not self._is_an_apps_own(domain.lower())}
+        return (*own, *sorted(others))
+
+    def _is_an_apps_own(self, domain: str) -> bool:
+        return any(
+            domain.endswith(f".{base}") and "." not in domain[: -len(base) - 1] for base in self._base_domains
+        )
 
     def _claim(self, key: str, app: str) -> None:
         claims = self._claims.get(key, ())
@@ -151,8 +166,3 @@ class RoutingTable:
     def _put_cluster(self, nodes: tuple[str, ...]) -> None:
         addresses = [self._addresses[node] for node in nodes if self._addresses.get(node)]
         self._cache.put(CLUSTER, resources.cluster_name(nodes), resources.cluster(nodes, addresses))
-
-
-def _keys(app: App) -> tuple[str, ...]:
-    own = resources.app_key(app.name.removeprefix("apps/"))
-    return (own, *sorted({resources.domain_key(domain) for domain in app.domains}))

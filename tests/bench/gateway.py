@@ -40,8 +40,8 @@ worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log stderr crit;
 events {{ worker_connections 1024; }}
 http {{
   access_log off; keepalive_requests 1000000; client_body_temp_path {folder}/body;
-  proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi;
-  uwsgi_temp_path {folder}/uwsgi; scgi_temp_path {folder}/scgi;
+  proxy_temp_path {folder}/proxy; fastcgi_temp_path {folder}/fastcgi; uwsgi_temp_path {folder}/uwsgi;
+  scgi_temp_path {folder}/scgi;
   {servers}
 }}
 """
@@ -49,8 +49,8 @@ ANSWERS = "server {{ listen 127.0.0.1:{port}; location / {{ return 200 '{text}';
 PROXY = """
   upstream one {{ server 127.0.0.1:{upstream}; keepalive 64; keepalive_requests 1000000; }}
   server {{ listen 127.0.0.1:{port}; location / {{
-    proxy_pass http://one; proxy_http_version 1.1; proxy_set_header Connection "";
-    proxy_set_header Host $host;
+    proxy_pass http://one; proxy_http_version 1.1;
+    proxy_set_header Connection ""; proxy_set_header Host $host;
     proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Request-Id $request_id;
   }} }}"""
 
@@ -61,7 +61,9 @@ def nginx(servers: str) -> Iterator[int]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "nginx.conf"
         path.write_text(UPSTREAM.format(folder=folder, servers=servers))
-        process = subprocess.Popen([shutil.which("nginx") or "/usr/sbin/nginx", "-c", str(path)])
+        # In a session of its own, as the gateway's Envoy is: the kernel shares a busy machine among sessions.
+        command = [shutil.which("nginx") or "/usr/sbin/nginx", "-c", str(path)]
+        process = subprocess.Popen(command, start_new_session=True)
         try:
             parent = psutil.Process(process.pid)
             while not parent.children():

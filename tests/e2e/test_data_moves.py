@@ -42,11 +42,13 @@ def is_ready(stack: Stack, node: str) -> bool:
 
 
 class Writer:
-    """Writes numbered rows at whichever node answers, and remembers which were acknowledged."""
+    """Writes numbered rows at some nodes in turn, and remembers which were acknowledged."""
 
-    def __init__(self, stack: Stack, app_id: str) -> None:
+    def __init__(self, stack: Stack, app_id: str, *nodes: str, begin: int = 1) -> None:
         self._stack = stack
         self._app_id = app_id
+        self._nodes = nodes or tuple(stack.nodes)
+        self._next = begin
         self.acknowledged: list[int] = []
         self.failures: set[str] = set()
         self._ended = threading.Event()
@@ -65,10 +67,9 @@ class Writer:
         eventually(lambda: len(self.acknowledged) > before + 5, f"rows are written: {self.failures}")
 
     def _run(self) -> None:
-        number = 0
         while not self._ended.wait(0.002):
-            number += 1
-            for node in self._stack.nodes:
+            number, self._next = self._next, self._next + 1
+            for node in self._nodes:
                 status, text = self._stack.http(self._app_id, f"/?n={number}", "POST", node=node)
                 if status == 200:
                     self.acknowledged.append(number)
@@ -119,11 +120,13 @@ def test_every_acknowledged_row_goes_along(two_nodes: Stack, wal: bool, isolatio
     app.config.update({"wal": wal, "padding_mib": 8})
     stack.create("shop", ENTRYPOINT, isolation=isolation, config=app.config)
     first = home_of(stack, "shop")
-    with Writer(stack, "shop") as writer:
+    # It keeps to the address that it knows: what is held there is forwarded once the app is elsewhere.
+    with Writer(stack, "shop", first) as writer:
         writer.goes_on()
         operation = move(stack, "shop", other(first))
         stack.result(operation)
         writer.goes_on()
+    assert writer.failures == set()
     eventually(lambda: home_of(stack, "shop") == other(first), "it serves at its new node alone")
     assert set(writer.acknowledged) <= rows_at(stack, "shop", other(first))
     eventually(lambda: copies(stack, "shop") == [other(first)], "one node has its data")
@@ -134,3 +137,61 @@ def test_every_acknowledged_row_goes_along(two_nodes: Stack, wal: bool, isolatio
     assert told.HasField("hold_duration")
     events = stack.apps.ListAppEvents(catalog.ListAppEventsRequest(parent="apps/shop"), timeout=DEADLINE)
     assert "DataMoved" in {it.type for it in events.app_events}
+
+
+MOMENTS = {"copying": "travel.offered", "frozen": "travel.frozen", "arrived": "travel.arrived"}
+"""What the source's or the target's log says when a move has come so far."""
+
+
+@pytest.mark.chaos
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("victim", ["source", "target", "control plane"])
+def test_whoever_is_killed_on_the_way_one_node_has_every_acknowledged_row(
+    two_nodes: Stack, victim: str
+) -> None:
+    stack = two_nodes
+    app = catalog.App()
+    app.config.update({"padding_mib": 32})
+    stack.create("shop", ENTRYPOINT, isolation=InstanceSpec.SHARED, config=app.config)
+    acknowledged: set[int] = set()
+    for moment, told in MOMENTS.items():
+        first = eventually(lambda: home_of(stack, "shop"), "it serves at one node")
+        process = {"source": stack.nodes[first], "target": stack.nodes[other(first)]}
+        killed = process.get(victim, stack.control_plane)
+        said = {name: node.text().count(told) for name, node in stack.nodes.items()}
+        with Writer(stack, "shop", begin=max(acknowledged, default=0) + 1) as writer:
+            writer.goes_on()
+            move(stack, "shop", other(first))
+            come_so_far = lambda said=said, told=told: any(  # noqa: E731
+                node.text().count(told) > said[name] for name, node in stack.nodes.items()
+            )
+            eventually(come_so_far, f"the move is {moment}")
+            killed.kill()
+            killed.start()
+            stack.wait_until_called()
+            eventually(lambda: home_of(stack, "shop"), f"it serves at one node after {moment}", 3 * DEADLINE)
+            writer.goes_on()
+        acknowledged |= set(writer.acknowledged)
+        home = eventually(lambda: home_of(stack, "shop"), "it serves at one node")
+        assert acknowledged <= rows_at(stack, "shop", home), (victim, moment)
+        eventually(lambda home=home: copies(stack, "shop") == [home], "one node has its data", 2 * DEADLINE)
+
+
+def test_a_drain_takes_data_along_and_a_stopped_app_too(two_nodes: Stack) -> None:
+    stack = two_nodes
+    stack.create("shop", ENTRYPOINT, isolation=InstanceSpec.SHARED)
+    first = home_of(stack, "shop")
+    assert stack.http("shop", "/?n=1", "POST", node=first)[0] == 200
+    drain = fleet.DrainNodeRequest(name=f"{NODES}/{first}")
+    done = stack.wait(stack.fleet.DrainNode(drain, timeout=DEADLINE))
+    assert done.WhichOneof("result") == "response", done
+    eventually(lambda: home_of(stack, "shop") == other(first), "it serves at the other node")
+    assert rows_at(stack, "shop", other(first)) == {1}
+    stack.result(stack.apps.StopApp(catalog.StopAppRequest(name="apps/shop"), timeout=DEADLINE))
+    stack.fleet.UncordonNode(fleet.UncordonNodeRequest(name=f"{NODES}/{first}"), timeout=DEADLINE)
+    app = stack.result(move(stack, "shop", first))
+    assert app.state == Instance.STOPPED
+    eventually(lambda: copies(stack, "shop") == [first], "one node has its data")
+    stack.result(stack.apps.StartApp(catalog.StartAppRequest(name="apps/shop"), timeout=DEADLINE))
+    assert rows_at(stack, "shop", first) == {1}

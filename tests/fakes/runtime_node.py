@@ -21,6 +21,7 @@ import grpc
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
+from appsupervisor.runtime.v1.data_transfers_pb2_grpc import add_DataTransfersServicer_to_server
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import (
     RuntimeEnvironmentServicer,
     add_RuntimeEnvironmentServicer_to_server,
@@ -36,6 +37,7 @@ from services.rpc.feed import ChangeFeed
 from services.rpc.server import RpcServer, Service
 from services.spec.effective import effective_limits
 from services.spec.scalars import seconds
+from tests.fakes.data_transfers import FakeTransfers, FakeTransfersServicer
 from tests.fakes.logs import FakeLogs
 
 SERVICE = "appsupervisor.runtime.v1.RuntimeEnvironment"
@@ -68,6 +70,10 @@ class Disk:
     """Uids of the apps that have data here."""
     apps: dict[str, str] = field(default_factory=dict)
     """The id of the app that each of them is, or was."""
+    left: set[str] = field(default_factory=set)
+    """Uids of the apps that have gone to another node, and whose copies are here still."""
+    ran: dict[str, list[str]] = field(default_factory=dict)
+    """What is in the data of each app: the starts that have used it, as node and epoch."""
     stuck: dict[str, str] = field(default_factory=dict)
     """Uids of the apps whose data cannot be removed, each with the reason."""
 
@@ -108,11 +114,17 @@ class FakeNode:
         """Uids whose data was removed."""
         self._unpurged: dict[str, _Hosted] = {}
         self.address = ""
+        self.killed = False
+        self.transfers = FakeTransfers(self)
         self.draining = False
         self.refuse: SupervisorError | None = None
         """While set, every unary call is answered with it, and each of a batch."""
         self.used_memory_bytes = 0
         """What its heartbeats tell."""
+        self.forwards = False
+        """Whether it says that it forwards, as a node of before does not."""
+        self.forwarding: dict[str, tuple[int, str]] = {}
+        """By app uid: the epoch under which it was told where the app is now, and the node."""
         self.knows_batches = True
         """False of a node of an older version."""
         self.lists = asyncio.Event()
@@ -140,12 +152,18 @@ class FakeNode:
     async def start(self, listen: str = "127.0.0.1:0") -> str:
         """Serve; return the address."""
         service = Service(SERVICE, add_RuntimeEnvironmentServicer_to_server, _Servicer(self))
-        self._server = RpcServer([service])
+        transfers = Service(
+            "appsupervisor.runtime.v1.DataTransfers",
+            add_DataTransfersServicer_to_server,
+            FakeTransfersServicer(self.transfers),
+        )
+        self._server = RpcServer([service, transfers])
         self.address = f"127.0.0.1:{await self._server.start(listen)}"
         return self.address
 
     async def kill(self) -> None:
         """End as a killed process does: no drain, no word to anybody."""
+        self.killed = True
         for hosted in self._hosted.values():
             if hosted.task is not None:
                 hosted.task.cancel()
@@ -182,6 +200,16 @@ class FakeNode:
         go = asyncio.Event()
         self.behaviours[entrypoint] = Behaviour(held=go)
         return go
+
+    async def end_all(self, uid: str) -> None:
+        """Stop all instances of an app, and wait until they are gone."""
+        tasks = []
+        for hosted in [it for it in self._hosted.values() if it.spec.app_uid == uid]:
+            self._stop(hosted)
+            if hosted.task is not None:
+                tasks.append(hosted.task)
+        if tasks:
+            await asyncio.wait(tasks)
 
     def crash(self, name: str, reason: str = "APP_CRASHED", message: str = "It ended by itself.") -> None:
         """Let a running instance end with an error and stay failed."""
@@ -242,6 +270,7 @@ class FakeNode:
             draining=self.draining,
             node_uid=self.disk.uid,
             lease=lease_message(self.lease),
+            forwarding=pb.Forwarding(app_count=len(self.forwarding)) if self.forwards else None,
         )
 
     def renew_lease(self, request: pb.RenewLeaseRequest) -> pb.Lease:
@@ -278,6 +307,7 @@ class FakeNode:
             raise SupervisorError("NODE_FULL", "The node is full.", resource=self.node)
         self._fences[spec.app_uid] = version
         self._purges.discard(spec.app_uid)
+        self.transfers.accepted(spec.app_uid)
         self._forget_unpurged(spec.app_uid)
         hosted = self._hosted[spec.name] = _Hosted(
             _copy_spec(spec), self._accepted(spec, start_now=start_now)
@@ -300,6 +330,9 @@ class FakeNode:
         uid = hosted.spec.app_uid if hosted is not None else request.app_uid
         if uid:
             self._fences[uid] = max(self._fences.get(uid, (0, 0)), (request.epoch, 0))
+        if request.HasField("new_home"):
+            told = request.epoch, request.new_home.node
+            self.forwarding[uid] = max(told, self.forwarding.get(uid, told), key=lambda it: it[0])
         if request.purge_data:
             self._purges.add(uid)
         if hosted is None:
@@ -486,7 +519,11 @@ class FakeNode:
         if hosted.spec.requires_existing_data and local and uid not in self.disk.data:
             self._fail(hosted, "DATA_MISSING", "Its data is not here.")
             return
+        if uid not in self.disk.data:
+            self.disk.ran[uid] = []
+        self.disk.left.discard(uid)
         self.disk.data.add(uid)
+        self.disk.ran.setdefault(uid, []).append(f"{self.node.rpartition('/')[2]} e{hosted.spec.epoch}")
         self.disk.apps[uid] = rules.app_id(hosted.spec.name)
         if behaviour.fails is not None:
             self._fail(hosted, *behaviour.fails)
@@ -581,6 +618,7 @@ class FakeNode:
         if uid in self._purges and not self._here(uid) and uid not in self.disk.stuck:
             self._purges.discard(uid)
             self.disk.data.discard(uid)
+            self.transfers.purge(uid)
             self.purged.append(uid)
             self.logs.entries.pop(uid, None)
             self.logs.look()

@@ -71,7 +71,7 @@ def begin_move(tx: Transaction, record: AppRecord, node: str, reason: str, why: 
 
 
 def is_coming(placements: Iterable[PlacementRecord], source: str) -> bool:
-    """Tell whether an app, of several replicas that on `source`, is being started on another node."""
+    """Tell whether an app, of several replicas the one on `source`, is being started on another node."""
     known = list(placements)
     here = {it.replica for it in known if it.node == source}
     coming = [it for it in known if it.role is Role.INCOMING and it.node != source]

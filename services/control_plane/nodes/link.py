@@ -130,10 +130,6 @@ class NodeLink:
         for name, told in figures.items():
             self._note_in_flight(name, told.in_flight_count + told.queued_count)
 
-    def _forget_figures(self, instance: Instance, *, gone: bool) -> None:
-        if gone or instance.state != Instance.RUNNING:
-            self._note_in_flight(instance.name, 0)
-
     def _note_in_flight(self, name: str, count: int) -> None:
         app = name.partition("/instances/")[0]
         if count:
@@ -283,7 +279,6 @@ class NodeLink:
                     self.memory_bytes = message.memory_bytes
                 if message.type == Message.HEARTBEAT and self.synced:
                     self._renewals.answer(message)
-                    self._note_figures(message.figures)
                 self._take(message)
                 if message.type == Message.SYNCED:
                     if self._deadline is not None:
@@ -321,30 +316,40 @@ class NodeLink:
 
     def _take(self, message: Message) -> None:
         """Apply one message to the view."""
-        if message.type == Message.SYNCED:
-            self._in_flight.clear()  # the next heartbeat tells all
-            before = set(self._apps)
-            self._apps, self._incoming = self._incoming or {}, None
-            self._hindered.clear()
-            self.synced, self.given_up = True, False
-            for app in before | set(self._apps):
-                self._index(app)
-            self._listener.changed(before | set(self._apps))
-            return
-        if message.type not in (Message.UPSERT, Message.REMOVE):
-            return
+        if message.type == Message.HEARTBEAT:
+            self._note_figures(message.figures)
+        elif message.type == Message.SYNCED:
+            self._sync()
+        elif message.type in (Message.UPSERT, Message.REMOVE):
+            self._note_instances(message)
+
+    def _sync(self) -> None:
+        """Take the snapshot that has come for the view."""
+        self._in_flight.clear()  # the next heartbeat tells all
+        apps = set(self._apps)
+        self._apps, self._incoming = self._incoming or {}, None
+        apps |= self._apps.keys()
+        self._hindered.clear()
+        self.synced, self.given_up = True, False
+        for app in apps:
+            self._index(app)
+        self._listener.changed(apps)
+
+    def _note_instances(self, message: Message) -> None:
         view = self._apps if self._incoming is None else self._incoming
         news: dict[str, None] = {}
         for instance in message.instances or (message.instance,):
             app = instance.name.partition("/instances/")[0]
-            self._forget_figures(instance, gone=message.type == Message.REMOVE)
             if message.type == Message.UPSERT:
                 instance.ClearField("figures")
+                if instance.state != Instance.RUNNING:
+                    self._note_in_flight(instance.name, 0)
                 known = view.setdefault(app, {})
                 same = known.get(instance.name) == instance
                 known[instance.name] = instance
             else:
                 same = view.get(app, {}).pop(instance.name, None) is None
+                self._note_in_flight(instance.name, 0)
                 if not view.get(app, True):
                     del view[app]
                 if instance.last_error.reason == "APP_LEAKED":

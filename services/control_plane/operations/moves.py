@@ -81,8 +81,7 @@ def place_elsewhere(
     """Store that an app is to go to a node, and return it, and the version that is to run there.
 
     What serves goes, also where a newer version of the app was given up. The app must not be bound, nor be on
-    that node. Its data goes with it: the placement that comes in waits for that. Of several
-    replicas one goes.
+    that node. Its data goes with it: what comes in waits for that. Of several replicas one goes.
     """
     placements = tx.placements_of(record.name)
     if is_several(record):

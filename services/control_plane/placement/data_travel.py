@@ -58,7 +58,14 @@ def with_new_owner(placements: Iterable[PlacementRecord], travel: Travel) -> tup
 
 
 def may_own(placement: PlacementRecord, placements: Iterable[PlacementRecord]) -> bool:
-    """Tell whether what ran of a placement ran with the app's data: none that another node owns."""
+    """Tell whether what ran of a placement ran with the app's data.
+
+    It did not where another node owns that, nor where it was to take over elsewhere and was taken back.
+    """
+    placements = tuple(placements)
+    current = current_of(placements)
+    if placement.role is Role.OUTGOING and current is not None and current.node != placement.node:
+        return False
     home = data_home(placements)
     return home is None or home.node == placement.node
 
@@ -68,6 +75,11 @@ def is_last_owner(placement: PlacementRecord, placements: Iterable[PlacementReco
     if placement.role is not Role.OUTGOING or not placement.has_data:
         return False
     return not any(it.has_data for it in placements if it.role in (Role.CURRENT, Role.INCOMING))
+
+
+def is_kept(placement: PlacementRecord, placements: Collection[PlacementRecord]) -> bool:
+    """Tell whether a placement outlives its instance: for data that its node owns, or a copy to remove."""
+    return is_last_owner(placement, placements) or leaves_copy(placement, placements)
 
 
 def leaves_copy(placement: PlacementRecord, placements: Collection[PlacementRecord]) -> bool:

@@ -17,7 +17,7 @@ from services.control_plane.placement.data_travel import (
     awaits_data,
     data_home,
     has_arrived,
-    is_last_owner,
+    is_kept,
     may_own,
 )
 from services.control_plane.placement.failover import lost_placements
@@ -304,7 +304,7 @@ class Swap:
         told = {instance.name for instance in self._app.status.instances}
         for placement in list(self._placements.values()):
             ended = placement.instance in told and self._seen.instance(placement) is None
-            kept = is_last_owner(placement, self._placements.values())
+            kept = is_kept(placement, self._placements.values())
             if (
                 placement.role in ENDING
                 and ended

@@ -38,7 +38,7 @@ from services.control_plane.reconciler.data_travels import DataTravels
 from services.control_plane.reconciler.former_homes import FormerHomes
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.pace import Pace
-from services.control_plane.reconciler.plan import Plan, Start, Stop, new_home, plan, stop_orphan
+from services.control_plane.reconciler.plan import Plan, Start, new_home, plan, present_home, stop_orphan
 from services.control_plane.reconciler.result import Result
 from services.control_plane.rules.conditions import DATABASE_PROVIDED, DATABASE_READY, get_condition
 from services.control_plane.store.interface import CatalogStore, Transaction
@@ -178,10 +178,11 @@ class AppReconciler:
             return Result(after=pause)
         pauses = [self._pause(app, it.placement) for it in todo.starts]
         starts = [it for it, pause in zip(todo.starts, pauses, strict=True) if not pause]
-        if pauses and not starts:
-            return Result(
-                after=min(pauses)
-            )  # nor is anything stopped: what takes the app away would run then
+        if pauses and not starts:  # nor is anything stopped: what takes the app away would run then
+            return Result(after=min(pauses))
+        if self._former_homes.knows(app.name) and (home := present_home(app, assigned, seen)) is not None:
+            # Before anything ends: what forwards to there would be forwarded twice.
+            await self._tell_former_homes(app, home)
         over, failure = await self._stop_all(app, todo)
         # A stop that fails holds up no start, nor one start another: an app is to serve first of all.
         for start in starts:
@@ -216,7 +217,7 @@ class AppReconciler:
             stop = StopInstanceRequest(name=before.instance, epoch=app.target.epoch, app_uid=app.uid)
             home = new_home(app, target.node)
             if home is not None:
-                stop.moved_to.CopyFrom(home)
+                stop.new_home.CopyFrom(home)
                 await self._tell_former_homes(app, home)
                 await source.stop(stop)
                 self._former_homes.told(app.name, source.node.name, stop)
@@ -236,9 +237,6 @@ class AppReconciler:
         """Carry out a plan's stops; return the placements that are over, and the last failure."""
         over: list[PlacementRecord] = []
         failure: SupervisorError | None = None
-        # First those that forward to what ends now: nothing is forwarded twice.
-        for home in {it.request.moved_to.http_address: it.request.moved_to for it in _moves(todo)}.values():
-            await self._tell_former_homes(app, home)
         for stop in todo.stop:
             try:
                 gone = await self._stop(app.name, stop.node, stop.request)
@@ -248,7 +246,7 @@ class AppReconciler:
                     self._links.hinder(stop.node, app.name, refusal)
                     self._pace.started(_removal(app), app.target, "")
                 continue
-            if stop.request.HasField("moved_to"):
+            if stop.request.HasField("new_home"):
                 self._former_homes.told(app.name, stop.node, stop.request)
             if gone and stop.ends is not None:
                 over.append(stop.ends)
@@ -423,10 +421,6 @@ def _awaits_start(app: AppRecord, assigned: Assignment, seen: Snapshot) -> bool:
         return False
     view = seen.heard(wanted.node)
     return view is not None and not view.instances and view.hindrance is None
-
-
-def _moves(todo: Plan) -> list[Stop]:
-    return [stop for stop in todo.stop if stop.request.HasField("moved_to")]
 
 
 def _is_met(condition: Condition | None) -> bool:

@@ -31,7 +31,7 @@ class FormerHomes:
         self._told: dict[str, dict[str, _Told]] = {}
 
     def told(self, app: str, node: str, request: StopInstanceRequest) -> None:
-        """Note that a node was told where an app is now, by a stop with `moved_to`."""
+        """Note that a node was told where an app is now, by a stop with `new_home`."""
         nodes = self._told.pop(app, {})
         nodes.pop(node, None)
         nodes[node] = _Told(request, self._clock() + FORWARD_SECONDS)
@@ -40,6 +40,10 @@ class FormerHomes:
         self._told[app] = nodes
         if len(self._told) > self._max_apps:
             del self._told[next(iter(self._told))]
+
+    def knows(self, app: str) -> bool:
+        """Tell whether some node may forward for an app."""
+        return app in self._told
 
     def to_tell(
         self, app: str, uid: str, epoch: int, home: StopInstanceRequest.NewHome
@@ -50,11 +54,11 @@ class FormerHomes:
         for node, known in list(nodes.items()):
             if known.until <= now or node == home.node or known.request.app_uid != uid:
                 del nodes[node]
-            elif known.request.moved_to != home:
+            elif known.request.new_home != home:
                 request = StopInstanceRequest()
                 request.CopyFrom(known.request)
                 request.epoch = max(epoch, known.request.epoch)
-                request.moved_to.CopyFrom(home)
+                request.new_home.CopyFrom(home)
                 yield node, request
         if not nodes:
             self._told.pop(app, None)

@@ -6,7 +6,7 @@ neither wanted nor ready is stopped at once; nothing is asked of a node that can
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest
@@ -103,20 +103,35 @@ def new_home(app: AppRecord, node: Node) -> StopInstanceRequest.NewHome | None:
     )
 
 
+def present_home(app: AppRecord, assigned: Assignment, seen: Snapshot) -> StopInstanceRequest.NewHome | None:
+    """Return where an app's requests are answered, or wait for its start; None where it is nowhere yet."""
+    there = [it for it in _homes(assigned, seen) if seen.instance(it) is not None]
+    return _first_ready(app, there, seen)
+
+
 def _home_besides(
     app: AppRecord, assigned: Assignment, seen: Snapshot, node: str
 ) -> StopInstanceRequest.NewHome | None:
     """Return where an app is that leaves a node, if it is anywhere else; of several replicas, a ready one."""
-    homes = [it for it in (_home_of(of, seen) for of in assigned.by_replica().values()) if it is not None]
-    if not homes or any(it.node == node for it in homes):
-        return None
-    home = next((it for it in homes if is_ready(seen.instance(it))), homes[0])
-    view = seen.nodes.get(home.node)
+    homes = _homes(assigned, seen)
+    return None if any(it.node == node for it in homes) else _first_ready(app, homes, seen)
+
+
+def _first_ready(
+    app: AppRecord, homes: Sequence[PlacementRecord], seen: Snapshot
+) -> StopInstanceRequest.NewHome | None:
+    home = next((it for it in homes if is_ready(seen.instance(it))), next(iter(homes), None))
+    view = seen.nodes.get(home.node) if home is not None else None
     return new_home(app, view.node) if view is not None else None
 
 
+def _homes(assigned: Assignment, seen: Snapshot) -> list[PlacementRecord]:
+    """Return of each replica what serves, else what is to."""
+    homes = (_home_of(replica, seen) for replica in assigned.by_replica().values())
+    return [it for it in homes if it is not None]
+
+
 def _home_of(replica: Assignment, seen: Snapshot) -> PlacementRecord | None:
-    """Return what serves of a replica, else what is to."""
     home = replica.wanted
     if home is None or (replica.current is not None and not is_ready(seen.instance(home))):
         return replica.current
@@ -225,7 +240,7 @@ def _stop(app: AppRecord, instance: Instance, copy: bool) -> StopInstanceRequest
 
 def _moved(request: StopInstanceRequest, home: StopInstanceRequest.NewHome | None) -> StopInstanceRequest:
     if home is not None:
-        request.moved_to.CopyFrom(home)
+        request.new_home.CopyFrom(home)
     return request
 
 

@@ -3,16 +3,12 @@
 import os
 import sqlite3
 from contextlib import closing
-from pathlib import Path
 from urllib.parse import parse_qs
 
 
 def create_app(context):
     """Return the app: POST /?n=1 writes a row, GET / tells all; config `wal` is the journal's mode."""
     path = context.database_url.removeprefix("sqlite:///")
-    if not context.config.get("here", True) and (Path(context.data_dir) / "was-started").exists():
-        raise RuntimeError("it starts on its first node alone")
-    (Path(context.data_dir) / "was-started").touch()
     with closing(_open(path)) as database:
         database.execute(f"PRAGMA journal_mode = {'wal' if context.config.get('wal', True) else 'delete'}")
         database.execute("CREATE TABLE IF NOT EXISTS row (n INTEGER PRIMARY KEY)")
@@ -28,7 +24,7 @@ def create_app(context):
         if scope["method"] == "POST":
             (number,) = parse_qs(scope["query_string"].decode())["n"]
             with closing(_open(path)) as database:
-                database.execute("INSERT INTO row VALUES (?)", (int(number),))
+                database.execute("INSERT OR IGNORE INTO row VALUES (?)", (int(number),))
             body = number.encode()
         else:
             with closing(_open(path)) as database:

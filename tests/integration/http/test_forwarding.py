@@ -194,6 +194,17 @@ async def test_a_slow_reader_holds_up_the_app_and_little_is_buffered(make_moved)
     await eventually(lambda: moved.gate.figures().running == 0)
 
 
+async def test_a_body_of_tiny_chunks_goes_through_whole_and_in_turns(make_moved):
+    chunks = 60_000
+    body = b"".join(b"2\r\n%02d\r\n" % (number % 100) for number in range(chunks))
+    async with RawNode(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + body + b"0\r\n\r\n"
+    ) as target:
+        moved = await make_moved(target=target)
+        answer = await moved.get()
+    assert answer.body == b"".join(b"%02d" % (number % 100) for number in range(chunks))
+
+
 async def test_events_are_passed_on_as_they_come_and_an_empty_head_does_not_wait(make_moved):
     go_on = asyncio.Event()
     loop = asyncio.get_running_loop()

@@ -48,7 +48,7 @@ async def test_a_node_forwards_for_an_app_that_left_until_it_is_back(
     await hosted.start(domains=["shop.example.com"])
     await hosted.reaches(pb.Instance.RUNNING)
     assert (await forwarding(hosted)) == pb.Forwarding()
-    await hosted.stop(A1, epoch=2, moved_to=home)
+    await hosted.stop(A1, epoch=2, new_home=home)
     assert (await hosted.ask("shop")).text == "elsewhere"
     await hosted.is_gone(A1)
     for path, headers in [("/", {"Host": "shop.example.com"}), ("/apps/shop/", {}), ("/", {"X-App": "shop"})]:
@@ -65,18 +65,19 @@ async def test_what_waits_at_a_held_instance_is_released_to_where_its_app_is(
 ) -> None:
     await hosted.start()
     await hosted.reaches(pb.Instance.RUNNING)
-    gate = hosted.node.routes.hold("shop")
+    gate = hosted.node.router.gate_of("shop")
     assert gate is not None
+    gate.hold(lambda: None)
     asking = [asyncio.create_task(hosted.ask("shop", f"/{number}")) for number in range(10)]
     await eventually(lambda: gate.figures().queued == 10)
-    await hosted.stop(A1, epoch=2, moved_to=home)
+    await hosted.stop(A1, epoch=2, new_home=home)
     assert {answer.text for answer in await asyncio.gather(*asking)} == {"elsewhere"}
 
 
 async def test_a_node_that_begins_anew_is_told_of_what_it_had(
     hosted: Hosted, home: pb.StopInstanceRequest.NewHome
 ) -> None:
-    await hosted.stop(A1, epoch=2, app_uid="uid-1", moved_to=home)
+    await hosted.stop(A1, epoch=2, app_uid="uid-1", new_home=home)
     assert (await hosted.ask("shop")).text == "elsewhere"
     assert (await hosted.http.get("/", headers={"Host": "shop.example.com"})).text == "elsewhere"
 
@@ -84,12 +85,12 @@ async def test_a_node_that_begins_anew_is_told_of_what_it_had(
 async def test_a_home_that_is_none_is_refused_by_its_field(hosted: Hosted) -> None:
     await hosted.start()
     for home, field in [
-        (pb.StopInstanceRequest.NewHome(), "moved_to.http_address"),
-        (pb.StopInstanceRequest.NewHome(http_address="http://h:1/"), "moved_to.http_address"),
-        (pb.StopInstanceRequest.NewHome(http_address="h:1", domains=["*.x.y"]), "moved_to.domains[0]"),
+        (pb.StopInstanceRequest.NewHome(), "new_home.http_address"),
+        (pb.StopInstanceRequest.NewHome(http_address="http://h:1/"), "new_home.http_address"),
+        (pb.StopInstanceRequest.NewHome(http_address="h:1", domains=["*.x.y"]), "new_home.domains[0]"),
     ]:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await hosted.stop(A1, epoch=2, moved_to=home)
+            await hosted.stop(A1, epoch=2, new_home=home)
         assert fields_of(refused.value) == {field}
 
 
@@ -97,7 +98,7 @@ async def test_what_is_forwarded_is_in_the_nodes_metrics(
     tmp_path, home: pb.StopInstanceRequest.NewHome
 ) -> None:
     async with hosting(tmp_path, metrics_listen="127.0.0.1:0") as hosted:
-        await hosted.stop(A1, epoch=2, app_uid="uid-1", moved_to=home)
+        await hosted.stop(A1, epoch=2, app_uid="uid-1", new_home=home)
         assert (await hosted.ask("shop")).text == "elsewhere"
         text = (await hosted.http.get(f"http://{hosted.node.metrics}/metrics")).text
     for line in ("forwarding_apps 1.0", "forwarded_requests_total 1.0", "forward_failures_total 0.0"):

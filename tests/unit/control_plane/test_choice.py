@@ -211,7 +211,7 @@ def test_a_placement_is_explained_for_an_app_and_for_one_that_might_be(
     place(server)
     place(server, "wiki", has_data=True)
     answer = explain(server, app="apps/wiki")
-    assert (answer.node, list(answer.current_nodes), answer.bound_reason) == (TWO, [ONE], "DATA_ON_NODE")
+    assert (answer.node, list(answer.current_nodes), answer.bound_reason) == (TWO, [ONE], "")
     assert [(it.node[-2:], it.rank, it.app_count) for it in answer.verdicts] == [
         ("n2", 1, 0), ("n1", 2, 1), ("n3", 0, 0),
     ]  # fmt: skip

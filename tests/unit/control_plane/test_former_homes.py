@@ -8,7 +8,7 @@ APP, UID = "apps/a", "mine"
 
 def stop(home, epoch, uid=UID):
     request = StopInstanceRequest(name=f"{APP}/instances/g1-e{epoch}", epoch=epoch, app_uid=uid)
-    request.moved_to.CopyFrom(at(home))
+    request.new_home.CopyFrom(at(home))
     return request
 
 
@@ -18,7 +18,7 @@ def at(node):
 
 def told(homes, home, epoch=9, uid=UID):
     return [
-        (node, request.epoch, request.moved_to.node)
+        (node, request.epoch, request.new_home.node)
         for node, request in homes.to_tell(APP, uid, epoch, at(home))
     ]
 

@@ -25,7 +25,7 @@ from tests.fakes.runtime_node import Behaviour, Disk
 from tests.unit.control_plane.world import ME, NODE, SLOW, World
 from tests.virtual_time import VirtualClock, run_in_virtual_time
 
-OTHER = "environments/default/nodes/fake-2"
+OTHER, THIRD = (f"environments/default/nodes/fake-{number}" for number in (2, 3))
 PICKY = "picky:app"
 """Starts on the first node, fails on the second."""
 
@@ -142,6 +142,49 @@ def test_wherever_the_uri_leads_there_is_an_instance_that_serves(
         (told,) = (it for it in two.events() if it.type == "Moved")
         assert told.message == f"From {NODE} to {OTHER}."
         assert "fewest apps" in placement.why
+
+    run(store, test)
+
+
+def test_nodes_that_forward_are_told_at_once_and_again_when_the_app_moves_on(store: CatalogStore) -> None:
+    async def test(two: Two) -> None:
+        third = World(store, random.Random(3), THIRD, Disk())
+        sites = (two.first, two.second, third)
+        two.second.node.forwards = third.node.forwards = True
+        await two.create()
+        await two.second_joins()
+        await two.first.join(third)
+        await two.first.until(lambda: two.state(THIRD) == fleet.Node.READY)
+
+        def lead() -> list[str]:
+            """Return the node that each one forwards to, as it knows."""
+            return [next((node for _, node in it.node.forwarding.values()), "") for it in sites]
+
+        now = asyncio.get_running_loop().time
+        await two.ended(await two.move(OTHER))
+        assert lead() == [OTHER, "", ""]
+        began = now()
+        await two.ended(await two.move(THIRD))
+        assert now() - began < SWITCH_SECONDS, "nothing serves on where it is forwarded"
+        assert lead() == [THIRD, THIRD, ""]
+        await two.ended(await two.move(NODE))
+        assert lead()[1:] == [NODE, NODE]
+
+    run(store, test)
+
+
+def test_nodes_that_forward_to_a_node_that_dies_are_told_where_the_app_is_next(store: CatalogStore) -> None:
+    async def test(two: Two) -> None:
+        await two.create(failover=pb.App.AUTOMATIC)
+        await two.second_joins()
+        await two.ended(await two.move(OTHER))
+        third = World(store, random.Random(3), THIRD, Disk())
+        await two.first.join(third)
+        await two.nodes.cordon(fleet.CordonNodeRequest(name=NODE), ME)
+        await two.first.until(lambda: two.state(THIRD) == fleet.Node.READY)
+        two.second.cut = True
+        await two.first.until(lambda: two.where() == THIRD and two.is_settled())
+        assert [node for _, node in two.first.node.forwarding.values()] == [THIRD]
 
     run(store, test)
 
@@ -303,9 +346,7 @@ def test_an_app_moves_in_whatever_state_it_is(store: CatalogStore, kind: str) ->
 # Drains and deleted nodes
 
 
-def test_a_drain_empties_a_node_a_few_at_a_time_and_leaves_what_has_its_data_there(
-    store: CatalogStore,
-) -> None:
+def test_a_drain_empties_a_node_a_few_at_a_time_and_takes_data_along(store: CatalogStore) -> None:
     async def test(two: Two) -> None:
         apps = [f"a{n}" for n in range(drains.WIDTH + 3)]
         for app_id in apps:
@@ -321,11 +362,10 @@ def test_a_drain_empties_a_node_a_few_at_a_time_and_leaves_what_has_its_data_the
                 assert two.where(f"apps/{app}")
             await asyncio.sleep(0.05)
         assert 1 < most <= drains.WIDTH
-        ended = await two.ended(operation)
-        assert "apps/wiki" in ended.error.message
-        assert [it.app for it in ended.metadata.app_results] == ["apps/wiki"]
-        assert {two.where(f"apps/{app}") for app in apps} == {OTHER}
-        assert list(two.first.node.instances()) == ["apps/wiki/instances/g1-e1"]
+        assert (await two.ended(operation)).error is None
+        assert {two.where(f"apps/{app}") for app in [*apps, "wiki"]} == {OTHER}
+        assert list(two.first.node.instances()) == []
+        assert two.app("apps/wiki").uid not in two.first.disk.data
         await two.create("late")
         assert two.where("apps/late") == OTHER, "the node stays cordoned"
 

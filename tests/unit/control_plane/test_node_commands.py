@@ -328,29 +328,45 @@ def test_a_drain_moves_a_few_apps_at_a_time_and_names_what_cannot_go(server: Ser
         place(server, app_id)
     server("CreateApp", create("wiki"))
     place(server, "wiki", has_data=True)
+    spent = ("apps/wiki",)
     operation, about = drained(server)
     assert (about.app_count, about.left_count) == (len(apps) + 1, len(apps) + 1)
     assert drained(server)[0] == operation, "it is under way"
-    about = told(step(server, operation))
+    about = told(step(server, operation, spent))
     results = {it.app: it for it in about.app_results}
     stuck = results["apps/wiki"]
-    assert (stuck.state, stuck.reason) == (fleet.DrainNodeMetadata.AppResult.STUCK, "DATA_ON_NODE")
+    assert stuck.state == fleet.DrainNodeMetadata.AppResult.STUCK
     assert about.app_results[0] == stuck, "what needs somebody comes first"
     states = [results[f"apps/{app_id}"].state for app_id in apps]
     moving, waiting = fleet.DrainNodeMetadata.AppResult.MOVING, fleet.DrainNodeMetadata.AppResult.WAITING
     assert states == [moving] * drains.WIDTH + [waiting] * 2
-    assert told(step(server, operation)) == about, "nothing has changed"
+    assert told(step(server, operation, spent)) == about, "nothing has changed"
     for app_id in apps[: drains.WIDTH]:
         arrive(server, app_id)
-    about = told(step(server, operation))
+    about = told(step(server, operation, spent))
     assert (about.left_count, about.progress_percent) == (3, 100 * drains.WIDTH // (len(apps) + 1))
     assert [it.state for it in about.app_results[1:]] == [moving, moving]
     for app_id in apps[drains.WIDTH :]:
         arrive(server, app_id)
-    ended = step(server, operation)
+    ended = step(server, operation, spent)
     assert ended.error.code == S.FAILED_PRECONDITION.value[0]
     assert "apps/wiki" in ended.error.message
     assert told(ended).left_count == 1
+
+
+def test_a_drain_takes_data_along_where_there_is_another_node(server: Server) -> None:
+    register(server)
+    server("CreateApp", create("wiki"))
+    place(server, "wiki", has_data=True)
+    ended = step(server, drained(server)[0])
+    (stuck,) = told(ended).app_results
+    assert (stuck.state, stuck.reason) == (fleet.DrainNodeMetadata.AppResult.STUCK, "DATA_ON_NODE")
+    assert "no other node" in ended.error.message
+    register(server, "n2")
+    operation, _ = drained(server)
+    (moving,) = told(step(server, operation)).app_results
+    assert moving.state == fleet.DrainNodeMetadata.AppResult.MOVING
+    assert where(server, "wiki") == {"g1-e1 on n1": "CURRENT", "g1-e2 on n2": "INCOMING"}
 
 
 def arrive(server: Server, app_id: str) -> None:

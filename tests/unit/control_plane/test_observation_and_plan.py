@@ -256,25 +256,25 @@ def test_what_was_moved_away_ends_at_once_and_its_node_is_told_where_it_is_now()
     told_to = plan(app, assigned, FORWARDING, 5)
     (stop,) = told_to.stop
     assert (stop.node, stop.request.name, told_to.after) == (N, "apps/a/instances/g1-e1", 0)
-    assert (stop.request.moved_to.node, stop.request.moved_to.http_address) == (M, "h:8080")
+    assert (stop.request.new_home.node, stop.request.new_home.http_address) == (M, "h:8080")
     # Gone, but the catalog still has it: the node, which may have begun anew, is told all the same.
     gone = replace(FORWARDING, nodes={**FORWARDING.nodes, N: replace(FORWARDING.nodes[N], instances={})})
     (stop,) = plan(app, assigned, gone, 5).stop
-    assert stop.request.moved_to.node == M
+    assert stop.request.new_home.node == M
     stopped = record(V12, desired=pb.App.STOPPED)
-    assert not any(it.request.HasField("moved_to") for it in plan(stopped, assigned, FORWARDING, 5).stop)
+    assert not any(it.request.HasField("new_home") for it in plan(stopped, assigned, FORWARDING, 5).stop)
 
 
 def test_a_lost_node_that_is_back_is_told_where_its_apps_are() -> None:
     placements = [placed(V11, LOST), placed(V12, CUR, M)]
     app = record(V12, status=told(OLD))
     (stop,) = plan(app, assign(app, placements, FORWARDING, 5), FORWARDING, 5).stop
-    assert (stop.node, stop.request.moved_to.node) == (N, M)
+    assert (stop.node, stop.request.new_home.node) == (N, M)
 
 
 def test_a_swap_on_one_node_moves_nothing() -> None:
     (stop,) = planned(record(V21), BOTH, heard(OLD, NEW)).stop
-    assert not stop.request.HasField("moved_to")
+    assert not stop.request.HasField("new_home")
 
 
 def test_what_was_moved_away_serves_on_for_those_who_follow_its_address() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import random
 import threading
 from collections import deque
@@ -13,6 +14,7 @@ from typing import Any
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1.fleet_pb2 import Node, RegisterNodeRequest
+from appsupervisor.runtime.v1 import data_transfers_pb2 as transfers
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.retained_data import RetainedDataService
@@ -246,6 +248,26 @@ class Line(NodeClient):
         self._world.calls += 1
         return await self._call(lambda node: node.claim_data_directory(request))
 
+    async def offer(self, request: transfers.OfferDataRequest) -> transfers.OfferDataResponse:
+        self._world.calls += 1
+        return await self._call(lambda node: node.transfers.offer(request))
+
+    async def freeze(
+        self, request: transfers.FreezeDataRequest, stop_seconds: float
+    ) -> transfers.FreezeDataResponse:
+        self._world.calls += 1
+        return await self._call(lambda node: node.transfers.freeze(request))
+
+    async def receive(
+        self, request: transfers.ReceiveDataRequest, *, rest: bool = False
+    ) -> transfers.ReceiveDataResponse:
+        self._world.calls += 1
+        return await self._call(lambda node: node.transfers.receive(request))
+
+    async def release(self, request: transfers.ReleaseDataRequest) -> transfers.ReleaseDataResponse:
+        self._world.calls += 1
+        return await self._call(lambda node: node.transfers.release(request))
+
     async def watch(self, silence: float, term: int = 0) -> AsyncIterator[rt.WatchInstancesResponse]:
         ended = asyncio.ensure_future(self._world.ended.wait())
         request = rt.WatchInstancesRequest(term=term)
@@ -298,6 +320,8 @@ class Line(NodeClient):
             raise self._broken("it did not answer")
         node = world.node
         answer = call(node)
+        if inspect.isawaitable(answer):
+            answer = await answer
         if chance.random() < world.lost_answers:
             await asyncio.sleep(CALL_SECONDS)
             raise self._broken("it did not answer")

@@ -78,7 +78,7 @@ def routes(cache: ResourceCache, destination: Destination) -> None:
 
 def point(cache: ResourceCache, app: str, destination: Destination) -> None:
     name = resources.routes_name(destination)
-    cache.put(SCOPE, f"a:{app}", resources.scope(f"a:{app}", name), needs=name)
+    cache.put(SCOPE, f"{app}.localhost", resources.scope(f"{app}.localhost", name), needs=name)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_a_first_request_is_told_everything_of_its_kind_at_once(cache: ResourceC
     envoy = FakeEnvoy(cache)
     envoy.ask(SCOPE)
     kind, told, gone = envoy.accept()
-    assert (kind, sorted(told), gone) == (SCOPE, ["a:blog", "a:shop", f"k:{AT_HERE}"], [])
+    assert (kind, set(told), gone) == (SCOPE, {"blog.localhost", "shop.localhost", f"k:{AT_HERE}"}, [])
     assert envoy.has_nothing_to_read()
 
 
@@ -145,7 +145,7 @@ def test_one_changed_app_is_one_small_message(cache: ResourceCache, envoy: FakeE
     envoy.accept()
     point(cache, "shop", THERE)
     response, kind, told, gone = envoy.take()
-    assert (kind, list(told), gone) == (SCOPE, ["a:shop"], [])
+    assert (kind, list(told), gone) == (SCOPE, ["shop.localhost"], [])
     assert response.ByteSize() < 300
 
 
@@ -157,14 +157,14 @@ def test_what_is_the_same_again_is_not_told(cache: ResourceCache, envoy: FakeEnv
 
 def test_a_new_app_is_told_and_one_that_is_gone_too(cache: ResourceCache, envoy: FakeEnvoy) -> None:
     point(cache, "wiki", HERE)
-    assert list(envoy.accept()[1]) == ["a:wiki"]
-    cache.remove(SCOPE, "a:blog")
-    assert envoy.accept() == (SCOPE, {}, ["a:blog"])
+    assert list(envoy.accept()[1]) == ["wiki.localhost"]
+    cache.remove(SCOPE, "blog.localhost")
+    assert envoy.accept() == (SCOPE, {}, ["blog.localhost"])
 
 
 def test_what_came_and_went_unseen_is_never_told(cache: ResourceCache, envoy: FakeEnvoy) -> None:
     point(cache, "wiki", HERE)
-    cache.remove(SCOPE, "a:wiki")
+    cache.remove(SCOPE, "wiki.localhost")
     assert envoy.has_nothing_to_read()
 
 
@@ -173,12 +173,12 @@ def test_a_slow_envoy_gets_the_newest_of_each_name(cache: ResourceCache, envoy: 
     response, *_ = envoy.take()
     for number in range(50):
         point(cache, f"app-{number % 5}", HERE)
-        cache.remove(SCOPE, f"app-{number % 5}")
+        cache.remove(SCOPE, f"none-{number % 5}")
     cluster(cache, HERE, "127.0.0.1:2")
     assert envoy.accept()[0] == CLUSTER  # another kind does not wait
     assert envoy.has_nothing_to_read()
     envoy.ask(SCOPE, nonce=response.nonce)
-    assert sorted(envoy.accept()[1]) == [f"a:app-{number}" for number in range(5)]
+    assert sorted(envoy.accept()[1]) == [f"app-{number}.localhost" for number in range(5)]
     assert envoy.has_nothing_to_read()
 
 
@@ -193,14 +193,14 @@ def test_an_app_follows_to_routes_once_the_envoy_has_them(cache: ResourceCache, 
     assert (kind, list(told)) == (ROUTES, [AT_THERE])
     assert envoy.has_nothing_to_read()
     envoy.ask(ROUTES, nonce=response.nonce)
-    assert list(envoy.accept()[1]) == ["a:shop"]
+    assert list(envoy.accept()[1]) == ["shop.localhost"]
 
 
 def test_a_cluster_goes_once_nothing_leads_to_it(cache: ResourceCache, envoy: FakeEnvoy) -> None:
-    cache.remove(SCOPE, "a:shop")
+    cache.remove(SCOPE, "shop.localhost")
     cache.remove(CLUSTER, HERE.nodes[0])
     response, kind, _, gone = envoy.take()
-    assert (kind, gone) == (SCOPE, ["a:shop"])
+    assert (kind, gone) == (SCOPE, ["shop.localhost"])
     assert envoy.has_nothing_to_read()
     envoy.ask(SCOPE, nonce=response.nonce)
     assert envoy.accept() == (CLUSTER, {}, [HERE.nodes[0]])
@@ -211,12 +211,12 @@ def test_an_envoy_that_comes_back_is_told_the_difference_alone(
 ) -> None:
     again = FakeEnvoy(cache, known={kind: dict(known) for kind, known in envoy.has.items()})
     point(cache, "wiki", HERE)
-    cache.remove(SCOPE, "a:blog")
+    cache.remove(SCOPE, "blog.localhost")
     again.ask(CLUSTER)
     again.ask(SCOPE)
     again.ask(ROUTES, AT_HERE)
     kind, told, gone = again.accept()
-    assert (kind, list(told), gone) == (SCOPE, ["a:wiki"], ["a:blog"])
+    assert (kind, list(told), gone) == (SCOPE, ["wiki.localhost"], ["blog.localhost"])
     assert again.has_nothing_to_read()
 
 
@@ -250,7 +250,7 @@ def test_an_answer_to_something_else_changes_nothing(cache: ResourceCache, envoy
     envoy.ask(SCOPE, nonce="none of ours", error="late")
     assert (envoy.refusals, envoy.has_nothing_to_read()) == ([], True)
     envoy.ask(SCOPE, nonce=response.nonce)
-    assert list(envoy.accept()[1]) == ["a:news"]
+    assert list(envoy.accept()[1]) == ["news.localhost"]
 
 
 def test_what_is_asked_for_by_name_and_is_not_there_is_said_to_be_gone(envoy: FakeEnvoy) -> None:

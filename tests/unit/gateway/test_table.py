@@ -137,7 +137,7 @@ def test_a_node_is_reachable_before_its_first_app(cache: ResourceCache, table: R
 
 def test_an_app_is_one_scope_for_each_of_its_names(cache: ResourceCache, table: RoutingTable) -> None:
     table.put_app(app(instances=[instance(N1, 1)], domains=["b.example.com", "A.example.com"]))
-    assert scopes(cache) == dict.fromkeys(("a:shop", "d:a.example.com", "d:b.example.com"), f"{N1}/35s")
+    assert scopes(cache) == dict.fromkeys(("shop.localhost", "a.example.com", "b.example.com"), f"{N1}/35s")
 
 
 def test_a_move_changes_the_apps_scope_and_nothing_else(cache: ResourceCache, table: RoutingTable) -> None:
@@ -147,8 +147,8 @@ def test_a_move_changes_the_apps_scope_and_nothing_else(cache: ResourceCache, ta
     table.put_app(app("shop", [instance(N1, 1), instance(N2, 2, STARTING)]))
     assert told() == []
     table.put_app(app("shop", [instance(N1, 1), instance(N2, 2)]))
-    assert told() == [("ScopedRouteConfiguration", "a:shop")]
-    assert scopes(cache) == {"a:blog": f"{N1}/35s", "a:shop": f"{N2}/35s"}
+    assert told() == [("ScopedRouteConfiguration", "shop.localhost")]
+    assert scopes(cache) == {"blog.localhost": f"{N1}/35s", "shop.localhost": f"{N2}/35s"}
 
 
 def test_what_apps_share_is_there_while_one_of_them_needs_it(
@@ -161,8 +161,8 @@ def test_what_apps_share_is_there_while_one_of_them_needs_it(
     assert told() == [
         ("RouteConfiguration", f"{N1}/65s"),
         ("ScopedRouteConfiguration", f"k:{N1}/65s"),
-        ("ScopedRouteConfiguration", "a:blog"),
-        ("ScopedRouteConfiguration", "a:shop"),
+        ("ScopedRouteConfiguration", "blog.localhost"),
+        ("ScopedRouteConfiguration", "shop.localhost"),
     ]
     table.remove_app("apps/blog")
     assert f"{N1}/65s" in cache.of(ROUTES)
@@ -176,7 +176,7 @@ def test_copies_on_several_nodes_are_one_cluster_of_all_of_them(
 ) -> None:
     table.put_node(Node(name=N2, http_address="10.0.0.2:8080"))
     table.put_app(app(instances=[instance(N1, 1), instance(N2, 2)], replicas=2))
-    assert scopes(cache) == {"a:shop": f"{N1}+{N2}/35s"}
+    assert scopes(cache) == {"shop.localhost": f"{N1}+{N2}/35s"}
     assert addresses(cache, f"{N1}+{N2}") == ["10.0.0.1:8080", "10.0.0.2:8080"]
     table.put_app(app(instances=[instance(N1, 1), instance(N2, 2, FAILED)], replicas=2))
     assert sorted(cache.of(CLUSTER)) == [N1, N2]
@@ -223,8 +223,8 @@ def test_a_domain_goes_over_to_another_app_in_either_order(
     ]
     for change in changes if leaves_first else reversed(changes):
         table.put_app(change)
-    assert scopes(cache)["d:x.example.com"] == f"{N2}/35s"
-    assert {name for _, name in told()} == {"d:x.example.com", "a:new"}
+    assert scopes(cache)["x.example.com"] == f"{N2}/35s"
+    assert {name for _, name in told()} == {"x.example.com", "new.localhost"}
 
 
 def test_a_stopped_app_is_as_one_that_is_not_there(cache: ResourceCache, table: RoutingTable) -> None:
@@ -238,3 +238,14 @@ def addresses(cache: ResourceCache, cluster: str) -> list[str]:
     content = message(CLUSTER).FromString(cache.of(CLUSTER)[cluster].value)
     places = [it.endpoint.address.socket_address for it in content.load_assignment.endpoints[0].lb_endpoints]
     return [f"{place.address}:{place.port_value}" for place in places]
+
+
+def test_no_domain_stands_before_an_apps_own_name(cache: ResourceCache) -> None:
+    table = RoutingTable(cache, ("localhost", "apps.example.com"))
+    theirs = ["shop.localhost", "shop.apps.example.com", "a.shop.localhost"]
+    table.put_app(app("shop", [instance(N1, 1)]))
+    table.put_app(app("blog", [instance(N2, 1)], domains=theirs))
+    found = scopes(cache)
+    assert found["shop.localhost"] == found["shop.apps.example.com"] == f"{N1}/35s"
+    assert found["a.shop.localhost"] == found["blog.apps.example.com"] == f"{N2}/35s"
+    assert len(found) == 5

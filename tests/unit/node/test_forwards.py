@@ -10,6 +10,7 @@ from runtime_node.forwarding import Carrier, Target, parse_target
 from runtime_node.http import Gate, Router
 from runtime_node.http.gate import Gate as AnyGate
 from runtime_node.instances.forwards import IDLE_SECONDS, LONGEST_SECONDS, Forwards, Move
+from runtime_node.instances.holds import Hold
 from runtime_node.instances.record import Instance
 from runtime_node.instances.routes import Routes
 
@@ -143,10 +144,16 @@ async def test_what_fails_here_is_no_longer_hidden_when_a_forward_ends(node):
     assert node.route("shop.localhost") is failed.gate
 
 
-async def test_a_held_app_takes_nobody_in_until_it_is_told_where_it_goes(node):
+async def test_an_app_that_is_held_apart_is_forwarded_once_it_is_told_where_it_goes(node):
     instance = node.has("shop", 1)
-    assert node.routes.hold("shop") is instance.gate
-    assert node.routes.hold("blog") is None
+    hold = Hold("apps/shop", instance.gate.limits, ["shop.example.com"], [instance])
+    node.routes.hold("shop", hold)
+    node.becomes(instance, Message.STOPPING)
+    node.gone(instance)
+    assert node.route("shop.localhost") is node.route("shop.example.com") is hold.gate
+    gate = node.moved("shop", 2)
+    assert node.route("shop.localhost") is gate
+    assert node.routes.held("shop") is None
 
 
 @pytest.mark.parametrize(

@@ -152,8 +152,9 @@ class FleetStub:
 
     Precondition: the node exists, and has the `etag` given, if one is given.
     On success: the node is cordoned. The operation ends when no app is placed on it any more. Apps that can go nowhere
-    just now are tried until its time is up. When only apps are left that cannot be moved, as those with their data on
-    the node, it fails with `DATA_ON_NODE`; `app_results` name each and why.
+    just now are tried until its time is up. Data that apps keep on the node goes along. When only apps are left that
+    cannot be moved, it fails with the reason, as `DATA_ON_NODE` of a node that cannot be heard; `app_results` name each
+    and why.
     Idempotent: a repeat while a drain of the node is under way returns that.
     Cancelling the call undoes nothing; cancelling the operation begins no further move. The node stays cordoned.
     Rolled back: nothing; an app whose move fails goes on where it was, is tried once more, and is then left there.
@@ -384,8 +385,9 @@ class FleetAsyncStub(FleetStub):
 
     Precondition: the node exists, and has the `etag` given, if one is given.
     On success: the node is cordoned. The operation ends when no app is placed on it any more. Apps that can go nowhere
-    just now are tried until its time is up. When only apps are left that cannot be moved, as those with their data on
-    the node, it fails with `DATA_ON_NODE`; `app_results` name each and why.
+    just now are tried until its time is up. Data that apps keep on the node goes along. When only apps are left that
+    cannot be moved, it fails with the reason, as `DATA_ON_NODE` of a node that cannot be heard; `app_results` name each
+    and why.
     Idempotent: a repeat while a drain of the node is under way returns that.
     Cancelling the call undoes nothing; cancelling the operation begins no further move. The node stays cordoned.
     Rolled back: nothing; an app whose move fails goes on where it was, is tried once more, and is then left there.
@@ -685,8 +687,9 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
 
         Precondition: the node exists, and has the `etag` given, if one is given.
         On success: the node is cordoned. The operation ends when no app is placed on it any more. Apps that can go nowhere
-        just now are tried until its time is up. When only apps are left that cannot be moved, as those with their data on
-        the node, it fails with `DATA_ON_NODE`; `app_results` name each and why.
+        just now are tried until its time is up. Data that apps keep on the node goes along. When only apps are left that
+        cannot be moved, it fails with the reason, as `DATA_ON_NODE` of a node that cannot be heard; `app_results` name each
+        and why.
         Idempotent: a repeat while a drain of the node is under way returns that.
         Cancelling the call undoes nothing; cancelling the operation begins no further move. The node stays cordoned.
         Rolled back: nothing; an app whose move fails goes on where it was, is tried once more, and is then left there.

@@ -1458,7 +1458,7 @@ class StopInstanceRequest(_message.Message):
     PURGE_DATA_FIELD_NUMBER: _builtins.int
     APP_UID_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
-    MOVED_TO_FIELD_NUMBER: _builtins.int
+    NEW_HOME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The instance to stop."""
     epoch: _builtins.int
@@ -1470,7 +1470,7 @@ class StopInstanceRequest(_message.Message):
     term: _builtins.int
     """Term of the leader that asks; unset: of nobody's. Below the highest that the node knows it is refused."""
     @_builtins.property
-    def moved_to(self) -> Global___StopInstanceRequest.NewHome:
+    def new_home(self) -> Global___StopInstanceRequest.NewHome:
         """Where the app is now, if it ends here because it has moved: for a while the node forwards its requests there. Of
         several the one with the highest `epoch` holds. Nothing is forwarded once the app has a ready instance here again.
         """
@@ -1483,11 +1483,11 @@ class StopInstanceRequest(_message.Message):
         purge_data: _builtins.bool = ...,
         app_uid: _builtins.str = ...,
         term: _builtins.int = ...,
-        moved_to: Global___StopInstanceRequest.NewHome | None = ...,
+        new_home: Global___StopInstanceRequest.NewHome | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["moved_to", b"moved_to"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["new_home", b"new_home"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_uid", b"app_uid", "epoch", b"epoch", "moved_to", b"moved_to", "name", b"name", "purge_data", b"purge_data", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_uid", b"app_uid", "epoch", b"epoch", "name", b"name", "new_home", b"new_home", "purge_data", b"purge_data", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -82,7 +82,7 @@ class RuntimeEnvironmentStub:
     Precondition: `epoch` is not below the instance's.
     On success: returns at once with the instance `STOPPING`; a `REMOVE` on `WatchInstances` tells that it is gone. It
     drains for at most the instance's `limits.stop_timeout`, then cancels what is left. With `purge_data` the app's
-    data directory is removed after the last instance of that app uid is gone. With `moved_to` requests that wait for the
+    data directory is removed after the last instance of that app uid is gone. With `new_home` requests that wait for the
     instance, and those that still come, are forwarded to the node that has the app now: until none has come for 60 s, for
     at most 10 minutes.
     Idempotent: an instance that is not there is answered with success and an empty `instance`; an unknown instance
@@ -244,7 +244,7 @@ class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
     Precondition: `epoch` is not below the instance's.
     On success: returns at once with the instance `STOPPING`; a `REMOVE` on `WatchInstances` tells that it is gone. It
     drains for at most the instance's `limits.stop_timeout`, then cancels what is left. With `purge_data` the app's
-    data directory is removed after the last instance of that app uid is gone. With `moved_to` requests that wait for the
+    data directory is removed after the last instance of that app uid is gone. With `new_home` requests that wait for the
     instance, and those that still come, are forwarded to the node that has the app now: until none has come for 60 s, for
     at most 10 minutes.
     Idempotent: an instance that is not there is answered with success and an empty `instance`; an unknown instance
@@ -427,7 +427,7 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
         Precondition: `epoch` is not below the instance's.
         On success: returns at once with the instance `STOPPING`; a `REMOVE` on `WatchInstances` tells that it is gone. It
         drains for at most the instance's `limits.stop_timeout`, then cancels what is left. With `purge_data` the app's
-        data directory is removed after the last instance of that app uid is gone. With `moved_to` requests that wait for the
+        data directory is removed after the last instance of that app uid is gone. With `new_home` requests that wait for the
         instance, and those that still come, are forwarded to the node that has the app now: until none has come for 60 s, for
         at most 10 minutes.
         Idempotent: an instance that is not there is answered with success and an empty `instance`; an unknown instance
