@@ -204,9 +204,9 @@ class Node:
         stack.callback(code.close)
         self.offers = offers = Offers(databases)
         stack.push_async_callback(_quietly, "offers", offers.close_all)
-        self.receipts = receipts = Receipts(databases, table, read_offered)
+        purges = Purges(databases, lambda app, uid: _forget(telemetry.logs.purge, offers, receipts, app, uid))
+        self.receipts = receipts = Receipts(databases, table, read_offered, is_doomed=purges.wants)
         stack.push_async_callback(_quietly, "receipts", receipts.close)
-        purges = Purges(databases, partial(_forget, telemetry.logs.purge, offers, receipts))
         carrier = Carrier(self.front.loop, settings.node_name)
         stack.push_async_callback(_quietly, "forwarding", partial(_on, self.front.loop, carrier.close))
         self.forwards = Forwards(carrier)
@@ -237,6 +237,7 @@ class Node:
             table=table, registry=registry, lifecycle=self.lifecycle, purges=purges, feed=self.feed,
             code=code, on_fault=telemetry.fault,
             lease=self.lease, on_accepted=partial(_accepted, offers, receipts, routes, table),
+            came_under=receipts.epoch,
         )  # fmt: skip
         self.freezer = Freezer(offers, table, self.lifecycle, routes, databases)
         _background(stack, _close_idle(offers), "offers")

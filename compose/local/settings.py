@@ -48,7 +48,7 @@ PASSED_ON = (
         "NODE_TIMEOUT",
         "PATH_HOST",
     ),
-    *("SHUTDOWN_TIMEOUT", "TRUSTED_PROXY"),
+    *("SHUTDOWN_TIMEOUT", "TRUSTED_PROXY", "ZONE"),
     *("ACCESS_LOG", "ENVOY_PATH", "ENVOY_WORKERS", "MAX_CONNECTIONS"),
 )
 """What a program reads by itself; the flags of the same names are handed on as these variables."""

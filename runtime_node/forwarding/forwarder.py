@@ -22,6 +22,7 @@ from runtime_node.forwarding.link import BrokenLinkError, Link
 from runtime_node.forwarding.target import Target
 from runtime_node.forwarding.websocket import WebSocketRelay
 from runtime_node.http.gate import Gate
+from runtime_node.http.problems import REASON_HEADER
 from services.rpc.errors import SupervisorError
 
 log = logging.getLogger("runtime_node.forwards")
@@ -39,6 +40,10 @@ class ForwardGate(Gate):
 
 class ClientLeftError(Exception):
     """The client is gone: nobody wants the response."""
+
+
+class AgainError(Exception):
+    """The other node has let nothing in: it was closing the connection, or the app has moved on from it."""
 
 
 class Forwarder:
@@ -89,26 +94,29 @@ class Forwarder:
 
     async def _carry(self, scope: Scope, receive: Receive, send: Send) -> None:
         head = request_head(scope, self._carrier.node)
+        head_only = scope["method"] == "HEAD"
         safe = scope["method"] in _SAFE and not head.has_body
-        link, target = await self.connect(fresh=not safe)
-        self.forwarded += 1
-        exchange = _Exchange(link, head, scope["method"] == "HEAD", receive, send)
-        try:
-            if link.used and await exchange.is_stale():
-                # It was closed under this request. Who may be asked twice is.
-                link, target = await self.connect(fresh=True)
-                exchange = _Exchange(link, head, scope["method"] == "HEAD", receive, send)
-            await exchange.run()
-        except ClientLeftError:
-            link.transport.abort()
-        except BrokenLinkError as error:
-            link.transport.abort()
-            raise self._broken_off(target, error) from error
-        except BaseException:
-            link.transport.abort()
-            raise
-        else:
-            self._carrier.give_back(target, link)
+        for last in (False, True):
+            link, target = await self.connect(fresh=last or not safe)
+            self.forwarded += not last
+            try:
+                await _Exchange(link, head, head_only, receive, send).run(last=last or head.has_body)
+            except AgainError:
+                link.transport.abort()
+                if target == self.target:
+                    await asyncio.sleep(_RETRY_SECONDS)
+                continue
+            except ClientLeftError:
+                link.transport.abort()
+            except BrokenLinkError as error:
+                link.transport.abort()
+                raise self._broken_off(target, error) from error
+            except BaseException:
+                link.transport.abort()
+                raise
+            else:
+                self._carrier.give_back(target, link)
+            return
 
     async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
         relay = WebSocketRelay(self._carrier, scope, receive, send)
@@ -162,35 +170,33 @@ class _Exchange:
         link.begin(head_only=head_only)
         link.write(head.data)
 
-    async def is_stale(self) -> bool:
-        """Wait for the first of the response; tell whether the connection was closed before it."""
-        try:
-            while not self._link.heard:
-                await self._link.news()
-        except BrokenLinkError:
-            return True
-        return False
-
-    async def run(self) -> None:
-        """Carry it to its end. Raises BrokenLinkError, ClientLeftError."""
+    async def run(self, *, last: bool) -> None:
+        """Carry it to its end. Raises BrokenLinkError, ClientLeftError, and, unless it is the `last` try or
+        one that was read from the client, AgainError."""
+        link = self._link
         pulling = asyncio.get_running_loop().create_task(self._pull())
         try:
+            await link.head()
+            if not last and _has_moved_on(link):
+                raise AgainError
             await self._push()
         except BrokenLinkError:
             if self._left:
                 raise ClientLeftError from None
+            if link.used and not last and not link.heard:
+                # Closed under this request, which is one that may be sent twice.
+                raise AgainError from None
             raise
         finally:
             # Not waited for: the next request of the app is let in already, and takes this one's place.
             pulling.cancel()
         if not self._sent_all:
             # Answered before the body was read: nobody can tell what comes on this connection.
-            self._link.transport.abort()
+            link.transport.abort()
 
     async def _push(self) -> None:
         """Pass the response on. A client that is slow holds up `send`, and with it the reading here."""
         link, send = self._link, self._send
-        await link.head()
         await send(
             {"type": "http.response.start", "status": link.status, "headers": response_headers(link.headers)}
         )
@@ -241,3 +247,8 @@ class _Exchange:
             data += b"0\r\n\r\n" if self._head.chunked else b""
         if data:
             self._link.write(data)
+
+
+def _has_moved_on(link: Link) -> bool:
+    """Tell whether the other node answers that it only forwards for the app, too: then it let nothing in."""
+    return link.status == 503 and (REASON_HEADER, b"APP_MOVED") in link.headers

@@ -75,6 +75,8 @@ class FrontWebSocket(asyncio.BufferedProtocol):
         self.stalled_since = 0.0
         self.pongs = b""
         self._began = self._cut = False
+        # It is to close as soon as it is open.
+        self._leaves = False
         self._counted = 0
         # Reading was stopped: the app has enough, or all its WebSockets together have.
         self._stopped = False
@@ -250,6 +252,8 @@ class FrontWebSocket(asyncio.BufferedProtocol):
         """Take note that the handshake was answered: from now on silence is asked about."""
         self._ping_due = self.shared.now + _PING_SECONDS
         self.deadline = min(self.deadline, self._ping_due)
+        if self._leaves:
+            self.shared.loop.call_soon(self.shutdown)
 
     def expire(self, now: float) -> None:
         """Act on a deadline that has passed; called by the listener's sweep."""
@@ -316,8 +320,14 @@ class FrontWebSocket(asyncio.BufferedProtocol):
         self.shutdown()
 
     def close_gently(self) -> None:
-        """Close with 1012; the app is told with `websocket.disconnect`."""
-        self.shutdown()
+        """Close with 1012, or as soon as the app has taken it in: to refuse it then would lose it.
+
+        The app is told with `websocket.disconnect`.
+        """
+        if self.app.stage is Stage.WAITING:
+            self._leaves = True
+        else:
+            self.shutdown()
 
     def shutdown(self) -> None:
         """Close: the app is told with `websocket.disconnect`, and goes on to its end."""

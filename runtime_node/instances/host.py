@@ -53,10 +53,12 @@ class InstanceHost:
         on_fault: Callable[[str, str], None],
         lease: Lease,
         on_accepted: Callable[[Instance], None] = lambda _: None,
+        came_under: Callable[[str], int] = lambda _: 0,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`on_fault` hears of an exception that left an instance's app: its name and the traceback. Called
-        on any thread; must not block. `on_accepted` hears of each new instance."""
+        on any thread; must not block. `on_accepted` hears of each new instance; `came_under` tells by
+        its uid the epoch under which an app's data has come from another node, 0 for none."""
         self._table = table
         self._registry = registry
         self._lifecycle = lifecycle
@@ -66,6 +68,7 @@ class InstanceHost:
         self._on_fault = on_fault
         self._lease = lease
         self._on_accepted = on_accepted
+        self._came_under = came_under
         self._wall = wall
         self._refusal: SupervisorError | None = None
         self._fences = Fences(lambda: {instance.uid for instance in table.all()})
@@ -109,6 +112,8 @@ class InstanceHost:
         if instance is not None and request.epoch < instance.epoch:
             raise rules.stale(request.name, (request.epoch, 0), instance.version)
         uid = instance.uid if instance is not None else request.app_uid
+        if request.purge_data and request.epoch < self._came_under(uid):
+            raise rules.stale(request.name, (request.epoch, 0), (self._came_under(uid), 0))
         if uid:
             self._fences.raise_to(uid, (request.epoch, 0))
         app = rules.app_id(request.name)

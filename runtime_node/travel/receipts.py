@@ -21,6 +21,9 @@ log = logging.getLogger("runtime_node.travel")
 SILENCE_SECONDS = 10.0
 """A stream that brings nothing for so long has broken off."""
 
+MAX_EPOCHS = 10_000
+"""Apps whose data has come here of which that is remembered."""
+
 Receipt = pb.ReceiveDataResponse
 
 Messages: TypeAlias = AsyncGenerator[pb.ReadDataResponse, None]
@@ -102,13 +105,22 @@ class Receipts:
         databases: Databases,
         table: InstanceTable,
         source: Source,
+        *,
+        is_doomed: Callable[[str, str], bool],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`is_doomed` tells, by app id and uid, whether data of an app here is being removed."""
         self._databases = databases
         self._table = table
         self._source = source
         self._clock = clock
+        self._is_doomed = is_doomed
         self._receiving: dict[str, _Receiving] = {}
+        self._epochs: dict[str, int] = {}
+
+    def epoch(self, uid: str) -> int:
+        """Return the epoch under which an app's data last came in this life of the node; 0 for never."""
+        return self._epochs.get(uid, 0)
 
     def told(self, uid: str) -> Receipt:
         """Return how far an app's data is."""
@@ -117,9 +129,19 @@ class Receipts:
         told.CopyFrom(known.told if known is not None else Receipt(state=Receipt.ABSENT))
         return told
 
-    async def begin(self, app: str, uid: str, session: str, address: str, ticket: bytes) -> Receipt:
-        """Begin to copy, or go on where it broke off; what is being copied under that session goes on."""
+    async def begin(
+        self, app: str, uid: str, session: str, address: str, ticket: bytes, epoch: int
+    ) -> Receipt:
+        """Begin to copy, or go on where it broke off; what is being copied under that session goes on.
+
+        Raises INSTANCE_EXISTS, and DATA_NOT_MOVED while data of the app here is being removed.
+        """
         self._check_absent(app, uid)
+        if self._is_doomed(app, uid):
+            raise SupervisorError("DATA_NOT_MOVED", f"Former data of apps/{app} is being removed here.")
+        self._epochs[uid] = max(epoch, self._epochs.pop(uid, 0))
+        if len(self._epochs) > MAX_EPOCHS:
+            del self._epochs[next(iter(self._epochs))]
         known = self._receiving.get(uid)
         if known is not None and (
             known.told.session != session or known.told.state not in (Receipt.INTERRUPTED, Receipt.COPIED)

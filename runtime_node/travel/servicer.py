@@ -65,12 +65,12 @@ class DataTransfersServicer(Servicer):
             return self._receipts.told(request.app_uid)
         app, uid = check_app(request.name, request.app_uid, ticket=request.ticket)
         address, session = request.source_address, request.session
-        missing = [name for name, value in (("source_address", address), ("session", session)) if not value]
-        if missing:
+        needed = (("source_address", address), ("session", session), ("epoch", max(0, request.epoch)))
+        if missing := [name for name, value in needed if not value]:
             raise invalid_fields([Violation(name, "is required with a ticket") for name in missing])
         if request.freeze_id:
             return await self._receipts.finish(app, uid, address, request.ticket, request.freeze_id)
-        return await self._receipts.begin(app, uid, session, address, request.ticket)
+        return await self._receipts.begin(app, uid, session, address, request.ticket, request.epoch)
 
 
 def check_app(name: str, uid: str, *, ticket: bytes | None = None) -> tuple[str, str]:

@@ -21,6 +21,9 @@ from runtime_node.travel.reader_process import DIGEST_BYTES
 
 Entry = pb.ReadDataResponse.Entry
 
+SYNC_BYTES = 32 * 1024 * 1024
+"""Written at most before the disk is waited for: all at the end would hold up every other write."""
+
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -37,6 +40,7 @@ class Staging:
         """Written and not yet on the disk."""
         self._folders: set[Path] = set()
         self._last = False
+        self._unsynced = 0
 
     def create(self) -> None:
         """Begin with nothing; what the app has in its place here already is put aside, unless it left it."""
@@ -94,6 +98,10 @@ class Staging:
             while view:
                 written = os.pwrite(descriptor, view, offset)
                 view, offset = view[written:], offset + written
+            self._unsynced += len(block.data)
+            if self._unsynced > SYNC_BYTES:
+                os.fdatasync(descriptor)
+                self._unsynced = 0
         finally:
             os.close(descriptor)
         self._files.add(block.path)

@@ -13,7 +13,7 @@ from google.protobuf.json_format import ParseDict
 from services.gateway.answers import nobody
 from services.gateway.routes import Destination
 from services.gateway.xds.cache import CLUSTER, ROUTES, SCOPE
-from services.gateway.xds.messages import TYPE_PREFIX, message
+from services.gateway.xds.messages import TYPE_PREFIX, make_canonical, message
 
 ROUTE_HEADER = "x-appsupervisor-route"
 """By which a request's scope is found; the host, or what route.lua has found."""
@@ -42,7 +42,7 @@ _PASSING = ("NODE_DRAINING", "INSTANCE_STOPPING")
 def parsed(name: str, content: dict[str, Any]) -> Any:
     """Return a message by its full name and its JSON form."""
     target = message(name)()
-    return ParseDict(content, target, descriptor_pool=descriptor_pool.Default())
+    return make_canonical(ParseDict(content, target, descriptor_pool=descriptor_pool.Default()))
 
 
 def typed(name: str, **content: Any) -> dict[str, Any]:

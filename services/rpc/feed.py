@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from itertools import islice
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 from sortedcontainers import SortedDict, SortedKeyList
@@ -68,7 +69,7 @@ class ChangeFeed(Generic[V]):
         self._entry = entry
         self._lock = threading.Lock()
         self._entries: SortedDict[str, Entry[V]] = SortedDict()
-        self._order: SortedKeyList[Entry[V]] = SortedKeyList(key=lambda e: (e.revision, e.key))
+        self._order: SortedKeyList[Entry[V]] = SortedKeyList(key=attrgetter("revision"))
         self._dead: dict[str, Entry[V]] = {}
         self._graves: deque[Entry[V]] = deque()
         self._max_tombstones = tombstones
@@ -122,6 +123,19 @@ class ChangeFeed(Generic[V]):
         with self._lock:
             self._revision = max(self._revision, revision)
 
+    def fill(self, entries: Sequence[tuple[int, str, V | None]]) -> None:
+        """Take in keys that the feed doesn't have, each with its revision, in order of that; wakes nobody.
+
+        Many at once cost a third of as many that are published one after the other.
+        """
+        with self._lock:
+            living = [self._entry(key, at, value) for at, key, value in entries if value is not None]
+            self._entries.update((entry.key, entry) for entry in living)
+            self._order.update(living)
+            for at, key, value in entries:
+                if value is None:
+                    self._put(self._entry(key, at, value), living=False)
+
     def close(self) -> None:
         """End every watch, with SupervisorError SHUTTING_DOWN, so that a shutdown need not wait for them."""
         self._closed = True
@@ -161,7 +175,7 @@ class ChangeFeed(Generic[V]):
         A revision's entries are returned together, so the last one's revision is a safe position.
         """
         with self._lock:
-            tail = self._order.irange_key(min_key=(revision + 1, ""))
+            tail = self._order.irange_key(min_key=revision + 1)
             page: list[Entry[V]] = list(islice(tail, limit))
             for entry in tail if page else ():
                 if entry.revision != page[-1].revision:

@@ -49,6 +49,7 @@ BENCHES = (
     Bench("fleet", "a control plane with simulated nodes: placing, rest, one change, its restart", 120, 900),
     Bench("node_loss", "kill -9 of a node of apps on PostgreSQL, until each serves elsewhere", 90, 240),
     Bench("swaps", "swaps of an app under a steady load", 30, 90),
+    Bench("data_moves", "moves of an app with its SQLite database under a writing client", 60, 240),
     Bench("dormancy", "first requests to dormant apps, bursts, a node full of them", 45, 180),
     Bench("cycles", "what many starts and stops leave behind", 60, 360),
     Bench("noisy_neighbours", "what hogs of every kind cost their neighbours", 90, 180),

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing
@@ -14,13 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
+from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 from websockets.sync.client import connect
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Database, Instance, InstanceSpec, Limits
+from services.gateway.bootstrap import bootstrap
 from tests.e2e.edge_traffic import EdgeTraffic
 from tests.e2e.stack import DEADLINE, ROOT, Process, Stack, eventually, free_port
 from tests.e2e.test_moves import is_ready
@@ -51,7 +58,7 @@ class Answer:
 class Edge:
     """A gateway with an Envoy, in front of a stack."""
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Stack, *flags: str) -> None:
         self.port, xds, metrics = free_port(), free_port(), free_port()
         self.xds = f"127.0.0.1:{xds}"
         self.metrics = metrics
@@ -61,6 +68,7 @@ class Edge:
                 *("-m", "services.gateway", "--control-plane", stack.address),
                 *("--listen", f"127.0.0.1:{self.port}", "--xds-listen", self.xds),
                 *("--metrics-listen", f"127.0.0.1:{metrics}", "--envoy-workers", "1"),
+                *flags,
             ],
             stack.folder / "gateway.log",
         )
@@ -116,6 +124,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         stack.add_node("node-2", "default", "--trusted-proxy=127.0.0.1")
         for node in ("node-1", "node-2"):
             eventually(lambda node=node: is_ready(stack, node), f"{node} is ready")
+        stack.create("home", MIXED, database=STATELESS, domains=["home.example.com"])
         yield stack
     finally:
         stack.clean_up()
@@ -126,7 +135,6 @@ def edge(stack: Stack) -> Iterator[Edge]:
     edge = Edge(stack)
     try:
         edge.process.start()
-        stack.create("home", MIXED, database=STATELESS, domains=["home.example.com"])
         edge.serves("home.localhost")
         yield edge
     finally:
@@ -308,6 +316,9 @@ def test_a_killed_node_costs_its_own_apps_a_told_pause_and_the_others_nothing(
 
 
 def test_the_control_plane_and_the_gateways_own_program_are_not_in_the_way(stack: Stack, edge: Edge) -> None:
+    # It may have been on the node that was killed before.
+    eventually(lambda: node_of(stack, "home"), "the app runs")
+    edge.serves("home.localhost")
     with EdgeTraffic(edge.port, ["home"]) as traffic:
         traffic.goes_on()
         stack.control_plane.kill()
@@ -320,6 +331,54 @@ def test_the_control_plane_and_the_gateways_own_program_are_not_in_the_way(stack
     stack.create("late", MIXED, database=STATELESS)
     edge.serves("late.localhost")
     delete(stack, "late")
+
+
+def test_another_envoy_goes_on_without_the_gateway_and_is_then_told_what_has_changed(
+    stack: Stack, tmp_path: Path
+) -> None:
+    edge = Edge(stack, "--no-envoy")
+    settings = tmp_path / "envoy.json"
+    settings.write_text(json.dumps(bootstrap("envoy-9", edge.xds)))
+    program = [needed_envoy(), "--config-path", str(settings), "--disable-hot-restart", "--concurrency", "1"]
+    log = (tmp_path / "envoy.log").open("wb")
+    envoy = subprocess.Popen([*program, "--log-level", "warning"], stdout=log, stderr=log)
+    try:
+        edge.process.start()
+        edge.serves("home.localhost")
+        told = edge.figure("appsupervisor_gateway_xds_messages_total")
+        assert told > 0
+        edge.process.kill()
+        stack.create("meanwhile", MIXED, database=STATELESS)
+        assert edge.serves("home.localhost").told["app"] == "home"
+        assert edge.ask(host="meanwhile.localhost").status == 404
+        edge.process.start()
+        edge.serves("meanwhile.localhost")
+        # One message about the new app, and none about what it had.
+        kinds = [
+            line
+            for line in edge.ask("/metrics", port=edge.metrics).text.splitlines()
+            if "xds_messages_total{" in line
+        ]
+        assert edge.figure("appsupervisor_gateway_xds_messages_total") == 1, kinds
+        with grpc.insecure_channel(edge.xds) as channel:
+            health = HealthStub(channel)
+            for name in ("envoys/envoy-9", "envoy.service.discovery.v3.AggregatedDiscoveryService"):
+                answer = health.Check(HealthCheckRequest(service=name), timeout=DEADLINE)
+                assert answer.status == HealthCheckResponse.SERVING
+            reflection = ServerReflectionStub(channel)
+            asked = ServerReflectionRequest(list_services="")
+            (listed,) = reflection.ServerReflectionInfo(iter([asked]), timeout=DEADLINE)
+            names = {service.name for service in listed.list_services_response.service}
+            assert "envoy.service.discovery.v3.AggregatedDiscoveryService" in names
+    finally:
+        edge.process.clean_up()
+        envoy.terminate()
+        envoy.wait(DEADLINE)
+        log.close()
+        print(
+            f"---- gateway\n{edge.process.text()[-5_000:]}\n{(tmp_path / 'envoy.log').read_text()[-5_000:]}"
+        )
+    delete(stack, "meanwhile")
 
 
 def test_a_gateway_that_is_told_to_end_lets_requests_end(stack: Stack) -> None:

@@ -13,8 +13,14 @@ import pytest
 
 from services.cli.programs import PROGRAMS
 from tests.e2e.stack import ROOT, eventually, free_port
+from tests.envoy import needed_envoy
 
-READY = {"up": "Ctrl-C stops everything", "control-plane": "control_plane.ready", "node": "node.ready"}
+READY = {
+    "up": "Ctrl-C stops everything",
+    "control-plane": "control_plane.ready",
+    "node": "node.ready",
+    "gateway": "gateway.ready",
+}
 COMMAND_LINE = [sys.executable, "-m", "services.cli"]
 
 
@@ -25,6 +31,9 @@ def test_the_example_of_a_programs_help_runs_and_ends_with_zero(name: str, tmp_p
     (tmp_path / "my").mkdir()
     ports = {f"APPSUPERVISOR_{port}_PORT": "0" for port in ("CONTROL_PLANE", "NODE", "HTTP")}
     env = {**os.environ, **ports, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}", "COLUMNS": "200"}
+    if name == "gateway":
+        needed_envoy()
+        env["APPSUPERVISOR_XDS_LISTEN"] = "127.0.0.1:0"
     shown = subprocess.run(
         [*COMMAND_LINE, name, "--help"], env=env, capture_output=True, text=True, timeout=120, check=True
     )

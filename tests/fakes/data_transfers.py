@@ -37,6 +37,7 @@ class FakeTransfers:
         self.sessions: dict[str, str] = {}
         self.frozen: dict[str, str] = {}
         self.tickets: dict[bytes, str] = {}
+        self.came_under: dict[str, int] = {}
         self._receiving: dict[str, tuple[Told, float]] = {}
         _LIVES.add(self)
 
@@ -91,6 +92,7 @@ class FakeTransfers:
         _, uid = check_app(request.name, request.app_uid, ticket=request.ticket)
         if self._hosted(uid):
             raise SupervisorError("INSTANCE_EXISTS", "An instance is here.")
+        self.came_under[uid] = max(request.epoch, self.came_under.get(uid, 0))
         there = (it for it in _LIVES if it.node.address == request.source_address and not it.node.killed)
         source = next(there, None)
         if source is None or source.tickets.pop(request.ticket, "") != uid:

@@ -330,6 +330,9 @@ class FakeNode:
         uid = hosted.spec.app_uid if hosted is not None else request.app_uid
         if uid:
             self._fences[uid] = max(self._fences.get(uid, (0, 0)), (request.epoch, 0))
+        came_under = self.transfers.came_under.get(uid, 0)
+        if request.purge_data and request.epoch < came_under:
+            raise rules.stale(request.name, (request.epoch, 0), (came_under, 0))
         if request.HasField("new_home"):
             told = request.epoch, request.new_home.node
             self.forwarding[uid] = max(told, self.forwarding.get(uid, told), key=lambda it: it[0])

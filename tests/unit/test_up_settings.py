@@ -144,3 +144,10 @@ def test_a_line_of_a_process_moves_no_cursor() -> None:
     output.log("node-1", "a\rb\x1b[2Jc")
     output.close(5)
     assert stream.getvalue() == "node-1        | a\\rb\\x1b[2Jc\n"
+
+
+def test_a_gateway_has_ports_of_its_own_where_one_is_asked_for(tmp_path) -> None:
+    plain = choose_addresses(read(f"--data-dir={tmp_path}"))
+    assert (plain.gateway, plain.xds) == ("", "")
+    chosen = choose_addresses(read("--gateway", "--gateway-port=0", f"--data-dir={tmp_path}"))
+    assert len({chosen.control_plane, chosen.gateway, chosen.xds, *(node.http for node in chosen.nodes)}) == 4

@@ -22,9 +22,10 @@ from services.control_plane.fleet.relocations import (
     why_it_stayed,
 )
 from services.control_plane.operations import operations
-from services.control_plane.operations.moves import bound_by
+from services.control_plane.operations.moves import bound_by, takes_data_along
 from services.control_plane.placement.balance import Movable, Move, plan_moves
 from services.control_plane.placement.choice import Candidates, Neighbours, obstacles, wish_of
+from services.control_plane.placement.scale import is_several
 from services.control_plane.rules.sentences import counted
 from services.control_plane.store.app_labels import pairs
 from services.control_plane.store.interface import Transaction
@@ -71,7 +72,12 @@ def _movable(mirror: Mirror, node: str, nodes: Sequence[NodeRecord]) -> Iterator
         spec = record.spec
         wish = wish_of(spec, environment_cordoned=False)
         yield Movable(
-            name, wish, neighbours_of(mirror, spec, name), pairs(spec.labels), pairs(spec.anti_affinity)
+            name,
+            wish,
+            neighbours_of(mirror, spec, name),
+            pairs(spec.labels),
+            pairs(spec.anti_affinity),
+            takes_data_along(record, mirror.placements_of(name)),
         )
 
 
@@ -84,7 +90,7 @@ def _why_not(
     if bound := bound_by(record, placements, nodes):
         return bound.reason, bound.message
     alone = len(placements) == 1 and placements[0].role is Role.CURRENT and placements[0].node == node
-    if not alone or record.spec.exclusive or record.spec.replicas > 1:
+    if not alone or record.spec.exclusive or is_several(record):
         return "CHANGING", f"It is not on {node} any more, or is being changed, or is to be alone."
     return None
 

@@ -115,13 +115,14 @@ def place_elsewhere(
             role=Role.CURRENT if at_once else Role.INCOMING,
             spec=spec,
             why=why,
+            has_data=source == node,
             since=tx.now,
         )
     )
     status = App()
     status.CopyFrom(record.status)
     status.reconciling = True
-    if source:
+    if source and source != node:
         status.data_move.CopyFrom(
             DataMove(
                 state=DataMove.COPYING, source_node=source, target_node=node, progress_time=timestamp(tx.now)

@@ -28,6 +28,8 @@ class Movable(NamedTuple):
     neighbours: Neighbours = Neighbours()
     labels: tuple[str, ...] = ()
     apart_from: tuple[str, ...] = ()
+    takes_data: bool = False
+    """Its data goes with it: it is left where it is while another can go."""
 
     @property
     def memory_bytes(self) -> int:
@@ -163,10 +165,13 @@ class _Plan:
         return max(counts) - min(counts) <= self._tolerance
 
     def _best(self, source: _Node, destination: _Node) -> Movable | None:
-        """Return the app whose move leaves the two nodes' memory the most alike, of those that can go."""
+        """Return the app whose move leaves the two nodes' memory the most alike, of those that can go.
+
+        One without data on its node before all with some.
+        """
         half = (source.memory - destination.memory) / 2
         fit = (app for app in source.leaving.values() if destination.takes(app))
-        return min(fit, key=lambda app: (abs(app.memory_bytes - half), app.app), default=None)
+        return min(fit, key=lambda app: (app.takes_data, abs(app.memory_bytes - half), app.app), default=None)
 
     def _move(self, app: Movable, source: _Node, destination: _Node, why: str) -> None:
         self.moves.append(Move(app.app, source.name, destination.name, why))

@@ -188,6 +188,11 @@ class Swap:
             left = left or placement.role in (Role.CURRENT, Role.INCOMING)
         if not left:
             return
+        rest = self._placements.values()
+        if data_home(rest) is None and any(it.role is Role.LOST and it.has_data for it in rest):
+            # The data was on its way, or had just gone: nothing begins without it.
+            self.retire(Role.INCOMING, "The data that it waited for was given up.")
+            self.retire(Role.CURRENT, "Its data was given up.")
         if self.current is None and self.incoming is None:
             # What is gone may run all the same: what comes after it is above it.
             self.target = replace(self.target, epoch=self.target.epoch + 1)
@@ -253,9 +258,10 @@ class Swap:
         """
         # Nothing moves without a reason, and the app's data is where it was.
         staying = (it for it in self._placements.values() if it.role is not Role.LOST)
-        before = data_home(self._placements.values()) or self.current or next(staying, None)
-        node, why = (before.node, "It was there before.") if before is not None else ("", "")
         lost = next((it for it in self._placements.values() if it.role is Role.LOST and it.has_data), None)
+        left = next(staying, None) if lost is None else None  # beside lost data it has none of its own
+        before = data_home(self._placements.values()) or self.current or left
+        node, why = (before.node, "It was there before.") if before is not None else ("", "")
         if before is None and lost is not None:
             if self._seen.heard(lost.node) is None:
                 self.unplaced_reason = "DATA_LOST"

@@ -201,7 +201,7 @@ class AppReconciler:
         if travel is not None and not todo.starts and failure is None:
             brought = await self._bring_data(app, travel)
             return replace(brought, again=True) if over else brought
-        if travel is None and app.status.data_move.state == DataMove.ARRIVED:
+        if travel is None and failure is None and app.status.data_move.state == DataMove.ARRIVED:
             await self._leave(app, assigned)
         after = min(filter(None, [todo.after, *pauses]), default=0.0)
         # That a placement is over changes no app by itself, and so asks for no pass.
@@ -211,7 +211,8 @@ class AppReconciler:
         """Have the node that an app's data has left forward what it holds: it is started elsewhere."""
         move, wanted = app.status.data_move, assigned.wanted
         source, target = self._links.get(move.source_node), self._links.get(move.target_node)
-        before = next((it for it in assigned.placements if it.node == move.source_node), None)
+        left = (it for it in assigned.placements if it.node == move.source_node and not it.has_data)
+        before = next(left, None)
         runs = wanted is not None and wanted.node == move.target_node
         if runs and before is not None and source is not None and source.synced and target is not None:
             stop = StopInstanceRequest(name=before.instance, epoch=app.target.epoch, app_uid=app.uid)

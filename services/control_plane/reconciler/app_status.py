@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, DataMove
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Condition,
     Instance,
@@ -52,6 +52,8 @@ class AppStatus:
         status.ready_replicas = self._count_ready() if holds == Condition.MET else 0
         self._set_scheduled(now)
         self._set_updated(now)
+        if status.data_move.state == DataMove.COPYING and travel_of(self._assigned.placements) is None:
+            status.data_move.state = DataMove.CALLED_OFF  # something else is wanted by now
         settled = self._is_settled()
         if settled:
             status.observed_generation = self._app.generation

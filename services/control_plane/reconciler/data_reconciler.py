@@ -34,6 +34,9 @@ FINAL = frozenset({"DATA_MISSING", "DATABASE_UNAVAILABLE", "INVALID_FIELD", "MET
 LOOK_AGAIN_SECONDS = 2.0
 """Between two looks at data that an instance still has: it is being stopped, and tells nobody of its data."""
 
+LAST_EPOCH = 2**62
+"""Above all epochs."""
+
 AT_ONCE = 100
 """Apps that are asked for one by one in a pass."""
 
@@ -121,9 +124,12 @@ class DataReconciler:
 
     async def _purge(self, link: NodeLink, record: RetainedDataRecord) -> None:
         app, uid = record.data.app, record.data.app_uid
-        # No instance has that name: a node removes the data of one that is not there at once.
+        # No instance has that name: a node removes the data of one that is not there at once. Nothing of that
+        # app comes after this, whatever its epochs were.
         await link.stop(
-            StopInstanceRequest(name=f"{app}/instances/retained", epoch=1, purge_data=True, app_uid=uid)
+            StopInstanceRequest(
+                name=f"{app}/instances/retained", epoch=LAST_EPOCH, purge_data=True, app_uid=uid
+            )
         )
         try:
             left = uid in await self._directories(link, app)

@@ -73,7 +73,7 @@ class DataTravels:
             offer = await source.offer(_offer(app, ticket))
             if told.state != Told.COPIED or told.session != offer.session:
                 why = told.message if told.state == Told.INTERRUPTED else ""
-                told = await target.receive(_copy_from(app, source, ticket, offer.session))
+                told = await target.receive(_copy_from(app, travel, source, ticket, offer.session))
                 if why:
                     return await self._waits(app, travel, told, why)
                 await self._tell(app, travel, told, "")
@@ -96,7 +96,7 @@ class DataTravels:
         request = pb.FreezeDataRequest(name=app.name, app_uid=app.uid, ticket=ticket)
         try:
             frozen = await source.freeze(request, app.spec.limits.stop_timeout.ToMicroseconds() / 1e6)
-            rest = _copy_from(app, source, ticket, told.session)
+            rest = _copy_from(app, travel, source, ticket, told.session)
             rest.freeze_id = frozen.freeze_id
             told = await target.receive(rest, rest=True)
             if told.state != Told.ARRIVED or told.freeze_id != frozen.freeze_id:
@@ -191,7 +191,15 @@ def _offer(app: AppRecord, ticket: bytes) -> pb.OfferDataRequest:
     return pb.OfferDataRequest(name=app.name, app_uid=app.uid, ticket=ticket)
 
 
-def _copy_from(app: AppRecord, source: NodeLink, ticket: bytes, session: str) -> pb.ReceiveDataRequest:
+def _copy_from(
+    app: AppRecord, travel: Travel, source: NodeLink, ticket: bytes, session: str
+) -> pb.ReceiveDataRequest:
     return pb.ReceiveDataRequest(
-        name=app.name, app_uid=app.uid, source_address=source.node.address, ticket=ticket, session=session
+        name=app.name,
+        app_uid=app.uid,
+        source_address=source.node.address,
+        ticket=ticket,
+        session=session,
+        # What was to be removed there before this began was told under an epoch below it.
+        epoch=max(app.target.epoch, travel.target.epoch),
     )

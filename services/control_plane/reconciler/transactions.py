@@ -20,6 +20,7 @@ from services.control_plane.catalog.idempotency import SYSTEM
 from services.control_plane.operations import operations
 from services.control_plane.placement.assignment import ENDING, Assignment, assign
 from services.control_plane.placement.autoscale import Decision
+from services.control_plane.placement.data_travel import leaves_copy
 from services.control_plane.placement.scale import (
     is_several,
     newest_epoch,
@@ -124,10 +125,11 @@ def ended(
         return
     gone = {placement.name for placement in placements}
     left = 0
-    for placement in tx.placements_of(name):
+    known = tx.placements_of(name)
+    for placement in known:
         if placement.name in gone and placement.role in ENDING:
             tx.delete_placement(placement)
-            if record.deleting == DeleteAppRequest.RETAIN:
+            if record.deleting == DeleteAppRequest.RETAIN and not leaves_copy(placement, known):
                 retention.keep(tx, record, placement)
             elif record.deleting:
                 tx.delete_retained(retained_data_name(placement.node, record.uid))

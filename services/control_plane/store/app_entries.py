@@ -22,9 +22,11 @@ class AppEntries:
         self._limit = whole
         self._whole: deque[AppEntry] = deque()
 
-    def __call__(self, key: str, revision: int, record: AppRecord | None) -> AppEntry:
-        """Return the entry of a record, or of its removal."""
-        return AppEntry(key, revision, record, self)
+    def __call__(self, key: str, revision: int, record: AppRecord | PackedApp | None) -> AppEntry:
+        """Return the entry of an app, which may be packed already, or of its removal."""
+        if isinstance(record, PackedApp):
+            return AppEntry(key, revision, record, None, self)
+        return AppEntry(key, revision, record.packed if record is not None else None, record, self)
 
     def note(self, entry: AppEntry) -> None:
         """Count an entry among those that hold their record."""
@@ -42,10 +44,12 @@ class AppEntry(Entry[AppRecord]):
     _record: AppRecord | None
     _entries: AppEntries
 
-    def __init__(self, key: str, revision: int, record: AppRecord | None, entries: AppEntries) -> None:
+    def __init__(
+        self, key: str, revision: int, packed: PackedApp | None, record: AppRecord | None, entries: AppEntries
+    ) -> None:
         _set(self, "key", key)
         _set(self, "revision", revision)
-        _set(self, "packed", record.packed if record is not None else None)
+        _set(self, "packed", packed)
         _set(self, "_record", record)
         _set(self, "_entries", entries)
         if record is not None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from services.control_plane.store.app_entries import AppEntries, AppEntry
@@ -32,6 +33,7 @@ from services.rpc.feed import ChangeFeed
 V = TypeVar("V")
 
 _NONE: frozenset[str] = frozenset()
+PLACEMENTS = "placements"
 
 
 class Mirror:
@@ -52,7 +54,6 @@ class Mirror:
         self.retained: ChangeFeed[RetainedDataRecord] = ChangeFeed(
             revision=revision, oldest_revision=revision
         )
-        self.placements: ChangeFeed[PlacementRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self.batches: ChangeFeed[BatchRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self.operations: ChangeFeed[OperationRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self._lock = threading.Lock()
@@ -88,6 +89,45 @@ class Mirror:
         batches: Collection[tuple[str, BatchRecord | None]] = (),
     ) -> None:
         """Take in one revision's committed changes."""
+        packed = [(name, app.packed if app is not None else None) for name, app in apps]
+        self._note(packed, placements, operations)
+        _publish(self.environments, revision, environments)
+        _publish(self.database_servers, revision, database_servers)
+        _publish(self.nodes, revision, nodes)
+        _publish(self.retained, revision, retained)
+        # Placements have no feed: who follows apps reads them, and they are noted by now.
+        # Every revision, for it wakes those as well who wait for a change of whatever kind.
+        self.apps.publish(revision, apps)
+        _publish(self.operations, revision, operations)
+        _publish(self.batches, revision, batches)
+
+    def load(self, by_feed: Mapping[str, Sequence[tuple[int, str, Any]]]) -> None:
+        """Take in a whole catalog, while this is empty: by feed, each key with its revision and record.
+
+        Apps come packed.
+        """
+        apps = {key: app for _, key, app in by_feed.get("apps", ())}
+        placements = [(key, _sharing(it, apps.get(it.app))) for _, key, it in by_feed.get(PLACEMENTS, ())]
+        operations = [(key, operation) for _, key, operation in by_feed.get("operations", ())]
+        self._note(apps.items(), placements, operations)
+        for feed, entries in by_feed.items():
+            if feed != PLACEMENTS:
+                getattr(self, feed).fill(entries)
+
+    def keys(self, feed: str) -> list[str]:
+        """Return the keys of all that is here of one kind, by the name of its feed."""
+        if feed == PLACEMENTS:
+            with self._lock:
+                return [it.name for of_app in self._placed.values() for it in of_app]
+        return [record.name for record in getattr(self, feed).values()]
+
+    def _note(
+        self,
+        apps: Collection[tuple[str, PackedApp | None]],
+        placements: Collection[tuple[str, PlacementRecord | None]],
+        operations: Collection[tuple[str, OperationRecord | None]],
+    ) -> None:
+        """Bring the indexes up to date with changes that the feeds don't have yet."""
         with self._lock:
             for name, app in apps:
                 old = self._packed(name)
@@ -95,10 +135,10 @@ class Mirror:
                     self._by_environment,
                     name,
                     old.environment if old else "",
-                    app.packed.environment if app else "",
+                    app.environment if app else "",
                 )
-                _move(self._by_server, name, _server_of(old), _server_of(app.packed if app else None))
-                self._note_wish(name, app.packed if app else None)
+                _move(self._by_server, name, _server_of(old), _server_of(app))
+                self._note_wish(name, app)
             for name, placement in placements:
                 self._place(name, placement)
             for name, operation in operations:
@@ -113,18 +153,10 @@ class Mirror:
                     _open_key(known),
                     _open_key(operation),
                 )
-        _publish(self.environments, revision, environments)
-        _publish(self.database_servers, revision, database_servers)
-        _publish(self.nodes, revision, nodes)
-        _publish(self.retained, revision, retained)
-        _publish(self.placements, revision, placements)  # before their apps: who follows those reads these
-        # Every revision, for it wakes those as well who wait for a change of whatever kind.
-        self.apps.publish(revision, apps)
-        _publish(self.operations, revision, operations)
-        _publish(self.batches, revision, batches)
 
     def _place(self, name: str, placement: PlacementRecord | None) -> None:
-        app = name.partition("/placements/")[0]
+        # One string for all that is told of an app.
+        app = placement.app if placement is not None else name.partition("/placements/")[0]
         before = self._placed.get(app, ())
         after = tuple(other for other in before if other.name != name)
         if placement is not None:
@@ -301,6 +333,13 @@ class Mirror:
             names = [name for verb in verbs for name in self._open_operations.get(f"{app} {verb}", _NONE)]
         found = (self.operations.get(name) for name in sorted(names))
         return [operation for operation in found if operation is not None and not operation.done]
+
+
+def _sharing(placement: PlacementRecord, app: PackedApp | None) -> PlacementRecord:
+    """Return a placement that shares its app's strings, which were read a second time with it."""
+    if app is None or app.uid != placement.app_uid:
+        return placement
+    return replace(placement, app=app.name, app_uid=app.uid)
 
 
 def _publish(feed: ChangeFeed[V], revision: int, changes: Collection[tuple[str, V | None]]) -> None:

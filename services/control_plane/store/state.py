@@ -33,7 +33,7 @@ class State:
 
     @classmethod
     def loaded(cls, changes: Changes) -> State:
-        """Return the state of all that is stored: what has changed after revision 0."""
+        """Return the state of all that is stored, apps packed."""
         meta = changes.meta
         state = cls(
             meta.catalog_id,
@@ -43,8 +43,9 @@ class State:
             meta.oldest_revision,
             meta.time,
         )
-        state.take(changes)
-        state.eventful.clear()
+        state.mirror.load(changes.by_feed)
+        for _, name, app in changes.by_feed.get("apps", ()):
+            state.domains.update(dict.fromkeys(app.domains if app is not None else (), name))
         return state
 
     def take(self, changes: Changes) -> None:

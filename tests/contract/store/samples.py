@@ -162,6 +162,12 @@ def contents(feed: ChangeFeed[Any]) -> dict[str, tuple[int, Any]]:
     return {entry.key: (entry.revision, entry.value) for entry in feed.page("", 1_000_000)}
 
 
+def placements(mirror: Mirror) -> dict[str, tuple[int, PlacementRecord]]:
+    """All placements that a mirror holds: revision and record by key."""
+    apps = {key.partition("/placements/")[0] for key in mirror.keys("placements")}
+    return {it.name: (it.revision, it) for app in apps for it in mirror.placements_of(app)}
+
+
 def snapshot(mirror: Mirror) -> dict[str, dict[str, tuple[int, Any]]]:
     """All of a mirror's contents, by kind."""
     return {
@@ -169,7 +175,7 @@ def snapshot(mirror: Mirror) -> dict[str, dict[str, tuple[int, Any]]]:
         "environment": contents(mirror.environments),
         "node": contents(mirror.nodes),
         "app": contents(mirror.apps),
-        "placement": contents(mirror.placements),
+        "placement": placements(mirror),
         "retained_data": contents(mirror.retained),
         "operation": contents(mirror.operations),
         "batch": contents(mirror.batches),

@@ -9,7 +9,7 @@ import pytest
 
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import Role
-from tests.contract.store.samples import WAIT, app, contents, placement, put
+from tests.contract.store.samples import WAIT, app, placement, placements, put
 
 NODE = "environments/default/nodes/n"
 
@@ -27,7 +27,7 @@ def test_every_field_of_a_placement_survives(catalog: Any) -> None:
     assert (record.name, record.instance) == ("apps/a/placements/g5-e7-r2", "apps/a/instances/g5-e7-r2")
     revision = catalog.open().write(put(app("apps/a"), record)).result(WAIT)
     mirror = catalog.reopen().mirror
-    assert contents(mirror.placements) == {record.name: (revision, replace(record, revision=revision))}
+    assert placements(mirror) == {record.name: (revision, replace(record, revision=revision))}
     assert mirror.placements_of("apps/a") == (replace(record, revision=revision),)
 
 
@@ -53,17 +53,8 @@ def test_an_app_takes_its_placements_along_when_it_goes_or_another_takes_its_nam
     store.write(lambda tx: tx.delete_app("apps/a")).result(WAIT)
     store.write(put(app("apps/b", uid="another"))).result(WAIT)
     for mirror in (store.mirror, catalog.reopen().mirror):
-        assert contents(mirror.placements) == {}
+        assert placements(mirror) == {}
         assert mirror.placements_of("apps/b") == ()
-
-
-def test_placements_are_followed_in_the_order_of_the_change_log(store: CatalogStore) -> None:
-    before = store.write(put(app("apps/a"), app("apps/b"))).result(WAIT)
-    store.write(put(placement("apps/b"))).result(WAIT)
-    store.write(put(placement("apps/a"))).result(WAIT)
-    store.write(lambda tx: tx.delete_placement(placement("apps/b"))).result(WAIT)
-    told = [(entry.key, entry.value is None) for entry in store.mirror.placements.since(before)]
-    assert told == [("apps/a/placements/g1-e1", False), ("apps/b/placements/g1-e1", True)]
 
 
 @pytest.mark.parametrize(

@@ -359,6 +359,7 @@ async def test_an_on_request_app_is_created_dormant(plane: Plane) -> None:
     assert condition(app, "Ready").reason == "Dormant"
 
 
+@pytest.mark.parametrize("plane", [{"node_timeout": 60.0}], indirect=True)
 async def test_two_hundred_apps_start_concurrently_and_are_spread_fairly(plane: Plane) -> None:
     first = await plane.node(behaviours={"slow:app": Behaviour(ready_after=0.2)})
     second = await plane.node(

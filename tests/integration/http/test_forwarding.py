@@ -350,8 +350,32 @@ async def test_a_request_is_forwarded_once(make_moved):
     answer = await moved.get()
     assert (answer.status, answer.reason) == (503, "APP_MOVED")
     assert answer.headers["retry-after"] == "1"
-    assert (again.forwarded, again.failed) == (0, 1)
+    # Tried once more, for the app might have moved on.
+    assert (again.forwarded, again.failed) == (0, 2)
+    assert (moved.forwarder.forwarded, moved.home.front.figures().refusals) == (1, {"APP_MOVED": 2})
     assert (await moved.get("/", "X-AppSupervisor-Forwarded: me")).reason == "APP_MOVED"
+
+
+async def test_a_request_that_meets_a_move_is_tried_where_the_app_has_gone(make_moved, make_site):
+    moved = await make_moved()
+    third = await make_site()
+    third.app("a")
+    # The app has left the node that is forwarded to, and this one is told only now.
+    back = ForwardGate("")
+    back.open(Forwarder(moved.carrier, "a", Target("127.0.0.1", 9)))
+    home = moved.forwarder.target
+    moved.home.router.set("a", [], back)
+    carry = moved.carrier.connect
+
+    async def connect(target, *, fresh):
+        link = await carry(target, fresh=fresh)
+        if target == home:
+            moved.forwarder.target = Target(*third.front.address)
+        return link
+
+    moved.carrier.connect = connect
+    assert (await moved.get("/there")).status == 200
+    assert (moved.forwarder.forwarded, moved.forwarder.failed) == (1, 0)
 
 
 async def test_the_other_nodes_own_answers_pass_with_their_reason_but_no_app_can_forge_one(make_moved):

@@ -96,6 +96,29 @@ async def test_a_client_that_answers_the_apps_close_is_let_go_at_once(site, monk
     assert await connection.rest() == b""
 
 
+async def test_a_handshake_that_meets_the_end_of_its_instance_is_taken_in_and_told_to_come_again(
+    site, wait_until
+):
+    taking = []
+
+    async def app(scope, receive, send):
+        await receive()
+        taking.append(asyncio.Event())
+        await taking[0].wait()
+        await send({"type": "websocket.accept"})
+        await receive()
+
+    gate = site.app("a", app)
+    opening = asyncio.ensure_future(connect(url(site)).__aenter__())
+    await wait_until(lambda: taking)
+    draining = asyncio.create_task(gate.drain(30))
+    await wait_until(lambda: gate._idle is not None)
+    site.front.loop.call_soon_threadsafe(taking[0].set)
+    client = await opening
+    await client.wait_closed()
+    assert (client.close_code, await draining) == (1012, 0)
+
+
 async def test_an_app_that_never_answers_the_handshake_is_cut(site, wait_until):
     async def silent(scope, receive, send):
         await asyncio.Event().wait()

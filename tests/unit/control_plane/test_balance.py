@@ -63,7 +63,17 @@ ROWS: dict[str, tuple[list[tuple[Candidate, list[Movable]]], dict[str, Any], lis
     "no more than asked for": (
         [node("a", many("x", 8)), node("b", [])], {"most": 2}, ["x0 a b", "x1 a b"],
     ),
-    "those with their data there stay": ([node("a", many("x", 1), bound=8), node("b", [])], {}, ["x0 a b"]),
+    "those whose data goes along go last": (
+        [
+            node("a", [app("x", takes_data=True), app("y"), *many("z", 1), app("w", takes_data=True)]),
+            node("b", []),
+        ],
+        {}, ["y a b", "z0 a b"],
+    ),
+    "and only where no other can": (
+        [node("a", [app("x", takes_data=True), app("y", takes_data=True)]), node("b", [])], {}, ["x a b"],
+    ),
+    "those that cannot move stay": ([node("a", many("x", 1), bound=8), node("b", [])], {}, ["x0 a b"]),
     "a node that cannot be heard": ([node("a", many("x", 8), heard=False), node("b", [])], {}, []),
     "to none that cannot be heard": ([node("a", many("x", 8)), node("b", [], heard=False)], {}, []),
     "a cordoned node only gives": (

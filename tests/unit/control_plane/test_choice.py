@@ -204,12 +204,13 @@ def test_a_placement_is_explained_for_an_app_and_for_one_that_might_be(
     server: Server, refused: Refused
 ) -> None:
     register(server, labels={"zone": "a"}, memory_bytes=2**30)
-    register(server, "n2")
-    register(server, "n3", ready=False)
     server("CreateApp", create(database=NO_DATABASE, limits={"memory_bytes": 2**29}))
     server("CreateApp", create("wiki"))
     place(server)
     place(server, "wiki", has_data=True)
+    assert explain(server, app="apps/wiki").bound_reason == "DATA_ON_NODE"
+    register(server, "n2")
+    register(server, "n3", ready=False)
     answer = explain(server, app="apps/wiki")
     assert (answer.node, list(answer.current_nodes), answer.bound_reason) == (TWO, [ONE], "")
     assert [(it.node[-2:], it.rank, it.app_count) for it in answer.verdicts] == [

@@ -228,6 +228,7 @@ def test_an_update_in_the_middle_replaces_the_move(store: CatalogStore) -> None:
         assert (await two.ended(operation)).error is not None
         await two.first.until(two.is_settled)
         assert (two.where(), owners(two), kept(two)) == (NODE, [NODE], [NODE])
+        assert two.app().data_move.state == pb.DataMove.CALLED_OFF
 
     run(store, test)
 

@@ -54,6 +54,7 @@ def rest(found: dict[Version, Found], desired: Any, failed: Version | None) -> s
     """Return what is wrong about how an app comes to rest, empty if nothing is."""
     seen = seen_of(found)
     app = record(V21, desired=desired, failed=failed, status=pb.App(reconciling=True))
+    app.spec.database.no_database.SetInParent()  # else it waits for its data, which others bring
     placements: tuple[PlacementRecord, ...] = tuple(placed(v, role, at) for v, (role, _, at) in found.items())
     for _ in range(6):
         assigned = assign(app, placements, seen, LATER)

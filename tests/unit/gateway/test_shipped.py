@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from services.gateway.bootstrap import bootstrap
-from services.gateway.listener import script
+from services.gateway.listener import ListenerSpec, listener, script
 from services.gateway.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -52,3 +54,14 @@ def test_the_script_knows_the_domains() -> None:
     assert 'local BASES = {".example.com", ".localhost"}' in text
     assert '["edge.example.com"] = true' in text
     assert "--[[" not in text
+
+
+def test_another_process_tells_the_listener_byte_for_byte_the_same() -> None:
+    spec = ListenerSpec("127.0.0.1", 8000, access_log="/dev/stdout")
+    program = "import sys; from services.gateway.listener import *; "
+    program += f"sys.stdout.write(listener({spec!r}).SerializeToString(deterministic=True).hex())"
+    path = f"{ROOT}:{ROOT / 'gen'}"
+    other = subprocess.run(
+        [sys.executable, "-c", program], env={"PYTHONPATH": path}, capture_output=True, text=True, check=True
+    )
+    assert other.stdout == listener(spec).SerializeToString(deterministic=True).hex()

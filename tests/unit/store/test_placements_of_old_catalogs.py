@@ -111,5 +111,5 @@ def test_a_catalog_of_any_size_is_brought_over_once(tmp_path: Path, apps: int) -
     old_catalog(tmp_path / "c.db", [{**served(2, 1), "revision": 8} for _ in range(apps)])
     for _ in range(2):
         store = open_store(f"sqlite:///{tmp_path}/c.db")
-        assert len(store.mirror.placements) == len(store.mirror.apps) == apps
+        assert len(store.mirror.keys("placements")) == len(store.mirror.apps) == apps
         store.close()

@@ -29,8 +29,9 @@ class Pair:
         spec = InstanceSpec(name="apps/shop/instances/a1", app_uid=UID)
         self.directory, _ = self.source.provide(spec)
         self.offers = Offers(self.source, lambda: self.now)
-        self.receipts = Receipts(self.target, InstanceTable(10), self.read)
+        self.receipts = Receipts(self.target, InstanceTable(10), self.read, is_doomed=lambda *_: self.doomed)
         self.breaks_after = -1
+        self.doomed = False
         self.requests: list[pb.ReadDataRequest] = []
 
     async def read(
@@ -51,7 +52,7 @@ class Pair:
 
     async def copy(self) -> Receipt:
         session, ticket = await self.offer()
-        await self.receipts.begin("shop", UID, session, "a", ticket)
+        await self.receipts.begin("shop", UID, session, "a", ticket, 2)
         await eventually(self._is_over)
         return self.receipts.told(UID)
 
@@ -167,6 +168,16 @@ async def test_without_its_ticket_nobody_reads(pair: Pair) -> None:
     await anext(pair.offers.read(pb.ReadDataRequest(ticket=ticket)))
     with pytest.raises(SupervisorError):
         await anext(reading)
+
+
+async def test_nothing_comes_while_former_data_is_being_removed(pair: Pair) -> None:
+    pair.doomed = True
+    with pytest.raises(SupervisorError) as refused:
+        await pair.copy()
+    assert (refused.value.reason, pair.receipts.epoch(UID)) == ("DATA_NOT_MOVED", 0)
+    pair.doomed = False
+    await pair.copy()
+    assert pair.receipts.epoch(UID) == 2, "a purge that was told before that is refused"
 
 
 async def test_an_offer_that_nobody_uses_is_closed(pair: Pair) -> None:

@@ -410,6 +410,7 @@ class ReceiveDataRequest(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     FREEZE_ID_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The app, `apps/{app}`."""
     app_uid: _builtins.str
@@ -424,6 +425,10 @@ class ReceiveDataRequest(_message.Message):
     """Id of the freeze that the rest is to be received of."""
     term: _builtins.int
     """Term of the leader that asks; unset: of nobody's. Below the highest that the node knows it is refused."""
+    epoch: _builtins.int
+    """Epoch of the placement that waits for the data, from 1; required with a ticket. A purge of the app's data under an older
+    one is refused from now on: it is meant for what was here before.
+    """
     def __init__(
         self,
         *,
@@ -434,10 +439,11 @@ class ReceiveDataRequest(_message.Message):
         session: _builtins.str = ...,
         freeze_id: _builtins.str = ...,
         term: _builtins.int = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_uid", b"app_uid", "freeze_id", b"freeze_id", "name", b"name", "session", b"session", "source_address", b"source_address", "term", b"term", "ticket", b"ticket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_uid", b"app_uid", "epoch", b"epoch", "freeze_id", b"freeze_id", "name", b"name", "session", b"session", "source_address", b"source_address", "term", b"term", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -149,7 +149,7 @@ class DataTransfersServicer:
     def ReceiveData(self, request, context):
         """Receives an app's data from the node that offers it, and tells how far that is.
 
-        Precondition: no instance of the app is here. Data of the app that is here already, and was not left by it, is put
+        Precondition: no instance of the app is here, and its data here is not being removed. Data of the app that is here already, and was not left by it, is put
         aside in the node's data directory.
         On success: without a `freeze_id` the data is copied in the background. With one, the answer comes when all of it is on
         the disk under its name and with its mark: `ARRIVED` under that id. Without a ticket nothing is begun.

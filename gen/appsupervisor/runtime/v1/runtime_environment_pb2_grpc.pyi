@@ -92,7 +92,8 @@ class RuntimeEnvironmentStub:
     `DATA_NOT_REMOVED`, and a repeat of the call tries again. A symbolic link in the place of the data directory is
     never followed.
 
-    Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's; `STALE_TERM`
+    Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's, or with `purge_data` than that of
+    data that has come here from another node; `STALE_TERM`
     (FAILED_PRECONDITION); `DATA_NOT_REMOVED` (FAILED_PRECONDITION) for the data of an instance that is not there;
     `INVALID_FIELD` (INVALID_ARGUMENT).
     """
@@ -254,7 +255,8 @@ class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
     `DATA_NOT_REMOVED`, and a repeat of the call tries again. A symbolic link in the place of the data directory is
     never followed.
 
-    Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's; `STALE_TERM`
+    Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's, or with `purge_data` than that of
+    data that has come here from another node; `STALE_TERM`
     (FAILED_PRECONDITION); `DATA_NOT_REMOVED` (FAILED_PRECONDITION) for the data of an instance that is not there;
     `INVALID_FIELD` (INVALID_ARGUMENT).
     """
@@ -437,7 +439,8 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
         `DATA_NOT_REMOVED`, and a repeat of the call tries again. A symbolic link in the place of the data directory is
         never followed.
 
-        Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's; `STALE_TERM`
+        Errors: `STALE_EPOCH` (FAILED_PRECONDITION) when `epoch` is older than the instance's, or with `purge_data` than that of
+        data that has come here from another node; `STALE_TERM`
         (FAILED_PRECONDITION); `DATA_NOT_REMOVED` (FAILED_PRECONDITION) for the data of an instance that is not there;
         `INVALID_FIELD` (INVALID_ARGUMENT).
         """

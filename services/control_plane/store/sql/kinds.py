@@ -48,7 +48,7 @@ class Kind:
     name: str
     """As the change log has it."""
     feed: str
-    """The mirror's feed, and the part of a write set."""
+    """The mirror's feed, or its index of placements, and the part of a write set."""
     row: type[CatalogTable]
     values: Callable[[Any], dict[str, Any]]
     record: Callable[[Row], Any]

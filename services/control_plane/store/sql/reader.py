@@ -9,6 +9,7 @@ import gc
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection
 from sqlmodel import col, select
@@ -17,7 +18,7 @@ from services.control_plane.store.changes import Change, Changes, Meta
 from services.control_plane.store.errors import StoreError
 from services.control_plane.store.history import Histories
 from services.control_plane.store.sql.kinds import KINDS, Kind
-from services.control_plane.store.sql.rows import Row
+from services.control_plane.store.sql.rows import Row, packed_app
 from services.control_plane.store.sql.statements import Statements
 from services.control_plane.store.sql.tables import ChangeRow, HistoryRow, table_of
 
@@ -36,7 +37,7 @@ class Known:
 
 
 def read_everything(connection: Connection, meta: Meta) -> Changes:
-    """Return all that is stored. Raises StoreError if a record cannot be decoded."""
+    """Return all that is stored, apps packed. Raises StoreError if a record cannot be decoded."""
     with _collector_paused():
         by_feed = {kind.feed: _everything(connection, kind) for kind in KINDS}
     return Changes(meta, read_histories(connection), by_feed)
@@ -81,7 +82,9 @@ def _collector_paused() -> Iterator[None]:
 def _everything(connection: Connection, kind: Kind) -> list[Change]:
     # Fetched in parts: all of it at once would be there twice.
     options = {"stream_results": True, "yield_per": PAGE}
-    entries = _decoded(kind, connection.execute(table_of(kind.row).select(), execution_options=options))
+    rows = connection.execute(table_of(kind.row).select(), execution_options=options)
+    # Records of all apps at once would take more memory for a moment than the whole mirror for good.
+    entries = _decoded(kind, rows, packed_app if kind.name == "app" else None)
     if kind.resumable:
         living = {key for _, key, _ in entries}
         removals = connection.execute(
@@ -120,11 +123,12 @@ def _compared(connection: Connection, kind: Kind, known: Known, meta: Meta) -> l
     return _in_order(entries)
 
 
-def _decoded(kind: Kind, rows: Iterable[Row]) -> list[Change]:
+def _decoded(kind: Kind, rows: Iterable[Row], decode: Callable[[Row], Any] | None = None) -> list[Change]:
     entries: list[Change] = []
+    decode = decode or kind.record
     for values in rows:
         try:
-            entries.append((values[-1], values[0], kind.record(values)))
+            entries.append((values[-1], values[0], decode(values)))
         except Exception as error:
             raise StoreError(
                 f"The catalog's record of {values[0]}, in its table {kind.row.__tablename__}, cannot be "

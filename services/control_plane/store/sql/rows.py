@@ -63,7 +63,12 @@ def app_values(record: AppRecord) -> dict[str, Any]:
 
 
 def app_record(row: Row) -> AppRecord:
-    """Return the app of a row; both its messages are known to be ones, but not kept."""
+    """Return the app of a row."""
+    return AppRecord.unpacked(packed_app(row))
+
+
+def packed_app(row: Row) -> PackedApp:
+    """Return the app of a row, packed; both its messages are known to be ones, but not kept."""
     (
         name,
         uid,
@@ -82,23 +87,21 @@ def app_record(row: Row) -> AppRecord:
         history,
         revision,
     ) = row
-    return AppRecord.unpacked(
-        PackedApp.of(
-            App.FromString(spec),
-            App.FromString(status),
-            name=name,
-            uid=uid,
-            generation=generation,
-            target_generation=target_generation,
-            target_epoch=target_epoch,
-            failed_generation=failed_generation,
-            failed_epoch=failed_epoch,
-            deleting=deleting,
-            create_time=create_time,
-            update_time=update_time,
-            history=sys.intern(history),
-            revision=revision,
-        )
+    return PackedApp.of(
+        App.FromString(spec),
+        App.FromString(status),
+        name=name,
+        uid=uid,
+        generation=generation,
+        target_generation=target_generation,
+        target_epoch=target_epoch,
+        failed_generation=failed_generation,
+        failed_epoch=failed_epoch,
+        deleting=deleting,
+        create_time=create_time,
+        update_time=update_time,
+        history=sys.intern(history),
+        revision=revision,
     )
 
 

@@ -80,11 +80,8 @@ class BatchStorage:
                 raise _lost(state)
         elif meta.revision == state.revision:
             return
-        known = Known(state.revision, state.histories, self._known)
+        known = Known(state.revision, state.histories, state.mirror.keys)
         state.take(read_changes(connection, self._statements, meta, log, known))
-
-    def _known(self, feed: str) -> list[str]:
-        return [record.name for record in getattr(self._state.mirror, feed).values()]
 
     def find_requests(self, ids: Collection[str]) -> dict[str, RequestRecord | None]:
         """Read stored requests, expired or not. Raises what the database raises."""
