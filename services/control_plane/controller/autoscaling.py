@@ -1,4 +1,4 @@
-"""Looks every few seconds at requests of apps that scale by them, and stores how many replicas they get."""
+"""Looks at the requests of apps that scale by them, and stores how many replicas they get."""
 
 from __future__ import annotations
 

@@ -130,6 +130,10 @@ class NodeLink:
         for name, told in figures.items():
             self._note_in_flight(name, told.in_flight_count + told.queued_count)
 
+    def _forget_figures(self, instance: Instance, *, gone: bool) -> None:
+        if gone or instance.state != Instance.RUNNING:
+            self._note_in_flight(instance.name, 0)
+
     def _note_in_flight(self, name: str, count: int) -> None:
         app = name.partition("/instances/")[0]
         if count:
@@ -279,6 +283,7 @@ class NodeLink:
                     self.memory_bytes = message.memory_bytes
                 if message.type == Message.HEARTBEAT and self.synced:
                     self._renewals.answer(message)
+                    self._note_figures(message.figures)
                 self._take(message)
                 if message.type == Message.SYNCED:
                     if self._deadline is not None:
@@ -316,9 +321,7 @@ class NodeLink:
 
     def _take(self, message: Message) -> None:
         """Apply one message to the view."""
-        if message.type == Message.HEARTBEAT:
-            self._note_figures(message.figures)
-        elif message.type == Message.SYNCED:
+        if message.type == Message.SYNCED:
             self._sync()
         elif message.type in (Message.UPSERT, Message.REMOVE):
             self._note_instances(message)
@@ -340,16 +343,14 @@ class NodeLink:
         news: dict[str, None] = {}
         for instance in message.instances or (message.instance,):
             app = instance.name.partition("/instances/")[0]
+            self._forget_figures(instance, gone=message.type == Message.REMOVE)
             if message.type == Message.UPSERT:
                 instance.ClearField("figures")
-                if instance.state != Instance.RUNNING:
-                    self._note_in_flight(instance.name, 0)
                 known = view.setdefault(app, {})
                 same = known.get(instance.name) == instance
                 known[instance.name] = instance
             else:
                 same = view.get(app, {}).pop(instance.name, None) is None
-                self._note_in_flight(instance.name, 0)
                 if not view.get(app, True):
                     del view[app]
                 if instance.last_error.reason == "APP_LEAKED":
