@@ -11,6 +11,7 @@ from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.placement.assignment import assign, pinned
 from services.control_plane.placement.choice import Candidate
+from services.control_plane.placement.failover import fence_epoch
 from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.plan import plan
@@ -417,3 +418,11 @@ def test_what_finds_no_node_takes_no_epoch() -> None:
     record = observe(app(newest=0), assign(app(newest=0), placements, seen, 5), seen, 5)
     assert record.status.newest_epoch == 0
     assert observe(record, assign(record, placements, seen, 6), seen, 6) is record, "never at rest"
+
+
+def test_a_lost_replica_is_shut_out_of_database_and_node_and_its_siblings_are_not() -> None:
+    placements, seen = look(ALL_RUN, lost="l")
+    after = assign(app(), placements, seen, 5)
+    assert {it.epoch for it in after.staying} == {1, 3, 4}, "the logins that stay open"
+    fences = {name: fence_epoch(app(), node(name), after.placements, ()) for name in NODES}
+    assert fences == {"k": 0, "l": 3, "m": 0, "n": 0}

@@ -15,6 +15,7 @@ import pytest
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.placement.assignment import assign
+from services.control_plane.placement.data_travel import travel_of
 from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.plan import plan
@@ -64,8 +65,9 @@ def rest(found: dict[Version, Found], desired: Any, failed: Version | None) -> s
     else:
         return "it is decided anew each time"
     todo = plan(app, assigned, seen, LATER)
-    if todo.starts or todo.stop or todo.remove or todo.after or assigned.unplaced:
-        return ""  # it is not at rest
+    acts = todo.starts or todo.stop or todo.remove or todo.after or assigned.unplaced
+    if acts or travel_of(assigned.placements) is not None:
+        return ""  # it is not at rest, or its data is on its way
     roles = ", ".join(f"{it.instance_id} {it.role.name}" for it in placements)
     return f"it says reconciling: {roles}" if app.status.reconciling else ""
 
