@@ -145,12 +145,11 @@ TABLE: dict[str, Row] = {
 def test_an_app_runs_where_its_data_is_and_nowhere_else(case: str) -> None:
     app, placements, seen, expected, started = TABLE[case]
     assert roles(app, placements, seen) == expected
-    start = planned(app, placements, seen).start
-    assert (start.placement.instance_id if start is not None else "") == started
+    starts = planned(app, placements, seen).starts
+    assert "".join(it.placement.instance_id for it in starts) == started
     owners = {it.node for it in assign(app, placements, seen, 5).placements if it.has_data}
     assert len(owners) == 1
-    if start is not None:
-        assert start.request.spec.requires_existing_data
+    assert all(it.request.spec.requires_existing_data for it in starts)
 
 
 def test_a_copy_is_removed_and_what_the_owner_has_is_not() -> None:
