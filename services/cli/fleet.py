@@ -150,7 +150,7 @@ def drain_environment(
 
     `environments update NAME --uncordon` and `start --filter` take it back.
 
-    Example: appsupervisor environments drain staging
+    Example: appsupervisor environments drain staging --yes
     """
     session = session_of(context)
     if not (yes or validate_only):

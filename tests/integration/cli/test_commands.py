@@ -293,11 +293,11 @@ async def test_the_example_of_each_commands_help_works(
         await command("create", "wiki", "notes:create_app")
     if name.startswith("retained "):
         await command("delete", "shop")
-    if name in {"environments delete", "environments update"}:
+    if name in {"environments delete", "environments update", "environments drain", "rebalance"}:
         await command("environments", "create", "staging")
     monkeypatch.setenv("DATABASE_ADMIN_URL", "postgresql://admin:secret@127.0.0.1:1/apps")
-    if name == "database-servers delete":
-        await command("database-servers", "create", "one")
+    if name in {"database-servers delete", "environments create"}:
+        await command("database-servers", "create", "one" if name.endswith("delete") else "main")
     if name in {"contexts use", "contexts delete"}:
         await command("contexts", "set", "local", plane.address)
     (tmp_path / "apps.yaml").write_text("name: wiki\nentrypoint: notes:create_app\n")
