@@ -116,7 +116,11 @@ def other(node: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("wal", "isolation"), [(True, InstanceSpec.SHARED), (False, InstanceSpec.PROCESS)], ids=["wal", "journal"]
+    ("wal", "isolation"),
+    [
+        pytest.param(True, InstanceSpec.SHARED, id="wal"),
+        pytest.param(False, InstanceSpec.PROCESS, id="journal", marks=pytest.mark.slow),
+    ],
 )
 def test_every_acknowledged_row_goes_along(two_nodes: Stack, wal: bool, isolation: Any) -> None:
     stack = two_nodes

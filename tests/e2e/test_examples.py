@@ -35,6 +35,7 @@ def test_the_list_of_examples_names_each() -> None:
         assert f"[{example.name}]({example.name})" in listed
 
 
+@pytest.mark.slow
 @pytest.mark.tool("curl", "bash")
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
 def test_an_example_works_as_its_page_says(example: Path, stack: Up, tmp_path: Path) -> None:

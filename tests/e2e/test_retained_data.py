@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.catalog.v1 import retained_data_pb2 as pb
 from appsupervisor.catalog.v1.retained_data_pb2_grpc import DataCatalogStub
@@ -21,6 +23,7 @@ def delete(stack: Stack, app_id: str, policy: catalog.DeleteAppRequest.DataPolic
     stack.result(stack.apps.DeleteApp(request, timeout=DEADLINE))
 
 
+@pytest.mark.slow
 def test_rows_of_a_deleted_app_come_back_whatever_is_killed_meanwhile(stack: Stack) -> None:
     stack.create("shop")
     assert stack.http("shop", "/notes", "POST", json.dumps({"text": "milk"}))[0] in (200, 201)

@@ -127,6 +127,7 @@ def test_what_was_acknowledged_survives_being_killed_at_any_moment(tmp_path: Pat
     assert sum(newest.values()) >= ROUNDS - OPENINGS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1])
 def test_two_replicas_lose_nothing_acknowledged_whoever_is_killed_or_cut_off(
     postgresql: Server, seed: int

@@ -33,7 +33,7 @@ class Plane:
     """A control plane that can be stopped and started again on the same catalog."""
 
     def __init__(
-        self, directory: Path, *, node_timeout: float = 5.0, drain_timeout: float = 2.0, url: str = ""
+        self, directory: Path, *, node_timeout: float = 2.0, drain_timeout: float = 2.0, url: str = ""
     ) -> None:
         self.url = url or f"sqlite:///{directory}/catalog.db"
         self.node_timeout = node_timeout
