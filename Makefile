@@ -9,7 +9,7 @@ POSTGRES ?=
 GATEWAY ?=
 # A file stays in one process, for its tests share servers. More processes than cores, for they wait half of
 # the time; in the order of the folders, which ends with the unit tests: many small files leave no core idle.
-SHARED_OUT := -n 4 --dist loadfile --no-loadscope-reorder
+SHARED_OUT := -n 6 --dist loadfile --no-loadscope-reorder
 SETUP := @PYTHON='$(PYTHON)' sh .ci/venv
 
 # What is compiled is kept (make clean removes it): tests start programs a hundred times.

@@ -133,6 +133,7 @@ def test_what_up_prints_works_word_for_word_and_is_there_the_next_time(
     assert second.stop() == 0, second.text
 
 
+@pytest.mark.slow
 @pytest.mark.tool("curl")
 @pytest.mark.parametrize("module", ["services.control_plane", "runtime_node"])
 def test_a_process_that_is_killed_is_started_again(up: type[Up], run_tool: RunTool, module: str) -> None:
