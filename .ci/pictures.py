@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import os
 import pty
+import random
 import re
 import shlex
 import signal
@@ -91,7 +92,7 @@ def stack(scratch: Path) -> Iterator[tuple[dict[str, str], int]]:
     """Run `make up`'s stack in a folder; give the environment of its clients and its HTTP port."""
     (scratch / "my").mkdir()
     (scratch / "my/till.py").write_text(TILL)
-    ports = [port_near(7400), port_near(7401), port_near(8080)]
+    ports = ports_near(7400, 7401, 8080)
     env = {
         **os.environ,
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}",
@@ -131,10 +132,17 @@ def stack(scratch: Path) -> Iterator[tuple[dict[str, str], int]]:
         up.wait(60)
 
 
-def port_near(wanted: int) -> int:
-    """Return a port, the one that the pages name if it is free; a width of four in any case."""
-    for port in (wanted, *range(9000, 9999)):
-        with socket.socket() as probe, contextlib.suppress(OSError):
+def ports_near(*wanted: int) -> list[int]:
+    """Return a port for each, the one that the pages name if it is free; a width of four in any case."""
+    with contextlib.ExitStack() as held:  # until all are found: none is given twice
+        return [port_near(port, held) for port in wanted]
+
+
+def port_near(wanted: int, held: contextlib.ExitStack) -> int:
+    """Return a port, bound as long as `held` is."""
+    for port in (wanted, *random.sample(range(9000, 9999), 900)):
+        probe = held.enter_context(socket.socket())
+        with contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
     sys.exit("pictures: no port is free")
