@@ -76,6 +76,7 @@ def pause(moments: random.Random) -> None:
     threading.Event().wait(moments.uniform(0.02, 0.6))
 
 
+@pytest.mark.slow
 def test_a_control_plane_killed_at_any_moment_loses_nothing_and_touches_no_app(stack: Stack) -> None:
     print(f"CHAOS_SEED={SEED}")
     moments = random.Random(SEED)
@@ -114,6 +115,7 @@ def test_a_control_plane_killed_at_any_moment_loses_nothing_and_touches_no_app(s
     assert (stack.nodes["node-1"].pid, stack.nodes["node-1"].running()) == (pid, True)
 
 
+@pytest.mark.slow
 def test_a_node_killed_at_any_moment_brings_its_apps_back_and_no_stopped_one(stack: Stack) -> None:
     print(f"CHAOS_SEED={SEED}")
     moments = random.Random(SEED)
