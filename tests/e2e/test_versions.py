@@ -14,7 +14,12 @@ import pytest
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Database, Instance, InstanceSpec
+from appsupervisor.runtime.v1.runtime_environment_pb2 import (
+    Database,
+    Instance,
+    InstanceSpec,
+    ListInstancesRequest,
+)
 from tests.e2e.stack import APP_DIRS, DEADLINE, ROOT, Stack, eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -120,7 +125,11 @@ def test_an_app_lives_through_all_of_its_life_and_its_node(stack: Stack) -> None
     eventually(lambda: stack.http("follows")[0] == 200, "it answers there")
     stack.nodes["node-2"].start()
     eventually(lambda: node(stack, "node-2").lease_state == fleet.Node.GRANTED, "node-2 has a lease again")
-    eventually(lambda: stack.http("follows", node="node-2")[0] == 404, "node-2 has nothing of it left")
+    with stack.runtime("node-2") as runtime:
+        listed = ListInstancesRequest(parent="apps/follows")
+        eventually(
+            lambda: not runtime.ListInstances(listed, timeout=DEADLINE).instances, "node-2 has nothing of it"
+        )
 
     drop = catalog.DeleteAppRequest.DROP
     for name in ("apps/shop", "apps/follows"):
