@@ -76,6 +76,8 @@ def given_back(tx: Transaction, app: AppRecord, state: RetainedData.State.ValueT
     record = tx.retained(app.status.retained_data)
     if record is not None and state == RetainedData.MISSING and not record.is_certain:
         tx.delete_retained(record.name)  # the app before was deleted before it had left anything
+        for placement in tx.placements_of(app.name):  # so this one has nothing either, and keeps nothing
+            tx.put_placement(replace(placement, has_data=False))
     elif record is not None:
         tx.put_retained(_moved(record, state, why))
     return _without_claim(app)
