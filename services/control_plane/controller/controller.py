@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, RuntimeStatus
@@ -21,7 +21,6 @@ from services.control_plane.controller.following import follow
 from services.control_plane.controller.lease_watch import LeaseWatch
 from services.control_plane.controller.relocations import Relocations
 from services.control_plane.controller.work_queue import WorkQueue
-from services.control_plane.databases.app_databases import AppDatabases
 from services.control_plane.databases.health import ServerWatch
 from services.control_plane.leases import Leases
 from services.control_plane.nodes.client import NodeClient
@@ -37,6 +36,9 @@ from services.control_plane.store.records import AppRecord, home_of
 from services.control_plane.tenure import Tenure, steady_seconds
 from services.rpc.background import background
 from services.rpc.errors import SupervisorError
+
+if TYPE_CHECKING:
+    from services.control_plane.databases.app_databases import AppDatabases
 
 log = logging.getLogger("appsupervisor.reconciler")
 
@@ -88,6 +90,7 @@ class Controller:
         self._data = DataReconciler(self._mirror, self._links, self._store_write)
         self._data_queue: WorkQueue | None = None
         self._databases: AppDatabases | None = None
+        self._number = 0
         self._unsettled: dict[str, None] = {}
         self._short: set[str] = set()
         """Apps that lack a place for something, as far as is stored."""
@@ -102,8 +105,10 @@ class Controller:
         clock = asyncio.get_running_loop().time
         self._leases.begin()
         # A leader's beginning orders it among all that have led, also after the catalog was restored.
-        databases = self._databases = AppDatabases(self._mirror, clock, self._store.now())
-        reconciler = AppReconciler(self._store, self._links, self._store_write, self._data, clock, databases)
+        self._number = self._store.now()
+        reconciler = AppReconciler(
+            self._store, self._links, self._store_write, self._data, clock, self._app_databases
+        )
         self._queue = WorkQueue(reconciler.reconcile, self._home_of)
         self._data_queue = WorkQueue(self._data.reconcile, lambda node: node)
         position = self._mirror.apps.revision
@@ -132,6 +137,15 @@ class Controller:
             background(Autoscaling(self._mirror, self._links, self._note, clock).run(), "autoscaling"),
             background(Relocations(self._mirror, self._store_write).run(), "relocations"),
         ]
+
+    def _app_databases(self) -> AppDatabases:
+        if self._databases is None:
+            # With the first app that has one: it loads psycopg, which most control planes have no use for.
+            from services.control_plane.databases.app_databases import AppDatabases  # noqa: PLC0415
+
+            clock = asyncio.get_running_loop().time
+            self._databases = AppDatabases(self._mirror, clock, self._number)
+        return self._databases
 
     async def close(self) -> None:
         """Stop reconciling; what runs on the nodes is left as it is. Nothing if it isn't started."""
