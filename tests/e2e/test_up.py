@@ -229,20 +229,20 @@ def _failover_on_one_machine(up: type[Up], folder: str) -> None:
     home = json.loads(cli("get", "wiki", "-o", "json"))["instances"][0]["node"].rpartition("/")[2]
     (node,) = [one for one in running.children() if f"--node={home}" in one.cmdline()]
     node.suspend()
-    eventually(lambda: b"milk" in notes(), "another node has it, and its data", 60)
+    eventually(lambda: b"milk" in notes(), "another node has it, and its data", 2 * DEADLINE)
     node.resume()
     server = running.child("-D")
     assert server is not None
     server.kill()
     eventually(lambda: running.text.count("postgres ended by SIGKILL; starting it again"), "it is told")
-    eventually(lambda: b"milk" in notes(), "what was written is there", 60)
+    eventually(lambda: b"milk" in notes(), "what was written is there", 2 * DEADLINE)
     assert running.stop() == 0, running.text
 
     other = up("--data-dir", folder)
     assert other.process.wait(DEADLINE) == 1
     assert "is on its PostgreSQL" in other.text
     running = up("--nodes", "2", "--postgres", "--data-dir", folder).wait()
-    assert b"milk" in eventually(notes, "it is there again", 60)
+    assert b"milk" in eventually(notes, "it is there again", 2 * DEADLINE)
     assert running.stop() == 0, running.text
 
 
