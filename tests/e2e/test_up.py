@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import grpc
 import psutil
 import pytest
 
+from appsupervisor.catalog.v1.app_catalog_pb2 import ListAppEventsRequest
+from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
 from compose.local import postgres
 from tests.conftest import RunTool
 from tests.e2e.stack import DEADLINE, ROOT, eventually, free_port
@@ -327,4 +330,8 @@ def test_your_own_code_is_hosted_and_a_change_of_it_is_swapped_in(
     assert curl(run_tool, address) == "one"
     (tmp_path / "my/hello.py").write_text(OWN % "another")
     eventually(lambda: curl(run_tool, address) == "another", "the new code")
+    with grpc.insecure_channel(control_plane_of(running)) as channel:
+        timeline = ListAppEventsRequest(parent="apps/mine")
+        events = AppCatalogStub(channel).ListAppEvents(timeline, timeout=DEADLINE).app_events
+    assert any("up --reload" in event.actor for event in events), "the restart has a name"
     assert running.stop() == 0
