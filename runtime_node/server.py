@@ -58,6 +58,7 @@ from runtime_node.registration import Registration
 from runtime_node.servicer import RuntimeServicer
 from runtime_node.settings import Address, NodeSettings
 from runtime_node.telemetry import Telemetry
+from runtime_node.tiers.ahead import CodeAhead
 from runtime_node.tiers.choice import Runners, Tier
 from runtime_node.tiers.lag import LoopLag
 from runtime_node.tiers.process.runner import ProcessRunner
@@ -205,7 +206,11 @@ class Node:
         self.offers = offers = Offers(databases)
         stack.push_async_callback(_quietly, "offers", offers.close_all)
         purges = Purges(databases, lambda app, uid: _forget(telemetry.logs.purge, offers, receipts, app, uid))
-        self.receipts = receipts = Receipts(databases, table, read_offered, is_doomed=purges.wants)
+        place = CodePlace(settings.node_name, loader.app_dirs)
+        self.receipts = receipts = Receipts(
+            databases, table, read_offered, is_doomed=purges.wants,
+            code_ahead=CodeAhead(loader, place.located).fetch,
+        )  # fmt: skip
         stack.push_async_callback(_quietly, "receipts", receipts.close)
         carrier = Carrier(self.front.loop, settings.node_name)
         stack.push_async_callback(_quietly, "forwarding", partial(_on, self.front.loop, carrier.close))
@@ -230,7 +235,7 @@ class Node:
             runners=Runners(runners, loader), databases=databases,
             start_limiter=StartLimiter(settings.concurrent_starts), probes=probes, registry=registry,
             transitions=transitions, leaks=leaks, watchdog=watchdog, running=table.running,
-            place=CodePlace(settings.node_name, loader.app_dirs), code=code,
+            place=place, code=code,
             on_ready=partial(_started, collector, shared_state),
         )  # fmt: skip
         self.host = InstanceHost(
