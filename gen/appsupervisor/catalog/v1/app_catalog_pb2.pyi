@@ -1238,6 +1238,52 @@ class BatchRestartAppsRequest(_message.Message):
 Global___BatchRestartAppsRequest: _TypeAlias = BatchRestartAppsRequest  # noqa: Y015
 
 @_typing.final
+class BatchMoveAppsRequest(_message.Message):
+    """Request of BatchMoveApps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    SOURCE_NODE_FIELD_NUMBER: _builtins.int
+    filter: _builtins.str
+    """Instead of `requests`: all apps that match now, as in ListApps."""
+    request_id: _builtins.str
+    """Makes a repeat return the first result."""
+    validate_only: _builtins.bool
+    """Checks each app as its own method does and changes nothing; the operation returned is done and not kept."""
+    node: _builtins.str
+    """With `filter`: where to, as in MoveApp. It is refused with `requests`, each of which has its own."""
+    source_node: _builtins.str
+    """With `filter`: where from, as in MoveApp; an app that is not there is told so. It is refused with `requests`, each of
+    which has its own.
+    """
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___MoveAppRequest]:
+        """One request for each app, 1 to 1,000; its own `request_id` and `validate_only` are not looked at."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___MoveAppRequest] | None = ...,
+        filter: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        node: _builtins.str = ...,
+        source_node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "node", b"node", "request_id", b"request_id", "requests", b"requests", "source_node", b"source_node", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchMoveAppsRequest: _TypeAlias = BatchMoveAppsRequest  # noqa: Y015
+
+@_typing.final
 class AppResult(_message.Message):
     """What came of one app of a batch."""
 

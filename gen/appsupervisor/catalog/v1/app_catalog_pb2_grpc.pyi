@@ -217,6 +217,21 @@ class AppCatalogStub:
 
     Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
     """
+    BatchMoveApps: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchMoveAppsRequest, _operations_pb2.Operation]
+    """Moves many apps as one operation.
+
+    Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list; where each goes is chosen when its turn comes. The operation ends when all have come to their end, also
+    if some have failed: its response tells of each. It goes on after a restart of the control plane, and nothing is done
+    twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
     RecoverApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.RecoverAppRequest, _operations_pb2.Operation]
     """Starts an app on another node, because its own is lost and the app does not go elsewhere by itself.
 
@@ -475,6 +490,21 @@ class AppCatalogAsyncStub(AppCatalogStub):
     On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
     of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
     each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchMoveApps: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchMoveAppsRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Moves many apps as one operation.
+
+    Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list; where each goes is chosen when its turn comes. The operation ends when all have come to their end, also
+    if some have failed: its response tells of each. It goes on after a restart of the control plane, and nothing is done
+    twice.
     Idempotent by `request_id`.
     Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
     their end, and then ends it.
@@ -821,6 +851,27 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
         of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
         each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchMoveApps(
+        self,
+        request: _app_catalog_pb2.BatchMoveAppsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Moves many apps as one operation.
+
+        Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list; where each goes is chosen when its turn comes. The operation ends when all have come to their end, also
+        if some have failed: its response tells of each. It goes on after a restart of the control plane, and nothing is done
+        twice.
         Idempotent by `request_id`.
         Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
         their end, and then ends it.
