@@ -31,6 +31,7 @@ from services.control_plane.placement.choice import is_other_use
 from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.app_reconciler import AppReconciler
 from services.control_plane.reconciler.data_reconciler import DataReconciler
+from services.control_plane.reconciler.database_travels import MoveSettings
 from services.control_plane.rules.conditions import get_condition
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, home_of
@@ -73,10 +74,11 @@ class Controller:
         connect: Callable[[str], NodeClient] = NodeClient,
         write: Callable[[Command], Future[Any]] | None = None,
         lease_clock: Callable[[], float] = steady_seconds,
+        moves: MoveSettings | None = None,
     ) -> None:
         """`write` stores what is decided here, the store's own if it is None; a leader's checks its term.
 
-        `tenure` is that of who leads; None of somebody who always does.
+        `tenure` is that of who leads; None of somebody who always does. `moves` is how databases are moved.
         """
         self._store = store
         self._mirror = store.mirror
@@ -88,6 +90,8 @@ class Controller:
         self._data = DataReconciler(self._mirror, self._links, self._store_write)
         self._data_queue: WorkQueue | None = None
         self._databases: AppDatabases | None = None
+        self._moves = moves or MoveSettings()
+        self._reconciler: AppReconciler | None = None
         self._unsettled: dict[str, None] = {}
         self._short: set[str] = set()
         """Apps that lack a place for something, as far as is stored."""
@@ -103,7 +107,9 @@ class Controller:
         self._leases.begin()
         # A leader's beginning orders it among all that have led, also after the catalog was restored.
         databases = self._databases = AppDatabases(self._mirror, clock, self._store.now())
-        reconciler = AppReconciler(self._store, self._links, self._store_write, self._data, clock, databases)
+        reconciler = self._reconciler = AppReconciler(
+            self._store, self._links, self._store_write, self._data, clock, databases, self._moves
+        )
         self._queue = WorkQueue(reconciler.reconcile, self._home_of)
         self._data_queue = WorkQueue(self._data.reconcile, lambda node: node)
         position = self._mirror.apps.revision
@@ -140,6 +146,9 @@ class Controller:
         for queue in queues:
             if queue is not None:
                 await queue.close()
+        reconciler, self._reconciler = self._reconciler, None
+        if reconciler is not None:
+            await reconciler.close()
         if self._look_at_waiting is not None:
             self._look_at_waiting.cancel()
             self._look_at_waiting = None
