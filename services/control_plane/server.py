@@ -78,9 +78,7 @@ class ControlPlane:
                 partial(
                     Controller,
                     node_timeout=self._settings.node_timeout,
-                    moves=MoveSettings(
-                        self._settings.postgres_bin_dir, self._settings.database_move_timeout
-                    ),
+                    moves=MoveSettings(self._settings.postgres_bin_dir, self._settings.database_move_timeout),
                 ),
                 lambda led: BatchRunner(led, AppCommands(led, figures)),
             )

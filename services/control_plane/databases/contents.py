@@ -63,18 +63,19 @@ FROM pg_type AS o JOIN pg_namespace AS n ON n.oid = o.typnamespace
 WHERE {_IN_SCOPE} AND o.typtype IN ('d', 'e', 'r') AND NOT {_OF_EXTENSION.format(of="'pg_type'")}
 UNION ALL
 SELECT 'sequence ' || format('%%I.%%I', s.schemaname, s.sequencename),
-    concat_ws(' ', s.data_type, s.start_value, s.min_value, s.max_value, s.increment_by, s.cycle, s.last_value)
+    concat_ws(' ', s.data_type, s.start_value, s.min_value, s.max_value, s.increment_by, s.cycle,
+        s.last_value)
 FROM pg_sequences AS s JOIN pg_namespace AS n ON n.nspname = s.schemaname
 WHERE {_IN_SCOPE}
 UNION ALL
 SELECT 'large object ' || o.oid, '' FROM pg_largeobject_metadata AS o
 WHERE %(schema)s = '' AND pg_get_userbyid(o.lomowner) = current_user
-"""
+"""  # noqa: S608 - of constants
 _TABLES = f"""
 SELECT n.nspname, o.relname FROM pg_class AS o JOIN pg_namespace AS n ON n.oid = o.relnamespace
 WHERE {_IN_SCOPE} AND o.relkind IN ('r', 'm') AND NOT {_OF_EXTENSION.format(of="'pg_class'")}
 ORDER BY n.nspname, o.relname
-"""
+"""  # noqa: S608 - of constants
 _ROWS = """
 SELECT count(*)::text || ' rows', coalesce(sum(
     ('x' || left(encode(sha256(convert_to(({row}.*)::text, 'UTF8')), 'hex'), 15))::bit(60)::bigint::numeric
@@ -86,7 +87,7 @@ FROM ONLY {table} AS {row}
 async def contents_of(url: str, schema: str) -> Contents:
     """Return what a login sees in its database: of one schema, or of all where that is empty.
 
-    Of each table the number of its rows and a sum of their SHA-256. Raises SupervisorError DATABASE_NOT_MOVED.
+    Of each table the number of its rows and a sum of their SHA-256. Raises DATABASE_NOT_MOVED.
     """
     try:
         async with _connected(url) as connection:

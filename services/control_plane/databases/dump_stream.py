@@ -1,6 +1,6 @@
-"""Streams what an app has from one server to another: pg_dump's output is pg_restore's input, counted on its way.
+"""Streams what an app has from one server to another: pg_dump's output is pg_restore's input, and counted.
 
-Both log in as the app does, never as an administrator: what an app has written into its database runs in them.
+Both log in as the app does, never as an administrator: what an app has put into its database runs there.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ _KEPT_BYTES = 8 * 1024
 """Of what a program says on stderr: the end has the reason."""
 _SHOWN = 600
 
-_DUMP = ("--format=custom", "--compress=0", "--no-owner", "--no-privileges", "--no-publications", "--no-subscriptions")
-_RESTORE = ("--format=custom", "--no-owner", "--no-privileges", "--exit-on-error", "--single-transaction")
+_BOTH = ("--format=custom", "--no-owner", "--no-privileges")
+_DUMP = (*_BOTH, "--compress=0", "--no-publications", "--no-subscriptions")
+_RESTORE = (*_BOTH, "--exit-on-error", "--single-transaction")
 
 
 async def stream(
@@ -32,15 +33,16 @@ async def stream(
 ) -> int:
     """Copy from the database of one URL to that of another, and return how many bytes the dump had.
 
-    `schema` is the one to copy, which the target has, empty; or empty for all of a database. `copied` is told the
-    bytes so far. Raises SupervisorError DATABASE_NOT_MOVED; cancelled, it ends both programs.
+    `schema` is the one to copy, which the target has, empty; or empty for all of a database. `copied` is told
+    the bytes so far. Raises SupervisorError DATABASE_NOT_MOVED; cancelled, it ends both programs.
     """
     # A folder of its own: what is in arguments or the environment is seen by others.
+    part = [f"--schema={schema}"] if schema else []
     with tempfile.TemporaryDirectory(prefix="move") as folder:
-        dump = await _start(tools.dump, [*_DUMP, *([f"--schema={schema}"] if schema else [])], source, folder, "source")
+        dump = await _start(tools.dump, [*_DUMP, *part], source, folder, "source")
         try:
-            # The schema itself is there, and only its administrator may make one.
-            options = [*_RESTORE, *([f"--schema={schema}"] if schema else []), "--dbname=service=target"]
+            # The schema itself is there: with a schema named pg_restore makes what is in it alone.
+            options = [*_RESTORE, *part, "--dbname=service=target"]
             restore = await _start(tools.restore, options, target, folder, "target")
             try:
                 return await _pump(dump, restore, copied)
@@ -53,11 +55,7 @@ async def stream(
 async def _start(
     program: Path, options: Sequence[str], url: str, folder: str, service: str
 ) -> asyncio.subprocess.Process:
-    file = Path(folder, service)
-    parameters = conninfo_to_dict(libpq_url(url))
-    lines = "".join(f"{key}={value}\n" for key, value in parameters.items() if value is not None)
-    file.touch(mode=0o600)
-    file.write_text(f"[{service}]\n{lines}", encoding="utf-8")
+    file = _service_file(folder, service, url)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
     environment |= {
         "PGSERVICEFILE": str(file), "PGSERVICE": service, "PGAPPNAME": "appsupervisor move", "LC_ALL": "C",
@@ -68,6 +66,16 @@ async def _start(
         stdin=asyncio.subprocess.PIPE if reads else asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL if reads else asyncio.subprocess.PIPE, limit=CHUNK_BYTES,
     )  # fmt: skip
+
+
+def _service_file(folder: str, service: str, url: str) -> Path:
+    """Write down where to connect and how, for nobody else to read; return the file."""
+    file = Path(folder, service)
+    parameters = conninfo_to_dict(libpq_url(url))
+    lines = "".join(f"{key}={value}\n" for key, value in parameters.items() if value is not None)
+    file.touch(mode=0o600)
+    file.write_text(f"[{service}]\n{lines}", encoding="utf-8")
+    return file
 
 
 async def _pump(

@@ -25,7 +25,7 @@ def login_of(owner: str, epoch: int) -> str:
 
 
 def move_login_of(owner: str, word: str) -> str:
-    """Return the name of the role under which a move reads or writes what is an app's; `word`: 7 characters."""
+    """Return the name of the role under which a move reads or writes; `word` has 7 characters."""
     return f"{owner}_em{word}"  # among those of epochs, and shut out with them
 
 

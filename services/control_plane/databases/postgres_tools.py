@@ -29,9 +29,9 @@ class PostgresTools:
 
 
 async def find_tools(directory: str, source: int, target: int) -> PostgresTools:
-    """Return the oldest programs that read a server of major version `source` and are none too new for `target`.
+    """Return the oldest programs that read servers of major version `source` and write those of `target`.
 
-    `directory` is where they are, or empty for the usual places. Raises DATABASE_NOT_MOVED with what there is.
+    `directory` is where they are, or empty for the usual places. Raises DATABASE_NOT_MOVED with those found.
     """
     found = [tools for it in folders(directory) if (tools := await _tools_in(it)) is not None]
     fit = [it for it in found if source <= it.major <= target]

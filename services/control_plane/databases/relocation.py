@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, LiteralString
 
 from services.control_plane.databases import health, steps
 from services.control_plane.databases.connecting import Connection, connected
@@ -61,8 +61,8 @@ class Relocation:
     async def check(self, directory: str) -> tuple[PostgresTools, int]:
         """Return what a copy takes: the programs, and how many bytes there are. Changes nothing.
 
-        `directory` is where the programs are, or empty. Raises SupervisorError DATABASE_NOT_MOVED, DATA_MISSING,
-        DATABASE_SERVER_UNREACHABLE and DATABASE_UNAVAILABLE.
+        `directory` is where the programs are, or empty. Raises SupervisorError DATABASE_NOT_MOVED,
+        DATA_MISSING, DATABASE_SERVER_UNREACHABLE and DATABASE_UNAVAILABLE.
         """
         async with connected(self.source) as at_source, connected(self.target) as at_target:
             await steps.refuse_catalog(at_target, self.target.name)
@@ -72,9 +72,11 @@ class Relocation:
             if target.major * 10_000 < health.OLDEST:
                 raise self._refused(f"{self.target.name} is older than PostgreSQL 15")
             if target.major < source.major:
-                raise self._refused(f"it would go from PostgreSQL {source.major} to {target.major}, an older one")
+                older = f"from PostgreSQL {source.major} to {target.major}"
+                raise self._refused(f"it would go {older}, which is older")
             if not self.in_schema and not target.creates_databases:
-                raise self._refused(f"the administrator of {self.target.name} may not create databases (CREATEDB)")
+                administrator = f"the administrator of {self.target.name}"
+                raise self._refused(f"{administrator} may not create databases (CREATEDB)")
             if source.encoding != target.encoding:
                 raise self._refused(f"its encoding is {source.encoding}, there it would be {target.encoding}")
             size = await self._size(at_source)
@@ -107,7 +109,7 @@ class Relocation:
         return Relocated(size, len(there))
 
     async def _open_source(self, word: str) -> str | None:
-        """Return the URL that a try reads by; None where the app has nothing. What else could read is shut out."""
+        """Return the URL that a try reads by; None where the app has nothing. All others are shut out."""
         async with connected(self.source) as connection:
             async with connection.transaction():
                 if not await steps.claim(connection, self.owner, self.claim, make=False):
@@ -149,9 +151,9 @@ class Relocation:
             raise steps.not_ended(self.owner)
 
     async def _is_there(self, connection: Connection) -> bool:
-        of = "pg_namespace WHERE nspname" if self.in_schema else "pg_database WHERE datname"
-        cursor = await connection.execute(f"SELECT 1 FROM {of} = %s", (self.owner,))  # type: ignore[arg-type]
-        return bool(await cursor.fetchall())
+        schema = "SELECT count(*) FROM pg_namespace WHERE nspname = %s"
+        database = "SELECT count(*) FROM pg_database WHERE datname = %s"
+        return bool(await _value(connection, schema if self.in_schema else database, self.owner))
 
     async def _size(self, connection: Connection) -> int:
         """Return how many bytes the app has at the source, about. Raises as `check`."""
@@ -200,7 +202,7 @@ async def _extensions_in(connection: Connection) -> frozenset[str]:
     return frozenset(name for (name,) in await cursor.fetchall())
 
 
-async def _value(connection: Connection, query: str, *parameters: object) -> Any:
-    cursor = await connection.execute(query, parameters)  # type: ignore[arg-type]
+async def _value(connection: Connection, query: LiteralString, *parameters: object) -> Any:
+    cursor = await connection.execute(query, parameters)
     ((value,),) = await cursor.fetchall()
     return value

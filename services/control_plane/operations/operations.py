@@ -359,9 +359,7 @@ def _settle_move(tx: Transaction, operation: OperationRecord, record: AppRecord)
     return _put_progress(tx, operation, progress)
 
 
-def _settle_database_move(
-    tx: Transaction, operation: OperationRecord, record: AppRecord
-) -> OperationRecord:
+def _settle_database_move(tx: Transaction, operation: OperationRecord, record: AppRecord) -> OperationRecord:
     move = record.status.database_move
     progress = _progress(operation.metadata, record)
     if move.target_server != progress.database_move.target_server:

@@ -103,9 +103,10 @@ class OperationService:
         """Carry out CancelOperation.
 
         A create or start is taken back by stopping the app, as StopApp does; a move by ending what was to
-        take over, or, of a database that has not arrived, by starting the app where that is. An update or restart that has begun stands, as the moves of many do, and only the
-        operation ends. A stop or a delete can't be taken back. A batch begins no more apps, and ends when
-        those that are begun have come to their end.
+        take over, or, of a database that has not arrived, by starting the app where that is. An update or
+        restart that has begun stands, as the moves of many do, and only the operation ends. A stop or a
+        delete can't be taken back. A batch begins no more apps, and ends when those that are begun have come
+        to their end.
         """
 
         def run(tx: Transaction) -> Empty:

@@ -66,7 +66,7 @@ def called_off(tx: Transaction, name: str, uid: str, way: Way, why: SupervisorEr
 
 
 def arrived(tx: Transaction, name: str, uid: str, way: Way, copied_bytes: int) -> bool:
-    """Have the database be the target's from now on, and all that is to run begin there; False if it is not to.
+    """Have the database be the target's from now on, and what is to run begin there; False if it is not to.
 
     All of it has to be there, compared, and no login of the app may have been open since.
     """
@@ -84,16 +84,14 @@ def arrived(tx: Transaction, name: str, uid: str, way: Way, copied_bytes: int) -
     if spec.desired_state == App.STOPPED:
         move.stop_duration.FromMicroseconds(max(0, tx.now - way.stop_time))
     status.reconciling = True
-    record = replace(
-        record, spec=spec, status=status, generation=record.generation + 1, update_time=tx.now
-    )
+    record = replace(record, spec=spec, status=status, generation=record.generation + 1, update_time=tx.now)
     record = tx.put_app(_begin_anew(tx, record, f"Its database is on {way.target}."))
     operations.settle(tx, record)
     return True
 
 
 def _begin_anew(tx: Transaction, record: AppRecord, why: str) -> AppRecord:
-    """Replace what served by the same under new epochs; nothing of it runs. What was to come in comes after."""
+    """Replace what served by the same under new epochs; none of it runs. What was to come in comes after."""
     placements = tx.placements_of(record.name)
     several, epoch, at_target = is_several(record), newest_epoch(record), False
     epoch = max([epoch, *(it.epoch for it in placements)])
@@ -134,8 +132,8 @@ def confirmed(tx: Transaction, name: str, uid: str, way: Way) -> None:
     operations.settle(tx, record)
     seconds = move.stop_duration.ToMicroseconds() / 1e6
     message = (
-        f"From {way.source} to {way.target}: {move.copied_bytes:,} bytes, compared with what was there; writes "
-        f"were stopped for {seconds:.2f} s."
+        f"From {way.source} to {way.target}: {move.copied_bytes:,} bytes, compared with what was there; "
+        f"writes were stopped for {seconds:.2f} s."
     )
     add_event(tx, record, "DatabaseMoved", actor=SYSTEM, message=message)
 

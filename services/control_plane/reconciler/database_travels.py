@@ -108,7 +108,7 @@ class DatabaseTravels:
             self._tasks.pop(app.uid, None)
 
     async def advance(self, app: AppRecord) -> SupervisorError | None:
-        """Make a step; return what is worth another try. Nothing of the app runs while its database is copied."""
+        """Make a step, and return what is worth another try."""
         if not is_unfinished(app.status):
             return None
         way, move = Way.of(app), app.status.database_move
@@ -174,7 +174,9 @@ class DatabaseTravels:
         except Exception:
             log.exception("database not moved: %s", app.name, extra={"action": "databases.move_fault"})
             text = "A fault of ours, told in the control plane's log."
-            await self._call_off(app, way, SupervisorError("DATABASE_NOT_MOVED", text, metadata={"why": text}))
+            await self._call_off(
+                app, way, SupervisorError("DATABASE_NOT_MOVED", text, metadata={"why": text})
+            )
         finally:
             known = self._tasks.get(app.uid)
             if known is not None and known[1] is asyncio.current_task():
@@ -182,7 +184,7 @@ class DatabaseTravels:
 
     async def _call_off(self, app: AppRecord, way: Way, why: SupervisorError) -> None:
         log.warning("database not moved: %s: %s", app.name, why.message,
-                    extra={"action": "databases.not_moved", "app": app.name, "reason": why.reason})  # fmt: skip
+                    extra={"action": "databases.not_moved", "app": app.name})  # fmt: skip
         try:
             await self._write(
                 partial(database_moves.called_off, name=app.name, uid=app.uid, way=way, why=why)
@@ -247,5 +249,3 @@ class _Progress:
     async def close(self) -> None:
         if self._task is not None:
             await asyncio.gather(self._task, return_exceptions=True)
-
-

@@ -40,8 +40,18 @@ MOVE_DATABASE = "move_database"
 """What an update does that names another database server."""
 
 VERBS = (
-    "create", "update", "delete", "start", "stop", "restart", "recover", "move", "attach", "purge", MOVE_DATABASE,
-)  # fmt: skip
+    "create",
+    "update",
+    "delete",
+    "start",
+    "stop",
+    "restart",
+    "recover",
+    "move",
+    "attach",
+    "purge",
+    MOVE_DATABASE,
+)
 """What operations on apps, and on what they leave, do: the methods that begin them."""
 
 DRAIN = "drain"

@@ -1,4 +1,4 @@
-"""Apps whose databases move between two servers: all of it arrives, and any fault leaves one owner that serves."""
+"""Apps whose databases move between two servers: all arrives, and any fault leaves one owner that serves."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ from typing import Any
 
 import psycopg
 import pytest
+from google.longrunning.operations_pb2 import CancelOperationRequest
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Database, Instance
 from services.control_plane.databases import relocation
+from services.control_plane.databases.names import owner_of
 from services.rpc.errors import SupervisorError
 from tests.eventually import eventually
 from tests.integration.control_plane.plane import Plane, condition
-from tests.integration.databases.conftest import ask, login_in
+from tests.integration.databases.conftest import ask
 from tests.integration.databases.test_apps_on_a_server import refused, url_of
 from tests.postgresql import Server
+
+pytestmark = pytest.mark.slow  # there is a second server to be made and started
 
 SOURCE, TARGET = "databaseServers/one", "databaseServers/two"
 FILLED = """
@@ -30,7 +34,8 @@ CREATE TABLE tag (note integer REFERENCES note ON DELETE CASCADE, name text, UNI
 CREATE INDEX ON note (lower(text));
 CREATE VIEW ill AS SELECT * FROM note WHERE mood = 'ill';
 CREATE FUNCTION twice(n integer) RETURNS integer LANGUAGE sql AS 'SELECT 2 * n';
-CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN NEW.text = NEW.text || ''!''; RETURN NEW; END';
+CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS
+    'BEGIN NEW.text = NEW.text || ''!''; RETURN NEW; END';
 INSERT INTO note (text) SELECT 'note ' || n FROM generate_series(1, 2000) AS n;
 INSERT INTO tag SELECT id, 'even' FROM note WHERE id % 2 = 0;
 CREATE TRIGGER touched BEFORE UPDATE ON note FOR EACH ROW EXECUTE FUNCTION touch();
@@ -67,7 +72,8 @@ async def plane(tmp_path: Path, postgresql: Server, second: Server) -> AsyncIter
 
 def _forget(server: Server) -> None:
     with psycopg.connect(server.url, autocommit=True) as admin:
-        for (name,) in admin.execute(r"SELECT datname FROM pg_database WHERE datname LIKE 'as\_%'").fetchall():
+        query = r"SELECT datname FROM pg_database WHERE datname LIKE 'as\_shop\_%'"
+        for (name,) in admin.execute(query).fetchall():
             admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # type: ignore[arg-type]
 
 
@@ -93,10 +99,11 @@ async def drop(plane: Plane) -> None:
     await plane.done(await plane.apps.DeleteApp(request))
 
 
-def roles(server: Server) -> list[str]:
+def roles(server: Server, app: pb.App) -> list[str]:
+    """Return what a server has of an app."""
     with psycopg.connect(server.url) as admin:
-        query = r"SELECT rolname FROM pg_roles WHERE rolname LIKE 'as\_shop\_%'"
-        return [name for (name,) in admin.execute(query).fetchall()]
+        query = "SELECT rolname FROM pg_roles WHERE starts_with(rolname::text, %s)"
+        return [name for (name,) in admin.execute(query, (owner_of(app.name, app.uid),)).fetchall()]
 
 
 @pytest.mark.parametrize("mode", [Database.Postgres.SCHEMA, Database.Postgres.DATABASE])
@@ -123,12 +130,12 @@ async def test_a_database_moves_with_all_that_is_in_it_and_the_former_one_goes(
     assert (move_told.state, move_told.leftover_server) == (pb.DatabaseMove.DONE, "")
     assert move_told.stop_duration.ToMicroseconds() > 0
     assert move_told.copied_bytes > 0
-    assert roles(postgresql) == []
+    assert roles(postgresql, app) == []
     page = await plane.apps.ListAppEvents(pb.ListAppEventsRequest(parent="apps/shop"))
     (told,) = [it.message for it in page.app_events if it.type == "DatabaseMoved"]
     assert "writes were stopped for" in told
     await drop(plane)
-    assert roles(second) == []
+    assert roles(second, app) == []
 
 
 async def test_a_stopped_app_moves_and_stays_stopped_and_moves_back(
@@ -144,7 +151,7 @@ async def test_a_stopped_app_moves_and_stays_stopped_and_moves_back(
     app = await plane.done(await plane.apps.StartApp(pb.StartAppRequest(name=app.name)))
     assert ask(newest_url(plane, app), "SELECT id FROM note") == [(7,)]
     await plane.app("apps/shop", lambda app: not app.reconciling)
-    assert roles(second) == []
+    assert roles(second, app) == []
     await drop(plane)
 
 
@@ -168,7 +175,7 @@ async def test_a_copy_that_is_not_the_same_leaves_the_app_where_it_was(
     assert app.database_move.state == pb.DatabaseMove.CALLED_OFF
     assert app.database_move.reason == "DATABASE_NOT_MOVED"
     assert ask(newest_url(plane, app), "SELECT count(*) FROM note") == [(2000,)]
-    assert roles(second) == []
+    assert roles(second, app) == []
     monkeypatch.undo()
     assert (await plane.done(await move(plane))).database.postgres.server == TARGET
     await plane.app("apps/shop", lambda app: not app.reconciling)
@@ -194,11 +201,11 @@ async def test_a_move_is_cancelled_in_the_middle_and_a_new_leader_goes_on_with_o
     waits = await plane.app("apps/shop", lambda app: condition(app, "Ready").reason == "DatabaseMoving")
     assert waits.state == Instance.PENDING
     assert await asyncio.to_thread(refused, old)
-    await plane.operations.CancelOperation(_cancel(operation.name))
+    await plane.operations.CancelOperation(CancelOperationRequest(name=operation.name))
     app = await plane.app("apps/shop", lambda app: not app.reconciling and app.state == Instance.RUNNING)
     assert app.database.postgres.server == SOURCE
     assert ask(newest_url(plane, app), "SELECT count(*) FROM note") == [(2000,)]
-    assert roles(second) == []
+    assert roles(second, app) == []
     begun.clear()
     operation = await move(plane)
     await begun.wait()
@@ -211,18 +218,10 @@ async def test_a_move_is_cancelled_in_the_middle_and_a_new_leader_goes_on_with_o
     await drop(plane)
 
 
-def _cancel(name: str) -> Any:
-    from google.longrunning.operations_pb2 import CancelOperationRequest
-
-    return CancelOperationRequest(name=name)
-
-
 async def test_what_hinders_a_move_is_told_before_anything_is_stopped(
     plane: Plane, postgresql: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = await create(plane)
-    with psycopg.connect(postgresql.url, autocommit=True) as admin:
-        admin.execute("SELECT 1")
     ask(newest_url(plane, app), "SELECT lo_create(0)")
     ended = await plane.wait(await move(plane))
     assert "large objects" in ended.error.message
