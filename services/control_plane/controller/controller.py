@@ -135,6 +135,7 @@ class Controller:
             background(
                 ServerWatch(self._mirror.database_servers, self._store_write).run(), "database servers"
             ),
+            background(databases.spares.run(), "spare databases"),
             background(Autoscaling(self._mirror, self._links, self._note, clock).run(), "autoscaling"),
             background(Relocations(self._mirror, self._store_write).run(), "relocations"),
         ]
@@ -220,6 +221,8 @@ class Controller:
     async def _follow_servers(self, position: int) -> None:
         """Look at the apps that wait for a database server, when there is news of it."""
         async for name, _ in follow(self._mirror.database_servers, position):
+            if self._databases is not None:
+                self._databases.spares.look()
             for app in list(self._unsettled):
                 if self._mirror.database_server_of(app) == name:
                     self.enqueue(app)

@@ -9,12 +9,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Database
-from services.control_plane.databases import steps
+from services.control_plane.databases import spares, steps
 from services.control_plane.databases.connecting import Connection, connected
 from services.control_plane.databases.names import login_of, mark_of, owner_of, password_of, url_of
 from services.control_plane.databases.provisioning import Provisioning
 from services.control_plane.databases.relocation import Relocation
 from services.control_plane.databases.schemas import Order
+from services.control_plane.databases.spares import SparePool
 from services.control_plane.databases.steps import Claim, Login
 from services.control_plane.databases.turns import ServerTurns
 from services.control_plane.rules.conditions import DATABASE_PROVIDED, get_condition
@@ -41,6 +42,8 @@ class AppDatabases:
         self._leader = leader
         self._turns = ServerTurns(clock)
         self._schemas = Provisioning(self._turns)
+        self.spares = SparePool(self._servers)
+        """What is made ahead; its user runs it."""
         self._open: dict[str, frozenset[str]] = {}
         """By uid of an app: the logins that may be open. Of an app that is not here nothing is known."""
 
@@ -68,7 +71,7 @@ class AppDatabases:
                 await steps.refuse_catalog(connection, server.name)
                 async with connection.transaction():
                     await steps.claim(connection, owner, claim)
-                await steps.make_database(connection, owner, must_exist=must_exist)
+                await self._make_database(server, connection, owner, claim, must_exist=must_exist)
                 async with connection.transaction():
                     await steps.claim(connection, owner, claim)
                     shut = await steps.shut_out(connection, owner, kept)
@@ -138,6 +141,24 @@ class AppDatabases:
 
     def _claim(self, app: AppRecord) -> Claim:
         return Claim(mark_of(app.name, app.uid), self._leader)
+
+    async def _make_database(
+        self,
+        server: DatabaseServerRecord,
+        connection: Connection,
+        owner: str,
+        claim: Claim,
+        *,
+        must_exist: bool,
+    ) -> None:
+        """Make an app's database, or give it a spare one. Raises as `steps.make_database`."""
+        if not must_exist and not await steps.has_database(connection, owner):
+            async with connection.transaction():
+                await steps.claim(connection, owner, claim)
+                taken = await spares.take(connection, server, owner)
+            if taken or server.server.spare_databases:
+                self.spares.look()
+        await steps.make_database(connection, owner, must_exist=must_exist)
 
     async def _shut(
         self, server: DatabaseServerRecord, connection: Connection, app: AppRecord, keep: frozenset[str]
