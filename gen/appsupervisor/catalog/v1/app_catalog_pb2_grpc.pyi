@@ -74,7 +74,8 @@ class AppCatalogStub:
     Idempotent by `request_id`; an update that changes nothing raises no generation. One that changes nothing of what
     runs, where the disk has other code than runs, says so: condition `CodeChanged` of the app in the operation's
     response, and the operation's `notice`. The code stays as it is; RestartApp swaps the other in.
-    Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
+    Cancelling the call undoes nothing; cancelling the operation ends the operation alone, but gives up a new version that
+    `rollout.canary` is trying.
     Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
     the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
     started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
@@ -339,7 +340,8 @@ class AppCatalogAsyncStub(AppCatalogStub):
     Idempotent by `request_id`; an update that changes nothing raises no generation. One that changes nothing of what
     runs, where the disk has other code than runs, says so: condition `CodeChanged` of the app in the operation's
     response, and the operation's `notice`. The code stays as it is; RestartApp swaps the other in.
-    Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
+    Cancelling the call undoes nothing; cancelling the operation ends the operation alone, but gives up a new version that
+    `rollout.canary` is trying.
     Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
     the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
     started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
@@ -625,7 +627,8 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         Idempotent by `request_id`; an update that changes nothing raises no generation. One that changes nothing of what
         runs, where the disk has other code than runs, says so: condition `CodeChanged` of the app in the operation's
         response, and the operation's `notice`. The code stays as it is; RestartApp swaps the other in.
-        Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
+        Cancelling the call undoes nothing; cancelling the operation ends the operation alone, but gives up a new version that
+        `rollout.canary` is trying.
         Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
         the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
         started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
