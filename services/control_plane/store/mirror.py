@@ -72,6 +72,8 @@ class Mirror:
         """The sum of it by node."""
         self._loads: dict[str, tuple[int, int]] = {}
         self._autoscaled: set[str] = set()
+        self._on_trial: set[str] = set()
+        """Apps of which a new version is tried on a share of their requests."""
         self._exclusive: set[str] = set()
         """Apps that are to be alone on their nodes."""
         self._labels = AppLabels()
@@ -199,6 +201,10 @@ class Mirror:
             self._autoscaled.add(name)
         else:
             self._autoscaled.discard(name)
+        if app is not None and app.on_trial:
+            self._on_trial.add(name)
+        else:
+            self._on_trial.discard(name)
         if app is not None and app.exclusive:
             self._exclusive.add(name)
         else:
@@ -262,6 +268,11 @@ class Mirror:
         """Return the nodes of an environment that cannot import a module which another one there can."""
         with self._lock:
             return self._code.lacking(module, environment)
+
+    def on_trial(self) -> list[str]:
+        """Return the names of the apps of which a new version is tried on a share of their requests."""
+        with self._lock:
+            return sorted(self._on_trial)
 
     def exclusive_nodes(self, besides: str = "") -> set[str]:
         """Return the nodes with an app on them that is to be alone, other than `besides`."""
