@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -293,20 +293,51 @@ def test_replicas_share_the_requests_and_one_that_is_killed_costs_none_that_may_
     stack: Stack, edge: Edge
 ) -> None:
     stack.create("twin", MIXED, database=STATELESS, replicas=2)
-    told: set[str] = set()
-
-    def both() -> bool:
-        answer = edge.ask(host="twin.localhost")
-        told.update([answer.told["instance"]] if answer.status == 200 else [])
-        return len(told) == 2
-
-    eventually(both, "both replicas answer")
+    replicas(edge, "twin")
     stack.nodes["node-2"].kill()
     answers = [edge.ask(host="twin.localhost").status for _ in range(100)]
     assert answers == [200] * 100
     stack.nodes["node-2"].start()
     eventually(lambda: is_ready(stack, "node-2"), "node-2 is back")
     delete(stack, "twin")
+
+
+def test_more_than_the_replicas_take_is_told_by_the_gateway_and_costs_no_neighbour(
+    stack: Stack, edge: Edge
+) -> None:
+    limits = Limits(max_concurrent_requests=1, max_queued_requests=0)
+    stack.create("busy", MIXED, database=STATELESS, replicas=2, limits=limits)
+    replicas(edge, "busy")
+    told: list[Answer] = []
+
+    def overloaded() -> bool:
+        told.append(edge.ask("/", "POST", b"x", host="busy.localhost"))
+        assert told[-1].status in {200, 503}, told[-1]
+        return told[-1].status == 503 and "gateway" in told[-1].told["detail"]
+
+    with ExitStack() as held:
+        for _ in range(4):  # some are refused, two are held
+            wire = held.enter_context(socket.create_connection(("127.0.0.1", edge.port)))
+            wire.sendall(b"GET /slow/25 HTTP/1.1\r\nhost: busy.localhost\r\n\r\n")
+        eventually(overloaded, "the gateway has as many as both replicas take")
+        assert told[-1].told["reason"] == told[-1].headers["x-appsupervisor-reason"] == "SERVER_BUSY"
+        assert int(told[-1].headers["retry-after"]) > 0
+        assert edge.ask(host="home.localhost").status == 200
+    edge.serves("busy.localhost")
+    delete(stack, "busy")
+
+
+def test_a_replica_that_does_nothing_but_fail_is_left_out_for_a_while(stack: Stack, edge: Edge) -> None:
+    stack.create("pair", MIXED, database=STATELESS, replicas=2)
+    ill = min(replicas(edge, "pair"))
+
+    def left_out() -> bool:
+        assert edge.ask(f"/ill/{ill}", host="pair.localhost").status in {200, 500}
+        return edge.figure("envoy_cluster_outlier_detection_ejections_enforced_consecutive_5xx_total") > 0
+
+    eventually(left_out, "the replica is left out")
+    assert edge.ask(host="pair.localhost").status == 200
+    delete(stack, "pair")
 
 
 def test_a_killed_node_costs_its_own_apps_a_told_pause_and_the_others_nothing(
@@ -417,6 +448,19 @@ def test_a_gateway_that_is_told_to_end_lets_requests_end(stack: Stack) -> None:
     finally:
         edge.process.clean_up()
         print(f"---- gateway\n{edge.process.text()[-5_000:]}")
+
+
+def replicas(edge: Edge, app_id: str) -> set[str]:
+    """Wait until both of an app's replicas answer; return their names."""
+    told: set[str] = set()
+
+    def both() -> bool:
+        answer = edge.ask(host=f"{app_id}.localhost")
+        told.update([answer.told["instance"]] if answer.status == 200 else [])
+        return len(told) == 2
+
+    eventually(both, "both replicas answer")
+    return told
 
 
 def move(stack: Stack, app_id: str, node: str) -> None:
