@@ -188,7 +188,7 @@ def _threshold(priority: str, bound: int) -> dict[str, Any]:
     pending = min(bound, MAX_PENDING)
     return {
         "priority": priority,
-        # More than requests, one on each: what is too much is told at once, and does not wait for a connection.
+        # More than requests, one on each: what is too much is told at once, and waits for no connection.
         "max_connections": bound + pending,
         "max_pending_requests": pending,
         "max_requests": bound,

@@ -93,7 +93,7 @@ def _nodes(app: App) -> tuple[str, ...]:
     chosen = [instance for instance in placed if _rank(instance) == best]
     if best == _READY and max(app.replicas, app.target_replicas) > 1:
         # Those that are being replaced among them, until they stop: which those are is not told.
-        # A node probes its replica as the app's health check says: who fails it is left out while others do not.
+        # A node probes its replica as the app's health check says: who fails it is left out if others do not.
         well = [instance for instance in chosen if instance.health != Instance.UNHEALTHY]
         return tuple(sorted({instance.node for instance in well or chosen}))
     # While an app moves both copies answer: the newer one is to.

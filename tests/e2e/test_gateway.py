@@ -33,6 +33,7 @@ from tests.e2e.stack import DEADLINE, ROOT, Process, Stack, eventually, free_por
 from tests.e2e.test_moves import is_ready
 from tests.e2e.traffic import delete
 from tests.envoy import needed_envoy
+from tests.integration.test_shipped_configurations import flags_of, shipped_commands
 
 pytestmark = pytest.mark.slow
 
@@ -430,6 +431,21 @@ def test_another_envoy_goes_on_without_the_gateway_and_is_then_told_what_has_cha
             f"---- gateway\n{edge.process.text()[-5_000:]}\n{(tmp_path / 'envoy.log').read_text()[-5_000:]}"
         )
     delete(stack, "meanwhile")
+
+
+@pytest.mark.parametrize("name", ["compose gateway", "kubernetes appsupervisor-gateway"])
+def test_a_shipped_command_serves_with_loopback_for_its_addresses(stack: Stack, name: str) -> None:
+    flags = flags_of(dict(shipped_commands())[name])
+    for address in ("--control-plane", "--listen", "--metrics-listen"):
+        del flags[address]
+    edge = Edge(stack, *(word for flag in flags.items() for word in flag))
+    try:
+        edge.process.start()
+        edge.serves("home.localhost")
+        assert edge.process.terminate() == 0
+    finally:
+        edge.process.clean_up()
+        print(f"---- gateway\n{edge.process.text()[-5_000:]}")
 
 
 def test_a_gateway_that_is_told_to_end_lets_requests_end(stack: Stack) -> None:
