@@ -142,6 +142,7 @@ def _forward(destination: Destination, retry_on: str, reasons: Collection[str]) 
     return {
         "cluster": cluster_name(destination),
         "timeout": f"{destination.timeout}s",
+        "max_stream_duration": {"grpc_timeout_header_max": f"{destination.timeout}s"},
         "idle_timeout": f"{STREAM_IDLE_SECONDS}s",
         "retry_policy": retries,
     }

@@ -40,6 +40,8 @@ pytestmark = pytest.mark.slow
 NODES = "environments/default/nodes"
 MIXED = "mixed:create_app"
 SWAPS, MOVES = (int(os.environ.get(f"GATEWAY_{what}", count)) for what, count in (("SWAPS", 6), ("MOVES", 4)))
+SAID = b"\0\0\0\0\1x"
+ECHO = {"host": "echo.localhost", "content_type": "application/grpc-web+proto"}
 STATELESS = Database(no_database=Database.NoDatabase())
 
 
@@ -215,6 +217,43 @@ def test_bodies_events_and_websockets_pass(edge: Edge) -> None:
     with connect(url, sock=socket.create_connection(("127.0.0.1", edge.port)), proxy=None) as talk:
         talk.send("hello")
         assert talk.recv(timeout=DEADLINE) == "home hello"
+
+
+def test_native_grpc_reaches_an_app_or_is_told_in_its_own_words(stack: Stack, edge: Edge) -> None:
+    stack.create("echo", "echo:create_app", database=STATELESS)
+    eventually(lambda: edge.ask("/demo.Echo/Say", "POST", SAID, **ECHO).status == 200, "the app answers")
+
+    def channel(host: str) -> grpc.Channel:
+        return grpc.insecure_channel(f"127.0.0.1:{edge.port}", [("grpc.default_authority", host)])
+
+    with channel("echo.localhost") as echo, channel("home.localhost") as home, channel("no.localhost") as no:
+        large = b"x" * 300_000
+        assert echo.unary_unary("/demo.Echo/Say")(large, timeout=DEADLINE) == large
+        assert list(echo.unary_stream("/demo.Echo/Count")(b"abc", timeout=DEADLINE)) == [b"a", b"b", b"c"]
+        for call, code, words in (
+            (echo.unary_unary("/demo.Echo/Refuse"), grpc.StatusCode.PERMISSION_DENIED, "not you"),
+            # By the table of gRPC itself: an answer of another kind is UNKNOWN where it is 200, and 404 says
+            # that there is no such method.
+            (home.unary_unary("/demo.Echo/Say"), grpc.StatusCode.UNKNOWN, "application/json"),
+            (no.unary_unary("/demo.Echo/Say"), grpc.StatusCode.UNIMPLEMENTED, "APP_NOT_FOUND"),
+        ):
+            with pytest.raises(grpc.RpcError) as told:
+                call(b"x", timeout=DEADLINE)
+            assert told.value.code() == code
+            assert words in told.value.details()
+
+
+def test_grpc_web_passes_as_it_is_and_a_calls_time_limit_holds(stack: Stack, edge: Edge) -> None:
+    eventually(lambda: edge.ask("/demo.Echo/Say", "POST", SAID, **ECHO).status == 200, "the app answers")
+    answer = edge.ask("/demo.Echo/Say", "POST", SAID, **ECHO)
+    assert answer.headers["content-type"] == ECHO["content_type"]
+    assert answer.text.startswith("\0\0\0\0\1x")
+    assert "grpc-status: 0\r\n" in answer.text
+    # The time limit of a native call is the edge's to hold: nobody here would give up first.
+    native = {**ECHO, "content_type": "application/grpc"}
+    late = edge.ask("/demo.Echo/Wait", "POST", SAID, **native, grpc_timeout="200m")
+    assert late.headers["grpc-status"] == str(grpc.StatusCode.DEADLINE_EXCEEDED.value[0])
+    delete(stack, "echo")
 
 
 def test_a_stopped_app_is_told_as_its_node_tells_it_and_comes_back(stack: Stack, edge: Edge) -> None:

@@ -1,6 +1,7 @@
 """An app that says which it is in every way that HTTP has: an answer, a stream of events, a WebSocket."""
 
 import asyncio
+import contextlib
 import json
 
 
@@ -27,7 +28,9 @@ def create_app(context):
             await send({"type": "http.response.body", "body": b""})
             return
         if path.startswith("/slow/"):
-            await asyncio.sleep(float(path.rpartition("/")[2]))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(receive(), float(path.rpartition("/")[2]))
+                return  # the client is gone
         told = {
             "app": context.app,
             "instance": context.instance,
