@@ -307,7 +307,7 @@ async def test_the_example_of_each_commands_help_works(
         (tmp_path / "fullchain.pem").write_text(issued.pem)
         (tmp_path / "privkey.pem").write_text(issued.key_pem)
         if name not in {"certificates", "certificates create"}:
-            await command(*"certificates create shop -f fullchain.pem -k privkey.pem".split())
+            await command("certificates", "create", "shop", "-f", "fullchain.pem", "-k", "privkey.pem")
     (tmp_path / "apps.yaml").write_text("name: wiki\nentrypoint: notes:create_app\n")
     if "operations/ID" in example:
         plane.nodes[0].behaviours["slow:app"] = Behaviour(ready_after=30.0)
