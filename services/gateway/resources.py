@@ -19,7 +19,9 @@ ROUTE_HEADER = "x-appsupervisor-route"
 """By which a request's scope is found; the host, or what route.lua has found."""
 SCRIPT = "route"
 """Name of the filter that runs route.lua."""
-OWN_HEADERS = (ROUTE_HEADER, "x-appsupervisor-miss", "x-appsupervisor-value")
+MISS_HEADER = "x-appsupervisor-miss"
+"""By what route.lua has looked for the app, or why it has found none."""
+OWN_HEADERS = (ROUTE_HEADER, MISS_HEADER, "x-appsupervisor-value")
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
@@ -60,9 +62,10 @@ def cluster_name(nodes: Sequence[str]) -> str:
 
 def routes_name(destination: Destination) -> str:
     """Return the name of the routes that apps with this destination share."""
+    secure = "/https" if destination.to_https else ""
     if not destination.nodes:
-        return f"nobody/{destination.reason}"
-    return f"{cluster_name(destination.nodes)}/{destination.timeout}s"
+        return f"nobody/{destination.reason}{secure}"
+    return f"{cluster_name(destination.nodes)}/{destination.timeout}s{secure}"
 
 
 def keeper_name(routes: str) -> str:
@@ -91,11 +94,32 @@ def routes(destination: Destination) -> Any:
         "request_headers_to_remove": [*OWN_HEADERS, "x-envoy-external-address"],
         # What has found its routes needs no script to find them.
         "typed_per_filter_config": {SCRIPT: typed("envoy.config.route.v3.FilterConfig", disabled=True)},
-        "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": _rules(destination)}],
+        "virtual_hosts": [
+            {
+                "name": "all",
+                "domains": ["*"],
+                "routes": [*_to_https(destination.to_https), *_rules(destination)],
+            }
+        ],
     }
     if not destination.nodes:
         content["max_direct_response_body_size_bytes"] = 4096
     return parsed(ROUTES, content)
+
+
+def _to_https(port: int) -> list[dict[str, Any]]:
+    """Return the rule that sends plain requests to HTTPS, but for those that name their app otherwise."""
+    if not port:
+        return []
+    plain = {"name": "x-forwarded-proto", "string_match": {"exact": "http"}}
+    by_host = {
+        "name": MISS_HEADER,
+        "string_match": {"safe_regex": {"regex": "header|path"}},
+        "invert_match": True,
+        "treat_missing_header_as_empty": True,
+    }
+    there = {"https_redirect": True, "port_redirect": port, "response_code": "PERMANENT_REDIRECT"}
+    return [{"match": {"prefix": "/", "headers": [plain, by_host]}, "redirect": there}]
 
 
 def _rules(destination: Destination) -> list[dict[str, Any]]:

@@ -42,6 +42,8 @@ class Destination:
     """Seconds."""
     reason: str = ""
     """An `ErrorReason`: why nobody answers."""
+    to_https: int = 0
+    """The port at which clients reach HTTPS, where plain requests are sent there; 0 where they are not."""
 
 
 def destination_of(app: App) -> Destination | None:
