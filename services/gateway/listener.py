@@ -12,7 +12,7 @@ from services.gateway.answers import Problem
 from services.gateway.resources import (
     MISS_HEADER,
     ROUTE_HEADER,
-    SCRIPT,
+    SCRIPTS,
     STREAM_IDLE_SECONDS,
     parsed,
     quoted,
@@ -129,13 +129,16 @@ def _manager(spec: ListenerSpec) -> dict[str, Any]:
         "stream_idle_timeout": f"{STREAM_IDLE_SECONDS}s",
         "upgrade_configs": [{"upgrade_type": "websocket"}],
         "http_filters": [
-            {
-                "name": SCRIPT,
-                "typed_config": typed(
-                    "envoy.extensions.filters.http.lua.v3.Lua",
-                    default_source_code={"inline_string": script(spec.base_domains, spec.path_hosts)},
-                ),
-            },
+            *(
+                {
+                    "name": name,
+                    "typed_config": typed(
+                        "envoy.extensions.filters.http.lua.v3.Lua",
+                        default_source_code={"inline_string": script(spec.base_domains, spec.path_hosts)},
+                    ),
+                }
+                for name in SCRIPTS
+            ),
             *([_note_route()] if spec.access_log else []),
             {
                 "name": "router",

@@ -17,8 +17,8 @@ from services.gateway.xds.messages import TYPE_PREFIX, make_canonical, message
 
 ROUTE_HEADER = "x-appsupervisor-route"
 """By which a request's scope is found; the host, or what route.lua has found."""
-SCRIPT = "route"
-"""Name of the filter that runs route.lua."""
+SCRIPTS = ("route", "route-again")
+"""Names of the two filters that run route.lua."""
 MISS_HEADER = "x-appsupervisor-miss"
 """By what route.lua has looked for the app, or why it has found none."""
 OWN_HEADERS = (ROUTE_HEADER, MISS_HEADER, "x-appsupervisor-value")
@@ -76,6 +76,10 @@ def keeper_name(routes: str) -> str:
 # --- messages ---
 
 
+FOUND = {"filter_metadata": {"envoy.filters.http.lua": {"found": True}}}
+"""By which route.lua knows, on each route, that a name leads somewhere."""
+
+
 def scope(key: str, routes: str) -> Any:
     """Return the scope that leads requests with a key to routes."""
     return message(SCOPE)(name=key, route_configuration_name=routes, key={"fragments": [{"string_key": key}]})
@@ -93,12 +97,17 @@ def routes(destination: Destination) -> Any:
         "name": name,
         "request_headers_to_remove": [*OWN_HEADERS, "x-envoy-external-address"],
         # What has found its routes needs no script to find them.
-        "typed_per_filter_config": {SCRIPT: typed("envoy.config.route.v3.FilterConfig", disabled=True)},
+        "typed_per_filter_config": dict.fromkeys(
+            SCRIPTS, typed("envoy.config.route.v3.FilterConfig", disabled=True)
+        ),
         "virtual_hosts": [
             {
                 "name": "all",
                 "domains": ["*"],
-                "routes": [*_to_https(destination.to_https), *_rules(destination)],
+                "routes": [
+                    {**rule, "metadata": FOUND}
+                    for rule in (*_to_https(destination.to_https), *_rules(destination))
+                ],
             }
         ],
     }

@@ -210,4 +210,30 @@ def test_certificates_come_change_and_go_while_requests_are_served(stack: Stack,
         )
         eventually(lambda left=left: edge.fingerprint("home.example.com") == left, f"{name} is gone")
     eventually(lambda: edge.ask(host="home.example.com").status == 200, "plain requests are served again")
+
+
+def test_a_wildcard_domain_is_served_with_a_wildcard_certificate(stack: Stack, edge: SecureEdge) -> None:
+    stack.create("wild", MIXED, database=STATELESS, domains=["*.example.org"])
+    stack.create("exact", MIXED, database=STATELESS, domains=["exact.example.org"])
+    wild = made("*.example.org", "*.localhost")
+    upload(stack, "wild", wild)
+    for name, app in (
+        ("any.example.org", "wild"),
+        ("ANY.example.org", "wild"),
+        ("exact.example.org", "exact"),
+        ("Exact.example.org", "exact"),
+        ("exact.localhost", "exact"),
+    ):
+        eventually(lambda name=name: edge.fingerprint(name) == wild.fingerprint, f"{name} has a certificate")
+        eventually(lambda name=name: edge.asked(name)[0] == 200, f"{name} is served")
+        assert edge.asked(name)[1]["app"] == app, name
+        # Its node finds it by the same names.
+        assert edge.ask(host=name, port=stack.http_port()).told["app"] == app
+        eventually(lambda name=name: edge.ask(host=name).status == 308, f"{name} is sent to HTTPS")
+    assert [edge.fingerprint(name) for name in ("a.b.example.org", "example.org")] == ["", ""]
+    assert edge.ask(host="a.b.example.org").told["reason"] == "NO_APP_NAMED"
+    # Found by path or header under an address, it stays there: no certificate is for that.
+    for found in (edge.ask("/apps/exact/"), edge.ask(x_app="exact")):
+        assert (found.status, found.told["app"]) == (200, "exact")
+    assert edge.ask("/apps/exact/", host="127.0.0.1").status == 200
     assert edge.figure("appsupervisor_gateway_xds_refusals_total") == 0
