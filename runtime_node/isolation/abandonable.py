@@ -135,5 +135,11 @@ def _tell_swallowed(told: Any) -> None:
         call.swallowed()
 
 
-# Before there is an app: one that is there would be told of as who has changed the hook.
-_hook_before, sys.unraisablehook = sys.unraisablehook, _tell_swallowed
+def install() -> None:
+    """Hear of interruptions that the interpreter has let get lost; repeats do nothing."""
+    global _hook_before
+    if sys.unraisablehook is not _tell_swallowed:
+        _hook_before, sys.unraisablehook = sys.unraisablehook, _tell_swallowed
+
+
+_hook_before = sys.unraisablehook
