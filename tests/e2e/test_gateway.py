@@ -39,7 +39,11 @@ pytestmark = pytest.mark.slow
 
 NODES = "environments/default/nodes"
 MIXED = "mixed:create_app"
-SWAPS, MOVES = (int(os.environ.get(f"GATEWAY_{what}", count)) for what, count in (("SWAPS", 6), ("MOVES", 4)))
+# What is aimed at; how much of it a machine gives is printed, and no matter here.
+SWAPS, MOVES, RATE, WIDTH = (
+    int(os.environ.get(f"GATEWAY_{what}", count))
+    for what, count in (("SWAPS", 6), ("MOVES", 4), ("RATE", 200), ("WIDTH", 2))
+)
 SAID = b"\0\0\0\0\1x"
 ECHO = {"host": "echo.localhost", "content_type": "application/grpc-web+proto"}
 STATELESS = Database(no_database=Database.NoDatabase())
@@ -306,7 +310,7 @@ def test_no_request_is_lost_while_apps_are_swapped_moved_and_drained(stack: Stac
     for name in apps:
         stack.create(name, MIXED, database=STATELESS)
         edge.serves(f"{name}.localhost")
-    with EdgeTraffic(edge.port, apps) as traffic:
+    with EdgeTraffic(edge.port, apps, RATE, WIDTH) as traffic:
         traffic.goes_on()
         for number in range(SWAPS):
             request = catalog.RestartAppRequest(name=f"apps/{apps[number % 2]}")
@@ -322,7 +326,7 @@ def test_no_request_is_lost_while_apps_are_swapped_moved_and_drained(stack: Stac
             uncordon = fleet.UncordonNodeRequest(name=f"{NODES}/{node}")
             stack.fleet.UncordonNode(uncordon, timeout=DEADLINE)
         traffic.goes_on()
-    print(traffic.answers, traffic.refused)
+    print(f"{traffic.rate:.0f} answers a second", traffic.answers, traffic.refused)
     assert (traffic.wrong, traffic.failed) == ([], [])
     assert [kind for kind in traffic.refused if kind != "websocket 1012"] == []
     for name in apps:
@@ -389,7 +393,7 @@ def test_a_killed_node_costs_its_own_apps_a_told_pause_and_the_others_nothing(
     move(stack, "goes", "node-2")
     for name in ("stays", "goes"):
         edge.serves(f"{name}.localhost")
-    with EdgeTraffic(edge.port, ["stays"]) as others, EdgeTraffic(edge.port, ["goes"], 0.05) as own:
+    with EdgeTraffic(edge.port, ["stays"]) as others, EdgeTraffic(edge.port, ["goes"], 20) as own:
         for traffic in (others, own):
             traffic.goes_on()
         stack.nodes["node-2"].kill()
