@@ -51,6 +51,8 @@ class Destination:
     """The app, `apps/{app}`, if it shares neither bound nor the verdict on its replicas with others."""
     bound: int = 0
     """Requests that an app with its own may have at a time, over all replicas."""
+    to_https: int = 0
+    """The port at which clients reach HTTPS, where plain requests are sent there; 0 where they are not."""
 
 
 def destination_of(app: App) -> Destination | None:
