@@ -159,6 +159,8 @@ def test_an_app_is_found_by_each_of_its_names(edge: Edge) -> None:
     ):
         assert (found.status, found.told["app"], found.told["path"]) == (200, "home", "/a")
     assert edge.ask("/apps/home/a").told["root_path"] == "/apps/home"
+    metrics = edge.ask("/metrics", port=edge.metrics).text
+    assert 'appsupervisor_gateway_domain_info{app="home",domain="home.example.com"} 1.0' in metrics
     assert edge.ask("/apps/home").headers["location"] == "/apps/home/"
 
 
@@ -491,11 +493,13 @@ def test_a_shipped_command_serves_with_loopback_for_its_addresses(stack: Stack, 
         print(f"---- gateway\n{edge.process.text()[-5_000:]}")
 
 
-def test_a_gateway_that_is_told_to_end_lets_requests_end(stack: Stack) -> None:
+def test_a_gateway_that_is_told_to_end_lets_requests_end_and_has_logged_them(stack: Stack) -> None:
     edge = Edge(stack)
+    trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     try:
         edge.process.start()
         edge.serves("home.localhost")
+        asked = [edge.ask(x_app="home", traceparent=trace), edge.ask(host=f"home.example.com:{edge.port}")]
         answers: list[Answer] = []
         slow = threading.Thread(target=lambda: answers.append(edge.ask("/slow/1.5", host="home.localhost")))
         slow.start()
@@ -504,6 +508,12 @@ def test_a_gateway_that_is_told_to_end_lets_requests_end(stack: Stack) -> None:
         assert edge.process.terminate() == 0
         slow.join(DEADLINE)
         assert [answer.status for answer in answers] == [200]
+        lines = [json.loads(line) for line in edge.process.text().splitlines() if line.startswith("{")]
+        logged = {line["request_id"]: line for line in lines}
+        by_name, by_domain = (logged[answer.headers["x-request-id"]] for answer in asked)
+        assert (by_name["route"], by_name["status"], by_name["traceparent"]) == ("home.localhost", 200, trace)
+        assert (by_domain["route"], by_domain["attempts"]) == ("home.example.com", 1)
+        assert dict(asked[0].told["headers"])["x-request-id"] in logged
     finally:
         edge.process.clean_up()
         print(f"---- gateway\n{edge.process.text()[-5_000:]}")

@@ -152,6 +152,16 @@ def test_an_app_is_one_scope_for_each_of_its_names(cache: ResourceCache, table: 
     assert scopes(cache) == dict.fromkeys(("shop.localhost", "a.example.com", "b.example.com"), f"{N1}/35s")
 
 
+def test_a_domain_tells_its_app_which_an_own_name_does_by_itself(table: RoutingTable) -> None:
+    table.put_app(app(instances=[instance(N1, 1)], domains=["b.example.com", "A.example.com"]))
+    table.put_app(app("blog", [instance(N1, 1)], domains=["c.blog.localhost"]))
+    assert dict(table.domains()) == {
+        "a.example.com": "shop", "b.example.com": "shop", "c.blog.localhost": "blog",
+    }  # fmt: skip
+    table.remove_app("apps/shop")
+    assert dict(table.domains()) == {"c.blog.localhost": "blog"}
+
+
 def test_a_move_changes_the_apps_scope_and_nothing_else(cache: ResourceCache, table: RoutingTable) -> None:
     table.put_app(app("blog", [instance(N1, 1)]))
     table.put_app(app("shop", [instance(N1, 1)]))
