@@ -191,6 +191,8 @@ def cluster(destination: Destination, addresses: Sequence[str]) -> Any:
         {
             "name": name,
             "type": "STRICT_DNS" if named else "STATIC",
+            # Nodes that listen on 0.0.0.0 or 127.0.0.1 answer nobody who took a name's other address.
+            "dns_lookup_family": "V4_PREFERRED",
             "lb_policy": "LEAST_REQUEST",
             "connect_timeout": "2s",
             "load_assignment": {

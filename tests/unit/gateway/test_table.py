@@ -259,7 +259,8 @@ def test_a_node_that_comes_back_elsewhere_is_found_there(cache: ResourceCache, t
     assert told() == [("Cluster", N1)]
     assert addresses(cache, N1) == ["10.0.0.9:80"]
     table.put_node(Node(name=N1, http_address="node.example.com:80"))
-    assert message(CLUSTER).FromString(cache.of(CLUSTER)[N1].value).type == message(CLUSTER).STRICT_DNS
+    named = message(CLUSTER).FromString(cache.of(CLUSTER)[N1].value)
+    assert (named.type, named.dns_lookup_family) == (named.STRICT_DNS, named.V4_PREFERRED)
 
 
 def test_a_node_that_is_deleted_leaves_its_last_apps_without_an_address(
