@@ -11,6 +11,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.json_format import ParseDict
 
 from services.gateway.answers import nobody
+from services.gateway.canary import with_share
 from services.gateway.routes import Destination
 from services.gateway.xds.cache import CLUSTER, ROUTES, SCOPE
 from services.gateway.xds.messages import TYPE_PREFIX, make_canonical, message
@@ -62,7 +63,8 @@ def routes_name(destination: Destination) -> str:
     """Return the name of the routes that apps with this destination share."""
     if not destination.nodes:
         return f"nobody/{destination.reason}"
-    return f"{cluster_name(destination.nodes)}/{destination.timeout}s"
+    share = f"~{destination.share.name}" if destination.share is not None else ""
+    return f"{cluster_name(destination.nodes)}/{destination.timeout}s{share}"
 
 
 def keeper_name(routes: str) -> str:
@@ -109,13 +111,16 @@ def _rules(destination: Destination) -> list[dict[str, Any]]:
             }
         ]
     repeatable = {"name": ":method", "string_match": {"safe_regex": {"regex": _REPEATABLE}}}
-    return [
+    rules = [
         {
             "match": {"prefix": "/", "headers": [repeatable]},
             "route": _forward(destination, f"{_UNSENT},reset,retriable-headers"),
         },
         {"match": {"prefix": "/"}, "route": _forward(destination, _UNSENT)},
     ]
+    if destination.share is None:
+        return rules
+    return with_share(rules, destination.share, cluster_name(destination.share.nodes))
 
 
 def _forward(destination: Destination, retry_on: str) -> dict[str, Any]:

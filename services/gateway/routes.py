@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.errors.v1.error_reason_pb2 import ErrorReason
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
+from services.gateway.canary import Share, split
 
 SLACK = 5
 """Seconds by which a node's own time limit comes before the gateway's: its answer says more."""
@@ -42,6 +43,13 @@ class Destination:
     """Seconds."""
     reason: str = ""
     """An `ErrorReason`: why nobody answers."""
+    share: Share | None = None
+    """What goes to other nodes, while a new version of the app is on trial."""
+
+    @property
+    def shared(self) -> Destination | None:
+        """Where the share goes."""
+        return Destination(self.share.nodes, self.timeout) if self.share is not None else None
 
 
 def destination_of(app: App) -> Destination | None:
@@ -49,9 +57,9 @@ def destination_of(app: App) -> Destination | None:
 
     That is so for one that is stopped or being deleted and has no instance left: its node says the same.
     """
-    nodes = _nodes(app)
+    nodes, share = split(app, _nodes(app))
     if nodes:
-        return Destination(nodes, timeout_of(app))
+        return Destination(nodes, timeout_of(app), share=share)
     if app.desired_state == App.STOPPED or app.state in (Instance.STOPPED, Instance.DELETING):
         return None
     return Destination(reason=_reason(app))

@@ -141,6 +141,8 @@ class RoutingTable:
         self._uses[destination] += 1
         if self._uses[destination] > 1:
             return
+        if destination.shared is not None:
+            self._acquire(destination.shared)
         if destination.nodes:
             self._groups[destination.nodes] += 1
             if self._groups[destination.nodes] == 1:
@@ -162,6 +164,8 @@ class RoutingTable:
             if not self._groups[destination.nodes]:
                 del self._groups[destination.nodes]
                 self._cache.remove(CLUSTER, resources.cluster_name(destination.nodes))
+        if destination.shared is not None:
+            self._release(destination.shared)
 
     def _put_cluster(self, nodes: tuple[str, ...]) -> None:
         addresses = [self._addresses[node] for node in nodes if self._addresses.get(node)]

@@ -5,7 +5,7 @@ import json
 
 
 def create_app(context):
-    """`/events/{count}` streams so many, `/slow/{seconds}` answers later, all else tells what arrived."""
+    """`/events/{count}` streams so many, `/slow/{seconds}` answers later, all else tells what arrived, as an error if the app is `broken`."""
 
     async def http(scope, receive, send):
         body, more = b"", True
@@ -38,9 +38,10 @@ def create_app(context):
             "headers": [[name.decode(), value.decode()] for name, value in scope["headers"]],
             "length": len(body),
         }
+        status = 500 if context.config.get("broken") else 200
         answer = json.dumps(told).encode()
         head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
-        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.start", "status": status, "headers": head})
         await send({"type": "http.response.body", "body": answer})
 
     async def websocket(receive, send):

@@ -22,7 +22,7 @@ from tests.fakes.runtime_node import Disk
 from tests.unit.control_plane.looks import V21
 from tests.unit.control_plane.test_convergence import CLOCK, NEW_SEEDS, _few_sweeps, forget, store
 from tests.unit.control_plane.test_convergence_of_replicas import ReplicaHistory
-from tests.unit.control_plane.test_replicas import ALL, ALL_RUN, app, decided, look
+from tests.unit.control_plane.test_replicas import ALL_RUN, app, decided, look
 from tests.unit.control_plane.world import ME, World
 from tests.virtual_time import run_in_virtual_time
 
@@ -171,7 +171,7 @@ VERDICTS: dict[str, tuple[pb.CanaryPolicy, list[Look], float, Any]] = {
     "too few requests yet": (policy(), [((19, 0, 0.1), (900, 0))], 60, None),
     "too few requests at last": (policy(), [((19, 0, 0.1), (900, 0))], 100, "CANARY_NOT_PROVEN"),
     "one request failed of few": (policy(), [((1, 1, 0.1), (9, 0))], 1, None),
-    "more have failed than may of all that are needed": (policy(), [((2, 2, 0.1), (9, 0))], 1, "CANARY_FAILED"),
+    "more have failed than may of all": (policy(), [((2, 2, 0.1), (9, 0))], 1, "CANARY_FAILED"),
     "more have failed than may": (policy(), [((100, 6, 0.1), (900, 0))], 1, "CANARY_FAILED"),
     "as many fail before": (policy(), [((0, 0, 0.1), (0, 0)), ((100, 12, 0.1), (900, 90))], 1, None),
     "what failed before it began is of no account": (
@@ -372,7 +372,7 @@ def check(store: CatalogStore, seed: int) -> None:
     run_in_virtual_time(main(), CLOCK)
 
 
-@pytest.mark.parametrize("seed", (1,))
+@pytest.mark.parametrize("seed", [1])
 def test_any_history_of_trials_comes_right(store: CatalogStore, seed: int) -> None:
     check(store, seed)
 
