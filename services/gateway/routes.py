@@ -6,7 +6,7 @@ Across nodes it is the rule by which a node chooses among an app's instances
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.errors.v1.error_reason_pb2 import ErrorReason
@@ -19,6 +19,11 @@ TIMEOUTS = (15, 35, 65, 125, 305, 905, 3605)
 """Time limits of the gateway, in seconds. Few, so that apps share routes: each gets the next one."""
 DEFAULT_REQUEST_TIMEOUT = 30
 DEFAULT_TIMEOUT = 35
+DEFAULT_CONCURRENT, DEFAULT_QUEUED = 64, 128
+MAX_REQUESTS = 4096
+"""At a time, of all apps that share a node: a node keeps 10,000 connections open."""
+LARGE_SHARE = MAX_REQUESTS // 4
+"""An app whose limits let it have more of these has a bound of its own, and leaves the others theirs."""
 
 _READY, _COMING, _HERE = 2, 1, 0
 _RANK: dict[int, int] = {
@@ -43,13 +48,14 @@ class Destination:
     """Seconds."""
     reason: str = ""
     """An `ErrorReason`: why nobody answers."""
+    own: str = ""
+    """The app, `apps/{app}`, if it shares neither bound nor the verdict on its replicas with others."""
+    bound: int = 0
+    """Requests that an app with its own may have at a time, over all replicas."""
     share: Share | None = None
-    """What goes to other nodes, while a new version of the app is on trial."""
-
-    @property
-    def shared(self) -> Destination | None:
-        """Where the share goes."""
-        return Destination(self.share.nodes, self.timeout) if self.share is not None else None
+    """What goes elsewhere, while a new version of the app is on trial."""
+    shared: Destination | None = None
+    """Where that goes."""
 
 
 def destination_of(app: App) -> Destination | None:
@@ -59,10 +65,19 @@ def destination_of(app: App) -> Destination | None:
     """
     nodes, share = split(app, _nodes(app))
     if nodes:
-        return Destination(nodes, timeout_of(app), share=share)
+        to = _to(app, nodes)
+        return to if share is None else replace(to, share=share, shared=_to(app, share.nodes, "/canary"))
     if app.desired_state == App.STOPPED or app.state in (Instance.STOPPED, Instance.DELETING):
         return None
     return Destination(reason=_reason(app))
+
+
+def _to(app: App, nodes: tuple[str, ...], part: str = "") -> Destination:
+    """Return where requests go that any of the nodes may have; `part` tells of whose part of the app's."""
+    bound = bound_of(app) * len(nodes)
+    if len(nodes) > 1 or bound > LARGE_SHARE:
+        return Destination(nodes, timeout_of(app), own=app.name + part, bound=bound)
+    return Destination(nodes, timeout_of(app))
 
 
 def timeout_of(app: App) -> int:
@@ -74,6 +89,13 @@ def timeout_of(app: App) -> int:
     return next((limit for limit in TIMEOUTS if limit >= own + SLACK), TIMEOUTS[-1])
 
 
+def bound_of(app: App) -> int:
+    """Return how many requests one replica of the app takes at a time, served and waiting."""
+    limits = app.limits
+    queued = limits.max_queued_requests if limits.HasField("max_queued_requests") else DEFAULT_QUEUED
+    return (limits.max_concurrent_requests or DEFAULT_CONCURRENT) + queued
+
+
 def _nodes(app: App) -> tuple[str, ...]:
     placed = [instance for instance in app.instances if instance.node]
     if not placed:
@@ -82,7 +104,9 @@ def _nodes(app: App) -> tuple[str, ...]:
     chosen = [instance for instance in placed if _rank(instance) == best]
     if best == _READY and max(app.replicas, app.target_replicas) > 1:
         # Those that are being replaced among them, until they stop: which those are is not told.
-        return tuple(sorted({instance.node for instance in chosen}))
+        # A node probes its replica as the app's health check says: who fails it is left out if others do not.
+        well = [instance for instance in chosen if instance.health != Instance.UNHEALTHY]
+        return tuple(sorted({instance.node for instance in well or chosen}))
     # While an app moves both copies answer: the newer one is to.
     newest = max(chosen, key=lambda instance: (instance.epoch, instance.generation))
     return (newest.node,)
