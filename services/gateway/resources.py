@@ -18,9 +18,11 @@ from services.gateway.xds.messages import TYPE_PREFIX, make_canonical, message
 
 ROUTE_HEADER = "x-appsupervisor-route"
 """By which a request's scope is found; the host, or what route.lua has found."""
-SCRIPT = "route"
-"""Name of the filter that runs route.lua."""
-OWN_HEADERS = (ROUTE_HEADER, "x-appsupervisor-miss", "x-appsupervisor-value")
+SCRIPTS = ("route", "route-again")
+"""Names of the two filters that run route.lua."""
+MISS_HEADER = "x-appsupervisor-miss"
+"""By what route.lua has looked for the app, or why it has found none."""
+OWN_HEADERS = (ROUTE_HEADER, MISS_HEADER, "x-appsupervisor-value")
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
@@ -64,10 +66,11 @@ def cluster_name(destination: Destination) -> str:
 
 def routes_name(destination: Destination) -> str:
     """Return the name of the routes that apps with this destination share."""
+    secure = "/https" if destination.to_https else ""
     if not destination.nodes:
-        return f"nobody/{destination.reason}"
+        return f"nobody/{destination.reason}{secure}"
     share = f"~{destination.share.name}" if destination.share is not None else ""
-    return f"{cluster_name(destination)}/{destination.timeout}s{share}"
+    return f"{cluster_name(destination)}/{destination.timeout}s{secure}{share}"
 
 
 def keeper_name(routes: str) -> str:
@@ -76,6 +79,10 @@ def keeper_name(routes: str) -> str:
 
 
 # --- messages ---
+
+
+FOUND = {"filter_metadata": {"envoy.filters.http.lua": {"found": True}}}
+"""By which route.lua knows, on each route, that a name leads somewhere."""
 
 
 def scope(key: str, routes: str) -> Any:
@@ -95,12 +102,38 @@ def routes(destination: Destination) -> Any:
         "name": name,
         "request_headers_to_remove": [*OWN_HEADERS, "x-envoy-external-address"],
         # What has found its routes needs no script to find them.
-        "typed_per_filter_config": {SCRIPT: typed("envoy.config.route.v3.FilterConfig", disabled=True)},
-        "virtual_hosts": [{"name": "all", "domains": ["*"], "routes": _rules(destination)}],
+        "typed_per_filter_config": dict.fromkeys(
+            SCRIPTS, typed("envoy.config.route.v3.FilterConfig", disabled=True)
+        ),
+        "virtual_hosts": [
+            {
+                "name": "all",
+                "domains": ["*"],
+                "routes": [
+                    {**rule, "metadata": FOUND}
+                    for rule in (*_to_https(destination.to_https), *_rules(destination))
+                ],
+            }
+        ],
     }
     if not destination.nodes:
         content["max_direct_response_body_size_bytes"] = 4096
     return parsed(ROUTES, content)
+
+
+def _to_https(port: int) -> list[dict[str, Any]]:
+    """Return the rule that sends plain requests to HTTPS, but for those that name their app otherwise."""
+    if not port:
+        return []
+    plain = {"name": "x-forwarded-proto", "string_match": {"exact": "http"}}
+    by_host = {
+        "name": MISS_HEADER,
+        "string_match": {"safe_regex": {"regex": "header|path"}},
+        "invert_match": True,
+        "treat_missing_header_as_empty": True,
+    }
+    there = {"https_redirect": True, "port_redirect": port, "response_code": "PERMANENT_REDIRECT"}
+    return [{"match": {"prefix": "/", "headers": [plain, by_host]}, "redirect": there}]
 
 
 def _rules(destination: Destination) -> list[dict[str, Any]]:

@@ -56,6 +56,8 @@ class Destination:
     """What goes elsewhere, while a new version of the app is on trial."""
     shared: Destination | None = None
     """Where that goes."""
+    to_https: int = 0
+    """The port at which clients reach HTTPS, where plain requests are sent there; 0 where they are not."""
 
 
 def destination_of(app: App) -> Destination | None:

@@ -22,6 +22,7 @@ from services.control_plane.store.records import (
     VERBS,
     AppRecord,
     BatchRecord,
+    CertificateRecord,
     DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
@@ -45,6 +46,9 @@ class Mirror:
             revision=revision, oldest_revision=oldest_revision, entry=AppEntries()
         )
         self.nodes: ChangeFeed[NodeRecord] = ChangeFeed(revision=revision, oldest_revision=oldest_revision)
+        self.certificates: ChangeFeed[CertificateRecord] = ChangeFeed(
+            revision=revision, oldest_revision=oldest_revision
+        )
         # Of the others no removals are loaded: nobody may resume from before the start.
         self.environments: ChangeFeed[EnvironmentRecord] = ChangeFeed(
             revision=revision, oldest_revision=revision
@@ -86,6 +90,7 @@ class Mirror:
         apps: Collection[tuple[str, AppRecord | None]] = (),
         environments: Collection[tuple[str, EnvironmentRecord | None]] = (),
         database_servers: Collection[tuple[str, DatabaseServerRecord | None]] = (),
+        certificates: Collection[tuple[str, CertificateRecord | None]] = (),
         nodes: Collection[tuple[str, NodeRecord | None]] = (),
         placements: Collection[tuple[str, PlacementRecord | None]] = (),
         retained: Collection[tuple[str, RetainedDataRecord | None]] = (),
@@ -98,6 +103,7 @@ class Mirror:
         self._note_code(nodes)
         _publish(self.environments, revision, environments)
         _publish(self.database_servers, revision, database_servers)
+        _publish(self.certificates, revision, certificates)
         _publish(self.nodes, revision, nodes)
         _publish(self.retained, revision, retained)
         # Placements have no feed: who follows apps reads them, and they are noted by now.

@@ -374,7 +374,9 @@ class App(_message.Message):
 
     @_builtins.property
     def domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Host names it answers to beside `{app}.{base_domain}`: at most 32, no wildcards, each of one app only."""
+        """Host names it answers to beside `{app}.{base_domain}`: at most 32, each of one app only. `*.example.com` is for each
+        name with one label more that is no other app's domain, no base domain, and no host under which apps are found by path.
+        """
 
     @_builtins.property
     def idle_timeout(self) -> _duration_pb2.Duration:
