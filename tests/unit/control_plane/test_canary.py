@@ -297,9 +297,19 @@ async def promoted_by_hand(tried: Tried, operation: str) -> None:
 
 
 async def another_leader(tried: Tried, operation: str) -> None:
-    tried.asked(figures(100, 0), figures(900, 0))
-    await asyncio.sleep(20)
+    async def fail_alike(before: int, after: int) -> None:
+        for new in (before, after):
+            tried.asked(figures(new, new // 3), figures(9 * after, 3 * after))
+            await asyncio.sleep(5)
+
+    tried.asked(figures(0, 0), figures(0, 0))
+    await asyncio.sleep(5)
+    await fail_alike(0, 90)
     await tried.world.restart_controller()
+    # What had failed before is no verdict: what the other had failed then is not known.
+    await asyncio.sleep(5)
+    await fail_alike(90, 180)
+    assert tried.app().canary.state == ANALYZING
     await tried.ends(PROMOTED, 2)
 
 
