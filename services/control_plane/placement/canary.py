@@ -58,6 +58,11 @@ def is_of(canary: Canary, version: Version) -> bool:
     return (canary.generation, canary.epoch) == (version.generation, version.epoch)
 
 
+def is_announced(canary: Canary) -> bool:
+    """Tell whether a version is to be tried and was not ready yet."""
+    return canary.state == Canary.ANALYZING and not canary.HasField("begin_time")
+
+
 # --- how far it is ---
 
 

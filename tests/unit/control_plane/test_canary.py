@@ -16,13 +16,14 @@ from services.control_plane.operations.service import OperationService
 from services.control_plane.placement.assignment import assign
 from services.control_plane.placement.canary import Trial, judge
 from services.control_plane.reconciler.observation import observe
+from services.control_plane.reconciler.plan import plan
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.records import AppRecord, Version
 from tests.fakes.runtime_node import Disk
 from tests.unit.control_plane.looks import V21
 from tests.unit.control_plane.test_convergence import CLOCK, NEW_SEEDS, _few_sweeps, forget, store
 from tests.unit.control_plane.test_convergence_of_replicas import ReplicaHistory
-from tests.unit.control_plane.test_replicas import ALL_RUN, app, decided, look
+from tests.unit.control_plane.test_replicas import ALL_RUN, SECOND, app, decided, look
 from tests.unit.control_plane.world import ME, World
 from tests.virtual_time import run_in_virtual_time
 
@@ -153,6 +154,16 @@ def test_the_status_tells_how_far_the_trial_is(record: AppRecord, found: str, ex
     assert observed(record, found) == expected
 
 
+def test_where_it_is_tried_is_told_before_it_starts() -> None:
+    found = f"{ALL_RUN}; g2-e4@k IN"
+    placements, seen = look(found)
+    record = tried(ANALYZING, told={"nodes": [placements[0].node]})
+    assigned = assign(record, placements, seen, 0)
+    early = plan(record, assigned, seen, SECOND // 4)
+    assert (early.starts, early.after) == ((), pytest.approx(0.75))
+    assert [it.placement.instance_id for it in plan(record, assigned, seen, SECOND).starts] == ["g2-e4"]
+
+
 def figures(requests: int, errors: int, latency: float = 0.0) -> rt.InstanceFigures:
     made = rt.InstanceFigures(request_count=requests, error_count=errors)
     made.latency_p99.FromMicroseconds(int(latency * 1e6))
@@ -220,7 +231,7 @@ class Tried:
         spec.rollout.canary.CopyFrom(policy())
         await world.commands.create(pb.CreateAppRequest(app=spec, app_id=short), ME)
         await world.until(lambda: self.app().ready_replicas == 3 and not self.app().reconciling)
-        changed = pb.App(name=self.name, config={"a": "b"})
+        changed = pb.App(name=self.name, env={"a": "b"})
         operation = await world.commands.update(pb.UpdateAppRequest(app=changed), ME)
         await world.until(lambda: self.app().canary.HasField("begin_time"))
         assert self.app().canary.state == ANALYZING
