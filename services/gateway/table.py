@@ -179,6 +179,8 @@ class RoutingTable:
         self._uses[destination] += 1
         if self._uses[destination] > 1:
             return
+        if destination.shared is not None:
+            self._acquire(destination.shared)
         if destination.nodes:
             cluster = resources.cluster_name(destination)
             self._shares[cluster] += 1
@@ -206,6 +208,8 @@ class RoutingTable:
             if not self._shares[cluster]:
                 del self._shares[cluster], self._clusters[cluster]
                 self._cache.remove(CLUSTER, cluster)
+        if destination.shared is not None:
+            self._release(destination.shared)
 
     def _put_cluster(self, name: str) -> None:
         destination = self._clusters[name]
