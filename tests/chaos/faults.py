@@ -94,8 +94,13 @@ FAULTS: dict[str, Fault] = {
     ),
 }
 
-BRIEF = ("leader killed", "leader stands still", "node killed", "node stands still",
-         "node does not hear control planes", "node cut from control planes", "PostgreSQL killed")  # fmt: skip
+BRIEF = (
+    "leader stands still",
+    "node killed",
+    "node stands still",
+    "node does not hear control planes",
+    "PostgreSQL killed",
+)
 """One of each kind, for runs that should be short."""
 
 

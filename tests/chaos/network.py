@@ -1,6 +1,6 @@
 """Hosts of a test as network namespaces behind one switch, and what can happen to the wires between them.
 
-The switch is in a namespace of its own, too: the machine's own interfaces, routes and rules are never touched.
+The switch is in a namespace of its own: the machine's own interfaces, routes and rules are never touched.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def require() -> None:
     """Skip where namespaces cannot be made; fail where everything is to be checked and they could."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         pytest.skip("network namespaces are made by root on Linux alone")
-    missing = [name for name in ("ip", "iptables", "nsenter", "mount") if shutil.which(name) is None]
+    missing = [name for name in ("ip", "tc", "iptables", "nsenter", "mount") if shutil.which(name) is None]
     if missing:
         message = f"needs {', '.join(missing)} on PATH (bash .ci/run installs them where apt can)"
         if os.environ.get("CI") == "true":
@@ -125,6 +125,18 @@ class Network:
                 cuts.enter_context(self.lost(host, other))
                 cuts.enter_context(self.lost(other, host))
             yield
+
+    @contextlib.contextmanager
+    def slow(self, host: str, megabits: int) -> Iterator[None]:
+        """Let a host send no faster than that a second."""
+        self._tc(host, "add", "tbf", "rate", f"{megabits}mbit", "burst", "64kb", "latency", "200ms")
+        try:
+            yield
+        finally:
+            self._tc(host, "delete")
+
+    def _tc(self, host: str, verb: str, *discipline: str) -> None:
+        run(*self.within(host), "tc", "qdisc", verb, "dev", "eth0", "root", *discipline)
 
     def close(self) -> None:
         """Remove all of it, with what still runs there."""

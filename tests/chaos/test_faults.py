@@ -1,4 +1,4 @@
-"""One fault after another on real processes, a host each, while clients write numbered rows and read them back."""
+"""One fault after another on real processes, while clients write numbered rows and read them back."""
 
 from __future__ import annotations
 
@@ -40,6 +40,5 @@ def clients(fleet: Fleet) -> Iterator[tuple[Rows, Rows, Rows]]:
 @pytest.mark.parametrize("fault", FAULTS if ROUNDS > 1 else BRIEF)
 @pytest.mark.parametrize("app", ["fenced"])
 def test_no_row_is_lost_and_nobody_writes_or_answers_twice(fleet: Fleet, fault: str, app: str) -> None:
-    with clients(fleet):
-        with FAULTS[fault](fleet, fleet.settles(app)):
-            last(LASTS)
+    with clients(fleet), FAULTS[fault](fleet, fleet.settles(app)):
+        last(LASTS)
