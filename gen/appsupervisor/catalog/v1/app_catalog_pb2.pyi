@@ -268,6 +268,7 @@ class App(_message.Message):
     TARGET_REPLICAS_FIELD_NUMBER: _builtins.int
     NEWEST_EPOCH_FIELD_NUMBER: _builtins.int
     DATA_MOVE_FIELD_NUMBER: _builtins.int
+    DATABASE_MOVE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `apps/{app}`. The id has 1 to 63 characters, lower-case letters, digits and inner hyphens, begins
     with a letter, and is none of the reserved words `admin`, `api`, `apps`, `health`, `internal`, `localhost`,
@@ -435,6 +436,10 @@ class App(_message.Message):
     def data_move(self) -> Global___DataMove:
         """How its data goes, or last went, from node to node; unset if it never did."""
 
+    @_builtins.property
+    def database_move(self) -> Global___DatabaseMove:
+        """How its database goes, or last went, from one database server to another; unset if it never did."""
+
     def __init__(
         self,
         *,
@@ -482,14 +487,118 @@ class App(_message.Message):
         target_replicas: _builtins.int = ...,
         newest_epoch: _builtins.int = ...,
         data_move: Global___DataMove | None = ...,
+        database_move: Global___DatabaseMove | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["autoscale", b"autoscale", "config", b"config", "create_time", b"create_time", "data_move", b"data_move", "database", b"database", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "limits", b"limits", "restart_policy", b"restart_policy", "rollout", b"rollout", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["autoscale", b"autoscale", "config", b"config", "create_time", b"create_time", "data_move", b"data_move", "database", b"database", "database_move", b"database_move", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "limits", b"limits", "restart_policy", b"restart_policy", "rollout", b"rollout", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "annotations", b"annotations", "anti_affinity", b"anti_affinity", "autoscale", b"autoscale", "availability", b"availability", "conditions", b"conditions", "config", b"config", "create_time", b"create_time", "data_move", b"data_move", "database", b"database", "desired_state", b"desired_state", "display_name", b"display_name", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "environment", b"environment", "etag", b"etag", "event_loop", b"event_loop", "exclusive", b"exclusive", "failover", b"failover", "generation", b"generation", "health", b"health", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "instances", b"instances", "isolation", b"isolation", "labels", b"labels", "limits", b"limits", "name", b"name", "newest_epoch", b"newest_epoch", "node_selector", b"node_selector", "observed_generation", b"observed_generation", "ready_replicas", b"ready_replicas", "reconciling", b"reconciling", "replicas", b"replicas", "restart_policy", b"restart_policy", "retained_data", b"retained_data", "rollout", b"rollout", "secret_env", b"secret_env", "state", b"state", "target_replicas", b"target_replicas", "uid", b"uid", "update_time", b"update_time", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "annotations", b"annotations", "anti_affinity", b"anti_affinity", "autoscale", b"autoscale", "availability", b"availability", "conditions", b"conditions", "config", b"config", "create_time", b"create_time", "data_move", b"data_move", "database", b"database", "database_move", b"database_move", "desired_state", b"desired_state", "display_name", b"display_name", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "environment", b"environment", "etag", b"etag", "event_loop", b"event_loop", "exclusive", b"exclusive", "failover", b"failover", "generation", b"generation", "health", b"health", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "instances", b"instances", "isolation", b"isolation", "labels", b"labels", "limits", b"limits", "name", b"name", "newest_epoch", b"newest_epoch", "node_selector", b"node_selector", "observed_generation", b"observed_generation", "ready_replicas", b"ready_replicas", "reconciling", b"reconciling", "replicas", b"replicas", "restart_policy", b"restart_policy", "retained_data", b"retained_data", "rollout", b"rollout", "secret_env", b"secret_env", "state", b"state", "target_replicas", b"target_replicas", "uid", b"uid", "update_time", b"update_time", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___App: _TypeAlias = App  # noqa: Y015
+
+@_typing.final
+class DatabaseMove(_message.Message):
+    """How an app's database goes from one database server to another. It is dumped, restored and compared while nothing of
+    the app runs; until all of that is done it is the source's, and then the target's.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[DatabaseMove._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: DatabaseMove._State.ValueType  # 0
+        """Not set."""
+        CHECKING: DatabaseMove._State.ValueType  # 1
+        """It is looked whether it can be done, while the app serves."""
+        COPYING: DatabaseMove._State.ValueType  # 2
+        """The write stop: the app is stopped, its logins are shut out, and its database is copied."""
+        ARRIVED: DatabaseMove._State.ValueType  # 3
+        """It is the new server's, and the app is being started on it."""
+        DONE: DatabaseMove._State.ValueType  # 4
+        """The app has been started on it."""
+        CALLED_OFF: DatabaseMove._State.ValueType  # 5
+        """It was called off: the database is where it was."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """How far it is."""
+
+    STATE_UNSPECIFIED: DatabaseMove.State.ValueType  # 0
+    """Not set."""
+    CHECKING: DatabaseMove.State.ValueType  # 1
+    """It is looked whether it can be done, while the app serves."""
+    COPYING: DatabaseMove.State.ValueType  # 2
+    """The write stop: the app is stopped, its logins are shut out, and its database is copied."""
+    ARRIVED: DatabaseMove.State.ValueType  # 3
+    """It is the new server's, and the app is being started on it."""
+    DONE: DatabaseMove.State.ValueType  # 4
+    """The app has been started on it."""
+    CALLED_OFF: DatabaseMove.State.ValueType  # 5
+    """It was called off: the database is where it was."""
+
+    STATE_FIELD_NUMBER: _builtins.int
+    SOURCE_SERVER_FIELD_NUMBER: _builtins.int
+    TARGET_SERVER_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    COPIED_BYTES_FIELD_NUMBER: _builtins.int
+    STOP_TIME_FIELD_NUMBER: _builtins.int
+    STOP_DURATION_FIELD_NUMBER: _builtins.int
+    LEFTOVER_SERVER_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    state: Global___DatabaseMove.State.ValueType
+    """How far it is."""
+    source_server: _builtins.str
+    """The server that it comes from."""
+    target_server: _builtins.str
+    """The server that it goes to."""
+    total_bytes: _builtins.int
+    """Bytes that it took on the source when the copy began, with its indexes; 0 while that is not known."""
+    copied_bytes: _builtins.int
+    """Bytes of the dump that have been copied; it has no indexes."""
+    leftover_server: _builtins.str
+    """The server that has a copy which is nobody's: the target's until the copy has arrived, the source's once the app has
+    served from the other. Empty once it is dropped.
+    """
+    message: _builtins.str
+    """Why it was called off, or the copy cannot be dropped: one sentence; mostly empty."""
+    reason: _builtins.str
+    """The same for programs, an `ErrorReason`."""
+    @_builtins.property
+    def stop_time(self) -> _timestamp_pb2.Timestamp:
+        """When the write stop began."""
+
+    @_builtins.property
+    def stop_duration(self) -> _duration_pb2.Duration:
+        """The write stop: from when the app was to be stopped until it served again, or, if it was stopped anyway, until its
+        database had a new owner.
+        """
+
+    def __init__(
+        self,
+        *,
+        state: Global___DatabaseMove.State.ValueType = ...,
+        source_server: _builtins.str = ...,
+        target_server: _builtins.str = ...,
+        total_bytes: _builtins.int = ...,
+        copied_bytes: _builtins.int = ...,
+        stop_time: _timestamp_pb2.Timestamp | None = ...,
+        stop_duration: _duration_pb2.Duration | None = ...,
+        leftover_server: _builtins.str = ...,
+        message: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stop_duration", b"stop_duration", "stop_time", b"stop_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copied_bytes", b"copied_bytes", "leftover_server", b"leftover_server", "message", b"message", "reason", b"reason", "source_server", b"source_server", "state", b"state", "stop_duration", b"stop_duration", "stop_time", b"stop_time", "target_server", b"target_server", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DatabaseMove: _TypeAlias = DatabaseMove  # noqa: Y015
 
 @_typing.final
 class DataMove(_message.Message):
@@ -1238,6 +1347,52 @@ class BatchRestartAppsRequest(_message.Message):
 Global___BatchRestartAppsRequest: _TypeAlias = BatchRestartAppsRequest  # noqa: Y015
 
 @_typing.final
+class BatchMoveAppsRequest(_message.Message):
+    """Request of BatchMoveApps."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    SOURCE_NODE_FIELD_NUMBER: _builtins.int
+    filter: _builtins.str
+    """Instead of `requests`: all apps that match now, as in ListApps."""
+    request_id: _builtins.str
+    """Makes a repeat return the first result."""
+    validate_only: _builtins.bool
+    """Checks each app as its own method does and changes nothing; the operation returned is done and not kept."""
+    node: _builtins.str
+    """With `filter`: where to, as in MoveApp. It is refused with `requests`, each of which has its own."""
+    source_node: _builtins.str
+    """With `filter`: where from, as in MoveApp; an app that is not there is told so. It is refused with `requests`, each of
+    which has its own.
+    """
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___MoveAppRequest]:
+        """One request for each app, 1 to 1,000; its own `request_id` and `validate_only` are not looked at."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___MoveAppRequest] | None = ...,
+        filter: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+        node: _builtins.str = ...,
+        source_node: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "node", b"node", "request_id", b"request_id", "requests", b"requests", "source_node", b"source_node", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchMoveAppsRequest: _TypeAlias = BatchMoveAppsRequest  # noqa: Y015
+
+@_typing.final
 class AppResult(_message.Message):
     """What came of one app of a batch."""
 
@@ -1892,6 +2047,7 @@ class OperationMetadata(_message.Message):
     BATCH_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
     DATA_MOVE_FIELD_NUMBER: _builtins.int
+    DATABASE_MOVE_FIELD_NUMBER: _builtins.int
     NOTICE_FIELD_NUMBER: _builtins.int
     target: _builtins.str
     """The app it is about, `apps/{app}`."""
@@ -1941,6 +2097,10 @@ class OperationMetadata(_message.Message):
     def data_move(self) -> Global___DataMove:
         """Of a move: how the app's data goes with it; unset where the app keeps none on its node."""
 
+    @_builtins.property
+    def database_move(self) -> Global___DatabaseMove:
+        """Of a move to another database server: how far it is."""
+
     def __init__(
         self,
         *,
@@ -1959,11 +2119,12 @@ class OperationMetadata(_message.Message):
         batch: Global___OperationMetadata.BatchProgress | None = ...,
         node: _builtins.str = ...,
         data_move: Global___DataMove | None = ...,
+        database_move: Global___DatabaseMove | None = ...,
         notice: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "data_move", b"data_move", "deadline_time", b"deadline_time", "end_time", b"end_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "create_time", b"create_time", "data_move", b"data_move", "database_move", b"database_move", "deadline_time", b"deadline_time", "end_time", b"end_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "batch", b"batch", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "data_move", b"data_move", "deadline_time", b"deadline_time", "end_time", b"end_time", "generation", b"generation", "node", b"node", "node_results", b"node_results", "notice", b"notice", "progress_percent", b"progress_percent", "retained_data", b"retained_data", "step", b"step", "target", b"target", "verb", b"verb"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "batch", b"batch", "cancel_requested", b"cancel_requested", "create_time", b"create_time", "data_move", b"data_move", "database_move", b"database_move", "deadline_time", b"deadline_time", "end_time", b"end_time", "generation", b"generation", "node", b"node", "node_results", b"node_results", "notice", b"notice", "progress_percent", b"progress_percent", "retained_data", b"retained_data", "step", b"step", "target", b"target", "verb", b"verb"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

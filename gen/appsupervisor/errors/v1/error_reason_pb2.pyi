@@ -188,6 +188,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the app's data could not be removed from its node; the message says why. Tried again."""
     DATABASE_NOT_REMOVED: _ErrorReason.ValueType  # 196
     """FAILED_PRECONDITION: the app's database could not be dropped; the message says why. Tried again."""
+    DATABASE_NOT_MOVED: _ErrorReason.ValueType  # 197
+    """FAILED_PRECONDITION: the app's database could not be moved to another server, and stays where it is; the message says
+    why.
+    """
     APP_BLOCKED_LOOP: _ErrorReason.ValueType  # 171
     """The app: it blocked its event loop beyond its budget."""
     ISOLATION_UNSUPPORTED: _ErrorReason.ValueType  # 172
@@ -376,6 +380,10 @@ DATA_NOT_REMOVED: ErrorReason.ValueType  # 179
 """FAILED_PRECONDITION: the app's data could not be removed from its node; the message says why. Tried again."""
 DATABASE_NOT_REMOVED: ErrorReason.ValueType  # 196
 """FAILED_PRECONDITION: the app's database could not be dropped; the message says why. Tried again."""
+DATABASE_NOT_MOVED: ErrorReason.ValueType  # 197
+"""FAILED_PRECONDITION: the app's database could not be moved to another server, and stays where it is; the message says
+why.
+"""
 APP_BLOCKED_LOOP: ErrorReason.ValueType  # 171
 """The app: it blocked its event loop beyond its budget."""
 ISOLATION_UNSUPPORTED: ErrorReason.ValueType  # 172
