@@ -311,6 +311,7 @@ class Forwarder:
 
     def __init__(self, network: Network) -> None:
         self._loop = asyncio.new_event_loop()
+        self._servers: list[asyncio.Server] = []
         self._thread = threading.Thread(target=self._run, args=(network,), daemon=True)
         self._thread.start()
 
@@ -319,6 +320,8 @@ class Forwarder:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             self._ended = asyncio.Event()
             runner.run(self._ended.wait())
+            for server in self._servers:
+                server.close()
 
     def to(self, path: Path, host: str, port: int) -> Path:
         """Listen at a path for what goes to an address; return the path."""
@@ -336,7 +339,8 @@ class Forwarder:
                 with contextlib.closing(back):
                     await asyncio.gather(pipe(reader, back), pipe(there, writer))
 
-        asyncio.run_coroutine_threadsafe(asyncio.start_unix_server(accept, path), self._loop).result(DEADLINE)
+        listens = asyncio.run_coroutine_threadsafe(asyncio.start_unix_server(accept, path), self._loop)
+        self._servers.append(listens.result(DEADLINE))
         return path
 
     def close(self) -> None:

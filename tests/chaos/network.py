@@ -60,11 +60,15 @@ def _alive(pid: str) -> bool:
     return not pid.isdigit() or Path("/proc", pid).exists()
 
 
-def _remove(namespace: str) -> None:
-    # What stood still when its test ended has never heard that it should end.
+def _signal(namespace: str, number: signal.Signals) -> None:
     for pid in run("ip", "netns", "pids", namespace).split():
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGKILL)
+            os.kill(int(pid), number)
+
+
+def _remove(namespace: str) -> None:
+    # What stood still when its test ended has never heard that it should end.
+    _signal(namespace, signal.SIGKILL)
     run("ip", "netns", "delete", namespace)
 
 
@@ -125,6 +129,15 @@ class Network:
                 cuts.enter_context(self.lost(host, other))
                 cuts.enter_context(self.lost(other, host))
             yield
+
+    @contextlib.contextmanager
+    def frozen(self, host: str) -> Iterator[None]:
+        """Let all processes of a host stand still."""
+        _signal(self._prefix + host, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            _signal(self._prefix + host, signal.SIGCONT)
 
     @contextlib.contextmanager
     def slow(self, host: str, megabits: int) -> Iterator[None]:

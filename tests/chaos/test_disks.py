@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +28,15 @@ def refused(rows: Rows, times: int = 5) -> None:
     eventually(lambda: rows.refusals["500 APP_RAISED"] >= before + times, "rows are refused")
 
 
-@pytest.mark.parametrize("spare", [0, 64 << 10], ids=["nothing free", "little free"])
+LONG = pytest.mark.skipif(
+    os.environ.get("CHAOS_ROUNDS", "1") == "1", reason="takes long: make chaos CHAOS_ROUNDS=2"
+)
+
+
+@pytest.mark.parametrize(
+    "spare",
+    [pytest.param(0, id="nothing free"), pytest.param(64 << 10, id="little free", marks=LONG)],
+)
 def test_rows_that_find_no_room_are_refused_and_the_node_serves_on(fleet: Fleet, spare: int) -> None:
     home = fleet.settles("local")
     pid = fleet.nodes[home].pid
@@ -57,6 +66,7 @@ def tail_of(channel: grpc.Channel, request: catalog.TailAppLogsRequest, limit: f
     yield from AppCatalogStub(channel).TailAppLogs(request, timeout=limit)
 
 
+@LONG
 def test_a_node_killed_with_a_full_disk_comes_back_with_every_row(fleet: Fleet) -> None:
     home = fleet.settles("local")
     with Rows(fleet, "local") as rows:
@@ -73,6 +83,7 @@ def test_a_node_killed_with_a_full_disk_comes_back_with_every_row(fleet: Fleet) 
     rows.judge(fleet.settles("local"), one_writer=True)
 
 
+@LONG
 def test_a_new_app_that_finds_no_room_fails_with_the_reason_and_starts_later(fleet: Fleet) -> None:
     with contextlib.ExitStack() as disks:
         for node in NODES:
@@ -90,6 +101,7 @@ def test_a_new_app_that_finds_no_room_fails_with_the_reason_and_starts_later(fle
     rows.judge(fleet.settles("cramped"), one_writer=True)
 
 
+@LONG
 def test_a_move_to_a_full_disk_leaves_the_app_where_it_was(fleet: Fleet) -> None:
     source = fleet.settles("local")
     target = next(it for it in NODES if it != source)
@@ -138,7 +150,7 @@ def test_a_control_plane_without_room_refuses_commands_reads_on_and_recovers(tmp
                     "it says what is the matter",
                 )
             assert refusals
-            assert all("full" in it or "room" in it or "space" in it for it in refusals), refusals
+            assert all("is full" in it for it in refusals), refusals
             if not stack.control_plane.running():
                 stack.control_plane.start()
             stack.wait_until_called()

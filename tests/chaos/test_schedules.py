@@ -57,7 +57,8 @@ def drawn(moments: random.Random) -> list[Struck]:
     return struck
 
 
-@pytest.mark.parametrize("number", range(ROUNDS if ROUNDS > 1 else 0))
+@pytest.mark.skipif(ROUNDS == 1, reason="takes long: make chaos CHAOS_ROUNDS=2")
+@pytest.mark.parametrize("number", range(ROUNDS))
 def test_whatever_comes_together_nothing_is_lost_and_every_command_ends(
     fleet: Fleet, luggage: str, number: int
 ) -> None:
