@@ -104,7 +104,16 @@ LEASELESS = frozenset(
 )
 """While one of these lasts no lease is granted to the node."""
 
-BRIEF = ("leader stands still", "node stands still", "node does not hear control planes", "PostgreSQL killed")
+STRIKES = (*((fault, "fenced") for fault in FAULTS), *((fault, "strict") for fault in sorted(LEASELESS)))
+"""Each fault, and the app whose node it is about: one that could write twice; one that may not answer."""
+
+BRIEF = (
+    ("leader stands still", "fenced"),
+    ("node stands still", "fenced"),
+    ("node cut from control planes", "fenced"),
+    ("node does not hear control planes", "strict"),
+    ("PostgreSQL killed", "fenced"),
+)
 """Of each kind one, for runs that should be short."""
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.chaos.faults import BRIEF, FAULTS, LEASELESS, last
+from tests.chaos.faults import BRIEF, FAULTS, LEASELESS, STRIKES, last
 from tests.chaos.fleet import Fleet
 from tests.chaos.rows import Rows
 
@@ -40,18 +40,17 @@ def clients(fleet: Fleet) -> Iterator[tuple[Rows, Rows, Rows]]:
     strict.judge(fleet.settles("strict"), leased=True)
 
 
-@pytest.mark.parametrize("fault", FAULTS if ROUNDS > 1 else BRIEF)
-def test_no_row_is_lost_and_nobody_writes_or_answers_twice(fleet: Fleet, fault: str) -> None:
+@pytest.mark.parametrize(("fault", "app"), STRIKES if ROUNDS > 1 else BRIEF)
+def test_no_row_is_lost_and_nobody_writes_or_answers_twice(fleet: Fleet, fault: str, app: str) -> None:
     with clients(fleet) as (local, _, strict):
-        # Who cannot renew a lease is to be seen without one; all else strikes where two could write.
-        node = fleet.settles("strict" if fault in LEASELESS else "fenced")
+        node = fleet.settles(app)
         with FAULTS[fault](fleet, node):
             began, rows = now(), len(local.acknowledged)
             last(LASTS)
             ended = now()
             if fault in LEASELESS and fleet.home("local") == node:
                 assert len(local.acknowledged) > rows, "what is AVAILABLE does not serve on"
-    if fault in LEASELESS:
+    if app == "strict":
         late = {
             epoch: [at for at in times if began + LEASE < at < ended]
             for epoch, times in strict.answers.items()
