@@ -20,6 +20,7 @@ from google.protobuf import duration_pb2
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
+from appsupervisor.catalog.v1.certificates_pb2_grpc import CertificatesStub
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentStub
@@ -139,6 +140,7 @@ class Stack:
     app_dirs: tuple[Path, ...] = APP_DIRS
     control_plane_root: Path = ROOT
     node_root: Path = ROOT
+    control_plane_flags: tuple[str, ...] = ()
     control_plane_port: int = field(default_factory=free_port)
     nodes: dict[str, Process] = field(default_factory=dict)
     _node_ports: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -151,6 +153,7 @@ class Stack:
                 *("-m", "services.control_plane"),
                 *("--listen", self.address),
                 *("--database-url", f"sqlite:///{self.folder / 'control-plane.db'}"),
+                *self.control_plane_flags,
             ],
             self.folder / "control-plane.log",
             self.control_plane_root,
@@ -159,6 +162,7 @@ class Stack:
         reconnect = (("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200))
         self.channel = grpc.insecure_channel(self.address, reconnect)
         self.apps = AppCatalogStub(self.channel)
+        self.certificates = CertificatesStub(self.channel)
         self.fleet = FleetStub(self.channel)
         self.operations = operations_pb2_grpc.OperationsStub(self.channel)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, RuntimeStatus
 from services.control_plane.controller.autoscaling import Autoscaling
+from services.control_plane.controller.canaries import Canaries
 from services.control_plane.controller.following import follow
 from services.control_plane.controller.lease_watch import LeaseWatch
 from services.control_plane.controller.relocations import Relocations
@@ -139,6 +140,7 @@ class Controller:
                 ServerWatch(self._mirror.database_servers, self._store_write).run(), "database servers"
             ),
             background(Autoscaling(self._mirror, self._links, self._note, clock).run(), "autoscaling"),
+            background(Canaries(self._mirror, self._links, self._note, self._store.now).run(), "canaries"),
             background(Relocations(self._mirror, self._store_write).run(), "relocations"),
         ]
         if len(self._mirror.database_servers) > 0:

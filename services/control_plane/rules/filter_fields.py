@@ -276,6 +276,26 @@ RETAINED_FIELDS: dict[str, Field] = {
 }
 
 
+CERTIFICATE_FIELDS: dict[str, Field] = {
+    "name": TextField(lambda it: it.name),
+    "display_name": TextField(lambda it: it.display_name),
+    "labels": MapField(lambda it: it.labels),
+    "domains": DomainsField(),
+    "issuer": TextField(lambda it: it.issuer),
+    "fingerprint": TextField(lambda it: it.fingerprint),
+    "start_time": TimeField("start_time"),
+    "expire_time": TimeField("expire_time"),
+    "create_time": TimeField("create_time"),
+    "update_time": TimeField("update_time"),
+}
+
+
+def search_certificates(value: Literal) -> Predicate:
+    """Return the test of a bare word or phrase: part of a certificate's name or of one of its domains."""
+    test = text_test(value if value.has_wildcard else _anywhere(value), fold=True)
+    return lambda it: test(it.name) or any(test(domain) for domain in it.domains)
+
+
 def search_retained(value: Literal) -> Predicate:
     """Return the test of a bare word or phrase: part of the name of the app that left the data."""
     test = text_test(value if value.has_wildcard else _anywhere(value), fold=True)

@@ -11,12 +11,14 @@ from functools import lru_cache
 from typing import Any
 
 from services.control_plane.rules.filter_fields import (
+    CERTIFICATE_FIELDS,
     EVENT_FIELDS,
     FIELDS,
     RETAINED_FIELDS,
     Field,
     Predicate,
     search,
+    search_certificates,
     search_events,
     search_retained,
 )
@@ -61,6 +63,7 @@ class _Vocabulary:
 _APPS = _Vocabulary(FIELDS, search)
 _EVENTS = _Vocabulary(EVENT_FIELDS, search_events)
 _RETAINED = _Vocabulary(RETAINED_FIELDS, search_retained)
+_CERTIFICATES = _Vocabulary(CERTIFICATE_FIELDS, search_certificates)
 
 
 @lru_cache(maxsize=256)
@@ -98,6 +101,18 @@ def compile_retained_filter(text: str) -> Filter:
     if node is None:
         return Filter(text, lambda _: True, None, True)
     return Filter(text, _compile(node, _RETAINED), _exact_name(node, "name"), False)
+
+
+@lru_cache(maxsize=64)
+def compile_certificate_filter(text: str) -> Filter:
+    """Return the test of certificates that `text` asks for; raises as `compile_filter`.
+
+    A bare word is searched for in the name and the domains.
+    """
+    node = _parsed(text)
+    if node is None:
+        return Filter(text, lambda _: True, None, True)
+    return Filter(text, _compile(node, _CERTIFICATES), _exact_name(node, "name"), False)
 
 
 def _parsed(text: str) -> Node | None:

@@ -212,8 +212,9 @@ class AppCatalogServicer:
         Another `database.postgres.server` has the app's database moved there, with its data; `database_move` tells how far
         that is. The app is stopped while it is copied, and the field changes once the copy was compared and is the app's;
         what else the update changes is stored at once.
-        Cancelling the call undoes nothing; cancelling the operation ends the operation alone. That of a move to another
-        database server calls the move off, if the database has not arrived: the app starts again where it was.
+        Cancelling the call undoes nothing; cancelling the operation ends the operation alone, but gives up a new version that
+        `rollout.canary` is trying. That of a move to another database server calls the move off, if the database has not
+        arrived: the app starts again where it was.
         Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
         the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
         started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
