@@ -28,7 +28,7 @@ from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
-from tests.chaos.network import Network, disk
+from tests.chaos.network import NAMES, Network, disk
 from tests.e2e.stack import DEADLINE, ROOT, Process, eventually
 
 PLANES = ("plane-1", "plane-2")
@@ -120,7 +120,7 @@ class Fleet:
         self.network = network = Network(*HOSTS)
         resources.callback(network.close)
         # Others than root go there; a short path, for there are sockets in it.
-        short = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="chaos")))
+        short = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix=f"{NAMES}{os.getpid()}-")))
         short.chmod(0o711)
         (short / "pg").mkdir()
         self.postgres = PostgreSQL(network, short / "pg")

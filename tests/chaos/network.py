@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def run(*command: str) -> str:
 
 
 def reap() -> None:
-    """Remove the namespaces, their processes and the disks of test runs that ended without doing so."""
+    """Remove the namespaces, processes, disks and folders of test runs that ended without doing so."""
     for path in _NAMESPACES.glob(f"{NAMES}[0-9]*-*"):
         if not _alive(path.name.removeprefix(NAMES).partition("-")[0]):
             _remove(path.name)
@@ -54,6 +55,9 @@ def reap() -> None:
         source, place, *_ = line.split()
         if source.startswith(f"{NAMES}-") and not _alive(source.removeprefix(f"{NAMES}-")):
             run("umount", "--lazy", place)
+    for folder in Path(tempfile.gettempdir()).glob(f"{NAMES}[0-9]*-*"):
+        if not _alive(folder.name.removeprefix(NAMES).partition("-")[0]):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _alive(pid: str) -> bool:
