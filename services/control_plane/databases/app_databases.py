@@ -78,7 +78,8 @@ class AppDatabases:
                     await steps.make_login(connection, owner, login)
                 await self._end(server, connection, owner, shut, schema=False)
         self._open[app.uid] = kept
-        return Provided(url_of(server.admin_url, name, login.password, database), pool)
+        address = server.server.app_address
+        return Provided(url_of(server.admin_url, name, login.password, database, address), pool)
 
     def is_settled(self, app: AppRecord, keep: Collection[int]) -> bool:
         """Tell whether no login of an app can be open but those of the epochs to `keep`."""

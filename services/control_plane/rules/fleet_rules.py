@@ -51,6 +51,8 @@ def database_server_violations(server: DatabaseServer, prefix: str = "database_s
         *integer_violations(f"{prefix}.app_connections", server.app_connections, 0, 1_000),
         *integer_violations(f"{prefix}.spare_databases", server.spare_databases, 0, 100),
     ]
+    if server.app_address:
+        found += _address_violations(f"{prefix}.app_address", server.app_address)
     return found + _admin_url_violations(f"{prefix}.admin_url", server.admin_url)
 
 
