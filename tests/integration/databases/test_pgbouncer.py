@@ -102,7 +102,9 @@ async def test_a_new_epoch_shuts_the_old_one_out_through_a_pooler_and_nobody_han
     assert 1 <= int(count) <= 3
     new = await databases.prepare(shop, 2, (), must_exist=True)
     told = await asyncio.wait_for(
-        asyncio.gather(*(it.execute("INSERT INTO note VALUES (8)") for it in clients), return_exceptions=True),
+        asyncio.gather(
+            *(it.execute("INSERT INTO note VALUES (8)") for it in clients), return_exceptions=True
+        ),
         60,
     )  # by default it would be twice as long
     assert all(isinstance(it, psycopg.OperationalError) for it in told), told
