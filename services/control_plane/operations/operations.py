@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from appsupervisor.catalog.v1.app_catalog_pb2 import (
     App,
     BatchResponse,
+    Canary,
     DatabaseMove,
     DataMove,
     OperationMetadata,
@@ -144,7 +145,8 @@ def allowance(record: AppRecord) -> int:
     once = limits.start_timeout.ToMicroseconds() + 2 * limits.stop_timeout.ToMicroseconds()
     # Replicas are replaced one after the other.
     each = once + record.spec.rollout.min_ready_duration.ToMicroseconds()
-    return wanted_replicas(record) * each + SLACK
+    tried = record.spec.rollout.canary.timeout.ToMicroseconds()
+    return wanted_replicas(record) * each + tried + SLACK
 
 
 def begin_purge(tx: Transaction, record: RetainedDataRecord, actor: str) -> OperationRecord:
@@ -496,6 +498,8 @@ def _progress(
     assert isinstance(metadata, OperationMetadata)
     current = copied(metadata)
     current.step, current.progress_percent = _STEPS.get(record.status.state, ("accepted", 0))
+    if current.verb == "update" and record.status.canary.state == Canary.ANALYZING:
+        current.step, current.progress_percent = "canary", 60
     del current.node_results[:]
     for instance in record.status.instances:
         current.node_results.add(

@@ -13,11 +13,13 @@ from dataclasses import replace
 from google.longrunning import operations_pb2 as pb
 from google.protobuf.empty_pb2 import Empty
 
+from appsupervisor.catalog.v1.app_catalog_pb2 import Canary
 from services.control_plane.catalog.changes import take_back
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_end, page_start, request_digest
 from services.control_plane.catalog.scans import Scans
-from services.control_plane.operations import database_moves, moves, operations
+from services.control_plane.operations import canaries, database_moves, moves, operations
+from services.control_plane.placement.canary import Verdict
 from services.control_plane.rules.names import operation_name, parse_operation_name
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import FLEET_VERBS, MOVE_DATABASE, OperationRecord
@@ -103,7 +105,8 @@ class OperationService:
         """Carry out CancelOperation.
 
         A create or start is taken back by stopping the app, as StopApp does; a move by ending what was to
-        take over, or, of a database that has not arrived, by starting the app where that is. An update or
+        take over, or, of a database that has not arrived, by starting the app where that is; an update of
+        which the new version is tried first by giving that up. Another update or a
         restart that has begun stands, as the moves of many do, and only the operation ends. A stop or a
         delete can't be taken back. A batch begins no more apps, and ends when those that are begun have come
         to their end.
@@ -137,6 +140,10 @@ class OperationService:
             if record.verb == MOVE_DATABASE:
                 why = f"It was cancelled by {caller.actor}."
                 database_moves.take_back(tx, record, "OPERATION_CANCELLED", why)
+            if record.verb == "update":
+                why = f"The update was cancelled by {caller.actor}."
+                verdict = Verdict(Canary.REVERTED, "OPERATION_CANCELLED", why)
+                canaries.judged(tx, record.app, record.app_uid, record.goal, verdict, caller.actor)
             app = tx.app(record.app)
             same = app is not None and app.uid == record.app_uid
             if app is not None and same and record.verb in ("create", "start", "recover", "attach"):

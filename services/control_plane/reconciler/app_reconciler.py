@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, DataMove, DeleteAppRequest
 from appsupervisor.fleet.v1.fleet_pb2 import Node
@@ -25,7 +25,6 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     StopInstanceRequest,
 )
 from services.control_plane.catalog.candidates import neighbours_of
-from services.control_plane.databases.app_databases import AppDatabases
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.operations.database_moves import is_stopped_for
 from services.control_plane.placement.assignment import ENDING, Assignment, assign
@@ -46,6 +45,9 @@ from services.control_plane.rules.conditions import DATABASE_PROVIDED, DATABASE_
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role, Version
 from services.rpc.errors import SupervisorError
+
+if TYPE_CHECKING:
+    from services.control_plane.databases.app_databases import AppDatabases
 
 log = logging.getLogger("appsupervisor.reconciler")
 
@@ -69,10 +71,13 @@ class AppReconciler:
         write: Callable[[Command], Future[Any]],
         data: DataReconciler,
         clock: Callable[[], float],
-        databases: AppDatabases,
+        databases: Callable[[], AppDatabases],
         moves: MoveSettings,
     ) -> None:
-        """`write` stores what a pass decides; `clock` gives seconds, monotonic."""
+        """`write` stores what a pass decides; `clock` gives seconds, monotonic; `databases` makes apps' own.
+
+        It is called for apps that have one alone.
+        """
         self._store = store
         self._mirror = store.mirror
         self._links = links
@@ -344,15 +349,15 @@ class AppReconciler:
         keep = [it.epoch for it in assigned.staying if it not in over]
         told = partial(transactions.database_told, name=app.name, uid=app.uid)
         provided = get_condition(app.status.conditions, DATABASE_PROVIDED)
-        if not ends and (provided is None or self._databases.is_settled(app, keep)):
+        if not ends and (provided is None or self._databases().is_settled(app, keep)):
             return
         try:
             if ends:
                 if left := app.status.database_move.leftover_server:
-                    await self._databases.end(app, drop=True, at=left)
-                await self._databases.end(app, drop=app.deleting == DeleteAppRequest.DROP)
+                    await self._databases().end(app, drop=True, at=left)
+                await self._databases().end(app, drop=app.deleting == DeleteAppRequest.DROP)
                 return
-            await self._databases.settle(app, keep)
+            await self._databases().settle(app, keep)
         except SupervisorError as failure:
             await self._write(partial(told, failure=failure))
             raise
@@ -366,7 +371,7 @@ class AppReconciler:
         keep = [it.epoch for it in assigned.staying]
         told = partial(transactions.database_told, name=app.name, uid=app.uid)
         try:
-            database = await self._databases.prepare(
+            database = await self._databases().prepare(
                 app, start.placement.epoch, keep, must_exist=_is_met(provided)
             )
         except SupervisorError as failure:

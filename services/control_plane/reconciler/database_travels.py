@@ -13,12 +13,11 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, DatabaseMove
 from appsupervisor.runtime.v1 import data_transfers_pb2 as transfers
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
-from services.control_plane.databases.app_databases import AppDatabases
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.operations.database_moves import UNDER_WAY, is_stopped_for, is_unfinished
 from services.control_plane.placement.snapshot import READY
@@ -29,6 +28,9 @@ from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, Role
 from services.rpc.background import background
 from services.rpc.errors import SupervisorError
+
+if TYPE_CHECKING:
+    from services.control_plane.databases.app_databases import AppDatabases
 
 log = logging.getLogger("appsupervisor.reconciler")
 
@@ -59,7 +61,7 @@ class DatabaseTravels:
         store: CatalogStore,
         links: NodeLinks,
         write: Callable[[Callable[[Transaction], Any]], Future[Any]],
-        databases: AppDatabases,
+        databases: Callable[[], AppDatabases],
         settings: MoveSettings,
     ) -> None:
         self._store = store
@@ -126,7 +128,7 @@ class DatabaseTravels:
     async def drop(self, app: AppRecord, server: str) -> SupervisorError | None:
         """Drop what a move has left on a server; return why it is there still."""
         try:
-            await self._databases.end(app, drop=True, at=server)
+            await self._databases().end(app, drop=True, at=server)
         except SupervisorError as failure:
             told = partial(database_moves.not_dropped, server=server, why=failure)
             await self._write(partial(told, name=app.name, uid=app.uid))
@@ -193,7 +195,7 @@ class DatabaseTravels:
             log.warning("not stored: %s", failure.message, extra={"action": "databases.not_stored"})
 
     async def _check(self, app: AppRecord, way: Way) -> None:
-        _, size = await self._databases.relocation(app, way.target).check(self._settings.bin_dir)
+        _, size = await self._databases().relocation(app, way.target).check(self._settings.bin_dir)
         told = partial(database_moves.checked, name=app.name, uid=app.uid, way=way, total_bytes=size)
         await self._write(told)
 
@@ -203,8 +205,8 @@ class DatabaseTravels:
         try:
             async with asyncio.timeout(max(0.0, left)):
                 # Whatever runs still, where no node is heard: from here on it can write nothing.
-                await self._databases.settle(app, ())
-                relocation = self._databases.relocation(app, way.target)
+                await self._databases().settle(app, ())
+                relocation = self._databases().relocation(app, way.target)
                 tools, _ = await relocation.check(self._settings.bin_dir)
                 copied = await relocation.copy(tools, told.copied)
         except TimeoutError:

@@ -1304,7 +1304,7 @@ class InstanceSpec(_message.Message):
 
     @_builtins.property
     def domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Exact host names it answers to beside `{app}.{base_domain}`."""
+        """Host names it answers to beside `{app}.{base_domain}`; `*.example.com` is for each name with one label more."""
 
     @_builtins.property
     def idle_timeout(self) -> _duration_pb2.Duration:
