@@ -56,6 +56,9 @@ def create(
     name: str,
     max_apps: Annotated[int, typer.Option(help="The most apps that it takes; 0 for 1,000.")] = 0,
     app_connections: Annotated[int, typer.Option(help="Connections of each app's pool; 0 for 5.")] = 0,
+    allow_extension: Annotated[
+        list[str] | None, typer.Option(help="An extension that apps may ask for; as often as there are.")
+    ] = None,
     app_address: Annotated[str, typer.Option(help="host:port for apps, of a PgBouncer.")] = "",
     spare_databases: Annotated[int, typer.Option(help="Databases kept ready for apps of mode DATABASE.")] = 0,
 ) -> None:
@@ -75,6 +78,7 @@ def create(
             max_apps=max_apps,
             app_connections=app_connections,
             app_address=app_address,
+            allowed_extensions=allow_extension or [],
             spare_databases=spare_databases,
         ),
         request_id=str(uuid.uuid4()),

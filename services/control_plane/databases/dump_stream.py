@@ -25,7 +25,8 @@ _KEPT_BYTES = 8 * 1024
 _SHOWN = 600
 
 _BOTH = ("--format=custom", "--no-owner", "--no-privileges")
-_DUMP = (*_BOTH, "--compress=0", "--no-publications", "--no-subscriptions")
+# Of extensions plpgsql alone, which every database has: the others are there, made by who may.
+_DUMP = (*_BOTH, "--compress=0", "--no-publications", "--no-subscriptions", "--extension=plpgsql")
 _RESTORE = (*_BOTH, "--exit-on-error", "--single-transaction")
 
 

@@ -33,6 +33,7 @@ SET_BY_USERS = (
     "app_connections",
     "spare_databases",
     "app_address",
+    "allowed_extensions",
 )
 DEFAULT_MAX_APPS = 1_000
 DEFAULT_CONNECTIONS = 5

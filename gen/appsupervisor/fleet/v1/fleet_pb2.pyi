@@ -473,6 +473,7 @@ class DatabaseServer(_message.Message):
     APP_CONNECTIONS_FIELD_NUMBER: _builtins.int
     SPARE_DATABASES_FIELD_NUMBER: _builtins.int
     APP_ADDRESS_FIELD_NUMBER: _builtins.int
+    ALLOWED_EXTENSIONS_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
@@ -522,6 +523,10 @@ class DatabaseServer(_message.Message):
         """Labels, by the rules of an app's."""
 
     @_builtins.property
+    def allowed_extensions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Extensions that apps may ask for, at most 64. Its administrator makes them, and has to be allowed to."""
+
+    @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
 
@@ -540,6 +545,7 @@ class DatabaseServer(_message.Message):
         app_connections: _builtins.int = ...,
         spare_databases: _builtins.int = ...,
         app_address: _builtins.str = ...,
+        allowed_extensions: _abc.Iterable[_builtins.str] | None = ...,
         uid: _builtins.str = ...,
         state: Global___DatabaseServer.State.ValueType = ...,
         state_reason: _builtins.str = ...,
@@ -551,7 +557,7 @@ class DatabaseServer(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_url", b"admin_url", "app_address", b"app_address", "app_connections", b"app_connections", "app_count", b"app_count", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "max_apps", b"max_apps", "name", b"name", "server_version", b"server_version", "spare_databases", b"spare_databases", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_url", b"admin_url", "allowed_extensions", b"allowed_extensions", "app_address", b"app_address", "app_connections", b"app_connections", "app_count", b"app_count", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "max_apps", b"max_apps", "name", b"name", "server_version", b"server_version", "spare_databases", b"spare_databases", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
