@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -24,7 +25,8 @@ _KEPT_BYTES = 8 * 1024
 _SHOWN = 600
 
 _BOTH = ("--format=custom", "--no-owner", "--no-privileges")
-_DUMP = (*_BOTH, "--compress=0", "--no-publications", "--no-subscriptions")
+# Of extensions plpgsql alone, which every database has: the others are there, made by who may.
+_DUMP = (*_BOTH, "--compress=0", "--no-publications", "--no-subscriptions", "--extension=plpgsql")
 _RESTORE = (*_BOTH, "--exit-on-error", "--single-transaction")
 
 
@@ -93,11 +95,11 @@ async def _pump(
                 total += len(chunk)
                 copied(total)
         except (BrokenPipeError, ConnectionResetError):
-            dump.kill()  # pg_restore has ended, and says why
+            _kill(dump)  # pg_restore has ended, and says why
         else:
             # Of a dump that has broken off pg_restore must not take what there is for all of it.
             if await dump.wait():
-                restore.kill()
+                _kill(restore)
         restore.stdin.close()
         await asyncio.gather(dump.wait(), restore.wait())
         told = await asyncio.gather(*said)
@@ -124,9 +126,15 @@ async def _said(process: asyncio.subprocess.Process) -> str:
 
 async def _end(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
-        with suppress(ProcessLookupError):
-            process.kill()
+        _kill(process)
         await process.wait()
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    if process.returncode is None:
+        # Not by its own method, which looks whether it has ended and so keeps that from who waits for it.
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
 
 
 def _failed(program: str, said: str) -> SupervisorError:

@@ -367,19 +367,28 @@ class Database(_message.Message):
 
         SERVER_FIELD_NUMBER: _builtins.int
         MODE_FIELD_NUMBER: _builtins.int
+        EXTENSIONS_FIELD_NUMBER: _builtins.int
         server: _builtins.str
         """The server, `databaseServers/{database_server}`. Another one has the database moved there, with its data."""
         mode: Global___Database.Postgres.Mode.ValueType
         """What it gets there; `SCHEMA` when unset. Cannot be changed."""
+        @_builtins.property
+        def extensions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """Extensions that its database has before it starts, at most 32 of those that the server's `allowed_extensions` name.
+            With `SCHEMA` they are in schema `extensions`, which all apps there share and none can change. One that is no
+            longer named stays.
+            """
+
         def __init__(
             self,
             *,
             server: _builtins.str = ...,
             mode: Global___Database.Postgres.Mode.ValueType = ...,
+            extensions: _abc.Iterable[_builtins.str] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "server", b"server"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["extensions", b"extensions", "mode", b"mode", "server", b"server"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
