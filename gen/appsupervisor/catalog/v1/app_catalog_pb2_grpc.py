@@ -481,7 +481,9 @@ class AppCatalogServicer:
         Lines are read from the app's node, which keeps the newest few MiB of them; an update or a restart of the app
         doesn't break the stream. Lines come exactly once and in their order; where some are missing a `GAP`, or an entry
         with a `dropped_count`, says so. Without `follow` the stream ends with OK after `SYNCED`; with it, it ends with
-        `APP_NOT_FOUND` once the app is deleted. An app that has no node yet has no lines.
+        `APP_NOT_FOUND` once the app is deleted. An app that has no node yet has no lines. Of an app with several replicas the
+        lines of all are told, each with its instance: until `SYNCED` by time, as they were read together; then as they come.
+        A node that cannot be heard keeps nobody from the others' lines: a `GAP` says that some are missing for now.
 
         Errors: `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `NODE_UNREACHABLE` (UNAVAILABLE) when the app's node cannot be
         heard: call again with the last `resume_token`. `SHUTTING_DOWN` (UNAVAILABLE).
