@@ -261,8 +261,8 @@ class AppCatalogStub:
     the former one until all of it is on the new one's disk, where it is removed after that. Of other apps, what they have put
     into their `data_dir` does not come along: it stays where it is.
     Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
-    Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over, or the
-    data is its node's by then.
+    Cancelling the call undoes nothing; cancelling the operation ends the fresh instance. Once that has taken over, or the data
+    is its node's, cancelling is refused with `OPERATION_NOT_CANCELLABLE`, which says so; the move goes on.
     Rolled back: what runs. If the fresh instance does not start, or not in time, the app stays where it was, and the
     operation fails with the reason; data that has gone to the new node by then comes back. A copy that makes no progress
     for a minute is given up (`DATA_NOT_MOVED`). A later update, restart or move of the app replaces the move
@@ -543,8 +543,8 @@ class AppCatalogAsyncStub(AppCatalogStub):
     the former one until all of it is on the new one's disk, where it is removed after that. Of other apps, what they have put
     into their `data_dir` does not come along: it stays where it is.
     Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
-    Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over, or the
-    data is its node's by then.
+    Cancelling the call undoes nothing; cancelling the operation ends the fresh instance. Once that has taken over, or the data
+    is its node's, cancelling is refused with `OPERATION_NOT_CANCELLABLE`, which says so; the move goes on.
     Rolled back: what runs. If the fresh instance does not start, or not in time, the app stays where it was, and the
     operation fails with the reason; data that has gone to the new node by then comes back. A copy that makes no progress
     for a minute is given up (`DATA_NOT_MOVED`). A later update, restart or move of the app replaces the move
@@ -924,8 +924,8 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         the former one until all of it is on the new one's disk, where it is removed after that. Of other apps, what they have put
         into their `data_dir` does not come along: it stays where it is.
         Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
-        Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over, or the
-        data is its node's by then.
+        Cancelling the call undoes nothing; cancelling the operation ends the fresh instance. Once that has taken over, or the data
+        is its node's, cancelling is refused with `OPERATION_NOT_CANCELLABLE`, which says so; the move goes on.
         Rolled back: what runs. If the fresh instance does not start, or not in time, the app stays where it was, and the
         operation fails with the reason; data that has gone to the new node by then comes back. A copy that makes no progress
         for a minute is given up (`DATA_NOT_MOVED`). A later update, restart or move of the app replaces the move
