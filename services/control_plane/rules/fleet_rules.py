@@ -51,6 +51,7 @@ def database_server_violations(server: DatabaseServer, prefix: str = "database_s
         *label_violations(f"{prefix}.labels", server.labels),
         *integer_violations(f"{prefix}.max_apps", server.max_apps, 0, 1_000_000),
         *integer_violations(f"{prefix}.app_connections", server.app_connections, 0, 1_000),
+        *integer_violations(f"{prefix}.spare_databases", server.spare_databases, 0, 100),
     ]
     return found + _admin_url_violations(f"{prefix}.admin_url", server.admin_url)
 

@@ -22,6 +22,7 @@ from services.control_plane.store.records import (
     VERBS,
     AppRecord,
     BatchRecord,
+    CertificateRecord,
     DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
@@ -45,6 +46,9 @@ class Mirror:
             revision=revision, oldest_revision=oldest_revision, entry=AppEntries()
         )
         self.nodes: ChangeFeed[NodeRecord] = ChangeFeed(revision=revision, oldest_revision=oldest_revision)
+        self.certificates: ChangeFeed[CertificateRecord] = ChangeFeed(
+            revision=revision, oldest_revision=oldest_revision
+        )
         # Of the others no removals are loaded: nobody may resume from before the start.
         self.environments: ChangeFeed[EnvironmentRecord] = ChangeFeed(
             revision=revision, oldest_revision=revision
@@ -72,6 +76,8 @@ class Mirror:
         """The sum of it by node."""
         self._loads: dict[str, tuple[int, int]] = {}
         self._autoscaled: set[str] = set()
+        self._on_trial: set[str] = set()
+        """Apps of which a new version is tried on a share of their requests."""
         self._exclusive: set[str] = set()
         """Apps that are to be alone on their nodes."""
         self._labels = AppLabels()
@@ -84,6 +90,7 @@ class Mirror:
         apps: Collection[tuple[str, AppRecord | None]] = (),
         environments: Collection[tuple[str, EnvironmentRecord | None]] = (),
         database_servers: Collection[tuple[str, DatabaseServerRecord | None]] = (),
+        certificates: Collection[tuple[str, CertificateRecord | None]] = (),
         nodes: Collection[tuple[str, NodeRecord | None]] = (),
         placements: Collection[tuple[str, PlacementRecord | None]] = (),
         retained: Collection[tuple[str, RetainedDataRecord | None]] = (),
@@ -96,6 +103,7 @@ class Mirror:
         self._note_code(nodes)
         _publish(self.environments, revision, environments)
         _publish(self.database_servers, revision, database_servers)
+        _publish(self.certificates, revision, certificates)
         _publish(self.nodes, revision, nodes)
         _publish(self.retained, revision, retained)
         # Placements have no feed: who follows apps reads them, and they are noted by now.
@@ -199,6 +207,10 @@ class Mirror:
             self._autoscaled.add(name)
         else:
             self._autoscaled.discard(name)
+        if app is not None and app.on_trial:
+            self._on_trial.add(name)
+        else:
+            self._on_trial.discard(name)
         if app is not None and app.exclusive:
             self._exclusive.add(name)
         else:
@@ -262,6 +274,11 @@ class Mirror:
         """Return the nodes of an environment that cannot import a module which another one there can."""
         with self._lock:
             return self._code.lacking(module, environment)
+
+    def on_trial(self) -> list[str]:
+        """Return the names of the apps of which a new version is tried on a share of their requests."""
+        with self._lock:
+            return sorted(self._on_trial)
 
     def exclusive_nodes(self, besides: str = "") -> set[str]:
         """Return the nodes with an app on them that is to be alone, other than `besides`."""

@@ -74,14 +74,21 @@ class AppCatalogStub:
     Idempotent by `request_id`; an update that changes nothing raises no generation. One that changes nothing of what
     runs, where the disk has other code than runs, says so: condition `CodeChanged` of the app in the operation's
     response, and the operation's `notice`. The code stays as it is; RestartApp swaps the other in.
-    Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
+    Another `database.postgres.server` has the app's database moved there, with its data; `database_move` tells how far
+    that is. The app is stopped while it is copied, and the field changes once the copy was compared and is the app's;
+    what else the update changes is stored at once.
+    Cancelling the call undoes nothing; cancelling the operation ends the operation alone, but gives up a new version that
+    `rollout.canary` is trying. That of a move to another database server calls the move off, if the database has not
+    arrived: the app starts again where it was.
     Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
     the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
     started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
     app carries the end of its traceback (`DebugInfo`); all of it is in TailAppLogs and ListAppEvents.
 
-    Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
-    `DOMAIN_TAKEN` (ALREADY_EXISTS). With `allow_missing` also those of CreateApp.
+    Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND`, `DATABASE_SERVER_NOT_FOUND`,
+    `DATABASE_NOT_MOVED` while it moves to another server already (FAILED_PRECONDITION); `DATABASE_SERVER_FULL`
+    (RESOURCE_EXHAUSTED); `DOMAIN_TAKEN` (ALREADY_EXISTS). With `allow_missing` also those of CreateApp. In the
+    operation: `DATABASE_NOT_MOVED`, `DATABASE_SERVER_UNREACHABLE`.
     """
     DeleteApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.DeleteAppRequest, _operations_pb2.Operation]
     """Stops an app and removes it from the catalog.
@@ -356,14 +363,21 @@ class AppCatalogAsyncStub(AppCatalogStub):
     Idempotent by `request_id`; an update that changes nothing raises no generation. One that changes nothing of what
     runs, where the disk has other code than runs, says so: condition `CodeChanged` of the app in the operation's
     response, and the operation's `notice`. The code stays as it is; RestartApp swaps the other in.
-    Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
+    Another `database.postgres.server` has the app's database moved there, with its data; `database_move` tells how far
+    that is. The app is stopped while it is copied, and the field changes once the copy was compared and is the app's;
+    what else the update changes is stored at once.
+    Cancelling the call undoes nothing; cancelling the operation ends the operation alone, but gives up a new version that
+    `rollout.canary` is trying. That of a move to another database server calls the move off, if the database has not
+    arrived: the app starts again where it was.
     Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
     the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
     started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
     app carries the end of its traceback (`DebugInfo`); all of it is in TailAppLogs and ListAppEvents.
 
-    Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
-    `DOMAIN_TAKEN` (ALREADY_EXISTS). With `allow_missing` also those of CreateApp.
+    Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND`, `DATABASE_SERVER_NOT_FOUND`,
+    `DATABASE_NOT_MOVED` while it moves to another server already (FAILED_PRECONDITION); `DATABASE_SERVER_FULL`
+    (RESOURCE_EXHAUSTED); `DOMAIN_TAKEN` (ALREADY_EXISTS). With `allow_missing` also those of CreateApp. In the
+    operation: `DATABASE_NOT_MOVED`, `DATABASE_SERVER_UNREACHABLE`.
     """
     DeleteApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.DeleteAppRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Stops an app and removes it from the catalog.
@@ -659,14 +673,21 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         Idempotent by `request_id`; an update that changes nothing raises no generation. One that changes nothing of what
         runs, where the disk has other code than runs, says so: condition `CodeChanged` of the app in the operation's
         response, and the operation's `notice`. The code stays as it is; RestartApp swaps the other in.
-        Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
+        Another `database.postgres.server` has the app's database moved there, with its data; `database_move` tells how far
+        that is. The app is stopped while it is copied, and the field changes once the copy was compared and is the app's;
+        what else the update changes is stored at once.
+        Cancelling the call undoes nothing; cancelling the operation ends the operation alone, but gives up a new version that
+        `rollout.canary` is trying. That of a move to another database server calls the move off, if the database has not
+        arrived: the app starts again where it was.
         Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
         the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
         started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
         app carries the end of its traceback (`DebugInfo`); all of it is in TailAppLogs and ListAppEvents.
 
-        Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
-        `DOMAIN_TAKEN` (ALREADY_EXISTS). With `allow_missing` also those of CreateApp.
+        Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND`, `DATABASE_SERVER_NOT_FOUND`,
+        `DATABASE_NOT_MOVED` while it moves to another server already (FAILED_PRECONDITION); `DATABASE_SERVER_FULL`
+        (RESOURCE_EXHAUSTED); `DOMAIN_TAKEN` (ALREADY_EXISTS). With `allow_missing` also those of CreateApp. In the
+        operation: `DATABASE_NOT_MOVED`, `DATABASE_SERVER_UNREACHABLE`.
         """
 
     @_abc_1.abstractmethod

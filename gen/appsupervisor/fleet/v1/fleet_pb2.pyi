@@ -471,6 +471,7 @@ class DatabaseServer(_message.Message):
     ADMIN_URL_FIELD_NUMBER: _builtins.int
     MAX_APPS_FIELD_NUMBER: _builtins.int
     APP_CONNECTIONS_FIELD_NUMBER: _builtins.int
+    SPARE_DATABASES_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
@@ -494,6 +495,10 @@ class DatabaseServer(_message.Message):
     app_connections: _builtins.int
     """Connections that each app's pool may have, 1 to 1,000; 0 for 5. The server enforces twice as many and one per app,
     for two instances run during a swap.
+    """
+    spare_databases: _builtins.int
+    """Empty databases that are kept ready for apps with mode `DATABASE`, at most 100; 0, the default, for none. An app is
+    given one in milliseconds, and it is replaced in the background. Those of a server that is deleted are dropped.
     """
     uid: _builtins.str
     """Id of this server that no other ever has."""
@@ -528,6 +533,7 @@ class DatabaseServer(_message.Message):
         admin_url: _builtins.str = ...,
         max_apps: _builtins.int = ...,
         app_connections: _builtins.int = ...,
+        spare_databases: _builtins.int = ...,
         uid: _builtins.str = ...,
         state: Global___DatabaseServer.State.ValueType = ...,
         state_reason: _builtins.str = ...,
@@ -539,7 +545,7 @@ class DatabaseServer(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_url", b"admin_url", "app_connections", b"app_connections", "app_count", b"app_count", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "max_apps", b"max_apps", "name", b"name", "server_version", b"server_version", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_url", b"admin_url", "app_connections", b"app_connections", "app_count", b"app_count", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "max_apps", b"max_apps", "name", b"name", "server_version", b"server_version", "spare_databases", b"spare_databases", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
