@@ -21,6 +21,7 @@ from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Condition,
     Instance,
+    RuntimeStatus,
     StartInstanceRequest,
     StopInstanceRequest,
 )
@@ -270,6 +271,10 @@ class AppReconciler:
             if gone and stop.ends is not None:
                 over.append(stop.ends)
         return over, failure
+
+    def learn(self, node: str, status: RuntimeStatus) -> list[str]:
+        """Note which apps a node forwards, told by a leader before; return those to be looked at for it."""
+        return self._former_homes.learn(node, status.forwarding)
 
     async def _tell_former_homes(self, app: AppRecord, home: StopInstanceRequest.NewHome) -> None:
         """Have nodes that forward an app's requests forward them to where it is now, if they can be told."""

@@ -1837,7 +1837,9 @@ class TailAppLogsRequest(_message.Message):
     follow: _builtins.bool
     """Goes on with what comes."""
     tail_line_count: _builtins.int
-    """Of the lines there are, only the newest so many, 0 to 100,000. Unset: all. Not with `resume_token`."""
+    """Of the lines there are, only the newest so many, 0 to 100,000; of an app with several replicas, of each. Unset: all. Not
+    with `resume_token`.
+    """
     min_level: _runtime_environment_pb2.LogEntry.Level.ValueType
     """Only lines of this level or graver; unset: all. Entries with a `dropped_count` come all the same."""
     resume_token: _builtins.str
