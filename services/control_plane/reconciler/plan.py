@@ -64,6 +64,8 @@ def plan(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> Plan
     if app.deleting and not assigned.placements:
         return Plan(remove=True)
     ending = bool(app.deleting) or app.spec.desired_state == App.STOPPED
+    if not ending and _is_alone(assigned, seen):
+        return Plan(after=assigned.after)
     lingering = {} if ending else dict(_lingering(assigned, seen, now))
     after = min([*lingering.values(), *([assigned.after] if assigned.after else [])], default=0.0)
     stops = tuple(
@@ -75,6 +77,15 @@ def plan(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> Plan
         return Plan(stop=stops, after=after)
     starts = (_start(app, replica, seen) for replica in assigned.by_replica().values())
     return Plan(tuple(filter(None, starts)), stops, after=after)
+
+
+def _is_alone(assigned: Assignment, seen: Snapshot) -> bool:
+    """Tell whether the only placement is to run and its instance is all there is: as most passes find it."""
+    wanted = assigned.wanted
+    if wanted is None or len(assigned.placements) != 1:
+        return False
+    view = seen.heard(wanted.node)
+    return view is not None and len(view.instances) == 1 and seen.instance(wanted) is not None
 
 
 def _start(app: AppRecord, replica: Assignment, seen: Snapshot) -> Start | None:
