@@ -22,15 +22,33 @@ MODULES = (
     "envoy.config.route.v3.route",
     "envoy.config.route.v3.scoped_route",
     "envoy.extensions.access_loggers.file.v3.file",
+    "envoy.extensions.filters.http.grpc_http1_reverse_bridge.v3.config",
     "envoy.extensions.filters.http.header_to_metadata.v3.header_to_metadata",
     "envoy.extensions.filters.http.lua.v3.lua",
     "envoy.extensions.filters.http.router.v3.router",
     "envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager",
     "envoy.extensions.http.early_header_mutation.header_mutation.v3.header_mutation",
+    "envoy.extensions.transport_sockets.tls.v3.tls",
     "envoy.extensions.retry.host.previous_hosts.v3.previous_hosts",
     "envoy.extensions.upstreams.http.v3.http_protocol_options",
 )
 """What the gateway makes and reads; what these import comes along."""
+
+_TLS = "envoy.extensions.transport_sockets.tls"
+NEWER = (
+    (f"{_TLS}.cert_mappers.sni.v3", "SNI", (("default_value", 1, ""),), ()),
+    (
+        f"{_TLS}.cert_selectors.on_demand_secret.v3",
+        "Config",
+        (
+            ("config_source", 1, ".envoy.config.core.v3.ConfigSource"),
+            ("certificate_mapper", 2, ".envoy.config.core.v3.TypedExtensionConfig"),
+        ),
+        ("envoy/config/core/v3/config_source.proto", "envoy/config/core/v3/extension.proto"),
+    ),
+)
+"""Messages that Envoy 1.38 has and the package not yet: package, name, fields used (name, number, message or
+text), imports."""
 
 _OURS_ANYWAY = "google/"
 _ANNOTATIONS = ("validate/", "udpa/annotations/", "xds/annotations/", "envoy/annotations/")
@@ -97,6 +115,28 @@ def _strip_enum(enum: descriptor_pb2.EnumDescriptorProto) -> None:
         value.ClearField("options")
 
 
+def newer() -> list[descriptor_pb2.FileDescriptorProto]:
+    """Return the files of NEWER."""
+    field = descriptor_pb2.FieldDescriptorProto
+    found = []
+    for package, name, fields, imports in NEWER:
+        path = f"{package.replace('.', '/')}/config.proto"
+        file = descriptor_pb2.FileDescriptorProto(
+            name=path, package=package, syntax="proto3", dependency=imports
+        )
+        message = file.message_type.add(name=name)
+        for field_name, number, kind in fields:
+            message.field.add(
+                name=field_name,
+                number=number,
+                label=field.LABEL_OPTIONAL,
+                type=field.TYPE_MESSAGE if kind else field.TYPE_STRING,
+                type_name=kind or None,
+            )
+        found.append(file)
+    return found
+
+
 def main() -> None:
     """Write the descriptors of the wheel that is named."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -104,7 +144,7 @@ def main() -> None:
         "wheel", type=Path, help="xds_protos-….whl, as `pip download --no-deps xds-protos` gets it"
     )
     sys.path.insert(0, str(parser.parse_args().wheel.resolve()))
-    files = descriptor_pb2.FileDescriptorSet(file=map(bare, needed(MODULES)))
+    files = descriptor_pb2.FileDescriptorSet(file=[*map(bare, needed(MODULES)), *newer()])
     TARGET.write_bytes(files.SerializeToString(deterministic=True))
 
 

@@ -1,4 +1,4 @@
-"""Which gate answers a request: by name under the base domain, by domain, by header, by path.
+"""Which gate answers a request: by name under the base domain, by domain or wildcard, by header, by path.
 
 Changed by the control loop, read by the front loop; a lookup is a hash lookup and takes no lock.
 """
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from runtime_node.http.authority import AuthorityParser, is_local, normal_domain
 from runtime_node.http.gate import Gate
 from runtime_node.http.problems import HOST_NOT_LISTED, Problem, app_not_found, malformed, no_app_named
+from services.spec.scalars import WILDCARD
 
 _APP_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _PREFIX = b"/apps/"
@@ -59,7 +60,7 @@ class Router:
         A request sees the old gate or the new one, never neither. A domain that another app has is
         taken over. Raises ValueError for a malformed domain; then nothing has changed.
         """
-        names = frozenset(normal_domain(domain) for domain in domains) if domains else _NONE
+        names = frozenset(map(_normal, domains)) if domains else _NONE
         with self._lock:
             route = self._apps.get(app_id)
             if route is None:
@@ -125,6 +126,8 @@ class Router:
             if "." not in app_id:
                 return app_not_found("host", host)
         route = self._domains.get(host)
+        if route is None and host not in self._path_hosts:
+            route = self._domains.get(f"{WILDCARD}{host.partition('.')[2]}")
         if route is not None:
             return route.gate, ""
         if host.endswith(self._suffix):
@@ -155,6 +158,11 @@ class Router:
             location = raw_path + b"/" + (b"?" + query if query else b"")
             return Problem(307, "TRAILING_SLASH", "The app's root ends in a slash.", location=location)
         return route.gate, "/apps/" + app_id
+
+
+def _normal(domain: str) -> str:
+    name = domain.removeprefix(WILDCARD)
+    return domain[: len(domain) - len(name)] + normal_domain(name)
 
 
 def _unknown(by: str, app_id: str) -> Problem:

@@ -277,7 +277,7 @@ def _new_home(request: StopInstanceRequest) -> Target | None:
     broken = [
         violation
         for index, domain in enumerate(new_home.domains)
-        for violation in domain_violations(f"new_home.domains[{index}]", domain)
+        for violation in domain_violations(f"new_home.domains[{index}]", domain, wildcard=True)
     ]
     if broken:
         raise invalid_fields(broken)

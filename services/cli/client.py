@@ -15,6 +15,7 @@ from google.longrunning.operations_pb2_grpc import OperationsStub
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.catalog.v1 import retained_data_pb2 as retained
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
+from appsupervisor.catalog.v1.certificates_pb2_grpc import CertificatesStub
 from appsupervisor.catalog.v1.retained_data_pb2_grpc import DataCatalogStub
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
@@ -55,6 +56,7 @@ class Client:
         else:
             self._channel = grpc.insecure_channel(target, options=OPTIONS)
         self.catalog = AppCatalogStub(self._channel)
+        self.certificates = CertificatesStub(self._channel)
         self.data = DataCatalogStub(self._channel)
         self.fleet = FleetStub(self._channel)
         self._operations = OperationsStub(self._channel)
@@ -71,7 +73,7 @@ class Client:
         except grpc.RpcError as failure:
             raise from_rpc(failure, self.address) from None
 
-    def _pages(self, method: Callable[..., P], request: Any) -> Iterator[P]:
+    def pages(self, method: Callable[..., P], request: Any) -> Iterator[P]:
         """Yield the pages of a list, one call each. Raises CliError."""
         while True:
             page = self.call(method, request)
@@ -96,7 +98,7 @@ class Client:
         request = catalog.ListAppsRequest(
             page_size=PAGE, filter=filter_text, order_by=order_by, view=_view(full)
         )
-        for page in self._pages(self.catalog.ListApps, request):
+        for page in self.pages(self.catalog.ListApps, request):
             yield from page.apps
 
     def retained_data(self, filter_text: str = "") -> Iterator[retained.RetainedData]:
@@ -114,13 +116,13 @@ class Client:
     def nodes(self, environment: str = "-") -> Iterator[fleet.Node]:
         """Yield the nodes of an environment, `-` for all."""
         request = fleet.ListNodesRequest(parent=f"environments/{environment}", page_size=PAGE)
-        for page in self._pages(self.fleet.ListNodes, request):
+        for page in self.pages(self.fleet.ListNodes, request):
             yield from page.nodes
 
     def environments(self) -> Iterator[fleet.Environment]:
         """Yield all environments."""
         request = fleet.ListEnvironmentsRequest(page_size=PAGE)
-        for page in self._pages(self.fleet.ListEnvironments, request):
+        for page in self.pages(self.fleet.ListEnvironments, request):
             yield from page.environments
 
     def events(self, app: str, limit: int) -> list[catalog.AppEvent]:
@@ -131,7 +133,7 @@ class Client:
     def operations(self) -> Iterator[lro.Operation]:
         """Yield the operations that are kept, oldest first."""
         request = lro.ListOperationsRequest(name="operations", page_size=PAGE)
-        for page in self._pages(self._operations.ListOperations, request):
+        for page in self.pages(self._operations.ListOperations, request):
             yield from page.operations
 
     def operation(self, name: str) -> lro.Operation:

@@ -10,7 +10,17 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from services.cli import apply, apps, database_servers, fleet, nodes, programs, retained, streams
+from services.cli import (
+    apply,
+    apps,
+    certificates,
+    database_servers,
+    fleet,
+    nodes,
+    programs,
+    retained,
+    streams,
+)
 from services.cli.errors import CliError, Exit
 from services.cli.output import Format, Output
 from services.cli.session import Session
@@ -47,7 +57,7 @@ def program(
     context.obj = Session(address=address, context=context_name, form=output, query=jmes)
 
 
-for group in (apps, retained, apply, streams, fleet, nodes, database_servers, programs):
+for group in (apps, retained, apply, streams, fleet, nodes, database_servers, certificates, programs):
     group.register(app)
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from google.longrunning.operations_pb2_grpc import add_OperationsServicer_to_server
 
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import add_AppCatalogServicer_to_server
+from appsupervisor.catalog.v1.certificates_pb2_grpc import add_CertificatesServicer_to_server
 from appsupervisor.catalog.v1.retained_data_pb2_grpc import add_DataCatalogServicer_to_server
 from appsupervisor.fleet.v1.fleet_pb2_grpc import add_FleetServicer_to_server
 from services.control_plane.catalog.batches import BatchCommands
@@ -20,6 +21,7 @@ from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.catalog.retained_data import RetainedDataService
 from services.control_plane.catalog.timelines import AppTimelines
+from services.control_plane.certificates.certificates import CertificateService
 from services.control_plane.controller.batches import BatchRunner
 from services.control_plane.controller.controller import Controller
 from services.control_plane.duties import LeaderDuties
@@ -34,7 +36,9 @@ from services.control_plane.nodes.figures import FigureReader
 from services.control_plane.nodes.pool import NodePool
 from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
+from services.control_plane.reconciler.database_travels import MoveSettings
 from services.control_plane.servicers.app_catalog import CatalogServicer
+from services.control_plane.servicers.certificates import CertificatesServicer
 from services.control_plane.servicers.data_catalog import DataCatalogServicer
 from services.control_plane.servicers.fleet import FleetServicer
 from services.control_plane.servicers.fresh import FreshReads, FreshServicer
@@ -74,7 +78,11 @@ class ControlPlane:
             figures = FigureReader(nodes)
             duties = LeaderDuties(
                 store,
-                partial(Controller, node_timeout=self._settings.node_timeout),
+                partial(
+                    Controller,
+                    node_timeout=self._settings.node_timeout,
+                    moves=MoveSettings(self._settings.postgres_bin_dir, self._settings.database_move_timeout),
+                ),
                 lambda led: BatchRunner(led, AppCommands(led, figures)),
             )
             await operations.start()
@@ -83,7 +91,10 @@ class ControlPlane:
             commands = AppCommands(store, figures)
             timelines, health = AppTimelines(store), AppHealth(store.mirror)
             server = RpcServer(
-                services(store, commands, operations, queries, timelines, tails), health.resources
+                services(
+                    store, commands, operations, queries, timelines, tails, self._settings.gateway_token
+                ),
+                health.resources,
             )
             self.port = await server.start(self._settings.listen)
             stack.push_async_callback(server.stop, self._settings.drain_timeout)
@@ -91,6 +102,7 @@ class ControlPlane:
             stack.push_async_callback(operations.close)
             stack.callback(store.mirror.apps.close)
             stack.callback(store.mirror.nodes.close)
+            stack.callback(store.mirror.certificates.close)
             stack.callback(tails.close)
             health.start()
             stack.push_async_callback(health.close)
@@ -154,6 +166,7 @@ def services(
     queries: AppQueries,
     timelines: AppTimelines,
     tails: AppTails,
+    gateway_token: str = "",
 ) -> list[Service]:
     """Return the services of the control plane over its core."""
     catalog = CatalogServicer(commands, BatchCommands(store, commands), queries, timelines, tails)
@@ -166,8 +179,10 @@ def services(
         NodeCommands(store, is_heard),
         DatabaseServers(store),
     )
+    certificates = CertificatesServicer(store, CertificateService(store), gateway_token)
     servicers = [
         ("appsupervisor.catalog.v1.AppCatalog", add_AppCatalogServicer_to_server, catalog),
+        ("appsupervisor.catalog.v1.Certificates", add_CertificatesServicer_to_server, certificates),
         ("appsupervisor.catalog.v1.DataCatalog", add_DataCatalogServicer_to_server, data),
         ("appsupervisor.fleet.v1.Fleet", add_FleetServicer_to_server, fleet),
         ("google.longrunning.Operations", add_OperationsServicer_to_server, OperationsServicer(operations)),

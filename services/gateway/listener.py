@@ -9,10 +9,20 @@ from typing import Any
 
 from services.gateway import answers
 from services.gateway.answers import Problem
-from services.gateway.resources import ROUTE_HEADER, SCRIPT, STREAM_IDLE_SECONDS, parsed, quoted, typed
+from services.gateway.resources import (
+    MISS_HEADER,
+    ROUTE_HEADER,
+    SCRIPTS,
+    STREAM_IDLE_SECONDS,
+    parsed,
+    quoted,
+    typed,
+)
+from services.gateway.tls import transport_socket
 from services.gateway.xds.cache import LISTENER
 
 NAME = "apps"
+HTTPS_NAME = "apps-https"
 STATISTICS = "edge"
 """What the listener's figures begin with, behind `http.`."""
 
@@ -20,6 +30,9 @@ MAX_HEADER_KIB = 64
 MAX_HEADERS = 100
 BUFFER_BYTES = 64 * 1024
 """Held of one connection in each direction; a larger body cannot be sent a second time."""
+
+HANDSHAKE_TIMEOUT = "10s"
+"""Also for a certificate to come that no client has asked this Envoy for before."""
 
 _HCM = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _FROM_CONTROL_PLANE = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
@@ -44,15 +57,25 @@ class ListenerSpec:
 
 def listener(spec: ListenerSpec) -> Any:
     """Return the listener; it never changes while the gateway runs: a change would drain connections."""
+    return _listener(NAME, spec, {})
+
+
+def https_listener(spec: ListenerSpec) -> Any:
+    """Return the one for HTTPS: as the other in all else, and as unchanging, whatever certificates come."""
+    tls = {"transport_socket": transport_socket(), "transport_socket_connect_timeout": HANDSHAKE_TIMEOUT}
+    return _listener(HTTPS_NAME, spec, tls)
+
+
+def _listener(name: str, spec: ListenerSpec, tls: dict[str, Any]) -> Any:
     address = {"address": spec.host, "port_value": spec.port}
     manager = typed(_HCM, **_manager(spec))
     return parsed(
         LISTENER,
         {
-            "name": NAME,
+            "name": name,
             "address": {"socket_address": address},
             "per_connection_buffer_limit_bytes": BUFFER_BYTES,
-            "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+            "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}], **tls}],
         },
     )
 
@@ -106,14 +129,26 @@ def _manager(spec: ListenerSpec) -> dict[str, Any]:
         "stream_idle_timeout": f"{STREAM_IDLE_SECONDS}s",
         "upgrade_configs": [{"upgrade_type": "websocket"}],
         "http_filters": [
+            *(
+                {
+                    "name": name,
+                    "typed_config": typed(
+                        "envoy.extensions.filters.http.lua.v3.Lua",
+                        default_source_code={"inline_string": script(spec.base_domains, spec.path_hosts)},
+                    ),
+                }
+                for name in SCRIPTS
+            ),
+            *([_note_route()] if spec.access_log else []),
+            # Nodes speak HTTP/1.1, which has no trailers as gRPC needs them: they are made of the headers
+            # grpc-status and grpc-message, and of an answer that is none of gRPC.
             {
-                "name": SCRIPT,
+                "name": "grpc",
                 "typed_config": typed(
-                    "envoy.extensions.filters.http.lua.v3.Lua",
-                    default_source_code={"inline_string": script(spec.base_domains, spec.path_hosts)},
+                    "envoy.extensions.filters.http.grpc_http1_reverse_bridge.v3.FilterConfig",
+                    content_type="application/grpc",
                 ),
             },
-            *([_note_route()] if spec.access_log else []),
             {
                 "name": "router",
                 "typed_config": typed(
@@ -152,7 +187,7 @@ def _mappers(base_domain: str) -> list[dict[str, Any]]:
             (("UO", "OM", "RL"), answers.OVERLOADED),
             (("UF", "UH", "NC", "LR", "URX"), answers.UNREACHABLE),
             (("UC", "UR"), answers.BROKEN_OFF),
-            (("UT",), answers.TIMEOUT),
+            (("UT", "DT"), answers.TIMEOUT),
             (("IH", "DPE"), answers.MALFORMED),
         )
     ]
@@ -171,7 +206,7 @@ def _flags(*flags: str) -> dict[str, Any]:
 
 
 def _said(why: str) -> dict[str, Any]:
-    return {"header_filter": {"header": {"name": "x-appsupervisor-miss", "string_match": {"exact": why}}}}
+    return {"header_filter": {"header": {"name": MISS_HEADER, "string_match": {"exact": why}}}}
 
 
 def _both(*filters: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
--- Runs for what Envoy has found no scope for by the host as it came: finds the app a request names by the rules of a
+-- Runs, twice, for what Envoy has found no scope for by the host as it came: finds the app a request names by the rules of a
 -- node's own front (runtime_node/http/router.py), or says why there is none. A scope's key is a host name.
 local BASES = {--[[BASES]]}
 local PATH_HOSTS = {--[[PATH_HOSTS]]}
@@ -23,13 +23,20 @@ end
 
 local function look_again(handle, headers, key, miss, value)
   headers:replace(ROUTE, key)
-  headers:add(MISS, miss)
-  headers:add(VALUE, value)
+  headers:replace(MISS, miss)
+  headers:replace(VALUE, value)
   handle:clearRouteCache()
+end
+
+local function is_found(handle)
+  return handle:metadata():get("found") ~= nil
 end
 
 function envoy_on_request(handle)
   local headers = handle:headers()
+  if headers:get(MISS) ~= nil then
+    return -- what there is to say, the first run has said
+  end
   local host, is_address = host_of(headers:get(":authority") or "")
   if host == nil then
     return headers:add(MISS, "malformed")
@@ -39,6 +46,26 @@ function envoy_on_request(handle)
       return look_again(handle, headers, host, "host", host)
     end
   end
+  if host ~= string.gsub(headers:get(ROUTE) or "", ":%d*$", "") then
+    -- Envoy has not looked for it in the form in which domains are compared. If it is not found in that one either, the
+    -- second run goes on from there: one run can look only once whether there is a route.
+    look_again(handle, headers, host, "host", host)
+    if not is_found(handle) then
+      headers:remove(MISS)
+      headers:remove(VALUE)
+    end
+    return
+  end
+  local above = string.match(host, "^[^.]+(%..+)$")
+  if above and not is_address and not PATH_HOSTS[host] then
+    look_again(handle, headers, "*" .. above, "host", host)
+    if is_found(handle) then
+      return
+    end
+  end
+  headers:replace(ROUTE, host)
+  headers:remove(MISS)
+  headers:remove(VALUE)
   local app = headers:get("x-app")
   local by = "header"
   if app == nil then

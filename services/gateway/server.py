@@ -8,12 +8,13 @@ import socket
 from contextlib import AsyncExitStack, closing
 
 from services.gateway.envoy import Envoy, find_envoy
-from services.gateway.listener import ListenerSpec, listener
+from services.gateway.listener import HTTPS_NAME, NAME, ListenerSpec, https_listener, listener
 from services.gateway.metrics import GatewayMetrics
 from services.gateway.settings import Settings, split_address
-from services.gateway.subscriber import Subscriber
+from services.gateway.subscriber import Certificates, Subscriber
 from services.gateway.table import RoutingTable
-from services.gateway.xds.cache import LISTENER, ResourceCache
+from services.gateway.tls import CertificateTable
+from services.gateway.xds.cache import LISTENER, SECRET, ResourceCache
 from services.gateway.xds.servicer import SERVICE, DiscoveryServicer, register
 from services.rpc.metrics import MetricsListener
 from services.rpc.process import ending_signals
@@ -27,12 +28,13 @@ XDS_GRACE = 1.0
 
 
 class Gateway:
-    """A running gateway. `port` is where Envoy serves the apps, `xds_port` where Envoys ask."""
+    """A running gateway. Envoy serves the apps at `port` and `https_port`; Envoys ask at `xds_port`."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._stack = AsyncExitStack()
         self.port = 0
+        self.https_port = 0
         self.xds_port = 0
         self.metrics_port = 0
         self.envoy: Envoy | None = None
@@ -47,8 +49,25 @@ class Gateway:
             host, port = split_address(settings.listen)
             self.port = port or _free_port(host)
             cache = ResourceCache()
-            cache.put(LISTENER, "apps", listener(self._listener_spec(host)))
-            table = RoutingTable(cache, settings.base_domain.split(","))
+            cache.put(LISTENER, NAME, listener(self._listener_spec(host, self.port)))
+            if settings.https_listen:
+                https_host, https_port = split_address(settings.https_listen)
+                self.https_port = https_port or _free_port(https_host)
+                cache.put(
+                    LISTENER, HTTPS_NAME, https_listener(self._listener_spec(https_host, self.https_port))
+                )
+            certificates = CertificateTable(lambda name: recertified(name))  # noqa: PLW0108 - made below
+            table = RoutingTable(
+                cache,
+                settings.base_domain.split(","),
+                is_covered=certificates.covers,
+                https_port=settings.redirect_port(self.https_port),
+            )
+
+            def recertified(name: str) -> None:
+                cache.changed(SECRET, name)
+                table.recertified(name)
+
             servicer = DiscoveryServicer(cache)
             # 2. Envoys may ask, and wait for an answer until apps and nodes are known.
             server = RpcServer(
@@ -65,7 +84,12 @@ class Gateway:
                 counts = {"apps": len(table.apps), "nodes": len(table.nodes)}
                 log.info("apps and nodes are known", extra={"action": "gateway.complete", **counts})
 
-            subscriber = Subscriber(settings.control_plane.split(","), table, ready)
+            keyed = Certificates(
+                certificates, settings.gateway_token, lambda: cache.serve_secrets(certificates)
+            )
+            subscriber = Subscriber(
+                settings.control_plane.split(","), table, ready, keyed if settings.https_listen else None
+            )
             stack.push_async_callback(subscriber.close)
             await subscriber.start()
             # 3. Our own Envoy: the first to end, while what it asks is still answered.
@@ -90,12 +114,14 @@ class Gateway:
             "gateway serves xDS on %s:%d, apps on %s:%d", *split_address(settings.xds_listen)[:1],
             self.xds_port, host, self.port, extra={"action": "gateway.ready"},
         )  # fmt: skip
+        if self.https_port:
+            log.info("apps over HTTPS on port %d", self.https_port, extra={"action": "gateway.https"})
 
-    def _listener_spec(self, host: str) -> ListenerSpec:
+    def _listener_spec(self, host: str, port: int) -> ListenerSpec:
         settings = self._settings
         return ListenerSpec(
             host,
-            self.port,
+            port,
             base_domains=tuple(settings.base_domain.split(",")),
             path_hosts=tuple(filter(None, settings.path_host.split(","))),
             access_log=settings.access_log,

@@ -10,6 +10,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
 from services.rpc.logs import FORMATS
+from services.rpc.token_files import read_token
 from services.spec.scalars import domain_violations, normalize_domain
 
 
@@ -30,6 +31,22 @@ class Settings(BaseSettings):
     )
     listen: str = Field(
         "127.0.0.1:8000", description="host:port at which Envoy serves the apps; port 0 takes a free one"
+    )
+    https_listen: str = Field(
+        "",
+        description="host:port at which Envoy serves the apps over HTTPS, with the catalog's certificates; "
+        "needs --gateway-token-file; port 0 takes a free one",
+    )
+    https_redirect: str = Field(
+        "on",
+        description="whether plain requests for names that have a certificate are sent to HTTPS: on, off, or "
+        "the port at which clients reach it, if that is not --https-listen's",
+    )
+    gateway_token_file: str = Field(
+        "",
+        validate_default=True,
+        description="file with the secret by which the control plane, which has it too, tells certificates' "
+        "private keys",
     )
     xds_listen: str = Field(
         "127.0.0.1:18000",
@@ -73,10 +90,10 @@ class Settings(BaseSettings):
         "text", pattern=f"^({'|'.join(FORMATS)})$", description="how log lines are written: text or json"
     )
 
-    @field_validator("listen", "xds_listen", "metrics_listen")
+    @field_validator("listen", "https_listen", "xds_listen", "metrics_listen")
     @classmethod
     def _check_address(cls, text: str, info: Any) -> str:
-        if text in {"", "off"} and info.field_name == "metrics_listen":
+        if text in {"", "off"} and info.field_name in {"metrics_listen", "https_listen"}:
             return ""
         return _address(text)
 
@@ -96,6 +113,22 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name!r} {broken[0].rule}")
         return ",".join(normalize_domain(name) for name in names)
 
+    @field_validator("https_redirect")
+    @classmethod
+    def _check_redirect(cls, text: str) -> str:
+        if text not in {"on", "off"} and not (text.isascii() and text.isdigit() and 1 <= int(text) <= 65535):
+            raise ValueError("must be on, off, or a port from 1 to 65535")
+        return text
+
+    @field_validator("gateway_token_file")
+    @classmethod
+    def _check_token_file(cls, path: str, info: Any) -> str:
+        if path:
+            read_token(path)
+        elif info.data.get("https_listen"):
+            raise ValueError("is needed with --https-listen: private keys are told by it")
+        return path
+
     @field_validator("access_log")
     @classmethod
     def _check_access_log(cls, text: str) -> str:
@@ -105,6 +138,17 @@ class Settings(BaseSettings):
     @classmethod
     def _lower(cls, text: str) -> str:
         return text.lower()  # a node shares the variable, and takes both
+
+    @property
+    def gateway_token(self) -> str:
+        """The secret by which private keys are told; empty if there is none."""
+        return read_token(self.gateway_token_file) if self.gateway_token_file else ""
+
+    def redirect_port(self, https_port: int) -> int:
+        """Return the port to which plain requests are sent, 0 for none, where HTTPS is served at a port."""
+        if self.https_redirect == "off" or not self.https_listen:
+            return 0
+        return https_port if self.https_redirect == "on" else int(self.https_redirect)
 
     @property
     def metrics_port_may_vary(self) -> bool:

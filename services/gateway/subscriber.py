@@ -1,4 +1,4 @@
-"""Follows WatchApps and WatchNodes, each taken up where it broke off, at whichever replica answers."""
+"""Follows the control plane's watches, each taken up where it broke off, at whichever replica answers."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ import random
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import grpc
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
+from appsupervisor.catalog.v1 import certificates_pb2 as certificates
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
+from appsupervisor.catalog.v1.certificates_pb2_grpc import CertificatesStub
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
 from services.gateway.table import RoutingTable
+from services.gateway.tls import CertificateTable, Served
 from services.rpc.background import background
 from services.rpc.status import reason_of
 
@@ -35,18 +39,32 @@ OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
+WATCH_CERTIFICATES = "WatchCertificates"
+_NEVER_TOLD = frozenset({"PRIVATE_KEYS_NOT_GIVEN", "METHOD_NOT_FOUND", "StatusCode.UNIMPLEMENTED"})
+"""Reasons for which asking again is in vain until somebody changes the control plane."""
+
 _ANEW = frozenset({"RESUME_TOKEN_EXPIRED", "INVALID_RESUME_TOKEN"})
 
 
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """Where certificates go, and the token by which they are told with their keys."""
+
+    table: CertificateTable
+    token: str = field(repr=False)
+    synced: Callable[[], None]
+    """Called when all are known, and again each time that a stream has begun."""
+
+
 class Told(Protocol):
-    """A message of either watch, which are of one form."""
+    """A message of any of the watches, which are of one form."""
 
     type: int
     resume_token: str
 
 
 class Watch:
-    """One of the two watches: how it is called, and what becomes of what it tells."""
+    """One of the watches: how it is called, and what becomes of what it tells."""
 
     def __init__(
         self,
@@ -57,14 +75,23 @@ class Watch:
         remove: Callable[[str], None],
         known: Callable[[], Iterable[str]],
         synced: Callable[[], None],
+        item: Callable[[Any], Any] = lambda told: (
+            told.app if isinstance(told, catalog.WatchAppsResponse) else told.node
+        ),
+        refused: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`call` takes the number of a control plane and a resume token."""
+        """`call` takes the number of a control plane and a resume token.
+
+        `put` is given what was told of `item`, `remove` its name; `refused` the reason of each failure.
+        """
         self.name = name
         self._call = call
         self._put = put
         self._remove = remove
         self._known = known
         self._synced = synced
+        self._item = item
+        self._refused = refused
         self._token = ""
         self.last_heard = 0.0
         """When the control plane last said anything, on the monotonic clock."""
@@ -82,6 +109,7 @@ class Watch:
                 reason = reason_of(broken) or str(getattr(broken, "code", lambda: "")())
                 if reason in _ANEW:
                     self._token = ""
+                self._refused(reason)
             failures = 1 if self.last_heard != heard else failures + 1
             turn += 1
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(failures - 1, 10))
@@ -98,13 +126,12 @@ class Watch:
         async for told in self._call(replica, self._token):
             self.last_heard = time.monotonic()
             if told.type == catalog.WatchAppsResponse.UPSERT:
-                item = told.app if isinstance(told, catalog.WatchAppsResponse) else told.node
+                item = self._item(told)
                 self._put(item)
                 if missing is not None:
                     missing.discard(item.name)
             elif told.type == catalog.WatchAppsResponse.REMOVE:
-                item = told.app if isinstance(told, catalog.WatchAppsResponse) else told.node
-                self._remove(item.name)
+                self._remove(self._item(told).name)
             elif told.type == catalog.WatchAppsResponse.SYNCED:
                 for name in missing or ():
                     self._remove(name)
@@ -115,13 +142,21 @@ class Watch:
 
 
 class Subscriber:
-    """Both watches over one table. `ready` is called once apps and nodes are known for the first time."""
+    """All watches over one table. `ready` is called once what they tell is known for the first time."""
 
-    def __init__(self, addresses: Sequence[str], table: RoutingTable, ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        table: RoutingTable,
+        ready: Callable[[], None],
+        certificates: Certificates | None = None,
+    ) -> None:
+        """Without `certificates` none are asked for."""
         self._addresses = addresses
         self._table = table
         self._ready = ready
-        self._unsynced = {"WatchApps", "WatchNodes"}
+        self._certificates = certificates
+        self._unsynced = {"WatchApps", "WatchNodes"} | ({WATCH_CERTIFICATES} if certificates else set())
         self._stack = AsyncExitStack()
         self.watches: list[Watch] = []
 
@@ -150,9 +185,38 @@ class Subscriber:
                 synced=lambda: self._is_synced("WatchNodes"),
             ),
         ]  # fmt: skip
+        if self._certificates is not None:
+            self.watches.append(self._certificate_watch(channels, self._certificates))
         for watch in self.watches:
             task = background(watch.run(len(channels)), watch.name)
             self._stack.push_async_callback(_ended, task)
+
+    def _certificate_watch(self, channels: Sequence[grpc.aio.Channel], of: Certificates) -> Watch:
+        stubs = [CertificatesStub(channel) for channel in channels]
+        request = certificates.WatchCertificatesRequest
+
+        def synced() -> None:
+            of.synced()
+            self._is_synced(WATCH_CERTIFICATES)
+
+        return Watch(
+            WATCH_CERTIFICATES,
+            lambda turn, token: stubs[turn].WatchCertificates(
+                request(private_keys=True, resume_token=token),
+                metadata=(("authorization", f"Bearer {of.token}"),),
+            ),
+            put=of.table.put, remove=of.table.remove, known=lambda: of.table.names,
+            synced=synced, item=served, refused=self._keys_refused,
+        )  # fmt: skip
+
+    def _keys_refused(self, reason: str) -> None:
+        """Go on without certificates that are never told: plain requests need not wait for them."""
+        if reason in _NEVER_TOLD and WATCH_CERTIFICATES in self._unsynced:
+            log.error(
+                "the control plane tells no private keys: HTTPS is not answered (%s)", reason,
+                extra={"action": "gateway.no_keys", "reason": reason},
+            )  # fmt: skip
+            self._is_synced(WATCH_CERTIFICATES)
 
     def _is_synced(self, name: str) -> None:
         if self._unsynced:
@@ -161,8 +225,16 @@ class Subscriber:
                 self._ready()
 
     async def close(self) -> None:
-        """End both watches and their connections."""
+        """End all watches and their connections."""
         await self._stack.aclose()
+
+
+def served(told: certificates.WatchCertificatesResponse) -> Served:
+    """Return a certificate as it is served, from what the control plane tells of it."""
+    it = told.certificate
+    return Served(
+        it.name, tuple(it.domains), it.expire_time.ToMicroseconds(), it.chain_pem, told.private_key_pem
+    )
 
 
 async def _ended(task: asyncio.Task[None]) -> None:

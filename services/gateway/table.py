@@ -6,8 +6,8 @@ An app is a scope for each of its names; routes and clusters are shared by all a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1.fleet_pb2 import Node
@@ -27,16 +27,33 @@ class _Routed:
 class RoutingTable:
     """The apps and nodes by name, and the resources that follow from them. Belongs to the cache's loop."""
 
-    def __init__(self, cache: ResourceCache, base_domains: Sequence[str] = ("localhost",)) -> None:
-        """Each app answers as `{app}.{base_domain}` of each base domain."""
+    def __init__(
+        self,
+        cache: ResourceCache,
+        base_domains: Sequence[str] = ("localhost",),
+        *,
+        is_covered: Callable[[str], bool] = lambda _: False,
+        https_port: int = 0,
+    ) -> None:
+        """Each app answers as `{app}.{base_domain}` of each base domain.
+
+        Plain requests for names that are covered by a certificate are sent to HTTPS, if that has a port.
+        """
         self._cache = cache
+        self._is_covered = is_covered
+        self._https_port = https_port
         self._base_domains = tuple(base_domains)
         self._apps: dict[str, _Routed] = {}
         self._addresses: dict[str, str] = {}
         # A domain goes over from one app to another in two changes, which may come in either order.
         self._claims: dict[str, tuple[str, ...]] = {}
+        self._led: dict[str, Destination] = {}
+        """Where each name leads."""
         self._uses: Counter[Destination] = Counter()
-        self._groups: Counter[tuple[str, ...]] = Counter()
+        # By name: of how many destinations they are. An app's own change in place when it changes its nodes.
+        self._routes: Counter[str] = Counter()
+        self._shares: Counter[str] = Counter()
+        self._clusters: dict[str, Destination] = {}
 
     @property
     def apps(self) -> Collection[str]:
@@ -56,8 +73,6 @@ class RoutingTable:
         before = self._apps.get(app.name)
         if routed == before:
             return
-        if routed.destination is not None:
-            self._acquire(routed.destination)
         self._apps[app.name] = routed
         for key in routed.keys:
             self._claim(key, app.name)
@@ -100,18 +115,34 @@ class RoutingTable:
             else:
                 del self._claims[key]
             self._point(key)
-        if before.destination is not None:
-            self._release(before.destination)
 
     def _point(self, key: str) -> None:
         """Let a name lead to the newest app that claims it."""
         claims = self._claims.get(key)
-        destination = self._apps[claims[-1]].destination if claims else None
-        if destination is None:
+        wanted = self._apps[claims[-1]].destination if claims else None
+        if wanted is not None and self._https_port and self._is_covered(key):
+            wanted = replace(wanted, to_https=self._https_port)
+        before = self._led.get(key)
+        if wanted == before:
+            return
+        if wanted is None:
             self._cache.remove(SCOPE, key)
+            del self._led[key]
         else:
-            routes = resources.routes_name(destination)
+            self._acquire(wanted)
+            routes = resources.routes_name(wanted)
             self._cache.put(SCOPE, key, resources.scope(key, routes), needs=routes)
+            self._led[key] = wanted
+        if before is not None:
+            self._release(before)
+
+    def recertified(self, name: str) -> None:
+        """Take note that a name, or with `*.` each right below one, has another certificate, one or none."""
+        if not self._https_port:
+            return
+        below = name.removeprefix("*")
+        for key in [key for key in self._claims if key.endswith(below)] if below != name else [name]:
+            self._point(key)
 
     # --- nodes ---
 
@@ -131,9 +162,9 @@ class RoutingTable:
             self._release(Destination((name,)))
 
     def _reach(self, node: str) -> None:
-        for group in self._groups:
-            if node in group:
-                self._put_cluster(group)
+        for name, destination in self._clusters.items():
+            if node in destination.nodes:
+                self._put_cluster(name)
 
     # --- what they share ---
 
@@ -142,10 +173,12 @@ class RoutingTable:
         if self._uses[destination] > 1:
             return
         if destination.nodes:
-            self._groups[destination.nodes] += 1
-            if self._groups[destination.nodes] == 1:
-                self._put_cluster(destination.nodes)
+            cluster = resources.cluster_name(destination)
+            self._shares[cluster] += 1
+            self._clusters[cluster] = destination
+            self._put_cluster(cluster)
         name = resources.routes_name(destination)
+        self._routes[name] += 1
         self._cache.put(ROUTES, name, resources.routes(destination))
         self._cache.put(SCOPE, resources.keeper_name(name), resources.keeper(name))
 
@@ -155,14 +188,19 @@ class RoutingTable:
             return
         del self._uses[destination]
         name = resources.routes_name(destination)
-        self._cache.remove(SCOPE, resources.keeper_name(name))
-        self._cache.remove(ROUTES, name)
+        self._routes[name] -= 1
+        if not self._routes[name]:
+            del self._routes[name]
+            self._cache.remove(SCOPE, resources.keeper_name(name))
+            self._cache.remove(ROUTES, name)
         if destination.nodes:
-            self._groups[destination.nodes] -= 1
-            if not self._groups[destination.nodes]:
-                del self._groups[destination.nodes]
-                self._cache.remove(CLUSTER, resources.cluster_name(destination.nodes))
+            cluster = resources.cluster_name(destination)
+            self._shares[cluster] -= 1
+            if not self._shares[cluster]:
+                del self._shares[cluster], self._clusters[cluster]
+                self._cache.remove(CLUSTER, cluster)
 
-    def _put_cluster(self, nodes: tuple[str, ...]) -> None:
-        addresses = [self._addresses[node] for node in nodes if self._addresses.get(node)]
-        self._cache.put(CLUSTER, resources.cluster_name(nodes), resources.cluster(nodes, addresses))
+    def _put_cluster(self, name: str) -> None:
+        destination = self._clusters[name]
+        addresses = [self._addresses[node] for node in destination.nodes if self._addresses.get(node)]
+        self._cache.put(CLUSTER, name, resources.cluster(destination, addresses))

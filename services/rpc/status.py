@@ -28,7 +28,13 @@ MAX_TEXT_BYTES = 400
 MAX_VALUE_BYTES = 160
 """Room for one value of ErrorInfo's metadata; an error has a handful of them."""
 
-_KINDS = {"apps": "App", "environments": "Environment", "operations": "Operation"}
+_KINDS = {
+    "apps": "App",
+    "certificates": "Certificate",
+    "databaseServers": "DatabaseServer",
+    "environments": "Environment",
+    "operations": "Operation",
+}
 
 
 def to_status(error: SupervisorError) -> Status:

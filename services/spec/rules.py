@@ -174,7 +174,7 @@ def _domains_violations(field: str, domains: Sequence[str]) -> list[Violation]:
     for index, domain in enumerate(domains):
         path = f"{field}[{index}]"
         normal = normalize_domain(domain)
-        broken = domain_violations(path, domain)
+        broken = domain_violations(path, domain, wildcard=True)
         if not broken and normal in seen:
             broken = [Violation(path, "stands more than once")]
         seen.add(normal)

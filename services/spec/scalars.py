@@ -26,6 +26,8 @@ MAX_LABELS = 64
 MAX_LABEL_VALUE = 63
 MAX_DISPLAY_NAME = 128
 MAX_HOST = 253
+WILDCARD = "*."
+"""Before a domain: each name that has one label more."""
 
 _LABEL_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
 _DNS_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
@@ -92,18 +94,29 @@ def label_value_violations(field: str, value: str, subject: str = "must") -> lis
 
 
 def normalize_domain(domain: str) -> str:
-    """Return a host name as it is compared: lower case, A-labels, no final dot; as it was if it is none."""
-    return _a_labels(domain) or domain
+    """Return a host name as it is compared: lower case, A-labels, no final dot; as it was if it is none.
+
+    Of a wildcard, `*.` and a host name, that name.
+    """
+    name = domain.removeprefix(WILDCARD)
+    labels = _a_labels(name)
+    return domain[: -len(name)] + labels if name and labels else domain
 
 
-def domain_violations(field: str, domain: str) -> list[Violation]:
-    """Check one host name: of DNS, no wildcard, no address, not `localhost`."""
+def domain_violations(field: str, domain: str, *, wildcard: bool = False) -> list[Violation]:
+    """Check one host name: of DNS, no address, not `localhost`; after `*.`, where `wildcard` allows it."""
+    if wildcard and domain.startswith(WILDCARD):
+        domain = domain.removeprefix(WILDCARD) or "*"
     normal = normalize_domain(domain)
     rule = ""
     if not domain:
         rule = "must not be empty"
     elif "*" in domain:
-        rule = "must not have a wildcard; name each domain"
+        rule = (
+            "must have a wildcard only as *. before a host name"
+            if wildcard
+            else "must not have a wildcard; name each domain"
+        )
     elif _is_address(domain) or _NUMERIC_LABEL.fullmatch(normal.rpartition(".")[2]):
         rule = "must be a name, not an IP address"
     elif ":" in domain or "/" in domain:

@@ -4,11 +4,12 @@ import contextlib
 import http.client
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, cast
@@ -19,6 +20,7 @@ from google.protobuf import duration_pb2
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
+from appsupervisor.catalog.v1.certificates_pb2_grpc import CertificatesStub
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentStub
@@ -65,12 +67,21 @@ def eventually(look: Callable[[], T], what: str, timeout: float = DEADLINE) -> T
 class Process:
     """One program of the stack. It ends with the test process, whatever happens to that."""
 
-    def __init__(self, name: str, command: list[str], log: Path, root: Path = ROOT) -> None:
-        """`root` is the tree whose program it is."""
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        log: Path,
+        root: Path = ROOT,
+        runs: Sequence[str] = (sys.executable,),
+    ) -> None:
+        """`root` is the tree whose program it is; `runs` the program that is given `command`."""
         self.name = name
         self.log = log
         self._root = root
-        self._command = [sys.executable, "-S", str(CHILD), str(os.getpid()), sys.executable, *command]
+        # child.py takes a path; the system looks its programs up.
+        program = [shutil.which(runs[0]) or runs[0], *runs[1:], *command]
+        self._command = [sys.executable, "-S", str(CHILD), str(os.getpid()), *program]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -129,6 +140,7 @@ class Stack:
     app_dirs: tuple[Path, ...] = APP_DIRS
     control_plane_root: Path = ROOT
     node_root: Path = ROOT
+    control_plane_flags: tuple[str, ...] = ()
     control_plane_port: int = field(default_factory=free_port)
     nodes: dict[str, Process] = field(default_factory=dict)
     _node_ports: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -141,6 +153,7 @@ class Stack:
                 *("-m", "services.control_plane"),
                 *("--listen", self.address),
                 *("--database-url", f"sqlite:///{self.folder / 'control-plane.db'}"),
+                *self.control_plane_flags,
             ],
             self.folder / "control-plane.log",
             self.control_plane_root,
@@ -149,6 +162,7 @@ class Stack:
         reconnect = (("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200))
         self.channel = grpc.insecure_channel(self.address, reconnect)
         self.apps = AppCatalogStub(self.channel)
+        self.certificates = CertificatesStub(self.channel)
         self.fleet = FleetStub(self.channel)
         self.operations = operations_pb2_grpc.OperationsStub(self.channel)
 

@@ -17,8 +17,8 @@ from google.protobuf.descriptor import EnumDescriptor
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec
-from services.control_plane.rules.filter_grammar import Literal, refuse
 from services.control_plane.rules.filter_patterns import text_test
+from services.control_plane.rules.filter_tree import Literal, refuse
 from services.spec.scalars import SECOND, normalize_domain
 
 Predicate = Callable[[Any], bool]
@@ -274,6 +274,26 @@ RETAINED_FIELDS: dict[str, Field] = {
     "delete_time": TimeField("delete_time"),
     "observe_time": TimeField("observe_time"),
 }
+
+
+CERTIFICATE_FIELDS: dict[str, Field] = {
+    "name": TextField(lambda it: it.name),
+    "display_name": TextField(lambda it: it.display_name),
+    "labels": MapField(lambda it: it.labels),
+    "domains": DomainsField(),
+    "issuer": TextField(lambda it: it.issuer),
+    "fingerprint": TextField(lambda it: it.fingerprint),
+    "start_time": TimeField("start_time"),
+    "expire_time": TimeField("expire_time"),
+    "create_time": TimeField("create_time"),
+    "update_time": TimeField("update_time"),
+}
+
+
+def search_certificates(value: Literal) -> Predicate:
+    """Return the test of a bare word or phrase: part of a certificate's name or of one of its domains."""
+    test = text_test(value if value.has_wildcard else _anywhere(value), fold=True)
+    return lambda it: test(it.name) or any(test(domain) for domain in it.domains)
 
 
 def search_retained(value: Literal) -> Predicate:

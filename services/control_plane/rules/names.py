@@ -69,6 +69,11 @@ def database_server_name(server_id: str) -> str:
     return f"databaseServers/{server_id}"
 
 
+def certificate_name(certificate_id: str) -> str:
+    """Return `certificates/{certificate}`."""
+    return f"certificates/{certificate_id}"
+
+
 def node_name(environment_id: str, node_id: str) -> str:
     """Return `environments/{environment}/nodes/{node}`."""
     return f"environments/{environment_id}/nodes/{node_id}"
@@ -102,6 +107,11 @@ def parse_environment_name(name: str, field: str = "name", *, wildcard: bool = F
 def parse_database_server_name(name: str, field: str = "name") -> str:
     """Return the id in `databaseServers/{database_server}`; raises INVALID_FIELD."""
     return _parse("databaseServers/{database_server}", name, field, [APP_ID])[0]
+
+
+def parse_certificate_name(name: str, field: str = "name") -> str:
+    """Return the id in `certificates/{certificate}`; raises INVALID_FIELD."""
+    return _parse("certificates/{certificate}", name, field, [APP_ID])[0]
 
 
 def parse_node_name(name: str, field: str = "name", *, wildcard: bool = False) -> tuple[str, str]:

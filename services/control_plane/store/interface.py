@@ -19,6 +19,7 @@ from services.control_plane.store.records import (
     VERBS,
     AppRecord,
     BatchRecord,
+    CertificateRecord,
     DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
@@ -94,6 +95,18 @@ class Transaction(Protocol):
 
     def delete_database_server(self, name: str) -> None:
         """Remove a database server."""
+        ...
+
+    def certificate(self, name: str) -> CertificateRecord | None:
+        """Return a certificate."""
+        ...
+
+    def put_certificate(self, record: CertificateRecord) -> None:
+        """Insert or replace a certificate."""
+        ...
+
+    def delete_certificate(self, name: str) -> None:
+        """Remove a certificate."""
         ...
 
     def node(self, name: str) -> NodeRecord | None:

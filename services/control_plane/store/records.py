@@ -22,6 +22,7 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import (
     DeleteAppRequest,
     OperationMetadata,
 )
+from appsupervisor.catalog.v1.certificates_pb2 import Certificate
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1.fleet_pb2 import (
     DatabaseServer,
@@ -36,7 +37,22 @@ from services.control_plane.store.packed_app import PackedApp, list_item
 
 R = TypeVar("R", "AppRecord", "OperationRecord")
 
-VERBS = ("create", "update", "delete", "start", "stop", "restart", "recover", "move", "attach", "purge")
+MOVE_DATABASE = "move_database"
+"""What an update does that names another database server."""
+
+VERBS = (
+    "create",
+    "update",
+    "delete",
+    "start",
+    "stop",
+    "restart",
+    "recover",
+    "move",
+    "attach",
+    "purge",
+    MOVE_DATABASE,
+)
 """What operations on apps, and on what they leave, do: the methods that begin them."""
 
 DRAIN = "drain"
@@ -291,6 +307,22 @@ class DatabaseServerRecord:
     def name(self) -> str:
         """Resource name."""
         return self.server.name
+
+
+@dataclass(frozen=True)
+class CertificateRecord:
+    """One certificate; its conditions are filled in by the reader, as of that moment."""
+
+    certificate: Certificate
+    """All but its private key and its conditions."""
+    private_key: str = field(repr=False)
+    """In PEM."""
+    revision: int = 0
+
+    @property
+    def name(self) -> str:
+        """Resource name."""
+        return self.certificate.name
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from services.control_plane.store.records import (
     VERBS,
     AppRecord,
     BatchRecord,
+    CertificateRecord,
     DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
@@ -160,6 +161,22 @@ class CommandTransaction:
         """Remove a database server."""
         if self.database_server(name) is not None:
             self.write_set.database_servers[name] = None
+
+    def certificate(self, name: str) -> CertificateRecord | None:
+        """Return a certificate."""
+        for changed in (self.write_set.certificates, self._below.certificates):
+            if name in changed:
+                return changed[name]
+        return self._mirror.certificates.get(name)
+
+    def put_certificate(self, record: CertificateRecord) -> None:
+        """Insert or replace a certificate."""
+        self.write_set.certificates[record.name] = replace(record, revision=self._revision)
+
+    def delete_certificate(self, name: str) -> None:
+        """Remove a certificate."""
+        if self.certificate(name) is not None:
+            self.write_set.certificates[name] = None
 
     def node(self, name: str) -> NodeRecord | None:
         """Return a node."""

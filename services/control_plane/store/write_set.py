@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from services.control_plane.store.records import (
     AppRecord,
     BatchRecord,
+    CertificateRecord,
     DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
@@ -29,6 +30,7 @@ class WriteSet:
     apps: dict[str, AppRecord | None] = field(default_factory=dict)
     environments: dict[str, EnvironmentRecord | None] = field(default_factory=dict)
     database_servers: dict[str, DatabaseServerRecord | None] = field(default_factory=dict)
+    certificates: dict[str, CertificateRecord | None] = field(default_factory=dict)
     nodes: dict[str, NodeRecord | None] = field(default_factory=dict)
     placements: dict[str, PlacementRecord | None] = field(default_factory=dict)
     retained: dict[str, RetainedDataRecord | None] = field(default_factory=dict)
@@ -56,6 +58,7 @@ class WriteSet:
             self.apps
             or self.environments
             or self.database_servers
+            or self.certificates
             or self.nodes
             or self.placements
             or self.retained
@@ -73,6 +76,7 @@ class WriteSet:
         self.apps.update(other.apps)
         self.environments.update(other.environments)
         self.database_servers.update(other.database_servers)
+        self.certificates.update(other.certificates)
         self.nodes.update(other.nodes)
         self.placements.update(other.placements)
         self.retained.update(other.retained)
@@ -150,6 +154,7 @@ class Batch:
                 apps=changed.apps.items(),
                 environments=changed.environments.items(),
                 database_servers=changed.database_servers.items(),
+                certificates=changed.certificates.items(),
                 nodes=changed.nodes.items(),
                 placements=changed.placements.items(),
                 retained=changed.retained.items(),

@@ -10,9 +10,10 @@ from typing import Any
 CLUSTER = "envoy.config.cluster.v3.Cluster"
 LISTENER = "envoy.config.listener.v3.Listener"
 ROUTES = "envoy.config.route.v3.RouteConfiguration"
+SECRET = "envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105 - a kind's name
 SCOPE = "envoy.config.route.v3.ScopedRouteConfiguration"
 
-KINDS = (CLUSTER, LISTENER, ROUTES, SCOPE)
+KINDS = (CLUSTER, SECRET, LISTENER, ROUTES, SCOPE)
 """What is told before what refers to it."""
 
 Follower = Callable[[str, str], None]
@@ -34,13 +35,30 @@ class ResourceCache:
 
     def __init__(self) -> None:
         self._kinds: dict[str, dict[str, Resource]] = {kind: {} for kind in KINDS}
+        self._secrets: Mapping[str, Resource] | None = None
         self._followers: set[Follower] = set()
         self.complete = False
         """Whether what is here is all there is: before that nobody is told anything."""
 
     def of(self, kind: str) -> Mapping[str, Resource]:
         """Return the resources of a kind by name. Raises KeyError for a kind that is not among KINDS."""
+        if kind == SECRET and self._secrets is not None:
+            return self._secrets
         return self._kinds[kind]
+
+    def is_complete(self, kind: str) -> bool:
+        """Tell whether what is here of a kind is all there is of it."""
+        return self.complete and (kind != SECRET or self._secrets is not None)
+
+    def serve_secrets(self, secrets: Mapping[str, Resource]) -> None:
+        """Answer for secrets by a mapping from now on; before that nobody is told that there is none."""
+        self._secrets = secrets
+        self.changed("", "")
+
+    def changed(self, kind: str, name: str) -> None:
+        """Tell everyone that a resource is another one; a secret's name may be `*.` and a host name, for all
+        right below it."""
+        self._tell(kind, name)
 
     def put(self, kind: str, name: str, content: Any, *, needs: str = "") -> None:
         """Make a message the newest of its name; what was the same before is no change."""

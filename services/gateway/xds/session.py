@@ -10,12 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from services.gateway.xds.cache import CLUSTER, KINDS, ROUTES, SCOPE, Resource, ResourceCache
+from services.gateway.xds.cache import CLUSTER, KINDS, ROUTES, SCOPE, SECRET, Resource, ResourceCache
 from services.gateway.xds.messages import TYPE_PREFIX, message
 
 EVERYTHING = "*"
 LONGEST_REASON = 2000
 """Characters kept of why an Envoy refused something."""
+MOST_SECRETS = 10_000
+"""That one Envoy keeps, a name each."""
 LARGEST_CHANGE = 1 << 20
 """Bytes after which a message of changes is cut, the rest follows; the first one of a kind must be whole."""
 
@@ -25,7 +27,8 @@ class Subscription:
     """One kind of resource, as one Envoy follows it."""
 
     wildcard: bool = False
-    names: set[str] = field(default_factory=set)
+    names: dict[str, None] = field(default_factory=dict)
+    """Those that it has asked for, in that order."""
     told: dict[str, str] = field(default_factory=dict)
     """Versions by name as last sent, or as the Envoy says that it has them."""
     held: dict[str, str] = field(default_factory=dict)
@@ -106,7 +109,7 @@ class DeltaSession:
                 followed.wildcard = True
                 followed.dirty.update(dict.fromkeys(self._cache.of(kind)))
                 continue
-            followed.names.add(name)
+            followed.names[name] = None
             if name not in request.initial_resource_versions:
                 # Asked for by name, it is told even if it was told before, or is not there.
                 followed.told.pop(name, None)
@@ -114,10 +117,16 @@ class DeltaSession:
         for name in request.resource_names_unsubscribe:
             if name == EVERYTHING:
                 followed.wildcard = False
-            followed.names.discard(name)
+            followed.names.pop(name, None)
             if not followed.wildcard:
                 for known in (followed.told, followed.held, followed.dirty):
                     known.pop(name, None)
+        if kind == SECRET:
+            # Names come from anonymous clients, and below a wildcard there is no end of them: the oldest goes
+            # and is asked for again when it is next needed. Open connections go on.
+            for name in list(itertools.islice(followed.names, max(0, len(followed.names) - MOST_SECRETS))):
+                del followed.names[name]
+                followed.dirty[name] = None
 
     def _answered(self, kind: str, followed: Subscription, request: Any) -> None:
         if request.response_nonce != followed.under_way:
@@ -137,7 +146,12 @@ class DeltaSession:
     def changed(self, kind: str, name: str) -> None:
         """Take note that a resource has changed or is gone."""
         followed = self._kinds.get(kind)
-        if followed is not None and followed.wants(name):
+        if followed is None:
+            return
+        if kind == SECRET:
+            # Asked for in any case, and by names of which a wildcard is told.
+            followed.dirty.update(dict.fromkeys(it for it in followed.names if _is_for(name, it.lower())))
+        elif followed.wants(name):
             followed.dirty[name] = None
 
     # --- what goes ---
@@ -147,9 +161,9 @@ class DeltaSession:
 
         What refers to something is sent after it, and nothing goes while something may refer to it.
         """
-        if not self._cache.complete:
-            return None
         for kind in KINDS:
+            if not self._cache.is_complete(kind):
+                continue
             followed = self._kinds.get(kind)
             if followed is None or followed.under_way or not (followed.dirty or followed.fresh):
                 continue
@@ -221,3 +235,8 @@ class DeltaSession:
         referring = {CLUSTER: (ROUTES, SCOPE), ROUTES: (SCOPE,)}.get(kind, ())
         others = [followed for other in referring if (followed := self._kinds.get(other))]
         return any(followed.dirty or followed.under_way for followed in others)
+
+
+def _is_for(name: str, host: str) -> bool:
+    """Tell whether a host name, or the wildcard of it, is what is told of."""
+    return name == host or name == f"*.{host.partition('.')[2]}"

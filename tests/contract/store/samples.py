@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from sqlmodel import select
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent, OperationMetadata
+from appsupervisor.catalog.v1.certificates_pb2 import Certificate
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer, Environment, Node
 from services.control_plane.store.interface import Transaction
@@ -17,6 +18,7 @@ from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import (
     AppRecord,
     BatchRecord,
+    CertificateRecord,
     DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
@@ -62,6 +64,10 @@ def environment(name: str) -> EnvironmentRecord:
 
 def database_server(name: str) -> DatabaseServerRecord:
     return DatabaseServerRecord(DatabaseServer(name=name), "postgresql://admin:secret@db/apps", b"\0key\xff")
+
+
+def certificate(name: str) -> CertificateRecord:
+    return CertificateRecord(Certificate(name=name, domains=["a.example"]), "secret key")
 
 
 def node(name: str, address: str = "127.0.0.1:7401") -> NodeRecord:
@@ -128,6 +134,8 @@ def put(*records: Any) -> Callable[[Transaction], int]:
                     tx.put_environment(record)
                 case DatabaseServerRecord():
                     tx.put_database_server(record)
+                case CertificateRecord():
+                    tx.put_certificate(record)
                 case NodeRecord():
                     tx.put_node(record)
                 case PlacementRecord():
@@ -173,6 +181,7 @@ def snapshot(mirror: Mirror) -> dict[str, dict[str, tuple[int, Any]]]:
     return {
         "database_server": contents(mirror.database_servers),
         "environment": contents(mirror.environments),
+        "certificate": contents(mirror.certificates),
         "node": contents(mirror.nodes),
         "app": contents(mirror.apps),
         "placement": placements(mirror),

@@ -24,6 +24,7 @@ from tests.contract.store.samples import (
     WAIT,
     app,
     bare,
+    certificate,
     check_change_log,
     contents,
     database_server,
@@ -37,6 +38,7 @@ from tests.contract.store.samples import (
     snapshot,
 )
 
+CERTIFICATES = ["certificates/a", "certificates/b"]
 SERVERS = ["databaseServers/a", "databaseServers/b"]
 ENVIRONMENTS = [DEFAULT, "environments/e"]
 APPS = ["apps/a", "apps/b", "apps/c"]
@@ -57,6 +59,7 @@ class Model:
 
     environments: dict[str, Any] = field(default_factory=dict)
     database_servers: dict[str, Any] = field(default_factory=dict)
+    certificates: dict[str, Any] = field(default_factory=dict)
     nodes: dict[str, Any] = field(default_factory=dict)
     apps: dict[str, Any] = field(default_factory=dict)
     placements: dict[str, Any] = field(default_factory=dict)
@@ -71,6 +74,7 @@ class Model:
         return {
             "database_server": self.database_servers,
             "environment": self.environments,
+            "certificate": self.certificates,
             "node": self.nodes,
             "app": self.apps,
             "placement": self.placements,
@@ -214,6 +218,23 @@ def delete_database_server(name: str) -> Step:
     return step
 
 
+def put_certificate(name: str) -> Step:
+    def step(tx: Transaction, model: Model) -> None:
+        tx.put_certificate(certificate(name))
+        model.certificates[name] = certificate(name)
+
+    return step
+
+
+def delete_certificate(name: str) -> Step:
+    def step(tx: Transaction, model: Model) -> None:
+        assert (tx.certificate(name) is not None) == (name in model.certificates)
+        tx.delete_certificate(name)
+        model.certificates.pop(name, None)
+
+    return step
+
+
 def put_node(name: str, address: str) -> Step:
     def step(tx: Transaction, model: Model) -> None:
         if name.rpartition("/nodes/")[0] in model.environments:
@@ -284,6 +305,8 @@ steps = st.one_of(
     st.builds(delete_environment, homes),
     st.builds(put_database_server, st.sampled_from(SERVERS)),
     st.builds(delete_database_server, st.sampled_from(SERVERS)),
+    st.builds(put_certificate, st.sampled_from(CERTIFICATES)),
+    st.builds(delete_certificate, st.sampled_from(CERTIFICATES)),
     st.builds(put_node, st.sampled_from(NODES), st.sampled_from(["h:1", "h:2"])),
     st.builds(put_operation, st.sampled_from(OPERATIONS), names, st.booleans()),
     st.builds(delete_operation, st.sampled_from(OPERATIONS)),

@@ -17,8 +17,8 @@ class Backup:
     """All rows of a catalog, put back in place of what is there then: what a restored dump or file is."""
 
     TABLES = (
-        "database_servers", "environments", "nodes", "apps", "placements", "app_domains", "operations",
-        "app_events", "requests", "changes", "histories", "writers", "leadership", "meta",
+        "database_servers", "environments", "certificates", "nodes", "apps", "placements", "app_domains",
+        "operations", "app_events", "requests", "changes", "histories", "writers", "leadership", "meta",
     )  # fmt: skip
 
     def __init__(self, store: SqlCatalogStore) -> None:

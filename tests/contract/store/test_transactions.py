@@ -23,6 +23,7 @@ from tests.contract.store.samples import (
     WAIT,
     app,
     bare,
+    certificate,
     contents,
     database_server,
     environment,
@@ -75,6 +76,7 @@ def test_an_answered_write_is_in_the_mirror_and_in_the_reopened_store(catalog: A
     records = [
         database_server("databaseServers/d"),
         environment("environments/e"),
+        certificate("certificates/c"),
         node("environments/e/nodes/n"),
         app("apps/a", environment="environments/e", domains=("a.example",)),
         operation("operations/o", "apps/a", done=True, expire_time=9),
@@ -84,6 +86,7 @@ def test_an_answered_write_is_in_the_mirror_and_in_the_reopened_store(catalog: A
     assert {key: at for kind in seen.values() for key, (at, _) in kind.items() if key != DEFAULT} == {
         "databaseServers/d": revision,
         "environments/e": revision,
+        "certificates/c": revision,
         "environments/e/nodes/n": revision,
         "apps/a": revision,
         "operations/o": revision,
@@ -122,6 +125,7 @@ def test_a_database_server_does_not_show_its_secrets() -> None:
     shown = repr(database_server("databaseServers/d"))
     assert "secret" not in shown
     assert "key" not in shown
+    assert "secret" not in repr(certificate("certificates/c"))
 
 
 def test_every_field_of_an_app_survives(catalog: Any) -> None:

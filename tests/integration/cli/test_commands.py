@@ -6,6 +6,7 @@ import re
 import shlex
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from services.control_plane.store.interface import Transaction
 from tests.eventually import WITHIN
 from tests.fakes.runtime_node import Behaviour
 from tests.integration.control_plane.plane import Plane
+from tests.issued import issue
 
 Command = Callable[..., Awaitable[tuple[int, str, str]]]
 
@@ -300,6 +302,12 @@ async def test_the_example_of_each_commands_help_works(
         await command("database-servers", "create", "one" if name.endswith("delete") else "main")
     if name in {"contexts use", "contexts delete"}:
         await command("contexts", "set", "local", plane.address)
+    if name.startswith("certificates"):
+        issued = issue("shop.example.com", start=datetime.now(UTC) - timedelta(hours=1))
+        (tmp_path / "fullchain.pem").write_text(issued.pem)
+        (tmp_path / "privkey.pem").write_text(issued.key_pem)
+        if name not in {"certificates", "certificates create"}:
+            await command("certificates", "create", "shop", "-f", "fullchain.pem", "-k", "privkey.pem")
     (tmp_path / "apps.yaml").write_text("name: wiki\nentrypoint: notes:create_app\n")
     if "operations/ID" in example:
         plane.nodes[0].behaviours["slow:app"] = Behaviour(ready_after=30.0)
@@ -420,3 +428,29 @@ async def test_an_operator_moves_an_app_drains_a_node_and_forgets_it(command: Co
     operation = err.split()[0]
     status, _, err = await command("wait", operation)
     assert (status, "Stop: 2 of 2 apps done." in err) == (0, True)
+
+
+async def test_certificates_are_uploaded_shown_replaced_and_forgotten(
+    command: Command, tmp_path: Path
+) -> None:
+    now = datetime.now(UTC) - timedelta(hours=1)
+    for number, days in ((1, 90), (2, 3)):
+        issued = issue("shop.example.com", "*.example.org", start=now, days=days)
+        (tmp_path / f"chain{number}.pem").write_text(issued.pem)
+        (tmp_path / f"key{number}.pem").write_text(issued.key_pem)
+    status, out, _ = await command("certificates", "create", "shop", "-f", "chain1.pem", "-k", "key1.pem")
+    assert (status, "Valid" in out, "shop.example.com" in out) == (0, True, True)
+    status, out, err = await command("certificates", "replace", "shop", "-f", "chain2.pem", "-k", "key1.pem")
+    assert status == Exit.USAGE
+    assert "private_key_pem must be the key of the first certificate" in err
+    status, out, _ = await command("certificates", "replace", "shop", "-f", "chain2.pem", "-k", "key2.pem")
+    assert (status, "Valid" in out) == (0, True)
+    _, out, _ = await command("certificates", "describe", "shop")
+    assert "*.example.org" in out
+    assert "PRIVATE" not in out
+    _, out, _ = await command("certificates", "-o", "json")
+    assert [it["name"] for it in json.loads(out)] == ["certificates/shop"]
+    status, _, err = await command("certificates", "create", "x", "-f", "nowhere.pem", "-k", "key1.pem")
+    assert (status, "nowhere.pem cannot be read" in err) == (Exit.USAGE, True)
+    assert (await command("certificates", "delete", "shop", "--yes"))[0] == 0
+    assert "None is kept." in "".join((await command("certificates"))[1:])

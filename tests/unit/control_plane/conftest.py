@@ -14,8 +14,9 @@ from google.protobuf.message_factory import GetMessageClass
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, PreconditionFailure, ResourceInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from appsupervisor.catalog.v1 import app_catalog_pb2, retained_data_pb2
+from appsupervisor.catalog.v1 import app_catalog_pb2, certificates_pb2, retained_data_pb2
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import add_AppCatalogServicer_to_server
+from appsupervisor.catalog.v1.certificates_pb2_grpc import add_CertificatesServicer_to_server
 from appsupervisor.catalog.v1.retained_data_pb2_grpc import add_DataCatalogServicer_to_server
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.fleet.v1.fleet_pb2_grpc import add_FleetServicer_to_server
@@ -24,6 +25,7 @@ from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.queries import AppQueries
 from services.control_plane.catalog.retained_data import RetainedDataService
 from services.control_plane.catalog.timelines import AppTimelines
+from services.control_plane.certificates.certificates import CertificateService
 from services.control_plane.fleet.database_servers import DatabaseServers
 from services.control_plane.fleet.environment_commands import EnvironmentCommands
 from services.control_plane.fleet.fleet import FleetService
@@ -33,6 +35,7 @@ from services.control_plane.nodes.pool import NodePool
 from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
 from services.control_plane.servicers.app_catalog import CatalogServicer
+from services.control_plane.servicers.certificates import CertificatesServicer
 from services.control_plane.servicers.data_catalog import DataCatalogServicer
 from services.control_plane.servicers.fleet import FleetServicer
 from services.control_plane.servicers.operations import OperationsServicer
@@ -44,9 +47,12 @@ from services.rpc.status import DETAILS_KEY
 
 SERVICES = {
     name: descriptor
-    for module in (app_catalog_pb2, retained_data_pb2, fleet_pb2, operations_pb2)
+    for module in (app_catalog_pb2, certificates_pb2, retained_data_pb2, fleet_pb2, operations_pb2)
     for name, descriptor in module.DESCRIPTOR.services_by_name.items()
 }
+
+
+GATEWAY_TOKEN = "t" * 32
 
 
 class Refusal(Exception):  # noqa: N818 - not a fault: what a test expects
@@ -115,6 +121,8 @@ class Server:
             self.methods,
         )
         add_DataCatalogServicer_to_server(DataCatalogServicer(RetainedDataService(store)), self.methods)
+        certificates = CertificatesServicer(store, CertificateService(store), GATEWAY_TOKEN)
+        add_CertificatesServicer_to_server(certificates, self.methods)
         is_heard = heard.__contains__
         fleet = FleetServicer(
             store,

@@ -35,6 +35,28 @@ def test_all_names_of_an_app_switch_and_domains_come_and_go():
     assert getattr(router.lookup(b"one.example", None, b"/"), "status", None) == 404
 
 
+def test_a_wildcard_is_for_what_is_right_below_it_and_nothing_else_has():
+    router = Router("apps.example.com", path_hosts=["edge.example.com"])
+    wild, exact = Gate("wild"), Gate("exact")
+    router.set("wild", ["*.example.com"], wild)
+    router.set("exact", ["shop.example.com"], exact)
+
+    def answers(host: bytes) -> object:
+        found = router.lookup(host, None, b"/")
+        return found[0] if isinstance(found, tuple) else found.reason
+
+    assert answers(b"Blog.example.com:80") is wild
+    assert answers(b"shop.example.com") is exact
+    assert answers(b"exact.apps.example.com") is exact
+    assert answers(b"none.apps.example.com") == "APP_NOT_FOUND"
+    for host in (b"example.com", b"a.b.example.com", b"apps.example.com", b"edge.example.com"):
+        assert answers(host) == "NO_APP_NAMED"
+    router.remove("exact", exact)
+    assert answers(b"shop.example.com") is wild
+    router.remove("wild", wild)
+    assert answers(b"shop.example.com") == "NO_APP_NAMED"
+
+
 def test_a_domain_taken_over_stays_with_its_new_app():
     router = Router()
     first, second = Gate("1"), Gate("2")

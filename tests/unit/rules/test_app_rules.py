@@ -336,6 +336,8 @@ def test_a_database_of_its_own_names_a_server() -> None:
         ("shop.localhost", "shop.localhost"),
         ("1and1.com", "1and1.com"),
         ("a" * 63 + ".de", "a" * 63 + ".de"),
+        ("*.Example.com.", "*.example.com"),
+        ("*.München.example", "*.xn--mnchen-3ya.example"),
     ],
 )
 def test_a_domain_is_kept_in_the_form_dns_has_it(text: str, normal: str) -> None:
@@ -348,7 +350,23 @@ def test_a_domain_is_kept_in_the_form_dns_has_it(text: str, normal: str) -> None
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "*.example.com", "*", "1.2.3.4", "[::1]", "::1", "1.2", "a.0x7f", "localhost", "LOCALHOST."),
+        *(
+            "",
+            "*",
+            "*.",
+            "*.*.a.de",
+            "a.*.de",
+            "*a.de",
+            "*.1.2.3.4",
+            "*.localhost",
+            "1.2.3.4",
+            "[::1]",
+            "::1",
+            "1.2",
+            "a.0x7f",
+            "localhost",
+            "LOCALHOST.",
+        ),
         *(
             "a..b",
             ".a",

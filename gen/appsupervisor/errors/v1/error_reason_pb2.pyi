@@ -56,6 +56,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """NOT_FOUND: there is no such retained data."""
     DATABASE_SERVER_NOT_FOUND: _ErrorReason.ValueType  # 36
     """NOT_FOUND, or FAILED_PRECONDITION where an app names it: there is no such database server."""
+    CERTIFICATE_NOT_FOUND: _ErrorReason.ValueType  # 37
+    """NOT_FOUND: there is no such certificate."""
     APP_ALREADY_EXISTS: _ErrorReason.ValueType  # 40
     """ALREADY_EXISTS: an app of that name exists."""
     ENVIRONMENT_ALREADY_EXISTS: _ErrorReason.ValueType  # 41
@@ -70,6 +72,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS: an instance of that name runs with another spec."""
     DATABASE_SERVER_ALREADY_EXISTS: _ErrorReason.ValueType  # 56
     """ALREADY_EXISTS: a database server of that name exists."""
+    CERTIFICATE_ALREADY_EXISTS: _ErrorReason.ValueType  # 57
+    """ALREADY_EXISTS: a certificate of that name exists."""
     ETAG_MISMATCH: _ErrorReason.ValueType  # 60
     """ABORTED: the resource has changed since that etag; read it again."""
     OPERATION_SUPERSEDED: _ErrorReason.ValueType  # 61
@@ -126,6 +130,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the ticket for reading an app's data is unknown, used or too old."""
     DATABASE_SERVER_IN_USE: _ErrorReason.ValueType  # 76
     """FAILED_PRECONDITION: apps have their databases on the server, or an environment names it as their default."""
+    PRIVATE_KEYS_NOT_GIVEN: _ErrorReason.ValueType  # 112
+    """PERMISSION_DENIED: private keys are told only to gateways, by the token of `--gateway-token-file`; the caller has not
+    sent it, or the control plane has none and tells nobody.
+    """
     RESUME_TOKEN_EXPIRED: _ErrorReason.ValueType  # 100
     """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
     NODE_FULL: _ErrorReason.ValueType  # 120
@@ -188,6 +196,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the app's data could not be removed from its node; the message says why. Tried again."""
     DATABASE_NOT_REMOVED: _ErrorReason.ValueType  # 196
     """FAILED_PRECONDITION: the app's database could not be dropped; the message says why. Tried again."""
+    DATABASE_NOT_MOVED: _ErrorReason.ValueType  # 197
+    """FAILED_PRECONDITION: the app's database could not be moved to another server, and stays where it is; the message says
+    why.
+    """
     APP_BLOCKED_LOOP: _ErrorReason.ValueType  # 171
     """The app: it blocked its event loop beyond its budget."""
     ISOLATION_UNSUPPORTED: _ErrorReason.ValueType  # 172
@@ -204,6 +216,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The app: its process lived but took nothing any more of what its node sent it, and was ended."""
     APP_UNHEALTHY: _ErrorReason.ValueType  # 182
     """The app: a replica of a new version was ready, and then its health check failed; the version before goes on serving."""
+    CANARY_FAILED: _ErrorReason.ValueType  # 183
+    """The app: a new version failed more of its requests, or was slower, than `rollout.canary` allows; the version before
+    goes on serving.
+    """
+    CANARY_NOT_PROVEN: _ErrorReason.ValueType  # 184
+    """The app: a new version got too few requests to be judged by `rollout.canary` in its time; the version before goes on
+    serving.
+    """
     INTERNAL: _ErrorReason.ValueType  # 200
     """INTERNAL: a fault of ours; the request id in the message finds it in the log."""
 
@@ -244,6 +264,8 @@ RETAINED_DATA_NOT_FOUND: ErrorReason.ValueType  # 28
 """NOT_FOUND: there is no such retained data."""
 DATABASE_SERVER_NOT_FOUND: ErrorReason.ValueType  # 36
 """NOT_FOUND, or FAILED_PRECONDITION where an app names it: there is no such database server."""
+CERTIFICATE_NOT_FOUND: ErrorReason.ValueType  # 37
+"""NOT_FOUND: there is no such certificate."""
 APP_ALREADY_EXISTS: ErrorReason.ValueType  # 40
 """ALREADY_EXISTS: an app of that name exists."""
 ENVIRONMENT_ALREADY_EXISTS: ErrorReason.ValueType  # 41
@@ -258,6 +280,8 @@ INSTANCE_EXISTS: ErrorReason.ValueType  # 44
 """ALREADY_EXISTS: an instance of that name runs with another spec."""
 DATABASE_SERVER_ALREADY_EXISTS: ErrorReason.ValueType  # 56
 """ALREADY_EXISTS: a database server of that name exists."""
+CERTIFICATE_ALREADY_EXISTS: ErrorReason.ValueType  # 57
+"""ALREADY_EXISTS: a certificate of that name exists."""
 ETAG_MISMATCH: ErrorReason.ValueType  # 60
 """ABORTED: the resource has changed since that etag; read it again."""
 OPERATION_SUPERSEDED: ErrorReason.ValueType  # 61
@@ -314,6 +338,10 @@ TICKET_INVALID: ErrorReason.ValueType  # 111
 """FAILED_PRECONDITION: the ticket for reading an app's data is unknown, used or too old."""
 DATABASE_SERVER_IN_USE: ErrorReason.ValueType  # 76
 """FAILED_PRECONDITION: apps have their databases on the server, or an environment names it as their default."""
+PRIVATE_KEYS_NOT_GIVEN: ErrorReason.ValueType  # 112
+"""PERMISSION_DENIED: private keys are told only to gateways, by the token of `--gateway-token-file`; the caller has not
+sent it, or the control plane has none and tells nobody.
+"""
 RESUME_TOKEN_EXPIRED: ErrorReason.ValueType  # 100
 """OUT_OF_RANGE: the change log no longer reaches back to that token; start without one."""
 NODE_FULL: ErrorReason.ValueType  # 120
@@ -376,6 +404,10 @@ DATA_NOT_REMOVED: ErrorReason.ValueType  # 179
 """FAILED_PRECONDITION: the app's data could not be removed from its node; the message says why. Tried again."""
 DATABASE_NOT_REMOVED: ErrorReason.ValueType  # 196
 """FAILED_PRECONDITION: the app's database could not be dropped; the message says why. Tried again."""
+DATABASE_NOT_MOVED: ErrorReason.ValueType  # 197
+"""FAILED_PRECONDITION: the app's database could not be moved to another server, and stays where it is; the message says
+why.
+"""
 APP_BLOCKED_LOOP: ErrorReason.ValueType  # 171
 """The app: it blocked its event loop beyond its budget."""
 ISOLATION_UNSUPPORTED: ErrorReason.ValueType  # 172
@@ -392,6 +424,14 @@ APP_UNRESPONSIVE: ErrorReason.ValueType  # 177
 """The app: its process lived but took nothing any more of what its node sent it, and was ended."""
 APP_UNHEALTHY: ErrorReason.ValueType  # 182
 """The app: a replica of a new version was ready, and then its health check failed; the version before goes on serving."""
+CANARY_FAILED: ErrorReason.ValueType  # 183
+"""The app: a new version failed more of its requests, or was slower, than `rollout.canary` allows; the version before
+goes on serving.
+"""
+CANARY_NOT_PROVEN: ErrorReason.ValueType  # 184
+"""The app: a new version got too few requests to be judged by `rollout.canary` in its time; the version before goes on
+serving.
+"""
 INTERNAL: ErrorReason.ValueType  # 200
 """INTERNAL: a fault of ours; the request id in the message finds it in the log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -368,7 +368,7 @@ class Database(_message.Message):
         SERVER_FIELD_NUMBER: _builtins.int
         MODE_FIELD_NUMBER: _builtins.int
         server: _builtins.str
-        """The server, `databaseServers/{database_server}`. Cannot be changed."""
+        """The server, `databaseServers/{database_server}`. Another one has the database moved there, with its data."""
         mode: Global___Database.Postgres.Mode.ValueType
         """What it gets there; `SCHEMA` when unset. Cannot be changed."""
         def __init__(
@@ -1304,7 +1304,7 @@ class InstanceSpec(_message.Message):
 
     @_builtins.property
     def domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Exact host names it answers to beside `{app}.{base_domain}`."""
+        """Host names it answers to beside `{app}.{base_domain}`; `*.example.com` is for each name with one label more."""
 
     @_builtins.property
     def idle_timeout(self) -> _duration_pb2.Duration:

@@ -9,6 +9,7 @@ from typing import Any
 from google.rpc.status_pb2 import Status
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, BatchResponse, OperationMetadata
+from appsupervisor.catalog.v1.certificates_pb2 import Certificate
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1.fleet_pb2 import (
     DatabaseServer,
@@ -24,6 +25,7 @@ from services.control_plane.store.records import (
     REBALANCE,
     AppRecord,
     BatchRecord,
+    CertificateRecord,
     DatabaseServerRecord,
     EnvironmentRecord,
     NodeRecord,
@@ -135,6 +137,22 @@ def database_server_record(row: Row) -> DatabaseServerRecord:
     """Return the database server of a row."""
     _name, body, admin_url, key, revision = row
     return DatabaseServerRecord(DatabaseServer.FromString(body), admin_url, key, revision)
+
+
+def certificate_values(record: CertificateRecord) -> dict[str, Any]:
+    """Return a certificate's row."""
+    return {
+        "name": record.name,
+        "body": record.certificate.SerializeToString(),
+        "private_key": record.private_key,
+        "revision": record.revision,
+    }
+
+
+def certificate_record(row: Row) -> CertificateRecord:
+    """Return the certificate of a row."""
+    _name, body, private_key, revision = row
+    return CertificateRecord(Certificate.FromString(body), private_key, revision)
 
 
 def node_values(record: NodeRecord) -> dict[str, Any]:

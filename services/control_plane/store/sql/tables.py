@@ -118,6 +118,17 @@ class DatabaseServerRow(CatalogTable, table=True):
     revision: int = _big()
 
 
+class CertificateRow(CatalogTable, table=True):
+    """One TLS certificate with its private key."""
+
+    __tablename__ = "certificates"
+
+    name: str = Field(primary_key=True)
+    body: bytes = Field(sa_type=LargeBinary)
+    private_key: str
+    revision: int = _big()
+
+
 class NodeRow(CatalogTable, table=True):
     """One node."""
 

@@ -1,0 +1,1 @@
+"""TLS certificates: what is asked and told about them. Free of gRPC."""
