@@ -204,15 +204,8 @@ class AppReconciler:
             todo = await self._database_travels.hold(app, todo)
         over, failure = await self._stop_all(app, todo)
         # A stop that fails holds up no start, nor one start another: an app is to serve first of all.
-        again, passing = bool(over), 0.0
-        for start in starts:
-            try:
-                if await self._start(app, assigned, start):
-                    passing = PASSING_SECONDS
-                else:
-                    again = True
-            except SupervisorError as refusal:
-                failure = refusal
+        started = await self._start_all(app, assigned, starts)
+        failure = started.failure or failure
         if app.database_server:
             ends = todo.remove or (app.deleting and len(over) == len(assigned.placements))
             await self._guard_database(app, assigned, over, ends=bool(ends))
@@ -225,12 +218,12 @@ class AppReconciler:
         travel = None if app.deleting else travel_of(assigned.placements)
         if travel is not None and not todo.starts and failure is None:
             brought = await self._bring_data(app, travel)
-            return replace(brought, again=True) if again else brought
+            return replace(brought, again=True) if over or started.again else brought
         if travel is None and failure is None and app.status.data_move.state == DataMove.ARRIVED:
             await self._leave(app, assigned)
-        after = min(filter(None, [todo.after, passing, *pauses]), default=0.0)
+        after = min(filter(None, [todo.after, started.after, *pauses]), default=0.0)
         # That a placement is over changes no app by itself, and so asks for no pass.
-        return Result(failure=failure, again=again, after=after)
+        return Result(failure=failure, again=bool(over) or started.again, after=after)
 
     async def _leave(self, app: AppRecord, assigned: Assignment) -> None:
         """Have the node that an app's data has left forward what it holds: it is started elsewhere."""
@@ -388,6 +381,19 @@ class AppReconciler:
             await self._write(partial(told, failure=None))
         start.request.spec.database_url = database.url
         start.request.spec.database_pool_size = database.pool
+
+    async def _start_all(self, app: AppRecord, assigned: Assignment, starts: Sequence[Start]) -> Result:
+        """Carry out starts; return the last failure, and when to look at what came of them."""
+        again, after, failure = False, 0.0, None
+        for start in starts:
+            try:
+                if await self._start(app, assigned, start):
+                    after = PASSING_SECONDS
+                else:
+                    again = True
+            except SupervisorError as refusal:
+                failure = refusal
+        return Result(again, after, failure)
 
     async def _start(self, app: AppRecord, assigned: Assignment, start: Start) -> bool:
         """Have an instance started; tell whether its node will tell more of it in a moment."""
