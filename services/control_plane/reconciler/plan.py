@@ -70,6 +70,8 @@ def plan(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> Plan
     if app.deleting and not assigned.placements:
         return Plan(remove=True)
     ending = bool(app.deleting) or app.spec.desired_state == App.STOPPED or is_stopped_for(app)
+    if not ending and _is_alone(assigned, seen):
+        return Plan(after=assigned.after)
     lingering = {} if ending else dict(_lingering(assigned, seen, now))
     after = min([*lingering.values(), *([assigned.after] if assigned.after else [])], default=0.0)
     stops = tuple(
@@ -94,6 +96,15 @@ def _too_early(app: AppRecord, placement: PlacementRecord, now: int) -> float:
         return 0.0
     left = ANNOUNCED_SECONDS - (now - placement.since) / 1e6
     return left if left <= ANNOUNCED_SECONDS else 0.0
+
+
+def _is_alone(assigned: Assignment, seen: Snapshot) -> bool:
+    """Tell whether the only placement is to run and its instance is all there is: as most passes find it."""
+    wanted = assigned.wanted
+    if wanted is None or len(assigned.placements) != 1:
+        return False
+    view = seen.heard(wanted.node)
+    return view is not None and len(view.instances) == 1 and seen.instance(wanted) is not None
 
 
 def _start(app: AppRecord, replica: Assignment, seen: Snapshot) -> Start | None:
