@@ -14,6 +14,7 @@ from appsupervisor.catalog.v1 import certificates_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition
 from services.control_plane.certificates.certificates import CertificateService
 from services.control_plane.certificates.watch import check_token, watch_certificates
+from services.control_plane.metrics import ControlPlaneMetrics
 from services.control_plane.servicers.certificates import CertificatesServicer
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.sql_store import open_store
@@ -180,6 +181,14 @@ def test_its_end_is_told_as_it_comes_nearer(server: Server, refused: Refused, no
     # It may still be labelled, but not be brought again.
     server("UpdateCertificate", update(display_name="old"))
     assert refused("CreateCertificate", create(name="again")).fields == {"certificate.chain_pem"}
+
+
+def test_its_end_is_a_metric(server: Server, store: CatalogStore) -> None:
+    made = server("CreateCertificate", create())
+    metrics = ControlPlaneMetrics(store, lambda: (0, 0), watchers=lambda: 0, tails=lambda: 0)
+    (found,) = (it for it in metrics.collect() if it.name.endswith("certificate_expire_time_seconds"))
+    (sample,) = found.samples
+    assert (sample.labels, sample.value) == ({"certificate": made.name}, made.expire_time.ToSeconds())
 
 
 def test_a_watch_tells_each_change_and_keys_to_who_has_the_token(server: Server, store: CatalogStore) -> None:
