@@ -22,6 +22,7 @@ MODULES = (
     "envoy.config.route.v3.route",
     "envoy.config.route.v3.scoped_route",
     "envoy.extensions.access_loggers.file.v3.file",
+    "envoy.extensions.filters.http.grpc_http1_reverse_bridge.v3.config",
     "envoy.extensions.filters.http.header_to_metadata.v3.header_to_metadata",
     "envoy.extensions.filters.http.lua.v3.lua",
     "envoy.extensions.filters.http.router.v3.router",

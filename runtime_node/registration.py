@@ -1,4 +1,4 @@
-"""Tells the control plane that this node is there, for ever, until somebody watches it; then stays silent."""
+"""Tells the control plane that this node is there, until somebody watches it; then only what has changed."""
 
 from __future__ import annotations
 
@@ -69,10 +69,11 @@ class Registration:
         self._standing = standing
         self._sleep = sleep
         self._told = ""
+        self._registered: fleet_pb2.RegisterNodeRequest | None = None
         self._interval = DEFAULT_INTERVAL
 
     async def run(self) -> None:
-        """Register, then again whenever no watch stream was open for the registration interval. Endless."""
+        """Register; again when nobody watched for an interval, and when the node is not as told. Endless."""
         async with AsyncExitStack() as stack:
             # A channel each: gRPC's own list of addresses takes no host names, and stays with one that
             # answers, though it may only ever answer that it cannot.
@@ -92,7 +93,10 @@ class Registration:
                 await self._register(fleets)
                 silent_since = self._feed.clock()
                 await self._sleep(self._interval)
-                while self._feed.streams or self._silence(silent_since) < self._interval:
+                # What the node tells of itself may be another by now, as the code that it has.
+                while self._request() == self._registered and (
+                    self._feed.streams or self._silence(silent_since) < self._interval
+                ):
                     await self._sleep(max(0.1, self._interval - self._silence(silent_since)))
 
     def _silence(self, since: float) -> float:
@@ -114,8 +118,10 @@ class Registration:
         ):
             with attempt:
                 fleet = fleets[self._turn % len(fleets)]
-                call: Any = fleet.RegisterNode(self._request(), timeout=CALL_TIMEOUT)
+                request = self._request()
+                call: Any = fleet.RegisterNode(request, timeout=CALL_TIMEOUT)
                 response: fleet_pb2.RegisterNodeResponse = await call
+                self._registered = request
         interval = seconds(response.registration_interval)
         self._interval = interval if interval > 0 else DEFAULT_INTERVAL
         self._told = ""

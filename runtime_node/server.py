@@ -51,6 +51,7 @@ from runtime_node.isolation import GCPolicy
 from runtime_node.isolation.leaks import Canary
 from runtime_node.lease import Lease, steady_seconds
 from runtime_node.loader import Loader
+from runtime_node.loader.listing import importable
 from runtime_node.metrics import NodeMetrics
 from runtime_node.name_ownership import NameOwnership
 from runtime_node.process_end import end_within
@@ -58,6 +59,7 @@ from runtime_node.registration import Registration
 from runtime_node.servicer import RuntimeServicer
 from runtime_node.settings import Address, NodeSettings
 from runtime_node.telemetry import Telemetry
+from runtime_node.tiers.ahead import CodeAhead
 from runtime_node.tiers.choice import Runners, Tier
 from runtime_node.tiers.lag import LoopLag
 from runtime_node.tiers.process.runner import ProcessRunner
@@ -83,6 +85,8 @@ log = logging.getLogger("runtime_node")
 RPC_GRACE = 1.0
 END_GRACE = 20.0
 """Seconds beyond the shutdown timeout after which the process ends even if a part of it does not."""
+CODE_SECONDS = 2.0
+"""Between two looks at which modules are here."""
 BLOCKING_CALLS = 32
 """Threads for the node's own calls that wait for the disk; one that hangs must not hold up the others."""
 
@@ -119,6 +123,8 @@ class Node:
         self.telemetry: Telemetry
         self.metrics: Address | None = None
         self.front: HttpFront
+        self._modules: list[str] = []
+        """Top-level names of the code that is here, as last looked at."""
         self._zygote = zygote
         self._process = psutil.Process()
 
@@ -159,6 +165,8 @@ class Node:
                 ownership = NameOwnership(
                     self.settings.node_name, self.host, router, self.settings.shutdown_timeout
                 )
+                await self._list_code()
+                _background(stack, self._follow_code(), "code")
                 registration = Registration(
                     self.settings.control_plane, self._registration, self.feed, ownership
                 )
@@ -205,7 +213,11 @@ class Node:
         self.offers = offers = Offers(databases)
         stack.push_async_callback(_quietly, "offers", offers.close_all)
         purges = Purges(databases, lambda app, uid: _forget(telemetry.logs.purge, offers, receipts, app, uid))
-        self.receipts = receipts = Receipts(databases, table, read_offered, is_doomed=purges.wants)
+        place = CodePlace(settings.node_name, loader.app_dirs)
+        self.receipts = receipts = Receipts(
+            databases, table, read_offered, is_doomed=purges.wants,
+            code_ahead=CodeAhead(loader, place.located).fetch,
+        )  # fmt: skip
         stack.push_async_callback(_quietly, "receipts", receipts.close)
         carrier = Carrier(self.front.loop, settings.node_name)
         stack.push_async_callback(_quietly, "forwarding", partial(_on, self.front.loop, carrier.close))
@@ -230,7 +242,7 @@ class Node:
             runners=Runners(runners, loader), databases=databases,
             start_limiter=StartLimiter(settings.concurrent_starts), probes=probes, registry=registry,
             transitions=transitions, leaks=leaks, watchdog=watchdog, running=table.running,
-            place=CodePlace(settings.node_name, loader.app_dirs), code=code,
+            place=place, code=code,
             on_ready=partial(_started, collector, shared_state),
         )  # fmt: skip
         self.host = InstanceHost(
@@ -351,6 +363,14 @@ class Node:
             host = socket.gethostname()
         return str(Address(host.strip("[]"), bound.port)) if host else str(bound)
 
+    async def _list_code(self) -> None:
+        self._modules = await asyncio.to_thread(importable, self.settings.app_dirs)
+
+    async def _follow_code(self) -> None:
+        while True:
+            await asyncio.sleep(CODE_SECONDS)
+            await self._list_code()
+
     def _registration(self) -> fleet_pb2.RegisterNodeRequest:
         settings = self.settings
         address = settings.advertise if ":" in settings.advertise else self._advertised(self.listen)
@@ -369,6 +389,7 @@ class Node:
                 memory_bytes=settings.memory_budget_bytes or 0,
                 incarnation=self.incarnation,
                 uid=self.uid,
+                modules=self._modules,
             ),
         )
 

@@ -52,6 +52,14 @@ class Loader:
         """The directories, as absolute paths."""
         return self._locations.directories
 
+    def has(self, entrypoint: str) -> bool:
+        """Tell whether there is a package or module of the entrypoint's first name, running none of it.
+
+        Raises SupervisorError `ENTRYPOINT_MALFORMED`.
+        """
+        directory, inside = self._locations.locate(parse_entrypoint(entrypoint))
+        return directory is not None or static.is_installed(inside.top)
+
     def kind_of(self, entrypoint: str) -> static.Kind | None:
         """Tell from the source alone, running none of it, what `entrypoint` names; None if it cannot be told.
 

@@ -7,6 +7,7 @@ would run it in the node's process.
 from __future__ import annotations
 
 import ast
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -31,6 +32,11 @@ def kind_of(directory: Path | None, entrypoint: Entrypoint) -> Kind | None:
     if len(entrypoint.attributes) != 1:
         return None
     return _follow(directory, entrypoint.module, entrypoint.attributes[0], _MOST_STEPS)
+
+
+def is_installed(top: str) -> bool:
+    """Tell whether a package or module of that name can be imported, whatever is in it."""
+    return top in sys.modules or top in sys.builtin_module_names or PathFinder.find_spec(top) is not None
 
 
 def needs_process(directory: Path | None, entrypoint: Entrypoint) -> str | None:

@@ -26,6 +26,11 @@ log = logging.getLogger("runtime_node.travel")
 IDLE_SECONDS = 30.0
 """An offer that nobody reads or renews for so long is closed: a database's log grows while it is open."""
 
+CATCH_UPS = 3
+"""Passes at most over what was written since the one before, as long as each brings much."""
+CATCH_UP_BYTES = 8 * 1024 * 1024
+"""So much is sent in less time than another pass takes."""
+
 Entry = pb.ReadDataResponse.Entry
 
 _KINDS = {"file": Entry.FILE, "directory": Entry.DIRECTORY, "link": Entry.LINK}
@@ -49,6 +54,21 @@ class Offer:
     """Whoever reads a block for a stream, or begins another."""
     open_streams: int = 0
     used: float = field(default_factory=time.monotonic)
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One way through a directory, from a place on; and what came of it."""
+
+    path: str = ""
+    offset: int = 0
+    changed: bool = False
+    """Only what is not as it was sent."""
+    live: bool = True
+    entries: int = 0
+    skipped: int = 0
+    sent: int = 0
+    """Bytes."""
 
 
 class Offers:
@@ -136,39 +156,60 @@ class Offers:
     async def _messages(
         self, offer: Offer, request: pb.ReadDataRequest, number: int
     ) -> AsyncGenerator[pb.ReadDataResponse, None]:
-        freeze_id, reading = offer.freeze_id, offer.reading
+        freeze_id = offer.freeze_id
         yield pb.ReadDataResponse(session=offer.session, total_bytes=offer.total_bytes)
-        count = skipped = 0
-        begin, changed = True, bool(freeze_id)
+        told = _Pass(request.path, request.offset, changed=bool(freeze_id), live=not freeze_id)
+        async for message in self._pass(offer, number, told):
+            yield message
+        more = told.live
+        for _ in range(CATCH_UPS if more else 0):
+            # What was written meanwhile would be compared, and sent, while the app stands still.
+            catch_up = _Pass(changed=True, live=True)
+            async for message in self._pass(offer, number, catch_up):
+                yield message
+            if catch_up.sent < CATCH_UP_BYTES:
+                break
+        if freeze_id != offer.freeze_id:
+            raise SupervisorError("DATA_NOT_MOVED", "The app was started again meanwhile.")
+        end = pb.ReadDataResponse.End(
+            freeze_id=freeze_id, entry_count=told.entries, skipped_count=told.skipped
+        )
+        yield pb.ReadDataResponse(end=end)
+
+    async def _pass(
+        self, offer: Offer, number: int, told: _Pass
+    ) -> AsyncGenerator[pb.ReadDataResponse, None]:
+        """Yield the entries of a directory, and what of its files is to be sent; count that."""
+        reading, begin = offer.reading, True
+        changed, live = told.changed, told.live
         while reading is not None:
             async with _newest(offer, number):
-                found, skipped = await reading.entries(begin=begin, after=request.path, changed=changed)
+                found, told.skipped = await reading.entries(begin=begin, after=told.path, changed=changed)
             if not found:
                 break
             begin = False
-            count += len(found)
+            told.entries += len(found)
+            if changed and live:
+                found = [it for it in found if not it.get("same")]
             yield pb.ReadDataResponse(entries=map(_entry, found))
             for entry in found:
                 if entry["kind"] != "file" or entry.get("same"):
                     continue
                 path, more = entry["path"], True
-                offset = request.offset if path == request.path else 0
+                offset = told.offset if path == told.path else 0
                 while more:
                     # What was read for a stream that is not read any more would be taken for sent.
                     async with _newest(offer, number):
-                        block = await reading.block(path, offset, changed=changed)
+                        block = await reading.block(path, offset, changed=changed, live=live)
                     if block is None:
                         break
                     offset = block.offset + len(block.data)
                     more = len(block.data) == BLOCK_BYTES
-                    told = pb.ReadDataResponse.Block(
+                    told.sent += len(block.data)
+                    message = pb.ReadDataResponse.Block(
                         path=path, offset=block.offset, data=block.data, digest=block.digest
                     )
-                    yield pb.ReadDataResponse(block=told)
-        if freeze_id != offer.freeze_id:
-            raise SupervisorError("DATA_NOT_MOVED", "The app was started again meanwhile.")
-        end = pb.ReadDataResponse.End(freeze_id=freeze_id, entry_count=count, skipped_count=skipped)
-        yield pb.ReadDataResponse(end=end)
+                    yield pb.ReadDataResponse(block=message)
 
     def thaw(self, uid: str) -> None:
         """Note that an instance of an app is accepted here: its data is not frozen any more."""

@@ -47,6 +47,8 @@ class Reader:
         self._pinned: dict[str, tuple[sqlite3.Connection, int]] = {}
         self._open: dict[str, io.FileIO] = {}
         self._listing: Iterator[dict[str, Any]] | None = None
+        self._folders: set[str] = set()
+        """Folders of what was sent, as a pass began."""
         self._skipped = 0
 
     def pin(self) -> int:
@@ -103,6 +105,7 @@ class Reader:
                 # What is sent again, or stood at the place of something else, is no more as it was sent.
                 self._sent = {path: blocks for path, blocks in self._sent.items() if path <= after}
                 self._signatures = {path: it for path, it in self._signatures.items() if path <= after}
+            self._folders = {folder for path in self._sent for folder in _folders_of(path)}
             for path in list(self._open):
                 self._close(path)  # another file may stand there by now
             self._listing = iter(sorted(self._walk(), key=lambda entry: str(entry["path"])))
@@ -112,12 +115,20 @@ class Reader:
                 if entry["kind"] != "file":
                     self._sent.pop(entry["path"], None)
                     self._signatures.pop(entry["path"], None)
+                elif entry["path"] in self._folders:
+                    self._drop_below(entry["path"])
                 elif changed:
                     entry["same"] = self._is_same(entry["path"])
                 page.append(entry)
                 if len(page) == count:
                     break
         return page, self._skipped
+
+    def _drop_below(self, folder: str) -> None:
+        """Forget what was sent of a folder in whose place a file is now: it goes where it was sent to."""
+        for path in [it for it in self._sent if it.startswith(f"{folder}/")]:
+            del self._sent[path]
+            self._signatures.pop(path, None)
 
     def _walk(self) -> Iterator[dict[str, Any]]:
         folders, count = [""], 0
@@ -180,17 +191,20 @@ class Reader:
             raise FileNotFoundError(2, "it is not there any more", place)
         return found
 
-    def block(self, path: str, offset: int, *, changed: bool) -> tuple[int, bytes, bytes] | None:
+    def block(
+        self, path: str, offset: int, *, changed: bool, live: bool = False
+    ) -> tuple[int, bytes, bytes] | None:
         """Return the next block of a file at or after an offset: where it is, its bytes, their digest.
 
-        With `changed` the next one that is not as it was sent; None if there is none, or no such file.
+        With `changed` the next one that is not as it was sent; None without one, and of no such file. `live`:
+        the app goes on, and a file that is as it is now will not be looked through again.
         """
         try:
             file = self._opened(path)
         except FileNotFoundError:
             return None
         sent = self._sent.setdefault(path, {})
-        if not changed and (offset == 0 or path not in self._signatures):
+        if (live or not changed) and (offset == 0 or path not in self._signatures):
             status = os.fstat(file.fileno())
             settled = time.time() - status.st_mtime > _RACY_SECONDS
             self._signatures[path] = _signature(status), settled
@@ -243,6 +257,11 @@ class Reader:
     def _close(self, path: str) -> None:
         if path not in self._pinned and path in self._open:
             self._open.pop(path).close()
+
+
+def _folders_of(path: str) -> Iterator[str]:
+    while path := path.rpartition("/")[0]:
+        yield path
 
 
 def _kind(mode: int) -> str:

@@ -58,9 +58,12 @@ class Reading:
         answer, _ = await self._ask(do="entries", begin=begin, after=after, count=PAGE, changed=changed)
         return answer["entries"], answer["skipped"]
 
-    async def block(self, path: str, offset: int, *, changed: bool) -> Block | None:
-        """Return the next block of a file from an offset on; `changed`: one that is not as it was sent."""
-        answer, data = await self._ask(do="block", path=path, offset=offset, changed=changed)
+    async def block(self, path: str, offset: int, *, changed: bool, live: bool) -> Block | None:
+        """Return the next block of a file from an offset on; `changed`: one that is not as it was sent.
+
+        `live`: the app goes on, and a file that is as it is now will not be looked through again.
+        """
+        answer, data = await self._ask(do="block", path=path, offset=offset, changed=changed, live=live)
         return Block(answer["offset"], data, bytes.fromhex(answer["digest"])) if data else None
 
     async def close(self) -> None:

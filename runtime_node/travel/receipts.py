@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from contextlib import aclosing
-from typing import Protocol, TypeAlias
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 
 from appsupervisor.runtime.v1 import data_transfers_pb2 as pb
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.instances.databases import Databases
+from runtime_node.instances.record import error_message
 from runtime_node.instances.table import InstanceTable
 from runtime_node.travel.staging import Staging
 from services.rpc.background import background
@@ -29,6 +32,12 @@ Receipt = pb.ReceiveDataResponse
 Messages: TypeAlias = AsyncGenerator[pb.ReadDataResponse, None]
 
 
+Tier: TypeAlias = InstanceSpec.IsolationTier.ValueType
+
+CodeAhead: TypeAlias = Callable[[str, Tier], Awaitable[Callable[[], None]]]
+"""Imports what an entrypoint names, as far as a tier allows; returns what lets it go."""
+
+
 class Source(Protocol):
     """Reads what another node offers."""
 
@@ -45,6 +54,7 @@ class _Receiving:
         self.told = Receipt(state=Receipt.COPYING, session=session)
         self.task: asyncio.Task[None] | None = None
         self.begun = False
+        self._let_go: Callable[[], None] | None = None
         self._path, self._offset = "", 0
         self._clock = clock
         self._seconds = 0.0
@@ -80,6 +90,22 @@ class _Receiving:
         self.told.state, self.told.freeze_id, self.told.rest_bytes = Receipt.ARRIVED, freeze_id, rest
         self.told.rest_duration.FromMicroseconds(int((self._clock() - began) * 1e6))
 
+    async def import_code(self, fetch: CodeAhead, entrypoint: str, isolation: Tier) -> None:
+        """Have the code in memory, or tell why it cannot be, until `let_go`."""
+        if not entrypoint or self._let_go is not None:
+            return
+        try:
+            self._let_go = await fetch(entrypoint, isolation)
+            self.told.ClearField("code_error")
+        except SupervisorError as failure:
+            self.told.code_error.CopyFrom(error_message(failure, time.time()))
+
+    def let_go(self) -> None:
+        """Keep the code no longer than those who run it."""
+        let_go, self._let_go = self._let_go, None
+        if let_go is not None:
+            let_go()
+
     def resumed(self, ticket: bytes) -> pb.ReadDataRequest:
         """Return the request that goes on where the copy broke off."""
         return pb.ReadDataRequest(ticket=ticket, path=self._path, offset=self._offset)
@@ -107,6 +133,7 @@ class Receipts:
         source: Source,
         *,
         is_doomed: Callable[[str, str], bool],
+        code_ahead: CodeAhead,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`is_doomed` tells, by app id and uid, whether data of an app here is being removed."""
@@ -115,6 +142,7 @@ class Receipts:
         self._source = source
         self._clock = clock
         self._is_doomed = is_doomed
+        self._code_ahead = code_ahead
         self._receiving: dict[str, _Receiving] = {}
         self._epochs: dict[str, int] = {}
 
@@ -130,9 +158,20 @@ class Receipts:
         return told
 
     async def begin(
-        self, app: str, uid: str, session: str, address: str, ticket: bytes, epoch: int
+        self,
+        app: str,
+        uid: str,
+        session: str,
+        address: str,
+        ticket: bytes,
+        epoch: int,
+        *,
+        entrypoint: str = "",
+        isolation: Tier = InstanceSpec.ISOLATION_TIER_UNSPECIFIED,
     ) -> Receipt:
         """Begin to copy, or go on where it broke off; what is being copied under that session goes on.
+
+        The code of an `entrypoint` is imported meanwhile: COPIED is told once both are here.
 
         Raises INSTANCE_EXISTS, and DATA_NOT_MOVED while data of the app here is being removed.
         """
@@ -157,14 +196,24 @@ class Receipts:
             known = self._receiving[uid] = _Receiving(staging, session, self._clock)
         if known.told.state != Receipt.COPIED:
             known.told.state, known.told.message = Receipt.COPYING, ""
-            known.task = background(self._copy(app, known, address, ticket), f"receive {app}")
+            code = partial(known.import_code, self._code_ahead, entrypoint, isolation)
+            known.task = background(self._copy(app, known, address, ticket, code), f"receive {app}")
         return self.told(uid)
 
-    async def _copy(self, app: str, receiving: _Receiving, address: str, ticket: bytes) -> None:
+    async def _copy(
+        self,
+        app: str,
+        receiving: _Receiving,
+        address: str,
+        ticket: bytes,
+        import_code: Callable[[], Coroutine[Any, Any, None]],
+    ) -> None:
         told = receiving.told
+        importing = background(import_code(), f"import {app}")
         try:
             request = receiving.resumed(ticket)
             await receiving.copy(self._source(address, request, SILENCE_SECONDS))
+            await importing
         except SupervisorError as failure:
             told.state, told.message = Receipt.INTERRUPTED, failure.message
         except OSError as fault:
@@ -174,6 +223,9 @@ class Receipts:
         finally:
             if told.state == Receipt.COPYING:
                 told.state = Receipt.INTERRUPTED
+            if not importing.done():
+                importing.cancel()  # not asked for again before the copy goes on
+                await asyncio.wait({importing})
         log.info(
             "data copied" if told.state == Receipt.COPIED else f"copying data broke off: {told.message}",
             extra={"action": "travel.copied" if told.state == Receipt.COPIED else "travel.broken_off",
@@ -229,7 +281,7 @@ class Receipts:
         known = self._receiving.get(uid)
         arrived = known is not None and known.told.state == Receipt.ARRIVED
         if arrived:
-            del self._receiving[uid]
+            self._receiving.pop(uid).let_go()
         return arrived
 
     async def close(self) -> None:
@@ -239,11 +291,14 @@ class Receipts:
                 known.task.cancel()
         tasks = [it.task for it in self._receiving.values() if it.task is not None]
         await asyncio.gather(*tasks, return_exceptions=True)
+        for known in self._receiving.values():
+            known.let_go()
 
     async def _forget(self, uid: str, known: _Receiving) -> None:
         if known.task is not None:
             known.task.cancel()
             await asyncio.gather(known.task, return_exceptions=True)
+        known.let_go()
         if self._receiving.get(uid) is known:
             del self._receiving[uid]
         await asyncio.to_thread(known.staging.discard)

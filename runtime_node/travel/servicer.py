@@ -70,7 +70,10 @@ class DataTransfersServicer(Servicer):
             raise invalid_fields([Violation(name, "is required with a ticket") for name in missing])
         if request.freeze_id:
             return await self._receipts.finish(app, uid, address, request.ticket, request.freeze_id)
-        return await self._receipts.begin(app, uid, session, address, request.ticket, request.epoch)
+        return await self._receipts.begin(
+            app, uid, session, address, request.ticket, request.epoch,
+            entrypoint=request.entrypoint, isolation=request.isolation,
+        )  # fmt: skip
 
 
 def check_app(name: str, uid: str, *, ticket: bytes | None = None) -> tuple[str, str]:

@@ -219,7 +219,7 @@ def restart(
 
 def move(
     context: typer.Context,
-    name: AppArgument,
+    name: SomeApp = "",
     to: Annotated[
         str,
         typer.Option("--to", help="A node: ID of `default`, ENVIRONMENT/ID, or its name; else any other."),
@@ -227,23 +227,24 @@ def move(
     source: Annotated[
         str, typer.Option("--from", help="The node of the replica to move, of an app that has several.")
     ] = "",
+    selector: Selector = "",
+    filter_text: Filter = "",
     wait: Wait = True,
     timeout: Timeout = 120.0,
     etag: Etag = "",
     validate_only: DryRun = False,
 ) -> None:
-    """Bring an app to another node, without a lost request, and its SQLite database with it.
+    """Bring an app to another node, without a lost request, and its SQLite database with it; or many apps.
 
     Example: appsupervisor move shop --to node-2
     """
     session = session_of(context)
-    request = catalog.MoveAppRequest(
-        name=app_name(name),
-        node=node_name(to) if to else "",
-        source_node=node_name(source) if source else "",
-        etag=etag,
-        validate_only=validate_only,
-    )
+    where = {"node": node_name(to) if to else "", "source_node": node_name(source) if source else ""}
+    wanted = combined(filter_text, selector)
+    if batches.chosen(name, wanted):
+        batches.on_many(session, "Move", wanted, wait, timeout, validate_only=validate_only, **where)
+        return
+    request = catalog.MoveAppRequest(name=app_name(name), etag=etag, validate_only=validate_only, **where)
     command(session, session.client.catalog.MoveApp, request, wait, timeout)
 
 

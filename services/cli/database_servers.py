@@ -22,6 +22,7 @@ SERVERS: Sequence[Column[fleet.DatabaseServer]] = (
     Column("STATE", lambda server: fleet.DatabaseServer.State.Name(server.state)),
     Column("APPS", lambda server: f"{server.app_count}/{server.max_apps}"),
     Column("POOL", lambda server: str(server.app_connections)),
+    Column("SPARES", lambda server: str(server.spare_databases), wide=True),
     Column("VERSION", lambda server: server.server_version or "-"),
     Column("AGE", lambda server: age(server.create_time)),
     Column("WHY", lambda server: server.state_reason or "-", wide=True),
@@ -54,6 +55,7 @@ def create(
     name: str,
     max_apps: Annotated[int, typer.Option(help="The most apps that it takes; 0 for 1,000.")] = 0,
     app_connections: Annotated[int, typer.Option(help="Connections of each app's pool; 0 for 5.")] = 0,
+    spare_databases: Annotated[int, typer.Option(help="Databases kept ready for apps of mode DATABASE.")] = 0,
 ) -> None:
     """Register a PostgreSQL server. Its administrator's URL is read from the variable DATABASE_ADMIN_URL.
 
@@ -67,7 +69,10 @@ def create(
     request = fleet.CreateDatabaseServerRequest(
         database_server_id=name,
         database_server=fleet.DatabaseServer(
-            admin_url=url, max_apps=max_apps, app_connections=app_connections
+            admin_url=url,
+            max_apps=max_apps,
+            app_connections=app_connections,
+            spare_databases=spare_databases,
         ),
         request_id=str(uuid.uuid4()),
     )

@@ -72,6 +72,8 @@ class Leases:
         self.pace = pace or LeasePace()
         self._sent: dict[str, float] = {}
         self._open: dict[str, _Open] = {}
+        self._braked: dict[str, float] = {}
+        """By environment: when most of its nodes were missing together, as it was seen last."""
         self.begin()
 
     def begin(self) -> None:
@@ -80,6 +82,7 @@ class Leases:
         self._counted_from = self._looked = self._clock()
         self._sent.clear()
         self._open.clear()
+        self._braked.clear()
 
     @property
     def term(self) -> int:
@@ -137,6 +140,22 @@ class Leases:
             self._counted_from = now
         self._looked = now
 
+    def changed(self, environment: str, nodes: Iterable[Counted]) -> Mapping[str, LeaseState]:
+        """Return the nodes of one environment whose lease's state is another one now.
+
+        After most of them were missing together they come back one after the other: none is given up before a
+        lease's time has passed since.
+        """
+        counted = list(nodes)
+        now = self._clock()
+        if are_held(counted):
+            self._braked[environment] = now
+        elif now < self._braked.get(environment, -math.inf) + self.pace.lasts:
+            return {}
+        else:
+            self._braked.pop(environment, None)
+        return changed_states(counted)
+
 
 @dataclass(frozen=True, slots=True)
 class Counted:
@@ -151,14 +170,21 @@ class Counted:
 
 
 def changed_states(environment: Iterable[Counted]) -> Mapping[str, LeaseState]:
-    """Return the nodes of one environment whose lease's state is another one now.
+    """Return the nodes of one environment whose lease's state is another one now, whatever was before.
 
-    A node that is heard is not lost. While most of the nodes are missing together none is given up: what
-    cannot be heard then is the control plane.
+    A node that is heard is not lost. While most of the nodes are missing together none is given up.
     """
     nodes = list(environment)
-    heard = sum(node.heard for node in nodes)
-    missing = [node for node in nodes if not node.heard and node.state in (Node.GRANTED, Node.ON_HOLD)]
-    held = len(missing) >= MOST_AT_ONCE and len(missing) >= heard
-    state = Node.ON_HOLD if held else Node.EXPIRED
-    return {node.node: state for node in missing if node.over and node.state != state}
+    state = Node.ON_HOLD if are_held(nodes) else Node.EXPIRED
+    return {node.node: state for node in nodes if _is_missing(node) and node.over and node.state != state}
+
+
+def are_held(environment: Iterable[Counted]) -> bool:
+    """Tell whether most of the nodes are missing together: what cannot be heard then is the control plane."""
+    nodes = list(environment)
+    missing = sum(map(_is_missing, nodes))
+    return missing >= MOST_AT_ONCE and missing >= sum(node.heard for node in nodes)
+
+
+def _is_missing(node: Counted) -> bool:
+    return not node.heard and node.state in (Node.GRANTED, Node.ON_HOLD)

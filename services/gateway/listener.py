@@ -140,6 +140,15 @@ def _manager(spec: ListenerSpec) -> dict[str, Any]:
                 for name in SCRIPTS
             ),
             *([_note_route()] if spec.access_log else []),
+            # Nodes speak HTTP/1.1, which has no trailers as gRPC needs them: they are made of the headers
+            # grpc-status and grpc-message, and of an answer that is none of gRPC.
+            {
+                "name": "grpc",
+                "typed_config": typed(
+                    "envoy.extensions.filters.http.grpc_http1_reverse_bridge.v3.FilterConfig",
+                    content_type="application/grpc",
+                ),
+            },
             {
                 "name": "router",
                 "typed_config": typed(
@@ -178,7 +187,7 @@ def _mappers(base_domain: str) -> list[dict[str, Any]]:
             (("UO", "OM", "RL"), answers.OVERLOADED),
             (("UF", "UH", "NC", "LR", "URX"), answers.UNREACHABLE),
             (("UC", "UR"), answers.BROKEN_OFF),
-            (("UT",), answers.TIMEOUT),
+            (("UT", "DT"), answers.TIMEOUT),
             (("IH", "DPE"), answers.MALFORMED),
         )
     ]

@@ -16,7 +16,7 @@ from services.gateway.xds.messages import TYPE_PREFIX
 from services.gateway.xds.servicer import DiscoveryServicer
 
 PREFIX = "appsupervisor_gateway"
-_OF_ENVOY = r"^(http\.edge\.downstream_(rq|cx)|cluster\.environments|server\.(memory|uptime|live))"
+_OF_ENVOY = r"^(http\.edge\.downstream_(rq|cx)|cluster\.(environments|apps)|server\.(memory|uptime|live))"
 """Which of Envoy's own figures are told along: it has thousands."""
 
 

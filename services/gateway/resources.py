@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from ipaddress import ip_address
 from typing import Any
 
@@ -11,7 +11,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.json_format import ParseDict
 
 from services.gateway.answers import nobody
-from services.gateway.routes import Destination
+from services.gateway.routes import MAX_REQUESTS, Destination
 from services.gateway.xds.cache import CLUSTER, ROUTES, SCOPE
 from services.gateway.xds.messages import TYPE_PREFIX, make_canonical, message
 
@@ -25,10 +25,10 @@ OWN_HEADERS = (ROUTE_HEADER, MISS_HEADER, "x-appsupervisor-value")
 
 HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
-MAX_CONNECTIONS = 4096
-"""To one group of nodes, and so requests at the same time: a node keeps 10,000 open."""
 MAX_PENDING = 1024
-"""Requests that wait for a connection."""
+"""Requests that wait for a new connection."""
+CONSECUTIVE_5XX = 10
+"""Answers after which a replica is left out: a busy one still gives others in between."""
 IDLE_SECONDS = 3
 """A node closes a connection after 5 s without a request: this side does so before."""
 STREAM_IDLE_SECONDS = 3600
@@ -39,6 +39,9 @@ _REPEATABLE = "GET|HEAD|OPTIONS|PUT|DELETE|TRACE"
 _UNSENT = "connect-failure,refused-stream,reset-before-request"
 _PASSING = ("NODE_DRAINING", "INSTANCE_STOPPING")
 """Answers of a node itself after which another try finds another instance."""
+_NOT_BEGUN = ("NODE_DRAINING", "SERVER_BUSY")
+"""Answers of a node to what it has not given to the app: another replica may have it, in any method."""
+_WEBSOCKET = {"name": "upgrade", "string_match": {"exact": "websocket", "ignore_case": True}}
 
 
 def parsed(name: str, content: dict[str, Any]) -> Any:
@@ -55,9 +58,9 @@ def typed(name: str, **content: Any) -> dict[str, Any]:
 # --- names ---
 
 
-def cluster_name(nodes: Sequence[str]) -> str:
-    """Return the name of the cluster of a group of nodes."""
-    return "+".join(nodes)
+def cluster_name(destination: Destination) -> str:
+    """Return the name of the cluster to which requests go: a node's, or an app's own."""
+    return destination.own or destination.nodes[0]
 
 
 def routes_name(destination: Destination) -> str:
@@ -65,7 +68,7 @@ def routes_name(destination: Destination) -> str:
     secure = "/https" if destination.to_https else ""
     if not destination.nodes:
         return f"nobody/{destination.reason}{secure}"
-    return f"{cluster_name(destination.nodes)}/{destination.timeout}s{secure}"
+    return f"{cluster_name(destination)}/{destination.timeout}s{secure}"
 
 
 def keeper_name(routes: str) -> str:
@@ -142,22 +145,27 @@ def _rules(destination: Destination) -> list[dict[str, Any]]:
             }
         ]
     repeatable = {"name": ":method", "string_match": {"safe_regex": {"regex": _REPEATABLE}}}
+    several = len(destination.nodes) > 1
+    repeated = _forward(destination, f"{_UNSENT},reset", {*_PASSING, *(_NOT_BEGUN if several else ())})
     return [
+        # Open for hours, and bounded by themselves: they take no request's place.
+        {"match": {"prefix": "/", "headers": [_WEBSOCKET]}, "route": {**repeated, "priority": "HIGH"}},
+        {"match": {"prefix": "/", "headers": [repeatable]}, "route": repeated},
         {
-            "match": {"prefix": "/", "headers": [repeatable]},
-            "route": _forward(destination, f"{_UNSENT},reset,retriable-headers"),
+            "match": {"prefix": "/"},
+            "route": _forward(destination, _UNSENT, set(_NOT_BEGUN) if several else set()),
         },
-        {"match": {"prefix": "/"}, "route": _forward(destination, _UNSENT)},
     ]
 
 
-def _forward(destination: Destination, retry_on: str) -> dict[str, Any]:
+def _forward(destination: Destination, retry_on: str, reasons: Collection[str]) -> dict[str, Any]:
     retries: dict[str, Any] = {
-        "retry_on": retry_on,
+        "retry_on": f"{retry_on},retriable-headers" if reasons else retry_on,
         "num_retries": 3,
         "retry_back_off": {"base_interval": "0.05s", "max_interval": "0.5s"},
         "retriable_headers": [
-            {"name": "x-appsupervisor-reason", "string_match": {"exact": reason}} for reason in _PASSING
+            {"name": "x-appsupervisor-reason", "string_match": {"exact": reason}}
+            for reason in sorted(reasons)
         ],
     }
     if len(destination.nodes) > 1:
@@ -165,18 +173,19 @@ def _forward(destination: Destination, retry_on: str) -> dict[str, Any]:
         retries["retry_host_predicate"] = [{"name": name, "typed_config": typed(name)}]
         retries["host_selection_retry_max_attempts"] = 3
     return {
-        "cluster": cluster_name(destination.nodes),
+        "cluster": cluster_name(destination),
         "timeout": f"{destination.timeout}s",
+        "max_stream_duration": {"grpc_timeout_header_max": f"{destination.timeout}s"},
         "idle_timeout": f"{STREAM_IDLE_SECONDS}s",
         "retry_policy": retries,
     }
 
 
-def cluster(nodes: Sequence[str], addresses: Sequence[str]) -> Any:
-    """Return the cluster of a group of nodes, by the addresses (`host:port`) at which they serve HTTP now."""
+def cluster(destination: Destination, addresses: Sequence[str]) -> Any:
+    """Return the cluster of a destination, by the addresses (`host:port`) at which its nodes serve HTTP."""
     places = [_place(address) for address in addresses]
     named = any(not _is_ip(place["address"]) for place in places)
-    name = cluster_name(nodes)
+    name = cluster_name(destination)
     return parsed(
         CLUSTER,
         {
@@ -192,29 +201,11 @@ def cluster(nodes: Sequence[str], addresses: Sequence[str]) -> Any:
             },
             "circuit_breakers": {
                 "thresholds": [
-                    {
-                        "max_connections": MAX_CONNECTIONS,
-                        "max_pending_requests": MAX_PENDING,
-                        "max_requests": MAX_CONNECTIONS,
-                        "retry_budget": {"budget_percent": {"value": 20}, "min_retry_concurrency": 64},
-                    }
+                    _threshold("DEFAULT", destination.bound or MAX_REQUESTS),
+                    _threshold("HIGH", MAX_REQUESTS * len(destination.nodes)),
                 ]
             },
-            # A node that cannot be reached answers no connection; what its apps answer says nothing of it.
-            "outlier_detection": {
-                "split_external_local_origin_errors": True,
-                "consecutive_local_origin_failure": 5,
-                "enforcing_consecutive_local_origin_failure": 100,
-                "enforcing_local_origin_success_rate": 0,
-                "consecutive_5xx": 0,
-                "enforcing_consecutive_5xx": 0,
-                "enforcing_consecutive_gateway_failure": 0,
-                "enforcing_success_rate": 0,
-                "interval": "0.5s",
-                "base_ejection_time": "1s",
-                "max_ejection_time": "3s",
-                "max_ejection_percent": 100,
-            },
+            "outlier_detection": _outliers(judged=len(destination.nodes) > 1),
             "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
             "typed_extension_protocol_options": {
                 HTTP_OPTIONS: typed(
@@ -225,6 +216,37 @@ def cluster(nodes: Sequence[str], addresses: Sequence[str]) -> Any:
             },
         },
     )
+
+
+def _threshold(priority: str, bound: int) -> dict[str, Any]:
+    pending = min(bound, MAX_PENDING)
+    return {
+        "priority": priority,
+        # More than requests, one on each: what is too much is told at once, and waits for no connection.
+        "max_connections": bound + pending,
+        "max_pending_requests": pending,
+        "max_requests": bound,
+        "retry_budget": {"budget_percent": {"value": 20}, "min_retry_concurrency": 64},
+    }
+
+
+def _outliers(*, judged: bool) -> dict[str, Any]:
+    """Return who is left out for a while: a node that cannot be connected to, and a replica that answers
+    nothing but 5xx while the app has others, of which at least half stay."""
+    return {
+        "split_external_local_origin_errors": True,
+        "consecutive_local_origin_failure": 5,
+        "enforcing_consecutive_local_origin_failure": 100,
+        "enforcing_local_origin_success_rate": 0,
+        "consecutive_5xx": CONSECUTIVE_5XX if judged else 0,
+        "enforcing_consecutive_5xx": 100 if judged else 0,
+        "enforcing_consecutive_gateway_failure": 0,
+        "enforcing_success_rate": 0,
+        "interval": "0.5s",
+        "base_ejection_time": "1s",
+        "max_ejection_time": "10s" if judged else "3s",
+        "max_ejection_percent": 50 if judged else 100,
+    }
 
 
 def _place(address: str) -> dict[str, Any]:

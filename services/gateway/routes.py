@@ -18,6 +18,11 @@ TIMEOUTS = (15, 35, 65, 125, 305, 905, 3605)
 """Time limits of the gateway, in seconds. Few, so that apps share routes: each gets the next one."""
 DEFAULT_REQUEST_TIMEOUT = 30
 DEFAULT_TIMEOUT = 35
+DEFAULT_CONCURRENT, DEFAULT_QUEUED = 64, 128
+MAX_REQUESTS = 4096
+"""At a time, of all apps that share a node: a node keeps 10,000 connections open."""
+LARGE_SHARE = MAX_REQUESTS // 4
+"""An app whose limits let it have more of these has a bound of its own, and leaves the others theirs."""
 
 _READY, _COMING, _HERE = 2, 1, 0
 _RANK: dict[int, int] = {
@@ -42,6 +47,10 @@ class Destination:
     """Seconds."""
     reason: str = ""
     """An `ErrorReason`: why nobody answers."""
+    own: str = ""
+    """The app, `apps/{app}`, if it shares neither bound nor the verdict on its replicas with others."""
+    bound: int = 0
+    """Requests that an app with its own may have at a time, over all replicas."""
     to_https: int = 0
     """The port at which clients reach HTTPS, where plain requests are sent there; 0 where they are not."""
 
@@ -53,6 +62,9 @@ def destination_of(app: App) -> Destination | None:
     """
     nodes = _nodes(app)
     if nodes:
+        bound = bound_of(app) * len(nodes)
+        if len(nodes) > 1 or bound > LARGE_SHARE:
+            return Destination(nodes, timeout_of(app), own=app.name, bound=bound)
         return Destination(nodes, timeout_of(app))
     if app.desired_state == App.STOPPED or app.state in (Instance.STOPPED, Instance.DELETING):
         return None
@@ -68,6 +80,13 @@ def timeout_of(app: App) -> int:
     return next((limit for limit in TIMEOUTS if limit >= own + SLACK), TIMEOUTS[-1])
 
 
+def bound_of(app: App) -> int:
+    """Return how many requests one replica of the app takes at a time, served and waiting."""
+    limits = app.limits
+    queued = limits.max_queued_requests if limits.HasField("max_queued_requests") else DEFAULT_QUEUED
+    return (limits.max_concurrent_requests or DEFAULT_CONCURRENT) + queued
+
+
 def _nodes(app: App) -> tuple[str, ...]:
     placed = [instance for instance in app.instances if instance.node]
     if not placed:
@@ -76,7 +95,9 @@ def _nodes(app: App) -> tuple[str, ...]:
     chosen = [instance for instance in placed if _rank(instance) == best]
     if best == _READY and max(app.replicas, app.target_replicas) > 1:
         # Those that are being replaced among them, until they stop: which those are is not told.
-        return tuple(sorted({instance.node for instance in chosen}))
+        # A node probes its replica as the app's health check says: who fails it is left out if others do not.
+        well = [instance for instance in chosen if instance.health != Instance.UNHEALTHY]
+        return tuple(sorted({instance.node for instance in well or chosen}))
     # While an app moves both copies answer: the newer one is to.
     newest = max(chosen, key=lambda instance: (instance.epoch, instance.generation))
     return (newest.node,)

@@ -50,7 +50,10 @@ class RoutingTable:
         self._led: dict[str, Destination] = {}
         """Where each name leads."""
         self._uses: Counter[Destination] = Counter()
-        self._groups: Counter[tuple[str, ...]] = Counter()
+        # By name: of how many destinations they are. An app's own change in place when it changes its nodes.
+        self._routes: Counter[str] = Counter()
+        self._shares: Counter[str] = Counter()
+        self._clusters: dict[str, Destination] = {}
 
     @property
     def apps(self) -> Collection[str]:
@@ -159,9 +162,9 @@ class RoutingTable:
             self._release(Destination((name,)))
 
     def _reach(self, node: str) -> None:
-        for group in self._groups:
-            if node in group:
-                self._put_cluster(group)
+        for name, destination in self._clusters.items():
+            if node in destination.nodes:
+                self._put_cluster(name)
 
     # --- what they share ---
 
@@ -170,10 +173,12 @@ class RoutingTable:
         if self._uses[destination] > 1:
             return
         if destination.nodes:
-            self._groups[destination.nodes] += 1
-            if self._groups[destination.nodes] == 1:
-                self._put_cluster(destination.nodes)
+            cluster = resources.cluster_name(destination)
+            self._shares[cluster] += 1
+            self._clusters[cluster] = destination
+            self._put_cluster(cluster)
         name = resources.routes_name(destination)
+        self._routes[name] += 1
         self._cache.put(ROUTES, name, resources.routes(destination))
         self._cache.put(SCOPE, resources.keeper_name(name), resources.keeper(name))
 
@@ -183,14 +188,19 @@ class RoutingTable:
             return
         del self._uses[destination]
         name = resources.routes_name(destination)
-        self._cache.remove(SCOPE, resources.keeper_name(name))
-        self._cache.remove(ROUTES, name)
+        self._routes[name] -= 1
+        if not self._routes[name]:
+            del self._routes[name]
+            self._cache.remove(SCOPE, resources.keeper_name(name))
+            self._cache.remove(ROUTES, name)
         if destination.nodes:
-            self._groups[destination.nodes] -= 1
-            if not self._groups[destination.nodes]:
-                del self._groups[destination.nodes]
-                self._cache.remove(CLUSTER, resources.cluster_name(destination.nodes))
+            cluster = resources.cluster_name(destination)
+            self._shares[cluster] -= 1
+            if not self._shares[cluster]:
+                del self._shares[cluster], self._clusters[cluster]
+                self._cache.remove(CLUSTER, cluster)
 
-    def _put_cluster(self, nodes: tuple[str, ...]) -> None:
-        addresses = [self._addresses[node] for node in nodes if self._addresses.get(node)]
-        self._cache.put(CLUSTER, resources.cluster_name(nodes), resources.cluster(nodes, addresses))
+    def _put_cluster(self, name: str) -> None:
+        destination = self._clusters[name]
+        addresses = [self._addresses[node] for node in destination.nodes if self._addresses.get(node)]
+        self._cache.put(CLUSTER, name, resources.cluster(destination, addresses))

@@ -4,11 +4,12 @@ import contextlib
 import http.client
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, cast
@@ -66,12 +67,21 @@ def eventually(look: Callable[[], T], what: str, timeout: float = DEADLINE) -> T
 class Process:
     """One program of the stack. It ends with the test process, whatever happens to that."""
 
-    def __init__(self, name: str, command: list[str], log: Path, root: Path = ROOT) -> None:
-        """`root` is the tree whose program it is."""
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        log: Path,
+        root: Path = ROOT,
+        runs: Sequence[str] = (sys.executable,),
+    ) -> None:
+        """`root` is the tree whose program it is; `runs` the program that is given `command`."""
         self.name = name
         self.log = log
         self._root = root
-        self._command = [sys.executable, "-S", str(CHILD), str(os.getpid()), sys.executable, *command]
+        # child.py takes a path; the system looks its programs up.
+        program = [shutil.which(runs[0]) or runs[0], *runs[1:], *command]
+        self._command = [sys.executable, "-S", str(CHILD), str(os.getpid()), *program]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

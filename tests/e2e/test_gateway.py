@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,15 @@ from tests.e2e.stack import DEADLINE, ROOT, Process, Stack, eventually, free_por
 from tests.e2e.test_moves import is_ready
 from tests.e2e.traffic import delete
 from tests.envoy import needed_envoy
+from tests.integration.test_shipped_configurations import flags_of, shipped_commands
 
 pytestmark = pytest.mark.slow
 
 NODES = "environments/default/nodes"
 MIXED = "mixed:create_app"
 SWAPS, MOVES = (int(os.environ.get(f"GATEWAY_{what}", count)) for what, count in (("SWAPS", 6), ("MOVES", 4)))
+SAID = b"\0\0\0\0\1x"
+ECHO = {"host": "echo.localhost", "content_type": "application/grpc-web+proto"}
 STATELESS = Database(no_database=Database.NoDatabase())
 
 
@@ -216,6 +219,43 @@ def test_bodies_events_and_websockets_pass(edge: Edge) -> None:
         assert talk.recv(timeout=DEADLINE) == "home hello"
 
 
+def test_native_grpc_reaches_an_app_or_is_told_in_its_own_words(stack: Stack, edge: Edge) -> None:
+    stack.create("echo", "echo:create_app", database=STATELESS)
+    eventually(lambda: edge.ask("/demo.Echo/Say", "POST", SAID, **ECHO).status == 200, "the app answers")
+
+    def channel(host: str) -> grpc.Channel:
+        return grpc.insecure_channel(f"127.0.0.1:{edge.port}", [("grpc.default_authority", host)])
+
+    with channel("echo.localhost") as echo, channel("home.localhost") as home, channel("no.localhost") as no:
+        large = b"x" * 300_000
+        assert echo.unary_unary("/demo.Echo/Say")(large, timeout=DEADLINE) == large
+        assert list(echo.unary_stream("/demo.Echo/Count")(b"abc", timeout=DEADLINE)) == [b"a", b"b", b"c"]
+        for call, code, words in (
+            (echo.unary_unary("/demo.Echo/Refuse"), grpc.StatusCode.PERMISSION_DENIED, "not you"),
+            # By the table of gRPC itself: an answer of another kind is UNKNOWN where it is 200, and 404 says
+            # that there is no such method.
+            (home.unary_unary("/demo.Echo/Say"), grpc.StatusCode.UNKNOWN, "application/json"),
+            (no.unary_unary("/demo.Echo/Say"), grpc.StatusCode.UNIMPLEMENTED, "APP_NOT_FOUND"),
+        ):
+            with pytest.raises(grpc.RpcError) as told:
+                call(b"x", timeout=DEADLINE)
+            assert told.value.code() == code
+            assert words in told.value.details()
+
+
+def test_grpc_web_passes_as_it_is_and_a_calls_time_limit_holds(stack: Stack, edge: Edge) -> None:
+    eventually(lambda: edge.ask("/demo.Echo/Say", "POST", SAID, **ECHO).status == 200, "the app answers")
+    answer = edge.ask("/demo.Echo/Say", "POST", SAID, **ECHO)
+    assert answer.headers["content-type"] == ECHO["content_type"]
+    assert answer.text.startswith("\0\0\0\0\1x")
+    assert "grpc-status: 0\r\n" in answer.text
+    # The time limit of a native call is the edge's to hold: nobody here would give up first.
+    native = {**ECHO, "content_type": "application/grpc"}
+    late = edge.ask("/demo.Echo/Wait", "POST", SAID, **native, grpc_timeout="200m")
+    assert late.headers["grpc-status"] == str(grpc.StatusCode.DEADLINE_EXCEEDED.value[0])
+    delete(stack, "echo")
+
+
 def test_a_stopped_app_is_told_as_its_node_tells_it_and_comes_back(stack: Stack, edge: Edge) -> None:
     stack.create("still", MIXED, database=STATELESS)
     edge.serves("still.localhost")
@@ -293,20 +333,51 @@ def test_replicas_share_the_requests_and_one_that_is_killed_costs_none_that_may_
     stack: Stack, edge: Edge
 ) -> None:
     stack.create("twin", MIXED, database=STATELESS, replicas=2)
-    told: set[str] = set()
-
-    def both() -> bool:
-        answer = edge.ask(host="twin.localhost")
-        told.update([answer.told["instance"]] if answer.status == 200 else [])
-        return len(told) == 2
-
-    eventually(both, "both replicas answer")
+    replicas(edge, "twin")
     stack.nodes["node-2"].kill()
     answers = [edge.ask(host="twin.localhost").status for _ in range(100)]
     assert answers == [200] * 100
     stack.nodes["node-2"].start()
     eventually(lambda: is_ready(stack, "node-2"), "node-2 is back")
     delete(stack, "twin")
+
+
+def test_more_than_the_replicas_take_is_told_by_the_gateway_and_costs_no_neighbour(
+    stack: Stack, edge: Edge
+) -> None:
+    limits = Limits(max_concurrent_requests=1, max_queued_requests=0)
+    stack.create("busy", MIXED, database=STATELESS, replicas=2, limits=limits)
+    replicas(edge, "busy")
+    told: list[Answer] = []
+
+    def overloaded() -> bool:
+        told.append(edge.ask("/", "POST", b"x", host="busy.localhost"))
+        assert told[-1].status in {200, 503}, told[-1]
+        return told[-1].status == 503 and "gateway" in told[-1].told["detail"]
+
+    with ExitStack() as held:
+        for _ in range(4):  # some are refused, two are held
+            wire = held.enter_context(socket.create_connection(("127.0.0.1", edge.port)))
+            wire.sendall(b"GET /slow/25 HTTP/1.1\r\nhost: busy.localhost\r\n\r\n")
+        eventually(overloaded, "the gateway has as many as both replicas take")
+        assert told[-1].told["reason"] == told[-1].headers["x-appsupervisor-reason"] == "SERVER_BUSY"
+        assert int(told[-1].headers["retry-after"]) > 0
+        assert edge.ask(host="home.localhost").status == 200
+    edge.serves("busy.localhost")
+    delete(stack, "busy")
+
+
+def test_a_replica_that_does_nothing_but_fail_is_left_out_for_a_while(stack: Stack, edge: Edge) -> None:
+    stack.create("pair", MIXED, database=STATELESS, replicas=2)
+    ill = min(replicas(edge, "pair"))
+
+    def left_out() -> bool:
+        assert edge.ask(f"/ill/{ill}", host="pair.localhost").status in {200, 500}
+        return edge.figure("envoy_cluster_outlier_detection_ejections_enforced_consecutive_5xx_total") > 0
+
+    eventually(left_out, "the replica is left out")
+    assert edge.ask(host="pair.localhost").status == 200
+    delete(stack, "pair")
 
 
 def test_a_killed_node_costs_its_own_apps_a_told_pause_and_the_others_nothing(
@@ -401,6 +472,21 @@ def test_another_envoy_goes_on_without_the_gateway_and_is_then_told_what_has_cha
     delete(stack, "meanwhile")
 
 
+@pytest.mark.parametrize("name", ["compose gateway", "kubernetes appsupervisor-gateway"])
+def test_a_shipped_command_serves_with_loopback_for_its_addresses(stack: Stack, name: str) -> None:
+    flags = flags_of(dict(shipped_commands())[name])
+    for address in ("--control-plane", "--listen", "--metrics-listen"):
+        del flags[address]
+    edge = Edge(stack, *(word for flag in flags.items() for word in flag))
+    try:
+        edge.process.start()
+        edge.serves("home.localhost")
+        assert edge.process.terminate() == 0
+    finally:
+        edge.process.clean_up()
+        print(f"---- gateway\n{edge.process.text()[-5_000:]}")
+
+
 def test_a_gateway_that_is_told_to_end_lets_requests_end(stack: Stack) -> None:
     edge = Edge(stack)
     try:
@@ -417,6 +503,19 @@ def test_a_gateway_that_is_told_to_end_lets_requests_end(stack: Stack) -> None:
     finally:
         edge.process.clean_up()
         print(f"---- gateway\n{edge.process.text()[-5_000:]}")
+
+
+def replicas(edge: Edge, app_id: str) -> set[str]:
+    """Wait until both of an app's replicas answer; return their names."""
+    told: set[str] = set()
+
+    def both() -> bool:
+        answer = edge.ask(host=f"{app_id}.localhost")
+        told.update([answer.told["instance"]] if answer.status == 200 else [])
+        return len(told) == 2
+
+    eventually(both, "both replicas answer")
+    return told
 
 
 def move(stack: Stack, app_id: str, node: str) -> None:

@@ -104,6 +104,11 @@ class FakeTransfers:
         self._may_break("copy")
         told = Told(state=Told.COPYING, session=request.session, total_bytes=4096, received_bytes=4096)
         self._receiving[uid] = told, now + self.copy_seconds
+        behaviour = self.node.behaviours.get(request.entrypoint)
+        if behaviour is not None and behaviour.fails is not None:
+            reason, message = behaviour.fails
+            if reason.startswith("ENTRYPOINT_"):
+                told.code_error.reason, told.code_error.message = reason, message
         return told
 
     def _finish(self, uid: str, source: FakeTransfers, told: Told, request: pb.ReceiveDataRequest) -> Told:

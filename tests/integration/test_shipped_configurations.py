@@ -8,12 +8,14 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from functools import cache
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from services.gateway.settings import Settings
 from tests.conftest import RunTool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -74,6 +76,47 @@ def test_a_shipped_command_uses_flags_that_exist(name: str, command: list[str]) 
     assert used <= known_flags(module)
 
 
+def port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "command"), [shipped for shipped in shipped_commands() if "services.gateway" in shipped[1]]
+)
+def test_a_gateway_takes_its_flags_keeps_its_configuration_to_itself_and_is_believed(
+    name: str, command: list[str]
+) -> None:
+    settings = Settings.from_command_line(command[3:])
+    assert settings.xds_listen.startswith("127.0.0.1:")
+    container = name.startswith("compose")
+    nodes = [flags_of(other) for _, other in shipped_commands() if "runtime_node" in other]
+    trusting = [flags["--trusted-proxy"] for flags in nodes if "--trusted-proxy" in flags]
+    if container:
+        own = COMPOSE["services"]["gateway"]["networks"]["default"]["ipv4_address"]
+        (network,) = COMPOSE["networks"]["default"]["ipam"]["config"]
+        assert ip_address(own) in ip_network(network["subnet"])
+        assert ip_address(own) not in ip_network(network["ip_range"])
+        assert trusting.count(own) == 3
+    else:
+        assert any(ip_network(trusted).num_addresses > 1 for trusted in trusting)
+
+
+@pytest.mark.parametrize("unit", sorted(path.name for path in (ROOT / "compose/systemd").iterdir()))
+def test_a_unit_starts_a_program_with_variables_that_it_reads(unit: str) -> None:
+    text = (ROOT / "compose/systemd" / unit).read_text()
+    (started,) = re.findall(r"^ExecStart=/usr/bin/env appsupervisor (\S+)$", text, re.MULTILINE)
+    module = {
+        "control-plane": "services.control_plane",
+        "node": "runtime_node",
+        "gateway": "services.gateway",
+    }
+    variables = set(re.findall(r"APPSUPERVISOR_([A-Z_]+)", text))
+    flags = {flag.removeprefix("--").replace("-", "_").upper() for flag in known_flags(module[started])}
+    own = flags if started != "gateway" else flags | {"TRUSTED_PROXY"}
+    assert variables
+    assert variables <= own
+
+
 def test_containers_find_each_other_and_keep_their_data() -> None:
     services = COMPOSE["services"]
     environments = {"default", "edge"}
@@ -104,15 +147,26 @@ def test_pods_are_given_longer_than_they_drain() -> None:
     for name, pod in pods():
         flags = flags_of(pod["containers"][0]["command"])
         drain = float(flags.get("--shutdown-timeout") or flags["--drain-timeout"])
-        assert pod["terminationGracePeriodSeconds"] > drain + 10, name
+        pause = (
+            pod["containers"][0].get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        )
+        assert pod["terminationGracePeriodSeconds"] > pause + drain + 10, name
 
 
 def test_pods_are_probed_where_they_listen_and_budgets_are_for_pods_that_exist() -> None:
     labels = set()
     for _, pod in pods():
         container = pod["containers"][0]
-        port = int(flags_of(container["command"])["--listen"].rpartition(":")[2])
-        assert {port} <= {named["containerPort"] for named in container["ports"]}
+        flags = flags_of(container["command"])
+        port = port_of(flags["--listen"])
+        named = {one["containerPort"] for one in container["ports"]}
+        if container["name"] == "gateway":
+            # Envoy listens as soon as all apps are known; the program itself with its metrics.
+            assert container["readinessProbe"]["tcpSocket"]["port"] == port
+            assert container["livenessProbe"]["tcpSocket"]["port"] == port_of(flags["--metrics-listen"])
+            assert named == {port, port_of(flags["--metrics-listen"])}
+            continue
+        assert {port} <= named
         for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
             assert container[probe]["grpc"]["port"] == port
     for _, resource in RESOURCES:

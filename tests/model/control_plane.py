@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
-from services.control_plane.leases import Counted, Fence, Grant, LeasePace, Leases, changed_states
+from services.control_plane.leases import Counted, Fence, Grant, LeasePace, Leases
 from services.control_plane.placement.assignment import assign
 from services.control_plane.placement.choice import Candidate
 from services.control_plane.placement.failover import fence_epoch
@@ -154,7 +154,7 @@ class ControlPlane:
                 self._heard(name, link, node.incarnation)
             heard = link.synced or now < link.heard + SILENCE
             counted.append(Counted(name, node.lease_state, heard, self.leases.has_run_out(name)))
-        for name, state in changed_states(counted).items():
+        for name, state in self.leases.changed("environments/default", counted).items():
             if self.tenure.holds:
                 self.fleet.lost(name, self.mirror.nodes[name].incarnation)
             self.leases.close(name)

@@ -18,6 +18,7 @@ from google.longrunning.operations_pb2 import Operation
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from services.control_plane.catalog.commands import AppCommands
 from services.control_plane.catalog.idempotency import execute
+from services.control_plane.catalog.moves import parsed_node
 from services.control_plane.catalog.scans import Scans
 from services.control_plane.operations import operations
 from services.control_plane.rules.filters import compile_filter
@@ -36,6 +37,7 @@ BatchRequest: TypeAlias = (
     | pb.BatchStartAppsRequest
     | pb.BatchStopAppsRequest
     | pb.BatchRestartAppsRequest
+    | pb.BatchMoveAppsRequest
 )
 
 MAX_REQUESTS = 1_000
@@ -60,6 +62,8 @@ class Kind:
     app_of: Callable[[Any], str]
     """Returns the name of the app that a request is about."""
     carry_out: Callable[[AppCommands, Any, Caller], Awaitable[Operation]]
+    for_all: tuple[str, ...] = ()
+    """Fields of the batch that are those of each app's request, where the apps are chosen by a filter."""
 
 
 def _name(request: Any) -> str:
@@ -77,10 +81,17 @@ KINDS = {
             "batch_update", pb.BatchUpdateAppsRequest, pb.UpdateAppRequest, lambda it: str(it.app.name),
             AppCommands.update,
         ),
-        Kind("batch_delete", pb.BatchDeleteAppsRequest, pb.DeleteAppRequest, _name, AppCommands.delete),
+        Kind(
+            "batch_delete", pb.BatchDeleteAppsRequest, pb.DeleteAppRequest, _name, AppCommands.delete,
+            ("data_policy",),
+        ),
         Kind("batch_start", pb.BatchStartAppsRequest, pb.StartAppRequest, _name, AppCommands.start),
         Kind("batch_stop", pb.BatchStopAppsRequest, pb.StopAppRequest, _name, AppCommands.stop),
         Kind("batch_restart", pb.BatchRestartAppsRequest, pb.RestartAppRequest, _name, AppCommands.restart),
+        Kind(
+            "batch_move", pb.BatchMoveAppsRequest, pb.MoveAppRequest, _name, AppCommands.move,
+            ("node", "source_node"),
+        ),
     )
 }  # fmt: skip
 
@@ -130,16 +141,23 @@ class BatchCommands:
         """Return one request for each app. Raises SupervisorError INVALID_FIELD, INVALID_FILTER."""
         if isinstance(request, pb.BatchCreateAppsRequest | pb.BatchUpdateAppsRequest) or not request.filter:
             _check_list(kind, request)
-            if isinstance(request, pb.BatchDeleteAppsRequest) and request.data_policy:
-                raise invalid_field("data_policy", "must not be set with requests; each has its own")
+            given = [
+                Violation(name, "must not be set with requests; each has its own")
+                for name in kind.for_all
+                if getattr(request, name)
+            ]
+            if given:
+                raise invalid_fields(given)
             return request.requests
         if request.requests:
             raise invalid_field("filter", "must not be set with requests")
-        asked: dict[str, Any] = {}
-        if isinstance(request, pb.BatchDeleteAppsRequest):
-            if request.data_policy not in pb.DeleteAppRequest.DataPolicy.values():
-                raise invalid_field("data_policy", "must be DROP or RETAIN")
-            asked["data_policy"] = request.data_policy
+        policies = pb.DeleteAppRequest.DataPolicy.values()
+        if isinstance(request, pb.BatchDeleteAppsRequest) and request.data_policy not in policies:
+            raise invalid_field("data_policy", "must be DROP or RETAIN")
+        if isinstance(request, pb.BatchMoveAppsRequest):
+            parsed_node(request.node, "node")
+            parsed_node(request.source_node, "source_node")
+        asked = {name: getattr(request, name) for name in kind.for_all}
         matches = compile_filter(request.filter)
         apps = self._store.mirror.apps.values("")
         found = await self._scans.find(apps, lambda record: matches(record.public), None, deadline)

@@ -11,6 +11,7 @@ from services.control_plane.placement.choice import (
     Candidates,
     Neighbours,
     Wish,
+    module_of,
     wish_of,
 )
 from services.control_plane.store.app_labels import pairs
@@ -20,11 +21,15 @@ from services.control_plane.store.records import NodeRecord, PlacementRecord, Ro
 
 
 def neighbours_of(mirror: Mirror, spec: App, app: str) -> Neighbours:
-    """Return what other apps mean to an app of a spec; `app` is its name, empty if it isn't there yet."""
+    """Return what nodes are to an app of a spec, for other apps and for their code.
+
+    `app` is its name, empty if it isn't there yet.
+    """
     return Neighbours(
         mirror.exclusive_nodes(besides=app),
         mirror.nodes_having(pairs(spec.anti_affinity), app) if spec.anti_affinity else {},
         mirror.nodes_averse(pairs(spec.labels), app) if spec.labels else {},
+        mirror.nodes_without_code(module_of(spec), spec.environment),
     )
 
 

@@ -10,7 +10,7 @@ from appsupervisor.fleet.v1.fleet_pb2 import AppDefaults, Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, InstanceSpec
 from services.control_plane.catalog import retention
 from services.control_plane.catalog.code_changes import CodeChange
-from services.control_plane.operations import operations
+from services.control_plane.operations import database_moves, operations
 from services.control_plane.placement.scale import (
     is_at,
     is_several,
@@ -25,9 +25,11 @@ from services.control_plane.rules.differences import differences
 from services.control_plane.rules.environment_defaults import with_defaults
 from services.control_plane.rules.etags import check_etag
 from services.control_plane.rules.masks import apply_update
+from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.random_ids import new_uid
 from services.control_plane.store.records import (
+    MOVE_DATABASE,
     AppRecord,
     DatabaseServerRecord,
     EnvironmentRecord,
@@ -163,12 +165,37 @@ def update(
         violations.append(Violation("app.environment", "cannot be changed"))
     if spec.database.WhichOneof("kind") != record.spec.database.WhichOneof("kind"):
         violations.append(Violation("app.database", "its kind cannot be changed"))
-    elif spec.database.postgres != record.spec.database.postgres:
-        violations.append(Violation("app.database.postgres", "its server and mode cannot be changed"))
+    elif spec.database.postgres.mode != record.spec.database.postgres.mode:
+        violations.append(Violation("app.database.postgres.mode", "cannot be changed"))
     if violations:
         raise invalid_fields(violations)
+    target = spec.database.postgres.server
+    if target != record.database_server:
+        # It is the app's once its database is there; what else the update changes is stored now.
+        _check_database_server(tx, spec)
+        spec.database.postgres.server = record.database_server
+        return _move_database(tx, record, spec, target, caller)
     if spec == record.spec:
         return operations.begin(tx, "update", record, caller.actor)
+    changed, effect, told = _with_spec(tx, record, spec)
+    return put(tx, record, changed, "update", caller, "Updated", effect=effect, message=told)
+
+
+def _move_database(
+    tx: Transaction, record: AppRecord, spec: pb.App, target: str, caller: Caller
+) -> OperationRecord:
+    """Have an app's database go to another server, and its spec be as it is to be besides."""
+    changed = database_moves.begun(record, target)
+    told, effect = "", ""
+    if spec != record.spec:
+        changed, effect, told = _with_spec(tx, changed, spec)
+    message = sentences(f"From {record.database_server} to {target}", told)
+    event = "DatabaseMoveRequested"
+    return put(tx, record, changed, MOVE_DATABASE, caller, event, effect=effect, message=message)
+
+
+def _with_spec(tx: Transaction, record: AppRecord, spec: pb.App) -> tuple[AppRecord, str, str]:
+    """Return an app with another spec, the verb that this amounts to if it is another, and what changed."""
     if spec.domains != record.spec.domains:
         _check_domains(tx, spec)
     changed = replace(record, spec=spec)
@@ -179,8 +206,7 @@ def update(
         effect = "stop" if spec.desired_state == pb.App.STOPPED else "start"
     if effect == "start":
         changed = restarted(changed)
-    told = differences(record.spec, spec)
-    return put(tx, record, changed, "update", caller, "Updated", effect=effect, message=told)
+    return changed, effect, differences(record.spec, spec)
 
 
 def with_notice(

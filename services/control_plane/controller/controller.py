@@ -12,16 +12,16 @@ from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, RuntimeStatus
 from services.control_plane.controller.autoscaling import Autoscaling
+from services.control_plane.controller.canaries import Canaries
 from services.control_plane.controller.following import follow
 from services.control_plane.controller.lease_watch import LeaseWatch
 from services.control_plane.controller.relocations import Relocations
 from services.control_plane.controller.work_queue import WorkQueue
-from services.control_plane.databases.app_databases import AppDatabases
 from services.control_plane.databases.health import ServerWatch
 from services.control_plane.leases import Leases
 from services.control_plane.nodes.client import NodeClient
@@ -31,12 +31,16 @@ from services.control_plane.placement.choice import is_other_use
 from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.app_reconciler import AppReconciler
 from services.control_plane.reconciler.data_reconciler import DataReconciler
+from services.control_plane.reconciler.database_travels import MoveSettings
 from services.control_plane.rules.conditions import get_condition
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, home_of
 from services.control_plane.tenure import Tenure, steady_seconds
 from services.rpc.background import background
 from services.rpc.errors import SupervisorError
+
+if TYPE_CHECKING:
+    from services.control_plane.databases.app_databases import AppDatabases
 
 log = logging.getLogger("appsupervisor.reconciler")
 
@@ -73,10 +77,11 @@ class Controller:
         connect: Callable[[str], NodeClient] = NodeClient,
         write: Callable[[Command], Future[Any]] | None = None,
         lease_clock: Callable[[], float] = steady_seconds,
+        moves: MoveSettings | None = None,
     ) -> None:
         """`write` stores what is decided here, the store's own if it is None; a leader's checks its term.
 
-        `tenure` is that of who leads; None of somebody who always does.
+        `tenure` is that of who leads; None of somebody who always does. `moves` is how databases are moved.
         """
         self._store = store
         self._mirror = store.mirror
@@ -88,6 +93,9 @@ class Controller:
         self._data = DataReconciler(self._mirror, self._links, self._store_write)
         self._data_queue: WorkQueue | None = None
         self._databases: AppDatabases | None = None
+        self._number = 0
+        self._moves = moves or MoveSettings()
+        self._reconciler: AppReconciler | None = None
         self._unsettled: dict[str, None] = {}
         self._short: set[str] = set()
         """Apps that lack a place for something, as far as is stored."""
@@ -102,8 +110,10 @@ class Controller:
         clock = asyncio.get_running_loop().time
         self._leases.begin()
         # A leader's beginning orders it among all that have led, also after the catalog was restored.
-        databases = self._databases = AppDatabases(self._mirror, clock, self._store.now())
-        reconciler = AppReconciler(self._store, self._links, self._store_write, self._data, clock, databases)
+        self._number = self._store.now()
+        reconciler = self._reconciler = AppReconciler(
+            self._store, self._links, self._store_write, self._data, clock, self._app_databases, self._moves
+        )
         self._queue = WorkQueue(reconciler.reconcile, self._home_of)
         self._data_queue = WorkQueue(self._data.reconcile, lambda node: node)
         position = self._mirror.apps.revision
@@ -130,8 +140,21 @@ class Controller:
                 ServerWatch(self._mirror.database_servers, self._store_write).run(), "database servers"
             ),
             background(Autoscaling(self._mirror, self._links, self._note, clock).run(), "autoscaling"),
+            background(Canaries(self._mirror, self._links, self._note, self._store.now).run(), "canaries"),
             background(Relocations(self._mirror, self._store_write).run(), "relocations"),
         ]
+        if len(self._mirror.database_servers) > 0:
+            self._app_databases()
+
+    def _app_databases(self) -> AppDatabases:
+        if self._databases is None:
+            # With the first server: it loads psycopg, which most control planes have no use for.
+            from services.control_plane.databases.app_databases import AppDatabases  # noqa: PLC0415
+
+            clock = asyncio.get_running_loop().time
+            self._databases = AppDatabases(self._mirror, clock, self._number)
+            self._followers.append(background(self._databases.spares.run(), "spare databases"))
+        return self._databases
 
     async def close(self) -> None:
         """Stop reconciling; what runs on the nodes is left as it is. Nothing if it isn't started."""
@@ -140,6 +163,9 @@ class Controller:
         for queue in queues:
             if queue is not None:
                 await queue.close()
+        reconciler, self._reconciler = self._reconciler, None
+        if reconciler is not None:
+            await reconciler.close()
         if self._look_at_waiting is not None:
             self._look_at_waiting.cancel()
             self._look_at_waiting = None
@@ -211,6 +237,7 @@ class Controller:
     async def _follow_servers(self, position: int) -> None:
         """Look at the apps that wait for a database server, when there is news of it."""
         async for name, _ in follow(self._mirror.database_servers, position):
+            self._app_databases().spares.look()
             for app in list(self._unsettled):
                 if self._mirror.database_server_of(app) == name:
                     self.enqueue(app)

@@ -13,7 +13,7 @@ from functools import partial
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import RuntimeStatus
-from services.control_plane.leases import Counted, Fence, Leases, LeaseState, changed_states
+from services.control_plane.leases import Counted, Fence, Leases, LeaseState
 from services.control_plane.nodes.link import NodeLink
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.placement.failover import fence_epoch
@@ -110,8 +110,8 @@ class LeaseWatch:
             environments.setdefault(record.environment, {})[record.name] = record, counted
         return [
             (nodes[name][0], state)
-            for nodes in environments.values()
-            for name, state in changed_states(counted for _, counted in nodes.values()).items()
+            for environment, nodes in environments.items()
+            for name, state in self._leases.changed(environment, (it for _, it in nodes.values())).items()
         ]
 
     def _fences(self, link: NodeLink) -> list[Fence]:

@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Database
-from services.control_plane.databases import steps
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Database
+from services.control_plane.databases import spares, steps
 from services.control_plane.databases.connecting import Connection, connected
 from services.control_plane.databases.names import login_of, mark_of, owner_of, password_of, url_of
 from services.control_plane.databases.provisioning import Provisioning
+from services.control_plane.databases.relocation import Relocation
 from services.control_plane.databases.schemas import Order
+from services.control_plane.databases.spares import SparePool
 from services.control_plane.databases.steps import Claim, Login
 from services.control_plane.databases.turns import ServerTurns
+from services.control_plane.rules.conditions import DATABASE_PROVIDED, get_condition
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import AppRecord, DatabaseServerRecord
 from services.rpc.errors import SupervisorError
@@ -39,6 +42,8 @@ class AppDatabases:
         self._leader = leader
         self._turns = ServerTurns(clock)
         self._schemas = Provisioning(self._turns)
+        self.spares = SparePool(self._servers)
+        """What is made ahead; its user runs it."""
         self._open: dict[str, frozenset[str]] = {}
         """By uid of an app: the logins that may be open. Of an app that is not here nothing is known."""
 
@@ -66,7 +71,7 @@ class AppDatabases:
                 await steps.refuse_catalog(connection, server.name)
                 async with connection.transaction():
                     await steps.claim(connection, owner, claim)
-                await steps.make_database(connection, owner, must_exist=must_exist)
+                await self._make_database(server, connection, owner, claim, must_exist=must_exist)
                 async with connection.transaction():
                     await steps.claim(connection, owner, claim)
                     shut = await steps.shut_out(connection, owner, kept)
@@ -93,12 +98,13 @@ class AppDatabases:
                 await self._shut(server, connection, app, kept)
         self._open[app.uid] = kept
 
-    async def end(self, app: AppRecord, *, drop: bool) -> None:
+    async def end(self, app: AppRecord, *, drop: bool, at: str = "") -> None:
         """Shut out all of an app's logins and, if it is to `drop`, remove its data. Repeats do nothing.
 
-        Raises SupervisorError DATABASE_SERVER_UNREACHABLE, LEADERSHIP_LOST, DATABASE_NOT_REMOVED.
+        `at` is the server, that of its database if it is empty. Raises SupervisorError
+        DATABASE_SERVER_UNREACHABLE, LEADERSHIP_LOST, DATABASE_NOT_REMOVED.
         """
-        server = self._servers.get(app.database_server)
+        server = self._servers.get(at or app.database_server)
         if server is None:
             return  # it is forgotten with all that is on it
         owner = owner_of(app.name, app.uid)
@@ -110,7 +116,7 @@ class AppDatabases:
                         await steps.claim(connection, owner, self._claim(app))
                         await steps.drop_schema(connection, owner)
                 elif there and drop:
-                    await steps.drop_database(connection, owner)
+                    await steps.drop_database(connection, owner, self._claim(app))
         except SupervisorError as failure:
             if failure.reason in ("DATABASE_SERVER_UNREACHABLE", "LEADERSHIP_LOST"):
                 raise
@@ -119,7 +125,15 @@ class AppDatabases:
                 "DATABASE_NOT_REMOVED", text, resource=app.name,
                 metadata={"detail": failure.message, "wanted": "dropped" if drop else "shut"},
             ) from failure  # fmt: skip
-        self._open.pop(app.uid, None)
+        if at in ("", app.database_server):
+            self._open.pop(app.uid, None)
+
+    def relocation(self, app: AppRecord, target: str) -> Relocation:
+        """Return the way of an app's database to another server."""
+        return Relocation(
+            self._server_of(app), self._server(target), owner_of(app.name, app.uid), self._claim(app),
+            in_schema=_in_schema(app), was_made=_was_made(app),
+        )  # fmt: skip
 
     async def close(self) -> None:
         """End what is under way, in the middle of it: who leads next goes on."""
@@ -127,6 +141,24 @@ class AppDatabases:
 
     def _claim(self, app: AppRecord) -> Claim:
         return Claim(mark_of(app.name, app.uid), self._leader)
+
+    async def _make_database(
+        self,
+        server: DatabaseServerRecord,
+        connection: Connection,
+        owner: str,
+        claim: Claim,
+        *,
+        must_exist: bool,
+    ) -> None:
+        """Make an app's database, or give it a spare one. Raises as `steps.make_database`."""
+        if not must_exist and not await steps.has_database(connection, owner):
+            async with connection.transaction():
+                await steps.claim(connection, owner, claim)
+                taken = await spares.take(connection, server, owner)
+            if taken or server.server.spare_databases:
+                self.spares.look()
+        await steps.make_database(connection, owner, must_exist=must_exist)
 
     async def _shut(
         self, server: DatabaseServerRecord, connection: Connection, app: AppRecord, keep: frozenset[str]
@@ -141,10 +173,12 @@ class AppDatabases:
         return True
 
     def _server_of(self, app: AppRecord) -> DatabaseServerRecord:
-        server = self._servers.get(app.database_server)
+        return self._server(app.database_server)
+
+    def _server(self, name: str) -> DatabaseServerRecord:
+        server = self._servers.get(name)
         if server is None:
-            text = f"{app.database_server} does not exist."
-            raise SupervisorError("DATABASE_SERVER_NOT_FOUND", text, resource=app.database_server)
+            raise SupervisorError("DATABASE_SERVER_NOT_FOUND", f"{name} does not exist.", resource=name)
         return server
 
     async def _end(
@@ -161,11 +195,16 @@ class AppDatabases:
             return
         if not [it async for it in steps.end_sessions(connection, {owner: shut})]:
             raise steps.not_ended(owner)
-        if schema:
+        if schema or not await steps.has_database(connection, owner):
             await steps.forget_logins(connection, {owner: shut})
             return
         async with connected(server, owner) as inside:
             await steps.forget_logins(inside, {owner: shut})
+
+
+def _was_made(app: AppRecord) -> bool:
+    provided = get_condition(app.status.conditions, DATABASE_PROVIDED)
+    return provided is not None and provided.status == Condition.MET
 
 
 def _in_schema(app: AppRecord) -> bool:

@@ -11,8 +11,6 @@ from functools import partial
 from typing import Any
 
 from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer
-from services.control_plane.databases import steps
-from services.control_plane.databases.connecting import connected
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.records import DatabaseServerRecord, timestamp
 from services.rpc.errors import SupervisorError
@@ -39,6 +37,10 @@ class Health:
 
 async def look(server: DatabaseServerRecord) -> Health:
     """Ask a server whether apps can have their databases there."""
+    # With psycopg, which most control planes have no use for.
+    from services.control_plane.databases import steps  # noqa: PLC0415
+    from services.control_plane.databases.connecting import connected  # noqa: PLC0415
+
     try:
         async with connected(server) as connection:
             await steps.refuse_catalog(connection, server.name)

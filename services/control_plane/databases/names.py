@@ -24,6 +24,11 @@ def login_of(owner: str, epoch: int) -> str:
     return f"{owner}_e{epoch}"
 
 
+def move_login_of(owner: str, word: str) -> str:
+    """Return the name of the role under which a move reads or writes; `word` has 7 characters."""
+    return f"{owner}_em{word}"  # among those of epochs, and shut out with them
+
+
 def password_of(key: bytes, login: str) -> str:
     """Return a login's password: random to who has not the server's key, and the same at each repeat."""
     return hmac.new(key, login.encode(), hashlib.sha256).hexdigest()

@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import logging
 import os
+import secrets
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,9 @@ log = logging.getLogger("appsupervisor.databases")
 
 FENCE_SECONDS = 5.0
 """How long sessions that were told to end are waited for."""
+
+_GONE = "_gone"
+"""In the name of an app's database that is to be dropped, between the owner's and a random end."""
 
 _POLL = 0.005
 _QUIET_POLLS = 2
@@ -123,11 +127,16 @@ async def make_database(connection: Connection, owner: str, *, must_exist: bool)
     await connection.execute(SQL("REVOKE ALL ON DATABASE {} FROM PUBLIC").format(Identifier(owner)))
 
 
-async def make_login(connection: Connection, owner: str, login: Login) -> None:
-    """Let an epoch log in as its owner."""
+async def has_database(connection: Connection, owner: str) -> bool:
+    """Tell whether an app has its database."""
+    return await _one(connection, "SELECT 1 FROM pg_database WHERE datname = %s", owner) is not None
+
+
+async def make_login(connection: Connection, owner: str, login: Login, *, schema: bool = False) -> None:
+    """Let an epoch log in as its owner; `schema`: in the schema of that name."""
     if await _one(connection, "SELECT 1 FROM pg_roles WHERE rolname = %s", login.name) is None:
         await connection.execute(SQL("CREATE ROLE {} NOLOGIN").format(Identifier(login.name)))
-    for command in letting_in(owner, login, schema=False):
+    for command in letting_in(owner, login, schema=schema):
         await connection.execute(command)
 
 
@@ -159,7 +168,7 @@ def verifier_of(login: Login) -> str:
 
 
 async def logins_of(connection: Connection, owner: str) -> list[str]:
-    """Return the names of the roles under which epochs of an app log in, or did."""
+    """Return the names of the roles under which epochs of an app, and its moves, log in, or did."""
     # A range, for which there is an index: a server has thousands of roles.
     query = "SELECT rolname FROM pg_roles WHERE rolname >= %s::name AND rolname < %s::name ORDER BY rolname"
     cursor = await connection.execute(query, (f"{owner}_e", f"{owner}_f"))
@@ -253,11 +262,47 @@ async def drop_schema(connection: Connection, owner: str) -> None:
     await _drop_owner(connection, owner)
 
 
-async def drop_database(connection: Connection, owner: str) -> None:
-    """Drop an app's database, and its owner; outside of a transaction."""
-    await connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(owner)))
+async def empty_schema(connection: Connection, owner: str) -> None:
+    """Have an app have a schema with nothing in it; in a transaction. Raises DATABASE_UNAVAILABLE."""
+    query = "SELECT pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = %s"
+    found = await _one(connection, query, owner)
+    if found is not None and found[0] != owner:
+        raise foreign(owner)
+    await connection.execute(SQL("DROP SCHEMA IF EXISTS {} CASCADE").format(Identifier(owner)))
+    await connection.execute(SQL("CREATE SCHEMA {0} AUTHORIZATION {0}").format(Identifier(owner)))
+
+
+async def drop_database(connection: Connection, owner: str, claimed: Claim) -> None:
+    """Drop an app's database, and its owner; outside of a transaction. Raises as `is_older`."""
+    await empty_database(connection, owner, claimed)
     async with connection.transaction():
-        await _drop_owner(connection, owner)
+        if await claim(connection, owner, claimed, make=False):
+            await _drop_owner(connection, owner)
+
+
+async def empty_database(connection: Connection, owner: str, claimed: Claim) -> None:
+    """Drop an app's database, but not its owner; outside of a transaction. Raises as `is_older`."""
+    # Under a name that nobody asks for it is dropped safely: no transaction binds a drop to the claim, and a
+    # leader that woke in between would drop what a later one has made.
+    gone = f"{owner}{_GONE}{secrets.token_hex(4)[:7]}"
+    query = """
+        SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE usename >= %s::name AND usename < %s::name
+    """
+    await connection.execute(query, (f"{owner}_e", f"{owner}_f"))
+    async with connection.transaction():
+        await claim(connection, owner, claimed, make=False)
+        query = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = %s"
+        found = await _one(connection, query, owner)
+        if found is not None and found[0] != owner:
+            raise foreign(owner)
+        if found is not None:
+            rename = SQL("ALTER DATABASE {} RENAME TO {}").format(Identifier(owner), Identifier(gone))
+            await connection.execute(rename)
+    query = "SELECT datname FROM pg_database WHERE starts_with(datname::text, %s)"
+    cursor = await connection.execute(query, (f"{owner}{_GONE}",))
+    for (name,) in await cursor.fetchall():
+        await connection.execute(SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(Identifier(name)))
 
 
 async def _drop_owner(connection: Connection, owner: str) -> None:

@@ -66,8 +66,11 @@ class NodeLink:
         timeout: float,
         connect: Callable[[str], NodeClient] = NodeClient,
         hosts: dict[str, set[NodeLink]] | None = None,
+        figures: Mapping[str, dict[str, InstanceFigures]] | None = None,
     ) -> None:
-        """`hosts` tells which links show something of an app; the link keeps its own part of it."""
+        """`hosts` tells which links show something of an app; the link keeps its own part of it. In `figures`
+        it puts those of the apps that are there, by instance.
+        """
         self.node = node
         self.name = node.name
         self.client = connect(node.address)
@@ -82,6 +85,7 @@ class NodeLink:
         self._term = leases.term
         self._timeout = timeout
         self._hosts = hosts if hosts is not None else {}
+        self._figures = figures if figures is not None else {}
         self._apps: dict[str, dict[str, Instance]] = {}
         self._incoming: dict[str, dict[str, Instance]] | None = None
         self.status: RuntimeStatus | None = None
@@ -129,6 +133,8 @@ class NodeLink:
     def _note_figures(self, figures: Mapping[str, InstanceFigures]) -> None:
         for name, told in figures.items():
             self._note_in_flight(name, told.in_flight_count + told.queued_count)
+            if self._figures and (kept := self._figures.get(name.partition("/instances/")[0])) is not None:
+                kept[name] = told
 
     def _forget_figures(self, instance: Instance, *, gone: bool) -> None:
         if gone or instance.state != Instance.RUNNING:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection, Mapping
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceFigures
 from services.control_plane.leases import Leases
 from services.control_plane.nodes.client import NodeClient
 from services.control_plane.nodes.link import LinkListener, NodeLink
@@ -26,6 +26,7 @@ class NodeLinks:
         self._by_environment: dict[str, dict[str, NodeLink]] = {}
         self._hosts: dict[str, set[NodeLink]] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._figures: dict[str, dict[str, InstanceFigures]] = {}
 
     def follow(self, node: Node, listener: LinkListener) -> None:
         """Follow a node's present life; one that is followed already is told what it says of itself."""
@@ -42,6 +43,7 @@ class NodeLinks:
             timeout=self._timeout,
             connect=self._connect,
             hosts=self._hosts,
+            figures=self._figures,
         )
         self._links[node.name] = link
         self._by_environment.setdefault(_environment(node.name), {})[node.name] = link
@@ -77,6 +79,17 @@ class NodeLinks:
     def hosting(self, app: str) -> list[NodeLink]:
         """Return the links to the nodes that show something of an app, in the order of their names."""
         return sorted(self._hosts.get(app, ()), key=lambda link: link.node.name)
+
+    def keep_figures(self, apps: Collection[str]) -> None:
+        """Keep the newest figures of these apps' instances from now on, and of no others."""
+        for app in [app for app in self._figures if app not in apps]:
+            del self._figures[app]
+        for app in apps:
+            self._figures.setdefault(app, {})
+
+    def figures(self, app: str) -> dict[str, InstanceFigures]:
+        """Return the newest figures of an app's instances by name; none where they are not kept."""
+        return self._figures.get(app, {})
 
     def is_heard(self, name: str) -> bool:
         """Tell whether a node's stream is open now. Safe from any thread."""

@@ -13,7 +13,14 @@ from typing import TypeVar
 from google.longrunning.operations_pb2 import Operation
 from google.protobuf.message import Message
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App, BatchResponse, DataMove, OperationMetadata
+from appsupervisor.catalog.v1.app_catalog_pb2 import (
+    App,
+    BatchResponse,
+    Canary,
+    DatabaseMove,
+    DataMove,
+    OperationMetadata,
+)
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.fleet.v1.fleet_pb2 import (
     DrainNodeMetadata,
@@ -23,6 +30,7 @@ from appsupervisor.fleet.v1.fleet_pb2 import (
     RebalanceEnvironmentResponse,
 )
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
+from services.control_plane.operations import database_moves
 from services.control_plane.operations.moves import Stage, stage_of, take_back
 from services.control_plane.operations.traces import add_trace
 from services.control_plane.placement.scale import is_several, served_version, wanted_replicas
@@ -31,6 +39,7 @@ from services.control_plane.store.interface import Transaction
 from services.control_plane.store.random_ids import new_suffix
 from services.control_plane.store.records import (
     DRAIN,
+    MOVE_DATABASE,
     REBALANCE,
     AppRecord,
     OperationRecord,
@@ -49,6 +58,9 @@ SLACK = 60_000_000
 PURGE_LIMIT = 120_000_000
 """Time after which an operation that removes data is given up, µs; the data is removed all the same."""
 
+DATABASE_LIMIT = 2 * 3600 * 1_000_000
+"""Time that a move to another database server is given besides, µs: its write stop has a limit of its own."""
+
 BATCH_LIMIT = 24 * 3600 * 1_000_000
 """Time after which a batch is given up, µs: its apps' own requests are remembered as long."""
 
@@ -60,7 +72,7 @@ READY = frozenset({Instance.RUNNING, Instance.IDLE})
 _BRINGS_UP = frozenset({"create", "update", "start", "restart", "recover", "attach"})
 _ENDED_BY = {
     "stop": _BRINGS_UP | {"move"},
-    "delete": _BRINGS_UP | {"stop", "move"},
+    "delete": _BRINGS_UP | {"stop", "move", MOVE_DATABASE},
     "start": frozenset({"stop"}),
     "restart": frozenset({"stop"}),
     "recover": frozenset({"stop"}),
@@ -98,12 +110,16 @@ def begin(
     """
     supersede(tx, record.name, verb, effect or verb)
     allowed = allowance(record)
+    if verb == MOVE_DATABASE:
+        allowed += DATABASE_LIMIT
     metadata = OperationMetadata(
         target=record.name, verb=verb, step="accepted", generation=record.generation, actor=actor,
         retained_data=record.status.retained_data,
     )  # fmt: skip
     metadata.create_time.FromMicroseconds(tx.now)
     metadata.deadline_time.FromMicroseconds(tx.now + allowed)
+    if verb == MOVE_DATABASE:
+        metadata.database_move.CopyFrom(record.status.database_move)
     goal = record.target
     if move is not None:
         metadata.node, goal = move
@@ -129,7 +145,8 @@ def allowance(record: AppRecord) -> int:
     once = limits.start_timeout.ToMicroseconds() + 2 * limits.stop_timeout.ToMicroseconds()
     # Replicas are replaced one after the other.
     each = once + record.spec.rollout.min_ready_duration.ToMicroseconds()
-    return wanted_replicas(record) * each + SLACK
+    tried = record.spec.rollout.canary.timeout.ToMicroseconds()
+    return wanted_replicas(record) * each + tried + SLACK
 
 
 def begin_purge(tx: Transaction, record: RetainedDataRecord, actor: str) -> OperationRecord:
@@ -211,6 +228,8 @@ def expire(tx: Transaction, name: str) -> None:
         return
     if operation.verb == "move":
         take_back(tx, operation, "OPERATION_DEADLINE_EXCEEDED", "A move of it was not done in time.")
+    if operation.verb == MOVE_DATABASE:
+        database_moves.take_back(tx, operation, "OPERATION_DEADLINE_EXCEEDED", "It was not done in time.")
     app = tx.app(operation.app)
     why = f"It is {Instance.State.Name(app.status.state)}" if app else ""
     for condition in app.status.conditions if app else ():
@@ -244,6 +263,7 @@ def expire(tx: Transaction, name: str) -> None:
 
 _STANDS = {
     "move": "it goes on where it serves",
+    MOVE_DATABASE: "its database is where the app names it",
     DRAIN: "it stays cordoned",
     REBALANCE: "what was moved stays where it is",
 }
@@ -300,6 +320,8 @@ def end(
 def _settle_one(tx: Transaction, operation: OperationRecord, record: AppRecord) -> OperationRecord:
     if operation.verb == "move":
         return _settle_move(tx, operation, record)
+    if operation.verb == MOVE_DATABASE:
+        return _settle_database_move(tx, operation, record)
     if fulfilled(operation.verb, operation.goal, record, _served(tx, record)):
         return end(tx, operation, None, app=record)
     if _is_only_told(operation, record):
@@ -336,6 +358,27 @@ def _settle_move(tx: Transaction, operation: OperationRecord, record: AppRecord)
         return end(tx, operation, replaced, step="superseded")
     if record.status.state == Instance.FAILED and _served(tx, record) is None:
         return end(tx, operation, _error_of(record, "Ready"), step="failed", traceback=_traceback(record))
+    return _put_progress(tx, operation, progress)
+
+
+def _settle_database_move(tx: Transaction, operation: OperationRecord, record: AppRecord) -> OperationRecord:
+    move = record.status.database_move
+    progress = _progress(operation.metadata, record)
+    if move.target_server != progress.database_move.target_server:
+        text = f"A later command on {record.name} replaced this move."
+        replaced = SupervisorError("OPERATION_SUPERSEDED", text, resource=record.name)
+        return end(tx, operation, replaced, step="superseded")
+    if move.state == DatabaseMove.DONE:
+        return end(tx, operation, None, app=record)
+    if move.state == DatabaseMove.CALLED_OFF:
+        reason = move.reason if move.reason in CODES else "DATABASE_NOT_MOVED"
+        refusal = SupervisorError(reason, move.message, resource=record.name, metadata={"why": move.message})
+        return end(tx, operation, refusal, step="failed")
+    wanted = record.spec.desired_state != App.STOPPED
+    if move.state == DatabaseMove.ARRIVED and wanted and record.status.state == Instance.FAILED:
+        return end(tx, operation, _error_of(record, "Ready"), step="failed", traceback=_traceback(record))
+    progress.step, progress.progress_percent = database_moves.step_of(move)
+    progress.database_move.CopyFrom(move)
     return _put_progress(tx, operation, progress)
 
 
@@ -455,6 +498,8 @@ def _progress(
     assert isinstance(metadata, OperationMetadata)
     current = copied(metadata)
     current.step, current.progress_percent = _STEPS.get(record.status.state, ("accepted", 0))
+    if current.verb == "update" and record.status.canary.state == Canary.ANALYZING:
+        current.step, current.progress_percent = "canary", 60
     del current.node_results[:]
     for instance in record.status.instances:
         current.node_results.add(

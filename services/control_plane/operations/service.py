@@ -13,14 +13,16 @@ from dataclasses import replace
 from google.longrunning import operations_pb2 as pb
 from google.protobuf.empty_pb2 import Empty
 
+from appsupervisor.catalog.v1.app_catalog_pb2 import Canary
 from services.control_plane.catalog.changes import take_back
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_end, page_start, request_digest
 from services.control_plane.catalog.scans import Scans
-from services.control_plane.operations import moves, operations
+from services.control_plane.operations import canaries, database_moves, moves, operations
+from services.control_plane.placement.canary import Verdict
 from services.control_plane.rules.names import operation_name, parse_operation_name
 from services.control_plane.store.interface import CatalogStore, Transaction
-from services.control_plane.store.records import FLEET_VERBS, OperationRecord
+from services.control_plane.store.records import FLEET_VERBS, MOVE_DATABASE, OperationRecord
 from services.rpc.background import background
 from services.rpc.errors import SupervisorError, Violation, invalid_field
 from services.rpc.feed import Entry
@@ -29,7 +31,9 @@ from services.rpc.pipeline.call import Caller
 LONGEST_WAIT = 600.0
 """Seconds that one WaitOperation may take, whatever it asks for."""
 
-_CANCELLABLE = frozenset({"create", "update", "start", "restart", "recover", "move", "attach", *FLEET_VERBS})
+_CANCELLABLE = frozenset(
+    {"create", "update", "start", "restart", "recover", "move", "attach", MOVE_DATABASE, *FLEET_VERBS}
+)
 
 
 class OperationService:
@@ -101,9 +105,11 @@ class OperationService:
         """Carry out CancelOperation.
 
         A create or start is taken back by stopping the app, as StopApp does; a move by ending what was to
-        take over. An update or restart that has begun stands, as the moves of many do, and only the
-        operation ends. A stop or a delete can't be taken back. A batch begins no more apps, and ends when
-        those that are begun have come to their end.
+        take over, or, of a database that has not arrived, by starting the app where that is; an update of
+        which the new version is tried first by giving that up. Another update or a
+        restart that has begun stands, as the moves of many do, and only the operation ends. A stop or a
+        delete can't be taken back. A batch begins no more apps, and ends when those that are begun have come
+        to their end.
         """
 
         def run(tx: Transaction) -> Empty:
@@ -131,6 +137,13 @@ class OperationService:
             if record.verb == "move":
                 why = f"A move of it was cancelled by {caller.actor}; it goes on where it serves."
                 moves.take_back(tx, record, "OPERATION_CANCELLED", why)
+            if record.verb == MOVE_DATABASE:
+                why = f"It was cancelled by {caller.actor}."
+                database_moves.take_back(tx, record, "OPERATION_CANCELLED", why)
+            if record.verb == "update":
+                why = f"The update was cancelled by {caller.actor}."
+                verdict = Verdict(Canary.REVERTED, "OPERATION_CANCELLED", why)
+                canaries.judged(tx, record.app, record.app_uid, record.goal, verdict, caller.actor)
             app = tx.app(record.app)
             same = app is not None and app.uid == record.app_uid
             if app is not None and same and record.verb in ("create", "start", "recover", "attach"):

@@ -51,10 +51,12 @@ class Candidate(NamedTuple):
     """A label of the app, with which an app on it is to share no node."""
     used_bytes: int = 0
     """Memory that it uses, as was measured; 0 if that isn't known."""
+    lacks_code: bool = False
+    """Another node has the app's code, and this one, as it tells, has not."""
 
 
 class Neighbours(NamedTuple):
-    """What other apps mean to one app, by node."""
+    """What nodes are to one app, beside what they are to all: who is there, and what code."""
 
     taken: AbstractSet[str] = frozenset()
     """Nodes with an app that is to be alone."""
@@ -62,6 +64,8 @@ class Neighbours(NamedTuple):
     """Nodes with an app that has a label which the app is to be apart from, with that label."""
     averse: Mapping[str, str] = {}
     """Nodes with an app that is to be apart from a label of the app, with that label."""
+    without_code: AbstractSet[str] = frozenset()
+    """Nodes that cannot run the app, as they tell, while others can."""
 
 
 Load = tuple[int, int]
@@ -81,6 +85,8 @@ class Wish:
     exclusive: bool = False
     siblings: tuple[str, ...] = ()
     """The nodes that other copies of the app are on, each as often as there are copies on it."""
+    module: str = ""
+    """The top-level module of its entrypoint."""
 
 
 class Obstacle(NamedTuple):
@@ -119,7 +125,13 @@ class Candidates:
         known, found = self._known, []
         if len(known) > KEPT:
             known.clear()  # nodes come and go
-        special = {*more, *neighbours.taken, *neighbours.avoided, *neighbours.averse}
+        special = {
+            *more,
+            *neighbours.taken,
+            *neighbours.avoided,
+            *neighbours.averse,
+            *neighbours.without_code,
+        }
         for name, node, heard in nodes:
             load = loads.get(name, NO_LOAD)
             entry = known.get(name)
@@ -157,6 +169,7 @@ def beside(node: Candidate, neighbours: Neighbours, more: int = 0) -> Candidate:
         taken=name in neighbours.taken,
         avoided=neighbours.avoided.get(name, ""),
         averse=neighbours.averse.get(name, ""),
+        lacks_code=name in neighbours.without_code,
     )
 
 
@@ -169,7 +182,13 @@ def wish_of(spec: App, *, environment_cordoned: bool, siblings: Iterable[str] = 
         spec.limits.memory_bytes,
         spec.exclusive,
         tuple(siblings),
+        module_of(spec),
     )
+
+
+def module_of(spec: App) -> str:
+    """Return the top-level module that an app's code is in."""
+    return spec.entrypoint.partition(":")[0].partition(".")[0]
 
 
 def obstacles(wish: Wish, node: Candidate) -> list[Obstacle]:
@@ -198,6 +217,11 @@ def _reasons(wish: Wish, node: Candidate) -> Iterator[str]:
         yield "MEMORY_USED"
     if wish.selector and _differing(wish, node):
         yield "LABELS_DIFFER"
+    yield from _reasons_beside(wish, node)
+
+
+def _reasons_beside(wish: Wish, node: Candidate) -> Iterator[str]:
+    """Yield those that lie in what else is there, or is not."""
     if node.taken:
         yield "TAKEN_EXCLUSIVELY"
     if wish.exclusive and node.apps:
@@ -208,6 +232,8 @@ def _reasons(wish: Wish, node: Candidate) -> Iterator[str]:
         yield "AVOIDED_BY_APP"
     if node.name in wish.siblings:
         yield "COPY_THERE"
+    if node.lacks_code:
+        yield "CODE_MISSING"
 
 
 def _is_used_up(memory_bytes: int, used_bytes: int) -> bool:
@@ -283,6 +309,13 @@ _TEXTS: dict[str, Callable[[Wish, Candidate], Obstacle]] = {
         "COPY_THERE",
         "Another replica of the app is on it.",
         "Add a node, or ask for fewer replicas.",
+    ),
+    "CODE_MISSING": lambda wish, _node: Obstacle(
+        "CODE_MISSING",
+        f"It tells of no module {wish.module!r} in its app directories or installed packages, as other nodes "
+        f"of {wish.environment} do.",
+        "Put the code into one of its app directories, or start it with an --app-dir that has it; it tells "
+        "within 15 s.",
     ),
 }
 
@@ -369,6 +402,7 @@ _WORDS = {
     "APP_AVOIDED": "with an app that its anti_affinity names",
     "AVOIDED_BY_APP": "with an app whose anti_affinity names it",
     "COPY_THERE": "with another replica of it",
+    "CODE_MISSING": "without its code",
 }
 
 

@@ -11,6 +11,7 @@ from functools import partial
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
+from services.control_plane.placement import canary
 from services.control_plane.placement.scale import Epochs, is_at, wanted_replicas
 from services.control_plane.placement.snapshot import Snapshot, has_ended, is_ready
 from services.control_plane.placement.swap import Swap, pinned
@@ -30,7 +31,7 @@ class Replicas:
         self._count = wanted_replicas(app)
         self._target = app.target
         self._epochs = Epochs.of(app, placements)
-        self._newest = self._epochs.newest
+        self._known_epoch = self._epochs.newest
         self._swaps: dict[int, Swap] = {}
         for number in sorted({it.replica for it in placements}):
             self._open(number, [it for it in placements if it.replica == number])
@@ -52,7 +53,7 @@ class Replicas:
     def newest_epoch(self) -> int:
         """The newest epoch that was given to one of them."""
         # Not one that was for a replica which has found no node.
-        return max([self._newest, *(it.epoch for it in self.placements)])
+        return max([self._known_epoch, *(it.epoch for it in self.placements)])
 
     def decide(self) -> str:
         """Decide; return why not all that is wanted can be, or nothing."""
@@ -129,10 +130,15 @@ class Replicas:
             self.failed = None
             self._go_forward(kept, old)
         else:
-            self._go_back(kept, _newest(old, self._target))
+            self._go_back(kept, self._newest(old))
 
     def _give_up(self, kept: Iterable[Swap]) -> None:
-        """Give the wanted version up if a replica that runs it has failed or is unhealthy."""
+        """Give the wanted version up if a replica of it has failed or is unhealthy, or it was judged so."""
+        judged = canary.given_up(self._app)
+        if judged is not None:
+            self.failed = self._target
+            self.failure = judged[0], sentences(judged[1], "The version before goes on serving")
+            return
         for swap in kept:
             new = swap.current if self._is_there(swap) else swap.incoming
             instance = self._instance(new)
@@ -148,9 +154,10 @@ class Replicas:
 
     def _go_forward(self, kept: Sequence[Swap], old: Sequence[PlacementRecord]) -> None:
         paused = self._app.spec.rollout.paused
-        before = _newest(old, self._target) if old else None
+        before = self._newest(old) if old else None
+        tried = before is not None and canary.is_tried(self._app, before)
         for swap in kept:
-            self._drop(swap, before if paused else None)
+            self._drop(swap, before if paused or tried else None)
         waiting = [swap for swap in kept if not self._is_there(swap) and swap.incoming is None]
         if before is None:
             for swap in waiting:
@@ -161,12 +168,14 @@ class Replicas:
                 if swap.current is None:
                     self._bring_in(swap, before)
             return
-        room = self._room(kept)
-        for swap in sorted(waiting, key=self._serves):
+        room = self._room(kept, tried=tried)
+        for swap in sorted(waiting, key=self._turn):
             # What cannot be heard is left for later: nothing could be said of what comes in there.
             if room > 0 and (swap.current is None or self._seen.heard(swap.current.node)):
                 self._bring_in(swap)
                 room -= 1
+            elif tried and swap.current is None:
+                self._bring_in(swap, before)
 
     def _go_back(self, kept: Iterable[Swap], before: PlacementRecord) -> None:
         for swap in kept:
@@ -205,8 +214,8 @@ class Replicas:
         epoch = self._epochs.next()
         self._note(swap.bring_in(Version(generation, epoch), spec))
 
-    def _room(self, kept: Sequence[Swap]) -> int:
-        """Return how many more may be replaced now."""
+    def _room(self, kept: Sequence[Swap], *, tried: bool) -> int:
+        """Return how many more may be replaced now; few by a version that is `tried` first."""
         if not any(self._serves(swap) for swap in kept) and all(self._is_known(swap) for swap in kept):
             return self._count  # nothing serves, so nothing is at stake
         share = self._count * self._app.spec.rollout.batch_percent // 100
@@ -216,7 +225,31 @@ class Replicas:
             else swap.incoming is not None and not _is_moved(swap)
             for swap in kept
         )
-        return max(1, share) - busy
+        free = max(1, share) - busy
+        if tried:
+            trying = sum(self._is_there(swap) or is_at(swap.incoming, self._target) for swap in kept)
+            free = min(free, canary.tried_replicas(self._app, self._count) - trying)
+        return free
+
+    def _turn(self, swap: Swap) -> tuple[bool, bool]:
+        """Return what sorts replicas: those that do not serve come first, then those on trial."""
+        stable, current = canary.unproven_against(self._app), swap.current
+        unproven = stable and current is not None and current.generation != stable
+        return self._serves(swap), not unproven
+
+    def _newest(self, old: Iterable[PlacementRecord]) -> PlacementRecord:
+        """Return what to go back to: what has proven itself, the newest of other code, or else what only was
+        not started anew."""
+        target, stable = self._target, canary.unproven_against(self._app)
+        return max(
+            old,
+            key=lambda it: (
+                it.generation == stable,
+                it.generation != target.generation,
+                it.generation,
+                it.epoch,
+            ),
+        )
 
     # What is seen of them
 
@@ -256,11 +289,6 @@ class Replicas:
         left = (due - self._now) / 1e6
         self.after = min(self.after or left, left)
         return False
-
-
-def _newest(old: Iterable[PlacementRecord], target: Version) -> PlacementRecord:
-    """Return what to go back to: the newest of other code, else what only was not started anew."""
-    return max(old, key=lambda it: (it.generation != target.generation, it.generation, it.epoch))
 
 
 def _is_moved(swap: Swap) -> bool:

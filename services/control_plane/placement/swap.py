@@ -69,7 +69,8 @@ class Swap:
         self.failed = app.failed
         self.unplaced_reason = "NO_NODE_AVAILABLE"
         known = tuple(placements)
-        self._placements = {it.name: self._with_data(it, known) for it in known}
+        told = [self._with_data(it, known) for it in known]
+        self._placements = {it.name: _with_data_of(data_home(told), it) for it in told}
 
     @property
     def placements(self) -> tuple[PlacementRecord, ...]:
@@ -333,6 +334,13 @@ class Swap:
         if placement.role is not role:
             placement = replace(placement, role=role, why=why, since=self._now)
         self._placements[placement.name] = placement
+
+
+def _with_data_of(home: PlacementRecord | None, placement: PlacementRecord) -> PlacementRecord:
+    """Note that what is to run where the data is has it too: what it replaced may have run since."""
+    if home is None or home.node != placement.node or placement.role not in (Role.CURRENT, Role.INCOMING):
+        return placement
+    return placement if placement.has_data else replace(placement, has_data=True)
 
 
 def _has_data(before: PlacementRecord | None, node: str) -> bool:

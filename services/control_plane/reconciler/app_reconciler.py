@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, DataMove, DeleteAppRequest
 from appsupervisor.fleet.v1.fleet_pb2 import Node
@@ -25,8 +25,8 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     StopInstanceRequest,
 )
 from services.control_plane.catalog.candidates import neighbours_of
-from services.control_plane.databases.app_databases import AppDatabases
 from services.control_plane.nodes.links import NodeLinks
+from services.control_plane.operations.database_moves import is_stopped_for
 from services.control_plane.placement.assignment import ENDING, Assignment, assign
 from services.control_plane.placement.choice import Candidates
 from services.control_plane.placement.data_travel import Travel, travel_of
@@ -35,6 +35,7 @@ from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
 from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.data_reconciler import DataReconciler
 from services.control_plane.reconciler.data_travels import DataTravels
+from services.control_plane.reconciler.database_travels import DatabaseTravels, MoveSettings
 from services.control_plane.reconciler.former_homes import FormerHomes
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.pace import Pace
@@ -44,6 +45,9 @@ from services.control_plane.rules.conditions import DATABASE_PROVIDED, DATABASE_
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role, Version
 from services.rpc.errors import SupervisorError
+
+if TYPE_CHECKING:
+    from services.control_plane.databases.app_databases import AppDatabases
 
 log = logging.getLogger("appsupervisor.reconciler")
 
@@ -67,9 +71,13 @@ class AppReconciler:
         write: Callable[[Command], Future[Any]],
         data: DataReconciler,
         clock: Callable[[], float],
-        databases: AppDatabases,
+        databases: Callable[[], AppDatabases],
+        moves: MoveSettings,
     ) -> None:
-        """`write` stores what a pass decides; `clock` gives seconds, monotonic."""
+        """`write` stores what a pass decides; `clock` gives seconds, monotonic; `databases` makes apps' own.
+
+        It is called for apps that have one alone.
+        """
         self._store = store
         self._mirror = store.mirror
         self._links = links
@@ -77,10 +85,15 @@ class AppReconciler:
         self._data = data
         self._pace = Pace(clock)
         self._databases = databases
+        self._database_travels = DatabaseTravels(store, links, write, databases, moves)
         self._travels = DataTravels(store, links, write)
         self._placing: Counter[str] = Counter()
         self._candidates = Candidates()
         self._former_homes = FormerHomes(clock)
+
+    async def close(self) -> None:
+        """End what runs in the background."""
+        await self._database_travels.close()
 
     async def reconcile(self, app: str) -> Result:
         """Make one pass over an app, which may not exist any more."""
@@ -183,6 +196,9 @@ class AppReconciler:
         if self._former_homes.knows(app.name) and (home := present_home(app, assigned, seen)) is not None:
             # Before anything ends: what forwards to there would be forwarded twice.
             await self._tell_former_homes(app, home)
+        if app.database_server:
+            await self._database_travels.leave(app)
+            todo = await self._database_travels.hold(app, todo)
         over, failure = await self._stop_all(app, todo)
         # A stop that fails holds up no start, nor one start another: an app is to serve first of all.
         for start in starts:
@@ -193,6 +209,8 @@ class AppReconciler:
         if app.database_server:
             ends = todo.remove or (app.deleting and len(over) == len(assigned.placements))
             await self._guard_database(app, assigned, over, ends=bool(ends))
+            if not app.deleting:
+                failure = await self._database_travels.advance(app) or failure
         if over or todo.remove:
             await self._write(
                 partial(transactions.ended, name=app.name, uid=app.uid, placements=over, policy=app.deleting)
@@ -331,13 +349,15 @@ class AppReconciler:
         keep = [it.epoch for it in assigned.staying if it not in over]
         told = partial(transactions.database_told, name=app.name, uid=app.uid)
         provided = get_condition(app.status.conditions, DATABASE_PROVIDED)
-        if not ends and (provided is None or self._databases.is_settled(app, keep)):
+        if not ends and (provided is None or self._databases().is_settled(app, keep)):
             return
         try:
             if ends:
-                await self._databases.end(app, drop=app.deleting == DeleteAppRequest.DROP)
+                if left := app.status.database_move.leftover_server:
+                    await self._databases().end(app, drop=True, at=left)
+                await self._databases().end(app, drop=app.deleting == DeleteAppRequest.DROP)
                 return
-            await self._databases.settle(app, keep)
+            await self._databases().settle(app, keep)
         except SupervisorError as failure:
             await self._write(partial(told, failure=failure))
             raise
@@ -351,7 +371,7 @@ class AppReconciler:
         keep = [it.epoch for it in assigned.staying]
         told = partial(transactions.database_told, name=app.name, uid=app.uid)
         try:
-            database = await self._databases.prepare(
+            database = await self._databases().prepare(
                 app, start.placement.epoch, keep, must_exist=_is_met(provided)
             )
         except SupervisorError as failure:
@@ -419,6 +439,8 @@ def _awaits_start(app: AppRecord, assigned: Assignment, seen: Snapshot) -> bool:
     if is_several(app):
         return False  # one of them may be in its place already
     if wanted is None or app.deleting or app.spec.desired_state == App.STOPPED or assigned.failed is not None:
+        return False
+    if is_stopped_for(app):
         return False
     view = seen.heard(wanted.node)
     return view is not None and not view.instances and view.hindrance is None

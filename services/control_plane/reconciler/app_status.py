@@ -9,6 +9,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     InstanceError,
     InstanceSpec,
 )
+from services.control_plane.operations.database_moves import is_on_way, is_stopped_for, is_unfinished
 from services.control_plane.placement.assignment import ENDING, Assignment
 from services.control_plane.placement.data_travel import travel_of
 from services.control_plane.placement.snapshot import READY, NodeView, Snapshot, is_ready
@@ -54,10 +55,10 @@ class AppStatus:
         self._set_updated(now)
         if status.data_move.state == DataMove.COPYING and travel_of(self._assigned.placements) is None:
             status.data_move.state = DataMove.CALLED_OFF  # something else is wanted by now
-        settled = self._is_settled()
+        settled = self._is_settled() and not is_on_way(status)
         if settled:
             status.observed_generation = self._app.generation
-        status.reconciling = not settled and not self._is_final()
+        status.reconciling = is_unfinished(status) or (not settled and not self._is_final())
 
     def _count_ready(self) -> int:
         return 1
@@ -117,6 +118,10 @@ class AppStatus:
 
     def _hindrance(self, otherwise: str) -> tuple[str, str]:
         """Return what keeps the app's nodes from doing what they were told, or them from being told."""
+        if is_stopped_for(self._app):
+            move = self._status.database_move
+            where = f"from {move.source_server} to {move.target_server}"
+            return "DatabaseMoving", f"It is stopped while its database is copied {where}."
         database = get_condition(self._status.conditions, DATABASE_READY)
         if database is not None and database.status == Condition.UNMET:
             return database.reason, database.message

@@ -13,10 +13,11 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import DataMove
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, DataMove
 from appsupervisor.runtime.v1 import data_transfers_pb2 as pb
 from services.control_plane.nodes.link import NodeLink
 from services.control_plane.nodes.links import NodeLinks
+from services.control_plane.placement.assignment import spec_of
 from services.control_plane.placement.data_travel import Travel
 from services.control_plane.reconciler import data_moves
 from services.control_plane.reconciler.result import Result
@@ -79,6 +80,14 @@ class DataTravels:
                 await self._tell(app, travel, told, "")
                 return Result(after=LOOK_SECONDS)
             await self._tell(app, travel, told, "")
+            if told.HasField("code_error"):
+                # Found out before the app was stopped: nothing of it was held for this.
+                missing = SupervisorError(
+                    told.code_error.reason, told.code_error.message, resource=app.name,
+                    metadata=dict(told.code_error.metadata),
+                )  # fmt: skip
+                if await self._call_off(app, travel, missing):
+                    return Result()
             return await self._switch(app, travel, source, target, told)
         except SupervisorError as refusal:
             if refusal.reason in FINAL and await self._call_off(app, travel, refusal):
@@ -199,6 +208,8 @@ def _offer(app: AppRecord, ticket: bytes) -> pb.OfferDataRequest:
 def _copy_from(
     app: AppRecord, travel: Travel, source: NodeLink, ticket: bytes, session: str
 ) -> pb.ReceiveDataRequest:
+    spec = spec_of(travel.target)
+    starts = app.spec.desired_state != App.STOPPED
     return pb.ReceiveDataRequest(
         name=app.name,
         app_uid=app.uid,
@@ -207,4 +218,6 @@ def _copy_from(
         session=session,
         # What was to be removed there before this began was told under an epoch below it.
         epoch=max(app.target.epoch, travel.target.epoch),
+        entrypoint=spec.entrypoint if starts else "",
+        isolation=spec.isolation,
     )

@@ -18,6 +18,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     StartInstanceRequest,
     StopInstanceRequest,
 )
+from services.control_plane.operations.database_moves import is_stopped_for
 from services.control_plane.placement.assignment import ENDING, Assignment, spec_of
 from services.control_plane.placement.data_travel import is_last_owner, leaves_copy
 from services.control_plane.placement.snapshot import NodeView, Snapshot, has_ended, is_own, is_ready
@@ -63,7 +64,7 @@ def plan(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> Plan
     """Return what to do next for an app, as of now (µs)."""
     if app.deleting and not assigned.placements:
         return Plan(remove=True)
-    ending = bool(app.deleting) or app.spec.desired_state == App.STOPPED
+    ending = bool(app.deleting) or app.spec.desired_state == App.STOPPED or is_stopped_for(app)
     lingering = {} if ending else dict(_lingering(assigned, seen, now))
     after = min([*lingering.values(), *([assigned.after] if assigned.after else [])], default=0.0)
     stops = tuple(

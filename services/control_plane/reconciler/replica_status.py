@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, Canary
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
+from services.control_plane.placement import canary
 from services.control_plane.placement.assignment import ENDING, Assignment
 from services.control_plane.placement.scale import is_at, wanted_replicas
 from services.control_plane.placement.snapshot import NodeView, Snapshot, is_ready
@@ -33,6 +34,7 @@ class ReplicaStatus(AppStatus):
     def set(self, now: int) -> None:
         """Set state, health, conditions and whether work goes on."""
         super().set(now)
+        self._set_canary(now)
         self._set_replicas(now)
 
     def _ready_of(self, replica: Assignment) -> Instance | None:
@@ -151,6 +153,14 @@ class ReplicaStatus(AppStatus):
         elif self._kept and all(map(self._is_done, self._kept)):
             set_condition(conditions, "Updated", Condition.MET, "Current", "", now)
 
+    def _set_canary(self, now: int) -> None:
+        app, assigned = self._app, self._assigned
+        if app.deleting or not (app.status.HasField("canary") or app.spec.rollout.HasField("canary")):
+            return
+        found = canary.observed(app, assigned.placements, assigned.failure, self._seen, now)
+        if found.state:
+            self._status.canary.CopyFrom(found)
+
     def _set_replicas(self, now: int) -> None:
         """Tell how many are ready, and how far a rollout is."""
         conditions = self._status.conditions
@@ -168,6 +178,9 @@ class ReplicaStatus(AppStatus):
         return sentences(
             f"{len(self._ready)} of {self._count} are ready",
             f"{done} of {self._count} have been replaced" if rolling else "",
+            "The new version is tried on a share of the requests first"
+            if rolling and self._status.canary.state == Canary.ANALYZING
+            else "",
             "The rollout is paused" if rolling and self._app.spec.rollout.paused else "",
         )
 

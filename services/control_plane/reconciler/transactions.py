@@ -17,7 +17,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.catalog import retention
 from services.control_plane.catalog.changes import add_event
 from services.control_plane.catalog.idempotency import SYSTEM
-from services.control_plane.operations import operations
+from services.control_plane.operations import canaries, operations
 from services.control_plane.placement.assignment import ENDING, Assignment, assign
 from services.control_plane.placement.autoscale import Decision
 from services.control_plane.placement.data_travel import leaves_copy
@@ -379,6 +379,7 @@ def _tell(tx: Transaction, before: AppRecord, after: AppRecord, assigned: Assign
                 f"{Instance.Health.Name(old.health)} to {Instance.Health.Name(new.health)}", ready.message
             ),
         )
+    canaries.tell(tx, after, old.canary, new.canary)
     _tell_blocks(tx, after, old, new)
     updated = _condition(new, "Updated")
     if updated.status == Condition.UNMET and _condition(old, "Updated") != updated:

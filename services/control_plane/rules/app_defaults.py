@@ -10,10 +10,11 @@ from collections.abc import Iterable
 from google.api import field_behavior_pb2
 from google.protobuf.message import Message
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, CanaryPolicy
 from services.control_plane.rules.names import DEFAULT_ENVIRONMENT
 from services.spec.availability import effective_failover
 from services.spec.defaults import fill_runtime
+from services.spec.scalars import nanoseconds
 
 
 def _fields_with(behavior: int) -> frozenset[str]:
@@ -77,6 +78,24 @@ def fill_defaults(app: App) -> None:
     app.failover = effective_failover(app)
     if app.HasField("rollout") and not app.rollout.ListFields():
         app.ClearField("rollout")  # all of it is as it is when unset
+    if app.rollout.HasField("canary"):
+        _fill_canary(app.rollout.canary)
+
+
+def _fill_canary(canary: CanaryPolicy) -> None:
+    if canary.HasField("header"):
+        canary.header.name = canary.header.name.lower()
+    else:
+        canary.weight_percent = canary.weight_percent or 10
+    if not canary.HasField("duration"):
+        canary.duration.FromSeconds(60)
+    if not canary.HasField("timeout"):
+        canary.timeout.FromSeconds(3600)
+        if nanoseconds(canary.duration) > nanoseconds(canary.timeout):
+            canary.timeout.CopyFrom(canary.duration)
+    canary.min_request_count = canary.min_request_count or 20
+    if not canary.HasField("max_error_ratio"):
+        canary.max_error_ratio = 0.05
 
 
 def runtime_fields_changed(old: App, new: App) -> bool:

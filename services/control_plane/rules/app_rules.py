@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, CanaryPolicy
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from services.control_plane.rules.names import is_environment_name
 from services.rpc.errors import Violation
@@ -24,6 +24,7 @@ from services.spec.scalars import (
     has_controls,
     integer_violations,
     label_violations,
+    nanoseconds,
     quoted_key,
     text_bytes,
     text_violations,
@@ -32,6 +33,13 @@ from services.spec.scalars import (
 _ORDER = {field.name: index for index, field in enumerate(App.DESCRIPTOR.fields)}
 _NAME = re.compile("[a-z_]+")
 _MAX_ANNOTATIONS = 64 * KIB
+_DAY = 24 * 3600 * SECOND
+_HEADER = re.compile("[a-z0-9](?:[a-z0-9-]{0,62}[a-z0-9])?")
+_HEADER_VALUE = re.compile("[ -~]{1,256}")
+_TAKEN_HEADERS = frozenset(
+    ("host", "connection", "content-length", "transfer-encoding", "upgrade", "te", "x-request-id")
+)
+_TAKEN_PREFIXES = ("x-appsupervisor-", "x-envoy-", "x-forwarded-")
 
 MAX_REPLICAS = 100
 
@@ -62,6 +70,8 @@ def _replica_violations(prefix: str, app: App) -> list[Violation]:
     found += integer_violations(f"{prefix}.rollout.batch_percent", share, 0, 100)
     if app.rollout.HasField("min_ready_duration"):
         found += duration_violations(f"{prefix}.rollout.min_ready_duration", span, 0, 3600 * SECOND)
+    if app.rollout.HasField("canary"):
+        found += _canary_violations(f"{prefix}.rollout.canary", app)
     if keeps_data_on_node(app):
         why = "where the data is on the node (database.sqlite): replicas would not share it"
         if 1 < app.replicas <= MAX_REPLICAS:
@@ -69,6 +79,47 @@ def _replica_violations(prefix: str, app: App) -> list[Violation]:
         if app.HasField("autoscale"):
             found.append(Violation(f"{prefix}.autoscale", f"must not be set {why}"))
     return found + (_autoscale_violations(f"{prefix}.autoscale", app) if app.HasField("autoscale") else [])
+
+
+def _canary_violations(field: str, app: App) -> list[Violation]:
+    policy = app.rollout.canary
+    least = app.autoscale.min_replicas if app.HasField("autoscale") else app.replicas
+    found = []
+    if keeps_data_on_node(app):
+        why = (
+            "must not be set where the data is on the node (database.sqlite): two versions would not share it"
+        )
+        found.append(Violation(field, why))
+    elif least < 2:
+        name = "autoscale.min_replicas" if app.HasField("autoscale") else "replicas"
+        why = f"must not be set where {name} is below 2: a node answers for an app with one version"
+        found.append(Violation(field, why))
+    found += integer_violations(f"{field}.weight_percent", policy.weight_percent, 0, 50)
+    if policy.HasField("header"):
+        found += _header_violations(f"{field}.header", policy.header)
+    found += duration_violations(f"{field}.duration", policy.duration, SECOND, _DAY)
+    lowest = max(SECOND, min(nanoseconds(policy.duration), _DAY))
+    found += duration_violations(f"{field}.timeout", policy.timeout, lowest, _DAY)
+    found += integer_violations(f"{field}.min_request_count", policy.min_request_count, 1, 1_000_000)
+    if not 0 <= policy.max_error_ratio <= 1:
+        found.append(Violation(f"{field}.max_error_ratio", "must be from 0 to 1"))
+    if policy.HasField("max_latency_p99"):
+        latency = policy.max_latency_p99
+        found += duration_violations(f"{field}.max_latency_p99", latency, SECOND // 1000, 3600 * SECOND)
+    return found
+
+
+def _header_violations(field: str, header: CanaryPolicy.Header) -> list[Violation]:
+    found = []
+    if not _HEADER.fullmatch(header.name):
+        text = "must have 1 to 64 letters, digits and hyphens, with a letter or digit at both ends"
+        found.append(Violation(f"{field}.name", text))
+    elif header.name in _TAKEN_HEADERS or header.name.startswith(_TAKEN_PREFIXES):
+        found.append(Violation(f"{field}.name", "must not be a header that a proxy reads or writes"))
+    if not _HEADER_VALUE.fullmatch(header.value) or header.value != header.value.strip():
+        text = "must have 1 to 256 printable ASCII characters, without a space at its ends"
+        found.append(Violation(f"{field}.value", text))
+    return found
 
 
 def _autoscale_violations(field: str, app: App) -> list[Violation]:

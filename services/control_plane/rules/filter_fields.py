@@ -17,8 +17,8 @@ from google.protobuf.descriptor import EnumDescriptor
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec
-from services.control_plane.rules.filter_grammar import Literal, refuse
 from services.control_plane.rules.filter_patterns import text_test
+from services.control_plane.rules.filter_tree import Literal, refuse
 from services.spec.scalars import SECOND, normalize_domain
 
 Predicate = Callable[[Any], bool]

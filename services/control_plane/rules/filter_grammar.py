@@ -7,12 +7,21 @@ have them; `OR` binds tighter than `AND`, as there.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, NoReturn
 
 from lark import Lark, Token, Transformer, UnexpectedCharacters, UnexpectedEOF, UnexpectedToken
 
+from services.control_plane.rules.filter_tree import (
+    AllOf,
+    AnyOf,
+    Literal,
+    Node,
+    Not,
+    Restriction,
+    joined,
+    refuse,
+)
 from services.rpc.errors import SupervisorError, Violation
 
 MAX_LENGTH = 4096
@@ -69,64 +78,6 @@ _TERMINALS = {
 _ESCAPE = re.compile(r"\\(.)|(\*)", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Literal:
-    """A value as written: `text` without quotes and escapes, `parts` of it between unescaped stars."""
-
-    text: str
-    parts: tuple[str, ...]
-    quoted: bool
-    column: int
-
-    @property
-    def has_wildcard(self) -> bool:
-        """Whether an unescaped star stands in it."""
-        return len(self.parts) > 1
-
-
-@dataclass(frozen=True, slots=True)
-class Restriction:
-    """`path operator argument`, or a bare value where `operator` is empty."""
-
-    path: tuple[Literal, ...]
-    operator: str
-    argument: Literal | Node | None
-    column: int
-    depth: int = 0
-
-    @property
-    def literal(self) -> Literal:
-        """What was written before the operator, as one value."""
-        return _joined(self.path)
-
-
-@dataclass(frozen=True, slots=True)
-class AllOf:
-    """Holds where every one of `nodes` holds."""
-
-    nodes: tuple[Node, ...]
-    depth: int
-
-
-@dataclass(frozen=True, slots=True)
-class AnyOf:
-    """Holds where any of `nodes` holds."""
-
-    nodes: tuple[Node, ...]
-    depth: int
-
-
-@dataclass(frozen=True, slots=True)
-class Not:
-    """Holds where `node` does not."""
-
-    node: Node
-    depth: int
-
-
-Node = Restriction | AllOf | AnyOf | Not
-
-
 def parse_filter(text: str) -> Node | None:
     """Return the tree of a filter, None for one without a restriction; raises INVALID_FILTER."""
     if len(text) > MAX_LENGTH:
@@ -152,16 +103,6 @@ def parse_filter(text: str) -> Node | None:
         refuse(len(text) + 1, f"{_wanted(set(error.expected))}, found the end")
     node: Node | None = tree
     return node
-
-
-def refuse(column: int, rule: str) -> NoReturn:
-    """Raise INVALID_FILTER pointing at a column, counted from 1."""
-    raise SupervisorError(
-        "INVALID_FILTER",
-        f"filter, column {column}: {rule}.",
-        violations=(Violation("filter", f"column {column}: {rule}"),),
-        metadata={"column": str(column)},
-    )
 
 
 class _Builder(Transformer[Token, Any]):
@@ -200,11 +141,11 @@ class _Builder(Transformer[Token, Any]):
 
     def value(self, children: list[Any]) -> Literal:
         minus, path = children
-        joined = _joined(path)
+        whole = joined(path)
         if minus is None:
-            return joined
-        parts = (f"-{joined.parts[0]}", *joined.parts[1:])
-        return Literal(f"-{joined.text}", parts, joined.quoted, minus.start_pos + 1)
+            return whole
+        parts = (f"-{whole.parts[0]}", *whole.parts[1:])
+        return Literal(f"-{whole.text}", parts, whole.quoted, minus.start_pos + 1)
 
     def member(self, children: list[Any]) -> tuple[Literal, ...]:
         return tuple(_literal(token) for token in children if token.type != "DOT")
@@ -252,18 +193,6 @@ def _literal(token: Token) -> Literal:
             parts[-1] += found.group()
     parts[-1] += raw[at:]
     return Literal("*".join(parts), tuple(parts), quoted, column)
-
-
-def _joined(path: tuple[Literal, ...]) -> Literal:
-    """Return a dotted path that stands for a value, such as `2.5` or `shop.example.com`, as that value."""
-    if len(path) == 1:
-        return path[0]
-    parts = list(path[0].parts)
-    for literal in path[1:]:
-        parts[-1] += "." + literal.parts[0]
-        parts += literal.parts[1:]
-    quoted = any(literal.quoted for literal in path)
-    return Literal(".".join(literal.text for literal in path), tuple(parts), quoted, path[0].column)
 
 
 def _wanted(terminals: set[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from services.control_plane.rules.filter_grammar import Literal
+from services.control_plane.rules.filter_tree import Literal
 
 TextTest = Callable[[str], bool]
 

@@ -1,6 +1,6 @@
 """Filters of apps and of their events: AIP-160 text to a test of one message.
 
-The grammar is `filter_grammar`'s, the meaning of each field `filter_fields`'.
+The grammar is `filter_grammar`'s, which makes a `filter_tree`; the meaning of each field `filter_fields`'.
 """
 
 from __future__ import annotations
@@ -22,14 +22,13 @@ from services.control_plane.rules.filter_fields import (
     search_events,
     search_retained,
 )
-from services.control_plane.rules.filter_grammar import (
+from services.control_plane.rules.filter_tree import (
     AllOf,
     AnyOf,
     Literal,
     Node,
     Not,
     Restriction,
-    parse_filter,
     refuse,
 )
 
@@ -74,7 +73,7 @@ def compile_filter(text: str) -> Filter:
     `!=` is the opposite of `=` throughout, so that it also matches what is not set. A bare word is searched
     for in the app's id and display name.
     """
-    node = parse_filter(text)
+    node = _parsed(text)
     if node is None:
         return Filter(text, lambda _: True, None, True)
     return Filter(text, _compile(node, _APPS), _exact_name(node, "name"), False)
@@ -86,7 +85,7 @@ def compile_event_filter(text: str) -> Filter:
 
     A bare word is searched for in the type, the reason and the message. `exact_name` is the one app.
     """
-    node = parse_filter(text)
+    node = _parsed(text)
     if node is None:
         return Filter(text, lambda _: True, None, True)
     return Filter(text, _compile(node, _EVENTS), _exact_name(node, "app"), False)
@@ -98,7 +97,7 @@ def compile_retained_filter(text: str) -> Filter:
 
     A bare word is searched for in the name of the app that left the data.
     """
-    node = parse_filter(text)
+    node = _parsed(text)
     if node is None:
         return Filter(text, lambda _: True, None, True)
     return Filter(text, _compile(node, _RETAINED), _exact_name(node, "name"), False)
@@ -110,10 +109,19 @@ def compile_certificate_filter(text: str) -> Filter:
 
     A bare word is searched for in the name and the domains.
     """
-    node = parse_filter(text)
+    node = _parsed(text)
     if node is None:
         return Filter(text, lambda _: True, None, True)
     return Filter(text, _compile(node, _CERTIFICATES), _exact_name(node, "name"), False)
+
+
+def _parsed(text: str) -> Node | None:
+    if not text:
+        return None
+    # With Lark and its tables: most control planes are asked for all there is.
+    from services.control_plane.rules.filter_grammar import parse_filter  # noqa: PLC0415
+
+    return parse_filter(text)
 
 
 def _compile(node: Node, words: _Vocabulary) -> Predicate:

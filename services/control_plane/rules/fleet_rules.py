@@ -23,6 +23,8 @@ from services.spec.scalars import (
 
 _MAX_INCARNATION = 64
 _MAX_VERSION = 128
+_MAX_MODULES = 2_000
+_MAX_MODULE = 100
 _MAX_URL = 2048
 _POSTGRESQL_URL = re.compile(r"postgres(?:ql)?(?:\+[a-z0-9]+)?://[!-~]+")
 _MAX_INSTANCES = 2**31 - 1
@@ -49,6 +51,7 @@ def database_server_violations(server: DatabaseServer, prefix: str = "database_s
         *label_violations(f"{prefix}.labels", server.labels),
         *integer_violations(f"{prefix}.max_apps", server.max_apps, 0, 1_000_000),
         *integer_violations(f"{prefix}.app_connections", server.app_connections, 0, 1_000),
+        *integer_violations(f"{prefix}.spare_databases", server.spare_databases, 0, 100),
     ]
     return found + _admin_url_violations(f"{prefix}.admin_url", server.admin_url)
 
@@ -75,6 +78,12 @@ def node_violations(node: Node, prefix: str = "node") -> list[Violation]:
         *integer_violations(f"{prefix}.max_instances", node.max_instances, 0, _MAX_INSTANCES),
         *integer_violations(f"{prefix}.memory_bytes", node.memory_bytes, 0, _MAX_MEMORY),
     ]
+    if len(node.modules) > _MAX_MODULES:
+        found.append(Violation(f"{prefix}.modules", f"must be at most {_MAX_MODULES:,}"))
+    for index, module in enumerate(node.modules[:_MAX_MODULES]):
+        if not module.isidentifier() or len(module) > _MAX_MODULE:
+            rule = f"must be the name of a module, of at most {_MAX_MODULE} characters"
+            found.append(Violation(f"{prefix}.modules[{index}]", rule))
     if node.base_domain and node.base_domain != "localhost":
         found += domain_violations(f"{prefix}.base_domain", node.base_domain)
     if node.uid and not _UUID.fullmatch(node.uid):

@@ -92,6 +92,10 @@ class CatalogServicer:
         """Serve AppCatalog.BatchRestartApps."""
         return await self._batches.begin(request, call.caller())
 
+    async def BatchMoveApps(self, request: pb.BatchMoveAppsRequest, call: Call) -> Operation:
+        """Serve AppCatalog.BatchMoveApps."""
+        return await self._batches.begin(request, call.caller())
+
     async def MoveApp(self, request: pb.MoveAppRequest, call: Call) -> Operation:
         """Serve AppCatalog.MoveApp."""
         return await self._commands.move(request, call.caller())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from services.control_plane.store.app_entries import AppEntries, AppEntry
 from services.control_plane.store.app_labels import AppLabels, Labels
+from services.control_plane.store.node_code import NodeCode
 from services.control_plane.store.packed_app import PackedApp
 from services.control_plane.store.records import (
     FLEET_VERBS,
@@ -75,9 +76,12 @@ class Mirror:
         """The sum of it by node."""
         self._loads: dict[str, tuple[int, int]] = {}
         self._autoscaled: set[str] = set()
+        self._on_trial: set[str] = set()
+        """Apps of which a new version is tried on a share of their requests."""
         self._exclusive: set[str] = set()
         """Apps that are to be alone on their nodes."""
         self._labels = AppLabels()
+        self._code = NodeCode()
 
     def apply(
         self,
@@ -96,6 +100,7 @@ class Mirror:
         """Take in one revision's committed changes."""
         packed = [(name, app.packed if app is not None else None) for name, app in apps]
         self._note(packed, placements, operations)
+        self._note_code(nodes)
         _publish(self.environments, revision, environments)
         _publish(self.database_servers, revision, database_servers)
         _publish(self.certificates, revision, certificates)
@@ -116,6 +121,7 @@ class Mirror:
         placements = [(key, _sharing(it, apps.get(it.app))) for _, key, it in by_feed.get(PLACEMENTS, ())]
         operations = [(key, operation) for _, key, operation in by_feed.get("operations", ())]
         self._note(apps.items(), placements, operations)
+        self._note_code([(key, node) for _, key, node in by_feed.get("nodes", ())])
         for feed, entries in by_feed.items():
             if feed != PLACEMENTS:
                 getattr(self, feed).fill(entries)
@@ -126,6 +132,11 @@ class Mirror:
             with self._lock:
                 return [it.name for of_app in self._placed.values() for it in of_app]
         return [record.name for record in getattr(self, feed).values()]
+
+    def _note_code(self, nodes: Iterable[tuple[str, NodeRecord | None]]) -> None:
+        with self._lock:
+            for name, record in nodes:
+                self._code.note(name, record.node.modules if record is not None else ())
 
     def _note(
         self,
@@ -196,6 +207,10 @@ class Mirror:
             self._autoscaled.add(name)
         else:
             self._autoscaled.discard(name)
+        if app is not None and app.on_trial:
+            self._on_trial.add(name)
+        else:
+            self._on_trial.discard(name)
         if app is not None and app.exclusive:
             self._exclusive.add(name)
         else:
@@ -254,6 +269,16 @@ class Mirror:
         """Return the names of the apps whose replicas follow their requests."""
         with self._lock:
             return sorted(self._autoscaled)
+
+    def nodes_without_code(self, module: str, environment: str) -> frozenset[str]:
+        """Return the nodes of an environment that cannot import a module which another one there can."""
+        with self._lock:
+            return self._code.lacking(module, environment)
+
+    def on_trial(self) -> list[str]:
+        """Return the names of the apps of which a new version is tried on a share of their requests."""
+        with self._lock:
+            return sorted(self._on_trial)
 
     def exclusive_nodes(self, besides: str = "") -> set[str]:
         """Return the nodes with an app on them that is to be alone, other than `besides`."""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from appsupervisor.catalog.v1.app_catalog_pb2 import App, ListAppsResponse
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, Canary, ListAppsResponse
 from services.control_plane.rules.etags import app_etag
 from services.control_plane.store.app_labels import Labels, pairs
 
@@ -30,6 +30,8 @@ class PackedApp:
     exclusive: bool
     autoscaled: bool
     """Whether the number of its replicas follows its requests."""
+    on_trial: bool
+    """Whether a new version of it gets a share of its requests, to be judged."""
     labels: Labels
     apart_from: Labels
     """Its anti-affinity."""
@@ -67,6 +69,7 @@ class PackedApp:
             memory_bytes=spec.limits.memory_bytes,
             exclusive=spec.exclusive,
             autoscaled=spec.HasField("autoscale"),
+            on_trial=status.canary.state == Canary.ANALYZING,
             labels=_interned(spec.labels),
             apart_from=_interned(spec.anti_affinity),
             spec=open_spec.SerializeToString(),

@@ -37,7 +37,22 @@ from services.control_plane.store.packed_app import PackedApp, list_item
 
 R = TypeVar("R", "AppRecord", "OperationRecord")
 
-VERBS = ("create", "update", "delete", "start", "stop", "restart", "recover", "move", "attach", "purge")
+MOVE_DATABASE = "move_database"
+"""What an update does that names another database server."""
+
+VERBS = (
+    "create",
+    "update",
+    "delete",
+    "start",
+    "stop",
+    "restart",
+    "recover",
+    "move",
+    "attach",
+    "purge",
+    MOVE_DATABASE,
+)
 """What operations on apps, and on what they leave, do: the methods that begin them."""
 
 DRAIN = "drain"

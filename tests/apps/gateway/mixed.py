@@ -1,11 +1,13 @@
 """An app that says which it is in every way that HTTP has: an answer, a stream of events, a WebSocket."""
 
 import asyncio
+import contextlib
 import json
 
 
 def create_app(context):
-    """`/events/{count}` streams so many, `/slow/{seconds}` answers later, all else tells what arrived."""
+    """`/events/{count}` streams so many, `/slow/{seconds}` answers later, `/ill/{instance}` fails where it is
+    that one, all else tells what arrived."""
 
     async def http(scope, receive, send):
         body, more = b"", True
@@ -26,7 +28,9 @@ def create_app(context):
             await send({"type": "http.response.body", "body": b""})
             return
         if path.startswith("/slow/"):
-            await asyncio.sleep(float(path.rpartition("/")[2]))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(receive(), float(path.rpartition("/")[2]))
+                return  # the client is gone
         told = {
             "app": context.app,
             "instance": context.instance,
@@ -38,9 +42,10 @@ def create_app(context):
             "headers": [[name.decode(), value.decode()] for name, value in scope["headers"]],
             "length": len(body),
         }
+        status = 500 if path == f"/ill/{context.instance}" else 200
         answer = json.dumps(told).encode()
         head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
-        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.start", "status": status, "headers": head})
         await send({"type": "http.response.body", "body": answer})
 
     async def websocket(receive, send):

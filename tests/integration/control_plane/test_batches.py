@@ -100,6 +100,31 @@ async def test_a_batch_goes_through_all_lives_of_many_apps_by_list_and_by_filter
     assert nothing == []
 
 
+async def test_apps_are_moved_by_filter_and_by_list_each_as_by_its_own_method(plane: Plane) -> None:
+    await plane.node()
+    request = create(6)
+    for one in request.requests:
+        one.app.database.no_database.SetInParent()
+    await results(plane, await plane.apps.BatchCreateApps(request))
+    other = await plane.node("environments/default/nodes/fake-2")
+    away = pb.BatchMoveAppsRequest(filter='labels.batch = "y"', node=other.node)
+    checked = await plane.apps.BatchMoveApps(
+        pb.BatchMoveAppsRequest(filter=away.filter, node=other.node, validate_only=True)
+    )
+    assert (checked.done, other.instances()) == (True, {})
+    told = await results(plane, await plane.apps.BatchMoveApps(away))
+    assert [reason(it.status) for it in told] == [""] * 6
+    running = [it for it in other.instances().values() if it.state == Instance.RUNNING]
+    assert len(running) == 6
+    back = pb.BatchMoveAppsRequest()
+    back.requests.add(name="apps/app-000")
+    back.requests.add(name="apps/app-001", node="environments/default/nodes/nowhere")
+    told = await results(plane, await plane.apps.BatchMoveApps(back))
+    assert [reason(it.status) for it in told] == ["", "NODE_NOT_FOUND"]
+    home = {it.node for it in (await plane.get("apps/app-000")).instances if it.state == Instance.RUNNING}
+    assert home != {other.node}
+
+
 async def test_a_batch_goes_on_after_a_restart_and_does_nothing_twice(plane: Plane) -> None:
     await plane.node(behaviours={"slow:app": Behaviour(ready_after=0.05)})
     request = create(entrypoint="slow:app", request_id="the one")
@@ -155,7 +180,7 @@ async def test_what_is_only_validated_tells_the_same_and_changes_nothing(plane: 
     assert plane.store.mirror.apps.revision == before
 
 
-@pytest.mark.parametrize("kind", ["Start", "Stop", "Restart", "Delete"])
+@pytest.mark.parametrize("kind", ["Start", "Stop", "Restart", "Delete", "Move"])
 async def test_every_batch_tells_of_apps_that_are_not_there(plane: Plane, kind: str) -> None:
     request = getattr(pb, f"Batch{kind}AppsRequest")()
     request.requests.add(name="apps/nobody")

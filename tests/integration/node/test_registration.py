@@ -67,6 +67,20 @@ async def test_a_node_registers_with_all_that_others_need_to_reach_it(
         assert node.http_address == str(hosted.node.http)
         assert node.incarnation == hosted.node.incarnation
         assert dict(node.labels) == {"zone": "a"}
+        assert "behaviours" in node.modules
+
+
+async def test_what_a_node_has_to_say_anew_is_told_while_it_is_watched(
+    fleet: tuple[Fleet, str], tmp_path: Path
+) -> None:
+    servicer, address = fleet
+    async with hosting(tmp_path, control_plane=address, app_dir=str(tmp_path)) as hosted:
+        await servicer.count(1)
+        stream = hosted.watch()
+        await stream.read()
+        (tmp_path / "just_come.py").touch()
+        await eventually(lambda: "just_come" in servicer.seen[-1].node.modules)
+        stream.cancel()
 
 
 async def test_an_advertised_host_replaces_the_one_it_listens_on(

@@ -41,12 +41,18 @@ def test_either_a_list_or_a_filter(server: Server) -> None:
     assert refused(server, pb.BatchDeleteAppsRequest(filter="a", data_policy=9)).fields == {"data_policy"}
 
 
-def test_what_becomes_of_data_is_said_with_each_request_of_a_list(server: Server) -> None:
+def test_what_is_asked_of_one_app_is_said_with_each_request_of_a_list(server: Server) -> None:
     """Were it passed over, data would stay that was to go."""
     doomed = pb.BatchDeleteAppsRequest(
         requests=[pb.DeleteAppRequest(name="apps/a")], data_policy=pb.DeleteAppRequest.DROP
     )
     assert refused(server, doomed).fields == {"data_policy"}
+    there = "environments/default/nodes/n1"
+    moved = pb.BatchMoveAppsRequest(
+        requests=[pb.MoveAppRequest(name="apps/a")], node=there, source_node=there
+    )
+    assert refused(server, moved).fields == {"node", "source_node"}
+    assert refused(server, pb.BatchMoveAppsRequest(filter="a", node="n1")).fields == {"node"}
 
 
 def begun(server: Server, *names: str, **fields: Any) -> Any:

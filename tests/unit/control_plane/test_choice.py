@@ -283,3 +283,27 @@ def test_apps_that_are_to_be_apart_see_each_other_from_both_sides_and_zones_are_
     with pytest.raises(Refusal) as refusal:
         server("ExplainPlacement", wrong)
     assert refusal.value.fields == {'app_spec.anti_affinity["-"]'}
+
+
+def test_an_app_goes_where_its_code_is_as_far_as_nodes_have_told(server: Server) -> None:
+    register(server, modules=["blog"])
+    register(server, "n2", modules=["blog", "shop"])
+
+    def told(entrypoint: str) -> dict[str, list[str]]:
+        verdicts = explain(server, app_spec=pb.App(entrypoint=entrypoint)).verdicts
+        return {it.node[-2:]: [o.reason for o in it.obstacles] for it in verdicts}
+
+    assert told("shop.web:app") == {"n2": [], "n1": ["CODE_MISSING"]}
+    assert told("blog:create_app") == {"n1": [], "n2": []}
+    assert told("wiki:create_app") == {"n1": [], "n2": []}, "nobody tells of it: it may have just come"
+    register(server, modules=[])
+    assert told("shop.web:app") == {"n1": [], "n2": []}, "a node that does not tell may have it"
+    register(server, modules=["blog"])
+    server.store.write(lambda tx: tx.delete_node(TWO)).result(5)
+    assert told("shop.web:app") == {"n1": []}
+
+
+def test_a_node_that_tells_of_what_is_no_module_is_refused(server: Server) -> None:
+    with pytest.raises(Refusal) as refusal:
+        register(server, modules=["fine", "not.one"])
+    assert refusal.value.fields == {"node.modules[1]"}

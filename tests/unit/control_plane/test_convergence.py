@@ -41,8 +41,9 @@ from tests.seeds import SEED
 from tests.unit.control_plane.world import BAD, ME, SLOW, World
 from tests.virtual_time import VirtualClock, run_in_virtual_time
 
-SEEDS = (*range(40), 258374868)
-"""The last: an app was given data that the app before had never written, and was deleted in its turn."""
+SEEDS = (*range(40), 258374868, 2806270726)
+"""The last two: an app was given data that the app before had never written, and was deleted in its turn; an
+app was stopped while what it had replaced was found running, and had data by then."""
 MOVES = (*range(20), 1592534550, 3485119540)
 """The last two: a move that was replaced by another was ready only then, and what served before had
 crashed; a stopped app was moved, started, and failed there."""

@@ -19,6 +19,7 @@ from services.control_plane.placement.data_travel import data_home
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.records import Role
 from services.control_plane.store.sql_store import open_store
+from tests.fakes.runtime_node import Behaviour
 from tests.unit.control_plane.test_moves import CLOCK, OTHER, PICKY, Two, run
 from tests.unit.control_plane.world import ME, NODE, SLOW, World
 
@@ -152,6 +153,22 @@ def test_an_app_that_does_not_start_there_comes_back_with_its_data(store: Catalo
         assert ran(two)[:2] == ["fake-1 e1", "fake-2 e2"], "what was written there came back, too"
         await two.first.until(lambda: kept(two) == [NODE])
         assert "MoveFailed" in {it.type for it in two.events()}
+
+    run(store, test)
+
+
+def test_code_that_the_target_cannot_import_is_found_out_before_the_app_is_stopped(
+    store: CatalogStore,
+) -> None:
+    async def test(two: Two) -> None:
+        operation = await begun(two)
+        site = next(it for it in two.first.sites() if it.name == OTHER)
+        site.node.behaviours["good:app"] = Behaviour(fails=("ENTRYPOINT_MODULE_NOT_FOUND", "no module good"))
+        ended = await two.ended(operation)
+        assert ended.error is not None
+        assert "no module good" in ended.error.message
+        await two.first.until(lambda: two.is_settled() and kept(two) == [NODE])
+        assert (two.where(), ran(two)) == (NODE, ["fake-1 e1"]), "it was never stopped"
 
     run(store, test)
 

@@ -152,6 +152,14 @@ def test_an_app_runs_where_its_data_is_and_nowhere_else(case: str) -> None:
     assert all(it.request.spec.requires_existing_data for it in starts)
 
 
+def test_what_was_replaced_before_it_was_seen_to_run_leaves_its_data_to_what_replaces_it() -> None:
+    first, second = placed(V11, OUT), placed(V21, IN)
+    app = record(V21, desired=pb.App.STOPPED, status=told(STARTED))
+    while_it_ran = assign(app, [first, second], heard(STARTED), 5).placements
+    assert [it.has_data for it in while_it_ran] == [True, True]
+    assert [it.instance_id for it in assign(app, while_it_ran, heard(), 5).placements] == ["g2-e1"]
+
+
 def test_a_copy_is_removed_and_what_the_owner_has_is_not() -> None:
     over = [replace(GONE, role=OUT), replace(COME, role=CUR)]
     (stop,) = planned(record(V12), over, both(second=(instance(V12, RUNNING),))).stop

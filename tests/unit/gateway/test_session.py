@@ -65,8 +65,8 @@ class FakeEnvoy:
 
 
 def cluster(cache: ResourceCache, destination: Destination, *addresses: str) -> None:
-    name = resources.cluster_name(destination.nodes)
-    cache.put(CLUSTER, name, resources.cluster(destination.nodes, addresses or ("127.0.0.1:1",)))
+    name = resources.cluster_name(destination)
+    cache.put(CLUSTER, name, resources.cluster(destination, addresses or ("127.0.0.1:1",)))
 
 
 def routes(cache: ResourceCache, destination: Destination) -> None:

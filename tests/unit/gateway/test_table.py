@@ -11,6 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, Limits
+from services.gateway import resources
 from services.gateway.routes import Destination, destination_of, timeout_of
 from services.gateway.table import RoutingTable
 from services.gateway.xds.cache import CLUSTER, ROUTES, SCOPE, ResourceCache
@@ -23,7 +24,7 @@ S = Instance.State
 RUNNING, IDLE, STARTING, PENDING, STOPPING, STOPPED, FAILED, DELETING = (
     S.RUNNING, S.IDLE, S.STARTING, S.PENDING, S.STOPPING, S.STOPPED, S.FAILED, S.DELETING,
 )  # fmt: skip
-HEALTHY, UNKNOWN = Instance.Health.HEALTHY, Instance.Health.UNKNOWN
+HEALTHY, UNHEALTHY, UNKNOWN = Instance.Health.HEALTHY, Instance.Health.UNHEALTHY, Instance.Health.UNKNOWN
 
 
 def instance(node: str, epoch: int, state: Any = RUNNING, health: Any = HEALTHY) -> Instance:
@@ -59,12 +60,21 @@ def app(name: str = "shop", instances: Iterable[Instance] = (), **fields: Any) -
         ([instance(N1, 1, STOPPING), instance(N2, 2), instance(N3, 3)], {"replicas": 2}, (N2, N3)),
         ([instance(N1, 1), instance(N2, 2)], {"replicas": 1, "target_replicas": 2}, (N1, N2)),
         ([instance(N1, 1), instance(N1, 2)], {"replicas": 2}, (N1,)),
+        # One that fails its probe is left out while another answers.
+        ([instance(N1, 1, health=UNHEALTHY), instance(N2, 2)], {"replicas": 2}, (N2,)),
+        ([instance(N1, 1, health=UNHEALTHY), instance(N2, 2, health=UNHEALTHY)], {"replicas": 2}, (N1, N2)),
+        ([instance(N1, 1, health=UNHEALTHY)], {}, (N1,)),
     ],
 )
 def test_requests_go_to_the_newest_instances_that_are_ready(
     instances: list[Instance], fields: dict[str, Any], nodes: tuple[str, ...]
 ) -> None:
-    assert destination_of(app(instances=instances, **fields)) == Destination(nodes)
+    found = destination_of(app(instances=instances, **fields))
+    assert found == (
+        Destination(nodes)
+        if len(nodes) == 1
+        else Destination(nodes, own="apps/shop", bound=len(nodes) * (64 + 128))
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,15 +183,63 @@ def test_what_apps_share_is_there_while_one_of_them_needs_it(
     assert scopes(cache) == {}
 
 
-def test_copies_on_several_nodes_are_one_cluster_of_all_of_them(
+def test_an_app_with_copies_on_several_nodes_has_a_cluster_of_its_own(
     cache: ResourceCache, table: RoutingTable
 ) -> None:
     table.put_node(Node(name=N2, http_address="10.0.0.2:8080"))
-    table.put_app(app(instances=[instance(N1, 1), instance(N2, 2)], replicas=2))
-    assert scopes(cache) == {"shop.localhost": f"{N1}+{N2}/35s"}
-    assert addresses(cache, f"{N1}+{N2}") == ["10.0.0.1:8080", "10.0.0.2:8080"]
+    limits = Limits(max_concurrent_requests=10, max_queued_requests=0)
+    copies = [instance(N1, 1), instance(N2, 2)]
+    table.put_app(app(instances=copies, replicas=2, limits=limits))
+    assert scopes(cache) == {"shop.localhost": "apps/shop/35s"}
+    assert addresses(cache, "apps/shop") == ["10.0.0.1:8080", "10.0.0.2:8080"]
+    assert bounds(cache, "apps/shop") == {"DEFAULT": 20, "HIGH": 8192}
+    own = message(CLUSTER).FromString(cache.of(CLUSTER)["apps/shop"].value).outlier_detection
+    assert (own.consecutive_5xx.value, own.max_ejection_percent.value) == (10, 50)
+    # Another copy changes its cluster in place, and not its name's scope.
+    told = Told(cache)
+    table.put_node(Node(name=N3, http_address="10.0.0.3:8080"))
+    told()
+    table.put_app(app(instances=[*copies, instance(N3, 3)], replicas=3, limits=limits))
+    assert told() == [("Cluster", "apps/shop")]
+    assert bounds(cache, "apps/shop")["DEFAULT"] == 30
     table.put_app(app(instances=[instance(N1, 1), instance(N2, 2, FAILED)], replicas=2))
-    assert sorted(cache.of(CLUSTER)) == [N1, N2]
+    assert sorted(cache.of(CLUSTER)) == [N1, N2, N3]
+    assert scopes(cache) == {"shop.localhost": f"{N1}/35s"}
+
+
+def test_an_app_that_could_fill_its_nodes_share_has_a_bound_of_its_own(
+    cache: ResourceCache, table: RoutingTable
+) -> None:
+    table.put_app(app("large", [instance(N1, 1)], limits=Limits(max_concurrent_requests=2000)))
+    table.put_app(app("small", [instance(N1, 1)]))
+    assert bounds(cache, "apps/large") == {"DEFAULT": 2128, "HIGH": 4096}
+    assert bounds(cache, N1) == {"DEFAULT": 4096, "HIGH": 4096}
+    # Nobody passes judgement on the only one there is by its answers.
+    assert message(CLUSTER).FromString(
+        cache.of(CLUSTER)["apps/large"].value
+    ).outlier_detection.consecutive_5xx.value == 0  # fmt: skip
+    table.put_app(app("large", [instance(N2, 2)], limits=Limits(max_concurrent_requests=2000)))
+    assert scopes(cache) == {"large.localhost": "apps/large/35s", "small.localhost": f"{N1}/35s"}
+
+
+def test_what_an_app_was_not_given_goes_to_another_replica_in_any_method() -> None:
+    def retried(destination: Destination) -> list[tuple[str, list[str]]]:
+        rules = resources.routes(destination).virtual_hosts[0].routes
+        policies = [rule.route.retry_policy for rule in rules]
+        return [
+            (policy.retry_on, [header.string_match.exact for header in policy.retriable_headers])
+            for policy in policies
+        ]
+
+    unsent = "connect-failure,refused-stream,reset-before-request"
+    websocket, repeatable, other = retried(Destination((N1,)))
+    assert websocket == repeatable == (
+        f"{unsent},reset,retriable-headers", ["INSTANCE_STOPPING", "NODE_DRAINING"],
+    )  # fmt: skip
+    assert other == (unsent, [])
+    _, repeatable, other = retried(Destination((N1, N2), own="apps/shop", bound=1))
+    assert repeatable[1] == ["INSTANCE_STOPPING", "NODE_DRAINING", "SERVER_BUSY"]
+    assert other == (f"{unsent},retriable-headers", ["NODE_DRAINING", "SERVER_BUSY"])
 
 
 def test_a_node_that_comes_back_elsewhere_is_found_there(cache: ResourceCache, table: RoutingTable) -> None:
@@ -240,6 +298,13 @@ def addresses(cache: ResourceCache, cluster: str) -> list[str]:
     content = message(CLUSTER).FromString(cache.of(CLUSTER)[cluster].value)
     places = [it.endpoint.address.socket_address for it in content.load_assignment.endpoints[0].lb_endpoints]
     return [f"{place.address}:{place.port_value}" for place in places]
+
+
+def bounds(cache: ResourceCache, cluster: str) -> dict[str, int]:
+    """Return the requests at a time that a cluster takes, by priority."""
+    content = message(CLUSTER).FromString(cache.of(CLUSTER)[cluster].value)
+    names = {0: "DEFAULT", 1: "HIGH"}
+    return {names[one.priority]: one.max_requests.value for one in content.circuit_breakers.thresholds}
 
 
 def test_no_domain_stands_before_an_apps_own_name(cache: ResourceCache) -> None:

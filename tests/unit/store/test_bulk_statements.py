@@ -10,13 +10,8 @@ import pytest
 from sqlalchemy.dialects import postgresql, sqlite
 
 from services.control_plane.store.random_ids import RandomBytes, new_suffix, new_uid
-from services.control_plane.store.sql.arrays import (
-    BooleanColumn,
-    BytesColumn,
-    IntegerColumn,
-    TextColumn,
-    register_columns,
-)
+from services.control_plane.store.sql.array_dumpers import register_columns
+from services.control_plane.store.sql.arrays import BooleanColumn, BytesColumn, IntegerColumn, TextColumn
 from services.control_plane.store.sql.bulk import VARIABLES, Insert
 from services.control_plane.store.sql.tables import AppDomainRow, OperationRow, table_of
 from tests.postgresql import Server

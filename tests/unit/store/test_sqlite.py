@@ -10,14 +10,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, create_engine, inspect
 
 from services.control_plane.store.errors import StoreError
 from services.control_plane.store.sql import sqlite as sqlite_module
 from services.control_plane.store.sql.tables import SCHEMA
+from services.control_plane.store.sql.upgrade import scripts, upgrade
 from services.control_plane.store.sql_store import SqlCatalogStore, open_store
 from services.rpc.errors import SupervisorError
 from tests.contract.store.samples import WAIT, app, contents, put
@@ -83,16 +86,48 @@ def test_a_second_control_plane_is_refused_and_told_who_is_first(store: SqlCatal
     open_store(f"sqlite:///{path}").close()
 
 
-def test_the_schema_of_the_migrations_is_that_of_the_tables(store: SqlCatalogStore) -> None:
-    with store._database.reader.connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
-        assert compare_metadata(context, SCHEMA.metadata) == []
-        made = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE sql LIKE '%WITHOUT ROWID%'")
-        assert set(made.scalars()) == {
-            table.name
-            for table in SCHEMA.metadata.tables.values()
-            if not table.dialect_options["sqlite"]["with_rowid"]
-        }
+def described(connection: Connection) -> dict[str, Any]:
+    """Return what a database has, without the order of columns and the values that old rows were given."""
+    found = inspect(connection)
+    without_rowid = connection.exec_driver_sql(
+        "SELECT name FROM sqlite_master WHERE sql LIKE '%WITHOUT ROWID%'"
+    ).scalars()
+    by_name = {"key": lambda one: str(one["name"])}
+    return {
+        "without rowid": sorted(without_rowid),
+        **{
+            table: {
+                "columns": sorted(
+                    (one["name"], str(one["type"]), one["nullable"]) for one in found.get_columns(table)
+                ),
+                "key": found.get_pk_constraint(table),
+                "unique": found.get_unique_constraints(table),
+                "indexes": sorted(found.get_indexes(table), **by_name),
+                "references": sorted(map(str, found.get_foreign_keys(table))),
+            }
+            for table in found.get_table_names()
+        },
+    }
+
+
+def test_a_new_catalog_is_what_the_migrations_make(store: SqlCatalogStore, tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'migrated.db'}")
+    with engine.begin() as connection:
+        upgrade(connection)
+    with engine.connect() as migrated, store._database.reader.connect() as made:
+        assert described(made) == described(migrated)
+        (version,) = made.exec_driver_sql("SELECT version_num FROM alembic_version").scalars()
+        assert [version] == scripts().get_heads(), "NEWEST is the last migration"
+        for connection in (made, migrated):
+            context = MigrationContext.configure(connection, opts={"compare_type": True})
+            assert compare_metadata(context, SCHEMA.metadata) == []
+            # What the migrations put there, too: with ids of their own.
+            rows = [
+                connection.exec_driver_sql(f"SELECT {columns} FROM {table}").fetchall()
+                for table, columns in (("histories", "after, time"), ("leadership", "id, holder, term"))
+            ]
+            assert rows == [[(0, 0)], [(1, "", 0)]]
+    engine.dispose()
 
 
 def test_a_catalog_of_a_newer_program_is_refused_untouched(path: Path) -> None:
@@ -150,7 +185,7 @@ def test_a_failed_migration_leaves_nothing_behind(path: Path, monkeypatch: pytes
         raise OSError("pulled the plug")
 
     with monkeypatch.context() as patch:
-        patch.setattr("services.control_plane.store.sql.migrate._begin_catalog", fails)
+        patch.setattr("services.control_plane.store.sql.migrate.environment_values", fails)
         with pytest.raises(StoreError):
             open_store(f"sqlite:///{path}")
     with sqlite3.connect(path) as connection:

@@ -43,26 +43,39 @@ def finished(reader: Reader, target: Path) -> int:
     return _pass(reader, target, changed=True)
 
 
-def _pass(reader: Reader, target: Path, *, changed: bool) -> int:
+def caught_up(reader: Reader, target: Path) -> int:
+    """Take what has changed since into it while the app goes on; return how many bytes that was."""
+    return _pass(reader, target, changed=True, live=True)
+
+
+def _pass(reader: Reader, target: Path, *, changed: bool, live: bool = False) -> int:
     sent, begin, named = 0, True, set()
     while page := reader.entries(begin=begin, after="", count=7, changed=changed)[0]:
         begin = False
         for entry in page:
             named.add(entry["path"])
-            sent += _take(reader, target / entry["path"], entry, changed=changed)
-    for left in {str(it.relative_to(target)) for it in target.rglob("*")} - named if changed else ():
+            sent += _take(reader, target / entry["path"], entry, changed=changed, live=live)
+    final = changed and not live
+    for left in {str(it.relative_to(target)) for it in target.rglob("*")} - named if final else ():
         (target / left).unlink()
     return sent
 
 
-def _take(reader: Reader, place: Path, entry: dict[str, Any], *, changed: bool) -> int:
+def _take(reader: Reader, place: Path, entry: dict[str, Any], *, changed: bool, live: bool) -> int:
     if entry["kind"] == "directory":
+        if place.is_file():
+            place.unlink()
         place.mkdir(exist_ok=True)
         return 0
+    if place.is_dir():
+        shutil.rmtree(place)
     place.touch()
-    os.truncate(place, min(place.stat().st_size, entry["size"]))
+    if changed and not live:
+        os.truncate(place, min(place.stat().st_size, entry["size"]))
     offset = sent = 0
-    while not entry.get("same") and (block := reader.block(entry["path"], offset, changed=changed)):
+    while not entry.get("same") and (
+        block := reader.block(entry["path"], offset, changed=changed, live=live)
+    ):
         at, data, _ = block
         with place.open("r+b") as file:
             file.seek(at)
@@ -188,6 +201,59 @@ def test_other_files_are_compared_and_what_is_gone_is_not_named(tmp_path: Path, 
     assert names == {"uploads/same", "uploads/changed", "late"}
     for name in names:
         assert (target / name).read_bytes() == (source / name).read_bytes()
+
+
+@pytest.mark.parametrize("mode", ["wal", "delete", "persist"])
+def test_what_was_written_during_the_copy_is_not_looked_through_once_the_app_stands_still(
+    tmp_path: Path, read: Read, mode: str
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    database = made(source, mode, padding=4)
+    target.mkdir()
+    reader = read(source)
+    copied(reader, target)
+    with writing(database) as acknowledged:
+        enough(acknowledged, 50)
+    for file in source.iterdir():
+        os.utime(file, (1, 1))  # written long ago, as far as that goes
+    assert 0 < caught_up(reader, target) < 4 << 20
+    page = reader.entries(begin=True, after="", count=9, changed=True)[0]
+    assert all(entry["same"] for entry in page)
+    assert (finished(reader, target), rows(target / "app.db")) == (0, acknowledged)
+
+
+@pytest.mark.parametrize("mode", ["wal", "delete"])
+def test_what_is_written_after_it_was_caught_up_with_comes_along(
+    tmp_path: Path, read: Read, mode: str
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    database = made(source, mode)
+    target.mkdir()
+    with writing(database) as acknowledged:
+        reader = read(source)
+        copied(reader, target)
+        enough(acknowledged)
+        caught_up(reader, target)
+        enough(acknowledged)
+    finished(reader, target)
+    assert rows(target / "app.db") == acknowledged
+
+
+def test_a_folder_that_was_a_file_for_a_while_is_sent_again(tmp_path: Path, read: Read) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    (source / "things").mkdir(parents=True)
+    target.mkdir()
+    (source / "things" / "one").write_text("1")
+    os.utime(source / "things" / "one", (1, 1))
+    reader = read(source)
+    copied(reader, target)
+    (source / "things").rename(tmp_path / "away")
+    (source / "things").write_text("a file")
+    caught_up(reader, target)
+    (source / "things").unlink()
+    (tmp_path / "away").rename(source / "things")
+    finished(reader, target)
+    assert (target / "things" / "one").read_text() == "1"
 
 
 def test_a_link_in_the_place_of_a_folder_leads_nowhere(tmp_path: Path, read: Read) -> None:

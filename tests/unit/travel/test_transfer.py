@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,14 @@ class Pair:
         spec = InstanceSpec(name="apps/shop/instances/a1", app_uid=UID)
         self.directory, _ = self.source.provide(spec)
         self.offers = Offers(self.source, lambda: self.now)
-        self.receipts = Receipts(self.target, InstanceTable(10), self.read, is_doomed=lambda *_: self.doomed)
+        self.receipts = Receipts(
+            self.target, InstanceTable(10), self.read, is_doomed=lambda *_: self.doomed,
+            code_ahead=self.fetch,
+        )  # fmt: skip
+        self.code: list[str] = []
+        """What was imported and is kept."""
+        self.imported = asyncio.Event()
+        self.imported.set()
         self.breaks_after = -1
         self.doomed = False
         self.requests: list[pb.ReadDataRequest] = []
@@ -46,13 +54,20 @@ class Pair:
                 self.breaks_after -= 1
             yield message
 
+    async def fetch(self, entrypoint: str, isolation: object) -> Callable[[], None]:
+        await self.imported.wait()
+        if entrypoint == "missing:app":
+            raise SupervisorError("ENTRYPOINT_MODULE_NOT_FOUND", "There is no module 'missing'.")
+        self.code.append(entrypoint)
+        return lambda: self.code.remove(entrypoint)
+
     async def offer(self) -> tuple[str, bytes]:
         ticket = secrets.token_bytes(16)
         return (await self.offers.open("shop", UID, ticket, may_be_missing=False)).session, ticket
 
-    async def copy(self) -> Receipt:
+    async def copy(self, entrypoint: str = "") -> Receipt:
         session, ticket = await self.offer()
-        await self.receipts.begin("shop", UID, session, "a", ticket, 2)
+        await self.receipts.begin("shop", UID, session, "a", ticket, 2, entrypoint=entrypoint)
         await eventually(self._is_over)
         return self.receipts.told(UID)
 
@@ -178,6 +193,29 @@ async def test_nothing_comes_while_former_data_is_being_removed(pair: Pair) -> N
     pair.doomed = False
     await pair.copy()
     assert pair.receipts.epoch(UID) == 2, "a purge that was told before that is refused"
+
+
+async def test_the_code_is_here_before_the_copy_is_told_and_until_it_is_used(pair: Pair) -> None:
+    pair.imported.clear()
+    copying = asyncio.create_task(pair.copy("good:app"))
+    await eventually(lambda: pair.receipts.told(UID).received_bytes == 1_400_000)
+    assert (pair.receipts.told(UID).state, pair.code) == (Receipt.COPYING, [])
+    pair.imported.set()
+    assert ((await copying).state, pair.code) == (Receipt.COPIED, ["good:app"])
+    await pair.copy("good:app")
+    await pair.finish()
+    assert pair.code == ["good:app"], "imported once, and kept for the start"
+    assert pair.receipts.settle(UID)
+    assert pair.code == []
+    pair.offers.thaw(UID)
+    await pair.copy("good:app")
+    await pair.receipts.discard(UID)
+    assert pair.code == [], "it does not come"
+
+
+async def test_that_the_code_is_missing_is_told_with_the_copy(pair: Pair) -> None:
+    told = await pair.copy("missing:app")
+    assert (told.state, told.code_error.reason) == (Receipt.COPIED, "ENTRYPOINT_MODULE_NOT_FOUND")
 
 
 async def test_an_offer_that_nobody_uses_is_closed(pair: Pair) -> None:

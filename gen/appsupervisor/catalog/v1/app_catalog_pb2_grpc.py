@@ -116,6 +116,11 @@ class AppCatalogStub:
                 request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchRestartAppsRequest.SerializeToString,
                 response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
                 _registered_method=True)
+        self.BatchMoveApps = channel.unary_unary(
+                '/appsupervisor.catalog.v1.AppCatalog/BatchMoveApps',
+                request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchMoveAppsRequest.SerializeToString,
+                response_deserializer=google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+                _registered_method=True)
         self.RecoverApp = channel.unary_unary(
                 '/appsupervisor.catalog.v1.AppCatalog/RecoverApp',
                 request_serializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.RecoverAppRequest.SerializeToString,
@@ -204,14 +209,21 @@ class AppCatalogServicer:
         Idempotent by `request_id`; an update that changes nothing raises no generation. One that changes nothing of what
         runs, where the disk has other code than runs, says so: condition `CodeChanged` of the app in the operation's
         response, and the operation's `notice`. The code stays as it is; RestartApp swaps the other in.
-        Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
+        Another `database.postgres.server` has the app's database moved there, with its data; `database_move` tells how far
+        that is. The app is stopped while it is copied, and the field changes once the copy was compared and is the app's;
+        what else the update changes is stored at once.
+        Cancelling the call undoes nothing; cancelling the operation ends the operation alone, but gives up a new version that
+        `rollout.canary` is trying. That of a move to another database server calls the move off, if the database has not
+        arrived: the app starts again where it was.
         Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
         the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
         started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
         app carries the end of its traceback (`DebugInfo`); all of it is in TailAppLogs and ListAppEvents.
 
-        Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
-        `DOMAIN_TAKEN` (ALREADY_EXISTS). With `allow_missing` also those of CreateApp.
+        Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND`, `DATABASE_SERVER_NOT_FOUND`,
+        `DATABASE_NOT_MOVED` while it moves to another server already (FAILED_PRECONDITION); `DATABASE_SERVER_FULL`
+        (RESOURCE_EXHAUSTED); `DOMAIN_TAKEN` (ALREADY_EXISTS). With `allow_missing` also those of CreateApp. In the
+        operation: `DATABASE_NOT_MOVED`, `DATABASE_SERVER_UNREACHABLE`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -380,6 +392,25 @@ class AppCatalogServicer:
         On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
         of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
         each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchMoveApps(self, request, context):
+        """Moves many apps as one operation.
+
+        Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list; where each goes is chosen when its turn comes. The operation ends when all have come to their end, also
+        if some have failed: its response tells of each. It goes on after a restart of the control plane, and nothing is done
+        twice.
         Idempotent by `request_id`.
         Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
         their end, and then ends it.
@@ -562,6 +593,11 @@ def add_AppCatalogServicer_to_server(servicer, server):
             'BatchRestartApps': grpc.unary_unary_rpc_method_handler(
                     servicer.BatchRestartApps,
                     request_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchRestartAppsRequest.FromString,
+                    response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
+            ),
+            'BatchMoveApps': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchMoveApps,
+                    request_deserializer=appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchMoveAppsRequest.FromString,
                     response_serializer=google_dot_longrunning_dot_operations__pb2.Operation.SerializeToString,
             ),
             'RecoverApp': grpc.unary_unary_rpc_method_handler(
@@ -983,6 +1019,33 @@ class AppCatalog:
             target,
             '/appsupervisor.catalog.v1.AppCatalog/BatchRestartApps',
             appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchRestartAppsRequest.SerializeToString,
+            google_dot_longrunning_dot_operations__pb2.Operation.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchMoveApps(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/appsupervisor.catalog.v1.AppCatalog/BatchMoveApps',
+            appsupervisor_dot_catalog_dot_v1_dot_app__catalog__pb2.BatchMoveAppsRequest.SerializeToString,
             google_dot_longrunning_dot_operations__pb2.Operation.FromString,
             options,
             channel_credentials,

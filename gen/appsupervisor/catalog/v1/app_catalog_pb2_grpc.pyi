@@ -74,14 +74,21 @@ class AppCatalogStub:
     Idempotent by `request_id`; an update that changes nothing raises no generation. One that changes nothing of what
     runs, where the disk has other code than runs, says so: condition `CodeChanged` of the app in the operation's
     response, and the operation's `notice`. The code stays as it is; RestartApp swaps the other in.
-    Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
+    Another `database.postgres.server` has the app's database moved there, with its data; `database_move` tells how far
+    that is. The app is stopped while it is copied, and the field changes once the copy was compared and is the app's;
+    what else the update changes is stored at once.
+    Cancelling the call undoes nothing; cancelling the operation ends the operation alone, but gives up a new version that
+    `rollout.canary` is trying. That of a move to another database server calls the move off, if the database has not
+    arrived: the app starts again where it was.
     Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
     the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
     started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
     app carries the end of its traceback (`DebugInfo`); all of it is in TailAppLogs and ListAppEvents.
 
-    Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
-    `DOMAIN_TAKEN` (ALREADY_EXISTS). With `allow_missing` also those of CreateApp.
+    Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND`, `DATABASE_SERVER_NOT_FOUND`,
+    `DATABASE_NOT_MOVED` while it moves to another server already (FAILED_PRECONDITION); `DATABASE_SERVER_FULL`
+    (RESOURCE_EXHAUSTED); `DOMAIN_TAKEN` (ALREADY_EXISTS). With `allow_missing` also those of CreateApp. In the
+    operation: `DATABASE_NOT_MOVED`, `DATABASE_SERVER_UNREACHABLE`.
     """
     DeleteApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.DeleteAppRequest, _operations_pb2.Operation]
     """Stops an app and removes it from the catalog.
@@ -217,6 +224,21 @@ class AppCatalogStub:
 
     Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
     """
+    BatchMoveApps: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchMoveAppsRequest, _operations_pb2.Operation]
+    """Moves many apps as one operation.
+
+    Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list; where each goes is chosen when its turn comes. The operation ends when all have come to their end, also
+    if some have failed: its response tells of each. It goes on after a restart of the control plane, and nothing is done
+    twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
     RecoverApp: _grpc.UnaryUnaryMultiCallable[_app_catalog_pb2.RecoverAppRequest, _operations_pb2.Operation]
     """Starts an app on another node, because its own is lost and the app does not go elsewhere by itself.
 
@@ -339,14 +361,21 @@ class AppCatalogAsyncStub(AppCatalogStub):
     Idempotent by `request_id`; an update that changes nothing raises no generation. One that changes nothing of what
     runs, where the disk has other code than runs, says so: condition `CodeChanged` of the app in the operation's
     response, and the operation's `notice`. The code stays as it is; RestartApp swaps the other in.
-    Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
+    Another `database.postgres.server` has the app's database moved there, with its data; `database_move` tells how far
+    that is. The app is stopped while it is copied, and the field changes once the copy was compared and is the app's;
+    what else the update changes is stored at once.
+    Cancelling the call undoes nothing; cancelling the operation ends the operation alone, but gives up a new version that
+    `rollout.canary` is trying. That of a move to another database server calls the move off, if the database has not
+    arrived: the app starts again where it was.
     Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
     the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
     started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
     app carries the end of its traceback (`DebugInfo`); all of it is in TailAppLogs and ListAppEvents.
 
-    Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
-    `DOMAIN_TAKEN` (ALREADY_EXISTS). With `allow_missing` also those of CreateApp.
+    Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND`, `DATABASE_SERVER_NOT_FOUND`,
+    `DATABASE_NOT_MOVED` while it moves to another server already (FAILED_PRECONDITION); `DATABASE_SERVER_FULL`
+    (RESOURCE_EXHAUSTED); `DOMAIN_TAKEN` (ALREADY_EXISTS). With `allow_missing` also those of CreateApp. In the
+    operation: `DATABASE_NOT_MOVED`, `DATABASE_SERVER_UNREACHABLE`.
     """
     DeleteApp: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.DeleteAppRequest, _operations_pb2.Operation]  # type: ignore[assignment]
     """Stops an app and removes it from the catalog.
@@ -475,6 +504,21 @@ class AppCatalogAsyncStub(AppCatalogStub):
     On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
     of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
     each. It goes on after a restart of the control plane, and nothing is done twice.
+    Idempotent by `request_id`.
+    Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+    their end, and then ends it.
+    Rolled back: nothing.
+
+    Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+    """
+    BatchMoveApps: _aio.UnaryUnaryMultiCallable[_app_catalog_pb2.BatchMoveAppsRequest, _operations_pb2.Operation]  # type: ignore[assignment]
+    """Moves many apps as one operation.
+
+    Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+    On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+    of the list; where each goes is chosen when its turn comes. The operation ends when all have come to their end, also
+    if some have failed: its response tells of each. It goes on after a restart of the control plane, and nothing is done
+    twice.
     Idempotent by `request_id`.
     Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
     their end, and then ends it.
@@ -625,14 +669,21 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         Idempotent by `request_id`; an update that changes nothing raises no generation. One that changes nothing of what
         runs, where the disk has other code than runs, says so: condition `CodeChanged` of the app in the operation's
         response, and the operation's `notice`. The code stays as it is; RestartApp swaps the other in.
-        Cancelling the call undoes nothing; cancelling the operation ends the operation alone.
+        Another `database.postgres.server` has the app's database moved there, with its data; `database_move` tells how far
+        that is. The app is stopped while it is copied, and the field changes once the copy was compared and is the app's;
+        what else the update changes is stored at once.
+        Cancelling the call undoes nothing; cancelling the operation ends the operation alone, but gives up a new version that
+        `rollout.canary` is trying. That of a move to another database server calls the move off, if the database has not
+        arrived: the app starts again where it was.
         Rolled back: what runs. If the new generation does not start the old one goes on serving, the operation fails with
         the reason, and condition `Updated` is `UNMET` until the next change. What was stored stands. An `ON_REQUEST` app is
         started, too, to see that it can, and goes dormant again if it was. An operation that failed of an exception of the
         app carries the end of its traceback (`DebugInfo`); all of it is in TailAppLogs and ListAppEvents.
 
-        Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND` (FAILED_PRECONDITION);
-        `DOMAIN_TAKEN` (ALREADY_EXISTS). With `allow_missing` also those of CreateApp.
+        Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `ENVIRONMENT_NOT_FOUND`, `DATABASE_SERVER_NOT_FOUND`,
+        `DATABASE_NOT_MOVED` while it moves to another server already (FAILED_PRECONDITION); `DATABASE_SERVER_FULL`
+        (RESOURCE_EXHAUSTED); `DOMAIN_TAKEN` (ALREADY_EXISTS). With `allow_missing` also those of CreateApp. In the
+        operation: `DATABASE_NOT_MOVED`, `DATABASE_SERVER_UNREACHABLE`.
         """
 
     @_abc_1.abstractmethod
@@ -821,6 +872,27 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
         of the list. The operation ends when all have come to their end, also if some have failed: its response tells of
         each. It goes on after a restart of the control plane, and nothing is done twice.
+        Idempotent by `request_id`.
+        Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
+        their end, and then ends it.
+        Rolled back: nothing.
+
+        Errors: `INVALID_FILTER` (INVALID_ARGUMENT). Those of one app are in the response.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchMoveApps(
+        self,
+        request: _app_catalog_pb2.BatchMoveAppsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_operations_pb2.Operation, _abc.Awaitable[_operations_pb2.Operation]]:
+        """Moves many apps as one operation.
+
+        Precondition: either 1 to 1,000 requests, no two of them about one app, or a filter, of any number of apps.
+        On success: the list is pinned, and each app of it is dealt with as by its own method, a few at a time, in order
+        of the list; where each goes is chosen when its turn comes. The operation ends when all have come to their end, also
+        if some have failed: its response tells of each. It goes on after a restart of the control plane, and nothing is done
+        twice.
         Idempotent by `request_id`.
         Cancelling the call undoes nothing; cancelling the operation begins no more apps, lets those that are begun come to
         their end, and then ends it.

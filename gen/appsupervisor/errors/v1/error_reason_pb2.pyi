@@ -196,6 +196,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the app's data could not be removed from its node; the message says why. Tried again."""
     DATABASE_NOT_REMOVED: _ErrorReason.ValueType  # 196
     """FAILED_PRECONDITION: the app's database could not be dropped; the message says why. Tried again."""
+    DATABASE_NOT_MOVED: _ErrorReason.ValueType  # 197
+    """FAILED_PRECONDITION: the app's database could not be moved to another server, and stays where it is; the message says
+    why.
+    """
     APP_BLOCKED_LOOP: _ErrorReason.ValueType  # 171
     """The app: it blocked its event loop beyond its budget."""
     ISOLATION_UNSUPPORTED: _ErrorReason.ValueType  # 172
@@ -212,6 +216,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The app: its process lived but took nothing any more of what its node sent it, and was ended."""
     APP_UNHEALTHY: _ErrorReason.ValueType  # 182
     """The app: a replica of a new version was ready, and then its health check failed; the version before goes on serving."""
+    CANARY_FAILED: _ErrorReason.ValueType  # 183
+    """The app: a new version failed more of its requests, or was slower, than `rollout.canary` allows; the version before
+    goes on serving.
+    """
+    CANARY_NOT_PROVEN: _ErrorReason.ValueType  # 184
+    """The app: a new version got too few requests to be judged by `rollout.canary` in its time; the version before goes on
+    serving.
+    """
     INTERNAL: _ErrorReason.ValueType  # 200
     """INTERNAL: a fault of ours; the request id in the message finds it in the log."""
 
@@ -392,6 +404,10 @@ DATA_NOT_REMOVED: ErrorReason.ValueType  # 179
 """FAILED_PRECONDITION: the app's data could not be removed from its node; the message says why. Tried again."""
 DATABASE_NOT_REMOVED: ErrorReason.ValueType  # 196
 """FAILED_PRECONDITION: the app's database could not be dropped; the message says why. Tried again."""
+DATABASE_NOT_MOVED: ErrorReason.ValueType  # 197
+"""FAILED_PRECONDITION: the app's database could not be moved to another server, and stays where it is; the message says
+why.
+"""
 APP_BLOCKED_LOOP: ErrorReason.ValueType  # 171
 """The app: it blocked its event loop beyond its budget."""
 ISOLATION_UNSUPPORTED: ErrorReason.ValueType  # 172
@@ -408,6 +424,14 @@ APP_UNRESPONSIVE: ErrorReason.ValueType  # 177
 """The app: its process lived but took nothing any more of what its node sent it, and was ended."""
 APP_UNHEALTHY: ErrorReason.ValueType  # 182
 """The app: a replica of a new version was ready, and then its health check failed; the version before goes on serving."""
+CANARY_FAILED: ErrorReason.ValueType  # 183
+"""The app: a new version failed more of its requests, or was slower, than `rollout.canary` allows; the version before
+goes on serving.
+"""
+CANARY_NOT_PROVEN: ErrorReason.ValueType  # 184
+"""The app: a new version got too few requests to be judged by `rollout.canary` in its time; the version before goes on
+serving.
+"""
 INTERNAL: ErrorReason.ValueType  # 200
 """INTERNAL: a fault of ours; the request id in the message finds it in the log."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

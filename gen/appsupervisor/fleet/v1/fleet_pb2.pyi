@@ -295,6 +295,7 @@ class Node(_message.Message):
     UID_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
+    MODULES_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
     APP_COUNT_FIELD_NUMBER: _builtins.int
@@ -357,6 +358,14 @@ class Node(_message.Message):
         """Labels, by the rules of an app's."""
 
     @_builtins.property
+    def modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Top-level names of the modules and packages that it can import: those of its app directories, these directories' own
+        names, and of installed packages; without the standard library. At most 2,000; empty if it does not tell. An app whose
+        entrypoint begins with one of them is not placed on a node that tells of others alone while another one of the
+        environment has it.
+        """
+
+    @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it first registered."""
 
@@ -378,6 +387,7 @@ class Node(_message.Message):
         uid: _builtins.str = ...,
         memory_bytes: _builtins.int = ...,
         zone: _builtins.str = ...,
+        modules: _abc.Iterable[_builtins.str] | None = ...,
         state: Global___Node.State.ValueType = ...,
         state_reason: _builtins.str = ...,
         app_count: _builtins.int = ...,
@@ -392,7 +402,7 @@ class Node(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app_count", b"app_count", "base_domain", b"base_domain", "cordoned", b"cordoned", "create_time", b"create_time", "etag", b"etag", "http_address", b"http_address", "incarnation", b"incarnation", "labels", b"labels", "lease_state", b"lease_state", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "name", b"name", "reserved_memory_bytes", b"reserved_memory_bytes", "schedulable", b"schedulable", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time", "used_memory_bytes", b"used_memory_bytes", "version", b"version", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app_count", b"app_count", "base_domain", b"base_domain", "cordoned", b"cordoned", "create_time", b"create_time", "etag", b"etag", "http_address", b"http_address", "incarnation", b"incarnation", "labels", b"labels", "lease_state", b"lease_state", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "modules", b"modules", "name", b"name", "reserved_memory_bytes", b"reserved_memory_bytes", "schedulable", b"schedulable", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time", "used_memory_bytes", b"used_memory_bytes", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -461,6 +471,7 @@ class DatabaseServer(_message.Message):
     ADMIN_URL_FIELD_NUMBER: _builtins.int
     MAX_APPS_FIELD_NUMBER: _builtins.int
     APP_CONNECTIONS_FIELD_NUMBER: _builtins.int
+    SPARE_DATABASES_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
@@ -484,6 +495,10 @@ class DatabaseServer(_message.Message):
     app_connections: _builtins.int
     """Connections that each app's pool may have, 1 to 1,000; 0 for 5. The server enforces twice as many and one per app,
     for two instances run during a swap.
+    """
+    spare_databases: _builtins.int
+    """Empty databases that are kept ready for apps with mode `DATABASE`, at most 100; 0, the default, for none. An app is
+    given one in milliseconds, and it is replaced in the background. Those of a server that is deleted are dropped.
     """
     uid: _builtins.str
     """Id of this server that no other ever has."""
@@ -518,6 +533,7 @@ class DatabaseServer(_message.Message):
         admin_url: _builtins.str = ...,
         max_apps: _builtins.int = ...,
         app_connections: _builtins.int = ...,
+        spare_databases: _builtins.int = ...,
         uid: _builtins.str = ...,
         state: Global___DatabaseServer.State.ValueType = ...,
         state_reason: _builtins.str = ...,
@@ -529,7 +545,7 @@ class DatabaseServer(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_url", b"admin_url", "app_connections", b"app_connections", "app_count", b"app_count", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "max_apps", b"max_apps", "name", b"name", "server_version", b"server_version", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_url", b"admin_url", "app_connections", b"app_connections", "app_count", b"app_count", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "max_apps", b"max_apps", "name", b"name", "server_version", b"server_version", "spare_databases", b"spare_databases", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1767,7 +1783,8 @@ class ExplainPlacementResponse(_message.Message):
         REMEDY_FIELD_NUMBER: _builtins.int
         reason: _builtins.str
         """One word for programs: `NOT_HEARD`, `NODE_CORDONED`, `ENVIRONMENT_CORDONED`, `INSTANCES_FULL`, `MEMORY_FULL`,
-        `MEMORY_USED`, `LABELS_DIFFER`, `TAKEN_EXCLUSIVELY`, `NOT_EMPTY`, `APP_AVOIDED`, `AVOIDED_BY_APP`, `COPY_THERE`.
+        `MEMORY_USED`, `LABELS_DIFFER`, `TAKEN_EXCLUSIVELY`, `NOT_EMPTY`, `APP_AVOIDED`, `AVOIDED_BY_APP`, `COPY_THERE`,
+        `CODE_MISSING`.
         New ones may come.
         """
         message: _builtins.str

@@ -22,13 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from appsupervisor.runtime.v1 import runtime_environment_pb2 as appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2
 from google.api import client_pb2 as google_dot_api_dot_client__pb2
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.api import resource_pb2 as google_dot_api_dot_resource__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-appsupervisor/runtime/v1/data_transfers.proto\x12\x18\x61ppsupervisor.runtime.v1\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\"\x82\x01\n\x10OfferDataRequest\x12,\n\x04name\x18\x01 \x01(\tB\x1e\xe2\x41\x01\x02\xfa\x41\x17\n\x15\x61ppsupervisor.dev/App\x12\x15\n\x07\x61pp_uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x06ticket\x18\x03 \x01(\x0c\x42\x05\xe2\x41\x02\x02\x04\x12\x12\n\x04term\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01\"*\n\x11OfferDataResponse\x12\x15\n\x07session\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\"\x83\x01\n\x11\x46reezeDataRequest\x12,\n\x04name\x18\x01 \x01(\tB\x1e\xe2\x41\x01\x02\xfa\x41\x17\n\x15\x61ppsupervisor.dev/App\x12\x15\n\x07\x61pp_uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x06ticket\x18\x03 \x01(\x0c\x42\x05\xe2\x41\x02\x02\x04\x12\x12\n\x04term\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01\"e\n\x12\x46reezeDataResponse\x12\x17\n\tfreeze_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x36\n\rstop_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x03\"\x82\x01\n\x12ReleaseDataRequest\x12,\n\x04name\x18\x01 \x01(\tB\x1e\xe2\x41\x01\x02\xfa\x41\x17\n\x15\x61ppsupervisor.dev/App\x12\x15\n\x07\x61pp_uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05moved\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x12\n\x04term\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01\"g\n\x13ReleaseDataResponse\x12\x36\n\rhold_duration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x03\x12\x18\n\nheld_count\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x03\"R\n\x0fReadDataRequest\x12\x15\n\x06ticket\x18\x01 \x01(\x0c\x42\x05\xe2\x41\x02\x02\x04\x12\x12\n\x04path\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06offset\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\"\xd9\x04\n\x10ReadDataResponse\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x03\x12\x41\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x30.appsupervisor.runtime.v1.ReadDataResponse.Entry\x12?\n\x05\x62lock\x18\x04 \x01(\x0b\x32\x30.appsupervisor.runtime.v1.ReadDataResponse.Block\x12;\n\x03\x65nd\x18\x05 \x01(\x0b\x32..appsupervisor.runtime.v1.ReadDataResponse.End\x1a\xd2\x01\n\x05\x45ntry\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x43\n\x04kind\x18\x02 \x01(\x0e\x32\x35.appsupervisor.runtime.v1.ReadDataResponse.Entry.Kind\x12\x0c\n\x04mode\x18\x03 \x01(\x05\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x13\n\x0blink_target\x18\x05 \x01(\t\"?\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04\x46ILE\x10\x01\x12\r\n\tDIRECTORY\x10\x02\x12\x08\n\x04LINK\x10\x03\x1a\x43\n\x05\x42lock\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x1a\x44\n\x03\x45nd\x12\x11\n\tfreeze_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65ntry_count\x18\x02 \x01(\x03\x12\x15\n\rskipped_count\x18\x03 \x01(\x03\"\xe7\x01\n\x12ReceiveDataRequest\x12,\n\x04name\x18\x01 \x01(\tB\x1e\xe2\x41\x01\x02\xfa\x41\x17\n\x15\x61ppsupervisor.dev/App\x12\x15\n\x07\x61pp_uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1c\n\x0esource_address\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x06ticket\x18\x04 \x01(\x0c\x42\x05\xe2\x41\x02\x01\x04\x12\x15\n\x07session\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tfreeze_id\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04term\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x13\n\x05\x65poch\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x01\"\xcc\x03\n\x13ReceiveDataResponse\x12H\n\x05state\x18\x01 \x01(\x0e\x32\x33.appsupervisor.runtime.v1.ReceiveDataResponse.StateB\x04\xe2\x41\x01\x03\x12\x15\n\x07session\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x17\n\tfreeze_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1c\n\x0ereceived_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x19\n\x0btotal_bytes\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nrest_bytes\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x36\n\rcopy_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x03\x12\x36\n\rrest_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x03\x12\x15\n\x07message\x18\t \x01(\tB\x04\xe2\x41\x01\x03\"a\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\n\n\x06\x41\x42SENT\x10\x01\x12\x0b\n\x07\x43OPYING\x10\x02\x12\x0f\n\x0bINTERRUPTED\x10\x03\x12\n\n\x06\x43OPIED\x10\x04\x12\x0b\n\x07\x41RRIVED\x10\x05\x32\xff\x04\n\rDataTransfers\x12|\n\tOfferData\x12*.appsupervisor.runtime.v1.OfferDataRequest\x1a+.appsupervisor.runtime.v1.OfferDataResponse\"\x16\xda\x41\x13name,app_uid,ticket\x12\x7f\n\nFreezeData\x12+.appsupervisor.runtime.v1.FreezeDataRequest\x1a,.appsupervisor.runtime.v1.FreezeDataResponse\"\x16\xda\x41\x13name,app_uid,ticket\x12\x81\x01\n\x0bReleaseData\x12,.appsupervisor.runtime.v1.ReleaseDataRequest\x1a-.appsupervisor.runtime.v1.ReleaseDataResponse\"\x15\xda\x41\x12name,app_uid,moved\x12n\n\x08ReadData\x12).appsupervisor.runtime.v1.ReadDataRequest\x1a*.appsupervisor.runtime.v1.ReadDataResponse\"\t\xda\x41\x06ticket0\x01\x12{\n\x0bReceiveData\x12,.appsupervisor.runtime.v1.ReceiveDataRequest\x1a-.appsupervisor.runtime.v1.ReceiveDataResponse\"\x0f\xda\x41\x0cname,app_uidB\xc7\x01\n\x1c\x64\x65v.appsupervisor.runtime.v1B\x12\x44\x61taTransfersProtoP\x01Z8appsupervisor.dev/gen/appsupervisor/runtime/v1;runtimev1\xa2\x02\x03\x41RX\xaa\x02\x18\x41ppSupervisor.Runtime.V1\xca\x02\x18\x41ppSupervisor\\Runtime\\V1\xea\x02\x1a\x41ppSupervisor::Runtime::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n-appsupervisor/runtime/v1/data_transfers.proto\x12\x18\x61ppsupervisor.runtime.v1\x1a\x32\x61ppsupervisor/runtime/v1/runtime_environment.proto\x1a\x17google/api/client.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x19google/api/resource.proto\x1a\x1egoogle/protobuf/duration.proto\"\x82\x01\n\x10OfferDataRequest\x12,\n\x04name\x18\x01 \x01(\tB\x1e\xe2\x41\x01\x02\xfa\x41\x17\n\x15\x61ppsupervisor.dev/App\x12\x15\n\x07\x61pp_uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x06ticket\x18\x03 \x01(\x0c\x42\x05\xe2\x41\x02\x02\x04\x12\x12\n\x04term\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01\"*\n\x11OfferDataResponse\x12\x15\n\x07session\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\"\x83\x01\n\x11\x46reezeDataRequest\x12,\n\x04name\x18\x01 \x01(\tB\x1e\xe2\x41\x01\x02\xfa\x41\x17\n\x15\x61ppsupervisor.dev/App\x12\x15\n\x07\x61pp_uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x06ticket\x18\x03 \x01(\x0c\x42\x05\xe2\x41\x02\x02\x04\x12\x12\n\x04term\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01\"e\n\x12\x46reezeDataResponse\x12\x17\n\tfreeze_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x03\x12\x36\n\rstop_duration\x18\x02 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x03\"\x82\x01\n\x12ReleaseDataRequest\x12,\n\x04name\x18\x01 \x01(\tB\x1e\xe2\x41\x01\x02\xfa\x41\x17\n\x15\x61ppsupervisor.dev/App\x12\x15\n\x07\x61pp_uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05moved\x18\x03 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x12\n\x04term\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01\"g\n\x13ReleaseDataResponse\x12\x36\n\rhold_duration\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x03\x12\x18\n\nheld_count\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x03\"R\n\x0fReadDataRequest\x12\x15\n\x06ticket\x18\x01 \x01(\x0c\x42\x05\xe2\x41\x02\x02\x04\x12\x12\n\x04path\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06offset\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x01\"\xd9\x04\n\x10ReadDataResponse\x12\x0f\n\x07session\x18\x01 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x03\x12\x41\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x30.appsupervisor.runtime.v1.ReadDataResponse.Entry\x12?\n\x05\x62lock\x18\x04 \x01(\x0b\x32\x30.appsupervisor.runtime.v1.ReadDataResponse.Block\x12;\n\x03\x65nd\x18\x05 \x01(\x0b\x32..appsupervisor.runtime.v1.ReadDataResponse.End\x1a\xd2\x01\n\x05\x45ntry\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x43\n\x04kind\x18\x02 \x01(\x0e\x32\x35.appsupervisor.runtime.v1.ReadDataResponse.Entry.Kind\x12\x0c\n\x04mode\x18\x03 \x01(\x05\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x13\n\x0blink_target\x18\x05 \x01(\t\"?\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x08\n\x04\x46ILE\x10\x01\x12\r\n\tDIRECTORY\x10\x02\x12\x08\n\x04LINK\x10\x03\x1a\x43\n\x05\x42lock\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x1a\x44\n\x03\x45nd\x12\x11\n\tfreeze_id\x18\x01 \x01(\t\x12\x13\n\x0b\x65ntry_count\x18\x02 \x01(\x03\x12\x15\n\rskipped_count\x18\x03 \x01(\x03\"\xd0\x02\n\x12ReceiveDataRequest\x12,\n\x04name\x18\x01 \x01(\tB\x1e\xe2\x41\x01\x02\xfa\x41\x17\n\x15\x61ppsupervisor.dev/App\x12\x15\n\x07\x61pp_uid\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1c\n\x0esource_address\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x15\n\x06ticket\x18\x04 \x01(\x0c\x42\x05\xe2\x41\x02\x01\x04\x12\x15\n\x07session\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x17\n\tfreeze_id\x18\x06 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04term\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x13\n\x05\x65poch\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x18\n\nentrypoint\x18\t \x01(\tB\x04\xe2\x41\x01\x01\x12M\n\tisolation\x18\n \x01(\x0e\x32\x34.appsupervisor.runtime.v1.InstanceSpec.IsolationTierB\x04\xe2\x41\x01\x01\"\x8f\x04\n\x13ReceiveDataResponse\x12H\n\x05state\x18\x01 \x01(\x0e\x32\x33.appsupervisor.runtime.v1.ReceiveDataResponse.StateB\x04\xe2\x41\x01\x03\x12\x15\n\x07session\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x17\n\tfreeze_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x1c\n\x0ereceived_bytes\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x19\n\x0btotal_bytes\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x18\n\nrest_bytes\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x36\n\rcopy_duration\x18\x07 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x03\x12\x36\n\rrest_duration\x18\x08 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x03\x12\x15\n\x07message\x18\t \x01(\tB\x04\xe2\x41\x01\x03\x12\x41\n\ncode_error\x18\n \x01(\x0b\x32\'.appsupervisor.runtime.v1.InstanceErrorB\x04\xe2\x41\x01\x03\"a\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\n\n\x06\x41\x42SENT\x10\x01\x12\x0b\n\x07\x43OPYING\x10\x02\x12\x0f\n\x0bINTERRUPTED\x10\x03\x12\n\n\x06\x43OPIED\x10\x04\x12\x0b\n\x07\x41RRIVED\x10\x05\x32\xff\x04\n\rDataTransfers\x12|\n\tOfferData\x12*.appsupervisor.runtime.v1.OfferDataRequest\x1a+.appsupervisor.runtime.v1.OfferDataResponse\"\x16\xda\x41\x13name,app_uid,ticket\x12\x7f\n\nFreezeData\x12+.appsupervisor.runtime.v1.FreezeDataRequest\x1a,.appsupervisor.runtime.v1.FreezeDataResponse\"\x16\xda\x41\x13name,app_uid,ticket\x12\x81\x01\n\x0bReleaseData\x12,.appsupervisor.runtime.v1.ReleaseDataRequest\x1a-.appsupervisor.runtime.v1.ReleaseDataResponse\"\x15\xda\x41\x12name,app_uid,moved\x12n\n\x08ReadData\x12).appsupervisor.runtime.v1.ReadDataRequest\x1a*.appsupervisor.runtime.v1.ReadDataResponse\"\t\xda\x41\x06ticket0\x01\x12{\n\x0bReceiveData\x12,.appsupervisor.runtime.v1.ReceiveDataRequest\x1a-.appsupervisor.runtime.v1.ReceiveDataResponse\"\x0f\xda\x41\x0cname,app_uidB\xc7\x01\n\x1c\x64\x65v.appsupervisor.runtime.v1B\x12\x44\x61taTransfersProtoP\x01Z8appsupervisor.dev/gen/appsupervisor/runtime/v1;runtimev1\xa2\x02\x03\x41RX\xaa\x02\x18\x41ppSupervisor.Runtime.V1\xca\x02\x18\x41ppSupervisor\\Runtime\\V1\xea\x02\x1a\x41ppSupervisor::Runtime::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -92,6 +93,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECEIVEDATAREQUEST'].fields_by_name['term']._serialized_options = b'\342A\001\001'
   _globals['_RECEIVEDATAREQUEST'].fields_by_name['epoch']._loaded_options = None
   _globals['_RECEIVEDATAREQUEST'].fields_by_name['epoch']._serialized_options = b'\342A\001\001'
+  _globals['_RECEIVEDATAREQUEST'].fields_by_name['entrypoint']._loaded_options = None
+  _globals['_RECEIVEDATAREQUEST'].fields_by_name['entrypoint']._serialized_options = b'\342A\001\001'
+  _globals['_RECEIVEDATAREQUEST'].fields_by_name['isolation']._loaded_options = None
+  _globals['_RECEIVEDATAREQUEST'].fields_by_name['isolation']._serialized_options = b'\342A\001\001'
   _globals['_RECEIVEDATARESPONSE'].fields_by_name['state']._loaded_options = None
   _globals['_RECEIVEDATARESPONSE'].fields_by_name['state']._serialized_options = b'\342A\001\003'
   _globals['_RECEIVEDATARESPONSE'].fields_by_name['session']._loaded_options = None
@@ -110,6 +115,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECEIVEDATARESPONSE'].fields_by_name['rest_duration']._serialized_options = b'\342A\001\003'
   _globals['_RECEIVEDATARESPONSE'].fields_by_name['message']._loaded_options = None
   _globals['_RECEIVEDATARESPONSE'].fields_by_name['message']._serialized_options = b'\342A\001\003'
+  _globals['_RECEIVEDATARESPONSE'].fields_by_name['code_error']._loaded_options = None
+  _globals['_RECEIVEDATARESPONSE'].fields_by_name['code_error']._serialized_options = b'\342A\001\003'
   _globals['_DATATRANSFERS'].methods_by_name['OfferData']._loaded_options = None
   _globals['_DATATRANSFERS'].methods_by_name['OfferData']._serialized_options = b'\332A\023name,app_uid,ticket'
   _globals['_DATATRANSFERS'].methods_by_name['FreezeData']._loaded_options = None
@@ -120,36 +127,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DATATRANSFERS'].methods_by_name['ReadData']._serialized_options = b'\332A\006ticket'
   _globals['_DATATRANSFERS'].methods_by_name['ReceiveData']._loaded_options = None
   _globals['_DATATRANSFERS'].methods_by_name['ReceiveData']._serialized_options = b'\332A\014name,app_uid'
-  _globals['_OFFERDATAREQUEST']._serialized_start=193
-  _globals['_OFFERDATAREQUEST']._serialized_end=323
-  _globals['_OFFERDATARESPONSE']._serialized_start=325
-  _globals['_OFFERDATARESPONSE']._serialized_end=367
-  _globals['_FREEZEDATAREQUEST']._serialized_start=370
-  _globals['_FREEZEDATAREQUEST']._serialized_end=501
-  _globals['_FREEZEDATARESPONSE']._serialized_start=503
-  _globals['_FREEZEDATARESPONSE']._serialized_end=604
-  _globals['_RELEASEDATAREQUEST']._serialized_start=607
-  _globals['_RELEASEDATAREQUEST']._serialized_end=737
-  _globals['_RELEASEDATARESPONSE']._serialized_start=739
-  _globals['_RELEASEDATARESPONSE']._serialized_end=842
-  _globals['_READDATAREQUEST']._serialized_start=844
-  _globals['_READDATAREQUEST']._serialized_end=926
-  _globals['_READDATARESPONSE']._serialized_start=929
-  _globals['_READDATARESPONSE']._serialized_end=1530
-  _globals['_READDATARESPONSE_ENTRY']._serialized_start=1181
-  _globals['_READDATARESPONSE_ENTRY']._serialized_end=1391
-  _globals['_READDATARESPONSE_ENTRY_KIND']._serialized_start=1328
-  _globals['_READDATARESPONSE_ENTRY_KIND']._serialized_end=1391
-  _globals['_READDATARESPONSE_BLOCK']._serialized_start=1393
-  _globals['_READDATARESPONSE_BLOCK']._serialized_end=1460
-  _globals['_READDATARESPONSE_END']._serialized_start=1462
-  _globals['_READDATARESPONSE_END']._serialized_end=1530
-  _globals['_RECEIVEDATAREQUEST']._serialized_start=1533
-  _globals['_RECEIVEDATAREQUEST']._serialized_end=1764
-  _globals['_RECEIVEDATARESPONSE']._serialized_start=1767
-  _globals['_RECEIVEDATARESPONSE']._serialized_end=2227
-  _globals['_RECEIVEDATARESPONSE_STATE']._serialized_start=2130
-  _globals['_RECEIVEDATARESPONSE_STATE']._serialized_end=2227
-  _globals['_DATATRANSFERS']._serialized_start=2230
-  _globals['_DATATRANSFERS']._serialized_end=2869
+  _globals['_OFFERDATAREQUEST']._serialized_start=245
+  _globals['_OFFERDATAREQUEST']._serialized_end=375
+  _globals['_OFFERDATARESPONSE']._serialized_start=377
+  _globals['_OFFERDATARESPONSE']._serialized_end=419
+  _globals['_FREEZEDATAREQUEST']._serialized_start=422
+  _globals['_FREEZEDATAREQUEST']._serialized_end=553
+  _globals['_FREEZEDATARESPONSE']._serialized_start=555
+  _globals['_FREEZEDATARESPONSE']._serialized_end=656
+  _globals['_RELEASEDATAREQUEST']._serialized_start=659
+  _globals['_RELEASEDATAREQUEST']._serialized_end=789
+  _globals['_RELEASEDATARESPONSE']._serialized_start=791
+  _globals['_RELEASEDATARESPONSE']._serialized_end=894
+  _globals['_READDATAREQUEST']._serialized_start=896
+  _globals['_READDATAREQUEST']._serialized_end=978
+  _globals['_READDATARESPONSE']._serialized_start=981
+  _globals['_READDATARESPONSE']._serialized_end=1582
+  _globals['_READDATARESPONSE_ENTRY']._serialized_start=1233
+  _globals['_READDATARESPONSE_ENTRY']._serialized_end=1443
+  _globals['_READDATARESPONSE_ENTRY_KIND']._serialized_start=1380
+  _globals['_READDATARESPONSE_ENTRY_KIND']._serialized_end=1443
+  _globals['_READDATARESPONSE_BLOCK']._serialized_start=1445
+  _globals['_READDATARESPONSE_BLOCK']._serialized_end=1512
+  _globals['_READDATARESPONSE_END']._serialized_start=1514
+  _globals['_READDATARESPONSE_END']._serialized_end=1582
+  _globals['_RECEIVEDATAREQUEST']._serialized_start=1585
+  _globals['_RECEIVEDATAREQUEST']._serialized_end=1921
+  _globals['_RECEIVEDATARESPONSE']._serialized_start=1924
+  _globals['_RECEIVEDATARESPONSE']._serialized_end=2451
+  _globals['_RECEIVEDATARESPONSE_STATE']._serialized_start=2354
+  _globals['_RECEIVEDATARESPONSE_STATE']._serialized_end=2451
+  _globals['_DATATRANSFERS']._serialized_start=2454
+  _globals['_DATATRANSFERS']._serialized_end=3093
 # @@protoc_insertion_point(module_scope)

@@ -3,6 +3,7 @@
 isort:skip_file
 How an app's data goes from the node that has it to the node that the app moves to."""
 
+from appsupervisor.runtime.v1 import runtime_environment_pb2 as _runtime_environment_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -411,6 +412,8 @@ class ReceiveDataRequest(_message.Message):
     FREEZE_ID_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    ENTRYPOINT_FIELD_NUMBER: _builtins.int
+    ISOLATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The app, `apps/{app}`."""
     app_uid: _builtins.str
@@ -429,6 +432,12 @@ class ReceiveDataRequest(_message.Message):
     """Epoch of the placement that waits for the data, from 1; required with a ticket. A purge of the app's data under an older
     one is refused from now on: it is meant for what was here before.
     """
+    entrypoint: _builtins.str
+    """Entrypoint of the app that is to be started here as soon as all has arrived; unset if none is. A factory that shares the
+    node's process is imported while the data is copied, so that nobody waits for that later.
+    """
+    isolation: _runtime_environment_pb2.InstanceSpec.IsolationTier.ValueType
+    """Isolation tier that the app asks for; unset: the one that fits its code."""
     def __init__(
         self,
         *,
@@ -440,10 +449,12 @@ class ReceiveDataRequest(_message.Message):
         freeze_id: _builtins.str = ...,
         term: _builtins.int = ...,
         epoch: _builtins.int = ...,
+        entrypoint: _builtins.str = ...,
+        isolation: _runtime_environment_pb2.InstanceSpec.IsolationTier.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_uid", b"app_uid", "epoch", b"epoch", "freeze_id", b"freeze_id", "name", b"name", "session", b"session", "source_address", b"source_address", "term", b"term", "ticket", b"ticket"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_uid", b"app_uid", "entrypoint", b"entrypoint", "epoch", b"epoch", "freeze_id", b"freeze_id", "isolation", b"isolation", "name", b"name", "session", b"session", "source_address", b"source_address", "term", b"term", "ticket", b"ticket"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -499,6 +510,7 @@ class ReceiveDataResponse(_message.Message):
     COPY_DURATION_FIELD_NUMBER: _builtins.int
     REST_DURATION_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
+    CODE_ERROR_FIELD_NUMBER: _builtins.int
     state: Global___ReceiveDataResponse.State.ValueType
     """How far it is."""
     session: _builtins.str
@@ -521,6 +533,10 @@ class ReceiveDataResponse(_message.Message):
     def rest_duration(self) -> _duration_pb2.Duration:
         """How long the rest took."""
 
+    @_builtins.property
+    def code_error(self) -> _runtime_environment_pb2.InstanceError:
+        """Why the app cannot be started here, found out when its code was imported; unset as far as is known."""
+
     def __init__(
         self,
         *,
@@ -533,10 +549,11 @@ class ReceiveDataResponse(_message.Message):
         copy_duration: _duration_pb2.Duration | None = ...,
         rest_duration: _duration_pb2.Duration | None = ...,
         message: _builtins.str = ...,
+        code_error: _runtime_environment_pb2.InstanceError | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["copy_duration", b"copy_duration", "rest_duration", b"rest_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["code_error", b"code_error", "copy_duration", b"copy_duration", "rest_duration", b"rest_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["copy_duration", b"copy_duration", "freeze_id", b"freeze_id", "message", b"message", "received_bytes", b"received_bytes", "rest_bytes", b"rest_bytes", "rest_duration", b"rest_duration", "session", b"session", "state", b"state", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_error", b"code_error", "copy_duration", b"copy_duration", "freeze_id", b"freeze_id", "message", b"message", "received_bytes", b"received_bytes", "rest_bytes", b"rest_bytes", "rest_duration", b"rest_duration", "session", b"session", "state", b"state", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

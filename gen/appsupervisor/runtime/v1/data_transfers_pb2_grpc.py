@@ -151,7 +151,7 @@ class DataTransfersServicer:
 
         Precondition: no instance of the app is here, and its data here is not being removed. Data of the app that is here already, and was not left by it, is put
         aside in the node's data directory.
-        On success: without a `freeze_id` the data is copied in the background. With one, the answer comes when all of it is on
+        On success: without a `freeze_id` the data is copied in the background, and the code imported. With one, the answer comes when all of it is on
         the disk under its name and with its mark: `ARRIVED` under that id. Without a ticket nothing is begun.
         Idempotent: a repeat while it is being copied tells how far it is. A ticket of another session begins again.
         Cancelling the call undoes nothing.

@@ -368,7 +368,7 @@ class Database(_message.Message):
         SERVER_FIELD_NUMBER: _builtins.int
         MODE_FIELD_NUMBER: _builtins.int
         server: _builtins.str
-        """The server, `databaseServers/{database_server}`. Cannot be changed."""
+        """The server, `databaseServers/{database_server}`. Another one has the database moved there, with its data."""
         mode: Global___Database.Postgres.Mode.ValueType
         """What it gets there; `SCHEMA` when unset. Cannot be changed."""
         def __init__(

@@ -1,25 +1,11 @@
-"""Columns of values as PostgreSQL's binary arrays: a statement takes any number of rows as a few parameters.
+"""Columns of values: a statement to PostgreSQL takes any number of rows as a few parameters.
 
-psycopg's own lists look at each element for its type; here the column says it, at a tenth of the time.
+Without psycopg, which a catalog in SQLite never loads: `array_dumpers` tells it how to send them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from struct import Struct
 from typing import Any, ClassVar
-
-from psycopg import Connection
-from psycopg.adapt import Dumper
-from psycopg.pq import Format
-
-_HEADER = Struct(
-    ">iiIii"
-)  # dimensions, whether there are nulls, type of the elements, their number, first index
-_EMPTY = Struct(">iiI")
-_LENGTH = Struct(">i")
-_BIGINT = Struct(">iq")
-_NULL = _LENGTH.pack(-1)
 
 
 class Column(list[Any]):
@@ -61,66 +47,3 @@ COLUMNS: dict[str, type[Column]] = {
     "BOOLEAN": BooleanColumn,
 }
 """By the type that the table's column has."""
-
-
-def _with_length(data: bytes) -> bytes:
-    return _LENGTH.pack(len(data)) + data
-
-
-class _ColumnDumper(Dumper):
-    format = Format.BINARY
-    element: ClassVar[int]
-
-    def write(self, value: Any) -> bytes:
-        """Return an element that is not null, after its length."""
-        raise NotImplementedError
-
-    def dump(self, obj: Column) -> bytes:
-        """Return the array in the server's binary format."""
-        if not obj:
-            return _EMPTY.pack(0, 0, self.element)
-        write = self.write
-        header = _HEADER.pack(1, None in obj, self.element, len(obj), 1)
-        return header + b"".join([_NULL if value is None else write(value) for value in obj])
-
-
-class _TextDumper(_ColumnDumper):
-    oid, element = 1009, 25
-
-    def write(self, value: str) -> bytes:
-        return _with_length(value.encode())
-
-
-class _BytesDumper(_ColumnDumper):
-    oid, element = 1001, 17
-
-    def write(self, value: bytes) -> bytes:
-        return _with_length(value)
-
-
-class _IntegerDumper(_ColumnDumper):
-    oid, element = 1016, 20
-
-    def write(self, value: int) -> bytes:
-        return _BIGINT.pack(8, value)
-
-
-class _BooleanDumper(_ColumnDumper):
-    oid, element = 1000, 16
-
-    def write(self, value: bool) -> bytes:
-        return b"\0\0\0\1\1" if value else b"\0\0\0\1\0"
-
-
-def register_columns(connection: Connection[Any]) -> None:
-    """Have a connection take columns as parameters."""
-    for column, dumper in _DUMPERS:
-        connection.adapters.register_dumper(column, dumper)
-
-
-_DUMPERS: Iterable[tuple[type[Column], type[_ColumnDumper]]] = (
-    (TextColumn, _TextDumper),
-    (BytesColumn, _BytesDumper),
-    (IntegerColumn, _IntegerDumper),
-    (BooleanColumn, _BooleanDumper),
-)

@@ -10,7 +10,6 @@ from sqlalchemy.exc import ArgumentError
 
 from services.control_plane.store.errors import StoreError
 from services.control_plane.store.sql.database import Database
-from services.control_plane.store.sql.postgresql import open_postgresql
 from services.control_plane.store.sql.reader import read_everything
 from services.control_plane.store.sql.sqlite import open_sqlite
 from services.control_plane.store.sql.statements import Statements
@@ -30,6 +29,9 @@ def open_database(url_text: str, stack: ExitStack) -> Database:
     """
     kind = url_text.partition("://")[0].partition("+")[0]
     if kind in ("postgresql", "postgres"):
+        # With psycopg, which nobody else has use for.
+        from services.control_plane.store.sql.postgresql import open_postgresql  # noqa: PLC0415
+
         return open_postgresql(url_text, stack)
     try:
         url = make_url(url_text)

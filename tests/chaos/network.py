@@ -1,0 +1,156 @@
+"""Hosts of a test as network namespaces behind one switch, and what can happen to the wires between them.
+
+The switch is in a namespace of its own, too: the machine's own interfaces, routes and rules are never touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+NAMES = "chaos"
+_NAMESPACES = Path("/run/netns")
+_CLONE_NEWNET = 0x40000000
+
+
+def require() -> None:
+    """Skip where namespaces cannot be made; fail where everything is to be checked and they could."""
+    if not sys.platform.startswith("linux") or os.geteuid() != 0:
+        pytest.skip("network namespaces are made by root on Linux alone")
+    missing = [name for name in ("ip", "iptables", "nsenter", "mount") if shutil.which(name) is None]
+    if missing:
+        message = f"needs {', '.join(missing)} on PATH (bash .ci/run installs them where apt can)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message, pytrace=False)
+        pytest.skip(message)
+    tried = subprocess.run(["unshare", "--net", "true"], capture_output=True, text=True, check=False)
+    if tried.returncode:
+        pytest.skip(f"this root may make no network namespace: {tried.stderr.strip()}")
+
+
+def run(*command: str) -> str:
+    """Run a program of the system and return what it printed; raises with what it complained about."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def reap() -> None:
+    """Remove the namespaces, their processes and the disks of test runs that ended without doing so."""
+    for path in _NAMESPACES.glob(f"{NAMES}[0-9]*-*"):
+        if not _alive(path.name.removeprefix(NAMES).partition("-")[0]):
+            _remove(path.name)
+    for line in Path("/proc/mounts").read_text().splitlines():
+        source, place, *_ = line.split()
+        if source.startswith(f"{NAMES}-") and not _alive(source.removeprefix(f"{NAMES}-")):
+            run("umount", "--lazy", place)
+
+
+def _alive(pid: str) -> bool:
+    return not pid.isdigit() or Path("/proc", pid).exists()
+
+
+def _remove(namespace: str) -> None:
+    # What stood still when its test ended has never heard that it should end.
+    for pid in run("ip", "netns", "pids", namespace).split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
+    run("ip", "netns", "delete", namespace)
+
+
+class Network:
+    """Named hosts, each at an address of its own, all reaching each other until a fault says otherwise."""
+
+    def __init__(self, *hosts: str) -> None:
+        reap()
+        self._prefix = f"{NAMES}{os.getpid()}-"
+        self.addresses = {host: f"10.77.0.{number}" for number, host in enumerate(hosts, 1)}
+        switch = self._add("switch")
+        self._ip("switch", "link", "add", "switch", "type", "bridge")
+        self._ip("switch", "link", "set", "switch", "up")
+        for number, host in enumerate(hosts, 1):
+            namespace = self._add(host)
+            port = f"port{number}"
+            run(*("ip", "link", "add", port, "netns", switch, "type", "veth"),
+                *("peer", "name", "eth0", "netns", namespace))  # fmt: skip
+            self._ip("switch", "link", "set", port, "master", "switch", "up")
+            self._ip(host, "address", "add", f"{self.addresses[host]}/24", "dev", "eth0")
+            for interface in ("eth0", "lo"):
+                self._ip(host, "link", "set", interface, "up")
+
+    def _add(self, host: str) -> str:
+        namespace = f"{self._prefix}{host}"
+        run("ip", "netns", "add", namespace)
+        return namespace
+
+    def _ip(self, host: str, *command: str) -> None:
+        run("ip", "-n", f"{self._prefix}{host}", *command)
+
+    def within(self, host: str) -> tuple[str, ...]:
+        """Return the command that runs another one on a host."""
+        return ("nsenter", f"--net={_NAMESPACES / (self._prefix + host)}")
+
+    def enter(self, host: str) -> None:
+        """Take the calling thread to a host, for good: the sockets that it makes are that host's."""
+        with (_NAMESPACES / (self._prefix + host)).open() as namespace:
+            if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), f"setns to {host}")
+
+    @contextlib.contextmanager
+    def lost(self, source: str, target: str) -> Iterator[None]:
+        """Lose every packet from one host to another, one way."""
+        rule = ("INPUT", "--source", self.addresses[source], "--jump", "DROP")
+        tables = (*self.within(target), "iptables", "--wait")
+        run(*tables, "--append", *rule)
+        try:
+            yield
+        finally:
+            run(*tables, "--delete", *rule)
+
+    @contextlib.contextmanager
+    def cut(self, host: str, *others: str) -> Iterator[None]:
+        """Lose every packet between a host and some others, both ways."""
+        with contextlib.ExitStack() as cuts:
+            for other in others:
+                cuts.enter_context(self.lost(host, other))
+                cuts.enter_context(self.lost(other, host))
+            yield
+
+    def close(self) -> None:
+        """Remove all of it, with what still runs there."""
+        for path in _NAMESPACES.glob(f"{self._prefix}*"):
+            _remove(path.name)
+
+
+@contextlib.contextmanager
+def disk(place: Path, mebibytes: int) -> Iterator[Path]:
+    """Mount a small disk at a directory."""
+    place.mkdir(parents=True, exist_ok=True)
+    run("mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", f"{NAMES}-{os.getpid()}", str(place))
+    try:
+        yield place
+    finally:
+        run("umount", "--lazy", str(place))
+
+
+@contextlib.contextmanager
+def full(place: Path, *, but: int = 0) -> Iterator[None]:
+    """Fill the disk of a directory, but for some bytes; they are free again afterwards."""
+    filler = place / ".filler"
+    try:
+        with filler.open("wb") as file:
+            free = os.statvfs(place)
+            os.posix_fallocate(file.fileno(), 0, max(1, free.f_bavail * free.f_frsize - but))
+        yield
+    finally:
+        filler.unlink(missing_ok=True)
