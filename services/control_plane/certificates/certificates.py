@@ -11,7 +11,7 @@ from appsupervisor.catalog.v1 import certificates_pb2 as pb
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_by_name, request_digest
 from services.control_plane.rules.certificates import certificate_violations, set_conditions
-from services.control_plane.rules.etags import app_etag, check_etag, etag_mismatch
+from services.control_plane.rules.etags import app_etag, check_etag
 from services.control_plane.rules.filters import compile_certificate_filter
 from services.control_plane.rules.names import certificate_name, parse_certificate_name, validate_id
 from services.control_plane.rules.sizes import check_sizes
@@ -105,7 +105,12 @@ class CertificateService:
             if _pair(wanted) != (record.certificate.chain_pem, record.private_key):
                 if renewed is None or _pair(wanted) != _pair(renewed):
                     # Only one half was told, and the other one has been replaced since it was looked at.
-                    raise etag_mismatch(name, record.certificate.etag, given.etag)
+                    raise SupervisorError(
+                        "ETAG_MISMATCH",
+                        f"{name} has changed meanwhile; read it again.",
+                        resource=name,
+                        metadata={"etag": record.certificate.etag},
+                    )
                 _take_read(wanted, renewed)
             if violations := certificate_violations(wanted):
                 raise invalid_fields(violations)
