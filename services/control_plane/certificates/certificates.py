@@ -10,6 +10,7 @@ from dataclasses import replace
 from appsupervisor.catalog.v1 import certificates_pb2 as pb
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_by_name, request_digest
+from services.control_plane.catalog.positions import caught_up
 from services.control_plane.rules.certificates import certificate_violations, set_conditions
 from services.control_plane.rules.etags import app_etag, check_etag
 from services.control_plane.rules.filters import compile_certificate_filter
@@ -95,6 +96,8 @@ class CertificateService:
         check_sizes(given, "certificate")
         name = certificate_name(parse_certificate_name(given.name, "certificate.name"))
         paths = _paths(request)
+        # What another replica has stored before this call is the half that is not told.
+        await caught_up(self._store)
         known = self._mirror.certificates.get(name)
         # A key may take 0.4 s to be checked: no other command waits for that.
         renewed = await asyncio.to_thread(_renewed, known, given, paths, self._store.now())
