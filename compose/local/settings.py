@@ -50,6 +50,7 @@ PASSED_ON = (
     ),
     *("SHUTDOWN_TIMEOUT", "TRUSTED_PROXY", "ZONE"),
     *("ACCESS_LOG", "ENVOY_PATH", "ENVOY_WORKERS", "MAX_CONNECTIONS"),
+    *("HTTPS_LISTEN", "HTTPS_REDIRECT", "GATEWAY_TOKEN_FILE"),
 )
 """What a program reads by itself; the flags of the same names are handed on as these variables."""
 

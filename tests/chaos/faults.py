@@ -81,7 +81,7 @@ FAULTS: dict[str, Fault] = {
     "leader does not hear PostgreSQL": lambda fleet, node: fleet.network.lost(DATABASE, fleet.leader()),
     "leader cut from nodes": lambda fleet, node: fleet.network.cut(fleet.leader(), *NODES),
     "PostgreSQL killed": lambda fleet, node: database_killed(fleet),
-    "PostgreSQL stands still": lambda fleet, node: stopped(fleet.postgres),
+    "PostgreSQL stands still": lambda fleet, node: fleet.network.frozen(DATABASE),
     "node killed": lambda fleet, node: killed(fleet.nodes[node]),
     "node stands still": lambda fleet, node: stopped(fleet.nodes[node]),
     "node cut from control planes": lambda fleet, node: fleet.network.cut(node, *PLANES),
@@ -94,9 +94,27 @@ FAULTS: dict[str, Fault] = {
     ),
 }
 
-BRIEF = ("leader killed", "leader stands still", "node killed", "node stands still",
-         "node does not hear control planes", "node cut from control planes", "PostgreSQL killed")  # fmt: skip
-"""One of each kind, for runs that should be short."""
+LEASELESS = frozenset(
+    {
+        "node cut from control planes",
+        "node does not hear control planes",
+        "node not heard by control planes",
+        "node cut from all but clients",
+    }
+)
+"""While one of these lasts no lease is granted to the node."""
+
+STRIKES = (*((fault, "fenced") for fault in FAULTS), *((fault, "strict") for fault in sorted(LEASELESS)))
+"""Each fault, and the app whose node it is about: one that could write twice; one that may not answer."""
+
+BRIEF = (
+    ("leader stands still", "fenced"),
+    ("node stands still", "fenced"),
+    ("node cut from control planes", "fenced"),
+    ("node does not hear control planes", "strict"),
+    ("PostgreSQL killed", "fenced"),
+)
+"""Of each kind one, for runs that should be short."""
 
 
 def last(seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""The fleet that faults are tried on: two control planes on PostgreSQL, three nodes and a client, a host each."""
+"""The fleet that faults are tried on: control planes, PostgreSQL, nodes and a client, a host each."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
-from tests.chaos.network import Network, disk
+from tests.chaos.network import NAMES, Network, disk
 from tests.e2e.stack import DEADLINE, ROOT, Process, eventually
 
 PLANES = ("plane-1", "plane-2")
@@ -89,8 +89,8 @@ class PostgreSQL(Process):
         assert made.returncode == 0, made.stderr
         subprocess.run(
             [str(binaries / "postgres"), "--single", "-D", str(data), "postgres"],
-            **as_owner, input="CREATE DATABASE catalog\nCREATE DATABASE apps\n", capture_output=True, text=True,
-            check=True,
+            **as_owner, input="CREATE DATABASE catalog\nCREATE DATABASE apps\n",
+            capture_output=True, text=True, check=True,
         )  # fmt: skip
         with (data / "pg_hba.conf").open("a") as rules:
             rules.write("host all all 10.77.0.0/24 scram-sha-256\n")
@@ -120,7 +120,7 @@ class Fleet:
         self.network = network = Network(*HOSTS)
         resources.callback(network.close)
         # Others than root go there; a short path, for there are sockets in it.
-        short = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix="chaos")))
+        short = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix=f"{NAMES}{os.getpid()}-")))
         short.chmod(0o711)
         (short / "pg").mkdir()
         self.postgres = PostgreSQL(network, short / "pg")
@@ -234,13 +234,20 @@ class Fleet:
             within,
         )
 
-    def create(self, app_id: str, **fields: Any) -> None:
-        """Create an app of rows and wait until it runs."""
+    def begin_create(self, app_id: str, **fields: Any) -> operations_pb2.Operation:
+        """Begin to create an app of rows, and return the operation."""
         app = catalog.App(entrypoint="rows:create_app", **fields)
         request = catalog.CreateAppRequest(app_id=app_id, app=app, request_id=secrets.token_hex(8))
-        done = self.wait(
-            self.ask(lambda channel, limit: AppCatalogStub(channel).CreateApp(request, timeout=limit))
-        )
+        return self.ask(lambda channel, limit: AppCatalogStub(channel).CreateApp(request, timeout=limit))
+
+    def start_app(self, app_id: str) -> operations_pb2.Operation:
+        """Begin to start an app, and return the operation."""
+        request = catalog.StartAppRequest(name=f"apps/{app_id}", request_id=secrets.token_hex(8))
+        return self.ask(lambda channel, limit: AppCatalogStub(channel).StartApp(request, timeout=limit))
+
+    def create(self, app_id: str, **fields: Any) -> None:
+        """Create an app of rows and wait until it runs."""
+        done = self.wait(self.begin_create(app_id, **fields))
         assert done.WhichOneof("result") == "response", done
 
     def app(self, app_id: str) -> catalog.App:
@@ -255,6 +262,35 @@ class Fleet:
         return (
             nodes.pop() if len(nodes) == 1 and not app.reconciling and app.health == Instance.HEALTHY else ""
         )
+
+    def move(self, app_id: str, node: str, within: float = DEADLINE) -> operations_pb2.Operation:
+        """Begin to move an app to a node, and return the operation."""
+        request = catalog.MoveAppRequest(
+            name=f"apps/{app_id}", node=f"environments/default/nodes/{node}", request_id=secrets.token_hex(8)
+        )
+        return self.ask(
+            lambda channel, limit: AppCatalogStub(channel).MoveApp(request, timeout=limit), within
+        )
+
+    def drain(self, node: str) -> operations_pb2.Operation:
+        """Begin to drain a node, and return the operation."""
+        request = fleet.DrainNodeRequest(
+            name=f"environments/default/nodes/{node}", request_id=secrets.token_hex(8)
+        )
+        return self.ask(lambda channel, limit: FleetStub(channel).DrainNode(request, timeout=limit))
+
+    def uncordon(self, node: str) -> None:
+        """Let a node have apps again."""
+        request = fleet.UncordonNodeRequest(name=f"environments/default/nodes/{node}")
+        self.ask(lambda channel, limit: FleetStub(channel).UncordonNode(request, timeout=limit))
+
+    def copies(self, app_id: str) -> list[str]:
+        """Return the nodes that have a data directory of the app."""
+        return [name for name in NODES if list((self.data(name) / "apps").glob(f"{app_id}.*"))]
+
+    def data(self, node: str) -> Path:
+        """Return a node's data directory, a small disk of its own."""
+        return self._folder / node
 
     def settles(self, app_id: str, but: str = "", within: float = 2 * DEADLINE) -> str:
         """Wait until an app serves at one node, another one than `but`, and return which."""
@@ -271,10 +307,11 @@ class Fleet:
 
 
 class Forwarder:
-    """Hands on what comes at a socket of the file system, which every namespace sees, from the client's host."""
+    """Hands on what comes at a socket file, which all namespaces see, from the client's host."""
 
     def __init__(self, network: Network) -> None:
         self._loop = asyncio.new_event_loop()
+        self._servers: list[asyncio.Server] = []
         self._thread = threading.Thread(target=self._run, args=(network,), daemon=True)
         self._thread.start()
 
@@ -283,6 +320,8 @@ class Forwarder:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             self._ended = asyncio.Event()
             runner.run(self._ended.wait())
+            for server in self._servers:
+                server.close()
 
     def to(self, path: Path, host: str, port: int) -> Path:
         """Listen at a path for what goes to an address; return the path."""
@@ -300,7 +339,8 @@ class Forwarder:
                 with contextlib.closing(back):
                     await asyncio.gather(pipe(reader, back), pipe(there, writer))
 
-        asyncio.run_coroutine_threadsafe(asyncio.start_unix_server(accept, path), self._loop).result(DEADLINE)
+        listens = asyncio.run_coroutine_threadsafe(asyncio.start_unix_server(accept, path), self._loop)
+        self._servers.append(listens.result(DEADLINE))
         return path
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
 """Hosts of a test as network namespaces behind one switch, and what can happen to the wires between them.
 
-The switch is in a namespace of its own, too: the machine's own interfaces, routes and rules are never touched.
+The switch is in a namespace of its own: the machine's own interfaces, routes and rules are never touched.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def require() -> None:
     """Skip where namespaces cannot be made; fail where everything is to be checked and they could."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         pytest.skip("network namespaces are made by root on Linux alone")
-    missing = [name for name in ("ip", "iptables", "nsenter", "mount") if shutil.which(name) is None]
+    missing = [name for name in ("ip", "tc", "iptables", "nsenter", "mount") if shutil.which(name) is None]
     if missing:
         message = f"needs {', '.join(missing)} on PATH (bash .ci/run installs them where apt can)"
         if os.environ.get("CI") == "true":
@@ -46,7 +47,7 @@ def run(*command: str) -> str:
 
 
 def reap() -> None:
-    """Remove the namespaces, their processes and the disks of test runs that ended without doing so."""
+    """Remove the namespaces, processes, disks and folders of test runs that ended without doing so."""
     for path in _NAMESPACES.glob(f"{NAMES}[0-9]*-*"):
         if not _alive(path.name.removeprefix(NAMES).partition("-")[0]):
             _remove(path.name)
@@ -54,17 +55,24 @@ def reap() -> None:
         source, place, *_ = line.split()
         if source.startswith(f"{NAMES}-") and not _alive(source.removeprefix(f"{NAMES}-")):
             run("umount", "--lazy", place)
+    for folder in Path(tempfile.gettempdir()).glob(f"{NAMES}[0-9]*-*"):
+        if not _alive(folder.name.removeprefix(NAMES).partition("-")[0]):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _alive(pid: str) -> bool:
     return not pid.isdigit() or Path("/proc", pid).exists()
 
 
-def _remove(namespace: str) -> None:
-    # What stood still when its test ended has never heard that it should end.
+def _signal(namespace: str, number: signal.Signals) -> None:
     for pid in run("ip", "netns", "pids", namespace).split():
         with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGKILL)
+            os.kill(int(pid), number)
+
+
+def _remove(namespace: str) -> None:
+    # What stood still when its test ended has never heard that it should end.
+    _signal(namespace, signal.SIGKILL)
     run("ip", "netns", "delete", namespace)
 
 
@@ -125,6 +133,27 @@ class Network:
                 cuts.enter_context(self.lost(host, other))
                 cuts.enter_context(self.lost(other, host))
             yield
+
+    @contextlib.contextmanager
+    def frozen(self, host: str) -> Iterator[None]:
+        """Let all processes of a host stand still."""
+        _signal(self._prefix + host, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            _signal(self._prefix + host, signal.SIGCONT)
+
+    @contextlib.contextmanager
+    def slow(self, host: str, megabits: int) -> Iterator[None]:
+        """Let a host send no faster than that a second."""
+        self._tc(host, "add", "tbf", "rate", f"{megabits}mbit", "burst", "64kb", "latency", "200ms")
+        try:
+            yield
+        finally:
+            self._tc(host, "delete")
+
+    def _tc(self, host: str, verb: str, *discipline: str) -> None:
+        run(*self.within(host), "tc", "qdisc", verb, "dev", "eth0", "root", *discipline)
 
     def close(self) -> None:
         """Remove all of it, with what still runs there."""

@@ -41,7 +41,7 @@ class Rows:
     def __init__(self, fleet: Fleet, app_id: str, *, keeps: bool = True) -> None:
         """`keeps`: whether the app has a database."""
         self._fleet = fleet
-        self._app_id = app_id
+        self.app_id = app_id
         self._keeps = keeps
         # Shared by all tests of a fleet: no number is written twice.
         self._numbers = _NUMBERS
@@ -76,7 +76,7 @@ class Rows:
         before = len(self.acknowledged)
         eventually(
             lambda: len(self.acknowledged) >= before + by,
-            f"rows of {self._app_id} are written; refused: {self.refusals}", within,
+            f"rows of {self.app_id} are written; refused: {self.refusals}", within,
         )  # fmt: skip
 
     def _visit(self, step: Callable[[], None]) -> None:
@@ -145,7 +145,7 @@ class Rows:
             self._fleet.network.addresses[node], HTTP_PORT, timeout=patience
         )
         try:
-            connection.request(method, path, headers={"Host": f"{self._app_id}.localhost"})
+            connection.request(method, path, headers={"Host": f"{self.app_id}.localhost"})
             answer = connection.getresponse()
             body = answer.read()
         except (OSError, http.client.HTTPException) as broken:
@@ -162,8 +162,8 @@ class Rows:
     def judge(self, home: str, *, one_writer: bool = False, leased: bool = False) -> None:
         """Look at everything, at the node where the app is, once all is well again.
 
-        `one_writer`: each epoch's rows are all behind those of the epochs before. `leased`: so are the moments at
-        which answers were computed.
+        `one_writer`: each epoch's rows are all behind those of the epochs before. `leased`: so are the
+        moments at which answers were computed.
         """
         judged: list[BaseException | None] = []
 
@@ -171,7 +171,7 @@ class Rows:
             self._fleet.network.enter(CLIENT)
             try:
                 if self._keeps:
-                    eventually(lambda: self._read(home, DEADLINE), f"{self._app_id} tells its rows at {home}")
+                    eventually(lambda: self._read(home, DEADLINE), f"{self.app_id} tells its rows at {home}")
                 if one_writer:
                     history = self._send("GET", "/history", home, DEADLINE)
                     assert history is not None, self.refusals
@@ -188,7 +188,7 @@ class Rows:
         assert judged, "nothing could be looked at"
         if judged[0] is not None:
             raise judged[0]
-        assert not self.wrong, (self._app_id, self.wrong[:5], len(self.wrong))
+        assert not self.wrong, (self.app_id, self.wrong[:5], len(self.wrong))
         if leased:
             spans = {epoch: (min(times), max(times)) for epoch, times in sorted(self.answers.items())}
             for (older, (_, last)), (newer, (first, _)) in itertools.pairwise(spans.items()):
@@ -197,7 +197,7 @@ class Rows:
     def summary(self) -> str:
         """Say what the clients saw, in a line."""
         return (
-            f"{self._app_id}: {len(self.acknowledged)} rows acknowledged, longest pause {self.longest_pause:.1f} s, "
+            f"{self.app_id}: {len(self.acknowledged)} rows, longest pause {self.longest_pause:.1f} s, "
             f"epochs {sorted(self.answers)}, not answered: {dict(self.refusals)}"
         )
 

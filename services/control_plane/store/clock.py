@@ -37,15 +37,19 @@ class SteadyClock:
     def __call__(self) -> int:
         """Return the time in microseconds since the Unix epoch."""
         with self._lock:
-            elapsed = self._elapsed()
-            self._now = max(self._now + elapsed - self._since, self._wall())
-            self._since = elapsed
-            return self._now
+            return self._advance()
 
     def reach(self, moment: int) -> None:
         """Go on from a time that has been already somewhere else, if this is behind it."""
         with self._lock:
-            self._now = max(self._now, moment)
+            # First: what has passed here until now is part of that time, and must not be added to it.
+            self._now = max(self._advance(), moment)
+
+    def _advance(self) -> int:
+        elapsed = self._elapsed()
+        self._now = max(self._now + elapsed - self._since, self._wall())
+        self._since = elapsed
+        return self._now
 
 
 class RemoteClock:

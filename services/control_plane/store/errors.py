@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import sqlite3
+
 from services.rpc.errors import SupervisorError
+
+DISK_FULL = "53100"
+"""PostgreSQL's code for it."""
 
 
 class StoreError(Exception):
@@ -13,13 +19,23 @@ class StoreError(Exception):
     """
 
 
-def unavailable() -> SupervisorError:
-    """Return what a caller is told when the database cannot be written or read just now.
+def unavailable(error: BaseException | None = None) -> SupervisorError:
+    """Return what a caller is told when the database cannot be written or read just now, for `error`.
 
     The write may or may not have happened: a caller that must know repeats it with its request id.
     """
-    return SupervisorError(
-        "STORE_UNAVAILABLE", "The catalog's database cannot be used just now; try again.", retry_after=1.0
+    message = "The catalog's database cannot be used just now; try again."
+    if error is not None and _is_of_a_full_disk(error):
+        message = "The disk of the catalog's database is full; try again when there is room on it."
+    return SupervisorError("STORE_UNAVAILABLE", message, retry_after=1.0)
+
+
+def _is_of_a_full_disk(error: BaseException) -> bool:
+    of_driver = getattr(error, "orig", None) or error
+    return (
+        getattr(of_driver, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        or getattr(of_driver, "sqlstate", None) == DISK_FULL
+        or getattr(of_driver, "errno", None) == errno.ENOSPC
     )
 
 

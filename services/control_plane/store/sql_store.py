@@ -131,7 +131,7 @@ class SqlCatalogStore:
         except (DBAPIError, PoolTimeoutError, OSError) as error:
             line, whole = told(error)
             _log.warning("%s: %s", failing, line, extra={"action": "store.unreadable"}, exc_info=whole)
-            raise unavailable() from error
+            raise unavailable(error) from error
 
     def prune(self, *, term: int | None = None) -> int:
         """Forget a bounded part of what is beyond its bounds; return how many records went.

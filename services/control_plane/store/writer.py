@@ -335,9 +335,9 @@ class Writer:
             self._serve(jobs, again=False)
             return False
         self._note(error)
-        self._refuse(self._catching_up, unavailable())
+        self._refuse(self._catching_up, unavailable(error))
         for job in jobs:
-            job.error = unavailable()
+            job.error = unavailable(error)
         return True
 
     def _settle(self) -> bool:

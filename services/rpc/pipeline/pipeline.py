@@ -185,6 +185,9 @@ class Serving:
                 peer.unread += size
                 try:
                     await context.write(message if type(message) is bytes else serialize(message))
+                except grpc.aio.InternalError as unsent:
+                    # Its connection broke, which gRPC says by cancelling the method, a moment later.
+                    raise asyncio.CancelledError("the caller has gone") from unsent
                 finally:
                     admission.sent(peer, size)
         finally:

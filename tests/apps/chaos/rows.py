@@ -6,6 +6,7 @@ number from being there twice: whoever sends a request again is found out.
 
 import contextlib
 import json
+import os
 import sqlite3
 import threading
 import time
@@ -18,14 +19,17 @@ def create_app(context):
     """Return the app; WSGI, so that a database that does not answer keeps nothing but its own request."""
     epoch = int(context.instance.rpartition("-e")[2])
     url = context.database_url or ""
-    rows = (
-        Sqlite(url.removeprefix("sqlite:///")) if url.startswith("sqlite") else Postgres(url) if url else None
-    )
+    rows = None
+    if url.startswith("sqlite:///"):
+        rows = Sqlite(url.removeprefix("sqlite:///"), int(context.config.get("padding_mib", 0)))
+    elif url:
+        rows = Postgres(url)
 
     def app(environ, start_response):
         if environ["REQUEST_METHOD"] == "POST":
             (number,) = parse_qs(environ["QUERY_STRING"])["n"]
             told = int(number)
+            print("row", number)  # into its log, which is on the disk as well
             if rows is not None:
                 rows.write("INSERT INTO row (n, epoch) VALUES (?, ?)", (told, epoch))
         elif environ["PATH_INFO"] == "/history":
@@ -51,13 +55,18 @@ def ranges(numbers):
 
 
 class Sqlite:
-    def __init__(self, path):
+    def __init__(self, path, padding_mib):
         self._path = path
         with self._open() as database:
             database.execute("PRAGMA journal_mode = wal")
             database.execute(
-                "CREATE TABLE IF NOT EXISTS row (id INTEGER PRIMARY KEY AUTOINCREMENT, n INTEGER, epoch INTEGER)"
+                "CREATE TABLE IF NOT EXISTS row"
+                " (id INTEGER PRIMARY KEY AUTOINCREMENT, n INTEGER, epoch INTEGER)"
             )
+            database.execute("CREATE TABLE IF NOT EXISTS padding (block BLOB)")
+            (there,) = database.execute("SELECT count(*) FROM padding").fetchone()
+            for _ in range(padding_mib - there):
+                database.execute("INSERT INTO padding VALUES (?)", (os.urandom(1 << 20),))
 
     @contextlib.contextmanager
     def _open(self):

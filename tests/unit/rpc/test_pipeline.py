@@ -294,3 +294,20 @@ async def test_a_stream_that_is_cancelled_ends_what_it_reads_from(server: Server
     await asyncio.wait({call})
     assert ended.is_set()
     assert server.pipeline.admission.calls == 0
+
+
+async def test_a_stream_whose_connection_breaks_is_cancelled_and_no_fault_of_the_server(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Context):
+        async def write(self, message: bytes) -> None:
+            raise grpc.aio.InternalError("Failed execute_batch")
+
+    async def once(request: Any, call: Call) -> AsyncIterator[StringValue]:
+        yield StringValue()
+
+    server.add("Once", once, streams=True)
+    with pytest.raises(asyncio.CancelledError):
+        await server.call("Once", b"", Broken())
+    assert not [it for it in caplog.records if it.levelno >= logging.WARNING]
+    assert server.pipeline.admission.calls == 0

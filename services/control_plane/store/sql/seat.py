@@ -93,7 +93,7 @@ class SqlLeaderSeat:
             connection.rollback()
         except (DBAPIError, OSError) as error:
             self.close()
-            raise unavailable() from error
+            raise unavailable(error) from error
         except BaseException:
             self.close()
             raise
