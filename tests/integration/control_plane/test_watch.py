@@ -180,12 +180,13 @@ async def test_a_reader_whom_no_change_concerns_gets_bookmarks_that_move_on(plan
 
         task = asyncio.create_task(busy())
         try:
-            bookmarks = [await reader.to(Kind.BOOKMARK) for _ in range(3)]
+            revisions = [first.revision]
+            while len(set(revisions)) < 4:  # while the writer has no turn, one repeats the one before
+                revisions.append((await reader.to(Kind.BOOKMARK)).revision)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-        revisions = [first.revision, *(b.revision for b in bookmarks)]
-        assert sorted(set(revisions)) == revisions
+        assert sorted(revisions) == revisions
 
 
 async def test_tokens_that_cannot_be_resumed_are_refused_with_their_reason(plane: Plane) -> None:
