@@ -1,5 +1,6 @@
 """What every test may use: programs a user may lack (`tool`), PostgreSQL, the seed of what is drawn."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -16,6 +17,9 @@ from tests.postgresql import Server
 
 ROOT = Path(__file__).resolve().parents[1]
 
+# What is imported and collected, a million objects, stays until the end.
+gc.disable()
+
 
 # How long an example takes says more about the machine than about what is tried.
 TIMELESS = settings(database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -31,6 +35,13 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("APPSUPERVISOR_METRICS_LISTEN", "off")
     if seeds.NEW and config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = str(seeds.SEED)
+
+
+def pytest_collection_finish() -> None:
+    """Let no collection, of which nodes make one after each stop, walk what was collected of tests."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header() -> str:

@@ -48,7 +48,7 @@ def main() -> None:
     """Run the stack until Ctrl-C or SIGTERM; exit with 0 after a clean stop, with 1 if it could not start."""
     settings = read_settings()
     os.environ.update(settings.handed_on)
-    if problems := refused(os.environ):
+    if problems := refused(os.environ, settings.nodes):
         sys.exit(f"make up: {'; '.join(problems)}")
     try:
         for folder in settings.app_dirs:

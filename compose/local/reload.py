@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogAsyncStub
 
 CALL_TIMEOUT = 10.0
+ACTOR = (("x-actor", "up --reload"),)
+"""Who an app's timeline names for a restart."""
 SETTLE_MILLISECONDS = 400
 """Changes that come together, as an editor or a checkout makes them, are one."""
 
@@ -38,7 +40,9 @@ async def reload_on_change(
         for name in await _users_of(apps, changed):
             say(f"{', '.join(names[:3])}{' …' if len(names) > 3 else ''} changed: restarting {name}")
             try:
-                await apps.RestartApp(catalog.RestartAppRequest(name=name), timeout=CALL_TIMEOUT)
+                await apps.RestartApp(
+                    catalog.RestartAppRequest(name=name), timeout=CALL_TIMEOUT, metadata=ACTOR
+                )
             except grpc.aio.AioRpcError as refused:
                 say(f"{name} was not restarted: {refused.details()}")
 

@@ -50,6 +50,7 @@ PASSED_ON = (
     ),
     *("SHUTDOWN_TIMEOUT", "TRUSTED_PROXY", "ZONE"),
     *("ACCESS_LOG", "ENVOY_PATH", "ENVOY_WORKERS", "MAX_CONNECTIONS"),
+    *("HTTPS_LISTEN", "HTTPS_REDIRECT", "GATEWAY_TOKEN_FILE"),
 )
 """What a program reads by itself; the flags of the same names are handed on as these variables."""
 
@@ -201,13 +202,19 @@ def _as_variable(value: str | bool | list[str]) -> str:
     return value if isinstance(value, str) else str(value).lower()
 
 
-def refused(environ: Mapping[str, str]) -> list[str]:
-    """Return a sentence for each variable that says what the launcher decides."""
-    return [
+def refused(environ: Mapping[str, str], nodes: int = 1) -> list[str]:
+    """Return a sentence for each variable that says what the launcher decides, or `nodes` nodes cannot."""
+    sentences = [
         f"{PREFIX}{name} has no effect with make up: {way}"
         for name, way in DECIDED.items()
         if PREFIX + name in environ
     ]
+    if nodes > 1 and ":" in environ.get(f"{PREFIX}ADVERTISE", ""):
+        sentences.append(
+            f"--advertise ({PREFIX}ADVERTISE) names a port, which {nodes} nodes cannot share: "
+            "name the host alone"
+        )
+    return sentences
 
 
 def unknown(environ: Mapping[str, str]) -> list[str]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 from runtime_node.asgi import Scope
 
 _LONGEST_CHAIN = 32
+_REMEMBERED = 1024
+"""Addresses."""
 
 
 class TrustedProxies:
@@ -16,9 +19,14 @@ class TrustedProxies:
     def __init__(self, networks: Sequence[str]) -> None:
         """Take addresses or networks in CIDR form. Raises ValueError."""
         self._networks: list[IPv4Network | IPv6Network] = [ip_network(text) for text in networks]
+        # Asked of each connection, most of which come from a few addresses.
+        self._known = lru_cache(_REMEMBERED)(self._look_up)
 
     def trusts(self, address: str) -> bool:
         """Tell whether the address is one of the proxies'."""
+        return self._known(address)
+
+    def _look_up(self, address: str) -> bool:
         try:
             ip = ip_address(address.partition("%")[0])
         except ValueError:

@@ -211,9 +211,12 @@ class Databases:
         sync_directory(self._apps)
         sync_directory(directory.parent)
 
-    def purge(self, app: str, uid: str) -> None:
-        """Remove the app's directory and all in it; one that is not there is fine. Raises OSError."""
-        remove_directory(self.directory(app, uid))
+    def purge(self, app: str, uid: str) -> bool:
+        """Remove the app's directory and all in it; return whether there was one. Raises OSError."""
+        directory = self.directory(app, uid)
+        was_there = os.path.lexists(directory)
+        remove_directory(directory)
+        return was_there
 
     def finish_purges(self) -> None:
         """Remove what a purge left that was cut short by the end of the process."""

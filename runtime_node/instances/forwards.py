@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 from runtime_node.forwarding import Carrier, Forwarder, ForwardGate, Target
 from runtime_node.http.gate import Gate
@@ -142,6 +143,10 @@ class Forwards:
             elif not busy and now - used > IDLE_SECONDS:
                 found.append((forward, "nobody asks any more"))
         return found
+
+    def newest(self, most: int) -> list[Forward]:
+        """Return the forwards begun last, at most so many."""
+        return list(islice(reversed(self._forwards.values()), most))
 
     def figures(self) -> ForwardFigures:
         """Return what was forwarded. Any thread."""

@@ -49,7 +49,7 @@ class Purges:
     async def _remove(self, app: str, uid: str) -> SupervisorError | None:
         try:
             await self._remove_log(app, uid)
-            await asyncio.to_thread(self._databases.purge, app, uid)
+            was_there = await asyncio.to_thread(self._databases.purge, app, uid)
         except OSError as fault:
             log.error(
                 "data could not be removed", exc_info=fault,
@@ -63,5 +63,6 @@ class Purges:
                 metadata={"uid": uid},
             )
         self._wanted.discard((app, uid))
-        log.info("purged", extra={"action": "app.purged", "app": app, "uid": uid})
+        if was_there:  # asked for again, there is nothing left to tell of
+            log.info("purged", extra={"action": "app.purged", "app": app, "uid": uid})
         return None

@@ -5,14 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from runtime_node.isolation.endings import interrupt
+from runtime_node.isolation.frames import current_frames
 from runtime_node.isolation.pool import PoolThread
 
 T = TypeVar("T")
+
+
+TRIES = 100
+"""How often a call is interrupted whose interruptions are swallowed again and again."""
+
+
+AGAIN_SECONDS = 0.01
 
 
 class AbandonedError(BaseException):
@@ -23,7 +32,8 @@ async def run_abandonable(call: Callable[[], T], *, name: str) -> T:
     """Return what `call` returns, run in a new daemon thread with a copy of the caller's context.
 
     When cancelled, the call is interrupted at its next bytecode (a call blocked in C goes on until it
-    returns) and whatever it returns is dropped.
+    returns) and whatever it returns is dropped. What falls into a callback of a weak reference, of the
+    collector or of `__del__`, which the interpreter lets nothing leave, is repeated after that.
     """
     call_apart = _Call(call, asyncio.get_running_loop())
     thread = PoolThread(target=call_apart.work, name=name, daemon=True)
@@ -45,8 +55,15 @@ class _Call(Generic[T]):
         self._lock = threading.Lock()
         self._running = True
         self._abandoned = False
+        self._tries = TRIES
 
     def work(self) -> None:
+        try:
+            self._work()
+        finally:
+            _ABANDONED.pop(threading.get_ident(), None)
+
+    def _work(self) -> None:
         with contextlib.suppress(AbandonedError):
             result: Any = None
             fault: BaseException | None = None
@@ -66,9 +83,26 @@ class _Call(Generic[T]):
     def abandon(self, thread: threading.Thread) -> None:
         """Interrupt the call if it still runs."""
         self._abandoned = True
+        if thread.ident is not None:
+            self._interrupt(thread.ident)
+
+    def _interrupt(self, thread: int) -> None:
         with self._lock:
-            if self._running and thread.ident is not None:
-                interrupt(thread.ident, AbandonedError)
+            if not self._running or not self._tries:
+                return
+            self._tries -= 1
+            if not _tells_of_one(thread):
+                _ABANDONED[thread] = self
+                interrupt(thread, AbandonedError)
+                return
+        # Raised in the hook it would get lost again, and nobody would be told.
+        self._loop.call_later(AGAIN_SECONDS, self._interrupt, thread)
+
+    def swallowed(self) -> None:
+        """Have the call interrupted again; called where an interruption got lost, by that very thread."""
+        # A closed loop has nobody left who minds that the call goes on.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._interrupt, threading.get_ident())
 
     def _settle(self, result: Any, fault: BaseException | None) -> None:
         if self.done.done():
@@ -80,3 +114,26 @@ class _Call(Generic[T]):
             self.done.set_result(result)
         else:
             self.done.set_exception(fault)
+
+
+_ABANDONED: dict[int, _Call[Any]] = {}
+"""By the id of their thread: calls that were interrupted and have not ended."""
+
+
+def _tells_of_one(thread: int) -> bool:
+    """Tell whether a thread is in the hook."""
+    frame = current_frames().get(thread)
+    while frame is not None and frame.f_code is not _tell_swallowed.__code__:
+        frame = frame.f_back
+    return frame is not None
+
+
+def _tell_swallowed(told: Any) -> None:
+    if told.exc_type is not AbandonedError:
+        _hook_before(told)
+    elif (call := _ABANDONED.get(threading.get_ident())) is not None:
+        call.swallowed()
+
+
+# Before there is an app: one that is there would be told of as who has changed the hook.
+_hook_before, sys.unraisablehook = sys.unraisablehook, _tell_swallowed

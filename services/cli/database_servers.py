@@ -22,6 +22,7 @@ SERVERS: Sequence[Column[fleet.DatabaseServer]] = (
     Column("STATE", lambda server: fleet.DatabaseServer.State.Name(server.state)),
     Column("APPS", lambda server: f"{server.app_count}/{server.max_apps}"),
     Column("POOL", lambda server: str(server.app_connections)),
+    Column("APP ADDRESS", lambda server: server.app_address or "-", wide=True),
     Column("SPARES", lambda server: str(server.spare_databases), wide=True),
     Column("VERSION", lambda server: server.server_version or "-"),
     Column("AGE", lambda server: age(server.create_time)),
@@ -55,6 +56,10 @@ def create(
     name: str,
     max_apps: Annotated[int, typer.Option(help="The most apps that it takes; 0 for 1,000.")] = 0,
     app_connections: Annotated[int, typer.Option(help="Connections of each app's pool; 0 for 5.")] = 0,
+    allow_extension: Annotated[
+        list[str] | None, typer.Option(help="An extension that apps may ask for; as often as there are.")
+    ] = None,
+    app_address: Annotated[str, typer.Option(help="host:port for apps, of a PgBouncer.")] = "",
     spare_databases: Annotated[int, typer.Option(help="Databases kept ready for apps of mode DATABASE.")] = 0,
 ) -> None:
     """Register a PostgreSQL server. Its administrator's URL is read from the variable DATABASE_ADMIN_URL.
@@ -72,6 +77,8 @@ def create(
             admin_url=url,
             max_apps=max_apps,
             app_connections=app_connections,
+            app_address=app_address,
+            allowed_extensions=allow_extension or [],
             spare_databases=spare_databases,
         ),
         request_id=str(uuid.uuid4()),

@@ -66,7 +66,7 @@ def logs(
     tail: Annotated[int, typer.Option(help="Only the newest so many lines; -1 for all.")] = -1,
     instance: Annotated[str, typer.Option(help="Only of this instance.")] = "",
 ) -> None:
-    """Show what an app has printed and logged.
+    """Show what an app has printed and logged, of several replicas each line with its instance.
 
     Example: appsupervisor logs shop --tail 20
     """
@@ -76,11 +76,13 @@ def logs(
         request.tail_line_count = tail
     if instance:
         request.instance = f"{app_name(name)}/instances/{short(instance)}"
+    app = session.client.app(name)
+    named = app.replicas > 1 or app.HasField("autoscale")
     for message in session.client.stream(session.client.catalog.TailAppLogs, request):
         if message.type == catalog.TailAppLogsResponse.GAP:
             session.output.note(f"… {message.dropped_count or 'some'} lines are missing here …")
         for entry in message.entries:
-            _show_line(session, entry)
+            _show_line(session, entry, named=named)
 
 
 def events(
@@ -281,14 +283,16 @@ def _resumed(session: Session, method: Callable[..., Any], request: Any) -> Iter
                 time.sleep(LOOK_SECONDS)
 
 
-def _show_line(session: Session, entry: LogEntry) -> None:
+def _show_line(session: Session, entry: LogEntry, *, named: bool) -> None:
+    """Show one line; `named` with the instance that it is of."""
     if session.output.form is Format.JSON:
         print(MessageToJson(entry, indent=None, preserving_proto_field_name=True), flush=True)  # noqa: T201
         return
     when = entry.log_time.ToDatetime(UTC).astimezone().strftime("%H:%M:%S.%f")[:-3]
     level = LogEntry.Level.Name(entry.level)
     message = "".join(c if c.isprintable() or c in "\t\n" else f"\\x{ord(c):02x}" for c in entry.text)
-    line = Text.assemble((when, "dim"), " ", (f"{level:<7}", _LEVELS.get(level, "")), " ", message)
+    source = (f"{short(entry.instance)} ", "dim") if named else ""
+    line = Text.assemble((when, "dim"), " ", (f"{level:<7}", _LEVELS.get(level, "")), " ", source, message)
     session.output.console.print(line)
 
 

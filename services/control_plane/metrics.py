@@ -48,6 +48,14 @@ class ControlPlaneMetrics:
         for state, count in sorted(states.items()):
             nodes.add_metric([state], count)
         yield nodes
+        ends = GaugeMetricFamily(
+            f"{PREFIX}_certificate_expire_time_seconds",
+            "When certificates end to be valid, since the Unix epoch.",
+            labels=["certificate"],
+        )
+        for record in self._store.mirror.certificates.values():
+            ends.add_metric([record.name], record.certificate.expire_time.ToSeconds())
+        yield ends
         waiting, running = self._queue()
         for name, text, value in (
             ("open_operations", "Operations that are not done.", self._store.mirror.count_open_operations()),

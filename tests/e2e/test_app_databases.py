@@ -1,5 +1,6 @@
 """Real apps on a real database server, in a shared process and in one of their own; no log has a password."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -71,3 +72,37 @@ def test_apps_of_both_kinds_have_databases_of_their_own_and_no_log_has_a_passwor
     told = own_stack.control_plane.text() + own_stack.nodes["node-1"].text()
     assert ":@" not in told
     assert "postgresql://as_" not in told
+
+
+@pytest.mark.slow
+def test_an_app_moves_to_another_server_and_no_request_is_lost(own_stack: Stack) -> None:
+    with ExitStack() as stack:
+        other = Server(stack)
+        server = fleet.DatabaseServer(admin_url=other.create_database(stack), app_connections=2)
+        request = fleet.CreateDatabaseServerRequest(database_server=server, database_server_id="other")
+        own_stack.fleet.CreateDatabaseServer(request, timeout=DEADLINE)
+        own_stack.create("shop", "tells:create_app", database=POSTGRES)
+        assert own_stack.http("shop") == (200, "shop 2 -")
+        answers: list[int] = []
+        over = threading.Event()
+
+        def ask() -> None:
+            while not over.is_set():
+                answers.append(own_stack.http("shop")[0])
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        try:
+            update = catalog.UpdateAppRequest(app=catalog.App(name="apps/shop"))
+            update.app.database.postgres.server = "databaseServers/other"
+            update.update_mask.paths.append("database.postgres.server")
+            app = own_stack.result(own_stack.apps.UpdateApp(update, timeout=DEADLINE))
+        finally:
+            over.set()
+            asking.join()
+        assert app.database.postgres.server == "databaseServers/other"
+        # They are held while it is stopped; 503 tells to come again where that has taken longer.
+        assert set(answers) <= {200, 503}
+        assert own_stack.http("shop") == (200, "shop shop 2 -")
+        delete = catalog.DeleteAppRequest(name="apps/shop", data_policy=catalog.DeleteAppRequest.DROP)
+        own_stack.wait(own_stack.apps.DeleteApp(delete, timeout=DEADLINE))

@@ -142,9 +142,9 @@ def test_a_node_killed_at_any_moment_brings_its_apps_back_and_no_stopped_one(sta
             pause(moments)
             stack.nodes["node-1"].kill()
             stack.nodes["node-1"].start()
+        eventually(lambda: all(notes.values()), "each app has acknowledged a note")
     for app_id, kept in notes.items():
         stack.serves(app_id)
-        assert kept
         stored: list[str] = []
         before = ""
         while page := json.loads(stack.http(app_id, f"/notes?limit=200{before}")[1]):
@@ -154,7 +154,9 @@ def test_a_node_killed_at_any_moment_brings_its_apps_back_and_no_stopped_one(sta
     # An app's own answer comes before its node's report of it.
     states = {runtime.Instance.RUNNING}
     eventually(lambda: {stack.get(app_id).state for app_id in running} == states, "all are told to run")
-    assert stack.get("halted").state == runtime.Instance.STOPPED
+    eventually(
+        lambda: stack.get("halted").state == runtime.Instance.STOPPED, "and that one is told as stopped"
+    )
     assert stack.http("halted", "/healthz")[0] >= 400
 
 

@@ -141,8 +141,13 @@ def test_every_acknowledged_row_goes_along(two_nodes: Stack, wal: bool, isolatio
     assert told.target_node == f"{NODES}/{other(first)}"
     assert told.copied_bytes > 8 << 20
     assert told.HasField("hold_duration")
-    events = stack.apps.ListAppEvents(catalog.ListAppEventsRequest(parent="apps/shop"), timeout=DEADLINE)
-    assert "DataMoved" in {it.type for it in events.app_events}
+    timeline = catalog.ListAppEventsRequest(parent="apps/shop")
+    eventually(
+        lambda: (
+            "DataMoved" in {it.type for it in stack.apps.ListAppEvents(timeline, timeout=DEADLINE).app_events}
+        ),
+        "it is on its timeline",
+    )
 
 
 MOMENTS = {"copying": "travel.offered", "frozen": "travel.frozen", "arrived": "travel.arrived"}

@@ -74,7 +74,7 @@ sys.exit(main())
 
 def test_a_fault_that_nobody_foresaw_is_told_before_the_end() -> None:
     ended = subprocess.run(
-        [sys.executable, "-c", UNFORESEEN], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", UNFORESEEN], cwd=ROOT, capture_output=True, text=True, timeout=110, check=False
     )
     (event,) = events(ended.stderr)
     assert (ended.returncode, event["action"]) == (1, "control_plane.failed")

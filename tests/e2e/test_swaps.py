@@ -181,25 +181,27 @@ def test_dormancy_works_without_the_control_plane_and_a_stop_outlasts_it(own_sta
     eventually(lambda: stack.get("sleeper").state == Instance.IDLE, "it is told as dormant")
     stack.control_plane.kill()
     assert [answer.status for answer in burst(stack, "sleeper", 50)] == [200] * 50
-    assert starts(stack, app) == 2
+    # Where a burst takes longer than the app may be idle, it starts more than once.
+    assert starts(stack, app) >= 2
 
     eventually(dormant, "it goes dormant again, alone with its node")
     stack.control_plane.start()
     stack.wait_until_called()
     stopped = stack.result(stack.apps.StopApp(catalog.StopAppRequest(name="apps/sleeper"), timeout=DEADLINE))
     assert stopped.state == Instance.STOPPED
+    started_before = starts(stack, app)
     assert all(answer.status == 404 for answer in burst(stack, "sleeper", 10))
     stack.nodes["node-1"].kill()
     stack.nodes["node-1"].start()
     eventually(lambda: stack.http("sleeper")[0] == 404, "the node is back")
     eventually(lambda: stack.get("sleeper").state == Instance.STOPPED, "the control plane hears it")
-    assert starts(stack, app) == 2
+    assert starts(stack, app) == started_before
     started = stack.result(
         stack.apps.StartApp(catalog.StartAppRequest(name="apps/sleeper"), timeout=DEADLINE)
     )
     assert started.state == Instance.IDLE
     assert ask(stack, "sleeper").status == 200
-    assert starts(stack, app) == 3
+    assert starts(stack, app) == started_before + 1
 
 
 def first_answer(stack: Stack, app_id: str) -> Answer:
@@ -220,7 +222,9 @@ def created(stack: Stack, app_id: str, entrypoint: str, **fields: object) -> ope
 
 def let_go(stack: Stack, app_id: str) -> None:
     """Let an app go on that waits for the file `go` in its data directory."""
-    (data_dir(stack, stack.get(app_id)) / "go").touch()
+    folder = data_dir(stack, stack.get(app_id))
+    eventually(folder.is_dir, "its node has made its data directory")
+    (folder / "go").touch()
 
 
 @pytest.mark.parametrize("tier", [SHARED, THREAD, PROCESS], ids=InstanceSpec.IsolationTier.Name)
@@ -244,7 +248,7 @@ def test_requests_held_for_a_start_that_fails_are_told_why(guest_stack: Stack) -
     told = first_answer(guest_stack, "doomed")
     assert (told.status, told.reason) == (503, "APP_FACTORY_FAILED")
     assert reason_of(guest_stack.wait(operation)) == "APP_FACTORY_FAILED"
-    assert guest_stack.get("doomed").state == Instance.FAILED
+    eventually(lambda: guest_stack.get("doomed").state == Instance.FAILED, "it is told as failed")
     delete(guest_stack, "doomed")
 
 

@@ -14,9 +14,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import grpc
 import psutil
 import pytest
 
+from appsupervisor.catalog.v1.app_catalog_pb2 import ListAppEventsRequest
+from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
 from compose.local import postgres
 from tests.conftest import RunTool
 from tests.e2e.stack import DEADLINE, ROOT, eventually, free_port
@@ -229,20 +232,20 @@ def _failover_on_one_machine(up: type[Up], folder: str) -> None:
     home = json.loads(cli("get", "wiki", "-o", "json"))["instances"][0]["node"].rpartition("/")[2]
     (node,) = [one for one in running.children() if f"--node={home}" in one.cmdline()]
     node.suspend()
-    eventually(lambda: b"milk" in notes(), "another node has it, and its data", 60)
+    eventually(lambda: b"milk" in notes(), "another node has it, and its data", 2 * DEADLINE)
     node.resume()
     server = running.child("-D")
     assert server is not None
     server.kill()
     eventually(lambda: running.text.count("postgres ended by SIGKILL; starting it again"), "it is told")
-    eventually(lambda: b"milk" in notes(), "what was written is there", 60)
+    eventually(lambda: b"milk" in notes(), "what was written is there", 2 * DEADLINE)
     assert running.stop() == 0, running.text
 
     other = up("--data-dir", folder)
     assert other.process.wait(DEADLINE) == 1
     assert "is on its PostgreSQL" in other.text
     running = up("--nodes", "2", "--postgres", "--data-dir", folder).wait()
-    assert b"milk" in eventually(notes, "it is there again", 60)
+    assert b"milk" in eventually(notes, "it is there again", 2 * DEADLINE)
     assert running.stop() == 0, running.text
 
 
@@ -327,4 +330,8 @@ def test_your_own_code_is_hosted_and_a_change_of_it_is_swapped_in(
     assert curl(run_tool, address) == "one"
     (tmp_path / "my/hello.py").write_text(OWN % "another")
     eventually(lambda: curl(run_tool, address) == "another", "the new code")
+    with grpc.insecure_channel(control_plane_of(running)) as channel:
+        timeline = ListAppEventsRequest(parent="apps/mine")
+        events = AppCatalogStub(channel).ListAppEvents(timeline, timeout=DEADLINE).app_events
+    assert any("up --reload" in event.actor for event in events), "the restart has a name"
     assert running.stop() == 0

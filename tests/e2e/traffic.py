@@ -20,6 +20,9 @@ from websockets.sync.client import ClientConnection, connect
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from tests.e2e.stack import DEADLINE, Stack
 
+KEPT_SECONDS = 2.0
+"""How long a connection may be idle and be used again: after 5 s the node closes it, whoever is slow."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -146,11 +149,14 @@ def traffic(
 
     def send(number: int) -> None:
         connection = HTTPConnection("127.0.0.1", stack.http_port(), timeout=DEADLINE)
-        due = time.monotonic() + number / per_second
+        due = used = time.monotonic() + number / per_second
         with contextlib.closing(connection):
             while not ended.wait(max(0.0, due - time.monotonic())):
                 began = time.monotonic()
                 due = max(due + senders / per_second, began - 0.1)
+                if began - used > KEPT_SECONDS:
+                    connection.close()  # the next request opens another
+                used = began
                 try:
                     answer = _exchange(connection, app, path)
                     failure = "" if answer.status == 200 else f"{answer.status} {answer.text}"

@@ -125,6 +125,7 @@ class FakeNode:
         """Whether it says that it forwards, as a node of before does not."""
         self.forwarding: dict[str, tuple[int, str]] = {}
         """By app uid: the epoch under which it was told where the app is now, and the node."""
+        self._moved: dict[str, pb.Forwarding.MovedApp] = {}
         self.knows_batches = True
         """False of a node of an older version."""
         self.lists = asyncio.Event()
@@ -270,8 +271,11 @@ class FakeNode:
             draining=self.draining,
             node_uid=self.disk.uid,
             lease=lease_message(self.lease),
-            forwarding=pb.Forwarding(app_count=len(self.forwarding)) if self.forwards else None,
+            forwarding=self._forwarding() if self.forwards else None,
         )
+
+    def _forwarding(self) -> pb.Forwarding:
+        return pb.Forwarding(app_count=len(self.forwarding), moved_apps=self._moved.values())
 
     def renew_lease(self, request: pb.RenewLeaseRequest) -> pb.Lease:
         """RenewLease."""
@@ -336,6 +340,11 @@ class FakeNode:
         if request.HasField("new_home"):
             told = request.epoch, request.new_home.node
             self.forwarding[uid] = max(told, self.forwarding.get(uid, told), key=lambda it: it[0])
+            if self.forwarding[uid] == told:
+                self._moved[uid] = pb.Forwarding.MovedApp(
+                    app=request.name.rpartition("/instances/")[0], app_uid=uid, epoch=request.epoch,
+                    new_home=request.new_home,
+                )  # fmt: skip
         if request.purge_data:
             self._purges.add(uid)
         if hosted is None:

@@ -41,6 +41,14 @@ def test_a_variable_that_could_not_do_what_it_says_is_refused_and_a_misspelt_one
     assert settings.unknown(environ) == ["APPSUPERVISOR_LOG_LEVL"]
 
 
+def test_a_port_that_several_nodes_would_share_is_refused() -> None:
+    advertised = {"APPSUPERVISOR_ADVERTISE": "shop.example:7401"}
+    (sentence,) = settings.refused(advertised, nodes=2)
+    assert "--advertise" in sentence
+    assert settings.refused(advertised, nodes=1) == []
+    assert settings.refused({"APPSUPERVISOR_ADVERTISE": "shop.example"}, nodes=2) == []
+
+
 def read(*arguments: str) -> settings.Settings:
     ports = [f"--{name}-port=0" for name in ("control-plane", "node", "http")]
     return settings.read_settings([*ports, *arguments])

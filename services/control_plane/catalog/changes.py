@@ -131,6 +131,7 @@ def _check_database_server(tx: Transaction, spec: pb.App) -> None:
     record = check_server(tx, name)
     if record is None:
         return
+    _check_extensions(spec, record)
     apps = tx.count_apps_on_server(name)
     if apps >= record.server.max_apps:
         raise SupervisorError(
@@ -139,6 +140,21 @@ def _check_database_server(tx: Transaction, spec: pb.App) -> None:
             resource=name,
             metadata={"apps": str(apps), "max_apps": str(record.server.max_apps)},
         )
+
+
+def _check_extensions(spec: pb.App, server: DatabaseServerRecord) -> None:
+    """Refuse extensions that a database server does not allow."""
+    allowed = server.server.allowed_extensions
+    violations = [
+        Violation(
+            f"app.database.postgres.extensions[{index}]",
+            f"is none that {server.name} allows: {', '.join(allowed) or 'there is none'}",
+        )
+        for index, name in enumerate(spec.database.postgres.extensions)
+        if name not in allowed
+    ]
+    if violations:
+        raise invalid_fields(violations)
 
 
 def check_server(tx: Transaction, name: str) -> DatabaseServerRecord | None:
@@ -177,6 +193,9 @@ def update(
         return _move_database(tx, record, spec, target, caller)
     if spec == record.spec:
         return operations.begin(tx, "update", record, caller.actor)
+    server = tx.database_server(target)
+    if server is not None and spec.database != record.spec.database:
+        _check_extensions(spec, server)
     changed, effect, told = _with_spec(tx, record, spec)
     return put(tx, record, changed, "update", caller, "Updated", effect=effect, message=told)
 

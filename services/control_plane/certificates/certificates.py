@@ -10,8 +10,9 @@ from dataclasses import replace
 from appsupervisor.catalog.v1 import certificates_pb2 as pb
 from services.control_plane.catalog.idempotency import execute
 from services.control_plane.catalog.pages import page_by_name, request_digest
-from services.control_plane.rules.certificates import certificate_violations, read_chain, set_conditions
-from services.control_plane.rules.etags import app_etag, check_etag, etag_mismatch
+from services.control_plane.catalog.positions import caught_up
+from services.control_plane.rules.certificates import certificate_violations, set_conditions
+from services.control_plane.rules.etags import app_etag, check_etag
 from services.control_plane.rules.filters import compile_certificate_filter
 from services.control_plane.rules.names import certificate_name, parse_certificate_name, validate_id
 from services.control_plane.rules.sizes import check_sizes
@@ -95,6 +96,8 @@ class CertificateService:
         check_sizes(given, "certificate")
         name = certificate_name(parse_certificate_name(given.name, "certificate.name"))
         paths = _paths(request)
+        # What another replica has stored before this call is the half that is not told.
+        await caught_up(self._store)
         known = self._mirror.certificates.get(name)
         # A key may take 0.4 s to be checked: no other command waits for that.
         renewed = await asyncio.to_thread(_renewed, known, given, paths, self._store.now())
@@ -105,7 +108,12 @@ class CertificateService:
             if _pair(wanted) != (record.certificate.chain_pem, record.private_key):
                 if renewed is None or _pair(wanted) != _pair(renewed):
                     # Only one half was told, and the other one has been replaced since it was looked at.
-                    raise etag_mismatch(name, record.certificate.etag, given.etag)
+                    raise SupervisorError(
+                        "ETAG_MISMATCH",
+                        f"{name} has changed meanwhile; read it again.",
+                        resource=name,
+                        metadata={"etag": record.certificate.etag},
+                    )
                 _take_read(wanted, renewed)
             if violations := certificate_violations(wanted):
                 raise invalid_fields(violations)
@@ -144,6 +152,9 @@ def shown(record: CertificateRecord, now: int) -> pb.Certificate:
 
 
 def _read(certificate: pb.Certificate, now: int) -> list[Violation]:
+    # With its library: most control planes are brought none.
+    from services.control_plane.rules.certificate_chains import read_chain  # noqa: PLC0415
+
     return certificate_violations(certificate) + read_chain(certificate, now)
 
 

@@ -14,6 +14,7 @@ from services.control_plane.placement.canary import Trial, is_of, judge, of_vers
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import AppRecord, Role
+from services.spec.scalars import seconds
 
 log = logging.getLogger("appsupervisor.reconciler")
 
@@ -36,6 +37,7 @@ class Canaries:
         self._links = links
         self._note = note
         self._now = now
+        self._since = now()
         self._trials: dict[str, Trial] = {}
         """By uid of an app."""
 
@@ -58,20 +60,30 @@ class Canaries:
                 continue
             trial = known.get(app.uid)
             if trial is None or trial.version != app.target:
-                trial = Trial(app.target)
+                trial = Trial(app.target, from_start=self._saw_begin(app.status.canary))
             self._trials[app.uid] = trial
             await self._look_at(app, trial)
+
+    def _saw_begin(self, canary: Canary) -> bool:
+        return not canary.HasField("begin_time") or canary.begin_time.ToMicroseconds() >= self._since
 
     async def _look_at(self, app: AppRecord, trial: Trial) -> None:
         placements = self._mirror.placements_of(app.name)
         serving = [it for it in placements if it.role in (Role.CURRENT, Role.INCOMING)]
-        trial.look(*of_versions(app.status, serving, self._links.figures(app.name)))
-        canary = app.status.canary
-        if not canary.HasField("begin_time") or not all(self._links.is_heard(it.node) for it in serving):
-            return  # what is not known speaks for nobody
+        figures = self._links.figures(app.name)
+        for name in figures.keys() - {it.instance for it in serving}:
+            del figures[name]
+        trial.look(*of_versions(app.status, serving, figures))
+        canary, policy = app.status.canary, app.spec.rollout.canary
+        if not canary.HasField("begin_time"):
+            return
         elapsed = (self._now() - canary.begin_time.ToMicroseconds()) / 1e6
-        verdict = judge(app.spec.rollout.canary, trial, elapsed)
-        if verdict is None:
+        verdict = judge(policy, trial, elapsed)
+        heard = all(map(self._links.is_heard, canary.nodes))
+        if verdict is None or (
+            # What is not known speaks for nobody, but it is not waited for without end.
+            verdict.state == Canary.PROMOTED and not heard and elapsed < seconds(policy.timeout)
+        ):
             return
         log.info(
             "canary judged: %s: %s: %s", app.name, Canary.State.Name(verdict.state), verdict.message,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from functools import partial
@@ -199,6 +200,11 @@ class Controller:
         if self._queue is not None:
             self._queue.add(app)
 
+    def _note_stored(self, name: str, record: AppRecord | None) -> None:
+        """Have an app looked at as it is stored now, unless its own pass has stored it so."""
+        if self._queue is not None:
+            self._queue.add(name, record.revision if record is not None else math.inf)
+
     def _home_of(self, app: str) -> str:
         return home_of(self._mirror.placements_of(app))
 
@@ -214,7 +220,7 @@ class Controller:
                 self._short.add(name)
             else:
                 self._short.discard(name)
-            self.enqueue(name)
+            self._note_stored(name, record)
 
     async def _follow_nodes(self, position: int) -> None:
         async for name, record in follow(self._mirror.nodes, position):
@@ -257,6 +263,9 @@ class Controller:
         apps = self._mirror.apps_on(link.node.name)
         apps.sort(key=lambda app: self._mirror.state_of(app) != Instance.IDLE)
         for app in apps:
+            self.enqueue(app)
+        # What it forwards may have moved on while nobody led.
+        for app in self._reconciler.learn(link.node.name, status) if self._reconciler is not None else ():
             self.enqueue(app)
         self._may_be_given_more(link.node.name)
 

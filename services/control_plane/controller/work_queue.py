@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -52,7 +53,10 @@ class WorkQueue:
         self._queued: set[str] = set()
         self._running: dict[str, str] = {}
         self._under_way: dict[str, int] = {}
-        self._again: set[str] = set()
+        self._again: dict[str, float] = {}
+        """Number of the newest news of a key since its work began; endless of news that has none."""
+        self._settled: dict[str, int] = {}
+        """Number up to which the last work of a key has dealt with its news, until that comes by."""
         self._failures: dict[str, int] = {}
         self._later: dict[str, asyncio.TimerHandle] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -64,12 +68,16 @@ class WorkQueue:
         """Groups that go on with the next turn, in their order."""
         self._closed = False
 
-    def add(self, key: str) -> None:
-        """Have a key worked on as soon as there is room; once more if its work is under way."""
-        if self._closed or key in self._queued:
+    def add(self, key: str, number: float = math.inf) -> None:
+        """Have a key worked on as soon as there is room; once more if its work is under way.
+
+        News with a `number` that the key's last work has `settled` asks for nothing.
+        """
+        settled = self._settled.pop(key, 0)
+        if self._closed or key in self._queued or number <= settled:
             return
         if key in self._running:
-            self._again.add(key)
+            self._again[key] = max(number, self._again.get(key, 0))
             return
         group = self._group_of(key)
         self._queued.add(key)
@@ -146,18 +154,27 @@ class WorkQueue:
         timer = self._later.pop(key, None)
         if timer is not None:
             timer.cancel()
+        if result.settled:
+            self._note_settled(key, result.settled)
         if result.again:
-            self._again.add(key)
+            self._again[key] = math.inf
         elif result.after:
             self._wait(key, result.after)
+
+    def _note_settled(self, key: str, number: int) -> None:
+        """Take note that the work has dealt with its own news, whether that has come by or is on its way."""
+        told = self._again.get(key)
+        if told is None:
+            self._settled[key] = number
+        elif told <= number:
+            del self._again[key]
 
     def _done(self, key: str) -> None:
         group = self._running.pop(key)
         self._under_way[group] -= 1
         if not self._under_way[group]:
             del self._under_way[group]
-        if key in self._again:
-            self._again.discard(key)
+        if self._again.pop(key, None) is not None:
             self.add(key)
         self._fill(group)
 

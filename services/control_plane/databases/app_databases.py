@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Database
-from services.control_plane.databases import spares, steps
+from services.control_plane.databases import extensions, spares, steps
 from services.control_plane.databases.connecting import Connection, connected
 from services.control_plane.databases.names import login_of, mark_of, owner_of, password_of, url_of
 from services.control_plane.databases.provisioning import Provisioning
@@ -60,9 +60,14 @@ class AppDatabases:
         owner, claim, schema = owner_of(app.name, app.uid), self._claim(app), _in_schema(app)
         name = login_of(owner, epoch)
         pool = server.server.app_connections
-        login = Login(name, password_of(server.key, name), 2 * pool + 1)
+        asked = list(app.spec.database.postgres.extensions)
+        shared = extensions.SCHEMA if schema and asked else ""
+        login = Login(name, password_of(server.key, name), 2 * pool + 1, shared)
         kept = frozenset({name, *(login_of(owner, other) for other in keep)})
         if schema:
+            if asked:
+                async with self._turns.at(server) as connection:
+                    await extensions.provide(connection, asked, shared)
             order = Order(owner, claim, kept, login, must_exist)
             database = await self._schemas.carry_out(server, order)
         else:
@@ -72,13 +77,17 @@ class AppDatabases:
                 async with connection.transaction():
                     await steps.claim(connection, owner, claim)
                 await self._make_database(server, connection, owner, claim, must_exist=must_exist)
+                if asked:
+                    async with connected(server, owner) as inside:
+                        await extensions.provide(inside, asked, "public")
                 async with connection.transaction():
                     await steps.claim(connection, owner, claim)
                     shut = await steps.shut_out(connection, owner, kept)
                     await steps.make_login(connection, owner, login)
                 await self._end(server, connection, owner, shut, schema=False)
         self._open[app.uid] = kept
-        return Provided(url_of(server.admin_url, name, login.password, database), pool)
+        address = server.server.app_address
+        return Provided(url_of(server.admin_url, name, login.password, database, address), pool)
 
     def is_settled(self, app: AppRecord, keep: Collection[int]) -> bool:
         """Tell whether no login of an app can be open but those of the epochs to `keep`."""
@@ -133,6 +142,7 @@ class AppDatabases:
         return Relocation(
             self._server_of(app), self._server(target), owner_of(app.name, app.uid), self._claim(app),
             in_schema=_in_schema(app), was_made=_was_made(app),
+            asked=tuple(app.spec.database.postgres.extensions),
         )  # fmt: skip
 
     async def close(self) -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict
@@ -24,7 +26,8 @@ _KEPT_BYTES = 8 * 1024
 _SHOWN = 600
 
 _BOTH = ("--format=custom", "--no-owner", "--no-privileges")
-_DUMP = (*_BOTH, "--compress=0", "--no-publications", "--no-subscriptions")
+# Of extensions plpgsql alone, which every database has: the others are there, made by who may.
+_DUMP = (*_BOTH, "--compress=0", "--no-publications", "--no-subscriptions", "--extension=plpgsql")
 _RESTORE = (*_BOTH, "--exit-on-error", "--single-transaction")
 
 
@@ -34,38 +37,54 @@ async def stream(
     """Copy from the database of one URL to that of another, and return how many bytes the dump had.
 
     `schema` is the one to copy, which the target has, empty; or empty for all of a database. `copied` is told
-    the bytes so far. Raises SupervisorError DATABASE_NOT_MOVED; cancelled, it ends both programs.
+    the bytes so far, on the loop. Raises DATABASE_NOT_MOVED; cancelled, it ends both programs.
     """
-    # A folder of its own: what is in arguments or the environment is seen by others.
+    loop = asyncio.get_running_loop()
     part = [f"--schema={schema}"] if schema else []
-    with tempfile.TemporaryDirectory(prefix="move") as folder:
-        dump = await _start(tools.dump, [*_DUMP, *part], source, folder, "source")
+    # A folder of its own: what is in arguments or the environment is seen by others.
+    with tempfile.TemporaryDirectory(prefix="move") as folder, ExitStack() as stack:
         try:
+            dump = _start(tools.dump, [*_DUMP, *part], source, folder, "source")
+            stack.callback(_end, dump)
             # The schema itself is there: with a schema named pg_restore makes what is in it alone.
             options = [*_RESTORE, *part, "--dbname=service=target"]
-            restore = await _start(tools.restore, options, target, folder, "target")
-            try:
-                return await _pump(dump, restore, copied)
-            finally:
-                await _end(restore)
+            restore = _start(tools.restore, options, target, folder, "target")
+            stack.callback(_end, restore)
+        except OSError as fault:
+            raise _failed("pg_dump or pg_restore", str(fault)) from fault
+        # A thread of its own, for as long as that takes; it ends with the programs.
+        executor = stack.enter_context(ThreadPoolExecutor(1))
+
+        def tell(total: int) -> None:
+            loop.call_soon_threadsafe(copied, total)
+
+        pumped = loop.run_in_executor(executor, _pump, dump, restore, tell)
+        try:
+            total = await asyncio.shield(pumped)
         finally:
-            await _end(dump)
+            for process in (dump, restore):
+                process.kill()
+            await asyncio.wait([pumped])
+        _check(dump, restore, Path(folder))
+        return total
 
 
-async def _start(
+def _start(
     program: Path, options: Sequence[str], url: str, folder: str, service: str
-) -> asyncio.subprocess.Process:
+) -> subprocess.Popen[bytes]:
     file = _service_file(folder, service, url)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
     environment |= {
         "PGSERVICEFILE": str(file), "PGSERVICE": service, "PGAPPNAME": "appsupervisor move", "LC_ALL": "C",
     }  # fmt: skip
     reads = service == "target"
-    return await asyncio.create_subprocess_exec(
-        str(program), *options, env=environment, stderr=asyncio.subprocess.PIPE,
-        stdin=asyncio.subprocess.PIPE if reads else asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL if reads else asyncio.subprocess.PIPE, limit=CHUNK_BYTES,
-    )  # fmt: skip
+    # Not by the loop's means: uvloop forks, and what gRPC does in a fork ends some of the children.
+    with Path(folder, f"{service}.said").open("wb") as said:
+        return subprocess.Popen(  # noqa: S603 - found by us, and without a shell
+            [str(program), *options], env=environment, stderr=said,
+            stdin=subprocess.PIPE if reads else subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL if reads else subprocess.PIPE,
+        )  # fmt: skip
 
 
 def _service_file(folder: str, service: str, url: str) -> Path:
@@ -78,55 +97,50 @@ def _service_file(folder: str, service: str, url: str) -> Path:
     return file
 
 
-async def _pump(
-    dump: asyncio.subprocess.Process, restore: asyncio.subprocess.Process, copied: Callable[[int], None]
+def _pump(
+    dump: subprocess.Popen[bytes], restore: subprocess.Popen[bytes], copied: Callable[[int], object]
 ) -> int:
-    said = [asyncio.create_task(_said(it)) for it in (dump, restore)]
+    """Give one program's output to the other until both have ended; return how much it was."""
+    assert dump.stdout is not None
+    assert restore.stdin is not None
     total = 0
     try:
-        assert dump.stdout is not None
-        assert restore.stdin is not None
-        try:
-            while chunk := await dump.stdout.read(CHUNK_BYTES):
-                restore.stdin.write(chunk)
-                await restore.stdin.drain()
-                total += len(chunk)
-                copied(total)
-        except (BrokenPipeError, ConnectionResetError):
-            dump.kill()  # pg_restore has ended, and says why
-        else:
-            # Of a dump that has broken off pg_restore must not take what there is for all of it.
-            if await dump.wait():
-                restore.kill()
+        while chunk := os.read(dump.stdout.fileno(), CHUNK_BYTES):
+            restore.stdin.write(chunk)
+            total += len(chunk)
+            copied(total)
+        # Of a dump that has broken off pg_restore must not take what there is for all of it.
+        if dump.wait():
+            restore.kill()
         restore.stdin.close()
-        await asyncio.gather(dump.wait(), restore.wait())
-        told = await asyncio.gather(*said)
-    finally:
-        for task in said:
-            task.cancel()
-    # What ended the other one is the one that did not succeed by itself.
-    for name, process, text in (("pg_restore", restore, told[1]), ("pg_dump", dump, told[0])):
-        if process.returncode is not None and process.returncode > 0:
-            raise _failed(name, text)
-    if restore.returncode or dump.returncode:
-        raise _failed("pg_dump or pg_restore", "somebody ended it")
+    except BrokenPipeError:
+        with suppress(BrokenPipeError):
+            restore.stdin.close()
+        restore.wait()
+        dump.kill()  # pg_restore has ended, and says why
+    dump.wait()
+    restore.wait()
     return total
 
 
-async def _said(process: asyncio.subprocess.Process) -> str:
-    """Return the end of what a program says on stderr."""
-    assert process.stderr is not None
-    kept = b""
-    while chunk := await process.stderr.read(_KEPT_BYTES):
-        kept = (kept + chunk)[-_KEPT_BYTES:]
-    return kept.decode(errors="replace")
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(BrokenPipeError):
+                pipe.close()
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    if process.returncode is None:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+def _check(dump: subprocess.Popen[bytes], restore: subprocess.Popen[bytes], folder: Path) -> None:
+    """Raise DATABASE_NOT_MOVED unless both programs have succeeded."""
+    # What ended the other one is the one that did not succeed by itself.
+    for name, process, file in (("pg_restore", restore, "target.said"), ("pg_dump", dump, "source.said")):
+        if process.returncode > 0:
+            said = (folder / file).read_bytes()[-_KEPT_BYTES:]
+            raise _failed(name, said.decode(errors="replace"))
+    if restore.returncode or dump.returncode:
+        raise _failed("pg_dump or pg_restore", "somebody ended it")
 
 
 def _failed(program: str, said: str) -> SupervisorError:

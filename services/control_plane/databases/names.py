@@ -39,15 +39,15 @@ def mark_of(app: str, uid: str) -> str:
     return f"AppSupervisor: {app} {uid} leader "
 
 
-def url_of(admin_url: str, login: str, password: str, database: str) -> str:
-    """Return the URL of a database for a login: the administrator's scheme, hosts and parameters."""
+def url_of(admin_url: str, login: str, password: str, database: str, address: str = "") -> str:
+    """Return the URL of a database for a login: the administrator's scheme, hosts and parameters.
+
+    `address` (`host:port`) takes the place of the hosts, if it is not empty.
+    """
     parts = urlsplit(admin_url)
-    hosts = parts.netloc.rpartition("@")[2]
-    kept = [
-        pair
-        for pair in parts.query.split("&")
-        if pair and pair.partition("=")[0] not in ("user", "password", "dbname")
-    ]
+    hosts = address or parts.netloc.rpartition("@")[2]
+    own = {"user", "password", "dbname"} | ({"host", "hostaddr", "port"} if address else set())
+    kept = [pair for pair in parts.query.split("&") if pair and pair.partition("=")[0] not in own]
     return urlunsplit((parts.scheme, f"{login}:{password}@{hosts}", f"/{database}", "&".join(kept), ""))
 
 

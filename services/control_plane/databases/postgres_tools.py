@@ -7,7 +7,8 @@ import importlib.util
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,27 +73,17 @@ async def _tools_in(folder: Path) -> PostgresTools | None:
 
 async def _version(program: Path) -> int:
     """Return a program's major version; 0 if it tells none."""
-    text = await output_of([str(program), "--version"])
-    found = re.search(r"\(PostgreSQL\) (\d+)", text)
+    found = re.search(r"\(PostgreSQL\) (\d+)", await asyncio.to_thread(_told_by, program))
     return int(found[1]) if found else 0
 
 
-async def output_of(command: Sequence[str]) -> str:
-    """Return what a program writes; nothing if it cannot be run, or takes too long."""
+def _told_by(program: Path) -> str:
+    """Return what a program says of its version; nothing if it cannot be run, or takes too long."""
+    # Not by the loop's means: uvloop forks, and what gRPC does in a fork ends some of the children.
     try:
-        process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
-    except OSError:
+        return subprocess.run(  # noqa: S603 - found by us, and without a shell
+            [str(program), "--version"], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+            errors="replace", timeout=VERSION_SECONDS, check=False,
+        ).stdout  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
         return ""
-    try:
-        async with asyncio.timeout(VERSION_SECONDS):
-            told, _ = await process.communicate()
-    except TimeoutError:
-        return ""
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    return told.decode(errors="replace")

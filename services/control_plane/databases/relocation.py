@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, LiteralString
 
-from services.control_plane.databases import health, steps
+from psycopg.sql import SQL, Identifier
+
+from services.control_plane.databases import extensions, health, steps
 from services.control_plane.databases.connecting import Connection, connected
 from services.control_plane.databases.contents import Contents, contents_of, first_difference
 from services.control_plane.databases.dump_stream import stream
@@ -57,6 +59,8 @@ class Relocation:
     in_schema: bool
     was_made: bool
     """Whether the app has ever had its database: else there may be nothing to bring."""
+    asked: tuple[str, ...] = ()
+    """The extensions that it asks for."""
 
     async def check(self, directory: str) -> tuple[PostgresTools, int]:
         """Return what a copy takes: the programs, and how many bytes there are. Changes nothing.
@@ -80,12 +84,13 @@ class Relocation:
             if source.encoding != target.encoding:
                 raise self._refused(f"its encoding is {source.encoding}, there it would be {target.encoding}")
             size = await self._size(at_source)
+        needed = frozenset(self.asked)
         if not self.in_schema and size:
             async with connected(self.source, self.owner) as inside:
-                lacking = await _extensions_in(inside) - target.extensions
-            if lacking:
-                named = ", ".join(sorted(lacking))
-                raise self._refused(f"{self.target.name} lacks the extensions {named}")
+                needed |= {name for name, _, _ in await extensions.there_are(inside, self.owner)}
+        if lacking := needed - target.extensions:
+            named = ", ".join(sorted(lacking))
+            raise self._refused(f"{self.target.name} lacks the extensions {named}")
         return await find_tools(directory, source.major, target.major), size
 
     async def copy(self, tools: PostgresTools, copied: Callable[[int], None]) -> Relocated:
@@ -101,12 +106,29 @@ class Relocation:
                 raise steps.missing(self.owner)
             return Relocated()
         schema = self.owner if self.in_schema else ""
+        await self._bring_extensions()
         size = await stream(tools, source, target, schema, copied)
         there: Contents = await contents_of(source, schema)
         different = first_difference(there, await contents_of(target, schema))
         if different:
             raise self._refused(f"the copy is not the same: {different}")
         return Relocated(size, len(there))
+
+    async def _bring_extensions(self) -> None:
+        """Have the target have what the database depends on: apps make no extensions, but trusted ones."""
+        if self.in_schema:
+            if self.asked:
+                async with connected(self.target) as connection:
+                    await extensions.provide(connection, self.asked, extensions.SCHEMA)
+            return
+        async with connected(self.source, self.owner) as there:
+            known = await extensions.there_are(there, self.owner)
+        if known:
+            async with connected(self.target, self.owner) as inside:
+                for name, schema, own in known:
+                    make = SQL("CREATE SCHEMA IF NOT EXISTS {} AUTHORIZATION {}")
+                    await inside.execute(make.format(Identifier(schema), Identifier(self.owner)))
+                    await extensions.provide(inside, [name], schema, self.owner if own else "")
 
     async def _open_source(self, word: str) -> str | None:
         """Return the URL that a try reads by; None where the app has nothing. All others are shut out."""
@@ -195,11 +217,6 @@ async def _facts(connection: Connection) -> _Facts:
     )
     ((identifier, major, creates, extensions, encoding),) = await cursor.fetchall()
     return _Facts(identifier, major, creates, frozenset(extensions or ()), encoding)
-
-
-async def _extensions_in(connection: Connection) -> frozenset[str]:
-    cursor = await connection.execute("SELECT extname::text FROM pg_extension")
-    return frozenset(name for (name,) in await cursor.fetchall())
 
 
 async def _value(connection: Connection, query: LiteralString, *parameters: object) -> Any:

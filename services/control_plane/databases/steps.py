@@ -43,6 +43,8 @@ class Login:
     name: str
     password: str
     connections: int
+    uses: str = ""
+    """A schema beside the app's own in which it looks for what it names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,8 @@ def letting_in(owner: str, login: Login, *, schema: bool) -> Iterator[Composed]:
     # What it makes is the owner's, so that the next epoch's login may change it.
     yield SQL("ALTER ROLE {} SET role = {}").format(role, owns)
     if schema:
-        yield SQL("ALTER ROLE {} SET search_path = {}").format(role, owns)
+        path = SQL(", ").join([owns, *([Identifier(login.uses)] if login.uses else [])])
+        yield SQL("ALTER ROLE {} SET search_path = {}").format(role, path)
 
 
 def verifier_of(login: Login) -> str:

@@ -25,7 +25,16 @@ from services.control_plane.store.records import DatabaseServerRecord, timestamp
 from services.rpc.errors import SupervisorError, Violation, invalid_fields
 from services.rpc.pipeline.call import Caller
 
-SET_BY_USERS = ("display_name", "labels", "admin_url", "max_apps", "app_connections", "spare_databases")
+SET_BY_USERS = (
+    "display_name",
+    "labels",
+    "admin_url",
+    "max_apps",
+    "app_connections",
+    "spare_databases",
+    "app_address",
+    "allowed_extensions",
+)
 DEFAULT_MAX_APPS = 1_000
 DEFAULT_CONNECTIONS = 5
 KEY_BYTES = 32

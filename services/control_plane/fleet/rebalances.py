@@ -5,6 +5,7 @@ What has changed since the plan was made is looked at again as each move is begu
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import takewhile
@@ -63,22 +64,29 @@ def plan_of(mirror: Mirror, environment: str, tolerance: int, most: int) -> list
 
 
 def _movable(mirror: Mirror, node: str, nodes: Sequence[NodeRecord]) -> Iterator[Movable]:
+    zones = {it.name: it.node.zone for it in nodes}
     # Of the others it is enough that there is one.
     nodes = [it for it in nodes if it.name == node] + [it for it in nodes if it.name != node][:1]
     for name in sorted(mirror.apps_on(node)):
-        record = mirror.apps.get(name)
-        if record is None or _why_not(record, mirror.placements_of(name), node, nodes):
+        record, placements = mirror.apps.get(name), mirror.placements_of(name)
+        if record is None or _why_not(record, placements, node, nodes):
             continue
         spec = record.spec
-        wish = wish_of(spec, environment_cordoned=False)
+        siblings = [it.node for it in placements if it.node != node]
         yield Movable(
             name,
-            wish,
+            wish_of(spec, environment_cordoned=False, siblings=siblings),
             neighbours_of(mirror, spec, name),
             pairs(spec.labels),
             pairs(spec.anti_affinity),
-            takes_data_along(record, mirror.placements_of(name)),
+            full_zones=_fuller(Counter(zones.get(it, "") for it in siblings), zones.get(node, "")),
+            takes_data=takes_data_along(record, placements),
         )
+
+
+def _fuller(copies: Counter[str], zone: str) -> frozenset[str]:
+    """Return the zones that have more of some copies than a zone has."""
+    return frozenset(it for it, count in copies.items() if count > copies[zone])
 
 
 def _why_not(
@@ -89,8 +97,9 @@ def _why_not(
         return "APP_DELETING", "It is being deleted."
     if bound := bound_by(record, placements, nodes):
         return bound.reason, bound.message
-    alone = len(placements) == 1 and placements[0].role is Role.CURRENT and placements[0].node == node
-    if not alone or record.spec.exclusive or is_several(record):
+    settled = all(it.role is Role.CURRENT for it in placements)
+    here = [it.node for it in placements].count(node) == 1 and (is_several(record) or len(placements) == 1)
+    if not settled or not here or record.spec.exclusive:
         return "CHANGING", f"It is not on {node} any more, or is being changed, or is to be alone."
     return None
 
@@ -165,13 +174,22 @@ def _follow(tx: Transaction, move: Planned) -> None:
     record, placements = tx.app(move.app), tx.placements_of(move.app)
     if record is None or record.deleting:
         _note(move, Planned.LEFT_OUT, "APP_DELETING", "It is being deleted.")
-    elif is_coming(placements, move.source_node):
         return
-    elif any(it.role is Role.CURRENT and it.node != move.source_node for it in placements):
-        if all(it.node != move.source_node or it.role is Role.LOST for it in placements):
-            _note(move, Planned.MOVED, "", move.message)
-    else:
+    if is_coming(placements, move.source_node):
+        return
+    gone = all(it.node != move.source_node or it.role is Role.LOST for it in placements)
+    arrived = any(it.role is Role.CURRENT and it.node in _ends(record, move, placements) for it in placements)
+    if gone and (arrived or is_several(record)):
+        _note(move, Planned.MOVED, "", move.message)
+    elif not arrived:  # else it has taken over, and the one before is not gone yet
         _note(move, Planned.FAILED, *why_it_stayed(record))
+
+
+def _ends(record: AppRecord, move: Planned, placements: Sequence[PlacementRecord]) -> set[str]:
+    """Return where what was moved may serve by now: of several replicas others are elsewhere all the time."""
+    if is_several(record):
+        return {move.destination_node}
+    return {it.node for it in placements} - {move.source_node}
 
 
 def _is_begun(tx: Transaction, mirror: Mirror, move: Planned) -> bool:
@@ -188,7 +206,8 @@ def _is_begun(tx: Transaction, mirror: Mirror, move: Planned) -> bool:
     if node is None:
         _note(move, Planned.LEFT_OUT, "NODE_NOT_FOUND", f"{move.destination_node} was deleted.")
         return False
-    if found := obstacles(asked_of(tx, record.spec), node):
+    siblings = [it.node for it in tx.placements_of(move.app) if it.node != move.source_node]
+    if found := obstacles(asked_of(tx, record.spec, siblings), node):
         _note(move, Planned.LEFT_OUT, found[0].reason, f"{move.destination_node}: {found[0].message}")
         return False
     move.state = Planned.MOVING

@@ -34,6 +34,10 @@ log = logging.getLogger("appsupervisor.reconciler")
 
 Message = WatchInstancesResponse
 
+PASSING = frozenset({Instance.PENDING, Instance.STARTING, Instance.STOPPING})
+PASSING_SECONDS = 0.03
+"""After which a state that passes is news: most starts and stops are over before, and are stored once."""
+
 CLOCK_SLACK = 0.01
 """Seconds by which a loop's timer may fire early."""
 
@@ -346,7 +350,7 @@ class NodeLink:
 
     def _note_instances(self, message: Message) -> None:
         view = self._apps if self._incoming is None else self._incoming
-        news: dict[str, None] = {}
+        news: dict[str, bool] = {}
         for instance in message.instances or (message.instance,):
             app = instance.name.partition("/instances/")[0]
             self._forget_figures(instance, gone=message.type == Message.REMOVE)
@@ -362,11 +366,24 @@ class NodeLink:
                 if instance.last_error.reason == "APP_LEAKED":
                     self._listener.left_behind(app, instance)
             if not same:
-                news[app] = None
+                passing = message.type == Message.UPSERT and instance.state in PASSING
+                news[app] = news.get(app, True) and passing
         if self._incoming is None and news:
             for app in news:
                 self._index(app)
-            self._listener.changed(news)
+            self._tell(news)
+
+    def _tell(self, news: Mapping[str, bool]) -> None:
+        """Tell which apps have changed: in a moment of those that only pass from state to state."""
+        if told := [app for app, passing in news.items() if not passing]:
+            self._listener.changed(told)
+        if later := [app for app, passing in news.items() if passing]:
+            asyncio.get_running_loop().call_later(PASSING_SECONDS, self._tell_passing, later)
+
+    def _tell_passing(self, apps: Iterable[str]) -> None:
+        shown = ((app, self._apps.get(app, {}).values()) for app in apps)
+        if still := [app for app, instances in shown if any(it.state in PASSING for it in instances)]:
+            self._listener.changed(still)
 
     def _give_up(self) -> None:
         if self.synced or self.given_up:

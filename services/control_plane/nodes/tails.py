@@ -1,4 +1,4 @@
-"""TailAppLogs: the log of an app, read from the node that it is on, for as long as the app exists."""
+"""TailAppLogs: the log of an app, read from the nodes that it is on, for as long as the app exists."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import TailAppLogsRequest, TailAppLogsResponse
 from appsupervisor.runtime.v1.runtime_environment_pb2 import LogEntry, TailLogsRequest, TailLogsResponse
+from services.control_plane.nodes import tail_tokens
 from services.control_plane.nodes.pool import NodePool
 from services.control_plane.rules.names import app_name, parse_app_name
 from services.control_plane.store.mirror import Mirror
@@ -39,35 +40,83 @@ class AppTails:
         name = app_name(parse_app_name(request.name, "name"))
         _check(request, name)
         record = self._existing(name, "")
-        wanted = _for_node(request, name, record.uid)
+        tokens = tail_tokens.read(request.resume_token)
         self.streams += 1
         try:
-            async for message in self._follow(name, record.uid, wanted):
+            async for message in self._merged(record, request, tokens):
                 yield message
         finally:
             self.streams -= 1
 
-    async def _follow(
-        self, name: str, uid: str, wanted: TailLogsRequest
+    async def _merged(
+        self, record: AppRecord, request: TailAppLogsRequest, tokens: dict[int, str]
     ) -> AsyncIterator[TailAppLogsResponse]:
-        """Read from one node after another: the app may be without one, or change it."""
+        """Read the logs of all replicas: what there is by time, then what comes as it comes."""
+        logs: dict[int, _Log] = {}
+        synced = False
+        try:
+            while True:
+                for number in self._replicas_of(record.name):
+                    if number not in logs:
+                        wanted = _for_node(request, record, tokens.get(number, ""))
+                        if synced:
+                            wanted.ClearField("tail_line_count")  # it is new, all of it
+                        logs[number] = _Log(self._patiently(record, wanted, number))
+                replica = await _next_of(logs, synced=synced)
+                message = logs[replica].take() if replica is not None else None
+                if message is not None and replica is not None:
+                    if message.resume_token:
+                        tokens[replica] = message.resume_token
+                    if message.type != TailLogsResponse.SYNCED:
+                        yield _public(message, tail_tokens.written(tokens))
+                if not synced and all(it.synced for it in logs.values()):
+                    synced = True
+                    token = tail_tokens.written(tokens)
+                    yield TailAppLogsResponse(type=TailAppLogsResponse.SYNCED, resume_token=token)
+                if all(it.ended for it in logs.values()):
+                    return
+        finally:
+            for it in logs.values():
+                await it.close()
+
+    async def _patiently(
+        self, record: AppRecord, wanted: TailLogsRequest, replica: int
+    ) -> AsyncGenerator[TailLogsResponse, None]:
+        """Read one replica's log; of several, a node that cannot be heard keeps nobody from the others'."""
+        while True:
+            try:
+                async with aclosing(self._follow(record, wanted, replica)) as messages:
+                    async for message in messages:
+                        yield message
+                return
+            except SupervisorError as failure:
+                if failure.reason != "NODE_UNREACHABLE" or len(self._replicas_of(record.name)) == 1:
+                    raise
+            yield TailLogsResponse(type=TailLogsResponse.GAP)
+            yield TailLogsResponse(type=TailLogsResponse.SYNCED)
+            if not wanted.follow:
+                return
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def _follow(
+        self, record: AppRecord, wanted: TailLogsRequest, replica: int
+    ) -> AsyncGenerator[TailLogsResponse, None]:
+        """Read from one node after another: the replica may be without one, or change it."""
         synced = False
         while True:
-            record = self._existing(name, uid)
-            node = self._node_of(name)
-            moved = asyncio.create_task(self._moved(record, node), name=f"tail {name}")
+            record = self._existing(record.name, record.uid)
+            node = self._node_of(record.name, replica)
+            moved = asyncio.create_task(self._moved(record, node, replica), name=f"tail {record.name}")
             try:
                 async with aclosing(self._from_node(record, node, wanted, moved)) as messages:
                     async for message in messages:
                         synced = synced or message.type == TailLogsResponse.SYNCED
-                        yield _public(message)
+                        yield message
                 if moved.done():
                     continue
                 if not synced:
                     synced = True
-                    yield TailAppLogsResponse(
-                        type=TailAppLogsResponse.SYNCED, resume_token=wanted.resume_token
-                    )
+                    yield TailLogsResponse(type=TailLogsResponse.SYNCED, resume_token=wanted.resume_token)
                 if not wanted.follow or (wanted.instance and node):
                     return
                 # Nothing to read yet; or its data has gone from the node, and in a moment the app has, too.
@@ -75,7 +124,7 @@ class AppTails:
             finally:
                 moved.cancel()
                 await asyncio.wait({moved})
-            yield TailAppLogsResponse(type=TailAppLogsResponse.BOOKMARK, resume_token=wanted.resume_token)
+            yield TailLogsResponse(type=TailLogsResponse.BOOKMARK, resume_token=wanted.resume_token)
 
     async def _from_node(
         self, record: AppRecord, node: str, wanted: TailLogsRequest, moved: asyncio.Task[None]
@@ -111,15 +160,15 @@ class AppTails:
                     wanted.ClearField("tail_line_count")
                 yield message
 
-    async def _moved(self, record: AppRecord, node: str) -> None:
-        """Return once the app is gone or on another node, or the server shuts down."""
+    async def _moved(self, record: AppRecord, node: str, replica: int) -> None:
+        """Return once the app is gone, or the replica on another node, or the server shuts down."""
         feed = self._mirror.apps
         closed = asyncio.create_task(self._closed.wait())
         try:
             while not closed.done():
                 position = feed.revision
                 now = feed.get(record.name)
-                if now is None or (now.uid, self._node_of(now.name)) != (record.uid, node):
+                if now is None or (now.uid, self._node_of(now.name, replica)) != (record.uid, node):
                     return
                 change = asyncio.create_task(feed.wait(position, LOOK_SECONDS))
                 try:
@@ -129,8 +178,12 @@ class AppTails:
         finally:
             closed.cancel()
 
-    def _node_of(self, app: str) -> str:
-        return home_of(self._mirror.placements_of(app))
+    def _replicas_of(self, app: str) -> list[int]:
+        """Return the numbers of the app's replicas; of an app that is nowhere yet, that of its first."""
+        return sorted({it.replica for it in self._mirror.placements_of(app)}) or [0]
+
+    def _node_of(self, app: str, replica: int) -> str:
+        return home_of(it for it in self._mirror.placements_of(app) if it.replica == replica)
 
     def _existing(self, name: str, uid: str) -> AppRecord:
         if self._closed.is_set():
@@ -156,14 +209,69 @@ def _check(request: TailAppLogsRequest, name: str) -> None:
         raise invalid_fields(violations)
 
 
-def _for_node(request: TailAppLogsRequest, name: str, uid: str) -> TailLogsRequest:
+class _Log:
+    """One replica's log: the message that is next, once it has come."""
+
+    def __init__(self, messages: AsyncGenerator[TailLogsResponse, None]) -> None:
+        self._messages = messages
+        self._step: asyncio.Task[TailLogsResponse | None] | None = None
+        self.synced = False
+        self.ended = False
+
+    def step(self) -> asyncio.Task[TailLogsResponse | None]:
+        """Return the task whose result is the next message, None at the end."""
+        if self._step is None:
+            self._step = asyncio.create_task(self._advance())
+        return self._step
+
+    async def _advance(self) -> TailLogsResponse | None:
+        return await anext(self._messages, None)
+
+    def take(self) -> TailLogsResponse | None:
+        """Return the message that has come, None at the end. Raises SupervisorError if the log broke off."""
+        step, self._step = self.step(), None
+        message = step.result()
+        self.ended = message is None
+        self.synced = self.synced or message is None or message.type == TailLogsResponse.SYNCED
+        return message
+
+    async def close(self) -> None:
+        """End the reading."""
+        if self._step is not None:
+            self._step.cancel()
+            await asyncio.wait({self._step})
+        await self._messages.aclose()
+
+
+async def _next_of(logs: dict[int, _Log], *, synced: bool) -> int | None:
+    """Return a replica whose next message has come, until all are synced that with the oldest lines; or None.
+
+    Waits a while at most, so that replicas that are new are looked for.
+    """
+    reading = {replica: log for replica, log in logs.items() if not log.ended and (synced or not log.synced)}
+    steps = {replica: log.step() for replica, log in reading.items()}
+    if not steps:
+        return None
+    when = asyncio.FIRST_COMPLETED if synced else asyncio.ALL_COMPLETED
+    await asyncio.wait(steps.values(), timeout=LOOK_SECONDS, return_when=when)
+    come = [replica for replica, step in steps.items() if step.done()]
+    return min(come, key=lambda it: (_time_of(steps[it]), it), default=None)
+
+
+def _time_of(step: asyncio.Task[TailLogsResponse | None]) -> int:
+    message = step.result() if not step.cancelled() and step.exception() is None else None
+    # What is no line waits for none.
+    return message.entries[0].log_time.ToNanoseconds() if message is not None and message.entries else 0
+
+
+def _for_node(request: TailAppLogsRequest, record: AppRecord, token: str) -> TailLogsRequest:
     wanted = TailLogsRequest(
-        name=name,
-        app_uid=uid,
+        name=record.name,
+        app_uid=record.uid,
         instance=request.instance,
         follow=request.follow,
         min_level=request.min_level,
-        resume_token=request.resume_token,
+        resume_token=token,
     )
     if request.HasField("start_time"):
         wanted.start_time.CopyFrom(request.start_time)
@@ -172,11 +280,11 @@ def _for_node(request: TailAppLogsRequest, name: str, uid: str) -> TailLogsReque
     return wanted
 
 
-def _public(message: TailLogsResponse) -> TailAppLogsResponse:
+def _public(message: TailLogsResponse, token: str) -> TailAppLogsResponse:
     return TailAppLogsResponse(
         # The values of both enums are the same.
         type=message.type,  # type: ignore[arg-type]
         entries=message.entries,
         dropped_count=message.dropped_count,
-        resume_token=message.resume_token,
+        resume_token=token,
     )

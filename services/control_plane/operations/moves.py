@@ -179,6 +179,18 @@ def stage_of(tx: Transaction, operation: OperationRecord, record: AppRecord) -> 
     return Stage.COMING if its else Stage.CALLED_OFF
 
 
+def gone_too_far(tx: Transaction, operation: OperationRecord) -> str:
+    """Return why a move cannot be taken back any more, as the end of a sentence; empty while it can."""
+    its = [it for it in tx.placements_of(operation.app) if _is_its(operation, it)]
+    current = current_of(its)
+    if current is not None:
+        return f"has taken over on {current.node}; what served before is drained"
+    brought = next((it for it in its if it.has_data), None)
+    if brought is not None and data_home(tx.placements_of(operation.app)) == brought:
+        return f"has brought the app's data to {brought.node}; it is started there"
+    return ""
+
+
 def take_back(tx: Transaction, operation: OperationRecord, reason: str, why: str) -> None:
     """Have an app stay where it serves, unless the move's instance has taken over; `why` is one sentence."""
     record = tx.app(operation.app)

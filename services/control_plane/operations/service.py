@@ -105,11 +105,11 @@ class OperationService:
         """Carry out CancelOperation.
 
         A create or start is taken back by stopping the app, as StopApp does; a move by ending what was to
-        take over, or, of a database that has not arrived, by starting the app where that is; an update of
-        which the new version is tried first by giving that up. Another update or a
-        restart that has begun stands, as the moves of many do, and only the operation ends. A stop or a
-        delete can't be taken back. A batch begins no more apps, and ends when those that are begun have come
-        to their end.
+        take over, while it has not, nor has the data, or, of a database that has not arrived, by starting the
+        app where that is; an update of which the new version is tried first by giving that up. Another
+        update or a restart that has begun stands, as the moves of many do, and only the operation ends. A
+        stop or a delete can't be taken back. A batch begins no more apps, and ends when those that are begun
+        have come to their end.
         """
 
         def run(tx: Transaction) -> Empty:
@@ -117,8 +117,10 @@ class OperationService:
             if not record.done and record.verb.startswith("batch_"):
                 _give_up(tx, record)
                 return Empty()
-            if record.done or record.verb not in _CANCELLABLE:
+            too_far = moves.gone_too_far(tx, record) if record.verb == "move" and not record.done else ""
+            if record.done or record.verb not in _CANCELLABLE or too_far:
                 what = "is done" if record.done else f"is a {record.verb}, which can't be taken back"
+                what = too_far or what
                 raise SupervisorError(
                     "OPERATION_NOT_CANCELLABLE",
                     f"{record.name} {what}.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from services.control_plane.placement.data_travel import awaits_data
 from services.control_plane.placement.replicas import Replicas
 from services.control_plane.placement.scale import is_several
@@ -75,6 +76,16 @@ class Assignment:
         return {number: Assignment(tuple(found[number])) for number in sorted(found)}
 
 
+def _stands(app: AppRecord, placements: tuple[PlacementRecord, ...], seen: Snapshot) -> bool:
+    """Tell whether what is wanted of an app is all there is, and its node is heard: so it stays."""
+    if len(placements) != 1 or app.failed is not None:
+        return False
+    (it,) = placements
+    stands = it.role is Role.CURRENT and it.has_data and it.version == app.target
+    wanted = not app.deleting and app.spec.desired_state != App.STOPPED
+    return stands and wanted and seen.heard(it.node) is not None and it.node not in seen.gone
+
+
 def assign(app: AppRecord, placements: Iterable[PlacementRecord], seen: Snapshot, now: int) -> Assignment:
     """Return the placements that an app is to have from now (µs) on.
 
@@ -82,6 +93,9 @@ def assign(app: AppRecord, placements: Iterable[PlacementRecord], seen: Snapshot
     isn't heard changes nothing, until it is lost: then an app that may go elsewhere does, under a new epoch.
     """
     if not is_several(app):
+        placements = tuple(placements)
+        if _stands(app, placements, seen):
+            return Assignment(placements)
         swap = Swap(app, placements, seen, now)
         unplaced = swap.decide()
         return Assignment(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import islice
 from typing import NamedTuple
 
@@ -28,6 +29,8 @@ class Movable(NamedTuple):
     neighbours: Neighbours = Neighbours()
     labels: tuple[str, ...] = ()
     apart_from: tuple[str, ...] = ()
+    full_zones: AbstractSet[str] = frozenset()
+    """Zones with more of its other copies than its own has: there they would be less apart."""
     takes_data: bool = False
     """Its data goes with it: it is left where it is while another can go."""
 
@@ -86,6 +89,8 @@ class _Node:
 
     def takes(self, app: Movable) -> bool:
         """Tell whether it can take one more app, beside those that are to come."""
+        if self._seen.zone in app.full_zones:
+            return False
         seen = self._seen._replace(apps=self.apps, reserved_bytes=self.memory)
         return fits(app.wish, beside(seen, app.neighbours)) and not any(
             _are_apart(app, other) or _are_apart(other, app) for other in self.arrived
@@ -104,6 +109,8 @@ class _Plan:
         most: int,
     ) -> None:
         self.moves: list[Move] = []
+        self._moved: set[str] = set()
+        """Of several copies of an app one is moved: where the others may go is not known before it has."""
         self._tolerance = tolerance
         self._most = most
         self._sources: list[_Node] = []
@@ -170,11 +177,13 @@ class _Plan:
         One without data on its node before all with some.
         """
         half = (source.memory - destination.memory) / 2
-        fit = (app for app in source.leaving.values() if destination.takes(app))
+        leaving = (app for app in source.leaving.values() if app.app not in self._moved)
+        fit = (app for app in leaving if destination.takes(app))
         return min(fit, key=lambda app: (app.takes_data, abs(app.memory_bytes - half), app.app), default=None)
 
     def _move(self, app: Movable, source: _Node, destination: _Node, why: str) -> None:
         self.moves.append(Move(app.app, source.name, destination.name, why))
+        self._moved.add(app.app)
         del source.leaving[app.app]  # once moved it stays: it is not taken from where it comes to
         destination.arrived.append(app)
         source.apps, destination.apps = source.apps - 1, destination.apps + 1

@@ -58,6 +58,11 @@ def is_of(canary: Canary, version: Version) -> bool:
     return (canary.generation, canary.epoch) == (version.generation, version.epoch)
 
 
+def is_announced(canary: Canary) -> bool:
+    """Tell whether a version is to be tried and was not ready yet."""
+    return canary.state == Canary.ANALYZING and not canary.HasField("begin_time")
+
+
 # --- how far it is ---
 
 
@@ -142,11 +147,14 @@ class Trial:
     """What was seen of the requests to a version and to the one before it. Bounded by the app's instances."""
 
     version: Version
+    from_start: bool = True
+    """Whether it is seen since the version was started; else both are counted from the first look on."""
     new: Counts = field(default_factory=Counts)
     old: Counts = field(default_factory=Counts)
     slowest: deque[float] = field(default_factory=lambda: deque(maxlen=LATENCIES_KEPT))
     """The new version's p99 at the last looks with requests, in seconds."""
     _last: dict[str, tuple[int, int]] = field(default_factory=dict)
+    _looked: bool = False
 
     def look(self, new: Mapping[str, InstanceFigures], old: Mapping[str, InstanceFigures]) -> None:
         """Take note of instances' figures, by name, as last told."""
@@ -155,7 +163,8 @@ class Trial:
             for name, told in figures.items():
                 last[name] = now = (told.request_count, told.error_count)
                 # All that a new one was ever asked counts; of others only what comes from now on.
-                before = self._last.get(name, (0, 0) if counts is self.new else now)
+                begun = counts is self.new and (self.from_start or self._looked)
+                before = self._last.get(name, (0, 0) if begun else now)
                 if now[0] < before[0]:
                     before = (0, 0)  # it was started again, and counts anew
                 counts.requests += now[0] - before[0]
@@ -163,6 +172,7 @@ class Trial:
                 if counts is self.new and now[0] > before[0] and told.HasField("latency_p99"):
                     self.slowest.append(seconds(told.latency_p99))
         self._last = last
+        self._looked = self._looked or bool(new)
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,12 @@ from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Condition,
     Instance,
+    RuntimeStatus,
     StartInstanceRequest,
     StopInstanceRequest,
 )
 from services.control_plane.catalog.candidates import neighbours_of
+from services.control_plane.nodes.link import PASSING, PASSING_SECONDS
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.operations.database_moves import is_stopped_for
 from services.control_plane.placement.assignment import ENDING, Assignment, assign
@@ -125,10 +127,14 @@ class AppReconciler:
             app.name, ("move",)
         )  # it ends also when its old node falls silent
         if observed is not app or not stays or moving:
-            stored = await self._decide(transactions.Foreseen(app, placements, assigned, observed), seen)
+            foreseen = transactions.Foreseen(app, placements, assigned, observed)
+            stored = await self._decide(foreseen, seen)
             if stored is None:
                 return Result()
-            app, assigned = stored
+            result = await self._act(stored.app, stored.assigned, seen)
+            if stored.as_foreseen and not moving and not result.again and settles(app, placements, assigned):
+                return replace(result, settled=stored.app.revision)
+            return result
         return await self._act(app, assigned, seen)
 
     def _is_clear(self, node: str) -> bool:
@@ -171,9 +177,7 @@ class AppReconciler:
         lost = record is not None and record.node.lease_state == Node.EXPIRED
         return replace(view, sight=Sight.LOST) if lost and view.sight is Sight.SILENT else view
 
-    async def _decide(
-        self, foreseen: transactions.Foreseen, seen: Snapshot
-    ) -> tuple[AppRecord, Assignment] | None:
+    async def _decide(self, foreseen: transactions.Foreseen, seen: Snapshot) -> transactions.Decided | None:
         app = foreseen.app
         new = {it.node for it in foreseen.assigned.placements} - {it.node for it in foreseen.placements}
         # Until it is stored the mirror doesn't count it; others that are placed meanwhile must.
@@ -201,11 +205,8 @@ class AppReconciler:
             todo = await self._database_travels.hold(app, todo)
         over, failure = await self._stop_all(app, todo)
         # A stop that fails holds up no start, nor one start another: an app is to serve first of all.
-        for start in starts:
-            try:
-                await self._start(app, assigned, start)
-            except SupervisorError as refusal:
-                failure = refusal
+        started = await self._start_all(app, assigned, starts)
+        failure = started.failure or failure
         if app.database_server:
             ends = todo.remove or (app.deleting and len(over) == len(assigned.placements))
             await self._guard_database(app, assigned, over, ends=bool(ends))
@@ -218,12 +219,12 @@ class AppReconciler:
         travel = None if app.deleting else travel_of(assigned.placements)
         if travel is not None and not todo.starts and failure is None:
             brought = await self._bring_data(app, travel)
-            return replace(brought, again=True) if over else brought
+            return replace(brought, again=True) if over or started.again else brought
         if travel is None and failure is None and app.status.data_move.state == DataMove.ARRIVED:
             await self._leave(app, assigned)
-        after = min(filter(None, [todo.after, *pauses]), default=0.0)
+        after = min(filter(None, [todo.after, started.after, *pauses]), default=0.0)
         # That a placement is over changes no app by itself, and so asks for no pass.
-        return Result(failure=failure, again=bool(over), after=after)
+        return Result(failure=failure, again=bool(over) or started.again, after=after)
 
     async def _leave(self, app: AppRecord, assigned: Assignment) -> None:
         """Have the node that an app's data has left forward what it holds: it is started elsewhere."""
@@ -270,6 +271,10 @@ class AppReconciler:
             if gone and stop.ends is not None:
                 over.append(stop.ends)
         return over, failure
+
+    def learn(self, node: str, status: RuntimeStatus) -> list[str]:
+        """Note which apps a node forwards, told by a leader before; return those to be looked at for it."""
+        return self._former_homes.learn(node, status.forwarding)
 
     async def _tell_former_homes(self, app: AppRecord, home: StopInstanceRequest.NewHome) -> None:
         """Have nodes that forward an app's requests forward them to where it is now, if they can be told."""
@@ -382,10 +387,24 @@ class AppReconciler:
         start.request.spec.database_url = database.url
         start.request.spec.database_pool_size = database.pool
 
-    async def _start(self, app: AppRecord, assigned: Assignment, start: Start) -> None:
+    async def _start_all(self, app: AppRecord, assigned: Assignment, starts: Sequence[Start]) -> Result:
+        """Carry out starts; return the last failure, and when to look at what came of them."""
+        again, after, failure = False, 0.0, None
+        for start in starts:
+            try:
+                if await self._start(app, assigned, start):
+                    after = PASSING_SECONDS
+                else:
+                    again = True
+            except SupervisorError as refusal:
+                failure = refusal
+        return Result(again, after, failure)
+
+    async def _start(self, app: AppRecord, assigned: Assignment, start: Start) -> bool:
+        """Have an instance started; tell whether its node will tell more of it in a moment."""
         link = self._links.get(start.placement.node)
         if link is None:
-            return
+            return True
         try:
             if app.database_server:
                 await self._provide(app, assigned, start)
@@ -394,14 +413,15 @@ class AppReconciler:
             if refusal.reason in OUTDATED:
                 self._pace.started(*_paced(app, start.placement), link.node.incarnation)
                 await self._renew(app, start, refusal)
-                return
+                return True
             if refusal.reason not in FINAL_REFUSALS:
                 link.hinder(app.name, refusal.reason, refusal.message)
                 raise
             link.refuse(app.name, _refused(start.request, refusal))
-        else:
-            self._pace.started(*_paced(app, start.placement), link.node.incarnation)
-            link.accepted(app.name, instance)
+            return True
+        self._pace.started(*_paced(app, start.placement), link.node.incarnation)
+        link.accepted(app.name, instance)
+        return instance.state in PASSING
 
     async def _renew(self, app: AppRecord, start: Start, refusal: SupervisorError) -> None:
         """Move a placement above the epoch that its node knows; the change has the app looked at again."""
@@ -431,6 +451,21 @@ def _are_same(placements: Sequence[PlacementRecord], others: Sequence[PlacementR
     if len(placements) == len(others) and all(map(operator.is_, placements, others)):
         return True
     return set(placements) == set(others)
+
+
+def settles(app: AppRecord, placements: Sequence[PlacementRecord], assigned: Assignment) -> bool:
+    """Tell whether another look at what has been decided would find the same, as long as nothing is told.
+
+    So it does where no placement has changed, or what is wanted serves and nothing comes in.
+    """
+    if app.deleting or app.spec.desired_state == App.STOPPED or is_several(app) or app.database_server:
+        return False
+    if assigned.target is not None or assigned.failed != app.failed:
+        return False
+    current = assigned.current
+    if current is None or current.version != app.target or assigned.incoming is not None:
+        return _are_same(assigned.placements, placements)
+    return any(it.name == current.name and it.role not in ENDING for it in placements)
 
 
 def _awaits_start(app: AppRecord, assigned: Assignment, seen: Snapshot) -> bool:

@@ -1,6 +1,6 @@
 """Which nodes forward an app's requests to where it was last: they are told when it moves on.
 
-Kept in memory by whoever leads; what a new leader does not know ends by itself on those nodes.
+Kept in memory by whoever leads; who leads anew is told by the nodes, as they are heard.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import StopInstanceRequest
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Forwarding, StopInstanceRequest
 
 FORWARD_SECONDS = 600.0
 """The longest that a node forwards for an app."""
@@ -40,6 +40,21 @@ class FormerHomes:
         self._told[app] = nodes
         if len(self._told) > self._max_apps:
             del self._told[next(iter(self._told))]
+
+    def learn(self, node: str, forwarding: Forwarding) -> list[str]:
+        """Note what a node says that it forwards, told by another leader; return the apps that are news."""
+        news = []
+        for moved in forwarding.moved_apps:
+            known = self._told.get(moved.app, {}).get(node)
+            if known is not None and known.request.epoch >= moved.epoch:
+                continue
+            stop = StopInstanceRequest(
+                name=f"{moved.app}/instances/moved", epoch=moved.epoch, app_uid=moved.app_uid,
+                new_home=moved.new_home,
+            )  # fmt: skip
+            self.told(moved.app, node, stop)
+            news.append(moved.app)
+        return news
 
     def knows(self, app: str) -> bool:
         """Tell whether some node may forward for an app."""

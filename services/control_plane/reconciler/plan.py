@@ -20,6 +20,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
 )
 from services.control_plane.operations.database_moves import is_stopped_for
 from services.control_plane.placement.assignment import ENDING, Assignment, spec_of
+from services.control_plane.placement.canary import is_announced
 from services.control_plane.placement.data_travel import is_last_owner, leaves_copy
 from services.control_plane.placement.snapshot import NodeView, Snapshot, has_ended, is_own, is_ready
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role
@@ -27,6 +28,10 @@ from services.control_plane.store.records import AppRecord, PlacementRecord, Rol
 SWITCH_SECONDS = 3.0
 """How long what was replaced from another node goes on serving, where that node cannot forward what still
 comes to it: those who follow `uri` need to hear of it."""
+
+ANNOUNCED_SECONDS = 1.0
+"""How long a version on trial is announced before it is started: gateways are to give it no more than its
+share from its first moment on."""
 
 _SPEC_MESSAGES = ("config", "database", "idle_timeout", "limits", "health_check", "restart_policy")
 
@@ -65,6 +70,8 @@ def plan(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> Plan
     if app.deleting and not assigned.placements:
         return Plan(remove=True)
     ending = bool(app.deleting) or app.spec.desired_state == App.STOPPED or is_stopped_for(app)
+    if not ending and _is_alone(assigned, seen):
+        return Plan(after=assigned.after)
     lingering = {} if ending else dict(_lingering(assigned, seen, now))
     after = min([*lingering.values(), *([assigned.after] if assigned.after else [])], default=0.0)
     stops = tuple(
@@ -74,8 +81,30 @@ def plan(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> Plan
     )
     if ending:
         return Plan(stop=stops, after=after)
-    starts = (_start(app, replica, seen) for replica in assigned.by_replica().values())
-    return Plan(tuple(filter(None, starts)), stops, after=after)
+    wanted = (_start(app, replica, seen) for replica in assigned.by_replica().values())
+    starts = tuple(filter(None, wanted))
+    if is_announced(app.status.canary):
+        early = {it.placement.name: left for it in starts if (left := _too_early(app, it.placement, now)) > 0}
+        starts = tuple(it for it in starts if it.placement.name not in early)
+        after = min([*early.values(), *([after] if after else [])], default=0.0)
+    return Plan(starts, stops, after=after)
+
+
+def _too_early(app: AppRecord, placement: PlacementRecord, now: int) -> float:
+    """Return in how many seconds a version on trial may start, whose node is known to who routes by then."""
+    if placement.node not in app.status.canary.nodes or placement.generation != app.target.generation:
+        return 0.0
+    left = ANNOUNCED_SECONDS - (now - placement.since) / 1e6
+    return left if left <= ANNOUNCED_SECONDS else 0.0
+
+
+def _is_alone(assigned: Assignment, seen: Snapshot) -> bool:
+    """Tell whether the only placement is to run and its instance is all there is: as most passes find it."""
+    wanted = assigned.wanted
+    if wanted is None or len(assigned.placements) != 1:
+        return False
+    view = seen.heard(wanted.node)
+    return view is not None and len(view.instances) == 1 and seen.instance(wanted) is not None
 
 
 def _start(app: AppRecord, replica: Assignment, seen: Snapshot) -> Start | None:

@@ -17,3 +17,8 @@ class Result:
     """There is more to do, after so many seconds; 0 if there isn't."""
     failure: SupervisorError | None = None
     """What is worth another try, after a pause that grows."""
+    settled: int = 0
+    """Revision of the app that the pass has stored, and after which it has left nothing to do; 0 for none.
+
+    That it was stored is no news to the reconciler then.
+    """

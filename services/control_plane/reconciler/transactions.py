@@ -55,9 +55,17 @@ class Foreseen:
         }
 
 
-def decided(
-    tx: Transaction, name: str, uid: str, seen: Snapshot, foreseen: Foreseen
-) -> tuple[AppRecord, Assignment] | None:
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What was decided on an app, and stored."""
+
+    app: AppRecord
+    assigned: Assignment
+    as_foreseen: bool
+    """It came out as the pass had worked it out."""
+
+
+def decided(tx: Transaction, name: str, uid: str, seen: Snapshot, foreseen: Foreseen) -> Decided | None:
     """Decide on an app by its newest record and what was seen of its nodes, and store what comes of it.
 
     Returns the app and its placements as they are then; None if it is no longer that app.
@@ -67,20 +75,22 @@ def decided(
         return None
     known = tx.placements_of(name)
     believed = seen.believing(partial(_is_lost, tx))
-    if believed is seen and foreseen.holds_of(before, known):
+    as_foreseen = believed is seen and foreseen.holds_of(before, known)
+    if as_foreseen:
         assigned, after = foreseen.assigned, foreseen.observed
     else:
         assigned = assign(before, known, believed, tx.now)
         after = observe(before, assigned, seen, tx.now)
     _check_places(tx, known, assigned)
-    if after != before:
-        tx.put_app(after)
+    changed = after is not before and after != before
+    if changed:
+        after = tx.put_app(after)
     _put_placements(tx, after, known, assigned)
     _tell_move(tx, after, known, assigned)
-    if after != before:
+    if changed:
         _tell(tx, before, after, assigned)
     operations.settle(tx, after)
-    return after, assigned
+    return Decided(after, assigned, as_foreseen)
 
 
 def renewed(

@@ -93,7 +93,7 @@ def _fill_canary(canary: CanaryPolicy) -> None:
         canary.timeout.FromSeconds(3600)
         if nanoseconds(canary.duration) > nanoseconds(canary.timeout):
             canary.timeout.CopyFrom(canary.duration)
-    canary.min_request_count = canary.min_request_count or 20
+    canary.min_request_count = canary.min_request_count or 50
     if not canary.HasField("max_error_ratio"):
         canary.max_error_ratio = 0.05
 

@@ -25,18 +25,12 @@ def etag_matches(given: str, current: str) -> bool:
 def check_etag(given: str, current: str, name: str) -> None:
     """Raise SupervisorError ETAG_MISMATCH unless `given` is empty or the current one of the resource."""
     if not etag_matches(given, current):
-        raise etag_mismatch(name, current, given)
-
-
-def etag_mismatch(name: str, current: str, given: str) -> SupervisorError:
-    """Return the error for a resource that was changed by another since it was looked at."""
-    since = f"since etag {given}" if given else "meanwhile"
-    return SupervisorError(
-        "ETAG_MISMATCH",
-        f"{name} has changed {since}; read it again.",
-        resource=name,
-        metadata={"etag": current, "given_etag": given},
-    )
+        raise SupervisorError(
+            "ETAG_MISMATCH",
+            f"{name} has changed since etag {given}; read it again.",
+            resource=name,
+            metadata={"etag": current, "given_etag": given},
+        )
 
 
 def _opaque(etag: str) -> str:

@@ -11,6 +11,7 @@ import re
 from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer, Environment, Node
 from services.control_plane.rules.environment_defaults import default_violations
 from services.rpc.errors import Violation
+from services.spec.rules import extension_violations
 from services.spec.scalars import (
     MAX_DISPLAY_NAME,
     MAX_HOST,
@@ -53,6 +54,9 @@ def database_server_violations(server: DatabaseServer, prefix: str = "database_s
         *integer_violations(f"{prefix}.app_connections", server.app_connections, 0, 1_000),
         *integer_violations(f"{prefix}.spare_databases", server.spare_databases, 0, 100),
     ]
+    found += extension_violations(f"{prefix}.allowed_extensions", server.allowed_extensions, 64)
+    if server.app_address:
+        found += _address_violations(f"{prefix}.app_address", server.app_address)
     return found + _admin_url_violations(f"{prefix}.admin_url", server.admin_url)
 
 

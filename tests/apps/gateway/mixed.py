@@ -7,7 +7,7 @@ import json
 
 def create_app(context):
     """`/events/{count}` streams so many, `/slow/{seconds}` answers later, `/ill/{instance}` fails where it is
-    that one, all else tells what arrived."""
+    that one, all else tells what arrived; all of it fails if the app is configured as `broken`."""
 
     async def http(scope, receive, send):
         body, more = b"", True
@@ -42,7 +42,8 @@ def create_app(context):
             "headers": [[name.decode(), value.decode()] for name, value in scope["headers"]],
             "length": len(body),
         }
-        status = 500 if path == f"/ill/{context.instance}" else 200
+        ill = context.config.get("broken") or path == f"/ill/{context.instance}"
+        status = 500 if ill else 200
         answer = json.dumps(told).encode()
         head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
         await send({"type": "http.response.start", "status": status, "headers": head})

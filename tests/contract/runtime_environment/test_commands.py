@@ -96,7 +96,7 @@ async def test_every_violation_of_a_spec_is_told_at_once(node: Subject) -> None:
         entrypoint="x" * 300,
         env={"1A": "x"},
         database=pb.Database(external=pb.Database.External(secret_key="URL")),
-        domains=["*.example.com"],
+        domains=["a..example.com"],
         idle_timeout=Duration(nanos=1),
         limits=pb.Limits(max_concurrent_requests=-1, request_timeout=Duration(seconds=99_999)),
         health_check=pb.HealthCheck(path="health", interval=Duration(seconds=1), timeout=Duration(seconds=2)),

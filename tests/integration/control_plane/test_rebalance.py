@@ -53,6 +53,24 @@ async def test_a_late_node_gets_its_share_of_what_can_move_and_then_nothing_is_l
         assert app.instances[0].node == node
 
 
+async def test_replicas_are_evened_out_and_none_comes_beside_its_sibling(plane: Plane) -> None:
+    nodes = [await plane.node(NODE), await plane.node(OTHER)]
+    for app_id in "abcd":
+        await plane.create(app_id, database=NO_DATABASE, replicas=2)
+    nodes.append(await plane.node("environments/default/nodes/fake-3"))
+    ended = await plane.wait(
+        await plane.fleet.RebalanceEnvironment(fleet.RebalanceEnvironmentRequest(name=DEFAULT))
+    )
+    response = fleet.RebalanceEnvironmentResponse()
+    assert ended.response.Unpack(response), ended
+    assert {move.state for move in response.moves} == {fleet.PlannedMove.MOVED}
+    assert {move.destination_node for move in response.moves} == {nodes[2].node}
+    assert len(response.moves) == 2, "8 replicas: 3, 3 and 2"
+    for app_id in "abcd":
+        app = await plane.app(f"apps/{app_id}", lambda app: not app.reconciling and len(app.instances) == 2)
+        assert len({it.node for it in app.instances}) == 2
+
+
 async def test_a_node_that_uses_all_of_its_memory_takes_no_app_until_it_uses_less(plane: Plane) -> None:
     node = await plane.node(NODE, memory_bytes=2**30)
     node.used_memory_bytes = 2**30

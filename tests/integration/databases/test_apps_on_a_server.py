@@ -223,6 +223,10 @@ async def test_what_an_app_asks_of_its_server_is_checked(
         (Database(postgres=Database.Postgres()), "INVALID_FIELD"),
         (Database(postgres=Database.Postgres(server="elsewhere")), "INVALID_FIELD"),
         (missing, "DATABASE_SERVER_NOT_FOUND"),
+        (
+            Database(postgres=Database.Postgres(server="databaseServers/x", extensions=["Bad name"])),
+            "INVALID_FIELD",
+        ),
     ):
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await plane.create("shop", database=database)
@@ -232,6 +236,10 @@ async def test_what_an_app_asks_of_its_server_is_checked(
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await create(plane, "blog")
     assert reason_of(error.value) == "DATABASE_SERVER_FULL"
+    unknown = Database(postgres=Database.Postgres(server=NAME, extensions=["vector"]))
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await plane.update("apps/shop", ["database"], database=unknown)
+    assert "is none that databaseServers/main allows" in str(error.value)
     other = Database(postgres=Database.Postgres(server=NAME, mode=Database.Postgres.DATABASE))
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await plane.update("apps/shop", ["database"], database=other)

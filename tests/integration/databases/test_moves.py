@@ -32,6 +32,9 @@ CREATE TYPE mood AS ENUM ('well', 'ill');
 CREATE TABLE note (id serial PRIMARY KEY, text text NOT NULL CHECK (text <> ''), mood mood DEFAULT 'well');
 CREATE TABLE tag (note integer REFERENCES note ON DELETE CASCADE, name text, UNIQUE (note, name));
 CREATE INDEX ON note (lower(text));
+CREATE TABLE place (at vector(2));
+INSERT INTO place VALUES ('[1,2]');
+CREATE INDEX ON place USING hnsw (at vector_l2_ops);
 CREATE VIEW ill AS SELECT * FROM note WHERE mood = 'ill';
 CREATE FUNCTION twice(n integer) RETURNS integer LANGUAGE sql AS 'SELECT 2 * n';
 CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS
@@ -59,7 +62,8 @@ async def plane(tmp_path: Path, postgresql: Server, second: Server) -> AsyncIter
             for name, server in (("one", postgresql), ("two", second)):
                 admin_url = server.create_database(stack)
                 request = fleet.CreateDatabaseServerRequest(
-                    database_server=fleet.DatabaseServer(admin_url=admin_url), database_server_id=name
+                    database_server=fleet.DatabaseServer(admin_url=admin_url, allowed_extensions=["vector"]),
+                    database_server_id=name,
                 )
                 await plane.fleet.CreateDatabaseServer(request)
             await plane.node()
@@ -78,7 +82,7 @@ def _forget(server: Server) -> None:
 
 
 async def create(plane: Plane, mode: Any = Database.Postgres.SCHEMA, **fields: Any) -> pb.App:
-    database = Database(postgres=Database.Postgres(server=SOURCE, mode=mode))
+    database = Database(postgres=Database.Postgres(server=SOURCE, mode=mode, extensions=["vector"]))
     return await plane.create("shop", database=database, **fields)
 
 
@@ -123,6 +127,7 @@ async def test_a_database_moves_with_all_that_is_in_it_and_the_former_one_goes(
     assert ask(new, "INSERT INTO note (text) VALUES ('next') RETURNING id, mood::text") == [(2001, "well")]
     assert ask(new, "UPDATE note SET text = 'x' WHERE id = 1 RETURNING text") == [("x!",)]
     assert ask(new, "SELECT twice(4), obj_description('note'::regclass)") == [(8, "what was noted")]
+    assert ask(new, "SELECT at <-> '[1,3]' FROM place") == [(1.0,)]
     assert ask(new, "DELETE FROM note WHERE id = 2; SELECT count(*) FROM tag") == []
     assert ask(new, "SELECT count(*) FROM tag") == [(999,)]
     app = await plane.app("apps/shop", lambda app: not app.reconciling)
@@ -225,7 +230,7 @@ async def test_what_hinders_a_move_is_told_before_anything_is_stopped(
     ask(newest_url(plane, app), "SELECT lo_create(0)")
     ended = await plane.wait(await move(plane))
     assert "large objects" in ended.error.message
-    again = fleet.DatabaseServer(admin_url=postgresql.url)
+    again = fleet.DatabaseServer(admin_url=postgresql.url, allowed_extensions=["vector"])
     request = fleet.CreateDatabaseServerRequest(database_server=again, database_server_id="again")
     await plane.fleet.CreateDatabaseServer(request)
     ended = await plane.wait(await move(plane, "databaseServers/again"))

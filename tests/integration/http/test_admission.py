@@ -222,7 +222,7 @@ async def test_drain_cuts_what_does_not_end(site, wait_until):
     assert await gate.drain(0.05) == 1
     cut = await client.answer()
     assert (cut.status, cut.reason) == (503, "INSTANCE_STOPPING")
-    assert app.cancelled == 1
+    await wait_until(lambda: app.cancelled == 1)
     assert gate.figures().in_flight == 0
 
 
@@ -424,7 +424,7 @@ async def test_figures_tell_rates_and_quantiles(site):
     ended = time.monotonic()
     figures = gate.figures()
     assert figures.requests == 10
-    assert 0.019 <= figures.latency_p50 <= figures.latency_p99 < 1.1 * (ended - began)
+    assert 0.019 <= figures.latency_p50 <= figures.latency_p99 < 2 * (ended - began)
     assert figures.requests_per_second > 0
     assert began <= figures.last_request_time <= ended
 

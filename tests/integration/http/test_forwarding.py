@@ -8,7 +8,7 @@ import pytest
 from runtime_node.forwarding import Carrier, Forwarder, ForwardGate, Target
 from runtime_node.forwarding.carrier import CarrierLimits
 from runtime_node.http import Gate, GateLimits
-from tests.eventually import eventually
+from tests.eventually import WITHIN, eventually
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ async def test_responses_without_a_body_keep_the_connection(make_moved, method, 
     connection = await moved.former.connect()
     for _ in range(3):
         connection.send(f"{method} / HTTP/1.1\r\nHost: a.localhost\r\n\r\n".encode())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WITHIN):
             head = await connection.reader.readuntil(b"\r\n\r\n")
         assert b" %d " % status in head
         if has_body:
@@ -183,7 +183,7 @@ async def test_events_are_passed_on_as_they_come_and_an_empty_head_does_not_wait
     moved = await make_moved(app)
     connection = await moved.former.connect()
     connection.send(b"GET / HTTP/1.1\r\nHost: a.localhost\r\n\r\n")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN):
         assert b"text/event-stream" in await connection.reader.readuntil(b"\r\n\r\n")
         go_on()
         assert b"data: 1" in await connection.reader.readuntil(b"\n\n")
@@ -205,7 +205,7 @@ async def test_expect_continue_is_asked_of_the_app(make_moved):
     connection = await moved.former.connect()
     connection.send(b"POST /take HTTP/1.1\r\nHost: a.localhost\r\nExpect: 100-continue\r\n"
                     b"Content-Length: 4\r\n\r\n")  # fmt: skip
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN):
         assert await connection.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
     connection.send(b"body")
     answer = await connection.answer()
@@ -229,7 +229,7 @@ async def test_a_client_that_leaves_is_told_to_the_app(make_moved):
     moved = await make_moved(app, half_close=0.1)
     connection = await moved.former.connect()
     connection.send(b"GET / HTTP/1.1\r\nHost: a.localhost\r\n\r\n")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN):
         await began.wait()
         connection.writer.transport.abort()
         await told.wait()

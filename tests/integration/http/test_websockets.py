@@ -72,8 +72,7 @@ async def test_a_handshake_waits_for_a_dormant_app(site, wait_until):
     gate = site.app("a", None)
     gate.hold(lambda: wanted.append(1))
     opening = asyncio.ensure_future(connect(url(site)).__aenter__())
-    await wait_until(lambda: wanted == [1])
-    assert gate.figures().queued == 1
+    await wait_until(lambda: wanted == [1] and gate.figures().queued == 1)
     gate.open(app_that_echoes(log))
     client = await opening
     await client.send("x")
@@ -101,7 +100,7 @@ async def test_a_client_that_answers_the_apps_close_is_let_go_at_once(site, monk
     site.app("a", app)
     connection = await site.connect()
     connection.send(HANDSHAKE)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN):
         await connection.reader.readuntil(b"\r\n\r\n")
         assert (await connection.reader.readexactly(4))[2:] == (4000).to_bytes(2, "big")
     connection.send(b"\x88\x82\0\0\0\0" + (4000).to_bytes(2, "big"))

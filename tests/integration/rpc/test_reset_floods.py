@@ -16,6 +16,7 @@ from services.rpc.pipeline.admission import Admission, Bounds
 from services.rpc.pipeline.pipeline import Pipeline
 from services.rpc.reset_floods import Connection, ResetFloods
 from services.rpc.server import RpcServer, Service
+from tests.eventually import WITHIN
 from tests.integration.rpc.conftest import SomeFleet
 
 HEADERS, RST_STREAM, SETTINGS = 1, 3, 4
@@ -74,7 +75,7 @@ class Flood:
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(WITHIN)
         self._socket.close()
 
 

@@ -149,3 +149,16 @@ def test_any_fleet_is_even_after_the_fewest_moves_and_then_nothing_is_left_to_do
         )  # fmt: skip
         assert len(moves) == fewest
         assert len({it.app for it in moves}) == len(moves), "no app moves twice"
+
+
+def test_a_copy_goes_beside_no_other_and_not_where_they_would_be_less_apart() -> None:
+    copy = Movable("x", Wish(X, siblings=("c",)), full_zones=frozenset({"z"}))
+    source = node("a", [copy], bound=6)
+    moves = planned([source, node("b", [], zone="z"), node("c", [], bound=1), node("d", [], bound=2)])
+    assert [(it.app, it.destination) for it in moves] == [("x", "d")]
+
+
+def test_of_several_copies_of_an_app_one_is_moved_in_a_plan() -> None:
+    one, other = Movable("x", Wish(X, siblings=("b",))), Movable("x", Wish(X, siblings=("a",)))
+    moves = planned([node("a", [one], bound=6), node("b", [other], bound=6), node("c", []), node("d", [])])
+    assert [it.app for it in moves] == ["x"]

@@ -14,6 +14,7 @@ from google.longrunning.operations_pb2 import (
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from services.control_plane.catalog.batches import KINDS, MAX_REQUESTS, advance, end
 from services.control_plane.store.interface import CatalogStore
+from tests.eventually import WITHIN
 from tests.unit.control_plane.conftest import Refusal, Server
 
 
@@ -73,7 +74,7 @@ def test_a_batch_is_listed_by_its_verb_and_cancelled_once_it_is_not_done(
     listed = server("ListOperations", ListOperationsRequest(filter='metadata.verb="batch_stop"'))
     assert [it.name for it in listed.operations] == [operation.name]
     server("CancelOperation", CancelOperationRequest(name=operation.name))
-    store.write(lambda tx: end(tx, operation.name)).result(10)
+    store.write(lambda tx: end(tx, operation.name)).result(WITHIN)
     with pytest.raises(Refusal) as refusal:
         server("CancelOperation", CancelOperationRequest(name=operation.name))
     assert refusal.value.info.reason == "OPERATION_NOT_CANCELLABLE"
@@ -96,7 +97,7 @@ def test_of_very_many_apps_only_the_first_failures_are_kept(server: Server, stor
             assert advance(tx, operation.name, failed)
         end(tx, operation.name)
 
-    store.write(step).result(10)
+    store.write(step).result(WITHIN)
     record = store.mirror.operations.get(operation.name)
     assert record is not None
     progress = record.metadata.batch

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -14,10 +15,12 @@ from appsupervisor.catalog.v1 import certificates_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition
 from services.control_plane.certificates.certificates import CertificateService
 from services.control_plane.certificates.watch import check_token, watch_certificates
+from services.control_plane.metrics import ControlPlaneMetrics
 from services.control_plane.servicers.certificates import CertificatesServicer
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.sql_store import open_store
 from services.rpc.errors import SupervisorError
+from services.rpc.pipeline.call import Caller
 from tests.issued import START, Issued, issue
 from tests.unit.control_plane.conftest import GATEWAY_TOKEN, Refused, Server
 
@@ -166,6 +169,21 @@ def test_a_certificate_is_replaced_with_its_key_and_by_halves_only_if_they_fit(
     assert refused("UpdateCertificate", update(["chain_pem"])).fields == {"certificate.chain_pem"}
 
 
+def test_a_half_is_not_put_to_another_half_that_came_meanwhile(
+    server: Server, store: CatalogStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server("CreateCertificate", create())
+    elder = store.mirror.certificates.get("certificates/shop")
+    server("UpdateCertificate", update(chain_pem=TWO.pem, private_key_pem=TWO.key_pem))
+    service = CertificateService(store)
+    monkeypatch.setattr(service, "_mirror", SimpleNamespace(certificates={"certificates/shop": elder}))
+    renewed = issue("shop.example.com", key=ONE.key)
+    with pytest.raises(SupervisorError, match="has changed meanwhile"):
+        server.loop.run_until_complete(
+            service.update(update(["chain_pem"], chain_pem=renewed.pem), Caller("t", 20))
+        )
+
+
 def test_its_end_is_told_as_it_comes_nearer(server: Server, refused: Refused, now: Now) -> None:
     server("CreateCertificate", create())
 
@@ -180,6 +198,14 @@ def test_its_end_is_told_as_it_comes_nearer(server: Server, refused: Refused, no
     # It may still be labelled, but not be brought again.
     server("UpdateCertificate", update(display_name="old"))
     assert refused("CreateCertificate", create(name="again")).fields == {"certificate.chain_pem"}
+
+
+def test_its_end_is_a_metric(server: Server, store: CatalogStore) -> None:
+    made = server("CreateCertificate", create())
+    metrics = ControlPlaneMetrics(store, lambda: (0, 0), watchers=lambda: 0, tails=lambda: 0)
+    (found,) = (it for it in metrics.collect() if it.name.endswith("certificate_expire_time_seconds"))
+    (sample,) = found.samples
+    assert (sample.labels, sample.value) == ({"certificate": made.name}, made.expire_time.ToSeconds())
 
 
 def test_a_watch_tells_each_change_and_keys_to_who_has_the_token(server: Server, store: CatalogStore) -> None:

@@ -18,6 +18,7 @@ from services.control_plane.placement.choice import (
     ranked,
     wish_of,
 )
+from tests.eventually import WITHIN
 from tests.unit.control_plane.conftest import Refusal, Refused, Server
 from tests.unit.control_plane.test_node_commands import NO_DATABASE, ONE, TWO, place, register
 from tests.unit.control_plane.test_servicers import create
@@ -252,7 +253,7 @@ def test_a_node_shows_what_is_reserved_on_it_and_an_exclusive_app_takes_it(serve
     assert explain(server, app="apps/shop").node == ONE
     record = server.store.mirror.apps.get("apps/shop")
     assert record is not None
-    server.store.write(lambda tx: tx.delete_app("apps/shop")).result(5)
+    server.store.write(lambda tx: tx.delete_app("apps/shop")).result(WITHIN)
     assert server("GetNode", node).reserved_memory_bytes == 0
     assert explain(server, app_spec=pb.App()).node == ONE
 

@@ -19,6 +19,7 @@ from services.control_plane.placement.data_travel import data_home
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.records import Role
 from services.control_plane.store.sql_store import open_store
+from services.rpc.errors import SupervisorError
 from tests.fakes.runtime_node import Behaviour
 from tests.unit.control_plane.test_moves import CLOCK, OTHER, PICKY, Two, run
 from tests.unit.control_plane.world import ME, NODE, SLOW, World
@@ -230,6 +231,23 @@ def test_a_move_that_is_cancelled_while_it_copies_leaves_nothing_behind(store: C
         await two.first.until(two.is_settled)
         assert (two.where(), two.running(), owners(two), kept(two)) == (NODE, [NODE], [NODE], [NODE])
         assert two.app().data_move.state == pb.DataMove.CALLED_OFF
+
+    run(store, test)
+
+
+def test_a_move_whose_data_has_gone_is_not_cancelled_and_says_so(store: CatalogStore) -> None:
+    async def test(two: Two) -> None:
+        operation = await begun(two)
+        go = two.second.node.hold("good:app")
+        await two.first.until(lambda: owners(two) == [OTHER])
+        operations = OperationService(two.first.store)  # type: ignore[arg-type]
+        with pytest.raises(SupervisorError) as refused:
+            await operations.cancel(operations_pb2.CancelOperationRequest(name=operation), ME)
+        assert refused.value.reason == "OPERATION_NOT_CANCELLABLE"
+        assert f"the app's data to {OTHER}" in refused.value.message
+        go.set()
+        assert (await two.ended(operation)).error is None
+        assert two.where() == OTHER
 
     run(store, test)
 

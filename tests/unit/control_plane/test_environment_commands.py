@@ -16,6 +16,7 @@ from services.control_plane.fleet.relocations import WIDTH
 from services.control_plane.operations import operations
 from services.control_plane.rules.conditions import set_condition
 from services.control_plane.store.records import Role
+from tests.eventually import WITHIN
 from tests.unit.control_plane.conftest import Refused, Server
 from tests.unit.control_plane.test_node_commands import NO_DATABASE, ONE, TWO, arrive, place, register, where
 from tests.unit.control_plane.test_servicers import create
@@ -49,7 +50,7 @@ def states(operation: Operation) -> list[str]:
 
 def step(server: Server, operation: Operation) -> Operation:
     mirror = server.store.mirror
-    server.store.write(lambda tx: rebalances.advance(tx, mirror, operation.name, ())).result(5)
+    server.store.write(lambda tx: rebalances.advance(tx, mirror, operation.name, ())).result(WITHIN)
     return server("GetOperation", GetOperationRequest(name=operation.name))
 
 
@@ -125,7 +126,7 @@ def test_what_has_changed_since_the_plan_is_left_out_and_a_failed_move_fails_it(
         set_condition(status.conditions, "Updated", Condition.UNMET, "APP_FACTORY_FAILED", "No.", tx.now)
         tx.put_app(replace(record, status=status))
 
-    server.store.write(fail).result(5)
+    server.store.write(fail).result(WITHIN)
     arrive(server, told(operation).moves[3].app.removeprefix("apps/"))
     operation = step(server, operation)
     assert states(operation) == ["LEFT_OUT", "LEFT_OUT", "FAILED", "MOVED"]
@@ -145,8 +146,8 @@ def test_a_rebalance_ends_when_it_is_cancelled_or_late_and_leaves_out_what_a_nod
     late = rebalanced(server, timeout={"seconds": 1})
     record = server.store.mirror.operations.get(late.name)
     assert record is not None
-    server.store.write(lambda tx: tx.put_operation(replace(record, deadline=tx.now))).result(5)
-    server.store.write(lambda tx: operations.expire(tx, late.name)).result(5)
+    server.store.write(lambda tx: tx.put_operation(replace(record, deadline=tx.now))).result(WITHIN)
+    server.store.write(lambda tx: operations.expire(tx, late.name)).result(WITHIN)
     late = server("GetOperation", GetOperationRequest(name=late.name))
     assert late.error.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
     assert "still to be made: 2 moves" in late.error.message

@@ -1,6 +1,6 @@
 """Nodes that forward for an app are told when it moves on: those, once, and not for ever."""
 
-from appsupervisor.runtime.v1.runtime_environment_pb2 import StopInstanceRequest
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Forwarding, StopInstanceRequest
 from services.control_plane.reconciler.former_homes import FORWARD_SECONDS, FormerHomes
 
 APP, UID = "apps/a", "mine"
@@ -47,6 +47,18 @@ def test_nobody_is_told_after_the_longest_that_a_node_forwards():
     homes.told(APP, "a", stop("b", 1))
     now[0] = FORWARD_SECONDS
     assert told(homes, "c") == []
+
+
+def test_what_a_node_says_is_learnt_unless_something_later_is_known():
+    homes = FormerHomes(lambda: 0.0)
+    moved = Forwarding.MovedApp(app=APP, app_uid=UID, epoch=3, new_home=at("b"))
+    assert homes.learn("a", Forwarding(moved_apps=[moved])) == [APP]
+    assert homes.learn("a", Forwarding(moved_apps=[moved])) == [], "no news"
+    assert told(homes, "b") == []
+    assert told(homes, "c") == [("a", 9, "c")]
+    homes.told(APP, "a", stop("c", 9))
+    assert homes.learn("a", Forwarding(moved_apps=[moved])) == []
+    assert told(homes, "c") == [], "what this leader told is later"
 
 
 def test_what_is_remembered_is_bounded_by_apps_and_by_nodes():

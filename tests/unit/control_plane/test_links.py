@@ -1,15 +1,17 @@
 """What the links to the nodes show together, without asking each of them."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, RuntimeStatus, WatchInstancesResponse
 from services.control_plane.leases import Leases
+from services.control_plane.nodes.link import PASSING_SECONDS
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.tenure import Tenure
 from tests.eventually import eventually
+from tests.virtual_time import run_in_virtual_time
 
 Message = WatchInstancesResponse
 
@@ -30,13 +32,24 @@ class Line:
     async def close(self) -> None:
         pass
 
-    def say(self, kind: Message.Type.ValueType, app: str = "") -> None:
-        instance = Instance(name=f"{app}/instances/1-1") if app else None
+    def say(
+        self,
+        kind: Message.Type.ValueType,
+        app: str = "",
+        state: Instance.State.ValueType = Instance.STATE_UNSPECIFIED,
+    ) -> None:
+        instance = Instance(name=f"{app}/instances/1-1", state=state) if app else None
         self.said.put_nowait(Message(type=kind, instance=instance))
 
 
 class Listener:
-    """Whoever has the links: nothing of what they tell is looked at here."""
+    """Whoever has the links: of what they tell only which apps have changed is looked at here."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def changed(self, apps: Iterable[str]) -> None:
+        self.told += apps
 
     def __getattr__(self, name: str) -> Any:
         return lambda *told: None
@@ -77,3 +90,24 @@ async def test_the_nodes_of_an_app_are_known_without_a_look_at_every_node() -> N
         assert hosting("apps/a") == hosting("apps/c") == []
     finally:
         await links.close()
+
+
+def test_a_state_that_passes_is_news_only_where_it_lasts() -> None:
+    async def main() -> list[str]:
+        line, listener = Line(), Listener()
+        links = NodeLinks(5.0, lambda address: line, Leases(Tenure.endless(), lambda: 0.0))  # type: ignore[arg-type, return-value]
+        links.follow(Node(name="node-1", address="127.0.0.1:1"), listener)
+        line.say(Message.SYNCED)
+        line.say(Message.UPSERT, "apps/quick", Instance.STARTING)
+        line.say(Message.UPSERT, "apps/quick", Instance.RUNNING)
+        line.say(Message.UPSERT, "apps/gone", Instance.STOPPING)
+        line.say(Message.REMOVE, "apps/gone")
+        line.say(Message.UPSERT, "apps/slow", Instance.STARTING)
+        await asyncio.sleep(PASSING_SECONDS / 2)
+        before = sorted(listener.told)
+        await asyncio.sleep(PASSING_SECONDS)
+        await links.close()
+        assert before == ["apps/gone", "apps/quick"]
+        return listener.told
+
+    assert sorted(run_in_virtual_time(main())) == ["apps/gone", "apps/quick", "apps/slow"]

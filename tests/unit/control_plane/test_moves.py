@@ -173,6 +173,23 @@ def test_nodes_that_forward_are_told_at_once_and_again_when_the_app_moves_on(sto
     run(store, test)
 
 
+def test_who_leads_anew_learns_who_forwards_and_tells_them_when_the_app_moves_on(store: CatalogStore) -> None:
+    async def test(two: Two) -> None:
+        third = World(store, random.Random(3), THIRD, Disk())
+        for site in (two.first, two.second, third):
+            site.node.forwards = True
+        await two.create()
+        await two.second_joins()
+        await two.first.join(third)
+        await two.first.until(lambda: two.state(THIRD) == fleet.Node.READY)
+        await two.ended(await two.move(OTHER))
+        await two.first.restart_controller()
+        await two.ended(await two.move(THIRD))
+        assert [node for _, node in two.first.node.forwarding.values()] == [THIRD]
+
+    run(store, test)
+
+
 def test_nodes_that_forward_to_a_node_that_dies_are_told_where_the_app_is_next(store: CatalogStore) -> None:
     async def test(two: Two) -> None:
         await two.create(failover=pb.App.AUTOMATIC)

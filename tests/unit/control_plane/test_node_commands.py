@@ -19,6 +19,7 @@ from services.control_plane.operations import operations
 from services.control_plane.reconciler import transactions
 from services.control_plane.rules.conditions import get_condition
 from services.control_plane.store.records import PlacementRecord, Role
+from tests.eventually import WITHIN
 from tests.unit.control_plane.conftest import Refused, Server
 from tests.unit.control_plane.test_servicers import create
 
@@ -36,7 +37,7 @@ def register(server: Server, node_id: str = "n1", *, ready: bool = True, **field
     node = server("RegisterNode", request).node
     status = rt.RuntimeStatus(incarnation="i1")
     if ready:
-        server.store.write(lambda tx: transactions.node_heard(tx, node, status)).result(5)
+        server.store.write(lambda tx: transactions.node_heard(tx, node, status)).result(WITHIN)
     return node
 
 
@@ -52,7 +53,7 @@ def place(server: Server, app_id: str = "shop", node: str = ONE, *, state: Any =
         after = tx.put_app(replace(record, status=status))
         operations.settle(tx, after)
 
-    server.store.write(run).result(5)
+    server.store.write(run).result(WITHIN)
 
 
 def where(server: Server, app_id: str = "shop") -> dict[str, str]:
@@ -229,8 +230,8 @@ def test_a_move_that_is_late_is_taken_back(server: Server) -> None:
     operation, _ = moved(server)
     record = server.store.mirror.operations.get(operation.name)
     assert record is not None
-    server.store.write(lambda tx: tx.put_operation(replace(record, deadline=tx.now))).result(5)
-    server.store.write(lambda tx: operations.expire(tx, operation.name)).result(5)
+    server.store.write(lambda tx: tx.put_operation(replace(record, deadline=tx.now))).result(WITHIN)
+    server.store.write(lambda tx: operations.expire(tx, operation.name)).result(WITHIN)
     ended = server("GetOperation", GetOperationRequest(name=operation.name))
     assert ended.error.code == S.DEADLINE_EXCEEDED.value[0]
     assert where(server)["g1-e2 on n2"] == "OUTGOING"
@@ -306,7 +307,7 @@ def told(operation: Operation) -> fleet.DrainNodeMetadata:
 
 def step(server: Server, operation: Operation, spent: tuple[str, ...] = ()) -> Operation:
     mirror = server.store.mirror
-    server.store.write(lambda tx: drains.advance(tx, mirror, operation.name, spent)).result(5)
+    server.store.write(lambda tx: drains.advance(tx, mirror, operation.name, spent)).result(WITHIN)
     return server("GetOperation", GetOperationRequest(name=operation.name))
 
 
@@ -380,7 +381,7 @@ def arrive(server: Server, app_id: str) -> None:
             else:
                 tx.put_placement(replace(it, role=Role.CURRENT))
 
-    server.store.write(run).result(5)
+    server.store.write(run).result(WITHIN)
 
 
 def test_a_drain_waits_for_a_node_and_leaves_what_will_not_start_elsewhere(server: Server) -> None:
@@ -410,8 +411,8 @@ def test_a_drain_ends_when_it_is_cancelled_uncordoned_or_late(server: Server, re
     step(server, third)
     record = server.store.mirror.operations.get(third.name)
     assert record is not None
-    server.store.write(lambda tx: tx.put_operation(replace(record, deadline=tx.now))).result(5)
-    server.store.write(lambda tx: operations.expire(tx, third.name)).result(5)
+    server.store.write(lambda tx: tx.put_operation(replace(record, deadline=tx.now))).result(WITHIN)
+    server.store.write(lambda tx: operations.expire(tx, third.name)).result(WITHIN)
     late = server("GetOperation", GetOperationRequest(name=third.name))
     assert late.error.code == S.DEADLINE_EXCEEDED.value[0]
     assert "apps/shop" in late.error.message
@@ -429,7 +430,7 @@ def test_a_watch_of_nodes_tells_all_then_changes_and_resumes_after_any_message(s
     async def read(count: int, **fields: Any) -> list[fleet.WatchNodesResponse]:
         request = fleet.WatchNodesRequest(parent="environments/default", **fields)
         messages = watch_nodes(server.store, request)
-        return [await asyncio.wait_for(anext(messages), 10) for _ in range(count)]
+        return [await asyncio.wait_for(anext(messages), WITHIN) for _ in range(count)]
 
     def watch(count: int, **fields: Any) -> list[fleet.WatchNodesResponse]:
         return server.loop.run_until_complete(read(count, **fields))

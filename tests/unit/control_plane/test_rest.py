@@ -17,6 +17,7 @@ from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.placement.assignment import assign
 from services.control_plane.placement.data_travel import travel_of
 from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
+from services.control_plane.reconciler.app_reconciler import settles
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.plan import plan
 from services.control_plane.store.records import PlacementRecord, Role, Version
@@ -76,4 +77,24 @@ def rest(found: dict[Version, Found], desired: Any, failed: Version | None) -> s
 @pytest.mark.parametrize("failed", [None, V21], ids=["wanted", "given up"])
 def test_an_app_of_which_nothing_is_left_to_be_done_says_so(desired: Any, failed: Version | None) -> None:
     wrong = [(why, found) for found in combinations() if (why := rest(found, desired, failed))]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("desired", [pb.App.RUNNING, pb.App.STOPPED])
+@pytest.mark.parametrize("failed", [None, V21], ids=["wanted", "given up"])
+def test_what_a_pass_settles_another_one_finds_as_it_is(desired: Any, failed: Version | None) -> None:
+    wrong, settled = [], 0
+    for found in combinations():
+        app = record(V21, desired=desired, failed=failed, status=pb.App(reconciling=True))
+        seen, before = seen_of(found), tuple(placed(v, role, at) for v, (role, _, at) in found.items())
+        assigned = assign(app, before, seen, LATER)
+        if not settles(app, before, assigned):
+            continue
+        settled += 1
+        observed = observe(app, assigned, seen, LATER)
+        again = assign(observed, assigned.placements, seen, LATER)
+        same = again.placements == assigned.placements and again.unplaced == assigned.unplaced
+        if not same or observe(observed, again, seen, LATER) != observed:
+            wrong.append(found)
+    assert settled or desired == pb.App.STOPPED
     assert wrong == []

@@ -12,6 +12,7 @@ from appsupervisor.catalog.v1 import retained_data_pb2 as pb
 from appsupervisor.fleet.v1.fleet_pb2 import Environment
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.records import EnvironmentRecord, RetainedDataRecord
+from tests.eventually import WITHIN
 from tests.unit.control_plane.conftest import Refusal, Server
 
 DEFAULT = "environments/default"
@@ -29,7 +30,7 @@ def put(store: CatalogStore, number: int, node: str = f"{DEFAULT}/nodes/n", **fi
         **fields,
     }
     data = pb.RetainedData(name=f"{node}/retainedData/{uid}", **fields)
-    store.write(lambda tx: tx.put_retained(RetainedDataRecord(data))).result(10)
+    store.write(lambda tx: tx.put_retained(RetainedDataRecord(data))).result(WITHIN)
     return data.name
 
 
@@ -52,7 +53,7 @@ def attach(name: str, app_id: str = "wiki", **fields: Any) -> pb.AttachRetainedD
 def test_a_list_is_of_a_node_of_an_environment_or_of_all(server: Server, store: CatalogStore) -> None:
     store.write(
         lambda tx: tx.put_environment(EnvironmentRecord(Environment(name="environments/lab")))
-    ).result(10)
+    ).result(WITHIN)
     one, two = put(store, 1), put(store, 2, f"{DEFAULT}/nodes/n2")
     three = put(store, 3, "environments/lab/nodes/n")
     assert listed(server) == [one, two, three]

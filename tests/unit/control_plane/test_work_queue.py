@@ -67,6 +67,56 @@ def test_one_turn_of_the_loop_begins_so_many_and_leaves_nobody_out() -> None:
     run_in_virtual_time(main())
 
 
+def test_what_work_has_settled_itself_is_no_news_whenever_it_comes_by() -> None:
+    async def main() -> None:
+        work = Work()
+        queue = WorkQueue(work, lambda key: key)
+        queue.add("a")
+        await settle()
+        queue.add("a", 6)
+        queue.add("a", 7)
+        await work.end("a", Result(settled=7))
+        assert work.begun == ["a"], "while it was worked on"
+        queue.add("b")
+        await settle()
+        await work.end("b", Result(settled=7))
+        queue.add("b", 7)
+        await settle()
+        assert work.begun == ["a", "b"], "afterwards"
+        queue.add("b", 7)
+        await settle()
+        assert work.begun == ["a", "b", "b"], "once"
+        await work.end("b")
+        await queue.close()
+
+    run_in_virtual_time(main())
+
+
+@pytest.mark.parametrize("number", [{"number": 8}, {}], ids=["newer", "without a number"])
+@pytest.mark.parametrize("result", [Result(settled=7), Result(settled=7, again=True)])
+def test_other_news_than_what_work_has_settled_has_it_done_again(
+    result: Result, number: dict[str, int]
+) -> None:
+    async def main() -> None:
+        work = Work()
+        queue = WorkQueue(work, lambda key: key)
+        queue.add("a")
+        await settle()
+        queue.add("a", 7)
+        queue.add("a", **number)
+        await work.end("a", result)
+        await settle()
+        assert work.begun == ["a", "a"]
+        await work.end("a", Result(settled=7))
+        queue.add("a", **number)
+        await settle()
+        assert work.begun == ["a", "a", "a"]
+        await work.end("a")
+        await queue.close()
+
+    run_in_virtual_time(main())
+
+
 def test_work_is_one_at_a_time_per_key_and_bounded_per_group() -> None:
     async def main() -> None:
         work = Work()

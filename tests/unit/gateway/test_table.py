@@ -152,6 +152,16 @@ def test_an_app_is_one_scope_for_each_of_its_names(cache: ResourceCache, table: 
     assert scopes(cache) == dict.fromkeys(("shop.localhost", "a.example.com", "b.example.com"), f"{N1}/35s")
 
 
+def test_a_domain_tells_its_app_which_an_own_name_does_by_itself(table: RoutingTable) -> None:
+    table.put_app(app(instances=[instance(N1, 1)], domains=["b.example.com", "A.example.com"]))
+    table.put_app(app("blog", [instance(N1, 1)], domains=["c.blog.localhost"]))
+    assert dict(table.domains()) == {
+        "a.example.com": "shop", "b.example.com": "shop", "c.blog.localhost": "blog",
+    }  # fmt: skip
+    table.remove_app("apps/shop")
+    assert dict(table.domains()) == {"c.blog.localhost": "blog"}
+
+
 def test_a_move_changes_the_apps_scope_and_nothing_else(cache: ResourceCache, table: RoutingTable) -> None:
     table.put_app(app("blog", [instance(N1, 1)]))
     table.put_app(app("shop", [instance(N1, 1)]))
@@ -249,7 +259,8 @@ def test_a_node_that_comes_back_elsewhere_is_found_there(cache: ResourceCache, t
     assert told() == [("Cluster", N1)]
     assert addresses(cache, N1) == ["10.0.0.9:80"]
     table.put_node(Node(name=N1, http_address="node.example.com:80"))
-    assert message(CLUSTER).FromString(cache.of(CLUSTER)[N1].value).type == message(CLUSTER).STRICT_DNS
+    named = message(CLUSTER).FromString(cache.of(CLUSTER)[N1].value)
+    assert (named.type, named.dns_lookup_family) == (named.STRICT_DNS, named.V4_PREFERRED)
 
 
 def test_a_node_that_is_deleted_leaves_its_last_apps_without_an_address(

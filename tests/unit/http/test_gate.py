@@ -50,7 +50,7 @@ def enter(gate, count=1):
 
 
 async def settled(condition):
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WITHIN):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0)
 

@@ -50,7 +50,7 @@ class Client:
         self.sent.append(message)
 
     async def call(self):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WITHIN):
             await self._adapter(self._scope, self.receive, self.send)
         return self
 

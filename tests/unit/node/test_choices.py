@@ -18,6 +18,7 @@ from runtime_node.instances.start_limiter import StartLimiter
 from runtime_node.loader.code_files import CodeState
 from runtime_node.tiers.choice import Runners
 from services.spec.effective import EffectiveHealthCheck
+from tests.eventually import WITHIN
 
 # --- routes ---
 
@@ -149,7 +150,7 @@ async def test_slots_are_given_in_order_and_never_beyond_their_number() -> None:
 async def test_a_start_that_takes_long_frees_its_slot() -> None:
     slots = StartLimiter(1, patience=0.01)
     slots.try_take()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WITHIN):
         assert await slots.take() is not None
 
 

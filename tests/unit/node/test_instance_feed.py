@@ -14,6 +14,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
 )
 from runtime_node.instances.feed import MAX_FIGURES, InstanceFeed
 from services.rpc.errors import SupervisorError
+from tests.eventually import WITHIN
 
 Kind = WatchInstancesResponse
 
@@ -27,7 +28,7 @@ def record(name: str, **status: Any) -> Any:
 
 async def take(feed: InstanceFeed, count: int, token: str = "", heartbeat: float = 60) -> list[Any]:
     messages = []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WITHIN):
         stream = feed.watch(token, heartbeat)
         async for message in stream:
             messages.append(message)

@@ -8,6 +8,7 @@ import os
 from runtime_node.tiers.process import output
 from runtime_node.tiers.process.output import LineReader
 from runtime_node.tiers.process.zygote import pipe
+from tests.eventually import WITHIN
 
 
 async def test_a_flood_of_empty_lines_is_handed_over_a_few_at_a_time() -> None:
@@ -45,7 +46,7 @@ async def test_lines_that_wait_keep_their_order() -> None:
     reader = LineReader(loop, read, lines.append)
     expected = [str(number) for number in range(3 * output.LINES_PER_TURN)]
     os.write(write, "\n".join(expected).encode())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN):
         while len(lines) < len(expected) - 1:  # noqa: ASYNC110  (the reader belongs to the loop alone)
             await asyncio.sleep(0)
     os.close(write)

@@ -17,6 +17,7 @@ from runtime_node.tiers.process import frames, proxy
 from runtime_node.tiers.process.frames import Frame, frame
 from runtime_node.tiers.process.proxy import AppRaisedError, GuestProxy
 from services.rpc.errors import SupervisorError
+from tests.eventually import WITHIN
 
 START = frames.pack_start(200, [(b"content-type", b"text/plain")])
 KINDS = st.one_of(st.sampled_from(Frame), st.integers(0, 255))
@@ -54,7 +55,7 @@ async def carry(kind: str, stream: bytes, alive: bool) -> tuple[BaseException | 
         await asyncio.sleep(0)
 
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(WITHIN):
             await guest({**SCOPE, "type": kind}, receive, send)
     except Exception as error:
         return error, sent, complaints

@@ -451,6 +451,47 @@ def test_replicas_have_their_bounds(fields: dict[str, Any], wrong: list[str]) ->
     assert broken(**NO_DATA, **fields) == wrong
 
 
+CANARY = {"replicas": 2, "rollout": {"canary": {}}}
+
+
+def canary(**fields: Any) -> dict[str, Any]:
+    return {"replicas": 2, "rollout": {"canary": fields}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        (canary(), []),
+        (canary(weight_percent=50, sticky=True, header={"name": "X-Try", "value": "yes"}), []),
+        (canary(weight_percent=51), ["weight_percent"]),
+        (canary(weight_percent=-1), ["weight_percent"]),
+        (canary(header={}), ["header.name", "header.value"]),
+        (canary(header={"name": "x try", "value": "a\n"}), ["header.name", "header.value"]),
+        (canary(header={"name": "Host", "value": "a"}), ["header.name"]),
+        (canary(header={"name": "X-Envoy-Retry-On", "value": "a"}), ["header.name"]),
+        (canary(duration={"seconds": 0}), ["duration"]),
+        (canary(duration={"seconds": 86_400}), []),
+        (canary(duration={"seconds": 86_401}), ["duration", "timeout"]),
+        (canary(duration={"seconds": 10}, timeout={"seconds": 9}), ["timeout"]),
+        (canary(min_request_count=-1), ["min_request_count"]),
+        (canary(max_error_ratio=0.0), []),
+        (canary(max_error_ratio=1.5), ["max_error_ratio"]),
+        (canary(max_error_ratio=float("nan")), ["max_error_ratio"]),
+        (canary(max_latency_p99={"nanos": 1}), ["max_latency_p99"]),
+        ({**CANARY, "replicas": 1}, [""]),
+        ({**CANARY, "autoscale": BOUNDS}, [""]),
+        ({**CANARY, "autoscale": {**BOUNDS, "min_replicas": 2}}, []),
+    ],
+    ids=str,
+)
+def test_a_version_is_tried_within_bounds(fields: dict[str, Any], wrong: list[str]) -> None:
+    assert broken(**NO_DATA, **fields) == [f"rollout.canary.{name}".rstrip(".") for name in wrong]
+
+
+def test_a_version_is_not_tried_where_the_data_is_on_the_node() -> None:
+    assert broken(rollout={"canary": {}}) == ["rollout.canary"]
+
+
 def test_scaling_by_requests_is_refused_where_the_data_is_on_the_node() -> None:
     assert broken(autoscale=BOUNDS) == ["autoscale"]
 

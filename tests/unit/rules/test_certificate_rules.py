@@ -7,7 +7,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from appsupervisor.catalog.v1.certificates_pb2 import Certificate
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition
-from services.control_plane.rules.certificates import read_chain, set_conditions
+from services.control_plane.rules.certificate_chains import read_chain
+from services.control_plane.rules.certificates import set_conditions
 from tests.issued import START, Issued, authority, issue, pem_of
 
 NOW = int((START + timedelta(days=1)).timestamp()) * 1_000_000

@@ -883,7 +883,7 @@ class CanaryPolicy(_message.Message):
     sticky: _builtins.bool
     """Whether a client stays with the version that it met first, by a cookie that the gateway sets for its session."""
     min_request_count: _builtins.int
-    """So many requests it has to have answered by then, at most 1,000,000. 0 is 20."""
+    """So many requests it has to have answered by then, at most 1,000,000. 0 is 50."""
     max_error_ratio: _builtins.float
     """By so much its share of requests that are answered with 5xx or broken off may exceed that of the version before, from
     0 to 1. Default 0.05. As soon as more have failed than may of `min_request_count`, it is given up.
@@ -1837,7 +1837,9 @@ class TailAppLogsRequest(_message.Message):
     follow: _builtins.bool
     """Goes on with what comes."""
     tail_line_count: _builtins.int
-    """Of the lines there are, only the newest so many, 0 to 100,000. Unset: all. Not with `resume_token`."""
+    """Of the lines there are, only the newest so many, 0 to 100,000; of an app with several replicas, of each. Unset: all. Not
+    with `resume_token`.
+    """
     min_level: _runtime_environment_pb2.LogEntry.Level.ValueType
     """Only lines of this level or graver; unset: all. Entries with a `dropped_count` come all the same."""
     resume_token: _builtins.str

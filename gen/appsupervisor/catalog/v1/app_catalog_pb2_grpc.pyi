@@ -268,8 +268,8 @@ class AppCatalogStub:
     the former one until all of it is on the new one's disk, where it is removed after that. Of other apps, what they have put
     into their `data_dir` does not come along: it stays where it is.
     Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
-    Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over, or the
-    data is its node's by then.
+    Cancelling the call undoes nothing; cancelling the operation ends the fresh instance. Once that has taken over, or the data
+    is its node's, cancelling is refused with `OPERATION_NOT_CANCELLABLE`, which says so; the move goes on.
     Rolled back: what runs. If the fresh instance does not start, or not in time, the app stays where it was, and the
     operation fails with the reason; data that has gone to the new node by then comes back. A copy that makes no progress
     for a minute is given up (`DATA_NOT_MOVED`). A later update, restart or move of the app replaces the move
@@ -293,7 +293,9 @@ class AppCatalogStub:
     Lines are read from the app's node, which keeps the newest few MiB of them; an update or a restart of the app
     doesn't break the stream. Lines come exactly once and in their order; where some are missing a `GAP`, or an entry
     with a `dropped_count`, says so. Without `follow` the stream ends with OK after `SYNCED`; with it, it ends with
-    `APP_NOT_FOUND` once the app is deleted. An app that has no node yet has no lines.
+    `APP_NOT_FOUND` once the app is deleted. An app that has no node yet has no lines. Of an app with several replicas the
+    lines of all are told, each with its instance: until `SYNCED` by time, as they were read together; then as they come.
+    A node that cannot be heard keeps nobody from the others' lines: a `GAP` says that some are missing for now.
 
     Errors: `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `NODE_UNREACHABLE` (UNAVAILABLE) when the app's node cannot be
     heard: call again with the last `resume_token`. `SHUTTING_DOWN` (UNAVAILABLE).
@@ -555,8 +557,8 @@ class AppCatalogAsyncStub(AppCatalogStub):
     the former one until all of it is on the new one's disk, where it is removed after that. Of other apps, what they have put
     into their `data_dir` does not come along: it stays where it is.
     Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
-    Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over, or the
-    data is its node's by then.
+    Cancelling the call undoes nothing; cancelling the operation ends the fresh instance. Once that has taken over, or the data
+    is its node's, cancelling is refused with `OPERATION_NOT_CANCELLABLE`, which says so; the move goes on.
     Rolled back: what runs. If the fresh instance does not start, or not in time, the app stays where it was, and the
     operation fails with the reason; data that has gone to the new node by then comes back. A copy that makes no progress
     for a minute is given up (`DATA_NOT_MOVED`). A later update, restart or move of the app replaces the move
@@ -580,7 +582,9 @@ class AppCatalogAsyncStub(AppCatalogStub):
     Lines are read from the app's node, which keeps the newest few MiB of them; an update or a restart of the app
     doesn't break the stream. Lines come exactly once and in their order; where some are missing a `GAP`, or an entry
     with a `dropped_count`, says so. Without `follow` the stream ends with OK after `SYNCED`; with it, it ends with
-    `APP_NOT_FOUND` once the app is deleted. An app that has no node yet has no lines.
+    `APP_NOT_FOUND` once the app is deleted. An app that has no node yet has no lines. Of an app with several replicas the
+    lines of all are told, each with its instance: until `SYNCED` by time, as they were read together; then as they come.
+    A node that cannot be heard keeps nobody from the others' lines: a `GAP` says that some are missing for now.
 
     Errors: `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `NODE_UNREACHABLE` (UNAVAILABLE) when the app's node cannot be
     heard: call again with the last `resume_token`. `SHUTTING_DOWN` (UNAVAILABLE).
@@ -941,8 +945,8 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         the former one until all of it is on the new one's disk, where it is removed after that. Of other apps, what they have put
         into their `data_dir` does not come along: it stays where it is.
         Idempotent: for an app that is on `node` already, nothing changes and the operation is done at once.
-        Cancelling the call undoes nothing; cancelling the operation ends the fresh instance, unless it has taken over, or the
-        data is its node's by then.
+        Cancelling the call undoes nothing; cancelling the operation ends the fresh instance. Once that has taken over, or the data
+        is its node's, cancelling is refused with `OPERATION_NOT_CANCELLABLE`, which says so; the move goes on.
         Rolled back: what runs. If the fresh instance does not start, or not in time, the app stays where it was, and the
         operation fails with the reason; data that has gone to the new node by then comes back. A copy that makes no progress
         for a minute is given up (`DATA_NOT_MOVED`). A later update, restart or move of the app replaces the move
@@ -978,7 +982,9 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         Lines are read from the app's node, which keeps the newest few MiB of them; an update or a restart of the app
         doesn't break the stream. Lines come exactly once and in their order; where some are missing a `GAP`, or an entry
         with a `dropped_count`, says so. Without `follow` the stream ends with OK after `SYNCED`; with it, it ends with
-        `APP_NOT_FOUND` once the app is deleted. An app that has no node yet has no lines.
+        `APP_NOT_FOUND` once the app is deleted. An app that has no node yet has no lines. Of an app with several replicas the
+        lines of all are told, each with its instance: until `SYNCED` by time, as they were read together; then as they come.
+        A node that cannot be heard keeps nobody from the others' lines: a `GAP` says that some are missing for now.
 
         Errors: `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `NODE_UNREACHABLE` (UNAVAILABLE) when the app's node cannot be
         heard: call again with the last `resume_token`. `SHUTTING_DOWN` (UNAVAILABLE).

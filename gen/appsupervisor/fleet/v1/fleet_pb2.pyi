@@ -472,6 +472,8 @@ class DatabaseServer(_message.Message):
     MAX_APPS_FIELD_NUMBER: _builtins.int
     APP_CONNECTIONS_FIELD_NUMBER: _builtins.int
     SPARE_DATABASES_FIELD_NUMBER: _builtins.int
+    APP_ADDRESS_FIELD_NUMBER: _builtins.int
+    ALLOWED_EXTENSIONS_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
@@ -487,7 +489,7 @@ class DatabaseServer(_message.Message):
     admin_url: _builtins.str
     """URL of the server and of a database on it, `postgresql://user:password@host:port/database`, at most 2,048
     characters. Its user may create roles and schemas there (databases, for apps with mode `DATABASE`) and is a member
-    of `pg_signal_backend`, or a superuser. Apps reach the server by the same scheme, host and parameters. Never the
+    of `pg_signal_backend`, or a superuser. Apps reach the server by the same scheme, parameters and, without `app_address`, host. Never the
     catalog's own database. Required; never read back.
     """
     max_apps: _builtins.int
@@ -499,6 +501,10 @@ class DatabaseServer(_message.Message):
     spare_databases: _builtins.int
     """Empty databases that are kept ready for apps with mode `DATABASE`, at most 100; 0, the default, for none. An app is
     given one in milliseconds, and it is replaced in the background. Those of a server that is deleted are dropped.
+    """
+    app_address: _builtins.str
+    """Where apps reach the server, `host:port`, if that is not where its administrator does: a PgBouncer in front of it.
+    What is begun after a change of it is given the new one.
     """
     uid: _builtins.str
     """Id of this server that no other ever has."""
@@ -515,6 +521,10 @@ class DatabaseServer(_message.Message):
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels, by the rules of an app's."""
+
+    @_builtins.property
+    def allowed_extensions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Extensions that apps may ask for, at most 64. Its administrator makes them, and has to be allowed to."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -534,6 +544,8 @@ class DatabaseServer(_message.Message):
         max_apps: _builtins.int = ...,
         app_connections: _builtins.int = ...,
         spare_databases: _builtins.int = ...,
+        app_address: _builtins.str = ...,
+        allowed_extensions: _abc.Iterable[_builtins.str] | None = ...,
         uid: _builtins.str = ...,
         state: Global___DatabaseServer.State.ValueType = ...,
         state_reason: _builtins.str = ...,
@@ -545,7 +557,7 @@ class DatabaseServer(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_url", b"admin_url", "app_connections", b"app_connections", "app_count", b"app_count", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "max_apps", b"max_apps", "name", b"name", "server_version", b"server_version", "spare_databases", b"spare_databases", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_url", b"admin_url", "allowed_extensions", b"allowed_extensions", "app_address", b"app_address", "app_connections", b"app_connections", "app_count", b"app_count", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "max_apps", b"max_apps", "name", b"name", "server_version", b"server_version", "spare_databases", b"spare_databases", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

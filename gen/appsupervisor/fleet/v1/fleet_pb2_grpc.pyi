@@ -206,8 +206,9 @@ class FleetStub:
 
     Precondition: the environment exists, and has the `etag` given, if one is given.
     On success: the plan is pinned. The operation ends when each of its moves is done, has failed, or is left out for what
-    has changed meanwhile. Never moved are exclusive apps, ones with several replicas and ones that are being changed; ones
-    whose data goes along only where no other can go. Cordoned nodes are given none. With nothing to do it is done at once.
+    has changed meanwhile. Never moved are exclusive apps and ones that are being changed; ones whose data goes along only
+    where no other can go. Of an app with several replicas one is moved in a plan, not beside a sibling, nor to a zone that
+    has more of them than its own. Cordoned nodes are given none. With nothing to do it is done at once.
     Idempotent: a repeat while one of the environment is under way returns that; a repeat of one that is done finds
     nothing to do.
     Cancelling the call undoes nothing; cancelling the operation begins no further move.
@@ -439,8 +440,9 @@ class FleetAsyncStub(FleetStub):
 
     Precondition: the environment exists, and has the `etag` given, if one is given.
     On success: the plan is pinned. The operation ends when each of its moves is done, has failed, or is left out for what
-    has changed meanwhile. Never moved are exclusive apps, ones with several replicas and ones that are being changed; ones
-    whose data goes along only where no other can go. Cordoned nodes are given none. With nothing to do it is done at once.
+    has changed meanwhile. Never moved are exclusive apps and ones that are being changed; ones whose data goes along only
+    where no other can go. Of an app with several replicas one is moved in a plan, not beside a sibling, nor to a zone that
+    has more of them than its own. Cordoned nodes are given none. With nothing to do it is done at once.
     Idempotent: a repeat while one of the environment is under way returns that; a repeat of one that is done finds
     nothing to do.
     Cancelling the call undoes nothing; cancelling the operation begins no further move.
@@ -765,8 +767,9 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
 
         Precondition: the environment exists, and has the `etag` given, if one is given.
         On success: the plan is pinned. The operation ends when each of its moves is done, has failed, or is left out for what
-        has changed meanwhile. Never moved are exclusive apps, ones with several replicas and ones that are being changed; ones
-        whose data goes along only where no other can go. Cordoned nodes are given none. With nothing to do it is done at once.
+        has changed meanwhile. Never moved are exclusive apps and ones that are being changed; ones whose data goes along only
+        where no other can go. Of an app with several replicas one is moved in a plan, not beside a sibling, nor to a zone that
+        has more of them than its own. Cordoned nodes are given none. With nothing to do it is done at once.
         Idempotent: a repeat while one of the environment is under way returns that; a repeat of one that is done finds
         nothing to do.
         Cancelling the call undoes nothing; cancelling the operation begins no further move.

@@ -132,25 +132,67 @@ class Forwarding(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MovedApp(_message.Message):
+        """One app that has left the node, and whose requests are forwarded."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        APP_FIELD_NUMBER: _builtins.int
+        APP_UID_FIELD_NUMBER: _builtins.int
+        EPOCH_FIELD_NUMBER: _builtins.int
+        NEW_HOME_FIELD_NUMBER: _builtins.int
+        app: _builtins.str
+        """The app, `apps/{app}`."""
+        app_uid: _builtins.str
+        """The app's uid."""
+        epoch: _builtins.int
+        """Epoch under which the node was told last where the app is."""
+        @_builtins.property
+        def new_home(self) -> Global___StopInstanceRequest.NewHome:
+            """Where it is, as the node was told."""
+
+        def __init__(
+            self,
+            *,
+            app: _builtins.str = ...,
+            app_uid: _builtins.str = ...,
+            epoch: _builtins.int = ...,
+            new_home: Global___StopInstanceRequest.NewHome | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["new_home", b"new_home"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["app", b"app", "app_uid", b"app_uid", "epoch", b"epoch", "new_home", b"new_home"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     APP_COUNT_FIELD_NUMBER: _builtins.int
     REQUEST_COUNT_FIELD_NUMBER: _builtins.int
     FAILURE_COUNT_FIELD_NUMBER: _builtins.int
+    MOVED_APPS_FIELD_NUMBER: _builtins.int
     app_count: _builtins.int
     """Apps whose requests are forwarded now."""
     request_count: _builtins.int
     """Requests and WebSockets that were taken over to another node."""
     failure_count: _builtins.int
     """Of all that came, those that the other node did not answer, or not to the end."""
+    @_builtins.property
+    def moved_apps(self) -> _containers.RepeatedCompositeFieldContainer[Global___Forwarding.MovedApp]:
+        """Those apps; of more than 1,000 the ones whose forwarding began last. Who leads anew learns from it whom to tell when one
+        of them moves on.
+        """
+
     def __init__(
         self,
         *,
         app_count: _builtins.int = ...,
         request_count: _builtins.int = ...,
         failure_count: _builtins.int = ...,
+        moved_apps: _abc.Iterable[Global___Forwarding.MovedApp] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_count", b"app_count", "failure_count", b"failure_count", "request_count", b"request_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["app_count", b"app_count", "failure_count", b"failure_count", "moved_apps", b"moved_apps", "request_count", b"request_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -367,19 +409,28 @@ class Database(_message.Message):
 
         SERVER_FIELD_NUMBER: _builtins.int
         MODE_FIELD_NUMBER: _builtins.int
+        EXTENSIONS_FIELD_NUMBER: _builtins.int
         server: _builtins.str
         """The server, `databaseServers/{database_server}`. Another one has the database moved there, with its data."""
         mode: Global___Database.Postgres.Mode.ValueType
         """What it gets there; `SCHEMA` when unset. Cannot be changed."""
+        @_builtins.property
+        def extensions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """Extensions that its database has before it starts, at most 32 of those that the server's `allowed_extensions` name.
+            With `SCHEMA` they are in schema `extensions`, which all apps there share and none can change. One that is no
+            longer named stays.
+            """
+
         def __init__(
             self,
             *,
             server: _builtins.str = ...,
             mode: Global___Database.Postgres.Mode.ValueType = ...,
+            extensions: _abc.Iterable[_builtins.str] | None = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "server", b"server"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["extensions", b"extensions", "mode", b"mode", "server", b"server"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 

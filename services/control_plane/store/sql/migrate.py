@@ -39,7 +39,7 @@ from services.control_plane.store.sql.tables import (
 
 DEFAULT_ENVIRONMENT = "environments/default"
 
-NEWEST = "0008"
+NEWEST = "0009"
 """The last of the migrations. A new catalog is made from the tables, for which Alembic, a quarter of all
 that a control plane would load, is not needed; a test compares what comes of both."""
 
