@@ -207,7 +207,7 @@ class Fleet:
         def answered() -> tuple[T] | None:
             for channel in self._channels.values():
                 try:
-                    return (call(channel, 5.0),)
+                    return (call(channel, min(5.0, within)),)
                 except grpc.RpcError as failure:
                     if failure.code() not in PASSING:  # type: ignore[attr-defined]
                         raise
