@@ -82,6 +82,9 @@ def observed(
     canary.CopyFrom(known)
     is_on = known.state in (Canary.ANALYZING, Canary.REVERTED)
     if is_on and is_of(known, target):
+        if old and known.stable_generation not in {it.generation for it in staying}:
+            # What had proven itself was lost or taken away: all go back to what is left.
+            canary.stable_generation = max(it.generation for it in old)
         if not old:
             _end(canary, Canary.PROMOTED, "", "Nothing of the version before is left.")
         elif app.failed == target and known.state == Canary.ANALYZING:

@@ -178,12 +178,11 @@ class Replicas:
                 self._bring_in(swap, before)
 
     def _go_back(self, kept: Iterable[Swap], before: PlacementRecord) -> None:
+        """Bring all to the version of `before`, also what never came to the one that was given up."""
         for swap in kept:
             current = swap.current
-            stays = current is not None and (
-                current.generation == before.generation or not self._is_there(swap)
-            )
-            if stays:
+            moves = _is_moved(swap) and not self._is_there(swap)  # first to where it goes
+            if current is not None and (current.generation == before.generation or moves):
                 self._drop(swap, None)
                 if swap.incoming is not None and not _is_moved(swap):
                     swap.retire(Role.INCOMING, "It was given up.")
@@ -220,9 +219,7 @@ class Replicas:
             return self._count  # nothing serves, so nothing is at stake
         share = self._count * self._app.spec.rollout.batch_percent // 100
         busy = sum(
-            not self._is_proven(swap.current)
-            if self._is_there(swap)
-            else swap.incoming is not None and not _is_moved(swap)
+            not self._is_proven(swap.current) if self._is_there(swap) else self._is_coming(swap)
             for swap in kept
         )
         free = max(1, share) - busy
@@ -230,6 +227,11 @@ class Replicas:
             trying = sum(self._is_there(swap) or is_at(swap.incoming, self._target) for swap in kept)
             free = min(free, canary.tried_replicas(self._app, self._count) - trying)
         return free
+
+    def _is_coming(self, swap: Swap) -> bool:
+        """Tell whether a replica has its turn: one that came as before, and failed, holds up no other."""
+        incoming = swap.incoming
+        return incoming is not None and not _is_moved(swap) and not self._has_failed(incoming)
 
     def _turn(self, swap: Swap) -> tuple[bool, bool]:
         """Return what sorts replicas: those that do not serve come first, then those on trial."""

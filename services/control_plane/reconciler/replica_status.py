@@ -11,7 +11,7 @@ from services.control_plane.placement.snapshot import NodeView, Snapshot, is_rea
 from services.control_plane.reconciler.app_status import AppStatus
 from services.control_plane.rules.conditions import get_condition, set_condition
 from services.control_plane.rules.sentences import sentences
-from services.control_plane.store.records import AppRecord, PlacementRecord
+from services.control_plane.store.records import AppRecord
 
 _TELLING = {Instance.STARTING: 0, Instance.PENDING: 1, Instance.STOPPING: 2, Instance.FAILED: 3}
 """Which instance tells of an app that does not serve: one that may yet, before one that has failed."""
@@ -118,10 +118,10 @@ class ReplicaStatus(AppStatus):
             return False
         if len(self._kept) != self._count or not all(map(self._is_at_rest, self._kept)):
             return False
-        generations = {it.generation for it in map(_current_of, self._kept) if it is not None}
         if app.failed == app.target:
-            # All have gone back, or those that have been started anew are as good as the others.
-            return len(generations) <= 1
+            # All have gone back, or those that have been started anew are as good as the others. Where what
+            # was to bring one back has failed itself, what it was to replace stands beside it.
+            return len({it.wanted.generation for it in self._kept if it.wanted is not None}) <= 1
         return app.spec.rollout.paused or all(self._is_done(it) or it.current is None for it in self._kept)
 
     def _is_at_rest(self, replica: Assignment) -> bool:
@@ -183,7 +183,3 @@ class ReplicaStatus(AppStatus):
             else "",
             "The rollout is paused" if rolling and self._app.spec.rollout.paused else "",
         )
-
-
-def _current_of(replica: Assignment) -> PlacementRecord | None:
-    return replica.current

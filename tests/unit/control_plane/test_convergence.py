@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -335,10 +335,15 @@ def check(store: CatalogStore, seed: int, *, moves: bool = False) -> None:
             for site in world.sites():
                 await forget(site)
 
+    run_seeded(main(), seed, f"{seed} {moves}")
+
+
+def run_seeded(main: Coroutine[Any, Any, None], seed: int, ids: str) -> None:
+    """Run a history in virtual time, the same with each run of its seed."""
     # Pauses are drawn from the one generator of the process, and operations of one moment go by their ids.
     random.seed(seed)
-    with patch.object(random_ids, "_RANDOM", SeededBytes(f"{seed} {moves}")):
-        run_in_virtual_time(main(), CLOCK)
+    with patch.object(random_ids, "_RANDOM", SeededBytes(ids)):
+        run_in_virtual_time(main, CLOCK)
 
 
 class SeededBytes:

@@ -22,17 +22,16 @@ from services.control_plane.store.records import Role
 from services.rpc.errors import SupervisorError
 from tests.fakes.runtime_node import Disk
 from tests.unit.control_plane.test_convergence import (
-    CLOCK,
     ENTRYPOINTS,
     NEW_SEEDS,
     STEPS,
     History,
     _few_sweeps,
     forget,
+    run_seeded,
     store,
 )
 from tests.unit.control_plane.world import World
-from tests.virtual_time import run_in_virtual_time
 
 __all__ = ("_few_sweeps", "store")
 
@@ -175,7 +174,7 @@ def check(store: CatalogStore, seed: int) -> None:
             for site in world.sites():
                 await forget(site)
 
-    run_in_virtual_time(main(), CLOCK)
+    run_seeded(main(), seed, f"{seed} r")
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -246,6 +246,16 @@ GOING_BACK: dict[str, tuple[AppRecord, str, str]] = {
         app(4, target=V21, newest=5), f"{ALL_RUN}; g2-e4-r3@n IN fails",
         f"{ALL}; g2-e4-r3@n OUT; g1-e6-r3@n IN",
     ),
+    "of two versions before, all go to the newer": (
+        app(target=Version(3, 1), newest=5),
+        "g2-e4@k CUR runs; g1-e2-r1@l CUR runs; g3-e5-r1@l IN fails; g1-e3-r2@m CUR runs",
+        "g2-e4@k CUR; g1-e2-r1@l CUR; g3-e5-r1@l OUT; g2-e6-r1@l IN; g1-e3-r2@m CUR; g2-e7-r2@m IN",
+    ),
+    "one of another version moves first": (
+        app(target=Version(3, 1), newest=5, failed=Version(3, 1)),
+        "g2-e4@k CUR runs; g1-e2-r1@l CUR runs; g1-e5-r1@n IN starts; g2-e3-r2@m CUR runs",
+        "g2-e4@k CUR; g1-e2-r1@l CUR; g1-e5-r1@n IN; g2-e3-r2@m CUR",
+    ),
     "a restart fails: those before it stay": (
         app(target=Version(1, 4), newest=5),
         "g1-e4@k CUR runs; g1-e2-r1@l CUR runs; g1-e5-r1@l IN fails; g1-e3-r2@m CUR runs",
@@ -366,6 +376,11 @@ SIGHTS: dict[str, tuple[AppRecord, str, dict[str, str], tuple[Any, Any, int, str
     ),
     "back after a failure": (
         app(target=V21, newest=8, failed=V21), "g1-e7@k CUR runs; g1-e8-r1@l CUR runs; g1-e3-r2@m CUR runs",
+        {}, (RUNNING, HEALTH.HEALTHY, 3, "3 of 3 are ready.", False),
+    ),
+    "back, but for one of which the version before fails": (
+        app(target=V21, newest=8, failed=V21),
+        "g2-e4@k CUR runs; g1-e7@k IN fails; g1-e8-r1@l CUR runs; g1-e3-r2@m CUR runs",
         {}, (RUNNING, HEALTH.HEALTHY, 3, "3 of 3 are ready.", False),
     ),
     "on the way back": (
