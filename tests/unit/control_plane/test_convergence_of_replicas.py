@@ -149,6 +149,8 @@ class ReplicaHistory(History):
         ready = [it for it in here.values() if is_ready(it)]
         if record.status.newest_epoch:
             assert app.ready_replicas == len(ready)
+        if len(ready) == app.replicas:
+            assert len({it.generation for it in ready}) == 1, "of several versions"
         if len(ready) < app.replicas or record.failed == record.target:
             return  # what is wanted fails: it is told, and what served before may stand beside it
         assert app.observed_generation == app.generation
