@@ -38,7 +38,8 @@ DECIDED = {
 """What the programs read and the launcher decides, and what to do instead."""
 
 PASSED_ON = (
-    *("ADVERTISE", "BASE_DOMAIN", "CONCURRENT_STARTS", "DRAIN_TIMEOUT", "ECHO_APP_LOGS", "HOSTS_ONLY"),
+    *("ADVERTISE", "BASE_DOMAIN", "CONCURRENT_STARTS", "DATABASE_MOVE_TIMEOUT", "DRAIN_TIMEOUT"),
+    *("ECHO_APP_LOGS", "HOSTS_ONLY"),
     *(
         "LABEL",
         "LOG_FORMAT",
@@ -48,7 +49,7 @@ PASSED_ON = (
         "NODE_TIMEOUT",
         "PATH_HOST",
     ),
-    *("SHUTDOWN_TIMEOUT", "TRUSTED_PROXY", "ZONE"),
+    *("POSTGRES_BIN_DIR", "SHUTDOWN_TIMEOUT", "TRUSTED_PROXY", "ZONE"),
     *("ACCESS_LOG", "ENVOY_PATH", "ENVOY_WORKERS", "MAX_CONNECTIONS"),
     *("HTTPS_LISTEN", "HTTPS_REDIRECT", "GATEWAY_TOKEN_FILE"),
 )

@@ -45,7 +45,11 @@ async def find_tools(directory: str, source: int, target: int) -> PostgresTools:
         f"there is {there}. Install postgresql-client-{target} there, or name their folder by "
         "--postgres-bin-dir."
     )
-    raise SupervisorError("DATABASE_NOT_MOVED", text, metadata={"why": "no pg_dump fits", "found": there})
+    raise SupervisorError(
+        "DATABASE_NOT_MOVED",
+        text,
+        metadata={"why": "no pg_dump fits", "found": there, "wanted": wanted, "target_version": str(target)},
+    )
 
 
 def folders(directory: str) -> Iterator[Path]:

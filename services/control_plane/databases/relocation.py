@@ -204,7 +204,8 @@ class Relocation:
 
     def _refused(self, why: str) -> SupervisorError:
         text = f"Its database stays on {self.source.name}: {why}."
-        return SupervisorError("DATABASE_NOT_MOVED", text, resource=self.target.name, metadata={"why": why})
+        facts = {"why": why, "source": self.source.name}
+        return SupervisorError("DATABASE_NOT_MOVED", text, resource=self.target.name, metadata=facts)
 
 
 async def _facts(connection: Connection) -> _Facts:
