@@ -265,8 +265,9 @@ class Controller:
         for app in apps:
             self.enqueue(app)
         # What it forwards may have moved on while nobody led.
-        for app in self._reconciler.learn(link.node.name, status) if self._reconciler is not None else ():
-            self.enqueue(app)
+        if self._reconciler is not None:
+            for app in self._reconciler.former_homes.learn(link.node.name, status.forwarding):
+                self.enqueue(app)
         self._may_be_given_more(link.node.name)
 
     def lost(self, link: NodeLink, why: str) -> None:

@@ -84,7 +84,7 @@ def advance(tx: Transaction, mirror: Mirror, name: str, spent: Collection[str]) 
     metadata.app_results.extend(results[:TOLD])
     updated = replace(operation, metadata=metadata)
     if not left:
-        operations.end(tx, updated, None, node=shown_node(mirror, node))
+        operations.end(tx, updated, None, node=shown_node(mirror, node, whole=False))
     elif all(it.state == Result.STUCK for it in results):
         operations.end(tx, updated, _stuck(node.name, results), step="failed")
     elif metadata != operation.metadata:

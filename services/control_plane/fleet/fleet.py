@@ -301,7 +301,7 @@ class FleetService:
             prefix = name + "/nodes/"
         page, token = page_by_name(
             lambda after: (
-                shown_node(self._mirror, record)
+                shown_node(self._mirror, record, whole=False)
                 for record in self._mirror.nodes.values(after)
                 if record.name.startswith(prefix)
             ),

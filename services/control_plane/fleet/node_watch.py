@@ -32,7 +32,8 @@ async def watch_nodes(store: CatalogStore, request: pb.WatchNodesRequest) -> Asy
         if entry.value is None:
             gone = pb.Node(name=entry.key)
             return Message(type=Message.REMOVE, node=gone, revision=entry.revision)
-        return Message(type=Message.UPSERT, node=shown_node(mirror, entry.value), revision=entry.revision)
+        shown = shown_node(mirror, entry.value, whole=False)
+        return Message(type=Message.UPSERT, node=shown, revision=entry.revision)
 
     digest = request_digest("watch nodes", request.parent)
     async for message in watched(

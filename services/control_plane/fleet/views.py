@@ -47,10 +47,12 @@ def _moment(time: Timestamp) -> tuple[int, int]:
     return time.seconds, time.nanos
 
 
-def shown_node(mirror: Mirror, record: NodeRecord) -> pb.Node:
-    """Return a node with its counts, and whether it may be given apps."""
+def shown_node(mirror: Mirror, record: NodeRecord, *, whole: bool = True) -> pb.Node:
+    """Return a node with its counts, and whether it may be given apps; its `modules` only where `whole`."""
     shown = pb.Node()
     shown.CopyFrom(record.node)
+    if not whole:
+        shown.ClearField("modules")
     shown.app_count = mirror.count_on(record.name)
     shown.reserved_memory_bytes = mirror.reserved_on(record.name)
     shown.etag = node_etag(record.node)

@@ -10,7 +10,7 @@ from google.protobuf.message import Message
 
 from services.rpc.errors import Violation, invalid_fields
 
-ENTRIES = {"labels": 64, "env": 256, "secret_env": 256, "domains": 32, "annotations": 1024}
+ENTRIES = {"labels": 64, "env": 256, "secret_env": 256, "domains": 32, "annotations": 1024, "modules": 2_000}
 """Entries that maps and lists should have at most: the bounds of the rules, and for annotations plenty."""
 
 CHARACTERS = {"display_name": 128, "entrypoint": 256, "chain_pem": 65_536, "private_key_pem": 16_384}

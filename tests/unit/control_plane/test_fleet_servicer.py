@@ -72,16 +72,20 @@ def test_an_environment_in_use_and_the_default_one_are_not_deleted(
 
 
 def test_a_node_registers_and_a_repeat_changes_nothing(server: Server) -> None:
-    first = server("RegisterNode", node(labels={"zone": "a"}, state=fleet.Node.READY, app_count=7))
+    modules = [f"module_{n}" for n in range(2_000)]
+    told = node(labels={"zone": "a"}, modules=modules, state=fleet.Node.READY, app_count=7)
+    first = server("RegisterNode", told)
     assert first.registration_interval.seconds > 0
     assert (first.node.name, first.node.state, first.node.app_count) == (NODE, fleet.Node.JOINING, 0)
     assert first.node.state_reason
     revision = server.store.mirror.nodes.revision
     # Nor is another node looked at for it: a fleet's nodes all register again when it has been away.
     with mock.patch.object(CommandTransaction, "nodes", side_effect=AssertionError):
-        assert server("RegisterNode", node(labels={"zone": "a"})) == first
+        assert server("RegisterNode", node(labels={"zone": "a"}, modules=modules)) == first
     assert server.store.mirror.nodes.revision == revision
     assert server("GetNode", fleet.GetNodeRequest(name=NODE)) == first.node
+    assert list(first.node.modules) == modules
+    first.node.ClearField("modules")  # it is long: of each of a thousand nodes a list leaves it out
     for parent in ("environments/default", "environments/-"):
         (listed,) = server("ListNodes", fleet.ListNodesRequest(parent=parent)).nodes
         assert listed == first.node

@@ -45,10 +45,12 @@ def config() -> list[tuple[str, str, Message]]:
 def of_the_fleet() -> list[tuple[str, str, Message]]:
     registration = node()
     registration.node.labels.update(MANY)
+    code = node(modules=["not one"] * 100_000)
     environment = fleet.Environment(labels=MANY)
     made = fleet.CreateEnvironmentRequest(environment=environment, environment_id="prod")
     return [
         ("RegisterNode", "node.labels", registration),
+        ("RegisterNode", "node.modules", code),
         ("CreateEnvironment", "environment.labels", made),
     ]
 

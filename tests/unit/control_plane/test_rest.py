@@ -17,9 +17,9 @@ from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.placement.assignment import assign
 from services.control_plane.placement.data_travel import travel_of
 from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
-from services.control_plane.reconciler.app_reconciler import settles
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.plan import plan
+from services.control_plane.reconciler.settling import settles
 from services.control_plane.store.records import PlacementRecord, Role, Version
 from tests.unit.control_plane.looks import CUR, IN, OUT, V11, V21, M, N, instance, node, placed, record
 

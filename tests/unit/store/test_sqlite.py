@@ -117,7 +117,7 @@ def test_a_new_catalog_is_what_the_migrations_make(store: SqlCatalogStore, tmp_p
     with engine.connect() as migrated, store._database.reader.connect() as made:
         assert described(made) == described(migrated)
         (version,) = made.exec_driver_sql("SELECT version_num FROM alembic_version").scalars()
-        assert [version] == scripts().get_heads(), "NEWEST is the last migration"
+        assert [version] == scripts().get_heads(), "the last file is the last migration"
         for connection in (made, migrated):
             context = MigrationContext.configure(connection, opts={"compare_type": True})
             assert compare_metadata(context, SCHEMA.metadata) == []

@@ -362,7 +362,8 @@ class Node(_message.Message):
         """Top-level names of the modules and packages that it can import: those of its app directories, these directories' own
         names, and of installed packages; without the standard library. At most 2,000; empty if it does not tell. An app whose
         entrypoint begins with one of them is not placed on a node that tells of others alone while another one of the
-        environment has it.
+        environment has it. GetNode and the answers of commands on the node tell it; ListNodes, WatchNodes and operations leave
+        it out, for it is long.
         """
 
     @_builtins.property

@@ -252,7 +252,8 @@ class FleetServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListNodes(self, request, context):
-        """Returns a page of an environment's nodes, ordered by name; `environments/-` for all environments.
+        """Returns a page of an environment's nodes, ordered by name, without their `modules`; `environments/-` for all
+        environments.
 
         Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
         """
@@ -265,8 +266,9 @@ class FleetServicer:
         all environments.
 
         Misses nothing; of several changes of one node, a slow reader gets the newest. With `resume_token` the stream starts
-        after it, without a snapshot; of nodes that changed in one moment, some may be told again. `app_count` and `reserved_memory_bytes` are those of the moment at which a
-        message is sent: what is placed on a node is no change of it.
+        after it, without a snapshot; of nodes that changed in one moment, some may be told again. `app_count` and
+        `reserved_memory_bytes` are those of the moment at which a message is sent: what is placed on a node is no change of
+        it. `modules` is left out; a node whose modules alone have changed is told all the same.
 
         Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE, `oldest_revision` in its metadata): start again without one.
         `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `SHUTTING_DOWN` (UNAVAILABLE).

@@ -109,7 +109,8 @@ class FleetStub:
     Errors: `NODE_NOT_FOUND` (NOT_FOUND).
     """
     ListNodes: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.ListNodesRequest, _fleet_pb2.ListNodesResponse]
-    """Returns a page of an environment's nodes, ordered by name; `environments/-` for all environments.
+    """Returns a page of an environment's nodes, ordered by name, without their `modules`; `environments/-` for all
+    environments.
 
     Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
     """
@@ -118,8 +119,9 @@ class FleetStub:
     all environments.
 
     Misses nothing; of several changes of one node, a slow reader gets the newest. With `resume_token` the stream starts
-    after it, without a snapshot; of nodes that changed in one moment, some may be told again. `app_count` and `reserved_memory_bytes` are those of the moment at which a
-    message is sent: what is placed on a node is no change of it.
+    after it, without a snapshot; of nodes that changed in one moment, some may be told again. `app_count` and
+    `reserved_memory_bytes` are those of the moment at which a message is sent: what is placed on a node is no change of
+    it. `modules` is left out; a node whose modules alone have changed is told all the same.
 
     Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE, `oldest_revision` in its metadata): start again without one.
     `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `SHUTTING_DOWN` (UNAVAILABLE).
@@ -343,7 +345,8 @@ class FleetAsyncStub(FleetStub):
     Errors: `NODE_NOT_FOUND` (NOT_FOUND).
     """
     ListNodes: _aio.UnaryUnaryMultiCallable[_fleet_pb2.ListNodesRequest, _fleet_pb2.ListNodesResponse]  # type: ignore[assignment]
-    """Returns a page of an environment's nodes, ordered by name; `environments/-` for all environments.
+    """Returns a page of an environment's nodes, ordered by name, without their `modules`; `environments/-` for all
+    environments.
 
     Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
     """
@@ -352,8 +355,9 @@ class FleetAsyncStub(FleetStub):
     all environments.
 
     Misses nothing; of several changes of one node, a slow reader gets the newest. With `resume_token` the stream starts
-    after it, without a snapshot; of nodes that changed in one moment, some may be told again. `app_count` and `reserved_memory_bytes` are those of the moment at which a
-    message is sent: what is placed on a node is no change of it.
+    after it, without a snapshot; of nodes that changed in one moment, some may be told again. `app_count` and
+    `reserved_memory_bytes` are those of the moment at which a message is sent: what is placed on a node is no change of
+    it. `modules` is left out; a node whose modules alone have changed is told all the same.
 
     Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE, `oldest_revision` in its metadata): start again without one.
     `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `SHUTTING_DOWN` (UNAVAILABLE).
@@ -622,7 +626,8 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         request: _fleet_pb2.ListNodesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fleet_pb2.ListNodesResponse, _abc.Awaitable[_fleet_pb2.ListNodesResponse]]:
-        """Returns a page of an environment's nodes, ordered by name; `environments/-` for all environments.
+        """Returns a page of an environment's nodes, ordered by name, without their `modules`; `environments/-` for all
+        environments.
 
         Errors: `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `INVALID_PAGE_TOKEN` (INVALID_ARGUMENT).
         """
@@ -637,8 +642,9 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         all environments.
 
         Misses nothing; of several changes of one node, a slow reader gets the newest. With `resume_token` the stream starts
-        after it, without a snapshot; of nodes that changed in one moment, some may be told again. `app_count` and `reserved_memory_bytes` are those of the moment at which a
-        message is sent: what is placed on a node is no change of it.
+        after it, without a snapshot; of nodes that changed in one moment, some may be told again. `app_count` and
+        `reserved_memory_bytes` are those of the moment at which a message is sent: what is placed on a node is no change of
+        it. `modules` is left out; a node whose modules alone have changed is told all the same.
 
         Errors: `RESUME_TOKEN_EXPIRED` (OUT_OF_RANGE, `oldest_revision` in its metadata): start again without one.
         `ENVIRONMENT_NOT_FOUND` (NOT_FOUND); `INVALID_RESUME_TOKEN` (INVALID_ARGUMENT); `SHUTTING_DOWN` (UNAVAILABLE).

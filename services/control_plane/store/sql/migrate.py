@@ -6,7 +6,9 @@ control planes start together, one migrates and the others wait for it.
 
 from __future__ import annotations
 
+import os
 import uuid
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import (
@@ -39,7 +41,15 @@ from services.control_plane.store.sql.tables import (
 
 DEFAULT_ENVIRONMENT = "environments/default"
 
-NEWEST = "0009"
+
+def _newest() -> str:
+    """Return the revision of the last migration; its file is named `r{revision}_{what}.py`."""
+    with os.scandir(Path(__file__).parent / "migrations" / "versions") as files:
+        last = max(it.name for it in files if it.name.startswith("r") and it.name.endswith(".py"))
+    return last[1:].partition("_")[0]
+
+
+NEWEST = _newest()
 """The last of the migrations. A new catalog is made from the tables, for which Alembic, a quarter of all
 that a control plane would load, is not needed; a test compares what comes of both."""
 
