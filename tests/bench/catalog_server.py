@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import signal
 import sys
 from typing import Any
@@ -99,7 +100,10 @@ async def serve(apps: int, url: str, leads: bool) -> None:
     await operations.start()
     if leads:
         await controller.start()
-    print(await server.start("127.0.0.1:0"), flush=True)
+    port = await server.start("127.0.0.1:0")
+    gc.collect()
+    gc.freeze()  # as the control plane does, once it is up
+    print(port, flush=True)
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     await stopping.wait()
