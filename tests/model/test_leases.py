@@ -106,6 +106,9 @@ def test_the_leader_outwaits_every_node_whatever_their_clocks_do() -> None:
     assert node_longest < leader_shortest
 
 
+TRIED_FIRST = {"the_leader_grants_when_its_time_is_up": 2221}
+"""The schedule that found it out before; if it does so no more, all others are tried as ever."""
+
 Break = Callable[[pytest.MonkeyPatch], None]
 BREAKS: dict[str, Break] = {}
 RARE = {
@@ -114,8 +117,8 @@ RARE = {
     "a_node_is_not_told_what_was_given_up_unseen",
 }
 """Found out in a thousand schedules or more: several things have to come together."""
-# Not among them: that the store takes no writes of an older term. A loss names what it was judged by, so that
-# no schedule of 40,000 needs both; tests/contract/store tries it by itself.
+# Not among the rules: that the store takes no writes of an older term. A loss names what it was judged by,
+# so that no schedule of 40,000 needs both; tests/contract/store tries it by itself.
 
 
 def breaks(rule: Break) -> Break:
@@ -239,7 +242,7 @@ def a_leaders_time_runs_from_the_databases_answer(patch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("rule", [pytest.param(it, marks=[pytest.mark.slow] * (it in RARE)) for it in BREAKS])
 def test_the_model_finds_out_when(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     BREAKS[rule](monkeypatch)
-    for seed in range(MOST_TO_FIND):
+    for seed in (*([TRIED_FIRST[rule]] if rule in TRIED_FIRST else []), *range(MOST_TO_FIND)):
         try:
             play(seed)
         except Violation:
