@@ -232,13 +232,19 @@ async def test_a_burst_of_blocking_requests_is_paid_for_with_one_budget(
     await hosted.reaches(pb.Instance.RUNNING)
     with monkeypatch.context() as counted:
         spent: list[float] = []
-        interrupt = Watchdog._send
+        looks: list[float] = []
+        look, interrupt = Watchdog._blocked, Watchdog._send
+
+        def blocked(watchdog: Watchdog, watched: WatchedLoop, step: Step, now: float) -> float:
+            looks.append(look(watchdog, watched, step, now))
+            return looks[-1]
 
         def send(watchdog: Watchdog, watched: WatchedLoop, step: Step, now: float) -> bool:
             if step.tries == 0:
-                spent.append(watchdog._blocked(watched, step, now))
+                spent.append(looks[-1])  # what it was judged by: another look has what the machine took since
             return interrupt(watchdog, watched, step, now)
 
+        counted.setattr(Watchdog, "_blocked", blocked)
         counted.setattr(Watchdog, "_send", send)
         burst = [asyncio.create_task(hosted.ask("hog", "/?do=spin")) for _ in range(8)]
         await eventually(lambda: spent)
