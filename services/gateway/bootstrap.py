@@ -90,7 +90,7 @@ def bootstrap(
 
 
 def grpc_bootstrap(node_id: str, xds_address: str) -> dict[str, Any]:
-    """Return what a gRPC client reads from GRPC_XDS_BOOTSTRAP_CONFIG, or in a file named by GRPC_XDS_BOOTSTRAP.
+    """Return what a gRPC client reads from GRPC_XDS_BOOTSTRAP_CONFIG, or in the file of GRPC_XDS_BOOTSTRAP.
 
     The format is that of gRFC A27; the connection is as open as the gateway's xDS port.
     """

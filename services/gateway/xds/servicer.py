@@ -8,6 +8,7 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import grpc
@@ -65,7 +66,7 @@ class DiscoveryServicer:
 
     async def delta(self, requests: AsyncIterator[Any], _call: Any) -> AsyncIterator[Any]:
         """Serve DeltaAggregatedResources until either side ends it."""
-        session, wake = DeltaSession(self._cache, self._refused), asyncio.Event()
+        session, wake = DeltaSession(self._cache, partial(self._refused, ENVOYS)), asyncio.Event()
 
         def changed(kind: str, name: str) -> None:
             if kind:
@@ -84,7 +85,7 @@ class DiscoveryServicer:
         Raises INVALID_FIELD for a client that asks for what is not served.
         """
         wake = asyncio.Event()
-        session = StateSession(self._on_demand, self._refused, wake.set)
+        session = StateSession(self._on_demand, partial(self._refused, CLIENTS), wake.set)
         served = self._serve(session, wake, requests, session.close)
         async with contextlib.aclosing(served):
             async for response in served:
@@ -128,13 +129,14 @@ class DiscoveryServicer:
         finally:
             wake.set()
 
-    def _refused(self, refusal: Refusal) -> None:
+    def _refused(self, of: str, refusal: Refusal) -> None:
         kind = refusal.kind.rpartition(".")[2]
         self.refusals[kind] += 1
+        who, field = _WORDS[of]
         log.error(
-            "what was told of xDS was not accepted: %s", refusal.reason,
+            "%s did not accept what it was told: %s", who, refusal.reason,
             extra={
-                "action": "xds.refused", "envoy": refusal.node, "kind": kind, "resources": refusal.names[:5],
+                "action": "xds.refused", field: refusal.node, "kind": kind, "resources": refusal.names[:5],
             },
         )  # fmt: skip
 
@@ -143,19 +145,23 @@ class DiscoveryServicer:
         return all(session.refusal is None for session in known) if known else None
 
 
+_WORDS = {ENVOYS: ("an Envoy", "envoy"), CLIENTS: ("a gRPC client", "client")}
+
+
+def _kind(session: Session) -> str:
+    return ENVOYS if isinstance(session, DeltaSession) else CLIENTS
+
+
 def _name(session: Session) -> str:
     """Return the name by which health knows it; there are many of a name where clients share a bootstrap."""
-    return f"{ENVOYS if isinstance(session, DeltaSession) else CLIENTS}{session.node}"
+    return _kind(session) + session.node
 
 
 def _tell(what: str, action: str, session: Session) -> None:
     # Clients are programs of any length of life; Envoys are few.
-    is_envoy = isinstance(session, DeltaSession)
-    log.log(
-        logging.INFO if is_envoy else logging.DEBUG,
-        "%s %s", "an Envoy" if is_envoy else "a gRPC client", what,
-        extra={"action": action, "envoy" if is_envoy else "client": session.node},
-    )  # fmt: skip
+    who, field = _WORDS[_kind(session)]
+    level = logging.INFO if isinstance(session, DeltaSession) else logging.DEBUG
+    log.log(level, "%s %s", who, what, extra={"action": action, field: session.node})
 
 
 def register(servicer: DiscoveryServicer, methods: Any) -> None:

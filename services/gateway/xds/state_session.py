@@ -131,16 +131,27 @@ class StateSession:
     # --- what goes ---
 
     def next_response(self) -> Any:
-        """Return the next DiscoveryResponse, or None while nothing may be sent."""
+        """Return the next DiscoveryResponse, or None while nothing may be sent.
+
+        What refers to something is sent after it, and no cluster is gone while a listener may lead to it.
+        """
         if not self._cache.complete:
             return None
-        for kind in BY_NAME:
+        for kind in (*BY_NAME, CLUSTER):  # again: nothing may have been left to say of what leads to one
             followed = self._kinds.get(kind)
             if followed is not None and followed.dirty and not followed.under_way:
+                if kind == CLUSTER and self._is_led_to_what_is_gone(followed):
+                    continue
                 response = self._compose(kind, followed)
                 if response is not None:
                     return response
         return None
+
+    def _is_led_to_what_is_gone(self, clusters: _Followed) -> bool:
+        others = [other for kind in (LISTENER, ROUTES) if (other := self._kinds.get(kind)) is not None]
+        return any(other.dirty or other.under_way for other in others) and any(
+            name in clusters.told and self._cache.get(CLUSTER, name) is None for name in clusters.dirty
+        )
 
     def _compose(self, kind: str, followed: _Followed) -> Any:
         changed: dict[str, Resource] = {}

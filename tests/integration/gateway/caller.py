@@ -1,15 +1,18 @@
 """A gRPC client in a process of its own, for its library reads the bootstrap once: does what lines say.
 
 `{"do": "call", "target": …}` answers with who answered, or with the status; `begin` calls on and on until
-`end`, which answers with the counts.
+`end`, which answers with the counts; `burst` makes calls at once and tells of the first that end, `rest` of
+all.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import sys
 from collections import Counter
+from collections.abc import Awaitable
 from typing import Any
 
 import grpc
@@ -19,12 +22,20 @@ MESSAGES = 5
 """Of one call in both directions, each sent when the one before has been answered."""
 
 
+async def _outcome(call: Awaitable[str]) -> dict[str, Any]:
+    try:
+        return {"from": await call}
+    except grpc.aio.AioRpcError as failure:
+        return {"code": failure.code().name, "said": failure.details()}
+
+
 class Caller:
     """Calls targets, each over one channel."""
 
     def __init__(self) -> None:
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._going: list[asyncio.Task[None]] = []
+        self._burst: list[asyncio.Task[str]] = []
         self._ended = asyncio.Event()
         self._answers: Counter[str] = Counter()
         self._failed: list[str] = []
@@ -33,11 +44,14 @@ class Caller:
         """Carry a command out."""
         channel = self._channel(command["target"])
         if command["do"] == "call":
-            try:
-                metadata = tuple(command.get("metadata", {}).items())
-                return {"from": await self._say(channel, metadata, bool(command.get("wait")))}
-            except grpc.aio.AioRpcError as failure:
-                return {"code": failure.code().name, "said": failure.details()}
+            metadata = tuple(command.get("metadata", {}).items())
+            return await _outcome(self._say(channel, metadata, bool(command.get("wait"))))
+        if command["do"] == "burst":
+            self._burst = [asyncio.create_task(self._say(channel)) for _ in range(command["calls"])]
+            ended = itertools.islice(asyncio.as_completed(self._burst), command["ended"])
+            return {"ended": [await _outcome(call) for call in ended]}
+        if command["do"] == "rest":
+            return {"ended": [await _outcome(call) for call in self._burst]}
         if command["do"] == "begin":
             self._ended.clear()
             self._going = [

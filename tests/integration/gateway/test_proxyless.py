@@ -1,4 +1,4 @@
-"""A real gRPC client finds an app at the gateway by `xds:///`, and calls the node that has it, wherever it goes."""
+"""A real gRPC client finds an app by `xds:///` at the gateway, and calls the node that has it, wherever."""
 
 from __future__ import annotations
 
@@ -92,15 +92,16 @@ class Edge:
         self.found: dict[str, tuple[str, ...]] = {}
         self.apps = ProxylessApps(self.table, self.found.get)
         self.servicer = DiscoveryServicer(cache, self.apps.cache)
-        self._server = self._made()
         self.port = 0
 
-    def _made(self) -> RpcServer:
-        return RpcServer([Service(SERVICE, register, self.servicer)], self.servicer.health)
-
     async def start(self) -> None:
+        """Listen, and again at the same port."""
+        self._server = RpcServer([Service(SERVICE, register, self.servicer)], self.servicer.health)
         self.port = await self._server.start(f"127.0.0.1:{self.port}")
         self._stack.push_async_callback(self._server.stop, 0)
+
+    async def stop(self) -> None:
+        await self._server.stop(0)
 
     async def node(self, name: str, host: str = "127.0.0.1") -> Echo:
         """Start a server that stands in for a node, known by that host."""
@@ -161,7 +162,11 @@ async def test_calls_go_on_over_moves_scaling_and_the_end_of_a_node() -> None:
             await client.comes_to(node.rpartition("/")[2])
         edge.table.put_app(app(instances=[instance(N3, 4), instance(N1, 5)], replicas=2))
         await client.comes_to("n1", "n3")
+        # The gateway away: all goes on as last known, and is told anew when it is back.
+        await edge.stop()
+        await client.comes_to("n1", "n3")
         edge.table.put_app(app(instances=[instance(N1, 5)]))
+        await edge.start()
         await client.comes_to("n1")
         told = await client.do("end")
         assert told["failed"] == []
@@ -222,8 +227,16 @@ async def test_a_node_with_a_name_is_called_and_more_than_an_apps_limits_take_is
         edge.apps.host_changed("node-1.example.com")
         assert await early == {"from": "n1"}
         echo.free.clear()
-        full = await client.do("burst", calls=5)
+        # Told by the client itself, at once; another client has a bound of its own.
+        full = await client.do("burst", calls=5, ended=3)
+        assert [one["code"] for one in full["ended"]] == ["UNAVAILABLE"] * 3
+        assert "circuit breaker" in full["ended"][0]["said"]
+        waiting = asyncio.create_task(other.do("call"))
+        await eventually(lambda: echo.calls == 1 + 2 + 1)
         echo.free.set()
+        assert await waiting == {"from": "n1"}
+        rest = await client.do("rest")
+        assert sum(one == {"from": "n1"} for one in rest["ended"]) == 2
 
 
 async def test_what_a_client_does_not_accept_is_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -218,6 +218,32 @@ def test_clusters_and_endpoints_come_before_what_leads_to_them(world: World, cli
     assert [client.take()[1] for _ in range(4)] == [CLUSTER, ENDPOINTS, LISTENER, ROUTES]
 
 
+def test_a_cluster_is_gone_after_the_listener_that_led_to_it(world: World, client: FakeClient) -> None:
+    world.listener("shop", "apps/shop")
+    world.put(CLUSTER, "apps/shop", proxyless.cluster("apps/shop", 10))
+    client.ask(LISTENER, "shop")
+    client.ask(CLUSTER, "apps/shop")
+    assert [client.accept(), client.accept()] == [["apps/shop"], ["shop"]]
+    world.remove(CLUSTER, "apps/shop")
+    world.remove(LISTENER, "shop")
+    response, kind, told = client.take()
+    assert (kind, told) == (LISTENER, [])
+    assert client.has_nothing_to_read()
+    client.ask(LISTENER, "shop", nonce=response.nonce)
+    _, kind, told = client.take()
+    assert (kind, told) == (CLUSTER, [])
+    client.ask(CLUSTER, "apps/shop", nonce=response.nonce)
+    # A listener that is as it was holds nothing up.
+    client = FakeClient(world)
+    world.put(CLUSTER, "apps/shop", proxyless.cluster("apps/shop", 10))
+    client.ask(LISTENER, "shop")
+    client.ask(CLUSTER, "apps/shop")
+    assert client.accept() == ["apps/shop"]
+    world.remove(CLUSTER, "apps/shop")
+    world.cache.changed(LISTENER, "shop")
+    assert client.take()[1:] == (CLUSTER, [])
+
+
 def test_a_refusal_is_told_once_and_ends_with_the_next_change_that_is_accepted(
     world: World, client: FakeClient
 ) -> None:
