@@ -87,8 +87,9 @@ class OnDemandCache:
 
     def changed(self, kind: str, topic: str) -> None:
         """Make what depends on a topic anew when it is next asked for."""
-        for name in list(self._names.get((kind, topic), ())):
-            self._tell((kind, name))
+        if names := self._names.get((kind, topic)):
+            for name in list(names):
+                self._tell((kind, name))
 
     def _tell(self, key: tuple[str, str]) -> None:
         kept = self._kept[key]
