@@ -1,8 +1,8 @@
 """A gRPC client in a process of its own, for its library reads the bootstrap once: does what lines say.
 
 `{"do": "call", "target": …}` answers with who answered, or with the status; `begin` calls on and on until
-`end`, and both `look` and that answer with the counts; `burst` makes calls at once and tells of the first that
-end, `rest` of all.
+`end`, and both `look` and that answer with the counts; `burst` makes calls at once and tells of the first
+that end, `rest` of all.
 """
 
 from __future__ import annotations

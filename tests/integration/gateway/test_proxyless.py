@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -144,11 +145,13 @@ class Edge:
         self.table.put_node(Node(name=name, http_address=f"{host}:{port}"))
         return echo
 
-    async def client(self, caller: Command) -> Client:
-        """Start a client; it asks when it first calls."""
+    async def client(self, caller: Command, before: str = "") -> Client:
+        """Start a client; it asks when it first calls, and `before` this one other gateways."""
         told = {
             **{key: value for key, value in os.environ.items() if not key.startswith("GRPC")},
-            "GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(grpc_bootstrap("client-1", f"127.0.0.1:{self.port}")),
+            "GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(
+                grpc_bootstrap("client-1", f"{before}127.0.0.1:{self.port}")
+            ),
         }
         process = await asyncio.create_subprocess_exec(
             *caller, env=told, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
@@ -199,6 +202,17 @@ async def test_calls_go_on_over_moves_scaling_and_the_end_of_a_node(caller: Comm
         assert not told.get("failed")
         assert set(told["answers"]) == {"n1", "n2", "n3"}
         assert not edge.servicer.refusals
+
+
+async def test_of_several_gateways_another_one_is_asked_while_the_first_is_away(caller: Command) -> None:
+    with closing(socket.socket()) as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        async with an_edge() as edge:
+            await edge.node(N1)
+            edge.apps.cache.open()
+            edge.table.put_app(app(instances=[instance(N1, 1)]))
+            client = await edge.client(caller, f"127.0.0.1:{nobody.getsockname()[1]},")
+            assert await client.do("call", wait=True) == {"from": "n1"}
 
 
 async def test_what_is_asked_for_before_it_is_there_is_found_when_it_comes(caller: Command) -> None:

@@ -212,6 +212,7 @@ def test_the_bootstrap_of_a_client_is_printed(
     monkeypatch.setattr("sys.argv", ["bootstrap", "--grpc", "--node-id", "c", "--xds-address", "[::1]:18000"])
     main()
     assert json.loads(capsys.readouterr().out) == grpc_bootstrap("c", "[::1]:18000")
-    assert grpc_bootstrap("c", "xds:1")["xds_servers"] == [
-        {"server_uri": "xds:1", "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}
+    assert grpc_bootstrap("c", "one:1,other:2")["xds_servers"] == [
+        {"server_uri": address, "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}
+        for address in ("one:1", "other:2")
     ]
