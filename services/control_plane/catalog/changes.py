@@ -11,6 +11,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.catalog import retention
 from services.control_plane.catalog.code_changes import CodeChange
 from services.control_plane.operations import database_moves, operations
+from services.control_plane.operations.verdicts import READY
 from services.control_plane.placement.scale import (
     is_at,
     is_several,
@@ -382,7 +383,7 @@ def _is_settled(tx: Transaction, record: AppRecord, changed: AppRecord) -> bool:
     else:
         served = served_version(changed, placements) == changed.target
     same = record.spec.desired_state != pb.App.STOPPED and served
-    return same and changed.status.state in operations.READY
+    return same and changed.status.state in READY
 
 
 def delete(
