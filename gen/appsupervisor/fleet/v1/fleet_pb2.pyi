@@ -481,6 +481,7 @@ class DatabaseServer(_message.Message):
     SPARE_DATABASES_FIELD_NUMBER: _builtins.int
     APP_ADDRESS_FIELD_NUMBER: _builtins.int
     ALLOWED_EXTENSIONS_FIELD_NUMBER: _builtins.int
+    TEMPLATES_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
@@ -534,6 +535,12 @@ class DatabaseServer(_message.Message):
         """Extensions that apps may ask for, at most 64. Its administrator makes them, and has to be allowed to."""
 
     @_builtins.property
+    def templates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Prepared databases there that apps with mode `DATABASE` may begin as a copy of, at most 64. Never the one that
+        `admin_url` names, an app's or a catalog's. Its administrator owns them, or is a superuser.
+        """
+
+    @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
 
@@ -553,6 +560,7 @@ class DatabaseServer(_message.Message):
         spare_databases: _builtins.int = ...,
         app_address: _builtins.str = ...,
         allowed_extensions: _abc.Iterable[_builtins.str] | None = ...,
+        templates: _abc.Iterable[_builtins.str] | None = ...,
         uid: _builtins.str = ...,
         state: Global___DatabaseServer.State.ValueType = ...,
         state_reason: _builtins.str = ...,
@@ -564,7 +572,7 @@ class DatabaseServer(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_url", b"admin_url", "allowed_extensions", b"allowed_extensions", "app_address", b"app_address", "app_connections", b"app_connections", "app_count", b"app_count", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "max_apps", b"max_apps", "name", b"name", "server_version", b"server_version", "spare_databases", b"spare_databases", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_url", b"admin_url", "allowed_extensions", b"allowed_extensions", "app_address", b"app_address", "app_connections", b"app_connections", "app_count", b"app_count", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "max_apps", b"max_apps", "name", b"name", "server_version", b"server_version", "spare_databases", b"spare_databases", "state", b"state", "state_reason", b"state_reason", "templates", b"templates", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -702,8 +710,8 @@ class UpdateDatabaseServerRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Fields to take: `display_name`, `labels`, `admin_url`, `max_apps`, `app_connections`. Unset: every one that is
-        set in `database_server`.
+        """Fields to take: `display_name`, `labels`, `admin_url`, `max_apps`, `app_connections`, `spare_databases`, `app_address`,
+        `allowed_extensions`, `templates`. Unset: every one that is set in `database_server`.
         """
 
     def __init__(
