@@ -88,7 +88,7 @@ def create(name: str, request_id: str) -> Callable[[Transaction], AppRecord]:
     return command
 
 
-def begin(store: CatalogStore, name: str) -> Future[AppRecord]:
+def accept(store: CatalogStore, name: str) -> Future[AppRecord]:
     """Create an app as the API does: the store looks the request up together with the others of its batch."""
     request_id = str(uuid.uuid4())
     return store.write(create(name, request_id), request_id=request_id)
@@ -134,7 +134,7 @@ def drive(store: CatalogStore, writers: int, seconds: float, round_number: int) 
             name = f"apps/a{round_number}-{writers}-{number}-{count}"
             count += 1
             started = time.perf_counter()
-            begin(store, name).result()
+            accept(store, name).result()
             latencies[number].append(time.perf_counter() - started)
             store.write(follow_up(name))
 
@@ -184,7 +184,7 @@ def loading(directory: Path, apps: int) -> list[Row]:
     store = open_store(url)
     begin = time.perf_counter()
     for start in range(0, apps, 5_000):
-        futures = [begin(store, f"apps/a{number}") for number in range(start, min(apps, start + 5_000))]
+        futures = [accept(store, f"apps/a{number}") for number in range(start, min(apps, start + 5_000))]
         for future in futures:
             future.result()
     filled = apps / (time.perf_counter() - begin)
