@@ -179,6 +179,10 @@ def test_a_node_with_a_name_is_told_by_its_addresses(asked: Asked) -> None:
     asked.apps.host_changed("node-3.example.com")
     assert asked.changes == [(ENDPOINTS, "apps/shop")]
     assert asked.places() == ["10.0.0.1:8080", "10.0.0.3:8080", "10.0.0.4:8080"]
+    # Clients refuse what names an address twice.
+    asked.found["node-3.example.com"] = ("10.0.0.1", "10.0.0.4")
+    asked.apps.host_changed("node-3.example.com")
+    assert asked.places() == ["10.0.0.1:8080", "10.0.0.4:8080"]
     asked.table.put_node(Node(name=N3, http_address="[::1]:80"))
     assert (asked.places(), asked.apps.hosts()) == (["10.0.0.1:8080", "::1:80"], set())
     asked.table.remove_node(N3)
@@ -208,6 +212,7 @@ def test_the_bootstrap_of_a_client_is_printed(
     monkeypatch.setattr("sys.argv", ["bootstrap", "--grpc", "--node-id", "c", "--xds-address", "[::1]:18000"])
     main()
     assert json.loads(capsys.readouterr().out) == grpc_bootstrap("c", "[::1]:18000")
-    assert grpc_bootstrap("c", "xds:1")["xds_servers"] == [
-        {"server_uri": "xds:1", "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}
+    assert grpc_bootstrap("c", "one:1,other:2")["xds_servers"] == [
+        {"server_uri": address, "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}
+        for address in ("one:1", "other:2")
     ]

@@ -296,6 +296,7 @@ class Node(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
     MODULES_FIELD_NUMBER: _builtins.int
+    SERVES_HTTP2_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
     APP_COUNT_FIELD_NUMBER: _builtins.int
@@ -330,6 +331,10 @@ class Node(_message.Message):
     zone: _builtins.str
     """What fails together with the node, as a rack or a data centre, by the rules of a label's value; empty for none. The
     copies of an app are spread over zones first, then over nodes.
+    """
+    serves_http2: _builtins.bool
+    """Whether it serves HTTP/2 by prior knowledge at `http_address`, beside HTTP/1.1; false for one of a version before
+    that did.
     """
     state: Global___Node.State.ValueType
     """What is known of it."""
@@ -389,6 +394,7 @@ class Node(_message.Message):
         memory_bytes: _builtins.int = ...,
         zone: _builtins.str = ...,
         modules: _abc.Iterable[_builtins.str] | None = ...,
+        serves_http2: _builtins.bool = ...,
         state: Global___Node.State.ValueType = ...,
         state_reason: _builtins.str = ...,
         app_count: _builtins.int = ...,
@@ -403,7 +409,7 @@ class Node(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app_count", b"app_count", "base_domain", b"base_domain", "cordoned", b"cordoned", "create_time", b"create_time", "etag", b"etag", "http_address", b"http_address", "incarnation", b"incarnation", "labels", b"labels", "lease_state", b"lease_state", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "modules", b"modules", "name", b"name", "reserved_memory_bytes", b"reserved_memory_bytes", "schedulable", b"schedulable", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time", "used_memory_bytes", b"used_memory_bytes", "version", b"version", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app_count", b"app_count", "base_domain", b"base_domain", "cordoned", b"cordoned", "create_time", b"create_time", "etag", b"etag", "http_address", b"http_address", "incarnation", b"incarnation", "labels", b"labels", "lease_state", b"lease_state", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "modules", b"modules", "name", b"name", "reserved_memory_bytes", b"reserved_memory_bytes", "schedulable", b"schedulable", "serves_http2", b"serves_http2", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time", "used_memory_bytes", b"used_memory_bytes", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
