@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	timeout  = 30 * time.Second
+	timeout  = 60 * time.Second
 	messages = 5 // of one call in both directions, each sent when the one before has been answered
 )
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import grpc
 
-TIMEOUT = 30.0
+TIMEOUT = 60.0
 MESSAGES = 5
 """Of one call in both directions, each sent when the one before has been answered."""
 NOT_BEGUN = {"APP_MOVED", "NODE_DRAINING"}

@@ -36,7 +36,7 @@ import java.util.function.Supplier;
  * tests/integration/gateway/caller.py does.
  */
 public final class Caller {
-  private static final int TIMEOUT_SECONDS = 30;
+  private static final int TIMEOUT_SECONDS = 60;
 
   /** Of one call in both directions, each sent when the one before has been answered. */
   private static final int MESSAGES = 5;
