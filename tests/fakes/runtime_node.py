@@ -248,7 +248,8 @@ class FakeNode:
                 self._fences[fence.app_uid] = max(version, self._fences.get(fence.app_uid, (0, 0)))
 
         span = seconds(request.lease_duration)
-        self.lease.renew(request.term, request.incarnation, seconds(request.monotonic_time), span, give_up)
+        time = seconds(request.monotonic_time)
+        self.lease.renew(request.term, request.incarnation, time, span, give_up, alone=request.alone)
         self.renewals += 1
         return lease_message(self.lease)
 
