@@ -109,9 +109,11 @@ def _nodes(app: App) -> tuple[str, ...]:
         # A node probes its replica as the app's health check says: who fails it is left out if others do not.
         well = [instance for instance in chosen if instance.health != Instance.UNHEALTHY]
         return tuple(sorted({instance.node for instance in well or chosen}))
-    # While an app moves both copies answer: the newer one is to.
-    newest = max(chosen, key=lambda instance: (instance.epoch, instance.generation))
-    return (newest.node,)
+    # While an app moves both copies answer: the newer one is to. What is on trial is beside what serves.
+    tried = [it for it in chosen if best == _READY and it.node in app.canary.nodes]
+    parts = (tried, [it for it in chosen if it not in tried])
+    newest = (max(part, key=lambda it: (it.epoch, it.generation)) for part in parts if part)
+    return tuple(sorted({it.node for it in newest}))
 
 
 def _rank(instance: Instance) -> int:

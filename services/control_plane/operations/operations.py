@@ -33,7 +33,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.operations import database_moves
 from services.control_plane.operations.moves import Stage, stage_of, take_back
 from services.control_plane.operations.traces import add_trace
-from services.control_plane.placement.scale import is_several, served_version, wanted_replicas
+from services.control_plane.placement.scale import is_several, most_replicas, served_version, wanted_replicas
 from services.control_plane.rules.sentences import counted, sentences
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.random_ids import new_suffix
@@ -146,7 +146,7 @@ def allowance(record: AppRecord) -> int:
     # Replicas are replaced one after the other.
     each = once + record.spec.rollout.min_ready_duration.ToMicroseconds()
     tried = record.spec.rollout.canary.timeout.ToMicroseconds()
-    return wanted_replicas(record) * each + tried + SLACK
+    return most_replicas(record) * each + tried + SLACK
 
 
 def begin_purge(tx: Transaction, record: RetainedDataRecord, actor: str) -> OperationRecord:

@@ -26,7 +26,7 @@ class ReplicaStatus(AppStatus):
         self, app: AppRecord, assigned: Assignment, seen: Snapshot, status: App, home: NodeView | None
     ) -> None:
         super().__init__(app, assigned, seen, status, home)
-        self._count = wanted_replicas(app)
+        self._count = wanted_replicas(app) + assigned.one_more
         self._kept = [it for it in assigned.by_replica().values() if it.wanted is not None]
         ready = (self._ready_of(it) for it in self._kept)
         self._ready = [it for it in ready if it is not None]

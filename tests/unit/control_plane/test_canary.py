@@ -347,8 +347,11 @@ def test_a_version_on_trial_is_promoted_or_goes_back(
 class CanaryHistory(ReplicaHistory):
     """New versions are tried first, with whatever requests there are."""
 
+    replicas = (2, 3)
+    """The fewest and the most."""
+
     async def create(self) -> None:
-        spec = pb.App(entrypoint="good:app", replicas=3)
+        spec = pb.App(entrypoint="good:app", replicas=self.replicas[1])
         spec.restart_policy.max_restarts = 0
         spec.database.no_database.SetInParent()
         request = pb.CreateAppRequest(app=spec, app_id=self.name.removeprefix("apps/"))
@@ -370,20 +373,31 @@ class CanaryHistory(ReplicaHistory):
         await self.attempt(self.world.commands.update, request)
 
     async def scale(self) -> None:
-        app = pb.App(name=self.name, replicas=self.chance.randint(2, 3))
+        app = pb.App(name=self.name, replicas=self.chance.randint(*self.replicas))
         await self.attempt(self.world.commands.update, pb.UpdateAppRequest(app=app))
         for site in self.world.sites():
             for name in site.node.instances():
                 site.node.set_figures(name, figures(self.chance.choice((1, 50)), self.chance.choice((0, 9))))
 
 
-def check(store: CatalogStore, seed: int) -> None:
+class OnlyHistory(CanaryHistory):
+    """Nearly always the app has one replica, beside which a new version is tried."""
+
+    replicas = (1, 1)
+
+    async def scale(self) -> None:
+        self.replicas = (1, self.chance.choice((1, 1, 1, 2)))
+        await super().scale()
+
+
+def check(store: CatalogStore, seed: int, kind: type[CanaryHistory]) -> None:
     async def main() -> None:
         chance = random.Random(seed)
-        name = f"environments/default/nodes/c{seed}"
+        letter = kind.__name__[0].lower()
+        name = f"environments/default/nodes/{letter}{seed}"
         world = World(store, chance, name)
         other = World(store, chance, f"{name}b", Disk())
-        history = CanaryHistory(world, f"apps/c{seed}", other)
+        history = kind(world, f"apps/{letter}{seed}", other)
         third = World(store, chance, f"{name}c", Disk(uid="0d0e4f6a-3c0b-4b1e-9a51-7c2f7a1e5b33"))
         history.others = (other, third)
         try:
@@ -393,17 +407,23 @@ def check(store: CatalogStore, seed: int) -> None:
             for site in world.sites():
                 await forget(site)
 
-    run_seeded(main(), seed, f"{seed} c")
+    run_seeded(main(), seed, f"{seed} {kind.__name__}")
 
 
+@pytest.mark.parametrize("kind", [CanaryHistory, OnlyHistory])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_any_history_of_trials_comes_right(store: CatalogStore, seed: int) -> None:
-    check(store, seed)
+def test_any_history_of_trials_comes_right(
+    store: CatalogStore, seed: int, kind: type[CanaryHistory]
+) -> None:
+    check(store, seed, kind)
 
 
 @pytest.mark.chaos
 @pytest.mark.skipif(not NEW_SEEDS, reason="new seeds belong to make chaos, which sets CHAOS_ROUNDS")
+@pytest.mark.parametrize("kind", [CanaryHistory, OnlyHistory])
 @pytest.mark.parametrize("seed", NEW_SEEDS or [0])
-def test_any_new_history_of_trials_comes_right(store: CatalogStore, seed: int) -> None:
+def test_any_new_history_of_trials_comes_right(
+    store: CatalogStore, seed: int, kind: type[CanaryHistory]
+) -> None:
     print(f"seed {seed}")
-    check(store, seed)
+    check(store, seed, kind)
