@@ -117,7 +117,9 @@ def observed(
     unproven = {it.node for it in staying if _is_unproven(it, canary, target)}
     if canary.state == Canary.REVERTED and is_of(canary, target):
         # Until it has ended it is ready, and nobody is to ask it.
-        ending = {it.node for it in placements if it.role is Role.OUTGOING and it.generation == target.generation}
+        ending = {
+            it.node for it in placements if it.role is Role.OUTGOING and it.generation == target.generation
+        }
         unproven |= ending - {it.node for it in staying}
     del canary.nodes[:]
     canary.nodes.extend(sorted(unproven))

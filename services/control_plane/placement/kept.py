@@ -1,4 +1,4 @@
-"""Which of an app's replicas stay where there are more than there are to be, and when one more is to be. Pure.
+"""Which of an app's replicas stay where there are too many, and when there is to be one more. Pure.
 
 Beside an app's only replica a new version is tried in one more, for as long as its trial goes on.
 """
@@ -43,14 +43,12 @@ def has_one_more(app: AppRecord, seats: Sequence[Seat], *, given_up: bool) -> bo
     if given_up:
         # It serves until that does to which the app goes back; for as long it can be replaced where it is.
         return not stable.serves and any(it.serves and it.is_there for it in others)
-    if app.spec.rollout.paused and canary.has_begun(app):
-        return any(it.is_wanted for it in others)  # neither goes
+    if app.spec.rollout.paused:
+        return canary.has_begun(app) and any(it.is_wanted for it in others)  # neither goes
     if not canary.is_tried(app, stable.current):
         return False
-    if others:
-        return True
     # Where nothing serves there is nothing to try it against.
-    return not app.spec.rollout.paused and (stable.serves or not stable.is_known)
+    return bool(others) or stable.serves or not stable.is_known
 
 
 def stable_seat(app: AppRecord, seats: Sequence[Seat]) -> Seat | None:

@@ -107,7 +107,7 @@ class Replicas:
     # How many
 
     def _keep(self, *, adding: bool = False) -> list[Swap]:
-        """Return the replicas that are to be, in order; those beyond are dismissed, `adding` adds what lacks."""
+        """Return the replicas that are to be; those beyond are dismissed, `adding` adds what lacks."""
         seats = [self._seat(number) for number, it in self._swaps.items() if it.current or it.incoming]
         given_up = self.failed == self._target or canary.given_up(self._app) is not None
         self.one_more = adding and has_one_more(self._app, seats, given_up=given_up)
@@ -174,9 +174,10 @@ class Replicas:
         paused = self._app.spec.rollout.paused
         before = self._newest(old) if old else None
         tried = before is not None and canary.is_tried(self._app, before)
+        alone = self._left_alone(kept) if self.one_more and tried else None
         for swap in kept:
-            self._drop(swap, before if paused or tried else None)
-        waiting = [swap for swap in kept if not self._is_there(swap) and swap.incoming is None]
+            self._drop(swap, before if (paused or tried) and alone is None else None)
+        waiting = [it for it in kept if not self._is_there(it) and it.incoming is None and it is not alone]
         if before is None:
             for swap in waiting:
                 self._bring_in(swap)
@@ -186,8 +187,6 @@ class Replicas:
                 if swap.current is None:
                     self._bring_in(swap, before)
             return
-        if self.one_more and tried:
-            self._leave_alone(kept)
         room = self._room(kept, tried=tried)
         for swap in sorted(waiting, key=self._turn):
             # What cannot be heard is left for later: nothing could be said of what comes in there.
@@ -197,11 +196,17 @@ class Replicas:
             elif tried and swap.current is None:
                 self._bring_in(swap, before)
 
-    def _leave_alone(self, kept: Sequence[Swap]) -> None:
-        """Have what serves stay as it is: what is tried beside it is not to come in its place, too."""
-        stable = stable_seat(self._app, [self._seat(number) for number, it in self._swaps.items() if it in kept])
-        if stable is not None and stable.is_coming:
-            self._swaps[stable.number].retire(Role.INCOMING, "It is tried beside what serves first.")
+    def _left_alone(self, kept: Sequence[Swap]) -> Swap | None:
+        """Return what stays as it is while another version is tried beside it, and not in its place, too."""
+        stable = stable_seat(
+            self._app, [self._seat(number) for number, it in self._swaps.items() if it in kept]
+        )
+        if stable is None:
+            return None
+        swap = self._swaps[stable.number]
+        if stable.is_coming:
+            swap.retire(Role.INCOMING, "It is tried beside what serves first.")
+        return swap
 
     def _go_back(self, kept: Iterable[Swap], before: PlacementRecord) -> None:
         """Bring all to the version of `before`, also what never came to the one that was given up."""

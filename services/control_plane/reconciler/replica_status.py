@@ -26,7 +26,8 @@ class ReplicaStatus(AppStatus):
         self, app: AppRecord, assigned: Assignment, seen: Snapshot, status: App, home: NodeView | None
     ) -> None:
         super().__init__(app, assigned, seen, status, home)
-        self._count = wanted_replicas(app) + assigned.one_more
+        self._wanted = wanted_replicas(app)
+        self._count = self._wanted + assigned.one_more
         self._kept = [it for it in assigned.by_replica().values() if it.wanted is not None]
         ready = (self._ready_of(it) for it in self._kept)
         self._ready = [it for it in ready if it is not None]
@@ -65,7 +66,9 @@ class ReplicaStatus(AppStatus):
     def _health(self) -> Instance.Health.ValueType:
         """Return how well the replicas are together: one that is not well makes the app DEGRADED."""
         found = {it.health for it in self._ready if it.state == Instance.RUNNING}
-        missing = bool(self._assigned.unplaced) or any(self._is_missing(it) for it in self._kept)
+        # An app that has all its replicas is well, also if none can be had for a version that is to be tried.
+        unplaced = bool(self._assigned.unplaced) and len(self._kept) < self._wanted
+        missing = unplaced or any(self._is_missing(it) for it in self._kept)
         if found == {Instance.Health.UNHEALTHY}:
             return Instance.Health.UNHEALTHY
         if missing or found & {Instance.Health.UNHEALTHY, Instance.Health.DEGRADED}:

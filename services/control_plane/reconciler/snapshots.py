@@ -49,7 +49,11 @@ class Snapshots:
         lost = {name for name, view in nodes.items() if view.sight is Sight.LOST}
         over = ENDING if is_several(app) else (Role.LOST,)
         staying = {it.replica for it in placements if it.role not in over and it.node not in gone | lost}
-        if len(staying) >= _replicas(app, placements) or app.deleting or app.spec.desired_state == App.STOPPED:
+        if (
+            len(staying) >= _replicas(app, placements)
+            or app.deleting
+            or app.spec.desired_state == App.STOPPED
+        ):
             return Snapshot(nodes, gone=gone)
         environment = self._mirror.environments.get(app.spec.environment)
         links = self._links.of(app.spec.environment)

@@ -213,10 +213,11 @@ def test_a_version_is_judged_by_its_requests(
 
 
 class Tried:
-    """An app of three replicas on three nodes, and a new version of it on trial."""
+    """An app of so many replicas on three nodes, and a new version of it on trial."""
 
-    def __init__(self, store: CatalogStore, name: str) -> None:
+    def __init__(self, store: CatalogStore, name: str, replicas: int) -> None:
         self.store = store
+        self.replicas = replicas
         self.name = f"apps/{name}"
         self.world = World(store, random.Random(7), f"environments/default/nodes/{name}1")
 
@@ -229,11 +230,11 @@ class Tried:
             await world.join(
                 World(self.store, random.Random(number), f"environments/default/nodes/{short}{number}", disk)
             )
-        spec = pb.App(entrypoint="good:app", replicas=3)
+        spec = pb.App(entrypoint="good:app", replicas=self.replicas)
         spec.database.no_database.SetInParent()
         spec.rollout.canary.CopyFrom(policy())
         await world.commands.create(pb.CreateAppRequest(app=spec, app_id=short), ME)
-        await world.until(lambda: self.app().ready_replicas == 3 and not self.app().reconciling)
+        await world.until(lambda: self.app().ready_replicas == self.replicas and not self.app().reconciling)
         changed = pb.App(name=self.name, env={"a": "b"})
         operation = await world.commands.update(pb.UpdateAppRequest(app=changed), ME)
         await world.until(lambda: self.app().canary.HasField("begin_time"))
@@ -263,7 +264,9 @@ class Tried:
         assert self.app().canary.state == state
         assert list(self.app().canary.nodes) == []
         assert {it.generation for it in self.app().instances} == {generation}
-        assert self.app().ready_replicas == 3
+        assert self.app().ready_replicas == self.replicas
+        nodes = [it.node for it in self.app().instances]
+        assert len(set(nodes)) == self.replicas, "each is on a node of its own"
 
     def events(self) -> list[str]:
         kinds = ("Canary", "UpdateFailed")
@@ -327,12 +330,13 @@ async def another_leader(tried: Tried, operation: str) -> None:
     await tried.ends(PROMOTED, 2)
 
 
+@pytest.mark.parametrize("replicas", [3, 1])
 @pytest.mark.parametrize("story", [bad, good, nobody_asks, cancelled, promoted_by_hand, another_leader])
 def test_a_version_on_trial_is_promoted_or_goes_back(
-    store: CatalogStore, story: Callable[[Tried, str], Any]
+    store: CatalogStore, story: Callable[[Tried, str], Any], replicas: int
 ) -> None:
     async def main() -> None:
-        tried = Tried(store, story.__name__.replace("_", "-"))
+        tried = Tried(store, f"{story.__name__.replace('_', '-')}{replicas}", replicas)
         try:
             operation = await tried.begin()
             await story(tried, operation)
@@ -375,6 +379,9 @@ class CanaryHistory(ReplicaHistory):
     async def scale(self) -> None:
         app = pb.App(name=self.name, replicas=self.chance.randint(*self.replicas))
         await self.attempt(self.world.commands.update, pb.UpdateAppRequest(app=app))
+        self.ask()
+
+    def ask(self) -> None:
         for site in self.world.sites():
             for name in site.node.instances():
                 site.node.set_figures(name, figures(self.chance.choice((1, 50)), self.chance.choice((0, 9))))
@@ -384,6 +391,14 @@ class OnlyHistory(CanaryHistory):
     """Nearly always the app has one replica, beside which a new version is tried."""
 
     replicas = (1, 1)
+
+    async def rollout(self) -> None:
+        await super().rollout()
+        self.ask()
+
+    async def update(self) -> None:
+        self.ask()
+        await super().update()
 
     async def scale(self) -> None:
         self.replicas = (1, self.chance.choice((1, 1, 1, 2)))
@@ -412,9 +427,7 @@ def check(store: CatalogStore, seed: int, kind: type[CanaryHistory]) -> None:
 
 @pytest.mark.parametrize("kind", [CanaryHistory, OnlyHistory])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_any_history_of_trials_comes_right(
-    store: CatalogStore, seed: int, kind: type[CanaryHistory]
-) -> None:
+def test_any_history_of_trials_comes_right(store: CatalogStore, seed: int, kind: type[CanaryHistory]) -> None:
     check(store, seed, kind)
 
 

@@ -55,6 +55,39 @@ def test_a_version_on_trial_gets_its_share(told: App, nodes: tuple[str, ...], sh
     assert (found.nodes, found.share) == (nodes, share)
 
 
+def only(state: Any = Canary.ANALYZING, nodes: tuple[str, ...] = (N2,), of_new: Any = RUNNING) -> App:
+    return app(
+        instances=[instance(N1, 1), instance(N2, 2, of_new)],
+        canary=Canary(state=state, nodes=nodes, generation=2, epoch=1),
+        rollout=Rollout(canary=CanaryPolicy(weight_percent=10)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "nodes", "share"),
+    [
+        (only(), (N1,), Share((N2,), 10)),
+        (only(of_new=STARTING), (N1,), None),
+        (only(Canary.REVERTED), (N1,), None),
+        (only(Canary.PROMOTED, nodes=()), (N2,), None),
+    ],
+)
+def test_beside_an_only_replica_it_gets_its_share(
+    told: App, nodes: tuple[str, ...], share: Share | None
+) -> None:
+    found = destination_of(told)
+    assert found is not None
+    assert (found.nodes, found.share) == (nodes, share)
+
+
+def test_an_only_replica_that_moves_while_another_is_tried_is_asked_where_it_is_newer() -> None:
+    told = only()
+    told.instances.append(instance(N3, 3))
+    found = destination_of(told)
+    assert found is not None
+    assert (found.nodes, found.share) == ((N3,), Share((N2,), 10))
+
+
 @pytest.fixture
 def cache() -> ResourceCache:
     return ResourceCache()
