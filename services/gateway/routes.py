@@ -77,7 +77,9 @@ def destination_of(app: App) -> Destination | None:
 def _to(app: App, nodes: tuple[str, ...], part: str = "") -> Destination:
     """Return where requests go that any of the nodes may have; `part` tells of whose part of the app's."""
     bound = bound_of(app) * len(nodes)
-    if len(nodes) > 1 or bound > LARGE_SHARE:
+    # Also where only one of its replicas is left: what waits to be tried again would find its cluster gone.
+    several = len(nodes) > 1 or (_has_several(app) and not part)
+    if several or bound > LARGE_SHARE:
         return Destination(nodes, timeout_of(app), own=app.name + part, bound=bound)
     return Destination(nodes, timeout_of(app))
 
@@ -98,13 +100,17 @@ def bound_of(app: App) -> int:
     return (limits.max_concurrent_requests or DEFAULT_CONCURRENT) + queued
 
 
+def _has_several(app: App) -> bool:
+    return max(app.replicas, app.target_replicas) > 1
+
+
 def _nodes(app: App) -> tuple[str, ...]:
     placed = [instance for instance in app.instances if instance.node]
     if not placed:
         return ()
     best = max(map(_rank, placed))
     chosen = [instance for instance in placed if _rank(instance) == best]
-    if best == _READY and max(app.replicas, app.target_replicas) > 1:
+    if best == _READY and _has_several(app):
         # Those that are being replaced among them, until they stop: which those are is not told.
         # A node probes its replica as the app's health check says: who fails it is left out if others do not.
         well = [instance for instance in chosen if instance.health != Instance.UNHEALTHY]

@@ -392,6 +392,10 @@ class OnlyHistory(CanaryHistory):
 
     replicas = (1, 1)
 
+    async def create(self) -> None:
+        await super().create()
+        await self.rollout()
+
     async def rollout(self) -> None:
         await super().rollout()
         self.ask()
