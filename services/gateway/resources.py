@@ -180,6 +180,13 @@ def _forward(destination: Destination, retry_on: str, reasons: Collection[str]) 
         name = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
         retries["retry_host_predicate"] = [{"name": name, "typed_config": typed(name)}]
         retries["host_selection_retry_max_attempts"] = SELECTIONS
+    if destination.share is not None:
+        name = "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig"
+        config = typed(name, update_frequency=1)
+        retries["retry_priority"] = {
+            "name": "envoy.retry_priorities.previous_priorities",
+            "typed_config": config,
+        }
     return {
         "cluster": cluster_name(destination),
         "timeout": f"{destination.timeout}s",
@@ -189,10 +196,11 @@ def _forward(destination: Destination, retry_on: str, reasons: Collection[str]) 
     }
 
 
-def cluster(destination: Destination, addresses: Sequence[str]) -> Any:
+def cluster(destination: Destination, addresses: Sequence[str], instead: Sequence[str] = ()) -> Any:
     """Return the cluster of a destination, by the addresses (`host:port`) at which its nodes serve HTTP."""
-    places = [_place(address) for address in addresses]
-    named = any(not _is_ip(place["address"]) for place in places)
+    ranks = (addresses, instead) if instead else (addresses,)
+    places = [[_place(address) for address in some] for some in ranks]
+    named = any(not _is_ip(place["address"]) for some in places for place in some)
     name = cluster_name(destination)
     return parsed(
         CLUSTER,
@@ -206,8 +214,14 @@ def cluster(destination: Destination, addresses: Sequence[str]) -> Any:
             "load_assignment": {
                 "cluster_name": name,
                 "endpoints": [
-                    {"lb_endpoints": [{"endpoint": {"address": {"socket_address": it}}} for it in places]}
+                    {
+                        "priority": priority,
+                        "lb_endpoints": [{"endpoint": {"address": {"socket_address": it}}} for it in some],
+                    }
+                    for priority, some in enumerate(places)
                 ],
+                # While one of the first is well it has all that is theirs.
+                **({"policy": {"overprovisioning_factor": 10_000}} if len(places) > 1 else {}),
             },
             "circuit_breakers": {
                 "thresholds": [

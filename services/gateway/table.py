@@ -170,7 +170,7 @@ class RoutingTable:
 
     def _reach(self, node: str) -> None:
         for name, destination in self._clusters.items():
-            if node in destination.nodes:
+            if node in destination.nodes or node in destination.instead:
                 self._put_cluster(name)
 
     # --- what they share ---
@@ -213,5 +213,8 @@ class RoutingTable:
 
     def _put_cluster(self, name: str) -> None:
         destination = self._clusters[name]
-        addresses = [self._addresses[node] for node in destination.nodes if self._addresses.get(node)]
-        self._cache.put(CLUSTER, name, resources.cluster(destination, addresses))
+        first, instead = (
+            [self._addresses[node] for node in nodes if self._addresses.get(node)]
+            for nodes in (destination.nodes, destination.instead)
+        )
+        self._cache.put(CLUSTER, name, resources.cluster(destination, first, instead))
