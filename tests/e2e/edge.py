@@ -99,7 +99,8 @@ class Edge:
 def fleet(folder: Path, nodes: Sequence[str]) -> Iterator[Stack]:
     """Give a stack of so many nodes, each of which believes the gateway, with an app `home`."""
     needed_envoy()
-    stack = Stack(folder, app_dirs=(ROOT / "compose/apps", ROOT / "tests/apps/gateway"))
+    folders = ("compose/apps", "tests/apps/gateway", "tests/apps/grpc")
+    stack = Stack(folder, app_dirs=tuple(ROOT / it for it in folders))
     try:
         stack.start("--trusted-proxy=127.0.0.1")
         for node in nodes[1:]:

@@ -167,16 +167,21 @@ def _without(tx: Transaction, record: AppRecord, placements: Collection[Placemen
     return tx.put_app(replace(record, status=status))
 
 
-def database_told(tx: Transaction, name: str, uid: str, failure: SupervisorError | None) -> None:
-    """Store how the last thing that was to be done about an app's own database went."""
+def database_told(
+    tx: Transaction, name: str, uid: str, failure: SupervisorError | None, *, made: bool = False
+) -> None:
+    """Store how the last thing that was to be done about an app's own database went; `made`: it is there."""
     record = _same(tx, name, uid)
     if record is None:
         return
     status = App()
     status.CopyFrom(record.status)
     if failure is None:
-        news = set_condition(status.conditions, DATABASE_PROVIDED, Condition.MET, "Made", "", tx.now)
-        news |= set_condition(status.conditions, DATABASE_READY, Condition.MET, "Provided", "", tx.now)
+        news = set_condition(status.conditions, DATABASE_READY, Condition.MET, "Provided", "", tx.now)
+        if made:
+            template = record.spec.database.postgres.template
+            told = f"It began as a copy of {template}." if template else ""
+            news |= set_condition(status.conditions, DATABASE_PROVIDED, Condition.MET, "Made", told, tx.now)
     else:
         news = set_condition(
             status.conditions, DATABASE_READY, Condition.UNMET, failure.reason, failure.message, tx.now

@@ -410,10 +410,16 @@ class Database(_message.Message):
         SERVER_FIELD_NUMBER: _builtins.int
         MODE_FIELD_NUMBER: _builtins.int
         EXTENSIONS_FIELD_NUMBER: _builtins.int
+        TEMPLATE_FIELD_NUMBER: _builtins.int
         server: _builtins.str
         """The server, `databaseServers/{database_server}`. Another one has the database moved there, with its data."""
         mode: Global___Database.Postgres.Mode.ValueType
         """What it gets there; `SCHEMA` when unset. Cannot be changed."""
+        template: _builtins.str
+        """A prepared database of the server, one of its `templates`, that the app's begins as a copy of; empty when unset. With
+        `DATABASE` only. What is in the copy is the app's. Looked at only when the database is made: a later change of the
+        template changes no app. Cannot be changed.
+        """
         @_builtins.property
         def extensions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
             """Extensions that its database has before it starts, at most 32 of those that the server's `allowed_extensions` name.
@@ -427,10 +433,11 @@ class Database(_message.Message):
             server: _builtins.str = ...,
             mode: Global___Database.Postgres.Mode.ValueType = ...,
             extensions: _abc.Iterable[_builtins.str] | None = ...,
+            template: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["extensions", b"extensions", "mode", b"mode", "server", b"server"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["extensions", b"extensions", "mode", b"mode", "server", b"server", "template", b"template"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
