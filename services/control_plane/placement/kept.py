@@ -84,7 +84,7 @@ def best_first(app: AppRecord, seats: Sequence[Seat], count: int, *, given_up: b
         proven = count == 1 and canary.has_begun(app)
         return sorted(best, key=lambda it: (not it.serves, not it.is_there)) if proven else best
     if count == 1:
-        return best
+        return sorted(best, key=lambda it: (not it.serves, it is not stable))
     trying = [it for it in rest if it.is_wanted]
     share = canary.tried_replicas(app, count)
     first = [stable, *trying[:share]]

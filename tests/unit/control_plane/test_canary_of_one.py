@@ -123,6 +123,9 @@ DOWN: dict[str, tuple[AppRecord, str, str]] = {
         only(ANALYZING, newest=4), "g1-e1@k CUR runs; g1-e3-r1@m CUR runs; g2-e2-r2@l CUR runs",
         "g1-e1@k CUR; g1-e3-r1@m OUT; g2-e2-r2@l CUR",
     ),
+    "to one, stopped: what has proven itself stays": (
+        only(ANALYZING, stopped=True), "g2-e2@k CUR; g1-e1-r1@l CUR", "g2-e2@k OUT; g1-e1-r1@l CUR"
+    ),
     "to two: something of the version before stays": (
         only(ANALYZING, replicas=2, newest=4),
         "g2-e2@k CUR runs; g2-e3-r1@l CUR runs; g1-e1-r2@m CUR runs; g1-e4-r3@n CUR runs",
