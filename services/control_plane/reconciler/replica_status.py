@@ -82,7 +82,8 @@ class ReplicaStatus(AppStatus):
             return False
         shown = self._shown(wanted)
         failed = shown is not None and shown.state == Instance.FAILED
-        return failed or self._seen.heard(wanted.node) is None
+        known = wanted.node in self._seen.nodes or shown is not None  # else it has just been placed there
+        return failed or (known and self._seen.heard(wanted.node) is None)
 
     def _to_be_shown(self) -> Instance | None:
         shown = [self._shown(it.wanted) for it in self._kept]
@@ -178,11 +179,12 @@ class ReplicaStatus(AppStatus):
         done = sum(map(self._is_done, self._kept))
         old = any(it.current is not None and not self._is_done(it) for it in self._kept)
         rolling = old and self._app.failed != self._app.target
+        trial = rolling and self._status.canary.state == Canary.ANALYZING
+        beside = self._assigned.one_more
         return sentences(
             f"{len(self._ready)} of {self._count} are ready",
-            f"{done} of {self._count} have been replaced" if rolling else "",
-            "The new version is tried on a share of the requests first"
-            if rolling and self._status.canary.state == Canary.ANALYZING
-            else "",
+            f"{done} of {self._count} have been replaced" if rolling and not beside else "",
+            "The new version is tried on a share of the requests first" if trial and not beside else "",
+            "The new version is tried beside it on a share of the requests first" if trial and beside else "",
             "The rollout is paused" if rolling and self._app.spec.rollout.paused else "",
         )

@@ -170,6 +170,16 @@ def test_a_trial_that_finds_no_node_says_so_and_the_app_is_well() -> None:
     )
 
 
+def test_an_app_is_as_well_as_before_while_the_other_is_about_to_start() -> None:
+    status = status_of(only(ANALYZING), "g1-e1@k CUR runs")
+    assert (status.state, status.health, status.ready_replicas) == (RUNNING, HEALTH.HEALTHY, 1)
+    replicas = get_condition(status.conditions, "Replicas")
+    assert replicas is not None
+    assert replicas.message == (
+        "1 of 2 are ready. The new version is tried beside it on a share of the requests first."
+    )
+
+
 def test_its_address_is_that_of_what_has_proven_itself() -> None:
     record = only(ANALYZING, told={"nodes": ["environments/default/nodes/k"]})
     found = "g2-e2@k CUR runs; g1-e1-r1@l CUR runs"
