@@ -332,8 +332,35 @@ async def another_leader(tried: Tried, operation: str) -> None:
     await tried.ends(PROMOTED, 2)
 
 
-@pytest.mark.parametrize("replicas", [3, 1])
-@pytest.mark.parametrize("story", [bad, good, nobody_asks, cancelled, promoted_by_hand, another_leader])
+async def what_serves_is_moved(tried: Tried, operation: str) -> None:
+    (trial,) = tried.app().canary.nodes
+    before = {it.node for it in tried.app().instances}
+    await tried.world.commands.move(pb.MoveAppRequest(name=tried.name), ME)
+    await tried.world.until(
+        lambda: len(nodes := {it.node for it in tried.app().instances}) == 2 and nodes != before
+    )
+    assert list(tried.app().canary.nodes) == [trial]
+    assert tried.app().canary.state == ANALYZING
+    tried.asked(figures(100, 0), figures(900, 0))
+    await tried.ends(PROMOTED, 2)
+    assert [it.node for it in tried.app().instances] == [trial]
+
+
+async def it_is_stopped(tried: Tried, operation: str) -> None:
+    await tried.world.commands.stop(pb.StopAppRequest(name=tried.name), ME)
+    await tried.world.until(lambda: tried.app().state == rt.Instance.STOPPED)
+    await tried.world.commands.start(pb.StartAppRequest(name=tried.name), ME)
+    await tried.world.until(lambda: not tried.app().reconciling)
+    assert {it.generation for it in tried.app().instances} == {2}, "where nothing serves nothing is tried"
+    assert tried.app().ready_replicas == tried.replicas
+
+
+BOTH = (bad, good, nobody_asks, cancelled, promoted_by_hand, another_leader, it_is_stopped)
+
+
+@pytest.mark.parametrize(
+    ("story", "replicas"), [*((it, count) for it in BOTH for count in (3, 1)), (what_serves_is_moved, 1)]
+)
 def test_a_version_on_trial_is_promoted_or_goes_back(
     store: CatalogStore, story: Callable[[Tried, str], Any], replicas: int
 ) -> None:
