@@ -43,7 +43,7 @@ from services.control_plane.operations.verdicts import (
     is_only_told,
     traceback_of,
 )
-from services.control_plane.placement.scale import served_version, wanted_replicas
+from services.control_plane.placement.scale import most_replicas, served_version
 from services.control_plane.rules.sentences import counted, sentences
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.random_ids import new_suffix
@@ -153,7 +153,7 @@ def allowance(record: AppRecord) -> int:
     # Replicas are replaced one after the other.
     each = once + record.spec.rollout.min_ready_duration.ToMicroseconds()
     tried = record.spec.rollout.canary.timeout.ToMicroseconds()
-    return wanted_replicas(record) * each + tried + SLACK
+    return most_replicas(record) * each + tried + SLACK
 
 
 def begin_purge(tx: Transaction, record: RetainedDataRecord, actor: str) -> OperationRecord:
