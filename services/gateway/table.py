@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from services.gateway import resources
-from services.gateway.routes import Destination, destination_of
+from services.gateway.routes import Destination, bound_of, destination_of
 from services.gateway.xds.cache import CLUSTER, ROUTES, SCOPE, ResourceCache
 
 
@@ -22,6 +23,21 @@ class _Routed:
 
     keys: tuple[str, ...]
     destination: Destination | None
+    bound: int
+    """Calls that one replica takes at a time."""
+
+
+class Follower(Protocol):
+    """Is told of each change, by name, after it."""
+
+    def app_changed(self, name: str) -> None:
+        """Take note of an app."""
+
+    def name_changed(self, host: str) -> None:
+        """Take note of a host name: where it leads, or whether there is anything."""
+
+    def node_changed(self, name: str) -> None:
+        """Take note of a node's address."""
 
 
 class RoutingTable:
@@ -45,6 +61,8 @@ class RoutingTable:
         self._base_domains = tuple(base_domains)
         self._apps: dict[str, _Routed] = {}
         self._addresses: dict[str, str] = {}
+        self._http2: set[str] = set()
+        """Names of nodes that speak HTTP/2."""
         # A domain goes over from one app to another in two changes, which may come in either order.
         self._claims: dict[str, tuple[str, ...]] = {}
         self._led: dict[str, Destination] = {}
@@ -54,6 +72,11 @@ class RoutingTable:
         self._routes: Counter[str] = Counter()
         self._shares: Counter[str] = Counter()
         self._clusters: dict[str, Destination] = {}
+        self._followers: list[Follower] = []
+
+    def follow(self, follower: Follower) -> None:
+        """Tell of each change from now on."""
+        self._followers.append(follower)
 
     @property
     def apps(self) -> Collection[str]:
@@ -72,11 +95,29 @@ class RoutingTable:
             if not any(key == f"{app_id}.{base}" for base in self._base_domains):
                 yield key, app_id
 
+    def app_at(self, key: str) -> str | None:
+        """Return the app to which a host name, or a wildcard, leads."""
+        claims = self._claims.get(key)
+        return claims[-1] if claims else None
+
+    def destination(self, app: str) -> Destination | None:
+        """Return where an app's requests go; None where there is to be no such app."""
+        routed = self._apps.get(app)
+        return routed.destination if routed is not None else None
+
+    def bound(self, app: str) -> int:
+        """Return how many requests one replica of a known app takes at a time."""
+        return self._apps[app].bound
+
+    def grpc_address(self, node: str) -> str:
+        """Return where a node takes calls of gRPC, as `host:port`; empty if nowhere."""
+        return self._addresses.get(node, "") if node in self._http2 else ""
+
     # --- apps ---
 
     def put_app(self, app: App) -> None:
         """Make an app answer where it is now."""
-        routed = _Routed(self._keys(app), destination_of(app))
+        routed = _Routed(self._keys(app), destination_of(app), bound_of(app))
         before = self._apps.get(app.name)
         if routed == before:
             return
@@ -87,12 +128,16 @@ class RoutingTable:
             self._withdraw(app.name, before, kept=routed.keys)
         for key in routed.keys:
             self._point(key)
+        for follower in self._followers:
+            follower.app_changed(app.name)
 
     def remove_app(self, name: str) -> None:
         """Forget an app."""
         before = self._apps.pop(name, None)
         if before is not None:
             self._withdraw(name, before, kept=())
+            for follower in self._followers:
+                follower.app_changed(name)
 
     def _keys(self, app: App) -> tuple[str, ...]:
         """Return the host names that lead to an app."""
@@ -125,6 +170,8 @@ class RoutingTable:
 
     def _point(self, key: str) -> None:
         """Let a name lead to the newest app that claims it."""
+        for follower in self._followers:
+            follower.name_changed(key)
         claims = self._claims.get(key)
         wanted = self._apps[claims[-1]].destination if claims else None
         if wanted is not None and self._https_port and self._is_covered(key):
@@ -157,21 +204,31 @@ class RoutingTable:
         """Make a node reachable where it serves now; its routes are there before the first app needs them."""
         known = self._addresses.get(node.name)
         self._addresses[node.name] = node.http_address
+        spoke, speaks = node.name in self._http2, node.serves_http2
+        if spoke != speaks:
+            (self._http2.add if speaks else self._http2.discard)(node.name)
         if known is None:
             self._acquire(Destination((node.name,)))
-        if known != node.http_address:
+        if known != node.http_address or spoke != speaks:
             self._reach(node.name)
+        if spoke != speaks:
+            for destination in self._uses:
+                if node.name in destination.nodes or node.name in (destination.shared or destination).nodes:
+                    self._put_routes(destination)
 
     def remove_node(self, name: str) -> None:
         """Forget a node; apps that are still on it have no one to answer for them."""
         if self._addresses.pop(name, None) is not None:
             self._reach(name)
             self._release(Destination((name,)))
+            self._http2.discard(name)
 
     def _reach(self, node: str) -> None:
         for name, destination in self._clusters.items():
             if node in destination.nodes:
                 self._put_cluster(name)
+        for follower in self._followers:
+            follower.node_changed(node)
 
     # --- what they share ---
 
@@ -188,7 +245,7 @@ class RoutingTable:
             self._put_cluster(cluster)
         name = resources.routes_name(destination)
         self._routes[name] += 1
-        self._cache.put(ROUTES, name, resources.routes(destination))
+        self._put_routes(destination)
         self._cache.put(SCOPE, resources.keeper_name(name), resources.keeper(name))
 
     def _release(self, destination: Destination) -> None:
@@ -208,6 +265,7 @@ class RoutingTable:
             if not self._shares[cluster]:
                 del self._shares[cluster], self._clusters[cluster]
                 self._cache.remove(CLUSTER, cluster)
+                self._cache.remove(CLUSTER, resources.grpc_cluster_name(destination))
         if destination.shared is not None:
             self._release(destination.shared)
 
@@ -215,3 +273,17 @@ class RoutingTable:
         destination = self._clusters[name]
         addresses = [self._addresses[node] for node in destination.nodes if self._addresses.get(node)]
         self._cache.put(CLUSTER, name, resources.cluster(destination, addresses))
+        if self._takes_grpc(destination):
+            calls = resources.grpc_cluster_name(destination)
+            self._cache.put(CLUSTER, calls, resources.cluster(destination, addresses, grpc=True))
+
+    def _put_routes(self, destination: Destination) -> None:
+        shared = destination.shared
+        http2 = self._takes_grpc(destination) and (shared is None or self._takes_grpc(shared))
+        name = resources.routes_name(destination)
+        self._cache.put(ROUTES, name, resources.routes(destination, http2=http2))
+        if destination.nodes and not self._takes_grpc(destination):
+            self._cache.remove(CLUSTER, resources.grpc_cluster_name(destination))
+
+    def _takes_grpc(self, destination: Destination) -> bool:
+        return bool(destination.nodes) and self._http2.issuperset(destination.nodes)

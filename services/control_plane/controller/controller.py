@@ -231,8 +231,9 @@ class Controller:
                 self._lease_watch.forget(name)
                 self.changed(self._mirror.apps_on(name))
                 continue
-            self._lease_watch.noted(record)
             self._links.follow(record.node, self)
+            if self._lease_watch.noted(record):
+                self.changed(self._mirror.apps_on(name))
             if record.node.lease_state == Node.EXPIRED:
                 self.changed(self._most_missed_first(name))
             if self._links.is_heard(name) and not record.node.cordoned:

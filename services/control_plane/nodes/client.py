@@ -91,10 +91,10 @@ class NodeClient:
         """Stop an instance, as `start`; None when it isn't there. Safe to repeat."""
         return await self._stops.call(request)
 
-    async def renew(self, request: pb.RenewLeaseRequest) -> None:
-        """Renew the node's lease; one try, for the next heartbeat brings another."""
+    async def renew(self, request: pb.RenewLeaseRequest) -> pb.Lease:
+        """Renew the node's lease and return it; one try, for the next heartbeat brings another."""
         try:
-            await self._stub.RenewLease(request, timeout=RENEW_SECONDS)
+            return (await self._stub.RenewLease(request, timeout=RENEW_SECONDS)).lease
         except grpc.aio.AioRpcError as failure:
             raise self._translate(failure) from None
 

@@ -44,7 +44,7 @@ class LeaseRenewals:
 
     async def _renew(self, grant: Grant) -> None:
         try:
-            await self._client.renew(request_of(grant))
+            lease = await self._client.renew(request_of(grant))
         except SupervisorError as refusal:
             if refusal.reason != self._told:
                 self._told = refusal.reason
@@ -52,12 +52,12 @@ class LeaseRenewals:
                             extra={"action": "lease.not_renewed", "node": self._node.name})  # fmt: skip
             return
         self._told = ""
-        self._leases.accepted(self._node.name, grant)
+        self._leases.accepted(self._node.name, grant, alone=lease.alone)
 
 
 def request_of(grant: Grant) -> RenewLeaseRequest:
     """Return the call that makes a grant."""
-    request = RenewLeaseRequest(term=grant.term, incarnation=grant.incarnation)
+    request = RenewLeaseRequest(term=grant.term, incarnation=grant.incarnation, alone=grant.alone)
     # Rounded down: a lease never lasts longer for it.
     set_nanoseconds(request.monotonic_time, int(grant.monotonic_time * SECOND))
     set_nanoseconds(request.lease_duration, int(grant.lasts * SECOND))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from services.control_plane.operations.database_moves import is_stopped_for, is_unfinished
 from services.control_plane.placement.assignment import ENDING, Assignment
+from services.control_plane.placement.failover import waits_for
 from services.control_plane.placement.scale import is_several
 from services.control_plane.placement.snapshot import Snapshot
 from services.control_plane.reconciler.result import Result
@@ -63,7 +64,7 @@ def awaits_start(app: AppRecord, assigned: Assignment, seen: Snapshot) -> bool:
         return False  # one of them may be in its place already
     if wanted is None or app.deleting or app.spec.desired_state == App.STOPPED or assigned.failed is not None:
         return False
-    if is_stopped_for(app):
+    if is_stopped_for(app) or waits_for(wanted, seen):
         return False
     view = seen.heard(wanted.node)
     return view is not None and not view.instances and view.hindrance is None
