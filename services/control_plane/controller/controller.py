@@ -349,7 +349,7 @@ class Controller:
             if news == self._sweeps:
                 continue  # it goes on by itself
             homes = {it.node for it in self._mirror.placements_of(app)}
-            waits = self._queue is None or self._queue.is_put_off(app)
+            waits = self._queue is None or self._queue.is_known(app)
             if not waits and (not homes or any(map(self._links.is_heard, homes))):
                 found.append(app)
                 if len(found) == SWEEP_APPS:
