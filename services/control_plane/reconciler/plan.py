@@ -73,6 +73,8 @@ def plan(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> Plan
     ending = bool(app.deleting) or app.spec.desired_state == App.STOPPED or is_stopped_for(app)
     if not ending and _is_alone(assigned, seen):
         return Plan(after=assigned.after)
+    if not ending and (start := _only_start(app, assigned, seen)) is not None:
+        return Plan((start,), after=assigned.after)
     lingering = {} if ending else dict(_lingering(assigned, seen, now))
     after = min([*lingering.values(), *([assigned.after] if assigned.after else [])], default=0.0)
     stops = tuple(
@@ -106,6 +108,17 @@ def _is_alone(assigned: Assignment, seen: Snapshot) -> bool:
         return False
     view = seen.heard(wanted.node)
     return view is not None and len(view.instances) == 1 and seen.instance(wanted) is not None
+
+
+def _only_start(app: AppRecord, assigned: Assignment, seen: Snapshot) -> Start | None:
+    """Return the start of the only placement, where nothing of the app is there: as of a node's new life."""
+    if len(assigned.placements) != 1 or is_announced(app.status.canary):
+        return None
+    (placement,) = assigned.placements
+    view = seen.heard(placement.node)
+    if placement.role in ENDING or view is None or view.instances:
+        return None
+    return _start(app, assigned, seen)
 
 
 def _start(app: AppRecord, replica: Assignment, seen: Snapshot) -> Start | None:
