@@ -140,8 +140,8 @@ class Carrier:
 def _give_up_early(connection: socket.socket) -> None:
     """Have the kernel break a connection to a machine that is cut off, whether we send to it or wait for it.
 
-    Else a request on a connection that was kept would wait for its own time limit and not be told why. One to a
-    process that stands still stays: its kernel answers.
+    Else a request on a connection that was kept would wait for its own time limit and not be told why. One to
+    a process that stands still stays: its kernel answers.
     """
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for option, value in _PROBES.items():
