@@ -25,6 +25,7 @@ from runtime_node.instances.page_tokens import DEFAULT_PAGE, MAX_PAGE, read_toke
 from runtime_node.instances.purges import Purges
 from runtime_node.instances.record import Instance
 from runtime_node.instances.registry import InstanceRegistry
+from runtime_node.instances.spec_check import SpecCheck
 from runtime_node.instances.states import initial
 from runtime_node.instances.table import InstanceTable
 from runtime_node.lease import Lease, LeaseUnlessAlone, ServingRight
@@ -74,12 +75,13 @@ class InstanceHost:
         self._refusal: SupervisorError | None = None
         self._fences = Fences(lambda: {instance.uid for instance in table.all()})
         self._limits: dict[tuple[object, ...], GateLimits] = {}
+        self._spec_check = SpecCheck()
 
     # --- commands ---
 
     def start(self, spec: InstanceSpec, *, start_now: bool = False) -> InstanceMessage:
         """Accept an instance and begin its life; see StartInstance for the rules and errors."""
-        rules.check_spec(spec)
+        self._spec_check.check(spec)
         known = self._table.find(spec.name)
         if known is not None and _same(known, spec):
             return self._describe(known)

@@ -68,7 +68,7 @@ class ProxylessApps:
         """Yield each cluster that is followed with the hosts of its nodes."""
         for cluster in list(self.cache.followed(ENDPOINTS)):
             for node in self._nodes(cluster):
-                if address := self._table.address(node):
+                if address := self._table.grpc_address(node):
                     yield cluster, place(address)["address"]
 
     # --- what is told ---
@@ -104,7 +104,7 @@ class ProxylessApps:
         # None twice, as of nodes whose names are one address's: clients refuse the whole.
         places: dict[tuple[str, int], dict[str, Any]] = {}
         unknown = False
-        for address in filter(None, map(self._table.address, nodes)):
+        for address in filter(None, map(self._table.grpc_address, nodes)):
             at = place(address)
             found = (at["address"],) if is_ip(at["address"]) else self._lookup(at["address"])
             unknown |= found is None

@@ -109,9 +109,9 @@ class RoutingTable:
         """Return how many requests one replica of a known app takes at a time."""
         return self._apps[app].bound
 
-    def address(self, node: str) -> str:
-        """Return where a node serves HTTP, as `host:port`; empty if nowhere."""
-        return self._addresses.get(node, "")
+    def grpc_address(self, node: str) -> str:
+        """Return where a node takes calls of gRPC, as `host:port`; empty if nowhere."""
+        return self._addresses.get(node, "") if node in self._http2 else ""
 
     # --- apps ---
 

@@ -97,7 +97,9 @@ class Controller:
         self._number = 0
         self._moves = moves or MoveSettings()
         self._reconciler: AppReconciler | None = None
-        self._unsettled: dict[str, None] = {}
+        self._unsettled: dict[str, int] = {}
+        """Apps with something left to do, each with the sweep before its last news."""
+        self._sweeps = 0
         self._short: set[str] = set()
         """Apps that lack a place for something, as far as is stored."""
         self._may_take: set[str] = set()
@@ -120,7 +122,7 @@ class Controller:
         position = self._mirror.apps.revision
         for record in self._mirror.apps.values():
             if _is_unsettled(record):
-                self._unsettled[record.name] = None
+                self._unsettled[record.name] = -1
                 if _is_short(record):
                     self._short.add(record.name)
                 self.enqueue(record.name)
@@ -213,7 +215,7 @@ class Controller:
     async def _follow_apps(self, position: int) -> None:
         async for name, record in follow(self._mirror.apps, position):
             if record is not None and _is_unsettled(record):
-                self._unsettled[name] = None
+                self._unsettled[name] = self._sweeps
             else:
                 self._unsettled.pop(name, None)
             if record is not None and _is_short(record):
@@ -336,18 +338,21 @@ class Controller:
         """Return unsettled apps that a pass could help now, at most SWEEP_APPS, in turn."""
         found: list[str] = []
         looked_at = []
-        for app in islice(self._unsettled, 50 * SWEEP_APPS):
-            looked_at.append(app)
+        for app, news in islice(self._unsettled.items(), 50 * SWEEP_APPS):
+            looked_at.append((app, news))
+            if news == self._sweeps:
+                continue  # it goes on by itself
             homes = {it.node for it in self._mirror.placements_of(app)}
             waits = self._queue is None or self._queue.is_put_off(app)
             if not waits and (not homes or any(map(self._links.is_heard, homes))):
                 found.append(app)
                 if len(found) == SWEEP_APPS:
                     break
-        for app in looked_at:  # to the end of the line (a dict keeps the order of insertion)
+        for app, news in looked_at:  # to the end of the line (a dict keeps the order of insertion)
             del self._unsettled[app]
             if self._mirror.apps.get(app) is not None:
-                self._unsettled[app] = None
+                self._unsettled[app] = news
+        self._sweeps += 1
         return found
 
     def _note_nodes(self) -> None:

@@ -6,11 +6,12 @@ import operator
 from collections.abc import Sequence
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
-from services.control_plane.operations.database_moves import is_stopped_for
+from services.control_plane.operations.database_moves import is_stopped_for, is_unfinished
 from services.control_plane.placement.assignment import ENDING, Assignment
 from services.control_plane.placement.failover import waits_for
 from services.control_plane.placement.scale import is_several
 from services.control_plane.placement.snapshot import Snapshot
+from services.control_plane.reconciler.result import Result
 from services.control_plane.store.records import AppRecord, PlacementRecord
 
 
@@ -22,12 +23,24 @@ def are_same(placements: Sequence[PlacementRecord], others: Sequence[PlacementRe
     return set(placements) == set(others)
 
 
+def leaves_nothing(
+    result: Result, app: AppRecord, placements: Sequence[PlacementRecord], assigned: Assignment
+) -> bool:
+    """Tell whether a pass that has stored its decision has left nothing to do until something is told.
+
+    So it has where its decision settles, or what was to run has been started and its node tells of it.
+    """
+    if result.again or result.failure is not None:
+        return False
+    return settles(app, placements, assigned) or (result.began and _is_simple(app))
+
+
 def settles(app: AppRecord, placements: Sequence[PlacementRecord], assigned: Assignment) -> bool:
     """Tell whether another look at what has been decided would find the same, as long as nothing is told.
 
     So it does where no placement has changed, or what is wanted serves and nothing comes in.
     """
-    if app.deleting or app.spec.desired_state == App.STOPPED or is_several(app) or app.database_server:
+    if not _is_simple(app):
         return False
     if assigned.target is not None or assigned.failed != app.failed:
         return False
@@ -35,6 +48,13 @@ def settles(app: AppRecord, placements: Sequence[PlacementRecord], assigned: Ass
     if current is None or current.version != app.target or assigned.incoming is not None:
         return are_same(assigned.placements, placements)
     return any(it.name == current.name and it.role not in ENDING for it in placements)
+
+
+def _is_simple(app: AppRecord) -> bool:
+    """Tell whether an app is one replica that is to run, and where it is is all that there is to decide."""
+    if app.deleting or app.spec.desired_state == App.STOPPED or is_several(app):
+        return False
+    return not is_unfinished(app.status)
 
 
 def awaits_start(app: AppRecord, assigned: Assignment, seen: Snapshot) -> bool:

@@ -73,6 +73,12 @@ class Snapshots:
             leased,
         )
 
+    def beside(self, seen: Snapshot, app: AppRecord, placements: tuple[PlacementRecord, ...]) -> Snapshot:
+        """Return a snapshot with what the nodes show that an app has just been placed on."""
+        new = {it.node for it in placements} - seen.nodes.keys() - seen.gone
+        views = {name: view for name in new if (view := self._links.view(name, app.name, {})) is not None}
+        return replace(seen, nodes={**seen.nodes, **views}) if views else seen
+
     def _with_loss(self, view: NodeView) -> NodeView:
         """Tell a lost node from one that is only silent: the catalog says which."""
         record = self._mirror.nodes.get(view.node.name)

@@ -142,7 +142,7 @@ class Edge:
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         self._stack.push_async_callback(server.stop, 0)
-        self.table.put_node(Node(name=name, http_address=f"{host}:{port}"))
+        self.table.put_node(Node(name=name, http_address=f"{host}:{port}", serves_http2=True))
         return echo
 
     async def client(self, caller: Command, before: str = "") -> Client:

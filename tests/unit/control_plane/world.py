@@ -273,7 +273,7 @@ class Line(NodeClient):
         request = rt.WatchInstancesRequest(term=term)
         request.heartbeat_interval.FromMilliseconds(int(silence * 1000 / 3))
         try:
-            async for message in self._heard(self._world.node.watch(request), silence, ended):
+            async for message in self._heard(self._world.node.feed.watch(request), silence, ended):
                 yield message
         finally:
             ended.cancel()

@@ -33,7 +33,7 @@ class Asked:
         self.changes: list[tuple[str, str]] = []
         self.apps.cache.open()
         for node, address in AT.items():
-            self.table.put_node(Node(name=node, http_address=address))
+            self.table.put_node(Node(name=node, http_address=address, serves_http2=True))
 
     def _changed(self, kind: str, name: str) -> None:
         self.changes.append((kind, name))
@@ -183,7 +183,7 @@ def test_a_node_with_a_name_is_told_by_its_addresses(asked: Asked) -> None:
     asked.found["node-3.example.com"] = ("10.0.0.1", "10.0.0.4")
     asked.apps.host_changed("node-3.example.com")
     assert asked.places() == ["10.0.0.1:8080", "10.0.0.4:8080"]
-    asked.table.put_node(Node(name=N3, http_address="[::1]:80"))
+    asked.table.put_node(Node(name=N3, http_address="[::1]:80", serves_http2=True))
     assert (asked.places(), asked.apps.hosts()) == (["10.0.0.1:8080", "::1:80"], set())
     asked.table.remove_node(N3)
     assert asked.places() == ["10.0.0.1:8080"]
@@ -195,6 +195,15 @@ def test_an_app_on_a_node_that_is_looked_up_waits_and_on_one_that_is_not_found_d
     asked.found["node-3.example.com"] = ()
     asked.apps.host_changed("node-3.example.com")
     assert asked.places() == []
+
+
+def test_a_node_of_a_version_before_which_has_no_http2_is_called_by_nobody(asked: Asked) -> None:
+    asked.table.put_app(app(instances=[instance(N1, 1), instance(N2, 2)], replicas=2))
+    asked.table.put_node(Node(name=N2, http_address=AT[N2]))
+    assert asked.places() == ["10.0.0.1:8080"]
+    asked.table.put_node(Node(name=N2, http_address=AT[N2], serves_http2=True))
+    assert asked.changes == [(ENDPOINTS, "apps/shop")]
+    assert asked.places() == ["10.0.0.1:8080", "10.0.0.2:8080"]
 
 
 def test_envoys_are_told_nothing_of_it(asked: Asked) -> None:
