@@ -84,6 +84,8 @@ class Leases:
         self._parted: set[str] = set()
         """Nodes that have heard that they do not serve alone any more, which is not stored yet."""
         self._partings = itertools.count(1)
+        self._told_alone: dict[str, tuple[str, float]] = {}
+        """By node: the life that was told that it is alone, and the newest heartbeat that this answered."""
         self._braked: dict[str, float] = {}
         """By environment: when most of its nodes were missing together, as it was seen last."""
         self.begin()
@@ -95,6 +97,7 @@ class Leases:
         self._sent.clear()
         self._open.clear()
         self._parted.clear()
+        self._told_alone.clear()
         self._braked.clear()
 
     @property
@@ -134,6 +137,9 @@ class Leases:
         if now < self._sent.get(node, -math.inf) + 0.75 * self.pace.renew and not urgent:
             return None
         self._sent[node] = now
+        newest = self._is_newest(node, incarnation, monotonic_time)
+        if known.alone and newest:
+            self._told_alone[node] = incarnation, monotonic_time
         return Grant(
             self._tenure.term,
             incarnation,
@@ -141,8 +147,13 @@ class Leases:
             self.pace.lasts,
             known.fences,
             known.alone,
-            known.parting,
+            known.parting if newest else 0,  # else the node believes what it was told before
         )
+
+    def _is_newest(self, node: str, incarnation: str, monotonic_time: float) -> bool:
+        """Tell whether a grant for a heartbeat would be a newer word than all that said that it is alone."""
+        life, told = self._told_alone.get(node, ("", -math.inf))
+        return life != incarnation or monotonic_time > told
 
     def accepted(self, node: str, grant: Grant, *, alone: bool = False) -> None:
         """Take note that a node has taken a grant, has given up what it named, and may be `alone` still."""
