@@ -31,7 +31,7 @@ from appsupervisor.fleet.v1.fleet_pb2 import (
 )
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.operations import database_moves
-from services.control_plane.operations.moves import Stage, stage_of, take_back
+from services.control_plane.operations.moves import Stage, stage_of, take_back, was_lost
 from services.control_plane.operations.traces import add_trace
 from services.control_plane.operations.verdicts import (
     BRINGS_UP,
@@ -348,6 +348,14 @@ def _settle_move(tx: Transaction, operation: OperationRecord, record: AppRecord)
         return _put_progress(tx, operation, progress)
     if stage is Stage.CALLED_OFF and (failure := failure_there(operation, record)):
         return end(tx, operation, failure, step="failed", traceback=traceback_of(record))
+    if stage is Stage.CALLED_OFF and was_lost(tx, operation):
+        lost = SupervisorError(
+            "NODE_UNREACHABLE",
+            f"{progress.node} was lost before {record.name} had moved there.",
+            resource=record.name,
+            metadata={"node": progress.node},
+        )
+        return end(tx, operation, lost, step="failed")
     move = record.status.data_move
     if stage is Stage.COMING and move.state == DataMove.COPYING and move.target_node == progress.node:
         share = move.copied_bytes / move.total_bytes if move.total_bytes else 0.0
