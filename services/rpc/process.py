@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 
-
 YOUNG_OBJECTS = 10_000
 """New objects after which the collector looks at them; Python's own 700 are made by twenty calls."""
 
