@@ -34,6 +34,8 @@ class Assignment:
     """The version that is wanted from now on, if it is another than the app's."""
     newest_epoch: int = 0
     """The newest epoch given to one of several replicas; 0 of an app that has one."""
+    one_more: bool = False
+    """One replica more than are wanted: a new version is tried beside the only one."""
     failure: tuple[str, str] | None = None
     """Why a version has just been given up, where no instance says it: a reason and a sentence."""
     after: float = 0.0
@@ -116,6 +118,7 @@ def assign(app: AppRecord, placements: Iterable[PlacementRecord], seen: Snapshot
         unplaced,
         "NO_NODE_AVAILABLE" if unplaced else "",
         newest_epoch=replicas.newest_epoch,
+        one_more=replicas.one_more,
         failure=replicas.failure,
         after=replicas.after,
     )
