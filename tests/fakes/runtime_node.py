@@ -126,7 +126,7 @@ class FakeNode:
         self.forwarding: dict[str, tuple[int, str]] = {}
         """By app uid: the epoch under which it was told where the app is now, and the node."""
         self._moved: dict[str, pb.Forwarding.MovedApp] = {}
-        self.knows_batches = True
+        self.knows_batches = self.knows_lease_streams = True
         """False of a node of an older version."""
         self.lists = asyncio.Event()
         """While not set, ListInstances is not answered."""
@@ -137,6 +137,8 @@ class FakeNode:
         self.lease = Lease(self.incarnation, self._time)
         self.renewals = 0
         """Leases taken; what apps may do without one is not played here."""
+        self.answered_renewals = self.lease_streams = 0
+        """Calls of RenewLease and of HoldLease."""
         self._feed: ChangeFeed[pb.Instance] = ChangeFeed()
         self._obituaries: dict[str, pb.InstanceError] = {}
         self.code: dict[str, str] = {}
@@ -158,7 +160,7 @@ class FakeNode:
             add_DataTransfersServicer_to_server,
             FakeTransfersServicer(self.transfers),
         )
-        self._server = RpcServer([service, transfers])
+        self._server = RpcServer([service, transfers], is_node=True)
         self.address = f"127.0.0.1:{await self._server.start(listen)}"
         return self.address
 
@@ -734,7 +736,21 @@ class _Servicer(RuntimeEnvironmentServicer):
     async def RenewLease(self, request: pb.RenewLeaseRequest, context: Any) -> pb.RenewLeaseResponse:  # noqa: N802
         if self._node.refuse is not None:
             raise self._node.refuse
+        self._node.answered_renewals += 1
         return pb.RenewLeaseResponse(lease=self._node.renew_lease(request))
+
+    async def HoldLease(  # noqa: N802
+        self, requests: AsyncIterator[pb.HoldLeaseRequest], context: Any
+    ) -> pb.HoldLeaseResponse:
+        self._node.lease_streams += 1
+        if not self._node.knows_lease_streams:
+            raise SupervisorError("METHOD_NOT_FOUND", "There is no method 'HoldLease' here.")
+        lease = lease_message(self._node.lease)
+        async for request in requests:
+            if self._node.refuse is not None:
+                raise self._node.refuse
+            lease = self._node.renew_lease(request.renewal)
+        return pb.HoldLeaseResponse(lease=lease)
 
     async def StartInstance(self, request: pb.StartInstanceRequest, context: Any) -> pb.StartInstanceResponse:  # noqa: N802
         return pb.StartInstanceResponse(instance=await self._start(request))
