@@ -14,13 +14,11 @@ from runtime_node.asgi import Scope
 from runtime_node.http.connection_shares import peer_key
 from runtime_node.http.exchange import Exchange
 from runtime_node.http.flow import TURN_SECONDS, Flow
-from runtime_node.http.gate import Gate
+from runtime_node.http.http2 import Http2Connection
 from runtime_node.http.problems import (
     BODY_TIMEOUT,
     CROWDED_OUT,
     HEADER_TIMEOUT,
-    NODE_DRAINING,
-    QUEUE_FULL,
     TOO_MANY_CONNECTIONS,
     Problem,
 )
@@ -70,6 +68,8 @@ class FrontConnection(asyncio.Protocol):
         self.lingering = False
         self._unread = b""
         """What came and had no turn yet."""
+        self._first_place = self.waiting_place
+        self._successor: Http2Connection | None = None
 
     # --- transport ---
 
@@ -124,6 +124,8 @@ class FrontConnection(asyncio.Protocol):
 
     def _read_slices(self) -> bool:
         """Read what came, until this turn is over; tell whether something is left for the next one."""
+        if self._successor is not None:
+            return self._successor.read_turn()
         reader, data = self.reader, self._unread
         position, end = 0, len(data)
         over = time.monotonic() + TURN_SECONDS
@@ -134,6 +136,9 @@ class FrontConnection(asyncio.Protocol):
             if time.monotonic() > over:
                 break
         self._unread = b"" if reader.finished else data[position:]
+        if self._successor is not None:
+            self._successor.feed(data[position:])
+            return self._successor.read_turn()
         self._count_head()
         return bool(self._unread)
 
@@ -198,36 +203,36 @@ class FrontConnection(asyncio.Protocol):
     def _begin(self, exchange: Exchange) -> None:
         self.exchange = exchange
         self.waiting_place = None
-        gate = self._gate_for(exchange)
+        gate = self.shared.gate_for(exchange)
         if gate is not None:
             exchange.enter(gate)
             if self.exchange is exchange:
                 self.deadline = self._exchange_deadline(exchange)
 
-    def _gate_for(self, exchange: Exchange) -> Gate | None:
-        """Return the gate that answers the request; None when it was answered here."""
-        scope = exchange.scope
+    def preface_came(self, rest: bytes) -> bool:
+        """Go over to HTTP/2 if the client has begun with it; tell whether it did."""
+        if self.waiting_place is None or self.waiting_place != self._first_place:
+            return False
+        ends = self.reader.ends
+        self.reader.end()
+        self._count_head()
+        self.deadline = _NEVER
+        self.waiting_place = None
         shared = self.shared
-        found = shared.router.lookup(
-            exchange.authority, exchange.x_app, scope["raw_path"], scope["query_string"]
-        )
-        if isinstance(found, Problem):
-            # An app that is gone from a node that leaves is elsewhere soon, not unknown.
-            leaves = shared.draining and found.status == 404
-            exchange.refuse(NODE_DRAINING if leaves else found)
-            return None
-        gate, scope["root_path"] = found
-        most = shared.shares.most_per_app
-        if len(shared.connections) > most and gate.held_connections >= most:
-            exchange.refuse(QUEUE_FULL)
-            return None
-        return gate
+        shared.connections.discard(self)
+        # Its place among the peer's goes over with it.
+        peer, self.peer = self.peer, None
+        self._successor = successor = Http2Connection(shared, ends, self.flow, peer)
+        successor.take_over(self.transport, rest)
+        if successor.read_turn():
+            self.flow.end_turn(successor.read_turn)
+        return True
 
     def _go_over(self, exchange: Exchange, rest: bytes) -> None:
         self.exchange = exchange
         self.waiting_place = None
         exchange.more_body = exchange.keep_alive = False
-        gate = self._gate_for(exchange)
+        gate = self.shared.gate_for(exchange)
         if gate is None:
             return
         self.exchange = None

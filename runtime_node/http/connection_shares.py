@@ -53,6 +53,8 @@ class ConnectionShares:
         """`connections` are those open now; the caller keeps it."""
         self._connections = connections
         self._peers: dict[str, int] = {}
+        self.streams = 0
+        """Requests on connections of HTTP/2."""
         self._descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         # Databases, logs and other processes need descriptors, too.
         self._reserved = min(_RESERVED_DESCRIPTORS, self._descriptors // 2)
@@ -76,13 +78,36 @@ class ConnectionShares:
     def leave(self, holder: Holder) -> None:
         """Forget a connection that was counted."""
         peer, holder.peer = holder.peer, None
-        if peer is None:
-            return
+        if peer is not None:
+            self._uncount(peer)
+
+    def _uncount(self, peer: str) -> None:
         count = self._peers[peer] - 1
         if count:
             self._peers[peer] = count
         else:
             del self._peers[peer]
+
+    def enter_stream(self, peer: str | None) -> bool:
+        """Count one more request of HTTP/2 as if it were a connection; tell whether it may be.
+
+        Nobody gives way to it: its client is told to come again.
+        """
+        if self.streams >= self.most:
+            return False
+        if peer is not None:
+            count = self._peers.get(peer, 0)
+            if count >= self.most_per_peer:
+                return False
+            self._peers[peer] = count + 1
+        self.streams += 1
+        return True
+
+    def leave_stream(self, peer: str | None) -> None:
+        """Forget a request that was counted for a peer."""
+        self.streams -= 1
+        if peer is not None:
+            self._uncount(peer)
 
     def _make_room(self, bound: int, newcomer: Holder, peer: str | None) -> bool:
         waiting = [

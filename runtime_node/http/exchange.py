@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from runtime_node.asgi import ASGIApp, Message, Scope, UndeliveredError
 from runtime_node.http.current import interruption_point, is_interruption
@@ -37,12 +37,24 @@ _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _DISCONNECT = "http.disconnect"
 
 
+class Writable(Protocol):
+    """What takes the bytes of a response."""
+
+    def write(self, data: bytes) -> None:
+        """Take bytes; those of a slow client are kept for it."""
+        ...
+
+
 class ResponseSink(Protocol):
-    """Where a response goes: a connection, as one of its exchanges sees it."""
+    """Where a response goes: a connection, or a stream of one, as its exchange sees it."""
 
     shared: FrontShared
-    transport: asyncio.Transport
     flow: Flow
+
+    @property
+    def transport(self) -> Writable:
+        """Where the bytes of the response go."""
+        ...
 
     def resume_reading(self) -> None:
         """Read on after a complete body, unless requests wait already."""
@@ -84,6 +96,7 @@ class Exchange:
     )  # fmt: skip
 
     is_websocket = False
+    response_type: ClassVar[type[Response]] = Response
 
     def __init__(self, sink: ResponseSink, scope: Scope, head: Head, keep_alive: bool) -> None:
         self._sink = sink
@@ -353,7 +366,7 @@ class Exchange:
         if response is None:
             if kind != "http.response.start" or self.complete:
                 raise RuntimeError(f"Expected http.response.start, got {kind!r}.")
-            self._response = response = Response(
+            self._response = response = self.response_type(
                 message["status"],
                 message.get("headers", ()),
                 self._sink.shared.router.base_domain,

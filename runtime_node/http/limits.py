@@ -34,6 +34,11 @@ class FrontLimits:
     """Silence within a request's body while the app takes it; then 408."""
     keep_alive_timeout: float = 5.0
     """Silence between two requests."""
+    max_streams: int = 100
+    """Requests at a time on one connection of HTTP/2; one more is refused untouched. Each counts as one more
+    connection of its peer."""
+    stream_idle_timeout: float = 60.0
+    """For a connection of HTTP/2 without a request."""
     write_timeout: float = 20.0
     """For the client to take 64 KiB of what is buffered for it, or the rest; else the connection is cut."""
     half_close_timeout: float = 2.0

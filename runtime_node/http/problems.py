@@ -55,21 +55,26 @@ class Problem:
         }
         return json.dumps(document).encode("ascii") + b"\n"
 
+    def fields(self, length: int) -> list[tuple[bytes, bytes]]:
+        """Return the headers that tell it, for a body of `length` bytes."""
+        found = [
+            (b"content-type", b"application/problem+json"),
+            (b"content-length", b"%d" % length),
+            (b"cache-control", b"no-store"),
+            (REASON_HEADER, self.reason.encode("ascii")),
+        ]
+        if self.retry_after is not None:
+            found.append((b"retry-after", b"%d" % max(1, math.ceil(self.retry_after))))
+        if self.location is not None:
+            found.append((b"location", self.location))
+        return found
+
     def encode(self, *, date: bytes = b"", keep_alive: bool = False, head_only: bool = False) -> bytes:
         """Return the whole HTTP/1.1 response; `date` is a complete header line or empty."""
         body = self.body()
-        parts = [
-            STATUS_LINES[self.status],
-            date,
-            b"content-type: application/problem+json\r\n",
-            b"content-length: %d\r\n" % len(body),
-            b"cache-control: no-store\r\n",
-            REASON_HEADER + b": " + self.reason.encode("ascii") + b"\r\n",
-        ]
-        if self.retry_after is not None:
-            parts.append(b"retry-after: %d\r\n" % max(1, math.ceil(self.retry_after)))
-        if self.location is not None:
-            parts.append(b"location: " + self.location + b"\r\n")
+        parts = [STATUS_LINES[self.status], date]
+        for name, value in self.fields(len(body)):
+            parts += (name, b": ", value, b"\r\n")
         if not keep_alive:
             parts.append(b"connection: close\r\n")
         parts.append(b"\r\n")

@@ -27,6 +27,9 @@ from runtime_node.http.target import parse_target
 if TYPE_CHECKING:
     from runtime_node.http.exchange import Exchange
 
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+"""What a connection of HTTP/2 begins with (RFC 9113 §3.4); the parser stops at it."""
+
 _logger = logging.getLogger(__name__)
 
 _BAD_SYNTAX = malformed("The request is not well-formed HTTP/1.1.")
@@ -59,6 +62,10 @@ class RequestTaker(Protocol):
         """Read no more, and answer with the problem when its turn comes."""
         ...
 
+    def preface_came(self, rest: bytes) -> bool:
+        """Go over to HTTP/2 if nothing but its preface has come before `rest`; tell whether it did."""
+        ...
+
 
 class Endpoints:
     """The two ends of a connection, and what the node tells an app of them. Addresses are `(host, port)`."""
@@ -83,7 +90,7 @@ class RequestReader:
     def __init__(self, shared: FrontShared, taker: RequestTaker, endpoints: Endpoints) -> None:
         self._shared = shared
         self._taker = taker
-        self._ends = endpoints
+        self.ends = endpoints
         self._limits = shared.limits
         self._parser: Any = self._new_parser()
         self.head: Head | None = None
@@ -121,7 +128,8 @@ class RequestReader:
                 if self.finished or self._take_upgrade(data):
                     return
             except httptools.HttpParserError as error:
-                self._unreadable(error)
+                if not self._is_preface(data):
+                    self._unreadable(error)
                 return
             else:
                 break
@@ -161,6 +169,16 @@ class RequestReader:
             receiving.wire > _CHUNK_ALLOWANCE + _CHUNK_OVERHEAD * receiving.received
         ):
             self._taker.reject(_BAD_CHUNKS)
+
+    def _is_preface(self, data: bytes) -> bool:
+        """Tell whether the parser has stopped at the preface of HTTP/2, and it was taken up."""
+        head = self.head
+        if head is None or head.target != b"*" or head.headers or self.finished:
+            return False
+        before = head.first_size + head.later_size - len(data)
+        return data[: len(PREFACE) - before] == PREFACE[before:] and self._taker.preface_came(
+            data[len(PREFACE) - before :]
+        )
 
     def _unreadable(self, error: httptools.HttpParserError) -> None:
         cause = error.__context__
@@ -205,7 +223,7 @@ class RequestReader:
         if kind:
             if kind == NOTED:
                 head.note(low, value)
-            elif kind == FORWARDED and self._ends.trusted:
+            elif kind == FORWARDED and self.ends.trusted:
                 head.forwarded = True
             else:
                 return
@@ -229,7 +247,7 @@ class RequestReader:
         raw_path, query, authority = parse_target(head.target, method)
         check_head(head, method, version, authority)
         path = raw_path.decode("ascii")
-        ends = self._ends
+        ends = self.ends
         if not head.forwarded:
             head.headers += ends.forwarded
         scope = {

@@ -19,8 +19,10 @@ _RESERVED = frozenset(
 )
 _SENT, _RESERVED_NAME, _DATE, _COOKIE = range(4)
 """What a header's name asks for: to be sent as it is, or to be looked at."""
-_NO_BODY_STATUSES = frozenset((204, 304))
-_UNTIL_CLOSE = -1
+NO_BODY_STATUSES = frozenset((204, 304))
+"""Answers that end with their head."""
+UNTIL_CLOSE = -1
+"""What remains of a body whose length nobody knows before its end."""
 
 _known_names: dict[bytes, tuple[bytes, bytes, int]] = {}
 """Names as apps write them → in lower case, as the beginning of a line, and what they ask for."""
@@ -98,9 +100,11 @@ class Response:
         Raises BadResponseError for a body that is not as long as its Content-Length.
         """
         length = self._content_length
-        no_body = head_only or self.status in _NO_BODY_STATUSES
+        no_body = head_only or self.status in NO_BODY_STATUSES
         size = 0 if no_body else len(body)
-        remaining = 0 if length is None or self.status == 204 else _rest(0 if no_body else length, size, more)
+        remaining = (
+            0 if length is None or self.status == 204 else rest_of_body(0 if no_body else length, size, more)
+        )
         # From here on nothing is refused.
         lines = self._lines
         if self.status == 204:
@@ -116,7 +120,7 @@ class Response:
             lines.append(b"transfer-encoding: chunked\r\n")
         else:
             keep_alive = False
-            remaining = _UNTIL_CLOSE
+            remaining = UNTIL_CLOSE
         self._no_body, self._remaining = no_body, remaining
         if not keep_alive:
             lines.append(b"connection: close\r\n")
@@ -135,12 +139,13 @@ class Response:
             return b"".join((b"%x\r\n" % len(body), body, b"\r\n", end)) if body else end
         if self._no_body:
             body = b""
-        if self._remaining != _UNTIL_CLOSE:
-            self._remaining = _rest(self._remaining, len(body), more)
+        if self._remaining != UNTIL_CLOSE:
+            self._remaining = rest_of_body(self._remaining, len(body), more)
         return body
 
 
-def _rest(length: int, size: int, more: bool) -> int:
+def rest_of_body(length: int, size: int, more: bool) -> int:
+    """Return what remains of a body after a piece. Raises BadResponseError for too much or too little."""
     if size > length or (not more and size < length):
         raise BadResponseError("The response's body is not as long as its Content-Length.")
     return length - size

@@ -6,13 +6,17 @@ import asyncio
 import itertools
 import time
 from email.utils import formatdate
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from runtime_node.http.connection_shares import ConnectionShares, Holder
 from runtime_node.http.forwarded import TrustedProxies
 from runtime_node.http.limits import FrontLimits
-from runtime_node.http.problems import Problem
+from runtime_node.http.problems import NODE_DRAINING, QUEUE_FULL, Problem
 from runtime_node.http.router import Router
+
+if TYPE_CHECKING:
+    from runtime_node.http.exchange import Exchange
+    from runtime_node.http.gate import Gate
 
 _READ_BYTES = 16 * 1024
 
@@ -87,6 +91,25 @@ class FrontShared:
         if self.now >= self._next_date:
             self._next_date = self.now + 1.0
             self.date_line = b"date: " + formatdate(time.time(), usegmt=True).encode("ascii") + b"\r\n"
+
+    def gate_for(self, exchange: Exchange) -> Gate | None:
+        """Return the gate that answers the request; None when it was answered here."""
+        scope = exchange.scope
+        found = self.router.lookup(
+            exchange.authority, exchange.x_app, scope["raw_path"], scope["query_string"]
+        )
+        if isinstance(found, Problem):
+            # An app that is gone from a node that leaves is elsewhere soon, not unknown.
+            leaves = self.draining and found.status == 404
+            exchange.refuse(NODE_DRAINING if leaves else found)
+            return None
+        gate, scope["root_path"] = found
+        shares = self.shares
+        most = shares.most_per_app
+        if len(self.connections) + shares.streams > most and gate.held_connections >= most:
+            exchange.refuse(QUEUE_FULL)
+            return None
+        return gate
 
     def count(self, problem: Problem) -> None:
         """Count an answer of the node's own, by reason."""

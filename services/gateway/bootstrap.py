@@ -1,6 +1,7 @@
-"""What an Envoy must know before it can ask: its name, where the gateway's xDS is, its bounds. Pure.
+"""What an Envoy or a gRPC client must know before it can ask: its name, where the gateway's xDS is. Pure.
 
-`python -m services.gateway.bootstrap` prints it for an Envoy that somebody else runs.
+`python -m services.gateway.bootstrap` prints it for an Envoy that somebody else runs, and with `--grpc` for
+clients.
 """
 
 from __future__ import annotations
@@ -88,14 +89,37 @@ def bootstrap(
     return settings
 
 
+def grpc_bootstrap(node_id: str, xds_address: str) -> dict[str, Any]:
+    """Return what a gRPC client reads from GRPC_XDS_BOOTSTRAP_CONFIG, or in the file of GRPC_XDS_BOOTSTRAP.
+
+    The format is that of gRFC A27; the connection is as open as the gateway's xDS port.
+    """
+    server = {
+        "server_uri": xds_address,
+        "channel_creds": [{"type": "insecure"}],
+        "server_features": ["xds_v3"],
+    }
+    return {"xds_servers": [server], "node": {"id": node_id}}
+
+
 def main() -> None:
     """Print a bootstrap."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--node-id", default="envoy-1", help="name of this Envoy, unique among a gateway's")
+    parser.add_argument(
+        "--grpc", action="store_true", help="for gRPC clients without a proxy (GRPC_XDS_BOOTSTRAP)"
+    )
+    parser.add_argument(
+        "--node-id",
+        help="its name among a gateway's; envoy-1 or client-1",
+    )
     parser.add_argument("--xds-address", default="127.0.0.1:18000", help="host:port of the gateway's xDS")
-    parser.add_argument("--max-connections", type=int, default=10_000, help="connections it accepts")
+    parser.add_argument("--max-connections", type=int, default=10_000, help="connections an Envoy accepts")
     told = parser.parse_args()
-    settings = bootstrap(told.node_id, told.xds_address, max_connections=told.max_connections)
+    settings = (
+        grpc_bootstrap(told.node_id or "client-1", told.xds_address)
+        if told.grpc
+        else bootstrap(told.node_id or "envoy-1", told.xds_address, max_connections=told.max_connections)
+    )
     json.dump(settings, sys.stdout, indent=2)
     sys.stdout.write("\n")
 

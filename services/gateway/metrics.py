@@ -12,8 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from services.gateway.admin import EnvoyAdmin
 from services.gateway.subscriber import Subscriber
 from services.gateway.table import RoutingTable
-from services.gateway.xds.cache import KINDS, ResourceCache
+from services.gateway.xds.cache import ENDPOINTS, KINDS, ResourceCache
 from services.gateway.xds.messages import TYPE_PREFIX
+from services.gateway.xds.on_demand import OnDemandCache
 from services.gateway.xds.servicer import DiscoveryServicer
 
 PREFIX = "appsupervisor_gateway"
@@ -33,6 +34,7 @@ class GatewayMetrics:
     def __init__(
         self,
         cache: ResourceCache,
+        on_demand: OnDemandCache,
         table: RoutingTable,
         servicer: DiscoveryServicer,
         subscriber: Subscriber,
@@ -41,6 +43,7 @@ class GatewayMetrics:
         admin: EnvoyAdmin | None,
     ) -> None:
         self._cache = cache
+        self._on_demand = on_demand
         self._table = table
         self._servicer = servicer
         self._subscriber = subscriber
@@ -60,6 +63,13 @@ class GatewayMetrics:
                 "Of these, those that did not accept what they were told last.",
                 sum(session.refusal is not None for session in self._servicer.sessions),
             ),
+            ("grpc_clients", "Streams of gRPC clients that are open.", len(self._servicer.clients)),
+            (
+                "grpc_clients_refusing",
+                "Of these, those that did not accept what they were told last.",
+                sum(session.refusal is not None for session in self._servicer.clients),
+            ),
+            ("grpc_resources", "Resources that gRPC clients follow.", len(self._on_demand)),
             ("envoy_starts", "How often the gateway's own Envoy was started.", self._starts()),
         ):
             yield GaugeMetricFamily(f"{PREFIX}_{name}", text, value=value)
@@ -78,11 +88,13 @@ class GatewayMetrics:
         for domain, app in islice(self._table.domains(), MAX_DOMAINS):
             domains.add_metric([domain, app], 1)
         yield domains
-        sent = CounterMetricFamily(f"{PREFIX}_xds_messages", "Messages sent to Envoys.", labels=["kind"])
+        sent = CounterMetricFamily(f"{PREFIX}_xds_messages", "Messages sent.", labels=["kind"])
         refused = CounterMetricFamily(
-            f"{PREFIX}_xds_refusals", "Messages that an Envoy did not accept.", labels=["kind"]
+            f"{PREFIX}_xds_refusals",
+            "Messages that an Envoy or a gRPC client did not accept.",
+            labels=["kind"],
         )
-        for kind in KINDS:
+        for kind in (*KINDS, ENDPOINTS):
             short = kind.rpartition(".")[2]
             sent.add_metric([short], self._servicer.sent[TYPE_PREFIX + kind])
             refused.add_metric([short], self._servicer.refusals[short])

@@ -188,8 +188,8 @@ def _forward(destination: Destination, retry_on: str, reasons: Collection[str]) 
 
 def cluster(destination: Destination, addresses: Sequence[str]) -> Any:
     """Return the cluster of a destination, by the addresses (`host:port`) at which its nodes serve HTTP."""
-    places = [_place(address) for address in addresses]
-    named = any(not _is_ip(place["address"]) for place in places)
+    places = [place(address) for address in addresses]
+    named = any(not is_ip(place["address"]) for place in places)
     name = cluster_name(destination)
     return parsed(
         CLUSTER,
@@ -256,12 +256,14 @@ def _outliers(*, judged: bool) -> dict[str, Any]:
     }
 
 
-def _place(address: str) -> dict[str, Any]:
+def place(address: str) -> dict[str, Any]:
+    """Return where `host:port` is, as xDS writes it; an IPv6 address without its brackets."""
     host, _, port = address.rpartition(":")
     return {"address": host.removeprefix("[").removesuffix("]"), "port_value": int(port)}
 
 
-def _is_ip(host: str) -> bool:
+def is_ip(host: str) -> bool:
+    """Tell whether a host is an IP address, and no name."""
     try:
         ip_address(host)
     except ValueError:

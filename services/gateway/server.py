@@ -9,13 +9,16 @@ from contextlib import AsyncExitStack, closing
 
 from services.gateway.envoy import Envoy, find_envoy
 from services.gateway.listener import HTTPS_NAME, NAME, ListenerSpec, https_listener, listener
+from services.gateway.lookups import HostLookups
 from services.gateway.metrics import GatewayMetrics
+from services.gateway.proxyless import ProxylessApps
 from services.gateway.settings import Settings, split_address
-from services.gateway.subscriber import Certificates, Subscriber
+from services.gateway.subscriber import Certificates, Subscriber, ended
 from services.gateway.table import RoutingTable
 from services.gateway.tls import CertificateTable
 from services.gateway.xds.cache import LISTENER, SECRET, ResourceCache
 from services.gateway.xds.servicer import SERVICE, DiscoveryServicer, register
+from services.rpc.background import background
 from services.rpc.metrics import MetricsListener
 from services.rpc.process import ending_signals
 from services.rpc.server import RpcServer, Service
@@ -68,7 +71,9 @@ class Gateway:
                 cache.changed(SECRET, name)
                 table.recertified(name)
 
-            servicer = DiscoveryServicer(cache)
+            proxyless = ProxylessApps(table, lambda host: lookups.addresses(host))  # noqa: PLW0108 - made below
+            lookups = HostLookups(proxyless.hosts, proxyless.host_changed)
+            servicer = DiscoveryServicer(cache, proxyless.cache)
             # 2. Envoys may ask, and wait for an answer until apps and nodes are known.
             server = RpcServer(
                 [Service(SERVICE, register, servicer)], servicer.health, max_request_bytes=LARGEST_REQUEST
@@ -77,9 +82,11 @@ class Gateway:
             server.set_serving(False, SERVICE)
             stack.push_async_callback(server.stop, XDS_GRACE)
             stack.callback(servicer.close)
+            stack.push_async_callback(ended, background(lookups.run(), "nodes' host names"))
 
             def ready() -> None:
                 cache.open()
+                proxyless.cache.open()
                 server.set_serving(True, SERVICE)
                 counts = {"apps": len(table.apps), "nodes": len(table.nodes)}
                 log.info("apps and nodes are known", extra={"action": "gateway.complete", **counts})
@@ -105,7 +112,7 @@ class Gateway:
                 self.envoy.start()
             if settings.metrics_listen:
                 await self._serve_metrics(stack, GatewayMetrics(
-                    cache, table, servicer, subscriber,
+                    cache, proxyless.cache, table, servicer, subscriber,
                     starts=lambda: self.envoy.starts if self.envoy else 0,
                     admin=self.envoy.admin if self.envoy else None,
                 ), server)  # fmt: skip

@@ -50,7 +50,8 @@ class Settings(BaseSettings):
     )
     xds_listen: str = Field(
         "127.0.0.1:18000",
-        description="host:port to serve Envoys' configuration (xDS) on; port 0 takes a free one",
+        description="host:port to serve what Envoys and gRPC clients ask for (xDS) on; port 0 takes a "
+        "free one",
     )
     envoy: bool = Field(True, description="run an Envoy; without it others ask at --xds-listen")
     envoy_path: str = Field(

@@ -189,7 +189,7 @@ class Subscriber:
             self.watches.append(self._certificate_watch(channels, self._certificates))
         for watch in self.watches:
             task = background(watch.run(len(channels)), watch.name)
-            self._stack.push_async_callback(_ended, task)
+            self._stack.push_async_callback(ended, task)
 
     def _certificate_watch(self, channels: Sequence[grpc.aio.Channel], of: Certificates) -> Watch:
         stubs = [CertificatesStub(channel) for channel in channels]
@@ -237,6 +237,7 @@ def served(told: certificates.WatchCertificatesResponse) -> Served:
     )
 
 
-async def _ended(task: asyncio.Task[None]) -> None:
+async def ended(task: asyncio.Task[None]) -> None:
+    """End a task that would run on."""
     task.cancel()
     await asyncio.wait({task})

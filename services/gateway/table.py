@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from services.gateway import resources
-from services.gateway.routes import Destination, destination_of
+from services.gateway.routes import Destination, bound_of, destination_of
 from services.gateway.xds.cache import CLUSTER, ROUTES, SCOPE, ResourceCache
 
 
@@ -22,6 +23,21 @@ class _Routed:
 
     keys: tuple[str, ...]
     destination: Destination | None
+    bound: int
+    """Calls that one replica takes at a time."""
+
+
+class Follower(Protocol):
+    """Is told of each change, by name, after it."""
+
+    def app_changed(self, name: str) -> None:
+        """Take note of an app."""
+
+    def name_changed(self, host: str) -> None:
+        """Take note of a host name: where it leads, or whether there is anything."""
+
+    def node_changed(self, name: str) -> None:
+        """Take note of a node's address."""
 
 
 class RoutingTable:
@@ -54,6 +70,11 @@ class RoutingTable:
         self._routes: Counter[str] = Counter()
         self._shares: Counter[str] = Counter()
         self._clusters: dict[str, Destination] = {}
+        self._followers: list[Follower] = []
+
+    def follow(self, follower: Follower) -> None:
+        """Tell of each change from now on."""
+        self._followers.append(follower)
 
     @property
     def apps(self) -> Collection[str]:
@@ -72,11 +93,29 @@ class RoutingTable:
             if not any(key == f"{app_id}.{base}" for base in self._base_domains):
                 yield key, app_id
 
+    def app_at(self, key: str) -> str | None:
+        """Return the app to which a host name, or a wildcard, leads."""
+        claims = self._claims.get(key)
+        return claims[-1] if claims else None
+
+    def destination(self, app: str) -> Destination | None:
+        """Return where an app's requests go; None where there is to be no such app."""
+        routed = self._apps.get(app)
+        return routed.destination if routed is not None else None
+
+    def bound(self, app: str) -> int:
+        """Return how many requests one replica of a known app takes at a time."""
+        return self._apps[app].bound
+
+    def address(self, node: str) -> str:
+        """Return where a node serves HTTP, as `host:port`; empty if nowhere."""
+        return self._addresses.get(node, "")
+
     # --- apps ---
 
     def put_app(self, app: App) -> None:
         """Make an app answer where it is now."""
-        routed = _Routed(self._keys(app), destination_of(app))
+        routed = _Routed(self._keys(app), destination_of(app), bound_of(app))
         before = self._apps.get(app.name)
         if routed == before:
             return
@@ -87,12 +126,16 @@ class RoutingTable:
             self._withdraw(app.name, before, kept=routed.keys)
         for key in routed.keys:
             self._point(key)
+        for follower in self._followers:
+            follower.app_changed(app.name)
 
     def remove_app(self, name: str) -> None:
         """Forget an app."""
         before = self._apps.pop(name, None)
         if before is not None:
             self._withdraw(name, before, kept=())
+            for follower in self._followers:
+                follower.app_changed(name)
 
     def _keys(self, app: App) -> tuple[str, ...]:
         """Return the host names that lead to an app."""
@@ -125,6 +168,8 @@ class RoutingTable:
 
     def _point(self, key: str) -> None:
         """Let a name lead to the newest app that claims it."""
+        for follower in self._followers:
+            follower.name_changed(key)
         claims = self._claims.get(key)
         wanted = self._apps[claims[-1]].destination if claims else None
         if wanted is not None and self._https_port and self._is_covered(key):
@@ -172,6 +217,8 @@ class RoutingTable:
         for name, destination in self._clusters.items():
             if node in destination.nodes:
                 self._put_cluster(name)
+        for follower in self._followers:
+            follower.node_changed(node)
 
     # --- what they share ---
 

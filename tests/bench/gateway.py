@@ -29,6 +29,7 @@ from services.gateway.listener import ListenerSpec, listener
 from services.gateway.table import RoutingTable
 from services.gateway.xds.cache import LISTENER, ResourceCache
 from services.gateway.xds.messages import TYPE_PREFIX
+from services.gateway.xds.on_demand import OnDemandCache
 from services.gateway.xds.servicer import SERVICE, DiscoveryServicer, register
 from services.rpc.server import RpcServer, Service
 from tests.bench.node_http import free_port
@@ -189,7 +190,7 @@ class Edge:
         self.table = RoutingTable(self.cache)
         for name, address in zip(NODES, addresses, strict=True):
             self.table.put_node(Node(name=name, http_address=address))
-        self.servicer = DiscoveryServicer(self.cache)
+        self.servicer = DiscoveryServicer(self.cache, OnDemandCache(lambda *_: None))
 
     async def start(self) -> tuple[RpcServer, Envoy]:
         self.cache.open()

@@ -9,12 +9,13 @@ from typing import Any
 
 CLUSTER = "envoy.config.cluster.v3.Cluster"
 LISTENER = "envoy.config.listener.v3.Listener"
+ENDPOINTS = "envoy.config.endpoint.v3.ClusterLoadAssignment"
 ROUTES = "envoy.config.route.v3.RouteConfiguration"
 SECRET = "envoy.extensions.transport_sockets.tls.v3.Secret"  # noqa: S105 - a kind's name
 SCOPE = "envoy.config.route.v3.ScopedRouteConfiguration"
 
 KINDS = (CLUSTER, SECRET, LISTENER, ROUTES, SCOPE)
-"""What is told before what refers to it."""
+"""What an Envoy is told, each before what refers to it."""
 
 Follower = Callable[[str, str], None]
 """Takes the kind and the name of what has changed."""
@@ -28,6 +29,12 @@ class Resource:
     value: bytes
     needs: str = ""
     """Name of the routes that a scope leads to."""
+
+
+def resource_of(content: Any, needs: str = "") -> Resource:
+    """Return a message as it is sent."""
+    value = content.SerializeToString(deterministic=True)
+    return Resource(hashlib.blake2b(value, digest_size=6).hexdigest(), value, needs)
 
 
 class ResourceCache:
@@ -62,12 +69,11 @@ class ResourceCache:
 
     def put(self, kind: str, name: str, content: Any, *, needs: str = "") -> None:
         """Make a message the newest of its name; what was the same before is no change."""
-        value = content.SerializeToString(deterministic=True)
-        version = hashlib.blake2b(value, digest_size=6).hexdigest()
+        resource = resource_of(content, needs)
         known = self._kinds[kind].get(name)
-        if known is not None and known.version == version:
+        if known is not None and known.version == resource.version:
             return
-        self._kinds[kind][name] = Resource(version, value, needs)
+        self._kinds[kind][name] = resource
         self._tell(kind, name)
 
     def remove(self, kind: str, name: str) -> None:

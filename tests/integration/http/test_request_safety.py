@@ -69,7 +69,8 @@ AMBIGUOUS_FRAMING = {
     "target with a user": b"GET http://b@a.localhost/ HTTP/1.1\r\n" + HOST + b"\r\n",
     "target with a NUL": b"GET /\0 HTTP/1.1\r\n" + HOST + b"\r\n",
     "target with a space": b"GET /a b HTTP/1.1\r\n" + HOST + b"\r\n",
-    "preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "preface of HTTP/2, but for its target": b"PRI / HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "preface of HTTP/2, but for its end": b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
     "length in a trailer": post(CHUNKED, b"0\r\nContent-Length: 5\r\n\r\n"),
     "handshake with a body": post(
         b"Connection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 3\r\n", b"abc"

@@ -1,0 +1,418 @@
+"""A connection of HTTP/2: its frames in order, its streams, its bounds, its end.
+
+The protocol's own state is kept by `h2`; what may be asked of it for nothing is counted before it sees it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+
+from h2.errors import ErrorCodes
+from h2.events import (
+    DataReceived,
+    Event,
+    RemoteSettingsChanged,
+    RequestReceived,
+    StreamEnded,
+    StreamReset,
+    WindowUpdated,
+)
+from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes
+from hyperframe.frame import GoAwayFrame
+
+from runtime_node.http.flow import TURN_SECONDS, Flow
+from runtime_node.http.http2 import frames
+from runtime_node.http.http2.engine import TABLE_BYTES, WINDOW, new_engine
+from runtime_node.http.http2.exchange import StreamExchange
+from runtime_node.http.http2.frames import Budget, Frame, FrameCutter, FrameTooLongError
+from runtime_node.http.http2.request import read_request
+from runtime_node.http.http2.stream import Stream
+from runtime_node.http.problems import BODY_TIMEOUT, Problem, RefusedError
+from runtime_node.http.reader import Endpoints
+from runtime_node.http.shared import FrontShared
+
+_logger = logging.getLogger(__name__)
+
+_NEVER = float("inf")
+_FULL_READ = 64 * 1024
+_STEADY_BYTES = 64 * 1024
+_RESETS = 1000
+"""Requests that a client may give up at once, beside one for each that it took the answer of."""
+_CONTROLS = 4_000
+"""Frames at once that carry nothing of a request."""
+
+
+class Http2Connection(asyncio.Protocol):
+    """A connection of the listener that has begun with the preface of HTTP/2. Belongs to the front loop."""
+
+    def __init__(self, shared: FrontShared, ends: Endpoints, flow: Flow, peer: str | None) -> None:
+        self.shared = shared
+        self.limits = shared.limits
+        self.flow = flow
+        self.peer = peer
+        """For the listener's shares; its streams are counted by `_share`."""
+        self.head_bytes = 0
+        self.waiting_place: int | None = next(shared.places)
+        self.streams: dict[int, Stream] = {}
+        self.deadline = shared.now + shared.limits.header_timeout
+        self._share = peer
+        self._ends = ends
+        self._cutter = FrameCutter()
+        self._blocked: dict[Stream, None] = {}
+        self._resets = Budget(_RESETS, 20.0, shared.now)
+        self._controls = Budget(_CONTROLS, 200.0, shared.now)
+        self._idle_since = shared.now
+        self._begun = False
+        """It has had a request."""
+        self._head_since = 0.0
+        self._consumed = 0
+        self._stalled_since = 0.0
+        self._untaken = 0
+        self._leaving = False
+        """GOAWAY was sent or came: no stream is begun any more."""
+        self.ended = False
+        """Nothing is read any more."""
+        self.engine = new_engine(shared.limits)
+
+    # --- transport ---
+
+    def take_over(self, transport: asyncio.Transport, rest: bytes) -> None:
+        """Go on with a connection whose preface was read."""
+        self.transport = transport
+        self.shared.connections.add(self)
+        transport.pause_reading()
+        transport.set_protocol(self)
+        transport.resume_reading()
+        self._cutter.feed(rest)
+        self.flush()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the apps, and let go of everything."""
+        self._end()
+        self.shared.connections.discard(self)
+        self.shared.shares.leave(self)
+        self.flow.resume_writing()
+
+    def data_received(self, data: bytes) -> None:
+        """Read frames, for some milliseconds at a time."""
+        if self.ended:
+            return
+        self._cutter.feed(data)
+        if self.read_turn() or len(data) >= _FULL_READ:
+            self.flow.end_turn(self.read_turn)
+
+    def feed(self, data: bytes) -> None:
+        """Add bytes that are read in the next turn."""
+        self._cutter.feed(data)
+
+    def read_turn(self) -> bool:
+        """Take frames until this turn is over; tell whether something is left for the next one."""
+        over = time.monotonic() + TURN_SECONDS
+        more = False
+        try:
+            while not self.ended and (frame := self._cutter.take()) is not None:
+                self._take(frame)
+                if time.monotonic() > over:
+                    more = self._cutter.holds
+                    break
+        except FrameTooLongError:
+            self._close(ErrorCodes.FRAME_SIZE_ERROR)
+        self.flush()
+        return more and not self.ended
+
+    def eof_received(self) -> bool:
+        """Close: a client that reads still would not have closed its side."""
+        return False
+
+    def pause_writing(self) -> None:
+        """Make senders wait, and take nothing that asks for more, until the client reads."""
+        self._stalled_since = self.shared.now
+        self._untaken = self.transport.get_write_buffer_size()
+        self.hurry(self._stalled_since + self.limits.write_timeout)
+        self.flow.pause_writing()
+        self.flow.pause_reading()
+        for stream in self.streams.values():
+            stream.flow.pause_writing()
+
+    def resume_writing(self) -> None:
+        """Let senders go on."""
+        self._stalled_since = 0.0
+        self.flow.resume_writing()
+        self.flow.resume_reading()
+        self._advance(list(self.streams.values()))
+
+    def flush(self) -> None:
+        """Send what the protocol has to say."""
+        data = self.engine.data_to_send()
+        if data and not self.transport.is_closing():
+            self.transport.write(data)
+
+    # --- frames ---
+
+    def _take(self, frame: Frame) -> None:
+        block, price = self.head_bytes, frame.price
+        if frame.is_of_a_head:
+            whole = bool(frame.flags & frames.END_HEADERS)
+            self._hold_head(0 if whole else block + len(frame.raw))
+            if block + frame.length > self.limits.max_header_bytes:
+                self._close(ErrorCodes.ENHANCE_YOUR_CALM)
+                return
+        elif price:
+            # Nothing of a request: each costs this side as much as a useful one.
+            if not self._controls.spend(self.shared.now, price):
+                self._close(ErrorCodes.ENHANCE_YOUR_CALM)
+                return
+            if not block and frame.is_needless:
+                return
+            if not block and frame.kind == frames.GOAWAY:
+                # `h2` would send nothing from now on; who leaves wants what is under way.
+                self._leave()
+                return
+        try:
+            events = self.engine.receive_data(frame.raw)
+        except ProtocolError as error:
+            self._close(error.error_code)
+            return
+        except Exception as error:  # noqa: BLE001 - whatever bytes do to a parser, they do to their own connection
+            facts = {"action": "http2.unreadable", "error": type(error).__name__}
+            _logger.warning("a frame could not be read", extra=facts)
+            self._close(ErrorCodes.INTERNAL_ERROR)
+            return
+        try:
+            for event in events:
+                self._handle(event)
+        except Exception:
+            _logger.exception("request handling failed", extra={"action": "http2.fault"})
+            self._close(ErrorCodes.INTERNAL_ERROR)
+
+    def _hold_head(self, held: int) -> None:
+        shared = self.shared
+        if held and not self.head_bytes:
+            self._head_since = shared.now
+            self.hurry(shared.now + self.limits.header_timeout)
+        shared.head_bytes += held - self.head_bytes
+        self.head_bytes = held
+        if shared.head_bytes > self.limits.max_unfinished_head_bytes:
+            shared.shares.shed_heads()
+
+    def _handle(self, event: Event) -> None:
+        match event:
+            case RequestReceived():
+                self._begin(event)
+            case DataReceived():
+                self._consume(event.flow_controlled_length)
+                stream = self.streams.get(event.stream_id)
+                if stream is not None:
+                    stream.feed(event.data, event.flow_controlled_length)
+            case StreamEnded():
+                stream = self.streams.get(event.stream_id)
+                if stream is not None:
+                    stream.end_of_body()
+            case StreamReset():
+                self._reset(event)
+            case WindowUpdated():
+                stream = self.streams.get(event.stream_id)
+                self._advance(list(self._blocked) if stream is None else [stream])
+            case RemoteSettingsChanged():
+                if SettingCodes.HEADER_TABLE_SIZE in event.changed_settings:
+                    encoder = self.engine.encoder
+                    encoder.header_table_size = min(encoder.header_table_size, TABLE_BYTES)
+                self._advance(list(self._blocked))
+            case _:
+                pass
+
+    def _consume(self, count: int) -> None:
+        self._consumed += count
+        if self._consumed >= WINDOW // 4:
+            count, self._consumed = self._consumed, 0
+            self.engine.increment_flow_control_window(count)
+
+    def _begin(self, event: RequestReceived) -> None:
+        shared, number = self.shared, event.stream_id
+        full = len(self.streams) >= self.limits.max_streams
+        if self._leaving or full or not shared.shares.enter_stream(self._share):
+            self.engine.reset_stream(number, ErrorCodes.REFUSED_STREAM)
+            if not self._leaving and not self._resets.spend(shared.now):
+                self._close(ErrorCodes.ENHANCE_YOUR_CALM)
+            return
+        self._begun = True
+        self.waiting_place = None
+        self.streams[number] = stream = Stream(self, number)
+        stream.receiving = event.stream_ended is None
+        try:
+            request = read_request(shared, self._ends, event.headers)
+        except RefusedError as error:
+            stream.refuse(error.problem)
+            return
+        stream.exchange = exchange = StreamExchange(stream, request, more_body=stream.receiving)
+        gate = shared.gate_for(exchange)
+        if gate is None:
+            return
+        if request.head.awaits_continue and stream.receiving:
+            self.engine.send_headers(number, [(b":status", b"100")])
+        exchange.enter(gate)
+        self.hurry(stream.deadline())
+
+    def _reset(self, event: StreamReset) -> None:
+        stream = self.streams.get(event.stream_id)
+        if stream is None:
+            return
+        stream.receiving = False
+        stream.closed = True
+        stream.lose()
+        self.forget(stream)
+        # Those too that `h2` has reset for what the client did to them: it was made to.
+        if not self._resets.spend(self.shared.now):
+            self._close(ErrorCodes.ENHANCE_YOUR_CALM)
+
+    # --- streams ---
+
+    def sent(self, count: int) -> None:
+        """Take note of a piece of a response that goes out now."""
+        self._controls.earn(2 + count // 1024)
+        self.flush()
+
+    def answered(self) -> None:
+        """Take note of a response that was taken to its end."""
+        self._resets.earn()
+
+    def wait_for_room(self, stream: Stream) -> None:
+        """Have a stream told when the client's windows let more through."""
+        self._blocked[stream] = None
+        self.hurry(stream.deadline())
+
+    def _advance(self, waiting: list[Stream]) -> None:
+        """Let streams send by turns, a frame each, until nobody can."""
+        while waiting and not self.flow.write_paused:
+            left: list[Stream] = []
+            for stream in waiting:
+                self._blocked.pop(stream, None)
+                if not stream.closed:
+                    stream.advance(1)
+                    if stream.can_advance():
+                        left.append(stream)
+            waiting = left
+        self.flush()
+
+    def forget(self, stream: Stream) -> None:
+        """Let go of a stream that has ended; without one the connection waits for the next, or leaves."""
+        if self.streams.pop(stream.number, None) is None:
+            return
+        self._blocked.pop(stream, None)
+        self.shared.shares.leave_stream(self._share)
+        if self.shared.draining and not self._leaving:
+            self._leave()
+        if self.streams or self.ended:
+            return
+        if self._leaving:
+            self._close(ErrorCodes.NO_ERROR)
+            return
+        self.waiting_place = next(self.shared.places)
+        self._idle_since = self.shared.now
+        self.deadline = self._idle_since + self.limits.stream_idle_timeout
+
+    # --- ends ---
+
+    def hurry(self, deadline: float) -> None:
+        """Have `expire` called at a time, or before."""
+        self.deadline = min(self.deadline, deadline)
+
+    def _leave(self) -> None:
+        """Begin no stream any more; close when the last one has ended."""
+        if self._leaving or self.ended:
+            return
+        self._leaving = True
+        self.flush()
+        # Past `h2`, which would not let the streams end.
+        goodbye = GoAwayFrame(0)
+        goodbye.last_stream_id = self.engine.highest_inbound_stream_id
+        self.transport.write(goodbye.serialize())
+        if not self.streams:
+            self._close(ErrorCodes.NO_ERROR)
+
+    def shutdown(self) -> None:
+        """Close when nothing is being served; else after what is."""
+        self._leave()
+
+    def cut(self, problem: Problem) -> None:
+        """End what is being served, with the problem if it can still be told, and close."""
+        for stream in list(self.streams.values()):
+            if stream.exchange is not None:
+                stream.exchange.cut(problem)
+        if not self.ended:
+            self._end()
+        self.transport.close()
+
+    def give_way(self) -> None:
+        """Make room for another connection."""
+        self.shared.connections.discard(self)
+        self.shared.shares.leave(self)
+        self._close(ErrorCodes.NO_ERROR)
+        self.transport.close()
+
+    def _close(self, code: ErrorCodes | int) -> None:
+        """Say why, and close; read off what is under way, for a reset would take the word from the client."""
+        if self.ended:
+            return
+        with contextlib.suppress(ProtocolError):  # it has said so itself
+            self.engine.close_connection(code)
+        self.flush()
+        self._end()
+        self.deadline = self.shared.now + self.limits.linger_timeout
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def _end(self) -> None:
+        self.ended = True
+        self.deadline = _NEVER
+        self.waiting_place = None
+        self._cutter.clear()
+        self._hold_head(0)
+        self._blocked.clear()
+        for stream in list(self.streams.values()):
+            stream.closed = True
+            stream.lose()
+            self.forget(stream)
+
+    def _reads_on(self) -> bool:
+        before, self._untaken = self._untaken, self.transport.get_write_buffer_size()
+        return 0 < self._untaken <= before - _STEADY_BYTES
+
+    def expire(self, now: float) -> None:
+        """Act on a deadline that has passed; called by the listener's sweep."""
+        if self.ended or self.transport.is_closing():
+            self.transport.abort()
+            return
+        if self._stalled_since and now >= self._stalled_since + self.limits.write_timeout:
+            if not self._reads_on():
+                self._end()
+                self.transport.abort()
+                return
+            self._stalled_since = now
+        if self.head_bytes and now >= self._head_since + self.limits.header_timeout:
+            self._close(ErrorCodes.ENHANCE_YOUR_CALM)
+            return
+        for stream in list(self.streams.values()):
+            if stream.expire(now) and stream.exchange is not None:
+                stream.exchange.cut(BODY_TIMEOUT)
+        if self.ended:
+            return
+        patience = self.limits.stream_idle_timeout if self._begun else self.limits.header_timeout
+        if not self.streams and now >= self._idle_since + patience:
+            self._close(ErrorCodes.NO_ERROR)
+            return
+        self.deadline = min(
+            (stream.deadline() for stream in self.streams.values()),
+            default=self._idle_since + patience,
+        )
+        if self.head_bytes:
+            self.hurry(self._head_since + self.limits.header_timeout)
+        if self._stalled_since:
+            self.hurry(self._stalled_since + self.limits.write_timeout)

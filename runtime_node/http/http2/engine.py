@@ -1,0 +1,45 @@
+"""The protocol state of one connection, as `h2` keeps it, with this front's bounds set."""
+
+from __future__ import annotations
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.settings import SettingCodes, Settings
+
+from runtime_node.http.limits import FrontLimits
+from runtime_node.http.reader import PREFACE
+
+WINDOW = 1024 * 1024
+"""Of the connection, opened again at once: a stream whose app does not read holds up no other."""
+TABLE_BYTES = 4096
+"""Of the headers that both sides remember, whatever a client offers to remember more."""
+_FIRST_WINDOW = 65_535
+_UNLIMITED = 2**31 - 1
+_LIST_ALLOWANCE = 16 * 1024
+"""What HPACK counts beside a header's bytes (RFC 7541 §4.1); the node's own bound is told by 431."""
+
+
+def new_engine(limits: FrontLimits) -> H2Connection:
+    """Return the state of a connection whose preface has come; its first words are to be sent."""
+    engine = H2Connection(
+        # Requests are checked by stream, where one can be refused; responses when the app gives them.
+        H2Configuration(
+            client_side=False,
+            header_encoding=None,
+            validate_inbound_headers=False,
+            validate_outbound_headers=False,
+            normalize_outbound_headers=False,
+        )
+    )
+    most = limits.max_header_bytes + _LIST_ALLOWANCE
+    told = {SettingCodes.MAX_CONCURRENT_STREAMS: limits.max_streams, SettingCodes.MAX_HEADER_LIST_SIZE: most}
+    engine.local_settings = Settings(client=False, initial_values=told)
+    engine.decoder.max_header_list_size = most
+    engine.initiate_connection()
+    # A client may begin more before it has read the settings: that is no reason to end all the others.
+    engine.local_settings = Settings(
+        client=False, initial_values={**told, SettingCodes.MAX_CONCURRENT_STREAMS: _UNLIMITED}
+    )
+    engine.increment_flow_control_window(WINDOW - _FIRST_WINDOW)
+    engine.receive_data(PREFACE)
+    return engine
