@@ -25,6 +25,7 @@ class PackedApp:
     domains: tuple[str, ...]
     state: int
     health: int
+    reconciling: bool
     memory_bytes: int
     """What `limits` allow it; 0 if nothing is said."""
     exclusive: bool
@@ -66,6 +67,7 @@ class PackedApp:
             domains=tuple(spec.domains),
             state=status.state,
             health=status.health,
+            reconciling=status.reconciling,
             memory_bytes=spec.limits.memory_bytes,
             exclusive=spec.exclusive,
             autoscaled=spec.HasField("autoscale"),
