@@ -68,12 +68,15 @@ class NodeLink:
         *,
         leases: Leases,
         timeout: float,
+        silence: float,
         connect: Callable[[str], NodeClient] = NodeClient,
         hosts: dict[str, set[NodeLink]] | None = None,
         figures: Mapping[str, dict[str, InstanceFigures]] | None = None,
     ) -> None:
-        """`hosts` tells which links show something of an app; the link keeps its own part of it. In `figures`
-        it puts those of the apps that are there, by instance.
+        """The node's stream counts as broken once it was silent for `silence` seconds.
+
+        `hosts` tells which links show something of an app; the link keeps its own part of it. In `figures` it
+        puts those of the apps that are there, by instance.
         """
         self.node = node
         self.name = node.name
@@ -88,6 +91,7 @@ class NodeLink:
         self._renewals = LeaseRenewals(node, self.client, leases)
         self._term = leases.term
         self._timeout = timeout
+        self._silence = silence
         self._hosts = hosts if hosts is not None else {}
         self._figures = figures if figures is not None else {}
         self._apps: dict[str, dict[str, Instance]] = {}
@@ -286,7 +290,7 @@ class NodeLink:
             self._check(status.incarnation)
             self._incoming = {}
             self.session += 1
-            async for message in self.client.watch(silence=self._timeout / 2, term=self._term):
+            async for message in self.client.watch(silence=self._silence, term=self._term):
                 self._check(message.incarnation)
                 self._heard_at = asyncio.get_running_loop().time()
                 if message.type == Message.HEARTBEAT:
