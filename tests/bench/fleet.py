@@ -29,19 +29,18 @@ from google.longrunning import operations_pb2
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.fleet.v1 import fleet_pb2
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Database, Instance
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane.placement.choice import Candidates, Load, Neighbours, Wish, choose
 from services.rpc import server as rpc_server
+from tests.bench import fleet_seed
 from tests.bench.results import Row, at_most, row, table
 from tests.e2e.stack import Process, Stack, eventually
 from tests.fakes.runtime_node import FakeNode
 
 AT_ONCE = 32
-NOWHERE = Database(no_database=Database.NoDatabase())
-"""What apps have that may go anywhere."""
 FEW = (10, 100)
 """Nodes and apps of the fleet that the large one is compared with."""
-VICTIM = "environments/default/nodes/node-0000"
+VICTIM = fleet_seed.node_name(0)
 """The node that dies when the process of all of them is told SIGUSR1."""
 WITHIN = 1200.0
 """Seconds for a whole fleet to be where it should be."""
@@ -50,15 +49,27 @@ QUIET = 2.0
 """Seconds over which it is looked whether a control plane has come to rest."""
 
 
-async def simulate(nodes: int, control_plane: str) -> None:
-    """Be so many nodes until the process is ended; each registers again when nobody listens, as nodes do."""
+async def simulate(nodes: int, control_plane: str, apps: int, hosted: Path) -> None:
+    """Be so many nodes until the process is ended; each registers again when nobody listens, as nodes do.
 
-    dies = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, dies.set)
+    SIGUSR1 ends the first of them. SIGUSR2 has them run so many apps; then there is a file `hosted`.
+    """
+
+    dies, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR1, dies.set)
+    all_nodes: dict[int, FakeNode] = {}
+
+    def host() -> None:
+        for number, node in all_nodes.items():
+            fleet_seed.host(node, number, nodes, apps)
+        hosted.touch()
+
+    loop.add_signal_handler(signal.SIGUSR2, host)
 
     async def live(number: int) -> None:
-        node = FakeNode(node=VICTIM if number == 0 else f"environments/default/nodes/node-{number:04d}")
+        node = FakeNode(node=fleet_seed.node_name(number), incarnation=fleet_seed.incarnation(number))
         # What came in is for tests to look at; here it would only grow.
+        all_nodes[number] = node
         node.calls = collections.deque(maxlen=1)  # type: ignore[assignment]
         await node.start()
         staying = asyncio.create_task(register(node))
@@ -93,9 +104,13 @@ class Fleet:
     def __init__(self, folder: Path, nodes: int, apps: int) -> None:
         self.stack = Stack(folder)
         self.size, self.apps = nodes, apps
+        self.folder = folder
         self.nodes = Process(
             "nodes",
-            ["-m", "tests.bench.fleet", "--simulate", str(nodes), self.stack.address],
+            [
+                *("-m", "tests.bench.fleet", "--simulate", str(nodes), self.stack.address),
+                *(str(apps), str(folder / "hosted")),
+            ],
             folder / "nodes.log",
         )
 
@@ -139,22 +154,29 @@ class Fleet:
             if not token:
                 return found
 
-    def create(self) -> None:
-        """Create the apps; each lives on the node that the control plane chooses."""
+    def seed(self) -> None:
+        """Have all apps there, and on the nodes, as if they had been for long; ends the control plane."""
+        self.stack.control_plane.terminate()
+        self.nodes.signal(signal.SIGUSR2)
+        fleet_seed.fill(f"sqlite:///{self.folder / 'control-plane.db'}", self.size, self.apps)
+        eventually((self.folder / "hosted").exists, "the nodes run the apps", WITHIN)
+
+    def create(self, first: int, count: int) -> None:
+        """Create more apps; each lives on the node that the control plane chooses."""
 
         def one(number: int) -> None:
-            app = catalog.App(entrypoint="notes:create_app", database=NOWHERE)
+            app = catalog.App(entrypoint=fleet_seed.ENTRYPOINT, database=fleet_seed.NOWHERE)
             self.stack.apps.CreateApp(
-                catalog.CreateAppRequest(app_id=f"app-{number:06d}", app=app), timeout=60
+                catalog.CreateAppRequest(app_id=fleet_seed.app_id(number), app=app), timeout=60
             )
 
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            for done in [pool.submit(one, number) for number in range(self.apps)]:
+            for done in [pool.submit(one, number) for number in range(first, first + count)]:
                 done.result()
 
     def change(self, number: int) -> float:
         """Change one app and wait until its new generation serves; return the seconds."""
-        app = catalog.App(name=f"apps/app-{number:06d}")
+        app = catalog.App(name=f"apps/{fleet_seed.app_id(number)}")
         app.config["turn"] = time.monotonic()
         request = catalog.UpdateAppRequest(app=app)
         request.update_mask.paths.append("config")
@@ -196,9 +218,8 @@ class Fleet:
         return len(apps), time.perf_counter() - began, self.cpu() - spent
 
     def come_back(self) -> tuple[float, float, float, float]:
-        """Kill the control plane and start it; return the seconds until it answers and until all nodes are
-        ready, and its CPU seconds until then and until all apps have been looked at."""
-        self.stack.control_plane.kill()
+        """Start the control plane, which has ended; return the seconds until it answers and until all nodes
+        are ready, and its CPU seconds until then and until all apps have been looked at."""
         began = time.perf_counter()
         self.stack.control_plane.start()
         self.pin()
@@ -304,33 +325,44 @@ def measure_size(nodes: int, apps: int, changes: int) -> list[Row]:
         folder = Path(name)
         with fleet(folder / "few", *FEW) as few, fleet(folder / "many", nodes, apps) as many:
             few.wait_ready()
-            few.create()
+            few.create(0, FEW[1])
             told(row(f"{size}: all nodes registered and ready", many.wait_ready(), "s"))
             told(row("… CPU of the control plane for that", many.cpu(), "s"))
-            empty, before, began = many.memory(), many.cpu(), time.perf_counter()
-            many.create()
-            eventually(lambda: many.running() == apps, "every app runs", WITHIN)
-            told(row("… every app created, placed and running", apps / (time.perf_counter() - began), "/s"))
-            told(row("… CPU of the control plane for one of them", 1e3 * (many.cpu() - before) / apps, "ms"))
+            empty = many.memory()
+            many.seed()
+            answers, back, joined, resync = many.come_back()
+            told(row("… every app on its node: start of the control plane → it answers", answers, "s"))
+            told(row("… → all nodes ready", back, "s"))
+            told(row("… its CPU for that", joined, "s"))
+            told(row("… its CPU until all apps have been looked at", resync, "s"))
+            told(row("… memory of it for each app", (many.memory() - empty) / 2**10 / apps, "KB"))
+            before, began, more = many.cpu(), time.perf_counter(), apps // 50
+            many.create(apps, more)
+            eventually(lambda: many.running() == apps + more, "every app runs", WITHIN)
+            told(
+                row(
+                    f"… {more:,} more apps created, placed, running",
+                    more / (time.perf_counter() - began),
+                    "/s",
+                )
+            )
+            told(row("… CPU of the control plane for one of them", 1e3 * (many.cpu() - before) / more, "ms"))
             eventually(lambda: few.running() == FEW[1], "every app runs", WITHIN)
             many.come_to_rest()
             idle = idle_share(many, 10.0)
             told(row("… at rest: share of a core", idle, "%", target=at_most(20, "fleet")))
             told(row("… memory of the control plane (RSS)", many.memory() / 2**20, "MB"))
-            told(row("… of it for each app that has come", (many.memory() - empty) / 2**10 / apps, "KB"))
             pairs = [(cost_of_changes(few, changes), cost_of_changes(many, changes)) for _ in range(3)]
             moved, replaced, spent_on_it = many.lose_a_node()
             lost = f"… a node with {moved} apps is lost → all run elsewhere"
             told(row(lost, replaced, "s", target=at_most(1, "fleet")))
             told(row("… CPU of the control plane from its death on", spent_on_it, "s"))
             many.size -= 1
-            answers, back, joined, resync = many.come_back()
-            told(row("… control plane kill -9, start → it answers", answers, "s"))
-            told(row("… → all nodes ready", back, "s"))
-            told(row("… its CPU for that", joined, "s"))
+            many.stack.control_plane.kill()
+            _, back, joined, resync = many.come_back()
+            told(row("… control plane kill -9, start → all nodes ready", back, "s"))
             told(row("… its CPU until all apps have been looked at", resync, "s"))
-            told(row("… memory then, for each app", (many.memory() - empty) / 2**10 / apps, "KB"))
-            not_running = apps - many.running()
+            not_running = apps + more - many.running()
             told(row("… apps that do not run after it", not_running, "apps", target=at_most(0, "fleet")))
     for what, part in (("latency", 0), ("CPU of the control plane", 1)):
         small, large = ([1e3 * pair[side][part] for pair in pairs] for side in (0, 1))
@@ -345,12 +377,13 @@ def measure_size(nodes: int, apps: int, changes: int) -> list[Row]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer nodes and apps")
-    parser.add_argument("--simulate", nargs=2, metavar=("NODES", "CONTROL_PLANE"), help=argparse.SUPPRESS)
+    parser.add_argument("--simulate", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--size", metavar="NODES,APPS", help="so many of both")
     options = parser.parse_args()
     if options.simulate:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-        asyncio.run(simulate(int(options.simulate[0]), options.simulate[1]))
+        number, address, seeded, hosted = options.simulate
+        asyncio.run(simulate(int(number), address, int(seeded), Path(hosted)))
     else:
         size = tuple(map(int, options.size.split(","))) if options.size else ()
         print(table(measure_size(*size, 100) if size else measure(options.quick)))

@@ -214,6 +214,12 @@ class FakeNode:
         if tasks:
             await asyncio.wait(tasks)
 
+    def host(self, spec: pb.InstanceSpec, status: pb.Instance) -> None:
+        """Have an instance run as if it had been started before."""
+        self._fences[spec.app_uid] = (spec.epoch, spec.generation)
+        hosted = self._hosted[spec.name] = _Hosted(spec, status)
+        self._publish(hosted)
+
     def crash(self, name: str, reason: str = "APP_CRASHED", message: str = "It ended by itself.") -> None:
         """Let a running instance end with an error and stay failed."""
         self._fail(self._hosted[name], reason, message)
