@@ -1,7 +1,7 @@
 """A fleet that is full from its beginning: apps in the catalog as passes leave them, and on simulated nodes.
 
-Made without a control plane, in the time of a few commits. Passes find nothing to be done: the status is worked
-out by the reconciler's own functions.
+Made without a control plane, in the time of a few commits. Passes find nothing to be done: the status is what
+the reconciler's own functions make of it.
 """
 
 from __future__ import annotations

@@ -264,20 +264,19 @@ class Controller:
 
     # What the nodes tell (LinkListener)
 
-    def heard(self, link: NodeLink, status: RuntimeStatus) -> None:
-        """Mark the node ready and look at every app placed on it."""
+    def heard(self, link: NodeLink, status: RuntimeStatus, apps: Iterable[str]) -> None:
+        """Mark the node ready and look at every app placed on it, and at what else it tells of, once each."""
         self._note_heard(link, status)
         self._data.heard(link.node.name)
         self._look_at_data(link.node.name)
         # Of a node that has lost all, the dormant ones first: each takes a moment, and is there again then.
-        apps = self._mirror.apps_on(link.node.name)
-        apps.sort(key=lambda app: self._mirror.state_of(app) != Instance.IDLE)
-        for app in apps:
+        placed = self._mirror.apps_on(link.node.name)
+        placed.sort(key=lambda app: self._mirror.state_of(app) != Instance.IDLE)
+        moved: Iterable[str] = ()
+        if self._reconciler is not None:  # what it forwards may have moved on while nobody led
+            moved = self._reconciler.former_homes.learn(link.node.name, status.forwarding)
+        for app in dict.fromkeys((*placed, *apps, *moved)):
             self.enqueue(app)
-        # What it forwards may have moved on while nobody led.
-        if self._reconciler is not None:
-            for app in self._reconciler.former_homes.learn(link.node.name, status.forwarding):
-                self.enqueue(app)
         self._may_be_given_more(link.node.name)
 
     def lost(self, link: NodeLink, why: str) -> None:

@@ -45,8 +45,8 @@ CLOCK_SLACK = 0.01
 class LinkListener(Protocol):
     """What a link tells its owner."""
 
-    def heard(self, link: NodeLink, status: RuntimeStatus) -> None:
-        """The node has told all that it runs, in this connection."""
+    def heard(self, link: NodeLink, status: RuntimeStatus, apps: Iterable[str]) -> None:
+        """The node has told all that it runs, in this connection; `apps` have something there, or had."""
 
     def lost(self, link: NodeLink, why: str) -> None:
         """The node has not been heard for its time limit."""
@@ -298,12 +298,14 @@ class NodeLink:
                 if message.type == Message.HEARTBEAT and self.synced:
                     self._renewals.answer(message)
                     self._note_figures(message.figures)
-                self._take(message)
-                if message.type == Message.SYNCED:
+                if message.type in (Message.UPSERT, Message.REMOVE):
+                    self._note_instances(message)
+                elif message.type == Message.SYNCED:
+                    apps = self._sync()
                     if self._deadline is not None:
                         self._deadline.cancel()
                     self.status = status
-                    self._listener.heard(self, status)
+                    self._listener.heard(self, status, apps)
         except SupervisorError as broken:
             self._broken(broken.message)
             if asyncio.get_running_loop().time() - began < self._timeout:
@@ -333,15 +335,8 @@ class NodeLink:
             self._deadline.cancel()
         self._deadline = asyncio.get_running_loop().call_at(self._heard_at + self._timeout, self._give_up)
 
-    def _take(self, message: Message) -> None:
-        """Apply one message to the view."""
-        if message.type == Message.SYNCED:
-            self._sync()
-        elif message.type in (Message.UPSERT, Message.REMOVE):
-            self._note_instances(message)
-
-    def _sync(self) -> None:
-        """Take the snapshot that has come for the view."""
+    def _sync(self) -> set[str]:
+        """Take the snapshot that has come for the view; return the apps that are in one of the two."""
         self._in_flight.clear()  # the next heartbeat tells all
         apps = set(self._apps)
         self._apps, self._incoming = self._incoming or {}, None
@@ -350,7 +345,7 @@ class NodeLink:
         self.synced, self.given_up = True, False
         for app in apps:
             self._index(app)
-        self._listener.changed(apps)
+        return apps
 
     def _note_instances(self, message: Message) -> None:
         view = self._apps if self._incoming is None else self._incoming
