@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 from services.rpc.errors import SupervisorError
 
@@ -19,6 +20,21 @@ steady_seconds: Callable[[], float] = partial(
 """Seconds since some moment, those in which the machine slept included."""
 
 
+class ServingRight(Protocol):
+    """What has to be held to answer for an app, from a request's beginning to its last byte."""
+
+    @property
+    def held(self) -> bool:
+        """Whether the node may answer for the app now."""
+
+    @property
+    def stretch(self) -> int:
+        """Number of the span without a gap in which it is held now, or was last."""
+
+    def covers(self, stretch: int) -> bool:
+        """Tell whether what was begun in a stretch may leave now."""
+
+
 class Lease:
     """The lease of one life of a node.
 
@@ -26,7 +42,7 @@ class Lease:
     another, for the app may have run elsewhere in between.
     """
 
-    __slots__ = ("_clock", "incarnation", "stretch", "term", "until")
+    __slots__ = ("_clock", "_told_alone", "alone", "incarnation", "stretch", "term", "until")
 
     def __init__(
         self, incarnation: str, clock: Callable[[], float] = steady_seconds, *, endless: bool = False
@@ -38,6 +54,10 @@ class Lease:
         """Of the newest leader that this life of the node knows."""
         self.until = math.inf if endless else -math.inf
         self.stretch = 0
+        self.alone = False
+        """Whether the node is the only one of its environment, as it was told last."""
+        self._told_alone = 0, -math.inf
+        """Term and heartbeat's time of the grant that told it."""
 
     @property
     def held(self) -> bool:
@@ -87,13 +107,22 @@ class Lease:
         monotonic_time: float,
         lasts: float,
         give_up: Callable[[], None],
+        *,
+        alone: bool = False,
     ) -> None:
         """Hold the lease for `lasts` seconds from the time of a heartbeat, after `give_up` has been called.
+
+        `alone` holds until a newer grant says otherwise: one that comes late says nothing of it.
 
         Raises STALE_TERM for an older leader, or for another life of this node: its clock says nothing here.
         """
         self.heed(term, incarnation)
         give_up()
+        told = term, monotonic_time
+        if told > self._told_alone:
+            self.alone, self._told_alone = alone, told
+        elif told == self._told_alone:
+            self.alone = self.alone and alone
         until = monotonic_time + lasts
         now = self._clock()
         if until <= max(now, self.until):
@@ -101,6 +130,29 @@ class Lease:
         if now >= self.until:
             self.stretch += 1
         self.until = until
+
+
+class LeaseUnlessAlone:
+    """The lease of apps that are CONSISTENT by default: while their node is alone they need none."""
+
+    __slots__ = ("_lease",)
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+
+    @property
+    def held(self) -> bool:
+        """Whether the node may answer for such an app now."""
+        return self._lease.alone or self._lease.held
+
+    @property
+    def stretch(self) -> int:
+        """That of the lease."""
+        return self._lease.stretch
+
+    def covers(self, stretch: int) -> bool:
+        """Tell whether what was begun in a stretch of the lease may leave now."""
+        return self._lease.alone or self._lease.covers(stretch)
 
 
 class _Revoked(Lease):

@@ -55,6 +55,11 @@ def check_spec(spec: InstanceSpec) -> None:
     _raise([*_spec("spec", spec)])
 
 
+def check_own_fields(spec: InstanceSpec) -> None:
+    """Raise as `check_spec`, for the fields of which each instance has its own."""
+    _raise([*_own_fields("spec", spec)])
+
+
 def check_name(name: str) -> None:
     """Raise INVALID_FIELD unless `name` is an instance's resource name."""
     _raise([*_name("name", name)])
@@ -185,12 +190,16 @@ def _raise(found: list[Violation]) -> None:
         raise invalid_fields(found)
 
 
-def _spec(at: str, spec: InstanceSpec) -> Found:
+def _own_fields(at: str, spec: InstanceSpec) -> Found:
     yield from _name(f"{at}.name", spec.name)
     yield from _uid(f"{at}.app_uid", spec.app_uid)
     yield from _positive(f"{at}.generation", spec.generation)
     yield from _positive(f"{at}.epoch", spec.epoch)
     yield from _provided_database(at, spec)
+
+
+def _spec(at: str, spec: InstanceSpec) -> Found:
+    yield from _own_fields(at, spec)
     broken = runtime_violations(at, spec)
     yield from broken
     told = {violation.field for violation in broken}

@@ -393,6 +393,7 @@ class Node:
                 incarnation=self.incarnation,
                 uid=self.uid,
                 modules=self._modules,
+                serves_http2=True,
             ),
         )
 

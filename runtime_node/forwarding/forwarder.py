@@ -14,6 +14,7 @@ from runtime_node.forwarding.carrier import Carrier
 from runtime_node.forwarding.heads import (
     RequestHead,
     UnsendableError,
+    is_grpc_call,
     request_head,
     response_headers,
     was_forwarded,
@@ -76,6 +77,11 @@ class Forwarder:
             if was_forwarded(scope):
                 raise SupervisorError(
                     "APP_MOVED", "The app has moved on; a request is forwarded once.", retry_after=1.0
+                )
+            if is_grpc_call(scope):
+                # Its trailers would be lost between nodes, and its client tries again where the app is now.
+                raise SupervisorError(
+                    "APP_MOVED", "The app has moved on; calls of gRPC are not forwarded.", retry_after=1.0
                 )
             try:
                 if scope["type"] == "websocket":

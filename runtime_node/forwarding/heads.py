@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from runtime_node.asgi import Scope
+from runtime_node.http.http2.grpc import is_grpc
 
 HOP_HEADER = b"x-appsupervisor-forwarded"
 """Names the node that has forwarded a request: nobody forwards it once more."""
@@ -25,6 +26,8 @@ _OF_ONE_HOP = frozenset(
      b"http2-settings", b"content-length", HOP_HEADER)
 )  # fmt: skip
 _OF_ONE_HANDSHAKE = frozenset((b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions"))
+# In a method that has no meaning for one, a body that was not announced is not sent on (RFC 9110 §9.3).
+_WITHOUT_BODY = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "DELETE"))
 # Whoever names these in `Connection` would have them missing where they are relied upon.
 _KEPT = frozenset((b"host", b"x-app", b"authorization", b"cookie", b"origin"))
 
@@ -54,6 +57,11 @@ def was_forwarded(scope: Scope) -> bool:
     return any(name == HOP_HEADER for name, _ in scope["headers"])
 
 
+def is_grpc_call(scope: Scope) -> bool:
+    """Tell whether a request came by HTTP/2 as a call of gRPC."""
+    return scope.get("http_version") == "2" and is_grpc(dict(scope["headers"]).get(b"content-type", b""))
+
+
 def request_head(scope: Scope, node: bytes, handshake_key: bytes = b"") -> RequestHead:
     """Return the head to send on for a scope of this node's front, as coming from `node`.
 
@@ -76,6 +84,9 @@ def request_head(scope: Scope, node: bytes, handshake_key: bytes = b"") -> Reque
         expects = expects or name == b"expect"
         if name not in dropped:
             lines += (name, b": ", value, b"\r\n")
+    if scope.get("http_version") == "2" and not chunked and scope["method"] not in _WITHOUT_BODY:
+        # There a body needs no announcement.
+        chunked = not any(name == b"content-length" for name, _ in headers)
     if chunked and length:
         raise UnsendableError("The request says in more than one way how long its body is.")
     target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")

@@ -29,7 +29,7 @@ from runtime_node.http.problems import (
     Problem,
     unavailable,
 )
-from runtime_node.lease import REVOKED, Lease
+from runtime_node.lease import REVOKED, ServingRight
 
 _logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class Gate:
         name: str,
         limits: GateLimits = DEFAULT_GATE_LIMITS,
         on_fault: Callable[[str, str], None] | None = None,
-        lease: Lease | None = None,
+        lease: ServingRight | None = None,
     ) -> None:
         """`lease` has to be held to serve, from a request's beginning to its last byte; None: it need not."""
         self.name = name

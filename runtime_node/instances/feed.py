@@ -42,7 +42,7 @@ def duration(span: float) -> Duration:
 
 def lease_message(lease: Lease) -> LeaseMessage:
     """Return the node's lease as the API tells it."""
-    message = LeaseMessage(term=lease.term, held=lease.held)
+    message = LeaseMessage(term=lease.term, held=lease.held, alone=lease.alone)
     if message.held and not math.isinf(lease.remaining):
         message.remaining_duration.CopyFrom(duration(lease.remaining))
     return message

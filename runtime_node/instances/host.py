@@ -25,9 +25,10 @@ from runtime_node.instances.page_tokens import DEFAULT_PAGE, MAX_PAGE, read_toke
 from runtime_node.instances.purges import Purges
 from runtime_node.instances.record import Instance
 from runtime_node.instances.registry import InstanceRegistry
+from runtime_node.instances.spec_check import SpecCheck
 from runtime_node.instances.states import initial
 from runtime_node.instances.table import InstanceTable
-from runtime_node.lease import Lease
+from runtime_node.lease import Lease, LeaseUnlessAlone, ServingRight
 from services.rpc.errors import SupervisorError, invalid_field, invalid_fields
 from services.spec.availability import effective_availability
 from services.spec.effective import effective_limits
@@ -67,18 +68,20 @@ class InstanceHost:
         self._code = code
         self._on_fault = on_fault
         self._lease = lease
+        self._unless_alone = LeaseUnlessAlone(lease)
         self._on_accepted = on_accepted
         self._came_under = came_under
         self._wall = wall
         self._refusal: SupervisorError | None = None
         self._fences = Fences(lambda: {instance.uid for instance in table.all()})
         self._limits: dict[tuple[object, ...], GateLimits] = {}
+        self._spec_check = SpecCheck()
 
     # --- commands ---
 
     def start(self, spec: InstanceSpec, *, start_now: bool = False) -> InstanceMessage:
         """Accept an instance and begin its life; see StartInstance for the rules and errors."""
-        rules.check_spec(spec)
+        self._spec_check.check(spec)
         known = self._table.find(spec.name)
         if known is not None and _same(known, spec):
             return self._describe(known)
@@ -223,13 +226,18 @@ class InstanceHost:
 
     def _register(self, spec: InstanceSpec, version: tuple[int, int], *, dormant: bool) -> Instance:
         name = spec.name  # read once: each reading makes another string
-        lease = self._lease if effective_availability(spec) == InstanceSpec.CONSISTENT else None
-        gate = Gate(name, self._gate_limits(spec), self._on_fault, lease)
+        gate = Gate(name, self._gate_limits(spec), self._on_fault, self._right_to_serve(spec))
         state = initial(dormant and spec.activation == InstanceSpec.ON_REQUEST)
         instance = Instance(name, spec, gate, self._wall(), state)
         self._registry.add(instance)
         self._fences.raise_to(instance.uid, version)
         return instance
+
+    def _right_to_serve(self, spec: InstanceSpec) -> ServingRight | None:
+        """Return what an instance needs to answer; None if it always may."""
+        if effective_availability(spec) != InstanceSpec.CONSISTENT:
+            return None
+        return self._lease if spec.availability else self._unless_alone
 
     def _gate_limits(self, spec: InstanceSpec) -> GateLimits:
         effective = effective_limits(spec)

@@ -30,18 +30,29 @@ class LeaseKeeper:
         """Carry out RenewLease; see there for the errors."""
         lease = self.lease
         rules.check_renewal(request, lease.now)
-        before, stretch = lease.term, lease.stretch
+        before, stretch, alone = lease.term, lease.stretch, lease.alone
         lease.renew(
             request.term,
             request.incarnation,
             seconds(request.monotonic_time),
             seconds(request.lease_duration),
             lambda: self._host.give_up({fence.app_uid: fence.epoch for fence in request.fences}),
+            alone=request.alone,
         )
         self._renewed.set()
+        if lease.alone != alone:
+            self._tell_alone()
         if (lease.term, lease.stretch) != (before, stretch):
             log.info("lease held under term %d", lease.term,
                      extra={"action": "lease.held", "term": lease.term})  # fmt: skip
+
+    def _tell_alone(self) -> None:
+        if self.lease.alone:
+            told = "no other node is in the environment: apps that are CONSISTENT by default need no lease"
+        else:
+            told = "another node is in the environment: apps that are CONSISTENT by default need the lease"
+            self._host.lapse()  # what was begun without one
+        log.info(told, extra={"action": "lease.alone", "alone": self.lease.alone})
 
     async def run(self) -> None:
         """At the end of each stretch of the lease cut off what is under way; for ever."""
@@ -52,7 +63,8 @@ class LeaseKeeper:
             remaining = min(lease.remaining, rules.MINUTE)
             if held and not (remaining and lease.stretch == stretch):
                 log.warning(
-                    "the lease has run out: apps that are CONSISTENT answer 503 until it is held again",
+                    "the lease has run out: apps that are CONSISTENT answer 503 until it is held again%s",
+                    ", but for those that are so by default" if lease.alone else "",
                     extra={"action": "lease.run_out", "term": lease.term},
                 )
                 self._host.lapse()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
+from runtime_node.isolation import lost_interruptions
 from runtime_node.isolation.endings import interrupt
-from runtime_node.isolation.frames import current_frames
+from runtime_node.isolation.lost_interruptions import AGAIN_SECONDS
 from runtime_node.isolation.pool import PoolThread
 
 T = TypeVar("T")
@@ -19,9 +19,6 @@ T = TypeVar("T")
 
 TRIES = 100
 """How often a call is interrupted whose interruptions are swallowed again and again."""
-
-
-AGAIN_SECONDS = 0.01
 
 
 class AbandonedError(BaseException):
@@ -61,7 +58,7 @@ class _Call(Generic[T]):
         try:
             self._work()
         finally:
-            _ABANDONED.pop(threading.get_ident(), None)
+            lost_interruptions.forget(threading.get_ident())
 
     def _work(self) -> None:
         with contextlib.suppress(AbandonedError):
@@ -91,8 +88,8 @@ class _Call(Generic[T]):
             if not self._running or not self._tries:
                 return
             self._tries -= 1
-            if not _tells_of_one(thread):
-                _ABANDONED[thread] = self
+            if not lost_interruptions.is_telling(thread):
+                lost_interruptions.expect(thread, AbandonedError, self.swallowed)
                 interrupt(thread, AbandonedError)
                 return
         # Raised in the hook it would get lost again, and nobody would be told.
@@ -114,32 +111,3 @@ class _Call(Generic[T]):
             self.done.set_result(result)
         else:
             self.done.set_exception(fault)
-
-
-_ABANDONED: dict[int, _Call[Any]] = {}
-"""By the id of their thread: calls that were interrupted and have not ended."""
-
-
-def _tells_of_one(thread: int) -> bool:
-    """Tell whether a thread is in the hook."""
-    frame = current_frames().get(thread)
-    while frame is not None and frame.f_code is not _tell_swallowed.__code__:
-        frame = frame.f_back
-    return frame is not None
-
-
-def _tell_swallowed(told: Any) -> None:
-    if told.exc_type is not AbandonedError:
-        _hook_before(told)
-    elif (call := _ABANDONED.get(threading.get_ident())) is not None:
-        call.swallowed()
-
-
-def install() -> None:
-    """Hear of interruptions that the interpreter has let get lost; repeats do nothing."""
-    global _hook_before
-    if sys.unraisablehook is not _tell_swallowed:
-        _hook_before, sys.unraisablehook = sys.unraisablehook, _tell_swallowed
-
-
-_hook_before = sys.unraisablehook

@@ -39,7 +39,7 @@ class Bridge:
         crossing = _Crossing(self._loop, self._front, receive)
         if self._state:
             scope["state"] = self._state.copy()
-        if scope["type"] == "http" and not any(name in _BODY_HEADERS for name, _ in scope["headers"]):
+        if scope["type"] == "http" and not _may_have_body(scope):
             # Without a body the first message is there already; it saves a trip in both directions.
             crossing.inbox.append(await receive())
         try:
@@ -47,6 +47,11 @@ class Bridge:
         except RuntimeError as closed:
             raise ConnectionError("the app's loop has ended") from closed
         await crossing.carry(send)
+
+
+def _may_have_body(scope: Scope) -> bool:
+    # HTTP/2 does not tell it in a header.
+    return scope.get("http_version") == "2" or any(name in _BODY_HEADERS for name, _ in scope["headers"])
 
 
 class _Crossing:
@@ -180,11 +185,14 @@ class _Crossing:
                         # Its app hears of it from its own `send` and `receive`, as on any server, and may
                         # have others to tell.
                         self._gone = True
-                    # A response's head and its last part need no trip back: nobody waits for their room.
-                    if message["type"] != "http.response.start" and (
-                        message["type"] != "http.response.body" or message.get("more_body", False)
+                    # A response's head and its last part need no trip back: nobody waits for their room,
+                    # unless that part alone is more than there is.
+                    size = _size(message)
+                    if size > MAX_BUFFERED_BYTES or (
+                        message["type"] != "http.response.start"
+                        and (message["type"] != "http.response.body" or message.get("more_body", False))
                     ):
-                        self._call_app(self._make_room, _size(message))
+                        self._call_app(self._make_room, size)
                 if self._ended and not self._outbox:
                     break
                 self._waker = self._front.create_future()

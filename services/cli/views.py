@@ -62,7 +62,9 @@ APPS: Sequence[Column[App]] = (
 
 def _lease(node: Node) -> str:
     state = node.lease_state
-    return "-" if state == Node.LEASE_STATE_UNSPECIFIED else Node.LeaseState.Name(state)
+    if state == Node.LEASE_STATE_UNSPECIFIED:
+        return "-"
+    return Node.LeaseState.Name(state) + (" (alone)" if node.serves_alone else "")
 
 
 def _takes_apps(node: Node) -> str:
@@ -244,6 +246,24 @@ def todo(app: App) -> str:
     return ""
 
 
+_WHY_AVAILABLE = {
+    App.ASKED_FOR: "as the app says",
+    App.DATA_ON_NODE: "its data is on its node",
+    App.DATABASE_FENCED: "its database refuses a copy that was given up",
+    App.WITHOUT_DATABASE: "it has no database",
+    App.DATABASE_SHARED: "a second copy could write its database",
+    App.ONLY_NODE: "its node is the only one",
+}
+
+
+def _availability(app: App) -> str:
+    if not app.effective_availability:
+        return "-"
+    name = InstanceSpec.Availability.Name(app.effective_availability)
+    why = _WHY_AVAILABLE.get(app.availability_reason, "")
+    return f"{name}: {why}" if why else name
+
+
 def _facts(app: App) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     rows = [
@@ -262,6 +282,7 @@ def _facts(app: App) -> Table:
         ("Generation", Text(f"{app.generation} (carried out: {app.observed_generation})")),
         ("Environment", Text(short(app.environment))),
         ("Activation", Text(InstanceSpec.Activation.Name(app.activation))),
+        ("Availability", Text(_availability(app))),
         ("Labels", Text(", ".join(f"{k}={v}" for k, v in sorted(app.labels.items())) or "-")),
         ("Domains", Text(", ".join(app.domains) or "-")),
         ("Created", Text(f"{age(app.create_time)} ago, uid {app.uid}")),

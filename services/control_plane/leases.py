@@ -6,6 +6,7 @@ always stops first, whatever is delayed, paused or repeated. Proved by trial in 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -50,12 +51,20 @@ class Grant:
     monotonic_time: float
     lasts: float
     fences: tuple[Fence, ...] = ()
+    alone: bool = False
+    """The node needs no lease for apps that are CONSISTENT by default, until another grant says otherwise."""
+    parting: int = 0
+    """Number of the parting that is done once this is taken: the node serves alone no longer; 0 of none."""
 
 
 @dataclass(slots=True)
 class _Open:
     incarnation: str
     fences: tuple[Fence, ...]
+    alone: bool = False
+    """The catalog says that it serves alone, and no other node is known."""
+    parting: int = 0
+    """Set while the catalog says that it serves alone, and it has to hear that it does no longer."""
 
 
 class Leases:
@@ -72,6 +81,9 @@ class Leases:
         self.pace = pace or LeasePace()
         self._sent: dict[str, float] = {}
         self._open: dict[str, _Open] = {}
+        self._parted: set[str] = set()
+        """Nodes that have heard that they do not serve alone any more, which is not stored yet."""
+        self._partings = itertools.count(1)
         self._braked: dict[str, float] = {}
         """By environment: when most of its nodes were missing together, as it was seen last."""
         self.begin()
@@ -82,6 +94,7 @@ class Leases:
         self._counted_from = self._looked = self._clock()
         self._sent.clear()
         self._open.clear()
+        self._parted.clear()
         self._braked.clear()
 
     @property
@@ -117,16 +130,52 @@ class Leases:
             return None
         now = self._clock()
         # A heartbeat's worth early: they come every second, and not to the millisecond.
-        if now < self._sent.get(node, -math.inf) + 0.75 * self.pace.renew and not known.fences:
+        urgent = known.fences or known.parting
+        if now < self._sent.get(node, -math.inf) + 0.75 * self.pace.renew and not urgent:
             return None
         self._sent[node] = now
-        return Grant(self._tenure.term, incarnation, monotonic_time, self.pace.lasts, known.fences)
+        return Grant(
+            self._tenure.term,
+            incarnation,
+            monotonic_time,
+            self.pace.lasts,
+            known.fences,
+            known.alone,
+            known.parting,
+        )
 
-    def accepted(self, node: str, grant: Grant) -> None:
-        """Take note that a node has taken a grant, and has given up what it named."""
+    def accepted(self, node: str, grant: Grant, *, alone: bool = False) -> None:
+        """Take note that a node has taken a grant, has given up what it named, and may be `alone` still."""
         known = self._open.get(node)
-        if known is not None and known.incarnation == grant.incarnation and known.fences == grant.fences:
+        if known is None or known.incarnation != grant.incarnation:
+            return
+        if known.fences == grant.fences:
             known.fences = ()
+        if known.parting and known.parting == grant.parting and not alone:
+            known.parting = 0
+            self._parted.add(node)
+
+    def set_alone(self, node: str, *, stored: bool, wanted: bool) -> None:
+        """Let a node that is open serve alone, or no longer: `stored` is what the catalog says of it now.
+
+        It is told that it does only while the catalog says so, and the catalog says so until it has taken a
+        grant that tells it otherwise; `parted` names it then.
+        """
+        known = self._open.get(node)
+        if known is None:
+            return
+        known.alone = stored and wanted and not known.parting and node not in self._parted
+        if stored and not known.alone and not known.parting and node not in self._parted:
+            known.parting = next(self._partings)
+
+    @property
+    def parted(self) -> frozenset[str]:
+        """Nodes of which is to be stored that they do not serve alone any more."""
+        return frozenset(self._parted)
+
+    def parting_stored(self, node: str) -> None:
+        """Take note that the catalog says that a node does not serve alone: it may do so again."""
+        self._parted.discard(node)
 
     def has_run_out(self, node: str) -> bool:
         """Tell whether the node's lease has ended, whoever granted it and whatever is still under way."""

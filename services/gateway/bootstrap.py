@@ -89,17 +89,17 @@ def bootstrap(
     return settings
 
 
-def grpc_bootstrap(node_id: str, xds_address: str) -> dict[str, Any]:
+def grpc_bootstrap(node_id: str, xds_addresses: str) -> dict[str, Any]:
     """Return what a gRPC client reads from GRPC_XDS_BOOTSTRAP_CONFIG, or in the file of GRPC_XDS_BOOTSTRAP.
 
-    The format is that of gRFC A27; the connection is as open as the gateway's xDS port.
+    The format is that of gRFC A27; the connection is as open as the gateway's xDS port. Of several gateways,
+    separated by commas, the next one is asked while the one before cannot be reached (A71).
     """
-    server = {
-        "server_uri": xds_address,
-        "channel_creds": [{"type": "insecure"}],
-        "server_features": ["xds_v3"],
-    }
-    return {"xds_servers": [server], "node": {"id": node_id}}
+    servers = [
+        {"server_uri": address, "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}
+        for address in xds_addresses.split(",")
+    ]
+    return {"xds_servers": servers, "node": {"id": node_id}}
 
 
 def main() -> None:
@@ -112,7 +112,11 @@ def main() -> None:
         "--node-id",
         help="its name among a gateway's; envoy-1 or client-1",
     )
-    parser.add_argument("--xds-address", default="127.0.0.1:18000", help="host:port of the gateway's xDS")
+    parser.add_argument(
+        "--xds-address",
+        default="127.0.0.1:18000",
+        help="host:port of the gateway's xDS; for gRPC clients also several, separated by commas",
+    )
     parser.add_argument("--max-connections", type=int, default=10_000, help="connections an Envoy accepts")
     told = parser.parse_args()
     settings = (

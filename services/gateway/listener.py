@@ -10,6 +10,7 @@ from typing import Any
 from services.gateway import answers
 from services.gateway.answers import Problem
 from services.gateway.resources import (
+    BRIDGE,
     MISS_HEADER,
     ROUTE_HEADER,
     SCRIPTS,
@@ -140,10 +141,11 @@ def _manager(spec: ListenerSpec) -> dict[str, Any]:
                 for name in SCRIPTS
             ),
             *([_note_route()] if spec.access_log else []),
-            # Nodes speak HTTP/1.1, which has no trailers as gRPC needs them: they are made of the headers
-            # grpc-status and grpc-message, and of an answer that is none of gRPC.
+            # A node of an earlier version has HTTP/1.1 alone, which has no trailers as gRPC needs them: they
+            # are made of the headers grpc-status and grpc-message, and of an answer that is none of gRPC.
+            # Where there is nobody to answer it tells of that. The routes to other nodes do without it.
             {
-                "name": "grpc",
+                "name": BRIDGE,
                 "typed_config": typed(
                     "envoy.extensions.filters.http.grpc_http1_reverse_bridge.v3.FilterConfig",
                     content_type="application/grpc",

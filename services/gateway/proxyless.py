@@ -68,7 +68,7 @@ class ProxylessApps:
         """Yield each cluster that is followed with the hosts of its nodes."""
         for cluster in list(self.cache.followed(ENDPOINTS)):
             for node in self._nodes(cluster):
-                if address := self._table.address(node):
+                if address := self._table.grpc_address(node):
                     yield cluster, place(address)["address"]
 
     # --- what is told ---
@@ -101,15 +101,17 @@ class ProxylessApps:
         return (on_trial or destination).nodes
 
     def _endpoints(self, name: str, nodes: tuple[str, ...]) -> Any | None:
-        places: list[dict[str, Any]] = []
+        # None twice, as of nodes whose names are one address's: clients refuse the whole.
+        places: dict[tuple[str, int], dict[str, Any]] = {}
         unknown = False
-        for address in filter(None, map(self._table.address, nodes)):
+        for address in filter(None, map(self._table.grpc_address, nodes)):
             at = place(address)
             found = (at["address"],) if is_ip(at["address"]) else self._lookup(at["address"])
             unknown |= found is None
-            places += ({**at, "address": one} for one in (found or ())[:MOST_ADDRESSES])
+            for one in (found or ())[:MOST_ADDRESSES]:
+                places[one, at["port_value"]] = {**at, "address": one}
         # A client that is told of nobody fails its calls at once: it had better wait for what is found soon.
-        return None if unknown and not places else endpoints(name, places)
+        return None if unknown and not places else endpoints(name, list(places.values()))
 
 
 def app_of(name: str) -> str:

@@ -34,6 +34,12 @@ IDLE_SECONDS = 3
 """A node closes a connection after 5 s without a request: this side does so before."""
 STREAM_IDLE_SECONDS = 3600
 """For a WebSocket over which nothing is said."""
+GRPC_IDLE_SECONDS = 45
+"""A node closes a connection of HTTP/2 after 60 s without a request."""
+NODE_STREAMS = 100
+"""Requests at a time that a node takes on one connection of HTTP/2."""
+BRIDGE = "grpc"
+"""Name of the filter that makes trailers of headers, for nodes that have none."""
 
 _REPEATABLE = "GET|HEAD|OPTIONS|PUT|DELETE|TRACE"
 """Methods that may be carried out twice (RFC 9110 §9.2.2)."""
@@ -62,6 +68,11 @@ def typed(name: str, **content: Any) -> dict[str, Any]:
 def cluster_name(destination: Destination) -> str:
     """Return the name of the cluster to which requests go: a node's, or an app's own."""
     return destination.own or destination.nodes[0]
+
+
+def grpc_cluster_name(destination: Destination) -> str:
+    """Return the name of the cluster to which calls of gRPC go where all nodes speak HTTP/2."""
+    return f"{cluster_name(destination)}/grpc"
 
 
 def routes_name(destination: Destination) -> str:
@@ -95,8 +106,11 @@ def keeper(routes: str) -> Any:
     return scope(keeper_name(routes), routes)
 
 
-def routes(destination: Destination) -> Any:
-    """Return the routes of a destination: all requests to its nodes, or the answer that there is nobody."""
+def routes(destination: Destination, *, http2: bool = False) -> Any:
+    """Return the routes of a destination: all requests to its nodes, or the answer that there is nobody.
+
+    `http2`: its nodes speak that, those of a version on trial too, and so calls of gRPC reach them whole.
+    """
     name = routes_name(destination)
     content: dict[str, Any] = {
         "name": name,
@@ -111,7 +125,7 @@ def routes(destination: Destination) -> Any:
                 "domains": ["*"],
                 "routes": [
                     {**rule, "metadata": FOUND}
-                    for rule in (*_to_https(destination.to_https), *_rules(destination))
+                    for rule in (*_to_https(destination.to_https), *_rules(destination, http2=http2))
                 ],
             }
         ],
@@ -136,7 +150,7 @@ def _to_https(port: int) -> list[dict[str, Any]]:
     return [{"match": {"prefix": "/", "headers": [plain, by_host]}, "redirect": there}]
 
 
-def _rules(destination: Destination) -> list[dict[str, Any]]:
+def _rules(destination: Destination, *, http2: bool) -> list[dict[str, Any]]:
     if not destination.nodes:
         problem = nobody(destination.reason)
         return [
@@ -158,9 +172,25 @@ def _rules(destination: Destination) -> list[dict[str, Any]]:
             "route": _forward(destination, _UNSENT, set(_NOT_BEGUN) if several else set()),
         },
     ]
-    if destination.share is None or destination.shared is None:
-        return rules
-    return with_share(rules, destination.share, cluster_name(destination.shared))
+    calls = [_grpc_rule(rules[-1], destination)] if http2 else []
+    share, shared = destination.share, destination.shared
+    if share is None or shared is None:
+        return calls + rules
+    return with_share(calls, share, grpc_cluster_name(shared)) + with_share(
+        rules, share, cluster_name(shared)
+    )
+
+
+def _grpc_rule(rule: dict[str, Any], destination: Destination) -> dict[str, Any]:
+    """Return the rule for calls of gRPC: as any POST, but over HTTP/2 and with the app's own trailers."""
+    off = typed(
+        "envoy.extensions.filters.http.grpc_http1_reverse_bridge.v3.FilterConfigPerRoute", disabled=True
+    )
+    return {
+        "match": {"prefix": "/", "grpc": {}},
+        "route": {**rule["route"], "cluster": grpc_cluster_name(destination)},
+        "typed_per_filter_config": {BRIDGE: off},
+    }
 
 
 def _forward(destination: Destination, retry_on: str, reasons: Collection[str]) -> dict[str, Any]:
@@ -186,11 +216,20 @@ def _forward(destination: Destination, retry_on: str, reasons: Collection[str]) 
     }
 
 
-def cluster(destination: Destination, addresses: Sequence[str]) -> Any:
-    """Return the cluster of a destination, by the addresses (`host:port`) at which its nodes serve HTTP."""
+def cluster(destination: Destination, addresses: Sequence[str], *, grpc: bool = False) -> Any:
+    """Return the cluster of a destination, by the addresses (`host:port`) at which its nodes serve HTTP.
+
+    `grpc`: the one for calls of gRPC, over HTTP/2.
+    """
     places = [place(address) for address in addresses]
     named = any(not is_ip(place["address"]) for place in places)
-    name = cluster_name(destination)
+    name = grpc_cluster_name(destination) if grpc else cluster_name(destination)
+    protocol = (
+        {"http2_protocol_options": {"max_concurrent_streams": NODE_STREAMS}}
+        if grpc
+        else {"http_protocol_options": {}}
+    )
+    idle = GRPC_IDLE_SECONDS if grpc else IDLE_SECONDS
     return parsed(
         CLUSTER,
         {
@@ -217,8 +256,8 @@ def cluster(destination: Destination, addresses: Sequence[str]) -> Any:
             "typed_extension_protocol_options": {
                 HTTP_OPTIONS: typed(
                     HTTP_OPTIONS,
-                    explicit_http_config={"http_protocol_options": {}},
-                    common_http_protocol_options={"idle_timeout": f"{IDLE_SECONDS}s"},
+                    explicit_http_config=protocol,
+                    common_http_protocol_options={"idle_timeout": f"{idle}s"},
                 )
             },
         },

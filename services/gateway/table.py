@@ -61,6 +61,8 @@ class RoutingTable:
         self._base_domains = tuple(base_domains)
         self._apps: dict[str, _Routed] = {}
         self._addresses: dict[str, str] = {}
+        self._http2: set[str] = set()
+        """Names of nodes that speak HTTP/2."""
         # A domain goes over from one app to another in two changes, which may come in either order.
         self._claims: dict[str, tuple[str, ...]] = {}
         self._led: dict[str, Destination] = {}
@@ -107,9 +109,9 @@ class RoutingTable:
         """Return how many requests one replica of a known app takes at a time."""
         return self._apps[app].bound
 
-    def address(self, node: str) -> str:
-        """Return where a node serves HTTP, as `host:port`; empty if nowhere."""
-        return self._addresses.get(node, "")
+    def grpc_address(self, node: str) -> str:
+        """Return where a node takes calls of gRPC, as `host:port`; empty if nowhere."""
+        return self._addresses.get(node, "") if node in self._http2 else ""
 
     # --- apps ---
 
@@ -202,16 +204,24 @@ class RoutingTable:
         """Make a node reachable where it serves now; its routes are there before the first app needs them."""
         known = self._addresses.get(node.name)
         self._addresses[node.name] = node.http_address
+        spoke, speaks = node.name in self._http2, node.serves_http2
+        if spoke != speaks:
+            (self._http2.add if speaks else self._http2.discard)(node.name)
         if known is None:
             self._acquire(Destination((node.name,)))
-        if known != node.http_address:
+        if known != node.http_address or spoke != speaks:
             self._reach(node.name)
+        if spoke != speaks:
+            for destination in self._uses:
+                if node.name in destination.nodes or node.name in (destination.shared or destination).nodes:
+                    self._put_routes(destination)
 
     def remove_node(self, name: str) -> None:
         """Forget a node; apps that are still on it have no one to answer for them."""
         if self._addresses.pop(name, None) is not None:
             self._reach(name)
             self._release(Destination((name,)))
+            self._http2.discard(name)
 
     def _reach(self, node: str) -> None:
         for name, destination in self._clusters.items():
@@ -235,7 +245,7 @@ class RoutingTable:
             self._put_cluster(cluster)
         name = resources.routes_name(destination)
         self._routes[name] += 1
-        self._cache.put(ROUTES, name, resources.routes(destination))
+        self._put_routes(destination)
         self._cache.put(SCOPE, resources.keeper_name(name), resources.keeper(name))
 
     def _release(self, destination: Destination) -> None:
@@ -255,6 +265,7 @@ class RoutingTable:
             if not self._shares[cluster]:
                 del self._shares[cluster], self._clusters[cluster]
                 self._cache.remove(CLUSTER, cluster)
+                self._cache.remove(CLUSTER, resources.grpc_cluster_name(destination))
         if destination.shared is not None:
             self._release(destination.shared)
 
@@ -262,3 +273,17 @@ class RoutingTable:
         destination = self._clusters[name]
         addresses = [self._addresses[node] for node in destination.nodes if self._addresses.get(node)]
         self._cache.put(CLUSTER, name, resources.cluster(destination, addresses))
+        if self._takes_grpc(destination):
+            calls = resources.grpc_cluster_name(destination)
+            self._cache.put(CLUSTER, calls, resources.cluster(destination, addresses, grpc=True))
+
+    def _put_routes(self, destination: Destination) -> None:
+        shared = destination.shared
+        http2 = self._takes_grpc(destination) and (shared is None or self._takes_grpc(shared))
+        name = resources.routes_name(destination)
+        self._cache.put(ROUTES, name, resources.routes(destination, http2=http2))
+        if destination.nodes and not self._takes_grpc(destination):
+            self._cache.remove(CLUSTER, resources.grpc_cluster_name(destination))
+
+    def _takes_grpc(self, destination: Destination) -> bool:
+        return bool(destination.nodes) and self._http2.issuperset(destination.nodes)

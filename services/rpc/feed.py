@@ -116,7 +116,9 @@ class ChangeFeed(Generic[V]):
             for key, value in changes:
                 self._put(self._entry(key, revision, value), living=value is not None)
             self._revision = max(self._revision, revision)
-        self._wake_all()
+            waiting = bool(self._waiters)
+        if waiting:
+            self._wake_all()
 
     def advance(self, revision: int) -> None:
         """Complete the feed up to `revision` without a change; nobody is woken: there is nothing to read."""

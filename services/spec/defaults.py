@@ -15,7 +15,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Limits,
     RestartPolicy,
 )
-from services.spec.availability import effective_availability
+from services.spec.availability import effective_availability, serves_alone
 from services.spec.scalars import SECOND, nanoseconds, normalize_domain, set_nanoseconds
 
 DEFAULT_IDLE_TIMEOUT = 300 * SECOND
@@ -38,7 +38,8 @@ def fill_runtime(spec: App | InstanceSpec) -> None:
         spec.database.sqlite.SetInParent()
     if spec.database.WhichOneof("kind") == "postgres":
         spec.database.postgres.mode = spec.database.postgres.mode or Database.Postgres.SCHEMA
-    spec.availability = effective_availability(spec)
+    if not serves_alone(spec):  # else what holds is told by its node, and may change
+        spec.availability = effective_availability(spec)
     if spec.activation == InstanceSpec.ON_REQUEST:
         default_duration(spec, "idle_timeout", DEFAULT_IDLE_TIMEOUT)
     if spec.domains:

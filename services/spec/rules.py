@@ -53,6 +53,9 @@ _ENV_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PATH = re.compile(r"/[!-\"$-~]*")
 _EXTENSION = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _MAX_EXTENSIONS = 32
+_TEMPLATE = re.compile(r"[a-z_][a-z0-9_-]{0,62}")
+_OF_APPS = "as_"
+"""How the names of apps' databases begin."""
 _SERVER = re.compile("databaseServers/[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _MS = SECOND // 1000
 _MINUTE = 60 * SECOND
@@ -166,6 +169,11 @@ def _postgres_violations(field: str, postgres: Database.Postgres) -> list[Violat
     elif not _SERVER.fullmatch(postgres.server):
         found.append(Violation(f"{field}.server", "must have the form databaseServers/{database_server}"))
     found += extension_violations(f"{field}.extensions", postgres.extensions, _MAX_EXTENSIONS)
+    if postgres.template and postgres.mode != Database.Postgres.DATABASE:
+        rule = "must not be set unless mode is DATABASE: a schema is no copy of a database"
+        found.append(Violation(f"{field}.template", rule))
+    elif postgres.template:
+        found += template_violations(f"{field}.template", postgres.template)
     return found + enum_violations(f"{field}.mode", postgres.mode, Database.Postgres.Mode.DESCRIPTOR)
 
 
@@ -181,6 +189,15 @@ def extension_violations(field: str, names: Sequence[str], most: int) -> list[Vi
         elif name in names[:index]:
             found.append(Violation(f"{field}[{index}]", "stands more than once"))
     return found
+
+
+def template_violations(field: str, name: str) -> list[Violation]:
+    """Return what is wrong with the name of a prepared database."""
+    if not _TEMPLATE.fullmatch(name):
+        return [Violation(field, "must begin with a letter or _ and have at most 63 of a-z, 0-9, _ and -")]
+    if name.startswith(_OF_APPS):
+        return [Violation(field, f"must not begin with {_OF_APPS}: the databases of apps do")]
+    return []
 
 
 def _domains_violations(field: str, domains: Sequence[str]) -> list[Violation]:

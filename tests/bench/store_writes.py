@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,9 +49,8 @@ def spec(name: str) -> App:
     return app
 
 
-def create(name: str) -> Callable[[Transaction], AppRecord]:
+def create(name: str, request_id: str) -> Callable[[Transaction], AppRecord]:
     """What CreateApp does: three reads, five kinds of rows."""
-    request_id = str(uuid.uuid4())
 
     def command(tx: Transaction) -> AppRecord:
         assert tx.request(request_id) is None
@@ -86,6 +86,12 @@ def create(name: str) -> Callable[[Transaction], AppRecord]:
         return record
 
     return command
+
+
+def accept(store: CatalogStore, name: str) -> Future[AppRecord]:
+    """Create an app as the API does: the store looks the request up together with the others of its batch."""
+    request_id = str(uuid.uuid4())
+    return store.write(create(name, request_id), request_id=request_id)
 
 
 def follow_up(name: str) -> Callable[[Transaction], None]:
@@ -128,7 +134,7 @@ def drive(store: CatalogStore, writers: int, seconds: float, round_number: int) 
             name = f"apps/a{round_number}-{writers}-{number}-{count}"
             count += 1
             started = time.perf_counter()
-            store.write(create(name)).result()
+            accept(store, name).result()
             latencies[number].append(time.perf_counter() - started)
             store.write(follow_up(name))
 
@@ -178,9 +184,7 @@ def loading(directory: Path, apps: int) -> list[Row]:
     store = open_store(url)
     begin = time.perf_counter()
     for start in range(0, apps, 5_000):
-        futures = [
-            store.write(create(f"apps/a{number}")) for number in range(start, min(apps, start + 5_000))
-        ]
+        futures = [accept(store, f"apps/a{number}") for number in range(start, min(apps, start + 5_000))]
         for future in futures:
             future.result()
     filled = apps / (time.perf_counter() - begin)

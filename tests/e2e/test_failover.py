@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Database, Instance, InstanceSpec
 from tests.e2e.stack import DEADLINE, ROOT, Stack, eventually
@@ -24,6 +25,17 @@ PATIENT: dict[str, Any] = {
     "isolation": InstanceSpec.SHARED,
     "availability": InstanceSpec.CONSISTENT,
 }
+
+
+@pytest.fixture
+def lone(tmp_path: Path) -> Iterator[Stack]:
+    """Give a control plane with one node."""
+    stack = Stack(tmp_path / "stack", app_dirs=(ROOT / "tests/apps/failover",))
+    try:
+        stack.start()
+        yield stack
+    finally:
+        stack.clean_up()
 
 
 @pytest.fixture
@@ -122,3 +134,33 @@ def test_what_a_lost_control_plane_costs(stack: Stack) -> None:
     stack.control_plane.start()
     eventually(lambda: answers(stack, "strict", where["strict"]), "and goes on with the next lease")
     assert {name: stack.get(name).instances[0].name for name in where} == before
+
+
+def test_the_only_node_serves_on_without_a_control_plane_and_one_of_two_does_not(lone: Stack) -> None:
+    outside = Database(external=Database.External(secret_key="DATABASE"))
+    by_default = {**PATIENT, "database": outside, "secret_env": {"DATABASE": "postgresql://outside/shop"}}
+    del by_default["availability"]
+    lone.create("shop", **by_default)
+    lone.create("strict", **PATIENT)
+
+    def holds(availability: int, reason: int) -> bool:
+        app = lone.get("shop")
+        return (app.effective_availability, app.availability_reason) == (availability, reason)
+
+    eventually(lambda: holds(InstanceSpec.AVAILABLE, App.ONLY_NODE), "the app says what holds, and why")
+    eventually(lambda: answers(lone, "strict", "node-1"), "it holds a lease")
+    eventually(
+        lambda: "lease.alone alone=True" in lone.nodes["node-1"].text(), "it has heard that it is alone"
+    )
+    lone.control_plane.kill()
+    eventually(lambda: not answers(lone, "strict", "node-1"), "the lease has run out")
+    assert answers(lone, "shop", "node-1")
+    lone.control_plane.start()
+    lone.add_node("node-2")
+    eventually(lambda: node(lone, "node-2").state == fleet.Node.READY, "node-2 is ready")
+    eventually(lambda: not node(lone, "node-1").serves_alone, "node-1 has heard that it is not alone")
+    eventually(lambda: holds(InstanceSpec.CONSISTENT, App.DATABASE_SHARED), "what holds now is told")
+    eventually(lambda: answers(lone, "shop", "node-1"), "it serves on")
+    lone.control_plane.kill()
+    eventually(lambda: not answers(lone, "shop", "node-1"), "it stops with the lease")
+    assert "LEASE_EXPIRED" in lone.http("shop", "/", node="node-1")[1]

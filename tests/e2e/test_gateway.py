@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -125,7 +126,9 @@ class Edge:
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     needed_envoy()
     folder: Path = tmp_path_factory.mktemp("gateway") / "stack"
-    stack = Stack(folder, app_dirs=(ROOT / "compose/apps", ROOT / "tests/apps/gateway"))
+    stack = Stack(
+        folder, app_dirs=(ROOT / "compose/apps", ROOT / "tests/apps/gateway", ROOT / "tests/apps/grpc")
+    )
     try:
         stack.start("--trusted-proxy=127.0.0.1")
         stack.add_node("node-2", "default", "--trusted-proxy=127.0.0.1")
@@ -240,13 +243,44 @@ def test_native_grpc_reaches_an_app_or_is_told_in_its_own_words(stack: Stack, ed
             (echo.unary_unary("/demo.Echo/Refuse"), grpc.StatusCode.PERMISSION_DENIED, "not you"),
             # By the table of gRPC itself: an answer of another kind is UNKNOWN where it is 200, and 404 says
             # that there is no such method.
-            (home.unary_unary("/demo.Echo/Say"), grpc.StatusCode.UNKNOWN, "application/json"),
+            (home.unary_unary("/demo.Echo/Say"), grpc.StatusCode.UNKNOWN, ""),
             (no.unary_unary("/demo.Echo/Say"), grpc.StatusCode.UNIMPLEMENTED, "APP_NOT_FOUND"),
         ):
             with pytest.raises(grpc.RpcError) as told:
                 call(b"x", timeout=DEADLINE)
             assert told.value.code() == code
             assert words in told.value.details()
+
+
+def test_an_app_that_is_a_grpc_service_is_one_through_the_gateway_too(stack: Stack, edge: Edge) -> None:
+    stack.create("calc", "calculator:create_app", database=STATELESS)
+    options = [("grpc.default_authority", "calc.localhost")]
+    with grpc.insecure_channel(f"127.0.0.1:{edge.port}", options) as calc:
+        echo = calc.unary_unary("/demo.Calculator/Echo")
+
+        def answers() -> bool:
+            try:
+                return bool(echo(b"x", timeout=DEADLINE) == b"x")
+            except grpc.RpcError:
+                return False
+
+        eventually(answers, "the app answers")
+        large = bytes(1_000_000)
+        assert echo(large, timeout=DEADLINE) == large
+        # By turns: each word is said after the answer to the one before.
+        said: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        chat = calc.stream_stream("/demo.Calculator/Chat")(iter(said.get, None), timeout=DEADLINE)
+        for word in (b"one", b"two"):
+            said.put(word)
+            assert next(chat) == b"you said " + word
+        said.put(None)
+        assert next(chat, None) is None
+        failing = calc.unary_stream("/demo.Calculator/Fail")(b"first", timeout=DEADLINE)
+        assert next(failing) == b"first"
+        with pytest.raises(grpc.RpcError) as told:
+            next(failing)
+        assert told.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    delete(stack, "calc")
 
 
 def test_grpc_web_passes_as_it_is_and_a_calls_time_limit_holds(stack: Stack, edge: Edge) -> None:

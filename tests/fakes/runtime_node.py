@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import secrets
 import time
-import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,12 +31,14 @@ from runtime_node.instances.code_place import CodePlace
 from runtime_node.instances.feed import duration, lease_message
 from runtime_node.instances.record import timestamp
 from runtime_node.lease import Lease
-from services.rpc.errors import CODES, Code, SupervisorError
-from services.rpc.feed import ChangeFeed
+from services.rpc.errors import CODES, SupervisorError
 from services.rpc.server import RpcServer, Service
 from services.spec.effective import effective_limits
 from services.spec.scalars import seconds
 from tests.fakes.data_transfers import FakeTransfers, FakeTransfersServicer
+from tests.fakes.directories import claim, list_directories
+from tests.fakes.instance_feed import InstanceFeed
+from tests.fakes.instances import Behaviour, Disk, Hosted, copy_of, copy_of_spec, set_ready, without_claim
 from tests.fakes.logs import FakeLogs
 
 SERVICE = "appsupervisor.runtime.v1.RuntimeEnvironment"
@@ -45,47 +46,6 @@ SERVICE = "appsupervisor.runtime.v1.RuntimeEnvironment"
 
 APP_DIRS = (Path("/srv/apps"), Path("/srv/more"))
 """Where a fake node says that it looks for code."""
-
-
-@dataclass(frozen=True, slots=True)
-class Behaviour:
-    """What an app does when it is started and stopped. Times in seconds."""
-
-    ready_after: float | None = 0.0
-    """None: never ready; it fails with APP_START_TIMEOUT once its start_timeout is over."""
-    fails: tuple[str, str] | None = None
-    """Reason and message of a start that fails instead, after `ready_after`."""
-    stop_after: float = 0.0
-    held: asyncio.Event | None = None
-    """While it is not set, no start comes to its end, and a stop not before its limit."""
-
-
-@dataclass
-class Disk:
-    """A node's data directory, which outlives the node's lives."""
-
-    uid: str = field(default_factory=lambda: str(uuid.uuid4()))
-    """The node's identity."""
-    data: set[str] = field(default_factory=set)
-    """Uids of the apps that have data here."""
-    apps: dict[str, str] = field(default_factory=dict)
-    """The id of the app that each of them is, or was."""
-    left: set[str] = field(default_factory=set)
-    """Uids of the apps that have gone to another node, and whose copies are here still."""
-    ran: dict[str, list[str]] = field(default_factory=dict)
-    """What is in the data of each app: the starts that have used it, as node and epoch."""
-    stuck: dict[str, str] = field(default_factory=dict)
-    """Uids of the apps whose data cannot be removed, each with the reason."""
-
-
-@dataclass(slots=True)
-class _Hosted:
-    spec: pb.InstanceSpec
-    status: pb.Instance
-    task: asyncio.Task[None] | None = None
-    last_request_id: str = ""
-    tried: bool = False
-    """It was started only to see that it can."""
 
 
 @dataclass
@@ -112,7 +72,7 @@ class FakeNode:
         self.unheard.set()
         self.purged: list[str] = []
         """Uids whose data was removed."""
-        self._unpurged: dict[str, _Hosted] = {}
+        self._unpurged: dict[str, Hosted] = {}
         self.address = ""
         self.killed = False
         self.transfers = FakeTransfers(self)
@@ -131,23 +91,24 @@ class FakeNode:
         self.lists = asyncio.Event()
         """While not set, ListInstances is not answered."""
         self.lists.set()
-        self._hosted: dict[str, _Hosted] = {}
+        self.hosted: dict[str, Hosted] = {}
+        """What is here, by name."""
         self._fences: dict[str, tuple[int, int]] = {}
         self._purges: set[str] = set()
-        self.lease = Lease(self.incarnation, self._time)
+        self.lease = Lease(self.incarnation, self.time)
         self.renewals = 0
         """Leases taken; what apps may do without one is not played here."""
         self.answered_renewals = self.lease_streams = 0
         """Calls of RenewLease and of HoldLease."""
-        self._feed: ChangeFeed[pb.Instance] = ChangeFeed()
-        self._obituaries: dict[str, pb.InstanceError] = {}
+        self.feed = InstanceFeed(self)
         self.code: dict[str, str] = {}
         """By entrypoint: what is in its files, if that is not the entrypoint itself."""
         self._server: RpcServer | None = None
         self._started = time.time()
-        self._mute = asyncio.Event()
-        self._mute.set()
-        self.logs = FakeLogs(self._newest_uid, lambda name: name in self._hosted)
+        self.voice = asyncio.Event()
+        """While not set, streams say nothing."""
+        self.voice.set()
+        self.logs = FakeLogs(self._newest_uid, lambda name: name in self.hosted)
         """What apps have logged; `logs.add` lets one log a line."""
 
     # --- what a test does with it ---
@@ -167,7 +128,7 @@ class FakeNode:
     async def kill(self) -> None:
         """End as a killed process does: no drain, no word to anybody."""
         self.killed = True
-        for hosted in self._hosted.values():
+        for hosted in self.hosted.values():
             if hosted.task is not None:
                 hosted.task.cancel()
         if self._server is not None:
@@ -179,24 +140,24 @@ class FakeNode:
         tasks = []
         for uid in {hosted.spec.app_uid for hosted in self._unpurged.values()}:
             self._forget_unpurged(uid)
-        for hosted in list(self._hosted.values()):
+        for hosted in list(self.hosted.values()):
             self._stop(hosted)
             if hosted.task is not None:
                 tasks.append(hosted.task)
         if tasks:
             await asyncio.wait(tasks)
-        self._publish_nothing()
+        self.feed.look()
         if self._server is not None:
             await self._server.stop(0.5)
 
     def mute(self) -> None:
         """Let streams say nothing any more, heartbeats included, until `unmute`."""
-        self._mute.clear()
+        self.voice.clear()
 
     def unmute(self) -> None:
         """Let streams go on, with the newest state."""
-        self._mute.set()
-        self._publish_nothing()
+        self.voice.set()
+        self.feed.look()
 
     def hold(self, entrypoint: str) -> asyncio.Event:
         """Have starts and stops of an app's code from now on wait for the event that is returned."""
@@ -207,7 +168,7 @@ class FakeNode:
     async def end_all(self, uid: str) -> None:
         """Stop all instances of an app, and wait until they are gone."""
         tasks = []
-        for hosted in [it for it in self._hosted.values() if it.spec.app_uid == uid]:
+        for hosted in [it for it in self.hosted.values() if it.spec.app_uid == uid]:
             self._stop(hosted)
             if hosted.task is not None:
                 tasks.append(hosted.task)
@@ -217,26 +178,26 @@ class FakeNode:
     def host(self, spec: pb.InstanceSpec, status: pb.Instance) -> None:
         """Have an instance run as if it had been started before."""
         self._fences[spec.app_uid] = (spec.epoch, spec.generation)
-        hosted = self._hosted[spec.name] = _Hosted(spec, status)
-        self._publish(hosted)
+        self.hosted[spec.name] = Hosted(spec, status)
+        self.feed.publish(status)
 
     def crash(self, name: str, reason: str = "APP_CRASHED", message: str = "It ended by itself.") -> None:
         """Let a running instance end with an error and stay failed."""
-        self._fail(self._hosted[name], reason, message)
+        self._fail(self.hosted[name], reason, message)
 
     def set_health(self, name: str, health: pb.Instance.Health.ValueType) -> None:
         """Let an instance's probe come out so."""
-        hosted = self._hosted[name]
+        hosted = self.hosted[name]
         hosted.status.health = health
-        self._publish(hosted)
+        self.feed.publish(hosted.status)
 
     def set_figures(self, name: str, figures: pb.InstanceFigures) -> None:
         """Give an instance figures; the next heartbeats carry them."""
-        self._hosted[name].status.figures.CopyFrom(figures)
+        self.hosted[name].status.figures.CopyFrom(figures)
 
     def instances(self) -> dict[str, pb.Instance]:
         """Return copies of what is here, by name."""
-        return {name: _copy(hosted.status) for name, hosted in self._hosted.items()}
+        return {name: copy_of(hosted.status) for name, hosted in self.hosted.items()}
 
     async def register(self, control_plane: str, *, timeout: float = 5.0) -> fleet_pb2.RegisterNodeResponse:
         """Call Fleet.RegisterNode once, as a node does at its start."""
@@ -271,8 +232,8 @@ class FakeNode:
             python_version="3",
             http_address=self.http_address,
             base_domain=self.base_domain,
-            monotonic_time=duration(self._time()),
-            instance_count=len(self._hosted),
+            monotonic_time=duration(self.time()),
+            instance_count=len(self.hosted),
             max_instances=self.max_instances,
             start_time=timestamp(self._started),
             memory_bytes=1,
@@ -287,7 +248,7 @@ class FakeNode:
 
     def renew_lease(self, request: pb.RenewLeaseRequest) -> pb.Lease:
         """RenewLease."""
-        rules.check_renewal(request, self._time())
+        rules.check_renewal(request, self.time())
 
         def give_up() -> None:
             for fence in request.fences:
@@ -295,7 +256,8 @@ class FakeNode:
                 self._fences[fence.app_uid] = max(version, self._fences.get(fence.app_uid, (0, 0)))
 
         span = seconds(request.lease_duration)
-        self.lease.renew(request.term, request.incarnation, seconds(request.monotonic_time), span, give_up)
+        time = seconds(request.monotonic_time)
+        self.lease.renew(request.term, request.incarnation, time, span, give_up, alone=request.alone)
         self.renewals += 1
         return lease_message(self.lease)
 
@@ -305,8 +267,8 @@ class FakeNode:
         """StartInstance."""
         self.lease.heed(term, incarnation)
         rules.check_spec(spec)
-        known = self._hosted.get(spec.name)
-        if known is not None and _without_claim(known.spec) == _without_claim(spec):
+        known = self.hosted.get(spec.name)
+        if known is not None and without_claim(known.spec) == without_claim(spec):
             return known.status
         version, fence = (spec.epoch, spec.generation), self._fences.get(spec.app_uid, (0, 0))
         if version < fence:
@@ -315,26 +277,26 @@ class FakeNode:
             raise SupervisorError("INSTANCE_EXISTS", "It is here with another spec.", resource=spec.name)
         if self.draining:
             raise SupervisorError("NODE_DRAINING", "The node is shutting down.", resource=self.node)
-        if len(self._hosted) >= self.max_instances:
+        if len(self.hosted) >= self.max_instances:
             raise SupervisorError("NODE_FULL", "The node is full.", resource=self.node)
         self._fences[spec.app_uid] = version
         self._purges.discard(spec.app_uid)
         self.transfers.accepted(spec.app_uid)
         self._forget_unpurged(spec.app_uid)
-        hosted = self._hosted[spec.name] = _Hosted(
-            _copy_spec(spec), self._accepted(spec, start_now=start_now)
+        hosted = self.hosted[spec.name] = Hosted(
+            copy_of_spec(spec), self._accepted(spec, start_now=start_now)
         )
         hosted.tried = start_now and spec.activation == pb.InstanceSpec.ON_REQUEST
         if hosted.status.state == pb.Instance.STARTING:
             hosted.task = asyncio.create_task(self._run_start(hosted))
-        self._publish(hosted)
+        self.feed.publish(hosted.status)
         return hosted.status
 
     def stop_instance(self, request: pb.StopInstanceRequest) -> pb.Instance | None:
         """StopInstance."""
         self.lease.heed(request.term)
         rules.check_stop(request)
-        hosted = self._hosted.get(request.name)
+        hosted = self.hosted.get(request.name)
         if hosted is not None and request.app_uid not in {"", hosted.spec.app_uid}:
             hosted = None
         if hosted is not None and request.epoch < hosted.spec.epoch:
@@ -362,7 +324,7 @@ class FakeNode:
             return None
         if request.name in self._unpurged:
             self._end(hosted)
-            return self._hosted[request.name].status if request.name in self._hosted else None
+            return self.hosted[request.name].status if request.name in self.hosted else None
         self._stop(hosted)
         return hosted.status
 
@@ -395,7 +357,7 @@ class FakeNode:
         app = rules.check_parent(request.parent)
         rules.check_page_size(request.page_size)
         prefix = "apps/" if app is None else f"{request.parent}/instances/"
-        names = sorted(name for name in self._hosted if name.startswith(prefix))
+        names = sorted(name for name in self.hosted if name.startswith(prefix))
         if request.page_token:
             if not request.page_token.startswith(prefix):
                 raise SupervisorError("INVALID_PAGE_TOKEN", "It is none of this node's.")
@@ -404,107 +366,31 @@ class FakeNode:
         page = names[:size]
         more = page[-1] if len(names) > size else ""
         return pb.ListInstancesResponse(
-            instances=[self._told(self._hosted[name]) for name in page], next_page_token=more
+            instances=[self._told(self.hosted[name]) for name in page], next_page_token=more
         )
 
     def list_data_directories(self, request: pb.ListDataDirectoriesRequest) -> pb.ListDataDirectoriesResponse:
-        """ListDataDirectories; a page token is the last name of the page before."""
-        app = rules.check_parent(request.parent)
-        rules.check_page_size(request.page_size)
-        if request.page_token and not request.page_token.startswith("apps/"):
-            raise SupervisorError("INVALID_PAGE_TOKEN", "It is none of this node's.")
-        found = sorted(
-            (f"apps/{self.disk.apps[uid]}/dataDirectories/{uid}", uid)
-            for uid in self.disk.data
-            if app in (None, self.disk.apps[uid])
-        )
-        found = [(name, uid) for name, uid in found if name > request.page_token]
-        size = min(request.page_size or 50, 1000)
-        page = [self._directory(uid) for _, uid in found[:size]]
-        more = page[-1].name if len(found) > size else ""
-        return pb.ListDataDirectoriesResponse(data_directories=page, next_page_token=more)
+        """ListDataDirectories."""
+        return list_directories(self, request)
 
     def claim_data_directory(self, request: pb.ClaimDataDirectoryRequest) -> pb.DataDirectory:
         """ClaimDataDirectory."""
-        app, uid, to_app, to_uid = rules.check_claim(request)
-        self.lease.heed(request.term)
-        if any(hosted.spec.app_uid == uid for hosted in self._hosted.values()):
-            raise SupervisorError("INSTANCE_EXISTS", "An instance has the data.", resource=f"apps/{app}")
-        if to_uid in self.disk.data:
-            if uid in self.disk.data:
-                raise SupervisorError("DATABASE_UNAVAILABLE", "There is data of its own already.")
-            return self._directory(to_uid)
-        if uid not in self.disk.data or self.disk.apps[uid] != app:
-            raise SupervisorError("DATA_MISSING", "Its data is not here.")
-        self.disk.data.discard(uid)
-        self.disk.data.add(to_uid)
-        self.disk.apps[to_uid] = to_app
-        self.logs.entries.pop(uid, None)
-        return self._directory(to_uid)
-
-    def _directory(self, uid: str) -> pb.DataDirectory:
-        hosted = any(one.spec.app_uid == uid for one in self._hosted.values())
-        name = f"apps/{self.disk.apps[uid]}/dataDirectories/{uid}"
-        size = 0 if hosted else 4096
-        return pb.DataDirectory(name=name, app_uid=uid, size_bytes=size, has_database=True, hosted=hosted)
-
-    async def watch(self, request: pb.WatchInstancesRequest) -> AsyncIterator[pb.WatchInstancesResponse]:
-        """WatchInstances."""
-        self.lease.heed(request.term)
-        heartbeat = 1.0
-        if request.HasField("heartbeat_interval"):
-            rules.check_heartbeat(request.heartbeat_interval)
-            heartbeat = seconds(request.heartbeat_interval)
-        position = self._position(request.resume_token)
-        if self.draining and not self._hosted:
-            raise self._shut_down()
-        kind = pb.WatchInstancesResponse
-        if position is None:
-            position = self._feed.revision
-            entries = [entry.value for entry in self._feed.page("", 1_000_000) if entry.value is not None]
-            most = 100 if request.batched else 1
-            for first in range(0, len(entries), most):
-                yield self._snapshot(entries[first : first + most], position)
-            yield self._message(kind.SYNCED, position)
-        else:
-            for message in self._since(position):
-                yield message
-            position = self._feed.revision
-            yield self._message(kind.SYNCED, position)
-        next_beat = self._time() + heartbeat
-        while True:
-            await self._feed.wait(position, max(0.0, next_beat - self._time()))
-            await self._mute.wait()
-            target = self._feed.revision
-            for message in self._since(position):
-                yield message
-            position = target
-            if self._time() >= next_beat:
-                beat = self._message(kind.HEARTBEAT, position)
-                beat.monotonic_time.CopyFrom(duration(self._time()))
-                beat.memory_bytes = self.used_memory_bytes
-                for name, hosted in self._hosted.items():
-                    if hosted.status.HasField("figures"):
-                        beat.figures[name].CopyFrom(hosted.status.figures)
-                yield beat
-                next_beat = self._time() + heartbeat
-            if self.draining and not self._hosted and position == self._feed.revision:
-                raise self._shut_down()
+        return claim(self, request)
 
     # --- inside ---
 
-    def _time(self) -> float:
+    def time(self) -> float:
         """Return the loop's time: a test may let it pass as it likes."""
         return asyncio.get_running_loop().time()
 
-    def _is_awake(self, app: str, but: _Hosted) -> bool:
+    def _is_awake(self, app: str, but: Hosted) -> bool:
         return any(
             name.startswith(f"{app}/instances/") and it is not but and it.status.state == pb.Instance.RUNNING
-            for name, it in self._hosted.items()
+            for name, it in self.hosted.items()
         )
 
     def _newest_uid(self, app: str) -> str:
-        found = [h.spec for name, h in self._hosted.items() if name.startswith(f"apps/{app}/")]
+        found = [h.spec for name, h in self.hosted.items() if name.startswith(f"apps/{app}/")]
         return found[-1].app_uid if found else ""
 
     def _accepted(self, spec: pb.InstanceSpec, *, start_now: bool) -> pb.Instance:
@@ -521,10 +407,10 @@ class FakeNode:
             isolation=spec.isolation or pb.InstanceSpec.SHARED,
             create_time=timestamp(time.time()),
         )
-        _set_ready(status, "Idle" if dormant else "Starting")
+        set_ready(status, "Idle" if dormant else "Starting")
         return status
 
-    async def _run_start(self, hosted: _Hosted) -> None:
+    async def _run_start(self, hosted: Hosted) -> None:
         behaviour = self.behaviours.get(hosted.spec.entrypoint, Behaviour())
         limit = effective_limits(hosted.spec).start_timeout
         if behaviour.ready_after is None or behaviour.ready_after > limit:
@@ -564,8 +450,8 @@ class FakeNode:
             digest=hashlib.sha256(content).hexdigest(), modify_time=timestamp(self._started)
         )
 
-    def _told(self, hosted: _Hosted) -> pb.Instance:
-        told = _copy(hosted.status)
+    def _told(self, hosted: Hosted) -> pb.Instance:
+        told = copy_of(hosted.status)
         on_disk = self._code_of(hosted.spec.entrypoint)
         if told.HasField("code") and told.code.digest != on_disk.digest:
             told.conditions.add(
@@ -577,7 +463,7 @@ class FakeNode:
             )
         return told
 
-    def _fail(self, hosted: _Hosted, reason: str, message: str) -> None:
+    def _fail(self, hosted: Hosted, reason: str, message: str) -> None:
         # A reason that this version does not know is a later node's: it is told as it is.
         known = SupervisorError(reason if reason in CODES else "APP_STARTUP_FAILED", message)
         told = CodePlace(self.node, APP_DIRS).located(known)
@@ -592,7 +478,7 @@ class FakeNode:
         hosted.status.health = pb.Instance.Health.UNHEALTHY
         self._move(hosted, pb.Instance.FAILED, reason, told.message)
 
-    def _stop(self, hosted: _Hosted) -> None:
+    def _stop(self, hosted: Hosted) -> None:
         if hosted.status.state == pb.Instance.STOPPING:
             return
         if hosted.task is not None:
@@ -601,7 +487,7 @@ class FakeNode:
         self._move(hosted, pb.Instance.STOPPING, "Stopping")
         hosted.task = asyncio.create_task(self._run_stop(hosted))
 
-    async def _run_stop(self, hosted: _Hosted) -> None:
+    async def _run_stop(self, hosted: Hosted) -> None:
         behaviour = self.behaviours.get(hosted.spec.entrypoint, Behaviour())
         limit = effective_limits(hosted.spec).stop_timeout
         if behaviour.held is not None:
@@ -610,29 +496,29 @@ class FakeNode:
         await asyncio.sleep(min(behaviour.stop_after, limit))
         self._end(hosted)
 
-    def _end(self, hosted: _Hosted) -> None:
+    def _end(self, hosted: Hosted) -> None:
         name, uid = hosted.spec.name, hosted.spec.app_uid
-        del self._hosted[name]
+        del self.hosted[name]
         self._purge_if_last(uid)
         if uid in self._purges and not self._here(uid) and not self.draining:
-            self._hosted[name] = self._unpurged[name] = hosted
+            self.hosted[name] = self._unpurged[name] = hosted
             error = pb.InstanceError(
                 reason="DATA_NOT_REMOVED",
                 message=self.disk.stuck[uid],
                 occur_time=timestamp(time.time()),
             )
             hosted.status.last_error.CopyFrom(error)
-            self._publish(hosted)
+            self.feed.publish(hosted.status)
             return
         self._unpurged.pop(name, None)
         if self.draining:
-            self._obituaries[name] = pb.InstanceError(
+            self.feed.obituaries[name] = pb.InstanceError(
                 reason="NODE_DRAINING", message="Its node shut down.", occur_time=timestamp(time.time())
             )
-        self._feed.publish(self._feed.revision + 1, [(name, None)])
+        self.feed.remove(name)
 
     def _here(self, uid: str) -> bool:
-        return any(h.spec.app_uid == uid and n not in self._unpurged for n, h in self._hosted.items())
+        return any(h.spec.app_uid == uid and n not in self._unpurged for n, h in self.hosted.items())
 
     def _purge_if_last(self, uid: str) -> None:
         if uid in self._purges and not self._here(uid) and uid not in self.disk.stuck:
@@ -647,81 +533,21 @@ class FakeNode:
     def _forget_unpurged(self, uid: str) -> None:
         for name in [n for n, h in self._unpurged.items() if h.spec.app_uid == uid]:
             del self._unpurged[name]
-            if self._hosted.pop(name, None) is not None:
-                self._feed.publish(self._feed.revision + 1, [(name, None)])
+            if self.hosted.pop(name, None) is not None:
+                self.feed.remove(name)
 
     def _move(
-        self, hosted: _Hosted, state: pb.Instance.State.ValueType, reason: str, message: str = ""
+        self, hosted: Hosted, state: pb.Instance.State.ValueType, reason: str, message: str = ""
     ) -> None:
         hosted.status.state = state
-        _set_ready(hosted.status, reason, message)
-        self._publish(hosted)
+        set_ready(hosted.status, reason, message)
+        self.feed.publish(hosted.status)
 
-    def _publish(self, hosted: _Hosted) -> None:
-        self._feed.publish(self._feed.revision + 1, [(hosted.spec.name, _copy(hosted.status))])
-
-    def _publish_nothing(self) -> None:
-        self._feed.publish(self._feed.revision + 1, [])
-
-    def _find(self, name: str) -> _Hosted:
-        hosted = self._hosted.get(name)
+    def _find(self, name: str) -> Hosted:
+        hosted = self.hosted.get(name)
         if hosted is None:
             raise SupervisorError("INSTANCE_NOT_FOUND", f"{name} is not on this node.", resource=name)
         return hosted
-
-    def _since(self, position: int) -> list[pb.WatchInstancesResponse]:
-        kind = pb.WatchInstancesResponse
-        messages = []
-        for entry in self._feed.since(position, 1_000_000):
-            if entry.value is not None:
-                messages.append(self._message(kind.UPSERT, entry.revision, entry.value))
-                continue
-            gone = pb.Instance(name=entry.key, node=self.node, incarnation=self.incarnation)
-            if entry.key in self._obituaries:
-                gone.last_error.CopyFrom(self._obituaries[entry.key])
-            messages.append(self._message(kind.REMOVE, entry.revision, gone))
-        return messages
-
-    def _message(
-        self,
-        kind: pb.WatchInstancesResponse.Type.ValueType,
-        sequence: int,
-        instance: pb.Instance | None = None,
-        *,
-        resumable: bool = True,
-    ) -> pb.WatchInstancesResponse:
-        message = pb.WatchInstancesResponse(
-            type=kind,
-            sequence=sequence,
-            incarnation=self.incarnation,
-            resume_token=f"{self.incarnation}.{sequence}" if resumable else "",
-        )
-        if instance is not None:
-            message.instance.CopyFrom(instance)
-            message.instance.ClearField("figures")
-        return message
-
-    def _snapshot(self, instances: list[pb.Instance], position: int) -> pb.WatchInstancesResponse:
-        alone = instances[0] if len(instances) == 1 else None
-        message = self._message(pb.WatchInstancesResponse.UPSERT, position, alone, resumable=False)
-        if alone is None:
-            message.instances.extend(instances)
-            for instance in message.instances:
-                instance.ClearField("figures")
-        return message
-
-    def _position(self, token: str) -> int | None:
-        if not token:
-            return None
-        incarnation, _, number = token.rpartition(".")
-        if not incarnation or not number.isdecimal():
-            raise SupervisorError("INVALID_RESUME_TOKEN", "It is none of this node's.")
-        if incarnation != self.incarnation or int(number) > self._feed.revision:
-            raise SupervisorError("RESUME_TOKEN_EXPIRED", "It is of another life of this node.")
-        return int(number)
-
-    def _shut_down(self) -> SupervisorError:
-        return SupervisorError("NODE_DRAINING", "The node is shutting down.", code=Code.UNAVAILABLE)
 
 
 class _Servicer(RuntimeEnvironmentServicer):
@@ -829,7 +655,7 @@ class _Servicer(RuntimeEnvironmentServicer):
         self._node.streams += 1
         self._node.unheard.clear()
         try:
-            async for message in self._node.watch(request):
+            async for message in self._node.feed.watch(request):
                 yield message
         finally:
             self._node.streams -= 1
@@ -842,32 +668,3 @@ class _Servicer(RuntimeEnvironmentServicer):
         self._take("TailLogs", request)
         async for message in self._node.logs.tail(request):
             yield message
-
-
-def _set_ready(status: pb.Instance, reason: str, message: str = "") -> None:
-    holds = pb.Condition.MET if status.state == pb.Instance.RUNNING else pb.Condition.UNMET
-    old = status.conditions[0] if status.conditions else None
-    since = old.last_transition_time if old is not None and old.status == holds else timestamp(time.time())
-    condition = pb.Condition(
-        type="Ready", status=holds, reason=reason, message=message, last_transition_time=since
-    )
-    del status.conditions[:]
-    status.conditions.append(condition)
-
-
-def _copy(instance: pb.Instance) -> pb.Instance:
-    copy = pb.Instance()
-    copy.CopyFrom(instance)
-    return copy
-
-
-def _copy_spec(spec: pb.InstanceSpec) -> pb.InstanceSpec:
-    copy = pb.InstanceSpec()
-    copy.CopyFrom(spec)
-    return copy
-
-
-def _without_claim(spec: pb.InstanceSpec) -> pb.InstanceSpec:
-    copy = _copy_spec(spec)
-    copy.ClearField("requires_existing_data")
-    return copy

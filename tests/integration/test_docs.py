@@ -34,7 +34,7 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 def test_the_readme_is_short_enough_to_be_read() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 135
 
 
 def pictures() -> ModuleType:

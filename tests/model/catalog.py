@@ -10,8 +10,9 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from services.control_plane.placement.assignment import ENDING, assign
+from services.control_plane.placement.failover import serving_alone
 from services.control_plane.placement.snapshot import Snapshot
-from services.control_plane.store.records import AppRecord, PlacementRecord
+from services.control_plane.store.records import AppRecord, NodeRecord, PlacementRecord
 from services.control_plane.tenure import Pace
 from tests.model.simulation import Simulation
 
@@ -19,10 +20,15 @@ ENVIRONMENT = "environments/default"
 LEAD = Pace()
 
 
-def spec(name: str, desired: int = App.RUNNING) -> App:
+def spec(name: str, desired: int = App.RUNNING, *, lone: bool = False) -> App:
+    """`lone`: of an app that needs no lease while its node is alone."""
     app = App(name=name, entrypoint="shop:app", environment=ENVIRONMENT, desired_state=desired)
-    app.availability, app.failover = InstanceSpec.CONSISTENT, App.AUTOMATIC
-    app.database.no_database.SetInParent()
+    app.failover = App.AUTOMATIC
+    if lone:
+        app.database.external.secret_key = "URL"
+    else:
+        app.availability = InstanceSpec.CONSISTENT
+        app.database.no_database.SetInParent()
     return app
 
 
@@ -84,15 +90,40 @@ def copied(node: Node, **changes: Any) -> Node:
     return copy
 
 
-def heard(name: str, incarnation: str) -> Callable[[Catalog], Catalog]:
+def heard(name: str, incarnation: str, *, lone: bool = False) -> Callable[[Catalog], Catalog]:
     def run(catalog: Catalog) -> Catalog:
         node = catalog.nodes[name]
         if node.incarnation != incarnation:
             return catalog.changed()
         ready = copied(node, state=Node.READY, lease_state=Node.GRANTED)
+        ready.serves_alone = node.serves_alone or (lone and is_only(catalog, name))
         return catalog.changed(nodes={**catalog.nodes, name: ready})
 
     return run
+
+
+def alone(name: str, incarnation: str) -> Callable[[Catalog], Catalog]:
+    def run(catalog: Catalog) -> Catalog:
+        node = catalog.nodes[name]
+        if node.incarnation != incarnation or not is_only(catalog, name):
+            return catalog
+        return catalog.changed(nodes={**catalog.nodes, name: copied(node, serves_alone=True)})
+
+    return run
+
+
+def parted(name: str, incarnation: str) -> Callable[[Catalog], Catalog]:
+    def run(catalog: Catalog) -> Catalog:
+        node = catalog.nodes[name]
+        if node.incarnation != incarnation:
+            return catalog
+        return catalog.changed(nodes={**catalog.nodes, name: copied(node, serves_alone=False)})
+
+    return run
+
+
+def is_only(catalog: Catalog, name: str) -> bool:
+    return list(catalog.nodes) == [name]
 
 
 def ran_out(judged: Node, state: Any) -> Callable[[Catalog], Catalog]:
@@ -112,7 +143,10 @@ def ran_out(judged: Node, state: Any) -> Callable[[Catalog], Catalog]:
 def decided(name: str, seen: Snapshot) -> Callable[[Catalog], Catalog]:
     def run(catalog: Catalog) -> Catalog:
         app, known = catalog.apps[name], catalog.placements.get(name, ())
-        believed = seen.believing(lambda node: catalog.nodes[node].lease_state == Node.EXPIRED)
+        alone = serving_alone(app, known, as_records(catalog).get)
+        believed = seen.believing(
+            lambda node: node not in alone and catalog.nodes[node].lease_state == Node.EXPIRED
+        )
         assigned = assign(app, known, believed, 0)
         after = replace(app, target=assigned.target or app.target, failed=assigned.failed)
         return catalog.changed(
@@ -120,6 +154,10 @@ def decided(name: str, seen: Snapshot) -> Callable[[Catalog], Catalog]:
         )
 
     return run
+
+
+def as_records(catalog: Catalog) -> dict[str, NodeRecord]:
+    return {name: NodeRecord(node) for name, node in catalog.nodes.items()}
 
 
 def is_as_judged(node: Node, judged: Node) -> bool:

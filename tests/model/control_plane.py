@@ -12,12 +12,12 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane.leases import Counted, Fence, Grant, LeasePace, Leases
 from services.control_plane.placement.assignment import assign
 from services.control_plane.placement.choice import Candidate
-from services.control_plane.placement.failover import fence_epoch
+from services.control_plane.placement.failover import fence_epoch, serving_alone
 from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
 from services.control_plane.reconciler.plan import plan, stop_orphan
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role
 from services.control_plane.tenure import Tenure
-from tests.model.catalog import LEAD, Catalog, decided, ended, heard, ran_out
+from tests.model.catalog import LEAD, Catalog, alone, as_records, decided, ended, heard, parted, ran_out
 
 if TYPE_CHECKING:
     from tests.model.fleet import Fleet
@@ -152,6 +152,8 @@ class ControlPlane:
                 self._watch(name, link)
             elif not self.leases.is_open(name, node.incarnation):
                 self._heard(name, link, node.incarnation)
+            if self.fleet.lone:
+                self._tell_alone(name, node)
             heard = link.synced or now < link.heard + SILENCE
             counted.append(Counted(name, node.lease_state, heard, self.leases.has_run_out(name)))
         for name, state in self.leases.changed("environments/default", counted).items():
@@ -166,6 +168,16 @@ class ControlPlane:
             # What nothing has changed about comes out as the last time.
             if (self.settled.get(app) != sight or self.busy.get(app)) and self.look_at(app):
                 self.settled[app] = sight
+
+    def _tell_alone(self, name: str, node: Node) -> None:
+        """Have a node know whether it is alone, as the product's LeaseWatch does."""
+        leases, only = self.leases, len(self.mirror.nodes) == 1
+        assert leases is not None
+        leases.set_alone(name, stored=node.serves_alone, wanted=only)
+        if name in leases.parted:
+            self.write(parted(name, node.incarnation), lambda: leases.parting_stored(name))
+        elif only and not node.serves_alone and leases.is_open(name, node.incarnation):
+            self.write(alone(name, node.incarnation))
 
     def _watch(self, name: str, link: Link) -> None:
         assert self.tenure is not None
@@ -211,8 +223,10 @@ class ControlPlane:
             if self.leases is None or not link.synced or link.session != session:
                 return
             self.leases.open(name, incarnation, self._fences(name, link))
+            if self.fleet.lone:
+                self._tell_alone(name, self.mirror.nodes[name])
 
-        self.write(heard(name, incarnation), granted)
+        self.write(heard(name, incarnation, lone=self.fleet.lone), granted)
 
     def _fences(self, name: str, link: Link) -> list[Fence]:
         fences = []
@@ -223,28 +237,32 @@ class ControlPlane:
                 fences.append(Fence(record.uid, epoch))
         return fences
 
-    def on_granted(self, name: str, grant: Grant) -> None:
+    def on_granted(self, name: str, grant: Grant, alone: bool) -> None:
         if self.leases is not None:
-            self.leases.accepted(name, grant)
+            self.leases.accepted(name, grant, alone=alone)
 
     # Apps
 
     def see(self, app: AppRecord, placements: tuple[PlacementRecord, ...]) -> Snapshot:
         now = self.clock()
         views = {}
+        alone = (
+            serving_alone(app, placements, as_records(self.mirror).get) if self.fleet.lone else frozenset()
+        )
         for name in {it.node for it in placements}:
             node, link = self.mirror.nodes[name], self.links.get(name, Link())
             here = link.of(app.name)
             if link.synced:
                 views[name] = NodeView(node, Sight.HEARD, here)
             elif now > link.heard + SILENCE:
-                lost = node.lease_state == Node.EXPIRED
+                lost = node.lease_state == Node.EXPIRED and name not in alone
                 views[name] = NodeView(node, Sight.LOST if lost else Sight.SILENT, here)
         if any(it.role is not Role.LOST and _sees(views, it.node) for it in placements):
-            return Snapshot(views)
+            return Snapshot(views, alone=alone)
         every = [it.node for them in self.mirror.placements.values() for it in them]
         heard = [name for name, link in self.links.items() if link.synced and name in self.mirror.nodes]
-        return Snapshot(views, tuple(Candidate(name, True, every.count(name), 0) for name in heard))
+        candidates = tuple(Candidate(name, True, every.count(name), 0) for name in heard)
+        return Snapshot(views, candidates, alone=alone)
 
     def look_at(self, name: str) -> bool:
         """Make a pass over an app; tell whether nothing is to be done."""

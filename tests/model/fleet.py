@@ -19,8 +19,12 @@ from tests.model.simulation import Process, Simulation, Violation
 class Fleet:
     """All of it, and what must hold."""
 
-    def __init__(self, simulation: Simulation, nodes: int, apps: int) -> None:
+    def __init__(self, simulation: Simulation, nodes: int, apps: int, *, lone: bool = False) -> None:
+        """`lone`: the apps are such that need no lease while their node is alone."""
         self.simulation = simulation
+        self.lone = lone
+        self.spared = 0
+        """Responses that left without a lease, and might."""
         self.database = Database(simulation)
         self.highest: dict[str, dict[str, int]] = {}
         self.terms: dict[int, int] = {}
@@ -30,7 +34,7 @@ class Fleet:
         self.moved = 0
         names = [f"apps/a{number}" for number in range(apps)]
         records = {
-            name: AppRecord(name, f"uid-{name[5:]}", spec(name), App(), 1, Version(1, 1), 0, 0)
+            name: AppRecord(name, f"uid-{name[5:]}", spec(name, lone=lone), App(), 1, Version(1, 1), 0, 0)
             for name in names
         }
         self.database.catalog = replace(self.database.catalog, apps=records)
@@ -38,6 +42,11 @@ class Fleet:
             name: ModelNode(self, name) for name in (f"{ENVIRONMENT}/nodes/n{n}" for n in range(nodes))
         }
         self.control_planes = [ControlPlane(self, f"cp{number}") for number in range(2)]
+
+    def join(self) -> None:
+        """Let another node come."""
+        name = f"{ENVIRONMENT}/nodes/n{len(self.nodes)}"
+        self.nodes[name] = ModelNode(self, name)
 
     # What the world does to it
 
@@ -132,10 +141,10 @@ class Fleet:
             app = catalog.apps[name]
             stopped = app.spec.desired_state == App.STOPPED
             if verb == "stop":
-                app = replace(app, spec=spec(name, App.STOPPED))
+                app = replace(app, spec=spec(name, App.STOPPED, lone=self.lone))
             elif stopped == (verb == "start"):
                 epoch = max(app.target.epoch, *(it.epoch for it in catalog.placements.get(name, ())), 0) + 1
-                app = replace(app, spec=spec(name), target=Version(1, epoch), failed=None)
+                app = replace(app, spec=spec(name, lone=self.lone), target=Version(1, epoch), failed=None)
             return catalog.changed(apps={**catalog.apps, name: app})
 
         self.database.write(None, run)
@@ -175,7 +184,11 @@ class Fleet:
         """Judge a response that leaves a node."""
         self.responses += 1
         now, status = self.simulation.now, copy.status
-        if not node.proper.covers(began, now):
+        if node.proper.covers(began, now):
+            pass
+        elif self.lone and self.database.catalog.nodes[node.name].serves_alone:
+            self.spared += 1
+        else:
             raise Violation(f"at {now:.3f} s {node.name} answers for {status.name} without a lease")
         for other, epoch in self.highest[status.app_uid].items():
             if other != node.name and epoch > status.epoch:

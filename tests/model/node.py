@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from runtime_node.instances.fences import Fences
-from runtime_node.lease import REVOKED, Lease
+from runtime_node.lease import REVOKED, Lease, LeaseUnlessAlone, ServingRight
 from services.control_plane.leases import Grant
 from services.control_plane.store.records import Version
 from services.rpc.errors import SupervisorError
@@ -27,7 +27,7 @@ class Copy:
     """An instance on a node."""
 
     status: Instance
-    lease: Lease
+    lease: ServingRight
 
 
 class ModelNode:
@@ -113,12 +113,16 @@ class ModelNode:
                         copy.lease = REVOKED
 
         try:
-            self.lease.renew(grant.term, grant.incarnation, grant.monotonic_time, grant.lasts, give_up)
+            self.lease.renew(
+                grant.term, grant.incarnation, grant.monotonic_time, grant.lasts, give_up, alone=grant.alone
+            )
         except SupervisorError:
             return
         self.newest = max(self.newest, grant.term)
         self.proper.granted(self.simulation.now, beaten, grant.lasts / self.process.rate)
-        self.simulation.send(self.process, control_plane.process, control_plane.on_granted, self.name, grant)
+        self.simulation.send(
+            self.process, control_plane.process, control_plane.on_granted, self.name, grant, self.lease.alone
+        )
 
     def on_start(
         self, control_plane: ControlPlane, term: int, incarnation: str, name: str, uid: str, version: Version
@@ -135,7 +139,7 @@ class ModelNode:
                 name=name, app_uid=uid, epoch=version.epoch, generation=version.generation,
                 node=self.name, state=Instance.RUNNING, incarnation=self.incarnation,
             )  # fmt: skip
-            self.copies[name] = Copy(status, self.lease)
+            self.copies[name] = Copy(status, LeaseUnlessAlone(self.lease) if self.fleet.lone else self.lease)
             self.changed(term, name)
             self.fleet.began(uid, version.epoch, self.name)
         self.simulation.send(

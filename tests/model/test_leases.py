@@ -131,7 +131,9 @@ def breaks(rule: Break) -> Break:
 def the_lease_runs_from_when_the_grant_arrives(patch: pytest.MonkeyPatch) -> None:
     renew = Lease.renew
 
-    def broken(self: Lease, term: int, incarnation: str, time: float, lasts: float, give_up: Any) -> None:
+    def broken(
+        self: Lease, term: int, incarnation: str, time: float, lasts: float, give_up: Any, *, alone: bool
+    ) -> None:
         renew(self, term, incarnation, self._clock(), lasts, give_up)
 
     patch.setattr(Lease, "renew", broken)
@@ -163,7 +165,9 @@ def the_node_finishes_in_one_stretch_what_it_began_in_another(patch: pytest.Monk
 def the_node_gives_nothing_up_with_a_grant(patch: pytest.MonkeyPatch) -> None:
     renew = Lease.renew
 
-    def broken(self: Lease, term: int, incarnation: str, time: float, lasts: float, give_up: Any) -> None:
+    def broken(
+        self: Lease, term: int, incarnation: str, time: float, lasts: float, give_up: Any, *, alone: bool
+    ) -> None:
         renew(self, term, incarnation, time, lasts, lambda: None)
 
     patch.setattr(Lease, "renew", broken)

@@ -41,7 +41,7 @@ _NEVER = float("inf")
 _FULL_READ = 64 * 1024
 _STEADY_BYTES = 64 * 1024
 _RESETS = 1000
-"""Requests that a client may give up at once, beside one for each that it took the answer of."""
+"""Requests that a client may give up at once before their answer begins; one more for each answer it took."""
 _CONTROLS = 4_000
 """Frames at once that carry nothing of a request."""
 
@@ -63,7 +63,9 @@ class Http2Connection(asyncio.Protocol):
         self._ends = ends
         self._cutter = FrameCutter()
         self._blocked: dict[Stream, None] = {}
-        self._resets = Budget(_RESETS, 20.0, shared.now)
+        # A proxy stands for many clients.
+        many = 10 if ends.trusted else 1
+        self._resets = Budget(many * _RESETS, many * 20.0, shared.now)
         self._controls = Budget(_CONTROLS, 200.0, shared.now)
         self._idle_since = shared.now
         self._begun = False
@@ -261,12 +263,13 @@ class Http2Connection(asyncio.Protocol):
         stream = self.streams.get(event.stream_id)
         if stream is None:
             return
+        begun = stream.exchange is not None and stream.exchange.started
         stream.receiving = False
         stream.closed = True
         stream.lose()
         self.forget(stream)
         # Those too that `h2` has reset for what the client did to them: it was made to.
-        if not self._resets.spend(self.shared.now):
+        if not begun and not self._resets.spend(self.shared.now):
             self._close(ErrorCodes.ENHANCE_YOUR_CALM)
 
     # --- streams ---

@@ -19,9 +19,15 @@ _LIST_ALLOWANCE = 16 * 1024
 """What HPACK counts beside a header's bytes (RFC 7541 §4.1); the node's own bound is told by 431."""
 
 
+class Engine(H2Connection):
+    """The state of a connection; it remembers fewer of the streams that have ended than is usual."""
+
+    MAX_CLOSED_STREAMS = 1_000
+
+
 def new_engine(limits: FrontLimits) -> H2Connection:
     """Return the state of a connection whose preface has come; its first words are to be sent."""
-    engine = H2Connection(
+    engine = Engine(
         # Requests are checked by stream, where one can be refused; responses when the app gives them.
         H2Configuration(
             client_side=False,

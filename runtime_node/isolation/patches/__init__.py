@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 
-from runtime_node.isolation import abandonable, environ, frames, on_import, refusals, syntax_trees
+from runtime_node.isolation import environ, frames, lost_interruptions, on_import, refusals, syntax_trees
 from runtime_node.isolation.patches import (
     exit_hooks,
     libraries,
@@ -33,6 +33,6 @@ def install() -> None:
         _installed = True
     for part in (
         on_import, environ, refusals, syntax_trees, frames, threads, loggers, logger_handlers,
-        standard_streams, loop_policies, exit_hooks, warning_filters, libraries, abandonable,
+        standard_streams, loop_policies, exit_hooks, warning_filters, libraries, lost_interruptions,
     ):  # fmt: skip
         part.install()

@@ -65,6 +65,8 @@ class Frame(IntEnum):
     DENIAL_START = 27
     DENIAL_PART = 28
     DENIAL_LAST = 29
+    TRAILERS = 30
+    """What a response ends with, packed as its start; only for a response whose start announced it."""
 
 
 class FaultKind(IntEnum):
@@ -162,14 +164,17 @@ SCOPE_KEYS: Final = (
     "client", "server", "subprotocols",
 )  # fmt: skip
 
+_EXTENSIONS: Final = ("websocket.http.response", "http.response.trailers")
+
 
 def pack_scope(scope: Mapping[str, Any], body_follows: bool) -> bytes:
     """Return a connection scope for a guest: what ASGI defines, and nothing else of the front's."""
     carried = {key: scope[key] for key in SCOPE_KEYS if key in scope}
     carried["headers"] = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
     carried["asgi"] = dict(scope["asgi"])
-    if "websocket.http.response" in (scope.get("extensions") or ()):
-        carried["extensions"] = {"websocket.http.response": {}}
+    known = [name for name in _EXTENSIONS if name in (scope.get("extensions") or ())]
+    if known:
+        carried["extensions"] = {name: {} for name in known}
     for key in ("client", "server"):
         if carried.get(key) is not None:
             carried[key] = tuple(carried[key])
@@ -202,10 +207,13 @@ def pack_start(status: int, headers: Iterable[Iterable[bytes]], trailers: bool =
     return payload
 
 
-def unpack_start(payload: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
-    """Return (status, headers). Raises MalformedFrameError when the payload isn't what its lengths say."""
+def unpack_start(payload: bytes) -> tuple[int, list[tuple[bytes, bytes]], bool]:
+    """Return (status, headers, whether trailers follow the body).
+
+    Raises MalformedFrameError when the payload isn't what its lengths say.
+    """
     try:
-        status, _, count = _START.unpack_from(payload)
+        status, trailers, count = _START.unpack_from(payload)
         if count > MAX_HEADERS:
             raise MalformedFrameError(f"{count} response headers are more than {MAX_HEADERS}")
         position = _START.size
@@ -221,4 +229,4 @@ def unpack_start(payload: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
         raise MalformedFrameError("a response start is cut short") from error
     if position != len(payload):
         raise MalformedFrameError("a response start does not have the length it tells")
-    return status, headers
+    return status, headers, bool(trailers)

@@ -276,7 +276,10 @@ class _Carried:
 
 
 class _Http(_Carried):
+    _may_trail = _announced = False
+
     async def run(self, scope: Scope) -> None:
+        self._may_trail = "http.response.trailers" in (scope.get("extensions") or ())
         if not self._body_follows(scope):
             await self._receive()  # the empty body, which the guest gives its app itself
         await super().run(scope)
@@ -298,10 +301,15 @@ class _Http(_Carried):
         if kind == Frame.LAST:
             await self._send({"type": "http.response.body", "body": payload, "more_body": False})
         elif kind == Frame.START:
-            status, headers = frames.unpack_start(payload)
-            await self._send({"type": "http.response.start", "status": status, "headers": headers})
+            status, headers, trailers = frames.unpack_start(payload)
+            start = {"type": "http.response.start", "status": status, "headers": headers}
+            self._announced = trailers and self._may_trail
+            await self._send({**start, "trailers": True} if self._announced else start)
         elif kind == Frame.PART:
             await self._send({"type": "http.response.body", "body": payload, "more_body": True})
+        elif kind == Frame.TRAILERS and self._announced:
+            _, headers, _ = frames.unpack_start(payload)
+            await self._send({"type": "http.response.trailers", "headers": headers})
         else:
             raise frames.MalformedFrameError(f"frame {kind} has no place in an HTTP exchange")
 
@@ -363,10 +371,10 @@ class _WebSocket(_Carried):
             case Frame.ACCEPT:
                 (length,) = _CODE.unpack_from(payload)
                 subprotocol = payload[2 : 2 + length].decode() or None
-                _, headers = frames.unpack_start(payload[2 + length :])
+                _, headers, _ = frames.unpack_start(payload[2 + length :])
                 return {"type": "websocket.accept", "subprotocol": subprotocol, "headers": headers}
             case Frame.DENIAL_START:
-                status, headers = frames.unpack_start(payload)
+                status, headers, _ = frames.unpack_start(payload)
                 return {"type": "websocket.http.response.start", "status": status, "headers": headers}
             case Frame.DENIAL_PART | Frame.DENIAL_LAST:
                 more = kind == Frame.DENIAL_PART

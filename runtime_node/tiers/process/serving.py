@@ -149,6 +149,7 @@ class Connection(asyncio.Protocol):
         scope["state"] = self.server.state.copy()
         exchange_type = WebSocketExchange if scope["type"] == "websocket" else HttpExchange
         self._exchange = exchange = exchange_type(self, body_follows)
+        exchange.may_trail = "http.response.trailers" in scope.get("extensions", ())
         self._task = task = self.server.loop.create_task(self._run(exchange, scope))
         self.server.tasks.add(task)
         task.add_done_callback(self.server.tasks.discard)
@@ -210,6 +211,8 @@ class Exchange:
     def __init__(self, connection: Connection, body_follows: bool) -> None:
         self.connection = connection
         self.finished = False
+        self.may_trail = False
+        """The client's protocol has trailers."""
         self.sending = 0
         """Calls of `send` that wait for the node to read."""
         self._events: deque[Message] = deque()
@@ -273,6 +276,9 @@ class HttpExchange(Exchange):
 
     def _begin(self, body_follows: bool) -> None:
         self._started = self._flushed = self._complete = False
+        # A response has announced trailers, and they are all that is missing of it.
+        self._announced = self._trailing = False
+        self._trailers: list[tuple[bytes, bytes]] = []
         if body_follows:
             self._asked = 1  # the node sends the first part unasked
         else:
@@ -303,21 +309,33 @@ class HttpExchange(Exchange):
             return
         if kind == "http.response.start" and not self._started:
             self._started = True
-            payload = frames.pack_start(message["status"], message.get("headers", ()))
+            self._announced = self.may_trail and bool(message.get("trailers", False))
+            payload = frames.pack_start(message["status"], message.get("headers", ()), self._announced)
             connection.write(frame(Frame.START, payload))
-        elif kind == "http.response.body" and self._started and not self._complete:
+        elif kind == "http.response.trailers" and self._trailing:
+            self._trail(message)
+        elif kind == "http.response.body" and self._started and not (self._complete or self._trailing):
             body = as_bytes(message.get("body", b""))
             more = message.get("more_body", False)
-            self._complete = not more
+            self._trailing = self._announced and not more
+            self._complete = not more and not self._announced
             if more and not body and self._flushed:
                 return  # only the first piece says something by being there: that the head may leave
             self._flushed = True
             parts = frames.split(Frame.PART, Frame.PART if more else Frame.LAST, body)
             await self._write_all(parts)
-            if not more:
+            if self._complete:
                 self.lose()
         else:
             raise RuntimeError(f"Unexpected ASGI message '{kind}' sent")
+
+    def _trail(self, message: Message) -> None:
+        self._trailers += message.get("headers", ())
+        payload = frames.pack_start(200, self._trailers)
+        if not message.get("more_trailers", False):
+            self._trailing, self._complete = False, True
+            self.connection.write(frame(Frame.TRAILERS, payload))
+            self.lose()
 
     async def _write_all(self, parts: Iterable[bytes]) -> None:
         self.sending += 1

@@ -11,6 +11,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.catalog import retention
 from services.control_plane.catalog.code_changes import CodeChange
 from services.control_plane.operations import database_moves, operations
+from services.control_plane.operations.verdicts import READY
 from services.control_plane.placement.scale import (
     is_at,
     is_several,
@@ -39,7 +40,7 @@ from services.control_plane.store.records import (
     Role,
     Version,
 )
-from services.rpc.errors import Code, SupervisorError, Violation, invalid_fields
+from services.rpc.errors import Code, SupervisorError, Violation, invalid_field, invalid_fields
 from services.rpc.pipeline.call import Caller
 from services.spec.availability import effective_availability
 
@@ -125,13 +126,15 @@ def _check_domains(tx: Transaction, spec: pb.App) -> None:
         raise invalid_fields(violations)
 
 
-def _check_database_server(tx: Transaction, spec: pb.App) -> None:
-    """Refuse a database server that does not exist or is full."""
+def _check_database_server(tx: Transaction, spec: pb.App, *, made: bool = False) -> None:
+    """Refuse a database server that does not exist, is full, or lacks what is needed; `made`: elsewhere."""
     name = spec.database.postgres.server
     record = check_server(tx, name)
     if record is None:
         return
     _check_extensions(spec, record)
+    if not made:
+        _check_template(spec, record)
     apps = tx.count_apps_on_server(name)
     if apps >= record.server.max_apps:
         raise SupervisorError(
@@ -155,6 +158,14 @@ def _check_extensions(spec: pb.App, server: DatabaseServerRecord) -> None:
     ]
     if violations:
         raise invalid_fields(violations)
+
+
+def _check_template(spec: pb.App, server: DatabaseServerRecord) -> None:
+    """Refuse a template that a database server does not have."""
+    template, known = spec.database.postgres.template, server.server.templates
+    if template and template not in known:
+        rule = f"is none that {server.name} has: {', '.join(known) or 'there is none'}"
+        raise invalid_field("app.database.postgres.template", rule)
 
 
 def check_server(tx: Transaction, name: str) -> DatabaseServerRecord | None:
@@ -183,12 +194,16 @@ def update(
         violations.append(Violation("app.database", "its kind cannot be changed"))
     elif spec.database.postgres.mode != record.spec.database.postgres.mode:
         violations.append(Violation("app.database.postgres.mode", "cannot be changed"))
+    elif spec.database.postgres.template != record.spec.database.postgres.template:
+        violations.append(Violation("app.database.postgres.template", "cannot be changed"))
     if violations:
         raise invalid_fields(violations)
     target = spec.database.postgres.server
     if target != record.database_server:
         # It is the app's once its database is there; what else the update changes is stored now.
-        _check_database_server(tx, spec)
+        provided = get_condition(record.status.conditions, DATABASE_PROVIDED)
+        made = provided is not None and provided.status == Condition.MET
+        _check_database_server(tx, spec, made=made)
         spec.database.postgres.server = record.database_server
         return _move_database(tx, record, spec, target, caller)
     if spec == record.spec:
@@ -368,7 +383,7 @@ def _is_settled(tx: Transaction, record: AppRecord, changed: AppRecord) -> bool:
     else:
         served = served_version(changed, placements) == changed.target
     same = record.spec.desired_state != pb.App.STOPPED and served
-    return same and changed.status.state in operations.READY
+    return same and changed.status.state in READY
 
 
 def delete(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
-from services.control_plane.placement.failover import RUN_OUT
+from services.control_plane.placement.failover import RUN_OUT, serving_alone
 from services.control_plane.placement.scale import is_several
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.records import AppRecord, Role
@@ -30,6 +30,16 @@ def recovered(tx: Transaction, record: AppRecord, *, accept_data_loss: bool) -> 
             "within seconds, and until then the app may be served there.",
             resource=name,
             metadata={"node": where},
+        )
+    alone = sorted(serving_alone(record, lost, tx.node))
+    if alone and not accept_data_loss:
+        raise SupervisorError(
+            "NODE_NOT_LOST",
+            f"{alone[0]} was the only node of its environment when it was last heard, and may serve {name}. "
+            "Let it be heard again; accept_data_loss starts the app elsewhere all the same, and unless that "
+            "node has ended, two copies may write its database.",
+            resource=name,
+            metadata={"node": alone[0], "serves_alone": "true"},
         )
     with_data = [it.node for it in lost if it.has_data]
     if with_data and not accept_data_loss:

@@ -105,7 +105,9 @@ class Controller:
         self._number = 0
         self._moves = moves or MoveSettings()
         self._reconciler: AppReconciler | None = None
-        self._unsettled: dict[str, None] = {}
+        self._unsettled: dict[str, int] = {}
+        """Apps with something left to do, each with the sweep before its last news."""
+        self._sweeps = 0
         self._short: dict[str, Ask] = {}
         """Apps that lack a place for something, as far as is stored, and what they ask of a node."""
         self._gather = GATHER_SECONDS
@@ -130,7 +132,7 @@ class Controller:
         for name in self._mirror.unsettled_apps():
             if (record := self._mirror.apps.get(name)) is None:
                 continue
-            self._unsettled[name] = None
+            self._unsettled[name] = -1
             if _is_short(record):
                 self._short[name] = ask_of(record)
             self.enqueue(name)
@@ -223,7 +225,7 @@ class Controller:
     async def _follow_apps(self, position: int) -> None:
         async for name, record in follow(self._mirror.apps, position):
             if record is not None and _is_unsettled(record):
-                self._unsettled[name] = None
+                self._unsettled[name] = self._sweeps
             else:
                 self._unsettled.pop(name, None)
             if record is not None and _is_short(record):
@@ -239,8 +241,9 @@ class Controller:
                 self._lease_watch.forget(name)
                 self.changed(self._mirror.apps_on(name))
                 continue
-            self._lease_watch.noted(record)
             self._links.follow(record.node, self)
+            if self._lease_watch.noted(record):
+                self.changed(self._mirror.apps_on(name))
             if record.node.lease_state == Node.EXPIRED:
                 self.changed(self._mirror.apps_on(name))
             if self._links.is_heard(name) and not record.node.cordoned:
@@ -353,8 +356,10 @@ class Controller:
         found: dict[str, None] = {}
         looked_at, retold = [], 0
         room = self._reconciler.room() if self._reconciler is not None else None
-        for app in islice(self._unsettled, 50 * SWEEP_APPS):
-            looked_at.append(app)
+        for app, news in islice(self._unsettled.items(), 50 * SWEEP_APPS):
+            looked_at.append((app, news))
+            if news == self._sweeps:
+                continue  # it goes on by itself
             homes = {it.node for it in self._mirror.placements_of(app)}
             waits = self._queue is None or self._queue.is_put_off(app)
             if waits or (homes and not any(map(self._links.is_heard, homes))):
@@ -368,10 +373,12 @@ class Controller:
             if len(found) == SWEEP_APPS:
                 break
         # To the end of the line (a dict keeps the order of insertion), what has its turn now behind the rest.
-        for app in (*(it for it in looked_at if it not in found), *found):
+        looked_at.sort(key=lambda it: it[0] in found)
+        for app, news in looked_at:
             del self._unsettled[app]
             if self._mirror.apps.entry(app) is not None:
-                self._unsettled[app] = None
+                self._unsettled[app] = news
+        self._sweeps += 1
         return found
 
     def _note_nodes(self) -> None:

@@ -42,6 +42,10 @@ class LeaseWatch:
         self._note = note
         self._lost: dict[str, set[str]] = {}
         """By environment: the nodes that are lost, as the catalog says."""
+        self._nodes: dict[str, dict[str, bool]] = {}
+        """By environment: its nodes, and whether the catalog says that they serve alone."""
+        self._to_be_alone: set[str] = set()
+        """Nodes of which is to be stored that they serve alone."""
 
     async def run(self) -> None:
         """Call nodes lost whose leases have run out, for ever."""
@@ -50,6 +54,7 @@ class LeaseWatch:
             try:
                 self._leases.look()
                 await asyncio.gather(*(self._lose(node, state) for node, state in self._changed()))
+                await self._store_alone()
             except Exception:
                 # The count must go on: what failed comes up again with the next look.
                 log.exception("leases not counted", extra={"action": "lease.count_failed"})
@@ -63,29 +68,68 @@ class LeaseWatch:
         granted = record is not None and record.node.lease_state == Node.GRANTED
         if granted and link.synced and link.session == session and self._links.get(name) is link:
             self._leases.open(name, link.node.incarnation, self._fences(link))
+            self._tell_alone(name)
 
     def is_settled(self, node: Node, status: RuntimeStatus) -> bool:
         """Tell whether a node that is heard has what it needs of leases."""
         return not status.HasField("lease") or self._leases.is_open(node.name, node.incarnation)
 
-    def noted(self, record: NodeRecord) -> None:
-        """Hear what the catalog says of a node by now."""
+    def noted(self, record: NodeRecord) -> bool:
+        """Hear what the catalog says of a node by now; tell whether it serves alone, or not, by now."""
+        known = self._nodes.setdefault(record.environment, {})
+        before = known.get(record.name)
+        known[record.name] = record.node.serves_alone
+        if before != record.node.serves_alone:
+            for name in list(known)[:2]:
+                self._tell_alone(name)
         lost = self._lost.setdefault(record.environment, set())
         if record.node.lease_state == Node.EXPIRED:
             lost.add(record.name)
         else:
             lost.discard(record.name)
+        return before is not None and before != record.node.serves_alone
 
     def forget(self, node: str) -> None:
         """Grant nothing more to a node that is not in the catalog any more."""
         self._leases.close(node)
-        self._lost.get(node.partition("/nodes/")[0], set()).discard(node)
+        environment = node.partition("/nodes/")[0]
+        self._lost.get(environment, set()).discard(node)
+        left = self._nodes.get(environment, {})
+        left.pop(node, None)
+        if len(left) == 1:
+            self._tell_alone(next(iter(left)))
 
     def waiting(self, environment: str) -> list[AppRecord]:
         """Return the apps on lost nodes of an environment that go elsewhere once somebody can take them."""
         lost = sorted(it for it in self._lost.get(environment, ()) if not self._links.is_heard(it))
         found = (self._mirror.apps.get(app) for node in lost for app in self._mirror.apps_on(node))
         return [it for it in found if it is not None and effective_failover(it.spec) == App.AUTOMATIC]
+
+    def _tell_alone(self, name: str) -> None:
+        """Have a node told with its grants whether it serves alone: as the catalog says, or no longer."""
+        record, link = self._mirror.nodes.get(name), self._links.get(name)
+        if record is None or link is None:
+            return
+        only = len(self._nodes.get(record.environment, ())) == 1
+        knows = link.status is not None and link.status.lease.HasField("alone")
+        self._leases.set_alone(name, stored=record.node.serves_alone, wanted=only and knows)
+        if only and knows and not record.node.serves_alone:
+            self._to_be_alone.add(name)
+
+    async def _store_alone(self) -> None:
+        """Store which nodes serve alone from now on, and which have heard that they do no longer."""
+        for name in self._leases.parted:
+            record = self._mirror.nodes.get(name)
+            if record is None or await self._note(partial(transactions.parted, node=record.node)):
+                self._leases.parting_stored(name)
+                self._tell_alone(name)
+        for name in list(self._to_be_alone):
+            link, record = self._links.get(name), self._mirror.nodes.get(name)
+            if link is None or record is None or not link.synced:
+                self._to_be_alone.discard(name)  # once it is heard that is stored, too
+            elif await self._note(partial(transactions.serves_alone, node=record.node)):
+                self._to_be_alone.discard(name)
+                self._tell_alone(name)
 
     async def _lose(self, node: NodeRecord, state: LeaseState) -> None:
         self._leases.close(node.name)

@@ -19,8 +19,11 @@ from services.control_plane.reconciler.result import Result
 
 log = logging.getLogger("appsupervisor.reconciler")
 
-WIDTH = 64
-"""Workers at once for the keys of one group; more wait their turn in order."""
+WIDTH = 192
+"""Workers at once for the keys of one group; more wait their turn in order.
+
+Several times what shares a call to a node or a commit: while one batch is carried out the next is made.
+"""
 
 TURN = 32
 """Workers begun in one turn of the loop: what else runs on it, nodes' heartbeats above all, has its turn in

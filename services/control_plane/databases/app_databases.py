@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Database
-from services.control_plane.databases import extensions, spares, steps
+from services.control_plane.databases import extensions, spares, steps, templates
 from services.control_plane.databases.connecting import Connection, connected
 from services.control_plane.databases.names import login_of, mark_of, owner_of, password_of, url_of
 from services.control_plane.databases.provisioning import Provisioning
@@ -41,6 +41,8 @@ class AppDatabases:
         self._servers = mirror.database_servers
         self._leader = leader
         self._turns = ServerTurns(clock)
+        self._copying = ServerTurns(clock, templates.AT_ONCE)
+        """Of those that begin as a copy, which takes long: they hold up no other."""
         self._schemas = Provisioning(self._turns)
         self.spares = SparePool(self._servers)
         """What is made ahead; its user runs it."""
@@ -72,11 +74,17 @@ class AppDatabases:
             database = await self._schemas.carry_out(server, order)
         else:
             database = owner
-            async with self._turns.at(server) as connection:
+            template = "" if must_exist else app.spec.database.postgres.template
+            turns = self._copying if template else self._turns
+            async with turns.at(server) as connection:
                 await steps.refuse_catalog(connection, server.name)
                 async with connection.transaction():
                     await steps.claim(connection, owner, claim)
-                await self._make_database(server, connection, owner, claim, must_exist=must_exist)
+                if template:
+                    await templates.begin_as_copy(connection, server, owner, claim, template)
+                await self._make_database(
+                    server, connection, owner, claim, must_exist=must_exist or bool(template)
+                )
                 if asked:
                     async with connected(server, owner) as inside:
                         await extensions.provide(inside, asked, "public")
@@ -119,6 +127,8 @@ class AppDatabases:
         owner = owner_of(app.name, app.uid)
         try:
             async with self._turns.at(server) as connection:
+                if app.spec.database.postgres.template:
+                    await templates.drop_copies(connection, server, owner, self._claim(app))
                 there = await self._shut(server, connection, app, frozenset())
                 if there and drop and _in_schema(app):
                     async with connection.transaction():

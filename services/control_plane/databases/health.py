@@ -47,20 +47,24 @@ async def look(server: DatabaseServerRecord) -> Health:
             cursor = await connection.execute(
                 "SELECT current_setting('server_version_num')::int, current_setting('server_version'),"
                 " (SELECT rolsuper OR rolcreaterole FROM pg_roles WHERE rolname = current_user),"
-                " has_database_privilege(current_database(), 'CREATE')"
+                " has_database_privilege(current_database(), 'CREATE'),"
+                " (SELECT array_agg(datname::text) FROM pg_database WHERE datname = ANY(%s::name[]))",
+                (list(server.server.templates),),
             )
             (told,) = await cursor.fetchall()
     except SupervisorError as failure:
         silent = failure.reason == "DATABASE_SERVER_UNREACHABLE"
         state = DatabaseServer.UNREACHABLE if silent else DatabaseServer.UNUSABLE
         return Health(state, failure.message)
-    number, version, makes_roles, makes_schemas = told
+    number, version, makes_roles, makes_schemas, templates = told
     if number < OLDEST:
         return Health(DatabaseServer.UNUSABLE, "It is older than PostgreSQL 15.", version)
     if not makes_roles or not makes_schemas:
         lacks = "roles (CREATEROLE)" if not makes_roles else "schemas (CREATE on its database)"
         return Health(DatabaseServer.UNUSABLE, f"Its administrator may not create {lacks}.", version)
-    return Health(DatabaseServer.REACHABLE, "", version)
+    lacking = [name for name in server.server.templates if name not in (templates or ())]
+    reason = f"It does not have the templates {', '.join(lacking)}." if lacking else ""
+    return Health(DatabaseServer.REACHABLE, reason, version)
 
 
 class ServerWatch:

@@ -61,12 +61,17 @@ class Claim:
         return f"{self.mark}{self.leader}"
 
 
-async def refuse_catalog(connection: Connection, server: str) -> None:
-    """Raise DATABASE_UNAVAILABLE if the connection's database is a catalog's own."""
+async def is_catalog(connection: Connection) -> bool:
+    """Tell whether the connection's database is a catalog's own."""
     found = await _one(
         connection, "SELECT to_regclass('meta'), to_regclass('histories'), to_regclass('leadership')"
     )
-    if found is not None and all(found):
+    return found is not None and all(found)
+
+
+async def refuse_catalog(connection: Connection, server: str) -> None:
+    """Raise DATABASE_UNAVAILABLE if the connection's database is a catalog's own."""
+    if await is_catalog(connection):
         text = f"The admin_url of {server} leads to a catalog of AppSupervisor; give apps another database."
         raise SupervisorError("DATABASE_UNAVAILABLE", text, resource=server)
 
@@ -323,7 +328,7 @@ def missing(owner: str) -> SupervisorError:
     return SupervisorError(
         "DATA_MISSING",
         f"The app has served before, and its database {owner} is not on its server. Restore it, or start the "
-        "app with accept_data_loss to let it begin on a new, empty one.",
+        "app with accept_data_loss to let it begin on a new one.",
         metadata={"owner": owner},
     )
 

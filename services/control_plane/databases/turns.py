@@ -43,15 +43,16 @@ class _Turn:
 class ServerTurns:
     """Of all servers. Lives on one loop."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        """`clock` gives seconds, monotonic."""
+    def __init__(self, clock: Callable[[], float], at_once: int = AT_ONCE) -> None:
+        """`clock` gives seconds, monotonic; `at_once` connections work on one server at a time."""
         self._clock = clock
+        self._at_once = at_once
         self._turns: dict[str, _Turn] = {}
 
     @asynccontextmanager
     async def at(self, server: DatabaseServerRecord) -> AsyncIterator[Connection]:
         """Give a connection to a server, in turn; fail at once while it rests."""
-        turn = self._turns.setdefault(server.name, _Turn(asyncio.Semaphore(AT_ONCE)))
+        turn = self._turns.setdefault(server.name, _Turn(asyncio.Semaphore(self._at_once)))
         self._refuse_while_it_rests(turn, server)
         try:
             async with asyncio.timeout(TURN_SECONDS):

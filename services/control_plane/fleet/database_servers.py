@@ -34,6 +34,7 @@ SET_BY_USERS = (
     "spare_databases",
     "app_address",
     "allowed_extensions",
+    "templates",
 )
 DEFAULT_MAX_APPS = 1_000
 DEFAULT_CONNECTIONS = 5

@@ -345,6 +345,7 @@ def _registered(told: pb.Node, name: str, known: NodeRecord | None, now: int) ->
         "reserved_memory_bytes",
         "used_memory_bytes",
         "etag",
+        "serves_alone",
     ):
         node.ClearField(field)
     node.state, node.state_reason = pb.Node.JOINING, "It has not yet reported what it runs."
@@ -353,6 +354,7 @@ def _registered(told: pb.Node, name: str, known: NodeRecord | None, now: int) ->
     if known is not None:
         node.create_time.CopyFrom(known.node.create_time)
         node.lease_state = known.node.lease_state  # what was granted to the life before still counts
+        node.serves_alone = known.node.serves_alone
         node.cordoned, node.etag = known.node.cordoned, known.node.etag
         if known.node.incarnation == node.incarnation:
             node.state, node.state_reason = known.node.state, known.node.state_reason

@@ -20,6 +20,7 @@ from services.control_plane.fleet import drains
 from services.control_plane.fleet.relocations import seconds_of
 from services.control_plane.fleet.views import node_etag, node_not_found, shown_node
 from services.control_plane.operations import operations
+from services.control_plane.placement.failover import serving_alone
 from services.control_plane.rules.etags import app_etag, check_etag
 from services.control_plane.rules.names import node_name, parse_node_name
 from services.control_plane.rules.sentences import counted
@@ -98,6 +99,15 @@ class NodeCommands:
                     resource=name,
                     metadata={"address": record.node.address},
                 )
+            alone = [app for app in tx.apps_on(name) if _serves_alone(tx, app, name)]
+            if alone and not request.force:
+                raise SupervisorError(
+                    "NODE_ALIVE",
+                    f"{name} was the only node of its environment when it was last heard, and may serve "
+                    f"{_told(alone, 'app')}. Let it be heard again; or, where it has ended, use `force`.",
+                    resource=name,
+                    metadata={"address": record.node.address, "apps": str(len(alone)), "app": alone[0]},
+                )
             kept = [app for app in tx.apps_on(name) if _keeps_data(tx, app, name)]
             if kept and not request.force:
                 raise SupervisorError(
@@ -161,6 +171,11 @@ def _may_answer(tx: Transaction, node: str) -> bool:
     """Tell whether an app is on a node that nobody else may answer for as long as that has its lease."""
     apps = (tx.app(name) for name in tx.apps_on(node))
     return any(effective_availability(app.spec) == InstanceSpec.CONSISTENT for app in apps if app is not None)
+
+
+def _serves_alone(tx: Transaction, name: str, node: str) -> bool:
+    app = tx.app(name)
+    return app is not None and node in serving_alone(app, tx.placements_of(name), tx.node)
 
 
 def _keeps_data(tx: Transaction, app: str, node: str) -> bool:

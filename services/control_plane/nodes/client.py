@@ -97,16 +97,19 @@ class NodeClient:
         """Stop an instance, as `start`; None when it isn't there. Safe to repeat."""
         return await self._stops.call(request)
 
-    async def renew(self, request: pb.RenewLeaseRequest) -> None:
-        """Renew the node's lease; one try, for the next heartbeat brings another."""
+    async def renew(self, request: pb.RenewLeaseRequest, *, answered: bool = True) -> pb.Lease | None:
+        """Renew the node's lease; one try, for the next heartbeat brings another.
+
+        Returns the lease, as the node has answered; None if it need not be `answered`, and was not.
+        """
         lease = self._lease_stream
         try:
-            if lease.is_open and not request.fences:
+            if lease.is_open and not answered:
                 await lease.send(request, RENEW_SECONDS)
-                return
+                return None
             # Answered, as the first of a stream: only then is it known whether what follows can be taken.
             await lease.open()
-            await self._stub.RenewLease(request, timeout=RENEW_SECONDS)
+            return (await self._stub.RenewLease(request, timeout=RENEW_SECONDS)).lease
         except TimeoutError:
             raise self._unreachable("it does not read what it is sent") from None
         except grpc.aio.AioRpcError as failure:

@@ -38,6 +38,9 @@ PASSING = frozenset({Instance.PENDING, Instance.STARTING, Instance.STOPPING})
 PASSING_SECONDS = 0.03
 """After which a state that passes is news: most starts and stops are over before, and are stored once."""
 
+PASSING_TOGETHER, LONGEST_PASSING_SECONDS = 4, 1.0
+"""Of more instances than so many at once each is longer on its way, in proportion, for so long at most."""
+
 CLOCK_SLACK = 0.01
 """Seconds by which a loop's timer may fire early."""
 
@@ -104,6 +107,8 @@ class NodeLink:
         """Why it is not heard, one sentence."""
         self._refused: dict[str, Instance] = {}
         self._hindered: dict[str, tuple[str, str]] = {}
+        self._passing: set[str] = set()
+        """Instances in a state that passes."""
         self._in_flight: dict[str, dict[str, int]] = {}
         """Requests of instances that have some, by app."""
         self._deadline: asyncio.TimerHandle | None = None
@@ -138,6 +143,20 @@ class NodeLink:
         """Return how many requests of an app are in flight or queued here, as last told."""
         return sum(self._in_flight.get(app, {}).values())
 
+    @property
+    def passing_seconds(self) -> float:
+        """After how long a state that passes is news here, in seconds."""
+        # Those that start together wait for each other: told of each on its way, a lost node's apps would be
+        # stored twice as often, and be up later for it.
+        together = max(1, len(self._passing) // PASSING_TOGETHER)
+        return min(PASSING_SECONDS * together, LONGEST_PASSING_SECONDS)
+
+    def _note_passing(self, instance: Instance, *, gone: bool = False) -> None:
+        if instance.state in PASSING and not gone:
+            self._passing.add(instance.name)
+        else:
+            self._passing.discard(instance.name)
+
     def _note_figures(self, figures: Mapping[str, InstanceFigures]) -> None:
         for name, told in figures.items():
             self._note_in_flight(name, told.in_flight_count + told.queued_count)
@@ -162,7 +181,7 @@ class NodeLink:
         self._refused.pop(app, None)
         self._hindered.pop(app, None)
         instance.ClearField("figures")
-        self._apps.setdefault(app, {}).setdefault(instance.name, instance)
+        self._note_passing(self._apps.setdefault(app, {}).setdefault(instance.name, instance))
         self._index(app)
 
     def refuse(self, app: str, instance: Instance) -> None:
@@ -188,6 +207,7 @@ class NodeLink:
         self._hindered.pop(app, None)
         known = self._apps.get(app, {})
         gone = known.pop(name, None) is not None
+        self._passing.discard(name)
         if not known:
             self._apps.pop(app, None)
         if app in self._refused and self._refused[app].name == name:
@@ -338,6 +358,7 @@ class NodeLink:
     def _sync(self) -> set[str]:
         """Take the snapshot that has come for the view; return the apps that are in one of the two."""
         self._in_flight.clear()  # the next heartbeat tells all
+        self._passing.clear()
         apps = set(self._apps)
         self._apps, self._incoming = self._incoming or {}, None
         apps |= self._apps.keys()
@@ -345,6 +366,8 @@ class NodeLink:
         self.synced, self.given_up = True, False
         for app in apps:
             self._index(app)
+            for instance in self._apps.get(app, {}).values():
+                self._note_passing(instance)
         return apps
 
     def _note_instances(self, message: Message) -> None:
@@ -353,6 +376,7 @@ class NodeLink:
         for instance in message.instances or (message.instance,):
             app = instance.name.partition("/instances/")[0]
             self._forget_figures(instance, gone=message.type == Message.REMOVE)
+            self._note_passing(instance, gone=message.type == Message.REMOVE)
             if message.type == Message.UPSERT:
                 instance.ClearField("figures")
                 known = view.setdefault(app, {})
@@ -377,7 +401,7 @@ class NodeLink:
         if told := [app for app, passing in news.items() if not passing]:
             self._listener.changed(told)
         if later := [app for app, passing in news.items() if passing]:
-            asyncio.get_running_loop().call_later(PASSING_SECONDS, self._tell_passing, later)
+            asyncio.get_running_loop().call_later(self.passing_seconds, self._tell_passing, later)
 
     def _tell_passing(self, apps: Iterable[str]) -> None:
         shown = ((app, self._apps.get(app, {}).values()) for app in apps)

@@ -43,8 +43,11 @@ class LeaseRenewals:
             self._call.cancel()
 
     async def _renew(self, grant: Grant) -> None:
+        # What a node gives up, and what it may do without a lease, has to be known from its answer; so no
+        # grant of the latter can come after one that takes it back.
+        answered = bool(grant.fences or grant.alone or grant.parting)
         try:
-            await self._client.renew(request_of(grant))
+            lease = await self._client.renew(request_of(grant), answered=answered)
         except SupervisorError as refusal:
             if refusal.reason != self._told:
                 self._told = refusal.reason
@@ -52,12 +55,13 @@ class LeaseRenewals:
                             extra={"action": "lease.not_renewed", "node": self._node.name})  # fmt: skip
             return
         self._told = ""
-        self._leases.accepted(self._node.name, grant)
+        if lease is not None:
+            self._leases.accepted(self._node.name, grant, alone=lease.alone)
 
 
 def request_of(grant: Grant) -> RenewLeaseRequest:
     """Return the call that makes a grant."""
-    request = RenewLeaseRequest(term=grant.term, incarnation=grant.incarnation)
+    request = RenewLeaseRequest(term=grant.term, incarnation=grant.incarnation, alone=grant.alone)
     # Rounded down: a lease never lasts longer for it.
     set_nanoseconds(request.monotonic_time, int(grant.monotonic_time * SECOND))
     set_nanoseconds(request.lease_duration, int(grant.lasts * SECOND))

@@ -33,7 +33,17 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.operations import database_moves
 from services.control_plane.operations.moves import Stage, stage_of, take_back
 from services.control_plane.operations.traces import add_trace
-from services.control_plane.placement.scale import is_several, served_version, wanted_replicas
+from services.control_plane.operations.verdicts import (
+    BRINGS_UP,
+    READY,
+    error_of,
+    failed,
+    failure_there,
+    fulfilled,
+    is_only_told,
+    traceback_of,
+)
+from services.control_plane.placement.scale import served_version, wanted_replicas
 from services.control_plane.rules.sentences import counted, sentences
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.random_ids import new_suffix
@@ -67,12 +77,9 @@ BATCH_LIMIT = 24 * 3600 * 1_000_000
 Command = Callable[[Transaction], OperationRecord]
 """Stores what is wanted, and returns the operation that waits for it."""
 
-READY = frozenset({Instance.RUNNING, Instance.IDLE})
-
-_BRINGS_UP = frozenset({"create", "update", "start", "restart", "recover", "attach"})
 _ENDED_BY = {
-    "stop": _BRINGS_UP | {"move"},
-    "delete": _BRINGS_UP | {"stop", "move", MOVE_DATABASE},
+    "stop": BRINGS_UP | {"move"},
+    "delete": BRINGS_UP | {"stop", "move", MOVE_DATABASE},
     "start": frozenset({"stop"}),
     "restart": frozenset({"stop"}),
     "recover": frozenset({"stop"}),
@@ -324,10 +331,10 @@ def _settle_one(tx: Transaction, operation: OperationRecord, record: AppRecord) 
         return _settle_database_move(tx, operation, record)
     if fulfilled(operation.verb, operation.goal, record, _served(tx, record)):
         return end(tx, operation, None, app=record)
-    if _is_only_told(operation, record):
+    if is_only_told(operation, record):
         return end(tx, operation, None, app=record)
     if failure := failed(operation.verb, operation.goal, record):
-        return end(tx, operation, failure, step="failed", traceback=_traceback(record))
+        return end(tx, operation, failure, step="failed", traceback=traceback_of(record))
     return _put_progress(tx, operation, _progress(operation.metadata, record))
 
 
@@ -339,8 +346,8 @@ def _settle_move(tx: Transaction, operation: OperationRecord, record: AppRecord)
     if stage is Stage.DRAINING:
         progress.step, progress.progress_percent = "draining", 80
         return _put_progress(tx, operation, progress)
-    if stage is Stage.CALLED_OFF and (failure := _failure_there(operation, record)):
-        return end(tx, operation, failure, step="failed", traceback=_traceback(record))
+    if stage is Stage.CALLED_OFF and (failure := failure_there(operation, record)):
+        return end(tx, operation, failure, step="failed", traceback=traceback_of(record))
     move = record.status.data_move
     if stage is Stage.COMING and move.state == DataMove.COPYING and move.target_node == progress.node:
         share = move.copied_bytes / move.total_bytes if move.total_bytes else 0.0
@@ -348,7 +355,7 @@ def _settle_move(tx: Transaction, operation: OperationRecord, record: AppRecord)
         progress.data_move.CopyFrom(move)
     given_up = record.failed is not None and record.failed.epoch == record.target.epoch
     if stage is Stage.CALLED_OFF and given_up and record.target.epoch >= operation.goal.epoch:
-        return end(tx, operation, _error_of(record, "Updated"), step="failed", traceback=_traceback(record))
+        return end(tx, operation, error_of(record, "Updated"), step="failed", traceback=traceback_of(record))
     if stage is Stage.CALLED_OFF:
         replaced = SupervisorError(
             "OPERATION_SUPERSEDED",
@@ -357,7 +364,7 @@ def _settle_move(tx: Transaction, operation: OperationRecord, record: AppRecord)
         )
         return end(tx, operation, replaced, step="superseded")
     if record.status.state == Instance.FAILED and _served(tx, record) is None:
-        return end(tx, operation, _error_of(record, "Ready"), step="failed", traceback=_traceback(record))
+        return end(tx, operation, error_of(record, "Ready"), step="failed", traceback=traceback_of(record))
     return _put_progress(tx, operation, progress)
 
 
@@ -376,22 +383,10 @@ def _settle_database_move(tx: Transaction, operation: OperationRecord, record: A
         return end(tx, operation, refusal, step="failed")
     wanted = record.spec.desired_state != App.STOPPED
     if move.state == DatabaseMove.ARRIVED and wanted and record.status.state == Instance.FAILED:
-        return end(tx, operation, _error_of(record, "Ready"), step="failed", traceback=_traceback(record))
+        return end(tx, operation, error_of(record, "Ready"), step="failed", traceback=traceback_of(record))
     progress.step, progress.progress_percent = database_moves.step_of(move)
     progress.database_move.CopyFrom(move)
     return _put_progress(tx, operation, progress)
-
-
-def _failure_there(operation: OperationRecord, record: AppRecord) -> SupervisorError | None:
-    """Return why a move of one of several replicas failed, by what its instance tells."""
-    if not is_several(record):
-        return None
-    for broken in _failed(record):
-        if broken.node == operation.metadata.node and broken.epoch >= operation.goal.epoch:  # type: ignore[union-attr]
-            reason = broken.last_error.reason if broken.last_error.reason in CODES else "APP_STARTUP_FAILED"
-            text = sentences(broken.last_error.message or "It did not start", "It goes on where it serves")
-            return SupervisorError(reason, text, resource=record.name, metadata=_metadata(record, reason))
-    return None
 
 
 def _put_progress(
@@ -406,81 +401,6 @@ def _put_progress(
 def _served(tx: Transaction, record: AppRecord) -> Version | None:
     """Return the version that serves, or did last; of several replicas, that which all have reached."""
     return served_version(record, tx.placements_of(record.name))
-
-
-def _is_only_told(operation: OperationRecord, record: AppRecord) -> bool:
-    """Tell whether an update is carried out once it is stored: a paused rollout replaces nothing."""
-    if operation.verb != "update" or not isinstance(operation.metadata, OperationMetadata):
-        return False
-    newest = operation.metadata.generation == record.generation
-    return newest and record.spec.rollout.paused and record.status.state in READY
-
-
-def fulfilled(verb: str, goal: Version, record: AppRecord, served: Version | None) -> bool:
-    """Tell whether an operation has reached its goal; `served` is the version that serves, or did last."""
-    if verb == "delete":
-        return False  # ended by the removal itself
-    if verb == "attach" and record.status.retained_data:
-        return False  # its node has not handed the data over yet
-    if verb == "stop" or record.spec.desired_state == App.STOPPED:
-        wanted = record.spec.desired_state == App.STOPPED
-        return wanted and bool(record.status.state == Instance.STOPPED)
-    if is_several(record) and record.status.ready_replicas < wanted_replicas(record):
-        return False
-    return served is not None and record.status.state in READY and _reaches(served, goal)
-
-
-def failed(verb: str, goal: Version, record: AppRecord) -> SupervisorError | None:
-    """Return why an operation can't reach its goal by itself, or None."""
-    if verb not in _BRINGS_UP or record.spec.desired_state == App.STOPPED:
-        return None
-    if record.failed is not None and _reaches(record.failed, goal):
-        return _error_of(record, "Updated")
-    if record.status.state in (Instance.FAILED, Instance.STOPPED) and _reaches(record.target, goal):
-        return _error_of(record, "Ready")
-    broken = (
-        next(iter(_failed(record)), None) if is_several(record) and not record.status.reconciling else None
-    )
-    if broken is not None:
-        # Others serve: the app is well enough, but it is not what was asked for.
-        reason = broken.last_error.reason if broken.last_error.reason in CODES else "APP_STARTUP_FAILED"
-        text = sentences(f"{broken.name} failed", broken.last_error.message)
-        return SupervisorError(reason, text, resource=record.name, metadata=_metadata(record, reason))
-    return None
-
-
-def _error_of(record: AppRecord, kind: str) -> SupervisorError:
-    for condition in record.status.conditions:
-        if condition.type == kind:
-            # A node may tell a reason that this program doesn't know, or a word that is no error's.
-            reason = condition.reason if condition.reason in CODES else "APP_STARTUP_FAILED"
-            return SupervisorError(
-                reason, condition.message, resource=record.name, metadata=_metadata(record, condition.reason)
-            )
-    return SupervisorError("APP_STARTUP_FAILED", f"{record.name} failed.", resource=record.name)
-
-
-def _metadata(record: AppRecord, reason: str) -> dict[str, str]:
-    """Return what an app's failed instance tells programs with an error of a reason."""
-    return next(
-        (dict(it.last_error.metadata) for it in _failed(record) if it.last_error.reason == reason), {}
-    )
-
-
-def _traceback(record: AppRecord) -> str:
-    """Return the traceback that an app's failed instance has, the one that was given up first."""
-    return next((it.last_error.detail for it in _failed(record)), "")
-
-
-def _failed(record: AppRecord) -> list[Instance]:
-    """Return an app's failed instances, the one that was given up first ahead."""
-    failed = [it for it in record.status.instances if it.state == Instance.FAILED]
-    failed.sort(key=lambda it: (it.epoch, it.generation), reverse=True)
-    return failed
-
-
-def _reaches(version: Version, goal: Version) -> bool:
-    return version.generation >= goal.generation and version.epoch >= goal.epoch
 
 
 _STEPS = {

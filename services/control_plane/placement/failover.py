@@ -5,14 +5,14 @@ Pure. A node is lost once its lease has run out; when that is, is told by `servi
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane.placement.snapshot import Snapshot, is_own
-from services.control_plane.store.records import AppRecord, PlacementRecord, Role
-from services.spec.availability import effective_failover
+from services.control_plane.store.records import AppRecord, NodeRecord, PlacementRecord, Role
+from services.spec.availability import effective_failover, serves_alone
 
 RUN_OUT = (Node.EXPIRED, Node.ON_HOLD)
 """Lease states of a node that answers nobody any more for an app that is CONSISTENT."""
@@ -27,6 +27,30 @@ def lost_placements(
     if effective_failover(app.spec) != App.AUTOMATIC:
         return []
     return [it for it in placements if it.role is not Role.LOST and seen.is_lost(it.node)]
+
+
+def serving_alone(
+    app: AppRecord, placements: Iterable[PlacementRecord], node: Callable[[str], NodeRecord | None]
+) -> frozenset[str]:
+    """Return the nodes that may serve an app without a lease, for they were told that they are alone.
+
+    By what is pinned to what runs there, whatever the app is to be by now. Until they have heard that they
+    are no longer alone nobody else is given the app, unless a person has given up what is there.
+    """
+    found = set()
+    for placement in placements:
+        record = node(placement.node)
+        if record is None or not record.node.serves_alone or placement.role is Role.LOST:
+            continue
+        same = placement.generation == app.target.generation
+        if serves_alone(app.spec if same else App.FromString(placement.spec)):
+            found.add(placement.node)
+    return frozenset(found)
+
+
+def waits_for(placement: PlacementRecord, seen: Snapshot) -> str:
+    """Return another node that may serve the app alone, so that this is not started; empty for none."""
+    return next(iter(sorted(seen.alone - {placement.node})), "")
 
 
 def fence_epoch(

@@ -58,6 +58,8 @@ class Snapshot:
     gone: frozenset[str] = frozenset()
     """Nodes of the app's placements that have been deleted."""
     environment_cordoned: bool = False
+    alone: frozenset[str] = frozenset()
+    """Nodes of the app's placements that may serve it without a lease, until they are told otherwise."""
 
     def heard(self, node: str) -> NodeView | None:
         """Return what a node tells; None if it isn't heard."""

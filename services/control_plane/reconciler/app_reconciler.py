@@ -29,7 +29,7 @@ from services.control_plane.reconciler.pace import Pace
 from services.control_plane.reconciler.plan import plan, present_home
 from services.control_plane.reconciler.result import Result
 from services.control_plane.reconciler.room import Room
-from services.control_plane.reconciler.settling import are_same, awaits_start, settles
+from services.control_plane.reconciler.settling import are_same, awaits_start, leaves_nothing
 from services.control_plane.reconciler.snapshots import Snapshots
 from services.control_plane.reconciler.starts import Starts
 from services.control_plane.reconciler.stops import Stops
@@ -116,8 +116,10 @@ class AppReconciler:
         stored = await self._decide(transactions.Foreseen(app, placements, assigned, observed), seen)
         if stored is None:
             return Result()
+        # What has just been placed on a node is started there at once, not by the pass after this.
+        seen = self._snapshots.beside(seen, stored.app, stored.assigned.placements)
         result = await self._act(stored.app, stored.assigned, seen)
-        if stored.as_foreseen and not moving and not result.again and settles(app, placements, assigned):
+        if stored.as_foreseen and not moving and leaves_nothing(result, app, placements, assigned):
             return replace(result, settled=stored.app.revision)
         return result
 
@@ -167,7 +169,8 @@ class AppReconciler:
             await self._travels.let_go(app)
         after = min(filter(None, [todo.after, started.after, *pauses]), default=0.0)
         # That a placement is over changes no app by itself, and so asks for no pass.
-        return Result(failure=failure, again=bool(over) or started.again, after=after)
+        began = bool(started.after) and not over
+        return Result(failure=failure, again=bool(over) or started.again, after=after, began=began)
 
     async def _bring_data(self, app: AppRecord, travel: Travel) -> Result:
         """Make a step of the way that the app's data goes; once it is there the app is started at once."""

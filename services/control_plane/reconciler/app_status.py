@@ -12,6 +12,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
 from services.control_plane.operations.database_moves import is_on_way, is_stopped_for, is_unfinished
 from services.control_plane.placement.assignment import ENDING, Assignment
 from services.control_plane.placement.data_travel import travel_of
+from services.control_plane.placement.failover import waits_for
 from services.control_plane.placement.snapshot import READY, NodeView, Snapshot, is_ready
 from services.control_plane.rules.conditions import DATABASE_READY, get_condition, set_condition
 from services.control_plane.rules.sentences import sentences
@@ -65,6 +66,12 @@ class AppStatus:
 
     def _of_silence(self, node: str) -> str:
         """Say what is known of an app whose node is not heard, and what will become of it."""
+        if node in self._seen.alone and not self._app.deleting:
+            return (
+                f"{node} cannot be heard. It was the only node of its environment and may serve the app on, "
+                "so no other is given it. The app waits for it; RecoverApp, with accept_data_loss, starts "
+                "it on another node."
+            )
         if not self._seen.is_lost(node) or self._app.deleting:
             return f"{node} cannot be heard; nothing is known of what runs there."
         spec = self._app.spec
@@ -128,6 +135,12 @@ class AppStatus:
         for instance in self._status.instances:
             if instance.state == Instance.STOPPING and instance.last_error.reason == "DATA_NOT_REMOVED":
                 return instance.last_error.reason, instance.last_error.message
+        wanted = self._assigned.wanted
+        if wanted is not None and (other := waits_for(wanted, self._seen)):
+            return "ServedAlone", (
+                f"{other} was the only node of its environment and may serve the app, so nothing is started "
+                f"on {wanted.node} before {other} has heard that it is no longer alone."
+            )
         hindrances = (view.hindrance for view in self._views() if view.heard and view.hindrance)
         return next(hindrances, (otherwise, ""))
 

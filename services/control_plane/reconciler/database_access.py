@@ -50,8 +50,8 @@ class DatabaseAccess:
         except SupervisorError as failure:
             await self._write(partial(told, failure=failure))
             raise
-        if not _is_met(get_condition(app.status.conditions, DATABASE_READY)):
-            await self._write(partial(told, failure=None))
+        if not _is_met(provided) or not _is_met(get_condition(app.status.conditions, DATABASE_READY)):
+            await self._write(partial(told, failure=None, made=True))
         start.request.spec.database_url = database.url
         start.request.spec.database_pool_size = database.pool
 

@@ -14,6 +14,7 @@ from services.control_plane.placement.snapshot import NodeView, Snapshot, is_own
 from services.control_plane.reconciler.app_status import AppStatus
 from services.control_plane.reconciler.replica_status import ReplicaStatus
 from services.control_plane.store.records import AppRecord, home_of
+from services.spec.availability import explained_availability
 
 
 def observe(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> AppRecord:
@@ -39,6 +40,10 @@ def observe(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> A
     if home is not None:
         status.uri = _uri(app, home.node)
     status.target_replicas = wanted_replicas(app) if app.spec.HasField("autoscale") else 0
+    nodes = {placement.node for placement in assigned.staying}
+    status.effective_availability, status.availability_reason = explained_availability(
+        app.spec, alone=bool(nodes) and nodes <= seen.alone
+    )
     kind = ReplicaStatus if is_several(app) else AppStatus
     kind(app, assigned, seen, status, home).set(now)
     if status == app.status:

@@ -22,6 +22,7 @@ from services.control_plane.operations.database_moves import is_stopped_for
 from services.control_plane.placement.assignment import ENDING, Assignment, spec_of
 from services.control_plane.placement.canary import is_announced
 from services.control_plane.placement.data_travel import is_last_owner, leaves_copy
+from services.control_plane.placement.failover import waits_for
 from services.control_plane.placement.snapshot import NodeView, Snapshot, has_ended, is_own, is_ready
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role
 
@@ -113,6 +114,8 @@ def _start(app: AppRecord, replica: Assignment, seen: Snapshot) -> Start | None:
     view = seen.heard(wanted.node) if wanted is not None else None
     if wanted is None or view is None or wanted.instance in view.instances:
         return None  # it is there, or another app's of that name has to go first
+    if waits_for(wanted, seen):
+        return None  # what is there needs no lease, and would go on beside it
     request = StartInstanceRequest(
         spec=_instance_spec(app, wanted), start_now=_is_tried(replica, wanted, seen)
     )

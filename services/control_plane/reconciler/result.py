@@ -22,3 +22,5 @@ class Result:
 
     That it was stored is no news to the reconciler then.
     """
+    began: bool = False
+    """Something was started whose node tells of it in a moment; nothing has ended."""

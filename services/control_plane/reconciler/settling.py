@@ -6,10 +6,12 @@ import operator
 from collections.abc import Sequence
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
-from services.control_plane.operations.database_moves import is_stopped_for
+from services.control_plane.operations.database_moves import is_stopped_for, is_unfinished
 from services.control_plane.placement.assignment import ENDING, Assignment
+from services.control_plane.placement.failover import waits_for
 from services.control_plane.placement.scale import is_several
 from services.control_plane.placement.snapshot import Snapshot
+from services.control_plane.reconciler.result import Result
 from services.control_plane.store.records import AppRecord, PlacementRecord
 
 
@@ -21,12 +23,24 @@ def are_same(placements: Sequence[PlacementRecord], others: Sequence[PlacementRe
     return set(placements) == set(others)
 
 
+def leaves_nothing(
+    result: Result, app: AppRecord, placements: Sequence[PlacementRecord], assigned: Assignment
+) -> bool:
+    """Tell whether a pass that has stored its decision has left nothing to do until something is told.
+
+    So it has where its decision settles, or what was to run has been started and its node tells of it.
+    """
+    if result.again or result.failure is not None:
+        return False
+    return settles(app, placements, assigned) or (result.began and _is_simple(app))
+
+
 def settles(app: AppRecord, placements: Sequence[PlacementRecord], assigned: Assignment) -> bool:
     """Tell whether another look at what has been decided would find the same, as long as nothing is told.
 
     So it does where no placement has changed, or what is wanted serves and nothing comes in.
     """
-    if app.deleting or app.spec.desired_state == App.STOPPED or is_several(app) or app.database_server:
+    if not _is_simple(app):
         return False
     if assigned.target is not None or assigned.failed != app.failed:
         return False
@@ -36,6 +50,13 @@ def settles(app: AppRecord, placements: Sequence[PlacementRecord], assigned: Ass
     return any(it.name == current.name and it.role not in ENDING for it in placements)
 
 
+def _is_simple(app: AppRecord) -> bool:
+    """Tell whether an app is one replica that is to run, and where it is is all that there is to decide."""
+    if app.deleting or app.spec.desired_state == App.STOPPED or is_several(app):
+        return False
+    return not is_unfinished(app.status)
+
+
 def awaits_start(app: AppRecord, assigned: Assignment, seen: Snapshot) -> bool:
     """Tell whether an app that is to run has nothing on its node, for all that is known yet."""
     wanted = assigned.wanted
@@ -43,7 +64,7 @@ def awaits_start(app: AppRecord, assigned: Assignment, seen: Snapshot) -> bool:
         return False  # one of them may be in its place already
     if wanted is None or app.deleting or app.spec.desired_state == App.STOPPED or assigned.failed is not None:
         return False
-    if is_stopped_for(app):
+    if is_stopped_for(app) or waits_for(wanted, seen):
         return False
     view = seen.heard(wanted.node)
     return view is not None and not view.instances and view.hindrance is None

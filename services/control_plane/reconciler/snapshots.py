@@ -16,6 +16,7 @@ from services.control_plane.catalog.candidates import neighbours_of
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.placement.assignment import ENDING
 from services.control_plane.placement.choice import Candidates
+from services.control_plane.placement.failover import serving_alone
 from services.control_plane.placement.scale import is_several, wanted_replicas
 from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
 from services.control_plane.store.mirror import Mirror
@@ -40,17 +41,18 @@ class Snapshots:
         nodes = {}
         homes = {placement.node for placement in placements}
         gone = frozenset(name for name in homes if self._mirror.nodes.get(name) is None)
+        alone = serving_alone(app, placements, self._mirror.nodes.get)
         for name in homes - gone:
             heard = self._links.is_heard(name)
             told = {} if heard else {it.name: it for it in app.status.instances if it.node == name}
             view = self._links.view(name, app.name, told)
             if view is not None:
-                nodes[name] = self._with_loss(view)
+                nodes[name] = view if name in alone else self._with_loss(view)
         lost = {name for name, view in nodes.items() if view.sight is Sight.LOST}
         over = ENDING if is_several(app) else (Role.LOST,)
         staying = {it.replica for it in placements if it.role not in over and it.node not in gone | lost}
         if len(staying) >= wanted_replicas(app) or app.deleting or app.spec.desired_state == App.STOPPED:
-            return Snapshot(nodes, gone=gone)
+            return Snapshot(nodes, gone=gone, alone=alone)
         environment = self._mirror.environments.get(app.spec.environment)
         links = self._links.of(app.spec.environment)
         candidates = self._candidates.of(
@@ -64,7 +66,14 @@ class Snapshots:
             tuple(candidates),
             gone,
             environment is not None and environment.environment.cordoned,
+            alone,
         )
+
+    def beside(self, seen: Snapshot, app: AppRecord, placements: tuple[PlacementRecord, ...]) -> Snapshot:
+        """Return a snapshot with what the nodes show that an app has just been placed on."""
+        new = {it.node for it in placements} - seen.nodes.keys() - seen.gone
+        views = {name: view for name in new if (view := self._links.view(name, app.name, {})) is not None}
+        return replace(seen, nodes={**seen.nodes, **views}) if views else seen
 
     def _with_loss(self, view: NodeView) -> NodeView:
         """Tell a lost node from one that is only silent: the catalog says which."""

@@ -55,19 +55,18 @@ class Starts:
         again, after, failure = False, 0.0, None
         for start in starts:
             try:
-                if await self._start(app, assigned, start):
-                    after = PASSING_SECONDS
-                else:
-                    again = True
+                pause = await self._start(app, assigned, start)
+                again, after = again or not pause, max(after, pause)
             except SupervisorError as refusal:
                 failure = refusal
         return Result(again, after, failure)
 
-    async def _start(self, app: AppRecord, assigned: Assignment, start: Start) -> bool:
-        """Have an instance started; tell whether its node will tell more of it in a moment."""
+    async def _start(self, app: AppRecord, assigned: Assignment, start: Start) -> float:
+        """Have an instance started; return in how many seconds its node will have told more of it, 0 if it
+        has told all."""
         link = self._links.get(start.placement.node)
         if link is None:
-            return True
+            return PASSING_SECONDS
         try:
             if app.database_server:
                 await self._databases.grant(app, assigned, start)
@@ -76,15 +75,15 @@ class Starts:
             if refusal.reason in OUTDATED:
                 self._pace.started(*_paced(app, start.placement), link.node.incarnation)
                 await self._renew(app, start, refusal)
-                return True
+                return PASSING_SECONDS
             if refusal.reason not in FINAL_REFUSALS:
                 link.hinder(app.name, refusal.reason, refusal.message)
                 raise
             link.refuse(app.name, _refused(start.request, refusal))
-            return True
+            return PASSING_SECONDS
         self._pace.started(*_paced(app, start.placement), link.node.incarnation)
         link.accepted(app.name, instance)
-        return instance.state in PASSING
+        return link.passing_seconds if instance.state in PASSING else 0.0
 
     async def _renew(self, app: AppRecord, start: Start, refusal: SupervisorError) -> None:
         """Move a placement above the epoch that its node knows; the change has the app looked at again."""

@@ -21,6 +21,7 @@ from services.control_plane.operations import canaries, operations
 from services.control_plane.placement.assignment import ENDING, Assignment, assign
 from services.control_plane.placement.autoscale import Decision
 from services.control_plane.placement.data_travel import leaves_copy
+from services.control_plane.placement.failover import serving_alone
 from services.control_plane.placement.scale import (
     is_several,
     newest_epoch,
@@ -74,7 +75,8 @@ def decided(tx: Transaction, name: str, uid: str, seen: Snapshot, foreseen: Fore
     if before is None:
         return None
     known = tx.placements_of(name)
-    believed = seen.believing(partial(_is_lost, tx))
+    alone = serving_alone(before, known, tx.node)
+    believed = seen.believing(lambda node: node not in alone and _is_lost(tx, node))
     as_foreseen = believed is seen and foreseen.holds_of(before, known)
     if as_foreseen:
         assigned, after = foreseen.assigned, foreseen.observed
@@ -167,16 +169,21 @@ def _without(tx: Transaction, record: AppRecord, placements: Collection[Placemen
     return tx.put_app(replace(record, status=status))
 
 
-def database_told(tx: Transaction, name: str, uid: str, failure: SupervisorError | None) -> None:
-    """Store how the last thing that was to be done about an app's own database went."""
+def database_told(
+    tx: Transaction, name: str, uid: str, failure: SupervisorError | None, *, made: bool = False
+) -> None:
+    """Store how the last thing that was to be done about an app's own database went; `made`: it is there."""
     record = _same(tx, name, uid)
     if record is None:
         return
     status = App()
     status.CopyFrom(record.status)
     if failure is None:
-        news = set_condition(status.conditions, DATABASE_PROVIDED, Condition.MET, "Made", "", tx.now)
-        news |= set_condition(status.conditions, DATABASE_READY, Condition.MET, "Provided", "", tx.now)
+        news = set_condition(status.conditions, DATABASE_READY, Condition.MET, "Provided", "", tx.now)
+        if made:
+            template = record.spec.database.postgres.template
+            told = f"It began as a copy of {template}." if template else ""
+            news |= set_condition(status.conditions, DATABASE_PROVIDED, Condition.MET, "Made", told, tx.now)
     else:
         news = set_condition(
             status.conditions, DATABASE_READY, Condition.UNMET, failure.reason, failure.message, tx.now
@@ -242,7 +249,7 @@ def left_behind(tx: Transaction, name: str, instance: Instance) -> None:
 
 
 def node_heard(tx: Transaction, node: Node, status: RuntimeStatus) -> None:
-    """Store that a node is ready, and what it says of itself."""
+    """Store that a node is ready, what it says of itself, and that it serves alone if no other is there."""
     record = tx.node(node.name)
     if record is None or record.node.incarnation != status.incarnation:
         return
@@ -251,7 +258,28 @@ def node_heard(tx: Transaction, node: Node, status: RuntimeStatus) -> None:
     # From now on, and not before, it may be granted a lease: what was given up of it is stored already.
     ready.lease_state = Node.GRANTED if status.HasField("lease") else Node.LEASE_STATE_UNSPECIFIED
     ready.version = status.version or ready.version
+    ready.serves_alone = ready.serves_alone or (status.lease.HasField("alone") and _is_only(tx, record))
     _put_node(tx, record, ready)
+
+
+def serves_alone(tx: Transaction, node: Node) -> None:
+    """Store that a node may serve alone from now on, unless another one is there."""
+    record = tx.node(node.name)
+    if record is None or record.node.incarnation != node.incarnation or not _is_only(tx, record):
+        return
+    only = _copy(record.node)
+    only.serves_alone = True
+    _put_node(tx, record, only)
+
+
+def parted(tx: Transaction, node: Node) -> None:
+    """Store that a node has heard that it does not serve alone any more: its apps may be given to others."""
+    record = tx.node(node.name)
+    if record is None or record.node.incarnation != node.incarnation:
+        return
+    one_of_many = _copy(record.node)
+    one_of_many.serves_alone = False
+    _put_node(tx, record, one_of_many)
 
 
 def node_lost(tx: Transaction, node: Node, why: str) -> None:
@@ -323,6 +351,10 @@ def _put_placements(
         tx.put_placement(placement)
         if placement.node not in {it.node for it in known}:
             add_event(tx, record, "Placed", actor=SYSTEM, message=placement.why)
+
+
+def _is_only(tx: Transaction, record: NodeRecord) -> bool:
+    return all(it.name == record.name for it in tx.nodes(record.environment))
 
 
 def _is_lost(tx: Transaction, node: str) -> bool:

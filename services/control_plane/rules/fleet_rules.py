@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from urllib.parse import urlsplit
 
 from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer, Environment, Node
 from services.control_plane.rules.environment_defaults import default_violations
 from services.rpc.errors import Violation
-from services.spec.rules import extension_violations
+from services.spec.rules import extension_violations, template_violations
 from services.spec.scalars import (
     MAX_DISPLAY_NAME,
     MAX_HOST,
@@ -27,6 +28,7 @@ _MAX_VERSION = 128
 _MAX_MODULES = 2_000
 _MAX_MODULE = 100
 _MAX_URL = 2048
+_MAX_TEMPLATES = 64
 _POSTGRESQL_URL = re.compile(r"postgres(?:ql)?(?:\+[a-z0-9]+)?://[!-~]+")
 _MAX_INSTANCES = 2**31 - 1
 _MAX_MEMORY = 2**63 - 1
@@ -55,9 +57,24 @@ def database_server_violations(server: DatabaseServer, prefix: str = "database_s
         *integer_violations(f"{prefix}.spare_databases", server.spare_databases, 0, 100),
     ]
     found += extension_violations(f"{prefix}.allowed_extensions", server.allowed_extensions, 64)
+    found += _templates_violations(f"{prefix}.templates", server)
     if server.app_address:
         found += _address_violations(f"{prefix}.app_address", server.app_address)
     return found + _admin_url_violations(f"{prefix}.admin_url", server.admin_url)
+
+
+def _templates_violations(field: str, server: DatabaseServer) -> list[Violation]:
+    found = []
+    if len(server.templates) > _MAX_TEMPLATES:
+        found.append(Violation(field, f"must have at most {_MAX_TEMPLATES} entries"))
+    for index, name in enumerate(server.templates[:_MAX_TEMPLATES]):
+        path = f"{field}[{index}]"
+        found += template_violations(path, name)
+        if name in server.templates[:index]:
+            found.append(Violation(path, "stands more than once"))
+        if name == urlsplit(server.admin_url).path.strip("/"):
+            found.append(Violation(path, "must not be the database of admin_url: apps' schemas are in it"))
+    return found
 
 
 def _admin_url_violations(field: str, url: str) -> list[Violation]:

@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from services.control_plane.store.app_entries import AppEntries, AppEntry
@@ -32,9 +33,8 @@ from services.control_plane.store.records import (
 )
 from services.rpc.feed import ChangeFeed
 
-V = TypeVar("V")
-
 _NONE: frozenset[str] = frozenset()
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 PLACEMENTS = "placements"
 
 
@@ -61,6 +61,17 @@ class Mirror:
         )
         self.batches: ChangeFeed[BatchRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
         self.operations: ChangeFeed[OperationRecord] = ChangeFeed(revision=revision, oldest_revision=revision)
+        self._feeds: tuple[tuple[str, ChangeFeed[Any]], ...] = (
+            ("environments", self.environments),
+            ("database_servers", self.database_servers),
+            ("certificates", self.certificates),
+            ("nodes", self.nodes),
+            ("retained", self.retained),
+            ("apps", self.apps),
+            ("operations", self.operations),
+            ("batches", self.batches),
+        )
+        """In the order in which a revision is published."""
         self._lock = threading.Lock()
         self._by_node: dict[str, set[str]] = {}
         self._placed: dict[str, tuple[PlacementRecord, ...]] = {}
@@ -98,19 +109,39 @@ class Mirror:
         batches: Collection[tuple[str, BatchRecord | None]] = (),
     ) -> None:
         """Take in one revision's committed changes."""
-        packed = [(name, app.packed if app is not None else None) for name, app in apps]
-        self._note(packed, placements, operations)
-        self._note_code(nodes)
-        _publish(self.environments, revision, environments)
-        _publish(self.database_servers, revision, database_servers)
-        _publish(self.certificates, revision, certificates)
-        _publish(self.nodes, revision, nodes)
-        _publish(self.retained, revision, retained)
-        # Placements have no feed: who follows apps reads them, and they are noted by now.
-        # Every revision, for it wakes those as well who wait for a change of whatever kind.
-        self.apps.publish(revision, apps)
-        _publish(self.operations, revision, operations)
-        _publish(self.batches, revision, batches)
+        by_feed: dict[str, Mapping[str, Any]] = {
+            "apps": dict(apps),
+            "environments": dict(environments),
+            "database_servers": dict(database_servers),
+            "certificates": dict(certificates),
+            "nodes": dict(nodes),
+            PLACEMENTS: dict(placements),
+            "retained": dict(retained),
+            "operations": dict(operations),
+            "batches": dict(batches),
+        }
+        self.apply_all([(revision, by_feed)])
+
+    def apply_all(self, revisions: Sequence[tuple[int, Mapping[str, Mapping[str, Any]]]]) -> None:
+        """Take in several revisions' committed changes, in order: of each, records by feed and key."""
+        for revision, by_feed in revisions:
+            apps = by_feed.get("apps", _NOTHING).items()
+            packed = [(name, app.packed if app is not None else None) for name, app in apps]
+            placements, operations = by_feed.get(PLACEMENTS, _NOTHING), by_feed.get("operations", _NOTHING)
+            self._note(packed, placements.items(), operations.items())
+            if nodes := by_feed.get("nodes"):
+                self._note_code(nodes.items())
+            # Placements have no feed: who follows apps reads them, and they are noted by now.
+            for name, feed in self._feeds:
+                if changed := by_feed.get(name):
+                    feed.publish(revision, changed.items())
+        if not revisions:
+            return
+        newest = revisions[-1][0]
+        for _, feed in self._feeds:
+            feed.advance(newest)
+        # Also if no app has changed, for it wakes those as well who wait for a change of whatever kind.
+        self.apps.publish(newest, ())
 
     def load(self, by_feed: Mapping[str, Sequence[tuple[int, str, Any]]]) -> None:
         """Take in a whole catalog, while this is empty: by feed, each key with its revision and record.
@@ -148,14 +179,13 @@ class Mirror:
         with self._lock:
             for name, app in apps:
                 old = self._packed(name)
-                _move(
-                    self._by_environment,
-                    name,
-                    old.environment if old else "",
-                    app.environment if app else "",
-                )
                 _move(self._by_server, name, _server_of(old), _server_of(app))
-                self._note_wish(name, app)
+                if old is None or app is None or old.spec is not app.spec:
+                    self._note_spec(name, old, app)
+                if app is not None and app.on_trial:
+                    self._on_trial.add(name)
+                else:
+                    self._on_trial.discard(name)
             for name, placement in placements:
                 self._place(name, placement)
             for name, operation in operations:
@@ -192,8 +222,9 @@ class Mirror:
             self._labels.placed(app, node)
             self._reserve(node, self._asked.get(app, 0))
 
-    def _note_wish(self, name: str, app: PackedApp | None) -> None:
-        """Note what an app asks of its nodes."""
+    def _note_spec(self, name: str, old: PackedApp | None, app: PackedApp | None) -> None:
+        """Note where an app belongs, and what it asks of its nodes."""
+        _move(self._by_environment, name, old.environment if old else "", app.environment if app else "")
         asks = app.memory_bytes if app is not None else 0
         more = asks - self._asked.get(name, 0)
         if more:
@@ -207,10 +238,6 @@ class Mirror:
             self._autoscaled.add(name)
         else:
             self._autoscaled.discard(name)
-        if app is not None and app.on_trial:
-            self._on_trial.add(name)
-        else:
-            self._on_trial.discard(name)
         if app is not None and app.exclusive:
             self._exclusive.add(name)
         else:
@@ -376,14 +403,6 @@ def _sharing(placement: PlacementRecord, app: PackedApp | None) -> PlacementReco
     if app is None or app.uid != placement.app_uid:
         return placement
     return replace(placement, app=app.name, app_uid=app.uid)
-
-
-def _publish(feed: ChangeFeed[V], revision: int, changes: Collection[tuple[str, V | None]]) -> None:
-    """Publish what has changed, and wake nobody for nothing: most revisions change two or three feeds."""
-    if changes:
-        feed.publish(revision, changes)
-    else:
-        feed.advance(revision)
 
 
 def _server_of(app: PackedApp | None) -> str:

@@ -7,7 +7,7 @@ the Unix epoch.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,7 +33,7 @@ from appsupervisor.fleet.v1.fleet_pb2 import (
     RebalanceEnvironmentResponse,
 )
 from services.control_plane.rules.etags import app_etag
-from services.control_plane.store.packed_app import PackedApp, list_item
+from services.control_plane.store.packed_app import OfSpec, PackedApp, list_item, of_spec, of_status
 
 R = TypeVar("R", "AppRecord", "OperationRecord")
 
@@ -134,24 +134,29 @@ class AppRecord:
         return "" if self.deleting else self.database_server
 
     @cached_property
+    def of_its_spec(self) -> OfSpec:
+        """What the mirror keeps of its spec."""
+        return of_spec(self.spec)
+
+    @cached_property
     def packed(self) -> PackedApp:
         """The app as the mirror keeps it."""
         failed = self.failed
-        return PackedApp.of(
-            self.spec,
-            self.status,
-            name=self.name,
-            uid=self.uid,
-            generation=self.generation,
-            target_generation=self.target.generation,
-            target_epoch=self.target.epoch,
-            failed_generation=failed.generation if failed else None,
-            failed_epoch=failed.epoch if failed else None,
-            deleting=self.deleting,
-            create_time=self.create_time,
-            update_time=self.update_time,
-            history=self.history,
-            revision=self.revision,
+        return PackedApp(
+            *self.of_its_spec,
+            *of_status(self.status),
+            self.name,
+            self.uid,
+            self.generation,
+            self.target.generation,
+            self.target.epoch,
+            failed.generation if failed else None,
+            failed.epoch if failed else None,
+            self.deleting,
+            self.create_time,
+            self.update_time,
+            self.history,
+            self.revision,
         )
 
     @classmethod
@@ -402,19 +407,26 @@ class OperationRecord:
     revision: int = 0
 
 
-_FIELDS: dict[type, tuple[str, ...]] = {
-    kind: tuple(field.name for field in fields(kind)) for kind in (AppRecord, OperationRecord)
-}
+_KEPT = tuple(name for name, value in vars(AppRecord).items() if isinstance(value, cached_property))
+"""What is worked out of a record and kept in it."""
 
 
 def as_stored(record: R, **changes: object) -> R:
-    """Return a record with other values, as `dataclasses.replace` does, in a third of its time.
+    """Return a record with other values, as `dataclasses.replace` does, in a sixth of its time.
 
     For those that each command stores on the one thread that all commands share.
     """
     copy = object.__new__(type(record))
-    # What is worked out of a record and kept in it is of that one.
-    vars(copy).update({name: getattr(record, name) for name in _FIELDS[type(record)]}, **changes)
+    values = vars(copy)
+    if isinstance(record, AppRecord):
+        # Parsed by now even if it came packed, for what it is parsed of is of that record alone.
+        values["spec"], values["status"] = record.spec, record.status
+        values.update(vars(record))
+        for name in _KEPT:
+            values.pop(name, None)
+    else:
+        values.update(vars(record))
+    values.update(changes)
     return copy
 
 

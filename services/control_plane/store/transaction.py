@@ -92,6 +92,8 @@ class CommandTransaction:
         same = old is not None and old.generation == record.generation
         history = old.history if old is not None and same else self.history
         stored = as_stored(record, revision=self._revision, history=history)
+        if old is not None and stored.spec is old.spec:
+            vars(stored)["of_its_spec"] = old.packed.of_its_spec
         self.write_set.apps[name] = stored
         return stored
 
@@ -104,7 +106,7 @@ class CommandTransaction:
             self.delete_placement(placement)
         self.write_set.domains.update(dict.fromkeys(old.spec.domains))
         self.write_set.apps[name] = None
-        self.write_set.removed_apps.add(name)
+        self.write_set.removed_apps[name] = None
 
     def _owner(self, domain: str) -> str | None:
         for changed in (self.write_set.domains, self._below.domains):

@@ -5,8 +5,10 @@ A command that fails is undone by forgetting its write set; a batch that is stor
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
 
 from services.control_plane.store.records import (
     AppRecord,
@@ -22,77 +24,90 @@ from services.control_plane.store.records import (
 )
 from services.control_plane.store.state import State
 
+FEEDS = frozenset(
+    (
+        "apps",
+        "environments",
+        "database_servers",
+        "certificates",
+        "nodes",
+        "placements",
+        "retained",
+        "operations",
+        "batches",
+    )
+)
 
-@dataclass
+
 class WriteSet:
-    """Changes over the state below; None stands for a removed key."""
+    """Changes over the state below; None stands for a removed key.
 
-    apps: dict[str, AppRecord | None] = field(default_factory=dict)
-    environments: dict[str, EnvironmentRecord | None] = field(default_factory=dict)
-    database_servers: dict[str, DatabaseServerRecord | None] = field(default_factory=dict)
-    certificates: dict[str, CertificateRecord | None] = field(default_factory=dict)
-    nodes: dict[str, NodeRecord | None] = field(default_factory=dict)
-    placements: dict[str, PlacementRecord | None] = field(default_factory=dict)
-    retained: dict[str, RetainedDataRecord | None] = field(default_factory=dict)
-    operations: dict[str, OperationRecord | None] = field(default_factory=dict)
-    batches: dict[str, BatchRecord | None] = field(default_factory=dict)
-    requests: dict[str, RequestRecord] = field(default_factory=dict)
-    domains: dict[str, str | None] = field(default_factory=dict)
-    events: list[tuple[str, int, bytes]] = field(default_factory=list)
-    """App, id and serialized event."""
-    removed_apps: set[str] = field(default_factory=set)
+    Each part is made when it is first asked for: a command touches a third of them.
+    """
+
+    apps: dict[str, AppRecord | None]
+    environments: dict[str, EnvironmentRecord | None]
+    database_servers: dict[str, DatabaseServerRecord | None]
+    certificates: dict[str, CertificateRecord | None]
+    nodes: dict[str, NodeRecord | None]
+    placements: dict[str, PlacementRecord | None]
+    retained: dict[str, RetainedDataRecord | None]
+    operations: dict[str, OperationRecord | None]
+    batches: dict[str, BatchRecord | None]
+    requests: dict[str, RequestRecord]
+    domains: dict[str, str | None]
+    removed_apps: dict[str, None]
     """Apps removed at some moment, even if another of the name came after."""
-    operations_of: dict[str, set[str]] = field(default_factory=dict)
+    operations_of: dict[str, set[str]]
     """The operations in `operations`, by app."""
-    placements_of: dict[str, set[str]] = field(default_factory=dict)
+    placements_of: dict[str, set[str]]
     """The placements in `placements`, by app."""
-    expired_requests: list[str] = field(default_factory=list)
+    events: list[tuple[str, int, bytes]]
+    """App, id and serialized event."""
+    expired_requests: list[str]
     """Request ids that go if they have expired."""
-    forgotten_events: list[tuple[str, int]] = field(default_factory=list)
+    forgotten_events: list[tuple[str, int]]
     """Apps, each with the id up to which its events go."""
     oldest_revision: int = 0
     """The change log up to here goes; 0 for none of it."""
 
+    def __getattr__(self, name: str) -> Any:
+        made = vars(self)[name] = _PARTS[name]()
+        return made
+
     def __bool__(self) -> bool:
-        return bool(
-            self.apps
-            or self.environments
-            or self.database_servers
-            or self.certificates
-            or self.nodes
-            or self.placements
-            or self.retained
-            or self.operations
-            or self.batches
-            or self.requests
-            or self.events
-            or self.expired_requests
-            or self.forgotten_events
-            or self.oldest_revision
-        )
+        return any(vars(self).values())
+
+    def part(self, feed: str) -> Mapping[str, Any]:
+        """Return the changes of one kind, by the name of its feed."""
+        changes: Mapping[str, Any] = vars(self).get(feed, _NOTHING)
+        return changes
+
+    def by_feed(self) -> dict[str, Mapping[str, Any]]:
+        """Return the changes that feeds tell of, by their names."""
+        return {name: changes for name, changes in vars(self).items() if name in FEEDS and changes}
 
     def take(self, other: WriteSet) -> None:
         """Add the changes of a write set above."""
-        self.apps.update(other.apps)
-        self.environments.update(other.environments)
-        self.database_servers.update(other.database_servers)
-        self.certificates.update(other.certificates)
-        self.nodes.update(other.nodes)
-        self.placements.update(other.placements)
-        self.retained.update(other.retained)
-        self.operations.update(other.operations)
-        self.batches.update(other.batches)
-        self.requests.update(other.requests)
-        self.domains.update(other.domains)
-        self.events += other.events
-        self.removed_apps |= other.removed_apps
-        for app, names in other.operations_of.items():
-            self.operations_of.setdefault(app, set()).update(names)
-        for app, names in other.placements_of.items():
-            self.placements_of.setdefault(app, set()).update(names)
-        self.expired_requests += other.expired_requests
-        self.forgotten_events += other.forgotten_events
-        self.oldest_revision = max(self.oldest_revision, other.oldest_revision)
+        for name, changes in vars(other).items():
+            if name == "oldest_revision":
+                self.oldest_revision = max(self.oldest_revision, changes)
+            elif name in _BY_APP:
+                known = getattr(self, name)
+                for app, names in changes.items():
+                    known.setdefault(app, set()).update(names)
+            elif isinstance(changes, dict):
+                getattr(self, name).update(changes)
+            else:
+                getattr(self, name).extend(changes)
+
+
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_LISTS = ("events", "expired_requests", "forgotten_events")
+_BY_APP = ("operations_of", "placements_of")
+_PARTS: dict[str, type] = {
+    name: list if name in _LISTS else dict for name in WriteSet.__annotations__ if name != "oldest_revision"
+}
 
 
 @dataclass
@@ -148,16 +163,4 @@ class Batch:
         state.revision = self.revision
         state.oldest_revision = max(state.oldest_revision, self.write_set.oldest_revision)
         state.eventful.update((app, None) for app, _, _ in self.write_set.events)
-        for revision, _, changed in self.commits:
-            state.mirror.apply(
-                revision,
-                apps=changed.apps.items(),
-                environments=changed.environments.items(),
-                database_servers=changed.database_servers.items(),
-                certificates=changed.certificates.items(),
-                nodes=changed.nodes.items(),
-                placements=changed.placements.items(),
-                retained=changed.retained.items(),
-                operations=changed.operations.items(),
-                batches=changed.batches.items(),
-            )
+        state.mirror.apply_all([(revision, changed.by_feed()) for revision, _, changed in self.commits])

@@ -83,6 +83,24 @@ async def test_nothing_is_done_for_a_leader_that_another_one_has_followed(node: 
     assert (await node.restart()).restart_count == 1
 
 
+async def test_a_node_is_alone_as_the_newest_renewal_says_and_no_late_one(node: Subject) -> None:
+    early = await renewal(node)
+    late = await renewal(node)
+    assert (await node.stub.GetRuntimeStatus(pb.GetRuntimeStatusRequest())).lease.HasField("alone")
+
+    async def told(request: pb.RenewLeaseRequest, term: int, *, alone: bool) -> bool:
+        request.term, request.alone = term, alone
+        return (await node.stub.RenewLease(request)).lease.alone
+
+    assert await told(early, 5, alone=True)
+    assert await told(early, 5, alone=True), "a repeat changes nothing"
+    assert not await told(late, 5, alone=False)
+    assert not await told(early, 5, alone=True), "it was sent before"
+    assert await told(early, 6, alone=True), "another leader knows better"
+    assert not await told(early, 6, alone=False), "of two words of one moment the careful one holds"
+    assert not await told(early, 6, alone=True)
+
+
 async def test_a_watch_tells_the_node_of_its_leader(node: Subject) -> None:
     stream = node.stub.WatchInstances(pb.WatchInstancesRequest(term=9))
     await stream.read()

@@ -171,7 +171,7 @@ def test_a_writer_that_dies_fails_all_that_waits_and_says_so(
     held = store.write(hold)
     assert running.wait(WAIT)
     waiting = [store.write(put(app(f"apps/b{number}"))) for number in range(300)]
-    monkeypatch.setattr(store.mirror, "apply", lambda *_, **__: {}["a bug of ours"])
+    monkeypatch.setattr(store.mirror, "apply_all", lambda *_, **__: {}["a bug of ours"])
     go.set()
     assert is_unavailable(held)
     assert all(is_unavailable(future) for future in waiting)

@@ -229,6 +229,18 @@ async def test_a_database_server_is_registered_by_a_variable_that_others_do_not_
     monkeypatch.setenv("DATABASE_ADMIN_URL", "postgresql://admin:secret@127.0.0.1:1/apps")
     status, out, err = await command("database-servers", "create", "one", "--max-apps", "9")
     assert (status, "0/9" in out, "secret" in out + err) == (0, True, False)
+    monkeypatch.delenv("DATABASE_ADMIN_URL")
+    for flags, told in (
+        (("--template", "prepared", "--spare-databases", "2"), "prepared"),
+        (("--max-apps", "8"), "0/8"),
+        (("--template", ""), "0/8"),
+    ):
+        status, out, err = await command("database-servers", "update", "one", *flags, "-o", "wide")
+        assert (status, told in out) == (0, True), err
+    assert "prepared" not in out
+    assert (await command("database-servers", "update", "one"))[0] == Exit.USAGE
+    status, _, err = await command("database-servers", "update", "one", "--admin-url")
+    assert (status, "Set DATABASE_ADMIN_URL" in err) == (Exit.USAGE, True)
     setting = "database.postgres.server=databaseServers/one"
     assert (await command("create", "shop", "shop:create_app", "--set", setting, "--no-wait"))[0] == 0
     status, _, err = await command("database-servers", "delete", "one")
@@ -298,8 +310,8 @@ async def test_the_example_of_each_commands_help_works(
     if name in {"environments delete", "environments update", "environments drain", "rebalance"}:
         await command("environments", "create", "staging")
     monkeypatch.setenv("DATABASE_ADMIN_URL", "postgresql://admin:secret@127.0.0.1:1/apps")
-    if name in {"database-servers delete", "environments create"}:
-        await command("database-servers", "create", "one" if name.endswith("delete") else "main")
+    if name in {"database-servers delete", "database-servers update", "environments create"}:
+        await command("database-servers", "create", "main" if name.endswith("create") else "one")
     if name in {"contexts use", "contexts delete"}:
         await command("contexts", "set", "local", plane.address)
     if name.startswith("certificates"):

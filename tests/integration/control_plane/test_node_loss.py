@@ -154,7 +154,7 @@ async def test_a_new_life_at_the_same_address_takes_over_at_once(plane: Plane) -
 
 async def test_a_node_that_ends_each_stream_at_once_is_not_stormed(plane: Plane) -> None:
     node = await plane.node()
-    whole, count = node.watch, 0
+    whole, count = node.feed.watch, 0
 
     async def short(request: rt.WatchInstancesRequest):  # type: ignore[no-untyped-def]
         nonlocal count
@@ -164,7 +164,7 @@ async def test_a_node_that_ends_each_stream_at_once_is_not_stormed(plane: Plane)
             if message.type == rt.WatchInstancesResponse.SYNCED:
                 return
 
-    node.watch = short  # type: ignore[method-assign]
+    node.feed.watch = short  # type: ignore[method-assign]
     node.mute()
     await eventually(lambda: count, lambda count: count >= 3)
     first = count

@@ -21,7 +21,7 @@ async def settled(plane: Plane) -> pb.App:
 
 async def wake(node: FakeNode, name: str) -> None:
     """Let a first request come."""
-    hosted = node._hosted[name]
+    hosted = node.hosted[name]
     node._move(hosted, rt.Instance.STARTING, "Starting")
     await node._run_start(hosted)
 
@@ -96,7 +96,7 @@ async def test_an_operation_that_failed_of_an_exception_has_its_last_frames_and_
     def with_trace(hosted, reason, message):  # type: ignore[no-untyped-def]
         fail(hosted, reason, message)
         hosted.status.last_error.detail = trace
-        node._publish(hosted)
+        node.feed.publish(hosted.status)
 
     node._fail = with_trace  # type: ignore[method-assign]
     ended = await plane.wait(await plane.create("shop", wait=False, entrypoint="broken:app"))

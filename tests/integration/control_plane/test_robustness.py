@@ -21,7 +21,7 @@ from services.control_plane.store.records import AppRecord, PlacementRecord, Rol
 from services.rpc.errors import SupervisorError
 from services.rpc.status import reason_of
 from tests.eventually import WITHIN, eventually
-from tests.fakes.runtime_node import Behaviour, FakeNode, _Hosted
+from tests.fakes.runtime_node import Behaviour, FakeNode, Hosted
 from tests.integration.control_plane.plane import NODE, Plane, condition
 from tests.integration.control_plane.test_lifecycle import starts
 
@@ -121,7 +121,7 @@ async def test_secrets_show_up_nowhere_on_their_way_to_a_node(
     await eventually(lambda: starts(node), lambda found: "apps/shop/instances/g3-e2" in found)
     node.refuse = None
     await plane.app("apps/shop", lambda app: not app.reconciling)
-    assert dict(node._hosted["apps/shop/instances/g3-e2"].spec.secret_env) == {"TOKEN": canary}
+    assert dict(node.hosted["apps/shop/instances/g3-e2"].spec.secret_env) == {"TOKEN": canary}
     told = [
         await plane.get("apps/shop"),
         await plane.apps.ListApps(pb.ListAppsRequest()),
@@ -211,8 +211,8 @@ def fill(plane: Plane, node: FakeNode, count: int) -> None:
         )
         seen = Snapshot({NODE: NodeView(view_of, Sight.HEARD, {instance.name: instance})})
         record = observe(record, assign(record, [placement], seen, 1), seen, 1)
-        node._hosted[instance.name] = _Hosted(rt.InstanceSpec(name=instance.name, app_uid=uid), instance)
-        node._feed.publish(node._feed.revision + 1, [(instance.name, instance)])
+        node.hosted[instance.name] = Hosted(rt.InstanceSpec(name=instance.name, app_uid=uid), instance)
+        node.feed.publish(instance)
 
         def put(tx: Transaction, record: AppRecord = record, placement: PlacementRecord = placement) -> None:
             tx.put_app(record)

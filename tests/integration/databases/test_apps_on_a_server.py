@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 import psycopg
@@ -175,6 +176,41 @@ async def test_a_database_that_was_served_and_is_gone_is_not_replaced_unless_it_
     restart.accept_data_loss = True
     app = await plane.done(await plane.apps.RestartApp(restart))
     assert ask(url_of(plane.nodes[0], "shop", app.instances[-1].epoch), "SELECT 1") == [(1,)]
+    drop = pb.DeleteAppRequest(name=app.name, data_policy=pb.DeleteAppRequest.DROP)
+    await plane.done(await plane.apps.DeleteApp(drop))
+
+
+async def test_an_app_begins_on_a_copy_of_a_template_and_again_where_its_data_was_given_up(
+    plane: Plane, postgresql: Server, stack: ExitStack
+) -> None:
+    prepared = postgresql.create_database(stack)
+    ask(prepared, "CREATE TABLE note AS SELECT 7 AS id")
+    template = urlsplit(prepared).path.removeprefix("/")
+    await register(plane, postgresql.create_database(stack), templates=[template])
+    own = Database.Postgres(server=NAME, mode=Database.Postgres.DATABASE, template=template)
+    with psycopg.connect(prepared):
+        operation = await plane.create("shop", wait=False, database=Database(postgres=own))
+        waits = await plane.app(
+            "apps/shop", lambda app: condition(app, "Ready").reason == "DATABASE_TEMPLATE_UNUSABLE"
+        )
+        assert "it is in use, by sessions: 1" in condition(waits, "Ready").message
+    app = await plane.done(operation)
+    assert condition(app, "DatabaseProvided").message == f"It began as a copy of {template}."
+    first = url_of(plane.nodes[0], "shop", 1)
+    ask(first, "INSERT INTO note VALUES (8)")
+    restart = pb.RestartAppRequest(name=app.name)
+    app = await plane.done(await plane.apps.RestartApp(restart))
+    second = url_of(plane.nodes[0], "shop", app.instances[-1].epoch)
+    assert ask(second, "SELECT id FROM note ORDER BY id") == [(7,), (8,)]
+    owner = login_in(first).removesuffix("_e1")
+    with psycopg.connect(postgresql.url, autocommit=True) as admin:
+        admin.execute(f'DROP DATABASE "{owner}" WITH (FORCE)')  # type: ignore[arg-type]
+    assert await plane.failed(await plane.apps.RestartApp(restart)) == "DATA_MISSING"
+    restart.accept_data_loss = True
+    app = await plane.done(await plane.apps.RestartApp(restart))
+    await plane.app(app.name, lambda app: condition(app, "DatabaseProvided").status == Condition.MET)
+    third = url_of(plane.nodes[0], "shop", app.instances[-1].epoch)
+    assert ask(third, "SELECT id FROM note") == [(7,)]
     drop = pb.DeleteAppRequest(name=app.name, data_policy=pb.DeleteAppRequest.DROP)
     await plane.done(await plane.apps.DeleteApp(drop))
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -81,9 +82,11 @@ def _forget(server: Server) -> None:
             admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # type: ignore[arg-type]
 
 
-async def create(plane: Plane, mode: Any = Database.Postgres.SCHEMA, **fields: Any) -> pb.App:
-    database = Database(postgres=Database.Postgres(server=SOURCE, mode=mode, extensions=["vector"]))
-    return await plane.create("shop", database=database, **fields)
+async def create(
+    plane: Plane, mode: Any = Database.Postgres.SCHEMA, *, template: str = "", **fields: Any
+) -> pb.App:
+    own = Database.Postgres(server=SOURCE, mode=mode, extensions=["vector"], template=template)
+    return await plane.create("shop", database=Database(postgres=own), **fields)
 
 
 async def move(plane: Plane, target: str = TARGET, **fields: Any) -> Any:
@@ -141,6 +144,22 @@ async def test_a_database_moves_with_all_that_is_in_it_and_the_former_one_goes(
     assert "writes were stopped for" in told
     await drop(plane)
     assert roles(second, app) == []
+
+
+async def test_a_database_that_began_as_a_copy_moves_to_a_server_without_the_template(
+    plane: Plane, postgresql: Server
+) -> None:
+    with ExitStack() as stack:
+        prepared = postgresql.create_database(stack)
+        ask(prepared, FILLED.replace("CREATE TABLE place", "CREATE EXTENSION vector; CREATE TABLE place"))
+        template = urlsplit(prepared).path.removeprefix("/")
+        offered = fleet.DatabaseServer(name=SOURCE, templates=[template])
+        await plane.fleet.UpdateDatabaseServer(fleet.UpdateDatabaseServerRequest(database_server=offered))
+        app = await create(plane, Database.Postgres.DATABASE, template=template)
+        ask(newest_url(plane, app), "INSERT INTO note (text) VALUES ('mine')")
+        app = await plane.done(await move(plane))
+        assert ask(newest_url(plane, app), "SELECT count(*), max(text) FROM note") == [(2001, "note 999")]
+        await drop(plane)
 
 
 async def test_a_stopped_app_moves_and_stays_stopped_and_moves_back(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import pwd
+import re
 import shutil
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import psycopg
@@ -22,10 +24,12 @@ from psycopg import AsyncConnection
 from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer
 from tests.conftest import ROOT, tool_path
 from tests.eventually import eventually
-from tests.integration.databases.conftest import NAME, Sql, app, ask, login_in
+from tests.integration.databases.conftest import DATABASE, NAME, SCHEMA, Sql, app, ask, login_in
 from tests.postgresql import Server
 
 SHIPPED = ROOT / "compose/pgbouncer"
+EACH_A_DATABASE = (1, 19)
+"""The version from which on one database tells of the logins of all."""
 pytestmark = pytest.mark.tool("pgbouncer")
 
 
@@ -35,6 +39,7 @@ class Bouncer:
 
     server: Sql
     process: subprocess.Popen[bytes]
+    version: tuple[int, ...]
 
 
 @pytest.fixture
@@ -52,18 +57,24 @@ def bouncer(postgresql: Server) -> Iterator[Bouncer]:
         place = parse_qs(urlsplit(url).query)["host"][0]
         config = (SHIPPED / "pgbouncer.ini").read_text()
         for shipped, here in (
-            ("apps = host=db.example port=5432\n", f"{database} = host={place}\n"),
+            ("\napps = host=db.example port=5432\n", f"\n{database} = host={place}\n"),
             ("listen_port = 6432\n", f"listen_port = {port}\n"),
             ("auth_file = users.txt\n", f"auth_file = {folder}/users.txt\n"),
             ("default_pool_size = 5\n", "default_pool_size = 3\n"),
         ):
             assert config.count(shipped) == 1
             config = config.replace(shipped, here)
+        program = shutil.which("pgbouncer", path=tool_path())
+        assert program is not None
+        told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+        version = tuple(int(part) for part in re.findall(r"\d+", told.splitlines()[0])[:2])
+        if version >= EACH_A_DATABASE:
+            shipped = "; * = host=db.example port=5432 auth_dbname=apps\n"
+            assert config.count(shipped) == 1
+            config = config.replace(shipped, f"* = host={place} auth_dbname={database}\n")
         (folder / "pgbouncer.ini").write_text(config)
         (folder / "users.txt").write_text('"pgbouncer" ""\n')
         folder.chmod(0o755)
-        program = shutil.which("pgbouncer", path=tool_path())
-        assert program is not None
         user = [f"--user={pwd.getpwuid(Path(place).stat().st_uid).pw_name}"] if os.geteuid() == 0 else []
         process = subprocess.Popen(
             [program, "--quiet", *user, str(folder / "pgbouncer.ini")], cwd=folder, stdin=subprocess.DEVNULL
@@ -74,7 +85,7 @@ def bouncer(postgresql: Server) -> Iterator[Bouncer]:
         known.CopyFrom(server.servers[NAME].server)
         known.app_address = f"127.0.0.1:{port}"
         server.servers[NAME] = replace(server.servers[NAME], server=known)
-        yield Bouncer(server, process)
+        yield Bouncer(server, process, version)
 
 
 async def client(url: str) -> AsyncConnection[tuple[object, ...]]:
@@ -89,8 +100,13 @@ def is_up(url: str) -> bool:
         return False
 
 
-async def test_a_new_epoch_shuts_the_old_one_out_through_a_pooler_and_nobody_hangs(bouncer: Bouncer) -> None:
-    databases, shop = bouncer.server.databases(), app()
+@pytest.mark.parametrize("mode", [SCHEMA, DATABASE], ids=["schema", "database"])
+async def test_a_new_epoch_shuts_the_old_one_out_through_a_pooler_and_nobody_hangs(
+    bouncer: Bouncer, mode: Any
+) -> None:
+    if mode == DATABASE and bouncer.version < EACH_A_DATABASE:
+        pytest.skip(f"PgBouncer {bouncer.version} has no auth_dbname: it asks in the app's own database")
+    databases, shop = bouncer.server.databases(), app("shop", mode)
     old = await databases.prepare(shop, 1, (), must_exist=False)
     assert await eventually(lambda: asyncio.to_thread(is_up, old.url))
     clients = [await client(old.url) for _ in range(12)]

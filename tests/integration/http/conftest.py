@@ -225,3 +225,8 @@ async def make_moved(make_site: SiteFactory) -> AsyncIterator[Callable[..., Awai
     yield make
     for carrier in carriers:
         await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(carrier.close(), carrier.loop))
+
+
+@pytest.fixture
+async def moved(make_moved: Callable[..., Awaitable[Moved]]) -> Moved:
+    return await make_moved()

@@ -7,10 +7,12 @@ import json
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from runtime_node.http import FrontLimits, GateLimits
+from runtime_node.loader.wsgi import WSGIAdapter
 from tests.eventually import WITHIN, eventually
 from tests.integration.http import http2_client as http2
 from tests.integration.http.http2_client import Client, Response, frame, head
@@ -485,3 +487,25 @@ async def test_no_bytes_harm_the_node(site, connect, caplog):
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     shared = site.front._shared
     await eventually(lambda: (shared.shares.streams, shared.head_bytes) == (0, 0))
+
+
+async def test_an_app_of_wsgi_is_served_too(site, connect):
+    def wsgi(environ, start_response):
+        start_response("200 OK", [("Content-Type", "text/plain"), ("Connection", "close")])
+        return [environ["SERVER_PROTOCOL"].encode(), b" ", environ["wsgi.input"].read()]
+
+    with ThreadPoolExecutor(1) as threads:
+        site.app("a", WSGIAdapter(wsgi, threads))
+        client = await connect()
+        assert (await client.answer(client.ask(head("POST"), b"said"))).body == b"HTTP/2 said"
+        assert (await client.get()).body == b"HTTP/2 "
+
+
+async def test_a_request_for_an_app_that_has_moved_is_carried_on(make_moved, connect):
+    moved = await make_moved()
+    client = await connect(moved.former)
+    answer = await client.answer(client.ask(head("POST"), b"said"))
+    assert answer.status == 200
+    assert b"body=said" in answer.body
+    call = await client.answer(client.ask(head("POST", content_type="application/grpc"), b"\0\0\0\0\0"))
+    assert (call.reason, call.headers["grpc-status"]) == ("APP_MOVED", "14")

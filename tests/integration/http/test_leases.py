@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from runtime_node.http.gate import Gate
-from runtime_node.lease import Lease
+from runtime_node.lease import Lease, LeaseUnlessAlone, ServingRight
 from tests.eventually import eventually
 from tests.integration.http.conftest import Site
 
@@ -20,8 +20,8 @@ class Held:
         self.lease = Lease("life", lambda: self.now)
         self.renew()
 
-    def renew(self) -> None:
-        self.lease.renew(1, "life", self.now, 6.0, lambda: None)
+    def renew(self, *, alone: bool = False) -> None:
+        self.lease.renew(1, "life", self.now, 6.0, lambda: None, alone=alone)
 
 
 class Slow:
@@ -51,8 +51,8 @@ class Slow:
             raise
 
 
-def leased(site: Site, held: Held, app: Any, app_id: str = "a") -> Gate:
-    gate = Gate(f"apps/{app_id}/instances/1", on_fault=site.told, lease=held.lease)
+def leased(site: Site, held: Held, app: Any, app_id: str = "a", lease: ServingRight | None = None) -> Gate:
+    gate = Gate(f"apps/{app_id}/instances/1", on_fault=site.told, lease=lease or held.lease)
     gate.open(app)
     site.router.set(app_id, [], gate)
     return gate
@@ -79,6 +79,24 @@ async def test_a_request_without_a_lease_is_answered_503_and_not_shown_to_the_ap
     assert app.calls == 1
     held.renew()
     assert (await site.get("/")).status == 200
+
+
+async def test_on_a_node_that_is_alone_an_app_that_is_so_by_default_needs_none(site: Site) -> None:
+    held, strict, spared = Held(), Slow(), Slow()
+    strict.go.set()
+    spared.go.set()
+    leased(site, held, strict)
+    leased(site, held, spared, "b", LeaseUnlessAlone(held.lease))
+    held.now += 0.5
+    held.renew(alone=True)
+    held.now += 3600.0
+    assert (await site.get("/")).headers["x-appsupervisor-reason"] == "LEASE_EXPIRED"
+    assert (await site.get("/", host="b.localhost")).body == b"secret"
+    held.renew()
+    assert (await site.get("/", host="b.localhost")).status == 200
+    held.now += 6.0
+    answer = await site.get("/", host="b.localhost")
+    assert (answer.status, answer.headers["x-appsupervisor-reason"]) == (503, "LEASE_EXPIRED")
 
 
 async def test_not_a_byte_leaves_of_what_was_computed_until_after_the_lease(site: Site) -> None:

@@ -25,6 +25,7 @@ from services.rpc.errors import SupervisorError
 from tests.eventually import WITHIN, eventually
 
 APPS = Path(__file__).parent / "apps"
+CALCULATOR = Path(__file__).parents[2] / "apps" / "grpc"
 _names = itertools.count(1)
 
 
@@ -146,7 +147,7 @@ async def ended(guests: Guests, app: Any) -> SupervisorError:
 @pytest.fixture
 async def guests(tmp_path: Path) -> AsyncIterator[Guests]:
     uvloop.new_event_loop().close()  # the first one opens a pipe that libuv keeps for the process's life
-    zygote = Zygote.launch([APPS], preload=[])
+    zygote = Zygote.launch([APPS, CALCULATOR], preload=[])
     before = len(os.listdir("/proc/self/fd"))
     runner = ProcessRunner(zygote)
     guests = Guests(runner, zygote, tmp_path)

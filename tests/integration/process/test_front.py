@@ -15,6 +15,7 @@ from runtime_node.http.front import HttpFront
 from runtime_node.http.gate import Gate
 from runtime_node.http.router import Router
 from tests.eventually import eventually
+from tests.integration.http.http2_client import Client, head
 
 from .conftest import Guests
 
@@ -101,3 +102,19 @@ async def test_a_websocket_passes_the_front(site: Site) -> None:
         await socket.send("bye")
         await socket.wait_closed()
         assert (socket.close_code, socket.close_reason) == (4001, "asked")
+
+
+async def test_a_guest_talks_by_turns_over_http_2_and_ends_with_trailers(site: Site) -> None:
+    await site.open("calc", entrypoint="calculator:create_app")
+    client = Client(*await asyncio.open_connection("127.0.0.1", site.port), 65_535)
+    asked = head("POST", "/demo.Calculator/Chat", "calc.test", content_type="application/grpc")
+    number = client.ask(asked, end=False)
+    response = client.responses[number]
+    for word in (b"one", b"two"):
+        client.say(number, b"\0\0\0\0\3" + word)
+        await client.read_until(lambda word=word: response.body.endswith(b"you said " + word))
+    client.say(number, b"", end=True)
+    assert (await client.answer(number)).trailers == {"grpc-status": "0", "grpc-message": ""}
+    refused = await client.answer(client.ask(head("POST", "/demo.Calculator/None", "calc.test"), b""))
+    assert (refused.status, refused.trailers["grpc-status"]) == (200, "12")
+    await client.close()

@@ -10,6 +10,7 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.reconciler import transactions
+from services.control_plane.store.interface import Transaction
 from services.control_plane.store.records import PlacementRecord, Role
 from services.control_plane.store.transaction import CommandTransaction
 from services.spec.versions import VERSION
@@ -269,6 +270,11 @@ def test_database_servers_are_registered_shown_changed_and_forgotten(
         ({"app_connections": 1_001}, "app_connections"),
         ({"labels": {"": "x"}}, "labels"),
         ({"name": "databaseServers/other"}, "name"),
+        ({"templates": ["Prepared"]}, "templates[0]"),
+        ({"templates": ["prepared", "as_shop_1"]}, "templates[1]"),
+        ({"templates": ["prepared", "prepared"]}, "templates[1]"),
+        ({"templates": ["apps"]}, "templates[0]"),
+        ({"templates": ["x"] * 65}, "templates"),
     ],
 )
 def test_what_is_wrong_with_a_database_server_is_told_without_its_secret(
@@ -277,6 +283,49 @@ def test_what_is_wrong_with_a_database_server_is_told_without_its_secret(
     error = refused("CreateDatabaseServer", database_server(**fields))
     assert any(field.startswith(f"database_server.{wrong}") for field in error.fields)
     assert b"canary-4711" not in error.status.SerializeToString()
+
+
+def postgres(server: str, template: str = "") -> rt.Database:
+    mode = rt.Database.Postgres.DATABASE
+    return rt.Database(
+        postgres=rt.Database.Postgres(server=f"databaseServers/{server}", mode=mode, template=template)
+    )
+
+
+def test_an_app_names_a_template_that_its_server_has_and_no_other_later(
+    server: Server, refused: Refused
+) -> None:
+    server("CreateDatabaseServer", database_server(templates=["prepared"]))
+    server("CreateDatabaseServer", database_server("two", templates=["other"]))
+    field = "app.database.postgres.template"
+    for template, rule in (
+        ("other", "is none that databaseServers/one has: prepared"),
+        ("as_blog_1", "must not begin with as_"),
+    ):
+        error = refused("CreateApp", create(database=postgres("one", template)))
+        assert (error.fields, rule in str(error.status)) == ({field}, True)
+    shared = postgres("one", "prepared")
+    shared.postgres.mode = rt.Database.Postgres.SCHEMA
+    error = refused("CreateApp", create(database=shared))
+    assert (error.fields, "must not be set unless mode is DATABASE" in str(error.status)) == ({field}, True)
+    server("CreateApp", create(database=postgres("one", "prepared")))
+    for changed in (postgres("one", "other"), postgres("one")):
+        update = pb.UpdateAppRequest(app=pb.App(name="apps/shop", database=changed))
+        update.update_mask.paths.append("database")
+        error = refused("UpdateApp", update)
+        assert (error.fields, "cannot be changed" in str(error.status)) == ({field}, True)
+    # Its database is not made yet: it would be made on the other server, which has not what it begins with.
+    update = pb.UpdateAppRequest(app=pb.App(name="apps/shop", database=postgres("two", "prepared")))
+    update.update_mask.paths.append("database.postgres.server")
+    assert refused("UpdateApp", update).fields == {field}
+
+    def made(tx: Transaction) -> None:
+        record = tx.app("apps/shop")
+        assert record is not None
+        transactions.database_told(tx, record.name, record.uid, None, made=True)
+
+    server.store.write(made).result()
+    server("UpdateApp", update)
 
 
 def test_an_administrators_password_is_in_no_answer_and_no_log(

@@ -9,7 +9,7 @@ import pytest
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, RuntimeStatus, WatchInstancesResponse
 from services.control_plane.leases import Leases
-from services.control_plane.nodes.link import PASSING_SECONDS
+from services.control_plane.nodes.link import LONGEST_PASSING_SECONDS, PASSING_SECONDS, PASSING_TOGETHER
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.tenure import Tenure
 from tests.eventually import eventually
@@ -134,3 +134,27 @@ def test_a_state_that_passes_is_news_only_where_it_lasts() -> None:
         return listener.told
 
     assert sorted(run_in_virtual_time(main())) == ["apps/gone", "apps/quick", "apps/slow"]
+
+
+def test_of_many_that_start_at_once_each_has_longer_until_it_is_news() -> None:
+    async def main() -> list[str]:
+        line, listener = Line(), Listener()
+        links = NodeLinks(5.0, lambda address: line, Leases(Tenure.endless(), lambda: 0.0))  # type: ignore[arg-type, return-value]
+        links.follow(Node(name="node-1", address="127.0.0.1:1"), listener)
+        line.say(Message.SYNCED)
+        many = [f"apps/a{number}" for number in range(10 * PASSING_TOGETHER)]
+        for app in many:
+            line.say(Message.UPSERT, app, Instance.STARTING)
+        await asyncio.sleep(2 * PASSING_SECONDS)
+        early = len(listener.told)
+        for app in many[1:]:
+            line.say(Message.UPSERT, app, Instance.RUNNING)
+        await asyncio.sleep(LONGEST_PASSING_SECONDS)
+        line.say(Message.UPSERT, "apps/next", Instance.STARTING)
+        await asyncio.sleep(1.5 * PASSING_SECONDS)
+        await links.close()
+        assert early < 4 * PASSING_TOGETHER, "those before the others came"
+        assert len(listener.told) == early + len(many[1:]) + 1
+        return listener.told
+
+    assert run_in_virtual_time(main())[-1] == "apps/next"

@@ -234,8 +234,8 @@ class Line(NodeClient):
         found = await self._call(lambda node: node.stop_instance(request))
         return _copy(found) if found is not None else None
 
-    async def renew(self, request: rt.RenewLeaseRequest) -> None:
-        await self._call(lambda node: node.renew_lease(request))
+    async def renew(self, request: rt.RenewLeaseRequest, *, answered: bool = True) -> rt.Lease:
+        return await self._call(lambda node: node.renew_lease(request))
 
     async def directories(self, parent: str) -> AsyncIterator[rt.DataDirectory]:
         # A question changes nothing there: it is not counted, a new leader asks it.
@@ -273,7 +273,7 @@ class Line(NodeClient):
         request = rt.WatchInstancesRequest(term=term)
         request.heartbeat_interval.FromMilliseconds(int(silence * 1000 / 3))
         try:
-            async for message in self._heard(self._world.node.watch(request), silence, ended):
+            async for message in self._heard(self._world.node.feed.watch(request), silence, ended):
                 yield message
         finally:
             ended.cancel()

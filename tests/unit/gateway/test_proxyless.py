@@ -33,7 +33,7 @@ class Asked:
         self.changes: list[tuple[str, str]] = []
         self.apps.cache.open()
         for node, address in AT.items():
-            self.table.put_node(Node(name=node, http_address=address))
+            self.table.put_node(Node(name=node, http_address=address, serves_http2=True))
 
     def _changed(self, kind: str, name: str) -> None:
         self.changes.append((kind, name))
@@ -179,7 +179,11 @@ def test_a_node_with_a_name_is_told_by_its_addresses(asked: Asked) -> None:
     asked.apps.host_changed("node-3.example.com")
     assert asked.changes == [(ENDPOINTS, "apps/shop")]
     assert asked.places() == ["10.0.0.1:8080", "10.0.0.3:8080", "10.0.0.4:8080"]
-    asked.table.put_node(Node(name=N3, http_address="[::1]:80"))
+    # Clients refuse what names an address twice.
+    asked.found["node-3.example.com"] = ("10.0.0.1", "10.0.0.4")
+    asked.apps.host_changed("node-3.example.com")
+    assert asked.places() == ["10.0.0.1:8080", "10.0.0.4:8080"]
+    asked.table.put_node(Node(name=N3, http_address="[::1]:80", serves_http2=True))
     assert (asked.places(), asked.apps.hosts()) == (["10.0.0.1:8080", "::1:80"], set())
     asked.table.remove_node(N3)
     assert asked.places() == ["10.0.0.1:8080"]
@@ -191,6 +195,15 @@ def test_an_app_on_a_node_that_is_looked_up_waits_and_on_one_that_is_not_found_d
     asked.found["node-3.example.com"] = ()
     asked.apps.host_changed("node-3.example.com")
     assert asked.places() == []
+
+
+def test_a_node_of_a_version_before_which_has_no_http2_is_called_by_nobody(asked: Asked) -> None:
+    asked.table.put_app(app(instances=[instance(N1, 1), instance(N2, 2)], replicas=2))
+    asked.table.put_node(Node(name=N2, http_address=AT[N2]))
+    assert asked.places() == ["10.0.0.1:8080"]
+    asked.table.put_node(Node(name=N2, http_address=AT[N2], serves_http2=True))
+    assert asked.changes == [(ENDPOINTS, "apps/shop")]
+    assert asked.places() == ["10.0.0.1:8080", "10.0.0.2:8080"]
 
 
 def test_envoys_are_told_nothing_of_it(asked: Asked) -> None:
@@ -208,6 +221,7 @@ def test_the_bootstrap_of_a_client_is_printed(
     monkeypatch.setattr("sys.argv", ["bootstrap", "--grpc", "--node-id", "c", "--xds-address", "[::1]:18000"])
     main()
     assert json.loads(capsys.readouterr().out) == grpc_bootstrap("c", "[::1]:18000")
-    assert grpc_bootstrap("c", "xds:1")["xds_servers"] == [
-        {"server_uri": "xds:1", "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}
+    assert grpc_bootstrap("c", "one:1,other:2")["xds_servers"] == [
+        {"server_uri": address, "channel_creds": [{"type": "insecure"}], "server_features": ["xds_v3"]}
+        for address in ("one:1", "other:2")
     ]

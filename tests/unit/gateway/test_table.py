@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, Limits
 from services.gateway import resources
+from services.gateway.canary import Share
 from services.gateway.routes import Destination, destination_of, timeout_of
 from services.gateway.table import RoutingTable
 from services.gateway.xds.cache import CLUSTER, ROUTES, SCOPE, ResourceCache
@@ -327,3 +329,46 @@ def test_no_domain_stands_before_an_apps_own_name(cache: ResourceCache) -> None:
     assert found["shop.localhost"] == found["shop.apps.example.com"] == f"{N1}/35s"
     assert found["a.shop.localhost"] == found["blog.apps.example.com"] == f"{N2}/35s"
     assert len(found) == 5
+
+
+def test_calls_of_grpc_go_over_http_2_where_every_node_speaks_it(
+    cache: ResourceCache, table: RoutingTable
+) -> None:
+    def told(name: str) -> list[str]:
+        """Return the clusters of the rules for calls of gRPC among an app's routes."""
+        content = message(ROUTES).FromString(cache.of(ROUTES)[f"{name}/35s"].value)
+        rules = content.virtual_hosts[0].routes
+        assert all("grpc" in rule.typed_per_filter_config for rule in rules if rule.match.HasField("grpc"))
+        return [rule.route.cluster for rule in rules if rule.match.HasField("grpc")]
+
+    def node(name: str, *, speaks: bool) -> None:
+        table.put_node(Node(name=name, http_address="10.0.0.1:8080", serves_http2=speaks))
+
+    table.put_app(app(instances=[instance(N1, 1), instance(N2, 2)], replicas=2))
+    assert (told(N1), told("apps/shop")) == ([], [])
+    node(N1, speaks=True)
+    assert (told(N1), told("apps/shop")) == ([f"{N1}/grpc"], [])
+    node(N2, speaks=True)
+    assert told("apps/shop") == ["apps/shop/grpc"]
+    calls = message(CLUSTER).FromString(cache.of(CLUSTER)["apps/shop/grpc"].value)
+    assert len(calls.load_assignment.endpoints[0].lb_endpoints) == 2
+    # One of an earlier version again: its cluster goes after the routes that lead to it.
+    changes = Told(cache)
+    node(N2, speaks=False)
+    assert (told(N2), told("apps/shop")) == ([], [])
+    assert {f"{N1}/grpc"} == {name for name in cache.of(CLUSTER) if name.endswith("/grpc")}
+    kinds = [kind for kind, name in changes() if name.startswith("apps/shop")]
+    assert kinds == ["RouteConfiguration", "Cluster"]
+    # Before its node is known an app may be.
+    table.put_app(app("early", [instance(N3, 1)]))
+    node(N3, speaks=True)
+    assert told(N3) == [f"{N3}/grpc"]
+
+
+def test_a_version_on_trial_has_its_share_of_the_calls_of_grpc(table: RoutingTable) -> None:
+    share = Share((N2,), 20)
+    to = replace(Destination((N1,)), share=share, shared=Destination((N2,)))
+    rule, *_ = resources.routes(to, http2=True).virtual_hosts[0].routes
+    assert rule.match.HasField("grpc")
+    parts = {part.name: part.weight.value for part in rule.route.weighted_clusters.clusters}
+    assert parts == {f"{N2}/grpc": 20, f"{N1}/grpc": 80}

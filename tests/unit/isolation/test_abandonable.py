@@ -1,4 +1,6 @@
-"""A call that nobody waits for any more ends, wherever its interruption falls."""
+"""A call that nobody waits for any more ends, and so does a thread of an app that has stopped, wherever the
+interruption falls.
+"""
 
 import asyncio
 import contextlib
@@ -12,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from runtime_node.isolation import abandonable
+from runtime_node.isolation import lost_interruptions
 from runtime_node.isolation.abandonable import run_abandonable
+from runtime_node.isolation.endings import ThreadEndedError, end_by_force
 from tests.eventually import eventually
 
 
@@ -22,8 +25,8 @@ def lost(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Install the hook, and give what it hands on to the one before."""
     heard: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", heard.append)
-    monkeypatch.setattr(abandonable, "_hook_before", None)
-    abandonable.install()
+    monkeypatch.setattr(lost_interruptions, "_hook_before", None)
+    lost_interruptions.install()
     return heard
 
 
@@ -82,6 +85,33 @@ async def test_an_interruption_that_gets_lost_is_repeated(
     with contextlib.suppress(asyncio.CancelledError):
         await running
     await eventually(ended.is_set)
+    assert lost == []
+
+
+@pytest.mark.parametrize(
+    "lose", [in_a_weak_references_callback, in_a_finalizer, in_a_callback_of_the_collector]
+)
+def test_a_thread_ends_also_where_its_interruption_got_lost(
+    lose: Callable[[Callable[[], None]], None], lost: list[Any]
+) -> None:
+    inside = threading.Event()
+
+    def stay() -> None:
+        inside.set()
+        while True:
+            time.sleep(0.001)
+
+    def run() -> None:
+        with contextlib.suppress(ThreadEndedError):
+            lose(stay)
+            while True:  # as if nothing had happened
+                time.sleep(0.001)
+
+    thread = threading.Thread(target=run, name="left behind", daemon=True)
+    thread.start()
+    assert inside.wait(30)
+    end_by_force([thread], time.monotonic() + 60)
+    assert not thread.is_alive()
     assert lost == []
 
 

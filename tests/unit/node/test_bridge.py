@@ -56,6 +56,42 @@ async def test_a_response_comes_over_whole_and_in_order(loop: asyncio.AbstractEv
     assert [m["body"] for m in sent[1:-1]] == [b"%d" % n for n in range(100)]
 
 
+async def test_a_large_response_in_one_piece_lets_its_app_return(loop: asyncio.AbstractEventLoop) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "trailers": True})
+        await send({"type": "http.response.body", "body": b"x" * (MAX_BUFFERED_BYTES + 1)})
+        await send({"type": "http.response.trailers", "headers": []})
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    async with asyncio.timeout(WITHIN):
+        await bridge(app, loop)({**HTTP}, no_body, send)
+    assert sent == ["http.response.start", "http.response.body", "http.response.trailers"]
+
+
+async def test_an_app_begins_before_the_body_of_a_request_that_does_not_announce_one(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    begun = asyncio.Event()
+
+    async def receive() -> dict[str, Any]:
+        await begun.wait()
+        return await no_body()
+
+    async def send(message: Any) -> None:
+        begun.set()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        assert await receive() == await no_body()
+
+    async with asyncio.timeout(WITHIN):
+        await bridge(app, loop)({**HTTP, "http_version": "2"}, receive, send)
+
+
 async def test_a_slow_client_holds_up_the_app_and_not_the_memory(loop: asyncio.AbstractEventLoop) -> None:
     produced = 0
     chunk = b"x" * 65536

@@ -2,7 +2,13 @@
 
 import pytest
 
-from runtime_node.forwarding.heads import UnsendableError, request_head, response_headers, was_forwarded
+from runtime_node.forwarding.heads import (
+    UnsendableError,
+    is_grpc_call,
+    request_head,
+    response_headers,
+    was_forwarded,
+)
 
 HOST = (b"host", b"a.localhost")
 
@@ -22,6 +28,20 @@ def test_a_head_is_written_anew_with_one_framing_and_the_name_of_its_node():
     assert (head.chunked, head.length, head.has_body) == (True, 0, True)
     head = request_head(scope((b"content-length", b"0"), method="POST"), b"n")
     assert (head.has_body, b"content-length: 0\r\n" in head.data) == (False, True)
+
+
+def test_a_body_that_http_2_does_not_announce_is_framed_for_the_way():
+    def framed(*headers, method="POST"):
+        head = request_head({**scope(*headers, method=method), "http_version": "2"}, b"n")
+        return head.chunked, head.length
+
+    assert framed() == (True, 0)
+    assert framed((b"content-length", b"5")) == (False, 5)
+    assert framed(method="GET") == (False, 0)
+    call = scope((b"content-type", b"application/grpc+proto"), method="POST")
+    assert is_grpc_call({**call, "http_version": "2"})
+    # As an edge sends it that makes trailers of headers: such a call can be forwarded.
+    assert not is_grpc_call({**call, "http_version": "1.1"})
 
 
 @pytest.mark.parametrize(

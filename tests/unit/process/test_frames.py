@@ -52,13 +52,14 @@ def test_a_frame_that_comes_byte_by_byte_is_put_together_once() -> None:
 
 @given(st.integers(100, 999), HEADERS)
 def test_a_response_start_comes_out_as_it_went_in(status: int, headers: list[tuple[bytes, bytes]]) -> None:
-    assert frames.unpack_start(frames.pack_start(status, headers)) == (status, headers)
+    assert frames.unpack_start(frames.pack_start(status, headers)) == (status, headers, False)
+    assert frames.unpack_start(frames.pack_start(status, headers, True))[2] is True
 
 
 @given(st.binary(max_size=200))
 def test_random_bytes_are_a_response_start_or_refused(payload: bytes) -> None:
     try:
-        status, headers = frames.unpack_start(payload)
+        status, headers, _ = frames.unpack_start(payload)
     except MalformedFrameError:
         return
     assert frames.pack_start(status, headers)[-1:] == payload[-1:]

@@ -31,7 +31,9 @@ SCOPE: dict[str, Any] = {
 }  # fmt: skip
 
 
-async def carry(kind: str, stream: bytes, alive: bool) -> tuple[BaseException | None, list[str], list[str]]:
+async def carry(
+    kind: str, stream: bytes, alive: bool, **scope: Any
+) -> tuple[BaseException | None, list[str], list[str]]:
     """Send a request to a guest that answers `stream`; return its error, what was sent, the complaints."""
     complaints: list[str] = []
     peers: list[socket.socket] = []
@@ -56,7 +58,7 @@ async def carry(kind: str, stream: bytes, alive: bool) -> tuple[BaseException | 
 
     try:
         async with asyncio.timeout(WITHIN):
-            await guest({**SCOPE, "type": kind}, receive, send)
+            await guest({**SCOPE, "type": kind, **scope}, receive, send)
     except Exception as error:
         return error, sent, complaints
     finally:
@@ -108,6 +110,20 @@ async def test_a_whole_answer_is_passed_on_and_the_connection_kept() -> None:
     error, sent, complaints = await carry("http", stream, True)
     assert (error, complaints) == (None, [])
     assert sent == ["http.response.start", "http.response.body"]
+
+
+async def test_trailers_pass_where_they_were_offered_and_announced_and_nowhere_else() -> None:
+    announced = frame(Frame.START, frames.pack_start(200, [], True))
+    rest = frame(Frame.LAST, b"ok") + frame(Frame.TRAILERS, START) + frame(Frame.END)
+    offered = {"http_version": "2", "extensions": {"http.response.trailers": {}}}
+    error, sent, complaints = await carry("http", announced + rest, True, **offered)
+    assert (error, complaints) == (None, [])
+    assert sent == ["http.response.start", "http.response.body", "http.response.trailers"]
+    for start, scope in ((announced, {}), (frame(Frame.START, START), offered)):
+        error, sent, complaints = await carry("http", start + rest, True, **scope)
+        assert isinstance(error, SupervisorError)
+        assert len(complaints) == 1
+        assert "http.response.trailers" not in sent
 
 
 @pytest.mark.parametrize(("alive", "verdict"), [(True, AppRaisedError), (False, SupervisorError)])

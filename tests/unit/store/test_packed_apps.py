@@ -28,7 +28,7 @@ def test_a_packed_app_is_unpacked_as_it_was() -> None:
     again = AppRecord.unpacked(record.packed)
     assert again == record
     assert again.spec.secret_env["TOKEN"] == SECRET
-    assert replace(again, generation=9).packed == replace(record.packed, generation=9)
+    assert replace(again, generation=9).packed == record.packed._replace(generation=9)
 
 
 def test_what_the_api_shows_is_spec_and_status_without_secrets() -> None:

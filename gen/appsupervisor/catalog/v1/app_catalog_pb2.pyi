@@ -104,6 +104,49 @@ class App(_message.Message):
     MANUAL: App.Failover.ValueType  # 2
     """It waits for its node; RecoverApp starts it elsewhere."""
 
+    class _AvailabilityReason:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _AvailabilityReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[App._AvailabilityReason.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        AVAILABILITY_REASON_UNSPECIFIED: App._AvailabilityReason.ValueType  # 0
+        """Not told yet."""
+        ASKED_FOR: App._AvailabilityReason.ValueType  # 1
+        """`availability` says so."""
+        DATA_ON_NODE: App._AvailabilityReason.ValueType  # 2
+        """`AVAILABLE`: its data is on its node, which no second copy can write."""
+        DATABASE_FENCED: App._AvailabilityReason.ValueType  # 3
+        """`AVAILABLE`: its database refuses a copy that was given up."""
+        WITHOUT_DATABASE: App._AvailabilityReason.ValueType  # 4
+        """`AVAILABLE`: it has no database."""
+        DATABASE_SHARED: App._AvailabilityReason.ValueType  # 5
+        """`CONSISTENT`: a second copy could write its `external` database."""
+        ONLY_NODE: App._AvailabilityReason.ValueType  # 6
+        """`AVAILABLE` although its database is `external`: its node is the only one of its environment. No other node is given
+        the app until that one has heard that it is no longer alone, or RecoverApp says so with `accept_data_loss`.
+        """
+
+    class AvailabilityReason(_AvailabilityReason, metaclass=_AvailabilityReasonEnumTypeWrapper):
+        """Why an app has the availability that it has. New values may come."""
+
+    AVAILABILITY_REASON_UNSPECIFIED: App.AvailabilityReason.ValueType  # 0
+    """Not told yet."""
+    ASKED_FOR: App.AvailabilityReason.ValueType  # 1
+    """`availability` says so."""
+    DATA_ON_NODE: App.AvailabilityReason.ValueType  # 2
+    """`AVAILABLE`: its data is on its node, which no second copy can write."""
+    DATABASE_FENCED: App.AvailabilityReason.ValueType  # 3
+    """`AVAILABLE`: its database refuses a copy that was given up."""
+    WITHOUT_DATABASE: App.AvailabilityReason.ValueType  # 4
+    """`AVAILABLE`: it has no database."""
+    DATABASE_SHARED: App.AvailabilityReason.ValueType  # 5
+    """`CONSISTENT`: a second copy could write its `external` database."""
+    ONLY_NODE: App.AvailabilityReason.ValueType  # 6
+    """`AVAILABLE` although its database is `external`: its node is the only one of its environment. No other node is given
+    the app until that one has heard that it is no longer alone, or RecoverApp says so with `accept_data_loss`.
+    """
+
     @_typing.final
     class LabelsEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
@@ -270,6 +313,8 @@ class App(_message.Message):
     DATA_MOVE_FIELD_NUMBER: _builtins.int
     DATABASE_MOVE_FIELD_NUMBER: _builtins.int
     CANARY_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_AVAILABILITY_FIELD_NUMBER: _builtins.int
+    AVAILABILITY_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Resource name, `apps/{app}`. The id has 1 to 63 characters, lower-case letters, digits and inner hyphens, begins
     with a letter, and is none of the reserved words `admin`, `api`, `apps`, `health`, `internal`, `localhost`,
@@ -302,7 +347,7 @@ class App(_message.Message):
     """
     availability: _runtime_environment_pb2.InstanceSpec.Availability.ValueType
     """Whether it answers on a node that holds no lease; by its database when unset: `CONSISTENT` with an `external` one,
-    else `AVAILABLE`.
+    unless its node is the only one of its environment, else `AVAILABLE`. `effective_availability` tells which holds.
     """
     failover: Global___App.Failover.ValueType
     """What becomes of it when its node is lost; by its database when unset: `MANUAL` with `sqlite`, else `AUTOMATIC`,
@@ -338,6 +383,10 @@ class App(_message.Message):
     """The newest epoch given to one of several replicas; 0 of an app that never had more than one. Each of several has
     epochs of its own, so that one that is lost can be shut out without the others.
     """
+    effective_availability: _runtime_environment_pb2.InstanceSpec.Availability.ValueType
+    """The `availability` that holds now."""
+    availability_reason: Global___App.AvailabilityReason.ValueType
+    """Why that one holds."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels to select by: at most 64; keys as Kubernetes labels, values at most 63 characters."""
@@ -496,10 +545,12 @@ class App(_message.Message):
         data_move: Global___DataMove | None = ...,
         database_move: Global___DatabaseMove | None = ...,
         canary: Global___Canary | None = ...,
+        effective_availability: _runtime_environment_pb2.InstanceSpec.Availability.ValueType = ...,
+        availability_reason: Global___App.AvailabilityReason.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["autoscale", b"autoscale", "canary", b"canary", "config", b"config", "create_time", b"create_time", "data_move", b"data_move", "database", b"database", "database_move", b"database_move", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "limits", b"limits", "restart_policy", b"restart_policy", "rollout", b"rollout", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "annotations", b"annotations", "anti_affinity", b"anti_affinity", "autoscale", b"autoscale", "availability", b"availability", "canary", b"canary", "conditions", b"conditions", "config", b"config", "create_time", b"create_time", "data_move", b"data_move", "database", b"database", "database_move", b"database_move", "desired_state", b"desired_state", "display_name", b"display_name", "domains", b"domains", "entrypoint", b"entrypoint", "env", b"env", "environment", b"environment", "etag", b"etag", "event_loop", b"event_loop", "exclusive", b"exclusive", "failover", b"failover", "generation", b"generation", "health", b"health", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "instances", b"instances", "isolation", b"isolation", "labels", b"labels", "limits", b"limits", "name", b"name", "newest_epoch", b"newest_epoch", "node_selector", b"node_selector", "observed_generation", b"observed_generation", "ready_replicas", b"ready_replicas", "reconciling", b"reconciling", "replicas", b"replicas", "restart_policy", b"restart_policy", "retained_data", b"retained_data", "rollout", b"rollout", "secret_env", b"secret_env", "state", b"state", "target_replicas", b"target_replicas", "uid", b"uid", "update_time", b"update_time", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "annotations", b"annotations", "anti_affinity", b"anti_affinity", "autoscale", b"autoscale", "availability", b"availability", "availability_reason", b"availability_reason", "canary", b"canary", "conditions", b"conditions", "config", b"config", "create_time", b"create_time", "data_move", b"data_move", "database", b"database", "database_move", b"database_move", "desired_state", b"desired_state", "display_name", b"display_name", "domains", b"domains", "effective_availability", b"effective_availability", "entrypoint", b"entrypoint", "env", b"env", "environment", b"environment", "etag", b"etag", "event_loop", b"event_loop", "exclusive", b"exclusive", "failover", b"failover", "generation", b"generation", "health", b"health", "health_check", b"health_check", "idle_timeout", b"idle_timeout", "instances", b"instances", "isolation", b"isolation", "labels", b"labels", "limits", b"limits", "name", b"name", "newest_epoch", b"newest_epoch", "node_selector", b"node_selector", "observed_generation", b"observed_generation", "ready_replicas", b"ready_replicas", "reconciling", b"reconciling", "replicas", b"replicas", "restart_policy", b"restart_policy", "retained_data", b"retained_data", "rollout", b"rollout", "secret_env", b"secret_env", "state", b"state", "target_replicas", b"target_replicas", "uid", b"uid", "update_time", b"update_time", "uri", b"uri"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1662,7 +1713,9 @@ class RecoverAppRequest(_message.Message):
     validate_only: _builtins.bool
     """Checks everything and changes nothing."""
     accept_data_loss: _builtins.bool
-    """Starts an app that keeps its data on the lost node on a new, empty database. What it had stored is given up."""
+    """Starts an app that keeps its data on the lost node on a new, empty database. What it had stored is given up. Also
+    starts one elsewhere that the lost node may serve on alone: two copies may write its database then.
+    """
     def __init__(
         self,
         *,

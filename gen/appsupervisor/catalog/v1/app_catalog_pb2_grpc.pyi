@@ -244,7 +244,8 @@ class AppCatalogStub:
 
     For apps with `failover` `MANUAL`, and for all while the failover of an environment is held.
     Precondition: the app exists, is wanted `RUNNING`, is not `DELETING`, has the `etag` given, if one is given, and its
-    node's lease has run out. If it keeps its data on that node, `accept_data_loss` is set.
+    node's lease has run out. If it keeps its data on that node, or that node may serve it on because it was the only one
+    of its environment, `accept_data_loss` is set.
     On success: the app has a new epoch; the operation ends when it serves. What the lost node still runs of it is ended
     once that node is heard, and its data there is left behind.
     Idempotent by `request_id` alone.
@@ -533,7 +534,8 @@ class AppCatalogAsyncStub(AppCatalogStub):
 
     For apps with `failover` `MANUAL`, and for all while the failover of an environment is held.
     Precondition: the app exists, is wanted `RUNNING`, is not `DELETING`, has the `etag` given, if one is given, and its
-    node's lease has run out. If it keeps its data on that node, `accept_data_loss` is set.
+    node's lease has run out. If it keeps its data on that node, or that node may serve it on because it was the only one
+    of its environment, `accept_data_loss` is set.
     On success: the app has a new epoch; the operation ends when it serves. What the lost node still runs of it is ended
     once that node is heard, and its data there is left behind.
     Idempotent by `request_id` alone.
@@ -915,7 +917,8 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
 
         For apps with `failover` `MANUAL`, and for all while the failover of an environment is held.
         Precondition: the app exists, is wanted `RUNNING`, is not `DELETING`, has the `etag` given, if one is given, and its
-        node's lease has run out. If it keeps its data on that node, `accept_data_loss` is set.
+        node's lease has run out. If it keeps its data on that node, or that node may serve it on because it was the only one
+        of its environment, `accept_data_loss` is set.
         On success: the app has a new epoch; the operation ends when it serves. What the lost node still runs of it is ended
         once that node is heard, and its data there is left behind.
         Idempotent by `request_id` alone.

@@ -200,6 +200,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the app's database could not be moved to another server, and stays where it is; the message says
     why.
     """
+    DATABASE_TEMPLATE_UNUSABLE: _ErrorReason.ValueType  # 198
+    """In conditions: the template that the app's database begins as a copy of is not there, is in use, or must not be copied;
+    the message says which. Tried again.
+    """
     APP_BLOCKED_LOOP: _ErrorReason.ValueType  # 171
     """The app: it blocked its event loop beyond its budget."""
     ISOLATION_UNSUPPORTED: _ErrorReason.ValueType  # 172
@@ -407,6 +411,10 @@ DATABASE_NOT_REMOVED: ErrorReason.ValueType  # 196
 DATABASE_NOT_MOVED: ErrorReason.ValueType  # 197
 """FAILED_PRECONDITION: the app's database could not be moved to another server, and stays where it is; the message says
 why.
+"""
+DATABASE_TEMPLATE_UNUSABLE: ErrorReason.ValueType  # 198
+"""In conditions: the template that the app's database begins as a copy of is not there, is in use, or must not be copied;
+the message says which. Tried again.
 """
 APP_BLOCKED_LOOP: ErrorReason.ValueType  # 171
 """The app: it blocked its event loop beyond its budget."""

@@ -296,12 +296,14 @@ class Node(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
     MODULES_FIELD_NUMBER: _builtins.int
+    SERVES_HTTP2_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
     APP_COUNT_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     LEASE_STATE_FIELD_NUMBER: _builtins.int
+    SERVES_ALONE_FIELD_NUMBER: _builtins.int
     CORDONED_FIELD_NUMBER: _builtins.int
     SCHEDULABLE_FIELD_NUMBER: _builtins.int
     RESERVED_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
@@ -331,6 +333,10 @@ class Node(_message.Message):
     """What fails together with the node, as a rack or a data centre, by the rules of a label's value; empty for none. The
     copies of an app are spread over zones first, then over nodes.
     """
+    serves_http2: _builtins.bool
+    """Whether it serves HTTP/2 by prior knowledge at `http_address`, beside HTTP/1.1; false for one of a version before
+    that did.
+    """
     state: Global___Node.State.ValueType
     """What is known of it."""
     state_reason: _builtins.str
@@ -339,6 +345,10 @@ class Node(_message.Message):
     """Apps placed on it."""
     lease_state: Global___Node.LeaseState.ValueType
     """What is known of its lease."""
+    serves_alone: _builtins.bool
+    """Whether it may answer without a lease for apps with an `external` database and no `availability` of their own, for it
+    was the only node of its environment. No other node is given those until it has heard that it no longer is.
+    """
     cordoned: _builtins.bool
     """True from CordonNode or DrainNode on until UncordonNode: no further app is placed on it."""
     schedulable: _builtins.bool
@@ -389,12 +399,14 @@ class Node(_message.Message):
         memory_bytes: _builtins.int = ...,
         zone: _builtins.str = ...,
         modules: _abc.Iterable[_builtins.str] | None = ...,
+        serves_http2: _builtins.bool = ...,
         state: Global___Node.State.ValueType = ...,
         state_reason: _builtins.str = ...,
         app_count: _builtins.int = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         lease_state: Global___Node.LeaseState.ValueType = ...,
+        serves_alone: _builtins.bool = ...,
         cordoned: _builtins.bool = ...,
         schedulable: _builtins.bool = ...,
         reserved_memory_bytes: _builtins.int = ...,
@@ -403,7 +415,7 @@ class Node(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app_count", b"app_count", "base_domain", b"base_domain", "cordoned", b"cordoned", "create_time", b"create_time", "etag", b"etag", "http_address", b"http_address", "incarnation", b"incarnation", "labels", b"labels", "lease_state", b"lease_state", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "modules", b"modules", "name", b"name", "reserved_memory_bytes", b"reserved_memory_bytes", "schedulable", b"schedulable", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time", "used_memory_bytes", b"used_memory_bytes", "version", b"version", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "app_count", b"app_count", "base_domain", b"base_domain", "cordoned", b"cordoned", "create_time", b"create_time", "etag", b"etag", "http_address", b"http_address", "incarnation", b"incarnation", "labels", b"labels", "lease_state", b"lease_state", "max_instances", b"max_instances", "memory_bytes", b"memory_bytes", "modules", b"modules", "name", b"name", "reserved_memory_bytes", b"reserved_memory_bytes", "schedulable", b"schedulable", "serves_alone", b"serves_alone", "serves_http2", b"serves_http2", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time", "used_memory_bytes", b"used_memory_bytes", "version", b"version", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -475,6 +487,7 @@ class DatabaseServer(_message.Message):
     SPARE_DATABASES_FIELD_NUMBER: _builtins.int
     APP_ADDRESS_FIELD_NUMBER: _builtins.int
     ALLOWED_EXTENSIONS_FIELD_NUMBER: _builtins.int
+    TEMPLATES_FIELD_NUMBER: _builtins.int
     UID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     STATE_REASON_FIELD_NUMBER: _builtins.int
@@ -528,6 +541,12 @@ class DatabaseServer(_message.Message):
         """Extensions that apps may ask for, at most 64. Its administrator makes them, and has to be allowed to."""
 
     @_builtins.property
+    def templates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Prepared databases there that apps with mode `DATABASE` may begin as a copy of, at most 64. Never the one that
+        `admin_url` names, an app's or a catalog's. Its administrator owns them, or is a superuser.
+        """
+
+    @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was created."""
 
@@ -547,6 +566,7 @@ class DatabaseServer(_message.Message):
         spare_databases: _builtins.int = ...,
         app_address: _builtins.str = ...,
         allowed_extensions: _abc.Iterable[_builtins.str] | None = ...,
+        templates: _abc.Iterable[_builtins.str] | None = ...,
         uid: _builtins.str = ...,
         state: Global___DatabaseServer.State.ValueType = ...,
         state_reason: _builtins.str = ...,
@@ -558,7 +578,7 @@ class DatabaseServer(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_url", b"admin_url", "allowed_extensions", b"allowed_extensions", "app_address", b"app_address", "app_connections", b"app_connections", "app_count", b"app_count", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "max_apps", b"max_apps", "name", b"name", "server_version", b"server_version", "spare_databases", b"spare_databases", "state", b"state", "state_reason", b"state_reason", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admin_url", b"admin_url", "allowed_extensions", b"allowed_extensions", "app_address", b"app_address", "app_connections", b"app_connections", "app_count", b"app_count", "create_time", b"create_time", "display_name", b"display_name", "etag", b"etag", "labels", b"labels", "max_apps", b"max_apps", "name", b"name", "server_version", b"server_version", "spare_databases", b"spare_databases", "state", b"state", "state_reason", b"state_reason", "templates", b"templates", "uid", b"uid", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -696,8 +716,8 @@ class UpdateDatabaseServerRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Fields to take: `display_name`, `labels`, `admin_url`, `max_apps`, `app_connections`. Unset: every one that is
-        set in `database_server`.
+        """Fields to take: `display_name`, `labels`, `admin_url`, `max_apps`, `app_connections`, `spare_databases`, `app_address`,
+        `allowed_extensions`, `templates`. Unset: every one that is set in `database_server`.
         """
 
     def __init__(

@@ -166,8 +166,8 @@ class FleetStub:
     DeleteNode: _grpc.UnaryUnaryMultiCallable[_fleet_pb2.DeleteNodeRequest, _empty_pb2.Empty]
     """Forgets a node that is gone.
 
-    Precondition: the node cannot be heard, no app keeps data on it that exists nowhere else (or `force`), and it has the
-    `etag` given, if one is given.
+    Precondition: the node cannot be heard, no app keeps data on it that exists nowhere else and it serves none alone (or
+    `force`), and it has the `etag` given, if one is given.
     On success: the node is gone from the catalog, and the apps on it are placed elsewhere. With `force`, apps whose data
     was on it are `FAILED` with `DATA_LOST`, unless they were stopped: StartApp with `accept_data_loss` starts one anew,
     and a node that registers under that name with the data brings it back.
@@ -402,8 +402,8 @@ class FleetAsyncStub(FleetStub):
     DeleteNode: _aio.UnaryUnaryMultiCallable[_fleet_pb2.DeleteNodeRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Forgets a node that is gone.
 
-    Precondition: the node cannot be heard, no app keeps data on it that exists nowhere else (or `force`), and it has the
-    `etag` given, if one is given.
+    Precondition: the node cannot be heard, no app keeps data on it that exists nowhere else and it serves none alone (or
+    `force`), and it has the `etag` given, if one is given.
     On success: the node is gone from the catalog, and the apps on it are placed elsewhere. With `force`, apps whose data
     was on it are `FAILED` with `DATA_LOST`, unless they were stopped: StartApp with `accept_data_loss` starts one anew,
     and a node that registers under that name with the data brings it back.
@@ -713,8 +713,8 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
         """Forgets a node that is gone.
 
-        Precondition: the node cannot be heard, no app keeps data on it that exists nowhere else (or `force`), and it has the
-        `etag` given, if one is given.
+        Precondition: the node cannot be heard, no app keeps data on it that exists nowhere else and it serves none alone (or
+        `force`), and it has the `etag` given, if one is given.
         On success: the node is gone from the catalog, and the apps on it are placed elsewhere. With `force`, apps whose data
         was on it are `FAILED` with `DATA_LOST`, unless they were stopped: StartApp with `accept_data_loss` starts one anew,
         and a node that registers under that name with the data brings it back.

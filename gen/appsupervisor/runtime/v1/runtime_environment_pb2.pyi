@@ -207,10 +207,15 @@ class Lease(_message.Message):
     TERM_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     REMAINING_DURATION_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     """Highest term of a leader that this life of the node knows."""
     held: _builtins.bool
     """Whether the node may answer for such apps now."""
+    alone: _builtins.bool
+    """Whether the node answers without a lease for apps that are `CONSISTENT` by their database alone, as the last call
+    told it. Unset by a node of a version that knows no such thing.
+    """
     @_builtins.property
     def remaining_duration(self) -> _duration_pb2.Duration:
         """Time until the lease runs out, unless it is renewed; unset if none is held, or if it has no end."""
@@ -221,12 +226,15 @@ class Lease(_message.Message):
         term: _builtins.int = ...,
         held: _builtins.bool = ...,
         remaining_duration: _duration_pb2.Duration | None = ...,
+        alone: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["remaining_duration", b"remaining_duration"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alone", b"_alone", "alone", b"alone", "remaining_duration", b"remaining_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "remaining_duration", b"remaining_duration", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alone", b"_alone", "alone", b"alone", "held", b"held", "remaining_duration", b"remaining_duration", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__alone: _TypeAlias = _typing.Literal["alone"]  # noqa: Y015
+    _WhichOneofArgType__alone: _TypeAlias = _typing.Literal["_alone", b"_alone"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alone) -> _WhichOneofReturnType__alone | None: ...
 
 Global___Lease: _TypeAlias = Lease  # noqa: Y015
 
@@ -265,10 +273,15 @@ class RenewLeaseRequest(_message.Message):
     MONOTONIC_TIME_FIELD_NUMBER: _builtins.int
     LEASE_DURATION_FIELD_NUMBER: _builtins.int
     FENCES_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
     term: _builtins.int
     """The leader's term, from 1."""
     incarnation: _builtins.str
     """The life of the node whose clock `monotonic_time` is of."""
+    alone: _builtins.bool
+    """Whether the node is the only one of its environment: then, and until a call with a later `monotonic_time` or a higher
+    `term` says otherwise, it needs no lease for apps whose `availability` is unset. Nobody else has them meanwhile.
+    """
     @_builtins.property
     def monotonic_time(self) -> _duration_pb2.Duration:
         """`monotonic_time` of the heartbeat that this answers. In the node's future it is refused."""
@@ -289,10 +302,11 @@ class RenewLeaseRequest(_message.Message):
         monotonic_time: _duration_pb2.Duration | None = ...,
         lease_duration: _duration_pb2.Duration | None = ...,
         fences: _abc.Iterable[Global___RenewLeaseRequest.Fence] | None = ...,
+        alone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease_duration", b"lease_duration", "monotonic_time", b"monotonic_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["fences", b"fences", "incarnation", b"incarnation", "lease_duration", b"lease_duration", "monotonic_time", b"monotonic_time", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "fences", b"fences", "incarnation", b"incarnation", "lease_duration", b"lease_duration", "monotonic_time", b"monotonic_time", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -458,10 +472,16 @@ class Database(_message.Message):
         SERVER_FIELD_NUMBER: _builtins.int
         MODE_FIELD_NUMBER: _builtins.int
         EXTENSIONS_FIELD_NUMBER: _builtins.int
+        TEMPLATE_FIELD_NUMBER: _builtins.int
         server: _builtins.str
         """The server, `databaseServers/{database_server}`. Another one has the database moved there, with its data."""
         mode: Global___Database.Postgres.Mode.ValueType
         """What it gets there; `SCHEMA` when unset. Cannot be changed."""
+        template: _builtins.str
+        """A prepared database of the server, one of its `templates`, that the app's begins as a copy of; empty when unset. With
+        `DATABASE` only. What is in the copy is the app's. Looked at only when the database is made: a later change of the
+        template changes no app. Cannot be changed.
+        """
         @_builtins.property
         def extensions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
             """Extensions that its database has before it starts, at most 32 of those that the server's `allowed_extensions` name.
@@ -475,10 +495,11 @@ class Database(_message.Message):
             server: _builtins.str = ...,
             mode: Global___Database.Postgres.Mode.ValueType = ...,
             extensions: _abc.Iterable[_builtins.str] | None = ...,
+            template: _builtins.str = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["extensions", b"extensions", "mode", b"mode", "server", b"server"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["extensions", b"extensions", "mode", b"mode", "server", b"server", "template", b"template"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1275,7 +1296,9 @@ class InstanceSpec(_message.Message):
     class _AvailabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[InstanceSpec._Availability.ValueType], _builtins.type):
         DESCRIPTOR: _descriptor.EnumDescriptor
         AVAILABILITY_UNSPECIFIED: InstanceSpec._Availability.ValueType  # 0
-        """By its database: `CONSISTENT` with an `external` one, which a second copy could write, else `AVAILABLE`."""
+        """By its database: `CONSISTENT` with an `external` one, which a second copy could write, else `AVAILABLE`. With an
+        `external` one it is `AVAILABLE`, too, on a node that is the only one of its environment.
+        """
         AVAILABLE: InstanceSpec._Availability.ValueType  # 1
         """Answers, control plane or not. While its node is cut off, a copy elsewhere may answer, too."""
         CONSISTENT: InstanceSpec._Availability.ValueType  # 2
@@ -1285,7 +1308,9 @@ class InstanceSpec(_message.Message):
         """Whether an app answers on a node that the control plane may have given up."""
 
     AVAILABILITY_UNSPECIFIED: InstanceSpec.Availability.ValueType  # 0
-    """By its database: `CONSISTENT` with an `external` one, which a second copy could write, else `AVAILABLE`."""
+    """By its database: `CONSISTENT` with an `external` one, which a second copy could write, else `AVAILABLE`. With an
+    `external` one it is `AVAILABLE`, too, on a node that is the only one of its environment.
+    """
     AVAILABLE: InstanceSpec.Availability.ValueType  # 1
     """Answers, control plane or not. While its node is cut off, a copy elsewhere may answer, too."""
     CONSISTENT: InstanceSpec.Availability.ValueType  # 2

@@ -19,7 +19,7 @@ from appsupervisor.fleet.v1.fleet_pb2 import (
     RebalanceEnvironmentMetadata,
     RebalanceEnvironmentResponse,
 )
-from services.control_plane.store.packed_app import PackedApp
+from services.control_plane.store.packed_app import PackedApp, of_spec, of_status
 from services.control_plane.store.records import (
     DRAIN,
     REBALANCE,
@@ -89,21 +89,21 @@ def packed_app(row: Row) -> PackedApp:
         history,
         revision,
     ) = row
-    return PackedApp.of(
-        App.FromString(spec),
-        App.FromString(status),
-        name=name,
-        uid=uid,
-        generation=generation,
-        target_generation=target_generation,
-        target_epoch=target_epoch,
-        failed_generation=failed_generation,
-        failed_epoch=failed_epoch,
-        deleting=deleting,
-        create_time=create_time,
-        update_time=update_time,
-        history=sys.intern(history),
-        revision=revision,
+    return PackedApp(
+        *of_spec(App.FromString(spec), spec),
+        *of_status(App.FromString(status), status),
+        name,
+        uid,
+        generation,
+        target_generation,
+        target_epoch,
+        failed_generation,
+        failed_epoch,
+        deleting,
+        create_time,
+        update_time,
+        sys.intern(history),
+        revision,
     )
 
 

@@ -5,7 +5,7 @@ What SQLite and PostgreSQL say differently within a transaction is here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection
@@ -142,14 +142,14 @@ class Statements:
             if kind.name == "app":
                 gone.append((kind.row, changed.removed_apps))
             else:
-                gone.append((kind.row, _gone(getattr(changed, kind.feed))))
+                gone.append((kind.row, _gone(changed.part(kind.feed))))
         for row, keys in gone:
             if keys:
                 yield self._delete[row].step(keys)
 
     def _additions(self, changed: WriteSet) -> Iterator[Step]:
         for kind in KINDS:
-            rows = [kind.values(it) for it in getattr(changed, kind.feed).values() if it is not None]
+            rows = [kind.values(it) for it in changed.part(kind.feed).values() if it is not None]
             if rows:
                 yield from self._insert[kind.row].steps(rows)
             if kind.name == "app":
@@ -189,17 +189,20 @@ _TEXTS = {
 }
 
 
-def _gone(records: dict[str, Any]) -> list[str]:
+_NAMES = {kind.feed: kind.name for kind in KINDS}
+
+
+def _gone(records: Mapping[str, Any]) -> list[str]:
     return [key for key, record in records.items() if record is None]
 
 
 def _changes(batch: Batch) -> Iterator[dict[str, Any]]:
     for revision, now, changed in batch.commits:
-        for kind in KINDS:
-            for key, record in getattr(changed, kind.feed).items():
+        for feed, records in changed.by_feed().items():
+            for key, record in records.items():
                 yield {
                     "revision": revision,
-                    "kind": kind.name,
+                    "kind": _NAMES[feed],
                     "key": key,
                     "deleted": record is None,
                     "time": now,
