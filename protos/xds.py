@@ -30,6 +30,7 @@ MODULES = (
     "envoy.extensions.http.early_header_mutation.header_mutation.v3.header_mutation",
     "envoy.extensions.transport_sockets.tls.v3.tls",
     "envoy.extensions.retry.host.previous_hosts.v3.previous_hosts",
+    "envoy.extensions.retry.priority.previous_priorities.v3.previous_priorities_config",
     "envoy.extensions.upstreams.http.v3.http_protocol_options",
 )
 """What the gateway makes and reads; what these import comes along."""

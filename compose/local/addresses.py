@@ -8,6 +8,7 @@ from pathlib import Path
 
 from compose.local.errors import StartError
 from compose.local.settings import HOST, METRICS_DISTANCE, NODE_ID, Settings, variable_of
+from services.rpc.ports import bind_free_port
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +130,10 @@ class _Ports:
     def _hold(self, port: int) -> int:
         listener = self._stack.enter_context(socket.socket())
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((HOST, port))
+        if port:
+            listener.bind((HOST, port))
+        else:
+            port = bind_free_port(listener, HOST)
         # Bound alone, a port of this kind could be bound once more.
         listener.listen(1)
-        return int(listener.getsockname()[1])
+        return port

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
 
 import idna
@@ -55,7 +54,6 @@ def _parse(authority: bytes) -> str | None:
     return host
 
 
-@lru_cache(maxsize=1024)
 def is_local(host: str) -> bool:
     """Tell whether a host in normal form is an IP address or a loopback name: nobody can redirect these."""
     return (

@@ -16,6 +16,8 @@ from services.spec.scalars import WILDCARD
 
 _APP_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _PREFIX = b"/apps/"
+_BEGIN = len(_PREFIX)
+_CACHED_HOSTS = 1024
 _MALFORMED_HOST = malformed("Host must name one host, with an optional port.")
 
 
@@ -46,10 +48,14 @@ class Router:
         self._suffix = "." + self.base_domain
         # Any other name may be an attacker's, who makes it point here (DNS rebinding).
         self._path_hosts = frozenset(("", self.base_domain, *map(normal_domain, path_hosts)))
+        self._trusted: dict[str, bool] = {}
+        """Of the hosts asked for last, whether apps are found by path and by X-App under them."""
         self._hosts_only = hosts_only
         self._lock = threading.Lock()
         self._apps: dict[str, _Route] = {}
         self._domains: dict[str, _Route] = {}
+        self._wildcards: dict[str, _Route] = {}
+        """By what stands behind the asterisk and its dot."""
         self.authorities = AuthorityParser()
         self._nobody = no_app_named(self.base_domain, hosts_only=hosts_only)
         self._refusal: Problem | None = None
@@ -68,7 +74,8 @@ class Router:
             else:
                 route.gate = gate
             for name in names:
-                self._domains[name] = route
+                routes, key = self._place(name)
+                routes[key] = route
             for name in route.domains - names:
                 self._drop_domain(name, route)
             route.domains = names
@@ -101,8 +108,15 @@ class Router:
         return len(self._apps)
 
     def _drop_domain(self, name: str, route: _Route) -> None:
-        if self._domains.get(name) is route:
-            del self._domains[name]
+        routes, key = self._place(name)
+        if routes.get(key) is route:
+            del routes[key]
+
+    def _place(self, domain: str) -> tuple[dict[str, _Route], str]:
+        """Return where a domain's route is kept, and under which key."""
+        if domain.startswith(WILDCARD):
+            return self._wildcards, domain.removeprefix(WILDCARD)
+        return self._domains, domain
 
     def lookup(
         self, authority: bytes, x_app: bytes | None, raw_path: bytes, query: bytes = b""
@@ -118,7 +132,8 @@ class Router:
         if host is None:
             return _MALFORMED_HOST
         # An app's own address first: no other app's domain may stand before it, whichever came later.
-        if host.endswith(self._suffix):
+        is_below_base = host.endswith(self._suffix)
+        if is_below_base:
             app_id = host[: -len(self._suffix)]
             route = self._apps.get(app_id)
             if route is not None:
@@ -126,21 +141,29 @@ class Router:
             if "." not in app_id:
                 return app_not_found("host", host)
         route = self._domains.get(host)
-        if route is None and host not in self._path_hosts:
-            route = self._domains.get(f"{WILDCARD}{host.partition('.')[2]}")
+        if route is None and self._wildcards and host not in self._path_hosts:
+            route = self._wildcards.get(host.partition(".")[2])
         if route is not None:
             return route.gate, ""
-        if host.endswith(self._suffix):
+        if is_below_base:
             return app_not_found("host", host)
         if x_app is None and not raw_path.startswith(_PREFIX):
             return self._nobody
         if self._hosts_only:
             return self._nobody
-        if host not in self._path_hosts and not is_local(host):
+        trusted = self._trusted.get(host)
+        if not (self._is_trusted(host) if trusted is None else trusted):
             return HOST_NOT_LISTED
         if x_app is not None:
             return self._by_header(x_app)
         return self._by_path(raw_path, query)
+
+    def _is_trusted(self, host: str) -> bool:
+        trusted = host in self._path_hosts or is_local(host)
+        if len(self._trusted) >= _CACHED_HOSTS:
+            self._trusted.clear()
+        self._trusted[host] = trusted
+        return trusted
 
     def _by_header(self, x_app: bytes) -> tuple[Gate, str] | Problem:
         app_id = x_app.decode("latin-1")
@@ -148,8 +171,8 @@ class Router:
         return (route.gate, "") if route is not None else _unknown("X-App header", app_id)
 
     def _by_path(self, raw_path: bytes, query: bytes) -> tuple[Gate, str] | Problem:
-        end = raw_path.find(b"/", len(_PREFIX))
-        app_id = (raw_path[len(_PREFIX) :] if end < 0 else raw_path[len(_PREFIX) : end]).decode("latin-1")
+        end = raw_path.find(b"/", _BEGIN)
+        app_id = (raw_path[_BEGIN:] if end < 0 else raw_path[_BEGIN:end]).decode("latin-1")
         route = self._apps.get(app_id)
         if route is None:
             return _unknown("path", app_id) if app_id else self._nobody

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
-from argparse import ArgumentParser
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.rpc.command_line import checked_address, read_settings
 from services.rpc.logs import FORMATS
 from services.rpc.token_files import read_token
 
@@ -70,19 +69,9 @@ class Settings(BaseSettings):
     @field_validator("listen", "metrics_listen")
     @classmethod
     def _check_address(cls, text: str, info: Any) -> str:
-        # gRPC would take the rest of a port beyond 65535, and listen somewhere else.
-        host, colon, port = text.rpartition(":")
-        named = bool(colon and host) and port.isascii() and port.isdigit() and int(port) <= 65535
-        if not named and info.field_name == "metrics_listen" and text in {"", "off"}:
+        if info.field_name == "metrics_listen" and text in {"", "off"}:
             return ""
-        if not named:
-            raise ValueError(f"{text!r} is not HOST:PORT")
-        # It would read `::1:7400` as another address, and listen on another port.
-        if set(host) & set("[]:") and not (
-            host.startswith("[") and host.endswith("]") and _is_ipv6(host[1:-1])
-        ):
-            raise ValueError(f"{text!r} has no IPv6 address in brackets before its port, as [::1]:7400 has")
-        return text
+        return checked_address(text, 7400)
 
     @field_validator("gateway_token_file")
     @classmethod
@@ -109,30 +98,4 @@ class Settings(BaseSettings):
     @classmethod
     def from_command_line(cls, arguments: list[str] | None = None) -> Settings:
         """Read flags and environment; exits with a message naming what is wrong."""
-        source = CliSettingsSource[Settings](
-            cls,
-            cli_prog_name="python -m services.control_plane",
-            cli_parse_args=arguments if arguments is not None else True,
-            cli_kebab_case=True,
-            cli_exit_on_error=True,
-        )
-        try:
-            return cls(_cli_settings_source=source)  # type: ignore[call-arg]
-        except ValidationError as refused:
-            mistakes = (
-                f"{_flag(str(one['loc'][0]))}: {one['msg'].removeprefix('Value error, ')}"
-                for one in refused.errors()
-            )
-            parser: ArgumentParser = source.root_parser  # type: ignore[assignment]
-            parser.error("; ".join(mistakes))
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        return ipaddress.ip_address(text).version == 6
-    except ValueError:
-        return False
-
-
-def _flag(field: str) -> str:
-    return f"--{field.replace('_', '-')} (APPSUPERVISOR_{field.upper()})"
+        return read_settings(cls, "python -m services.control_plane", arguments)

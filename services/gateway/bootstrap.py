@@ -13,6 +13,7 @@ from typing import Any
 
 XDS_CLUSTER = "xds"
 _TYPE = "type.googleapis.com/"
+_HTTP = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _CONNECTIONS = "envoy.extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig"
 
 
@@ -20,8 +21,6 @@ def bootstrap(
     node_id: str, xds_address: str, *, admin_socket: str = "", max_connections: int = 10_000
 ) -> dict[str, Any]:
     """Return the bootstrap as JSON. `xds_address` is host:port; without a socket nobody can administer it."""
-    host, _, port = xds_address.rpartition(":")
-    http2 = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
     source = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}
     settings: dict[str, Any] = {
         "node": {"id": node_id, "cluster": "gateway"},
@@ -34,59 +33,39 @@ def bootstrap(
             "cds_config": source,
             "lds_config": source,
         },
-        "static_resources": {
-            "clusters": [
-                {
-                    "name": XDS_CLUSTER,
-                    "type": "STRICT_DNS",
-                    "connect_timeout": "2s",
-                    "typed_extension_protocol_options": {
-                        http2: {
-                            "@type": _TYPE + http2,
-                            "explicit_http_config": {
-                                "http2_protocol_options": {
-                                    "connection_keepalive": {"interval": "10s", "timeout": "5s"}
-                                }
-                            },
-                        }
-                    },
-                    "load_assignment": {
-                        "cluster_name": XDS_CLUSTER,
-                        "endpoints": [
-                            {
-                                "lb_endpoints": [
-                                    {
-                                        "endpoint": {
-                                            "address": {
-                                                "socket_address": {
-                                                    "address": host.strip("[]"),
-                                                    "port_value": int(port),
-                                                }
-                                            }
-                                        }
-                                    }
-                                ]
-                            }
-                        ],
-                    },
-                }
-            ]
-        },
-        "overload_manager": {
-            "resource_monitors": [
-                {
-                    "name": "envoy.resource_monitors.global_downstream_max_connections",
-                    "typed_config": {
-                        "@type": _TYPE + _CONNECTIONS,
-                        "max_active_downstream_connections": max_connections,
-                    },
-                }
-            ]
-        },
+        "static_resources": {"clusters": [_xds_cluster(xds_address)]},
+        "overload_manager": {"resource_monitors": [_bound_on(max_connections)]},
     }
     if admin_socket:
         settings["admin"] = {"address": {"pipe": {"path": admin_socket, "mode": 0o600}}}
     return settings
+
+
+def _xds_cluster(address: str) -> dict[str, Any]:
+    """Return how the gateway's xDS is reached: over HTTP/2, and given up when it does not answer pings."""
+    host, _, port = address.rpartition(":")
+    place = {"socket_address": {"address": host.strip("[]"), "port_value": int(port)}}
+    keepalive = {"connection_keepalive": {"interval": "10s", "timeout": "5s"}}
+    return {
+        "name": XDS_CLUSTER,
+        "type": "STRICT_DNS",
+        "connect_timeout": "2s",
+        "typed_extension_protocol_options": {
+            _HTTP: {"@type": _TYPE + _HTTP, "explicit_http_config": {"http2_protocol_options": keepalive}}
+        },
+        "load_assignment": {
+            "cluster_name": XDS_CLUSTER,
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": place}}]}],
+        },
+    }
+
+
+def _bound_on(connections: int) -> dict[str, Any]:
+    """Return the bound on clients' connections."""
+    return {
+        "name": "envoy.resource_monitors.global_downstream_max_connections",
+        "typed_config": {"@type": _TYPE + _CONNECTIONS, "max_active_downstream_connections": connections},
+    }
 
 
 def grpc_bootstrap(node_id: str, xds_addresses: str) -> dict[str, Any]:

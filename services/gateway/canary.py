@@ -58,6 +58,12 @@ def split(app: App, nodes: tuple[str, ...]) -> tuple[tuple[str, ...], Share | No
     return stable, Share(new, policy.weight_percent, header, sticky)
 
 
+def announced(app: App, nodes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the nodes on which a version is to be tried that are not among those that may be asked yet."""
+    waits = app.canary.state == Canary.ANALYZING and app.rollout.HasField("canary")
+    return tuple(node for node in app.canary.nodes if node not in nodes) if waits else ()
+
+
 def with_share(rules: Iterable[dict[str, Any]], share: Share, cluster: str) -> list[dict[str, Any]]:
     """Return an app's routes, in JSON form, with the share of the requests going to a cluster of its own."""
     rules = list(rules)

@@ -30,6 +30,9 @@ MAX_PENDING = 1024
 """Requests that wait for a new connection."""
 CONSECUTIVE_5XX = 10
 """Answers after which a replica is left out: a busy one still gives others in between."""
+SELECTIONS = 30
+"""Draws for a host that has not been tried. A dead one has no requests, and so is taken three times of
+four where there are two: of what was tried four times, with three draws more, one in fifty met no other."""
 IDLE_SECONDS = 3
 """A node closes a connection after 5 s without a request: this side does so before."""
 STREAM_IDLE_SECONDS = 3600
@@ -206,7 +209,14 @@ def _forward(destination: Destination, retry_on: str, reasons: Collection[str]) 
     if len(destination.nodes) > 1:
         name = "envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
         retries["retry_host_predicate"] = [{"name": name, "typed_config": typed(name)}]
-        retries["host_selection_retry_max_attempts"] = 3
+        retries["host_selection_retry_max_attempts"] = SELECTIONS
+    if destination.share is not None:
+        name = "envoy.extensions.retry.priority.previous_priorities.v3.PreviousPrioritiesConfig"
+        config = typed(name, update_frequency=1)
+        retries["retry_priority"] = {
+            "name": "envoy.retry_priorities.previous_priorities",
+            "typed_config": config,
+        }
     return {
         "cluster": cluster_name(destination),
         "timeout": f"{destination.timeout}s",
@@ -216,13 +226,17 @@ def _forward(destination: Destination, retry_on: str, reasons: Collection[str]) 
     }
 
 
-def cluster(destination: Destination, addresses: Sequence[str], *, grpc: bool = False) -> Any:
+def cluster(
+    destination: Destination, addresses: Sequence[str], instead: Sequence[str] = (), *, grpc: bool = False
+) -> Any:
     """Return the cluster of a destination, by the addresses (`host:port`) at which its nodes serve HTTP.
 
-    `grpc`: the one for calls of gRPC, over HTTP/2.
+    `instead`: those of the nodes that are asked where these are not reached; `grpc`: the one for calls of
+    gRPC, over HTTP/2.
     """
-    places = [place(address) for address in addresses]
-    named = any(not is_ip(place["address"]) for place in places)
+    ranks = (addresses, instead) if instead else (addresses,)
+    places = [[place(address) for address in some] for some in ranks]
+    named = any(not is_ip(place["address"]) for some in places for place in some)
     name = grpc_cluster_name(destination) if grpc else cluster_name(destination)
     protocol = (
         {"http2_protocol_options": {"max_concurrent_streams": NODE_STREAMS}}
@@ -242,8 +256,14 @@ def cluster(destination: Destination, addresses: Sequence[str], *, grpc: bool = 
             "load_assignment": {
                 "cluster_name": name,
                 "endpoints": [
-                    {"lb_endpoints": [{"endpoint": {"address": {"socket_address": it}}} for it in places]}
+                    {
+                        "priority": priority,
+                        "lb_endpoints": [{"endpoint": {"address": {"socket_address": it}}} for it in some],
+                    }
+                    for priority, some in enumerate(places)
                 ],
+                # While one of the first is well it has all that is theirs.
+                **({"policy": {"overprovisioning_factor": 10_000}} if len(places) > 1 else {}),
             },
             "circuit_breakers": {
                 "thresholds": [

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.errors.v1.error_reason_pb2 import ErrorReason
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
-from services.gateway.canary import Share, split
+from services.gateway.canary import Share, announced, split
 
 SLACK = 5
 """Seconds by which a node's own time limit comes before the gateway's: its answer says more."""
@@ -56,6 +56,8 @@ class Destination:
     """What goes elsewhere, while a new version of the app is on trial."""
     shared: Destination | None = None
     """Where that goes."""
+    instead: tuple[str, ...] = ()
+    """Names of nodes that are asked once a try of `nodes` reached nobody, or all of these are left out."""
     to_https: int = 0
     """The port at which clients reach HTTPS, where plain requests are sent there; 0 where they are not."""
 
@@ -67,19 +69,27 @@ def destination_of(app: App) -> Destination | None:
     """
     nodes, share = split(app, _nodes(app))
     if nodes:
-        to = _to(app, nodes)
-        return to if share is None else replace(to, share=share, shared=_to(app, share.nodes, "/canary"))
+        # Where it is to be tried is told before it is ready, so that its nodes' names are found by then.
+        tried = share.nodes if share is not None else announced(app, nodes)
+        return replace(_to(app, nodes), share=share, shared=_on_trial(app, tried, nodes) if tried else None)
     if app.desired_state == App.STOPPED or app.state in (Instance.STOPPED, Instance.DELETING):
         return None
     return Destination(reason=_reason(app))
 
 
-def _to(app: App, nodes: tuple[str, ...], part: str = "") -> Destination:
-    """Return where requests go that any of the nodes may have; `part` tells of whose part of the app's."""
+def _to(app: App, nodes: tuple[str, ...]) -> Destination:
+    """Return where requests go that any of the nodes may have."""
     bound = bound_of(app) * len(nodes)
-    if len(nodes) > 1 or bound > LARGE_SHARE:
-        return Destination(nodes, timeout_of(app), own=app.name + part, bound=bound)
+    # Also where only one of its replicas is left: what waits to be tried again would find its cluster gone.
+    if _has_several(app) or len(nodes) > 1 or bound > LARGE_SHARE:
+        return Destination(nodes, timeout_of(app), own=app.name, bound=bound)
     return Destination(nodes, timeout_of(app))
+
+
+def _on_trial(app: App, nodes: tuple[str, ...], stable: tuple[str, ...]) -> Destination:
+    """Return where the share of a version on trial goes; what reaches nobody there has the version before."""
+    bound = bound_of(app) * len(nodes)
+    return Destination(nodes, timeout_of(app), own=f"{app.name}/canary", bound=bound, instead=stable)
 
 
 def timeout_of(app: App) -> int:
@@ -98,20 +108,26 @@ def bound_of(app: App) -> int:
     return (limits.max_concurrent_requests or DEFAULT_CONCURRENT) + queued
 
 
+def _has_several(app: App) -> bool:
+    return max(app.replicas, app.target_replicas) > 1
+
+
 def _nodes(app: App) -> tuple[str, ...]:
     placed = [instance for instance in app.instances if instance.node]
     if not placed:
         return ()
     best = max(map(_rank, placed))
     chosen = [instance for instance in placed if _rank(instance) == best]
-    if best == _READY and max(app.replicas, app.target_replicas) > 1:
+    if best == _READY and _has_several(app):
         # Those that are being replaced among them, until they stop: which those are is not told.
         # A node probes its replica as the app's health check says: who fails it is left out if others do not.
         well = [instance for instance in chosen if instance.health != Instance.UNHEALTHY]
         return tuple(sorted({instance.node for instance in well or chosen}))
-    # While an app moves both copies answer: the newer one is to.
-    newest = max(chosen, key=lambda instance: (instance.epoch, instance.generation))
-    return (newest.node,)
+    # While an app moves both copies answer: the newer one is to. What is on trial is beside what serves.
+    tried = [it for it in chosen if best == _READY and it.node in app.canary.nodes]
+    parts = (tried, [it for it in chosen if it not in tried])
+    newest = (max(part, key=lambda it: (it.epoch, it.generation)) for part in parts if part)
+    return tuple(sorted({it.node for it in newest}))
 
 
 def _rank(instance: Instance) -> int:

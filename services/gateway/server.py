@@ -20,6 +20,7 @@ from services.gateway.xds.cache import LISTENER, SECRET, ResourceCache
 from services.gateway.xds.servicer import SERVICE, DiscoveryServicer, register
 from services.rpc.background import background
 from services.rpc.metrics import MetricsListener
+from services.rpc.ports import bind_free_port
 from services.rpc.process import ending_signals
 from services.rpc.server import RpcServer, Service
 
@@ -152,8 +153,7 @@ class Gateway:
 def _free_port(host: str) -> int:
     """Return a port that is free now; Envoy takes it, and takes it again after it has ended."""
     with closing(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)) as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+        return bind_free_port(probe, host)
 
 
 def _reachable(listen: str, port: int) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
-from argparse import ArgumentParser
 from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.rpc.command_line import checked_address, read_settings
 from services.rpc.logs import FORMATS
 from services.rpc.token_files import read_token
 from services.spec.scalars import domain_violations, normalize_domain
@@ -96,12 +95,12 @@ class Settings(BaseSettings):
     def _check_address(cls, text: str, info: Any) -> str:
         if text in {"", "off"} and info.field_name in {"metrics_listen", "https_listen"}:
             return ""
-        return _address(text)
+        return checked_address(text, 8000)
 
     @field_validator("control_plane")
     @classmethod
     def _check_addresses(cls, text: str) -> str:
-        return ",".join(_address(part.strip()) for part in text.split(","))
+        return ",".join(checked_address(part.strip(), 8000) for part in text.split(","))
 
     @field_validator("base_domain", "path_host")
     @classmethod
@@ -159,47 +158,10 @@ class Settings(BaseSettings):
     @classmethod
     def from_command_line(cls, arguments: list[str] | None = None) -> Settings:
         """Read flags and environment; exits with a message naming what is wrong."""
-        source = CliSettingsSource[Settings](
-            cls,
-            cli_prog_name="python -m services.gateway",
-            cli_parse_args=arguments if arguments is not None else True,
-            cli_kebab_case=True,
-            cli_implicit_flags=True,
-            cli_exit_on_error=True,
-        )
-        try:
-            return cls(_cli_settings_source=source)  # type: ignore[call-arg]
-        except ValidationError as refused:
-            mistakes = (
-                f"{_flag(str(one['loc'][0]))}: {one['msg'].removeprefix('Value error, ')}"
-                for one in refused.errors()
-            )
-            parser: ArgumentParser = source.root_parser  # type: ignore[assignment]
-            parser.error("; ".join(mistakes))
+        return read_settings(cls, "python -m services.gateway", arguments, cli_implicit_flags=True)
 
 
 def split_address(text: str) -> tuple[str, int]:
     """Return host and port of an address that has been checked; an IPv6 address without its brackets."""
     host, _, port = text.rpartition(":")
     return host.strip("[]"), int(port)
-
-
-def _address(text: str) -> str:
-    host, colon, port = text.rpartition(":")
-    if not (colon and host and port.isascii() and port.isdigit() and int(port) <= 65535):
-        raise ValueError(f"{text!r} is not HOST:PORT")
-    # It would be read as another address, with another port.
-    if set(host) & set("[]:") and not (host[0] == "[" and host[-1] == "]" and _is_ipv6(host[1:-1])):
-        raise ValueError(f"{text!r} has no IPv6 address in brackets before its port, as [::1]:8000 has")
-    return text
-
-
-def _is_ipv6(text: str) -> bool:
-    try:
-        return ipaddress.ip_address(text).version == 6
-    except ValueError:
-        return False
-
-
-def _flag(field: str) -> str:
-    return f"--{field.replace('_', '-')} (APPSUPERVISOR_{field.upper()})"

@@ -225,7 +225,7 @@ class RoutingTable:
 
     def _reach(self, node: str) -> None:
         for name, destination in self._clusters.items():
-            if node in destination.nodes:
+            if node in destination.nodes or node in destination.instead:
                 self._put_cluster(name)
         for follower in self._followers:
             follower.node_changed(node)
@@ -271,14 +271,18 @@ class RoutingTable:
 
     def _put_cluster(self, name: str) -> None:
         destination = self._clusters[name]
-        addresses = [self._addresses[node] for node in destination.nodes if self._addresses.get(node)]
-        self._cache.put(CLUSTER, name, resources.cluster(destination, addresses))
+        first, instead = (
+            [self._addresses[node] for node in nodes if self._addresses.get(node)]
+            for nodes in (destination.nodes, destination.instead)
+        )
+        self._cache.put(CLUSTER, name, resources.cluster(destination, first, instead))
         if self._takes_grpc(destination):
             calls = resources.grpc_cluster_name(destination)
-            self._cache.put(CLUSTER, calls, resources.cluster(destination, addresses, grpc=True))
+            self._cache.put(CLUSTER, calls, resources.cluster(destination, first, instead, grpc=True))
 
     def _put_routes(self, destination: Destination) -> None:
-        shared = destination.shared
+        # Routes are shared with other apps but for those that have a share.
+        shared = destination.shared if destination.share is not None else None
         http2 = self._takes_grpc(destination) and (shared is None or self._takes_grpc(shared))
         name = resources.routes_name(destination)
         self._cache.put(ROUTES, name, resources.routes(destination, http2=http2))
@@ -286,4 +290,5 @@ class RoutingTable:
             self._cache.remove(CLUSTER, resources.grpc_cluster_name(destination))
 
     def _takes_grpc(self, destination: Destination) -> bool:
-        return bool(destination.nodes) and self._http2.issuperset(destination.nodes)
+        nodes = (*destination.nodes, *destination.instead)
+        return bool(destination.nodes) and self._http2.issuperset(nodes)

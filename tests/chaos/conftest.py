@@ -37,6 +37,16 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 
 @pytest.fixture(scope="session")
+def slow(fleet: Fleet) -> str:
+    """Give an app on PostgreSQL that takes its time to start."""
+    app = catalog.App()
+    app.config.update({"start_seconds": 2})
+    fleet.create("slow", database=Database(postgres=Database.Postgres(server=SERVER)), config=app.config,
+                 isolation=InstanceSpec.SHARED)  # fmt: skip
+    return "slow"
+
+
+@pytest.fixture(scope="session")
 def luggage(fleet: Fleet) -> str:
     """Give an app that has something to carry."""
     app = catalog.App()

@@ -272,6 +272,11 @@ class Fleet:
             lambda channel, limit: AppCatalogStub(channel).MoveApp(request, timeout=limit), within
         )
 
+    def restart(self, app_id: str) -> operations_pb2.Operation:
+        """Begin to restart an app, and return the operation."""
+        request = catalog.RestartAppRequest(name=f"apps/{app_id}", request_id=secrets.token_hex(8))
+        return self.ask(lambda channel, limit: AppCatalogStub(channel).RestartApp(request, timeout=limit))
+
     def drain(self, node: str) -> operations_pb2.Operation:
         """Begin to drain a node, and return the operation."""
         request = fleet.DrainNodeRequest(

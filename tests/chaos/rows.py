@@ -7,12 +7,14 @@ of a CONSISTENT app no copy computes an answer after its successor's first.
 from __future__ import annotations
 
 import collections
+import contextlib
 import http.client
 import itertools
 import json
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +35,42 @@ class Told:
     at: float
     """When it was computed, by the clock that all hosts of this machine share."""
     body: Any
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The head of an answer, whoever gave it."""
+
+    status: int
+    reason: str
+    retry_after: str
+
+
+class Visitor:
+    """Asks one node for one app, from the client's host, one request at a time."""
+
+    def __init__(self, fleet: Fleet, app_id: str, node: str) -> None:
+        self._address = fleet.network.addresses[node]
+        self._app_id = app_id
+        self._asks = ThreadPoolExecutor(1, initializer=fleet.network.enter, initargs=(CLIENT,))
+
+    def answer(self, method: str, patience: float = DEADLINE) -> Answer:
+        """Return how a request is answered; raises OSError where it is not within `patience` seconds."""
+        return self._asks.submit(self._ask, method, patience).result()
+
+    def _ask(self, method: str, patience: float) -> Answer:
+        connection = http.client.HTTPConnection(self._address, HTTP_PORT, timeout=patience)
+        with contextlib.closing(connection):
+            path = f"/?n={next(_NUMBERS)}" if method == "POST" else "/"
+            connection.request(method, path, headers={"Host": f"{self._app_id}.localhost"})
+            answer = connection.getresponse()
+            answer.read()
+            told = answer.headers
+            return Answer(answer.status, told["x-appsupervisor-reason"] or "", told["retry-after"] or "")
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._asks.shutdown()
 
 
 class Rows:

@@ -66,6 +66,10 @@ def home(stack: Stack, app_id: str) -> str:
     return app.instances[0].node.rpartition("/")[2] if serves else ""
 
 
+def ready_message(stack: Stack, app_id: str) -> str:
+    return next((it.message for it in stack.get(app_id).conditions if it.type == "Ready"), "")
+
+
 def answers(stack: Stack, app_id: str, where: str) -> bool:
     return stack.http(app_id, "/", node=where)[0] == 200
 
@@ -156,8 +160,14 @@ def test_the_only_node_serves_on_without_a_control_plane_and_one_of_two_does_not
     eventually(lambda: not answers(lone, "strict", "node-1"), "the lease has run out")
     assert answers(lone, "shop", "node-1")
     lone.control_plane.start()
+    eventually(lambda: answers(lone, "strict", "node-1"), "it holds a lease again")
+    # Another one comes while it cannot hear of that.
+    lone.nodes["node-1"].signal(signal.SIGSTOP)
     lone.add_node("node-2")
-    eventually(lambda: node(lone, "node-2").state == fleet.Node.READY, "node-2 is ready")
+    eventually(lambda: home(lone, "strict") == "node-2", "what needs the lease goes elsewhere")
+    eventually(lambda: "RecoverApp" in ready_message(lone, "shop"), "the other one waits, and says so")
+    assert {it.node for it in lone.get("shop").instances} == {f"{NODES}/node-1"}
+    lone.nodes["node-1"].signal(signal.SIGCONT)
     eventually(lambda: not node(lone, "node-1").serves_alone, "node-1 has heard that it is not alone")
     eventually(lambda: holds(InstanceSpec.CONSISTENT, App.DATABASE_SHARED), "what holds now is told")
     eventually(lambda: answers(lone, "shop", "node-1"), "it serves on")

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from appsupervisor.catalog.v1 import certificates_pb2 as pb
+from tests.e2e.edge import MIXED, STATELESS, Edge
 from tests.e2e.stack import DEADLINE, ROOT, Stack, eventually, free_port
-from tests.e2e.test_gateway import MIXED, STATELESS, Edge
 from tests.envoy import needed_envoy
 from tests.issued import Issued, issue
 

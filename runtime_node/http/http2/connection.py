@@ -168,7 +168,7 @@ class Http2Connection(asyncio.Protocol):
             if not self._controls.spend(self.shared.now, price):
                 self._close(ErrorCodes.ENHANCE_YOUR_CALM)
                 return
-            if not block and frame.is_needless:
+            if not block and frame.is_unknown:
                 return
             if not block and frame.kind == frames.GOAWAY:
                 # `h2` would send nothing from now on; who leaves wants what is under way.

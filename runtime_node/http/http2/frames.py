@@ -40,9 +40,9 @@ class Frame(NamedTuple):
         return self.kind in (HEADERS, CONTINUATION)
 
     @property
-    def is_needless(self) -> bool:
-        """Whether it is one that may be dropped: priorities, and what this side does not know."""
-        return self.kind == PRIORITY or self.kind > CONTINUATION
+    def is_unknown(self) -> bool:
+        """Whether it is of a kind that this side does not know, which is to be passed over."""
+        return self.kind > CONTINUATION
 
     @property
     def price(self) -> int:

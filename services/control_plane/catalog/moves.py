@@ -11,7 +11,7 @@ from services.control_plane.catalog.candidates import asked_of, candidates, sibl
 from services.control_plane.operations import operations
 from services.control_plane.operations.moves import bound_by, place_elsewhere
 from services.control_plane.placement.choice import choose, obstacles
-from services.control_plane.placement.scale import is_several, replica_on
+from services.control_plane.placement.scale import is_several, replica_on, wanted_replicas
 from services.control_plane.rules.names import node_name, parse_node_name
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.mirror import Mirror
@@ -58,9 +58,14 @@ def move(
 
 def _replica_from(record: AppRecord, placements: Sequence[PlacementRecord], node: str) -> int:
     """Return the number of the replica that is to move. Raises SupervisorError INVALID_FIELD."""
-    here = sorted({it.node for it in placements if it.role in (Role.CURRENT, Role.INCOMING)})
+    staying = [it for it in placements if it.role in (Role.CURRENT, Role.INCOMING)]
+    here = sorted({it.node for it in staying})
     if not node and not is_several(record):
         return 0
+    if not node and wanted_replicas(record) == 1:
+        # What is tried beside the only one is not meant.
+        staying.sort(key=lambda it: it.node in record.status.canary.nodes)
+        return staying[0].replica if staying else next((it.replica for it in placements), 0)
     if not node and len({it.replica for it in placements}) > 1:
         told = ", ".join(here)
         raise invalid_field(

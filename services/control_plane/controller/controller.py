@@ -245,7 +245,7 @@ class Controller:
             if self._lease_watch.noted(record):
                 self.changed(self._mirror.apps_on(name))
             if record.node.lease_state == Node.EXPIRED:
-                self.changed(self._mirror.apps_on(name))
+                self.changed(self._most_missed_first(name))
             if self._links.is_heard(name) and not record.node.cordoned:
                 self._may_be_given_more(name)  # it may have been uncordoned
 
@@ -288,8 +288,7 @@ class Controller:
                   extra={"action": "node.unreachable", "node": link.node.name})  # fmt: skip
         self._note_lost(link, why)
         self._look_at_data(link.node.name)
-        for app in self._mirror.apps_on(link.node.name):
-            self.enqueue(app)
+        self.changed(self._most_missed_first(link.node.name))
 
     def left_behind(self, app: str, instance: Instance) -> None:
         """Have the app's timeline tell who holds what its instance left."""
@@ -299,6 +298,13 @@ class Controller:
         """Look at these apps."""
         for app in apps:
             self.enqueue(app)
+
+    def _most_missed_first(self, node: str) -> list[str]:
+        """Return the apps on a silent node: those that had requests to serve first, the dormant ones last."""
+        link, apps = self._links.get(node), self._mirror.apps_on(node)
+        if link is not None:
+            apps.sort(key=lambda app: (self._mirror.state_of(app) == Instance.IDLE, -link.in_flight(app)))
+        return apps
 
     def _may_be_given_more(self, node: str) -> None:
         """Look, in a moment, at the apps that wait for a node: of many that join together once."""
@@ -361,7 +367,7 @@ class Controller:
             if news == self._sweeps:
                 continue  # it goes on by itself
             homes = {it.node for it in self._mirror.placements_of(app)}
-            waits = self._queue is None or self._queue.is_put_off(app)
+            waits = self._queue is None or self._queue.is_known(app)
             if waits or (homes and not any(map(self._links.is_heard, homes))):
                 continue
             ask = self._short.get(app)

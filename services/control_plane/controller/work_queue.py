@@ -87,9 +87,9 @@ class WorkQueue:
         self._waiting.setdefault(group, deque()).append(key)
         self._fill(group)
 
-    def is_put_off(self, key: str) -> bool:
-        """Tell whether a key waits for a pause to end."""
-        return key in self._later
+    def is_known(self, key: str) -> bool:
+        """Tell whether a key is worked on, or will be: in its turn, or once a pause has ended."""
+        return key in self._later or key in self._queued or key in self._running
 
     def count(self) -> tuple[int, int]:
         """Return how many keys wait, and how many are worked on. Safe from any thread."""

@@ -6,6 +6,7 @@ whoever was killed in it, is dropped by the next one, or with the app.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
 from dataclasses import dataclass
@@ -31,6 +32,10 @@ LARGE_BYTES = 64 * 2**20
 """From here on files are copied, between two checkpoints; what is smaller is written to the log,
 which holds up nobody. Of 64 MB they take 0.2 and 0.5 s, of 600 MB 1 and 5.5 s."""
 
+IN_USE_SECONDS = 2.0
+"""How long sessions in a template are waited for: one that was closed is there for a moment still."""
+
+_POLL = 0.05
 _COPY: Final = "_copy"
 """In the name of a copy that is not complete, between the owner's and a random end."""
 
@@ -41,7 +46,6 @@ log = logging.getLogger("appsupervisor.databases")
 class _Template:
     """What is known of a prepared database."""
 
-    name: str
     size: int
     """Bytes; 0 where the administrator may not know."""
     sessions: int
@@ -112,16 +116,18 @@ async def _alone(
 
 async def _check(connection: Connection, server: DatabaseServerRecord, name: str) -> SQL:
     """Return how a template is copied best. Raises DATABASE_TEMPLATE_UNUSABLE if it is not to be."""
-    template = await _look_at(connection, name)
-    if template is None:
-        raise _unusable(server, name, "it does not exist")
-    if template.name == connection.info.dbname:
+    if name == connection.info.dbname:
         raise _unusable(server, name, "apps have their schemas in it")
-    if template.foreign:
-        raise _unusable(server, name, f"what is in it belongs to an app's role, {template.foreign}")
-    if template.sessions:
-        raise _unusable(server, name, f"it is in use, by sessions: {template.sessions}")
-    return SQL("FILE_COPY" if template.size >= LARGE_BYTES else "WAL_LOG")
+    end = asyncio.get_running_loop().time() + IN_USE_SECONDS
+    while template := await _look_at(connection, name):
+        if template.foreign:
+            raise _unusable(server, name, f"what is in it belongs to an app's role, {template.foreign}")
+        if not template.sessions:
+            return SQL("FILE_COPY" if template.size >= LARGE_BYTES else "WAL_LOG")
+        if asyncio.get_running_loop().time() > end:
+            raise _unusable(server, name, f"it is in use, by sessions: {template.sessions}")
+        await asyncio.sleep(_POLL)
+    raise _unusable(server, name, "it does not exist")
 
 
 async def _look_at(connection: Connection, name: str) -> _Template | None:
@@ -139,7 +145,7 @@ async def _look_at(connection: Connection, name: str) -> _Template | None:
         (name,),
     )
     found = await cursor.fetchone()
-    return _Template(name, found[0], found[1], found[2] or "") if found is not None else None
+    return _Template(found[0], found[1], found[2] or "") if found is not None else None
 
 
 async def _copy(

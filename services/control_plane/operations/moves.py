@@ -179,6 +179,15 @@ def stage_of(tx: Transaction, operation: OperationRecord, record: AppRecord) -> 
     return Stage.COMING if its else Stage.CALLED_OFF
 
 
+def was_lost(tx: Transaction, operation: OperationRecord) -> bool:
+    """Tell whether a move's instance was given up with its node."""
+    node = getattr(operation.metadata, "node", "")
+    return any(
+        it.role is Role.LOST and it.node == node and it.epoch >= operation.goal.epoch
+        for it in tx.placements_of(operation.app)
+    )
+
+
 def gone_too_far(tx: Transaction, operation: OperationRecord) -> str:
     """Return why a move cannot be taken back any more, as the end of a sentence; empty while it can."""
     its = [it for it in tx.placements_of(operation.app) if _is_its(operation, it)]

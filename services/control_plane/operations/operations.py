@@ -31,7 +31,7 @@ from appsupervisor.fleet.v1.fleet_pb2 import (
 )
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.operations import database_moves
-from services.control_plane.operations.moves import Stage, stage_of, take_back
+from services.control_plane.operations.moves import Stage, stage_of, take_back, was_lost
 from services.control_plane.operations.traces import add_trace
 from services.control_plane.operations.verdicts import (
     BRINGS_UP,
@@ -43,7 +43,7 @@ from services.control_plane.operations.verdicts import (
     is_only_told,
     traceback_of,
 )
-from services.control_plane.placement.scale import served_version, wanted_replicas
+from services.control_plane.placement.scale import most_replicas, served_version
 from services.control_plane.rules.sentences import counted, sentences
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.random_ids import new_suffix
@@ -153,7 +153,7 @@ def allowance(record: AppRecord) -> int:
     # Replicas are replaced one after the other.
     each = once + record.spec.rollout.min_ready_duration.ToMicroseconds()
     tried = record.spec.rollout.canary.timeout.ToMicroseconds()
-    return wanted_replicas(record) * each + tried + SLACK
+    return most_replicas(record) * each + tried + SLACK
 
 
 def begin_purge(tx: Transaction, record: RetainedDataRecord, actor: str) -> OperationRecord:
@@ -348,6 +348,14 @@ def _settle_move(tx: Transaction, operation: OperationRecord, record: AppRecord)
         return _put_progress(tx, operation, progress)
     if stage is Stage.CALLED_OFF and (failure := failure_there(operation, record)):
         return end(tx, operation, failure, step="failed", traceback=traceback_of(record))
+    if stage is Stage.CALLED_OFF and was_lost(tx, operation):
+        lost = SupervisorError(
+            "NODE_UNREACHABLE",
+            f"{progress.node} was lost before {record.name} had moved there.",
+            resource=record.name,
+            metadata={"node": progress.node},
+        )
+        return end(tx, operation, lost, step="failed")
     move = record.status.data_move
     if stage is Stage.COMING and move.state == DataMove.COPYING and move.target_node == progress.node:
         share = move.copied_bytes / move.total_bytes if move.total_bytes else 0.0

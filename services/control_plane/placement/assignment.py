@@ -13,7 +13,7 @@ from services.control_plane.placement.data_travel import awaits_data
 from services.control_plane.placement.replicas import Replicas
 from services.control_plane.placement.scale import is_several
 from services.control_plane.placement.snapshot import Snapshot
-from services.control_plane.placement.swap import ENDING, Swap, pinned, placement_of, spec_of
+from services.control_plane.placement.swap import ENDING, Swap, leaves_data, pinned, placement_of, spec_of
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role, Version
 
 __all__ = ("ENDING", "Assignment", "assign", "pinned", "spec_of")
@@ -34,6 +34,8 @@ class Assignment:
     """The version that is wanted from now on, if it is another than the app's."""
     newest_epoch: int = 0
     """The newest epoch given to one of several replicas; 0 of an app that has one."""
+    one_more: bool = False
+    """One replica more than are wanted: a new version is tried beside the only one."""
     failure: tuple[str, str] | None = None
     """Why a version has just been given up, where no instance says it: a reason and a sentence."""
     after: float = 0.0
@@ -61,6 +63,8 @@ class Assignment:
         Of an app whose data is on its way it is the one that has that, if it is still to run.
         """
         wanted = self.incoming or self.current
+        if len(self.placements) == 1:
+            return wanted  # there is no other whose data it could wait for
         if wanted is not None and awaits_data(wanted, self.placements):
             current = self.current
             return None if current is None or awaits_data(current, self.placements) else current
@@ -81,7 +85,8 @@ def _stands(app: AppRecord, placements: tuple[PlacementRecord, ...], seen: Snaps
     if len(placements) != 1 or app.failed is not None:
         return False
     (it,) = placements
-    stands = it.role is Role.CURRENT and it.has_data and it.version == app.target
+    stands = it.role is Role.CURRENT and it.version == app.target
+    stands = stands and (it.has_data or not leaves_data(app, seen.instance(it)))
     wanted = not app.deleting and app.spec.desired_state != App.STOPPED
     return stands and wanted and seen.heard(it.node) is not None and it.node not in seen.gone
 
@@ -113,6 +118,7 @@ def assign(app: AppRecord, placements: Iterable[PlacementRecord], seen: Snapshot
         unplaced,
         "NO_NODE_AVAILABLE" if unplaced else "",
         newest_epoch=replicas.newest_epoch,
+        one_more=replicas.one_more,
         failure=replicas.failure,
         after=replicas.after,
     )

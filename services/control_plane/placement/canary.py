@@ -13,6 +13,7 @@ from statistics import median
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, Canary, CanaryPolicy
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceFigures
+from services.control_plane.placement.scale import wanted_replicas
 from services.control_plane.placement.snapshot import Snapshot, is_ready
 from services.control_plane.rules.sentences import sentences
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role, Version
@@ -53,6 +54,12 @@ def given_up(app: AppRecord) -> tuple[str, str] | None:
     return canary.reason, canary.message
 
 
+def has_begun(app: AppRecord) -> bool:
+    """Tell whether the wanted version is, or was, on trial, and was not given up."""
+    canary = app.status.canary
+    return canary.state in (Canary.ANALYZING, Canary.PROMOTED) and is_of(canary, app.target)
+
+
 def is_of(canary: Canary, version: Version) -> bool:
     """Tell whether a canary is the trial of a version."""
     return (canary.generation, canary.epoch) == (version.generation, version.epoch)
@@ -74,7 +81,7 @@ def observed(
     now: int,
 ) -> Canary:
     """Return the app's canary as it is with these placements; `failure` is why it has just been given up."""
-    known, target = app.status.canary, app.target
+    known, target, placements = app.status.canary, app.target, tuple(placements)
     staying = [it for it in placements if it.role in (Role.CURRENT, Role.INCOMING)]
     old = [it for it in staying if it.role is Role.CURRENT and it.generation != target.generation]
     new = [it for it in staying if it.generation == target.generation]
@@ -92,7 +99,7 @@ def observed(
             _end(canary, Canary.REVERTED, reason, why)
         elif known.state == Canary.ANALYZING and not app.spec.rollout.HasField("canary"):
             _end(canary, Canary.PROMOTED, "", "rollout.canary was removed.")
-    elif old and new and app.failed != target and is_tried(app, old[0]):
+    elif old and new and app.failed != target and is_tried(app, old[0]) and _is_beside(app, new, old):
         stable = known.stable_generation if is_on else 0
         if stable not in {it.generation for it in old}:
             stable = max(it.generation for it in old)
@@ -107,9 +114,21 @@ def observed(
     waits = canary.state == Canary.ANALYZING and not canary.HasField("begin_time")
     if waits and any(is_ready(_instance(it, seen)) for it in new):
         canary.begin_time.FromMicroseconds(now)
+    unproven = {it.node for it in staying if _is_unproven(it, canary, target)}
+    if canary.state == Canary.REVERTED and is_of(canary, target):
+        # Until it has ended it is ready, and nobody is to ask it.
+        ending = {
+            it.node for it in placements if it.role is Role.OUTGOING and it.generation == target.generation
+        }
+        unproven |= ending - {it.node for it in staying}
     del canary.nodes[:]
-    canary.nodes.extend(sorted({it.node for it in staying if _is_unproven(it, canary, target)}))
+    canary.nodes.extend(sorted(unproven))
     return canary
+
+
+def _is_beside(app: AppRecord, new: Iterable[PlacementRecord], old: Iterable[PlacementRecord]) -> bool:
+    """Tell whether something is left to go on serving: an only replica that is replaced is tried no more."""
+    return wanted_replicas(app) > 1 or not {it.replica for it in new} <= {it.replica for it in old}
 
 
 def _is_unproven(placement: PlacementRecord, canary: Canary, target: Version) -> bool:

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1.fleet_pb2 import Node
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec
 from services.control_plane.placement.snapshot import Snapshot, is_own
 from services.control_plane.store.records import AppRecord, NodeRecord, PlacementRecord, Role
-from services.spec.availability import effective_failover, serves_alone
+from services.spec.availability import effective_availability, effective_failover, serves_alone
 
 RUN_OUT = (Node.EXPIRED, Node.ON_HOLD)
 """Lease states of a node that answers nobody any more for an app that is CONSISTENT."""
@@ -42,15 +42,35 @@ def serving_alone(
         record = node(placement.node)
         if record is None or not record.node.serves_alone or placement.role is Role.LOST:
             continue
-        same = placement.generation == app.target.generation
-        if serves_alone(app.spec if same else App.FromString(placement.spec)):
+        if serves_alone(_run_spec(app, placement)):
             found.add(placement.node)
     return frozenset(found)
 
 
+def holding_on(
+    app: AppRecord, placements: Iterable[PlacementRecord], is_over: Callable[[str], bool]
+) -> frozenset[str]:
+    """Return the nodes that may serve an app by a lease, of those whose lease is not known to be over.
+
+    `is_over` also of one that is heard: what it has is ended by a stop.
+    """
+    return frozenset(
+        it.node
+        for it in placements
+        if it.role is not Role.LOST
+        and not is_over(it.node)
+        and effective_availability(_run_spec(app, it)) == InstanceSpec.CONSISTENT
+    )
+
+
+def _run_spec(app: AppRecord, placement: PlacementRecord) -> App:
+    same = placement.generation == app.target.generation
+    return app.spec if same else App.FromString(placement.spec)
+
+
 def waits_for(placement: PlacementRecord, seen: Snapshot) -> str:
-    """Return another node that may serve the app alone, so that this is not started; empty for none."""
-    return next(iter(sorted(seen.alone - {placement.node})), "")
+    """Return another node that may serve the app unheard, so that this is not started; empty for none."""
+    return next(iter(sorted((seen.alone | seen.leased) - {placement.node})), "")
 
 
 def fence_epoch(

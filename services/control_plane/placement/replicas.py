@@ -12,6 +12,7 @@ from functools import partial
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane.placement import canary
+from services.control_plane.placement.kept import Seat, best_first, has_one_more, stable_seat
 from services.control_plane.placement.scale import Epochs, is_at, wanted_replicas
 from services.control_plane.placement.snapshot import Snapshot, has_ended, is_ready
 from services.control_plane.placement.swap import Swap, pinned
@@ -28,7 +29,9 @@ class Replicas:
         self._app = app
         self._seen = seen
         self._now = now
-        self._count = wanted_replicas(app)
+        self._wanted = wanted_replicas(app)
+        self.one_more = False
+        """Whether a replica is beside the only one, for a version that is tried."""
         self._target = app.target
         self._epochs = Epochs.of(app, placements)
         self._known_epoch = self._epochs.newest
@@ -50,6 +53,10 @@ class Replicas:
         return tuple(it for swap in self._swaps.values() for it in swap.placements)
 
     @property
+    def _count(self) -> int:
+        return self._wanted + self.one_more
+
+    @property
     def newest_epoch(self) -> int:
         """The newest epoch that was given to one of them."""
         # Not one that was for a replica which has found no node.
@@ -68,10 +75,12 @@ class Replicas:
             for swap in self._swaps.values():
                 swap.end()
         else:
-            self._go_on(self._keep(adding=True))
+            self._go_on()
         for swap in self._swaps.values():
             swap.forget()
         waiting = len(self._waits)
+        if self.one_more and waiting == 1 and any(self._serves(it) for it in self._swaps.values()):
+            return f"The new version is tried beside the one that serves first. {self._waits[0]}"
         return f"{waiting} of {self._count} replicas: {self._waits[0]}" if waiting else ""
 
     def _open(self, number: int, placements: Sequence[PlacementRecord] = ()) -> Swap:
@@ -98,12 +107,11 @@ class Replicas:
     # How many
 
     def _keep(self, *, adding: bool = False) -> list[Swap]:
-        """Return the replicas that are to be, in order; those beyond are dismissed, `adding` adds what lacks.
-
-        Those that do not serve go first, then those with the highest numbers.
-        """
-        here = [number for number, swap in self._swaps.items() if swap.current or swap.incoming]
-        here.sort(key=lambda number: (not self._serves(self._swaps[number]), number))
+        """Return the replicas that are to be; those beyond are dismissed, `adding` adds what lacks."""
+        seats = [self._seat(number) for number, it in self._swaps.items() if it.current or it.incoming]
+        given_up = self.failed == self._target or canary.given_up(self._app) is not None
+        self.one_more = adding and has_one_more(self._app, seats, given_up=given_up)
+        here = [it.number for it in best_first(self._app, seats, self._count, given_up=given_up)]
         for number in here[self._count :]:
             self._swaps[number].dismiss(f"The app is to have {self._count} of its replicas.")
         kept = sorted(here[: self._count])
@@ -116,16 +124,26 @@ class Replicas:
             number += 1
         return [self._swaps[number] for number in kept]
 
+    def _seat(self, number: int) -> Seat:
+        swap = self._swaps[number]
+        coming = is_at(swap.incoming, self._target)
+        return Seat(
+            number, swap.current, self._is_there(swap), coming, self._serves(swap), self._is_known(swap)
+        )
+
     # Which version
 
-    def _go_on(self, kept: Sequence[Swap]) -> None:
+    def _go_on(self) -> None:
         """Bring the replicas to the version that is wanted, or all back to the one before."""
+        kept = self._keep(adding=True)
         for swap in kept:
             swap.keep_what_serves()
         # What served before and is not replaced yet: while there is some, there is a way back.
         old = [swap.current for swap in kept if swap.current and not self._is_there(swap)]
         if old and self.failed != self._target:
             self._give_up(kept)
+            if self.one_more and self.failed == self._target:
+                kept = self._keep(adding=True)  # what was tried beside the only one goes
         if self.failed != self._target or not old:
             self.failed = None
             self._go_forward(kept, old)
@@ -156,9 +174,10 @@ class Replicas:
         paused = self._app.spec.rollout.paused
         before = self._newest(old) if old else None
         tried = before is not None and canary.is_tried(self._app, before)
+        alone = self._left_alone(kept) if self.one_more and tried else None
         for swap in kept:
-            self._drop(swap, before if paused or tried else None)
-        waiting = [swap for swap in kept if not self._is_there(swap) and swap.incoming is None]
+            self._drop(swap, before if (paused or tried) and alone is None else None)
+        waiting = [it for it in kept if not self._is_there(it) and it.incoming is None and it is not alone]
         if before is None:
             for swap in waiting:
                 self._bring_in(swap)
@@ -176,6 +195,18 @@ class Replicas:
                 room -= 1
             elif tried and swap.current is None:
                 self._bring_in(swap, before)
+
+    def _left_alone(self, kept: Sequence[Swap]) -> Swap | None:
+        """Return what stays as it is while another version is tried beside it, and not in its place, too."""
+        stable = stable_seat(
+            self._app, [self._seat(number) for number, it in self._swaps.items() if it in kept]
+        )
+        if stable is None:
+            return None
+        swap = self._swaps[stable.number]
+        if stable.is_coming:
+            swap.retire(Role.INCOMING, "It is tried beside what serves first.")
+        return swap
 
     def _go_back(self, kept: Iterable[Swap], before: PlacementRecord) -> None:
         """Bring all to the version of `before`, also what never came to the one that was given up."""
@@ -215,7 +246,8 @@ class Replicas:
 
     def _room(self, kept: Sequence[Swap], *, tried: bool) -> int:
         """Return how many more may be replaced now; few by a version that is `tried` first."""
-        if not any(self._serves(swap) for swap in kept) and all(self._is_known(swap) for swap in kept):
+        nothing = not any(self._serves(swap) for swap in kept)
+        if not self.one_more and nothing and all(self._is_known(swap) for swap in kept):
             return self._count  # nothing serves, so nothing is at stake
         share = self._count * self._app.spec.rollout.batch_percent // 100
         busy = sum(

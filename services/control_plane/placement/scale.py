@@ -23,9 +23,15 @@ def wanted_replicas(app: AppRecord) -> int:
     return max(1, bounds.min_replicas, min(decided, bounds.max_replicas))
 
 
+def most_replicas(app: AppRecord) -> int:
+    """Return how many replicas an app may have at a time: beside an only one a new version may be tried."""
+    wanted = wanted_replicas(app)
+    return wanted + 1 if wanted == 1 and app.spec.rollout.HasField("canary") else wanted
+
+
 def is_several(app: AppRecord) -> bool:
-    """Tell whether an app has several replicas, or has had: then each of its placements has its own epoch."""
-    return app.status.newest_epoch > 0 or wanted_replicas(app) > 1
+    """Tell whether an app may have several replicas, or has had: each of its placements has its own epoch."""
+    return app.status.newest_epoch > 0 or most_replicas(app) > 1
 
 
 def is_at(placement: PlacementRecord | None, target: Version) -> bool:

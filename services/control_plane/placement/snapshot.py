@@ -60,6 +60,8 @@ class Snapshot:
     environment_cordoned: bool = False
     alone: frozenset[str] = frozenset()
     """Nodes of the app's placements that may serve it without a lease, until they are told otherwise."""
+    leased: frozenset[str] = frozenset()
+    """Those that are not heard and may serve the app, which is CONSISTENT, until their leases run out."""
 
     def heard(self, node: str) -> NodeView | None:
         """Return what a node tells; None if it isn't heard."""

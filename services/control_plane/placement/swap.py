@@ -143,14 +143,11 @@ class Swap:
 
     def _with_data(self, placement: PlacementRecord, known: tuple[PlacementRecord, ...]) -> PlacementRecord:
         """Note that an app which keeps its data on its node has run there: a dormant one may never have."""
-        instance = self._seen.instance(placement)
-        if placement.has_data or instance is None or placement.role is Role.LOST:
+        if placement.has_data or placement.role is Role.LOST:
             return placement  # what was given up was so with its data
-        if not may_own(placement, known):
-            return placement  # its data has left
-        ran = instance.state == Instance.RUNNING or instance.HasField("ready_time")
-        keeps = self._app.spec.database.WhichOneof("kind") in (None, "sqlite")
-        return replace(placement, has_data=True) if ran and keeps else placement
+        if not leaves_data(self._app, self._seen.instance(placement)) or not may_own(placement, known):
+            return placement  # there is none, or it has left
+        return replace(placement, has_data=True)
 
     def _lose(self) -> str:
         """Give up what is on lost nodes, for copies elsewhere; return why there can't be one."""
@@ -334,6 +331,13 @@ class Swap:
         if placement.role is not role:
             placement = replace(placement, role=role, why=why, since=self._now)
         self._placements[placement.name] = placement
+
+
+def leaves_data(app: AppRecord, instance: Instance | None) -> bool:
+    """Tell whether an instance leaves data of its app on its node: one that never ran has left none."""
+    if instance is None or app.spec.database.WhichOneof("kind") not in (None, "sqlite"):
+        return False
+    return instance.state == Instance.RUNNING or instance.HasField("ready_time")
 
 
 def _with_data_of(home: PlacementRecord | None, placement: PlacementRecord) -> PlacementRecord:

@@ -24,9 +24,10 @@ from services.control_plane.reconciler.data_travels import DataTravels
 from services.control_plane.reconciler.database_access import DatabaseAccess
 from services.control_plane.reconciler.database_travels import DatabaseTravels, MoveSettings
 from services.control_plane.reconciler.former_homes import FormerHomes
+from services.control_plane.reconciler.homes import present_home
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.pace import Pace
-from services.control_plane.reconciler.plan import plan, present_home
+from services.control_plane.reconciler.plan import plan
 from services.control_plane.reconciler.result import Result
 from services.control_plane.reconciler.room import Room
 from services.control_plane.reconciler.settling import are_same, awaits_start, leaves_nothing

@@ -137,6 +137,11 @@ class AppStatus:
                 return instance.last_error.reason, instance.last_error.message
         wanted = self._assigned.wanted
         if wanted is not None and (other := waits_for(wanted, self._seen)):
+            if other not in self._seen.alone:
+                return "NODE_UNREACHABLE", (
+                    f"{other} cannot be heard and may serve the app until its lease runs out; it starts on "
+                    f"{wanted.node} after that."
+                )
             return "ServedAlone", (
                 f"{other} was the only node of its environment and may serve the app, so nothing is started "
                 f"on {wanted.node} before {other} has heard that it is no longer alone."

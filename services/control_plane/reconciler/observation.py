@@ -36,7 +36,7 @@ def observe(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> A
             shown.ClearField("figures")
             if not view.heard:
                 shown.health = Instance.Health.UNKNOWN
-    home = _home(assigned, seen)
+    home = _home(app, assigned, seen)
     if home is not None:
         status.uri = _uri(app, home.node)
     status.target_replicas = wanted_replicas(app) if app.spec.HasField("autoscale") else 0
@@ -73,9 +73,10 @@ def _uri(app: AppRecord, node: Node) -> str:
     return f"http://{host}/" if port == "80" else f"http://{host}:{port}/"
 
 
-def _home(assigned: Assignment, seen: Snapshot) -> NodeView | None:
-    """Return the node that an app is told to be on: of several, one that is ready."""
+def _home(app: AppRecord, assigned: Assignment, seen: Snapshot) -> NodeView | None:
+    """Return the node that an app is told to be on: of several, one that is ready, and not on trial."""
     staying = assigned.staying
     ready = [it for it in staying if seen.heard(it.node) and is_ready(seen.instance(it))]
+    ready = [it for it in ready if it.node not in app.status.canary.nodes] or ready
     several = len({it.replica for it in staying}) > 1
     return seen.nodes.get(home_of(ready if ready and several else staying))

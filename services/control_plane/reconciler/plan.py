@@ -6,12 +6,11 @@ neither wanted nor ready is stopped at once; nothing is asked of a node that can
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest
-from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     Instance,
     InstanceSpec,
@@ -24,6 +23,7 @@ from services.control_plane.placement.canary import is_announced
 from services.control_plane.placement.data_travel import is_last_owner, leaves_copy
 from services.control_plane.placement.failover import waits_for
 from services.control_plane.placement.snapshot import NodeView, Snapshot, has_ended, is_own, is_ready
+from services.control_plane.reconciler.homes import home_besides
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role
 
 SWITCH_SECONDS = 3.0
@@ -73,6 +73,8 @@ def plan(app: AppRecord, assigned: Assignment, seen: Snapshot, now: int) -> Plan
     ending = bool(app.deleting) or app.spec.desired_state == App.STOPPED or is_stopped_for(app)
     if not ending and _is_alone(assigned, seen):
         return Plan(after=assigned.after)
+    if not ending and (start := _only_start(app, assigned, seen)) is not None:
+        return Plan((start,), after=assigned.after)
     lingering = {} if ending else dict(_lingering(assigned, seen, now))
     after = min([*lingering.values(), *([assigned.after] if assigned.after else [])], default=0.0)
     stops = tuple(
@@ -108,6 +110,17 @@ def _is_alone(assigned: Assignment, seen: Snapshot) -> bool:
     return view is not None and len(view.instances) == 1 and seen.instance(wanted) is not None
 
 
+def _only_start(app: AppRecord, assigned: Assignment, seen: Snapshot) -> Start | None:
+    """Return the start of the only placement, where nothing of the app is there: as of a node's new life."""
+    if len(assigned.placements) != 1 or is_announced(app.status.canary):
+        return None
+    (placement,) = assigned.placements
+    view = seen.heard(placement.node)
+    if placement.role in ENDING or view is None or view.instances:
+        return None
+    return _start(app, assigned, seen)
+
+
 def _start(app: AppRecord, replica: Assignment, seen: Snapshot) -> Start | None:
     """Return the start of a replica; None if there is none to make."""
     wanted = replica.wanted
@@ -128,52 +141,8 @@ def stop_orphan(instance: Instance, home: StopInstanceRequest.NewHome | None = N
     return _moved(request, home)
 
 
-def new_home(app: AppRecord, node: Node) -> StopInstanceRequest.NewHome | None:
-    """Return what a node is told of where an app of its is now; None if the new node serves no HTTP."""
-    if not node.http_address:
-        return None
-    return StopInstanceRequest.NewHome(
-        node=node.name, http_address=node.http_address, domains=app.spec.domains
-    )
-
-
-def present_home(app: AppRecord, assigned: Assignment, seen: Snapshot) -> StopInstanceRequest.NewHome | None:
-    """Return where an app's requests are answered, or wait for its start; None where it is nowhere yet."""
-    there = [it for it in _homes(assigned, seen) if seen.instance(it) is not None]
-    return _first_ready(app, there, seen)
-
-
-def _home_besides(
-    app: AppRecord, assigned: Assignment, seen: Snapshot, node: str
-) -> StopInstanceRequest.NewHome | None:
-    """Return where an app is that leaves a node, if it is anywhere else; of several replicas, a ready one."""
-    homes = _homes(assigned, seen)
-    return None if any(it.node == node for it in homes) else _first_ready(app, homes, seen)
-
-
 def _nowhere() -> None:
     """Tell nothing of where an app is that ends."""
-
-
-def _first_ready(
-    app: AppRecord, homes: Sequence[PlacementRecord], seen: Snapshot
-) -> StopInstanceRequest.NewHome | None:
-    home = next((it for it in homes if is_ready(seen.instance(it))), next(iter(homes), None))
-    view = seen.nodes.get(home.node) if home is not None else None
-    return new_home(app, view.node) if view is not None else None
-
-
-def _homes(assigned: Assignment, seen: Snapshot) -> list[PlacementRecord]:
-    """Return of each replica what serves, else what is to."""
-    homes = (_home_of(replica, seen) for replica in assigned.by_replica().values())
-    return [it for it in homes if it is not None]
-
-
-def _home_of(replica: Assignment, seen: Snapshot) -> PlacementRecord | None:
-    home = replica.wanted
-    if home is None or (replica.current is not None and not is_ready(seen.instance(home))):
-        return replica.current
-    return home
 
 
 def _lingering(assigned: Assignment, seen: Snapshot, now: int) -> Iterator[tuple[str, float]]:
@@ -200,7 +169,7 @@ def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool
     placements = {placement.instance: placement for placement in assigned.placements}
     for name, view in _heard(assigned, seen):
         # Worked out where something is stopped only, which in most passes nothing is.
-        home = partial(_home_besides, app, assigned, seen, name) if not ending else _nowhere
+        home = partial(home_besides, app, assigned, seen, name) if not ending else _nowhere
         for instance in view.instances.values():
             own = placements.get(instance.name) if is_own(instance, app.uid) else None
             if own is not None and own.node != name:

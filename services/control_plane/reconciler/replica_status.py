@@ -26,7 +26,8 @@ class ReplicaStatus(AppStatus):
         self, app: AppRecord, assigned: Assignment, seen: Snapshot, status: App, home: NodeView | None
     ) -> None:
         super().__init__(app, assigned, seen, status, home)
-        self._count = wanted_replicas(app)
+        self._wanted = wanted_replicas(app)
+        self._count = self._wanted + assigned.one_more
         self._kept = [it for it in assigned.by_replica().values() if it.wanted is not None]
         ready = (self._ready_of(it) for it in self._kept)
         self._ready = [it for it in ready if it is not None]
@@ -65,7 +66,9 @@ class ReplicaStatus(AppStatus):
     def _health(self) -> Instance.Health.ValueType:
         """Return how well the replicas are together: one that is not well makes the app DEGRADED."""
         found = {it.health for it in self._ready if it.state == Instance.RUNNING}
-        missing = bool(self._assigned.unplaced) or any(self._is_missing(it) for it in self._kept)
+        # An app that has all its replicas is well, also if none can be had for a version that is to be tried.
+        unplaced = bool(self._assigned.unplaced) and len(self._kept) < self._wanted
+        missing = unplaced or any(self._is_missing(it) for it in self._kept)
         if found == {Instance.Health.UNHEALTHY}:
             return Instance.Health.UNHEALTHY
         if missing or found & {Instance.Health.UNHEALTHY, Instance.Health.DEGRADED}:
@@ -79,7 +82,8 @@ class ReplicaStatus(AppStatus):
             return False
         shown = self._shown(wanted)
         failed = shown is not None and shown.state == Instance.FAILED
-        return failed or self._seen.heard(wanted.node) is None
+        known = wanted.node in self._seen.nodes or shown is not None  # else it has just been placed there
+        return failed or (known and self._seen.heard(wanted.node) is None)
 
     def _to_be_shown(self) -> Instance | None:
         shown = [self._shown(it.wanted) for it in self._kept]
@@ -175,11 +179,12 @@ class ReplicaStatus(AppStatus):
         done = sum(map(self._is_done, self._kept))
         old = any(it.current is not None and not self._is_done(it) for it in self._kept)
         rolling = old and self._app.failed != self._app.target
+        trial = rolling and self._status.canary.state == Canary.ANALYZING
+        beside = self._assigned.one_more
         return sentences(
             f"{len(self._ready)} of {self._count} are ready",
-            f"{done} of {self._count} have been replaced" if rolling else "",
-            "The new version is tried on a share of the requests first"
-            if rolling and self._status.canary.state == Canary.ANALYZING
-            else "",
+            f"{done} of {self._count} have been replaced" if rolling and not beside else "",
+            "The new version is tried on a share of the requests first" if trial and not beside else "",
+            "The new version is tried beside it on a share of the requests first" if trial and beside else "",
             "The rollout is paused" if rolling and self._app.spec.rollout.paused else "",
         )

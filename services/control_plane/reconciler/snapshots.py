@@ -16,8 +16,8 @@ from services.control_plane.catalog.candidates import neighbours_of
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.placement.assignment import ENDING
 from services.control_plane.placement.choice import Candidates
-from services.control_plane.placement.failover import serving_alone
-from services.control_plane.placement.scale import is_several, wanted_replicas
+from services.control_plane.placement.failover import holding_on, serving_alone
+from services.control_plane.placement.scale import is_several, most_replicas, wanted_replicas
 from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role
@@ -49,10 +49,14 @@ class Snapshots:
             if view is not None:
                 nodes[name] = view if name in alone else self._with_loss(view)
         lost = {name for name, view in nodes.items() if view.sight is Sight.LOST}
-        over = ENDING if is_several(app) else (Role.LOST,)
-        staying = {it.replica for it in placements if it.role not in over and it.node not in gone | lost}
-        if len(staying) >= wanted_replicas(app) or app.deleting or app.spec.desired_state == App.STOPPED:
-            return Snapshot(nodes, gone=gone, alone=alone)
+        over = lost | gone | {name for name in homes if self._links.is_heard(name)}
+        # Where all are heard, as most often, no spec is looked at.
+        leased = holding_on(app, placements, over.__contains__) if over != homes else frozenset()
+        ending = ENDING if is_several(app) else (Role.LOST,)
+        staying = {it.replica for it in placements if it.role not in ending and it.node not in gone | lost}
+        enough = len(staying) >= _replicas(app, placements)
+        if enough or app.deleting or app.spec.desired_state == App.STOPPED:
+            return Snapshot(nodes, gone=gone, alone=alone, leased=leased)
         environment = self._mirror.environments.get(app.spec.environment)
         links = self._links.of(app.spec.environment)
         candidates = self._candidates.of(
@@ -67,6 +71,7 @@ class Snapshots:
             gone,
             environment is not None and environment.environment.cordoned,
             alone,
+            leased,
         )
 
     def beside(self, seen: Snapshot, app: AppRecord, placements: tuple[PlacementRecord, ...]) -> Snapshot:
@@ -89,3 +94,9 @@ class Snapshots:
             yield
         finally:
             self._placing.subtract(nodes)
+
+
+def _replicas(app: AppRecord, placements: tuple[PlacementRecord, ...]) -> int:
+    """Return how many replicas an app may come to have now."""
+    same = all(it.generation == app.target.generation for it in placements if it.role is Role.CURRENT)
+    return wanted_replicas(app) if same else most_replicas(app)

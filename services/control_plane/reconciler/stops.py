@@ -12,8 +12,9 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, StopInsta
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.placement.assignment import Assignment
 from services.control_plane.reconciler.former_homes import FormerHomes
+from services.control_plane.reconciler.homes import new_home
 from services.control_plane.reconciler.pace import Pace
-from services.control_plane.reconciler.plan import Stop, new_home, stop_orphan
+from services.control_plane.reconciler.plan import Stop, stop_orphan
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role
 from services.rpc.errors import SupervisorError

@@ -83,16 +83,12 @@ def _replica_violations(prefix: str, app: App) -> list[Violation]:
 
 def _canary_violations(field: str, app: App) -> list[Violation]:
     policy = app.rollout.canary
-    least = app.autoscale.min_replicas if app.HasField("autoscale") else app.replicas
     found = []
     if keeps_data_on_node(app):
         why = (
-            "must not be set where the data is on the node (database.sqlite): two versions would not share it"
+            "must not be set where the data is on the node (database.sqlite): "
+            "the version that is tried runs on another node, which does not have it"
         )
-        found.append(Violation(field, why))
-    elif least < 2:
-        name = "autoscale.min_replicas" if app.HasField("autoscale") else "replicas"
-        why = f"must not be set where {name} is below 2: a node answers for an app with one version"
         found.append(Violation(field, why))
     found += integer_violations(f"{field}.weight_percent", policy.weight_percent, 0, 50)
     if policy.HasField("header"):

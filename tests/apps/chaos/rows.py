@@ -18,6 +18,7 @@ import psycopg
 def create_app(context):
     """Return the app; WSGI, so that a database that does not answer keeps nothing but its own request."""
     epoch = int(context.instance.rpartition("-e")[2])
+    time.sleep(float(context.config.get("start_seconds", 0)))
     url = context.database_url or ""
     rows = None
     if url.startswith("sqlite:///"):

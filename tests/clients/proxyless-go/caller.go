@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	timeout  = 30 * time.Second
+	timeout  = 60 * time.Second
 	messages = 5 // of one call in both directions, each sent when the one before has been answered
 )
 
@@ -32,7 +32,6 @@ type command struct {
 	Wait     bool              `json:"wait"`
 	Metadata map[string]string `json:"metadata"`
 	Calls    int               `json:"calls"`
-	Ended    int               `json:"ended"`
 }
 
 type outcome struct {
@@ -61,7 +60,6 @@ func (rawCodec) Unmarshal(data []byte, message any) error {
 type caller struct {
 	channels map[string]*grpc.ClientConn
 	burst    chan outcome
-	ended    []outcome // of the burst
 	stop     chan struct{}
 	going    sync.WaitGroup
 	lock     sync.Mutex
@@ -91,22 +89,19 @@ func (it *caller) do(asked command) told {
 		from, err := say(channel, asked.Metadata, asked.Wait)
 		return told{outcome: outcomeOf(from, err)}
 	case "burst":
-		it.burst, it.ended = make(chan outcome, asked.Calls), nil
+		it.burst = make(chan outcome, asked.Calls)
 		for range asked.Calls {
 			go func() {
 				from, err := say(channel, nil, false)
 				it.burst <- outcomeOf(from, err)
 			}()
 		}
-		for range asked.Ended {
-			it.ended = append(it.ended, <-it.burst)
-		}
-		return told{Ended: it.ended}
 	case "rest":
-		for len(it.ended) < cap(it.burst) {
-			it.ended = append(it.ended, <-it.burst)
+		ended := []outcome{}
+		for range cap(it.burst) {
+			ended = append(ended, <-it.burst)
 		}
-		return told{Ended: it.ended}
+		return told{Ended: ended}
 	case "begin":
 		it.stop = make(chan struct{})
 		it.goOn("say", func() (string, error) { return say(channel, nil, false) })

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from typing import Any
 from unittest.mock import patch
 from urllib.parse import urlsplit
@@ -15,7 +14,7 @@ import psycopg
 import pytest
 
 from appsupervisor.fleet.v1.fleet_pb2 import DatabaseServer
-from services.control_plane.databases import templates
+from services.control_plane.databases import connecting, templates
 from services.control_plane.databases.health import look
 from services.control_plane.databases.names import owner_of
 from services.control_plane.store.records import AppRecord
@@ -194,6 +193,31 @@ async def test_a_leader_that_was_replaced_while_it_copied_drops_what_it_made(pre
     await prepared.databases(2).end(shop, drop=True)
 
 
+async def test_a_copy_that_postgresql_makes_still_for_a_killed_leader_is_waited_for_and_dropped(
+    prepared: Prepared,
+) -> None:
+    shop = from_template("shop", prepared.template)
+    copy = f"{owner_of(shop.name, shop.uid)}_copy"
+    waiting = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    patient = patch.object(connecting, "_OPTIONS", "-c lock_timeout=60s")
+    with patient, psycopg.connect(prepared.url, autocommit=True) as killed:
+        killed.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", (copy,))
+        begun = asyncio.create_task(prepared.databases(2).prepare(shop, 1, (), must_exist=False))
+        await eventually(lambda: asyncio.to_thread(prepared.admin, waiting), [(1,)].__eq__)
+        prepared.admin(f'CREATE DATABASE "{copy}abc" TEMPLATE "{prepared.template}"')
+        killed.close()
+        provided = await begun
+    assert ask(provided.url, "SELECT text FROM note") == [("prepared",)]
+    assert prepared.databases_of(shop) == [""]
+    await prepared.databases(2).end(shop, drop=True)
+    busy = patch.object(connecting, "_OPTIONS", "-c lock_timeout=10ms")
+    with busy, psycopg.connect(prepared.url, autocommit=True) as other:
+        other.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", (copy,))
+        with pytest.raises(SupervisorError) as refused:
+            await prepared.databases(2).prepare(shop, 1, (), must_exist=False)
+    assert "makes a copy for the app still" in refused.value.message
+
+
 async def refusal(server: Prepared, template: str) -> str:
     """Return why no app begins as a copy of a template; there is none of it."""
     shop = from_template("shop", template)
@@ -228,14 +252,9 @@ async def test_what_must_not_or_cannot_be_copied_is_refused_with_the_rule(
         assert "it is none of the templates" in await refusal(prepared, "postgres")
         told = await look(prepared.servers[NAME])
         assert (told.state, told.reason) == (DatabaseServer.REACHABLE, "It does not have the templates none.")
-        with psycopg.connect(prepared.inside(prepared.template)):
-            assert "it is in use, by sessions: 1" in await refusal(prepared, prepared.template)
-        # As soon as it is not, an app begins there: it was waited for.
-        shop = from_template("shop", prepared.template)
-        query = "SELECT count(*) FROM pg_stat_activity WHERE datname = %s"
-        await eventually(partial(prepared.admin, query, prepared.template), [(0,)].__eq__)
-        assert (await prepared.databases().prepare(shop, 1, (), must_exist=False)).url
-        await prepared.databases().end(shop, drop=True)
+        hasty = patch.object(templates, "IN_USE_SECONDS", 0.0)
+        with hasty, psycopg.connect(prepared.inside(prepared.template)):
+            assert "it is in use, by sessions:" in await refusal(prepared, prepared.template)
 
 
 async def test_an_administrator_that_is_no_superuser_gives_what_it_owns_and_tells_what_it_does_not(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import h2.config
 import h2.connection
 import h2.events
+import h2.exceptions
 import h2.settings
 
 from tests.eventually import WITHIN
@@ -139,6 +141,23 @@ class Client:
     async def end_of_words(self) -> None:
         """Read until the server has said that it is the end, or closes."""
         await self.read_until(lambda: self.goaway is not None or self.closed)
+
+    async def flood(self, write: Callable[[], object]) -> None:
+        """Write the same again and again until the server has said that it is the end, or closes."""
+
+        async def go_on() -> None:
+            # After the server's last word `h2` writes nothing more.
+            with contextlib.suppress(ConnectionError, h2.exceptions.ProtocolError):
+                while True:
+                    write()
+                    await self.writer.drain()
+                    await asyncio.sleep(0)
+
+        writing = asyncio.create_task(go_on())
+        try:
+            await self.end_of_words()
+        finally:
+            writing.cancel()
 
     async def end(self) -> int | None:
         """Read until the server closes; return the code of its GOAWAY."""

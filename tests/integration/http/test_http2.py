@@ -276,13 +276,16 @@ async def test_streams_and_peers_have_their_bounds(make_site, connect):
 
 async def test_who_opens_requests_and_resets_them_without_end_is_told_to_calm_down(site, connect):
     site.app("a", Waits())
-    client, other = await connect(), await connect()
-    for _ in range(1_100):
-        client.reset(client.ask(head()))
-    await client.end_of_words()
+    client = await connect()
+
+    def give_up() -> None:
+        for _ in range(100):
+            client.reset(client.ask(head()))
+
+    await client.flood(give_up)
     assert client.goaway in (CALM, None)  # a reset may have taken the word away
     site.app("a")
-    assert (await other.get()).status == 200
+    assert (await (await connect()).get()).status == 200
 
 
 FLOODS = {
@@ -299,7 +302,7 @@ FLOODS = {
 @pytest.mark.parametrize("what", FLOODS)
 async def test_a_flood_of_what_costs_nothing_ends_its_connection(site, connect, what):
     site.app("a", Waits())
-    client, other = await connect(), await connect()
+    client = await connect()
     number = client.ask(head("POST"), end=False)
     await client.read_until(lambda: client.acknowledged_settings)
     assert number == 1
@@ -308,12 +311,12 @@ async def test_a_flood_of_what_costs_nothing_ends_its_connection(site, connect, 
             frame(http2.HEADERS, 0, 3) + FLOODS[what].replace(b"\0\0\0\1", b"\0\0\0\3", 1)[:9]
         )
         client.writer.write(b"\0" * 16_000 + frame(http2.CONTINUATION, 0, 3, b"\0" * 16_000) * 5)
+        await client.end_of_words()
     else:
-        client.writer.write(FLOODS[what] * 5_000)
-    await client.end_of_words()
+        await client.flood(lambda: client.writer.write(FLOODS[what] * 500))
     assert client.goaway in (CALM, None)  # a reset may have taken the word away
     site.app("a")
-    assert (await other.get()).status == 200
+    assert (await (await connect()).get()).status == 200
 
 
 BROKEN = {
@@ -449,10 +452,12 @@ async def test_a_node_that_leaves_lets_requests_end_and_begins_none(site, connec
 
 
 async def test_who_asks_nothing_is_not_waited_for(make_site, connect):
-    site = await make_site(FrontLimits(header_timeout=0.2, stream_idle_timeout=0.3))
-    site.app("a")
-    silent, half, idle = await connect(site), await connect(site), await connect(site)
+    site = await make_site(FrontLimits(header_timeout=0.2))
+    silent, half = await connect(site), await connect(site)
     half.writer.write(frame(http2.HEADERS, 0, 1, b"\x82"))
+    site = await make_site(FrontLimits(stream_idle_timeout=0.2))
+    site.app("a")
+    idle = await connect(site)
     assert (await idle.get()).status == 200
     assert await silent.end() == 0
     assert await half.end() in (0, CALM)

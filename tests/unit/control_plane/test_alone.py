@@ -177,3 +177,22 @@ def test_a_node_that_is_left_alone_serves_alone_again(store: CatalogStore) -> No
         await two.first.until(lambda: effective(two) == (AVAILABLE, pb.App.ONLY_NODE))
 
     run(store, test)
+
+
+def test_nothing_consistent_starts_elsewhere_while_a_node_that_is_not_heard_may_hold_its_lease(
+    store: CatalogStore,
+) -> None:
+    async def test(two: Two) -> None:
+        await created(two)
+        await two.second_joins()
+        await two.first.until(lambda: effective(two) == (CONSISTENT, pb.App.DATABASE_SHARED))
+        two.first.cut = True
+        await two.first.until(lambda: not two.first.controller.is_heard(NODE))
+        assert two.first.node.lease.held
+        operation = await two.move(OTHER)
+        await two.first.until(lambda: bool(two.second.node.instances()))
+        assert not two.first.node.lease.held
+        assert (await two.ended(operation)).error is None
+        assert two.where() == OTHER
+
+    run(store, test)

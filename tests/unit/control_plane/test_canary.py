@@ -43,6 +43,8 @@ def policy(**fields: Any) -> pb.CanaryPolicy:
 TRIED = pb.Rollout(canary=policy())
 SEEDS = (1, 3356767313)
 """The last: a trial was replaced by what failed, and two versions before it were left for ever."""
+ONLY_SEEDS = (4024,)
+"""Five trials, of which each ends otherwise."""
 ON_TRIAL = "g2-e4@k CUR runs; g1-e2-r1@l CUR runs; g1-e3-r2@m CUR runs"
 
 
@@ -213,10 +215,11 @@ def test_a_version_is_judged_by_its_requests(
 
 
 class Tried:
-    """An app of three replicas on three nodes, and a new version of it on trial."""
+    """An app of so many replicas on three nodes, and a new version of it on trial."""
 
-    def __init__(self, store: CatalogStore, name: str) -> None:
+    def __init__(self, store: CatalogStore, name: str, replicas: int) -> None:
         self.store = store
+        self.replicas = replicas
         self.name = f"apps/{name}"
         self.world = World(store, random.Random(7), f"environments/default/nodes/{name}1")
 
@@ -229,11 +232,11 @@ class Tried:
             await world.join(
                 World(self.store, random.Random(number), f"environments/default/nodes/{short}{number}", disk)
             )
-        spec = pb.App(entrypoint="good:app", replicas=3)
+        spec = pb.App(entrypoint="good:app", replicas=self.replicas)
         spec.database.no_database.SetInParent()
         spec.rollout.canary.CopyFrom(policy())
         await world.commands.create(pb.CreateAppRequest(app=spec, app_id=short), ME)
-        await world.until(lambda: self.app().ready_replicas == 3 and not self.app().reconciling)
+        await world.until(lambda: self.app().ready_replicas == self.replicas and not self.app().reconciling)
         changed = pb.App(name=self.name, env={"a": "b"})
         operation = await world.commands.update(pb.UpdateAppRequest(app=changed), ME)
         await world.until(lambda: self.app().canary.HasField("begin_time"))
@@ -263,7 +266,9 @@ class Tried:
         assert self.app().canary.state == state
         assert list(self.app().canary.nodes) == []
         assert {it.generation for it in self.app().instances} == {generation}
-        assert self.app().ready_replicas == 3
+        assert self.app().ready_replicas == self.replicas
+        nodes = [it.node for it in self.app().instances]
+        assert len(set(nodes)) == self.replicas, "each is on a node of its own"
 
     def events(self) -> list[str]:
         kinds = ("Canary", "UpdateFailed")
@@ -327,12 +332,40 @@ async def another_leader(tried: Tried, operation: str) -> None:
     await tried.ends(PROMOTED, 2)
 
 
-@pytest.mark.parametrize("story", [bad, good, nobody_asks, cancelled, promoted_by_hand, another_leader])
+async def what_serves_is_moved(tried: Tried, operation: str) -> None:
+    (trial,) = tried.app().canary.nodes
+    before = {it.node for it in tried.app().instances}
+    await tried.world.commands.move(pb.MoveAppRequest(name=tried.name), ME)
+    await tried.world.until(
+        lambda: len(nodes := {it.node for it in tried.app().instances}) == 2 and nodes != before
+    )
+    assert list(tried.app().canary.nodes) == [trial]
+    assert tried.app().canary.state == ANALYZING
+    tried.asked(figures(100, 0), figures(900, 0))
+    await tried.ends(PROMOTED, 2)
+    assert [it.node for it in tried.app().instances] == [trial]
+
+
+async def it_is_stopped(tried: Tried, operation: str) -> None:
+    await tried.world.commands.stop(pb.StopAppRequest(name=tried.name), ME)
+    await tried.world.until(lambda: tried.app().state == rt.Instance.STOPPED)
+    await tried.world.commands.start(pb.StartAppRequest(name=tried.name), ME)
+    await tried.world.until(lambda: not tried.app().reconciling)
+    assert {it.generation for it in tried.app().instances} == {2}, "where nothing serves nothing is tried"
+    assert tried.app().ready_replicas == tried.replicas
+
+
+BOTH = (bad, good, nobody_asks, cancelled, promoted_by_hand, another_leader, it_is_stopped)
+
+
+@pytest.mark.parametrize(
+    ("story", "replicas"), [*((it, count) for it in BOTH for count in (3, 1)), (what_serves_is_moved, 1)]
+)
 def test_a_version_on_trial_is_promoted_or_goes_back(
-    store: CatalogStore, story: Callable[[Tried, str], Any]
+    store: CatalogStore, story: Callable[[Tried, str], Any], replicas: int
 ) -> None:
     async def main() -> None:
-        tried = Tried(store, story.__name__.replace("_", "-"))
+        tried = Tried(store, f"{story.__name__.replace('_', '-')}{replicas}", replicas)
         try:
             operation = await tried.begin()
             await story(tried, operation)
@@ -347,8 +380,11 @@ def test_a_version_on_trial_is_promoted_or_goes_back(
 class CanaryHistory(ReplicaHistory):
     """New versions are tried first, with whatever requests there are."""
 
+    replicas = (2, 3)
+    """The fewest and the most."""
+
     async def create(self) -> None:
-        spec = pb.App(entrypoint="good:app", replicas=3)
+        spec = pb.App(entrypoint="good:app", replicas=self.replicas[1])
         spec.restart_policy.max_restarts = 0
         spec.database.no_database.SetInParent()
         request = pb.CreateAppRequest(app=spec, app_id=self.name.removeprefix("apps/"))
@@ -370,20 +406,46 @@ class CanaryHistory(ReplicaHistory):
         await self.attempt(self.world.commands.update, request)
 
     async def scale(self) -> None:
-        app = pb.App(name=self.name, replicas=self.chance.randint(2, 3))
+        app = pb.App(name=self.name, replicas=self.chance.randint(*self.replicas))
         await self.attempt(self.world.commands.update, pb.UpdateAppRequest(app=app))
+        self.ask()
+
+    def ask(self) -> None:
         for site in self.world.sites():
             for name in site.node.instances():
                 site.node.set_figures(name, figures(self.chance.choice((1, 50)), self.chance.choice((0, 9))))
 
 
-def check(store: CatalogStore, seed: int) -> None:
+class OnlyHistory(CanaryHistory):
+    """Nearly always the app has one replica, beside which a new version is tried."""
+
+    replicas = (1, 1)
+
+    async def create(self) -> None:
+        await super().create()
+        await self.rollout()
+
+    async def rollout(self) -> None:
+        await super().rollout()
+        self.ask()
+
+    async def update(self) -> None:
+        self.ask()
+        await super().update()
+
+    async def scale(self) -> None:
+        self.replicas = (1, self.chance.choice((1, 1, 1, 2)))
+        await super().scale()
+
+
+def check(store: CatalogStore, seed: int, kind: type[CanaryHistory]) -> None:
     async def main() -> None:
         chance = random.Random(seed)
-        name = f"environments/default/nodes/c{seed}"
+        letter = kind.__name__[0].lower()
+        name = f"environments/default/nodes/{letter}{seed}"
         world = World(store, chance, name)
         other = World(store, chance, f"{name}b", Disk())
-        history = CanaryHistory(world, f"apps/c{seed}", other)
+        history = kind(world, f"apps/{letter}{seed}", other)
         third = World(store, chance, f"{name}c", Disk(uid="0d0e4f6a-3c0b-4b1e-9a51-7c2f7a1e5b33"))
         history.others = (other, third)
         try:
@@ -393,17 +455,25 @@ def check(store: CatalogStore, seed: int) -> None:
             for site in world.sites():
                 await forget(site)
 
-    run_seeded(main(), seed, f"{seed} c")
+    run_seeded(main(), seed, f"{seed} {kind.__name__}")
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_any_history_of_trials_comes_right(store: CatalogStore, seed: int) -> None:
-    check(store, seed)
+    check(store, seed, CanaryHistory)
+
+
+@pytest.mark.parametrize("seed", ONLY_SEEDS)
+def test_any_history_of_trials_beside_an_only_replica_comes_right(store: CatalogStore, seed: int) -> None:
+    check(store, seed, OnlyHistory)
 
 
 @pytest.mark.chaos
 @pytest.mark.skipif(not NEW_SEEDS, reason="new seeds belong to make chaos, which sets CHAOS_ROUNDS")
+@pytest.mark.parametrize("kind", [CanaryHistory, OnlyHistory])
 @pytest.mark.parametrize("seed", NEW_SEEDS or [0])
-def test_any_new_history_of_trials_comes_right(store: CatalogStore, seed: int) -> None:
+def test_any_new_history_of_trials_comes_right(
+    store: CatalogStore, seed: int, kind: type[CanaryHistory]
+) -> None:
     print(f"seed {seed}")
-    check(store, seed)
+    check(store, seed, kind)

@@ -337,3 +337,17 @@ def test_a_node_that_may_still_answer_for_an_app_alone_cannot_be_deleted(store: 
         await two.first.until(lambda: two.where() == OTHER and two.is_settled())
 
     run(store, test)
+
+
+def test_a_move_whose_new_node_is_lost_says_so_and_the_app_serves_where_it_was(store: CatalogStore) -> None:
+    async def test(two: Two) -> None:
+        await two.create()
+        await two.second_joins()
+        operation = await two.move(OTHER)
+        two.second.cut = True
+        error = (await two.ended(operation)).error
+        assert error is not None
+        assert "was lost before apps/shop had moved there" in error.message
+        await two.first.until(lambda: two.is_settled() and two.where() == NODE)
+
+    run(store, test)

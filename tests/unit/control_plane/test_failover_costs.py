@@ -13,6 +13,7 @@ import pytest
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.control_plane.databases.app_databases import AppDatabases, Provided
+from services.control_plane.nodes.link import NodeLink
 from services.control_plane.reconciler.app_reconciler import AppReconciler
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.records import AppRecord, DatabaseServerRecord
@@ -21,7 +22,7 @@ from tests.unit.control_plane.test_failover import lost
 from tests.unit.control_plane.test_moves import CLOCK, OTHER, Two, run
 
 SERVER = "databaseServers/main"
-APPS = [f"apps/a{number}" for number in range(20)]
+APPS = [f"apps/a{number}" for number in range(12)]
 
 
 class Databases(AppDatabases):
@@ -109,5 +110,26 @@ def test_an_app_of_a_lost_node_takes_few_passes_and_one_grant_of_its_database(
         # The old login is shut out by the transaction that lets the new one in.
         assert databases.asked == {("prepare", app): 1 for app in APPS}
         assert sorted(it.name.partition("/instances/")[0] for it in two.second.started) == sorted(APPS)
+
+    run(store, test)
+
+
+def test_apps_that_had_requests_to_serve_are_started_elsewhere_first(
+    store: CatalogStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = {"apps/a9": 3, "apps/a11": 5}
+    monkeypatch.setattr(NodeLink, "in_flight", lambda _, app: busy.get(app, 0))
+
+    async def test(two: Two) -> None:
+        dormant = APPS[:3]
+        for app in APPS:
+            activation = rt.InstanceSpec.ON_REQUEST if app in dormant else rt.InstanceSpec.EAGER
+            await two.create(app.removeprefix("apps/"), activation=activation)
+        await two.second_joins()
+        await lost(two)
+        await two.first.until(lambda: all(two.where(it) == OTHER and two.is_settled(it) for it in APPS))
+        order = [it.name.partition("/instances/")[0] for it in two.second.started]
+        assert order[:2] == ["apps/a11", "apps/a9"]
+        assert sorted(order[-3:]) == sorted(dormant)
 
     run(store, test)

@@ -22,7 +22,7 @@ from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.plan import plan
 from services.control_plane.store.records import PlacementRecord, Version
 from tests.unit.control_plane.looks import CUR, FAILED, IN, RUNNING, M, N, instance, node
-from tests.unit.control_plane.test_canary import ANALYZING, REVERTED, TRIED, status
+from tests.unit.control_plane.test_canary import ANALYZING, PROMOTED, REVERTED, TRIED, status
 from tests.unit.control_plane.test_replicas import PAUSED, app
 
 LATER = 10**9
@@ -61,12 +61,14 @@ def look(found: tuple[Pair, ...]) -> tuple[tuple[PlacementRecord, ...], Snapshot
     return tuple(placements), Snapshot(views, tuple(Candidate(name, True, 0) for name in (N, M)))
 
 
-def rest(found: tuple[Pair, ...], failed: Version | None, told: pb.App, rollout: pb.Rollout) -> str:
+def rest(
+    found: tuple[Pair, ...], failed: Version | None, told: pb.App, rollout: pb.Rollout, replicas: int = 2
+) -> str:
     """Return what is wrong about how an app comes to rest, empty if nothing is."""
     placements, seen = look(found)
     known = pb.App(reconciling=True)
     known.MergeFrom(told)
-    record = app(2, TARGET, newest=8, failed=failed, status=known, rollout=rollout)
+    record = app(replicas, TARGET, newest=8, failed=failed, status=known, rollout=rollout)
     for _ in range(8):
         assigned = assign(record, placements, seen, LATER)
         observed = observe(record, assigned, seen, LATER)
@@ -88,7 +90,7 @@ def rest(found: tuple[Pair, ...], failed: Version | None, told: pb.App, rollout:
     if len(wanted) > 1 and not (rollout.paused and record.failed is None):
         return f"of several versions: {roles}"
     gone = {it.generation for it in assigned.staying} <= wanted and is_of(canary, TARGET)
-    return f"it says that one is on trial: {roles}" if gone and canary.nodes else ""
+    return f"it says that one is on trial: {roles}" if gone and canary.nodes and not rollout.paused else ""
 
 
 CASES: dict[str, tuple[Version | None, pb.App, pb.Rollout]] = {
@@ -96,19 +98,22 @@ CASES: dict[str, tuple[Version | None, pb.App, pb.Rollout]] = {
     "given up": (TARGET, pb.App(), pb.Rollout()),
     "paused": (None, pb.App(), PAUSED),
     "on trial": (None, status(ANALYZING, 3, 5, 1), TRIED),
+    "on trial, and paused": (None, status(ANALYZING, 3, 5, 1), pb.Rollout(canary=TRIED.canary, paused=True)),
+    "promoted, and paused": (None, status(PROMOTED, 3, 5, 1), pb.Rollout(canary=TRIED.canary, paused=True)),
     "judged bad": (None, status(REVERTED, 3, 5, 1), TRIED),
     "judged bad, and given up": (TARGET, status(REVERTED, 3, 5, 1), TRIED),
     "another was judged bad": (TARGET, status(REVERTED, 2, 3, 1), pb.Rollout()),
 }
 
 
-OFTEN = ("given up", "on trial")
+OFTEN = (("on trial", 2), ("on trial", 1))
+PARTS = [(it, replicas) for it in CASES for replicas in (2, 1)]
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(it, marks=() if it in OFTEN else pytest.mark.slow) for it in CASES]
+    ("case", "replicas"), [pytest.param(*it, marks=() if it in OFTEN else pytest.mark.slow) for it in PARTS]
 )
-def test_replicas_at_rest_are_of_one_version_and_say_so(case: str) -> None:
+def test_replicas_at_rest_are_of_one_version_and_say_so(case: str, replicas: int) -> None:
     every = combinations_with_replacement(pairs(), 2)
-    wrong = [(why, found) for found in every if (why := rest(found, *CASES[case]))]
+    wrong = [(why, found) for found in every if (why := rest(found, *CASES[case], replicas))]
     assert wrong == []

@@ -175,11 +175,11 @@ def test_an_event_is_looked_at_in_the_middle_of_a_pause_and_what_is_due_later_co
         queue = WorkQueue(work, lambda key: "", uniform=lambda low, high: high)
         queue.add("a")
         await asyncio.sleep(0.1)
-        assert queue.is_put_off("a")
+        assert queue.is_known("a")
         queue.add("a")
         await asyncio.sleep(100)
         assert [round(time, 1) for time in times] == [0.0, 0.1, 30.1, 30.1]
-        assert not queue.is_put_off("a")
+        assert not queue.is_known("a")
         await queue.close()
 
     run_in_virtual_time(main())

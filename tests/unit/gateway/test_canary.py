@@ -17,6 +17,7 @@ from services.gateway.xds.cache import CLUSTER, ROUTES, SCOPE, ResourceCache
 from services.gateway.xds.messages import message
 from tests.unit.gateway.test_table import FAILED, N1, N2, N3, RUNNING, STARTING, app, instance, scopes
 
+TRIAL = "apps/shop/canary"
 HEADER = CanaryPolicy.Header(name="x-try", value="yes")
 
 
@@ -55,6 +56,39 @@ def test_a_version_on_trial_gets_its_share(told: App, nodes: tuple[str, ...], sh
     assert (found.nodes, found.share) == (nodes, share)
 
 
+def only(state: Any = Canary.ANALYZING, nodes: tuple[str, ...] = (N2,), of_new: Any = RUNNING) -> App:
+    return app(
+        instances=[instance(N1, 1), instance(N2, 2, of_new)],
+        canary=Canary(state=state, nodes=nodes, generation=2, epoch=1),
+        rollout=Rollout(canary=CanaryPolicy(weight_percent=10)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "nodes", "share"),
+    [
+        (only(), (N1,), Share((N2,), 10)),
+        (only(of_new=STARTING), (N1,), None),
+        (only(Canary.REVERTED), (N1,), None),
+        (only(Canary.PROMOTED, nodes=()), (N2,), None),
+    ],
+)
+def test_beside_an_only_replica_it_gets_its_share(
+    told: App, nodes: tuple[str, ...], share: Share | None
+) -> None:
+    found = destination_of(told)
+    assert found is not None
+    assert (found.nodes, found.share) == (nodes, share)
+
+
+def test_an_only_replica_that_moves_while_another_is_tried_is_asked_where_it_is_newer() -> None:
+    told = only()
+    told.instances.append(instance(N3, 3))
+    found = destination_of(told)
+    assert found is not None
+    assert (found.nodes, found.share) == ((N3,), Share((N2,), 10))
+
+
 @pytest.fixture
 def cache() -> ResourceCache:
     return ResourceCache()
@@ -82,12 +116,38 @@ def test_its_share_is_told_by_weight_and_taken_away_with_it(
     for route in rules(cache):
         parts = {it["name"]: it["weight"] for it in route["weightedClusters"]["clusters"]}
         assert list(parts.values()) == [10, 90]
-        assert next(iter(parts)) == N1
+        assert next(iter(parts)) == TRIAL
         assert set(parts) <= set(cache.of(CLUSTER)), "a cluster that is not there"
     table.put_app(tried(nodes=(N1, N2), weight_percent=50))
     assert len(rules(cache)) > 0
     table.remove_app("apps/shop")
     assert {kind: set(cache.of(kind)) for kind in before} == before
+
+
+def ranks(cache: ResourceCache) -> list[list[int]]:
+    """Return the ports that are asked on the share's behalf, those that are asked first first."""
+    told = message(CLUSTER).FromString(cache.of(CLUSTER)[TRIAL].value).load_assignment.endpoints
+    assert [it.priority for it in told] == list(range(len(told)))
+    return [[one.endpoint.address.socket_address.port_value for one in it.lb_endpoints] for it in told]
+
+
+def test_what_reaches_nobody_there_has_the_version_before(cache: ResourceCache, table: RoutingTable) -> None:
+    for port, node in enumerate((N1, N2, N3), start=1):
+        table.put_node(Node(name=node, http_address=f"10.0.0.1:{port}"))
+    table.put_app(only())
+    assert ranks(cache) == [[2], [1]]
+    for route in rules(cache):
+        assert route["retryPolicy"]["retryPriority"]["name"] == "envoy.retry_priorities.previous_priorities"
+    # Its node's name is looked up before the first request goes there.
+    table.put_app(only(of_new=STARTING))
+    assert ranks(cache) == [[2], [1]]
+    assert {route["cluster"] for route in rules(cache)} == {N1}
+    table.put_app(tried(weight_percent=10))
+    assert ranks(cache) == [[1], [2, 3]]
+    table.remove_node(N1)
+    assert ranks(cache) == [[], [2, 3]]
+    table.put_app(only(Canary.REVERTED))
+    assert TRIAL not in cache.of(CLUSTER)
 
 
 def test_what_has_the_header_goes_there_before_the_rest_is_shared(
@@ -97,8 +157,8 @@ def test_what_has_the_header_goes_there_before_the_rest_is_shared(
     found = rules(cache)
     clusters = [route["cluster"] for route in found]
     half = len(found) // 2
-    assert set(clusters[:half]) == {N1}
-    assert N1 not in clusters[half:]
+    assert set(clusters[:half]) == {TRIAL}
+    assert TRIAL not in clusters[half:]
     told = message(ROUTES).FromString(cache.of(ROUTES)[scopes(cache)["shop.localhost"]].value)
     for route in told.virtual_hosts[0].routes[:half]:
         assert any(it.name == "x-try" and it.string_match.exact == "yes" for it in route.match.headers)
@@ -124,7 +184,7 @@ def test_a_client_stays_with_the_version_that_it_met_first(cache: ResourceCache,
                 assert to[which] == {route.route.cluster}
                 assert not re.fullmatch(it.string_match.safe_regex.regex, f"xcanary-shop=2.1-{which}")
                 assert not re.fullmatch(it.string_match.safe_regex.regex, f"canary-shop=2.11-{which}")
-    assert to["new"] == {N1}
+    assert to["new"] == {TRIAL}
 
 
 def test_apps_that_are_not_tried_share_what_they_did() -> None:

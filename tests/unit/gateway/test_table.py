@@ -74,7 +74,7 @@ def test_requests_go_to_the_newest_instances_that_are_ready(
     found = destination_of(app(instances=instances, **fields))
     assert found == (
         Destination(nodes)
-        if len(nodes) == 1
+        if not fields.get("replicas")
         else Destination(nodes, own="apps/shop", bound=len(nodes) * (64 + 128))
     )
 
@@ -214,7 +214,11 @@ def test_an_app_with_copies_on_several_nodes_has_a_cluster_of_its_own(
     table.put_app(app(instances=[*copies, instance(N3, 3)], replicas=3, limits=limits))
     assert told() == [("Cluster", "apps/shop")]
     assert bounds(cache, "apps/shop")["DEFAULT"] == 30
+    # What is tried again while the other is lost finds its cluster, and the one that is left in it.
     table.put_app(app(instances=[instance(N1, 1), instance(N2, 2, FAILED)], replicas=2))
+    assert addresses(cache, "apps/shop") == ["10.0.0.1:8080"]
+    assert scopes(cache) == {"shop.localhost": "apps/shop/35s"}
+    table.put_app(app(instances=[instance(N1, 1)], replicas=1))
     assert sorted(cache.of(CLUSTER)) == [N1, N2, N3]
     assert scopes(cache) == {"shop.localhost": f"{N1}/35s"}
 

@@ -380,8 +380,8 @@ class App(_message.Message):
     target_replicas: _builtins.int
     """Replicas that there are to be now, as `autoscale` has decided; 0 without it, for then they are `replicas`."""
     newest_epoch: _builtins.int
-    """The newest epoch given to one of several replicas; 0 of an app that never had more than one. Each of several has
-    epochs of its own, so that one that is lost can be shut out without the others.
+    """The newest epoch given to one of several replicas; 0 of an app that never could have more than one. Each of several
+    has epochs of its own, so that one that is lost can be shut out without the others.
     """
     effective_availability: _runtime_environment_pb2.InstanceSpec.Availability.ValueType
     """The `availability` that holds now."""
@@ -865,8 +865,8 @@ class Rollout(_message.Message):
     @_builtins.property
     def canary(self) -> Global___CanaryPolicy:
         """Has a new version go to a share of the requests first; unset: it goes to one replica after the other. Refused where
-        the data is on the node (`database.sqlite`), and with fewer than 2 replicas (`autoscale.min_replicas`, where that is
-        set): a node answers for an app with one version. Removed while a version is being analyzed, that is promoted.
+        the data is on the node (`database.sqlite`): a node answers for an app with one version, and so another node would
+        need the data. Removed while a version is being analyzed, that is promoted.
         """
 
     def __init__(
@@ -888,8 +888,9 @@ Global___Rollout: _TypeAlias = Rollout  # noqa: Y015
 @_typing.final
 class CanaryPolicy(_message.Message):
     """How a new version is tried on a share of the requests, and by what it is promoted or given up. As many replicas as the
-    share asks for are replaced, at least one; where the gateway routes, they get that share and no more. RestartApp and
-    a version that comes while nothing serves are not tried first.
+    share asks for are replaced, at least one; beside an only replica one more runs for as long, on another node. Where
+    the gateway routes, they get that share and no more. RestartApp and a version that comes while nothing serves are not
+    tried first.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -273,8 +273,8 @@ class AppCatalogStub:
     is its node's, cancelling is refused with `OPERATION_NOT_CANCELLABLE`, which says so; the move goes on.
     Rolled back: what runs. If the fresh instance does not start, or not in time, the app stays where it was, and the
     operation fails with the reason; data that has gone to the new node by then comes back. A copy that makes no progress
-    for a minute is given up (`DATA_NOT_MOVED`). A later update, restart or move of the app replaces the move
-    (`OPERATION_SUPERSEDED`).
+    for a minute is given up (`DATA_NOT_MOVED`); a new node that is lost before the app serves there ends the move
+    (`NODE_UNREACHABLE`). A later update, restart or move of the app replaces it (`OPERATION_SUPERSEDED`).
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `DATA_ON_NODE`, `NODE_NOT_ELIGIBLE` (the node named),
     `NO_NODE_AVAILABLE` (any), `NODE_NOT_FOUND` (FAILED_PRECONDITION).
@@ -563,8 +563,8 @@ class AppCatalogAsyncStub(AppCatalogStub):
     is its node's, cancelling is refused with `OPERATION_NOT_CANCELLABLE`, which says so; the move goes on.
     Rolled back: what runs. If the fresh instance does not start, or not in time, the app stays where it was, and the
     operation fails with the reason; data that has gone to the new node by then comes back. A copy that makes no progress
-    for a minute is given up (`DATA_NOT_MOVED`). A later update, restart or move of the app replaces the move
-    (`OPERATION_SUPERSEDED`).
+    for a minute is given up (`DATA_NOT_MOVED`); a new node that is lost before the app serves there ends the move
+    (`NODE_UNREACHABLE`). A later update, restart or move of the app replaces it (`OPERATION_SUPERSEDED`).
 
     Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `DATA_ON_NODE`, `NODE_NOT_ELIGIBLE` (the node named),
     `NO_NODE_AVAILABLE` (any), `NODE_NOT_FOUND` (FAILED_PRECONDITION).
@@ -952,8 +952,8 @@ class AppCatalogServicer(metaclass=_abc_1.ABCMeta):
         is its node's, cancelling is refused with `OPERATION_NOT_CANCELLABLE`, which says so; the move goes on.
         Rolled back: what runs. If the fresh instance does not start, or not in time, the app stays where it was, and the
         operation fails with the reason; data that has gone to the new node by then comes back. A copy that makes no progress
-        for a minute is given up (`DATA_NOT_MOVED`). A later update, restart or move of the app replaces the move
-        (`OPERATION_SUPERSEDED`).
+        for a minute is given up (`DATA_NOT_MOVED`); a new node that is lost before the app serves there ends the move
+        (`NODE_UNREACHABLE`). A later update, restart or move of the app replaces it (`OPERATION_SUPERSEDED`).
 
         Errors: `ETAG_MISMATCH` (ABORTED); `APP_DELETING`, `DATA_ON_NODE`, `NODE_NOT_ELIGIBLE` (the node named),
         `NO_NODE_AVAILABLE` (any), `NODE_NOT_FOUND` (FAILED_PRECONDITION).

@@ -153,7 +153,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     SHUTTING_DOWN: _ErrorReason.ValueType  # 141
     """UNAVAILABLE: the server is shutting down; a plain retry reaches its successor."""
     NODE_UNREACHABLE: _ErrorReason.ValueType  # 142
-    """UNAVAILABLE, in conditions: the app's node cannot be heard."""
+    """UNAVAILABLE, in conditions: the app's node cannot be heard. In operations: the node that the app was to move to was
+    lost before it had.
+    """
     DATABASE_SERVER_UNREACHABLE: _ErrorReason.ValueType  # 156
     """UNAVAILABLE, in conditions: the server of the app's database does not answer. Tried again."""
     NO_NODE_AVAILABLE: _ErrorReason.ValueType  # 143
@@ -365,7 +367,9 @@ STORE_UNAVAILABLE: ErrorReason.ValueType  # 140
 SHUTTING_DOWN: ErrorReason.ValueType  # 141
 """UNAVAILABLE: the server is shutting down; a plain retry reaches its successor."""
 NODE_UNREACHABLE: ErrorReason.ValueType  # 142
-"""UNAVAILABLE, in conditions: the app's node cannot be heard."""
+"""UNAVAILABLE, in conditions: the app's node cannot be heard. In operations: the node that the app was to move to was
+lost before it had.
+"""
 DATABASE_SERVER_UNREACHABLE: ErrorReason.ValueType  # 156
 """UNAVAILABLE, in conditions: the server of the app's database does not answer. Tried again."""
 NO_NODE_AVAILABLE: ErrorReason.ValueType  # 143
