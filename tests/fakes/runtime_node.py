@@ -86,7 +86,7 @@ class FakeNode:
         self.forwarding: dict[str, tuple[int, str]] = {}
         """By app uid: the epoch under which it was told where the app is now, and the node."""
         self._moved: dict[str, pb.Forwarding.MovedApp] = {}
-        self.knows_batches = True
+        self.knows_batches = self.knows_lease_streams = True
         """False of a node of an older version."""
         self.lists = asyncio.Event()
         """While not set, ListInstances is not answered."""
@@ -98,6 +98,8 @@ class FakeNode:
         self.lease = Lease(self.incarnation, self.time)
         self.renewals = 0
         """Leases taken; what apps may do without one is not played here."""
+        self.answered_renewals = self.lease_streams = 0
+        """Calls of RenewLease and of HoldLease."""
         self.feed = InstanceFeed(self)
         self.code: dict[str, str] = {}
         """By entrypoint: what is in its files, if that is not the entrypoint itself."""
@@ -119,7 +121,7 @@ class FakeNode:
             add_DataTransfersServicer_to_server,
             FakeTransfersServicer(self.transfers),
         )
-        self._server = RpcServer([service, transfers])
+        self._server = RpcServer([service, transfers], is_node=True)
         self.address = f"127.0.0.1:{await self._server.start(listen)}"
         return self.address
 
@@ -172,6 +174,12 @@ class FakeNode:
                 tasks.append(hosted.task)
         if tasks:
             await asyncio.wait(tasks)
+
+    def host(self, spec: pb.InstanceSpec, status: pb.Instance) -> None:
+        """Have an instance run as if it had been started before."""
+        self._fences[spec.app_uid] = (spec.epoch, spec.generation)
+        self.hosted[spec.name] = Hosted(spec, status)
+        self.feed.publish(status)
 
     def crash(self, name: str, reason: str = "APP_CRASHED", message: str = "It ended by itself.") -> None:
         """Let a running instance end with an error and stay failed."""
@@ -560,7 +568,21 @@ class _Servicer(RuntimeEnvironmentServicer):
     async def RenewLease(self, request: pb.RenewLeaseRequest, context: Any) -> pb.RenewLeaseResponse:  # noqa: N802
         if self._node.refuse is not None:
             raise self._node.refuse
+        self._node.answered_renewals += 1
         return pb.RenewLeaseResponse(lease=self._node.renew_lease(request))
+
+    async def HoldLease(  # noqa: N802
+        self, requests: AsyncIterator[pb.HoldLeaseRequest], context: Any
+    ) -> pb.HoldLeaseResponse:
+        self._node.lease_streams += 1
+        if not self._node.knows_lease_streams:
+            raise SupervisorError("METHOD_NOT_FOUND", "There is no method 'HoldLease' here.")
+        lease = lease_message(self._node.lease)
+        async for request in requests:
+            if self._node.refuse is not None:
+                raise self._node.refuse
+            lease = self._node.renew_lease(request.renewal)
+        return pb.HoldLeaseResponse(lease=lease)
 
     async def StartInstance(self, request: pb.StartInstanceRequest, context: Any) -> pb.StartInstanceResponse:  # noqa: N802
         return pb.StartInstanceResponse(instance=await self._start(request))
