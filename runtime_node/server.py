@@ -278,7 +278,7 @@ class Node:
             add_DataTransfersServicer_to_server,
             DataTransfersServicer(self.offers, self.freezer, self.receipts, self.lease),
         )
-        server = RpcServer([service, transfers], self.telemetry.health)
+        server = RpcServer([service, transfers], self.telemetry.health, is_node=True)
         listen = self.settings.listen
         self.listen = Address(listen.host, await server.start(str(listen)))
         stack.push_async_callback(_quietly, "api", lambda: server.stop(RPC_GRACE))

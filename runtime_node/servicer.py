@@ -48,6 +48,14 @@ class RuntimeServicer(RuntimeEnvironmentServicer):
         self._keeper.renew(request)
         return pb.RenewLeaseResponse(lease=lease_message(self._lease))
 
+    async def HoldLease(
+        self, requests: AsyncIterator[pb.HoldLeaseRequest], context: Any
+    ) -> pb.HoldLeaseResponse:
+        """Hold the lease for longer with each message."""
+        async for request in requests:
+            self._keeper.renew(request.renewal)
+        return pb.HoldLeaseResponse(lease=lease_message(self._lease))
+
     async def StartInstance(self, request: pb.StartInstanceRequest, context: Any) -> pb.StartInstanceResponse:
         """Accept an instance."""
         return pb.StartInstanceResponse(instance=await self._start(request))

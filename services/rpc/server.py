@@ -50,6 +50,10 @@ OPTIONS = (
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
+UNMEASURED = (("grpc.http2.bdp_probe", 0),)
+"""Of a connection on which small messages come all the time: gRPC would send a ping after nearly each, to
+measure how much may be under way, and that costs both sides as much as the message."""
+
 
 @dataclass(frozen=True, slots=True)
 class Service:
@@ -73,11 +77,14 @@ class RpcServer:
         *,
         pipeline: Pipeline | None = None,
         max_request_bytes: int = MAX_REQUEST_BYTES,
+        is_node: bool = False,
     ) -> None:
+        """`is_node`: who calls is a control plane, with small messages all the time."""
         self._services = services
         self.pipeline = pipeline or Pipeline()
         self.methods = Methods(self.pipeline)
-        options = {**dict(OPTIONS), "grpc.max_receive_message_length": max_request_bytes}
+        options: dict[str, int] = dict(OPTIONS + UNMEASURED if is_node else OPTIONS)
+        options["grpc.max_receive_message_length"] = max_request_bytes
         self._server = grpc.aio.server(options=tuple(options.items()), maximum_concurrent_rpcs=MAX_CALLS)
         self._guard: asyncio.Task[None] | None = None
         self._health = HealthServicer(resources)

@@ -46,7 +46,7 @@ BENCHES = (
     Bench("process_tier", "start, memory, crash and requests of the PROCESS tier", 45, 120),
     Bench("watchers", "from a change to 1 and to 500 watchers, memory of an idle one", 40, 150),
     Bench("restart", "the control plane with a full catalog: restart, cost of a change", 40, 120),
-    Bench("fleet", "a control plane with simulated nodes: placing, rest, one change, its restart", 120, 900),
+    Bench("fleet", "a control plane with simulated nodes: placing, rest, one change, its restart", 120, 1500),
     Bench("node_loss", "kill -9 of a node of apps on PostgreSQL, until each serves elsewhere", 90, 240),
     Bench("swaps", "swaps of an app under a steady load", 30, 90),
     Bench("data_moves", "moves of an app with its SQLite database under a writing client", 60, 240),

@@ -15,6 +15,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance, RuntimeStatus
 from services.control_plane.controller.autoscaling import Autoscaling
@@ -33,6 +34,7 @@ from services.control_plane.reconciler import transactions
 from services.control_plane.reconciler.app_reconciler import AppReconciler
 from services.control_plane.reconciler.data_reconciler import DataReconciler
 from services.control_plane.reconciler.database_travels import MoveSettings
+from services.control_plane.reconciler.room import Ask, ask_of
 from services.control_plane.rules.conditions import get_condition
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, home_of
@@ -51,6 +53,9 @@ SWEEP_SECONDS = 1.0
 GATHER_SECONDS = 0.02
 """In which nodes that join are gathered: of a thousand each would look at all apps that wait."""
 
+GATHERS = 4
+"""The same in times of what the last look took, where very many wait."""
+
 MANY = 1_000
 """Apps that wait for a pass, while which those that wait for a node are not looked at again."""
 
@@ -59,6 +64,9 @@ SWEEP_PRUNES = 10
 
 SWEEP_APPS = 200
 """Apps that one sweep has looked at."""
+
+SWEEP_RETELLS = 10
+"""Apps that one sweep has looked at although no node can take them: why is told anew then."""
 
 SWEEP_EXPIRIES = 1_000
 """Operations that one sweep ends: they share few commits."""
@@ -100,8 +108,9 @@ class Controller:
         self._unsettled: dict[str, int] = {}
         """Apps with something left to do, each with the sweep before its last news."""
         self._sweeps = 0
-        self._short: set[str] = set()
-        """Apps that lack a place for something, as far as is stored."""
+        self._short: dict[str, Ask] = {}
+        """Apps that lack a place for something, as far as is stored, and what they ask of a node."""
+        self._gather = GATHER_SECONDS
         self._may_take: set[str] = set()
         """Environments with a node that can be given more since the waiting were looked at."""
         self._look_at_waiting: asyncio.TimerHandle | None = None
@@ -120,12 +129,13 @@ class Controller:
         self._queue = WorkQueue(reconciler.reconcile, self._home_of)
         self._data_queue = WorkQueue(self._data.reconcile, lambda node: node)
         position = self._mirror.apps.revision
-        for record in self._mirror.apps.values():
-            if _is_unsettled(record):
-                self._unsettled[record.name] = -1
-                if _is_short(record):
-                    self._short.add(record.name)
-                self.enqueue(record.name)
+        for name in self._mirror.unsettled_apps():
+            if (record := self._mirror.apps.get(name)) is None:
+                continue
+            self._unsettled[name] = -1
+            if _is_short(record):
+                self._short[name] = ask_of(record)
+            self.enqueue(name)
         for node in self._mirror.nodes.values():
             self._lease_watch.noted(node)
             self._links.follow(node.node, self)
@@ -219,9 +229,9 @@ class Controller:
             else:
                 self._unsettled.pop(name, None)
             if record is not None and _is_short(record):
-                self._short.add(name)
+                self._short[name] = ask_of(record)
             else:
-                self._short.discard(name)
+                self._short.pop(name, None)
             self._note_stored(name, record)
 
     async def _follow_nodes(self, position: int) -> None:
@@ -257,20 +267,19 @@ class Controller:
 
     # What the nodes tell (LinkListener)
 
-    def heard(self, link: NodeLink, status: RuntimeStatus) -> None:
-        """Mark the node ready and look at every app placed on it."""
+    def heard(self, link: NodeLink, status: RuntimeStatus, apps: Iterable[str]) -> None:
+        """Mark the node ready and look at every app placed on it, and at what else it tells of, once each."""
         self._note_heard(link, status)
         self._data.heard(link.node.name)
         self._look_at_data(link.node.name)
         # Of a node that has lost all, the dormant ones first: each takes a moment, and is there again then.
-        apps = self._mirror.apps_on(link.node.name)
-        apps.sort(key=lambda app: self._mirror.state_of(app) != Instance.IDLE)
-        for app in apps:
+        placed = self._mirror.apps_on(link.node.name)
+        placed.sort(key=lambda app: self._mirror.state_of(app) != Instance.IDLE)
+        moved: Iterable[str] = ()
+        if self._reconciler is not None:  # what it forwards may have moved on while nobody led
+            moved = self._reconciler.former_homes.learn(link.node.name, status.forwarding)
+        for app in dict.fromkeys((*placed, *apps, *moved)):
             self.enqueue(app)
-        # What it forwards may have moved on while nobody led.
-        if self._reconciler is not None:
-            for app in self._reconciler.former_homes.learn(link.node.name, status.forwarding):
-                self.enqueue(app)
         self._may_be_given_more(link.node.name)
 
     def lost(self, link: NodeLink, why: str) -> None:
@@ -302,20 +311,28 @@ class Controller:
         self._may_take.add(node.partition("/nodes/")[0])
         if self._look_at_waiting is None:
             loop = asyncio.get_running_loop()
-            self._look_at_waiting = loop.call_later(GATHER_SECONDS, self._enqueue_waiting)
+            self._look_at_waiting = loop.call_later(self._gather, self._enqueue_waiting)
 
     def _enqueue_waiting(self) -> None:
         self._look_at_waiting = None
+        loop = asyncio.get_running_loop()
+        if self._reconciler is None:
+            return
         if self.queue()[0] > MANY:  # they would come again and again while nodes come and go
-            loop = asyncio.get_running_loop()
             self._look_at_waiting = loop.call_later(SWEEP_SECONDS, self._enqueue_waiting)
             return
+        began, room = loop.time(), self._reconciler.room()
         for app in list(self._unsettled):
-            if app in self._short or not self._mirror.placements_of(app):
+            ask = self._short.get(app)
+            if ask is None and self._mirror.placements_of(app):
+                continue
+            if ask is None or room.take(app, ask):
                 self.enqueue(app)
         while self._may_take:
-            for app in self._lease_watch.waiting(self._may_take.pop()):
-                self.enqueue(app)
+            for record in self._lease_watch.waiting(self._may_take.pop()):
+                if room.take(record.name, ask_of(record)):
+                    self.enqueue(record.name)
+        self._gather = max(GATHER_SECONDS, GATHERS * (loop.time() - began))
 
     # The safety net
 
@@ -340,23 +357,32 @@ class Controller:
                 # The net under everything else must not tear: what failed is tried again.
                 log.exception("sweep failed", extra={"action": "sweep.failed"})
 
-    def _stragglers(self) -> list[str]:
+    def _stragglers(self) -> Iterable[str]:
         """Return unsettled apps that a pass could help now, at most SWEEP_APPS, in turn."""
-        found: list[str] = []
-        looked_at = []
+        found: dict[str, None] = {}
+        looked_at, retold = [], 0
+        room = self._reconciler.room() if self._reconciler is not None else None
         for app, news in islice(self._unsettled.items(), 50 * SWEEP_APPS):
             looked_at.append((app, news))
             if news == self._sweeps:
                 continue  # it goes on by itself
             homes = {it.node for it in self._mirror.placements_of(app)}
             waits = self._queue is None or self._queue.is_known(app)
-            if not waits and (not homes or any(map(self._links.is_heard, homes))):
-                found.append(app)
-                if len(found) == SWEEP_APPS:
-                    break
-        for app, news in looked_at:  # to the end of the line (a dict keeps the order of insertion)
+            if waits or (homes and not any(map(self._links.is_heard, homes))):
+                continue
+            ask = self._short.get(app)
+            if ask is not None and room is not None and not room.take(app, ask):
+                if retold == SWEEP_RETELLS:
+                    continue
+                retold += 1
+            found[app] = None
+            if len(found) == SWEEP_APPS:
+                break
+        # To the end of the line (a dict keeps the order of insertion), what has its turn now behind the rest.
+        looked_at.sort(key=lambda it: it[0] in found)
+        for app, news in looked_at:
             del self._unsettled[app]
-            if self._mirror.apps.get(app) is not None:
+            if self._mirror.apps.entry(app) is not None:
                 self._unsettled[app] = news
         self._sweeps += 1
         return found
@@ -402,7 +428,9 @@ class Controller:
 
 
 def _is_short(record: AppRecord) -> bool:
-    """Tell whether an app waits for a node, if only for one of its replicas."""
+    """Tell whether an app waits for a node, if only for one of its replicas, and for nothing else."""
+    if record.deleting or record.spec.desired_state == App.STOPPED or record.status.retained_data:
+        return False
     scheduled = get_condition(record.status.conditions, "Scheduled")
     return scheduled is not None and scheduled.status == Condition.UNMET
 

@@ -20,7 +20,7 @@ from services.control_plane.placement.failover import fence_epoch
 from services.control_plane.reconciler import transactions
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.mirror import Mirror
-from services.control_plane.store.records import NodeRecord
+from services.control_plane.store.records import AppRecord, NodeRecord
 from services.spec.availability import effective_failover
 
 log = logging.getLogger("appsupervisor.reconciler")
@@ -99,11 +99,11 @@ class LeaseWatch:
         if len(left) == 1:
             self._tell_alone(next(iter(left)))
 
-    def waiting(self, environment: str) -> list[str]:
+    def waiting(self, environment: str) -> list[AppRecord]:
         """Return the apps on lost nodes of an environment that go elsewhere once somebody can take them."""
         lost = sorted(it for it in self._lost.get(environment, ()) if not self._links.is_heard(it))
         found = (self._mirror.apps.get(app) for node in lost for app in self._mirror.apps_on(node))
-        return [it.name for it in found if it is not None and effective_failover(it.spec) == App.AUTOMATIC]
+        return [it for it in found if it is not None and effective_failover(it.spec) == App.AUTOMATIC]
 
     def _tell_alone(self, name: str) -> None:
         """Have a node told with its grants whether it serves alone: as the catalog says, or no longer."""

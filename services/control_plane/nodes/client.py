@@ -18,9 +18,11 @@ from appsupervisor.runtime.v1 import data_transfers_pb2 as transfers
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.data_transfers_pb2_grpc import DataTransfersStub
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentStub
+from services.control_plane.nodes.lease_stream import LeaseStream
 from services.control_plane.nodes.silence import Silence
 from services.control_plane.nodes.together import Again, Outcome, Together
 from services.rpc.errors import SupervisorError
+from services.rpc.server import UNMEASURED
 from services.rpc.status import info_in, info_of
 
 T = TypeVar("T")
@@ -62,6 +64,9 @@ OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.initial_reconnect_backoff_ms", 100),
+    *UNMEASURED,
+    # So what may be under way to here is this much instead: a snapshot of all that a node has is long.
+    ("grpc.http2.lookahead_bytes", 1024 * 1024),
 )
 
 
@@ -73,6 +78,7 @@ class NodeClient:
         self._channel = grpc.aio.insecure_channel(address, options=OPTIONS)
         self._stub = RuntimeEnvironmentStub(self._channel)
         self._transfers = DataTransfersStub(self._channel)
+        self._lease_stream = LeaseStream(self._stub.HoldLease)
         self._starts = Together(self._start_alone, self._start_together, self._closed)
         self._stops = Together(self._stop_alone, self._stop_together, self._closed)
 
@@ -91,12 +97,28 @@ class NodeClient:
         """Stop an instance, as `start`; None when it isn't there. Safe to repeat."""
         return await self._stops.call(request)
 
-    async def renew(self, request: pb.RenewLeaseRequest) -> pb.Lease:
-        """Renew the node's lease and return it; one try, for the next heartbeat brings another."""
+    async def renew(self, request: pb.RenewLeaseRequest, *, answered: bool = True) -> pb.Lease | None:
+        """Renew the node's lease; one try, for the next heartbeat brings another.
+
+        Returns the lease, as the node has answered; None if it need not be `answered`, and was not.
+        """
+        lease = self._lease_stream
         try:
+            if lease.is_open and not answered:
+                await lease.send(request, RENEW_SECONDS)
+                return None
+            # Answered, as the first of a stream: only then is it known whether what follows can be taken.
+            await lease.open()
             return (await self._stub.RenewLease(request, timeout=RENEW_SECONDS)).lease
+        except TimeoutError:
+            raise self._unreachable("it does not read what it is sent") from None
         except grpc.aio.AioRpcError as failure:
             raise self._translate(failure) from None
+
+    @property
+    def streams_renewals(self) -> bool:
+        """Whether the next renewal that names no fences is a message of a stream."""
+        return self._lease_stream.is_open
 
     async def watch(self, silence: float, term: int = 0) -> AsyncIterator[pb.WatchInstancesResponse]:
         """Yield the node's messages until it is silent for `silence` seconds or the stream breaks.
@@ -124,6 +146,7 @@ class NodeClient:
         finally:
             silent.end()
             call.cancel()
+            self._lease_stream.end()  # a node that shuts down would wait for its end
 
     async def tail_logs(self, request: pb.TailLogsRequest) -> AsyncGenerator[pb.TailLogsResponse, None]:
         """Yield what the node tells of an app's log, until it has no more.

@@ -48,8 +48,8 @@ CLOCK_SLACK = 0.01
 class LinkListener(Protocol):
     """What a link tells its owner."""
 
-    def heard(self, link: NodeLink, status: RuntimeStatus) -> None:
-        """The node has told all that it runs, in this connection."""
+    def heard(self, link: NodeLink, status: RuntimeStatus, apps: Iterable[str]) -> None:
+        """The node has told all that it runs, in this connection; `apps` have something there, or had."""
 
     def lost(self, link: NodeLink, why: str) -> None:
         """The node has not been heard for its time limit."""
@@ -71,12 +71,15 @@ class NodeLink:
         *,
         leases: Leases,
         timeout: float,
+        silence: float,
         connect: Callable[[str], NodeClient] = NodeClient,
         hosts: dict[str, set[NodeLink]] | None = None,
         figures: Mapping[str, dict[str, InstanceFigures]] | None = None,
     ) -> None:
-        """`hosts` tells which links show something of an app; the link keeps its own part of it. In `figures`
-        it puts those of the apps that are there, by instance.
+        """The node's stream counts as broken once it was silent for `silence` seconds.
+
+        `hosts` tells which links show something of an app; the link keeps its own part of it. In `figures` it
+        puts those of the apps that are there, by instance.
         """
         self.node = node
         self.name = node.name
@@ -91,6 +94,7 @@ class NodeLink:
         self._renewals = LeaseRenewals(node, self.client, leases)
         self._term = leases.term
         self._timeout = timeout
+        self._silence = silence
         self._hosts = hosts if hosts is not None else {}
         self._figures = figures if figures is not None else {}
         self._apps: dict[str, dict[str, Instance]] = {}
@@ -306,7 +310,7 @@ class NodeLink:
             self._check(status.incarnation)
             self._incoming = {}
             self.session += 1
-            async for message in self.client.watch(silence=self._timeout / 2, term=self._term):
+            async for message in self.client.watch(silence=self._silence, term=self._term):
                 self._check(message.incarnation)
                 self._heard_at = asyncio.get_running_loop().time()
                 if message.type == Message.HEARTBEAT:
@@ -314,12 +318,14 @@ class NodeLink:
                 if message.type == Message.HEARTBEAT and self.synced:
                     self._renewals.answer(message)
                     self._note_figures(message.figures)
-                self._take(message)
-                if message.type == Message.SYNCED:
+                if message.type in (Message.UPSERT, Message.REMOVE):
+                    self._note_instances(message)
+                elif message.type == Message.SYNCED:
+                    apps = self._sync()
                     if self._deadline is not None:
                         self._deadline.cancel()
                     self.status = status
-                    self._listener.heard(self, status)
+                    self._listener.heard(self, status, apps)
         except SupervisorError as broken:
             self._broken(broken.message)
             if asyncio.get_running_loop().time() - began < self._timeout:
@@ -349,15 +355,8 @@ class NodeLink:
             self._deadline.cancel()
         self._deadline = asyncio.get_running_loop().call_at(self._heard_at + self._timeout, self._give_up)
 
-    def _take(self, message: Message) -> None:
-        """Apply one message to the view."""
-        if message.type == Message.SYNCED:
-            self._sync()
-        elif message.type in (Message.UPSERT, Message.REMOVE):
-            self._note_instances(message)
-
-    def _sync(self) -> None:
-        """Take the snapshot that has come for the view."""
+    def _sync(self) -> set[str]:
+        """Take the snapshot that has come for the view; return the apps that are in one of the two."""
         self._in_flight.clear()  # the next heartbeat tells all
         self._passing.clear()
         apps = set(self._apps)
@@ -369,7 +368,7 @@ class NodeLink:
             self._index(app)
             for instance in self._apps.get(app, {}).values():
                 self._note_passing(instance)
-        self._listener.changed(apps)
+        return apps
 
     def _note_instances(self, message: Message) -> None:
         view = self._apps if self._incoming is None else self._incoming

@@ -8,10 +8,14 @@ from collections.abc import Callable, Collection, Mapping
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceFigures
 from services.control_plane.leases import Leases
-from services.control_plane.nodes.client import NodeClient
+from services.control_plane.nodes.client import HEARTBEAT_SHARE, NodeClient
 from services.control_plane.nodes.link import LinkListener, NodeLink
 from services.control_plane.placement.snapshot import NodeView, Sight
 from services.rpc.errors import SupervisorError
+
+CROWD = 100
+"""Nodes; those beyond them say that they live only as often as their leases are renewed, and their streams
+may be silent for so much longer. They are called missing, and lost, no later for that."""
 
 
 class NodeLinks:
@@ -41,12 +45,20 @@ class NodeLinks:
             listener,
             leases=self._leases,
             timeout=self._timeout,
+            silence=self._silence(),
             connect=self._connect,
             hosts=self._hosts,
             figures=self._figures,
         )
         self._links[node.name] = link
         self._by_environment.setdefault(_environment(node.name), {})[node.name] = link
+
+    def _silence(self) -> float:
+        """Return for how long the next node's stream may be silent; it is asked to speak more often."""
+        half = self._timeout / 2
+        if len(self._links) < CROWD:
+            return half
+        return max(half, min(self._timeout, self._leases.pace.renew / HEARTBEAT_SHARE))
 
     def forget(self, name: str) -> None:
         """Follow a node no longer."""

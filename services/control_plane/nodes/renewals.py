@@ -43,8 +43,11 @@ class LeaseRenewals:
             self._call.cancel()
 
     async def _renew(self, grant: Grant) -> None:
+        # What a node gives up, and what it may do without a lease, has to be known from its answer; so no
+        # grant of the latter can come after one that takes it back.
+        answered = bool(grant.fences or grant.alone or grant.parting)
         try:
-            lease = await self._client.renew(request_of(grant))
+            lease = await self._client.renew(request_of(grant), answered=answered)
         except SupervisorError as refusal:
             if refusal.reason != self._told:
                 self._told = refusal.reason
@@ -52,7 +55,8 @@ class LeaseRenewals:
                             extra={"action": "lease.not_renewed", "node": self._node.name})  # fmt: skip
             return
         self._told = ""
-        self._leases.accepted(self._node.name, grant, alone=lease.alone)
+        if lease is not None:
+            self._leases.accepted(self._node.name, grant, alone=lease.alone)
 
 
 def request_of(grant: Grant) -> RenewLeaseRequest:

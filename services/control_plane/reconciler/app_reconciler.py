@@ -29,6 +29,7 @@ from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.pace import Pace
 from services.control_plane.reconciler.plan import plan
 from services.control_plane.reconciler.result import Result
+from services.control_plane.reconciler.room import Room
 from services.control_plane.reconciler.settling import are_same, awaits_start, leaves_nothing
 from services.control_plane.reconciler.snapshots import Snapshots
 from services.control_plane.reconciler.starts import Starts
@@ -73,6 +74,10 @@ class AppReconciler:
         self._starts = Starts(links, self._write, self._database_access, Pace(clock))
         self._travels = DataTravels(store, links, write)
         self._database_travels = DatabaseTravels(store, links, write, databases, moves)
+
+    def room(self) -> Room:
+        """Return the room that there is now for apps that wait for a node."""
+        return Room(self._mirror, self._snapshots)
 
     async def close(self) -> None:
         """End what runs in the background."""

@@ -11,7 +11,7 @@ from services.control_plane.rules.etags import app_etag
 from services.control_plane.store.app_labels import Labels, pairs
 
 OfSpec = tuple[str, str, tuple[str, ...], int, bool, bool, Labels, Labels, bytes, bytes]
-OfStatus = tuple[int, int, bool, bytes]
+OfStatus = tuple[int, int, bool, bool, bytes]
 
 _OF_SPEC: Final = 10
 _LIST_ITEM = bytes([ListAppsResponse.DESCRIPTOR.fields_by_name["apps"].number << 3 | 2])
@@ -44,6 +44,7 @@ class PackedApp(NamedTuple):
     health: int
     on_trial: bool
     """Whether a new version of it gets a share of its requests, to be judged."""
+    reconciling: bool
     status: bytes
     name: str
     uid: str
@@ -102,7 +103,8 @@ def of_spec(spec: App, wire: bytes | None = None) -> OfSpec:
 def of_status(status: App, wire: bytes | None = None) -> OfStatus:
     """Return what a status gives a packed app; `wire` is the message serialized, where it is known."""
     on_trial = status.canary.state == Canary.ANALYZING
-    return status.state, status.health, on_trial, status.SerializeToString() if wire is None else wire
+    wire = status.SerializeToString() if wire is None else wire
+    return status.state, status.health, on_trial, status.reconciling, wire
 
 
 def _interned(labels: Mapping[str, str]) -> Labels:

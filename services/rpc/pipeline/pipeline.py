@@ -68,7 +68,8 @@ class Pipeline:
         if method.stream_stream is not None:
             served = self._streams(name, method.stream_stream, *codec, with_context)
             return grpc.stream_stream_rpc_method_handler(served)
-        raise NotImplementedError(f"{name}: a stream of requests with one answer has no place here yet")
+        served = self._gathering(name, method.stream_unary, *codec, with_context)
+        return grpc.stream_unary_rpc_method_handler(served)
 
     def _unary(
         self, name: str, behave: Any, parse: Any, serialize: Any, with_context: bool
@@ -120,6 +121,22 @@ class Pipeline:
             await serving.refuse(context)
 
         return both
+
+    def _gathering(
+        self, name: str, behave: Any, parse: Any, serialize: Any, with_context: bool
+    ) -> Callable[[Any, Any], Any]:
+        figures = self.figures.of(name)
+
+        async def gathering(requests: AsyncIterator[bytes], context: Any) -> Any:
+            # As long as it likes, and counted, as a stream.
+            with Serving(self, Call(name, context, streams=True), figures) as serving:
+                serving.admit(lambda _: requests, b"")
+                return serialize(
+                    await behave(_parsed(requests, parse), context if with_context else serving.call)
+                )
+            return await serving.refuse(context)
+
+        return gathering
 
     def unknown(self, name: str) -> grpc.RpcMethodHandler[Any, Any]:
         """Return the handler of a method that the server does not have."""

@@ -35,6 +35,26 @@ async def test_a_renewed_lease_is_held_under_its_leaders_term(node: Subject) -> 
     assert (status.lease.term, status.lease.held) == (6, True)
 
 
+async def test_a_lease_is_held_for_longer_with_each_message_until_one_is_refused(node: Subject) -> None:
+    async def lease() -> pb.Lease:
+        return (await node.stub.GetRuntimeStatus(pb.GetRuntimeStatusRequest())).lease
+
+    fence = pb.RenewLeaseRequest.Fence(app_uid="uid-1", epoch=3)
+    stream = node.stub.HoldLease()
+    for term, fences in ((5, []), (6, [fence])):
+        await stream.write(pb.HoldLeaseRequest(renewal=await renewal(node, term, fences=fences)))
+    await stream.done_writing()
+    assert ((await stream).lease.term, (await lease()).held) == (6, True)
+    async with Refused(grpc.StatusCode.FAILED_PRECONDITION, "STALE_EPOCH"):
+        await node.start(epoch=2)
+
+    stream = node.stub.HoldLease()
+    await stream.write(pb.HoldLeaseRequest(renewal=await renewal(node, term=5)))
+    async with Refused(*STALE):
+        await stream
+    assert (await lease()).term == 6
+
+
 async def test_nothing_is_done_for_a_leader_that_another_one_has_followed(node: Subject) -> None:
     await node.start()
     await node.stub.RenewLease(await renewal(node))

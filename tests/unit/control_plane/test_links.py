@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
+import pytest
+
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, RuntimeStatus, WatchInstancesResponse
 from services.control_plane.leases import Leases
@@ -21,11 +23,13 @@ class Line:
 
     def __init__(self) -> None:
         self.said: asyncio.Queue[WatchInstancesResponse] = asyncio.Queue()
+        self.silence = 0.0
 
     async def status(self) -> RuntimeStatus:
         return RuntimeStatus()
 
     async def watch(self, *, silence: float, term: int = 0) -> AsyncIterator[WatchInstancesResponse]:
+        self.silence = silence
         while True:
             yield await self.said.get()
 
@@ -90,6 +94,25 @@ async def test_the_nodes_of_an_app_are_known_without_a_look_at_every_node() -> N
         assert hosting("apps/a") == hosting("apps/c") == []
     finally:
         await links.close()
+
+
+@pytest.mark.parametrize(
+    ("timeout", "alone", "crowded"), [(5.0, 2.5, 5.0), (2.0, 1.0, 2.0), (12.0, 6.0, 6.0)]
+)
+def test_of_many_nodes_each_speaks_as_often_as_its_lease_is_renewed(
+    timeout: float, alone: float, crowded: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> list[float]:
+        lines = {f"127.0.0.{number}:1": Line() for number in range(1, 5)}
+        links = NodeLinks(timeout, lambda it: lines[it], Leases(Tenure.endless(), lambda: 0.0))  # type: ignore[arg-type, return-value]
+        for number, address in enumerate(lines, 1):
+            links.follow(Node(name=f"node-{number}", address=address), Listener())
+        await asyncio.sleep(0.1)
+        await links.close()
+        return [line.silence for line in lines.values()]
+
+    monkeypatch.setattr("services.control_plane.nodes.links.CROWD", 2)
+    assert run_in_virtual_time(main()) == [alone, alone, crowded, crowded]
 
 
 def test_a_state_that_passes_is_news_only_where_it_lasts() -> None:

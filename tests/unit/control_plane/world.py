@@ -234,7 +234,7 @@ class Line(NodeClient):
         found = await self._call(lambda node: node.stop_instance(request))
         return _copy(found) if found is not None else None
 
-    async def renew(self, request: rt.RenewLeaseRequest) -> rt.Lease:
+    async def renew(self, request: rt.RenewLeaseRequest, *, answered: bool = True) -> rt.Lease:
         return await self._call(lambda node: node.renew_lease(request))
 
     async def directories(self, parent: str) -> AsyncIterator[rt.DataDirectory]:

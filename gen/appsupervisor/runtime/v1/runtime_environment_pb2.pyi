@@ -337,6 +337,54 @@ class RenewLeaseResponse(_message.Message):
 Global___RenewLeaseResponse: _TypeAlias = RenewLeaseResponse  # noqa: Y015
 
 @_typing.final
+class HoldLeaseRequest(_message.Message):
+    """One message to HoldLease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RENEWAL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def renewal(self) -> Global___RenewLeaseRequest:
+        """The renewal."""
+
+    def __init__(
+        self,
+        *,
+        renewal: Global___RenewLeaseRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["renewal", b"renewal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["renewal", b"renewal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldLeaseRequest: _TypeAlias = HoldLeaseRequest  # noqa: Y015
+
+@_typing.final
+class HoldLeaseResponse(_message.Message):
+    """Response of HoldLease."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEASE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def lease(self) -> Global___Lease:
+        """The lease as it is at the end."""
+
+    def __init__(
+        self,
+        *,
+        lease: Global___Lease | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldLeaseResponse: _TypeAlias = HoldLeaseResponse  # noqa: Y015
+
+@_typing.final
 class Database(_message.Message):
     """The database an app is given. Exactly one kind; `sqlite` when unset."""
 

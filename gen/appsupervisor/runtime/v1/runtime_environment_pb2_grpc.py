@@ -49,6 +49,11 @@ class RuntimeEnvironmentStub:
                 request_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.RenewLeaseRequest.SerializeToString,
                 response_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.RenewLeaseResponse.FromString,
                 _registered_method=True)
+        self.HoldLease = channel.stream_unary(
+                '/appsupervisor.runtime.v1.RuntimeEnvironment/HoldLease',
+                request_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.HoldLeaseRequest.SerializeToString,
+                response_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.HoldLeaseResponse.FromString,
+                _registered_method=True)
         self.StartInstance = channel.unary_unary(
                 '/appsupervisor.runtime.v1.RuntimeEnvironment/StartInstance',
                 request_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.StartInstanceRequest.SerializeToString,
@@ -137,6 +142,23 @@ class RuntimeEnvironmentServicer:
 
         Errors: `STALE_TERM` (FAILED_PRECONDITION) for an older leader, or for another life of the node; `INVALID_FIELD`
         (INVALID_ARGUMENT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HoldLease(self, request_iterator, context):
+        """Renews the node's lease with each message that comes, without an answer to it.
+
+        For a leader of many nodes: a message costs it a quarter of a call. What names `fences` is renewed by RenewLease,
+        whose answer tells that the node has given them up.
+        Precondition: of each message that of RenewLease.
+        On success: each message has done what RenewLease does. Answered when the leader ends its side of the stream.
+        Idempotent: a repeat of a message changes nothing.
+        Cancelling the call undoes nothing.
+        Rolled back: nothing. The first message that is refused ends the stream; those before it have done what they do.
+
+        Errors: those of RenewLease.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -331,6 +353,11 @@ def add_RuntimeEnvironmentServicer_to_server(servicer, server):
                     request_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.RenewLeaseRequest.FromString,
                     response_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.RenewLeaseResponse.SerializeToString,
             ),
+            'HoldLease': grpc.stream_unary_rpc_method_handler(
+                    servicer.HoldLease,
+                    request_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.HoldLeaseRequest.FromString,
+                    response_serializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.HoldLeaseResponse.SerializeToString,
+            ),
             'StartInstance': grpc.unary_unary_rpc_method_handler(
                     servicer.StartInstance,
                     request_deserializer=appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.StartInstanceRequest.FromString,
@@ -446,6 +473,33 @@ class RuntimeEnvironment:
             '/appsupervisor.runtime.v1.RuntimeEnvironment/RenewLease',
             appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.RenewLeaseRequest.SerializeToString,
             appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.RenewLeaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HoldLease(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/appsupervisor.runtime.v1.RuntimeEnvironment/HoldLease',
+            appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.HoldLeaseRequest.SerializeToString,
+            appsupervisor_dot_runtime_dot_v1_dot_runtime__environment__pb2.HoldLeaseResponse.FromString,
             options,
             channel_credentials,
             insecure,

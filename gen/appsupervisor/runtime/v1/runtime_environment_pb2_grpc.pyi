@@ -58,6 +58,19 @@ class RuntimeEnvironmentStub:
     Errors: `STALE_TERM` (FAILED_PRECONDITION) for an older leader, or for another life of the node; `INVALID_FIELD`
     (INVALID_ARGUMENT).
     """
+    HoldLease: _grpc.StreamUnaryMultiCallable[_runtime_environment_pb2.HoldLeaseRequest, _runtime_environment_pb2.HoldLeaseResponse]
+    """Renews the node's lease with each message that comes, without an answer to it.
+
+    For a leader of many nodes: a message costs it a quarter of a call. What names `fences` is renewed by RenewLease,
+    whose answer tells that the node has given them up.
+    Precondition: of each message that of RenewLease.
+    On success: each message has done what RenewLease does. Answered when the leader ends its side of the stream.
+    Idempotent: a repeat of a message changes nothing.
+    Cancelling the call undoes nothing.
+    Rolled back: nothing. The first message that is refused ends the stream; those before it have done what they do.
+
+    Errors: those of RenewLease.
+    """
     StartInstance: _grpc.UnaryUnaryMultiCallable[_runtime_environment_pb2.StartInstanceRequest, _runtime_environment_pb2.StartInstanceResponse]
     """Starts one instance and returns it as accepted (usually `STARTING`, or `IDLE` for `ON_REQUEST`).
 
@@ -220,6 +233,19 @@ class RuntimeEnvironmentAsyncStub(RuntimeEnvironmentStub):
 
     Errors: `STALE_TERM` (FAILED_PRECONDITION) for an older leader, or for another life of the node; `INVALID_FIELD`
     (INVALID_ARGUMENT).
+    """
+    HoldLease: _aio.StreamUnaryMultiCallable[_runtime_environment_pb2.HoldLeaseRequest, _runtime_environment_pb2.HoldLeaseResponse]  # type: ignore[assignment]
+    """Renews the node's lease with each message that comes, without an answer to it.
+
+    For a leader of many nodes: a message costs it a quarter of a call. What names `fences` is renewed by RenewLease,
+    whose answer tells that the node has given them up.
+    Precondition: of each message that of RenewLease.
+    On success: each message has done what RenewLease does. Answered when the leader ends its side of the stream.
+    Idempotent: a repeat of a message changes nothing.
+    Cancelling the call undoes nothing.
+    Rolled back: nothing. The first message that is refused ends the stream; those before it have done what they do.
+
+    Errors: those of RenewLease.
     """
     StartInstance: _aio.UnaryUnaryMultiCallable[_runtime_environment_pb2.StartInstanceRequest, _runtime_environment_pb2.StartInstanceResponse]  # type: ignore[assignment]
     """Starts one instance and returns it as accepted (usually `STARTING`, or `IDLE` for `ON_REQUEST`).
@@ -392,6 +418,25 @@ class RuntimeEnvironmentServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: `STALE_TERM` (FAILED_PRECONDITION) for an older leader, or for another life of the node; `INVALID_FIELD`
         (INVALID_ARGUMENT).
+        """
+
+    @_abc_1.abstractmethod
+    def HoldLease(
+        self,
+        request_iterator: _MaybeAsyncIterator[_runtime_environment_pb2.HoldLeaseRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_runtime_environment_pb2.HoldLeaseResponse, _abc.Awaitable[_runtime_environment_pb2.HoldLeaseResponse]]:
+        """Renews the node's lease with each message that comes, without an answer to it.
+
+        For a leader of many nodes: a message costs it a quarter of a call. What names `fences` is renewed by RenewLease,
+        whose answer tells that the node has given them up.
+        Precondition: of each message that of RenewLease.
+        On success: each message has done what RenewLease does. Answered when the leader ends its side of the stream.
+        Idempotent: a repeat of a message changes nothing.
+        Cancelling the call undoes nothing.
+        Rolled back: nothing. The first message that is refused ends the stream; those before it have done what they do.
+
+        Errors: those of RenewLease.
         """
 
     @_abc_1.abstractmethod
