@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import sys
 from collections.abc import Callable
@@ -47,7 +46,7 @@ from services.control_plane.settings import Settings
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.sql_store import open_store
 from services.rpc.metrics import Collector, MetricsListener
-from services.rpc.process import ending_signals
+from services.rpc.process import ending_signals, settle_collector
 from services.rpc.server import RpcServer, Service
 
 log = logging.getLogger("appsupervisor.control_plane")
@@ -129,8 +128,7 @@ class ControlPlane:
             self.leadership = leadership
             self._stack = stack.pop_all()
         # What was loaded stays: a collection need not walk it (85 ms at 10,000 apps, in every request's way).
-        gc.collect()
-        gc.freeze()
+        settle_collector()
         host = self._settings.listen.rpartition(":")[0]
         apps = len(store.mirror.apps)
         log.info(

@@ -213,7 +213,8 @@ class RoutingTable:
             self._reach(node.name)
         if spoke != speaks:
             for destination in self._uses:
-                if node.name in destination.nodes or node.name in (destination.shared or destination).nodes:
+                parts = (destination, destination.shared or destination)
+                if any(node.name in part.nodes or node.name in part.instead for part in parts):
                     self._put_routes(destination)
 
     def remove_node(self, name: str) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import signal
 import sys
 from typing import Any
@@ -31,6 +30,7 @@ from services.control_plane.rules.app_defaults import normalize_app
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.records import AppRecord, Version
 from services.control_plane.store.sql_store import open_store
+from services.rpc.process import settle_collector
 from services.rpc.server import RpcServer
 
 BATCH = 500
@@ -101,8 +101,7 @@ async def serve(apps: int, url: str, leads: bool) -> None:
     if leads:
         await controller.start()
     port = await server.start("127.0.0.1:0")
-    gc.collect()
-    gc.freeze()  # as the control plane does, once it is up
+    settle_collector()  # as the control plane does, once it is up
     print(port, flush=True)
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)

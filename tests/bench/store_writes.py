@@ -7,7 +7,6 @@ of the reconciler do, in rows and reads; clients wait for each answer before the
 from __future__ import annotations
 
 import argparse
-import gc
 import tempfile
 import threading
 import time
@@ -29,6 +28,7 @@ from services.control_plane.store.records import (
     Version,
 )
 from services.control_plane.store.sql_store import open_store
+from services.rpc.process import settle_collector
 from tests.bench.results import Row, at_most, quantile_row, row, table
 
 DAY = 86_400_000_000
@@ -161,8 +161,7 @@ def measure(quick: bool) -> list[Row]:
 def writes(directory: Path, rounds: int, seconds: float) -> list[Row]:
     """Create and follow up from several clients at once, durably (WAL, synchronous=FULL)."""
     store = open_store(f"sqlite:///{directory}/writes.db")
-    gc.collect()
-    gc.freeze()  # as the control plane does once it has started
+    settle_collector()  # as the control plane does, once it is up
     rows = []
     try:
         for writers in WRITERS:

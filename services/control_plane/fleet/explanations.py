@@ -21,7 +21,7 @@ from services.control_plane.placement.choice import (
     ranked,
     wish_of,
 )
-from services.control_plane.placement.scale import is_several
+from services.control_plane.placement.scale import wanted_replicas
 from services.control_plane.rules.app_defaults import normalize_app
 from services.control_plane.rules.app_rules import app_violations
 from services.control_plane.rules.environment_defaults import with_defaults
@@ -65,7 +65,7 @@ def explain_placement(mirror: Mirror, request: pb.ExplainPlacementRequest) -> Re
         raise environment_not_found(spec.environment)
     # Of an app with many copies the next one is explained, of one with a single copy that one itself.
     app = mirror.apps.get(name) if name else None
-    siblings = response.current_nodes if app is not None and is_several(app) else ()
+    siblings = response.current_nodes if app is not None and wanted_replicas(app) > 1 else ()
     wish = wish_of(spec, environment_cordoned=environment.environment.cordoned, siblings=siblings)
     nodes = _candidates(mirror, spec, name)
     choice = choose(wish, nodes)

@@ -11,8 +11,8 @@ from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
 from services.rpc.errors import SupervisorError
 from services.rpc.status import reason_of
 from tests.eventually import eventually
-from tests.fakes import runtime_node as fakes
 from tests.fakes.runtime_node import FakeNode
+from tests.fakes.runtime_servicer import FakeServicer
 from tests.integration.control_plane.plane import NODE, Plane, condition
 from tests.integration.control_plane.test_lifecycle import starts
 
@@ -180,14 +180,14 @@ async def test_a_hung_node_holds_up_no_app_of_another(plane: Plane) -> None:
         await block.wait()
         raise AssertionError
 
-    original = fakes._Servicer.StartInstance
+    original = FakeServicer.StartInstance
 
     async def start(self, request, context):  # type: ignore[no-untyped-def]
         if self._node is hung:
             return await never(request, context)
         return await original(self, request, context)
 
-    fakes._Servicer.StartInstance = start  # type: ignore[method-assign]
+    FakeServicer.StartInstance = start  # type: ignore[method-assign]
     try:
         await asyncio.gather(*(plane.create(f"a-{n}", wait=False) for n in range(300)))
         await eventually(lambda: plane.get("apps/a-299"), lambda app: condition(app, "Scheduled").status == 1)
@@ -196,4 +196,4 @@ async def test_a_hung_node_holds_up_no_app_of_another(plane: Plane) -> None:
         assert {app.instances[0].node.rpartition("/")[2] for app in apps} == {"b-well"}
     finally:
         block.set()
-        fakes._Servicer.StartInstance = original  # type: ignore[method-assign]
+        FakeServicer.StartInstance = original  # type: ignore[method-assign]

@@ -363,6 +363,13 @@ def test_calls_of_grpc_go_over_http_2_where_every_node_speaks_it(
     assert {f"{N1}/grpc"} == {name for name in cache.of(CLUSTER) if name.endswith("/grpc")}
     kinds = [kind for kind, name in changes() if name.startswith("apps/shop")]
     assert kinds == ["RouteConfiguration", "Cluster"]
+    # Also where it is one that is asked only when the others are not reached.
+    kept = Destination((N1,), own="apps/kept", bound=7, instead=(N3,))
+    table._acquire(kept)
+    assert told("apps/kept") == []
+    node(N3, speaks=True)
+    assert told("apps/kept") == ["apps/kept/grpc"]
+    node(N3, speaks=False)
     # Before its node is known an app may be.
     table.put_app(app("early", [instance(N3, 1)]))
     node(N3, speaks=True)
