@@ -191,5 +191,5 @@ def _unusable(
         "DATABASE_TEMPLATE_UNUSABLE",
         f"No database begins as a copy of {template} on {server.name} now: {because}.",
         resource=server.name,
-        metadata={"template": template, "why": why, "detail": told or ""},
+        metadata={"template": template, "why": because},
     )
