@@ -57,7 +57,9 @@ async def test_what_has_to_be_known_from_the_answer_is_asked_for_one() -> None:
     async def answer_a_heartbeat() -> None:
         nonlocal now
         now += leases.pace.renew
-        renewals.answer(WatchInstancesResponse())
+        heartbeat = WatchInstancesResponse()
+        heartbeat.monotonic_time.FromNanoseconds(int(now * 1e9))  # each is newer than the word before
+        renewals.answer(heartbeat)
         await eventually(lambda: len(client.answered), lambda count: count > before)
 
     leases.open("n", "a", FENCES)
