@@ -6,6 +6,7 @@ that writes the stack is C code that needs no lock. Whose code it was is worked 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import faulthandler
 import gc
@@ -22,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from runtime_node.isolation.frames import current_frames
 from runtime_node.watchdog import gil_monitor, stacks
@@ -113,8 +115,8 @@ class HoldWatch:
 
     def _examine(self, late: float, loops: Mapping[int, WatchedLoop]) -> Held | None:
         assert self._shared is not None
+        steps, frames = _present(loops)
         threads = {t.native_id: t for t in threading.enumerate()}
-        frames = current_frames()
         if self._collected >= late * COLLECTOR_PART:
             log.warning("a collection took %.2f s", self._collected, extra={"action": "watchdog.collection"})
             return None
@@ -123,7 +125,7 @@ class HoldWatch:
             thread = threads.get(native)
             watched = loops.get(native)
             if watched is not None:
-                instance = watched.instance or _instance_on(watched, stack, frames)
+                instance = watched.instance or _instance_on(watched, steps.get(native), stack, frames)
             elif thread is not None:
                 instance = stacks.instance_of_thread(thread, frames.get(thread.ident or 0))
             else:
@@ -157,9 +159,23 @@ class HoldWatch:
             self._collected += time.monotonic() - self._collecting
 
 
-def _instance_on(watched: WatchedLoop, stack: str, frames: Mapping[int, FrameType]) -> str:
-    """Return whose step a shared loop is in, if that is still the step that held the lock."""
-    task = current_task(watched.loop)
+def _present(
+    loops: Mapping[int, WatchedLoop],
+) -> tuple[dict[int, asyncio.Task[Any] | None], dict[int, FrameType]]:
+    """Return what loops run, and where all threads stand, of one and the same moment.
+
+    A loop that has gone on meanwhile runs nothing here: what came next is not to blame for what was before.
+    """
+    steps = {native: current_task(watched.loop) for native, watched in loops.items()}
+    frames = current_frames()
+    same = {native: task for native, task in steps.items() if current_task(loops[native].loop) is task}
+    return same, frames
+
+
+def _instance_on(
+    watched: WatchedLoop, task: asyncio.Task[Any] | None, stack: str, frames: Mapping[int, FrameType]
+) -> str:
+    """Return whose step a shared loop was in, if that was still the step that held the lock."""
     if task is None:
         return ""
     holder = stack.rpartition("\n")[2]

@@ -69,6 +69,10 @@ class Neighbours:
         """Tell whether so many requests of a phase have been answered to each neighbour."""
         return all(len(phase.latencies) >= least for phase in self.phases(name).values())
 
+    def failing(self, name: str) -> set[str]:
+        """Return the neighbours that have seen errors in a phase so far."""
+        return {app for app, phase in self.phases(name).items() if phase.errors}
+
     def leave(self, name: str) -> Seen:
         """End a phase, wait until each of its requests has ended in some way, and return what was seen."""
         self.enter("between")

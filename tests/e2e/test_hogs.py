@@ -275,8 +275,10 @@ def test_a_patched_library_is_patched_for_all_in_the_process_and_for_none_beyond
     """The wall: modules of shared libraries are one copy for all of SHARED and THREAD."""
     beside.let_loose(Hog("", SHARED, "", OK))
     try:
-        with beside.among_neighbours("patches json in SHARED") as phase:
+        what = "patches json in SHARED"
+        with beside.among_neighbours(what) as phase:
             answer = beside.stack.http(beside.hog, "/?do=patch")
+            eventually(lambda: beside.neighbours.failing(what) >= IN_ONE_PROCESS, "all of one process notice")
         assert beside.stack.http(beside.hog, "/?do=unpatch")[0] == 200
         wall = "libraries are one copy for all in the process"
         ROWS.append(Row("patches json", "SHARED", phase.seen, str(answer[0]), "RUNNING in SHARED", "", wall))
