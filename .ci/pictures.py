@@ -132,6 +132,10 @@ def stack(scratch: Path) -> Iterator[tuple[dict[str, str], int]]:
         up.wait(60)
 
 
+CLAIMS: list[socket.socket] = []
+"""Names of the ports of this run."""
+
+
 def ports_near(*wanted: int) -> list[int]:
     """Return a port for each, the one that the pages name if it is free; a width of four in any case."""
     with contextlib.ExitStack() as held:  # until all are found: none is given twice
@@ -139,11 +143,15 @@ def ports_near(*wanted: int) -> list[int]:
 
 
 def port_near(wanted: int, held: contextlib.ExitStack) -> int:
-    """Return a port, bound as long as `held` is."""
+    """Return a port, bound as long as `held` is, that no other run gets until this one ends."""
     for port in (wanted, *random.sample(range(9000, 9999), 900)):
-        probe = held.enter_context(socket.socket())
+        claim, probe = socket.socket(socket.AF_UNIX), held.enter_context(socket.socket())
         with contextlib.suppress(OSError):
+            claim.bind(
+                f"\0appsupervisor-pictures-{port}"
+            )  # a name in the kernel's table, gone with its process
             probe.bind(("127.0.0.1", port))
+            CLAIMS.append(claim)
             return port
     sys.exit("pictures: no port is free")
 
