@@ -32,11 +32,13 @@ def explained_availability(
     spec: App, *, alone: bool
 ) -> tuple[InstanceSpec.Availability.ValueType, App.AvailabilityReason.ValueType]:
     """Return the availability that holds, and why; `alone` tells whether its node serves alone."""
-    if spec.availability:
+    kind = _kind(spec.database)
+    # Where the database is no outside one the default is stored as if it had been asked for.
+    if spec.availability and (kind == "external" or spec.availability != InstanceSpec.AVAILABLE):
         return spec.availability, App.ASKED_FOR
     if alone and serves_alone(spec):
         return InstanceSpec.AVAILABLE, App.ONLY_NODE
-    return effective_availability(spec), _BY_DATABASE[_kind(spec.database)]
+    return effective_availability(spec), _BY_DATABASE[kind]
 
 
 def effective_failover(spec: App) -> App.Failover.ValueType:

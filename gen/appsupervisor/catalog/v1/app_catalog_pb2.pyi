@@ -113,7 +113,7 @@ class App(_message.Message):
         AVAILABILITY_REASON_UNSPECIFIED: App._AvailabilityReason.ValueType  # 0
         """Not told yet."""
         ASKED_FOR: App._AvailabilityReason.ValueType  # 1
-        """`availability` says so."""
+        """`availability` says so, and without it another one might hold."""
         DATA_ON_NODE: App._AvailabilityReason.ValueType  # 2
         """`AVAILABLE`: its data is on its node, which no second copy can write."""
         DATABASE_FENCED: App._AvailabilityReason.ValueType  # 3
@@ -133,7 +133,7 @@ class App(_message.Message):
     AVAILABILITY_REASON_UNSPECIFIED: App.AvailabilityReason.ValueType  # 0
     """Not told yet."""
     ASKED_FOR: App.AvailabilityReason.ValueType  # 1
-    """`availability` says so."""
+    """`availability` says so, and without it another one might hold."""
     DATA_ON_NODE: App.AvailabilityReason.ValueType  # 2
     """`AVAILABLE`: its data is on its node, which no second copy can write."""
     DATABASE_FENCED: App.AvailabilityReason.ValueType  # 3
