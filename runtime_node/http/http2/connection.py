@@ -163,7 +163,7 @@ class Http2Connection(FramedConnection):
         full = len(self.streams) >= self.limits.max_streams
         if self._leaving or full or not shared.shares.enter_stream(self._share):
             self.engine.reset_stream(number, ErrorCodes.REFUSED_STREAM)
-            if not self._leaving and not self._resets.spend(shared.now):
+            if not self._resets.spend(shared.now):
                 self._close(ErrorCodes.ENHANCE_YOUR_CALM)
             return
         self._begun = True
@@ -171,7 +171,7 @@ class Http2Connection(FramedConnection):
         self.streams[number] = stream = Stream(self, number)
         stream.receiving = event.stream_ended is None
         try:
-            request = read_request(shared, self._ends, event.headers)
+            request = read_request(shared, self._ends, event.headers, has_body=stream.receiving)
         except RefusedError as error:
             stream.refuse(error.problem)
             return

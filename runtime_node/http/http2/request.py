@@ -16,7 +16,8 @@ from runtime_node.http.shared import FrontShared
 from runtime_node.http.target import parse_target
 
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
-_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
+# As HTTP/1.1 has it: what is `post` to a check may be POST to the framework behind it.
+_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Z-]{1,64}")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]|\A[ \t]|[ \t]\Z")
 _OF_A_CONNECTION = frozenset(
     (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"http2-settings")
@@ -24,6 +25,7 @@ _OF_A_CONNECTION = frozenset(
 _PSEUDO = frozenset((b":method", b":scheme", b":authority", b":path"))
 _BAD_FIELD = malformed("A header is not as HTTP/2 has it.")
 _BAD_PSEUDO = malformed("A request has :method, :scheme and :path once each, before its headers.")
+SHORT_BODY = malformed("The body is shorter than its Content-Length.")
 _TWO_HOSTS = malformed("Host and :authority differ.")
 
 
@@ -37,7 +39,9 @@ class Request(NamedTuple):
     """Seconds that a gRPC caller gives it."""
 
 
-def read_request(shared: FrontShared, ends: Endpoints, fields: Iterable[tuple[bytes, bytes]]) -> Request:
+def read_request(
+    shared: FrontShared, ends: Endpoints, fields: Iterable[tuple[bytes, bytes]], *, has_body: bool
+) -> Request:
     """Read the fields of a request. Raises RefusedError with what it is answered."""
     head = Head(0)
     pseudo = _read_fields(head, fields, trusted=ends.trusted)
@@ -52,6 +56,8 @@ def read_request(shared: FrontShared, ends: Endpoints, fields: Iterable[tuple[by
     if in_target is not None:
         raise RefusedError(_BAD_PSEUDO)
     check_head(head, method, "1.1", pseudo.get(b":authority"))
+    if head.content_length and not has_body:
+        raise RefusedError(SHORT_BODY)
     told = dict(head.headers)
     grpc = is_grpc(told.get(b"content-type", b""))
     timeout = told.get(b"grpc-timeout")

@@ -326,9 +326,30 @@ BROKEN = {
     "a head that cannot be unpacked": (frame(http2.HEADERS, 5, 1, b"\xff\xff\xff\xff\xff"), PROTOCOL_ERROR),
     "the end of a head that never began": (frame(http2.CONTINUATION, 4, 1, b"\x82"), PROTOCOL_ERROR),
     "data before a request": (frame(http2.DATA, 0, 1, b"x"), PROTOCOL_ERROR),
+    "a head of nothing but sizes": (frame(http2.HEADERS, 5, 1, b"\x20" * 10_000), PROTOCOL_ERROR),
     "settings of a wrong size": (frame(http2.SETTINGS, 0, 0, b"xxxxx"), FRAME_SIZE_ERROR),
     "a window of nothing": (frame(http2.WINDOW_UPDATE, 0, 0, b"\0\0\0\0"), PROTOCOL_ERROR),
 }
+
+
+def settings(first: int, last: int) -> bytes:
+    return frame(
+        http2.SETTINGS, 0, 0, b"".join(b"%b\0\0\0\1" % it.to_bytes(2, "big") for it in range(first, last))
+    )
+
+
+async def test_settings_that_nobody_knows_are_not_kept(site, connect):
+    site.app("a")
+    client = await connect()
+    for first in range(9, 20_000, 2_000):
+        client.writer.write(settings(first, first + 2_000))
+    client.writer.write(settings(4, 5))  # a window of one byte
+    number = client.ask(head())
+    response = client.responses[number]
+    client.acknowledges = False
+    await client.read_until(lambda: len(response.body) == 1)
+    [connection] = site.front._shared.connections
+    assert set(connection.engine.remote_settings) <= set(range(9))
 
 
 async def test_what_breaks_the_protocol_ends_its_connection_with_a_word(connect, caplog):
@@ -355,6 +376,16 @@ MALFORMED = {
     "an absolute path": head(path="http://b.localhost/"),
     "no host": [it for it in head() if it[0] != ":authority"],
     "another expectation": [*head("POST"), ("expect", "unknown")],
+    "a method in small letters": head("post"),
+    "a coding": [*head("POST"), ("transfer-encoding", "chunked")],
+    "an upgrade": [*head(), ("upgrade", "h2c")],
+    "a control character in the path": head(path="/a\x01b"),
+    "a line's end in the path": head(path="/ HTTP/1.1\r\nx: y"),
+    "user and password": head(host="u:p@a.localhost"),
+    "a host twice": [*head(), ("host", "a.localhost"), ("host", "a.localhost")],
+    "a length twice": [*head("POST"), ("content-length", "1"), ("content-length", "1")],
+    "a length and no body": head("POST", content_length="5"),
+    "another protocol": [(":method", "CONNECT"), (":protocol", "websocket"), *head()[1:]],
 }
 
 
@@ -366,6 +397,36 @@ async def test_a_malformed_request_is_refused_and_its_connection_goes_on(site, c
         status = 417 if what == "another expectation" else 400
         assert (what, answer.status, answer.reason) == (what, status, "MALFORMED_REQUEST")
     assert gate.figures().requests == 0
+    assert (await client.get()).status == 200
+
+
+async def test_a_body_that_is_shorter_than_it_says_is_refused(site, connect):
+    gate = site.app("a")
+    asked = asyncio.Event()
+
+    async def begins(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"begun", "more_body": True})
+        asked.set()
+        while (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.body", "body": b"done"})
+
+    site.app("b", begins)
+    client = await connect()
+    # By trailers: behind them `h2` counts no more.
+    number = client.ask(head("POST", content_length="5"), b"half", end=False)
+    client.engine.send_headers(number, [("x-sum", "4")], end_stream=True)
+    client.flush()
+    answer = await client.answer(number)
+    assert (answer.status, answer.reason) == (400, "MALFORMED_REQUEST")
+    number = client.ask(head("POST", host="b.localhost", content_length="5"), b"half", end=False)
+    await eventually(asked.is_set)
+    client.engine.send_headers(number, [("x-sum", "4")], end_stream=True)
+    client.flush()
+    answer = await client.answer(number)
+    assert (answer.body, answer.ended, answer.reset) == (b"begun", False, INTERNAL_ERROR)
+    assert gate.figures().requests == 1
     assert (await client.get()).status == 200
 
 
