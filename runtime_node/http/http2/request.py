@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
-from urllib.parse import unquote
 
 from runtime_node.asgi import Scope
 from runtime_node.http.http2.grpc import is_grpc, timeout_of
 from runtime_node.http.problems import HEADERS_TOO_LARGE, TARGET_TOO_LONG, RefusedError, malformed
-from runtime_node.http.reader import Endpoints
 from runtime_node.http.request import FORWARDED, HEADER_NAMES, NOTED, Head, check_head, header_name
+from runtime_node.http.scope import Endpoints, http_scope
 from runtime_node.http.shared import FrontShared
 from runtime_node.http.target import parse_target
 
@@ -61,9 +60,8 @@ def read_request(
     told = dict(head.headers)
     grpc = is_grpc(told.get(b"content-type", b""))
     timeout = told.get(b"grpc-timeout")
-    scope = _scope(head, method, raw_path, query, ends)
-    if head.forwarded:
-        shared.trusted.apply(scope)
+    scope = http_scope(head, "2", (raw_path, query), ends, shared.trusted)
+    scope["extensions"] = {"http.response.trailers": {}}
     seconds = timeout_of(timeout) if grpc and timeout is not None else None
     return Request(head, scope, grpc, seconds)
 
@@ -119,25 +117,3 @@ def _check_pseudo(head: Head, pseudo: dict[bytes, bytes]) -> str:
         head.host_count = head.host_count or 1
     head.method = method.decode("ascii")
     return head.method
-
-
-def _scope(head: Head, method: str, raw_path: bytes, query: bytes, ends: Endpoints) -> Scope:
-    if not head.forwarded:
-        head.headers += ends.forwarded
-    path = raw_path.decode("ascii")
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "2",
-        "server": ends.server,
-        "client": ends.client,
-        "scheme": "http",
-        "method": method,
-        "root_path": "",
-        "path": unquote(path) if "%" in path else path,
-        "raw_path": raw_path,
-        "query_string": query,
-        "headers": head.headers,
-        "state": {},
-        "extensions": {"http.response.trailers": {}},
-    }

@@ -17,7 +17,7 @@ from runtime_node.forwarding import Forwarder, ForwardGate, Target
 from runtime_node.http import Gate, GateLimits
 from tests.apps.grpc.calculator import Calculator
 from tests.eventually import WITHIN, eventually
-from tests.integration.http.http2_client import Client, head
+from tests.integration.http.http2_client import head
 from tests.integration.http.other_node import RawNode
 
 Code = grpc.StatusCode
@@ -37,21 +37,6 @@ async def dial() -> AsyncIterator[Dial]:
     yield dial
     for channel in channels:
         await channel.close()
-
-
-@pytest.fixture
-async def connect() -> AsyncIterator[Callable]:
-    clients: list[Client] = []
-
-    async def connect(site, window: int = 65_535) -> Client:
-        client = Client(*await asyncio.open_connection(*site.front.address), window)
-        clients.append(client)
-        client.flush()
-        return client
-
-    yield connect
-    for client in clients:
-        await client.close()
 
 
 async def refusal(call) -> grpc.aio.AioRpcError:
