@@ -92,6 +92,10 @@ class NodeLinks:
         """Return the links to the nodes that show something of an app, in the order of their names."""
         return sorted(self._hosts.get(app, ()), key=lambda link: link.node.name)
 
+    def is_elsewhere(self, app: str, link: NodeLink) -> bool:
+        """Tell whether another node shows something of an app."""
+        return any(it is not link for it in self._hosts.get(app, ()))
+
     def keep_figures(self, apps: Collection[str]) -> None:
         """Keep the newest figures of these apps' instances from now on, and of no others."""
         for app in [app for app in self._figures if app not in apps]:
