@@ -400,7 +400,12 @@ class Node:
 
 def _moved(forward: Forward) -> pb.Forwarding.MovedApp:
     target = forward.forwarder.target
-    home = pb.StopInstanceRequest.NewHome(node=target.node, http_address=str(target), domains=forward.domains)
+    home = pb.StopInstanceRequest.NewHome(
+        node=target.node,
+        http_address=str(target),
+        domains=forward.domains,
+        serves_http2=target.serves_http2,
+    )
     return pb.Forwarding.MovedApp(
         app=f"apps/{forward.app}", app_uid=forward.uid, epoch=forward.epoch, new_home=home
     )
