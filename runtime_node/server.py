@@ -85,6 +85,8 @@ log = logging.getLogger("runtime_node")
 RPC_GRACE = 1.0
 END_GRACE = 20.0
 """Seconds beyond the shutdown timeout after which the process ends even if a part of it does not."""
+AFTER_START_SECONDS = 0.005
+"""In which the first request of an app that has just started is answered, most often."""
 FORWARDS_TOLD = 1_000
 """Apps that have moved away, told one by one."""
 CODE_SECONDS = 2.0
@@ -245,7 +247,7 @@ class Node:
             start_limiter=StartLimiter(settings.concurrent_starts), probes=probes, registry=registry,
             transitions=transitions, leaks=leaks, watchdog=watchdog, running=table.running,
             place=place, code=code,
-            on_ready=partial(_started, collector, shared_state),
+            on_ready=partial(_follow_up, collector, shared_state),
         )  # fmt: skip
         self.host = InstanceHost(
             table=table, registry=registry, lifecycle=self.lifecycle, purges=purges, feed=self.feed,
@@ -452,6 +454,13 @@ async def _close_idle(offers: Offers) -> None:
     while True:
         await asyncio.sleep(IDLE_SECONDS / 6)
         await offers.close_idle()
+
+
+def _follow_up(collector: GCPolicy, shared_state: SharedState, instance: Instance) -> None:
+    """See, in a moment, to what a start leaves behind: first the requests that wait for the app have the
+    interpreter."""
+    loop = asyncio.get_running_loop()
+    loop.call_later(AFTER_START_SECONDS, _started, collector, shared_state, instance)
 
 
 def _started(collector: GCPolicy, shared_state: SharedState, instance: Instance) -> None:
