@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import time
 
 from h2.errors import ErrorCodes
 from h2.events import (
@@ -24,49 +22,42 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame
 
-from runtime_node.http.flow import TURN_SECONDS, Flow
-from runtime_node.http.http2 import frames
-from runtime_node.http.http2.engine import TABLE_BYTES, WINDOW, new_engine
+from runtime_node.http.flow import Flow
+from runtime_node.http.http2.engine import WINDOW, keep_table_small, new_engine
 from runtime_node.http.http2.exchange import StreamExchange
-from runtime_node.http.http2.frames import Budget, Frame, FrameCutter, FrameTooLongError
+from runtime_node.http.http2.framed import FramedConnection
+from runtime_node.http.http2.frames import Budget
 from runtime_node.http.http2.request import read_request
 from runtime_node.http.http2.stream import Stream
 from runtime_node.http.problems import BODY_TIMEOUT, Problem, RefusedError
 from runtime_node.http.reader import Endpoints
 from runtime_node.http.shared import FrontShared
 
-_logger = logging.getLogger(__name__)
-
 _NEVER = float("inf")
-_FULL_READ = 64 * 1024
 _STEADY_BYTES = 64 * 1024
 _RESETS = 1000
 """Requests that a client may give up at once before their answer begins; one more for each answer it took."""
-_CONTROLS = 4_000
-"""Frames at once that carry nothing of a request."""
 
 
-class Http2Connection(asyncio.Protocol):
+class Http2Connection(FramedConnection):
     """A connection of the listener that has begun with the preface of HTTP/2. Belongs to the front loop."""
 
     def __init__(self, shared: FrontShared, ends: Endpoints, flow: Flow, peer: str | None) -> None:
+        super().__init__(new_engine(shared.limits), shared.limits.max_header_bytes, shared.now)
         self.shared = shared
         self.limits = shared.limits
         self.flow = flow
         self.peer = peer
         """For the listener's shares; its streams are counted by `_share`."""
-        self.head_bytes = 0
         self.waiting_place: int | None = next(shared.places)
         self.streams: dict[int, Stream] = {}
         self.deadline = shared.now + shared.limits.header_timeout
         self._share = peer
         self._ends = ends
-        self._cutter = FrameCutter()
         self._blocked: dict[Stream, None] = {}
         # A proxy stands for many clients.
         many = 10 if ends.trusted else 1
         self._resets = Budget(many * _RESETS, many * 20.0, shared.now)
-        self._controls = Budget(_CONTROLS, 200.0, shared.now)
         self._idle_since = shared.now
         self._begun = False
         """It has had a request."""
@@ -76,9 +67,6 @@ class Http2Connection(asyncio.Protocol):
         self._untaken = 0
         self._leaving = False
         """GOAWAY was sent or came: no stream is begun any more."""
-        self.ended = False
-        """Nothing is read any more."""
-        self.engine = new_engine(shared.limits)
 
     # --- transport ---
 
@@ -98,33 +86,6 @@ class Http2Connection(asyncio.Protocol):
         self.shared.connections.discard(self)
         self.shared.shares.leave(self)
         self.flow.resume_writing()
-
-    def data_received(self, data: bytes) -> None:
-        """Read frames, for some milliseconds at a time."""
-        if self.ended:
-            return
-        self._cutter.feed(data)
-        if self.read_turn() or len(data) >= _FULL_READ:
-            self.flow.end_turn(self.read_turn)
-
-    def feed(self, data: bytes) -> None:
-        """Add bytes that are read in the next turn."""
-        self._cutter.feed(data)
-
-    def read_turn(self) -> bool:
-        """Take frames until this turn is over; tell whether something is left for the next one."""
-        over = time.monotonic() + TURN_SECONDS
-        more = False
-        try:
-            while not self.ended and (frame := self._cutter.take()) is not None:
-                self._take(frame)
-                if time.monotonic() > over:
-                    more = self._cutter.holds
-                    break
-        except FrameTooLongError:
-            self._close(ErrorCodes.FRAME_SIZE_ERROR)
-        self.flush()
-        return more and not self.ended
 
     def eof_received(self) -> bool:
         """Close: a client that reads still would not have closed its side."""
@@ -147,49 +108,14 @@ class Http2Connection(asyncio.Protocol):
         self.flow.resume_reading()
         self._advance(list(self.streams.values()))
 
-    def flush(self) -> None:
-        """Send what the protocol has to say."""
-        data = self.engine.data_to_send()
-        if data and not self.transport.is_closing():
-            self.transport.write(data)
+    # --- events ---
 
-    # --- frames ---
+    def _now(self) -> float:
+        return self.shared.now
 
-    def _take(self, frame: Frame) -> None:
-        block, price = self.head_bytes, frame.price
-        if frame.is_of_a_head:
-            whole = bool(frame.flags & frames.END_HEADERS)
-            self._hold_head(0 if whole else block + len(frame.raw))
-            if block + frame.length > self.limits.max_header_bytes:
-                self._close(ErrorCodes.ENHANCE_YOUR_CALM)
-                return
-        elif price:
-            # Nothing of a request: each costs this side as much as a useful one.
-            if not self._controls.spend(self.shared.now, price):
-                self._close(ErrorCodes.ENHANCE_YOUR_CALM)
-                return
-            if not block and frame.is_unknown:
-                return
-            if not block and frame.kind == frames.GOAWAY:
-                # `h2` would send nothing from now on; who leaves wants what is under way.
-                self._leave()
-                return
-        try:
-            events = self.engine.receive_data(frame.raw)
-        except ProtocolError as error:
-            self._close(error.error_code)
-            return
-        except Exception as error:  # noqa: BLE001 - whatever bytes do to a parser, they do to their own connection
-            facts = {"action": "http2.unreadable", "error": type(error).__name__}
-            _logger.warning("a frame could not be read", extra=facts)
-            self._close(ErrorCodes.INTERNAL_ERROR)
-            return
-        try:
-            for event in events:
-                self._handle(event)
-        except Exception:
-            _logger.exception("request handling failed", extra={"action": "http2.fault"})
-            self._close(ErrorCodes.INTERNAL_ERROR)
+    def _goodbye(self, last_stream: int) -> None:
+        # Who leaves wants what is under way.
+        self._leave()
 
     def _hold_head(self, held: int) -> None:
         shared = self.shared
@@ -197,7 +123,7 @@ class Http2Connection(asyncio.Protocol):
             self._head_since = shared.now
             self.hurry(shared.now + self.limits.header_timeout)
         shared.head_bytes += held - self.head_bytes
-        self.head_bytes = held
+        super()._hold_head(held)
         if shared.head_bytes > self.limits.max_unfinished_head_bytes:
             shared.shares.shed_heads()
 
@@ -221,8 +147,7 @@ class Http2Connection(asyncio.Protocol):
                 self._advance(list(self._blocked) if stream is None else [stream])
             case RemoteSettingsChanged():
                 if SettingCodes.HEADER_TABLE_SIZE in event.changed_settings:
-                    encoder = self.engine.encoder
-                    encoder.header_table_size = min(encoder.header_table_size, TABLE_BYTES)
+                    keep_table_small(self.engine)
                 self._advance(list(self._blocked))
             case _:
                 pass
@@ -273,11 +198,6 @@ class Http2Connection(asyncio.Protocol):
             self._close(ErrorCodes.ENHANCE_YOUR_CALM)
 
     # --- streams ---
-
-    def sent(self, count: int) -> None:
-        """Take note of a piece of a response that goes out now."""
-        self._controls.earn(2 + count // 1024)
-        self.flush()
 
     def answered(self) -> None:
         """Take note of a response that was taken to its end."""

@@ -1,4 +1,4 @@
-"""The protocol state of one connection, as `h2` keeps it, with this front's bounds set."""
+"""The protocol state of one connection, as `h2` keeps it, of the front's side and of its client's."""
 
 from __future__ import annotations
 
@@ -27,16 +27,8 @@ class Engine(H2Connection):
 
 def new_engine(limits: FrontLimits) -> H2Connection:
     """Return the state of a connection whose preface has come; its first words are to be sent."""
-    engine = Engine(
-        # Requests are checked by stream, where one can be refused; responses when the app gives them.
-        H2Configuration(
-            client_side=False,
-            header_encoding=None,
-            validate_inbound_headers=False,
-            validate_outbound_headers=False,
-            normalize_outbound_headers=False,
-        )
-    )
+    # Requests are checked by stream, where one can be refused; responses when the app gives them.
+    engine = Engine(_configuration(client_side=False))
     most = limits.max_header_bytes + _LIST_ALLOWANCE
     told = {SettingCodes.MAX_CONCURRENT_STREAMS: limits.max_streams, SettingCodes.MAX_HEADER_LIST_SIZE: most}
     engine.local_settings = Settings(client=False, initial_values=told)
@@ -49,3 +41,29 @@ def new_engine(limits: FrontLimits) -> H2Connection:
     engine.increment_flow_control_window(WINDOW - _FIRST_WINDOW)
     engine.receive_data(PREFACE)
     return engine
+
+
+def new_client_engine(max_head_bytes: int) -> H2Connection:
+    """Return the state of a connection to a node that nothing was said on; its first words are to be sent."""
+    engine = Engine(_configuration(client_side=True))
+    told = {SettingCodes.ENABLE_PUSH: 0, SettingCodes.MAX_HEADER_LIST_SIZE: max_head_bytes}
+    engine.local_settings = Settings(client=True, initial_values=told)
+    engine.decoder.max_header_list_size = max_head_bytes
+    engine.initiate_connection()
+    return engine
+
+
+def keep_table_small(engine: H2Connection) -> None:
+    """Remember no more headers than TABLE_BYTES for a peer that offers to remember more."""
+    encoder = engine.encoder
+    encoder.header_table_size = min(encoder.header_table_size, TABLE_BYTES)
+
+
+def _configuration(*, client_side: bool) -> H2Configuration:
+    return H2Configuration(
+        client_side=client_side,
+        header_encoding=None,
+        validate_inbound_headers=client_side,
+        validate_outbound_headers=False,
+        normalize_outbound_headers=False,
+    )

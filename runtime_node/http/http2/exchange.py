@@ -93,8 +93,11 @@ class StreamExchange(Exchange):
         response = self._response
         if response is None or not self._body_done or self.complete:
             raise RuntimeError("http.response.trailers has no place here.")
-        base_domain = self._stream.shared.router.base_domain
-        self._trailers += checked_trailers(message.get("headers", ()), base_domain)
+        self._trailers += checked_trailers(
+            message.get("headers", ()),
+            self._stream.shared.router.base_domain,
+            relayed=self.gate is not None and self.gate.relays,
+        )
         if not message.get("more_trailers", False):
             self._declared = False
             self._finish(response)

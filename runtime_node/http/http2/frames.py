@@ -45,6 +45,11 @@ class Frame(NamedTuple):
         return self.kind > CONTINUATION
 
     @property
+    def last_stream(self) -> int:
+        """The last stream that a GOAWAY says was taken; 0 for one that is too short to say so."""
+        return int.from_bytes(self.raw[_HEAD : _HEAD + 4], "big") & 0x7FFF_FFFF
+
+    @property
     def price(self) -> int:
         """What it costs a client beside what it carries: 0 for what is a part of a request."""
         if self.is_of_a_head or (self.kind == DATA and (self.length or self.flags & END_STREAM)):

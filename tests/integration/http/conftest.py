@@ -216,7 +216,7 @@ async def make_moved(make_site: SiteFactory) -> AsyncIterator[Callable[..., Awai
             former.front.loop, "environments/default/nodes/node-1", carrier_limits or CarrierLimits()
         )
         carriers.append(carrier)
-        forwarder = Forwarder(carrier, "a", target or Target(*home.front.address))
+        forwarder = Forwarder(carrier, "a", target or Target(*home.front.address, serves_http2=True))
         gate = ForwardGate("", limits or GateLimits())
         gate.open(forwarder)
         former.router.set("a", ["shop.example.com"], gate)

@@ -504,13 +504,3 @@ async def test_an_app_of_wsgi_is_served_too(site, connect):
         client = await connect()
         assert (await client.answer(client.ask(head("POST"), b"said"))).body == b"HTTP/2 said"
         assert (await client.get()).body == b"HTTP/2 "
-
-
-async def test_a_request_for_an_app_that_has_moved_is_carried_on(make_moved, connect):
-    moved = await make_moved()
-    client = await connect(moved.former)
-    answer = await client.answer(client.ask(head("POST"), b"said"))
-    assert answer.status == 200
-    assert b"body=said" in answer.body
-    call = await client.answer(client.ask(head("POST", content_type="application/grpc"), b"\0\0\0\0\0"))
-    assert (call.reason, call.headers["grpc-status"]) == ("APP_MOVED", "14")
