@@ -166,7 +166,10 @@ class DatabaseServers:
             tx.delete_database_server(name)
             return record.server
 
-        await execute(self._store, caller, request, pb.DatabaseServer, run)
+        await execute(
+            self._store, caller, request, pb.DatabaseServer, run,
+            request_id=request.request_id, validate_only=request.validate_only,
+        )  # fmt: skip
 
     def _with_count(self, record: DatabaseServerRecord) -> pb.DatabaseServer:
         shown = pb.DatabaseServer()
