@@ -251,7 +251,7 @@ async def test_a_database_server_is_registered_by_a_variable_that_others_do_not_
     setting = "database.postgres.server=databaseServers/one"
     assert (await command("create", "shop", "shop:create_app", "--set", setting, "--no-wait"))[0] == 0
     status, _, err = await command("database-servers", "delete", "one")
-    assert (status, "1 apps have their databases on" in err) == (Exit.FAILED, True)
+    assert (status, "has the databases of 1 app:" in err) == (Exit.FAILED, True)
 
 
 async def test_contexts_are_kept_and_private(command: Command, plane: Plane, tmp_path: Path) -> None:

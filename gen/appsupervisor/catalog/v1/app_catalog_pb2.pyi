@@ -2230,7 +2230,7 @@ class OperationMetadata(_message.Message):
         total_count: _builtins.int
         """Apps in it."""
         done_count: _builtins.int
-        """Apps that were dealt with."""
+        """Apps that are done, without those that failed."""
         failed_count: _builtins.int
         """Apps that failed."""
         @_builtins.property
