@@ -15,8 +15,6 @@ from services.control_plane.rules.conditions import get_condition
 from services.control_plane.store.packed_app import PackedApp
 from services.control_plane.store.records import PlacementRecord, Role
 
-_UNDER_WAY = ("data_move", "database_move", "canary")
-
 
 def is_at_rest(
     app: PackedApp, placements: tuple[PlacementRecord, ...], node: str, shown: Mapping[str, Instance]
@@ -43,7 +41,9 @@ def _is_told(app: PackedApp, instance: Instance | None) -> bool:
     status = App.FromString(app.status)
     if status.observed_generation != app.generation or status.newest_epoch or status.retained_data:
         return False
-    if status.availability_reason == App.ONLY_NODE or any(map(status.HasField, _UNDER_WAY)):
+    if status.HasField("data_move") or status.HasField("database_move") or status.HasField("canary"):
+        return False
+    if status.availability_reason == App.ONLY_NODE:
         return False
     ready = get_condition(status.conditions, "Ready")
     if ready is None or ready.status != (Condition.MET if instance is not None else Condition.UNMET):
