@@ -128,7 +128,7 @@ class FramedConnection(asyncio.Protocol):
                 self._goodbye(frame.last_stream)
                 return
         try:
-            events = self.engine.receive_data(frame.raw)
+            events = self.engine.receive_data(frame.known)
         except ProtocolError as error:
             self._close(error.error_code)
             return
