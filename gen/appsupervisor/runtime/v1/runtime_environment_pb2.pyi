@@ -474,7 +474,9 @@ class Database(_message.Message):
         EXTENSIONS_FIELD_NUMBER: _builtins.int
         TEMPLATE_FIELD_NUMBER: _builtins.int
         server: _builtins.str
-        """The server, `databaseServers/{database_server}`. Another one has the database moved there, with its data."""
+        """The server, `databaseServers/{database_server}`; when unset the one that the app's environment has as a default.
+        Another one has the database moved there, with its data.
+        """
         mode: Global___Database.Postgres.Mode.ValueType
         """What it gets there; `SCHEMA` when unset. Cannot be changed."""
         template: _builtins.str
