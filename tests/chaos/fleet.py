@@ -35,7 +35,9 @@ PLANES = ("plane-1", "plane-2")
 NODES = ("node-1", "node-2", "node-3")
 DATABASE = "postgres"
 CLIENT = "client"
-HOSTS = (*PLANES, DATABASE, *NODES, CLIENT)
+LONE = ("lone-1", "lone-2")
+"""Nodes of an environment of their own, which runs where a test starts them."""
+HOSTS = (*PLANES, DATABASE, *NODES, CLIENT, *LONE)
 
 GRPC_PORT, HTTP_PORT, DATABASE_PORT = 7400, 8080, 5432
 NODE_DISK_MIB = 96
@@ -147,14 +149,21 @@ class Fleet:
         environment = (f"--database-url={self.postgres.url}/catalog",)
         return Process(name, [*arguments, *environment], log, runs=self._runs(name))
 
-    def _node(self, name: str, resources: contextlib.ExitStack) -> Process:
+    def _node(self, name: str, resources: contextlib.ExitStack, environment: str = "default") -> Process:
         data = resources.enter_context(disk(self._folder / name, NODE_DISK_MIB))
         arguments = [
             *("-m", "runtime_node", f"--listen={self.at(name)}", f"--http-listen={self.at(name, HTTP_PORT)}"),
             *(f"--control-plane={','.join(map(self.at, PLANES))}", f"--node={name}", f"--data-dir={data}"),
+            f"--environment={environment}",
             *(f"--app-dir={ROOT / 'tests/apps/chaos'}", *flags("runtime_node")),
         ]
         return Process(name, arguments, self._folder / f"{name}.log", runs=self._runs(name))
+
+    def added(self, name: str, environment: str) -> Process:
+        """Return one more node of an environment, not started; it ends with the fleet."""
+        self.nodes[name] = self._node(name, self._resources, environment)
+        self._resources.callback(self._end, self.nodes[name])
+        return self.nodes[name]
 
     def _runs(self, host: str) -> tuple[str, ...]:
         return (*self.network.within(host), sys.executable)
@@ -216,6 +225,10 @@ class Fleet:
 
         return eventually(answered, f"a control plane answers: {seen[-1:]}", within)[0]
 
+    def channel(self, plane: str) -> grpc.Channel:
+        """Return a client's channel to one of the control planes."""
+        return self._channels[plane]
+
     def wait(self, operation: operations_pb2.Operation, within: float = DEADLINE) -> operations_pb2.Operation:
         """Return an operation when it is done."""
         request = operations_pb2.WaitOperationRequest(
@@ -244,6 +257,12 @@ class Fleet:
         """Begin to start an app, and return the operation."""
         request = catalog.StartAppRequest(name=f"apps/{app_id}", request_id=secrets.token_hex(8))
         return self.ask(lambda channel, limit: AppCatalogStub(channel).StartApp(request, timeout=limit))
+
+    def node(self, name: str, environment: str) -> fleet.Node:
+        """Return a node as the catalog tells it; empty while it is not there."""
+        request = fleet.ListNodesRequest(parent=f"environments/{environment}")
+        seen = self.ask(lambda channel, limit: FleetStub(channel).ListNodes(request, timeout=limit))
+        return next((it for it in seen.nodes if it.name.endswith(f"/{name}")), fleet.Node())
 
     def create(self, app_id: str, **fields: Any) -> None:
         """Create an app of rows and wait until it runs."""

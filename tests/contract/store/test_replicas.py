@@ -195,7 +195,9 @@ def test_who_leads_is_not_changed_by_a_clock_that_is_set_to_another_time(
     assert one.seat.take("one", "h:1", 30.0).leads
     assert not other.seat.take("other", "h:2", 30.0).leads
     with one._database.writer.connect() as connection:  # what the row looks like then
-        connection.exec_driver_sql(f"UPDATE leadership SET expire_time = expire_time - {hours * 3_600_000_000}")
+        connection.exec_driver_sql(
+            f"UPDATE leadership SET expire_time = expire_time - {hours * 3_600_000_000}"
+        )
         connection.commit()
     waits = other.seat.take("other", "h:2", 30.0)
     assert (waits.leads, waits.holder) == (False, "one")
