@@ -27,6 +27,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Database, InstanceS
 from tests.bench.results import Row, at_most, row, table
 from tests.chaos.faults import FAULTS, last
 from tests.chaos.fleet import TERM, Fleet
+from tests.chaos.network import PROGRAMS
 from tests.e2e.stack import eventually
 from tests.e2e.traffic import reason_of
 
@@ -35,7 +36,6 @@ STRIKES = {
     "SIGSTOP of the leader": "leader stands still",
     "the leader is cut from PostgreSQL": "leader cut from PostgreSQL",
 }
-PROGRAMS = ("ip", "tc", "iptables", "nsenter")
 CALM, LASTS = 3.0, 10.0
 """Seconds of commands before, and for which a fault lasts."""
 COMMANDED = 5

@@ -50,6 +50,10 @@ class Alone:
         """Tell whether the catalog says that a node serves alone."""
         return self.fleet.node(node, ENVIRONMENT).serves_alone
 
+    def is_told(self, node: str) -> bool:
+        """Tell whether a node has heard that it serves alone: the catalog says so first."""
+        return self.fleet.nodes[node].text().rpartition("lease.alone alone=")[2].startswith("True")
+
     def nodes_of_app(self) -> set[str]:
         """Return the nodes that have a copy of the app, as the catalog tells it."""
         return {it.node.rpartition("/")[2] for it in self.fleet.app(APP).instances}
@@ -74,7 +78,7 @@ class Alone:
             return True
 
         eventually(forgotten, f"{gone} is forgotten")
-        eventually(lambda: self.serves_alone(home), f"{home} serves alone again")
+        eventually(lambda: self.serves_alone(home) and self.is_told(home), f"{home} serves alone again")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +99,7 @@ def alone(fleet: Fleet) -> Iterator[Alone]:
             secret_env={"DATABASE": f"sqlite:///{fleet.data(alone.home).parent / 'outside.db'}"},
             isolation=InstanceSpec.SHARED,
         )
-        eventually(lambda: alone.serves_alone(alone.home), "it serves alone")
+        eventually(lambda: alone.serves_alone(alone.home) and alone.is_told(alone.home), "it serves alone")
         yield alone
     finally:
         for node in LONE:
