@@ -7,6 +7,7 @@ Run as `python -m tests.bench.leaders [--quick]`, as root on Linux: each program
 from __future__ import annotations
 
 import argparse
+import collections
 import itertools
 import os
 import shutil
@@ -124,6 +125,8 @@ def struck(fleet: Fleet, what: str, fault: str, apps: list[str]) -> list[Row]:
             last(LASTS)
             paused = commands.longest(began, time.monotonic())
         last(LASTS)  # the old one is back
+    if commands.refused:
+        print(f"{what}: {collections.Counter(commands.refused).most_common(3)}")
     lost = 0
     for operation in commands.operations:
         done = fleet.wait(operation, 120)
