@@ -40,7 +40,7 @@ from services.control_plane.rules.conditions import get_condition
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, home_of
 from services.control_plane.tenure import Tenure, steady_seconds
-from services.rpc.background import background
+from services.rpc.background import kept_running
 from services.rpc.errors import SupervisorError
 
 if TYPE_CHECKING:
@@ -149,18 +149,18 @@ class Controller:
             if self._mirror.nodes.get(name) is None:
                 self.changed(self._mirror.apps_on(name))
         self._followers = [
-            background(self._follow_apps(position), "follow apps"),
-            background(self._follow_nodes(position), "follow nodes"),
-            background(self._follow_retained(position), "follow retained data"),
-            background(self._follow_servers(position), "follow database servers"),
-            background(self._sweep(), "sweep"),
-            background(self._lease_watch.run(), "leases"),
-            background(
-                ServerWatch(self._mirror.database_servers, self._store_write).run(), "database servers"
+            kept_running(partial(self._follow_apps, position), "follow apps"),
+            kept_running(partial(self._follow_nodes, position), "follow nodes"),
+            kept_running(partial(self._follow_retained, position), "follow retained data"),
+            kept_running(partial(self._follow_servers, position), "follow database servers"),
+            kept_running(self._sweep, "sweep"),
+            kept_running(self._lease_watch.run, "leases"),
+            kept_running(
+                ServerWatch(self._mirror.database_servers, self._store_write).run, "database servers"
             ),
-            background(Autoscaling(self._mirror, self._links, self._note, clock).run(), "autoscaling"),
-            background(Canaries(self._mirror, self._links, self._note, self._store.now).run(), "canaries"),
-            background(Relocations(self._mirror, self._store_write).run(), "relocations"),
+            kept_running(Autoscaling(self._mirror, self._links, self._note, clock).run, "autoscaling"),
+            kept_running(Canaries(self._mirror, self._links, self._note, self._store.now).run, "canaries"),
+            kept_running(Relocations(self._mirror, self._store_write).run, "relocations"),
         ]
         if len(self._mirror.database_servers) > 0:
             self._app_databases()
@@ -172,7 +172,7 @@ class Controller:
 
             clock = asyncio.get_running_loop().time
             self._databases = AppDatabases(self._mirror, clock, self._number)
-            self._followers.append(background(self._databases.spares.run(), "spare databases"))
+            self._followers.append(kept_running(self._databases.spares.run, "spare databases"))
         return self._databases
 
     async def close(self) -> None:
