@@ -31,8 +31,8 @@ TURN = 32
 between, however many keys of however many groups wait."""
 
 TURN_SECONDS = 0.001
-"""After which those begun that have not run yet wait for the next turn. gRPC takes up one call in two or three
-turns, however many wait: what a thousand nodes that come back have to say is taken up at this pace."""
+"""After which those begun that have not run yet wait for the next turn. gRPC takes up one call in two or
+three turns, however many wait: a thousand nodes that come back are answered at this pace."""
 
 PAUSES = (0.2, 10.0)
 """Seconds, first and longest, before a key that failed is worked on again."""
