@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import httptools
 
+from runtime_node.forwarding.heads import RequestHead
 from runtime_node.http.flow import TURN_SECONDS, Flow
 
 HIGH_WATER = 64 * 1024
@@ -27,7 +28,12 @@ class BrokenLinkError(Exception):
 
 
 class Link(asyncio.Protocol):
-    """A connection to a node. Belongs to the front loop. `begin` → `write` → `head` → `read` … until b""."""
+    """A connection to a node, on the front loop. `ask` → `send_body` → `head` → `read` … until b""."""
+
+    carries_trailers: ClassVar[bool] = False
+    refused: ClassVar[bool] = False
+    """Never told here: a node that lets nothing in says so in a response."""
+    trailers: ClassVar[list[tuple[bytes, bytes]]] = []
 
     transport: asyncio.Transport
     flow: Flow
@@ -215,9 +221,36 @@ class Link(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
 
     def write(self, data: bytes) -> None:
-        """Send bytes; wait with `flow.drain` before more."""
+        """Send bytes; wait with `drain` before more."""
         if not self.lost:
             self.transport.write(data)
+
+    async def drain(self) -> None:
+        """Wait until the node has taken enough of what was sent."""
+        await self.flow.drain()
+
+    def ask(self, head: RequestHead) -> None:
+        """Send a request's head; its body is to follow, also one of nothing."""
+        self._asked = head
+        self.begin(head_only=head.head_only)
+        self.write(head.data)
+
+    async def body_is_wanted(self) -> bool:
+        """Wait until the body may be sent; tell whether it is asked for. Raises BrokenLinkError."""
+        while self._asked.awaits_continue and not self.continued:
+            if self.status:
+                return False  # answered without the body, which the client is never asked for then
+            await self._wait()
+        return True
+
+    def send_body(self, body: bytes, more: bool) -> None:
+        """Send a piece of the request's body, framed as its head has said."""
+        chunked = self._asked.chunked
+        data = b"%x\r\n%b\r\n" % (len(body), body) if chunked and body else body
+        if chunked and not more:
+            data += b"0\r\n\r\n"
+        if data and self._asked.has_body:
+            self.write(data)
 
     async def head(self) -> None:
         """Wait for the response's head. Raises BrokenLinkError."""
@@ -244,7 +277,7 @@ class Link(asyncio.Protocol):
         return data
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether all of the body was taken."""
         return self.complete and not self._parts
 
@@ -253,15 +286,15 @@ class Link(asyncio.Protocol):
         """Whether `read` returns at once."""
         return bool(self._parts) or self.complete
 
-    async def news(self) -> None:
-        """Wait until something has come. Raises BrokenLinkError."""
-        await self._wait()
-
     async def _wait(self) -> None:
         if self._fault or self.lost:
             raise BrokenLinkError(self._fault or "the connection was closed")
         self._news.clear()
         await self._news.wait()
+
+    def abort(self) -> None:
+        """Break off: the node learns that nobody wants it any more."""
+        self.transport.abort()
 
     @property
     def reusable(self) -> bool:

@@ -208,6 +208,11 @@ class Reader:
             status = os.fstat(file.fileno())
             settled = time.time() - status.st_mtime > _RACY_SECONDS
             self._signatures[path] = _signature(status), settled
+        if (live or not changed) and offset >= self._signatures[path][0][1]:
+            # An app that writes faster than it is read would be read for ever: the rest is for the next pass,
+            # to which the file is another one, or for the log of a database that is pinned.
+            self._close(path)
+            return None
         while data := os.pread(file.fileno(), BLOCK_BYTES, offset):
             if len(data) < BLOCK_BYTES:
                 self._close(path)

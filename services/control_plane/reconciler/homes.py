@@ -16,7 +16,10 @@ def new_home(app: AppRecord, node: Node) -> StopInstanceRequest.NewHome | None:
     if not node.http_address:
         return None
     return StopInstanceRequest.NewHome(
-        node=node.name, http_address=node.http_address, domains=app.spec.domains
+        node=node.name,
+        http_address=node.http_address,
+        domains=app.spec.domains,
+        serves_http2=node.serves_http2,
     )
 
 
