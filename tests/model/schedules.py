@@ -1,4 +1,4 @@
-"""Schedules of the model, each played by its seed: many that go well, and those that find a broken rule out."""
+"""Schedules of the model, each played by its seed: many go well, and some find a broken rule out."""
 
 from __future__ import annotations
 
