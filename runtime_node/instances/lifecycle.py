@@ -253,9 +253,11 @@ class Lifecycle:
         except TimeoutError:
             if timer is None or not timer.expired():
                 raise
-            raise SupervisorError(
-                "APP_START_TIMEOUT", f"It was not ready within {limit:g} s.", resource=instance.name
-            ) from None
+            message = (
+                f"It was not ready within {limit:g} s, its limits.start_timeout; its log has what it said"
+                " until then."
+            )
+            raise SupervisorError("APP_START_TIMEOUT", message, resource=instance.name) from None
 
     async def _start_in(self, runner: AppRunner, launch: Launch, instance: Instance, run: Run) -> RunningApp:
         """Start it in a tier, or, where it turns out that its code cannot run there and none is asked for, in

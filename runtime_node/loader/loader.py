@@ -18,6 +18,7 @@ from runtime_node.loader.code_files import CodeFiles, CodeState
 from runtime_node.loader.detect import Finding, Shape, examine
 from runtime_node.loader.entrypoint import Entrypoint, parse_entrypoint
 from runtime_node.loader.failures import failure, with_refusal
+from runtime_node.loader.listing import no_such_module
 from runtime_node.loader.locations import Lease, Locations
 from runtime_node.loader.process_only import IsolationUnsupportedError
 from runtime_node.loader.trees import PRIVATE_PACKAGES
@@ -118,7 +119,7 @@ class Loader:
         self._locations.close()
 
     def _load(self, named: Entrypoint, inside: Entrypoint, lease: Lease | None) -> LoadedCode:
-        module = _import(inside, lease, self._secrets)
+        module = _import(inside, lease, self._secrets, self.app_dirs)
         target = _resolve(inside, module, self._secrets)
         finding = self._finding(target)
         if finding.shape is Shape.UNKNOWN:
@@ -144,7 +145,9 @@ class Loader:
             sys.path.insert(0, str(path))
 
 
-def _import(entrypoint: Entrypoint, lease: Lease | None, secrets: Sequence[str]) -> ModuleType:
+def _import(
+    entrypoint: Entrypoint, lease: Lease | None, secrets: Sequence[str], app_dirs: Sequence[Path]
+) -> ModuleType:
     error: SupervisorError
     try:
         if lease is None:
@@ -152,10 +155,7 @@ def _import(entrypoint: Entrypoint, lease: Lease | None, secrets: Sequence[str])
         return lease.tree.import_module(entrypoint.module)
     except ModuleNotFoundError as fault:
         if _is_missing(entrypoint.module, fault):
-            error = SupervisorError(
-                "ENTRYPOINT_MODULE_NOT_FOUND",
-                f"there is no module {fault.name!r} in this node's app directories or installed packages",
-            )
+            error = no_such_module(str(fault.name), app_dirs)
         else:
             error = _import_failed(entrypoint, fault, secrets)
     except IsolationUnsupportedError as fault:

@@ -226,8 +226,8 @@ def a_loss_is_stored_of_a_node_that_was_heard_since(patch: pytest.MonkeyPatch) -
 @breaks
 def a_node_is_not_told_what_was_given_up_unseen(patch: pytest.MonkeyPatch) -> None:
     whole = control_plane.fence_epoch
-    patch.setattr(control_plane, "fence_epoch", lambda app, node, placements, here: whole(
-        app, node, [it for it in placements if it.role != control_plane.Role.LOST], here
+    patch.setattr(control_plane, "fence_epoch", lambda uid, node, placements, here: whole(
+        uid, node, [it for it in placements if it.role != control_plane.Role.LOST], here
     ))  # fmt: skip
 
 

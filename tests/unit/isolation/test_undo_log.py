@@ -21,10 +21,11 @@ from typing import Any
 
 import pytest
 
-from runtime_node.isolation import endings, install, running_as, tasks_of
+from runtime_node.isolation import install, running_as, tasks_of
 from runtime_node.isolation.contain import AppExitError, ContainedApp
 from runtime_node.isolation.current import CURRENT_INSTANCE
 from runtime_node.isolation.environ import open_overlay
+from runtime_node.isolation.lasting import LastingInterruption
 from runtime_node.isolation.undo_log import undo, undo_log_of
 from tests.eventually import WITHIN, eventually_blocking
 
@@ -43,7 +44,7 @@ def _seams() -> Iterator[None]:
 @pytest.fixture
 def uninterrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nothing end but by itself: what does not is named as left behind."""
-    monkeypatch.setattr(endings, "interrupt", lambda *_: None)
+    monkeypatch.setattr(LastingInterruption, "raise_if_due", lambda _: None)
 
 
 def test_a_thread_an_app_started_counts_as_its_own_and_so_does_what_that_starts() -> None:

@@ -61,6 +61,11 @@ def test_metrics_are_served_unless_they_are_turned_off() -> None:
         ["--metrics-listen", "7501"],
         ["--base-domain", "not a domain"],
         ["--trusted-proxy", "proxy"],
+        ["--advertise", "node.example:"],
+        ["--advertise", "[node.example]"],
+        ["--advertise", "fd77::1:x"],
+        ["--advertise-http", "[node.example]:80:1"],
+        ["--advertise-http", "node.example:0"],
         ["--nod", "x"],
     ],
 )
