@@ -82,8 +82,10 @@ class Lifecycle:
         wall: Callable[[], float] = time.time,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        """`find` returns an instance by its name; `running` holds those that are RUNNING; `on_ready` hears that
-        an app was started."""
+        """`find` returns an instance by its name; `running` holds those that are RUNNING.
+
+        `on_ready` hears that an app was started.
+        """
         self._runners = runners
         self._databases = databases
         self._start_limiter = start_limiter
