@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from itertools import takewhile
 from types import MappingProxyType
 from typing import Any
@@ -148,11 +147,12 @@ class Mirror:
 
         Apps come packed.
         """
-        apps = {key: app for _, key, app in by_feed.get("apps", ())}
-        placements = [(key, _sharing(it, apps.get(it.app))) for _, key, it in by_feed.get(PLACEMENTS, ())]
-        operations = [(key, operation) for _, key, operation in by_feed.get("operations", ())]
-        self._note(apps.items(), placements, operations)
-        self._note_code([(key, node) for _, key, node in by_feed.get("nodes", ())])
+        apps, placements, operations, nodes = (
+            ((key, record) for _, key, record in by_feed.get(feed, ()))
+            for feed in ("apps", PLACEMENTS, "operations", "nodes")
+        )
+        self._note(apps, placements, operations)
+        self._note_code(nodes)
         for feed, entries in by_feed.items():
             if feed != PLACEMENTS:
                 getattr(self, feed).fill(entries)
@@ -171,9 +171,9 @@ class Mirror:
 
     def _note(
         self,
-        apps: Collection[tuple[str, PackedApp | None]],
-        placements: Collection[tuple[str, PlacementRecord | None]],
-        operations: Collection[tuple[str, OperationRecord | None]],
+        apps: Iterable[tuple[str, PackedApp | None]],
+        placements: Iterable[tuple[str, PlacementRecord | None]],
+        operations: Iterable[tuple[str, OperationRecord | None]],
     ) -> None:
         """Bring the indexes up to date with changes that the feeds don't have yet."""
         with self._lock:
@@ -205,6 +205,10 @@ class Mirror:
         # One string for all that is told of an app.
         app = placement.app if placement is not None else name.partition("/placements/")[0]
         before = self._placed.get(app, ())
+        if not before and placement is not None:  # of most apps the only one, ever
+            self._placed[app] = (placement,)
+            self._came(app, placement.node)
+            return
         after = tuple(other for other in before if other.name != name)
         if placement is not None:
             after = (*after, placement)
@@ -218,9 +222,12 @@ class Mirror:
             self._labels.left(app, node)
             self._reserve(node, -self._asked.get(app, 0))
         for node in now - was:
-            _move(self._by_node, app, "", node)
-            self._labels.placed(app, node)
-            self._reserve(node, self._asked.get(app, 0))
+            self._came(app, node)
+
+    def _came(self, app: str, node: str) -> None:
+        _move(self._by_node, app, "", node)
+        self._labels.placed(app, node)
+        self._reserve(node, self._asked.get(app, 0))
 
     def _note_spec(self, name: str, old: PackedApp | None, app: PackedApp | None) -> None:
         """Note where an app belongs, and what it asks of its nodes."""
@@ -330,6 +337,10 @@ class Mirror:
         entry = self.apps.entry(app)
         return entry.packed if isinstance(entry, AppEntry) else None
 
+    def packed(self, app: str) -> PackedApp | None:
+        """Return an app as it is kept here: what is asked of very many needs no record of each."""
+        return self._packed(app)
+
     def domains_of(self, app: str) -> tuple[str, ...]:
         """Return an app's custom domains; none if there is no such app."""
         packed = self._packed(app)
@@ -396,13 +407,6 @@ class Mirror:
             names = [name for verb in verbs for name in self._open_operations.get(f"{app} {verb}", _NONE)]
         found = (self.operations.get(name) for name in sorted(names))
         return [operation for operation in found if operation is not None and not operation.done]
-
-
-def _sharing(placement: PlacementRecord, app: PackedApp | None) -> PlacementRecord:
-    """Return a placement that shares its app's strings, which were read a second time with it."""
-    if app is None or app.uid != placement.app_uid:
-        return placement
-    return replace(placement, app=app.name, app_uid=app.uid)
 
 
 def _server_of(app: PackedApp | None) -> str:
