@@ -82,7 +82,7 @@ class Lifecycle:
         wall: Callable[[], float] = time.time,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        """`find` returns an instance by its name; `running` holds those that are RUNNING; `on_ready` hears that
+        """`find` returns an instance by its name; `running` has those that are RUNNING. `on_ready` hears that
         an app was started."""
         self._runners = runners
         self._databases = databases
