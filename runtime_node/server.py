@@ -75,7 +75,7 @@ from runtime_node.travel.source import read_offered
 from runtime_node.travel.staging import clear
 from runtime_node.watchdog import Switching, Watchdog, waits
 from runtime_node.watchdog.gil_holds import HoldWatch
-from services.rpc.background import background
+from services.rpc.background import kept_running
 from services.rpc.metrics import MetricsListener
 from services.rpc.process import ending_signals
 from services.rpc.server import RpcServer, Service
@@ -85,6 +85,8 @@ log = logging.getLogger("runtime_node")
 RPC_GRACE = 1.0
 END_GRACE = 20.0
 """Seconds beyond the shutdown timeout after which the process ends even if a part of it does not."""
+AFTER_START_SECONDS = 0.005
+"""In which the first request of an app that has just started is answered, most often."""
 FORWARDS_TOLD = 1_000
 """Apps that have moved away, told one by one."""
 CODE_SECONDS = 2.0
@@ -168,11 +170,11 @@ class Node:
                     self.settings.node_name, self.host, router, self.settings.shutdown_timeout
                 )
                 await self._list_code()
-                _background(stack, self._follow_code(), "code")
+                _kept_running(stack, self._follow_code, "code")
                 registration = Registration(
                     self.settings.control_plane, self._registration, self.feed, ownership
                 )
-                _background(stack, registration.run(), "registration")
+                _kept_running(stack, registration.run, "registration")
             log.info(
                 "node %s serves gRPC on %s and HTTP on http://%s",
                 self.settings.node_name, self.listen, self.http,
@@ -245,7 +247,7 @@ class Node:
             start_limiter=StartLimiter(settings.concurrent_starts), probes=probes, registry=registry,
             transitions=transitions, leaks=leaks, watchdog=watchdog, find=table.find, running=table.running,
             place=place, code=code,
-            on_ready=partial(_started, collector, shared_state),
+            on_ready=partial(_follow_up, collector, shared_state),
         )  # fmt: skip
         self.host = InstanceHost(
             table=table, registry=registry, lifecycle=self.lifecycle, purges=purges, feed=self.feed,
@@ -254,18 +256,18 @@ class Node:
             came_under=receipts.epoch,
         )  # fmt: skip
         self.freezer = Freezer(offers, table, self.lifecycle, routes, databases)
-        _background(stack, _close_idle(offers), "offers")
+        _kept_running(stack, partial(_close_idle, offers), "offers")
         self.directories = DataDirectories(databases, table, purges, telemetry.logs.purge)
         self.housekeeping = Housekeeping(
             table.running, self.lifecycle, FigureSweep(self.feed.measured), traffic,
             memory=self.memory, memory_budget=settings.memory_budget_bytes, measured=self.feed.used,
             after=partial(_every_second, collector if self._owns_process else None, shared_state, registry),
         )  # fmt: skip
-        _background(stack, self.housekeeping.run(), "housekeeping")
+        _kept_running(stack, self.housekeeping.run, "housekeeping")
 
     async def _start_api(self, stack: AsyncExitStack) -> None:
         keeper = LeaseKeeper(self.lease, self.host)
-        _background(stack, keeper.run(), "lease")
+        _kept_running(stack, keeper.run, "lease")
         service = Service(
             "appsupervisor.runtime.v1.RuntimeEnvironment",
             add_RuntimeEnvironmentServicer_to_server,
@@ -329,7 +331,7 @@ class Node:
             incarnation=self.incarnation,
             version=__version__,
             python_version=platform.python_version(),
-            http_address=self._advertised(self.http),
+            http_address=self._http_address(),
             base_domain=self.settings.base_domain,
             monotonic_time=duration(self.feed.clock()),
             instance_count=len(self.instances),
@@ -360,11 +362,17 @@ class Node:
                 total += process.memory_info().rss
         return total
 
-    def _advertised(self, bound: Address) -> str:
-        host = self.settings.advertise.rpartition(":")[0] or self.settings.advertise
-        if not host and bound.host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
-            host = socket.gethostname()
-        return str(Address(host.strip("[]"), bound.port)) if host else str(bound)
+    def _advertised(self, bound: Address, told: Address | None) -> str:
+        if told is not None:
+            return str(Address(told.host, told.port or bound.port))
+        if bound.host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+            return str(Address(socket.gethostname(), bound.port))
+        return str(bound)
+
+    def _http_address(self) -> str:
+        told = self.settings.advertise
+        host = Address(told.host, 0) if told is not None else None
+        return self._advertised(self.http, self.settings.advertise_http or host)
 
     async def _list_code(self) -> None:
         self._modules = await asyncio.to_thread(importable, self.settings.app_dirs)
@@ -376,14 +384,13 @@ class Node:
 
     def _registration(self) -> fleet_pb2.RegisterNodeRequest:
         settings = self.settings
-        address = settings.advertise if ":" in settings.advertise else self._advertised(self.listen)
         return fleet_pb2.RegisterNodeRequest(
             parent=f"environments/{settings.environment}",
             node_id=settings.node,
             node=fleet_pb2.Node(
                 name=settings.node_name,
-                address=address,
-                http_address=self._advertised(self.http),
+                address=self._advertised(self.listen, settings.advertise),
+                http_address=self._http_address(),
                 base_domain=settings.base_domain,
                 labels=settings.labels,
                 zone=settings.zone,
@@ -400,7 +407,12 @@ class Node:
 
 def _moved(forward: Forward) -> pb.Forwarding.MovedApp:
     target = forward.forwarder.target
-    home = pb.StopInstanceRequest.NewHome(node=target.node, http_address=str(target), domains=forward.domains)
+    home = pb.StopInstanceRequest.NewHome(
+        node=target.node,
+        http_address=str(target),
+        domains=forward.domains,
+        serves_http2=target.serves_http2,
+    )
     return pb.Forwarding.MovedApp(
         app=f"apps/{forward.app}", app_uid=forward.uid, epoch=forward.epoch, new_home=home
     )
@@ -449,6 +461,13 @@ async def _close_idle(offers: Offers) -> None:
         await offers.close_idle()
 
 
+def _follow_up(collector: GCPolicy, shared_state: SharedState, instance: Instance) -> None:
+    """See, in a moment, to what a start leaves behind: first the requests that wait for the app have the
+    interpreter."""
+    loop = asyncio.get_running_loop()
+    loop.call_later(AFTER_START_SECONDS, _started, collector, shared_state, instance)
+
+
 def _started(collector: GCPolicy, shared_state: SharedState, instance: Instance) -> None:
     collector.started()
     shared_state.started(instance)
@@ -461,8 +480,8 @@ def _every_second(collector: GCPolicy | None, shared_state: SharedState, registr
     registry.sweep()
 
 
-def _background(stack: AsyncExitStack, work: Coroutine[Any, Any, None], name: str) -> None:
-    task = background(work, name)
+def _kept_running(stack: AsyncExitStack, work: Callable[[], Coroutine[Any, Any, None]], name: str) -> None:
+    task = kept_running(work, name)
 
     async def end() -> None:
         task.cancel()

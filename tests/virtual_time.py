@@ -44,6 +44,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         """Return the virtual time, seconds."""
         return self._virtual.now
 
+    def stand_still(self, seconds: float) -> None:
+        """Let time pass in which nothing is done, as where other programs have the processor."""
+        self._virtual.now += seconds
+
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         """Do it here and now."""
         future: asyncio.Future[T] = self.create_future()

@@ -37,7 +37,8 @@ class Supervised:
         self.name = name
         self._variables = variables or {}
         self._ended_by = ended_by
-        self._command = [sys.executable, "-m", *command]
+        # -P: nothing that a library imports is to be found in the folder that the launcher is called from.
+        self._command = [sys.executable, "-P", "-m", *command]
         self._output = output
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = False

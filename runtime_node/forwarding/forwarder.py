@@ -6,29 +6,22 @@ Stands at a gate as an app does, so that admission, limits, deadlines and slow c
 from __future__ import annotations
 
 import asyncio
-import logging
-from typing import Final
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
 
 from runtime_node.asgi import Receive, Scope, Send, UndeliveredError
 from runtime_node.forwarding.carrier import Carrier
-from runtime_node.forwarding.heads import (
-    RequestHead,
-    UnsendableError,
-    is_grpc_call,
-    request_head,
-    response_headers,
-    was_forwarded,
-)
+from runtime_node.forwarding.exchange import AgainError, ClientLeftError, Exchange
+from runtime_node.forwarding.heads import UnsendableError, was_forwarded
+from runtime_node.forwarding.http2_link import Http2Link
 from runtime_node.forwarding.link import BrokenLinkError, Link
 from runtime_node.forwarding.target import Target
 from runtime_node.forwarding.websocket import WebSocketRelay
 from runtime_node.http.gate import Gate
-from runtime_node.http.problems import REASON_HEADER
 from services.rpc.errors import SupervisorError
 
-log = logging.getLogger("runtime_node.forwards")
-
-_SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+_Link = TypeVar("_Link")
 _RETRY_SECONDS = 0.1
 
 
@@ -37,14 +30,6 @@ class ForwardGate(Gate):
 
     __slots__ = ()
     relays = True
-
-
-class ClientLeftError(Exception):
-    """The client is gone: nobody wants the response."""
-
-
-class AgainError(Exception):
-    """The other node has let nothing in: it was closing the connection, or the app has moved on from it."""
 
 
 class Forwarder:
@@ -78,11 +63,6 @@ class Forwarder:
                 raise SupervisorError(
                     "APP_MOVED", "The app has moved on; a request is forwarded once.", retry_after=1.0
                 )
-            if is_grpc_call(scope):
-                # Its trailers would be lost between nodes, and its client tries again where the app is now.
-                raise SupervisorError(
-                    "APP_MOVED", "The app has moved on; calls of gRPC are not forwarded.", retry_after=1.0
-                )
             try:
                 if scope["type"] == "websocket":
                     with self._carrier.place_for_websocket():
@@ -99,34 +79,40 @@ class Forwarder:
             raise
 
     async def _carry(self, scope: Scope, receive: Receive, send: Send) -> None:
-        head = request_head(scope, self._carrier.node)
-        head_only = scope["method"] == "HEAD"
-        safe = scope["method"] in _SAFE and not head.has_body
+        exchange = Exchange(scope, receive, send, self._carrier.node)
         for last in (False, True):
-            link, target = await self.connect(fresh=last or not safe)
+            link, target = await self._reach(partial(self._open, exchange, last), exchange.read_some)
             self.forwarded += not last
             try:
-                await _Exchange(link, head, head_only, receive, send).run(last=last or head.has_body)
+                await exchange.run(link, last=last)
             except AgainError:
-                link.transport.abort()
+                link.abort()
                 if target == self.target:
                     await asyncio.sleep(_RETRY_SECONDS)
                 continue
             except ClientLeftError:
-                link.transport.abort()
+                link.abort()
             except BrokenLinkError as error:
-                link.transport.abort()
+                link.abort()
+                if link.refused:
+                    raise self._failed(target, "it takes no further request") from error
                 raise self._broken_off(target, error) from error
             except BaseException:
-                link.transport.abort()
+                link.abort()
                 raise
             else:
                 self._carrier.give_back(target, link)
             return
 
+    async def _open(self, exchange: Exchange, last: bool, target: Target) -> Link | Http2Link:
+        fresh = last or not exchange.may_reuse(target)
+        if exchange.goes_over_http2(target):
+            return await self._carrier.connect_http2(target, fresh=fresh)
+        return await self._carrier.connect(target, fresh=fresh)
+
     async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
         relay = WebSocketRelay(self._carrier, scope, receive, send)
-        link, target = await self.connect(fresh=True)
+        link, target = await self._reach(partial(self._carrier.connect, fresh=True), False)
         self.forwarded += 1
         try:
             await relay.run(link)
@@ -141,124 +127,33 @@ class Forwarder:
             metadata={"address": str(target), "why": str(error)},
         )
 
-    async def connect(self, *, fresh: bool) -> tuple[Link, Target]:
-        """Return a connection to where the app is now, on the second try if need be.
-
-        Raises SupervisorError FORWARD_FAILED; UndeliveredError where the request is to wait for an instance.
-        """
-        for attempt in (1, 2):
-            target = self.target
-            try:
-                return await self._carrier.connect(target, fresh=fresh), target
-            except OSError as error:  # TimeoutError is one
-                failure = error
-            if attempt == 1:
-                await asyncio.sleep(_RETRY_SECONDS)
-        why = type(failure).__name__ if failure.strerror is None else failure.strerror
-        refusal = SupervisorError(
+    def _failed(self, target: Target, why: str) -> SupervisorError:
+        return SupervisorError(
             "FORWARD_FAILED",
             f"The node at {target}, which has the app now, cannot be reached: {why}.",
             resource=f"apps/{self.app}",
             metadata={"address": str(target), "why": why},
             retry_after=1.0,
         )
-        if self.returning:
+
+    async def _reach(
+        self, connect: Callable[[Target], Awaitable[_Link]], read_some: bool
+    ) -> tuple[_Link, Target]:
+        """Return a connection to where the app is now, on the second try if need be.
+
+        Raises SupervisorError FORWARD_FAILED; UndeliveredError where the request is to wait for an instance,
+        which it cannot once it was read in part.
+        """
+        for attempt in (1, 2):
+            target = self.target
+            try:
+                return await connect(target), target
+            except OSError as error:  # TimeoutError is one
+                failure = error
+            if attempt == 1:
+                await asyncio.sleep(_RETRY_SECONDS)
+        why = type(failure).__name__ if failure.strerror is None else failure.strerror
+        refusal = self._failed(target, why)
+        if self.returning and not read_some:
             raise UndeliveredError(refusal) from failure
         raise refusal from failure
-
-
-class _Exchange:
-    """One request on its way to the other node, and its response on the way back."""
-
-    def __init__(self, link: Link, head: RequestHead, head_only: bool, receive: Receive, send: Send) -> None:
-        self._link = link
-        self._head = head
-        self._receive = receive
-        self._send = send
-        self._sent_all = not head.has_body
-        self._left = False
-        link.begin(head_only=head_only)
-        link.write(head.data)
-
-    async def run(self, *, last: bool) -> None:
-        """Carry it to its end. Raises BrokenLinkError, ClientLeftError, and, unless it is the `last` try or
-        one that was read from the client, AgainError."""
-        link = self._link
-        pulling = asyncio.get_running_loop().create_task(self._pull())
-        try:
-            await link.head()
-            if not last and _has_moved_on(link):
-                raise AgainError
-            await self._push()
-        except BrokenLinkError:
-            if self._left:
-                raise ClientLeftError from None
-            if link.used and not last and not link.heard:
-                # Closed under this request, which is one that may be sent twice.
-                raise AgainError from None
-            raise
-        finally:
-            # Not waited for: the next request of the app is let in already, and takes this one's place.
-            pulling.cancel()
-        if not self._sent_all:
-            # Answered before the body was read: nobody can tell what comes on this connection.
-            link.transport.abort()
-
-    async def _push(self) -> None:
-        """Pass the response on. A client that is slow holds up `send`, and with it the reading here."""
-        link, send = self._link, self._send
-        await send(
-            {"type": "http.response.start", "status": link.status, "headers": response_headers(link.headers)}
-        )
-        # The head leaves with the first piece: where none is there yet it is not to wait for one.
-        if not link.has_news:
-            await send({"type": "http.response.body", "body": b"", "more_body": True})
-        while True:
-            body = await link.read()
-            ended = link.ended
-            await send({"type": "http.response.body", "body": body, "more_body": not ended})
-            if ended:
-                return
-
-    async def _pull(self) -> None:
-        """Send the request's body, then wait for the client's end."""
-        link = self._link
-        try:
-            while self._head.awaits_continue and not link.continued:
-                if link.status:
-                    return  # answered without the body, which the client is never asked for then
-                await link.news()
-        except BrokenLinkError:
-            return
-        try:
-            while True:
-                message = await self._receive()
-                if message["type"] != "http.request":
-                    self._left = True
-                    link.transport.abort()
-                    return
-                self._pass_on(message.get("body", b""), message.get("more_body", False))
-                await link.flow.drain()
-        except Exception:
-            log.exception("forwarding failed", extra={"action": "forward.fault"})
-            link.transport.abort()
-
-    def _pass_on(self, body: bytes, more: bool) -> None:
-        if self._sent_all:
-            return
-        if not self._head.chunked:
-            data = body
-        elif body:
-            data = b"%x\r\n%b\r\n" % (len(body), body)
-        else:
-            data = b""
-        if not more:
-            self._sent_all = True
-            data += b"0\r\n\r\n" if self._head.chunked else b""
-        if data:
-            self._link.write(data)
-
-
-def _has_moved_on(link: Link) -> bool:
-    """Tell whether the other node answers that it only forwards for the app, too: then it let nothing in."""
-    return link.status == 503 and (REASON_HEADER, b"APP_MOVED") in link.headers

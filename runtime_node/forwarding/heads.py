@@ -25,6 +25,8 @@ _OF_ONE_HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
      b"http2-settings", b"content-length", HOP_HEADER)
 )  # fmt: skip
+# Over HTTP/2 these frame nothing; and "te: trailers" is how a gRPC client says that it reads them.
+_OF_ALL_HOPS = frozenset((b"content-length", b"te"))
 _OF_ONE_HANDSHAKE = frozenset((b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions"))
 # In a method that has no meaning for one, a body that was not announced is not sent on (RFC 9110 §9.3).
 _WITHOUT_BODY = frozenset(("GET", "HEAD", "OPTIONS", "TRACE", "DELETE"))
@@ -45,11 +47,20 @@ class RequestHead:
     length: int
     """Bytes of the body; 0 for none, or for one that is chunked."""
     awaits_continue: bool
+    head_only: bool
+    """Its response has no body, whatever it says."""
 
     @property
     def has_body(self) -> bool:
         """Whether a body follows."""
         return self.chunked or self.length > 0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFields:
+    """A request's head as it goes out over HTTP/2, where no head says how the body ends."""
+
+    fields: list[tuple[bytes, bytes]]
 
 
 def was_forwarded(scope: Scope) -> bool:
@@ -74,8 +85,7 @@ def request_head(scope: Scope, node: bytes, handshake_key: bytes = b"") -> Reque
     length, chunked, expects, host = 0, False, False, False
     lines: list[bytes] = []
     for name, value in headers:
-        if not _TOKEN.fullmatch(name) or _BAD_VALUE.search(value):
-            raise UnsendableError("A header has characters that no header may have.")
+        _check(name, value)
         if name == b"content-length":
             length = int(value)
         elif name == b"transfer-encoding":
@@ -89,9 +99,7 @@ def request_head(scope: Scope, node: bytes, handshake_key: bytes = b"") -> Reque
         chunked = not any(name == b"content-length" for name, _ in headers)
     if chunked and length:
         raise UnsendableError("The request says in more than one way how long its body is.")
-    target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-    if not _VISIBLE.fullmatch(target):
-        raise UnsendableError("The request target has characters that must be percent-encoded.")
+    target = _target(scope)
     method = b"GET" if handshake_key else scope["method"].encode("ascii")
     # A request of HTTP/1.0 may come without a Host; then its app was found by path or X-App.
     first = [method, b" ", target, b" HTTP/1.1\r\n", b"" if host else b"host: localhost\r\n"]
@@ -106,7 +114,46 @@ def request_head(scope: Scope, node: bytes, handshake_key: bytes = b"") -> Reque
             b"sec-websocket-key: %b\r\n" % handshake_key
         )
     data = b"".join((*first, *lines, *last, b"\r\n"))
-    return RequestHead(data, chunked, length, expects and (chunked or length > 0))
+    head_only = method == b"HEAD"
+    return RequestHead(data, chunked, length, expects and (chunked or length > 0), head_only)
+
+
+def request_fields(scope: Scope, node: bytes) -> RequestFields:
+    """Return the head to send on over HTTP/2, as coming from `node`, of a request that came over it.
+
+    Raises UnsendableError.
+    """
+    fields: list[tuple[bytes, bytes]] = []
+    authority = b"localhost"
+    for name, value in scope["headers"]:
+        _check(name, value)
+        if name == b"host":
+            authority = value
+        elif name not in _OF_ONE_HOP or name in _OF_ALL_HOPS:
+            fields.append((name, value))
+    return RequestFields(
+        [
+            (b":method", scope["method"].encode("ascii")),
+            (b":scheme", b"http"),
+            (b":authority", authority),
+            (b":path", _target(scope)),
+            *fields,
+            (HOP_HEADER, node),
+        ]
+    )
+
+
+def _check(name: bytes, value: bytes) -> None:
+    if not _TOKEN.fullmatch(name) or _BAD_VALUE.search(value):
+        raise UnsendableError("A header has characters that no header may have.")
+
+
+def _target(scope: Scope) -> bytes:
+    query = scope["query_string"]
+    target: bytes = scope["raw_path"] + (b"?" + query if query else b"")
+    if not _VISIBLE.fullmatch(target):
+        raise UnsendableError("The request target has characters that must be percent-encoded.")
+    return target
 
 
 def _named_in_connection(headers: Headers) -> frozenset[bytes]:

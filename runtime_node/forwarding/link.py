@@ -6,11 +6,13 @@ Carries one request at a time; whose request it is, and where the response goes,
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
-from typing import Any
+from typing import Any, ClassVar
 
 import httptools
 
+from runtime_node.forwarding.heads import RequestHead
 from runtime_node.http.flow import TURN_SECONDS, Flow
 
 HIGH_WATER = 64 * 1024
@@ -22,12 +24,32 @@ _PART_BYTES = 64
 _CONTINUE, _SWITCHING = 100, 101
 
 
+UNCONFIRMED_SECONDS = 4.0
+"""After which a connection is broken on which nothing that was sent is confirmed."""
+_UNTIL_ITS_TIME = 0.0
+"""Only the request's own time limit ends it."""
+
+
+def break_unconfirmed(connection: socket.socket, seconds: float) -> None:
+    """Have the kernel break a connection on which something that was sent is not taken for so long; 0: never.
+
+    To Linux that is also so while the peer lives and does not read (tcp(7), TCP_USER_TIMEOUT).
+    """
+    if (number := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:
+        connection.setsockopt(socket.IPPROTO_TCP, number, int(seconds * 1000))
+
+
 class BrokenLinkError(Exception):
     """The other node closed the connection, or sent what is no response."""
 
 
 class Link(asyncio.Protocol):
-    """A connection to a node. Belongs to the front loop. `begin` → `write` → `head` → `read` … until b""."""
+    """A connection to a node, on the front loop. `ask` → `send_body` → `head` → `read` … until b""."""
+
+    carries_trailers: ClassVar[bool] = False
+    refused: ClassVar[bool] = False
+    """Never told here: a node that lets nothing in says so in a response."""
+    trailers: ClassVar[list[tuple[bytes, bytes]]] = []
 
     transport: asyncio.Transport
     flow: Flow
@@ -43,6 +65,7 @@ class Link(asyncio.Protocol):
         self._news = asyncio.Event()
         self._unread = b""
         self._has_turn = False
+        self._patient = False
         self._reset(head_only=False)
 
     def _reset(self, *, head_only: bool) -> None:
@@ -215,9 +238,44 @@ class Link(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
 
     def write(self, data: bytes) -> None:
-        """Send bytes; wait with `flow.drain` before more."""
+        """Send bytes; wait with `drain` before more."""
         if not self.lost:
             self.transport.write(data)
+
+    def be_patient(self, patient: bool) -> None:
+        """Say whether the other side may leave unread what is sent: an app may take its time for a body."""
+        self._patient = patient
+        connection = self.transport.get_extra_info("socket")
+        break_unconfirmed(connection, _UNTIL_ITS_TIME if patient else UNCONFIRMED_SECONDS)
+
+    async def drain(self) -> None:
+        """Wait until the node has taken enough of what was sent."""
+        await self.flow.drain()
+
+    def ask(self, head: RequestHead) -> None:
+        """Send a request's head; its body is to follow, also one of nothing."""
+        self._asked = head
+        self.begin(head_only=head.head_only)
+        if head.has_body != self._patient:
+            self.be_patient(head.has_body)
+        self.write(head.data)
+
+    async def body_is_wanted(self) -> bool:
+        """Wait until the body may be sent; tell whether it is asked for. Raises BrokenLinkError."""
+        while self._asked.awaits_continue and not self.continued:
+            if self.status:
+                return False  # answered without the body, which the client is never asked for then
+            await self._wait()
+        return True
+
+    def send_body(self, body: bytes, more: bool) -> None:
+        """Send a piece of the request's body, framed as its head has said."""
+        chunked = self._asked.chunked
+        data = b"%x\r\n%b\r\n" % (len(body), body) if chunked and body else body
+        if chunked and not more:
+            data += b"0\r\n\r\n"
+        if data and self._asked.has_body:
+            self.write(data)
 
     async def head(self) -> None:
         """Wait for the response's head. Raises BrokenLinkError."""
@@ -244,7 +302,7 @@ class Link(asyncio.Protocol):
         return data
 
     @property
-    def ended(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether all of the body was taken."""
         return self.complete and not self._parts
 
@@ -253,15 +311,15 @@ class Link(asyncio.Protocol):
         """Whether `read` returns at once."""
         return bool(self._parts) or self.complete
 
-    async def news(self) -> None:
-        """Wait until something has come. Raises BrokenLinkError."""
-        await self._wait()
-
     async def _wait(self) -> None:
         if self._fault or self.lost:
             raise BrokenLinkError(self._fault or "the connection was closed")
         self._news.clear()
         await self._news.wait()
+
+    def abort(self) -> None:
+        """Break off: the node learns that nobody wants it any more."""
+        self.transport.abort()
 
     @property
     def reusable(self) -> bool:

@@ -15,14 +15,16 @@ class Target(NamedTuple):
     port: int
     node: str = ""
     """Its resource name, for the log."""
+    serves_http2: bool = False
+    """By prior knowledge, beside HTTP/1.1."""
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def parse_target(address: str, node: str = "") -> Target:
+def parse_target(address: str, node: str = "", *, serves_http2: bool = False) -> Target:
     """Take `host:port` or `[v6]:port` apart. Raises ValueError for anything else."""
     match = _ADDRESS.fullmatch(address)
     if match is None or not 0 < int(match["port"]) < 65536:
         raise ValueError("is not `host:port`")
-    return Target(match["six"] or match["host"], int(match["port"]), node)
+    return Target(match["six"] or match["host"], int(match["port"]), node, serves_http2)

@@ -186,7 +186,12 @@ class Exchange:
         if self._news is not None:
             self._news.set()
         gate = self.gate
-        if gate is not None and not gate.remove_waiting(self, gone=True) and self.task is not None:
+        if gate is None or gate.remove_waiting(self, gone=True) or self.task is None:
+            return
+        if gate.relays:
+            # It ends at the other node, too; a forward that waits for room there does not ask for its client.
+            self._stop_task()
+        else:
             self._sink.shared.orphans.add(self)
 
     def expire(self) -> None:
@@ -227,10 +232,12 @@ class Exchange:
         self.gone = True
         if self._news is not None:
             self._news.set()
-        task = self.task
-        if task is not None:
+        self._stop_task()
+
+    def _stop_task(self) -> None:
+        if self.task is not None:
             self._cut = True
-            task.cancel()
+            self.task.cancel()
             # A task that never began is thrown away by its cancelling, without a word to the gate.
             if not self._began:
                 self._end()

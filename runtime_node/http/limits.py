@@ -32,8 +32,9 @@ class FrontLimits:
     """From a connection's start, or a request's first byte, to the end of its headers."""
     body_idle_timeout: float = 20.0
     """Silence within a request's body while the app takes it; then 408."""
-    keep_alive_timeout: float = 5.0
-    """Silence between two requests."""
+    keep_alive_timeout: float = 75.0
+    """Silence between two requests. Longer than clients and load balancers keep a connection (httpx 5 s, most
+    balancers 60 s): who closes first knows that no request is on its way. Idle ones make room for others."""
     max_streams: int = 100
     """Requests at a time on one connection of HTTP/2; one more is refused untouched. Each counts as one more
     connection of its peer."""

@@ -281,7 +281,7 @@ def _new_home(request: StopInstanceRequest) -> Target | None:
         return None
     new_home = request.new_home
     try:
-        home = parse_target(new_home.http_address, new_home.node)
+        home = parse_target(new_home.http_address, new_home.node, serves_http2=new_home.serves_http2)
     except ValueError as error:
         raise invalid_field("new_home.http_address", str(error)) from None
     broken = [

@@ -82,8 +82,10 @@ class Lifecycle:
         wall: Callable[[], float] = time.time,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        """`find` returns an instance by its name; `running` has those that are RUNNING. `on_ready` hears that
-        an app was started."""
+        """`find` returns an instance by its name; `running` holds those that are RUNNING.
+
+        `on_ready` hears that an app was started.
+        """
         self._runners = runners
         self._databases = databases
         self._start_limiter = start_limiter
@@ -262,9 +264,11 @@ class Lifecycle:
         except TimeoutError:
             if timer is None or not timer.expired():
                 raise
-            raise SupervisorError(
-                "APP_START_TIMEOUT", f"It was not ready within {limit:g} s.", resource=instance.name
-            ) from None
+            message = (
+                f"It was not ready within {limit:g} s, its limits.start_timeout; its log has what it said"
+                " until then."
+            )
+            raise SupervisorError("APP_START_TIMEOUT", message, resource=instance.name) from None
 
     async def _start_in(self, runner: AppRunner, launch: Launch, instance: Instance, run: Run) -> RunningApp:
         """Start it in a tier, or, where it turns out that its code cannot run there and none is asked for, in

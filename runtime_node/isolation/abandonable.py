@@ -9,16 +9,16 @@ import threading
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from runtime_node.isolation import lost_interruptions
-from runtime_node.isolation.endings import interrupt
+from runtime_node.isolation.lasting import LastingInterruption
 from runtime_node.isolation.lost_interruptions import AGAIN_SECONDS
 from runtime_node.isolation.pool import PoolThread
 
 T = TypeVar("T")
 
-
-TRIES = 100
-"""How often a call is interrupted whose interruptions are swallowed again and again."""
+LOOKS = 100
+"""At a call that was abandoned, whether it has ended; those that get lost are told beside."""
+LONGEST_PAUSE = 30.0
+"""Seconds between two looks; each pause is twice the one before."""
 
 
 class AbandonedError(BaseException):
@@ -29,8 +29,7 @@ async def run_abandonable(call: Callable[[], T], *, name: str) -> T:
     """Return what `call` returns, run in a new daemon thread with a copy of the caller's context.
 
     When cancelled, the call is interrupted at its next bytecode (a call blocked in C goes on until it
-    returns) and whatever it returns is dropped. What falls into a callback of a weak reference, of the
-    collector or of `__del__`, which the interpreter lets nothing leave, is repeated after that.
+    returns) and whatever it returns is dropped. Where that is swallowed it is interrupted again.
     """
     call_apart = _Call(call, asyncio.get_running_loop())
     thread = PoolThread(target=call_apart.work, name=name, daemon=True)
@@ -52,13 +51,15 @@ class _Call(Generic[T]):
         self._lock = threading.Lock()
         self._running = True
         self._abandoned = False
-        self._tries = TRIES
+        self._interruption: LastingInterruption | None = None
 
     def work(self) -> None:
         try:
             self._work()
         finally:
-            lost_interruptions.forget(threading.get_ident())
+            self._running = False  # an interruption may have come right before that was said
+            if self._interruption is not None:
+                self._interruption.forget()
 
     def _work(self) -> None:
         with contextlib.suppress(AbandonedError):
@@ -78,28 +79,28 @@ class _Call(Generic[T]):
                     self._loop.call_soon_threadsafe(self._settle, result, fault)
 
     def abandon(self, thread: threading.Thread) -> None:
-        """Interrupt the call if it still runs."""
+        """Interrupt the call if it still runs, until it has ended."""
         self._abandoned = True
         if thread.ident is not None:
-            self._interrupt(thread.ident)
+            self._interruption = LastingInterruption(thread, AbandonedError, self._swallowed)
+            self._watch(AGAIN_SECONDS, LOOKS)
 
-    def _interrupt(self, thread: int) -> None:
+    def _watch(self, pause: float, looks: int) -> None:
+        if self._interrupt() and looks:
+            self._loop.call_later(pause, self._watch, min(2 * pause, LONGEST_PAUSE), looks - 1)
+
+    def _interrupt(self) -> bool:
+        """Interrupt the call if that is due; tell whether it runs."""
         with self._lock:
-            if not self._running or not self._tries:
-                return
-            self._tries -= 1
-            if not lost_interruptions.is_telling(thread):
-                lost_interruptions.expect(thread, AbandonedError, self.swallowed)
-                interrupt(thread, AbandonedError)
-                return
-        # Raised in the hook it would get lost again, and nobody would be told.
-        self._loop.call_later(AGAIN_SECONDS, self._interrupt, thread)
+            if self._running and self._interruption is not None:
+                self._interruption.raise_if_due()
+            return self._running
 
-    def swallowed(self) -> None:
-        """Have the call interrupted again; called where an interruption got lost, by that very thread."""
+    def _swallowed(self) -> None:
+        """Have the call interrupted again at once; called by its very thread."""
         # A closed loop has nobody left who minds that the call goes on.
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._interrupt, threading.get_ident())
+            self._loop.call_soon_threadsafe(self._interrupt)
 
     def _settle(self, result: Any, fault: BaseException | None) -> None:
         if self.done.done():

@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures.thread
 import contextvars
-import ctypes
 import gc
-import queue
 import threading
 import time
 import traceback
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-from runtime_node.isolation import lost_interruptions
 from runtime_node.isolation.current import CURRENT_INSTANCE
 from runtime_node.isolation.frames import current_frames
+from runtime_node.isolation.lasting import LastingInterruption
+from runtime_node.isolation.lost_interruptions import AGAIN_SECONDS
 
 
 class ThreadEndedError(SystemExit):
@@ -29,7 +27,7 @@ def end_threads(threads: Sequence[threading.Thread], grace: float) -> list[str]:
 
     Timers are cancelled, executors shut down, and the others get half of the time to notice that their app
     has stopped. Then ThreadEndedError is raised in them; it reaches Python code but no call blocked in C.
-    Where it gets lost in a callback that nothing may leave, it is raised again.
+    Where it is swallowed it is raised again.
     """
     others = [thread for thread in threads if thread is not threading.current_thread()]
     for thread in others:
@@ -45,31 +43,18 @@ def end_threads(threads: Sequence[threading.Thread], grace: float) -> list[str]:
 
 
 def end_by_force(threads: Sequence[threading.Thread], deadline: float) -> None:
-    """Raise ThreadEndedError in threads that run, and again in each where it got lost; await their ends."""
-    # The hook may come in the middle of another one's `put`: a SimpleQueue bears that.
-    due: queue.SimpleQueue[threading.Thread] = queue.SimpleQueue()
-    known = [(thread, thread.ident) for thread in threads if thread.ident is not None]
-    for thread, ident in known:
-        lost_interruptions.expect(ident, ThreadEndedError, partial(due.put, thread))
-        due.put(thread)
+    """Raise ThreadEndedError in threads that run, and again in each that swallowed it; await their ends."""
+    known = [LastingInterruption(thread, ThreadEndedError) for thread in threads if thread.ident is not None]
     try:
         while True:
-            for thread in [due.get() for _ in range(due.qsize())]:
-                if lost_interruptions.is_telling(thread.ident or 0):
-                    due.put(thread)
-                elif thread.is_alive() and thread.ident is not None:
-                    interrupt(thread.ident, ThreadEndedError)
-            _join(threads, min(deadline, time.monotonic() + lost_interruptions.AGAIN_SECONDS))
+            for one in known:
+                one.raise_if_due()
+            _join(threads, min(deadline, time.monotonic() + AGAIN_SECONDS))
             if time.monotonic() >= deadline or not any(thread.is_alive() for thread in threads):
                 return
     finally:
-        for _, ident in known:
-            lost_interruptions.forget(ident)
-
-
-def interrupt(thread_id: int, fault: type[BaseException]) -> None:
-    """Raise `fault` in a thread at its next bytecode."""
-    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread_id), ctypes.py_object(fault))
+        for one in known:
+            one.forget()
 
 
 def tasks_of(loop: asyncio.AbstractEventLoop, instance: str) -> list[asyncio.Task[object]]:

@@ -14,7 +14,8 @@ from typing import TypeAlias
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.isolation.abandonable import run_abandonable
-from runtime_node.loader import LoadedCode, Loader
+from runtime_node.loader import LoadedCode, Loader, parse_entrypoint
+from runtime_node.loader.listing import no_such_module
 from services.rpc.errors import SupervisorError
 
 log = logging.getLogger("runtime_node.tiers")
@@ -62,11 +63,7 @@ class CodeAhead:
     def _is_shared(self, entrypoint: str, isolation: Tier) -> bool:
         """Tell whether the code is imported by the node's own process. Raises SupervisorError of `FINAL`."""
         if not self._loader.has(entrypoint):
-            raise SupervisorError(
-                "ENTRYPOINT_MODULE_NOT_FOUND",
-                f"there is no module {entrypoint.partition(':')[0].partition('.')[0]!r} in this node's app"
-                " directories or installed packages",
-            )
+            raise no_such_module(parse_entrypoint(entrypoint).top, self._loader.app_dirs)
         if isolation == InstanceSpec.PROCESS or self._loader.kind_of(entrypoint) != "factory":
             return False
         return not self._loader.needs_process(entrypoint)

@@ -1,6 +1,7 @@
 """What has come of an app's data directory: kept apart until all of it is there, then put in its place.
 
-What comes is checked to stay below the directory; no link is made before the last file is written.
+What comes is checked to stay below the directory, whoever sends it; no link is made before the last file is
+written.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from appsupervisor.runtime.v1 import data_transfers_pb2 as pb
 from runtime_node.data_directory import sync_directory
 from runtime_node.instances.databases import Databases
 from runtime_node.removal import finish_removals, remove_directory
-from runtime_node.travel.reader_process import DIGEST_BYTES
+from runtime_node.travel.reader_process import DIGEST_BYTES, MARKS, MAX_ENTRIES
 
 Entry = pb.ReadDataResponse.Entry
 
@@ -60,6 +61,10 @@ class Staging:
         """Make files and folders as entries say."""
         for entry in entries:
             path = self._path(entry.path)
+            if entry.path in MARKS:
+                raise OSError(errno.EINVAL, "a node's own mark came as the app's", entry.path)
+            if len(self._kept) >= MAX_ENTRIES:
+                raise OSError(errno.EFBIG, f"there are more than {MAX_ENTRIES:,} files")
             if entry.kind == Entry.DIRECTORY:
                 if not path.is_dir() or path.is_symlink():
                     path.unlink(missing_ok=True)
@@ -95,6 +100,10 @@ class Staging:
         descriptor = os.open(self._path(block.path), os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             view, offset = memoryview(block.data), block.offset
+            if offset >= os.fstat(descriptor).st_size and not block.data.strip(b"\0"):
+                # Of a file that is mostly holes only what is written takes room.
+                os.ftruncate(descriptor, offset + len(view))
+                view = view[:0]
             while view:
                 written = os.pwrite(descriptor, view, offset)
                 view, offset = view[written:], offset + written
@@ -126,7 +135,12 @@ class Staging:
         """Put all that came in this pass in its place, durably, with its marks."""
         self._remove_others()
         for path, entry in self._kept.items():
+            folder = path.rpartition("/")[0]
+            if folder and getattr(self._kept.get(folder), "kind", None) != Entry.DIRECTORY:
+                raise OSError(errno.EINVAL, "a path leads out of the directory", path)
             if entry.kind == Entry.LINK:
+                if "\0" in entry.link_target:
+                    raise OSError(errno.EINVAL, "a link leads nowhere", path)
                 place = self._path(path)
                 place.symlink_to(entry.link_target)
                 self._folders.add(place.parent)

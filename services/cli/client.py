@@ -21,6 +21,7 @@ from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
 from services.cli.contexts import Context
 from services.cli.errors import CliError, Exit, from_rpc, from_status
+from services.cli.targets import target_of
 
 T = TypeVar("T")
 
@@ -47,9 +48,7 @@ class Client:
 
     def __init__(self, context: Context) -> None:
         self.address = context.address
-        first, *others = [one.strip() for one in context.address.split(",")]
-        # gRPC's own resolution of several addresses: the first that answers is used.
-        target = f"ipv4:{','.join([first, *others])}" if others else first
+        target = target_of(context.address)
         if context.ca:
             roots = grpc.ssl_channel_credentials(Path(context.ca).read_bytes())
             self._channel = grpc.secure_channel(target, roots, options=OPTIONS)

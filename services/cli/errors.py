@@ -56,7 +56,7 @@ _REMEDIES = {
     "APP_STOPPED": "`appsupervisor start` starts it.",
     "ENVIRONMENT_NOT_FOUND": "`appsupervisor environments` shows the environments there are.",
     "ETAG_MISMATCH": "Read it again, and repeat the command.",
-    "ENTRYPOINT_NOT_FOUND": "A node looks in its --app-dir folders and its installed packages.",
+    "ENTRYPOINT_MODULE_NOT_FOUND": "A node looks in its --app-dir folders and its installed packages.",
     "ISOLATION_UNSUPPORTED": "Leave `isolation` unset, and the node chooses.",
 }
 
@@ -70,6 +70,14 @@ def from_rpc(failure: grpc.RpcError, address: str) -> CliError:
             f"No control plane answers at {address}.",
             Exit.UNREACHABLE,
             remedy="`appsupervisor up` starts one on this machine; --address or a context names another.",
+        )
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        # A node's port, its apps' port, or any other server of HTTP/2: what it says of itself misleads here.
+        return CliError(
+            f"What answers at {address} is no control plane, or one of a version without this method.",
+            Exit.UNREACHABLE,
+            reason=code.name,
+            remedy="A control plane has port 7400 unless told otherwise; `appsupervisor up` prints which.",
         )
     if status is None:
         return CliError(failure.details() or code.name, _CODES.get(code, Exit.FAILED), reason=code.name)

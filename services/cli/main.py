@@ -24,6 +24,7 @@ from services.cli import (
 from services.cli.errors import CliError, Exit
 from services.cli.output import Format, Output
 from services.cli.session import Session
+from services.spec.versions import VERSION
 
 app = typer.Typer(
     name="appsupervisor",
@@ -33,6 +34,12 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"appsupervisor {VERSION}")  # noqa: T201 - what was asked for
+        raise typer.Exit
 
 
 @app.callback()
@@ -52,6 +59,12 @@ def program(
     jmes: Annotated[
         str, typer.Option("--jmespath", help="Write only this part of the answer, such as '[].name'.")
     ] = "",
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show this program's version and exit.", callback=_version, is_eager=True
+        ),
+    ] = False,
 ) -> None:
     """Create, watch and manage isolated web apps."""
     context.obj = Session(address=address, context=context_name, form=output, query=jmes)
@@ -93,7 +106,10 @@ def _tell(failure: CliError) -> int:
 
 
 def _hoisted(arguments: list[str]) -> list[str]:
-    """Return the arguments with the program's own flags in front: they may stand after the command."""
+    """Return the arguments with the program's own flags in front: they may stand after the command.
+
+    `nodes list` becomes `nodes`, for a group of commands by itself lists what there is.
+    """
     own = {"-o", "--output", "--address", "--context", "--jmespath"}
     command = next((word for word in arguments if not word.startswith("-")), "")
     if command in programs.PROGRAMS:
@@ -110,4 +126,6 @@ def _hoisted(arguments: list[str]) -> list[str]:
             front.append(word)
         else:
             rest.append(word)
+    if rest[1:2] == ["list"] and rest[0] in {group.name for group in app.registered_groups}:
+        del rest[1]
     return front + rest

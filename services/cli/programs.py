@@ -44,7 +44,8 @@ def register(app: typer.Typer) -> None:
 
 def _starter(module: str) -> Callable[[typer.Context], None]:
     def start(context: typer.Context) -> None:
-        # In place of this process: signals and the exit status are the program's own.
-        os.execv(sys.executable, [sys.executable, "-m", module, *context.args])  # noqa: S606 - our own programs
+        # In place of this process: signals and the exit status are the program's own. `-P`: a `calendar.py`
+        # in the folder that it is called from is somebody's own, and not what a library imports.
+        os.execv(sys.executable, [sys.executable, "-P", "-m", module, *context.args])  # noqa: S606 - our own programs
 
     return start

@@ -6,7 +6,7 @@ import asyncio
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.store.mirror import Mirror
-from services.rpc.background import background
+from services.rpc.background import kept_running
 from services.rpc.errors import SupervisorError
 from services.rpc.feed import Entry
 from services.rpc.health import ResourceHealth
@@ -24,7 +24,7 @@ class AppHealth:
 
     def start(self) -> None:
         """Begin to follow the catalog."""
-        self._task = background(self._follow(), "app health")
+        self._task = kept_running(self._follow, "app health")
 
     async def close(self) -> None:
         """Tell every watch that nothing can be used any more, and end."""

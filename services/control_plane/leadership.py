@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from services.control_plane.store.interface import LeaderSeat, Standing
 from services.control_plane.tenure import Pace, Tenure, steady_seconds
-from services.rpc.background import background
+from services.rpc.background import kept_running
 from services.rpc.errors import SupervisorError
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ class Leadership:
             else:
                 await self._on_elected(self._elected(standing, sent))
                 return
-        self._task = background(self._seek(), "leadership")
+        self._task = kept_running(self._seek, "leadership")
 
     async def close(self) -> None:
         """End the leader's work and let another replica lead at once."""

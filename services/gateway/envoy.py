@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -83,7 +84,6 @@ class Envoy:
 
     def start(self) -> None:
         """Begin to run it and to keep it running."""
-        (self._folder / "bootstrap.json").write_text(json.dumps(self._settings))
         self._task = background(self._keep_running(), "envoy")
 
     async def stop(self, drain: float) -> None:
@@ -117,19 +117,31 @@ class Envoy:
         delay = FIRST_DELAY
         while not self._stopping:
             began = loop.time()
-            code = await self._run_once()
+            try:
+                code, why = await self._run_once(), "it ended"
+            except OSError as fault:  # no process, descriptor or memory to be had, for now
+                code, why = -1, f"it cannot be started: {fault.strerror or fault}"
             if self._stopping:
                 return
             delay = FIRST_DELAY if loop.time() - began > SETTLED_AFTER else delay
             log.error(
-                "Envoy ended; it is started again in %g s", delay,
+                "Envoy: %s; it is started again in %g s", why, delay,
                 extra={"action": "envoy.ended", "exit_code": code},
             )  # fmt: skip
             await asyncio.sleep(delay)
             delay = min(delay * 2, LONGEST_DELAY)
 
-    async def _run_once(self) -> int:
+    def _furnish(self) -> None:
+        """Have the folder with its settings: what tidies /tmp up may have removed it. Raises OSError."""
+        with contextlib.suppress(FileExistsError):
+            self._folder.mkdir(mode=0o700)
+        if self._folder.lstat().st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, f"{self._folder} is another user's")
+        (self._folder / "bootstrap.json").write_text(json.dumps(self._settings))
         self.admin.path.unlink(missing_ok=True)
+
+    async def _run_once(self) -> int:
+        self._furnish()
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-S", str(child.__file__), str(os.getpid()), self._program,
             "--config-path", str(self._folder / "bootstrap.json"),

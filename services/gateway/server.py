@@ -18,7 +18,7 @@ from services.gateway.table import RoutingTable
 from services.gateway.tls import CertificateTable
 from services.gateway.xds.cache import LISTENER, SECRET, ResourceCache
 from services.gateway.xds.servicer import SERVICE, DiscoveryServicer, register
-from services.rpc.background import background
+from services.rpc.background import kept_running
 from services.rpc.metrics import MetricsListener
 from services.rpc.ports import bind_free_port
 from services.rpc.process import ending_signals
@@ -83,7 +83,7 @@ class Gateway:
             server.set_serving(False, SERVICE)
             stack.push_async_callback(server.stop, XDS_GRACE)
             stack.callback(servicer.close)
-            stack.push_async_callback(ended, background(lookups.run(), "nodes' host names"))
+            stack.push_async_callback(ended, kept_running(lookups.run, "nodes' host names"))
 
             def ready() -> None:
                 cache.open()

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import grpc
@@ -21,7 +22,7 @@ from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
 from services.gateway.table import RoutingTable
 from services.gateway.tls import CertificateTable, Served
-from services.rpc.background import background
+from services.rpc.background import kept_running
 from services.rpc.status import reason_of
 
 log = logging.getLogger("appsupervisor.gateway")
@@ -127,18 +128,29 @@ class Watch:
             self.last_heard = time.monotonic()
             if told.type == catalog.WatchAppsResponse.UPSERT:
                 item = self._item(told)
-                self._put(item)
+                self._take(self._put, item, item.name)
                 if missing is not None:
                     missing.discard(item.name)
             elif told.type == catalog.WatchAppsResponse.REMOVE:
-                self._remove(self._item(told).name)
+                name = self._item(told).name
+                self._take(self._remove, name, name)
             elif told.type == catalog.WatchAppsResponse.SYNCED:
                 for name in missing or ():
-                    self._remove(name)
+                    self._take(self._remove, name, name)
                 missing = None
                 self._synced()
             if told.resume_token and missing is None:
                 self._token = told.resume_token
+
+    def _take(self, change: Callable[[Any], None], item: Any, name: str) -> None:
+        """Carry one change out; what cannot be stays as it is, and keeps no other from being carried out."""
+        try:
+            change(item)
+        except Exception:
+            log.exception(
+                "%s: cannot be routed as it is told, and stays as it was: %s", self.name, name,
+                extra={"action": "gateway.not_taken", "watch": self.name, "resource": name},
+            )  # fmt: skip
 
 
 class Subscriber:
@@ -188,7 +200,7 @@ class Subscriber:
         if self._certificates is not None:
             self.watches.append(self._certificate_watch(channels, self._certificates))
         for watch in self.watches:
-            task = background(watch.run(len(channels)), watch.name)
+            task = kept_running(partial(watch.run, len(channels)), watch.name)
             self._stack.push_async_callback(ended, task)
 
     def _certificate_watch(self, channels: Sequence[grpc.aio.Channel], of: Certificates) -> Watch:

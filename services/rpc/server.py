@@ -12,7 +12,7 @@ import grpc
 from grpc_channelz.v1 import channelz, channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.rpc.background import background
+from services.rpc.background import kept_running
 from services.rpc.health import HealthServicer, ResourceHealth
 from services.rpc.pipeline.methods import Methods
 from services.rpc.pipeline.pipeline import Pipeline
@@ -113,7 +113,7 @@ class RpcServer:
             raise OSError(f"cannot listen on {listen}: the address is in use or not ours") from refused
         await self._server.start()
         guard = FloodGuard(self.pipeline.admission.bounds.resets_per_second)
-        self._guard = background(guard.run(), "reset floods")
+        self._guard = kept_running(guard.run, "reset floods")
         self.set_serving(True)
         return int(port)
 

@@ -165,7 +165,8 @@ def _database_violations(field: str, database: Database, secrets: Mapping[str, s
 def _postgres_violations(field: str, postgres: Database.Postgres) -> list[Violation]:
     found = []
     if not postgres.server:
-        found.append(Violation(f"{field}.server", "is required, as databaseServers/{database_server}"))
+        rule = "must be set, as databaseServers/{database_server}: the app's environment has no default"
+        found.append(Violation(f"{field}.server", rule))
     elif not _SERVER.fullmatch(postgres.server):
         found.append(Violation(f"{field}.server", "must have the form databaseServers/{database_server}"))
     found += extension_violations(f"{field}.extensions", postgres.extensions, _MAX_EXTENSIONS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Database, Forwarding, GetRuntimeStatusRequest
 from tests.e2e.conftest import GUEST_DIRS
-from tests.e2e.stack import DEADLINE, Stack, eventually
+from tests.e2e.stack import DEADLINE, ROOT, Stack, eventually
 
 PER_SECOND = 100
 NODES = "environments/default/nodes"
@@ -28,7 +29,7 @@ NODES = "environments/default/nodes"
 
 @pytest.fixture
 def two_nodes(tmp_path: Path) -> Iterator[Stack]:
-    stack = Stack(tmp_path / "stack", app_dirs=GUEST_DIRS)
+    stack = Stack(tmp_path / "stack", app_dirs=(*GUEST_DIRS, ROOT / "tests/apps/grpc"))
     try:
         stack.start()
         stack.add_node("node-2")
@@ -173,6 +174,61 @@ class Holdout:
                 return "" if closed.rcvd is not None and closed.rcvd.code == 1012 else repr(closed)
 
 
+class Caller:
+    """A gRPC client that goes on at one node's address: small calls, large ones, both sides by turns."""
+
+    LARGE = bytes(range(256)) * 800
+
+    def __init__(self, stack: Stack, app_id: str, node: str) -> None:
+        authority = [("grpc.default_authority", f"{app_id}.localhost")]
+        self._channel = grpc.insecure_channel(f"127.0.0.1:{stack.http_port(node)}", authority)
+        self._echo = self._channel.unary_unary("/demo.Calculator/Echo")
+        self._chat = self._channel.stream_stream("/demo.Calculator/Chat")
+        self.answers = 0
+        self.failures: list[str] = []
+        self._ended = threading.Event()
+        ways = (lambda: self._say(b"hello"), lambda: self._say(self.LARGE), self._talk)
+        self._threads = [threading.Thread(target=self._run, args=(way,), daemon=True) for way in ways]
+
+    def __enter__(self) -> Caller:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(DEADLINE)
+        self._channel.close()
+
+    def goes_on(self) -> None:
+        """Wait until there have been some more answers."""
+        before = self.answers
+        eventually(lambda: self.answers > before + 20, f"calls go on: {self.failures[:3]}")
+
+    def _run(self, way: Callable[[], bool]) -> None:
+        while not self._ended.wait(3 / PER_SECOND):
+            try:
+                if not way():
+                    self.failures.append("another answer")
+            except grpc.RpcError as refused:
+                self.failures.append(f"{refused.code()} {refused.details()}")
+            self.answers += 1
+
+    def _say(self, what: bytes) -> bool:
+        return bool(self._echo(what, timeout=DEADLINE) == what)
+
+    def _talk(self) -> bool:
+        said: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        answers = self._chat(iter(said.get, None), timeout=DEADLINE)
+        for word in (b"one", b"two"):
+            said.put(word)
+            if next(answers) != b"you said " + word:
+                return False
+        said.put(None)
+        return not list(answers)
+
+
 def forwarded(stack: Stack, node: str) -> Forwarding:
     with stack.runtime(node) as runtime:
         return runtime.GetRuntimeStatus(GetRuntimeStatusRequest(), timeout=DEADLINE).forwarding
@@ -183,22 +239,35 @@ def homes(stack: Stack, app_id: str) -> list[str]:
     return [it.node.rpartition("/")[2] for it in stack.get(app_id).instances]
 
 
+def move_app(stack: Stack, app_id: str, node: str) -> catalog.App:
+    request = catalog.MoveAppRequest(name=f"apps/{app_id}", node=f"{NODES}/{node}")
+    return stack.result(stack.apps.MoveApp(request, timeout=DEADLINE))
+
+
 def test_a_move_and_a_drain_over_a_killed_control_plane_fail_no_request(two_nodes: Stack) -> None:
     stack = two_nodes
     stack.create("shop", "behaviours:talks", database=Database(no_database=Database.NoDatabase()))
     (first,) = homes(stack, "shop")
     (second,) = {"node-1", "node-2"} - {first}
-    with Follower(stack, "shop") as follower, Holdout(stack, "shop", first) as holdout:
-        follower.goes_on()
-        holdout.goes_on()
-        move = catalog.MoveAppRequest(name="apps/shop", node=f"{NODES}/{second}")
-        app = stack.result(stack.apps.MoveApp(move, timeout=DEADLINE))
+    stack.create("calc", "calculator:create_app", database=Database(no_database=Database.NoDatabase()))
+    if homes(stack, "calc") != [first]:
+        move_app(stack, "calc", first)
+    with (
+        Follower(stack, "shop") as follower,
+        Holdout(stack, "shop", first) as holdout,
+        Caller(stack, "calc", first) as caller,
+    ):
+        for client in (follower, holdout, caller):
+            client.goes_on()
+        app = move_app(stack, "shop", second)
         assert f"{NODES}/{second}" in [it.node for it in app.instances]
+        move_app(stack, "calc", second)
         eventually(lambda: homes(stack, "shop") == [second], "it is told to be there alone")
         follower.goes_on()
         # Who goes on asking where the app was is answered by the node that has it.
         holdout.goes_on()
-        eventually(lambda: forwarded(stack, first).app_count == 1, "the former node forwards")
+        caller.goes_on()
+        eventually(lambda: forwarded(stack, first).app_count == 2, "the former node forwards")
         carried = forwarded(stack, first).request_count
         eventually(lambda: forwarded(stack, first).request_count > carried, "and goes on to")
         # Back again, by a drain, and whoever brings it on is killed as soon as it has begun.
@@ -213,8 +282,10 @@ def test_a_move_and_a_drain_over_a_killed_control_plane_fail_no_request(two_node
         follower.goes_on()
         eventually(lambda: forwarded(stack, first).app_count == 0, "its own instance answers again")
         holdout.goes_on()
+        caller.goes_on()
     assert follower.failures == []
     assert holdout.failures == []
+    assert caller.failures == []
     assert forwarded(stack, first).failure_count == 0
     ports = {line.split()[0] for line in follower.seen}
     assert ports == {str(stack.http_port(node)) for node in (first, second)}

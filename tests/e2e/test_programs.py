@@ -21,7 +21,7 @@ READY = {
     "node": "node.ready",
     "gateway": "gateway.ready",
 }
-COMMAND_LINE = [sys.executable, "-m", "services.cli"]
+COMMAND_LINE = [sys.executable, "-P", "-m", "services.cli"]
 
 
 @pytest.mark.slow
@@ -29,6 +29,7 @@ COMMAND_LINE = [sys.executable, "-m", "services.cli"]
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_the_example_of_a_programs_help_runs_and_ends_with_zero(name: str, tmp_path: Path) -> None:
     (tmp_path / "my").mkdir()
+    (tmp_path / "calendar.py").write_text("raise RuntimeError('a file of the caller')")
     ports = {f"APPSUPERVISOR_{port}_PORT": "0" for port in ("CONTROL_PLANE", "NODE", "HTTP")}
     env = {**os.environ, **ports, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}", "COLUMNS": "200"}
     if name == "gateway":

@@ -34,10 +34,12 @@ class Up:
         self.log = folder / f"up-{number}.log"
         settings = {f"APPSUPERVISOR_{name}": "0" for name in PORTS}
         settings |= {"APPSUPERVISOR_DATA_DIR": str(folder / "data"), "PYTHONUNBUFFERED": "1"}
+        # What libraries import is not to be found in the folder that it is called from.
+        (folder / "calendar.py").write_text("raise RuntimeError('a file of the caller')")
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "compose.local", *arguments],
-                cwd=ROOT,
+                [sys.executable, "-P", "-m", "compose.local", *arguments],
+                cwd=folder,
                 env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'gen'}", **settings, **env},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

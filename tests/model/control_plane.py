@@ -232,7 +232,7 @@ class ControlPlane:
         fences = []
         for app, record in self.mirror.apps.items():
             here = link.of(app).values()
-            epoch = fence_epoch(record, name, self.mirror.placements.get(app, ()), here)
+            epoch = fence_epoch(record.uid, name, self.mirror.placements.get(app, ()), here)
             if epoch:
                 fences.append(Fence(record.uid, epoch))
         return fences

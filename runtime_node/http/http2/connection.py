@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import time
 
 from h2.errors import ErrorCodes
 from h2.events import (
@@ -24,49 +22,41 @@ from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
 from hyperframe.frame import GoAwayFrame
 
-from runtime_node.http.flow import TURN_SECONDS, Flow
-from runtime_node.http.http2 import frames
-from runtime_node.http.http2.engine import TABLE_BYTES, WINDOW, new_engine
+from runtime_node.http.flow import Flow
+from runtime_node.http.http2.engine import WINDOW, keep_table_small, new_engine
 from runtime_node.http.http2.exchange import StreamExchange
-from runtime_node.http.http2.frames import Budget, Frame, FrameCutter, FrameTooLongError
+from runtime_node.http.http2.framed import FramedConnection
+from runtime_node.http.http2.frames import Budget
 from runtime_node.http.http2.request import read_request
 from runtime_node.http.http2.stream import Stream
-from runtime_node.http.problems import BODY_TIMEOUT, Problem, RefusedError
-from runtime_node.http.reader import Endpoints
+from runtime_node.http.http2.streams import Streams
+from runtime_node.http.problems import Problem, RefusedError
+from runtime_node.http.scope import Endpoints
 from runtime_node.http.shared import FrontShared
 
-_logger = logging.getLogger(__name__)
-
 _NEVER = float("inf")
-_FULL_READ = 64 * 1024
 _STEADY_BYTES = 64 * 1024
 _RESETS = 1000
 """Requests that a client may give up at once before their answer begins; one more for each answer it took."""
-_CONTROLS = 4_000
-"""Frames at once that carry nothing of a request."""
 
 
-class Http2Connection(asyncio.Protocol):
+class Http2Connection(FramedConnection):
     """A connection of the listener that has begun with the preface of HTTP/2. Belongs to the front loop."""
 
     def __init__(self, shared: FrontShared, ends: Endpoints, flow: Flow, peer: str | None) -> None:
+        super().__init__(shared.loop, new_engine(shared.limits), shared.limits.max_header_bytes, shared.now)
         self.shared = shared
         self.limits = shared.limits
         self.flow = flow
         self.peer = peer
-        """For the listener's shares; its streams are counted by `_share`."""
-        self.head_bytes = 0
+        """For the listener's shares."""
         self.waiting_place: int | None = next(shared.places)
-        self.streams: dict[int, Stream] = {}
+        self._streams = Streams(shared, peer)
         self.deadline = shared.now + shared.limits.header_timeout
-        self._share = peer
         self._ends = ends
-        self._cutter = FrameCutter()
-        self._blocked: dict[Stream, None] = {}
         # A proxy stands for many clients.
         many = 10 if ends.trusted else 1
         self._resets = Budget(many * _RESETS, many * 20.0, shared.now)
-        self._controls = Budget(_CONTROLS, 200.0, shared.now)
         self._idle_since = shared.now
         self._begun = False
         """It has had a request."""
@@ -76,9 +66,6 @@ class Http2Connection(asyncio.Protocol):
         self._untaken = 0
         self._leaving = False
         """GOAWAY was sent or came: no stream is begun any more."""
-        self.ended = False
-        """Nothing is read any more."""
-        self.engine = new_engine(shared.limits)
 
     # --- transport ---
 
@@ -99,33 +86,6 @@ class Http2Connection(asyncio.Protocol):
         self.shared.shares.leave(self)
         self.flow.resume_writing()
 
-    def data_received(self, data: bytes) -> None:
-        """Read frames, for some milliseconds at a time."""
-        if self.ended:
-            return
-        self._cutter.feed(data)
-        if self.read_turn() or len(data) >= _FULL_READ:
-            self.flow.end_turn(self.read_turn)
-
-    def feed(self, data: bytes) -> None:
-        """Add bytes that are read in the next turn."""
-        self._cutter.feed(data)
-
-    def read_turn(self) -> bool:
-        """Take frames until this turn is over; tell whether something is left for the next one."""
-        over = time.monotonic() + TURN_SECONDS
-        more = False
-        try:
-            while not self.ended and (frame := self._cutter.take()) is not None:
-                self._take(frame)
-                if time.monotonic() > over:
-                    more = self._cutter.holds
-                    break
-        except FrameTooLongError:
-            self._close(ErrorCodes.FRAME_SIZE_ERROR)
-        self.flush()
-        return more and not self.ended
-
     def eof_received(self) -> bool:
         """Close: a client that reads still would not have closed its side."""
         return False
@@ -137,7 +97,7 @@ class Http2Connection(asyncio.Protocol):
         self.hurry(self._stalled_since + self.limits.write_timeout)
         self.flow.pause_writing()
         self.flow.pause_reading()
-        for stream in self.streams.values():
+        for stream in self._streams.all():
             stream.flow.pause_writing()
 
     def resume_writing(self) -> None:
@@ -145,51 +105,16 @@ class Http2Connection(asyncio.Protocol):
         self._stalled_since = 0.0
         self.flow.resume_writing()
         self.flow.resume_reading()
-        self._advance(list(self.streams.values()))
+        self._advance(self._streams.all())
 
-    def flush(self) -> None:
-        """Send what the protocol has to say."""
-        data = self.engine.data_to_send()
-        if data and not self.transport.is_closing():
-            self.transport.write(data)
+    # --- events ---
 
-    # --- frames ---
+    def _now(self) -> float:
+        return self.shared.now
 
-    def _take(self, frame: Frame) -> None:
-        block, price = self.head_bytes, frame.price
-        if frame.is_of_a_head:
-            whole = bool(frame.flags & frames.END_HEADERS)
-            self._hold_head(0 if whole else block + len(frame.raw))
-            if block + frame.length > self.limits.max_header_bytes:
-                self._close(ErrorCodes.ENHANCE_YOUR_CALM)
-                return
-        elif price:
-            # Nothing of a request: each costs this side as much as a useful one.
-            if not self._controls.spend(self.shared.now, price):
-                self._close(ErrorCodes.ENHANCE_YOUR_CALM)
-                return
-            if not block and frame.is_unknown:
-                return
-            if not block and frame.kind == frames.GOAWAY:
-                # `h2` would send nothing from now on; who leaves wants what is under way.
-                self._leave()
-                return
-        try:
-            events = self.engine.receive_data(frame.raw)
-        except ProtocolError as error:
-            self._close(error.error_code)
-            return
-        except Exception as error:  # noqa: BLE001 - whatever bytes do to a parser, they do to their own connection
-            facts = {"action": "http2.unreadable", "error": type(error).__name__}
-            _logger.warning("a frame could not be read", extra=facts)
-            self._close(ErrorCodes.INTERNAL_ERROR)
-            return
-        try:
-            for event in events:
-                self._handle(event)
-        except Exception:
-            _logger.exception("request handling failed", extra={"action": "http2.fault"})
-            self._close(ErrorCodes.INTERNAL_ERROR)
+    def _goodbye(self, last_stream: int) -> None:
+        # Who leaves wants what is under way.
+        self._leave()
 
     def _hold_head(self, held: int) -> None:
         shared = self.shared
@@ -197,7 +122,7 @@ class Http2Connection(asyncio.Protocol):
             self._head_since = shared.now
             self.hurry(shared.now + self.limits.header_timeout)
         shared.head_bytes += held - self.head_bytes
-        self.head_bytes = held
+        super()._hold_head(held)
         if shared.head_bytes > self.limits.max_unfinished_head_bytes:
             shared.shares.shed_heads()
 
@@ -207,23 +132,22 @@ class Http2Connection(asyncio.Protocol):
                 self._begin(event)
             case DataReceived():
                 self._consume(event.flow_controlled_length)
-                stream = self.streams.get(event.stream_id)
+                stream = self._streams.get(event.stream_id)
                 if stream is not None:
                     stream.feed(event.data, event.flow_controlled_length)
             case StreamEnded():
-                stream = self.streams.get(event.stream_id)
+                stream = self._streams.get(event.stream_id)
                 if stream is not None:
                     stream.end_of_body()
             case StreamReset():
                 self._reset(event)
             case WindowUpdated():
-                stream = self.streams.get(event.stream_id)
-                self._advance(list(self._blocked) if stream is None else [stream])
+                stream = self._streams.get(event.stream_id)
+                self._advance(self._streams.blocked() if stream is None else [stream])
             case RemoteSettingsChanged():
                 if SettingCodes.HEADER_TABLE_SIZE in event.changed_settings:
-                    encoder = self.engine.encoder
-                    encoder.header_table_size = min(encoder.header_table_size, TABLE_BYTES)
-                self._advance(list(self._blocked))
+                    keep_table_small(self.engine)
+                self._advance(self._streams.blocked())
             case _:
                 pass
 
@@ -235,18 +159,18 @@ class Http2Connection(asyncio.Protocol):
 
     def _begin(self, event: RequestReceived) -> None:
         shared, number = self.shared, event.stream_id
-        full = len(self.streams) >= self.limits.max_streams
-        if self._leaving or full or not shared.shares.enter_stream(self._share):
+        if self._leaving or not self._streams.enter():
             self.engine.reset_stream(number, ErrorCodes.REFUSED_STREAM)
-            if not self._leaving and not self._resets.spend(shared.now):
+            if not self._resets.spend(shared.now):
                 self._close(ErrorCodes.ENHANCE_YOUR_CALM)
             return
         self._begun = True
         self.waiting_place = None
-        self.streams[number] = stream = Stream(self, number)
+        stream = Stream(self, number)
+        self._streams.add(stream)
         stream.receiving = event.stream_ended is None
         try:
-            request = read_request(shared, self._ends, event.headers)
+            request = read_request(shared, self._ends, event.headers, has_body=stream.receiving)
         except RefusedError as error:
             stream.refuse(error.problem)
             return
@@ -260,7 +184,7 @@ class Http2Connection(asyncio.Protocol):
         self.hurry(stream.deadline())
 
     def _reset(self, event: StreamReset) -> None:
-        stream = self.streams.get(event.stream_id)
+        stream = self._streams.get(event.stream_id)
         if stream is None:
             return
         begun = stream.exchange is not None and stream.exchange.started
@@ -274,42 +198,26 @@ class Http2Connection(asyncio.Protocol):
 
     # --- streams ---
 
-    def sent(self, count: int) -> None:
-        """Take note of a piece of a response that goes out now."""
-        self._controls.earn(2 + count // 1024)
-        self.flush()
-
     def answered(self) -> None:
         """Take note of a response that was taken to its end."""
         self._resets.earn()
 
     def wait_for_room(self, stream: Stream) -> None:
         """Have a stream told when the client's windows let more through."""
-        self._blocked[stream] = None
+        self._streams.wait_for_room(stream)
         self.hurry(stream.deadline())
 
     def _advance(self, waiting: list[Stream]) -> None:
-        """Let streams send by turns, a frame each, until nobody can."""
-        while waiting and not self.flow.write_paused:
-            left: list[Stream] = []
-            for stream in waiting:
-                self._blocked.pop(stream, None)
-                if not stream.closed:
-                    stream.advance(1)
-                    if stream.can_advance():
-                        left.append(stream)
-            waiting = left
+        self._streams.advance(waiting, self.flow)
         self.flush()
 
     def forget(self, stream: Stream) -> None:
         """Let go of a stream that has ended; without one the connection waits for the next, or leaves."""
-        if self.streams.pop(stream.number, None) is None:
+        if not self._streams.forget(stream):
             return
-        self._blocked.pop(stream, None)
-        self.shared.shares.leave_stream(self._share)
         if self.shared.draining and not self._leaving:
             self._leave()
-        if self.streams or self.ended:
+        if self._streams or self.ended:
             return
         if self._leaving:
             self._close(ErrorCodes.NO_ERROR)
@@ -329,12 +237,12 @@ class Http2Connection(asyncio.Protocol):
         if self._leaving or self.ended:
             return
         self._leaving = True
-        self.flush()
+        self.flush_now()
         # Past `h2`, which would not let the streams end.
         goodbye = GoAwayFrame(0)
         goodbye.last_stream_id = self.engine.highest_inbound_stream_id
         self.transport.write(goodbye.serialize())
-        if not self.streams:
+        if not self._streams:
             self._close(ErrorCodes.NO_ERROR)
 
     def shutdown(self) -> None:
@@ -343,7 +251,7 @@ class Http2Connection(asyncio.Protocol):
 
     def cut(self, problem: Problem) -> None:
         """End what is being served, with the problem if it can still be told, and close."""
-        for stream in list(self.streams.values()):
+        for stream in self._streams.all():
             if stream.exchange is not None:
                 stream.exchange.cut(problem)
         if not self.ended:
@@ -363,7 +271,6 @@ class Http2Connection(asyncio.Protocol):
             return
         with contextlib.suppress(ProtocolError):  # it has said so itself
             self.engine.close_connection(code)
-        self.flush()
         self._end()
         self.deadline = self.shared.now + self.limits.linger_timeout
         if self.transport.is_closing():
@@ -373,13 +280,13 @@ class Http2Connection(asyncio.Protocol):
             self.transport.write_eof()
 
     def _end(self) -> None:
+        self.flush_now()
         self.ended = True
         self.deadline = _NEVER
         self.waiting_place = None
         self._cutter.clear()
         self._hold_head(0)
-        self._blocked.clear()
-        for stream in list(self.streams.values()):
+        for stream in self._streams.all():
             stream.closed = True
             stream.lose()
             self.forget(stream)
@@ -402,19 +309,15 @@ class Http2Connection(asyncio.Protocol):
         if self.head_bytes and now >= self._head_since + self.limits.header_timeout:
             self._close(ErrorCodes.ENHANCE_YOUR_CALM)
             return
-        for stream in list(self.streams.values()):
-            if stream.expire(now) and stream.exchange is not None:
-                stream.exchange.cut(BODY_TIMEOUT)
+        self._streams.expire(now)
         if self.ended:
             return
         patience = self.limits.stream_idle_timeout if self._begun else self.limits.header_timeout
-        if not self.streams and now >= self._idle_since + patience:
+        if not self._streams and now >= self._idle_since + patience:
             self._close(ErrorCodes.NO_ERROR)
             return
-        self.deadline = min(
-            (stream.deadline() for stream in self.streams.values()),
-            default=self._idle_since + patience,
-        )
+        until = self._streams.deadline()
+        self.deadline = self._idle_since + patience if until is None else until
         if self.head_bytes:
             self.hurry(self._head_since + self.limits.header_timeout)
         if self._stalled_since:

@@ -50,7 +50,11 @@ class StreamResponse(Response):
         return found, b"" if no_body else body
 
 
-def checked_trailers(headers: Iterable[tuple[bytes, bytes]], base_domain: str) -> Fields:
-    """Return an app's trailers, without what only a head may say. Raises BadResponseError."""
-    found, _ = StreamResponse(200, headers, base_domain).fields(b"", False, True, b"", tell_length=False)
+def checked_trailers(
+    headers: Iterable[tuple[bytes, bytes]], base_domain: str, *, relayed: bool = False
+) -> Fields:
+    """Return an app's trailers, without what only a head may say; those `relayed` may be of a node. Raises
+    BadResponseError."""
+    response = StreamResponse(200, headers, base_domain, relayed=relayed)
+    found, _ = response.fields(b"", False, True, b"", tell_length=False)
     return [field for field in found if field[0] not in _OF_A_HEAD]

@@ -5,7 +5,6 @@ The client's own window is opened again only as the app takes what came.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 from h2.errors import ErrorCodes
@@ -14,6 +13,7 @@ from runtime_node.http.exchange import Exchange
 from runtime_node.http.flow import Flow
 from runtime_node.http.http2.exchange import StreamExchange
 from runtime_node.http.http2.grpc import whole_answer
+from runtime_node.http.http2.outbox import Outbox
 from runtime_node.http.http2.response import Fields
 from runtime_node.http.problems import Problem
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 _NEVER = float("inf")
 _STEADY_BYTES = 64 * 1024
-_MAX_SENT_FRAME = 32 * 1024
 _WINDOW_STEP = 16 * 1024
 """What the app has taken before the client is told so."""
 
@@ -45,8 +44,8 @@ class Stream:
     """The sink of one exchange."""
 
     __slots__ = (
-        "_connection", "_ending", "_pending", "_sent", "_stalled_since", "_trailers", "_untaken", "closed",
-        "exchange", "flow", "last_read", "number", "receiving", "shared",
+        "_connection", "_outbox", "_sent", "_stalled_since", "_untaken", "closed", "exchange", "flow",
+        "last_read", "number", "receiving", "shared",
     )  # fmt: skip
 
     def __init__(self, connection: Http2Connection, number: int) -> None:
@@ -61,9 +60,7 @@ class Stream:
         """Nothing is sent any more."""
         self.last_read = self.shared.now
         self._untaken = 0
-        self._pending: deque[memoryview] = deque()
-        self._ending = False
-        self._trailers: Fields = []
+        self._outbox = Outbox(connection.engine, number)
         self._stalled_since = 0.0
         self._sent = 0
         if connection.flow.write_paused:
@@ -118,7 +115,7 @@ class Stream:
 
     def lose(self) -> None:
         """Take note that the client is gone, or wants no more of this."""
-        self._pending.clear()
+        self._outbox.clear()
         self._stalled_since = 0.0
         if self.exchange is not None:
             self.exchange.disconnected()
@@ -126,47 +123,26 @@ class Stream:
 
     def advance(self, frames: int = 1 << 30) -> None:
         """Send what the client's windows let through, at most so many frames; the rest waits for it."""
-        connection, pending = self._connection, self._pending
-        engine = connection.engine
-        while pending and frames and not connection.flow.write_paused:
-            room = min(
-                engine.local_flow_control_window(self.number), engine.max_outbound_frame_size, _MAX_SENT_FRAME
-            )
-            if room <= 0:
-                break
-            piece = pending.popleft()
-            if len(piece) > room:
-                pending.appendleft(piece[room:])
-                piece = piece[:room]
-            last = self._ending and not self._trailers and not pending
-            engine.send_data(self.number, bytes(piece), end_stream=last)
-            self._sent += len(piece)
+        connection, outbox = self._connection, self._outbox
+        while frames and not connection.flow.write_paused and (size := outbox.send_frame()):
+            self._sent += size
             frames -= 1
-            connection.sent(len(piece))
-            if last:
-                self._close()
-                return
-        if pending:
+            connection.sent(size)
+        if outbox.waits:
             self.flow.pause_writing()
             if not self._stalled_since:
                 self._stalled_since, self._sent = self.shared.now, 0
             connection.wait_for_room(self)
             return
         self._stalled_since = 0.0
-        if self._ending:
-            if self._trailers:
-                engine.send_headers(self.number, self._trailers, end_stream=True)
-            else:
-                engine.end_stream(self.number)
+        if outbox.finish():
             self._close()
         elif not connection.flow.write_paused:
             self.flow.resume_writing()
 
     def can_advance(self) -> bool:
         """Tell whether there is something to send and room for it."""
-        if not self._pending or self.closed:
-            return False
-        return self._connection.engine.local_flow_control_window(self.number) > 0
+        return self._outbox.waits and not self.closed and self._outbox.has_room
 
     def _close(self) -> None:
         self.closed = True
@@ -184,7 +160,7 @@ class Stream:
         if self.closed:
             return
         self.closed = True
-        self._pending.clear()
+        self._outbox.clear()
         self._stalled_since = 0.0
         self.flow.resume_writing()
         self._connection.engine.reset_stream(self.number, code)
@@ -224,8 +200,9 @@ class Stream:
             self._close()
             return
         if body:
-            self._pending.append(memoryview(body))
-        self._ending, self._trailers = ends, trailers
+            self._outbox.put(body)
+        if ends:
+            self._outbox.end(trailers)
         self.advance()
         self._connection.flush()
 
@@ -233,21 +210,23 @@ class Stream:
         """Send a further piece of the body."""
         if self.closed:
             return
-        self._pending.append(memoryview(data))
+        self._outbox.put(data)
         self.advance()
 
     def end(self, trailers: Fields) -> None:
         """End the response, with trailers or without."""
-        if self.closed or self._ending:
+        if self.closed or self._outbox.ending:
             return
-        self._ending, self._trailers = True, trailers
+        self._outbox.end(trailers)
         self.advance()
 
     def break_off(self, trailers: Fields) -> None:
         """End the response with trailers that say why, without what waits for the client."""
-        self._pending.clear()
-        self._ending = False
-        self.end(trailers)
+        if self.closed:
+            return
+        self._outbox.clear()
+        self._outbox.end(trailers)
+        self.advance()
 
     def taken(self) -> None:
         """Open the client's window again by what the app has taken."""
@@ -273,7 +252,7 @@ class Stream:
 
     def settle(self, exchange: Exchange) -> None:
         """End the stream if the response, complete as it is, was never ended here."""
-        if not self._ending:
+        if not self._outbox.ending:
             self.abandon()
 
     def linger(self) -> None:

@@ -235,7 +235,7 @@ class Zygote:
     def _start(self) -> None:
         ours, theirs = wire.pair()
         command = [
-            sys.executable, "-m", __spec__.name, "--fd", str(theirs.fileno()),
+            sys.executable, "-P", "-m", __spec__.name, "--fd", str(theirs.fileno()),
             "--node-pid", str(os.getpid()), "--preload", ",".join(self._preload),
         ]  # fmt: skip
         for directory in self._app_dirs:

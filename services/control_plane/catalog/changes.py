@@ -26,7 +26,7 @@ from services.control_plane.rules.differences import differences
 from services.control_plane.rules.environment_defaults import with_defaults
 from services.control_plane.rules.etags import check_etag
 from services.control_plane.rules.masks import apply_update
-from services.control_plane.rules.sentences import sentences
+from services.control_plane.rules.sentences import counted, sentences
 from services.control_plane.store.interface import Transaction
 from services.control_plane.store.random_ids import new_uid
 from services.control_plane.store.records import (
@@ -139,7 +139,7 @@ def _check_database_server(tx: Transaction, spec: pb.App, *, made: bool = False)
     if apps >= record.server.max_apps:
         raise SupervisorError(
             "DATABASE_SERVER_FULL",
-            f"{apps} apps have their databases on {name}, as many as its max_apps lets it have.",
+            f"{name} has the databases of {counted(apps, 'app')}, as many as its max_apps lets it have.",
             resource=name,
             metadata={"apps": str(apps), "max_apps": str(record.server.max_apps)},
         )

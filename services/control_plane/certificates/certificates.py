@@ -140,7 +140,10 @@ class CertificateService:
             tx.delete_certificate(name)
             return record.certificate
 
-        await execute(self._store, caller, request, pb.Certificate, run)
+        await execute(
+            self._store, caller, request, pb.Certificate, run,
+            request_id=request.request_id, validate_only=request.validate_only,
+        )  # fmt: skip
 
 
 def shown(record: CertificateRecord, now: int) -> pb.Certificate:

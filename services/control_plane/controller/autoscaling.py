@@ -55,7 +55,12 @@ class Autoscaling:
                 continue
             load = known.get(app.uid) or Load(self._clock())
             self._loads[app.uid] = load
-            await self._look_at(app, load)
+            try:
+                await self._look_at(app, load)
+            except Exception:
+                # The others are to be scaled all the same.
+                log.exception("not scaled: %s", name,
+                              extra={"action": "app.scaling_failed", "app": name})  # fmt: skip
 
     async def _look_at(self, app: AppRecord, load: Load) -> None:
         placements = self._mirror.placements_of(app.name)

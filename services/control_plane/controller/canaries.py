@@ -62,7 +62,12 @@ class Canaries:
             if trial is None or trial.version != app.target:
                 trial = Trial(app.target, from_start=self._saw_begin(app.status.canary))
             self._trials[app.uid] = trial
-            await self._look_at(app, trial)
+            try:
+                await self._look_at(app, trial)
+            except Exception:
+                # The others are to be judged all the same.
+                log.exception("canary not judged: %s", name,
+                              extra={"action": "app.canary_failed", "app": name})  # fmt: skip
 
     def _saw_begin(self, canary: Canary) -> bool:
         return not canary.HasField("begin_time") or canary.begin_time.ToMicroseconds() >= self._since

@@ -23,6 +23,7 @@ from services.control_plane.controller.canaries import Canaries
 from services.control_plane.controller.following import follow
 from services.control_plane.controller.lease_watch import LeaseWatch
 from services.control_plane.controller.relocations import Relocations
+from services.control_plane.controller.resync import Resync
 from services.control_plane.controller.work_queue import WorkQueue
 from services.control_plane.databases.health import ServerWatch
 from services.control_plane.leases import Leases
@@ -39,7 +40,7 @@ from services.control_plane.rules.conditions import get_condition
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import AppRecord, home_of
 from services.control_plane.tenure import Tenure, steady_seconds
-from services.rpc.background import background
+from services.rpc.background import kept_running
 from services.rpc.errors import SupervisorError
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ SWEEP_APPS = 200
 
 SWEEP_RETELLS = 10
 """Apps that one sweep has looked at although no node can take them: why is told anew then."""
+
+SWEEP_LOOKS = 50
+"""Apps that one sweep has looked at although nothing is known to be left to do: 1 % of a core."""
 
 SWEEP_EXPIRIES = 1_000
 """Operations that one sweep ends: they share few commits."""
@@ -105,6 +109,7 @@ class Controller:
         self._number = 0
         self._moves = moves or MoveSettings()
         self._reconciler: AppReconciler | None = None
+        self._resync: Resync | None = None
         self._unsettled: dict[str, int] = {}
         """Apps with something left to do, each with the sweep before its last news."""
         self._sweeps = 0
@@ -127,6 +132,7 @@ class Controller:
             self._store, self._links, self._store_write, self._data, clock, self._app_databases, self._moves
         )
         self._queue = WorkQueue(reconciler.reconcile, self._home_of)
+        self._resync = Resync(self._mirror, self._links, reconciler.former_homes, self.enqueue)
         self._data_queue = WorkQueue(self._data.reconcile, lambda node: node)
         position = self._mirror.apps.revision
         for name in self._mirror.unsettled_apps():
@@ -143,18 +149,18 @@ class Controller:
             if self._mirror.nodes.get(name) is None:
                 self.changed(self._mirror.apps_on(name))
         self._followers = [
-            background(self._follow_apps(position), "follow apps"),
-            background(self._follow_nodes(position), "follow nodes"),
-            background(self._follow_retained(position), "follow retained data"),
-            background(self._follow_servers(position), "follow database servers"),
-            background(self._sweep(), "sweep"),
-            background(self._lease_watch.run(), "leases"),
-            background(
-                ServerWatch(self._mirror.database_servers, self._store_write).run(), "database servers"
+            kept_running(partial(self._follow_apps, position), "follow apps"),
+            kept_running(partial(self._follow_nodes, position), "follow nodes"),
+            kept_running(partial(self._follow_retained, position), "follow retained data"),
+            kept_running(partial(self._follow_servers, position), "follow database servers"),
+            kept_running(self._sweep, "sweep"),
+            kept_running(self._lease_watch.run, "leases"),
+            kept_running(
+                ServerWatch(self._mirror.database_servers, self._store_write).run, "database servers"
             ),
-            background(Autoscaling(self._mirror, self._links, self._note, clock).run(), "autoscaling"),
-            background(Canaries(self._mirror, self._links, self._note, self._store.now).run(), "canaries"),
-            background(Relocations(self._mirror, self._store_write).run(), "relocations"),
+            kept_running(Autoscaling(self._mirror, self._links, self._note, clock).run, "autoscaling"),
+            kept_running(Canaries(self._mirror, self._links, self._note, self._store.now).run, "canaries"),
+            kept_running(Relocations(self._mirror, self._store_write).run, "relocations"),
         ]
         if len(self._mirror.database_servers) > 0:
             self._app_databases()
@@ -166,7 +172,7 @@ class Controller:
 
             clock = asyncio.get_running_loop().time
             self._databases = AppDatabases(self._mirror, clock, self._number)
-            self._followers.append(background(self._databases.spares.run(), "spare databases"))
+            self._followers.append(kept_running(self._databases.spares.run, "spare databases"))
         return self._databases
 
     async def close(self) -> None:
@@ -176,6 +182,9 @@ class Controller:
         for queue in queues:
             if queue is not None:
                 await queue.close()
+        resync, self._resync = self._resync, None
+        if resync is not None:
+            resync.close()
         reconciler, self._reconciler = self._reconciler, None
         if reconciler is not None:
             await reconciler.close()
@@ -268,7 +277,7 @@ class Controller:
     # What the nodes tell (LinkListener)
 
     def heard(self, link: NodeLink, status: RuntimeStatus, apps: Iterable[str]) -> None:
-        """Mark the node ready and look at every app placed on it, and at what else it tells of, once each."""
+        """Mark the node ready, and look once at every app placed on it and at what else it tells of."""
         self._note_heard(link, status)
         self._data.heard(link.node.name)
         self._look_at_data(link.node.name)
@@ -278,8 +287,8 @@ class Controller:
         moved: Iterable[str] = ()
         if self._reconciler is not None:  # what it forwards may have moved on while nobody led
             moved = self._reconciler.former_homes.learn(link.node.name, status.forwarding)
-        for app in dict.fromkeys((*placed, *apps, *moved)):
-            self.enqueue(app)
+        if self._resync is not None:
+            self._resync.heard(link, dict.fromkeys((*placed, *apps, *moved)))
         self._may_be_given_more(link.node.name)
 
     def lost(self, link: NodeLink, why: str) -> None:
@@ -340,8 +349,9 @@ class Controller:
         while True:
             await asyncio.sleep(SWEEP_SECONDS)
             try:
-                for app in self._stragglers():
-                    self.enqueue(app)
+                self.changed(self._stragglers())
+                if self._resync is not None and self.queue()[0] < MANY:
+                    self.changed(self._resync.take(SWEEP_LOOKS))
                 self._note_nodes()
                 expiries = list(
                     islice(transactions.expire_operations(self._store, self._store_write), SWEEP_EXPIRIES)

@@ -162,11 +162,11 @@ class LeaseWatch:
         """Return what a node must not go on with: it may have been given to others."""
         name, fences = link.node.name, []
         for app in {*self._mirror.apps_on(name), *link.apps()}:
-            record = self._mirror.apps.get(app)
-            if record is None:
+            known = self._mirror.packed(app)
+            if known is None:
                 continue
             here = link.instances(app).values()
-            epoch = fence_epoch(record, name, self._mirror.placements_of(app), here)
+            epoch = fence_epoch(known.uid, name, self._mirror.placements_of(app), here)
             if epoch:
-                fences.append(Fence(record.uid, epoch))
+                fences.append(Fence(known.uid, epoch))
         return fences

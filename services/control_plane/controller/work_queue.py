@@ -11,6 +11,7 @@ import itertools
 import logging
 import math
 import random
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
@@ -29,6 +30,10 @@ TURN = 32
 """Workers begun in one turn of the loop: what else runs on it, nodes' heartbeats above all, has its turn in
 between, however many keys of however many groups wait."""
 
+TURN_SECONDS = 0.001
+"""After which those begun that have not run yet wait for the next turn. gRPC takes up one call in two or
+three turns, however many wait: a thousand nodes that come back are answered at this pace."""
+
 PAUSES = (0.2, 10.0)
 """Seconds, first and longest, before a key that failed is worked on again."""
 
@@ -46,12 +51,17 @@ class WorkQueue:
         *,
         width: int = WIDTH,
         uniform: Callable[[float, float], float] = random.uniform,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`work(key)` does a key's work; `group_of(key)` tells the group that it belongs to just now."""
+        """`work(key)` does a key's work; `group_of(key)` tells the group that it belongs to just now.
+
+        `clock` gives seconds, and goes on while the loop is busy.
+        """
         self._work = work
         self._group_of = group_of
         self._width = width
         self._uniform = uniform
+        self._clock = clock
         self._waiting: dict[str, deque[str]] = {}
         self._queued: set[str] = set()
         self._running: dict[str, str] = {}
@@ -65,8 +75,13 @@ class WorkQueue:
         self._tasks: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count(1)
         self._begun = 0
-        """Workers begun in this turn of the loop."""
+        """Workers begun in this turn of the loop, or put off to it."""
+        self._turn_ends = -math.inf
+        self._is_first = True
+        """No worker of this turn has run yet: the first one does, however late it is."""
         self._next_turn: asyncio.Handle | None = None
+        self._late: deque[asyncio.Future[None]] = deque()
+        """Workers that had no time left in their turn."""
         self._held_back: dict[str, None] = {}
         """Groups that go on with the next turn, in their order."""
         self._closed = False
@@ -124,24 +139,45 @@ class WorkQueue:
 
     def _may_begin(self, group: str) -> bool:
         """Count one more worker of this turn; hold the group back for the next one if there are enough."""
-        if self._next_turn is None:
-            self._next_turn = asyncio.get_running_loop().call_soon(self._go_on)
+        self._await_turn()
         if self._begun < TURN:
             self._begun += 1
             return True
         self._held_back[group] = None
         return False
 
+    def _await_turn(self) -> None:
+        # Ahead of the workers that are begun after this: their time counts from it.
+        if self._next_turn is None:
+            self._next_turn = asyncio.get_running_loop().call_soon(self._go_on)
+
     def _go_on(self) -> None:
-        """Begin what was held back, now that those begun before have run."""
-        self._next_turn, self._begun = None, 0
+        """Begin what was held back, now that those begun before have run, or are late."""
+        self._next_turn, self._begun = None, len(self._late)
+        self._turn_ends, self._is_first = self._clock() + TURN_SECONDS, True
+        if self._late:
+            self._await_turn()
+        late, self._late = self._late, deque()
+        for turn in late:
+            if not turn.done():
+                turn.set_result(None)
         groups, self._held_back = self._held_back, {}
         for group in groups:
             self._fill(group)
 
+    async def _in_time(self) -> None:
+        """Wait for a turn of the loop that has time left."""
+        while not self._is_first and self._clock() >= self._turn_ends:
+            turn = asyncio.get_running_loop().create_future()
+            self._late.append(turn)
+            self._await_turn()
+            await turn
+        self._is_first = False
+
     async def _run(self, key: str) -> None:
         PASS.set(f"{next(self._numbers):x}")
         try:
+            await self._in_time()
             self._settle(key, await self._work(key))
         except Exception:
             log.exception("pass failed: %s", key, extra={"action": "reconcile.failed", "app": key})

@@ -5,12 +5,13 @@ Keeps in memory only which logins of an app may be open.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Database
 from services.control_plane.databases import extensions, spares, steps, templates
-from services.control_plane.databases.connecting import Connection, connected
+from services.control_plane.databases.connecting import Connection, DatabaseClosedError, inside
 from services.control_plane.databases.names import login_of, mark_of, owner_of, password_of, url_of
 from services.control_plane.databases.provisioning import Provisioning
 from services.control_plane.databases.relocation import Relocation
@@ -22,6 +23,8 @@ from services.control_plane.rules.conditions import DATABASE_PROVIDED, get_condi
 from services.control_plane.store.mirror import Mirror
 from services.control_plane.store.records import AppRecord, DatabaseServerRecord
 from services.rpc.errors import SupervisorError
+
+log = logging.getLogger("appsupervisor.databases")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,8 @@ class AppDatabases:
                     server, connection, owner, claim, must_exist=must_exist or bool(template)
                 )
                 if asked:
-                    async with connected(server, owner) as inside:
-                        await extensions.provide(inside, asked, "public")
+                    async with inside(server, owner) as own:
+                        await extensions.provide(own, asked, "public")
                 async with connection.transaction():
                     await steps.claim(connection, owner, claim)
                     shut = await steps.shut_out(connection, owner, kept)
@@ -218,8 +221,13 @@ class AppDatabases:
         if schema or not await steps.has_database(connection, owner):
             await steps.forget_logins(connection, {owner: shut})
             return
-        async with connected(server, owner) as inside:
-            await steps.forget_logins(inside, {owner: shut})
+        try:
+            async with inside(server, owner) as own:
+                await steps.forget_logins(own, {owner: shut})
+        except DatabaseClosedError as refusal:
+            # They get in no more, and go with the database.
+            log.warning("logins stay: %s: %s", owner, refusal.message,
+                        extra={"action": "databases.logins_stay", "server": server.name})  # fmt: skip
 
 
 def _was_made(app: AppRecord) -> bool:

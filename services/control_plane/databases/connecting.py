@@ -26,6 +26,9 @@ STEP_SECONDS = 20
 
 _OPTIONS = (
     f"-c statement_timeout={STEP_SECONDS}s -c lock_timeout=5s -c idle_in_transaction_session_timeout=10s"
+    # An app may set these of a database of its own, for whoever connects to it: a function of its making
+    # would run in the place of PostgreSQL's, as the administrator.
+    " -c search_path=pg_catalog,pg_temp -c role=none -c default_transaction_read_only=off"
 )
 # From 16 on a role that creates another is not by itself able to act as that.
 _SELF_GRANT = """
@@ -61,6 +64,30 @@ async def connected(server: DatabaseServerRecord, database: str = "") -> AsyncIt
     finally:
         # Not closed politely: a server that hangs would hold up whoever closes.
         await connection.close()
+
+
+class DatabaseClosedError(SupervisorError):
+    """An app's own database takes no connection, though its server is well: its owner may close it."""
+
+    def __init__(self, server: DatabaseServerRecord, database: str) -> None:
+        why = f"{database} takes no connection of the administrator's"
+        text = f"{server.name} refused a step: {why}."
+        super().__init__("DATABASE_UNAVAILABLE", text, resource=server.name, metadata={"detail": why})
+
+
+@asynccontextmanager
+async def inside(server: DatabaseServerRecord, database: str) -> AsyncIterator[Connection]:
+    """Give a connection to an app's own database on a server that answers.
+
+    Raises DatabaseClosedError when it cannot be made or breaks, and as `connected`.
+    """
+    try:
+        async with connected(server, database) as connection:
+            yield connection
+    except SupervisorError as failure:
+        if failure.reason != "DATABASE_SERVER_UNREACHABLE":
+            raise
+        raise DatabaseClosedError(server, database) from None
 
 
 _WHY = {

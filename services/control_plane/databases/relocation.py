@@ -14,7 +14,7 @@ from typing import Any, LiteralString
 from psycopg.sql import SQL, Identifier
 
 from services.control_plane.databases import extensions, health, steps
-from services.control_plane.databases.connecting import Connection, connected
+from services.control_plane.databases.connecting import Connection, connected, inside
 from services.control_plane.databases.contents import Contents, contents_of, first_difference
 from services.control_plane.databases.dump_stream import stream
 from services.control_plane.databases.names import move_login_of, password_of, url_of
@@ -86,8 +86,8 @@ class Relocation:
             size = await self._size(at_source)
         needed = frozenset(self.asked)
         if not self.in_schema and size:
-            async with connected(self.source, self.owner) as inside:
-                needed |= {name for name, _, _ in await extensions.there_are(inside, self.owner)}
+            async with inside(self.source, self.owner) as own:
+                needed |= {name for name, _, _ in await extensions.there_are(own, self.owner)}
         if lacking := needed - target.extensions:
             named = ", ".join(sorted(lacking))
             raise self._refused(f"{self.target.name} lacks the extensions {named}")
@@ -121,14 +121,14 @@ class Relocation:
                 async with connected(self.target) as connection:
                     await extensions.provide(connection, self.asked, extensions.SCHEMA)
             return
-        async with connected(self.source, self.owner) as there:
+        async with inside(self.source, self.owner) as there:
             known = await extensions.there_are(there, self.owner)
         if known:
-            async with connected(self.target, self.owner) as inside:
+            async with inside(self.target, self.owner) as here:
                 for name, schema, own in known:
                     make = SQL("CREATE SCHEMA IF NOT EXISTS {} AUTHORIZATION {}")
-                    await inside.execute(make.format(Identifier(schema), Identifier(self.owner)))
-                    await extensions.provide(inside, [name], schema, self.owner if own else "")
+                    await here.execute(make.format(Identifier(schema), Identifier(self.owner)))
+                    await extensions.provide(here, [name], schema, self.owner if own else "")
 
     async def _open_source(self, word: str) -> str | None:
         """Return the URL that a try reads by; None where the app has nothing. All others are shut out."""

@@ -63,10 +63,14 @@ class Claim:
 
 async def is_catalog(connection: Connection) -> bool:
     """Tell whether the connection's database is a catalog's own."""
-    found = await _one(
-        connection, "SELECT to_regclass('meta'), to_regclass('histories'), to_regclass('leadership')"
-    )
-    return found is not None and all(found)
+    # Where a catalog makes them by itself: in a schema of its own an app may have what it likes.
+    query = """
+        SELECT n.nspname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        WHERE n.nspname IN ('public', current_user) AND c.relkind = 'r'
+            AND c.relname IN ('meta', 'histories', 'leadership')
+        GROUP BY n.nspname HAVING count(*) = 3
+    """
+    return await _one(connection, query) is not None
 
 
 async def refuse_catalog(connection: Connection, server: str) -> None:
@@ -283,6 +287,8 @@ async def empty_schema(connection: Connection, owner: str) -> None:
 async def drop_database(connection: Connection, owner: str, claimed: Claim) -> None:
     """Drop an app's database, and its owner; outside of a transaction. Raises as `is_older`."""
     await empty_database(connection, owner, claimed)
+    # Those that could not be dropped from within it: what stood in their way is gone.
+    await forget_logins(connection, {owner: await logins_of(connection, owner)})
     async with connection.transaction():
         if await claim(connection, owner, claimed, make=False):
             await _drop_owner(connection, owner)

@@ -19,6 +19,7 @@ from services.control_plane.rules.names import (
     parse_database_server_name,
     validate_id,
 )
+from services.control_plane.rules.sentences import counted
 from services.control_plane.rules.sizes import check_sizes
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import DatabaseServerRecord, timestamp
@@ -149,7 +150,8 @@ class DatabaseServers:
             if apps:
                 raise SupervisorError(
                     "DATABASE_SERVER_IN_USE",
-                    f"{apps} apps have their databases on {name}; delete them first.",
+                    f"{name} has the databases of {counted(apps, 'app')}: move or delete them first. ListApps"
+                    f' with the filter database.postgres.server = "{name}" names them.',
                     resource=name,
                     metadata={"apps": str(apps)},
                 )
@@ -164,7 +166,10 @@ class DatabaseServers:
             tx.delete_database_server(name)
             return record.server
 
-        await execute(self._store, caller, request, pb.DatabaseServer, run)
+        await execute(
+            self._store, caller, request, pb.DatabaseServer, run,
+            request_id=request.request_id, validate_only=request.validate_only,
+        )  # fmt: skip
 
     def _with_count(self, record: DatabaseServerRecord) -> pb.DatabaseServer:
         shown = pb.DatabaseServer()

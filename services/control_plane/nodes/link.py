@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
@@ -25,8 +26,10 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     WatchInstancesResponse,
 )
 from services.control_plane.leases import Leases
+from services.control_plane.nodes.beginnings import Beginnings
 from services.control_plane.nodes.client import NodeClient
 from services.control_plane.nodes.renewals import LeaseRenewals
+from services.control_plane.nodes.silence import STALL
 from services.rpc.background import background
 from services.rpc.errors import SupervisorError
 
@@ -73,13 +76,14 @@ class NodeLink:
         timeout: float,
         silence: float,
         connect: Callable[[str], NodeClient] = NodeClient,
+        beginnings: Beginnings | None = None,
         hosts: dict[str, set[NodeLink]] | None = None,
         figures: Mapping[str, dict[str, InstanceFigures]] | None = None,
     ) -> None:
         """The node's stream counts as broken once it was silent for `silence` seconds.
 
-        `hosts` tells which links show something of an app; the link keeps its own part of it. In `figures` it
-        puts those of the apps that are there, by instance.
+        It begins in its turn among `beginnings`. `hosts` tells which links show something of an app; the link
+        keeps its own part of it. In `figures` it puts those of the apps that are there, by instance.
         """
         self.node = node
         self.name = node.name
@@ -112,7 +116,10 @@ class NodeLink:
         self._in_flight: dict[str, dict[str, int]] = {}
         """Requests of instances that have some, by app."""
         self._deadline: asyncio.TimerHandle | None = None
-        self._heard_at = asyncio.get_running_loop().time()
+        self._beginnings = beginnings or Beginnings()
+        self._begun: Callable[[], None] = _nothing
+        self._heard_at = math.inf
+        """When it was heard last, or when it was to be for the first time."""
         self._task = background(self._follow(), f"link {node.name}")
 
     @property
@@ -268,6 +275,7 @@ class NodeLink:
     def end(self) -> None:
         """Show nothing any more, from now on; `close` waits for the rest."""
         self._task.cancel()
+        self._begun()
         self.synced = False
         self._apps, self._refused, known = {}, {}, {*self._apps, *self._refused}
         for app in known:
@@ -284,6 +292,8 @@ class NodeLink:
 
     async def _follow(self) -> None:
         """Keep a stream open for ever; the pauses between tries grow until one has lasted."""
+        self._begun = await self._beginnings.turn()
+        self._heard_at = asyncio.get_running_loop().time()
         while True:
             retrying = AsyncRetrying(
                 retry=retry_if_exception_type(SupervisorError),
@@ -322,6 +332,7 @@ class NodeLink:
                     self._note_instances(message)
                 elif message.type == Message.SYNCED:
                     apps = self._sync()
+                    self._begun()
                     if self._deadline is not None:
                         self._deadline.cancel()
                     self.status = status
@@ -411,8 +422,15 @@ class NodeLink:
     def _give_up(self) -> None:
         if self.synced or self.given_up:
             return
-        if asyncio.get_running_loop().time() < self._heard_at + self._timeout - CLOCK_SLACK:
+        now, due = asyncio.get_running_loop().time(), self._heard_at + self._timeout
+        if now > due + STALL:
+            self._heard_at = now - self._timeout + STALL  # this loop stood still: what has come is read first
+        if now < self._heard_at + self._timeout - CLOCK_SLACK:
             self._expect()  # it is being heard: its snapshot is long
             return
         self.given_up = True
         self._listener.lost(self, self.why)
+
+
+def _nothing() -> None:
+    """End no turn: it has none yet."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceFigures
 from services.control_plane.leases import Leases
+from services.control_plane.nodes.beginnings import Beginnings
 from services.control_plane.nodes.client import HEARTBEAT_SHARE, NodeClient
 from services.control_plane.nodes.link import LinkListener, NodeLink
 from services.control_plane.placement.snapshot import NodeView, Sight
@@ -26,6 +27,7 @@ class NodeLinks:
         self._timeout = timeout
         self._connect = connect
         self._leases = leases
+        self._beginnings = Beginnings()
         self._links: dict[str, NodeLink] = {}
         self._by_environment: dict[str, dict[str, NodeLink]] = {}
         self._hosts: dict[str, set[NodeLink]] = {}
@@ -47,6 +49,7 @@ class NodeLinks:
             timeout=self._timeout,
             silence=self._silence(),
             connect=self._connect,
+            beginnings=self._beginnings,
             hosts=self._hosts,
             figures=self._figures,
         )
@@ -91,6 +94,10 @@ class NodeLinks:
     def hosting(self, app: str) -> list[NodeLink]:
         """Return the links to the nodes that show something of an app, in the order of their names."""
         return sorted(self._hosts.get(app, ()), key=lambda link: link.node.name)
+
+    def is_elsewhere(self, app: str, link: NodeLink) -> bool:
+        """Tell whether another node shows something of an app."""
+        return any(it is not link for it in self._hosts.get(app, ()))
 
     def keep_figures(self, apps: Collection[str]) -> None:
         """Keep the newest figures of these apps' instances from now on, and of no others."""

@@ -23,13 +23,16 @@ from services.control_plane.placement.canary import Verdict
 from services.control_plane.rules.names import operation_name, parse_operation_name
 from services.control_plane.store.interface import CatalogStore, Transaction
 from services.control_plane.store.records import FLEET_VERBS, MOVE_DATABASE, OperationRecord
-from services.rpc.background import background
+from services.rpc.background import kept_running
 from services.rpc.errors import SupervisorError, Violation, invalid_field
 from services.rpc.feed import Entry
 from services.rpc.pipeline.call import Caller
 
 LONGEST_WAIT = 600.0
 """Seconds that one WaitOperation may take, whatever it asks for."""
+
+_MAX_FILTER = 4096
+"""Characters, as of other filters."""
 
 _CANCELLABLE = frozenset(
     {"create", "update", "start", "restart", "recover", "move", "attach", MOVE_DATABASE, *FLEET_VERBS}
@@ -49,7 +52,7 @@ class OperationService:
 
     async def start(self) -> None:
         """Begin to wake those who wait."""
-        self._follower = background(self._follow(), "follow operations")
+        self._follower = kept_running(self._follow, "follow operations")
 
     async def close(self) -> None:
         """Stop waking; callers that wait, and later ones, get the operation as it is."""
@@ -205,6 +208,10 @@ def _found(record: OperationRecord | None, name: str) -> OperationRecord:
 
 def _compile(text: str) -> Callable[[OperationRecord], bool]:
     """Return the test of a filter: `done=true`, `done=false`, `metadata.target="apps/x"`, ANDed."""
+    if len(text) > _MAX_FILTER:
+        # Each record is tested by all of it.
+        rule = f"must be at most {_MAX_FILTER:,} characters"
+        raise SupervisorError("INVALID_FILTER", f"filter: {rule}.", violations=(Violation("filter", rule),))
     tests = [_test(*(piece.strip() for piece in part.partition("="))) for part in _parts(text)]
     return lambda record: all(test(record) for test in tests)
 

@@ -378,7 +378,7 @@ def _best_by_apps(wish: Wish, known: list[Candidate]) -> Candidate | None:
 
 
 def _why(wish: Wish, best: Candidate, known: list[Candidate]) -> str:
-    fewest = f"fewest apps ({best.apps}) of those that can take it, of {len(known)} nodes in all"
+    fewest = f"fewest apps ({best.apps}) of those that can take it, of {counted(len(known), 'node')} in all"
     if not wish.siblings:
         return fewest
     spread = Spread(wish, known)
@@ -409,6 +409,8 @@ _WORDS = {
 def _why_none(wish: Wish, known: list[Candidate]) -> str:
     count = Counter(next(_reasons(wish, node)) for node in known)
     told = ", ".join(f"{number} {_WORDS[reason]}" for reason, number in sorted(count.items()))
+    if len(known) == 1:
+        return f"The only node of {wish.environment} cannot take it: {told.removeprefix('1 ')}."
     return f"None of the {len(known)} nodes of {wish.environment} can take it: {told}."
 
 

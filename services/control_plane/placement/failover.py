@@ -74,13 +74,13 @@ def waits_for(placement: PlacementRecord, seen: Snapshot) -> str:
 
 
 def fence_epoch(
-    app: AppRecord, node: str, placements: Iterable[PlacementRecord], instances: Iterable[Instance]
+    uid: str, node: str, placements: Iterable[PlacementRecord], instances: Iterable[Instance]
 ) -> int:
-    """Return the epoch below which a node must not answer for an app; 0 if it has lost nothing of it.
+    """Return the epoch below which a node must not answer for an app, by its uid; 0 if it lost nothing of it.
 
     It has lost what was given up with it, seen there or not, and what is there without a placement.
     """
     own = {it.instance: it.epoch for it in placements if it.node == node and it.role is not Role.LOST}
     left = [it.epoch for it in placements if it.node == node and it.role is Role.LOST]
-    left += [it.epoch for it in instances if is_own(it, app.uid) and it.name not in own]
+    left += [it.epoch for it in instances if is_own(it, uid) and it.name not in own]
     return min([max(left) + 1, *own.values()]) if left else 0

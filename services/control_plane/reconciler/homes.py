@@ -16,7 +16,10 @@ def new_home(app: AppRecord, node: Node) -> StopInstanceRequest.NewHome | None:
     if not node.http_address:
         return None
     return StopInstanceRequest.NewHome(
-        node=node.name, http_address=node.http_address, domains=app.spec.domains
+        node=node.name,
+        http_address=node.http_address,
+        domains=app.spec.domains,
+        serves_http2=node.serves_http2,
     )
 
 
@@ -32,6 +35,17 @@ def home_besides(
     """Return where an app is that leaves a node, if it is anywhere else; of several replicas, a ready one."""
     homes = _homes(assigned, seen)
     return None if any(it.node == node for it in homes) else _first_ready(app, homes, seen)
+
+
+def told_under(app: AppRecord, assigned: Assignment, node: str) -> int:
+    """Return the epoch under which a node is told where an app is.
+
+    Below that of what is to run there: the node would take what is told under the same for the newer, and
+    forward what it has itself.
+    """
+    wanted = (replica.wanted for replica in assigned.by_replica().values())
+    coming = [it.epoch - 1 for it in wanted if it is not None and it.node == node]
+    return min([app.target.epoch, *coming])
 
 
 def _first_ready(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import App, AppEvent
 from appsupervisor.catalog.v1.retained_data_pb2 import RetainedData
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec
 from services.control_plane.rules.filter_patterns import text_test
-from services.control_plane.rules.filter_tree import Literal, refuse
+from services.control_plane.rules.filter_tree import Literal, joined, refuse
 from services.spec.scalars import SECOND, normalize_domain
 
 Predicate = Callable[[Any], bool]
@@ -216,6 +216,36 @@ class DomainsField:
         return lambda app: wanted in app.domains
 
 
+@dataclass(frozen=True, slots=True)
+class TextsField:
+    """Strings of which any may match: `:value`, with stars."""
+
+    get: Callable[[Any], Iterable[str]]
+
+    def compile(self, path: tuple[Literal, ...], op: str, value: Literal) -> Predicate:
+        """Return the test of a restriction."""
+        get, name = self.get, ".".join(part.text for part in path)
+        if op != ":":
+            refuse(path[0].column, f"of {name} there may be several; write {name}:value")
+        test = text_test(value)
+        return lambda app: any(test(text) for text in get(app))
+
+
+@dataclass(frozen=True, slots=True)
+class MessageField:
+    """A message; what can be compared are fields of it, by their paths below it."""
+
+    fields: Mapping[str, Field]
+
+    def compile(self, path: tuple[Literal, ...], op: str, value: Literal) -> Predicate:
+        """Return the test of a restriction."""
+        below = ".".join(part.text for part in path[1:])
+        if below not in self.fields:
+            known = ", ".join(f"{path[0].text}.{name}" for name in self.fields)
+            refuse(path[0].column, f"of {path[0].text} only {known} can be compared")
+        return self.fields[below].compile((joined(path),), op, value)
+
+
 FIELDS: dict[str, Field] = {
     "name": TextField(lambda app: app.name),
     "uid": TextField(lambda app: app.uid),
@@ -230,10 +260,13 @@ FIELDS: dict[str, Field] = {
     "desired_state": EnumField(lambda app: app.desired_state, App.DesiredState.DESCRIPTOR),
     "activation": EnumField(lambda app: app.activation, InstanceSpec.Activation.DESCRIPTOR),
     "isolation": EnumField(lambda app: app.isolation, InstanceSpec.IsolationTier.DESCRIPTOR),
+    "failover": EnumField(lambda app: app.failover, App.Failover.DESCRIPTOR),
     "replicas": NumberField(lambda app: app.replicas),
     "ready_replicas": NumberField(lambda app: app.ready_replicas),
     "generation": NumberField(lambda app: app.generation),
     "reconciling": BoolField(lambda app: app.reconciling),
+    "instances": MessageField({"node": TextsField(lambda app: (it.node for it in app.instances))}),
+    "database": MessageField({"postgres.server": TextField(lambda app: app.database.postgres.server)}),
     "create_time": TimeField("create_time"),
     "update_time": TimeField("update_time"),
 }

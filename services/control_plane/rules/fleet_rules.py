@@ -34,6 +34,7 @@ _MAX_INSTANCES = 2**31 - 1
 _MAX_MEMORY = 2**63 - 1
 # Wider than DNS: names of containers and hosts files may have underscores.
 _HOST = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
+_PORT = re.compile("0{0,9}[0-9]{1,5}")
 _INCARNATION = re.compile(rf"[!-~]{{1,{_MAX_INCARNATION}}}")
 _UUID = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -119,7 +120,7 @@ def _address_violations(field: str, address: str) -> list[Violation]:
     if not address:
         return [Violation(field, "is required, as host:port")]
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isascii() or not port.isdecimal() or not 1 <= int(port[:6]) <= 65535:
+    if not colon or not _PORT.fullmatch(port) or not 1 <= int(port) <= 65535:
         return [Violation(field, "must be host:port, the port from 1 to 65,535")]
     bracketed = host.startswith("[") and host.endswith("]")
     try:

@@ -16,7 +16,7 @@ from services.control_plane.store.interface import CatalogStore
 from services.rpc.background import background
 from services.rpc.errors import Code, SupervisorError
 
-READS = ("Explain", "Get", "List", "Watch")
+READS = ("Explain", "Get", "List", "Tail", "Watch")
 """How the names of methods begin that tell what is in the catalog."""
 
 LOOK_SECONDS = 0.5

@@ -356,6 +356,10 @@ class Mirror:
         entry = self.apps.entry(app)
         return entry.packed if isinstance(entry, AppEntry) else None
 
+    def packed(self, app: str) -> PackedApp | None:
+        """Return an app as it is kept here: what is asked of very many needs no record of each."""
+        return self._packed(app)
+
     def domains_of(self, app: str) -> tuple[str, ...]:
         """Return an app's custom domains; none if there is no such app."""
         packed = self._packed(app)

@@ -12,12 +12,18 @@ from typing import Any
 
 from services.gateway.xds.cache import CLUSTER, KINDS, ROUTES, SCOPE, SECRET, Resource, ResourceCache
 from services.gateway.xds.messages import TYPE_PREFIX, message
+from services.rpc.errors import invalid_field
 
 EVERYTHING = "*"
 LONGEST_REASON = 2000
 """Characters kept of why an Envoy refused something."""
 MOST_SECRETS = 10_000
 """That one Envoy keeps, a name each."""
+LONGEST_SECRET = 255
+"""Characters of a name that is asked for in a handshake (RFC 6066): of a longer one nothing is kept."""
+MOST_UNKNOWN = 10_000
+"""Names that one Envoy may follow of a kind beside as many as twice what there is of it."""
+LONGEST_NAME = 16 * 1024
 LARGEST_CHANGE = 1 << 20
 """Bytes after which a message of changes is cut, the rest follows; the first one of a kind must be whole."""
 
@@ -77,7 +83,10 @@ class DeltaSession:
     # --- what comes ---
 
     def receive(self, request: Any) -> None:
-        """Take a DeltaDiscoveryRequest: an answer to what was sent, names to follow or to leave, or both."""
+        """Take a DeltaDiscoveryRequest: an answer to what was sent, names to follow or to leave, or both.
+
+        Raises INVALID_FIELD for more names, or longer ones, than there can be a reason for.
+        """
         if request.node.id:
             self.node = request.node.id[:256]
         kind = request.type_url.removeprefix(TYPE_PREFIX)
@@ -109,6 +118,8 @@ class DeltaSession:
                 followed.wildcard = True
                 followed.dirty.update(dict.fromkeys(self._cache.of(kind)))
                 continue
+            if not self._may_follow(kind, followed, name):
+                continue
             followed.names[name] = None
             if name not in request.initial_resource_versions:
                 # Asked for by name, it is told even if it was told before, or is not there.
@@ -127,6 +138,20 @@ class DeltaSession:
             for name in list(itertools.islice(followed.names, max(0, len(followed.names) - MOST_SECRETS))):
                 del followed.names[name]
                 followed.dirty[name] = None
+
+    def _may_follow(self, kind: str, followed: Subscription, name: str) -> bool:
+        """Tell whether a name is kept. Raises INVALID_FIELD for what is past all bounds."""
+        if kind == SECRET:
+            return len(name) <= LONGEST_SECRET
+        if len(name) > LONGEST_NAME:
+            rule = f"must be names of at most {LONGEST_NAME:,} characters"
+            raise invalid_field("resource_names_subscribe", rule)
+        there = self._cache.of(kind)
+        most = MOST_UNKNOWN + 2 * len(there)
+        # One that comes back before all is known, or after most of it is gone, follows what there was.
+        if len(followed.names) >= most and self._cache.is_complete(kind) and name not in there:
+            raise invalid_field("resource_names_subscribe", f"must be at most {most:,} names by now")
+        return True
 
     def _answered(self, kind: str, followed: Subscription, request: Any) -> None:
         if request.response_nonce != followed.under_way:

@@ -256,6 +256,17 @@ def test_create_methods_take_the_id_and_a_request_id(contract: Contract) -> None
             assert {kind, f"{kind}_id", "request_id", "validate_only"} <= set(request), name
 
 
+def test_what_callers_change_can_be_repeated_and_tried_without_effect(contract: Contract) -> None:
+    reads = ("Get", "List", "Watch", "Tail", "Explain")
+    for name, method in contract.methods.items():
+        service = name.rpartition(".")[0]
+        # Nodes register by incarnation, and are told by epochs: those are repeats of their own.
+        if ".runtime." in service or last(name).startswith((*reads, "RegisterNode")):
+            continue
+        request = contract.fields_of(method.input_type.lstrip("."))
+        assert {"request_id", "validate_only"} <= set(request), name
+
+
 def test_a_resource_has_an_identifier_and_a_pattern(contract: Contract) -> None:
     assert contract.resources()
     # Collections are written in camelCase (AIP-122).

@@ -21,6 +21,7 @@ from services.cli.main import run
 from services.cli.programs import PROGRAMS
 from services.control_plane.reconciler.transactions import lease_ran_out
 from services.control_plane.store.interface import Transaction
+from services.spec.versions import VERSION
 from tests.eventually import WITHIN
 from tests.fakes.runtime_node import Behaviour
 from tests.integration.control_plane.plane import Plane
@@ -77,6 +78,12 @@ async def test_an_app_goes_full_circle(command: Command) -> None:
     assert (await command("delete", "shop", "--drop", "--yes"))[0] == 0
     status, out, _ = await command("list", "-o", "json")
     assert (status, json.loads(out)) == (0, [])
+
+
+async def test_a_group_lists_with_and_without_the_word_and_the_version_is_told(command: Command) -> None:
+    for words in (["nodes"], ["nodes", "list"], ["nodes", "list", "--environment", "default"]):
+        assert await command("-o", "name", *words) == (Exit.DONE, "environments/default/nodes/fake-1\n", "")
+    assert await command("--version") == (Exit.DONE, f"appsupervisor {VERSION}\n", "")
 
 
 async def test_what_goes_wrong_is_a_sentence_with_a_status_for_scripts(
@@ -244,7 +251,7 @@ async def test_a_database_server_is_registered_by_a_variable_that_others_do_not_
     setting = "database.postgres.server=databaseServers/one"
     assert (await command("create", "shop", "shop:create_app", "--set", setting, "--no-wait"))[0] == 0
     status, _, err = await command("database-servers", "delete", "one")
-    assert (status, "1 apps have their databases on" in err) == (Exit.FAILED, True)
+    assert (status, "has the databases of 1 app:" in err) == (Exit.FAILED, True)
 
 
 async def test_contexts_are_kept_and_private(command: Command, plane: Plane, tmp_path: Path) -> None:
@@ -388,6 +395,18 @@ async def test_top_and_describe_show_figures(command: Command, plane: Plane) -> 
     status, out, _ = await command("describe", "busy")
     assert "Figures" in out
     assert "12.5" in out
+
+
+async def test_a_drain_tells_meanwhile_what_waits_and_why(command: Command, plane: Plane) -> None:
+    await plane.node("environments/default/nodes/fake-2", http_address="127.0.0.1:8081")
+    created = await command(
+        "create", "two", "two:create_app", "--set", "database.no_database={}", "--set", "replicas=2"
+    )
+    assert created[0] == 0, created
+    status, _, err = await command("nodes", "drain", "fake-2", "--timeout", "1")
+    assert status == Exit.FAILED
+    waits = "apps/two waits: The only node of environments/default cannot take it: with another replica"
+    assert err.count(waits) == 1, err
 
 
 async def test_an_operator_moves_an_app_drains_a_node_and_forgets_it(command: Command, plane: Plane) -> None:

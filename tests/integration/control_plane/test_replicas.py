@@ -91,6 +91,13 @@ async def test_a_read_at_one_has_what_the_other_has_acknowledged_though_nobody_n
             update.update_mask.paths.append("display_name")
             await other.apps.UpdateApp(update)
             assert (await one.get("apps/a0")).display_name == f"Shop {number}"
+        operation = await one.create("logged", wait=False)
+        await other.get("apps/logged")  # it knows the app, and of no node that has it
+        node = await one.node()
+        logged = await one.done(operation)
+        node.logs.add(logged.instances[0].name, logged.uid, "a line", rt.LogEntry.INFO)
+        told = other.apps.TailAppLogs(pb.TailAppLogsRequest(name="apps/logged"))
+        assert [entry.text async for message in told for entry in message.entries] == ["a line"]
     finally:
         for plane in reversed(planes):
             await plane.close()

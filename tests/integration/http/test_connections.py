@@ -47,6 +47,12 @@ async def test_an_idle_connection_is_closed(make_site):
     assert await client.rest() == b""
 
 
+@pytest.mark.parametrize("kept", [5, 60], ids=["httpx", "balancers"])
+async def test_a_client_closes_an_idle_connection_before_the_node_does(kept):
+    # Else its next request may meet the node's closing of it, and be lost.
+    assert FrontLimits().keep_alive_timeout > kept
+
+
 async def test_a_body_that_stops_arriving_is_answered_408(make_site):
     site = await make_site(FrontLimits(body_idle_timeout=0.3))
     gate = site.app("a")

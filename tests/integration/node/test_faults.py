@@ -55,7 +55,8 @@ async def test_a_start_that_hangs_is_ended_at_its_limit_and_leaves_nothing(hoste
     await hosted.start(
         entrypoint="behaviours:hangs_in_startup", isolation=tier, limits=limits, restart_policy=TEMPORARY
     )
-    assert (await hosted.reaches(pb.Instance.FAILED)).last_error.reason == "APP_START_TIMEOUT"
+    error = (await hosted.reaches(pb.Instance.FAILED)).last_error
+    assert (error.reason, "limits.start_timeout" in error.message) == ("APP_START_TIMEOUT", True)
     await hosted.stop()
     await hosted.is_gone()
     assert await owned_tasks(hosted) == 0

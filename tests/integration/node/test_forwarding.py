@@ -33,7 +33,10 @@ async def home() -> AsyncIterator[pb.StopInstanceRequest.NewHome]:
     front = HttpFront("127.0.0.1", 0, router)
     host, port = await front.start()
     yield pb.StopInstanceRequest.NewHome(
-        node="environments/default/nodes/node-2", http_address=f"{host}:{port}", domains=["shop.example.com"]
+        node="environments/default/nodes/node-2",
+        http_address=f"{host}:{port}",
+        domains=["shop.example.com"],
+        serves_http2=True,
     )
     await front.stop(1)
 

@@ -166,7 +166,7 @@ def test_a_trial_that_finds_no_node_says_so_and_the_app_is_well() -> None:
     assert (scheduled.status, scheduled.reason) == (rt.Condition.UNMET, "NO_NODE_AVAILABLE")
     assert scheduled.message == (
         "The new version is tried beside the one that serves first. "
-        "None of the 1 nodes of environments/default can take it: 1 with another replica of it."
+        "The only node of environments/default cannot take it: with another replica of it."
     )
 
 

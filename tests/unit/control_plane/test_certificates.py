@@ -81,7 +81,10 @@ def test_certificates_are_kept_shown_without_their_keys_listed_and_forgotten(
     assert refused("CreateCertificate", create()).info.reason == "CERTIFICATE_ALREADY_EXISTS"
     delete = pb.DeleteCertificateRequest(name=made.name, etag='"old"')
     assert refused("DeleteCertificate", delete).info.reason == "ETAG_MISMATCH"
-    server("DeleteCertificate", pb.DeleteCertificateRequest(name=made.name, etag=made.etag))
+    server("DeleteCertificate", pb.DeleteCertificateRequest(name=made.name, validate_only=True))
+    for _ in range(2):
+        again = pb.DeleteCertificateRequest(name=made.name, etag=made.etag, request_id="once")
+        server("DeleteCertificate", again)
     for method, request in (("GetCertificate", get()), ("DeleteCertificate", delete)):
         error = refused(method, request)
         assert (error.code, error.info.reason) == (S.NOT_FOUND, "CERTIFICATE_NOT_FOUND")

@@ -246,7 +246,9 @@ def test_database_servers_are_registered_shown_changed_and_forgotten(
     server("DeleteApp", pb.DeleteAppRequest(name="apps/shop"))
     # What is being deleted may wait for a server that will never answer: it does not keep it.
     assert server("GetDatabaseServer", get).app_count == 0
-    server("DeleteDatabaseServer", delete)
+    server("DeleteDatabaseServer", fleet.DeleteDatabaseServerRequest(name=made.name, validate_only=True))
+    for _ in range(2):
+        server("DeleteDatabaseServer", fleet.DeleteDatabaseServerRequest(name=made.name, request_id="once"))
     delete_now(server)
     for method, request in (
         ("GetDatabaseServer", get),

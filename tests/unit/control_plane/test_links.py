@@ -9,11 +9,18 @@ import pytest
 from appsupervisor.fleet.v1.fleet_pb2 import Node
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, RuntimeStatus, WatchInstancesResponse
 from services.control_plane.leases import Leases
-from services.control_plane.nodes.link import LONGEST_PASSING_SECONDS, PASSING_SECONDS, PASSING_TOGETHER
+from services.control_plane.nodes.beginnings import AT_ONCE
+from services.control_plane.nodes.link import (
+    LONGEST_PASSING_SECONDS,
+    PASSING_SECONDS,
+    PASSING_TOGETHER,
+    NodeLink,
+)
 from services.control_plane.nodes.links import NodeLinks
+from services.control_plane.nodes.silence import STALL
 from services.control_plane.tenure import Tenure
 from tests.eventually import eventually
-from tests.virtual_time import run_in_virtual_time
+from tests.virtual_time import VirtualTimeLoop, run_in_virtual_time
 
 Message = WatchInstancesResponse
 
@@ -113,6 +120,81 @@ def test_of_many_nodes_each_speaks_as_often_as_its_lease_is_renewed(
 
     monkeypatch.setattr("services.control_plane.nodes.links.CROWD", 2)
     assert run_in_virtual_time(main()) == [alone, alone, crowded, crowded]
+
+
+class Busy(Line):
+    """The line to a node that takes its time to tell what it has, or tells nothing."""
+
+    under_way = most = 0
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    async def watch(self, *, silence: float, term: int = 0) -> AsyncIterator[WatchInstancesResponse]:
+        Busy.under_way += 1
+        Busy.most = max(Busy.most, Busy.under_way)
+        try:
+            await asyncio.sleep(self.seconds)
+        finally:
+            Busy.under_way -= 1
+        self.say(Message.SYNCED)
+        async for message in super().watch(silence=silence, term=term):
+            yield message
+
+
+def test_of_many_nodes_each_has_its_time_from_its_turn_on() -> None:
+    async def main() -> None:
+        Busy.under_way = Busy.most = 0
+        dead = [f"dead-{number}" for number in range(AT_ONCE)]
+        living = [f"node-{number}" for number in range(10 * AT_ONCE)]
+        lines = {it: Busy(900.0) for it in dead} | {it: Busy(0.9) for it in living}
+        links = NodeLinks(5.0, lambda it: lines[it], Leases(Tenure.endless(), lambda: 0.0))  # type: ignore[arg-type, return-value]
+        lost = Losses()
+        for name in lines:
+            links.follow(Node(name=name, address=name), lost)
+        waits = links.get(living[-1])
+        await asyncio.sleep(6.0)
+        assert waits is not None
+        assert not waits.synced
+        assert not waits.is_missing, "nobody has asked it yet"
+        await asyncio.sleep(8.0)
+        assert all(links.is_heard(name) for name in living)
+        assert sorted(lost.names) == sorted(dead)
+        assert Busy.most <= 2 * AT_ONCE, "so many at once, beside those that have had their turn"
+        await links.close()
+
+    run_in_virtual_time(main())
+
+
+class Losses(Listener):
+    """Whoever is told which nodes are lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def lost(self, link: NodeLink, why: str) -> None:
+        self.names.append(link.name)
+
+
+def test_a_control_plane_that_stood_still_gives_no_node_up_before_it_has_read_what_came() -> None:
+    async def main() -> None:
+        line, lost = Line(), Losses()
+        links = NodeLinks(5.0, lambda _: line, Leases(Tenure.endless(), lambda: 0.0))  # type: ignore[arg-type, return-value]
+        links.follow(Node(name="node-1", address="here"), lost)
+        await asyncio.sleep(1.0)
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualTimeLoop)
+        loop.stand_still(20.0)
+        await asyncio.sleep(STALL / 2)
+        assert lost.names == []
+        line.say(Message.SYNCED)
+        await asyncio.sleep(10.0)
+        assert lost.names == []
+        await links.close()
+
+    run_in_virtual_time(main())
 
 
 def test_a_state_that_passes_is_news_only_where_it_lasts() -> None:

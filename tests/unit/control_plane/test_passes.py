@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as pb
+from appsupervisor.runtime.v1 import runtime_environment_pb2 as rt
+from services.control_plane.controller.controller import SWEEP_LOOKS, SWEEP_SECONDS
+from services.control_plane.controller.resync import Resync
 from services.control_plane.store.interface import CatalogStore
 from services.control_plane.store.sql_store import open_store
 from tests.unit.control_plane.test_moves import CLOCK, Two, run
@@ -52,6 +55,55 @@ def test_a_leader_and_a_returning_node_have_each_app_looked_at_once(
         await two.first.until(lambda: two.first.controller.is_heard(two.first.name))
         await asyncio.sleep(2)
         assert Counter(passes) == once
+
+    run(store, test)
+
+
+def test_apps_that_are_as_they_are_stored_cost_a_returning_node_and_a_leader_no_pass(
+    store: CatalogStore, passes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Resync, "take", lambda self, most: [])  # what has its turn in its own time
+
+    async def test(two: Two) -> None:
+        await two.second_joins()
+        await two.first.until(lambda: not any(it.node.serves_alone for it in store.mirror.nodes.values()))
+        apps = [f"apps/shop-{number}" for number in range(8)]
+        for app in apps:
+            await two.create(app.removeprefix("apps/"))
+        await asyncio.sleep(2)
+        passes.clear()
+        revision = store.mirror.apps.revision
+        await two.first.restart_controller()
+        await asyncio.sleep(2)
+        assert (passes, store.mirror.apps.revision) == ([], revision)
+        passes.clear()
+        two.first.cut = True
+        await asyncio.sleep(1)
+        unwell = next(iter(two.first.node.instances()))
+        two.first.node.set_health(unwell, rt.Instance.Health.UNHEALTHY)
+        two.first.cut = False
+        await two.first.until(lambda: two.first.controller.is_heard(two.first.name))
+        await asyncio.sleep(2)
+        assert set(passes) == {unwell.partition("/instances/")[0]}, "what is news is looked at"
+
+    run(store, test)
+
+
+def test_what_is_at_rest_is_looked_at_once_all_the_same_in_its_own_time(
+    store: CatalogStore, passes: list[str]
+) -> None:
+    async def test(two: Two) -> None:
+        await two.second_joins()
+        apps = Counter(f"apps/shop-{number}" for number in range(SWEEP_LOOKS + 5))
+        for app in apps:
+            await two.create(app.removeprefix("apps/"))
+        await asyncio.sleep(2)
+        passes.clear()
+        await two.first.restart_controller()
+        await asyncio.sleep(1.5 * SWEEP_SECONDS)
+        assert len(passes) == SWEEP_LOOKS
+        await asyncio.sleep(5 * SWEEP_SECONDS)
+        assert Counter(passes) == apps
 
     run(store, test)
 

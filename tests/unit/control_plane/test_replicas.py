@@ -439,5 +439,5 @@ def test_a_lost_replica_is_shut_out_of_database_and_node_and_its_siblings_are_no
     placements, seen = look(ALL_RUN, lost="l")
     after = assign(app(), placements, seen, 5)
     assert {it.epoch for it in after.staying} == {1, 3, 4}, "the logins that stay open"
-    fences = {name: fence_epoch(app(), node(name), after.placements, ()) for name in NODES}
+    fences = {name: fence_epoch(app().uid, node(name), after.placements, ()) for name in NODES}
     assert fences == {"k": 0, "l": 3, "m": 0, "n": 0}

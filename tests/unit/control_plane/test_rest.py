@@ -19,9 +19,25 @@ from services.control_plane.placement.data_travel import travel_of
 from services.control_plane.placement.snapshot import NodeView, Sight, Snapshot
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.reconciler.plan import plan
+from services.control_plane.reconciler.rest import is_at_rest
 from services.control_plane.reconciler.settling import settles
 from services.control_plane.store.records import PlacementRecord, Role, Version
-from tests.unit.control_plane.looks import CUR, IN, OUT, V11, V21, M, N, instance, node, placed, record
+from tests.unit.control_plane.looks import (
+    CUR,
+    IDLE,
+    IN,
+    OUT,
+    RUNNING,
+    V11,
+    V21,
+    M,
+    N,
+    instance,
+    node,
+    placed,
+    record,
+    silent,
+)  # fmt: skip
 
 LATER = 10**9
 """µs: what was replaced lingers no more."""
@@ -47,6 +63,7 @@ def seen_of(found: dict[Version, Found]) -> Snapshot:
     for version, (_, state, at) in found.items():
         if state is not None:
             it = instance(version, state, reason="APP_CRASHED" if state == rt.Instance.FAILED else "")
+            it.node = at
             there[at][it.name] = it
     return Snapshot({name: NodeView(node(name), Sight.HEARD, there[name]) for name in (N, M)})
 
@@ -98,3 +115,71 @@ def test_what_a_pass_settles_another_one_finds_as_it_is(desired: Any, failed: Ve
             wrong.append(found)
     assert settled or desired == pb.App.STOPPED
     assert wrong == []
+
+
+@pytest.mark.parametrize("desired", [pb.App.RUNNING, pb.App.STOPPED])
+def test_what_is_at_rest_at_a_glance_is_found_as_it_is_by_a_pass(desired: Any) -> None:
+    wrong, resting = [], Counter[tuple[Any, ...]]()
+    for found in combinations():
+        if V21 not in found or found.get(V11, (CUR, None, N))[::2] != (CUR, N):
+            continue  # what has no placement is an instance without one, of whatever state
+        seen, (role, _, at) = seen_of(found), found[V21]
+        placements, shown = (placed(V21, role, at),), seen.nodes[N].instances
+        for before in (seen, silent(*shown.values()), Snapshot()):  # as it was stored, whatever was seen then
+            app = record(V21, desired=desired, status=pb.App(reconciling=True))
+            app.spec.database.no_database.SetInParent()
+            for _ in range(3):
+                app = observe(app, assign(app, placements, before, LATER), before, LATER)
+            if not is_at_rest(app.packed, placements, N, shown):
+                continue
+            resting[tuple(it.state for it in shown.values())] += 1
+            assigned = assign(app, placements, seen, LATER)
+            todo = plan(app, assigned, seen, LATER)
+            same = assigned.placements == placements and observe(app, assigned, seen, LATER) is app
+            if not same or todo.starts or todo.stop or todo.remove or todo.after:
+                wrong.append((found, before))
+    assert wrong == []
+    assert resting.keys() == ({(RUNNING,), (IDLE,)} if desired == pb.App.RUNNING else {()})
+
+
+def told(status: pb.App) -> bool:
+    """Tell whether an app that runs and is stored with such a status is at rest at a glance."""
+    app = record(V21, status=status)
+    return is_at_rest(app.packed, (placed(V21, CUR),), N, {RUNS.name: RUNS})
+
+
+RUNS = instance(V21, RUNNING)
+RUNS.node = N
+
+
+def test_what_tells_anything_else_than_that_an_app_runs_has_it_looked_at() -> None:
+    app = record(V21, status=pb.App())
+    app.spec.database.no_database.SetInParent()
+    seen = Snapshot({N: NodeView(node(), Sight.HEARD, {RUNS.name: RUNS})})
+    status = observe(app, assign(app, [placed(V21, CUR)], seen, LATER), seen, LATER).status
+    assert told(status)
+    for news in (
+        {"reconciling": True},
+        {"observed_generation": 1},
+        {"newest_epoch": 3},
+        {"retained_data": "environments/default/nodes/n/retainedData/x"},
+        {"availability_reason": pb.App.ONLY_NODE},
+        {"data_move": pb.DataMove(state=pb.DataMove.ARRIVED)},
+        {"database_move": pb.DatabaseMove(source_server="databaseServers/a")},
+        {"canary": pb.Canary(nodes=[N])},
+        {"state": IDLE},
+        {"instances": [instance(V11, IDLE)]},
+        {"conditions": [rt.Condition(type="Ready", status=rt.Condition.UNKNOWN)]},
+    ):
+        other = pb.App()
+        other.CopyFrom(status)
+        if "conditions" in news:
+            del other.conditions[:]
+        other.MergeFrom(pb.App(**news))
+        assert not told(other), news
+    restarted = rt.Instance()
+    restarted.CopyFrom(RUNS)
+    restarted.restart_count = 1
+    del status.instances[:]
+    status.instances.append(restarted)
+    assert not told(status), "the node shows another start of it"

@@ -340,6 +340,11 @@ def test_lists_refuse_what_they_cannot_read(refused: Refused, fields: Any, reaso
     assert (error.code, error.info.reason) == (S.INVALID_ARGUMENT, reason)
 
 
+def test_a_filter_of_operations_has_a_bound_as_each_is_tested_by_all_of_it(refused: Refused) -> None:
+    error = refused("ListOperations", lro.ListOperationsRequest(filter=" AND ".join(["done=true"] * 1000)))
+    assert (error.code, error.info.reason) == (S.INVALID_ARGUMENT, "INVALID_FILTER")
+
+
 @pytest.mark.parametrize("fields", [{"filter": "labels.a = b"}, {"order_by": "update_time"}])
 def test_a_list_ends_when_its_time_is_up(server: Server, fields: Any) -> None:
     server("CreateApp", create())

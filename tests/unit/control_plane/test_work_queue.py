@@ -9,7 +9,7 @@ import logging
 
 import pytest
 
-from services.control_plane.controller.work_queue import TURN, WorkQueue
+from services.control_plane.controller.work_queue import TURN, TURN_SECONDS, WorkQueue
 from services.control_plane.reconciler.pace import FREE, KEPT_SECONDS, LONGEST_PAUSE, Pace
 from services.control_plane.reconciler.result import Result
 from services.control_plane.store.records import Version
@@ -63,6 +63,54 @@ def test_one_turn_of_the_loop_begins_so_many_and_leaves_nobody_out() -> None:
         assert begun.total() == 3 * 5 * TURN
         assert groups.index("c") <= 4 * TURN, "the others wait for the width of a group at most"
         await queue.close()
+
+    run_in_virtual_time(main())
+
+
+@pytest.mark.parametrize("cost", [0.001, 0.1])
+def test_passes_have_so_much_of_a_turn_and_what_else_runs_is_next_however_many_wait(cost: float) -> None:
+    async def main() -> None:
+        now, begun = 0.0, 0
+        took: list[float] = []
+
+        async def work(key: str) -> Result:
+            nonlocal now, begun
+            begun += 1
+            now += cost
+            return Result()
+
+        queue = WorkQueue(work, lambda key: key[-1], clock=lambda: now)
+        for number in range(600):
+            queue.add(f"{number:03}")
+        while queue.count() != (0, 0):  # as who answers a call, a step in each turn
+            before, then = now, begun
+            await asyncio.sleep(0)
+            took.append(now - before)
+            assert begun > then or len(took) == 1, "and they go on"
+        assert begun == 600
+        assert max(took) <= TURN_SECONDS + cost
+        await queue.close()
+
+    run_in_virtual_time(main())
+
+
+def test_workers_that_wait_for_their_turn_end_with_the_queue() -> None:
+    async def main() -> None:
+        now, begun = 0.0, 0
+
+        async def work(key: str) -> Result:
+            nonlocal now, begun
+            begun += 1
+            now += 1.0
+            return Result()
+
+        queue = WorkQueue(work, lambda key: "", clock=lambda: now)
+        for number in range(TURN):
+            queue.add(f"{number}")
+        await asyncio.sleep(0)
+        assert begun == 1
+        await queue.close()
+        assert (begun, queue.count()) == (1, (0, 0))
 
     run_in_virtual_time(main())
 

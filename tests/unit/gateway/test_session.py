@@ -10,7 +10,8 @@ from services.gateway import resources
 from services.gateway.routes import Destination
 from services.gateway.xds.cache import CLUSTER, LISTENER, ROUTES, SCOPE, ResourceCache
 from services.gateway.xds.messages import TYPE_PREFIX, message
-from services.gateway.xds.session import DeltaSession, Refusal
+from services.gateway.xds.session import LONGEST_NAME, MOST_UNKNOWN, DeltaSession, Refusal
+from services.rpc.errors import SupervisorError
 
 HERE, THERE = Destination(("environments/e/nodes/n1",)), Destination(("environments/e/nodes/n2",))
 AT_HERE, AT_THERE = resources.routes_name(HERE), resources.routes_name(THERE)
@@ -267,6 +268,28 @@ def test_what_an_envoy_has_left_is_not_told(cache: ResourceCache, envoy: FakeEnv
     envoy.ask(ROUTES, leave=(AT_HERE,))
     cache.remove(ROUTES, AT_HERE)
     assert envoy.has_nothing_to_read()
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (ROUTES, [f"none/{number}" for number in range(MOST_UNKNOWN + 3)]),
+        (CLUSTER, ["n" * (LONGEST_NAME + 1)]),
+    ],
+)
+def test_what_nobody_can_have_a_reason_to_follow_is_refused(
+    envoy: FakeEnvoy, kind: str, names: list[str]
+) -> None:
+    with pytest.raises(SupervisorError, match="resource_names_subscribe"):
+        envoy.ask(kind, *names)
+
+
+def test_an_envoy_that_comes_back_before_all_is_known_may_follow_any_number() -> None:
+    cache = ResourceCache()
+    envoy = FakeEnvoy(cache)
+    envoy.ask(ROUTES, *(f"routes/{number}" for number in range(MOST_UNKNOWN + 3)))
+    cache.open()
+    assert len(envoy.accept()[2]) == MOST_UNKNOWN + 3
 
 
 def test_a_kind_that_there_is_nothing_of_is_not_answered(cache: ResourceCache) -> None:

@@ -45,9 +45,14 @@ class ControlPlanes:
         self.synced = 0
         self.pauses: list[float] = []
         self.watch = Watch(
-            "WatchApps", self.call, put=lambda app: self.known.add(app.name), remove=self.known.discard,
+            "WatchApps", self.call, put=self.put, remove=self.known.discard,
             known=lambda: self.known, synced=self._sync,
         )  # fmt: skip
+
+    def put(self, app: App) -> None:
+        if app.name == "apps/bad":
+            raise ValueError("what nobody has thought of")
+        self.known.add(app.name)
 
     def _sync(self) -> None:
         self.synced += 1
@@ -118,3 +123,13 @@ async def test_a_watch_that_told_something_is_tried_again_at_once() -> None:
     fake = ControlPlanes(*[[told(SYNCED, token=f"t{number}"), Broken()] for number in range(8)])
     await fake.play()
     assert all(pause <= 0.1 for pause in fake.pauses)
+
+
+async def test_what_cannot_be_routed_keeps_nothing_else_from_being_routed() -> None:
+    fake = ControlPlanes(
+        [told(UPSERT, "apps/a"), told(UPSERT, "apps/bad"), told(SYNCED, token="t1"), told(REMOVE, "apps/a")],
+        [told(UPSERT, "apps/bad", "t2"), told(UPSERT, "apps/b", "t3")],
+    )
+    await fake.play()
+    assert fake.known == {"apps/b"}
+    assert fake.asked[-1] == (0, "t3")

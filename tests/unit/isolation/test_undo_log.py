@@ -21,10 +21,11 @@ from typing import Any
 
 import pytest
 
-from runtime_node.isolation import endings, install, running_as, tasks_of
+from runtime_node.isolation import install, running_as, tasks_of
 from runtime_node.isolation.contain import AppExitError, ContainedApp
 from runtime_node.isolation.current import CURRENT_INSTANCE
 from runtime_node.isolation.environ import open_overlay
+from runtime_node.isolation.lasting import LastingInterruption
 from runtime_node.isolation.undo_log import undo, undo_log_of
 from tests.eventually import WITHIN, eventually_blocking
 
@@ -43,7 +44,7 @@ def _seams() -> Iterator[None]:
 @pytest.fixture
 def uninterrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nothing end but by itself: what does not is named as left behind."""
-    monkeypatch.setattr(endings, "interrupt", lambda *_: None)
+    monkeypatch.setattr(LastingInterruption, "raise_if_due", lambda _: None)
 
 
 def test_a_thread_an_app_started_counts_as_its_own_and_so_does_what_that_starts() -> None:
@@ -358,6 +359,22 @@ def test_warning_filters_of_an_app_go_with_it() -> None:
     assert len(warnings.filters) == len(before) + 1
     undo(ME)
     assert list(warnings.filters) == before
+
+
+def test_a_warning_filter_that_all_have_stays_where_it_was_beside_an_apps_own() -> None:
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        for message in ("of all", "of all others"):
+            warnings.filterwarnings("ignore", message=message)
+        before = list(warnings.filters)
+        with running_as(ME):
+            warnings.filterwarnings("ignore", message="of all")
+            warnings.filterwarnings("error", message="mine", append=True)
+            warnings.filterwarnings("ignore", message="of all")
+        assert list(warnings.filters)[1:-1] == before
+        assert len(undo_log_of(ME)) == 2
+        undo(ME)
+        assert list(warnings.filters) == before
 
 
 def test_a_warning_filter_of_an_app_decides_about_its_own_warnings_alone() -> None:

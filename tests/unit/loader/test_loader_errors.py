@@ -49,6 +49,23 @@ def test_a_missing_submodule_is_not_found(loader: Loader, write: Write) -> None:
     assert "'shop.web'" in error.message
 
 
+@pytest.mark.parametrize(
+    ("entrypoint", "hint"),
+    [
+        ("shop.py:app", "has the name of a module, without '.py'"),
+        ("shopp:app", "did you mean shop?"),
+        ("elsewhere:app", "or installed packages"),
+    ],
+)
+def test_what_may_have_been_meant_by_a_missing_module_is_told(
+    loader: Loader, write: Write, entrypoint: str, hint: str
+) -> None:
+    write("shop.py", "app = None\n")
+    error = failed(loader, entrypoint)
+    assert error.reason == "ENTRYPOINT_MODULE_NOT_FOUND"
+    assert error.message.endswith(hint)
+
+
 def test_a_missing_import_inside_the_app_is_the_apps_failure_with_its_traceback(
     loader: Loader, write: Write
 ) -> None:

@@ -421,6 +421,9 @@ def test_presence_asks_whether_a_field_is_set() -> None:
         ("state = upper(x)", 9, "no function"),
         ("state=RUNNING and health=HEALTHY", 15, "AND in capitals"),
         ("reconciling", 1, "quote it"),
+        ("instances = x", 1, "instances.node"),
+        ("instances.node = x", 1, "instances.node:value"),
+        ("database.sqlite:*", 1, "database.postgres.server"),
         ("NOT NOT shop", 5, "expected"),
     ],
 )
@@ -481,3 +484,29 @@ def test_an_event_filter_of_no_such_field_names_those_there_are() -> None:
         compile_event_filter("state = RUNNING")
     assert refused.value.reason == "INVALID_FILTER"
     assert "actor" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "matches"),
+    [
+        ('instances.node:"environments/default/nodes/node-2"', True),
+        ('instances.node:"*/node-1"', True),
+        ("instances.node:*", True),
+        ('instances.node:"node-2"', False),
+        ('-instances.node:"*/node-3"', True),
+        ('instances.node:("*/node-3" OR "*/node-1")', True),
+        ("instances.node:(environments/default/nodes/node-2)", True),
+        ('database.postgres.server = "databaseServers/main"', True),
+        ('database.postgres.server != "databaseServers/main"', False),
+        ("database.postgres.server:other", False),
+        ("failover = AUTOMATIC", True),
+    ],
+)
+def test_apps_are_chosen_by_the_nodes_and_the_database_server_that_they_are_on(
+    text: str, matches: bool
+) -> None:
+    app = App(name="apps/shop", failover=App.AUTOMATIC)
+    app.database.postgres.server = "databaseServers/main"
+    for node in ("node-1", "node-2"):
+        app.instances.add(node=f"environments/default/nodes/{node}")
+    assert compile_filter(text)(app) == matches

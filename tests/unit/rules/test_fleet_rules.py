@@ -44,6 +44,7 @@ def test_an_address_that_can_be_called_is_accepted(address: str) -> None:
             "host:0",
             "host:65536",
             "host:99999999999999999999",
+            "host:0655359",
             "host:8o",
             "host:٣",
         ),

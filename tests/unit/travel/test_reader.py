@@ -271,3 +271,30 @@ def test_a_link_in_the_place_of_a_folder_leads_nowhere(tmp_path: Path, read: Rea
         it["path"]: it["kind"] for it in reader.entries(begin=True, after="", count=10, changed=False)[0]
     }
     assert kinds == {"folder": "link"}
+
+
+def test_a_file_that_grows_as_fast_as_it_is_read_ends_a_pass_and_is_whole_at_the_end(
+    tmp_path: Path, read: Read
+) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    log = source / "log"
+    log.write_bytes(b"a" * BLOCK_BYTES)
+    reader = read(source)
+    grown, block = 0, reader.block
+
+    def growing(*arguments: Any, **options: Any) -> Any:
+        nonlocal grown
+        assert grown < 100, "it is read for ever"
+        grown += 1
+        with log.open("ab") as file:
+            file.write(b"b" * BLOCK_BYTES)
+        return block(*arguments, **options)
+
+    reader.block = growing  # type: ignore[method-assign]
+    copied(reader, target)
+    caught_up(reader, target)
+    reader.block = block  # type: ignore[method-assign]
+    finished(reader, target)
+    assert (target / "log").read_bytes() == log.read_bytes()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from appsupervisor.runtime.v1 import data_transfers_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from runtime_node.instances.databases import ARRIVED, LEFT, OWNER, Databases
+from runtime_node.travel.reader_process import BLOCK_BYTES
 from runtime_node.travel.staging import Staging, clear
 from runtime_node.travel.tickets import VALID_SECONDS, Tickets
 from services.rpc.errors import SupervisorError
@@ -84,6 +86,48 @@ def test_no_path_leads_out_of_it(staging: Staging, tmp_path: Path, path: str) ->
     with pytest.raises(OSError, match="leads out"):
         staging.take([file(path)])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("mark", [OWNER, f"{OWNER}.new", ARRIVED])
+@pytest.mark.parametrize("kind", [Entry.FILE, Entry.DIRECTORY, Entry.LINK])
+def test_no_source_makes_a_nodes_own_marks(staging: Staging, mark: str, kind: Any) -> None:
+    with pytest.raises(OSError, match="own mark"):
+        staging.take([Entry(path=mark, kind=kind, link_target="/etc/passwd", mode=0o600)])
+
+
+def test_what_is_below_a_link_in_the_end_is_refused_and_nothing_outside_is_touched(
+    databases: Databases, staging: Staging, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "f").touch(mode=0o600)
+    staging.begin_pass()
+    staging.take([Entry(path="d", kind=Entry.DIRECTORY, mode=0o700), file("d/f", 0, 0o777)])
+    staging.take([Entry(path="d", kind=Entry.LINK, link_target=str(outside))])
+    with pytest.raises(OSError, match="leads out"):
+        staging.finish("f1")
+    assert (outside / "f").stat().st_mode & 0o777 == 0o600
+    assert not databases.directory("shop", UID).exists()
+
+
+def test_a_link_to_no_possible_name_is_a_fault_of_the_disk_as_any_other(staging: Staging) -> None:
+    staging.begin_pass()
+    staging.take([Entry(path="l", kind=Entry.LINK, link_target="a\0b")])
+    with pytest.raises(OSError, match="leads nowhere"):
+        staging.finish("f1")
+
+
+def test_what_is_not_written_of_a_large_file_takes_no_room(databases: Databases, staging: Staging) -> None:
+    size = 64 * BLOCK_BYTES
+    staging.begin_pass()
+    staging.take([file("large", size)])
+    for offset in range(0, size, BLOCK_BYTES):
+        staging.write(block("large", b"\0" * BLOCK_BYTES if offset else b"x" * BLOCK_BYTES, offset))
+    staging.write(block("large", b"\0" * BLOCK_BYTES, 0))
+    staging.finish("f1")
+    told = (databases.directory("shop", UID) / "large").stat()
+    assert (told.st_size, told.st_blocks * 512 < 2 * BLOCK_BYTES) == (size, True)
+    assert (databases.directory("shop", UID) / "large").read_bytes().count(0) == size
 
 
 def test_a_damaged_block_and_one_without_an_entry_are_refused(staging: Staging) -> None:

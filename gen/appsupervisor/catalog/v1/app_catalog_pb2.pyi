@@ -1095,8 +1095,9 @@ class ListAppsRequest(_message.Message):
     """`next_page_token` of the page before; the other fields must be as they were."""
     filter: _builtins.str
     """An AIP-160 filter over `name`, `uid`, `display_name`, `labels`, `annotations`, `entrypoint`, `environment`,
-    `domains`, `state`, `health`, `desired_state`, `activation`, `isolation`, `replicas`, `ready_replicas`,
-    `generation`, `reconciling`, `create_time`, `update_time`; at most 4,096 characters. Example: `labels.tier = "gold" AND state != RUNNING`.
+    `domains`, `state`, `health`, `desired_state`, `activation`, `isolation`, `failover`, `replicas`, `ready_replicas`,
+    `generation`, `reconciling`, `create_time`, `update_time`, `instances.node`, `database.postgres.server`; at most 4,096
+    characters. Examples: `labels.tier = "gold" AND state != RUNNING`, `instances.node:"environments/default/nodes/node-2"`.
     """
     order_by: _builtins.str
     """Comma-separated fields, each with an optional ` desc`: `name`, `display_name`, `environment`, `state`, `health`,
@@ -2229,7 +2230,7 @@ class OperationMetadata(_message.Message):
         total_count: _builtins.int
         """Apps in it."""
         done_count: _builtins.int
-        """Apps that were dealt with."""
+        """Apps that are done, without those that failed."""
         failed_count: _builtins.int
         """Apps that failed."""
         @_builtins.property

@@ -138,11 +138,11 @@ class CertificatesServicer:
         Precondition: it has the `etag` given, if one is given.
         On success: it is gone from the catalog, and from gateways as soon as they are told: new connections to names that no
         other certificate has are refused, open ones go on.
-        Idempotent: no; a repeat is answered `CERTIFICATE_NOT_FOUND`.
+        Idempotent: by `request_id`; another repeat is answered `CERTIFICATE_NOT_FOUND`.
         Cancelling the call undoes nothing.
         Rolled back: everything, on an error: it is one transaction.
 
-        Errors: `CERTIFICATE_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED).
+        Errors: `CERTIFICATE_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -79,11 +79,11 @@ class CertificatesStub:
     Precondition: it has the `etag` given, if one is given.
     On success: it is gone from the catalog, and from gateways as soon as they are told: new connections to names that no
     other certificate has are refused, open ones go on.
-    Idempotent: no; a repeat is answered `CERTIFICATE_NOT_FOUND`.
+    Idempotent: by `request_id`; another repeat is answered `CERTIFICATE_NOT_FOUND`.
     Cancelling the call undoes nothing.
     Rolled back: everything, on an error: it is one transaction.
 
-    Errors: `CERTIFICATE_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED).
+    Errors: `CERTIFICATE_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
     """
     WatchCertificates: _grpc.UnaryStreamMultiCallable[_certificates_pb2.WatchCertificatesRequest, _certificates_pb2.WatchCertificatesResponse]
     """Streams every certificate, `SYNCED`, then each change, and `BOOKMARK`s while idle.
@@ -149,11 +149,11 @@ class CertificatesAsyncStub(CertificatesStub):
     Precondition: it has the `etag` given, if one is given.
     On success: it is gone from the catalog, and from gateways as soon as they are told: new connections to names that no
     other certificate has are refused, open ones go on.
-    Idempotent: no; a repeat is answered `CERTIFICATE_NOT_FOUND`.
+    Idempotent: by `request_id`; another repeat is answered `CERTIFICATE_NOT_FOUND`.
     Cancelling the call undoes nothing.
     Rolled back: everything, on an error: it is one transaction.
 
-    Errors: `CERTIFICATE_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED).
+    Errors: `CERTIFICATE_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
     """
     WatchCertificates: _aio.UnaryStreamMultiCallable[_certificates_pb2.WatchCertificatesRequest, _certificates_pb2.WatchCertificatesResponse]  # type: ignore[assignment]
     """Streams every certificate, `SYNCED`, then each change, and `BOOKMARK`s while idle.
@@ -246,11 +246,11 @@ class CertificatesServicer(metaclass=_abc_1.ABCMeta):
         Precondition: it has the `etag` given, if one is given.
         On success: it is gone from the catalog, and from gateways as soon as they are told: new connections to names that no
         other certificate has are refused, open ones go on.
-        Idempotent: no; a repeat is answered `CERTIFICATE_NOT_FOUND`.
+        Idempotent: by `request_id`; another repeat is answered `CERTIFICATE_NOT_FOUND`.
         Cancelling the call undoes nothing.
         Rolled back: everything, on an error: it is one transaction.
 
-        Errors: `CERTIFICATE_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED).
+        Errors: `CERTIFICATE_NOT_FOUND` (NOT_FOUND); `ETAG_MISMATCH` (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
         """
 
     @_abc_1.abstractmethod

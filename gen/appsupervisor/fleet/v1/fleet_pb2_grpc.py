@@ -453,12 +453,12 @@ class FleetServicer:
         Precondition: no app has its database on it but those that are being deleted, no environment names it as a default,
         and it has the `etag` given, if one is given.
         On success: it is gone from the catalog. What apps being deleted had there stays; they no longer wait for it.
-        Idempotent: no; a repeat is answered `DATABASE_SERVER_NOT_FOUND`.
+        Idempotent: by `request_id`; another repeat is answered `DATABASE_SERVER_NOT_FOUND`.
         Cancelling the call undoes nothing.
         Rolled back: everything, on an error: it is one transaction.
 
         Errors: `DATABASE_SERVER_NOT_FOUND` (NOT_FOUND); `DATABASE_SERVER_IN_USE` (FAILED_PRECONDITION); `ETAG_MISMATCH`
-        (ABORTED).
+        (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

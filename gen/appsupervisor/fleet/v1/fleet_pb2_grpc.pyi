@@ -258,12 +258,12 @@ class FleetStub:
     Precondition: no app has its database on it but those that are being deleted, no environment names it as a default,
     and it has the `etag` given, if one is given.
     On success: it is gone from the catalog. What apps being deleted had there stays; they no longer wait for it.
-    Idempotent: no; a repeat is answered `DATABASE_SERVER_NOT_FOUND`.
+    Idempotent: by `request_id`; another repeat is answered `DATABASE_SERVER_NOT_FOUND`.
     Cancelling the call undoes nothing.
     Rolled back: everything, on an error: it is one transaction.
 
     Errors: `DATABASE_SERVER_NOT_FOUND` (NOT_FOUND); `DATABASE_SERVER_IN_USE` (FAILED_PRECONDITION); `ETAG_MISMATCH`
-    (ABORTED).
+    (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
     """
 
 @_typing.type_check_only
@@ -494,12 +494,12 @@ class FleetAsyncStub(FleetStub):
     Precondition: no app has its database on it but those that are being deleted, no environment names it as a default,
     and it has the `etag` given, if one is given.
     On success: it is gone from the catalog. What apps being deleted had there stays; they no longer wait for it.
-    Idempotent: no; a repeat is answered `DATABASE_SERVER_NOT_FOUND`.
+    Idempotent: by `request_id`; another repeat is answered `DATABASE_SERVER_NOT_FOUND`.
     Cancelling the call undoes nothing.
     Rolled back: everything, on an error: it is one transaction.
 
     Errors: `DATABASE_SERVER_NOT_FOUND` (NOT_FOUND); `DATABASE_SERVER_IN_USE` (FAILED_PRECONDITION); `ETAG_MISMATCH`
-    (ABORTED).
+    (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
     """
 
 class FleetServicer(metaclass=_abc_1.ABCMeta):
@@ -853,12 +853,12 @@ class FleetServicer(metaclass=_abc_1.ABCMeta):
         Precondition: no app has its database on it but those that are being deleted, no environment names it as a default,
         and it has the `etag` given, if one is given.
         On success: it is gone from the catalog. What apps being deleted had there stays; they no longer wait for it.
-        Idempotent: no; a repeat is answered `DATABASE_SERVER_NOT_FOUND`.
+        Idempotent: by `request_id`; another repeat is answered `DATABASE_SERVER_NOT_FOUND`.
         Cancelling the call undoes nothing.
         Rolled back: everything, on an error: it is one transaction.
 
         Errors: `DATABASE_SERVER_NOT_FOUND` (NOT_FOUND); `DATABASE_SERVER_IN_USE` (FAILED_PRECONDITION); `ETAG_MISMATCH`
-        (ABORTED).
+        (ABORTED); `REQUEST_ID_REUSED` (INVALID_ARGUMENT).
         """
 
 def add_FleetServicer_to_server(servicer: FleetServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

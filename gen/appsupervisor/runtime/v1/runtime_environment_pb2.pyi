@@ -474,7 +474,9 @@ class Database(_message.Message):
         EXTENSIONS_FIELD_NUMBER: _builtins.int
         TEMPLATE_FIELD_NUMBER: _builtins.int
         server: _builtins.str
-        """The server, `databaseServers/{database_server}`. Another one has the database moved there, with its data."""
+        """The server, `databaseServers/{database_server}`; when unset the one that the app's environment has as a default.
+        Another one has the database moved there, with its data.
+        """
         mode: Global___Database.Postgres.Mode.ValueType
         """What it gets there; `SCHEMA` when unset. Cannot be changed."""
         template: _builtins.str
@@ -1556,10 +1558,15 @@ class StopInstanceRequest(_message.Message):
         NODE_FIELD_NUMBER: _builtins.int
         HTTP_ADDRESS_FIELD_NUMBER: _builtins.int
         DOMAINS_FIELD_NUMBER: _builtins.int
+        SERVES_HTTP2_FIELD_NUMBER: _builtins.int
         node: _builtins.str
         """Resource name of the node."""
         http_address: _builtins.str
         """`host:port` at which it serves its apps' HTTP, as told at its registration."""
+        serves_http2: _builtins.bool
+        """Whether it serves HTTP/2 there too, as told at its registration: then requests that come over HTTP/2, calls of gRPC
+        among them, are forwarded over HTTP/2. To a node that does not, calls of gRPC are not forwarded (`APP_MOVED`).
+        """
         @_builtins.property
         def domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
             """Domains of the app beside `{app}.{base_domain}`."""
@@ -1570,10 +1577,11 @@ class StopInstanceRequest(_message.Message):
             node: _builtins.str = ...,
             http_address: _builtins.str = ...,
             domains: _abc.Iterable[_builtins.str] | None = ...,
+            serves_http2: _builtins.bool = ...,
         ) -> None: ...
         _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["domains", b"domains", "http_address", b"http_address", "node", b"node"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["domains", b"domains", "http_address", b"http_address", "node", b"node", "serves_http2", b"serves_http2"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
