@@ -423,7 +423,7 @@ async def test_an_operator_moves_an_app_drains_a_node_and_forgets_it(command: Co
     other = ({"fake-1", "fake-2"} - {home.strip().rpartition("/")[2]}).pop()
     status, out, _ = await command("move", "shop", "--to", other, "-o", "json")
     assert (status, [one["node"].rpartition("/")[2] for one in json.loads(out)["instances"]]) == (0, [other])
-    status, out, _ = await command("rebalance", "--validate-only", "--tolerance", "2")
+    status, out, _ = await command("rebalance", "--dry-run", "--tolerance", "2")
     assert (status, out) == (0, "")
     status, out, _ = await command("rebalance", "-o", "json")
     # Whether there is anything to move is decided by where the two apps happen to be.
