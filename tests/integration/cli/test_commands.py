@@ -138,6 +138,16 @@ async def test_a_start_that_fails_is_told_with_its_reason(command: Command, plan
     assert "APP_STARTUP_FAILED" in err
 
 
+async def test_lost_data_is_given_up_by_a_start_that_says_so(command: Command, plane: Plane) -> None:
+    await command("create", "shop", "shop:create_app")
+    await command("stop", "shop")
+    plane.nodes[0].disk.data.clear()
+    status, _, err = await command("start", "shop")
+    assert (status, "DATA_MISSING" in err, "--accept-data-loss" in err) == (Exit.FAILED, True, True)
+    assert (await command("start", "-l", "a=b", "--accept-data-loss"))[0] == Exit.USAGE
+    assert (await command("start", "shop", "--accept-data-loss"))[0] == Exit.DONE
+
+
 async def test_documents_are_applied_compared_exported_and_deleted(command: Command, tmp_path: Path) -> None:
     file = tmp_path / "apps.yaml"
     file.write_text("name: a\nentrypoint: x:y\nlabels: {set: one}\n---\nname: b\nentrypoint: x:y\n")
