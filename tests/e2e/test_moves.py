@@ -116,7 +116,6 @@ class Holdout:
         self._port = stack.http_port(node)
         self._host = f"{app_id}.localhost"
         self.answers = 0
-        self.told_to_come_again = 0
         self.failures: list[str] = []
         self._ended = threading.Event()
         ways = (self._get, self._post, self._talk)
@@ -170,7 +169,6 @@ class Holdout:
                 return "" if talk.recv(DEADLINE) == "hello" else "another echo"
             except ConnectionClosed as closed:
                 # One that is open when its app leaves is told so, and comes again.
-                self.told_to_come_again += 1
                 return "" if closed.rcvd is not None and closed.rcvd.code == 1012 else repr(closed)
 
 
