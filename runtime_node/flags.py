@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -112,6 +113,27 @@ def address(text: str) -> Address:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is not HOST:PORT")
     return Address(host, int(port))
+
+
+def advertised(text: str) -> Address | None:
+    """Return HOST or HOST:PORT, with port 0 where none is named."""
+    if not text:
+        return None
+    bare = text.removeprefix("[").removesuffix("]")
+    if _is_ipv6(bare) or not set(text) & set("[]:"):
+        return Address(bare, 0)
+    found = address(text)
+    bracketed = text[0] == "[" and _is_ipv6(found.host)
+    if not found.port or (set(text.rpartition(":")[0]) & set("[]:") and not bracketed):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST or HOST:PORT, IPv6 as [::1]:7401 has it")
+    return found
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == 6
+    except ValueError:
+        return False
 
 
 def control_planes(text: str) -> str:

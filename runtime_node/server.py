@@ -245,7 +245,7 @@ class Node:
         self.lifecycle = Lifecycle(
             runners=Runners(runners, loader), databases=databases,
             start_limiter=StartLimiter(settings.concurrent_starts), probes=probes, registry=registry,
-            transitions=transitions, leaks=leaks, watchdog=watchdog, running=table.running,
+            transitions=transitions, leaks=leaks, watchdog=watchdog, find=table.find, running=table.running,
             place=place, code=code,
             on_ready=partial(_follow_up, collector, shared_state),
         )  # fmt: skip
@@ -331,7 +331,7 @@ class Node:
             incarnation=self.incarnation,
             version=__version__,
             python_version=platform.python_version(),
-            http_address=self._advertised(self.http),
+            http_address=self._http_address(),
             base_domain=self.settings.base_domain,
             monotonic_time=duration(self.feed.clock()),
             instance_count=len(self.instances),
@@ -362,11 +362,17 @@ class Node:
                 total += process.memory_info().rss
         return total
 
-    def _advertised(self, bound: Address) -> str:
-        host = self.settings.advertise.rpartition(":")[0] or self.settings.advertise
-        if not host and bound.host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
-            host = socket.gethostname()
-        return str(Address(host.strip("[]"), bound.port)) if host else str(bound)
+    def _advertised(self, bound: Address, told: Address | None) -> str:
+        if told is not None:
+            return str(Address(told.host, told.port or bound.port))
+        if bound.host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+            return str(Address(socket.gethostname(), bound.port))
+        return str(bound)
+
+    def _http_address(self) -> str:
+        told = self.settings.advertise
+        host = Address(told.host, 0) if told is not None else None
+        return self._advertised(self.http, self.settings.advertise_http or host)
 
     async def _list_code(self) -> None:
         self._modules = await asyncio.to_thread(importable, self.settings.app_dirs)
@@ -378,14 +384,13 @@ class Node:
 
     def _registration(self) -> fleet_pb2.RegisterNodeRequest:
         settings = self.settings
-        address = settings.advertise if ":" in settings.advertise else self._advertised(self.listen)
         return fleet_pb2.RegisterNodeRequest(
             parent=f"environments/{settings.environment}",
             node_id=settings.node,
             node=fleet_pb2.Node(
                 name=settings.node_name,
-                address=address,
-                http_address=self._advertised(self.http),
+                address=self._advertised(self.listen, settings.advertise),
+                http_address=self._http_address(),
                 base_domain=settings.base_domain,
                 labels=settings.labels,
                 zone=settings.zone,

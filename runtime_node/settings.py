@@ -14,6 +14,7 @@ from runtime_node.flags import (
     Address,
     Flags,
     address,
+    advertised,
     control_planes,
     count,
     directory,
@@ -45,8 +46,10 @@ class NodeSettings:
     labels: Mapping[str, str]
     zone: str
     """What fails together with the node; empty for none."""
-    advertise: str
-    """Host, or `host:port`, that others reach the node's gRPC at; empty for what it listens on."""
+    advertise: Address | None
+    """Where others reach the node's gRPC, and at this host its HTTP; port 0, or None, where it listens."""
+    advertise_http: Address | None
+    """The same for its HTTP alone."""
     base_domain: str
     max_instances: int
     memory_budget_bytes: int | None
@@ -113,7 +116,19 @@ def _add_place(add: Flags) -> None:
     add.many("--app-dir", directory, os.pathsep, "directory to load apps' code from; may be repeated")
     add.many("--label", label, ",", "label of the node, K=V, to place apps by; may be repeated")
     add("--zone", zone, "", "what fails together with the node, as a rack: copies are spread over zones")
-    add("--advertise", str, "", "HOST or HOST:PORT at which others reach this node, if not where it listens")
+    add(
+        "--advertise",
+        advertised,
+        "",
+        "HOST or HOST:PORT at which others reach this node, if not where it listens",
+    )
+    add(
+        "--advertise-http",
+        advertised,
+        "",
+        "HOST or HOST:PORT at which others reach its HTTP, if neither where it listens nor at that port of "
+        "--advertise's host, as behind a mapping of ports",
+    )
     add("--base-domain", domain, "localhost", "domain under which each app answers as {app}.{base-domain}")
 
 
@@ -169,6 +184,7 @@ def _settings(parsed: argparse.Namespace) -> NodeSettings:
         labels=dict(parsed.label),
         zone=parsed.zone,
         advertise=parsed.advertise,
+        advertise_http=parsed.advertise_http,
         base_domain=parsed.base_domain,
         max_instances=parsed.max_instances,
         memory_budget_bytes=parsed.memory_budget_bytes or None,

@@ -57,9 +57,8 @@ class FakeNode:
         """Every request that came in, by method name; WatchInstances too."""
         self.streams = 0
         """WatchInstances streams open now."""
-        self.unheard = asyncio.Event()
-        """Set while there is none: a node registers again then."""
-        self.unheard.set()
+        self.last_stream_end = 0.0
+        """By its clock."""
         self.address = ""
         self.killed = False
         self.transfers = FakeTransfers(self)
@@ -177,8 +176,15 @@ class FakeNode:
 
     async def register(self, control_plane: str, *, timeout: float = 5.0) -> fleet_pb2.RegisterNodeResponse:
         """Call Fleet.RegisterNode once, as a node does at its start."""
+        async with grpc.aio.insecure_channel(control_plane) as channel:
+            call: Any = FleetStub(channel).RegisterNode(self.registration(), timeout=timeout)
+            response: fleet_pb2.RegisterNodeResponse = await call
+            return response
+
+    def registration(self) -> fleet_pb2.RegisterNodeRequest:
+        """Return what it says of itself when it registers."""
         environment, _, node = self.node.partition("/nodes/")
-        request = fleet_pb2.RegisterNodeRequest(
+        return fleet_pb2.RegisterNodeRequest(
             parent=environment,
             node_id=node,
             node=fleet_pb2.Node(
@@ -192,10 +198,6 @@ class FakeNode:
                 uid=self.disk.uid,
             ),
         )
-        async with grpc.aio.insecure_channel(control_plane) as channel:
-            call: Any = FleetStub(channel).RegisterNode(request, timeout=timeout)
-            response: fleet_pb2.RegisterNodeResponse = await call
-            return response
 
     # --- commands ---
 

@@ -44,7 +44,7 @@ class Http2Connection(FramedConnection):
     """A connection of the listener that has begun with the preface of HTTP/2. Belongs to the front loop."""
 
     def __init__(self, shared: FrontShared, ends: Endpoints, flow: Flow, peer: str | None) -> None:
-        super().__init__(new_engine(shared.limits), shared.limits.max_header_bytes, shared.now)
+        super().__init__(shared.loop, new_engine(shared.limits), shared.limits.max_header_bytes, shared.now)
         self.shared = shared
         self.limits = shared.limits
         self.flow = flow
@@ -237,7 +237,7 @@ class Http2Connection(FramedConnection):
         if self._leaving or self.ended:
             return
         self._leaving = True
-        self.flush()
+        self.flush_now()
         # Past `h2`, which would not let the streams end.
         goodbye = GoAwayFrame(0)
         goodbye.last_stream_id = self.engine.highest_inbound_stream_id
@@ -271,7 +271,6 @@ class Http2Connection(FramedConnection):
             return
         with contextlib.suppress(ProtocolError):  # it has said so itself
             self.engine.close_connection(code)
-        self.flush()
         self._end()
         self.deadline = self.shared.now + self.limits.linger_timeout
         if self.transport.is_closing():
@@ -281,6 +280,7 @@ class Http2Connection(FramedConnection):
             self.transport.write_eof()
 
     def _end(self) -> None:
+        self.flush_now()
         self.ended = True
         self.deadline = _NEVER
         self.waiting_place = None

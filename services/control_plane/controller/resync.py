@@ -17,7 +17,7 @@ from services.control_plane.reconciler.former_homes import FormerHomes
 from services.control_plane.reconciler.rest import is_at_rest
 from services.control_plane.store.mirror import Mirror
 
-TURN_SECONDS = 0.002
+TURN_SECONDS = 0.001
 """Of one turn of the loop, for comparisons."""
 
 

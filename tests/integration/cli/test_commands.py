@@ -397,6 +397,18 @@ async def test_top_and_describe_show_figures(command: Command, plane: Plane) -> 
     assert "12.5" in out
 
 
+async def test_a_drain_tells_meanwhile_what_waits_and_why(command: Command, plane: Plane) -> None:
+    await plane.node("environments/default/nodes/fake-2", http_address="127.0.0.1:8081")
+    created = await command(
+        "create", "two", "two:create_app", "--set", "database.no_database={}", "--set", "replicas=2"
+    )
+    assert created[0] == 0, created
+    status, _, err = await command("nodes", "drain", "fake-2", "--timeout", "1")
+    assert status == Exit.FAILED
+    waits = "apps/two waits: The only node of environments/default cannot take it: with another replica"
+    assert err.count(waits) == 1, err
+
+
 async def test_an_operator_moves_an_app_drains_a_node_and_forgets_it(command: Command, plane: Plane) -> None:
     await plane.node("environments/default/nodes/fake-2", http_address="127.0.0.1:8081")
     await command("create", "shop", "shop:create_app", "--set", "database.no_database={}")
