@@ -29,23 +29,10 @@ NODES = "environments/default/nodes"
 
 @pytest.fixture
 def two_nodes(tmp_path: Path) -> Iterator[Stack]:
-    stack = Stack(tmp_path / "stack", app_dirs=(*GUEST_DIRS, ROOT / "tests/apps/grpc"))
-    try:
-        stack.start()
-        stack.add_node("node-2")
-        for node in ("node-1", "node-2"):
-            eventually(lambda node=node: is_ready(stack, node), f"{node} is ready")
+    with Stack(tmp_path / "stack", app_dirs=(*GUEST_DIRS, ROOT / "tests/apps/grpc")).serving(
+        "node-2"
+    ) as stack:
         yield stack
-    finally:
-        stack.clean_up()
-
-
-def is_ready(stack: Stack, node: str) -> bool:
-    try:
-        request = fleet.GetNodeRequest(name=f"{NODES}/{node}")
-        return stack.fleet.GetNode(request, timeout=DEADLINE).state == fleet.Node.READY
-    except grpc.RpcError:
-        return False
 
 
 class Follower:
