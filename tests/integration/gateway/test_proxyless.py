@@ -22,10 +22,9 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Limits
 from services.gateway import proxyless
 from services.gateway.bootstrap import grpc_bootstrap
 from services.gateway.proxyless import ProxylessApps
-from services.gateway.resources import parsed
 from services.gateway.table import RoutingTable
 from services.gateway.xds.cache import CLUSTER, ResourceCache
-from services.gateway.xds.messages import message
+from services.gateway.xds.messages import message, parsed
 from services.gateway.xds.servicer import SERVICE, DiscoveryServicer, register
 from services.rpc.server import RpcServer, Service
 from tests.conftest import RunTool
