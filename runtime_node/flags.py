@@ -6,6 +6,7 @@ A value that is refused ends the process with a sentence: each reader raises Arg
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
@@ -208,6 +209,21 @@ def count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a number from 1")
     return int(text)
+
+
+def preload(text: str) -> tuple[str, ...] | None:
+    """Return names of modules, none of them for `none`, and None for `usual`."""
+    if text in {"usual", "none"}:
+        return None if text == "usual" else ()
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(part.isidentifier() for name in names for part in name.split(".")):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither 'usual', 'none' nor modules separated by commas"
+        )
+    for name in names:
+        if importlib.util.find_spec(name.partition(".")[0]) is None:
+            raise argparse.ArgumentTypeError(f"no module {name!r} is installed")
+    return names
 
 
 def level(text: str) -> str:

@@ -245,7 +245,7 @@ class Node:
         self.lifecycle = Lifecycle(
             runners=Runners(runners, loader), databases=databases,
             start_limiter=StartLimiter(settings.concurrent_starts), probes=probes, registry=registry,
-            transitions=transitions, leaks=leaks, watchdog=watchdog, running=table.running,
+            transitions=transitions, leaks=leaks, watchdog=watchdog, find=table.find, running=table.running,
             place=place, code=code,
             on_ready=partial(_follow_up, collector, shared_state),
         )  # fmt: skip

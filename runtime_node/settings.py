@@ -24,6 +24,7 @@ from runtime_node.flags import (
     level,
     log_format,
     network,
+    preload,
     zone,
 )
 
@@ -53,6 +54,8 @@ class NodeSettings:
     max_instances: int
     memory_budget_bytes: int | None
     concurrent_starts: int
+    preload: tuple[str, ...] | None
+    """Modules that a process of the tier PROCESS finds loaded; None for those of the usual frameworks."""
     shutdown_timeout: float
     """Seconds for draining every instance at the node's end."""
     trusted_proxies: tuple[str, ...]
@@ -138,6 +141,11 @@ def _add_bounds(add: Flags) -> None:
         "placed on it stay below it; 0 for no budget",
     )  # fmt: skip
     add("--concurrent-starts", count, "16", "how many apps start at the same time")
+    add(
+        "--preload", preload, "usual",
+        "modules that an app of the tier PROCESS finds loaded, and shares with the others: usual (FastAPI, "
+        "SQLModel and what they need, where installed), none, or names separated by commas",
+    )  # fmt: skip
     add("--shutdown-timeout", float, "30", "seconds for draining all apps at the node's end")
 
 
@@ -181,6 +189,7 @@ def _settings(parsed: argparse.Namespace) -> NodeSettings:
         max_instances=parsed.max_instances,
         memory_budget_bytes=parsed.memory_budget_bytes or None,
         concurrent_starts=parsed.concurrent_starts,
+        preload=parsed.preload,
         shutdown_timeout=parsed.shutdown_timeout,
         trusted_proxies=tuple(parsed.trusted_proxy),
         path_hosts=tuple(parsed.path_host),

@@ -6,6 +6,7 @@ import uuid
 from typing import Annotated
 
 import typer
+from google.longrunning.operations_pb2 import Operation
 
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from services.cli import views
@@ -97,7 +98,16 @@ def drain(
     )
     request.timeout.FromMilliseconds(int(timeout * 1000))
     operation = session.client.call(session.client.fleet.DrainNode, request)
-    done = session.finished(operation, wait or operation.done, timeout + 5)
+    told: set[str] = set()
+
+    def meanwhile(now: Operation) -> None:
+        for app in drain_of(now).app_results:
+            waits = f"{app.app} waits: {app.message}"
+            if app.state == fleet.DrainNodeMetadata.AppResult.WAITING and waits not in told:
+                told.add(waits)
+                session.output.note(waits)
+
+    done = session.finished(operation, wait or operation.done, timeout + 5, meanwhile)
     if done is None:
         return
     for app in drain_of(done).app_results:

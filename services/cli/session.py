@@ -57,8 +57,17 @@ class Session:
             self.output.note(notice)
         return app
 
-    def finished(self, operation: Operation, wait: bool, timeout: float) -> Operation | None:
-        """Return an operation once it is done, whatever came of it; otherwise as `finish`."""
+    def finished(
+        self,
+        operation: Operation,
+        wait: bool,
+        timeout: float,
+        meanwhile: Callable[[Operation], None] = lambda _: None,
+    ) -> Operation | None:
+        """Return an operation once it is done, whatever came of it; `meanwhile` hears how it goes on.
+
+        Otherwise as `finish`.
+        """
         if not wait:
             self.output.note(
                 f"{operation.name} goes on; `appsupervisor wait {operation.name}` comes back to it."
@@ -66,7 +75,12 @@ class Session:
             return None
         try:
             with self._telling(operation) as told:
-                return self.client.wait(operation, timeout, told)
+
+                def hear(now: Operation) -> None:
+                    meanwhile(now)
+                    told(now)
+
+                return self.client.wait(operation, timeout, hear)
         except KeyboardInterrupt:
             raise CliError(
                 f"{operation.name} goes on.",
