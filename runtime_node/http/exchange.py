@@ -90,8 +90,8 @@ class Exchange:
 
     __slots__ = (
         "_began", "_buffered", "_cut", "_delivered", "_left", "_news", "_parts", "_response",
-        "_sink", "_unsent", "admitted_at", "authority", "awaits_continue", "chunked_in", "complete",
-        "content_length", "deadline", "gate", "gone", "head_only", "keep_alive",
+        "_sink", "_unsent", "admitted_at", "answered", "authority", "awaits_continue", "chunked_in",
+        "complete", "content_length", "deadline", "gate", "gone", "head_only", "keep_alive",
         "more_body", "received", "scope", "started", "stretch", "task", "wire", "x_app",
     )  # fmt: skip
 
@@ -123,6 +123,8 @@ class Exchange:
         self._news: asyncio.Event | None = None
         # The response.
         self.started = False
+        self.answered = False
+        """Whether the node's own answer is being written, or was."""
         self.complete = False
         self.gone = False
         self._response: Response | None = None
@@ -310,12 +312,22 @@ class Exchange:
             self.complete = True
             self._sink.answer(self, problem)
 
+    def _make_up(self) -> None:
+        """Answer where the answer was broken off before anything of it was written: an interruption that was
+        meant for the app, and came late, has hit the node's own code."""
+        if self.complete:
+            self._sink.answer(self, APP_BLOCKED_LOOP)
+        else:
+            self._fail(APP_BLOCKED_LOOP)
+
     def _leave(self, *, error: bool = False, timeout: bool = False) -> None:
         if not self._left and self.gate is not None:
             self._left = True
             self.gate.response_done(self, time.monotonic(), error=error, timeout=timeout, gone=self.gone)
 
     def _end(self) -> None:
+        if not (self.complete and (self.started or self.answered)) and not self.gone:
+            self._make_up()
         if not self._left:
             self._leave()
         self.task = None
