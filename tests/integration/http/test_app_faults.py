@@ -67,3 +67,33 @@ async def test_an_interruption_that_comes_late_costs_no_answer(site, monkeypatch
     assert (late, gate.figures().in_flight) == ([], 0)
     gate.open(sends_nothing_wrong)
     assert (await site.get("/")).body == b"whole"
+
+
+class Odd:
+    def __repr__(self):
+        raise SystemExit(3)
+
+    __str__ = __eq__ = __repr__
+    __hash__ = None
+
+
+async def spoils_its_scope(scope, receive, send):
+    for key in scope:
+        scope[key] = Odd()
+    raise ValueError
+
+
+async def clears_its_scope_and_answers(scope, receive, send):
+    scope.clear()
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"whole", "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def test_what_an_app_makes_of_its_scope_is_looked_at_no_more(site):
+    gate = site.app("a", spoils_its_scope)
+    answer = await site.get("/")
+    assert (answer.status, answer.reason) == (500, "APP_RAISED")
+    assert "ValueError" in site.faults[0]
+    gate.open(clears_its_scope_and_answers)
+    assert (await site.get("/")).body == b"whole"
