@@ -18,6 +18,11 @@ class Probe:
         self._successes = 0
         self._failures = 0
 
+    @property
+    def fails(self) -> bool:
+        """Whether the newest probe failed, or too few have succeeded since one did."""
+        return self.health in (Instance.Health.DEGRADED, Instance.Health.UNHEALTHY)
+
     def record(self, failure: str | None) -> None:
         """Take note of one probe's outcome: None for a success, else what was wrong."""
         if failure is None:
