@@ -25,10 +25,10 @@ help: ## Show this list
 up: $(VENV)/.ready-$(if $(POSTGRES),postgres,demo) $(if $(GATEWAY),$(VENV)/.ready-gateway) ## Run the control plane, a node and two demo apps on this machine; APP_DIR=path adds your code, NODES=3 runs three nodes, POSTGRES=1 a PostgreSQL, GATEWAY=1 a gateway
 	@$(PY) -m compose.local $(if $(APP_DIR),--app-dir '$(APP_DIR)') $(if $(NODES),--nodes '$(NODES)') $(if $(POSTGRES),--postgres) $(if $(GATEWAY),--gateway) $(ARGS)
 
-test: $(VENV)/.ready-dev ## Run the tests that take a few minutes in all
+test: $(VENV)/.ready-tests ## Run the tests that take a few minutes in all
 	@$(PY) -m pytest -m "not slow" $(SHARED_OUT) $(ARGS)
 
-test-all: $(VENV)/.ready-dev ## Run every test, the slow ones too
+test-all: $(VENV)/.ready-tests ## Run every test, the slow ones too
 	@$(PY) -m pytest $(SHARED_OUT) $(ARGS)
 
 lint: $(VENV)/.ready-dev ## Check format, style, types, dependency rules and generated code
@@ -71,3 +71,9 @@ $(VENV)/.ready-gateway: pyproject.toml constraints.txt
 
 $(VENV)/.ready-dev: pyproject.toml constraints.txt
 	$(SETUP) dev
+
+# Each process of the tests collects all of them: in a fresh clone each would compile them all, at the same time.
+$(VENV)/.ready-tests: $(VENV)/.ready-dev
+	@for part in tests/unit 'tests --ignore=tests/unit'; do \
+		$(PY) -m pytest --collect-only -qq $$part >/dev/null 2>&1 & \
+	done; wait; touch $@

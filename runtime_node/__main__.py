@@ -36,7 +36,7 @@ def main() -> int:
     output = logs.configure(settings.log_level, settings.log_format)
     allow_open_files()
     # The zygote loads its modules while the node loads its own, which take about as long.
-    zygote = Zygote.launch(settings.app_dirs)
+    zygote = Zygote.launch(settings.app_dirs, settings.preload)
     import asyncio  # noqa: PLC0415
 
     import uvloop  # noqa: PLC0415

@@ -6,6 +6,8 @@ A value that is refused ends the process with a sentence: each reader raises Arg
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -113,6 +115,27 @@ def address(text: str) -> Address:
     return Address(host, int(port))
 
 
+def advertised(text: str) -> Address | None:
+    """Return HOST or HOST:PORT, with port 0 where none is named."""
+    if not text:
+        return None
+    bare = text.removeprefix("[").removesuffix("]")
+    if _is_ipv6(bare) or not set(text) & set("[]:"):
+        return Address(bare, 0)
+    found = address(text)
+    bracketed = text[0] == "[" and _is_ipv6(found.host)
+    if not found.port or (set(text.rpartition(":")[0]) & set("[]:") and not bracketed):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HOST or HOST:PORT, IPv6 as [::1]:7401 has it")
+    return found
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ipaddress.ip_address(text).version == 6
+    except ValueError:
+        return False
+
+
 def control_planes(text: str) -> str:
     """Return addresses that are separated by commas."""
     return ",".join(str(address(part.strip())) for part in text.split(",")) if text else ""
@@ -186,6 +209,21 @@ def count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a number from 1")
     return int(text)
+
+
+def preload(text: str) -> tuple[str, ...] | None:
+    """Return names of modules, none of them for `none`, and None for `usual`."""
+    if text in {"usual", "none"}:
+        return None if text == "usual" else ()
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(part.isidentifier() for name in names for part in name.split(".")):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither 'usual', 'none' nor modules separated by commas"
+        )
+    for name in names:
+        if importlib.util.find_spec(name.partition(".")[0]) is None:
+            raise argparse.ArgumentTypeError(f"no module {name!r} is installed")
+    return names
 
 
 def level(text: str) -> str:

@@ -85,6 +85,8 @@ log = logging.getLogger("runtime_node")
 RPC_GRACE = 1.0
 END_GRACE = 20.0
 """Seconds beyond the shutdown timeout after which the process ends even if a part of it does not."""
+AFTER_START_SECONDS = 0.005
+"""In which the first request of an app that has just started is answered, most often."""
 FORWARDS_TOLD = 1_000
 """Apps that have moved away, told one by one."""
 CODE_SECONDS = 2.0
@@ -243,9 +245,9 @@ class Node:
         self.lifecycle = Lifecycle(
             runners=Runners(runners, loader), databases=databases,
             start_limiter=StartLimiter(settings.concurrent_starts), probes=probes, registry=registry,
-            transitions=transitions, leaks=leaks, watchdog=watchdog, running=table.running,
+            transitions=transitions, leaks=leaks, watchdog=watchdog, find=table.find, running=table.running,
             place=place, code=code,
-            on_ready=partial(_started, collector, shared_state),
+            on_ready=partial(_follow_up, collector, shared_state),
         )  # fmt: skip
         self.host = InstanceHost(
             table=table, registry=registry, lifecycle=self.lifecycle, purges=purges, feed=self.feed,
@@ -329,7 +331,7 @@ class Node:
             incarnation=self.incarnation,
             version=__version__,
             python_version=platform.python_version(),
-            http_address=self._advertised(self.http),
+            http_address=self._http_address(),
             base_domain=self.settings.base_domain,
             monotonic_time=duration(self.feed.clock()),
             instance_count=len(self.instances),
@@ -360,11 +362,17 @@ class Node:
                 total += process.memory_info().rss
         return total
 
-    def _advertised(self, bound: Address) -> str:
-        host = self.settings.advertise.rpartition(":")[0] or self.settings.advertise
-        if not host and bound.host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
-            host = socket.gethostname()
-        return str(Address(host.strip("[]"), bound.port)) if host else str(bound)
+    def _advertised(self, bound: Address, told: Address | None) -> str:
+        if told is not None:
+            return str(Address(told.host, told.port or bound.port))
+        if bound.host in {"0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+            return str(Address(socket.gethostname(), bound.port))
+        return str(bound)
+
+    def _http_address(self) -> str:
+        told = self.settings.advertise
+        host = Address(told.host, 0) if told is not None else None
+        return self._advertised(self.http, self.settings.advertise_http or host)
 
     async def _list_code(self) -> None:
         self._modules = await asyncio.to_thread(importable, self.settings.app_dirs)
@@ -376,14 +384,13 @@ class Node:
 
     def _registration(self) -> fleet_pb2.RegisterNodeRequest:
         settings = self.settings
-        address = settings.advertise if ":" in settings.advertise else self._advertised(self.listen)
         return fleet_pb2.RegisterNodeRequest(
             parent=f"environments/{settings.environment}",
             node_id=settings.node,
             node=fleet_pb2.Node(
                 name=settings.node_name,
-                address=address,
-                http_address=self._advertised(self.http),
+                address=self._advertised(self.listen, settings.advertise),
+                http_address=self._http_address(),
                 base_domain=settings.base_domain,
                 labels=settings.labels,
                 zone=settings.zone,
@@ -452,6 +459,13 @@ async def _close_idle(offers: Offers) -> None:
     while True:
         await asyncio.sleep(IDLE_SECONDS / 6)
         await offers.close_idle()
+
+
+def _follow_up(collector: GCPolicy, shared_state: SharedState, instance: Instance) -> None:
+    """See, in a moment, to what a start leaves behind: first the requests that wait for the app have the
+    interpreter."""
+    loop = asyncio.get_running_loop()
+    loop.call_later(AFTER_START_SECONDS, _started, collector, shared_state, instance)
 
 
 def _started(collector: GCPolicy, shared_state: SharedState, instance: Instance) -> None:

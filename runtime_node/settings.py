@@ -14,6 +14,7 @@ from runtime_node.flags import (
     Address,
     Flags,
     address,
+    advertised,
     control_planes,
     count,
     directory,
@@ -23,6 +24,7 @@ from runtime_node.flags import (
     level,
     log_format,
     network,
+    preload,
     zone,
 )
 
@@ -44,12 +46,16 @@ class NodeSettings:
     labels: Mapping[str, str]
     zone: str
     """What fails together with the node; empty for none."""
-    advertise: str
-    """Host, or `host:port`, that others reach the node's gRPC at; empty for what it listens on."""
+    advertise: Address | None
+    """Where others reach the node's gRPC, and at this host its HTTP; port 0, or None, where it listens."""
+    advertise_http: Address | None
+    """The same for its HTTP alone."""
     base_domain: str
     max_instances: int
     memory_budget_bytes: int | None
     concurrent_starts: int
+    preload: tuple[str, ...] | None
+    """Modules that a process of the tier PROCESS finds loaded; None for those of the usual frameworks."""
     shutdown_timeout: float
     """Seconds for draining every instance at the node's end."""
     trusted_proxies: tuple[str, ...]
@@ -110,7 +116,19 @@ def _add_place(add: Flags) -> None:
     add.many("--app-dir", directory, os.pathsep, "directory to load apps' code from; may be repeated")
     add.many("--label", label, ",", "label of the node, K=V, to place apps by; may be repeated")
     add("--zone", zone, "", "what fails together with the node, as a rack: copies are spread over zones")
-    add("--advertise", str, "", "HOST or HOST:PORT at which others reach this node, if not where it listens")
+    add(
+        "--advertise",
+        advertised,
+        "",
+        "HOST or HOST:PORT at which others reach this node, if not where it listens",
+    )
+    add(
+        "--advertise-http",
+        advertised,
+        "",
+        "HOST or HOST:PORT at which others reach its HTTP, if neither where it listens nor at that port of "
+        "--advertise's host, as behind a mapping of ports",
+    )
     add("--base-domain", domain, "localhost", "domain under which each app answers as {app}.{base-domain}")
 
 
@@ -123,6 +141,11 @@ def _add_bounds(add: Flags) -> None:
         "placed on it stay below it; 0 for no budget",
     )  # fmt: skip
     add("--concurrent-starts", count, "16", "how many apps start at the same time")
+    add(
+        "--preload", preload, "usual",
+        "modules that an app of the tier PROCESS finds loaded, and shares with the others: usual (FastAPI, "
+        "SQLModel and what they need, where installed), none, or names separated by commas",
+    )  # fmt: skip
     add("--shutdown-timeout", float, "30", "seconds for draining all apps at the node's end")
 
 
@@ -161,10 +184,12 @@ def _settings(parsed: argparse.Namespace) -> NodeSettings:
         labels=dict(parsed.label),
         zone=parsed.zone,
         advertise=parsed.advertise,
+        advertise_http=parsed.advertise_http,
         base_domain=parsed.base_domain,
         max_instances=parsed.max_instances,
         memory_budget_bytes=parsed.memory_budget_bytes or None,
         concurrent_starts=parsed.concurrent_starts,
+        preload=parsed.preload,
         shutdown_timeout=parsed.shutdown_timeout,
         trusted_proxies=tuple(parsed.trusted_proxy),
         path_hosts=tuple(parsed.path_host),

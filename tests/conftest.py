@@ -30,9 +30,11 @@ settings.load_profile("new" if seeds.NEW else "fixed")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep programs off fixed ports; draw hypothesis's examples from the run's seed, unless one was named."""
+    """Keep programs off fixed ports, and quick to start; draw hypothesis's examples from the run's seed."""
     # Programs that tests start would all try for the same port, which a test of metrics may want.
     os.environ.setdefault("APPSUPERVISOR_METRICS_LISTEN", "off")
+    # Frameworks take a node 0.6 s of CPU to preload, and few tests have apps in processes of their own.
+    os.environ.setdefault("APPSUPERVISOR_PRELOAD", "none")
     if seeds.NEW and config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = str(seeds.SEED)
 
@@ -89,12 +91,6 @@ class RunTool:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-
-    def folder_of(self, program: str) -> Path:
-        """Return the folder in which a program was found."""
-        found = shutil.which(program, path=tool_path())
-        assert found is not None
-        return Path(found).parent
 
     def python(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run this Python."""

@@ -38,8 +38,8 @@ DECIDED = {
 """What the programs read and the launcher decides, and what to do instead."""
 
 PASSED_ON = (
-    *("ADVERTISE", "BASE_DOMAIN", "CONCURRENT_STARTS", "DATABASE_MOVE_TIMEOUT", "DRAIN_TIMEOUT"),
-    *("ECHO_APP_LOGS", "HOSTS_ONLY"),
+    *("ADVERTISE", "ADVERTISE_HTTP", "BASE_DOMAIN", "CONCURRENT_STARTS", "DATABASE_MOVE_TIMEOUT"),
+    *("DRAIN_TIMEOUT", "ECHO_APP_LOGS", "HOSTS_ONLY"),
     *(
         "LABEL",
         "LOG_FORMAT",
@@ -49,7 +49,7 @@ PASSED_ON = (
         "NODE_TIMEOUT",
         "PATH_HOST",
     ),
-    *("POSTGRES_BIN_DIR", "SHUTDOWN_TIMEOUT", "TRUSTED_PROXY", "ZONE"),
+    *("POSTGRES_BIN_DIR", "PRELOAD", "SHUTDOWN_TIMEOUT", "TRUSTED_PROXY", "ZONE"),
     *("ACCESS_LOG", "ENVOY_PATH", "ENVOY_WORKERS", "MAX_CONNECTIONS"),
     *("HTTPS_LISTEN", "HTTPS_REDIRECT", "GATEWAY_TOKEN_FILE"),
 )
@@ -210,11 +210,11 @@ def refused(environ: Mapping[str, str], nodes: int = 1) -> list[str]:
         for name, way in DECIDED.items()
         if PREFIX + name in environ
     ]
-    if nodes > 1 and ":" in environ.get(f"{PREFIX}ADVERTISE", ""):
-        sentences.append(
-            f"--advertise ({PREFIX}ADVERTISE) names a port, which {nodes} nodes cannot share: "
-            "name the host alone"
-        )
+    for flag, name in (("--advertise", "ADVERTISE"), ("--advertise-http", "ADVERTISE_HTTP")):
+        if nodes > 1 and ":" in environ.get(PREFIX + name, ""):
+            sentences.append(
+                f"{flag} ({PREFIX}{name}) names a port, which {nodes} nodes cannot share: name the host alone"
+            )
     return sentences
 
 

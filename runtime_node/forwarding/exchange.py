@@ -50,8 +50,7 @@ class Exchange:
         self._left = False
         self._read_all = False
         """The client has sent all of its body."""
-        self._kept: list[bytes] = []
-        self._kept_bytes = 0
+        self._kept = bytearray()
         self._repeatable = True
         """All that was read of the body is kept."""
         self.read_some = False
@@ -144,7 +143,7 @@ class Exchange:
             return
         try:
             if self._kept or self._read_all:
-                link.send_body(b"".join(self._kept), not self._read_all)
+                link.send_body(bytes(self._kept), not self._read_all)
             while True:
                 message = await self._receive()
                 if message["type"] != "http.request":
@@ -163,9 +162,8 @@ class Exchange:
         self.read_some = True
         self._read_all = not more
         if self._repeatable:
-            self._kept.append(body)
-            self._kept_bytes += len(body)
-            if self._kept_bytes > KEPT_BYTES:
+            self._kept += body
+            if len(self._kept) > KEPT_BYTES:
                 self._keep_nothing()
 
     def _keep_nothing(self) -> None:

@@ -45,8 +45,7 @@ class Http2Link(FramedConnection):
     carries_trailers: ClassVar[bool] = True
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(new_client_engine(MAX_HEAD_BYTES), MAX_HEAD_BYTES, time.monotonic())
-        self._loop = loop
+        super().__init__(loop, new_client_engine(MAX_HEAD_BYTES), MAX_HEAD_BYTES, time.monotonic())
         self.lost = False
         self.used = False
         """It has carried a request before."""
@@ -91,9 +90,10 @@ class Http2Link(FramedConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         """Break the response off, unless it is whole."""
         # What a turn has left unread, be it the end of the response.
+        self.lost = True
         while not self.ended and self.read_turn():
             pass
-        self.lost = self.ended = True
+        self.ended = True
         self._fail(_CLOSED)
 
     def pause_writing(self) -> None:
@@ -199,12 +199,7 @@ class Http2Link(FramedConnection):
         self._number = self.engine.get_next_available_stream_id()
         self.engine.send_headers(self._number, head.fields)
         self._outbox = Outbox(self.engine, self._number)
-        # With what there is of the body, if that is given at once.
-        self._loop.call_soon(self._flush_head)
-
-    def _flush_head(self) -> None:
-        if not self.lost:
-            self.flush()
+        self.flush()
 
     async def body_is_wanted(self) -> bool:
         """Return True: a front asks for a body as soon as its request is let in."""

@@ -6,6 +6,7 @@ Carries one request at a time; whose request it is, and where the response goes,
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from typing import Any, ClassVar
 
@@ -21,6 +22,21 @@ _SLICE = 8 * 1024
 _PART_BYTES = 64
 """What a piece takes beside its bytes: chunks may be of one byte each."""
 _CONTINUE, _SWITCHING = 100, 101
+
+
+UNCONFIRMED_SECONDS = 4.0
+"""After which a connection is broken on which nothing that was sent is confirmed."""
+_UNTIL_ITS_TIME = 0.0
+"""Only the request's own time limit ends it."""
+
+
+def break_unconfirmed(connection: socket.socket, seconds: float) -> None:
+    """Have the kernel break a connection on which something that was sent is not taken for so long; 0: never.
+
+    To Linux that is also so while the peer lives and does not read (tcp(7), TCP_USER_TIMEOUT).
+    """
+    if (number := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:
+        connection.setsockopt(socket.IPPROTO_TCP, number, int(seconds * 1000))
 
 
 class BrokenLinkError(Exception):
@@ -49,6 +65,7 @@ class Link(asyncio.Protocol):
         self._news = asyncio.Event()
         self._unread = b""
         self._has_turn = False
+        self._patient = False
         self._reset(head_only=False)
 
     def _reset(self, *, head_only: bool) -> None:
@@ -225,6 +242,12 @@ class Link(asyncio.Protocol):
         if not self.lost:
             self.transport.write(data)
 
+    def be_patient(self, patient: bool) -> None:
+        """Say whether the other side may leave unread what is sent: an app may take its time for a body."""
+        self._patient = patient
+        connection = self.transport.get_extra_info("socket")
+        break_unconfirmed(connection, _UNTIL_ITS_TIME if patient else UNCONFIRMED_SECONDS)
+
     async def drain(self) -> None:
         """Wait until the node has taken enough of what was sent."""
         await self.flow.drain()
@@ -233,6 +256,8 @@ class Link(asyncio.Protocol):
         """Send a request's head; its body is to follow, also one of nothing."""
         self._asked = head
         self.begin(head_only=head.head_only)
+        if head.has_body != self._patient:
+            self.be_patient(head.has_body)
         self.write(head.data)
 
     async def body_is_wanted(self) -> bool:

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from runtime_node.forwarding.http2_link import Http2Link
-from runtime_node.forwarding.link import Link
+from runtime_node.forwarding.link import UNCONFIRMED_SECONDS, Link, break_unconfirmed
 from runtime_node.forwarding.target import Target
 
 CONNECT_SECONDS = 2.0
-_PROBES = {"TCP_KEEPIDLE": 2, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 4000}
-"""Broken after 4 s in which nothing that was sent is confirmed: in seconds, the last one in milliseconds."""
+_PROBES = {"TCP_KEEPIDLE": 2, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3}
+"""Broken after 5 s in which a peer that is silent has not answered: in seconds."""
 IDLE_SECONDS = 2.0
 """Less than a front keeps an idle connection: it is closed from this side, not under the next request."""
 _IDLE_PER_TARGET = 8
@@ -101,3 +101,4 @@ def _give_up_early(connection: socket.socket) -> None:
     for option, value in _PROBES.items():
         if (number := getattr(socket, option, None)) is not None:  # Linux has all of them
             connection.setsockopt(socket.IPPROTO_TCP, number, value)
+    break_unconfirmed(connection, UNCONFIRMED_SECONDS)

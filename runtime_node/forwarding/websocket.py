@@ -51,6 +51,7 @@ class WebSocketRelay:
         """
         try:
             await self._receive()  # "websocket.connect", which the other node tells its app itself
+            link.be_patient(True)
             link.begin(head_only=False)
             link.write(self._head.data)
             async with asyncio.timeout(HANDSHAKE_SECONDS):

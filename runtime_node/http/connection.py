@@ -22,8 +22,9 @@ from runtime_node.http.problems import (
     TOO_MANY_CONNECTIONS,
     Problem,
 )
-from runtime_node.http.reader import Endpoints, RequestReader
+from runtime_node.http.reader import RequestReader
 from runtime_node.http.request import Head
+from runtime_node.http.scope import Endpoints
 from runtime_node.http.shared import FrontShared
 from runtime_node.http.websocket import FrontWebSocket
 

@@ -40,23 +40,46 @@ _UNWIND_TIME = 1.0
 _BLOCKED_TIME = 1.0
 
 
-class _Door:
+class Door:
     """What a gate does with a new request; replaced as a whole, so a reader needs no lock."""
 
-    __slots__ = ("asgi", "forward", "on_wanted", "problem", "wanted")
+    __slots__ = ("asgi", "forward", "on_wanted", "problem")
 
     def __init__(
         self,
         asgi: ASGIApp | None = None,
-        on_wanted: Callable[[], None] | None = None,
+        on_wanted: Callable[[str], None] | None = None,
         problem: Problem | None = None,
         forward: Gate | None = None,
     ) -> None:
+        """`on_wanted` is told the name of the gate."""
         self.asgi = asgi
         self.forward = forward
         self.on_wanted = on_wanted
         self.problem = problem
-        self.wanted = False
+
+
+def first_hold(on_wanted: Callable[[str], None]) -> Door:
+    """Return what gates are made with that hold requests from the beginning: one for all dormant instances.
+
+    `on_wanted` is called on the front loop with a gate's name, once, when the first request waits there.
+    """
+    return Door(on_wanted=on_wanted)
+
+
+MADE_CLOSED = Door(problem=INSTANCE_STOPPING)
+"""What a gate does that was made to be opened, or held, later."""
+
+
+class _Mishaps:
+    """What seldom happens at a gate: made with the first of it."""
+
+    __slots__ = ("disconnects", "faults", "shed", "teller", "timeouts", "too_large", "widened_cookie")
+
+    def __init__(self) -> None:
+        self.shed = self.timeouts = self.faults = self.disconnects = self.too_large = 0
+        self.teller: FaultTeller | None = None
+        self.widened_cookie = False
 
 
 # One for all gates: it is held for two assignments, and ten thousand would cost more than they free.
@@ -64,10 +87,11 @@ _doors = threading.Lock()
 # What a gate has until its first request; never changed.
 _EMPTY_QUEUE: OrderedDict[GatedRequest, None] = OrderedDict()
 _NOBODY: set[GatedRequest] = set()
+_NO_MISHAPS = _Mishaps()
 
 
 class Gate:
-    """The door of the instance `name`. Made closed (`INSTANCE_STOPPING`); `open` or `hold` it.
+    """The door of the instance `name`. Made closed (`INSTANCE_STOPPING`) or holding; `open` or `hold` it.
 
     `open`, `hold`, `close`, `figures` and `drain` may be called from any thread; what is marked
     "front loop" is the protocol's. `on_fault(name, stack)` is called on the front loop with the traceback of
@@ -75,10 +99,9 @@ class Gate:
     """
 
     __slots__ = (
-        "_context", "_disconnects", "_door", "_errors", "_faults", "_idle",
-        "_in_flight", "_inbound", "_last_time", "_latencies", "_loop", "_on_fault",
-        "_queue", "_requests", "_running", "_shed", "_teller", "_timeouts", "_too_large", "_websockets",
-        "_widened_cookie", "last_slow", "lease", "limits", "name",
+        "_context", "_door", "_errors", "_idle", "_in_flight", "_inbound", "_last_time", "_latencies",
+        "_loop", "_mishaps", "_on_fault", "_queue", "_requests", "_running", "_told", "_websockets",
+        "last_slow", "lease", "limits", "name",
     )  # fmt: skip
 
     relays = False
@@ -90,15 +113,19 @@ class Gate:
         limits: GateLimits = DEFAULT_GATE_LIMITS,
         on_fault: Callable[[str, str], None] | None = None,
         lease: ServingRight | None = None,
+        door: Door = MADE_CLOSED,
     ) -> None:
-        """`lease` has to be held to serve, from a request's beginning to its last byte; None: it need not."""
+        """`lease` has to be held to serve, from a request's beginning to its last byte; None: it need not.
+        `door` is a `first_hold`, of a gate that is to hold from its beginning."""
         self.name = name
         self.limits = limits
         self.lease = lease
         self.last_slow = (0.0, 0.0)
         """When the last slow request was answered, in monotonic seconds, and how long it had taken."""
         self._on_fault = on_fault
-        self._door = _Door(problem=INSTANCE_STOPPING)
+        self._door = door
+        self._told: Door | None = None
+        """The door that has been told that a request waits. Front loop."""
         # A dormant app costs next to nothing: the rest is made with the first request.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context: Context | None = None
@@ -107,18 +134,16 @@ class Gate:
         self._running = _NOBODY
         self._idle: asyncio.Event | None = None
         self._in_flight = self._websockets = 0
-        self._requests = self._errors = self._shed = self._timeouts = 0
-        self._faults = self._disconnects = self._too_large = 0
+        self._requests = self._errors = 0
+        self._mishaps = _NO_MISHAPS
         self._last_time: float | None = None
-        self._teller: FaultTeller | None = None
         self._inbound: InboundBudget | None = None
-        self._widened_cookie = False
 
     # --- from any thread ---
 
     def open(self, asgi: ASGIApp) -> None:
         """Serve with `asgi` (called on the front loop) from now on; what was held goes first, in order."""
-        self._replace(_Door(asgi=asgi))
+        self._replace(Door(asgi=asgi))
 
     def hold(self, on_wanted: Callable[[], None]) -> None:
         """Let requests wait for `open` or `close`, each up to its time limit.
@@ -128,14 +153,14 @@ class Gate:
         `on_wanted` is called once, on the front loop, when the first one waits (at once if some wait
         already); it must not block. A request still waiting when its time is up is answered 504.
         """
-        self._replace(_Door(on_wanted=on_wanted))
+        self._replace(Door(on_wanted=lambda _: on_wanted()))
 
     def close(self, reason: str, retry_after: float | None = None) -> None:
         """Answer 503 with `reason` from now on, to those that wait too. Requests being served go on.
 
         The public gets the reason and its fixed sentence: what the app itself said is for its owner.
         """
-        self._replace(_Door(problem=unavailable(reason, retry_after)))
+        self._replace(Door(problem=unavailable(reason, retry_after)))
 
     def forward(self, successor: Gate) -> None:
         """Hand those that wait, and any that still come, to another gate: what was held here is not lost.
@@ -144,7 +169,7 @@ class Gate:
         """
         if successor is self:
             raise ValueError("a gate cannot forward to itself")
-        self._replace(_Door(forward=successor))
+        self._replace(Door(forward=successor))
 
     def revoke(self) -> None:
         """Serve nobody any more, whatever comes: the instance has left the node. For those with a lease."""
@@ -159,7 +184,7 @@ class Gate:
             with contextlib.suppress(RuntimeError):  # closed: nothing is left
                 loop.call_soon_threadsafe(self._lapse)
 
-    def _replace(self, door: _Door) -> None:
+    def _replace(self, door: Door) -> None:
         with _doors:
             self._door = door
             # The front loop sets `_loop` before it reads `_door`, so it either sees the new door or is woken.
@@ -174,15 +199,16 @@ class Gate:
     def figures(self) -> GateFigures:
         """Return the figures as of now. Cheap; never waits for the front loop."""
         latencies = self._latencies
+        mishaps = self._mishaps
         rate, p50, p99 = latencies.read(time.monotonic()) if latencies is not None else (0.0, 0.0, 0.0)
         return GateFigures(
             requests=self._requests,
             errors=self._errors,
-            shed=self._shed,
-            timeouts=self._timeouts,
-            faults=self._faults,
-            disconnects=self._disconnects,
-            too_large=self._too_large,
+            shed=mishaps.shed,
+            timeouts=mishaps.timeouts,
+            faults=mishaps.faults,
+            disconnects=mishaps.disconnects,
+            too_large=mishaps.too_large,
             in_flight=self._in_flight,
             queued=len(self._queue),
             websockets=self._websockets,
@@ -236,7 +262,7 @@ class Gate:
         else:
             self._admit_otherwise(gated, door)
 
-    def _admit_otherwise(self, gated: GatedRequest, door: _Door) -> None:
+    def _admit_otherwise(self, gated: GatedRequest, door: Door) -> None:
         if door.problem is not None:
             gated.refuse(door.problem)
         elif door.forward is not None:
@@ -244,19 +270,19 @@ class Gate:
             gated.moved(door.forward)
             door.forward.admit(gated, self._loop)
         elif gated.is_websocket and self._websockets >= self.limits.max_websockets:
-            self._shed += 1
+            self._mishap().shed += 1
             gated.refuse(QUEUE_FULL)
         elif door.asgi is not None and gated.is_websocket:
             self._let_in(gated, door.asgi)
         elif len(self._queue) >= self._room(door):
-            self._shed += 1
+            self._mishap().shed += 1
             gated.refuse(QUEUE_FULL)
         else:
             self._queue[gated] = None
             self._last_time = gated.admitted_at
             self._want(door)
 
-    def _room(self, door: _Door) -> int:
+    def _room(self, door: Door) -> int:
         room = self.limits.max_queued_requests
         return room if door.asgi is not None else room + self.limits.max_concurrent_requests
 
@@ -279,11 +305,11 @@ class Gate:
         self._running.add(gated)
         gated.task = self._loop.create_task(gated.run(asgi), context=context.copy())
 
-    def _want(self, door: _Door) -> None:
-        if door.on_wanted is not None and not door.wanted:
-            door.wanted = True
+    def _want(self, door: Door) -> None:
+        if door.on_wanted is not None and self._told is not door:
+            self._told = door
             try:
-                door.on_wanted()
+                door.on_wanted(self.name)
             except Exception:
                 _logger.exception("on_wanted failed", extra={"action": "gate.on_wanted", "gate": self.name})
 
@@ -332,9 +358,9 @@ class Gate:
         if error:
             self._errors += 1
         if timeout:
-            self._timeouts += 1
+            self._mishap().timeouts += 1
         if gone:
-            self._disconnects += 1
+            self._mishap().disconnects += 1
         self._last_time = now
         latencies = self._latencies
         if latencies is None:
@@ -374,23 +400,29 @@ class Gate:
             return False
         del self._queue[gated]
         if timeout:
-            self._timeouts += 1
+            self._mishap().timeouts += 1
         if gone:
-            self._disconnects += 1
+            self._mishap().disconnects += 1
         self._settle()
         return True
 
     def refused_body(self) -> None:
         """Count a body that was too large. Front loop."""
-        self._too_large += 1
+        self._mishap().too_large += 1
 
     def fault(self, error: BaseException | None, what: str) -> None:
         """Record a fault of the app. Front loop."""
-        self._faults += 1
+        mishaps = self._mishap()
+        mishaps.faults += 1
         if self._on_fault is not None:
-            if self._teller is None:
-                self._teller = FaultTeller(self.name, self._on_fault)
-            self._teller.tell(error, what)
+            if mishaps.teller is None:
+                mishaps.teller = FaultTeller(self.name, self._on_fault)
+            mishaps.teller.tell(error, what)
+
+    def _mishap(self) -> _Mishaps:
+        if self._mishaps is _NO_MISHAPS:
+            self._mishaps = _Mishaps()
+        return self._mishaps
 
     @property
     def held_connections(self) -> int:
@@ -406,8 +438,9 @@ class Gate:
 
     def tell_widened_cookie(self) -> None:
         """Say in the app's log, once, that cookies lose a `Domain` that covers other apps. Front loop."""
-        if not self._widened_cookie:
-            self._widened_cookie = True
+        mishaps = self._mishap()
+        if not mishaps.widened_cookie:
+            mishaps.widened_cookie = True
             # Not registered: loggers that are live as long as the process.
             logger = logging.Logger(self.name)
             logger.parent = logging.getLogger("apps")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import unquote
 
 import httptools
 
@@ -21,6 +20,7 @@ from runtime_node.http.problems import (
     malformed,
 )
 from runtime_node.http.request import FORWARDED, HEADER_NAMES, NOTED, Head, check_head, header_name
+from runtime_node.http.scope import Endpoints, http_scope
 from runtime_node.http.shared import FrontShared
 from runtime_node.http.target import parse_target
 
@@ -65,23 +65,6 @@ class RequestTaker(Protocol):
     def preface_came(self, rest: bytes) -> bool:
         """Go over to HTTP/2 if nothing but its preface has come before `rest`; tell whether it did."""
         ...
-
-
-class Endpoints:
-    """The two ends of a connection, and what the node tells an app of them. Addresses are `(host, port)`."""
-
-    __slots__ = ("client", "forwarded", "server", "trusted")
-
-    def __init__(
-        self, server: tuple[str, int] | None, client: tuple[str, int] | None, *, trusted: bool
-    ) -> None:
-        self.server = server
-        self.client = client
-        self.trusted = trusted
-        """The peer is a proxy whose word is taken."""
-        self.forwarded = [(b"x-forwarded-proto", b"http")]
-        if client is not None:
-            self.forwarded.append((b"x-forwarded-for", client[0].encode("ascii")))
 
 
 class RequestReader:
@@ -246,27 +229,7 @@ class RequestReader:
             raise RefusedError(HEADERS_TOO_LARGE)
         raw_path, query, authority = parse_target(head.target, method)
         check_head(head, method, version, authority)
-        path = raw_path.decode("ascii")
-        ends = self.ends
-        if not head.forwarded:
-            head.headers += ends.forwarded
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": version,
-            "server": ends.server,
-            "client": ends.client,
-            "scheme": "http",
-            "method": method,
-            "root_path": "",
-            "path": unquote(path) if "%" in path else path,
-            "raw_path": raw_path,
-            "query_string": query,
-            "headers": head.headers,
-            "state": {},
-        }
-        if head.forwarded:
-            self._shared.trusted.apply(scope)
+        scope = http_scope(head, version, (raw_path, query), self.ends, self._shared.trusted)
         keep_alive = version != "1.0" and parser.should_keep_alive()
         self.receiving = exchange = self._taker.make_exchange(scope, head, keep_alive)
         if parser.should_upgrade():

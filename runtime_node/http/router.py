@@ -21,19 +21,7 @@ _CACHED_HOSTS = 1024
 _MALFORMED_HOST = malformed("Host must name one host, with an optional port.")
 
 
-# Shared: an empty set of its own would be the largest part of a dormant app's route.
 _NONE: frozenset[str] = frozenset()
-
-
-class _Route:
-    """One app's route. Its gate is replaced by one store, so all its names switch at once."""
-
-    __slots__ = ("app_id", "domains", "gate")
-
-    def __init__(self, app_id: str, gate: Gate) -> None:
-        self.app_id = app_id
-        self.gate = gate
-        self.domains = _NONE
 
 
 class Router:
@@ -52,9 +40,13 @@ class Router:
         """Of the hosts asked for last, whether apps are found by path and by X-App under them."""
         self._hosts_only = hosts_only
         self._lock = threading.Lock()
-        self._apps: dict[str, _Route] = {}
-        self._domains: dict[str, _Route] = {}
-        self._wildcards: dict[str, _Route] = {}
+        self._apps: dict[str, Gate] = {}
+        """The one place where an app's gate stands, so that all its names switch at once."""
+        self._names: dict[str, frozenset[str]] = {}
+        """The domains of those apps that have any."""
+        self._domains: dict[str, str] = {}
+        """The app of each domain."""
+        self._wildcards: dict[str, str] = {}
         """By what stands behind the asterisk and its dot."""
         self.authorities = AuthorityParser()
         self._nobody = no_app_named(self.base_domain, hosts_only=hosts_only)
@@ -68,28 +60,24 @@ class Router:
         """
         names = frozenset(map(_normal, domains)) if domains else _NONE
         with self._lock:
-            route = self._apps.get(app_id)
-            if route is None:
-                route = _Route(app_id, gate)
-            else:
-                route.gate = gate
+            # First: a domain that it takes over leads to it from then on.
+            self._apps[app_id] = gate
             for name in names:
-                routes, key = self._place(name)
-                routes[key] = route
-            for name in route.domains - names:
-                self._drop_domain(name, route)
-            route.domains = names
-            self._apps[route.app_id] = route
+                places, key = self._place(name)
+                places[key] = app_id
+            for name in self._names.pop(app_id, _NONE) - names:
+                self._drop_domain(name, app_id)
+            if names:
+                self._names[app_id] = names
 
     def remove(self, app_id: str, gate: Gate) -> bool:
         """Remove the app's route if `gate` still answers for it; tell whether it did. Thread-safe."""
         with self._lock:
-            route = self._apps.get(app_id)
-            if route is None or route.gate is not gate:
+            if self._apps.get(app_id) is not gate:
                 return False
+            for name in self._names.pop(app_id, _NONE):
+                self._drop_domain(name, app_id)
             del self._apps[app_id]
-            for name in route.domains:
-                self._drop_domain(name, route)
             return True
 
     def refuse(self, problem: Problem | None) -> None:
@@ -101,18 +89,17 @@ class Router:
 
     def gate_of(self, app_id: str) -> Gate | None:
         """Return the gate that answers for the app now. Thread-safe."""
-        route = self._apps.get(app_id)
-        return None if route is None else route.gate
+        return self._apps.get(app_id)
 
     def __len__(self) -> int:
         return len(self._apps)
 
-    def _drop_domain(self, name: str, route: _Route) -> None:
-        routes, key = self._place(name)
-        if routes.get(key) is route:
-            del routes[key]
+    def _drop_domain(self, name: str, app_id: str) -> None:
+        places, key = self._place(name)
+        if places.get(key) == app_id:
+            del places[key]
 
-    def _place(self, domain: str) -> tuple[dict[str, _Route], str]:
+    def _place(self, domain: str) -> tuple[dict[str, str], str]:
         """Return where a domain's route is kept, and under which key."""
         if domain.startswith(WILDCARD):
             return self._wildcards, domain.removeprefix(WILDCARD)
@@ -135,16 +122,17 @@ class Router:
         is_below_base = host.endswith(self._suffix)
         if is_below_base:
             app_id = host[: -len(self._suffix)]
-            route = self._apps.get(app_id)
-            if route is not None:
-                return route.gate, ""
+            gate = self._apps.get(app_id)
+            if gate is not None:
+                return gate, ""
             if "." not in app_id:
                 return app_not_found("host", host)
-        route = self._domains.get(host)
-        if route is None and self._wildcards and host not in self._path_hosts:
-            route = self._wildcards.get(host.partition(".")[2])
-        if route is not None:
-            return route.gate, ""
+        owner = self._domains.get(host)
+        if owner is None and self._wildcards and host not in self._path_hosts:
+            owner = self._wildcards.get(host.partition(".")[2])
+        gate = self._apps.get(owner or "")
+        if gate is not None:
+            return gate, ""
         if is_below_base:
             return app_not_found("host", host)
         if x_app is None and not raw_path.startswith(_PREFIX):
@@ -167,20 +155,20 @@ class Router:
 
     def _by_header(self, x_app: bytes) -> tuple[Gate, str] | Problem:
         app_id = x_app.decode("latin-1")
-        route = self._apps.get(app_id)
-        return (route.gate, "") if route is not None else _unknown("X-App header", app_id)
+        gate = self._apps.get(app_id)
+        return (gate, "") if gate is not None else _unknown("X-App header", app_id)
 
     def _by_path(self, raw_path: bytes, query: bytes) -> tuple[Gate, str] | Problem:
         end = raw_path.find(b"/", _BEGIN)
         app_id = (raw_path[_BEGIN:] if end < 0 else raw_path[_BEGIN:end]).decode("latin-1")
-        route = self._apps.get(app_id)
-        if route is None:
+        gate = self._apps.get(app_id)
+        if gate is None:
             return _unknown("path", app_id) if app_id else self._nobody
         if end < 0:
             # Relative links of an app's first page resolve only below a slash.
             location = raw_path + b"/" + (b"?" + query if query else b"")
             return Problem(307, "TRAILING_SLASH", "The app's root ends in a slash.", location=location)
-        return route.gate, "/apps/" + app_id
+        return gate, "/apps/" + app_id
 
 
 def _normal(domain: str) -> str:

@@ -14,7 +14,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as Instanc
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec, StopInstanceRequest
 from runtime_node import rules
 from runtime_node.forwarding import Target, parse_target
-from runtime_node.http.gate import Gate
+from runtime_node.http.gate import MADE_CLOSED, Gate
 from runtime_node.http.limits import GateLimits
 from runtime_node.instances.code_on_disk import CodeOnDisk
 from runtime_node.instances.feed import InstanceFeed
@@ -23,7 +23,7 @@ from runtime_node.instances.forwards import Move
 from runtime_node.instances.lifecycle import Lifecycle
 from runtime_node.instances.page_tokens import DEFAULT_PAGE, MAX_PAGE, read_token, write_token
 from runtime_node.instances.purges import Purges
-from runtime_node.instances.record import Instance
+from runtime_node.instances.record import Instance, SharedBytes
 from runtime_node.instances.registry import InstanceRegistry
 from runtime_node.instances.spec_check import SpecCheck
 from runtime_node.instances.states import initial
@@ -76,6 +76,7 @@ class InstanceHost:
         self._fences = Fences(lambda: {instance.uid for instance in table.all()})
         self._limits: dict[tuple[object, ...], GateLimits] = {}
         self._spec_check = SpecCheck()
+        self._shared = SharedBytes()
 
     # --- commands ---
 
@@ -226,9 +227,10 @@ class InstanceHost:
 
     def _register(self, spec: InstanceSpec, version: tuple[int, int], *, dormant: bool) -> Instance:
         name = spec.name  # read once: each reading makes another string
-        gate = Gate(name, self._gate_limits(spec), self._on_fault, self._right_to_serve(spec))
         state = initial(dormant and spec.activation == InstanceSpec.ON_REQUEST)
-        instance = Instance(name, spec, gate, self._wall(), state)
+        door = self._lifecycle.dormant if state == InstanceMessage.IDLE else MADE_CLOSED
+        gate = Gate(name, self._gate_limits(spec), self._on_fault, self._right_to_serve(spec), door)
+        instance = Instance(name, spec, gate, self._wall(), state, self._shared)
         self._registry.add(instance)
         self._fences.raise_to(instance.uid, version)
         return instance
@@ -293,10 +295,9 @@ def _new_home(request: StopInstanceRequest) -> Target | None:
 
 
 def _same(known: Instance, spec: InstanceSpec) -> bool:
-    if known.spec_bytes == spec.SerializeToString(deterministic=True):
+    accepted = known.accepted_spec()
+    if accepted == spec:
         return True
     # Whether its data has to be here already is no part of what it is.
-    either = (InstanceSpec.FromString(known.spec_bytes), InstanceSpec.FromString(spec.SerializeToString()))
-    for one in either:
-        one.ClearField("requires_existing_data")
-    return either[0] == either[1]
+    accepted.requires_existing_data = spec.requires_existing_data
+    return accepted == spec

@@ -16,7 +16,7 @@ from typing import Any
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
-from runtime_node.http.gate import Gate
+from runtime_node.http.gate import Gate, first_hold
 from runtime_node.instances.blocks import Blocks
 from runtime_node.instances.code_on_disk import CodeOnDisk
 from runtime_node.instances.code_place import CodePlace
@@ -73,6 +73,7 @@ class Lifecycle:
         transitions: Transitions,
         leaks: LeakReports,
         watchdog: Watchdog,
+        find: Callable[[str], Instance | None],
         running: Mapping[str, Instance],
         place: CodePlace,
         code: CodeOnDisk,
@@ -81,7 +82,10 @@ class Lifecycle:
         wall: Callable[[], float] = time.time,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        """`running` holds the instances that are RUNNING; `on_ready` hears that an app was started."""
+        """`find` returns an instance by its name; `running` holds those that are RUNNING.
+
+        `on_ready` hears that an app was started.
+        """
         self._runners = runners
         self._databases = databases
         self._start_limiter = start_limiter
@@ -102,6 +106,9 @@ class Lifecycle:
             start_over=partial(self._start_over, event=Event.RESTART), clock=clock, wall=wall,
         )  # fmt: skip
         self._loop = asyncio.get_running_loop()
+        self._find = find
+        self.dormant = first_hold(self._want_by_name)
+        """What the gate of an instance does that begins dormant: its first request wakes it."""
         self._numbers = 0
 
     # --- commands ---
@@ -114,8 +121,7 @@ class Lifecycle:
         dormant = instance.state == InstanceMessage.IDLE
         # Ten thousand dormant ones come at once, and nothing happens to them yet.
         self._transitions.log(instance, "accepted", logging.DEBUG if dormant else logging.INFO)
-        if dormant:
-            instance.gate.hold(partial(self.want, instance))
+        if dormant:  # its gate was made for that
             self._registry.changed(instance)
         else:
             instance.gate.hold(wait)
@@ -157,6 +163,11 @@ class Lifecycle:
     def want(self, instance: Instance) -> None:
         """A request waits for a dormant instance. May be called from any thread."""
         self._loop.call_soon_threadsafe(self._wake, instance)
+
+    def _want_by_name(self, name: str) -> None:
+        instance = self._find(name)
+        if instance is not None:
+            self.want(instance)
 
     # --- starting ---
 

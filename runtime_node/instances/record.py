@@ -1,4 +1,5 @@
-"""What the node keeps of one instance. A dormant one is a handful of slots and its spec as bytes.
+"""What the node keeps of one instance. A dormant one is a handful of slots, and its spec as bytes that those
+share which differ in name and version alone.
 
 Everything that only a woken instance needs is in `Run`; what a past life left behind is in `History`.
 """
@@ -6,8 +7,9 @@ Everything that only a woken instance needs is in `Run`; what a past life left b
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -157,6 +159,32 @@ class History:
     retry: asyncio.TimerHandle | None = None
 
 
+class SharedBytes:
+    """Returns one object for all that is equal, of what was seen lately."""
+
+    def __init__(self, limit: int = 1024) -> None:
+        self._limit = limit
+        self._known: dict[bytes, bytes] = {}
+
+    def __call__(self, value: bytes) -> bytes:
+        """Return bytes that are equal to these."""
+        known = self._known.get(value)
+        if known is None:
+            if len(self._known) >= self._limit:
+                self._known.clear()
+            known = self._known[value] = value
+        return known
+
+
+OWN: tuple[Literal["name", "app_uid", "generation", "epoch"], ...] = (
+    "name",
+    "app_uid",
+    "generation",
+    "epoch",
+)
+"""Fields of a spec that tell its instance from others of the same code and settings."""
+
+
 class Instance:
     """One instance: its identity, where it is in its life, and its door."""
 
@@ -172,8 +200,8 @@ class Instance:
         "name",
         "on_request",
         "ready_changed",
+        "rest",
         "run",
-        "spec_bytes",
         "state",
         "task",
         "uid",
@@ -186,7 +214,9 @@ class Instance:
         gate: Gate,
         now: float,
         state: StateValue,
+        shared: Callable[[bytes], bytes] = bytes,
     ) -> None:
+        """`shared` returns bytes that are equal to what it is given, and may be another instance's too."""
         self.name = name
         self.app = app_id(name)
         """The app's id."""
@@ -194,7 +224,12 @@ class Instance:
         self.epoch = spec.epoch
         self.generation = spec.generation
         self.on_request = spec.activation == InstanceSpec.ON_REQUEST
-        self.spec_bytes = spec.SerializeToString(deterministic=True)
+        rest = InstanceSpec()
+        rest.CopyFrom(spec)
+        for own in OWN:
+            rest.ClearField(own)
+        self.rest = shared(rest.SerializeToString(deterministic=True))
+        """Its spec without what is its own, serialized."""
         self.gate = gate
         self.create_time = now
         self.ready_changed = now
@@ -214,7 +249,14 @@ class Instance:
 
     def spec(self) -> InstanceSpec:
         """Return its spec, parsed."""
-        return self.run.spec if self.run is not None else InstanceSpec.FromString(self.spec_bytes)
+        return self.run.spec if self.run is not None else self.accepted_spec()
+
+    def accepted_spec(self) -> InstanceSpec:
+        """Return its spec as it came, in a message that is the caller's."""
+        spec = InstanceSpec.FromString(self.rest)
+        spec.name, spec.app_uid = self.name, self.uid
+        spec.generation, spec.epoch = self.generation, self.epoch
+        return spec
 
     def past(self) -> History:
         """Return its history, which exists from now on."""

@@ -17,7 +17,8 @@ class InstanceTable:
         self.draining = False
         """The node is shutting down."""
         self._by_name: SortedDict[str, Instance] = SortedDict()
-        self._by_app: dict[str, tuple[Instance, ...]] = {}
+        self._by_app: dict[str, Instance | tuple[Instance, ...]] = {}
+        """Most have one: a tuple around each would cost as much as what stands in it."""
         self.running: dict[str, Instance] = {}
         """Instances that are RUNNING, by name: what the housekeeping looks at."""
 
@@ -27,16 +28,17 @@ class InstanceTable:
     def add(self, instance: Instance) -> None:
         """Take an instance in, as the newest of its app."""
         self._by_name[instance.name] = instance
-        self._by_app[instance.app] = (*self._by_app.get(instance.app, ()), instance)
+        before = self.of_app(instance.app)
+        self._by_app[instance.app] = (*before, instance) if before else instance
 
     def remove(self, instance: Instance) -> bool:
         """Take an instance out; return whether it was here."""
         if self._by_name.get(instance.name) is not instance:
             return False
         del self._by_name[instance.name]
-        rest = tuple(other for other in self._by_app[instance.app] if other is not instance)
+        rest = tuple(other for other in self.of_app(instance.app) if other is not instance)
         if rest:
-            self._by_app[instance.app] = rest
+            self._by_app[instance.app] = rest if len(rest) > 1 else rest[0]
         else:
             del self._by_app[instance.app]
         self.running.pop(instance.name, None)
@@ -49,7 +51,8 @@ class InstanceTable:
 
     def of_app(self, app: str) -> tuple[Instance, ...]:
         """Return the instances of an app by its id, in the order they were accepted. Any thread."""
-        return self._by_app.get(app, ())
+        found = self._by_app.get(app, ())
+        return found if isinstance(found, tuple) else (found,)
 
     def all(self) -> Sequence[Instance]:
         """Return every instance, in no order. Any thread."""

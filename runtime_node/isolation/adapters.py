@@ -29,6 +29,8 @@ _KNOWN_NAMES = frozenset(
     }
 )  # fmt: skip
 _PLAIN = (str, int, float, bool, bytes, type(None))
+# Equal values of one of these types are the same; of floats -0.0 and 0.0 are not.
+_EXACT = frozenset({str, int, bool, bytes, type(None)})
 _GENERIC = (GenericAlias, UnionType, type(typing.List[int]), type(typing.Union[int, str]))  # noqa: UP006, UP007
 
 _lock = threading.Lock()
@@ -97,8 +99,12 @@ def _key(field: dict[str, Any], config: Any, undefined: type) -> Any:
     _check_annotation(field["annotation"])
     plain = (*_PLAIN, undefined)
     metadata = tuple(_exact(item, plain) for item in field["metadata"])
-    attributes = tuple((name, _exact(value, plain)) for name, value in field["attributes"].items())
-    return field["annotation"], metadata, attributes
+    attributes = field["attributes"]
+    types = tuple(map(type, attributes.values()))
+    if _EXACT.issuperset(types):  # as of nearly every field
+        return field["annotation"], metadata, tuple(attributes), types, tuple(attributes.values())
+    values = tuple(_exact(value, plain) for value in attributes.values())
+    return field["annotation"], metadata, tuple(attributes), values
 
 
 def _check_annotation(annotation: Any) -> None:

@@ -19,18 +19,24 @@ _notes: dict[str, str] = {}
 """By the name of a value: the instance that was the last to change it."""
 _watched: dict[str, frozenset[str]] = {}
 """By module: the attributes that are watched."""
+_names: set[str] = set()
+"""Those attributes of all modules: of most others no more has to be known."""
 _called: dict[str, set[str]] = {}
 """By module: the functions whose calls are noted."""
 _INSTANCES = "apps/"
+_set = ModuleType.__setattr__
 
 
 class NotingModule(ModuleType):
     """The class of a module whose attributes are watched."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _watched.get(self.__name__, ()):
+        # Nothing to note where nothing changes: `warnings.catch_warnings` puts back what is there, and
+        # FastAPI uses one for each field. The first set spares all other names the rest.
+        changes = name in _names and vars(self).get(name, _names) is not value
+        if changes and name in _watched.get(self.__name__, ()):
             note(f"{self.__name__}.{name}", acting_instance())
-        super().__setattr__(name, value)
+        _set(self, name, value)
 
     def __delattr__(self, name: str) -> None:
         if name in _watched.get(self.__name__, ()):
@@ -61,6 +67,7 @@ def take_notes() -> dict[str, str]:
 def watch_attributes(module: ModuleType, names: frozenset[str]) -> None:
     """Note who sets or deletes these attributes of a module from now on."""
     _watched[module.__name__] = _watched.get(module.__name__, frozenset()) | names
+    _names.update(names)
     if type(module) is ModuleType:
         module.__class__ = NotingModule
 

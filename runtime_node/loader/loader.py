@@ -7,14 +7,15 @@ import importlib
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from runtime_node.isolation.current import running_as
 from runtime_node.loader import hooks, static
 from runtime_node.loader.code import LoadedCode
 from runtime_node.loader.code_files import CodeFiles, CodeState
-from runtime_node.loader.detect import Shape, examine
+from runtime_node.loader.detect import Finding, Shape, examine
 from runtime_node.loader.entrypoint import Entrypoint, parse_entrypoint
 from runtime_node.loader.failures import failure, with_refusal
 from runtime_node.loader.listing import no_such_module
@@ -45,6 +46,8 @@ class Loader:
         self._files = CodeFiles()
         self._plain = plain
         self._secrets = tuple(secrets)
+        self._findings: WeakKeyDictionary[FunctionType, Finding] = WeakKeyDictionary()
+        """What functions turned out to be, for as long as their code is loaded."""
         if not plain:
             hooks.install()
 
@@ -118,12 +121,21 @@ class Loader:
     def _load(self, named: Entrypoint, inside: Entrypoint, lease: Lease | None) -> LoadedCode:
         module = _import(inside, lease, self._secrets, self.app_dirs)
         target = _resolve(inside, module, self._secrets)
-        finding = examine(target)
+        finding = self._finding(target)
         if finding.shape is Shape.UNKNOWN:
             raise SupervisorError(
                 "ENTRYPOINT_NOT_AN_APP", f"{named} is neither an app nor a factory: it is {finding.found}"
             )
         return LoadedCode(named, target, finding, lease)
+
+    def _finding(self, target: Any) -> Finding:
+        """Return what the entrypoint names; a function is looked at once, by the first start of its code."""
+        if type(target) is not FunctionType:
+            return examine(target)
+        finding = self._findings.get(target)
+        if finding is None:
+            finding = self._findings[target] = examine(target)
+        return finding
 
     def _put_on_path(self, directory: Path | None) -> None:
         chosen = [directory] if directory is not None else []

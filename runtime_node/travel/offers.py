@@ -17,7 +17,7 @@ from typing import Any
 from appsupervisor.runtime.v1 import data_transfers_pb2 as pb
 from runtime_node.instances.databases import Databases, owner_of
 from runtime_node.travel.reader_process import BLOCK_BYTES
-from runtime_node.travel.reading import Reading
+from runtime_node.travel.reading import Readers, Reading
 from runtime_node.travel.tickets import Tickets
 from services.rpc.errors import SupervisorError
 
@@ -78,6 +78,7 @@ class Offers:
         self._databases = databases
         self._clock = clock
         self._tickets = Tickets(clock)
+        self._readers = Readers(clock)
         self._offers: dict[str, Offer] = {}
         self._turn = asyncio.Lock()
 
@@ -121,7 +122,7 @@ class Offers:
             raise _unavailable(app, fault.strerror or str(fault)) from fault
         if owner not in (None, uid):
             raise _unavailable(app, "its mark names another owner")
-        reading = await Reading.open(directory)
+        reading = await self._readers.open(directory)
         try:
             total, pinned = await reading.pin()
         except BaseException:
@@ -229,7 +230,8 @@ class Offers:
                 await offer.reading.close()
 
     async def close_idle(self) -> None:
-        """End the offers that nobody uses."""
+        """End the offers that nobody uses, and processes that nothing is left to do for."""
+        await self._readers.end_idle()
         for offer in list(self._offers.values()):
             if not offer.open_streams and self._clock() - offer.used > IDLE_SECONDS:
                 told = {"action": "travel.offer_closed", "app": offer.app, "uid": offer.uid}
@@ -240,6 +242,7 @@ class Offers:
         """End all offers: the node shuts down."""
         for uid in list(self._offers):
             await self.close(uid)
+        await self._readers.end_idle(0)
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Reads one app's data directory, in a process of its own: takes lines of JSON, answers in lines and blocks.
+"""Reads an app's data directory, in a process of its own: takes lines of JSON, answers in lines and blocks.
 
 A process that closes a file which SQLite has open in it loses its locks on it: read in the node's own, an
 app's database could be written by two. Needs the standard library alone.
@@ -286,13 +286,21 @@ def _inode(path: Path) -> int:
 
 
 def main() -> None:
-    """Answer each line of standard input with one on standard output, a block's bytes behind it."""
-    reader = Reader(Path(sys.argv[1]).resolve())
+    """Answer each line of standard input with one on standard output, a block's bytes behind it.
+
+    One directory after another, from `begin` to `leave`: never two, of which a file might be the same.
+    """
+    reader = Reader(Path())
     commands, answers = sys.stdin.buffer, sys.stdout.buffer
     for line in commands:
-        data = b""
+        data, command = b"", json.loads(line)
         try:
-            answer, data = _answer(reader, json.loads(line))
+            if command["do"] in {"begin", "leave"}:
+                reader.close()
+                reader = Reader(Path(command.get("root", "")).resolve())
+                answer: dict[str, Any] = {}
+            else:
+                answer, data = _answer(reader, command)
         except OSError as fault:
             answer = {"error": f"{fault.strerror or fault} ({fault.filename or reader})"}
         answers.write(json.dumps(answer).encode() + b"\n" + data)

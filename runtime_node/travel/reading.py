@@ -1,4 +1,7 @@
-"""The node's side of the process that reads an app's data directory: one question at a time, with a limit."""
+"""The node's side of the processes that read apps' data directories: one question at a time, with a limit.
+
+A process reads one directory after another: to start one costs more than a small app's whole data does.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import asyncio
 import contextlib
 import json
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +22,12 @@ ANSWER_SECONDS = 60.0
 """The longest that an answer may take: a directory with a million files is walked in it."""
 LINE_BYTES = 8 * 1024 * 1024
 PAGE = 500
+LEAVE_SECONDS = 2.0
+"""For a process to close what it has open; else it is ended."""
+IDLE_SECONDS = 10.0
+"""For which a process waits for another directory."""
+MAX_IDLE = 8
+"""As many apps leave a node at a time that is drained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +39,63 @@ class Block:
     digest: bytes
 
 
-class Reading:
-    """Reads one directory until closed. Belongs to the control loop; any caller may be cancelled."""
+class Readers:
+    """The processes that have read a directory and wait for the next one. Belongs to the control loop."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self._turn = asyncio.Lock()
-        self._calls: set[asyncio.Task[Any]] = set()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._idle: list[tuple[float, asyncio.subprocess.Process]] = []
+        """Since when, the longest first."""
 
-    @classmethod
-    async def open(cls, root: Path) -> Reading:
-        """Start the process. Raises SupervisorError DATABASE_UNAVAILABLE."""
+    async def open(self, root: Path) -> Reading:
+        """Begin to read a directory. Raises SupervisorError DATABASE_UNAVAILABLE."""
+        while self._idle:
+            _, process = self._idle.pop()
+            if process.returncode is None:
+                reading = Reading(process, self)
+                with contextlib.suppress(SupervisorError):  # it has ended meanwhile
+                    await reading.begin(root)
+                    return reading
         try:
             process = await asyncio.create_subprocess_exec(
-                sys.executable, "-I", "-S", str(Path(reader_process.__file__)), str(root),
+                sys.executable, "-I", "-S", str(Path(reader_process.__file__)),
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE_BYTES,
             )  # fmt: skip
         except OSError as fault:
             raise _unreadable(str(fault.strerror or fault)) from fault
-        return cls(process)
+        reading = Reading(process, self)
+        await reading.begin(root)
+        return reading
+
+    async def keep(self, process: asyncio.subprocess.Process) -> None:
+        """Let a process that reads nothing wait for the next directory, or end it."""
+        self._idle.append((self._clock(), process))
+        if len(self._idle) > MAX_IDLE:
+            await _end(self._idle.pop(0)[1])
+
+    async def end_idle(self, seconds: float = IDLE_SECONDS) -> None:
+        """End those that have waited for so long."""
+        due = self._clock() - seconds
+        while self._idle and self._idle[0][0] <= due:
+            await _end(self._idle.pop(0)[1])
+
+
+class Reading:
+    """Reads one directory until closed. Belongs to the control loop; any caller may be cancelled."""
+
+    def __init__(self, process: asyncio.subprocess.Process, readers: Readers) -> None:
+        self._process = process
+        self._readers = readers
+        self._turn = asyncio.Lock()
+        self._calls: set[asyncio.Task[Any]] = set()
+
+    async def begin(self, root: Path) -> None:
+        """Read that directory from now on; whatever fails has ended the process."""
+        try:
+            await self._ask(do="begin", root=str(root))
+        except BaseException:
+            await self.end()
+            raise
 
     async def pin(self) -> tuple[int, list[str]]:
         """Keep the logs of databases in WAL mode; return the bytes of all files, and those databases."""
@@ -67,13 +116,27 @@ class Reading:
         return Block(answer["offset"], data, bytes.fromhex(answer["digest"])) if data else None
 
     async def close(self) -> None:
+        """Read no more; a process that was asked nothing just now waits for the next directory."""
+        if not self._calls:
+            try:
+                async with asyncio.timeout(LEAVE_SECONDS):
+                    await self._ask(do="leave")
+            except (SupervisorError, TimeoutError):
+                pass
+            except BaseException:
+                await self.end()
+                raise
+            else:
+                await self._readers.keep(self._process)
+                return
+        await self.end()
+
+    async def end(self) -> None:
         """End the process."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
         for call in self._calls:
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
-        await self._process.communicate()
+        await _end(self._process)
 
     async def _ask(self, **command: Any) -> tuple[dict[str, Any], bytes]:
         # Whoever asks may be cancelled; the answer is to be taken all the same, or the next one gets it.
@@ -101,6 +164,12 @@ class Reading:
         if "error" in answer:
             raise _unreadable(answer["error"])
         return answer, data
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
+    await process.communicate()
 
 
 def _unreadable(why: str) -> SupervisorError:

@@ -59,6 +59,8 @@ class Watchdog:
         self._loops: dict[asyncio.AbstractEventLoop, WatchedLoop] = {}
         self._policies: dict[str, BlockPolicy] = {}
         self._period = PERIOD
+        self._retuned = False
+        """Some budget is another than when the period was worked out."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._starved = 0.0
@@ -113,10 +115,8 @@ class Watchdog:
                     watched.reduced.pop(instance, None)
 
     def retune(self) -> None:
-        """Take note of changed budgets."""
-        with self._lock:
-            smallest = min((policy.budget for policy in self._policies.values()), default=1.0)
-        self._period = min(PERIOD, max(SHORTEST_PERIOD, smallest / 5))
+        """Take note of changed budgets, at the next look: it goes over those of a thousand apps."""
+        self._retuned = True
 
     # --- the watchdog's thread ---
 
@@ -144,6 +144,10 @@ class Watchdog:
         """Look at every loop; return the seconds until the next look."""
         with self._lock:
             loops = list(self._loops.values())
+            if self._retuned:
+                self._retuned = False
+                smallest = min((policy.budget for policy in self._policies.values()), default=1.0)
+                self._period = min(PERIOD, max(SHORTEST_PERIOD, smallest / 5))
         frames = current_frames()
         wait = self._period
         for watched in loops:

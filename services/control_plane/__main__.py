@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import os
 import sys
 
 from services.rpc import logs
-from services.rpc.process import open_standard_descriptors
+from services.rpc.process import collector_paused, open_standard_descriptors
 
 
 def main() -> int:
     """Run the control plane; return the exit status."""
     # Before anything is imported that opens files of its own.
     open_standard_descriptors()
-    import uvloop  # noqa: PLC0415
+    # To look for plugins, pydantic reads what every installed package says of itself; ours need none.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    with collector_paused():
+        import uvloop  # noqa: PLC0415
 
-    from services.control_plane.server import serve  # noqa: PLC0415
-    from services.control_plane.settings import Settings  # noqa: PLC0415
-    from services.control_plane.store.errors import StoreError  # noqa: PLC0415
-    from services.rpc.errors import SupervisorError  # noqa: PLC0415
+        from services.control_plane.server import serve  # noqa: PLC0415
+        from services.control_plane.settings import Settings  # noqa: PLC0415
+        from services.control_plane.store.errors import StoreError  # noqa: PLC0415
+        from services.rpc.errors import SupervisorError  # noqa: PLC0415
+    gc.freeze()
 
     settings = Settings.from_command_line()
     output = logs.configure(settings.log_level, settings.log_format)

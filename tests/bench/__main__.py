@@ -48,6 +48,8 @@ BENCHES = (
     Bench("restart", "the control plane with a full catalog: restart, cost of a change", 40, 120),
     Bench("fleet", "a control plane with simulated nodes: placing, rest, one change, its restart", 120, 1500),
     Bench("node_loss", "kill -9 of a node of apps on PostgreSQL, until each serves elsewhere", 90, 240),
+    Bench("drain", "a node of 1,000 apps is drained under requests to all of them", 120, 400),
+    Bench("leaders", "faults of the leader of two control planes: commands, apps and operations", 150, 240),
     Bench("swaps", "swaps of an app under a steady load", 30, 90),
     Bench("data_moves", "moves of an app with its SQLite database under a writing client", 60, 240),
     Bench("dormancy", "first requests to dormant apps, bursts, a node full of them", 45, 180),

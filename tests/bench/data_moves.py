@@ -51,6 +51,8 @@ def _moved(stack: Stack, mebibytes: int) -> list[Row]:
         eventually(lambda home=home: home_of(stack, "shop") == other(home), "it serves at its new node")
         lost += len(set(writer.acknowledged) - rows_at(stack, "shop", other(home)))
         failed += len(writer.failures)
+        if writer.failures:
+            print(f"failed: {sorted(writer.failures)}")
         sent = max(writer.acknowledged)
         held.append(told.hold_duration.ToMicroseconds() / 1e3)
         rates.append(told.copied_bytes / max(1, told.copy_duration.ToMicroseconds()))

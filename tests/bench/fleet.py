@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import psutil
@@ -30,6 +31,7 @@ from google.longrunning import operations_pb2
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.fleet.v1 import fleet_pb2
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
+from runtime_node.registration import Registration
 from services.control_plane.placement.choice import Candidates, Load, Neighbours, Wish, choose
 from services.rpc import server as rpc_server
 from tests.bench import fleet_seed
@@ -49,8 +51,32 @@ QUIET = 2.0
 """Seconds over which it is looked whether a control plane has come to rest."""
 
 
+class Heard:
+    """Whether a simulated node is listened to, as its registration asks."""
+
+    def __init__(self, node: FakeNode) -> None:
+        self._node = node
+        self.clock = node.time
+
+    @property
+    def streams(self) -> int:
+        return self._node.streams
+
+    @property
+    def last_stream_end(self) -> float:
+        return self._node.last_stream_end
+
+
+class Anyone:
+    """Has whatever name it likes."""
+
+    def confirmed(self) -> None: ...
+
+    def refused(self, reason: str, message: str) -> None: ...
+
+
 async def simulate(nodes: int, control_plane: str, apps: int, hosted: Path) -> None:
-    """Be so many nodes until the process is ended; each registers again when nobody listens, as nodes do.
+    """Be so many nodes until the process is ended; each registers, and keeps so, by the node's own code.
 
     SIGUSR1 ends the first of them. SIGUSR2 has them run so many apps; then there is a file `hosted`.
     """
@@ -72,22 +98,14 @@ async def simulate(nodes: int, control_plane: str, apps: int, hosted: Path) -> N
         all_nodes[number] = node
         node.calls = collections.deque(maxlen=1)  # type: ignore[assignment]
         await node.start()
-        staying = asyncio.create_task(register(node))
+        feed: Any = Heard(node)
+        registration = Registration(control_plane, node.registration, feed, Anyone())
+        staying = asyncio.create_task(registration.run())
         if number == 0:
             await dies.wait()
             staying.cancel()
             await node.kill()
         await asyncio.wait({staying})
-
-    async def register(node: FakeNode) -> None:
-        while True:
-            pause = 1.0
-            with contextlib.suppress(Exception):  # a control plane that is away is asked again
-                pause = (
-                    (await node.register(control_plane)).registration_interval.ToTimedelta().total_seconds()
-                )
-            await asyncio.sleep(pause)
-            await node.unheard.wait()
 
     async def look_at_nothing(guard: object) -> None:
         """Stand in for who looks at all servers of its process: here are a thousand, of a node is one."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.fleet.v1.fleet_pb2 import AppDefaults, Node
@@ -61,11 +62,15 @@ def fill(url: str, nodes: int, apps: int) -> None:
     """Put the apps into a catalog in which the nodes are."""
     store = open_store(url)
     known = {record.name: record.node for record in store.mirror.nodes.values()}
+    made: dict[int, tuple[AppRecord, PlacementRecord]] = {}
     for first in range(0, apps, CHUNK):
 
         def put(tx: Transaction, first: int = first) -> None:
             for app in range(first, min(first + CHUNK, apps)):
-                record, placement = _placed(app, known[node_name(app % nodes)], app % nodes)
+                number = app % nodes
+                if number not in made:
+                    made[number] = _placed(number, known[node_name(number)], number)
+                record, placement = _renamed(*made[number], number, app)
                 tx.put_app(record)
                 tx.put_placement(placement)
 
@@ -110,3 +115,24 @@ def _placed(app: int, node: Node, number: int) -> tuple[AppRecord, PlacementReco
         record = observed
     assert not record.status.reconciling
     return record, placement
+
+
+def _renamed(
+    record: AppRecord, placement: PlacementRecord, old: int, new: int
+) -> tuple[AppRecord, PlacementRecord]:
+    """Return what was made of one app for another one on its node, in a fifth of the time."""
+    name, uid = f"apps/{app_id(new)}", _uid(new)
+    spec, status = (
+        catalog.App.FromString(_with(_with(it.SerializeToString(), app_id(old), app_id(new)), _uid(old), uid))
+        for it in (record.spec, record.status)
+    )
+    other = AppRecord(
+        name, uid, spec, status, record.generation, record.target, record.create_time, record.update_time
+    )
+    return other, replace(placement, app=name, app_uid=uid)
+
+
+def _with(message: bytes, old: str, new: str) -> bytes:
+    """Return a message with another id, or uid, of the same length."""
+    assert len(old) == len(new)
+    return message.replace(old.encode(), new.encode())

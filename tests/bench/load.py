@@ -1,4 +1,5 @@
-"""A cheap open-loop HTTP client: a steady rate over kept connections, every failure counted, by phases.
+"""A cheap open-loop HTTP client: a steady rate over kept connections to one app or to many in turn, every
+failure counted, by phases.
 
 As a process (`python -m tests.bench.load …`) it reads a phase's name per line from stdin, and at its end
 prints what each phase saw. Latency runs from when a request was due, so a stalled server is not flattered.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import subprocess
 import sys
@@ -84,11 +86,14 @@ class Connection(asyncio.Protocol):
 
 
 class Client:
-    """Sends at a rate to one app; requests that find no free connection wait for one, at their own cost."""
+    """Sends at a rate; requests that find no free connection wait for one, at their own cost."""
 
-    def __init__(self, port: int, host: str, path: str, rate: float, connections: int) -> None:
+    def __init__(self, port: int, host: str, path: str, rate: float, connections: int, apps: int = 1) -> None:
+        """Of several apps `{}` in the host is each one's number, and they are asked in turn."""
         self._port = port
-        self._request = f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+        self._requests = itertools.cycle(
+            [f"GET {path} HTTP/1.1\r\nHost: {host.format(it)}\r\n\r\n".encode() for it in range(apps)]
+        )
         self._rate = rate
         self._connections = connections
         self._free: deque[Connection] = deque()
@@ -105,7 +110,7 @@ class Client:
 
     def free(self, connection: Connection) -> None:
         if self._waiting:
-            connection.send(self._request, *self._waiting.popleft())
+            connection.send(next(self._requests), *self._waiting.popleft())
         else:
             self._free.append(connection)
 
@@ -148,7 +153,7 @@ class Client:
                 while self._free and self._free[0].transport is None:
                     self._free.popleft()
                 if self._free:
-                    self._free.popleft().send(self._request, self.phase, due)
+                    self._free.popleft().send(next(self._requests), self.phase, due)
                 else:
                     self._waiting.append((self.phase, due))
                 due += 1 / self._rate
@@ -174,11 +179,15 @@ class Client:
 class Load:
     """The client as a process of its own, so that it shares no interpreter with what it measures."""
 
-    def __init__(self, port: int, host: str, *, rate: float, connections: int = 16, path: str = "/") -> None:
+    def __init__(
+        self, port: int, host: str, *, rate: float, connections: int = 16, path: str = "/", apps: int = 1
+    ) -> None:
+        """See `Client`."""
         self._process = subprocess.Popen(
             [
                 sys.executable, "-m", "tests.bench.load", "--port", str(port), "--host", host,
                 "--path", path, "--rate", str(rate), "--connections", str(connections),
+                "--apps", str(apps),
             ],
             cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
@@ -217,8 +226,9 @@ async def main() -> None:
     parser.add_argument("--path", default="/")
     parser.add_argument("--rate", type=float, default=1000)
     parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--apps", type=int, default=1)
     options = parser.parse_args()
-    client = Client(options.port, options.host, options.path, options.rate, options.connections)
+    client = Client(options.port, options.host, options.path, options.rate, options.connections, options.apps)
     ended = asyncio.Event()
     commands = asyncio.StreamReader()
     loop = asyncio.get_running_loop()

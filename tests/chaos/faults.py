@@ -73,6 +73,9 @@ def _lost(fleet: Fleet, *ways: tuple[str, str]) -> Iterator[None]:
         yield
 
 
+BAD = {"late": 0.01, "jitter": 0.2, "lost": 0.02, "twice": 0.02}
+"""A wire that takes 10 to 210 ms, a packet as any other, loses some and hands some over twice."""
+
 FAULTS: dict[str, Fault] = {
     "leader killed": lambda fleet, node: killed(fleet.planes[fleet.leader()]),
     "leader stands still": lambda fleet, node: stopped(fleet.planes[fleet.leader()]),
@@ -92,6 +95,15 @@ FAULTS: dict[str, Fault] = {
     "node cut from all but clients": lambda fleet, node: fleet.network.cut(
         node, *PLANES, DATABASE, *_others(node)
     ),
+    "leader behind a bad wire": lambda fleet, node: fleet.network.delayed(fleet.leader(), **BAD),
+    "PostgreSQL behind a bad wire": lambda fleet, node: fleet.network.delayed(DATABASE, **BAD),
+    "node behind a bad wire": lambda fleet, node: fleet.network.delayed(node, **BAD),
+    "leader has its clock an hour ahead": lambda fleet, node: fleet.clocks[fleet.leader()].ahead(1),
+    "leader has its clock a day behind": lambda fleet, node: fleet.clocks[fleet.leader()].ahead(-24),
+    "PostgreSQL has its clock an hour ahead": lambda fleet, node: fleet.clocks[DATABASE].ahead(1),
+    "PostgreSQL has its clock a day behind": lambda fleet, node: fleet.clocks[DATABASE].ahead(-24),
+    "node has its clock a year ahead": lambda fleet, node: fleet.clocks[node].ahead(365 * 24),
+    "node has its clock a day behind": lambda fleet, node: fleet.clocks[node].ahead(-24),
 }
 
 LEASELESS = frozenset(

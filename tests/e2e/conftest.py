@@ -26,7 +26,7 @@ def shared_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Give the stack that tests share: use app names of your own, and leave its processes alone."""
     stack = Stack(tmp_path_factory.mktemp("shared") / "stack")
     try:
-        yield stack.start()
+        yield stack.start("--preload=usual")
     finally:
         stack.clean_up()
 
@@ -36,7 +36,7 @@ def guest_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Give the stack that tests of guests share: use app names of your own, and leave its processes alone."""
     stack = Stack(tmp_path_factory.mktemp("guests") / "stack", app_dirs=GUEST_DIRS)
     try:
-        yield stack.start()
+        yield stack.start("--preload=usual")
     finally:
         stack.clean_up()
 

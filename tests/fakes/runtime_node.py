@@ -6,12 +6,9 @@ Passes the contract suite of the real node. No app's code runs and nothing is se
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
 import secrets
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -24,26 +21,21 @@ from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import (
     add_RuntimeEnvironmentServicer_to_server,
 )
 from runtime_node import rules
-from runtime_node.instances.code_place import CodePlace
 from runtime_node.instances.feed import duration, lease_message
 from runtime_node.instances.record import timestamp
 from runtime_node.lease import Lease
-from services.rpc.errors import CODES, SupervisorError
+from services.rpc.errors import SupervisorError
 from services.rpc.server import RpcServer, Service
-from services.spec.effective import effective_limits
 from services.spec.scalars import seconds
 from tests.fakes.data_transfers import FakeTransfers, FakeTransfersServicer
 from tests.fakes.directories import claim, list_directories
 from tests.fakes.instance_feed import InstanceFeed
-from tests.fakes.instances import Behaviour, Disk, Hosted, copy_of, copy_of_spec, set_ready, without_claim
+from tests.fakes.instances import Behaviour, Disk, Hosted, copy_of, without_claim
+from tests.fakes.lives import InstanceLives
 from tests.fakes.logs import FakeLogs
 from tests.fakes.runtime_servicer import FakeServicer
 
 SERVICE = "appsupervisor.runtime.v1.RuntimeEnvironment"
-
-
-APP_DIRS = (Path("/srv/apps"), Path("/srv/more"))
-"""Where a fake node says that it looks for code."""
 
 
 @dataclass
@@ -65,12 +57,8 @@ class FakeNode:
         """Every request that came in, by method name; WatchInstances too."""
         self.streams = 0
         """WatchInstances streams open now."""
-        self.unheard = asyncio.Event()
-        """Set while there is none: a node registers again then."""
-        self.unheard.set()
-        self.purged: list[str] = []
-        """Uids whose data was removed."""
-        self._unpurged: dict[str, Hosted] = {}
+        self.last_stream_end = 0.0
+        """By its clock."""
         self.address = ""
         self.killed = False
         self.transfers = FakeTransfers(self)
@@ -89,18 +77,20 @@ class FakeNode:
         self.lists = asyncio.Event()
         """While not set, ListInstances is not answered."""
         self.lists.set()
-        self.hosted: dict[str, Hosted] = {}
+        self.lives = InstanceLives(self)
+        self.hosted = self.lives.hosted
         """What is here, by name."""
+        self.purged = self.lives.purged
+        """Uids whose data was removed."""
+        self.code = self.lives.code
+        """By entrypoint: what is in its files, if that is not the entrypoint itself."""
         self._fences: dict[str, tuple[int, int]] = {}
-        self._purges: set[str] = set()
         self.lease = Lease(self.incarnation, self.time)
         self.renewals = 0
         """Leases taken; what apps may do without one is not played here."""
         self.answered_renewals = self.lease_streams = 0
         """Calls of RenewLease and of HoldLease."""
         self.feed = InstanceFeed(self)
-        self.code: dict[str, str] = {}
-        """By entrypoint: what is in its files, if that is not the entrypoint itself."""
         self._server: RpcServer | None = None
         self._started = time.time()
         self.voice = asyncio.Event()
@@ -135,15 +125,8 @@ class FakeNode:
     async def drain(self) -> None:
         """Shut down as SIGTERM makes a node do, and stop serving."""
         self.draining = True
-        tasks = []
-        for uid in {hosted.spec.app_uid for hosted in self._unpurged.values()}:
-            self._forget_unpurged(uid)
-        for hosted in list(self.hosted.values()):
-            self._stop(hosted)
-            if hosted.task is not None:
-                tasks.append(hosted.task)
-        if tasks:
-            await asyncio.wait(tasks)
+        self.lives.forget_unpurged()
+        await self.lives.stop_all()
         self.feed.look()
         if self._server is not None:
             await self._server.stop(0.5)
@@ -165,13 +148,7 @@ class FakeNode:
 
     async def end_all(self, uid: str) -> None:
         """Stop all instances of an app, and wait until they are gone."""
-        tasks = []
-        for hosted in [it for it in self.hosted.values() if it.spec.app_uid == uid]:
-            self._stop(hosted)
-            if hosted.task is not None:
-                tasks.append(hosted.task)
-        if tasks:
-            await asyncio.wait(tasks)
+        await self.lives.stop_all(uid)
 
     def host(self, spec: pb.InstanceSpec, status: pb.Instance) -> None:
         """Have an instance run as if it had been started before."""
@@ -181,7 +158,7 @@ class FakeNode:
 
     def crash(self, name: str, reason: str = "APP_CRASHED", message: str = "It ended by itself.") -> None:
         """Let a running instance end with an error and stay failed."""
-        self._fail(self.hosted[name], reason, message)
+        self.lives.fail(self.hosted[name], reason, message)
 
     def set_health(self, name: str, health: pb.Instance.Health.ValueType, why: str = "") -> None:
         """Let an instance's probe come out so; `why` it fails."""
@@ -203,8 +180,15 @@ class FakeNode:
 
     async def register(self, control_plane: str, *, timeout: float = 5.0) -> fleet_pb2.RegisterNodeResponse:
         """Call Fleet.RegisterNode once, as a node does at its start."""
+        async with grpc.aio.insecure_channel(control_plane) as channel:
+            call: Any = FleetStub(channel).RegisterNode(self.registration(), timeout=timeout)
+            response: fleet_pb2.RegisterNodeResponse = await call
+            return response
+
+    def registration(self) -> fleet_pb2.RegisterNodeRequest:
+        """Return what it says of itself when it registers."""
         environment, _, node = self.node.partition("/nodes/")
-        request = fleet_pb2.RegisterNodeRequest(
+        return fleet_pb2.RegisterNodeRequest(
             parent=environment,
             node_id=node,
             node=fleet_pb2.Node(
@@ -218,10 +202,6 @@ class FakeNode:
                 uid=self.disk.uid,
             ),
         )
-        async with grpc.aio.insecure_channel(control_plane) as channel:
-            call: Any = FleetStub(channel).RegisterNode(request, timeout=timeout)
-            response: fleet_pb2.RegisterNodeResponse = await call
-            return response
 
     # --- commands ---
 
@@ -282,17 +262,8 @@ class FakeNode:
         if len(self.hosted) >= self.max_instances:
             raise SupervisorError("NODE_FULL", "The node is full.", resource=self.node)
         self._fences[spec.app_uid] = version
-        self._purges.discard(spec.app_uid)
         self.transfers.accepted(spec.app_uid)
-        self._forget_unpurged(spec.app_uid)
-        hosted = self.hosted[spec.name] = Hosted(
-            copy_of_spec(spec), self._accepted(spec, start_now=start_now)
-        )
-        hosted.tried = start_now and spec.activation == pb.InstanceSpec.ON_REQUEST
-        if hosted.status.state == pb.Instance.STARTING:
-            hosted.task = asyncio.create_task(self._run_start(hosted))
-        self.feed.publish(hosted.status)
-        return hosted.status
+        return self.lives.begin(spec, start_now=start_now).status
 
     def stop_instance(self, request: pb.StopInstanceRequest) -> pb.Instance | None:
         """StopInstance."""
@@ -318,16 +289,13 @@ class FakeNode:
                     new_home=request.new_home,
                 )  # fmt: skip
         if request.purge_data:
-            self._purges.add(uid)
+            self.lives.purge(uid)
         if hosted is None:
-            self._purge_if_last(uid)
-            if uid in self._purges and uid in self.disk.stuck:
-                raise SupervisorError("DATA_NOT_REMOVED", self.disk.stuck[uid], resource=request.name)
+            self.lives.look_at_purge(uid, request.name)
             return None
-        if request.name in self._unpurged:
-            self._end(hosted)
+        if self.lives.end_unpurged(hosted):
             return self.hosted[request.name].status if request.name in self.hosted else None
-        self._stop(hosted)
+        self.lives.stop(hosted)
         return hosted.status
 
     def restart_instance(self, request: pb.RestartInstanceRequest) -> pb.Instance:
@@ -342,17 +310,13 @@ class FakeNode:
         if request.request_id and request.request_id == hosted.last_request_id:
             return hosted.status
         hosted.last_request_id = request.request_id
-        if hosted.task is not None:
-            hosted.task.cancel()
-        hosted.status.restart_count += 1
-        self._move(hosted, pb.Instance.STARTING, "Starting")
-        hosted.task = asyncio.create_task(self._run_start(hosted))
+        self.lives.restart(hosted)
         return hosted.status
 
     def get_instance(self, name: str) -> pb.Instance:
         """GetInstance."""
         rules.check_name(name)
-        return self._told(self._find(name))
+        return self.lives.told(self._find(name))
 
     def list_instances(self, request: pb.ListInstancesRequest) -> pb.ListInstancesResponse:
         """ListInstances; a page token is the last name of the page before."""
@@ -368,7 +332,7 @@ class FakeNode:
         page = names[:size]
         more = page[-1] if len(names) > size else ""
         return pb.ListInstancesResponse(
-            instances=[self._told(self.hosted[name]) for name in page], next_page_token=more
+            instances=[self.lives.told(self.hosted[name]) for name in page], next_page_token=more
         )
 
     def list_data_directories(self, request: pb.ListDataDirectoriesRequest) -> pb.ListDataDirectoriesResponse:
@@ -385,165 +349,9 @@ class FakeNode:
         """Return the loop's time: a test may let it pass as it likes."""
         return asyncio.get_running_loop().time()
 
-    def _is_awake(self, app: str, but: Hosted) -> bool:
-        return any(
-            name.startswith(f"{app}/instances/") and it is not but and it.status.state == pb.Instance.RUNNING
-            for name, it in self.hosted.items()
-        )
-
     def _newest_uid(self, app: str) -> str:
         found = [h.spec for name, h in self.hosted.items() if name.startswith(f"apps/{app}/")]
         return found[-1].app_uid if found else ""
-
-    def _accepted(self, spec: pb.InstanceSpec, *, start_now: bool) -> pb.Instance:
-        dormant = spec.activation == pb.InstanceSpec.ON_REQUEST and not start_now
-        status = pb.Instance(
-            name=spec.name,
-            app_uid=spec.app_uid,
-            node=self.node,
-            incarnation=self.incarnation,
-            generation=spec.generation,
-            epoch=spec.epoch,
-            state=pb.Instance.IDLE if dormant else pb.Instance.STARTING,
-            health=pb.Instance.Health.UNKNOWN,
-            isolation=spec.isolation or pb.InstanceSpec.SHARED,
-            create_time=timestamp(time.time()),
-        )
-        set_ready(status, "Idle" if dormant else "Starting")
-        return status
-
-    async def _run_start(self, hosted: Hosted) -> None:
-        behaviour = self.behaviours.get(hosted.spec.entrypoint, Behaviour())
-        limit = effective_limits(hosted.spec).start_timeout
-        if behaviour.ready_after is None or behaviour.ready_after > limit:
-            await asyncio.sleep(limit)
-            self._fail(hosted, "APP_START_TIMEOUT", f"It was not ready within {limit:g} s.")
-            return
-        await asyncio.sleep(behaviour.ready_after)
-        if behaviour.held is not None:
-            await behaviour.held.wait()
-        uid = hosted.spec.app_uid
-        local = hosted.spec.database.WhichOneof("kind") in (None, "sqlite")
-        if hosted.spec.requires_existing_data and local and uid not in self.disk.data:
-            self._fail(hosted, "DATA_MISSING", "Its data is not here.")
-            return
-        if uid not in self.disk.data:
-            self.disk.ran[uid] = []
-        self.disk.left.discard(uid)
-        self.disk.data.add(uid)
-        self.disk.ran.setdefault(uid, []).append(f"{self.node.rpartition('/')[2]} e{hosted.spec.epoch}")
-        self.disk.apps[uid] = rules.app_id(hosted.spec.name)
-        if behaviour.fails is not None:
-            self._fail(hosted, *behaviour.fails)
-            return
-        hosted.status.ready_time.CopyFrom(timestamp(time.time()))
-        hosted.status.code.CopyFrom(self._code_of(hosted.spec.entrypoint))
-        hosted.status.health = pb.Instance.Health.HEALTHY
-        asleep = hosted.tried and not self._is_awake(hosted.spec.name.partition("/instances/")[0], hosted)
-        self._move(hosted, pb.Instance.RUNNING, "Started")
-        if asleep:
-            hosted.status.health = pb.Instance.Health.UNKNOWN
-            hosted.status.ClearField("code")
-            self._move(hosted, pb.Instance.IDLE, "Idle")
-
-    def _code_of(self, entrypoint: str) -> pb.InstanceCode:
-        content = self.code.get(entrypoint, entrypoint).encode()
-        return pb.InstanceCode(
-            digest=hashlib.sha256(content).hexdigest(), modify_time=timestamp(self._started)
-        )
-
-    def _told(self, hosted: Hosted) -> pb.Instance:
-        told = copy_of(hosted.status)
-        on_disk = self._code_of(hosted.spec.entrypoint)
-        if told.HasField("code") and told.code.digest != on_disk.digest:
-            told.conditions.add(
-                type="CodeChanged",
-                status=pb.Condition.MET,
-                reason="OtherCodeOnDisk",
-                message=f"The code on disk ({on_disk.digest[:12]}) is other than what runs.",
-                last_transition_time=on_disk.modify_time,
-            )
-        return told
-
-    def _fail(self, hosted: Hosted, reason: str, message: str) -> None:
-        # A reason that this version does not know is a later node's: it is told as it is.
-        known = SupervisorError(reason if reason in CODES else "APP_STARTUP_FAILED", message)
-        told = CodePlace(self.node, APP_DIRS).located(known)
-        error = pb.InstanceError(
-            reason=reason,
-            message=told.message,
-            detail=f"{reason}: {message}",
-            occur_time=timestamp(time.time()),
-            metadata=told.metadata,
-        )
-        hosted.status.last_error.CopyFrom(error)
-        hosted.status.health = pb.Instance.Health.UNHEALTHY
-        self._move(hosted, pb.Instance.FAILED, reason, told.message)
-
-    def _stop(self, hosted: Hosted) -> None:
-        if hosted.status.state == pb.Instance.STOPPING:
-            return
-        if hosted.task is not None:
-            hosted.task.cancel()
-        hosted.status.health = pb.Instance.Health.UNKNOWN
-        self._move(hosted, pb.Instance.STOPPING, "Stopping")
-        hosted.task = asyncio.create_task(self._run_stop(hosted))
-
-    async def _run_stop(self, hosted: Hosted) -> None:
-        behaviour = self.behaviours.get(hosted.spec.entrypoint, Behaviour())
-        limit = effective_limits(hosted.spec).stop_timeout
-        if behaviour.held is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(behaviour.held.wait(), limit)
-        await asyncio.sleep(min(behaviour.stop_after, limit))
-        self._end(hosted)
-
-    def _end(self, hosted: Hosted) -> None:
-        name, uid = hosted.spec.name, hosted.spec.app_uid
-        del self.hosted[name]
-        self._purge_if_last(uid)
-        if uid in self._purges and not self._here(uid) and not self.draining:
-            self.hosted[name] = self._unpurged[name] = hosted
-            error = pb.InstanceError(
-                reason="DATA_NOT_REMOVED",
-                message=self.disk.stuck[uid],
-                occur_time=timestamp(time.time()),
-            )
-            hosted.status.last_error.CopyFrom(error)
-            self.feed.publish(hosted.status)
-            return
-        self._unpurged.pop(name, None)
-        if self.draining:
-            self.feed.obituaries[name] = pb.InstanceError(
-                reason="NODE_DRAINING", message="Its node shut down.", occur_time=timestamp(time.time())
-            )
-        self.feed.remove(name)
-
-    def _here(self, uid: str) -> bool:
-        return any(h.spec.app_uid == uid and n not in self._unpurged for n, h in self.hosted.items())
-
-    def _purge_if_last(self, uid: str) -> None:
-        if uid in self._purges and not self._here(uid) and uid not in self.disk.stuck:
-            self._purges.discard(uid)
-            self.disk.data.discard(uid)
-            self.transfers.purge(uid)
-            self.purged.append(uid)
-            self.logs.entries.pop(uid, None)
-            self.logs.look()
-            self._forget_unpurged(uid)
-
-    def _forget_unpurged(self, uid: str) -> None:
-        for name in [n for n, h in self._unpurged.items() if h.spec.app_uid == uid]:
-            del self._unpurged[name]
-            if self.hosted.pop(name, None) is not None:
-                self.feed.remove(name)
-
-    def _move(
-        self, hosted: Hosted, state: pb.Instance.State.ValueType, reason: str, message: str = ""
-    ) -> None:
-        hosted.status.state = state
-        set_ready(hosted.status, reason, message)
-        self.feed.publish(hosted.status)
 
     def _find(self, name: str) -> Hosted:
         hosted = self.hosted.get(name)

@@ -119,14 +119,12 @@ class FakeServicer(RuntimeEnvironmentServicer):
     ) -> AsyncIterator[pb.WatchInstancesResponse]:
         self._node.calls.append(("WatchInstances", request))
         self._node.streams += 1
-        self._node.unheard.clear()
         try:
             async for message in self._node.feed.watch(request):
                 yield message
         finally:
             self._node.streams -= 1
-            if not self._node.streams:
-                self._node.unheard.set()
+            self._node.last_stream_end = self._node.time()
 
     async def TailLogs(  # noqa: N802
         self, request: pb.TailLogsRequest, context: Any

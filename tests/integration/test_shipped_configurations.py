@@ -203,6 +203,13 @@ def test_kubernetes_takes_what_kustomize_builds(run_tool: RunTool, tmp_path: Pat
     assert checked.stdout.count(" passed ") + checked.stderr.count(" passed ") == len(RESOURCES)
 
 
+def test_the_image_has_what_it_runs_compiled() -> None:
+    # From its folder, that is, which nobody who runs it may write: not only what was installed from there.
+    compiled = re.search(r"compileall -q (.+)$", (ROOT / "compose/Dockerfile").read_text(), re.MULTILINE)
+    assert compiled
+    assert {"services", "runtime_node", "compose"} <= set(compiled[1].split())
+
+
 def test_the_image_copies_what_the_package_is_built_from() -> None:
     copied = re.findall(r"^COPY (.+) \S+$", (ROOT / "compose/Dockerfile").read_text(), re.MULTILINE)
     sources = {source for line in copied for source in line.split()}

@@ -15,11 +15,10 @@ from runtime_node.lease import Lease
 from services.control_plane.leases import Leases
 from tests.model import catalog, control_plane
 from tests.model.fleet import Fleet
-from tests.model.simulation import Simulation, Violation, Weather
-from tests.model.test_leases import CHAOS, CHUNKS, MANY, REST, Break
+from tests.model.schedules import CHAOS, CHUNKS, Rules, chunk_of_many, come_to_rest, played
+from tests.model.simulation import Simulation
 
 SCHEDULES = 120
-MOST_TO_FIND = 4_000
 
 
 def play(seed: int) -> Fleet:
@@ -44,22 +43,14 @@ def play(seed: int) -> Fleet:
         moment = following
         simulation.run(moment)
         fleet.strike()
-    simulation.weather, fleet.rough = Weather(), False
-    for one in (*fleet.nodes.values(), *fleet.control_planes):
-        one.process.paused_until = min(one.process.paused_until, moment)
-    simulation.run(moment + REST)
-    fleet.check_rest()
+    come_to_rest(simulation, fleet, moment)
     return fleet
 
 
 def play_all(seeds: range) -> tuple[int, int]:
     """Play schedules; return how many responses left without a lease, and how often an app went elsewhere."""
     spared = moved = 0
-    for seed in seeds:
-        try:
-            fleet = play(seed)
-        except Violation as violation:
-            raise AssertionError(f"schedule {seed}: {violation}") from None
+    for fleet in played(play, seeds):
         spared += fleet.spared
         moved += fleet.moved
     return spared, moved
@@ -77,20 +68,17 @@ def test_no_schedule_lets_two_answer_though_one_needed_no_lease() -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("chunk", range(CHUNKS // 4))
 def test_no_schedule_of_many_does(chunk: int) -> None:
-    size = MANY // CHUNKS
-    play_all(range(chunk * size, (chunk + 1) * size))
+    play_all(chunk_of_many(chunk))
 
 
-TRIED_FIRST = {"a_parting_counts_with_an_older_heartbeat_than_the_word_before": 3210}
-"""The schedule that found it out, in the product; if it does so no more, all others are tried as ever."""
-
-BREAKS: dict[str, Break] = {}
-
-
-def breaks(rule: Break) -> Break:
-    """Register what breaks a rule."""
-    BREAKS[rule.__name__] = rule
-    return rule
+breaks = Rules(
+    play,
+    most_to_find=4_000,
+    tried_first={
+        "a_parting_counts_with_an_older_heartbeat_than_the_word_before": 3210,  # found in the product, too
+        "a_node_is_told_that_it_is_alone_beside_another": 304,
+    },
+)
 
 
 @breaks
@@ -137,12 +125,6 @@ def what_a_node_serves_alone_is_given_up_when_its_lease_has_run_out(patch: pytes
         patch.setattr(where, "serving_alone", lambda app, placements, node: frozenset())
 
 
-@pytest.mark.parametrize("rule", BREAKS)
+@pytest.mark.parametrize("rule", breaks.breaks)
 def test_the_model_finds_out_when(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    BREAKS[rule](monkeypatch)
-    for seed in (*([TRIED_FIRST[rule]] if rule in TRIED_FIRST else []), *range(MOST_TO_FIND)):
-        try:
-            play(seed)
-        except Violation:
-            return
-    raise AssertionError(f"{MOST_TO_FIND} schedules went well although {rule.replace('_', ' ')}")
+    breaks.find_out(rule, monkeypatch)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,18 +19,12 @@ from services.control_plane.tenure import Tenure
 from tests.model import catalog, control_plane
 from tests.model.fleet import Fleet
 from tests.model.node import ModelNode
-from tests.model.simulation import RATE, Simulation, Violation, Weather
+from tests.model.schedules import CHAOS, CHUNKS, Rules, chunk_of_many, come_to_rest, played
+from tests.model.simulation import RATE, Simulation
 from tests.seeds import NEW, SEED
-
-CHAOS, REST = 34.0, 30.0
-"""Seconds in which things go wrong, and in which everything has to come right again."""
 
 SCHEDULES = 1_000
 PARTS = 4
-MANY = 100_000
-CHUNKS = 20
-MOST_TO_FIND = 10_000
-"""Schedules within which a broken rule is found out."""
 
 
 def play(seed: int) -> Fleet:
@@ -50,22 +43,14 @@ def play(seed: int) -> Fleet:
         moment += chance.expovariate(1 / 3.0)
         simulation.run(moment)
         fleet.strike()
-    simulation.weather, fleet.rough = Weather(), False
-    for one in (*fleet.nodes.values(), *fleet.control_planes):
-        one.process.paused_until = min(one.process.paused_until, moment)
-    simulation.run(moment + REST)
-    fleet.check_rest()
+    come_to_rest(simulation, fleet, moment)
     return fleet
 
 
 def play_all(seeds: range) -> tuple[int, int]:
     """Play schedules; return how many responses left, and how often an app went to another node."""
     responses = moved = 0
-    for seed in seeds:
-        try:
-            fleet = play(seed)
-        except Violation as violation:
-            raise AssertionError(f"schedule {seed}: {violation}") from None
+    for fleet in played(play, seeds):
         responses += fleet.responses
         moved += fleet.moved
     return responses, moved
@@ -85,8 +70,7 @@ def test_no_schedule_lets_two_answer_and_each_comes_right(part: int) -> None:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_no_schedule_of_a_hundred_thousand_does(chunk: int) -> None:
-    size = MANY // CHUNKS
-    play_all(range(chunk * size, (chunk + 1) * size))
+    play_all(chunk_of_many(chunk))
 
 
 @pytest.mark.chaos
@@ -106,11 +90,16 @@ def test_the_leader_outwaits_every_node_whatever_their_clocks_do() -> None:
     assert node_longest < leader_shortest
 
 
-TRIED_FIRST = {"the_leader_grants_when_its_time_is_up": 2221}
-"""The schedule that found it out before; if it does so no more, all others are tried as ever."""
-
-Break = Callable[[pytest.MonkeyPatch], None]
-BREAKS: dict[str, Break] = {}
+breaks = Rules(
+    play,
+    most_to_find=10_000,
+    tried_first={
+        "the_leader_grants_when_its_time_is_up": 2221,
+        "the_node_takes_what_was_meant_for_its_life_before": 244,
+        "the_node_accepts_an_older_epoch": 221,
+        "the_node_gives_nothing_up_with_a_grant": 77,
+    },
+)
 RARE = {
     "a_loss_is_stored_of_a_node_that_was_heard_since",
     "apps_are_given_up_by_what_was_seen_and_not_by_what_is_stored",
@@ -119,12 +108,6 @@ RARE = {
 """Found out in a thousand schedules or more: several things have to come together."""
 # Not among the rules: that the store takes no writes of an older term. A loss names what it was judged by,
 # so that no schedule of 40,000 needs both; tests/contract/store tries it by itself.
-
-
-def breaks(rule: Break) -> Break:
-    """Register what breaks a rule."""
-    BREAKS[rule.__name__] = rule
-    return rule
 
 
 @breaks
@@ -243,12 +226,8 @@ def a_leaders_time_runs_from_the_databases_answer(patch: pytest.MonkeyPatch) -> 
     patch.setattr(Tenure, "extend", lambda self, sent: extend(self, self._clock()))
 
 
-@pytest.mark.parametrize("rule", [pytest.param(it, marks=[pytest.mark.slow] * (it in RARE)) for it in BREAKS])
+@pytest.mark.parametrize(
+    "rule", [pytest.param(it, marks=[pytest.mark.slow] * (it in RARE)) for it in breaks.breaks]
+)
 def test_the_model_finds_out_when(rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    BREAKS[rule](monkeypatch)
-    for seed in (*([TRIED_FIRST[rule]] if rule in TRIED_FIRST else []), *range(MOST_TO_FIND)):
-        try:
-            play(seed)
-        except Violation:
-            return
-    raise AssertionError(f"{MOST_TO_FIND} schedules went well although {rule.replace('_', ' ')}")
+    breaks.find_out(rule, monkeypatch)

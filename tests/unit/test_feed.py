@@ -117,3 +117,14 @@ async def test_a_revision_without_a_change_wakes_nobody_and_moves_who_reads_on()
     assert await take(feed.watch(0, 0.01), 2) == [Mark(Signal.SYNCED, 0), Mark(Signal.IDLE, 7)]
     feed.publish(8, [("a", 1)])
     assert await waiter
+
+
+async def test_who_waits_no_longer_leaves_nothing_behind_and_keeps_no_other_from_hearing() -> None:
+    feed: ChangeFeed[int] = ChangeFeed()
+    gave_up, stays = (asyncio.create_task(feed.wait(0, WITHIN)) for _ in range(2))
+    assert not await feed.wait(0, 0.0)
+    gave_up.cancel()
+    await asyncio.wait({gave_up})
+    feed.publish(1, [])
+    assert await stays
+    assert not feed._waiters

@@ -29,8 +29,9 @@ from runtime_node.http.http2.framed import FramedConnection
 from runtime_node.http.http2.frames import Budget
 from runtime_node.http.http2.request import read_request
 from runtime_node.http.http2.stream import Stream
-from runtime_node.http.problems import BODY_TIMEOUT, Problem, RefusedError
-from runtime_node.http.reader import Endpoints
+from runtime_node.http.http2.streams import Streams
+from runtime_node.http.problems import Problem, RefusedError
+from runtime_node.http.scope import Endpoints
 from runtime_node.http.shared import FrontShared
 
 _NEVER = float("inf")
@@ -43,18 +44,16 @@ class Http2Connection(FramedConnection):
     """A connection of the listener that has begun with the preface of HTTP/2. Belongs to the front loop."""
 
     def __init__(self, shared: FrontShared, ends: Endpoints, flow: Flow, peer: str | None) -> None:
-        super().__init__(new_engine(shared.limits), shared.limits.max_header_bytes, shared.now)
+        super().__init__(shared.loop, new_engine(shared.limits), shared.limits.max_header_bytes, shared.now)
         self.shared = shared
         self.limits = shared.limits
         self.flow = flow
         self.peer = peer
-        """For the listener's shares; its streams are counted by `_share`."""
+        """For the listener's shares."""
         self.waiting_place: int | None = next(shared.places)
-        self.streams: dict[int, Stream] = {}
+        self._streams = Streams(shared, peer)
         self.deadline = shared.now + shared.limits.header_timeout
-        self._share = peer
         self._ends = ends
-        self._blocked: dict[Stream, None] = {}
         # A proxy stands for many clients.
         many = 10 if ends.trusted else 1
         self._resets = Budget(many * _RESETS, many * 20.0, shared.now)
@@ -98,7 +97,7 @@ class Http2Connection(FramedConnection):
         self.hurry(self._stalled_since + self.limits.write_timeout)
         self.flow.pause_writing()
         self.flow.pause_reading()
-        for stream in self.streams.values():
+        for stream in self._streams.all():
             stream.flow.pause_writing()
 
     def resume_writing(self) -> None:
@@ -106,7 +105,7 @@ class Http2Connection(FramedConnection):
         self._stalled_since = 0.0
         self.flow.resume_writing()
         self.flow.resume_reading()
-        self._advance(list(self.streams.values()))
+        self._advance(self._streams.all())
 
     # --- events ---
 
@@ -133,22 +132,22 @@ class Http2Connection(FramedConnection):
                 self._begin(event)
             case DataReceived():
                 self._consume(event.flow_controlled_length)
-                stream = self.streams.get(event.stream_id)
+                stream = self._streams.get(event.stream_id)
                 if stream is not None:
                     stream.feed(event.data, event.flow_controlled_length)
             case StreamEnded():
-                stream = self.streams.get(event.stream_id)
+                stream = self._streams.get(event.stream_id)
                 if stream is not None:
                     stream.end_of_body()
             case StreamReset():
                 self._reset(event)
             case WindowUpdated():
-                stream = self.streams.get(event.stream_id)
-                self._advance(list(self._blocked) if stream is None else [stream])
+                stream = self._streams.get(event.stream_id)
+                self._advance(self._streams.blocked() if stream is None else [stream])
             case RemoteSettingsChanged():
                 if SettingCodes.HEADER_TABLE_SIZE in event.changed_settings:
                     keep_table_small(self.engine)
-                self._advance(list(self._blocked))
+                self._advance(self._streams.blocked())
             case _:
                 pass
 
@@ -160,18 +159,18 @@ class Http2Connection(FramedConnection):
 
     def _begin(self, event: RequestReceived) -> None:
         shared, number = self.shared, event.stream_id
-        full = len(self.streams) >= self.limits.max_streams
-        if self._leaving or full or not shared.shares.enter_stream(self._share):
+        if self._leaving or not self._streams.enter():
             self.engine.reset_stream(number, ErrorCodes.REFUSED_STREAM)
-            if not self._leaving and not self._resets.spend(shared.now):
+            if not self._resets.spend(shared.now):
                 self._close(ErrorCodes.ENHANCE_YOUR_CALM)
             return
         self._begun = True
         self.waiting_place = None
-        self.streams[number] = stream = Stream(self, number)
+        stream = Stream(self, number)
+        self._streams.add(stream)
         stream.receiving = event.stream_ended is None
         try:
-            request = read_request(shared, self._ends, event.headers)
+            request = read_request(shared, self._ends, event.headers, has_body=stream.receiving)
         except RefusedError as error:
             stream.refuse(error.problem)
             return
@@ -185,7 +184,7 @@ class Http2Connection(FramedConnection):
         self.hurry(stream.deadline())
 
     def _reset(self, event: StreamReset) -> None:
-        stream = self.streams.get(event.stream_id)
+        stream = self._streams.get(event.stream_id)
         if stream is None:
             return
         begun = stream.exchange is not None and stream.exchange.started
@@ -205,31 +204,20 @@ class Http2Connection(FramedConnection):
 
     def wait_for_room(self, stream: Stream) -> None:
         """Have a stream told when the client's windows let more through."""
-        self._blocked[stream] = None
+        self._streams.wait_for_room(stream)
         self.hurry(stream.deadline())
 
     def _advance(self, waiting: list[Stream]) -> None:
-        """Let streams send by turns, a frame each, until nobody can."""
-        while waiting and not self.flow.write_paused:
-            left: list[Stream] = []
-            for stream in waiting:
-                self._blocked.pop(stream, None)
-                if not stream.closed:
-                    stream.advance(1)
-                    if stream.can_advance():
-                        left.append(stream)
-            waiting = left
+        self._streams.advance(waiting, self.flow)
         self.flush()
 
     def forget(self, stream: Stream) -> None:
         """Let go of a stream that has ended; without one the connection waits for the next, or leaves."""
-        if self.streams.pop(stream.number, None) is None:
+        if not self._streams.forget(stream):
             return
-        self._blocked.pop(stream, None)
-        self.shared.shares.leave_stream(self._share)
         if self.shared.draining and not self._leaving:
             self._leave()
-        if self.streams or self.ended:
+        if self._streams or self.ended:
             return
         if self._leaving:
             self._close(ErrorCodes.NO_ERROR)
@@ -249,12 +237,12 @@ class Http2Connection(FramedConnection):
         if self._leaving or self.ended:
             return
         self._leaving = True
-        self.flush()
+        self.flush_now()
         # Past `h2`, which would not let the streams end.
         goodbye = GoAwayFrame(0)
         goodbye.last_stream_id = self.engine.highest_inbound_stream_id
         self.transport.write(goodbye.serialize())
-        if not self.streams:
+        if not self._streams:
             self._close(ErrorCodes.NO_ERROR)
 
     def shutdown(self) -> None:
@@ -263,7 +251,7 @@ class Http2Connection(FramedConnection):
 
     def cut(self, problem: Problem) -> None:
         """End what is being served, with the problem if it can still be told, and close."""
-        for stream in list(self.streams.values()):
+        for stream in self._streams.all():
             if stream.exchange is not None:
                 stream.exchange.cut(problem)
         if not self.ended:
@@ -283,7 +271,6 @@ class Http2Connection(FramedConnection):
             return
         with contextlib.suppress(ProtocolError):  # it has said so itself
             self.engine.close_connection(code)
-        self.flush()
         self._end()
         self.deadline = self.shared.now + self.limits.linger_timeout
         if self.transport.is_closing():
@@ -293,13 +280,13 @@ class Http2Connection(FramedConnection):
             self.transport.write_eof()
 
     def _end(self) -> None:
+        self.flush_now()
         self.ended = True
         self.deadline = _NEVER
         self.waiting_place = None
         self._cutter.clear()
         self._hold_head(0)
-        self._blocked.clear()
-        for stream in list(self.streams.values()):
+        for stream in self._streams.all():
             stream.closed = True
             stream.lose()
             self.forget(stream)
@@ -322,19 +309,15 @@ class Http2Connection(FramedConnection):
         if self.head_bytes and now >= self._head_since + self.limits.header_timeout:
             self._close(ErrorCodes.ENHANCE_YOUR_CALM)
             return
-        for stream in list(self.streams.values()):
-            if stream.expire(now) and stream.exchange is not None:
-                stream.exchange.cut(BODY_TIMEOUT)
+        self._streams.expire(now)
         if self.ended:
             return
         patience = self.limits.stream_idle_timeout if self._begun else self.limits.header_timeout
-        if not self.streams and now >= self._idle_since + patience:
+        if not self._streams and now >= self._idle_since + patience:
             self._close(ErrorCodes.NO_ERROR)
             return
-        self.deadline = min(
-            (stream.deadline() for stream in self.streams.values()),
-            default=self._idle_since + patience,
-        )
+        until = self._streams.deadline()
+        self.deadline = self._idle_since + patience if until is None else until
         if self.head_bytes:
             self.hurry(self._head_since + self.limits.header_timeout)
         if self._stalled_since:

@@ -9,7 +9,7 @@ from runtime_node.asgi import Message
 from runtime_node.http.exchange import Exchange
 from runtime_node.http.gate import Gate
 from runtime_node.http.http2.grpc import STATUS_FIELDS, status_fields
-from runtime_node.http.http2.request import Request
+from runtime_node.http.http2.request import SHORT_BODY, Request
 from runtime_node.http.http2.response import Fields, StreamResponse, checked_trailers
 from runtime_node.http.problems import LEASE_EXPIRED, Problem
 from runtime_node.http.response import Response
@@ -59,6 +59,12 @@ class StreamExchange(Exchange):
         super().feed(body)
         if len(self._parts) > _PARTS:
             self._parts[:] = [b"".join(self._parts)]
+
+    def end_of_body(self) -> None:
+        """See Exchange. A body shorter than was announced is nobody's; `h2` finds those that are longer."""
+        if self.received < self.content_length and not self.complete and not self.gone:
+            self.cut(SHORT_BODY)
+        super().end_of_body()
 
     def awaits_body(self) -> bool:
         """See Exchange. A gRPC client may be silent while it listens: its call has a time limit instead."""

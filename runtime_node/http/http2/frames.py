@@ -16,6 +16,9 @@ DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDO
 END_STREAM: Final = 1
 END_HEADERS: Final = 4
 _HEAD = 9
+_SETTING = 6
+_LAST_SETTING = 8
+"""ENABLE_CONNECT_PROTOCOL (RFC 8441); the identifiers behind it mean nothing here."""
 
 
 class FrameTooLongError(Exception):
@@ -43,6 +46,16 @@ class Frame(NamedTuple):
     def is_unknown(self) -> bool:
         """Whether it is of a kind that this side does not know, which is to be passed over."""
         return self.kind > CONTINUATION
+
+    @property
+    def known(self) -> bytes:
+        """Its bytes without settings of a kind that nobody knows: `h2` would keep each of them."""
+        if self.kind != SETTINGS or self.length % _SETTING:
+            return self.raw
+        payload = self.raw[_HEAD:]
+        settings = [payload[at : at + _SETTING] for at in range(0, len(payload), _SETTING)]
+        kept = b"".join(it for it in settings if it[0] == 0 and it[1] <= _LAST_SETTING)
+        return len(kept).to_bytes(3, "big") + self.raw[3:_HEAD] + kept
 
     @property
     def last_stream(self) -> int:

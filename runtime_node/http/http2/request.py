@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
-from urllib.parse import unquote
 
 from runtime_node.asgi import Scope
 from runtime_node.http.http2.grpc import is_grpc, timeout_of
 from runtime_node.http.problems import HEADERS_TOO_LARGE, TARGET_TOO_LONG, RefusedError, malformed
-from runtime_node.http.reader import Endpoints
 from runtime_node.http.request import FORWARDED, HEADER_NAMES, NOTED, Head, check_head, header_name
+from runtime_node.http.scope import Endpoints, http_scope
 from runtime_node.http.shared import FrontShared
 from runtime_node.http.target import parse_target
 
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
-_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}")
+# As HTTP/1.1 has it: what is `post` to a check may be POST to the framework behind it.
+_METHOD = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Z-]{1,64}")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]|\A[ \t]|[ \t]\Z")
 _OF_A_CONNECTION = frozenset(
     (b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"http2-settings")
@@ -24,6 +24,7 @@ _OF_A_CONNECTION = frozenset(
 _PSEUDO = frozenset((b":method", b":scheme", b":authority", b":path"))
 _BAD_FIELD = malformed("A header is not as HTTP/2 has it.")
 _BAD_PSEUDO = malformed("A request has :method, :scheme and :path once each, before its headers.")
+SHORT_BODY = malformed("The body is shorter than its Content-Length.")
 _TWO_HOSTS = malformed("Host and :authority differ.")
 
 
@@ -37,7 +38,9 @@ class Request(NamedTuple):
     """Seconds that a gRPC caller gives it."""
 
 
-def read_request(shared: FrontShared, ends: Endpoints, fields: Iterable[tuple[bytes, bytes]]) -> Request:
+def read_request(
+    shared: FrontShared, ends: Endpoints, fields: Iterable[tuple[bytes, bytes]], *, has_body: bool
+) -> Request:
     """Read the fields of a request. Raises RefusedError with what it is answered."""
     head = Head(0)
     pseudo = _read_fields(head, fields, trusted=ends.trusted)
@@ -52,12 +55,13 @@ def read_request(shared: FrontShared, ends: Endpoints, fields: Iterable[tuple[by
     if in_target is not None:
         raise RefusedError(_BAD_PSEUDO)
     check_head(head, method, "1.1", pseudo.get(b":authority"))
+    if head.content_length and not has_body:
+        raise RefusedError(SHORT_BODY)
     told = dict(head.headers)
     grpc = is_grpc(told.get(b"content-type", b""))
     timeout = told.get(b"grpc-timeout")
-    scope = _scope(head, method, raw_path, query, ends)
-    if head.forwarded:
-        shared.trusted.apply(scope)
+    scope = http_scope(head, "2", (raw_path, query), ends, shared.trusted)
+    scope["extensions"] = {"http.response.trailers": {}}
     seconds = timeout_of(timeout) if grpc and timeout is not None else None
     return Request(head, scope, grpc, seconds)
 
@@ -113,25 +117,3 @@ def _check_pseudo(head: Head, pseudo: dict[bytes, bytes]) -> str:
         head.host_count = head.host_count or 1
     head.method = method.decode("ascii")
     return head.method
-
-
-def _scope(head: Head, method: str, raw_path: bytes, query: bytes, ends: Endpoints) -> Scope:
-    if not head.forwarded:
-        head.headers += ends.forwarded
-    path = raw_path.decode("ascii")
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0", "spec_version": "2.3"},
-        "http_version": "2",
-        "server": ends.server,
-        "client": ends.client,
-        "scheme": "http",
-        "method": method,
-        "root_path": "",
-        "path": unquote(path) if "%" in path else path,
-        "raw_path": raw_path,
-        "query_string": query,
-        "headers": head.headers,
-        "state": {},
-        "extensions": {"http.response.trailers": {}},
-    }

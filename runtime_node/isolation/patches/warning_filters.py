@@ -9,30 +9,23 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from runtime_node.isolation import environ
 from runtime_node.isolation.current import CURRENT_INSTANCE, acting_instance
 from runtime_node.isolation.undo_log import undo_log_of
 
 
-class _Own:
+class _Own(NamedTuple):
     """A pattern that matches while code of one instance, or of one code location, runs."""
 
-    def __init__(self, owner: str, pattern: Any) -> None:
-        self._owner = owner
-        self._pattern = pattern
+    owner: str
+    pattern: Any
 
     def match(self, text: str) -> bool:
         """Tell whether the filter is about this warning."""
-        mine = environ.belongs_to(CURRENT_INSTANCE.get(), self._owner)
-        return mine and (self._pattern is None or self._pattern.match(text) is not None)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Own) and vars(self) == vars(other)
-
-    def __hash__(self) -> int:
-        return hash((self._owner, self._pattern))
+        mine = environ.belongs_to(CURRENT_INSTANCE.get(), self.owner)
+        return mine and (self.pattern is None or self.pattern.match(text) is not None)
 
 
 def install() -> None:
@@ -45,18 +38,21 @@ def _keeping_apart(original: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(original)
     def add_filter(*args: Any, **kwargs: Any) -> None:
         instance = acting_instance()
-        before: list[Any] = list(warnings.filters) if instance else []
-        original(*args, **kwargs)
         if not instance:
+            original(*args, **kwargs)
             return
+        before: list[Any] = list(warnings.filters)
+        original(*args, **kwargs)
         filters: Any = warnings.filters
-        last = kwargs.get("append", False)
-        added = filters[-1 if last else 0]
-        action, pattern, category, module, line = added
+        place = -1 if kwargs.get("append", False) else 0
+        action, pattern, category, module, line = filters[place]
         own = (action, _Own(instance, pattern), category, module, line)
-        # One that all have already was only moved; one of the app's own is taken for the newer one.
-        kept = [each for each in before if each != own]
-        filters[:] = [*kept, own] if last else [own, *kept]
+        if len(filters) > len(before) and own not in before:
+            filters[place] = own
+        else:
+            # One that all have already was only moved; one of the app's own is taken for the newer one.
+            kept = [each for each in before if each != own]
+            filters[:] = [*kept, own] if place else [own, *kept]
         _changed()
         undo_log_of(instance).record(("warning", own), functools.partial(_drop, own))
 
@@ -71,7 +67,13 @@ def _drop(own: Any) -> None:
 
 
 def _changed() -> None:
-    # Python 3.14 has it under the second name.
-    for name in ("_filters_mutated", "_filters_mutated_lock_held"):
-        if hasattr(warnings, name):
-            getattr(warnings, name)()
+    for tell in _TELL:
+        tell()
+
+
+# Python 3.14 has it under the second name.
+_TELL = [
+    getattr(warnings, name)
+    for name in ("_filters_mutated", "_filters_mutated_lock_held")
+    if hasattr(warnings, name)
+]

@@ -144,7 +144,7 @@ class AppReconciler:
             return Result(after=min(pauses))
         if self.former_homes.knows(app.name) and (home := present_home(app, assigned, seen)) is not None:
             # Before anything ends: what forwards to there would be forwarded twice.
-            await self._stops.redirect(app, home)
+            await self._stops.redirect(app, assigned, home)
         if app.database_server:
             await self._database_travels.leave(app)
             todo = await self._database_travels.hold(app, todo)

@@ -61,9 +61,12 @@ class FormerHomes:
         return app in self._told
 
     def to_tell(
-        self, app: str, uid: str, epoch: int, home: StopInstanceRequest.NewHome
+        self, app: str, uid: str, told_under: Callable[[str], int], home: StopInstanceRequest.NewHome
     ) -> Iterator[tuple[str, StopInstanceRequest]]:
-        """Yield the nodes that forward elsewhere than to `home`, each with the call that tells it so."""
+        """Yield the nodes that forward elsewhere than to `home`, each with the call that tells it so.
+
+        `told_under` returns the epoch for a node.
+        """
         now = self._clock()
         nodes = self._told.get(app, {})
         for node, known in list(nodes.items()):
@@ -72,7 +75,7 @@ class FormerHomes:
             elif known.request.new_home != home:
                 request = StopInstanceRequest()
                 request.CopyFrom(known.request)
-                request.epoch = max(epoch, known.request.epoch)
+                request.epoch = max(told_under(node), known.request.epoch)
                 request.new_home.CopyFrom(home)
                 yield node, request
         if not nodes:

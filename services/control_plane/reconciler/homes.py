@@ -37,6 +37,17 @@ def home_besides(
     return None if any(it.node == node for it in homes) else _first_ready(app, homes, seen)
 
 
+def told_under(app: AppRecord, assigned: Assignment, node: str) -> int:
+    """Return the epoch under which a node is told where an app is.
+
+    Below that of what is to run there: the node would take what is told under the same for the newer, and
+    forward what it has itself.
+    """
+    wanted = (replica.wanted for replica in assigned.by_replica().values())
+    coming = [it.epoch - 1 for it in wanted if it is not None and it.node == node]
+    return min([app.target.epoch, *coming])
+
+
 def _first_ready(
     app: AppRecord, homes: Sequence[PlacementRecord], seen: Snapshot
 ) -> StopInstanceRequest.NewHome | None:

@@ -23,7 +23,7 @@ from services.control_plane.placement.canary import is_announced
 from services.control_plane.placement.data_travel import is_last_owner, leaves_copy
 from services.control_plane.placement.failover import waits_for
 from services.control_plane.placement.snapshot import NodeView, Snapshot, has_ended, is_own, is_ready
-from services.control_plane.reconciler.homes import home_besides
+from services.control_plane.reconciler.homes import home_besides, told_under
 from services.control_plane.store.records import AppRecord, PlacementRecord, Role
 
 SWITCH_SECONDS = 3.0
@@ -170,6 +170,7 @@ def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool
     for name, view in _heard(assigned, seen):
         # Worked out where something is stopped only, which in most passes nothing is.
         home = partial(home_besides, app, assigned, seen, name) if not ending else _nowhere
+        told = told_under(app, assigned, name)
         for instance in view.instances.values():
             own = placements.get(instance.name) if is_own(instance, app.uid) else None
             if own is not None and own.node != name:
@@ -179,7 +180,7 @@ def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool
             ):
                 continue
             if not is_own(instance, app.uid) or (own is not None and own.role is Role.LOST):
-                stop = _stop(app, instance, copy=False)
+                stop = _stop(app, instance, told, copy=False)
                 yield Stop(name, _moved(stop, home() if is_own(instance, app.uid) else None))
                 continue
             of = replicas[own.replica] if own is not None else None
@@ -188,14 +189,14 @@ def _stops(app: AppRecord, assigned: Assignment, seen: Snapshot, *, ending: bool
             called_off = of is not None and _is_called_off(of, own)
             if ending or called_off or (unwanted and (replaced or not is_ready(instance))):
                 stays = own is not None and _is_kept(app, assigned, own)
-                stop = _stop(app, instance, _leaves_copy(assigned, own))
+                stop = _stop(app, instance, told, _leaves_copy(assigned, own))
                 yield Stop(name, _moved(stop, home()), None if stays else own)
         # What was never seen there may come yet, or have left its data: its node has to say that it is gone.
         if not app.deleting or not any(is_own(it, app.uid) for it in view.instances.values()):
             for placement in assigned.placements:
                 unseen = placement.node == name and placement.instance not in view.instances
                 if unseen and placement.role in ENDING and not _is_kept(app, assigned, placement):
-                    stop = _last_stop(app, placement, _leaves_copy(assigned, placement))
+                    stop = _last_stop(app, placement, told, _leaves_copy(assigned, placement))
                     yield Stop(name, _moved(stop, home()), placement)
 
 
@@ -237,11 +238,11 @@ def _is_stuck(app: AppRecord, instance: Instance, copy: bool) -> bool:
     return own and instance.last_error.reason == "DATA_NOT_REMOVED"
 
 
-def _stop(app: AppRecord, instance: Instance, copy: bool) -> StopInstanceRequest:
+def _stop(app: AppRecord, instance: Instance, told: int, copy: bool) -> StopInstanceRequest:
     """Return the call that ends an instance. Only the app's own data may go with it, or a mere `copy`."""
     if not is_own(instance, app.uid):
         return stop_orphan(instance)
-    epoch = max(instance.epoch, app.target.epoch)
+    epoch = max(instance.epoch, told)
     purge = copy or app.deleting == DeleteAppRequest.DROP
     return StopInstanceRequest(name=instance.name, epoch=epoch, app_uid=app.uid, purge_data=purge)
 
@@ -252,10 +253,10 @@ def _moved(request: StopInstanceRequest, home: StopInstanceRequest.NewHome | Non
     return request
 
 
-def _last_stop(app: AppRecord, placement: PlacementRecord, copy: bool) -> StopInstanceRequest:
+def _last_stop(app: AppRecord, placement: PlacementRecord, told: int, copy: bool) -> StopInstanceRequest:
     """Return the call that has a node say that an instance is not there, and with it the data."""
     # Of a deleted app: an epoch above all, so that a start which is still on its way is refused.
-    epoch = max(placement.epoch, app.target.epoch) + bool(app.deleting)
+    epoch = max(placement.epoch, app.target.epoch if app.deleting else told) + bool(app.deleting)
     return StopInstanceRequest(
         name=placement.instance,
         epoch=epoch,

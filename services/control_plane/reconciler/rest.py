@@ -42,7 +42,7 @@ def _is_told(app: PackedApp, instance: Instance | None) -> bool:
     if status.observed_generation != app.generation or status.newest_epoch or status.retained_data:
         return False
     if status.HasField("data_move") or status.HasField("database_move") or status.HasField("canary"):
-        return False  # under way
+        return False
     if status.availability_reason == App.ONLY_NODE:
         return False
     ready = get_condition(status.conditions, "Ready")

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, StopInstanceRequest
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.placement.assignment import Assignment
 from services.control_plane.reconciler.former_homes import FormerHomes
-from services.control_plane.reconciler.homes import new_home
+from services.control_plane.reconciler.homes import new_home, told_under
 from services.control_plane.reconciler.pace import Pace
 from services.control_plane.reconciler.plan import Stop, stop_orphan
 from services.control_plane.store.mirror import Mirror
@@ -103,9 +104,10 @@ class Stops:
             return None
         return new_home(app, link.node)
 
-    async def redirect(self, app: AppRecord, home: StopInstanceRequest.NewHome) -> None:
+    async def redirect(self, app: AppRecord, assigned: Assignment, home: StopInstanceRequest.NewHome) -> None:
         """Have nodes that forward an app's requests forward them to where it is now, if they can be told."""
-        for node, request in self._former_homes.to_tell(app.name, app.uid, app.target.epoch, home):
+        epoch = partial(told_under, app, assigned)
+        for node, request in self._former_homes.to_tell(app.name, app.uid, epoch, home):
             link = self._links.get(node)
             if link is None or not link.synced:
                 continue
@@ -132,6 +134,6 @@ class Stops:
             home = new_home(app, target.node)
             if home is not None:
                 stop.new_home.CopyFrom(home)
-                await self.redirect(app, home)
+                await self.redirect(app, assigned, home)
                 await source.stop(stop)
                 self._former_homes.told(app.name, source.node.name, stop)

@@ -16,7 +16,8 @@ _NONE: tuple[Labels, Labels] = ((), ())
 
 def pairs(labels: Mapping[str, str]) -> Labels:
     """Return labels as they are indexed, in an order."""
-    return tuple(sorted(f"{key}={value}" for key, value in labels.items()))
+    # By key: the items of a message's map take twice as long.
+    return tuple(sorted([f"{key}={labels[key]}" for key in labels]))
 
 
 class AppLabels:
@@ -63,10 +64,14 @@ class AppLabels:
     def _count(self, of: tuple[Labels, Labels], node: str, step: int) -> None:
         for index, labels in zip((self._having, self._averse), of, strict=True):
             for label in labels:
-                nodes = index.setdefault(label, Counter())
-                nodes[node] += step
-                if not nodes[node]:
-                    del nodes[node]
+                nodes = index.get(label)
+                if nodes is None:
+                    nodes = index[label] = Counter()
+                count = nodes[node] + step
+                if count:
+                    nodes[node] = count
+                    continue
+                del nodes[node]
                 if not nodes:
                     del index[label]
 

@@ -45,7 +45,8 @@ class State:
         )
         state.mirror.load(changes.by_feed)
         for _, name, app in changes.by_feed.get("apps", ()):
-            state.domains.update(dict.fromkeys(app.domains if app is not None else (), name))
+            if app is not None and app.domains:
+                state.domains.update(dict.fromkeys(app.domains, name))
         return state
 
     def take(self, changes: Changes) -> None:

@@ -187,6 +187,25 @@ def test_a_leaders_time_runs_out_by_the_databases_clock(pair: Any) -> None:
     assert one.seat.renew("one", 1, 5.0) is False
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_who_leads_is_not_changed_by_a_clock_that_is_set_to_another_time(
+    shared: Catalog, pair: Any, hours: int
+) -> None:
+    one, other = pair
+    assert one.seat.take("one", "h:1", 30.0).leads
+    assert not other.seat.take("other", "h:2", 30.0).leads
+    with one._database.writer.connect() as connection:  # what the row looks like then
+        connection.exec_driver_sql(
+            f"UPDATE leadership SET expire_time = expire_time - {hours * 3_600_000_000}"
+        )
+        connection.commit()
+    waits = other.seat.take("other", "h:2", 30.0)
+    assert (waits.leads, waits.holder) == (False, "one")
+    assert 0 < waits.remaining <= 30
+    third = shared.open()  # nobody waits until the clock has caught up
+    eventually_blocking(lambda: third.seat.take("third", "h:3", 0.05).leads)
+
+
 def test_a_replica_that_the_change_log_has_left_behind_compares_what_there_is(
     shared: Catalog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,8 +22,8 @@ async def settled(plane: Plane) -> pb.App:
 async def wake(node: FakeNode, name: str) -> None:
     """Let a first request come."""
     hosted = node.hosted[name]
-    node._move(hosted, rt.Instance.STARTING, "Starting")
-    await node._run_start(hosted)
+    node.lives.move(hosted, rt.Instance.STARTING, "Starting")
+    await node.lives.start(hosted)
 
 
 @pytest.mark.parametrize("awake", [False, True])
@@ -91,14 +91,14 @@ async def test_an_operation_that_failed_of_an_exception_has_its_last_frames_and_
     node = await plane.node(behaviours=BROKEN)
     frames = "".join(f'  File "app{n}.py", line {n}, in f{n}\n    g{n}()\n' for n in range(9))
     trace = f"Traceback (most recent call last):\n{frames}NameError: name 'FstAPI' is not defined\n"
-    fail = node._fail
+    fail = node.lives.fail
 
     def with_trace(hosted, reason, message):  # type: ignore[no-untyped-def]
         fail(hosted, reason, message)
         hosted.status.last_error.detail = trace
         node.feed.publish(hosted.status)
 
-    node._fail = with_trace  # type: ignore[method-assign]
+    node.lives.fail = with_trace  # type: ignore[method-assign]
     ended = await plane.wait(await plane.create("shop", wait=False, entrypoint="broken:app"))
     info = DebugInfo()
     assert any(detail.Unpack(info) for detail in ended.error.details)

@@ -13,6 +13,7 @@ from runtime_node.forwarding import Carrier, Forwarder, ForwardGate, Target
 from runtime_node.forwarding.carrier import CarrierLimits
 from runtime_node.http import FrontLimits, Gate, GateLimits, HttpFront, Router
 from tests.eventually import WITHIN, eventually
+from tests.integration.http.http2_client import Client
 from tests.integration.http.moved import Moved
 
 
@@ -230,3 +231,19 @@ async def make_moved(make_site: SiteFactory) -> AsyncIterator[Callable[..., Awai
 @pytest.fixture
 async def moved(make_moved: Callable[..., Awaitable[Moved]]) -> Moved:
     return await make_moved()
+
+
+@pytest.fixture
+async def connect(site: Site) -> AsyncIterator[Callable[..., Awaitable[Client]]]:
+    """Make clients of HTTP/2, of `site` unless they are told of another."""
+    clients: list[Client] = []
+
+    async def connect(where: Site | None = None, window: int = 65_535) -> Client:
+        client = Client(*await asyncio.open_connection(*(where or site).front.address), window)
+        clients.append(client)
+        client.flush()
+        return client
+
+    yield connect
+    for client in clients:
+        await client.close()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import random
 from collections.abc import AsyncIterator, Callable
 
 import grpc
 import grpc.aio
+import h2.config
+import h2.connection
 import pytest
 
 from runtime_node.forwarding import Forwarder, ForwardGate, Target
 from runtime_node.http import Gate, GateLimits
 from tests.apps.grpc.calculator import Calculator
 from tests.eventually import WITHIN, eventually
-from tests.integration.http.http2_client import Client, head
+from tests.integration.http.http2_client import head
 from tests.integration.http.other_node import RawNode
 
 Code = grpc.StatusCode
@@ -33,21 +37,6 @@ async def dial() -> AsyncIterator[Dial]:
     yield dial
     for channel in channels:
         await channel.close()
-
-
-@pytest.fixture
-async def connect() -> AsyncIterator[Callable]:
-    clients: list[Client] = []
-
-    async def connect(site, window: int = 65_535) -> Client:
-        client = Client(*await asyncio.open_connection(*site.front.address), window)
-        clients.append(client)
-        client.flush()
-        return client
-
-    yield connect
-    for client in clients:
-        await client.close()
 
 
 async def refusal(call) -> grpc.aio.AioRpcError:
@@ -335,3 +324,36 @@ async def test_calls_have_the_bounds_of_their_app(make_moved, dial):
     told = await refusal(echo(channel)(b"x", timeout=WITHIN))
     assert (told.code(), reason_of(told)) == (Code.UNAVAILABLE, "SERVER_BUSY")
     busy.cancel()
+
+
+def answer_of_a_node() -> bytes:
+    """Return what a node sends for the first request of a connection: a head, a body, trailers."""
+    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    client.initiate_connection()
+    client.send_headers(1, head("POST"))
+    node = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+    node.initiate_connection()
+    node.receive_data(client.data_to_send())
+    node.send_headers(1, [(":status", "200"), ("content-type", "application/grpc"), ("x-long", "v" * 100)])
+    node.send_data(1, b"\0\0\0\0\1x" * 20)
+    node.send_headers(1, [("grpc-status", "0"), ("grpc-message", "done")], end_stream=True)
+    return node.data_to_send()
+
+
+async def test_no_bytes_of_another_node_harm_this_one(make_moved, connect, caplog):
+    """What it sends, bent at random places, breaks off at worst the request that it is an answer to."""
+    whole = answer_of_a_node()
+    moved = await make_moved()
+    client = await connect(moved.former)
+    for seed in range(30):
+        chance = random.Random(seed)
+        data = bytearray(whole)
+        for _ in range(chance.randint(0, 5)):
+            at = chance.randrange(len(data))
+            data[at : at + chance.randint(0, 3)] = chance.randbytes(chance.randint(0, 3))
+        async with RawNode(bytes(data[: chance.randint(1, 2 * len(data))])) as target:
+            moved.forwarder.target = target._replace(serves_http2=True)
+            answer = await client.answer(client.ask(head("POST", content_type="application/grpc"), b"said"))
+        assert answer.ended or answer.reset is not None
+    assert moved.carrier.requests == 0
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]

@@ -227,35 +227,6 @@ async def test_a_client_that_leaves_is_told_to_the_app(make_moved):
     assert moved.forwarder.failed == 0
 
 
-async def test_a_client_that_leaves_while_its_body_waits_for_room_leaves_its_place(make_moved):
-    asleep = asyncio.Event()
-
-    async def app(scope, receive, send):
-        await asleep.wait()
-
-    moved = await make_moved(app, half_close=0.1)
-    connection = await moved.former.connect()
-    connection.send(
-        b"POST / HTTP/1.1\r\nHost: a.localhost\r\nContent-Length: 30000000\r\n\r\n" + bytes(20_000_000)
-    )
-    home = moved.home.router.gate_of("a")
-    await eventually(lambda: home.figures().running == 1)
-    # Both nodes have taken what they take: the rest is still on the client's side.
-    before = -1
-
-    def stands():
-        nonlocal before
-        left = connection.writer.transport.get_write_buffer_size()
-        still, before = before == left < 20_000_000, left
-        return still
-
-    await eventually(stands)
-    connection.writer.transport.abort()
-    await eventually(lambda: moved.gate.figures().running == 0)
-    assert moved.carrier.requests == 0
-    moved.home.front.loop.call_soon_threadsafe(asleep.set)
-
-
 async def test_what_waited_at_an_instance_is_released_to_where_it_is_now(make_moved):
     moved = await make_moved()
     held = Gate("apps/a/instances/1")

@@ -204,6 +204,17 @@ async def test_changed_code_is_loaded_anew_beside_the_code_in_use(tmp_path: Path
         new.release()
 
 
+async def test_what_a_function_is_is_told_anew_where_its_code_has_changed(tmp_path: Path) -> None:
+    module = tmp_path / "growing.py"
+    loader = Loader([tmp_path])
+    for parameters, takes_context in (("", False), ("", False), ("context", True)):
+        module.write_text(f"def create_app({parameters}):\n    return None\n")
+        code = loader.load("growing:create_app")
+        assert code.takes_context is takes_context
+        code.release()
+    loader.close()
+
+
 async def test_code_that_changed_within_a_second_and_not_in_length_is_loaded_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,8 @@
 """ON_REQUEST apps: dormant until a request, woken once for a burst, dormant again when idle."""
 
 import asyncio
+import gc
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +151,28 @@ async def test_under_memory_pressure_the_least_recently_used_app_goes_dormant(
         await hosted.reaches(pb.Instance.IDLE, "apps/old/instances/x")
         assert (await hosted.get("apps/old/instances/x")).state == pb.Instance.IDLE
         assert (await hosted.ask("old")).status_code == 200
+
+
+async def test_a_dormant_app_is_three_objects(hosted: Hosted) -> None:
+    """What it takes of memory, without a measurement: its record, its gate, its entry among the changes."""
+
+    def count() -> Counter[str]:
+        gc.collect()
+        return Counter(type(one).__name__ for one in gc.get_objects())
+
+    def start(number: int) -> None:
+        name, uid = f"apps/crowd-{number}/instances/a1", f"uid-{number}"
+        hosted.node.host.start(hosted.spec(name=name, app_uid=uid, **DORMANT))
+
+    start(0)  # makes what all share
+    before = count()
+    for number in range(1, 301):
+        start(number)
+    more = count() - before
+    assert {kind for kind, times in more.items() if times >= 100} == {"Instance", "Gate", "Entry"}
+    first, last = (hosted.node.instances.find(f"apps/crowd-{number}/instances/a1") for number in (0, 300))
+    assert first is not None
+    assert last is not None
+    assert first.rest is last.rest
+    assert last.accepted_spec().app_uid == "uid-300"
+    assert (await hosted.ask("crowd-300")).text == "crowd-300 a1 1"

@@ -83,14 +83,28 @@ async def test_what_a_node_has_to_say_anew_is_told_while_it_is_watched(
         stream.cancel()
 
 
-async def test_an_advertised_host_replaces_the_one_it_listens_on(
-    fleet: tuple[Fleet, str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("flags", "address", "http_address"),
+    [
+        ({"advertise": "node.example"}, "node.example:{grpc}", "node.example:{http}"),
+        ({"advertise": "node.example:1"}, "node.example:1", "node.example:{http}"),
+        ({"advertise": "fd77::1"}, "[fd77::1]:{grpc}", "[fd77::1]:{http}"),
+        ({"advertise": "[fd77::1]"}, "[fd77::1]:{grpc}", "[fd77::1]:{http}"),
+        ({"advertise": "[fd77::1]:1"}, "[fd77::1]:1", "[fd77::1]:{http}"),
+        # Behind a router that maps ports.
+        ({"advertise": "router:1", "advertise_http": "router:2"}, "router:1", "router:2"),
+        ({"advertise_http": "edge.example"}, "127.0.0.1:{grpc}", "edge.example:{http}"),
+    ],
+)
+async def test_what_is_advertised_replaces_where_it_listens(
+    fleet: tuple[Fleet, str], tmp_path: Path, flags: dict[str, str], address: str, http_address: str
 ) -> None:
-    servicer, address = fleet
-    async with hosting(tmp_path, control_plane=address, advertise="node.example") as hosted:
+    servicer, control_plane = fleet
+    async with hosting(tmp_path, control_plane=control_plane, **flags) as hosted:
         await servicer.count(1)
-        assert servicer.seen[0].node.address == f"node.example:{hosted.node.listen.port}"
-        assert servicer.seen[0].node.http_address == f"node.example:{hosted.node.http.port}"
+        ports = {"grpc": hosted.node.listen.port, "http": hosted.node.http.port}
+        seen = servicer.seen[0].node
+        assert (seen.address, seen.http_address) == (address.format(**ports), http_address.format(**ports))
 
 
 async def test_of_several_control_planes_the_next_is_asked_where_one_fails(

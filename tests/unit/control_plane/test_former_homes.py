@@ -19,7 +19,7 @@ def at(node):
 def told(homes, home, epoch=9, uid=UID):
     return [
         (node, request.epoch, request.new_home.node)
-        for node, request in homes.to_tell(APP, uid, epoch, at(home))
+        for node, request in homes.to_tell(APP, uid, lambda node: epoch, at(home))
     ]
 
 

@@ -1,5 +1,7 @@
 """A request as large as the transport takes is answered before anything in it is walked."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,64 +16,69 @@ from services.rpc.server import MAX_REQUEST_BYTES
 from tests.unit.control_plane.conftest import Refused, Server
 from tests.unit.control_plane.test_servicers import create, node, update
 
-MANY = {f"k{n:06} bad": "" for n in range(60_000)}
+
+def many() -> dict[str, str]:
+    return {f"k{n:06} bad": "" for n in range(60_000)}
 
 
-def large(kind: str) -> list[tuple[str, str, Message]]:
-    """Return requests of nearly a mebibyte in which one field is too large."""
-    fields: dict[str, Any] = {
-        "labels": MANY,
-        "annotations": MANY,
-        "env": MANY,
-        "secret_env": MANY,
-        "domains": ["ä.example"] * 60_000,
-        "display_name": "ä" * 400_000,
-        "entrypoint": "a." * 400_000,
-    }
-    app = pb.App(**{"entrypoint": "a:b", kind: fields[kind]})
-    of_app = pb.App(name="apps/shop", **{kind: fields[kind]})
-    return [
-        ("CreateApp", f"app.{kind}", pb.CreateAppRequest(app=app, app_id="x")),
-        ("UpdateApp", f"app.{kind}", pb.UpdateAppRequest(app=of_app)),
-    ]
+LARGE: dict[str, Callable[[], Any]] = {
+    "labels": many,
+    "annotations": many,
+    "env": many,
+    "secret_env": many,
+    "domains": lambda: ["ä.example"] * 60_000,
+    "display_name": lambda: "ä" * 400_000,
+    "entrypoint": lambda: "a." * 400_000,
+}
+"""Of each field of an app what is too large, and makes a request of nearly a mebibyte."""
 
 
-def config() -> list[tuple[str, str, Message]]:
+def creates(kind: str) -> Message:
+    return pb.CreateAppRequest(app=pb.App(**{"entrypoint": "a:b", kind: LARGE[kind]()}), app_id="x")
+
+
+def updates(kind: str) -> Message:
+    return pb.UpdateAppRequest(app=pb.App(name="apps/shop", **{kind: LARGE[kind]()}))
+
+
+def config() -> Message:
     request = create("x")
     request.app.config.update({"list": [float("nan")] * 60_000})  # type: ignore[attr-defined]
-    return [("CreateApp", "app.config", request)]
+    return request
 
 
-def of_the_fleet() -> list[tuple[str, str, Message]]:
+def labels_of_a_node() -> Message:
     registration = node()
-    registration.node.labels.update(MANY)
-    code = node(modules=["not one"] * 100_000)
-    environment = fleet.Environment(labels=MANY)
-    made = fleet.CreateEnvironmentRequest(environment=environment, environment_id="prod")
-    return [
-        ("RegisterNode", "node.labels", registration),
-        ("RegisterNode", "node.modules", code),
-        ("CreateEnvironment", "environment.labels", made),
-    ]
+    registration.node.labels.update(many())
+    return registration
 
 
-OF_APPS = frozenset(pb.App.DESCRIPTOR.fields_by_name)
+def environment() -> Message:
+    labelled = fleet.Environment(labels=many())
+    return fleet.CreateEnvironmentRequest(environment=labelled, environment_id="prod")
 
-CASES = [
-    *(case for kind in (*sizes.ENTRIES, *sizes.CHARACTERS) if kind in OF_APPS for case in large(kind)),
-    *config(),
-    *of_the_fleet(),
+
+OF_APPS = [kind for kind in (*sizes.ENTRIES, *sizes.CHARACTERS) if kind in pb.App.DESCRIPTOR.fields_by_name]
+
+# Made when its test runs: each process of the tests collects all of them.
+CASES: list[tuple[str, str, Callable[[], Message]]] = [
+    *(("CreateApp", f"app.{kind}", partial(creates, kind)) for kind in OF_APPS),
+    *(("UpdateApp", f"app.{kind}", partial(updates, kind)) for kind in OF_APPS),
+    ("CreateApp", "app.config", config),
+    ("RegisterNode", "node.labels", labels_of_a_node),
+    ("RegisterNode", "node.modules", lambda: node(modules=["not one"] * 100_000)),
+    ("CreateEnvironment", "environment.labels", environment),
 ]
 
 
-@pytest.mark.parametrize(("method", "field", "request_"), CASES, ids=[f"{m} {f}" for m, f, _ in CASES])
+@pytest.mark.parametrize(("method", "field", "make"), CASES, ids=[f"{m} {f}" for m, f, _ in CASES])
 def test_what_is_too_large_is_refused_before_it_is_walked(
     server: Server,
     refused: Refused,
     monkeypatch: pytest.MonkeyPatch,
     method: str,
     field: str,
-    request_: Any,
+    make: Callable[[], Message],
 ) -> None:
     def walk(*_: Any, **__: Any) -> None:
         raise AssertionError("walked")
@@ -82,8 +89,9 @@ def test_what_is_too_large_is_refused_before_it_is_walked(
     ):
         for name in names:
             monkeypatch.setattr(module, name, walk)
-    assert request_.ByteSize() <= 1.2 * MAX_REQUEST_BYTES
-    error = refused(method, request_)
+    request = make()
+    assert request.ByteSize() <= 1.2 * MAX_REQUEST_BYTES
+    error = refused(method, request)
     assert error.info.reason == "INVALID_FIELD"
     assert error.fields == {field}
 

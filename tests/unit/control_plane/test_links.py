@@ -148,7 +148,7 @@ def test_of_many_nodes_each_has_its_time_from_its_turn_on() -> None:
         Busy.under_way = Busy.most = 0
         dead = [f"dead-{number}" for number in range(AT_ONCE)]
         living = [f"node-{number}" for number in range(10 * AT_ONCE)]
-        lines: dict[str, Line] = {it: Busy(900.0) for it in dead} | {it: Busy(0.9) for it in living}
+        lines = {it: Busy(900.0) for it in dead} | {it: Busy(0.9) for it in living}
         links = NodeLinks(5.0, lambda it: lines[it], Leases(Tenure.endless(), lambda: 0.0))  # type: ignore[arg-type, return-value]
         lost = Losses()
         for name in lines:

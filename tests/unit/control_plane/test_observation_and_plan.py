@@ -272,6 +272,18 @@ def test_a_lost_node_that_is_back_is_told_where_its_apps_are() -> None:
     assert (stop.node, stop.request.new_home.node) == (N, M)
 
 
+def test_a_node_that_an_app_comes_back_to_is_told_where_it_is_under_an_epoch_before_that() -> None:
+    # Its data has come to the node, which began anew before what was at the other one counted as replaced.
+    back = Version(1, 3)
+    placements = [placed(V11, CUR, M), placed(V12, OUT), placed(back, IN)]
+    app = record(back, status=told(OLD))
+    begun_anew = Snapshot({**heard().nodes, **heard(at=M).nodes})
+    todo = plan(app, assign(app, placements, begun_anew, 5), begun_anew, 5)
+    assert [it.placement.version for it in todo.starts] == [back]
+    (stop,) = [it for it in todo.stop if it.node == N]
+    assert (stop.request.new_home.node, stop.request.epoch) == (M, V12.epoch)
+
+
 def test_a_swap_on_one_node_moves_nothing() -> None:
     (stop,) = planned(record(V21), BOTH, heard(OLD, NEW)).stop
     assert not stop.request.HasField("new_home")

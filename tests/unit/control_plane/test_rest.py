@@ -175,7 +175,7 @@ def test_what_tells_anything_else_than_that_an_app_runs_has_it_looked_at() -> No
         other.CopyFrom(status)
         if "conditions" in news:
             del other.conditions[:]
-        other.MergeFrom(pb.App(**news))  # type: ignore[arg-type]
+        other.MergeFrom(pb.App(**news))
         assert not told(other), news
     restarted = rt.Instance()
     restarted.CopyFrom(RUNS)

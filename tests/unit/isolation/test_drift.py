@@ -36,6 +36,7 @@ from runtime_node.isolation import install, running_as
 from runtime_node.isolation.current import LOADING_FOR
 from runtime_node.isolation.drift import Drift
 from runtime_node.isolation.environ import open_overlay
+from runtime_node.isolation.noting import take_notes
 from runtime_node.isolation.undo_log import undo
 from runtime_node.loader import Loader
 
@@ -261,6 +262,17 @@ def test_a_module_that_an_app_replaces_is_put_back_though_it_has_just_imported_t
     restored = drift.look((me,))
     assert restored.by_instance == {me: ["sys.modules.sqlite3"]}, restored
     assert sys.modules["sqlite3"] is sqlite3
+
+
+def test_what_an_app_sets_to_what_it_is_is_no_change_of_its_own(drift: Drift, me: str) -> None:
+    take_notes()
+    with running_as(me), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+    assert take_notes() == {}
+    with running_as(me):
+        sys.tracebacklimit = None
+    assert drift.look().by_instance == {me: ["sys.tracebacklimit"]}
+    assert not hasattr(sys, "tracebacklimit")
 
 
 def test_what_an_app_adds_serves_it_until_it_stops(drift: Drift, me: str) -> None:

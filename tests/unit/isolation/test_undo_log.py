@@ -361,6 +361,22 @@ def test_warning_filters_of_an_app_go_with_it() -> None:
     assert list(warnings.filters) == before
 
 
+def test_a_warning_filter_that_all_have_stays_where_it_was_beside_an_apps_own() -> None:
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        for message in ("of all", "of all others"):
+            warnings.filterwarnings("ignore", message=message)
+        before = list(warnings.filters)
+        with running_as(ME):
+            warnings.filterwarnings("ignore", message="of all")
+            warnings.filterwarnings("error", message="mine", append=True)
+            warnings.filterwarnings("ignore", message="of all")
+        assert list(warnings.filters)[1:-1] == before
+        assert len(undo_log_of(ME)) == 2
+        undo(ME)
+        assert list(warnings.filters) == before
+
+
 def test_a_warning_filter_of_an_app_decides_about_its_own_warnings_alone() -> None:
     open_overlay(OTHER, parent="code/others")
     with warnings.catch_warnings(record=True) as told:

@@ -35,6 +35,14 @@ def test_every_flag_has_an_environment_variable_and_wins_over_it(tmp_path: Path)
     assert read_settings([], variables).labels == {"zone": "a", "example.com/disk": "ssd"}
 
 
+@pytest.mark.parametrize(
+    ("given", "modules"),
+    [([], None), (["usual"], None), (["none"], ()), (["json, email.parser"], ("json", "email.parser"))],
+)
+def test_what_processes_find_loaded(given: list[str], modules: tuple[str, ...] | None) -> None:
+    assert read_settings([f"--preload={text}" for text in given], {}).preload == modules
+
+
 def test_metrics_are_served_unless_they_are_turned_off() -> None:
     usual = read_settings([], {})
     assert (str(usual.metrics_listen), usual.metrics_port_may_vary) == ("127.0.0.1:7501", True)
@@ -61,6 +69,14 @@ def test_metrics_are_served_unless_they_are_turned_off() -> None:
         ["--metrics-listen", "7501"],
         ["--base-domain", "not a domain"],
         ["--trusted-proxy", "proxy"],
+        ["--advertise", "node.example:"],
+        ["--advertise", "[node.example]"],
+        ["--advertise", "fd77::1:x"],
+        ["--advertise-http", "[node.example]:80:1"],
+        ["--advertise-http", "node.example:0"],
+        ["--preload", "numpy,"],
+        ["--preload", "../numpy"],
+        ["--preload", "json,nowhere.at.all"],
         ["--nod", "x"],
     ],
 )

@@ -1,5 +1,6 @@
 """What is wrong with a certificate is told by field and rule; what is right is read out of it."""
 
+import ssl
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -62,6 +63,18 @@ def test_what_is_wrong_is_told_by_field_and_rule(certificate: Certificate, field
     assert any(it.field == f"certificate.{field}" and rule in it.rule for it in found), found
     assert not any("PRIVATE KEY-----\n" in it.rule for it in found)
     assert not certificate.fingerprint
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("flip", [0x01, 0x80])
+def test_a_chain_of_which_any_byte_is_another_is_read_or_refused(flip: int) -> None:
+    raw = ssl.PEM_cert_to_DER_cert(ONE.pem)
+    found = []
+    for at in range(len(raw)):
+        broken = raw[:at] + bytes([raw[at] ^ flip]) + raw[at + 1 :]
+        found += read_chain(given(ONE, ssl.DER_cert_to_PEM_cert(broken)), NOW)
+    assert any("in PEM" in it.rule for it in found)
+    assert any("extensions" in it.rule for it in found)
 
 
 def test_whether_it_is_valid_follows_from_the_time_alone() -> None:

@@ -8,8 +8,9 @@ from appsupervisor.catalog.v1.app_catalog_pb2 import App, ListAppsResponse
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.store.app_entries import AppEntries
 from services.control_plane.store.records import AppRecord, Version
+from services.control_plane.store.sql.rows import placement_record, placement_values
 from services.rpc.feed import ChangeFeed
-from tests.contract.store.samples import app
+from tests.contract.store.samples import app, placement
 
 SECRET = "hunter2"
 
@@ -65,3 +66,17 @@ def test_the_apps_asked_for_last_are_kept_whole_and_all_are_found() -> None:
     assert feed.get("apps/a4") is not held
     feed.publish(2, [("apps/a4", None)])
     assert (feed.get("apps/a4"), len(feed), [entry.key for entry in feed.since(1)]) == (None, 4, ["apps/a4"])
+
+
+def test_a_placement_that_is_loaded_has_the_strings_of_its_app() -> None:
+    record = full("apps/a")
+    of_it = placement(record.name)
+    row = tuple(value.encode().decode() if isinstance(value, str) else value
+                for value in placement_values(of_it).values())  # fmt: skip
+    assert placement_record(row) == of_it
+    shared = placement_record(row, {record.name: record.packed})
+    assert shared == of_it
+    assert shared.app is record.name
+    assert shared.app_uid is record.uid
+    of_another = record.packed._replace(uid="another app's, of the same name")
+    assert placement_record(row, {record.name: of_another}) == of_it

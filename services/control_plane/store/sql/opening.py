@@ -14,6 +14,7 @@ from services.control_plane.store.sql.reader import read_everything
 from services.control_plane.store.sql.sqlite import open_sqlite
 from services.control_plane.store.sql.statements import Statements
 from services.control_plane.store.state import State
+from services.rpc.process import collector_paused
 
 LOADING_SECONDS = 300
 """How long a server lets a control plane decode what it has read."""
@@ -56,7 +57,8 @@ def load(database: Database) -> tuple[State, int | None]:
             patience = f"SET LOCAL idle_in_transaction_session_timeout = '{LOADING_SECONDS}s'"
             connection.exec_driver_sql(patience)
         meta, _ = statements.look(connection)
-        state = State.loaded(read_everything(connection, meta))
+        with collector_paused():
+            state = State.loaded(read_everything(connection, meta))
     if len(state.mirror.apps) >= FREEZE:
         gc.freeze()  # all of it stays: to look through it for what doesn't is a quarter of the loading
     return state, meta.now

@@ -5,10 +5,10 @@ Whoever calls sees one moment of the database: in a snapshot, or under the lock 
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import Connection
@@ -18,9 +18,10 @@ from services.control_plane.store.changes import Change, Changes, Meta
 from services.control_plane.store.errors import StoreError
 from services.control_plane.store.history import Histories
 from services.control_plane.store.sql.kinds import KINDS, Kind
-from services.control_plane.store.sql.rows import Row, packed_app
+from services.control_plane.store.sql.rows import Row, packed_app, placement_record
 from services.control_plane.store.sql.statements import Statements
 from services.control_plane.store.sql.tables import ChangeRow, HistoryRow, table_of
+from services.rpc.process import collector_paused
 
 PAGE = 1_000
 """Rows fetched at once."""
@@ -38,8 +39,9 @@ class Known:
 
 def read_everything(connection: Connection, meta: Meta) -> Changes:
     """Return all that is stored, apps packed. Raises StoreError if a record cannot be decoded."""
-    with _collector_paused():
-        by_feed = {kind.feed: _everything(connection, kind) for kind in KINDS}
+    by_feed: dict[str, list[Change]] = {}
+    for kind in KINDS:
+        by_feed[kind.feed] = _everything(connection, kind, _decoder(kind, by_feed))
     return Changes(meta, read_histories(connection), by_feed)
 
 
@@ -54,7 +56,7 @@ def read_changes(
     if known.revision >= meta.oldest_revision:
         by_feed = _logged(connection, statements, log)
     else:
-        with _collector_paused():
+        with collector_paused():
             by_feed = {kind.feed: _compared(connection, kind, known, meta) for kind in KINDS}
     same = meta.history == known.histories.newest
     return Changes(meta, known.histories if same else read_histories(connection), by_feed)
@@ -68,23 +70,22 @@ def read_histories(connection: Connection) -> Histories:
     return Histories(tuple(row.id for row in rows), tuple(row.after for row in rows))
 
 
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    collecting = gc.isenabled()
-    gc.disable()  # all that is made here stays; looking through it again and again doubles the time
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
+def _decoder(kind: Kind, before: Mapping[str, Sequence[Change]]) -> Callable[[Row], Any]:
+    """Return what makes the records of a whole catalog's rows; `before` are those of the kinds before it."""
+    if kind.name == "app":
+        # Records of all apps at once would take more memory for a moment than the whole mirror for good.
+        return packed_app
+    if kind.name == "placement":
+        apps = {key: app for _, key, app in before["apps"] if app is not None}
+        return partial(placement_record, apps=apps)
+    return kind.record
 
 
-def _everything(connection: Connection, kind: Kind) -> list[Change]:
+def _everything(connection: Connection, kind: Kind, decode: Callable[[Row], Any]) -> list[Change]:
     # Fetched in parts: all of it at once would be there twice.
     options = {"stream_results": True, "yield_per": PAGE}
     rows = connection.execute(table_of(kind.row).select(), execution_options=options)
-    # Records of all apps at once would take more memory for a moment than the whole mirror for good.
-    entries = _decoded(kind, rows, packed_app if kind.name == "app" else None)
+    entries = _decoded(kind, chain.from_iterable(rows.partitions()), decode)
     if kind.resumable:
         living = {key for _, key, _ in entries}
         removals = connection.execute(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from google.rpc.status_pb2 import Status
@@ -39,6 +40,8 @@ from services.control_plane.store.records import (
 
 Row = Sequence[Any]
 """One row of a table, in the order of its columns."""
+
+_ROLES = {int(role): role for role in Role}
 
 
 def app_values(record: AppRecord) -> dict[str, Any]:
@@ -190,9 +193,11 @@ def placement_values(record: PlacementRecord) -> dict[str, Any]:
     }
 
 
-def placement_record(row: Row) -> PlacementRecord:
-    """Return the placement of a row."""
+def placement_record(row: Row, apps: Mapping[str, PackedApp] = MappingProxyType({})) -> PlacementRecord:
+    """Return the placement of a row, which has the strings of its app, if that is among `apps`."""
     _name, app, app_uid, replica, generation, epoch, node, role, spec, why, has_data, since, revision = row
+    if (known := apps.get(app)) is not None and known.uid == app_uid:
+        app, app_uid = known.name, known.uid
     return PlacementRecord(
         app=app,
         app_uid=app_uid,
@@ -200,7 +205,7 @@ def placement_record(row: Row) -> PlacementRecord:
         generation=generation,
         epoch=epoch,
         node=sys.intern(node),  # one string for all that is on a node
-        role=Role(role),
+        role=_ROLES[role],
         spec=spec,
         why=sys.intern(why),  # of a few sentences
         has_data=bool(has_data),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,35 @@ from services.control_plane.store.errors import unavailable
 from services.control_plane.store.interface import Standing
 from services.control_plane.store.sql.connections import KeptConnection
 from services.control_plane.store.sql.database import Database
+from services.control_plane.tenure import steady_seconds
 
 CALL_SECONDS = 3
 """How long one call may take at the server; the leader's time goes on meanwhile."""
+
+
+class _Ends:
+    """When another's time is up, counted here once it is seen: the server's clock may be set to another time.
+
+    Set back, it would keep everybody from leading until it has caught up; set forward, it would end the time
+    of a leader that goes on by its own clock.
+    """
+
+    def __init__(self) -> None:
+        self._expire_time = 0
+        self._end = self._looked = -math.inf
+
+    def remaining(self, looked: float, expire_time: int, remaining: float, lasts: float) -> float:
+        """Return the seconds that are left of an entry that was read after `looked`, at most `lasts`.
+
+        `remaining` is what the server's clock says. Steady clock, seconds.
+        """
+        now = steady_seconds()
+        if expire_time != self._expire_time:
+            self._expire_time = expire_time
+            # It was not there at the last look: so it was renewed after that.
+            self._end = max(now + min(remaining, lasts), self._looked + lasts)
+        self._looked = looked
+        return self._end - now
 
 
 class SqlLeaderSeat:
@@ -26,6 +53,7 @@ class SqlLeaderSeat:
         self._now = database.now if database.shared else "0"
         self._lock = " FOR UPDATE" if database.shared else ""
         self._shared = database.shared
+        self._ends = _Ends()
 
     @property
     def exclusive(self) -> bool:
@@ -34,17 +62,20 @@ class SqlLeaderSeat:
 
     def take(self, holder: str, address: str, seconds: float) -> Standing:
         """See `LeaderSeat.take`."""
+        looked = steady_seconds()
         with self._transaction() as connection:
             # The lock of every write: none of an older term can be under way once the new one is stored.
             term = connection.execute(text(f"SELECT term FROM meta WHERE id = 1{self._lock}")).scalar_one()  # noqa: S608
             known = connection.execute(
                 text(
-                    f"SELECT holder, address, expire_time - {self._now} AS remaining "  # noqa: S608
+                    f"SELECT holder, address, expire_time, expire_time - {self._now} AS remaining "  # noqa: S608
                     f"FROM leadership WHERE id = 1{self._lock}"
                 )
             ).one()
-            if self._shared and known.holder and known.remaining > 0:
-                return Standing(term, False, known.remaining / 1e6, known.holder, known.address)
+            if self._shared and known.holder:
+                remaining = self._ends.remaining(looked, known.expire_time, known.remaining / 1e6, seconds)
+                if remaining > 0:
+                    return Standing(term, False, remaining, known.holder, known.address)
             # Also above the terms of a catalog of which this one is an older copy: nodes may know them.
             term = max(term + 1, int(time.time()))
             connection.execute(text("UPDATE meta SET term = :term WHERE id = 1"), {"term": term})

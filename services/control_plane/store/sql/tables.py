@@ -25,6 +25,8 @@ def _big(**arguments: Any) -> Any:
 class CatalogTable(SQLModel, registry=SCHEMA):
     """Base of the catalog's tables."""
 
+    model_config = {"defer_build": True}  # rows are not validated: what does it need not be made
+
 
 class MetaRow(CatalogTable, table=True):
     """The one row about the catalog itself."""
