@@ -249,7 +249,8 @@ def todo(app: App) -> str:
         for condition in instance.conditions:
             if condition.type in _DEFECTS and condition.status == Condition.MET:
                 return f"{short(instance.name)}: {condition.message}"
-    if app.health == Instance.UNKNOWN and app.instances and app.state == Instance.RUNNING:
+    # Health is UNKNOWN before the first answer to a health check, too.
+    if any(it.type == "Ready" and it.reason == "NODE_UNREACHABLE" for it in app.conditions):
         return "Its node cannot be heard. `appsupervisor nodes -o wide` says why."
     return ""
 
