@@ -92,12 +92,6 @@ class RunTool:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def folder_of(self, program: str) -> Path:
-        """Return the folder in which a program was found."""
-        found = shutil.which(program, path=tool_path())
-        assert found is not None
-        return Path(found).parent
-
     def python(self, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run this Python."""
         return self(sys.executable, *arguments, cwd=cwd)

@@ -9,12 +9,11 @@ from services.spec.effective import EffectiveHealthCheck
 class Probe:
     """What the probes of one run of an instance have shown."""
 
-    __slots__ = ("_failures", "_successes", "check", "health", "last_failure")
+    __slots__ = ("_failures", "_successes", "check", "health")
 
     def __init__(self, check: EffectiveHealthCheck) -> None:
         self.check = check
         self.health: Instance.Health.ValueType = Instance.Health.UNKNOWN
-        self.last_failure = ""
         self._successes = 0
         self._failures = 0
 
@@ -28,7 +27,6 @@ class Probe:
         else:
             self._failures += 1
             self._successes = 0
-            self.last_failure = failure
             if self._failures >= self.check.failure_threshold:
                 self.health = Instance.Health.UNHEALTHY
             elif self.health != Instance.Health.UNHEALTHY:

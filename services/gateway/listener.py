@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources as files
@@ -9,18 +10,10 @@ from typing import Any
 
 from services.gateway import answers
 from services.gateway.answers import Problem
-from services.gateway.resources import (
-    BRIDGE,
-    MISS_HEADER,
-    ROUTE_HEADER,
-    SCRIPTS,
-    STREAM_IDLE_SECONDS,
-    parsed,
-    quoted,
-    typed,
-)
+from services.gateway.resources import BRIDGE, MISS_HEADER, ROUTE_HEADER, SCRIPTS, STREAM_IDLE_SECONDS
 from services.gateway.tls import transport_socket
 from services.gateway.xds.cache import LISTENER
+from services.gateway.xds.messages import parsed, typed
 
 NAME = "apps"
 HTTPS_NAME = "apps-https"
@@ -166,8 +159,8 @@ def _manager(spec: ListenerSpec) -> dict[str, Any]:
 def script(base_domains: Sequence[str], path_hosts: Sequence[str]) -> str:
     """Return route.lua for these domains, which have been checked to be host names."""
     source = files.files("services.gateway").joinpath("route.lua").read_text(encoding="utf-8")
-    bases = ", ".join(quoted(f".{base}") for base in base_domains)
-    hosts = ", ".join(f"[{quoted(host)}] = true" for host in ("localhost", *base_domains, *path_hosts))
+    bases = ", ".join(_quoted(f".{base}") for base in base_domains)
+    hosts = ", ".join(f"[{_quoted(host)}] = true" for host in ("localhost", *base_domains, *path_hosts))
     return source.replace("--[[BASES]]", bases).replace("--[[PATH_HOSTS]]", hosts)
 
 
@@ -268,3 +261,8 @@ def _access_log(path: str) -> dict[str, Any]:
             log_format={"json_format": fields},
         ),
     }
+
+
+def _quoted(text: str) -> str:
+    """Return a text as JSON writes it, which is a Lua string too for what is plain ASCII."""
+    return json.dumps(text, ensure_ascii=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from services.gateway.resources import is_ip, parsed, place, typed
+from services.gateway.clusters import is_ip, place
 from services.gateway.routes import Destination
 from services.gateway.table import RoutingTable
 from services.gateway.xds.cache import CLUSTER, ENDPOINTS, LISTENER, ROUTES
+from services.gateway.xds.messages import parsed, typed
 from services.gateway.xds.on_demand import OnDemandCache
 
 CANARY = "/canary"

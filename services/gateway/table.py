@@ -12,7 +12,7 @@ from typing import Protocol
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
 from appsupervisor.fleet.v1.fleet_pb2 import Node
-from services.gateway import resources
+from services.gateway import clusters, resources
 from services.gateway.routes import Destination, bound_of, destination_of
 from services.gateway.xds.cache import CLUSTER, ROUTES, SCOPE, ResourceCache
 
@@ -240,7 +240,7 @@ class RoutingTable:
         if destination.shared is not None:
             self._acquire(destination.shared)
         if destination.nodes:
-            cluster = resources.cluster_name(destination)
+            cluster = clusters.cluster_name(destination)
             self._shares[cluster] += 1
             self._clusters[cluster] = destination
             self._put_cluster(cluster)
@@ -261,12 +261,12 @@ class RoutingTable:
             self._cache.remove(SCOPE, resources.keeper_name(name))
             self._cache.remove(ROUTES, name)
         if destination.nodes:
-            cluster = resources.cluster_name(destination)
+            cluster = clusters.cluster_name(destination)
             self._shares[cluster] -= 1
             if not self._shares[cluster]:
                 del self._shares[cluster], self._clusters[cluster]
                 self._cache.remove(CLUSTER, cluster)
-                self._cache.remove(CLUSTER, resources.grpc_cluster_name(destination))
+                self._cache.remove(CLUSTER, clusters.grpc_cluster_name(destination))
         if destination.shared is not None:
             self._release(destination.shared)
 
@@ -276,10 +276,10 @@ class RoutingTable:
             [self._addresses[node] for node in nodes if self._addresses.get(node)]
             for nodes in (destination.nodes, destination.instead)
         )
-        self._cache.put(CLUSTER, name, resources.cluster(destination, first, instead))
+        self._cache.put(CLUSTER, name, clusters.cluster(destination, first, instead))
         if self._takes_grpc(destination):
-            calls = resources.grpc_cluster_name(destination)
-            self._cache.put(CLUSTER, calls, resources.cluster(destination, first, instead, grpc=True))
+            calls = clusters.grpc_cluster_name(destination)
+            self._cache.put(CLUSTER, calls, clusters.cluster(destination, first, instead, grpc=True))
 
     def _put_routes(self, destination: Destination) -> None:
         # Routes are shared with other apps but for those that have a share.
@@ -288,7 +288,7 @@ class RoutingTable:
         name = resources.routes_name(destination)
         self._cache.put(ROUTES, name, resources.routes(destination, http2=http2))
         if destination.nodes and not self._takes_grpc(destination):
-            self._cache.remove(CLUSTER, resources.grpc_cluster_name(destination))
+            self._cache.remove(CLUSTER, clusters.grpc_cluster_name(destination))
 
     def _takes_grpc(self, destination: Destination) -> bool:
         nodes = (*destination.nodes, *destination.instead)

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from services.gateway.resources import typed
 from services.gateway.xds.cache import SECRET, Resource
-from services.gateway.xds.messages import message
+from services.gateway.xds.messages import message, typed
 
 _TLS = "envoy.extensions.transport_sockets.tls"
 _SOURCE = {"ads": {}, "resource_api_version": "V3", "initial_fetch_timeout": "0s"}

@@ -15,7 +15,6 @@ import pytest
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Database, Instance
 from tests.e2e.stack import DEADLINE, ROOT, Process, Stack, eventually, free_port
-from tests.e2e.test_moves import is_ready
 from tests.envoy import needed_envoy
 
 NODES = "environments/default/nodes"
@@ -101,16 +100,9 @@ def fleet(folder: Path, nodes: Sequence[str]) -> Iterator[Stack]:
     needed_envoy()
     folders = ("compose/apps", "tests/apps/gateway", "tests/apps/grpc")
     stack = Stack(folder, app_dirs=tuple(ROOT / it for it in folders))
-    try:
-        stack.start("--trusted-proxy=127.0.0.1")
-        for node in nodes[1:]:
-            stack.add_node(node, "default", "--trusted-proxy=127.0.0.1")
-        for node in nodes:
-            eventually(lambda node=node: is_ready(stack, node), f"{node} is ready")
+    with stack.serving(*nodes[1:], flags=("--trusted-proxy=127.0.0.1",)):
         stack.create("home", MIXED, database=STATELESS, domains=["home.example.com"])
         yield stack
-    finally:
-        stack.clean_up()
 
 
 @pytest.fixture(scope="module")

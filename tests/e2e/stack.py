@@ -21,6 +21,7 @@ from google.protobuf import duration_pb2
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.catalog.v1.app_catalog_pb2_grpc import AppCatalogStub
 from appsupervisor.catalog.v1.certificates_pb2_grpc import CertificatesStub
+from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.fleet.v1.fleet_pb2_grpc import FleetStub
 from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from appsupervisor.runtime.v1.runtime_environment_pb2_grpc import RuntimeEnvironmentStub
@@ -212,6 +213,19 @@ class Stack:
             grpc.channel_ready_future(channel).result(DEADLINE)
         return self
 
+    @contextlib.contextmanager
+    def serving(self, *others: str, flags: Sequence[str] = ()) -> Iterator["Stack"]:
+        """Run the stack, with further nodes, all of them ready, from entering to leaving the context."""
+        try:
+            self.start(*flags)
+            for node in others:
+                self.add_node(node, "default", *flags)
+            for node in ("node-1", *others):
+                eventually(lambda node=node: self.node(node).state == fleet.Node.READY, f"{node} is ready")  # type: ignore[misc]
+            yield self
+        finally:
+            self.clean_up()
+
     def wait_until_called(self) -> None:
         """Wait until the control plane answers."""
 
@@ -227,6 +241,14 @@ class Stack:
             return True
 
         eventually(answers, "the control plane answers")
+
+    def node(self, node: str) -> fleet.Node:
+        """Return a node as the catalog tells it; an empty one while it cannot be asked."""
+        request = fleet.GetNodeRequest(name=f"environments/default/nodes/{node}")
+        try:
+            return self.fleet.GetNode(request, timeout=DEADLINE, wait_for_ready=True)
+        except grpc.RpcError:
+            return fleet.Node()
 
     @contextlib.contextmanager
     def runtime(self, node: str = "node-1") -> Iterator[RuntimeEnvironmentStub]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 from google.longrunning import operations_pb2
 
@@ -22,23 +21,8 @@ ENTRYPOINT = "numbered:create_app"
 
 @pytest.fixture
 def two_nodes(tmp_path: Path) -> Iterator[Stack]:
-    stack = Stack(tmp_path / "stack", app_dirs=(ROOT / "tests/apps/travel",))
-    try:
-        stack.start()
-        stack.add_node("node-2")
-        for node in ("node-1", "node-2"):
-            eventually(lambda node=node: is_ready(stack, node), f"{node} is ready")
+    with Stack(tmp_path / "stack", app_dirs=(ROOT / "tests/apps/travel",)).serving("node-2") as stack:
         yield stack
-    finally:
-        stack.clean_up()
-
-
-def is_ready(stack: Stack, node: str) -> bool:
-    try:
-        request = fleet.GetNodeRequest(name=f"{NODES}/{node}")
-        return stack.fleet.GetNode(request, timeout=DEADLINE).state == fleet.Node.READY
-    except grpc.RpcError:
-        return False
 
 
 class Writer:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
@@ -40,23 +39,8 @@ def lone(tmp_path: Path) -> Iterator[Stack]:
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
-    stack = Stack(tmp_path / "stack", app_dirs=(ROOT / "tests/apps/failover",))
-    try:
-        stack.start()
-        stack.add_node("node-2")
-        for name in ("node-1", "node-2"):
-            eventually(lambda name=name: node(stack, name).state == fleet.Node.READY, f"{name} is ready")
+    with Stack(tmp_path / "stack", app_dirs=(ROOT / "tests/apps/failover",)).serving("node-2") as stack:
         yield stack
-    finally:
-        stack.clean_up()
-
-
-def node(stack: Stack, name: str) -> fleet.Node:
-    try:
-        request = fleet.GetNodeRequest(name=f"{NODES}/{name}")
-        return stack.fleet.GetNode(request, timeout=DEADLINE, wait_for_ready=True)
-    except grpc.RpcError:
-        return fleet.Node()
 
 
 def home(stack: Stack, app_id: str) -> str:
@@ -87,11 +71,11 @@ def test_the_apps_of_a_killed_node_answer_elsewhere(stack: Stack) -> None:
     for name in homes:
         eventually(lambda name=name: answers(stack, name, "node-2"), f"{name} answers on node-2")
         eventually(lambda name=name: home(stack, name) == "node-2", f"{name} is told to be there")
-    assert node(stack, "node-1").lease_state == fleet.Node.EXPIRED
+    assert stack.node("node-1").lease_state == fleet.Node.EXPIRED
     assert {name: stack.get(name).instances[0].name for name in before} == before, "nobody else is touched"
     # A new life of it begins with nothing of them, and may be given others.
     stack.nodes["node-1"].start()
-    eventually(lambda: node(stack, "node-1").lease_state == fleet.Node.GRANTED, "node-1 has a lease again")
+    eventually(lambda: stack.node("node-1").lease_state == fleet.Node.GRANTED, "node-1 has a lease again")
     for name in homes:
         eventually(lambda name=name: home(stack, name) == "node-2", f"{name} is told to be there still")
 
@@ -119,7 +103,7 @@ def test_a_node_that_stood_still_too_long_sends_not_a_byte_of_what_it_computed(s
 
     eventually(gone, "the old copy is gone")
     eventually(lambda: home(stack, "shop") == "node-2", "it is told to be on node-2 still")
-    eventually(lambda: node(stack, "node-1").lease_state == fleet.Node.GRANTED, "node-1 has a lease again")
+    eventually(lambda: stack.node("node-1").lease_state == fleet.Node.GRANTED, "node-1 has a lease again")
 
 
 def test_what_a_lost_control_plane_costs(stack: Stack) -> None:
@@ -168,7 +152,7 @@ def test_the_only_node_serves_on_without_a_control_plane_and_one_of_two_does_not
     eventually(lambda: "RecoverApp" in ready_message(lone, "shop"), "the other one waits, and says so")
     assert {it.node for it in lone.get("shop").instances} == {f"{NODES}/node-1"}
     lone.nodes["node-1"].signal(signal.SIGCONT)
-    eventually(lambda: not node(lone, "node-1").serves_alone, "node-1 has heard that it is not alone")
+    eventually(lambda: not lone.node("node-1").serves_alone, "node-1 has heard that it is not alone")
     eventually(lambda: holds(InstanceSpec.CONSISTENT, App.DATABASE_SHARED), "what holds now is told")
     eventually(lambda: answers(lone, "shop", "node-1"), "it serves on")
     lone.control_plane.kill()

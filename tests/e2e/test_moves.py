@@ -29,23 +29,10 @@ NODES = "environments/default/nodes"
 
 @pytest.fixture
 def two_nodes(tmp_path: Path) -> Iterator[Stack]:
-    stack = Stack(tmp_path / "stack", app_dirs=(*GUEST_DIRS, ROOT / "tests/apps/grpc"))
-    try:
-        stack.start()
-        stack.add_node("node-2")
-        for node in ("node-1", "node-2"):
-            eventually(lambda node=node: is_ready(stack, node), f"{node} is ready")
+    with Stack(tmp_path / "stack", app_dirs=(*GUEST_DIRS, ROOT / "tests/apps/grpc")).serving(
+        "node-2"
+    ) as stack:
         yield stack
-    finally:
-        stack.clean_up()
-
-
-def is_ready(stack: Stack, node: str) -> bool:
-    try:
-        request = fleet.GetNodeRequest(name=f"{NODES}/{node}")
-        return stack.fleet.GetNode(request, timeout=DEADLINE).state == fleet.Node.READY
-    except grpc.RpcError:
-        return False
 
 
 class Follower:
@@ -116,7 +103,6 @@ class Holdout:
         self._port = stack.http_port(node)
         self._host = f"{app_id}.localhost"
         self.answers = 0
-        self.told_to_come_again = 0
         self.failures: list[str] = []
         self._ended = threading.Event()
         ways = (self._get, self._post, self._talk)
@@ -170,7 +156,6 @@ class Holdout:
                 return "" if talk.recv(DEADLINE) == "hello" else "another echo"
             except ConnectionClosed as closed:
                 # One that is open when its app leaves is told so, and comes again.
-                self.told_to_come_again += 1
                 return "" if closed.rcvd is not None and closed.rcvd.code == 1012 else repr(closed)
 
 

@@ -18,7 +18,7 @@ from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Database, InstanceSpec
 from services.gateway.bootstrap import grpc_bootstrap
 from tests.e2e.stack import DEADLINE, ROOT, Process, Stack, eventually, free_port
-from tests.e2e.test_moves import homes, is_ready
+from tests.e2e.test_moves import homes
 
 pytestmark = pytest.mark.slow
 
@@ -58,15 +58,8 @@ class Client:
 
 @pytest.fixture
 def stack(tmp_path: Path) -> Iterator[Stack]:
-    stack = Stack(tmp_path / "stack", app_dirs=(ROOT / "tests/apps/grpc",))
-    try:
-        stack.start()
-        stack.add_node("node-2")
-        for node in ("node-1", "node-2"):
-            eventually(lambda node=node: is_ready(stack, node), f"{node} is ready")
+    with Stack(tmp_path / "stack", app_dirs=(ROOT / "tests/apps/grpc",)).serving("node-2") as stack:
         yield stack
-    finally:
-        stack.clean_up()
 
 
 @pytest.fixture

@@ -6,11 +6,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
 import pytest
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
-from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Database, Instance
 from tests.e2e.conftest import GUEST_DIRS
 from tests.e2e.stack import DEADLINE, Stack, eventually
@@ -24,24 +22,8 @@ LONG = 4 * DEADLINE
 
 @pytest.fixture
 def three_nodes(tmp_path: Path) -> Iterator[Stack]:
-    stack = Stack(tmp_path / "stack", app_dirs=GUEST_DIRS)
-    try:
-        stack.start()
-        for node in NAMES[1:]:
-            stack.add_node(node)
-        for node in NAMES:
-            eventually(lambda node=node: is_ready(stack, node), f"{node} is ready")
+    with Stack(tmp_path / "stack", app_dirs=GUEST_DIRS).serving(*NAMES[1:]) as stack:
         yield stack
-    finally:
-        stack.clean_up()
-
-
-def is_ready(stack: Stack, node: str) -> bool:
-    try:
-        request = fleet.GetNodeRequest(name=f"{NODES}/{node}")
-        return stack.fleet.GetNode(request, timeout=DEADLINE).state == fleet.Node.READY
-    except grpc.RpcError:
-        return False
 
 
 class Clients:

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
@@ -83,14 +82,6 @@ def stack(request: pytest.FixtureRequest, earlier: Path, tmp_path: Path) -> Iter
         stack.clean_up()
 
 
-def node(stack: Stack, name: str) -> fleet.Node:
-    try:
-        request = fleet.GetNodeRequest(name=f"{NODES}/{name}")
-        return stack.fleet.GetNode(request, timeout=DEADLINE, wait_for_ready=True)
-    except grpc.RpcError:
-        return fleet.Node()
-
-
 def home(stack: Stack, app_id: str) -> str:
     """Return the node on which an app serves, as the catalog tells it; empty if it does not."""
     app = stack.get(app_id)
@@ -99,7 +90,7 @@ def home(stack: Stack, app_id: str) -> str:
 
 
 def test_an_app_lives_through_all_of_its_life_and_its_node(stack: Stack) -> None:
-    eventually(lambda: node(stack, "node-1").lease_state == fleet.Node.GRANTED, "node-1 has a lease")
+    eventually(lambda: stack.node("node-1").lease_state == fleet.Node.GRANTED, "node-1 has a lease")
     stack.create("shop")
     stack.serves("shop")
     update = catalog.UpdateAppRequest(app=catalog.App(name="apps/shop"))
@@ -116,7 +107,7 @@ def test_an_app_lives_through_all_of_its_life_and_its_node(stack: Stack) -> None
     stack.create("follows", **FOLLOWING)
     eventually(lambda: stack.http("follows")[0] == 200, "a CONSISTENT app answers: its node holds the lease")
     stack.add_node("node-2")
-    eventually(lambda: node(stack, "node-2").lease_state == fleet.Node.GRANTED, "node-2 has a lease")
+    eventually(lambda: stack.node("node-2").lease_state == fleet.Node.GRANTED, "node-2 has a lease")
     move = catalog.MoveAppRequest(name="apps/follows", node=f"{NODES}/node-2")
     stack.result(stack.apps.MoveApp(move, timeout=DEADLINE))
     eventually(lambda: home(stack, "follows") == "node-2", "it has moved")
@@ -124,7 +115,7 @@ def test_an_app_lives_through_all_of_its_life_and_its_node(stack: Stack) -> None
     eventually(lambda: home(stack, "follows") == "node-1", "it is started on the node that is left")
     eventually(lambda: stack.http("follows")[0] == 200, "it answers there")
     stack.nodes["node-2"].start()
-    eventually(lambda: node(stack, "node-2").lease_state == fleet.Node.GRANTED, "node-2 has a lease again")
+    eventually(lambda: stack.node("node-2").lease_state == fleet.Node.GRANTED, "node-2 has a lease again")
     with stack.runtime("node-2") as runtime:
         listed = ListInstancesRequest(parent="apps/follows")
         eventually(

@@ -77,7 +77,6 @@ class Ended:
     """As of wait(2)."""
     strays: int = 0
     """Descendants that were still alive and were killed."""
-    peak_bytes: int = 0
     oom_kills: int = 0
     """Processes the kernel killed for memory on this machine during the guest's life."""
     zygote_lost: bool = False
@@ -314,7 +313,7 @@ class Zygote:
             case "exited":
                 expected = self._expected.pop(message["serial"], None)
                 if expected is not None:
-                    kept = {key: message[key] for key in ("status", "strays", "peak_bytes", "oom_kills")}
+                    kept = {key: message[key] for key in ("status", "strays", "oom_kills")}
                     self._tell_exit(expected, Ended(**kept))
 
     def _tell_exit(self, expected: _Expected, ended: Ended, deadline: float | None = None) -> None:

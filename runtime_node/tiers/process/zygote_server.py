@@ -166,7 +166,7 @@ class ZygoteServer:
     def _reap(self) -> None:
         while True:
             try:
-                pid, status, used = os.wait4(-1, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
             if pid == 0:
@@ -179,7 +179,6 @@ class ZygoteServer:
                 "op": "exited",
                 "serial": serial,
                 "status": status,
-                "peak_bytes": used.ru_maxrss << 10,
                 "oom_kills": procfs.out_of_memory_kills() - kills,
             }
             self._endings.append(_Ending(tag, report, time.monotonic() + HUNT_SECONDS))

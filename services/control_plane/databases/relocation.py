@@ -28,15 +28,6 @@ LOGIN_CONNECTIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Relocated:
-    """What a copy has brought."""
-
-    dump_bytes: int = 0
-    object_count: int = 0
-    """Tables, their rows, columns, constraints and what else was compared."""
-
-
-@dataclass(frozen=True, slots=True)
 class _Facts:
     """What is known of a server."""
 
@@ -93,10 +84,11 @@ class Relocation:
             raise self._refused(f"{self.target.name} lacks the extensions {named}")
         return await find_tools(directory, source.major, target.major), size
 
-    async def copy(self, tools: PostgresTools, copied: Callable[[int], None]) -> Relocated:
-        """Bring everything to the target and compare it; no login of the app may be open at the source.
+    async def copy(self, tools: PostgresTools, copied: Callable[[int], None]) -> int:
+        """Bring everything to the target and compare it; return the bytes of the dump.
 
-        `copied` is told the bytes so far. Raises as `check`; cancelled, it ends what runs.
+        No login of the app may be open at the source. `copied` is told the bytes so far. Raises as `check`;
+        cancelled, it ends what runs.
         """
         word = secrets.token_hex(4)[:7]
         source = await self._open_source(word)
@@ -104,7 +96,7 @@ class Relocation:
         if source is None:
             if self.was_made:
                 raise steps.missing(self.owner)
-            return Relocated()
+            return 0
         schema = self.owner if self.in_schema else ""
         await self._bring_extensions()
         size = await stream(tools, source, target, schema, copied)
@@ -112,7 +104,7 @@ class Relocation:
         different = first_difference(there, await contents_of(target, schema))
         if different:
             raise self._refused(f"the copy is not the same: {different}")
-        return Relocated(size, len(there))
+        return size
 
     async def _bring_extensions(self) -> None:
         """Have the target have what the database depends on: apps make no extensions, but trusted ones."""

@@ -215,7 +215,7 @@ class DatabaseTravels:
         finally:
             await told.close()
         arrived = partial(database_moves.arrived, name=app.name, uid=app.uid, way=way)
-        if await self._write(partial(arrived, copied_bytes=copied.dump_bytes)):
+        if await self._write(partial(arrived, copied_bytes=copied)):
             log.info("database moved: %s", app.name,
                      extra={"action": "databases.moved", "app": app.name, "server": way.target})  # fmt: skip
             return

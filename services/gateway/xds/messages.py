@@ -15,6 +15,7 @@ from google.protobuf import empty_pb2 as _empty  # noqa: F401
 from google.protobuf import struct_pb2 as _struct  # noqa: F401
 from google.protobuf import timestamp_pb2 as _timestamp  # noqa: F401
 from google.protobuf import wrappers_pb2 as _wrappers  # noqa: F401
+from google.protobuf.json_format import ParseDict
 from google.protobuf.message import Message
 from google.rpc import status_pb2 as _status  # noqa: F401
 
@@ -35,6 +36,17 @@ def _pool() -> Any:
 def message(name: str) -> Any:
     """Return the class of a message by its full name. Raises KeyError for one that is not among them."""
     return message_factory.GetMessageClass(_pool().FindMessageTypeByName(name))
+
+
+def parsed(name: str, content: dict[str, Any]) -> Any:
+    """Return a message by its full name and its JSON form."""
+    target = message(name)()
+    return make_canonical(ParseDict(content, target, descriptor_pool=descriptor_pool.Default()))
+
+
+def typed(name: str, **content: Any) -> dict[str, Any]:
+    """Return the JSON form of a message in an Any."""
+    return {"@type": TYPE_PREFIX + name, **content}
 
 
 def make_canonical(content: Any) -> Any:

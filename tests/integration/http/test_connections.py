@@ -174,7 +174,7 @@ async def test_an_upload_faster_than_its_app_is_held_back(site, wait_until):
     client.send(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % size)
     client.send(b"x" * size)
     await wait_until(lambda: release)
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.1)  # that no more is taken can only be waited for
     assert client.writer.transport.get_write_buffer_size() > 5_000_000
     loop, event = release[0]
     loop.call_soon_threadsafe(event.set)
@@ -183,7 +183,7 @@ async def test_an_upload_faster_than_its_app_is_held_back(site, wait_until):
 
 async def test_a_client_that_closed_its_sending_side_is_answered(site):
     async def app(scope, receive, send):
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # the end of what the client sends has come by then
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"yes"})
 
@@ -219,18 +219,25 @@ async def test_a_refused_upload_still_sees_its_answer(site):
 
 async def test_stop_waits_for_requests_and_closes_idle_connections(make_site, wait_until):
     site = await make_site()
+    release = []
 
     async def app(scope, receive, send):
-        await asyncio.sleep(0.2)
+        gate_open = asyncio.Event()
+        release.append((asyncio.get_running_loop(), gate_open))
+        await gate_open.wait()
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"yes"})
 
     gate = site.app("a", app)
     idle, busy = await site.connect(), await site.connect()
     busy.send(GET)
-    await wait_until(lambda: gate.figures().in_flight == 1)
-    assert await site.front.stop(WITHIN) == 0
+    await wait_until(lambda: gate.figures().in_flight == 1 and release)
+    stopping = asyncio.ensure_future(site.front.stop(WITHIN))
     assert await idle.rest() == b""
+    assert not stopping.done()
+    loop, event = release[0]
+    loop.call_soon_threadsafe(event.set)
+    assert await stopping == 0
     data = await busy.rest()
     assert b"connection: close" in data
     assert data.endswith(b"yes")

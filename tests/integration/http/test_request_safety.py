@@ -237,7 +237,7 @@ async def test_headers_and_targets_are_bounded(site):
         assert (await client.answer()).status == 200
     client.send(b"GET / HTTP/1.1\r\n" + HOST + b"a: " + b"b" * 35_000)
     await client.writer.drain()
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.05)  # so that it comes in two pieces
     client.send(b"b" * 35_000 + b"\r\n\r\n")
     assert b" 431 " in await client.rest()
     for size in (17_000, 700_000):

@@ -1,7 +1,7 @@
 """The control plane's servicers over a real store, called without a network."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from services.control_plane.fleet.database_servers import DatabaseServers
 from services.control_plane.fleet.environment_commands import EnvironmentCommands
 from services.control_plane.fleet.fleet import FleetService
 from services.control_plane.fleet.node_commands import NodeCommands
+from services.control_plane.nodes.client import NodeClient
 from services.control_plane.nodes.figures import FigureReader
 from services.control_plane.nodes.pool import NodePool
 from services.control_plane.nodes.tails import AppTails
@@ -44,6 +45,7 @@ from services.control_plane.store.sql_store import open_store
 from services.rpc.pipeline.methods import Methods
 from services.rpc.pipeline.pipeline import Pipeline
 from services.rpc.status import DETAILS_KEY
+from tests.fakes.runtime_node import FakeNode
 
 SERVICES = {
     name: descriptor
@@ -188,3 +190,20 @@ def refused(server: Server) -> Refused:
         return refusal.value
 
     return call
+
+
+@pytest.fixture
+async def node() -> AsyncIterator[FakeNode]:
+    """Give a node of its own, which plays its apps."""
+    node = FakeNode()
+    await node.start()
+    yield node
+    await node.kill()
+
+
+@pytest.fixture
+async def client(node: FakeNode) -> AsyncIterator[NodeClient]:
+    """Give a client of `node`."""
+    client = NodeClient(node.address)
+    yield client
+    await client.close()

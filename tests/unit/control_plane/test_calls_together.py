@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -15,21 +14,6 @@ from services.rpc.errors import SupervisorError
 from tests.fakes.runtime_node import FakeNode
 
 BATCH = "BatchStartInstances"
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[FakeNode]:
-    node = FakeNode()
-    await node.start()
-    yield node
-    await node.kill()
-
-
-@pytest.fixture
-async def client(node: FakeNode) -> AsyncIterator[NodeClient]:
-    client = NodeClient(node.address)
-    yield client
-    await client.close()
 
 
 def start(app: str, **fields: object) -> rt.StartInstanceRequest:

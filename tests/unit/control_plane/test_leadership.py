@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable
 
@@ -30,6 +29,8 @@ class Seat:
         self.expires = 0.0
         self.fails = False
         self.renewals = 0
+        self.calls = 0
+        """Whatever came of them."""
         self.open = threading.Event()
         self.open.set()
 
@@ -55,8 +56,14 @@ class Seat:
 
     def _call(self) -> None:
         assert self.open.wait(WAIT)
+        self.calls += 1
         if self.fails:
             raise unavailable()
+
+    async def is_asked_again(self) -> None:
+        """Wait for calls that began after now."""
+        before = self.calls
+        await eventually(lambda: self.calls > before + 2)
 
 
 class Replica:
@@ -137,7 +144,7 @@ async def test_a_leader_that_cannot_ask_the_database_goes_on_until_its_time_is_u
     seat.fails = True
     seat.now += 3.0
     assert one.leadership.term == 1
-    await asyncio.sleep(0.05)
+    await seat.is_asked_again()
     assert (one.told, one.leadership.term) == (["begin 1"], 1)
     seat.fails = False
     before = seat.renewals
@@ -170,7 +177,7 @@ async def test_a_candidate_waits_until_the_leaders_time_is_up(
     one = replicas()
     await one.leadership.start()
     seat.now = 4.9
-    await asyncio.sleep(0.05)
+    await seat.is_asked_again()
     assert one.told == []
     seat.now = 5.0
     await eventually(lambda: one.told == ["begin 8"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
@@ -17,21 +15,6 @@ from tests.eventually import eventually
 from tests.fakes.runtime_node import FakeNode
 
 FENCES = (Fence("uid-1", 3),)
-
-
-@pytest.fixture
-async def node() -> AsyncIterator[FakeNode]:
-    node = FakeNode()
-    await node.start()
-    yield node
-    await node.kill()
-
-
-@pytest.fixture
-async def client(node: FakeNode) -> AsyncIterator[NodeClient]:
-    client = NodeClient(node.address)
-    yield client
-    await client.close()
 
 
 def renewal(node: FakeNode, term: int = 1, fences: tuple[Fence, ...] = ()) -> RenewLeaseRequest:

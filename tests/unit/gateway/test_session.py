@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from services.gateway import resources
+from services.gateway import clusters, resources
 from services.gateway.routes import Destination
 from services.gateway.xds.cache import CLUSTER, LISTENER, ROUTES, SCOPE, ResourceCache
 from services.gateway.xds.messages import TYPE_PREFIX, message
@@ -66,8 +66,8 @@ class FakeEnvoy:
 
 
 def cluster(cache: ResourceCache, destination: Destination, *addresses: str) -> None:
-    name = resources.cluster_name(destination)
-    cache.put(CLUSTER, name, resources.cluster(destination, addresses or ("127.0.0.1:1",)))
+    name = clusters.cluster_name(destination)
+    cache.put(CLUSTER, name, clusters.cluster(destination, addresses or ("127.0.0.1:1",)))
 
 
 def routes(cache: ResourceCache, destination: Destination) -> None:

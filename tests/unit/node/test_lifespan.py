@@ -61,6 +61,15 @@ async def test_a_startup_that_raises_has_failed_with_its_traceback() -> None:
     assert "hunter2" not in failed.value.metadata["detail"]
 
 
+async def test_a_startup_that_awaits_what_was_cancelled_has_failed() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        raise asyncio.CancelledError
+
+    with pytest.raises(SupervisorError, match="cancelled from within"):
+        await Lifespan(app).startup()
+
+
 async def test_a_startup_that_says_it_failed_has_failed_with_what_it_said() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -169,7 +178,8 @@ async def test_a_lifespan_that_ended_early_needs_no_shutdown() -> None:
 
     lifespan = Lifespan(app)
     await lifespan.startup()
-    await asyncio.sleep(0.01)
+    for _ in range(3):  # in which the app ends
+        await asyncio.sleep(0)
     assert await lifespan.shutdown(1) is None
 
 
