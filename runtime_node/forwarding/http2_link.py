@@ -90,9 +90,10 @@ class Http2Link(FramedConnection):
     def connection_lost(self, exc: Exception | None) -> None:
         """Break the response off, unless it is whole."""
         # What a turn has left unread, be it the end of the response.
+        self.lost = True
         while not self.ended and self.read_turn():
             pass
-        self.lost = self.ended = True
+        self.ended = True
         self._fail(_CLOSED)
 
     def pause_writing(self) -> None:

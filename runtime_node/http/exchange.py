@@ -24,7 +24,7 @@ from runtime_node.http.problems import (
     Problem,
     problem_of,
 )
-from runtime_node.http.response import BadResponseError, Response
+from runtime_node.http.response import BadResponseError, Response, plain_bytes
 from services.rpc.errors import SupervisorError
 
 if TYPE_CHECKING:
@@ -388,8 +388,8 @@ class Exchange:
             raise RuntimeError("The response is already complete.")
         body = message.get("body", b"")
         if type(body) is not bytes:
-            body = _as_bytes(body)
-        more = message.get("more_body", False)
+            body = plain_bytes(body)
+        more = bool(message.get("more_body", False))
         if self.started:
             data = response.piece(body, more)
             if data:
@@ -437,9 +437,3 @@ class Exchange:
         if self._news is not None:
             self._news.set()
         self._sink.exchange_done(self)
-
-
-def _as_bytes(body: object) -> bytes:
-    if isinstance(body, (bytes, bytearray, memoryview)):
-        return bytes(body)
-    raise TypeError(f"The body of a response is bytes, not {type(body).__name__}.")

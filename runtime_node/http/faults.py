@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
 from collections.abc import Callable
+
+from runtime_node.raised import traceback_of
 
 _logger = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class FaultTeller:
         if self._budget < 1.0:
             return
         self._budget -= 1.0
-        stack = what if error is None else "".join(traceback.format_exception(error))
+        stack = what if error is None else traceback_of(error)
         try:
             self._on_fault(self._name, stack[-_STACK_LIMIT:])
         except Exception:

@@ -32,6 +32,27 @@ class BadResponseError(RuntimeError):
     """The app gave a response that may not be sent: it would let the app or its client forge bytes."""
 
 
+def plain_bytes(value: object) -> bytes:
+    """Return what an app gives as bytes that are nothing else. Raises TypeError for what is none.
+
+    Another kind may be changed before it is sent, and a class of an app's own may tell a wrong length of it,
+    or become other bytes than were looked at: a client would read the rest as an answer of its own.
+    """
+    kind = type(value)
+    if kind is bytes:
+        return value  # type: ignore[return-value]
+    if kind is memoryview:
+        return value.tobytes()  # type: ignore[attr-defined,no-any-return]
+    if not issubclass(kind, (bytes, bytearray)):
+        raise TypeError(f"What is sent is bytes, not {kind.__name__}.")
+    return b"".join((value,))  # type: ignore[arg-type]
+
+
+def _plain_status(status: object) -> int:
+    """Return a status as a number that is nothing else; 0 of what is no number."""
+    return int.__int__(status) if issubclass(type(status), int) else 0  # type: ignore[arg-type]
+
+
 class Response:
     """A response's head, and how the end of its body is told. Nothing changes when a method raises."""
 
@@ -50,6 +71,8 @@ class Response:
     ) -> None:
         """Check and take the head of a response; one that is `relayed` may be of a node. Raises
         BadResponseError."""
+        if type(status) is not int:
+            status = _plain_status(status)
         if status not in STATUS_LINES or status < 200:
             raise BadResponseError("The status is not a number from 200 to 599.")
         self.status = status
@@ -65,6 +88,8 @@ class Response:
         self._lines: list[bytes] = [STATUS_LINES[status]]
         lines = self._lines
         for name, value in headers:
+            if type(value) is not bytes:
+                value = plain_bytes(value)  # noqa: PLW2901
             low, begun, kind = _known_names.get(name) or _checked_name(name)
             if _BAD_VALUE.search(value):
                 raise _bad_value(low)
@@ -159,11 +184,13 @@ def check_handshake(
 
     Raises BadResponseError.
     """
+    status = _plain_status(status)
     if not 200 <= status <= 599:
         raise BadResponseError("The status is not a number from 200 to 599.")
     kept: list[tuple[bytes, bytes]] = []
     widened = False
-    for name, value in headers:
+    for name, given in headers:
+        value = plain_bytes(given)
         low, _, kind = _known_names.get(name) or _checked_name(name)
         if _BAD_VALUE.search(value):
             raise _bad_value(low)
@@ -181,12 +208,13 @@ def _bad_value(name: bytes) -> BadResponseError:
 
 
 def _checked_name(name: bytes) -> tuple[bytes, bytes, int]:
+    name = plain_bytes(name)
     if not _TOKEN.fullmatch(name):
         raise BadResponseError("The name of a response header is not a token.")
-    low = bytes(name).lower()
+    low = name.lower()
     known = low, low + b": ", _kind_of(low)
     if len(_known_names) < _KNOWN_NAMES_LIMIT and len(name) <= _KNOWN_NAME_BYTES:
-        _known_names[bytes(name)] = known
+        _known_names[name] = known
     return known
 
 

@@ -13,7 +13,7 @@ from runtime_node.http.flow import Flow
 from runtime_node.http.gate import Gate
 from runtime_node.http.gated_request import ClientGoneError
 from runtime_node.http.problems import STATUS_LINES
-from runtime_node.http.response import BadResponseError, Response, check_handshake
+from runtime_node.http.response import BadResponseError, Response, check_handshake, plain_bytes
 from runtime_node.http.shared import FrontShared
 from runtime_node.http.websocket_wire import Incoming, WebSocketWire
 
@@ -196,7 +196,7 @@ class AppSide:
         if protocol:
             if not _TOKEN.fullmatch(protocol):
                 raise BadResponseError("The subprotocol is not a token.")
-            headers.append((b"sec-websocket-protocol", protocol.encode("ascii")))
+            headers.append((b"sec-websocket-protocol", str.encode(protocol, "ascii")))
         carrier = self._carrier
         lines = [b"%b: %b\r\n" % header for header in headers]
         carrier.transport.write(b"".join((self.accepted_head, carrier.shared.date_line, *lines, b"\r\n")))
@@ -208,7 +208,7 @@ class AppSide:
             raise RuntimeError(f"Expected websocket.http.response.body, got {kind!r}.")
         assert self._denial is not None
         status, headers, body = self._denial
-        body += message.get("body", b"")
+        body += plain_bytes(message.get("body", b""))
         if len(body) > _MOST_ANSWER_BYTES:
             raise BadResponseError("The answer to a WebSocket handshake is too long.")
         if message.get("more_body", False):
@@ -233,7 +233,7 @@ class AppSide:
                 data = message.get("text")
                 if not isinstance(data, str):
                     raise TypeError("websocket.send has `bytes` or a str as `text`.")
-            elif not isinstance(data, bytes):
+            elif type(data) is not bytes:
                 data = bytes(memoryview(data))
             wire.send(data)
             self._carrier.write()

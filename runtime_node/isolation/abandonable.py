@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from runtime_node.isolation.lasting import LastingInterruption
 from runtime_node.isolation.lost_interruptions import AGAIN_SECONDS
 from runtime_node.isolation.pool import PoolThread
+from runtime_node.raised import message_of, type_name
 
 T = TypeVar("T")
 
@@ -105,9 +106,9 @@ class _Call(Generic[T]):
     def _settle(self, result: Any, fault: BaseException | None) -> None:
         if self.done.done():
             return
-        if isinstance(fault, StopIteration):
-            # A future cannot carry StopIteration.
-            fault = RuntimeError(f"the call raised {fault!r}")
+        if isinstance(fault, StopIteration | GeneratorExit | SystemExit | KeyboardInterrupt):
+            # A future cannot carry the first; who awaits would take the others for an end of its own.
+            fault = RuntimeError(f"the call raised {type_name(fault)}: {message_of(fault)}")
         if fault is None:
             self.done.set_result(result)
         else:

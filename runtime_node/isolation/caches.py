@@ -68,7 +68,7 @@ def _caches_in(module: ModuleType) -> Iterator[Any]:
     for value in list(vars(module).values()):
         if type(value) is _CACHE:
             yield value
-        elif issubclass(type(value), type) and value.__module__ == module.__name__:
+        elif issubclass(type(value), type) and _module_of(value) == module.__name__:
             for member in list(vars(value).values()):
                 inner = member.__func__ if type(member) in _WRAPPERS else member
                 if type(inner) is _CACHE:
@@ -114,5 +114,10 @@ def _belongs(value: Any, tops: frozenset[str]) -> bool:
 
 
 def _is_of(owner: Any, tops: frozenset[str]) -> bool:
-    module = owner.__module__
+    module = _module_of(owner)
     return isinstance(module, str) and module.partition(".")[0] in tops
+
+
+def _module_of(owner: Any) -> object:
+    """Return a class's or a function's `__module__`, not as its metaclass would have it."""
+    return type.__getattribute__(owner, "__module__") if issubclass(type(owner), type) else owner.__module__

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from types import FunctionType
 from typing import Any, Literal
 
@@ -31,6 +34,8 @@ from runtime_node.loader.locations import Lease
 from runtime_node.loader.process_only import IsolationUnsupportedError
 from runtime_node.loader.wsgi import WSGIAdapter
 from services.rpc.errors import SupervisorError
+
+log = logging.getLogger("runtime_node.loader")
 
 # A step of the walk to a leak's holder stops all threads for as long as the heap is large.
 _NAMING_SECONDS = 0.05
@@ -112,14 +117,18 @@ class LoadedCode:
         self._apps.clear()
         lease, self._lease = self._lease, None
         tops = frozenset({self.entrypoint.top}) if lease is None else lease.tree.tops()
-        if self.kind == "factory":
-            evict(tops)
-            dismantle(remains)
-        remains.clear()
-        self._free_the_rest()
-        for canary in self.suspects:
-            named = canary.describe(_NAMING_SECONDS)
-            leaks += named if lease is None else [_plainly(sentence, lease) for sentence in named]
+        with _whatever_it_is("emptying caches of its code"):
+            if self.kind == "factory":
+                evict(tops)
+        with _whatever_it_is("freeing it"):
+            if self.kind == "factory":
+                dismantle(remains)
+            remains.clear()
+            self._free_the_rest()
+        with _whatever_it_is("naming what holds it"):
+            for canary in self.suspects:
+                named = canary.describe(_NAMING_SECONDS)
+                leaks += named if lease is None else [_plainly(sentence, lease) for sentence in named]
         if lease is not None:
             lease.release()
         return leaks
@@ -146,7 +155,7 @@ class LoadedCode:
             call = _bound(self._target, self._finding, context)
             if inspect.iscoroutinefunction(self._target):
                 return await call()
-            app = await run_abandonable(call, name=f"build {context.app}")
+            app, raised = await run_abandonable(partial(_attempt, call), name=f"build {context.app}")
             # An awaitable that is an app as well (Starlette's endpoint classes) is the app.
             if inspect.iscoroutine(app) or (inspect.isawaitable(app) and not examine(app).is_app):
                 app = await app
@@ -160,7 +169,10 @@ class LoadedCode:
         except BaseException as fault:  # noqa: BLE001 - SystemExit of an app must not end the node
             error = self._factory_failed(fault, context)
         else:
-            return app
+            if raised is None:
+                return app
+            error = self._factory_failed(raised, context)
+            del raised
         # Raised outside the handler, so that it does not keep the app's frames as its context.
         raise error
 
@@ -183,11 +195,28 @@ class LoadedCode:
         return contained
 
 
+@contextmanager
+def _whatever_it_is(doing: str) -> Iterator[None]:
+    """Go on where an object of an app's answers a look with an exception: what is left of it, is left."""
+    try:
+        yield
+    except Exception:
+        log.exception("%s failed", doing, extra={"action": "loader.release_fault"})
+
+
 def _plainly(sentence: str, lease: Lease) -> str:
     """Return a sentence with modules named as the app's author wrote them."""
     for top in lease.tree.tops():
         sentence = sentence.replace(f"{top}.", f"{lease.tree.plain(top)}.")
     return sentence
+
+
+def _attempt(call: Callable[[], Any]) -> tuple[Any, BaseException | None]:
+    """Return what a call returns, or what it raises: SystemExit, raised on a loop, would end that."""
+    try:
+        return call(), None
+    except BaseException as raised:  # noqa: BLE001 - of the app's
+        return None, raised
 
 
 def _bound(factory: Any, finding: Finding, context: AppContext) -> Callable[[], Any]:

@@ -11,12 +11,12 @@ import logging
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Protocol, TextIO
 
 from runtime_node.isolation.current import CURRENT_INSTANCE, LOADING_FOR
+from runtime_node.raised import traceback_of, type_name
 from services.rpc.logs import QueuedHandler
 
 MAX_LINE = 16 * 1024
@@ -90,13 +90,15 @@ class AppLogHandler(logging.Handler):
         try:
             text = record.getMessage()
             if record.exc_info and record.exc_info[1] is not None:
-                text += "\n" + "".join(traceback.format_exception(record.exc_info[1])).rstrip()
+                text += "\n" + traceback_of(record.exc_info[1]).rstrip()
             elif record.exc_text:
                 text += "\n" + record.exc_text
             if record.stack_info:
                 text += "\n" + record.stack_info
-        except Exception as fault:  # noqa: BLE001 - a record that cannot be shown is the app's own fault
-            text = f"{record.msg!s:.500} (not formatted: {type(fault).__name__})"
+        except (Exception, SystemExit, KeyboardInterrupt) as fault:  # noqa: BLE001 - of the app's
+            # Its record cannot be shown, which may be written on the node's own loop.
+            said = record.msg[:500] if type(record.msg) is str else "a record"
+            text = f"{said} (not formatted: {type_name(fault)})"
         source = getattr(record, "origin", None) or record.name
         if source == instance:
             source = f"app.{instance.split('/', 2)[1]}"

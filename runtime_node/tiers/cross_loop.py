@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from runtime_node.loader.failures import failure
+from runtime_node.loader.failures import failure, one_line
 from runtime_node.watchdog.interruption import is_interruption
 
 T = TypeVar("T")
@@ -69,4 +69,7 @@ async def run_on(
     fault = None if done.result().cancelled() else done.result().exception()
     if is_interruption(fault):
         raise failure("APP_BLOCKED_LOOP", "The app blocked its event loop and was interrupted.", fault)
+    if isinstance(fault, SystemExit | KeyboardInterrupt):
+        # Of an app's; raised in a task here it would end the caller's loop, and with it the node.
+        raise failure("APP_CRASHED", f"The app's code ended its task: {one_line(fault)}.", fault)
     return done.result().result()

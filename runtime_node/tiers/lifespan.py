@@ -82,11 +82,14 @@ class Lifespan:
         if self._failure is None and not self._task.done():
             self._task.add_done_callback(self._ended_early)
             return
+        task = self._task
         fault = await self._end(CANCEL_GRACE)
+        # Of something that it waited for: nobody else has cancelled it.
+        from_within = self._failure is None and task.cancelled()
         if is_interruption(fault):
             text = "The app's startup blocked its event loop and was interrupted."
             raise failure("APP_BLOCKED_LOOP", text, fault, secrets=self._secrets)
-        if self._phase is _Phase.FRESH or (self._failure is None and fault is None):
+        if self._phase is _Phase.FRESH or (self._failure is None and fault is None and not from_within):
             # It raised before it looked at a single message, or just returned: it knows no lifespan.
             self._phase = _Phase.UNSUPPORTED
             return

@@ -52,7 +52,7 @@ def apply(
     selector: Selector = "",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before pruning.")] = False,
     validate_only: Annotated[
-        bool, typer.Option("--validate-only", help="Check everything, change nothing.")
+        bool, typer.Option("--validate-only", "--dry-run", help="Check everything, change nothing.")
     ] = False,
     wait: Wait = True,
     timeout: Timeout = 120.0,

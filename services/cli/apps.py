@@ -16,6 +16,7 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from services.cli import batches, views
 from services.cli.arguments import (
+    AcceptDataLoss,
     AppArgument,
     DryRun,
     Etag,
@@ -159,6 +160,7 @@ def start(
     wait: Wait = True,
     timeout: Timeout = 60.0,
     etag: Etag = "",
+    accept_data_loss: AcceptDataLoss = False,
 ) -> None:
     """Start an app that is stopped or has failed; or many apps, as one operation.
 
@@ -167,9 +169,11 @@ def start(
     session = session_of(context)
     wanted = combined(filter_text, selector)
     if batches.chosen(name, wanted):
+        if accept_data_loss:
+            raise CliError("--accept-data-loss is of one app: name it.", Exit.USAGE)
         batches.on_many(session, "Start", wanted, wait, timeout)
         return
-    request = catalog.StartAppRequest(name=app_name(name), etag=etag)
+    request = catalog.StartAppRequest(name=app_name(name), etag=etag, accept_data_loss=accept_data_loss)
     command(session, session.client.catalog.StartApp, request, wait, timeout)
 
 
@@ -203,6 +207,7 @@ def restart(
     wait: Wait = True,
     timeout: Timeout = 60.0,
     etag: Etag = "",
+    accept_data_loss: AcceptDataLoss = False,
 ) -> None:
     """Swap an app's instance for a new one, with the code on disk now; or many apps', as one operation.
 
@@ -211,9 +216,11 @@ def restart(
     session = session_of(context)
     wanted = combined(filter_text, selector)
     if batches.chosen(name, wanted):
+        if accept_data_loss:
+            raise CliError("--accept-data-loss is of one app: name it.", Exit.USAGE)
         batches.on_many(session, "Restart", wanted, wait, timeout)
         return
-    request = catalog.RestartAppRequest(name=app_name(name), etag=etag)
+    request = catalog.RestartAppRequest(name=app_name(name), etag=etag, accept_data_loss=accept_data_loss)
     command(session, session.client.catalog.RestartApp, request, wait, timeout)
 
 
@@ -251,9 +258,7 @@ def move(
 def recover(
     context: typer.Context,
     name: AppArgument,
-    accept_data_loss: Annotated[
-        bool, typer.Option("--accept-data-loss", help="Give up what it has stored on the lost node.")
-    ] = False,
+    accept_data_loss: AcceptDataLoss = False,
     wait: Wait = True,
     timeout: Timeout = 60.0,
     etag: Etag = "",

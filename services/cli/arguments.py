@@ -25,7 +25,12 @@ Filter = Annotated[str, typer.Option("--filter", help="AIP-160, such as state = 
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it is done, or return at once.")]
 Timeout = Annotated[float, typer.Option(help="Seconds to wait.", min=0)]
 Etag = Annotated[str, typer.Option(help="Only if this is still the app's etag.")]
-DryRun = Annotated[bool, typer.Option("--validate-only", help="Check everything, change nothing.")]
+AcceptDataLoss = Annotated[
+    bool, typer.Option("--accept-data-loss", help="Begin anew if its data is lost: what it had is given up.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--validate-only", "--dry-run", help="Check everything, change nothing.")
+]
 
 
 def combined(filter_text: str, selector: str) -> str:

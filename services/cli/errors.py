@@ -55,6 +55,8 @@ _REMEDIES = {
     "APP_ALREADY_EXISTS": "`appsupervisor apply` or `update` changes an app that exists.",
     "APP_STOPPED": "`appsupervisor start` starts it.",
     "ENVIRONMENT_NOT_FOUND": "`appsupervisor environments` shows the environments there are.",
+    "DATA_LOST": "On the command line that is --accept-data-loss.",
+    "DATA_MISSING": "On the command line that is --accept-data-loss.",
     "ETAG_MISMATCH": "Read it again, and repeat the command.",
     "ENTRYPOINT_MODULE_NOT_FOUND": "A node looks in its --app-dir folders and its installed packages.",
     "ISOLATION_UNSUPPORTED": "Leave `isolation` unset, and the node chooses.",

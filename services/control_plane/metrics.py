@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -13,9 +12,6 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane.store.interface import CatalogStore
 
 PREFIX = "appsupervisor_control_plane"
-
-COUNT_SECONDS = 5.0
-"""How long the count of apps is used: it takes 0.1 s of a core at 100,000 apps."""
 
 
 class ControlPlaneMetrics:
@@ -28,17 +24,14 @@ class ControlPlaneMetrics:
         *,
         watchers: Callable[[], int],
         tails: Callable[[], int],
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._queue = queue
         self._watchers = watchers
         self._tails = tails
-        self._clock = clock
-        self._counted: tuple[float, Counter[tuple[str, str]]] | None = None
 
     def collect(self) -> Iterable[Metric]:
-        """Return the metrics of now; the count of apps is at most COUNT_SECONDS old."""
+        """Return the metrics of now."""
         apps = GaugeMetricFamily(f"{PREFIX}_apps", "Apps by state and health.", labels=["state", "health"])
         for labels, count in sorted(self._apps().items()):
             apps.add_metric(labels, count)
@@ -79,13 +72,10 @@ class ControlPlaneMetrics:
             yield counter
 
     def _apps(self) -> Counter[tuple[str, str]]:
-        now = self._clock()
-        if self._counted is None or now - self._counted[0] > COUNT_SECONDS:
-            named: Counter[tuple[str, str]] = Counter()
-            for (state, health), count in self._store.mirror.count_states().items():
-                named[_name(Instance.State, state), _name(Instance.Health, health)] += count
-            self._counted = (now, named)
-        return self._counted[1]
+        named: Counter[tuple[str, str]] = Counter()
+        for (state, health), count in self._store.mirror.count_states().items():
+            named[_name(Instance.State, state), _name(Instance.Health, health)] += count
+        return named
 
 
 def _name(enum: object, value: int) -> str:

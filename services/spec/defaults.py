@@ -46,9 +46,19 @@ def fill_runtime(spec: App | InstanceSpec) -> None:
         domains = [normalize_domain(domain) for domain in spec.domains]
         del spec.domains[:]
         spec.domains.extend(domains)
-    fill_limits(spec.limits)
-    fill_health_check(spec.health_check)
-    fill_restart_policy(spec.restart_policy)
+    # Most apps set none of these: they get what was filled in once.
+    if spec.limits.ByteSize():
+        fill_limits(spec.limits)
+    else:
+        spec.limits.CopyFrom(DEFAULT_LIMITS)
+    if spec.health_check.ByteSize():
+        fill_health_check(spec.health_check)
+    else:
+        spec.health_check.CopyFrom(DEFAULT_HEALTH_CHECK)
+    if spec.restart_policy.ByteSize():
+        fill_restart_policy(spec.restart_policy)
+    else:
+        spec.restart_policy.CopyFrom(DEFAULT_RESTART_POLICY)
 
 
 def fill_limits(limits: Limits) -> None:
@@ -99,3 +109,10 @@ def default_duration(message: Message, field: str, nanos: int) -> None:
         # Zero leaves both parts at their default; presence must be told apart.
         duration.SetInParent()
         set_nanoseconds(duration, nanos)
+
+
+DEFAULT_LIMITS, DEFAULT_HEALTH_CHECK, DEFAULT_RESTART_POLICY = Limits(), HealthCheck(), RestartPolicy()
+"""What is not set, in full form."""
+fill_limits(DEFAULT_LIMITS)
+fill_health_check(DEFAULT_HEALTH_CHECK)
+fill_restart_policy(DEFAULT_RESTART_POLICY)

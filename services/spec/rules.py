@@ -23,7 +23,13 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import (
     RestartPolicy,
 )
 from services.rpc.errors import Violation
-from services.spec.defaults import fill_health_check, fill_restart_policy
+from services.spec.defaults import (
+    DEFAULT_HEALTH_CHECK,
+    DEFAULT_LIMITS,
+    DEFAULT_RESTART_POLICY,
+    fill_health_check,
+    fill_restart_policy,
+)
 from services.spec.scalars import (
     KIB,
     SECOND,
@@ -85,12 +91,12 @@ def runtime_violations(prefix: str, spec: RuntimeSpec) -> list[Violation]:
     found += enum_violations(
         f"{prefix}.availability", spec.availability, InstanceSpec.Availability.DESCRIPTOR
     )
-    # Nothing is wrong with what is not set, as most is.
-    if spec.limits.ByteSize():
+    # Nothing is wrong with what is not set, as most is, nor with the defaults.
+    if spec.limits.ByteSize() and spec.limits != DEFAULT_LIMITS:
         found += _limits_violations(f"{prefix}.limits", spec.limits)
-    if spec.health_check.ByteSize():
+    if spec.health_check.ByteSize() and spec.health_check != DEFAULT_HEALTH_CHECK:
         found += _health_check_violations(f"{prefix}.health_check", spec.health_check)
-    if spec.restart_policy.ByteSize():
+    if spec.restart_policy.ByteSize() and spec.restart_policy != DEFAULT_RESTART_POLICY:
         found += _restart_policy_violations(f"{prefix}.restart_policy", spec.restart_policy)
     return found
 

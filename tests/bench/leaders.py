@@ -123,8 +123,8 @@ def struck(fleet: Fleet, what: str, fault: str, apps: list[str]) -> list[Row]:
                 assert time.monotonic() < began + 60, "nobody else leads"
             led = time.monotonic() - began
             last(LASTS)
-            paused = commands.longest(began, time.monotonic())
         last(LASTS)  # the old one is back
+        paused = commands.longest(began, time.monotonic())
     if commands.refused:
         print(f"{what}: {collections.Counter(commands.refused).most_common(3)}")
     lost = 0

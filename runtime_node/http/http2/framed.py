@@ -121,7 +121,11 @@ class FramedConnection(asyncio.Protocol):
         self._unflushed = 0
         data = self.engine.data_to_send()
         if data and not self.transport.is_closing():
-            self.transport.write(data)
+            try:
+                self.transport.write(data)
+            except RuntimeError:
+                # One that was aborted; uvloop says that it is closing only once it has told the protocol.
+                self.ended = True
 
     def sent(self, count: int) -> None:
         """Send a piece of a body of so many bytes; its peer may tell of windows for it."""

@@ -30,6 +30,7 @@ import uvloop
 from runtime_node.context import AppContext
 from runtime_node.loader import LoadedCode, Loader
 from runtime_node.memory import give_back_zeros
+from runtime_node.raised import traceback_of
 from runtime_node.tiers.lifespan import Lifespan
 from runtime_node.tiers.process import procfs, rlimits, serving, wire
 from runtime_node.tiers.process.beat import Beat
@@ -322,8 +323,8 @@ class _NodeLogHandler(logging.Handler):
         """Write one record; longer than `MAX_RECORD_CHARACTERS` it is cut."""
         try:
             message = record.getMessage()
-            if record.exc_info:
-                message += "\n" + "".join(traceback.format_exception(*record.exc_info)).rstrip()
+            if record.exc_info and record.exc_info[1] is not None:
+                message += "\n" + traceback_of(record.exc_info[1]).rstrip()
             entry = [record.levelno, record.name[:200], record.created, message[:MAX_RECORD_CHARACTERS]]
             line = json.dumps(entry, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
             os.write(self._descriptor, line)

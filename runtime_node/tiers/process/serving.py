@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import struct
-import traceback
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, cast
 
 from runtime_node.asgi import ASGIApp, Message, Scope
+from runtime_node.raised import traceback_of
 from runtime_node.tiers.process import frames
 from runtime_node.tiers.process.beat import Beat
 from runtime_node.tiers.process.frames import Frame, frame
@@ -192,10 +192,10 @@ class Connection(asyncio.Protocol):
         exchange.finished = True
         if self.gone:
             return
-        text = "".join(traceback.format_exception(error))
-        self.server.logger.error("Exception in the app", exc_info=error)
-        payload = bytes([kind]) + text.encode(errors="replace")[-frames.MAX_FAULT_BYTES :]
+        payload = bytes([kind]) + traceback_of(error).encode()[-frames.MAX_FAULT_BYTES :]
         self.write(frame(Frame.FAULT, payload))
+        # Last: an app may have logged its own way, and whoever asked waits.
+        self.server.logger.error("Exception in the app", exc_info=error)
 
 
 def as_bytes(body: object) -> bytes:

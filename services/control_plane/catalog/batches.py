@@ -25,7 +25,7 @@ from services.control_plane.rules.filters import compile_filter
 from services.control_plane.rules.names import app_name
 from services.control_plane.rules.sentences import counted
 from services.control_plane.store.interface import CatalogStore, Transaction
-from services.control_plane.store.records import BatchRecord, OperationRecord
+from services.control_plane.store.records import AppRecord, BatchRecord, OperationRecord
 from services.rpc.errors import SupervisorError, Violation, invalid_field, invalid_fields
 from services.rpc.pipeline.call import Caller
 from services.rpc.status import to_status
@@ -159,9 +159,15 @@ class BatchCommands:
             parsed_node(request.source_node, "source_node")
         asked = {name: getattr(request, name) for name in kind.for_all}
         matches = compile_filter(request.filter)
-        apps = self._store.mirror.apps.values("")
-        found = await self._scans.find(apps, lambda record: matches(record.public), None, deadline)
-        return [kind.one(name=record.name, **asked) for record in found]
+        pinned: list[Any] = []
+
+        def pin_matching(record: AppRecord) -> bool:
+            if matches(record.public):
+                pinned.append(kind.one(name=record.name, **asked))
+            return False  # not kept: a whole record takes 8 KB, and a filter may match a million
+
+        await self._scans.find(self._store.mirror.apps.values(""), pin_matching, None, deadline)
+        return pinned
 
     async def _validated(self, kind: Kind, request: Any, caller: Caller) -> pb.AppResult:
         copy = kind.one()

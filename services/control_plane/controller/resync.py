@@ -6,19 +6,16 @@ What is the same is looked at later all the same, in its own time: also by anoth
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
+from services.control_plane.controller.turns import TURN_SECONDS, Turn
 from services.control_plane.nodes.link import NodeLink
 from services.control_plane.nodes.links import NodeLinks
 from services.control_plane.reconciler.former_homes import FormerHomes
 from services.control_plane.reconciler.rest import is_at_rest
 from services.control_plane.store.mirror import Mirror
-
-TURN_SECONDS = 0.001
-"""Of one turn of the loop, for comparisons."""
 
 
 class Resync:
@@ -40,7 +37,7 @@ class Resync:
         self._clock = clock
         self._heard: deque[tuple[NodeLink, Iterator[str]]] = deque()
         self._at_rest: dict[str, None] = {}
-        self._next_turn: asyncio.Handle | None = None
+        self._next_turn: Turn | None = None
 
     def heard(self, link: NodeLink, apps: Iterable[str]) -> None:
         """Look at these apps, in their order: `link` has just told all that is there."""
@@ -76,7 +73,7 @@ class Resync:
                 else:
                     self._enqueue(app)
                 if self._clock() >= ends:
-                    self._next_turn = asyncio.get_running_loop().call_soon(self._go_on)
+                    self._next_turn = Turn(self._go_on)
                     return
             self._heard.popleft()
 

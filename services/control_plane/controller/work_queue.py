@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 
+from services.control_plane.controller.turns import TURN_SECONDS, Turn
 from services.control_plane.reconciler.result import Result
 
 log = logging.getLogger("appsupervisor.reconciler")
@@ -27,12 +28,8 @@ Several times what shares a call to a node or a commit: while one batch is carri
 """
 
 TURN = 32
-"""Workers begun in one turn of the loop: what else runs on it, nodes' heartbeats above all, has its turn in
-between, however many keys of however many groups wait."""
-
-TURN_SECONDS = 0.001
-"""After which those begun that have not run yet wait for the next turn. gRPC takes up one call in two or
-three turns, however many wait: a thousand nodes that come back are answered at this pace."""
+"""Workers begun together, however many keys of however many groups wait. What they have no time for in their
+turn of the loop waits for the next one: what else runs on it, nodes' heartbeats above all, is in between."""
 
 PAUSES = (0.2, 10.0)
 """Seconds, first and longest, before a key that failed is worked on again."""
@@ -79,7 +76,7 @@ class WorkQueue:
         self._turn_ends = -math.inf
         self._is_first = True
         """No worker of this turn has run yet: the first one does, however late it is."""
-        self._next_turn: asyncio.Handle | None = None
+        self._next_turn: Turn | None = None
         self._late: deque[asyncio.Future[None]] = deque()
         """Workers that had no time left in their turn."""
         self._held_back: dict[str, None] = {}
@@ -147,9 +144,8 @@ class WorkQueue:
         return False
 
     def _await_turn(self) -> None:
-        # Ahead of the workers that are begun after this: their time counts from it.
         if self._next_turn is None:
-            self._next_turn = asyncio.get_running_loop().call_soon(self._go_on)
+            self._next_turn = Turn(self._go_on)
 
     def _go_on(self) -> None:
         """Begin what was held back, now that those begun before have run, or are late."""
@@ -161,9 +157,14 @@ class WorkQueue:
         for turn in late:
             if not turn.done():
                 turn.set_result(None)
-        groups, self._held_back = self._held_back, {}
+        groups, self._held_back, served = self._held_back, {}, []
         for group in groups:
+            before = self._begun
             self._fill(group)
+            if self._begun > before and group in self._held_back:
+                served.append(group)
+        for group in served:  # the others have the next turn
+            self._held_back[group] = self._held_back.pop(group)
 
     async def _in_time(self) -> None:
         """Wait for a turn of the loop that has time left."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-AT_ONCE = 64
+AT_ONCE = 32
 """Nodes: more bring nothing, for one loop hears all."""
 
 TURN_SECONDS = 1.0

@@ -77,7 +77,7 @@ class NodeLink:
         silence: float,
         connect: Callable[[str], NodeClient] = NodeClient,
         beginnings: Beginnings | None = None,
-        hosts: dict[str, set[NodeLink]] | None = None,
+        hosts: dict[str, tuple[NodeLink, ...]] | None = None,
         figures: Mapping[str, dict[str, InstanceFigures]] | None = None,
     ) -> None:
         """The node's stream counts as broken once it was silent for `silence` seconds.
@@ -100,6 +100,8 @@ class NodeLink:
         self._timeout = timeout
         self._silence = silence
         self._hosts = hosts if hosts is not None else {}
+        self._alone = (self,)
+        """What `hosts` has of nearly all apps that are here, once for all of them."""
         self._figures = figures if figures is not None else {}
         self._apps: dict[str, dict[str, Instance]] = {}
         self._incoming: dict[str, dict[str, Instance]] | None = None
@@ -265,12 +267,17 @@ class NodeLink:
 
     def _index(self, app: str) -> None:
         """Have `hosts` tell of the app what the view shows now."""
-        if app in self._apps or app in self._refused:
-            self._hosts.setdefault(app, set()).add(self)
-        elif (links := self._hosts.get(app)) is not None:
-            links.discard(self)
-            if not links:
-                del self._hosts[app]
+        links = self._hosts.get(app, ())
+        shows = app in self._apps or app in self._refused
+        if shows == (self in links):
+            return
+        others = tuple(link for link in links if link is not self)
+        if shows:
+            self._hosts[app] = (*others, self) if others else self._alone
+        elif others:
+            self._hosts[app] = others
+        else:
+            del self._hosts[app]
 
     def end(self) -> None:
         """Show nothing any more, from now on; `close` waits for the rest."""

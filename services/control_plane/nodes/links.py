@@ -30,7 +30,7 @@ class NodeLinks:
         self._beginnings = Beginnings()
         self._links: dict[str, NodeLink] = {}
         self._by_environment: dict[str, dict[str, NodeLink]] = {}
-        self._hosts: dict[str, set[NodeLink]] = {}
+        self._hosts: dict[str, tuple[NodeLink, ...]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._figures: dict[str, dict[str, InstanceFigures]] = {}
 

@@ -250,11 +250,11 @@ def expire(tx: Transaction, name: str) -> None:
     if isinstance(operation.metadata, DrainNodeMetadata):
         left = operation.metadata.left_count
         told = "; ".join(_told(it) for it in operation.metadata.app_results[:3])
-        why = f"still on it: {counted(left, 'app')}; {told}"
+        why = f"Still on it: {counted(left, 'app')}; {told}"
     if isinstance(operation.metadata, RebalanceEnvironmentMetadata):
         ahead = (PlannedMove.PLANNED, PlannedMove.MOVING)
         left = sum(it.state in ahead for it in operation.metadata.moves)
-        why = f"still to be made: {counted(left, 'move')}"
+        why = f"Still to be made: {counted(left, 'move')}"
     end(
         tx,
         operation,

@@ -30,6 +30,9 @@ log = logging.getLogger("appsupervisor.reconciler")
 LOOK_SECONDS = 0.2
 """Between two looks at a copy."""
 
+FIRST_LOOK_SECONDS = 0.05
+"""Until the first one: what most apps have is copied by then, and a drain waits for each."""
+
 TELL_MICROSECONDS = 1_000_000
 """Between two writes of how far it is."""
 
@@ -78,7 +81,7 @@ class DataTravels:
                 if why:
                     return await self._waits(app, travel, told, why)
                 await self._tell(app, travel, told, "")
-                return Result(after=LOOK_SECONDS)
+                return Result(after=FIRST_LOOK_SECONDS)
             await self._tell(app, travel, told, "")
             if told.HasField("code_error"):
                 # Found out before the app was stopped: nothing of it was held for this.

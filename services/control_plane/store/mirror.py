@@ -85,6 +85,10 @@ class Mirror:
         self._reserved: dict[str, int] = {}
         """The sum of it by node."""
         self._loads: dict[str, tuple[int, int]] = {}
+        self._states: Counter[tuple[int, int]] = Counter()
+        """How many apps there are in each state and health."""
+        self._unsettled: set[str] = set()
+        """Apps that are not as they are wanted."""
         self._autoscaled: set[str] = set()
         self._on_trial: set[str] = set()
         """Apps of which a new version is tried on a share of their requests."""
@@ -180,6 +184,7 @@ class Mirror:
             for name, app in apps:
                 old = self._packed(name)
                 _move(self._by_server, name, _server_of(old), _server_of(app))
+                self._note_status(name, old, app)
                 if old is None or app is None or old.spec is not app.spec:
                     self._note_spec(name, old, app)
                 if app is not None and app.on_trial:
@@ -200,6 +205,20 @@ class Mirror:
                     _open_key(known),
                     _open_key(operation),
                 )
+
+    def _note_status(self, name: str, old: PackedApp | None, app: PackedApp | None) -> None:
+        states = self._states
+        if old is not None:
+            was = old.state, old.health
+            states[was] -= 1
+            if not states[was]:
+                del states[was]
+        if app is not None:
+            states[app.state, app.health] += 1
+        if app is not None and (app.reconciling or app.deleting):
+            self._unsettled.add(name)
+        else:
+            self._unsettled.discard(name)
 
     def _place(self, name: str, placement: PlacementRecord | None) -> None:
         # One string for all that is told of an app.
@@ -352,14 +371,14 @@ class Mirror:
         return packed.state if packed is not None else 0
 
     def count_states(self) -> Counter[tuple[int, int]]:
-        """Count the apps by state and health. Takes 0.1 s for 100,000 of them."""
-        packed = (entry.packed for entry in self.apps.entries() if isinstance(entry, AppEntry))
-        return Counter((app.state, app.health) for app in packed if app is not None)
+        """Count the apps by state and health."""
+        with self._lock:
+            return self._states.copy()
 
     def unsettled_apps(self) -> list[str]:
-        """Return the names of the apps that are not as they are wanted. 100,000 take 50 ms."""
-        packed = (entry.packed for entry in self.apps.entries() if isinstance(entry, AppEntry))
-        return [app.name for app in packed if app is not None and (app.reconciling or app.deleting)]
+        """Return the names of the apps that are not as they are wanted."""
+        with self._lock:
+            return sorted(self._unsettled)
 
     def apps_in(self, environment: str) -> list[str]:
         """Return the names of the apps of an environment."""

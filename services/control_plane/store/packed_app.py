@@ -14,6 +14,9 @@ OfSpec = tuple[str, str, tuple[str, ...], int, bool, bool, Labels, Labels, bytes
 OfStatus = tuple[int, int, bool, bool, bytes]
 
 _OF_SPEC: Final = 10
+SHARED_LABELS = 10_000
+"""Sets of labels of which there is one object, however many apps have them."""
+_LABELS: dict[Labels, Labels] = {}
 _LIST_ITEM = bytes([ListAppsResponse.DESCRIPTOR.fields_by_name["apps"].number << 3 | 2])
 
 
@@ -108,7 +111,11 @@ def of_status(status: App, wire: bytes | None = None) -> OfStatus:
 
 
 def _interned(labels: Mapping[str, str]) -> Labels:
-    return tuple(map(sys.intern, pairs(labels))) if labels else ()
+    if not labels:
+        return ()
+    found = tuple(map(sys.intern, pairs(labels)))
+    # Many apps have the same few: one tuple for all of them.
+    return _LABELS.setdefault(found, found) if len(_LABELS) < SHARED_LABELS else _LABELS.get(found, found)
 
 
 def list_item(app: bytes) -> bytes:

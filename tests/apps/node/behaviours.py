@@ -42,6 +42,17 @@ def raises_in_factory(context):
     raise ValueError("the factory is broken")
 
 
+class ExitsError(Exception):
+    """To show it ends the process."""
+
+    def __str__(self):
+        raise SystemExit(3)
+
+
+def raises_what_exits_when_shown(context):
+    raise ExitsError
+
+
 def hangs_in_startup(context):
     """Never becomes ready."""
     return _app(context, startup=asyncio.Event().wait)

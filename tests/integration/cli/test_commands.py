@@ -138,6 +138,16 @@ async def test_a_start_that_fails_is_told_with_its_reason(command: Command, plan
     assert "APP_STARTUP_FAILED" in err
 
 
+async def test_lost_data_is_given_up_by_a_start_that_says_so(command: Command, plane: Plane) -> None:
+    await command("create", "shop", "shop:create_app")
+    await command("stop", "shop")
+    plane.nodes[0].disk.data.clear()
+    status, _, err = await command("start", "shop")
+    assert (status, "DATA_MISSING" in err, "--accept-data-loss" in err) == (Exit.FAILED, True, True)
+    assert (await command("start", "-l", "a=b", "--accept-data-loss"))[0] == Exit.USAGE
+    assert (await command("start", "shop", "--accept-data-loss"))[0] == Exit.DONE
+
+
 async def test_documents_are_applied_compared_exported_and_deleted(command: Command, tmp_path: Path) -> None:
     file = tmp_path / "apps.yaml"
     file.write_text("name: a\nentrypoint: x:y\nlabels: {set: one}\n---\nname: b\nentrypoint: x:y\n")
@@ -423,7 +433,7 @@ async def test_an_operator_moves_an_app_drains_a_node_and_forgets_it(command: Co
     other = ({"fake-1", "fake-2"} - {home.strip().rpartition("/")[2]}).pop()
     status, out, _ = await command("move", "shop", "--to", other, "-o", "json")
     assert (status, [one["node"].rpartition("/")[2] for one in json.loads(out)["instances"]]) == (0, [other])
-    status, out, _ = await command("rebalance", "--validate-only", "--tolerance", "2")
+    status, out, _ = await command("rebalance", "--dry-run", "--tolerance", "2")
     assert (status, out) == (0, "")
     status, out, _ = await command("rebalance", "-o", "json")
     # Whether there is anything to move is decided by where the two apps happen to be.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 
+import hpack
 import pytest
 
 from tests.eventually import WITHIN, eventually
@@ -206,3 +208,53 @@ async def test_no_bytes_harm_the_node(site, connect, caplog):
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     shared = site.front._shared
     await eventually(lambda: (shared.shares.streams, shared.head_bytes) == (0, 0))
+
+
+def random_frames(chance: random.Random) -> bytes:
+    """Return a preface and frames that are well-formed one by one, with requests among them."""
+    encoder = hpack.Encoder()
+    data = http2.PREFACE + frame(http2.SETTINGS, 0, 0)
+    fresh = 1
+    kinds = chance.choice([[1], [1, 1, 3, 8, 2], [0, 0, 1, 1, 1, 2, 3, 3, 4, 5, 6, 7, 8, 8, 9, 10, 77]])
+    for _ in range(chance.randint(1, 25)):
+        kind = chance.choice(kinds)
+        flags = chance.choice([0, 1, 4, 5, 5, 8, 9, 12, 13, 0x20, 0x2D, 255])
+        stream = chance.choice([0, fresh, fresh, max(1, fresh - 2), fresh + 2, 2, 2**31 - 1])
+        payload = chance.randbytes(chance.choice([0, 1, 4, 5, 8, 30]))
+        if kind == http2.HEADERS:
+            fields = head(chance.choice(["GET", "POST", "HEAD"]), chance.choice(["/", "/x?y", "//"]))
+            fields += chance.choice([[], [], [("content-length", str(chance.randint(0, 9)))]])
+            fields += chance.choice([[], [("content-type", "application/grpc")]])
+            payload = encoder.encode(fields)
+            if chance.random() < 0.8:
+                flags, stream, fresh = chance.choice([4, 5]), fresh, fresh + 2
+        elif kind == http2.SETTINGS:
+            ids = chance.choices([1, 2, 3, 4, 5, 6, 8, 99], k=chance.randint(0, 3))
+            values = chance.choices([0, 1, 100, 65_535, 2**31 - 1, 2**32 - 1], k=len(ids))
+            payload = b"".join(
+                one.to_bytes(2, "big") + value.to_bytes(4, "big")
+                for one, value in zip(ids, values, strict=True)
+            )
+        elif kind == http2.WINDOW_UPDATE:
+            payload = chance.choice([0, 1, 65_535, 2**31 - 1]).to_bytes(4, "big")
+        data += frame(kind, flags, stream, payload)
+    return data
+
+
+async def test_no_frames_harm_the_node_nor_the_one_it_forwards_to(make_moved, caplog):
+    moved = await make_moved(replies)
+    writers = []
+    for site in (moved.home, moved.former):
+        for seed in range(60):
+            _, writer = await asyncio.open_connection(*site.front.address)
+            writer.write(random_frames(random.Random(seed)))
+            writers.append(writer)
+    await eventually(lambda: moved.forwarder.forwarded > 10)
+    for writer in writers:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+    for shared in (moved.home.front._shared, moved.former.front._shared):
+        await eventually(lambda it=shared: (it.shares.streams, it.head_bytes) == (0, 0))
+    await eventually(lambda: moved.carrier.requests == 0)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]

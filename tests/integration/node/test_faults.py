@@ -33,6 +33,7 @@ def condition(instance: pb.Instance, kind: str) -> pb.Condition:
     [
         ("cannot_import:app", "ENTRYPOINT_IMPORT_FAILED", "cannot_import.py"),
         ("behaviours:raises_in_factory", "APP_FACTORY_FAILED", "raises_in_factory"),
+        ("behaviours:raises_what_exits_when_shown", "APP_FACTORY_FAILED", "raises_what_exits"),
         ("behaviours:raises_in_startup", "APP_STARTUP_FAILED", "in startup"),
         ("behaviours:no_such_thing", "ENTRYPOINT_ATTRIBUTE_NOT_FOUND", ""),
         ("asyncio:AbstractServer.sockets", "ENTRYPOINT_ATTRIBUTE_NOT_FOUND", ""),

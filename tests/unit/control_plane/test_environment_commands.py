@@ -150,7 +150,7 @@ def test_a_rebalance_ends_when_it_is_cancelled_or_late_and_leaves_out_what_a_nod
     server.store.write(lambda tx: operations.expire(tx, late.name)).result(WITHIN)
     late = server("GetOperation", GetOperationRequest(name=late.name))
     assert late.error.code == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
-    assert "still to be made: 2 moves" in late.error.message
+    assert "Still to be made: 2 moves" in late.error.message
     third = rebalanced(server)
     cordon = fleet.UpdateEnvironmentRequest(environment=fleet.Environment(name=DEFAULT, cordoned=True))
     server("UpdateEnvironment", cordon)

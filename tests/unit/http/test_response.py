@@ -1,7 +1,7 @@
 import pytest
 
 from runtime_node.http.problems import INTERNAL, Problem
-from runtime_node.http.response import BadResponseError, Response, check_handshake
+from runtime_node.http.response import BadResponseError, Response, check_handshake, plain_bytes
 from runtime_node.http.target import parse_target
 
 
@@ -44,6 +44,64 @@ def test_a_piece_that_may_not_be_sent_leaves_nothing_behind():
     with pytest.raises(BadResponseError):
         begun(response, b"four")
     assert begun(response, b"abc") == b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nabc"
+
+
+class Becomes(bytes):
+    """Is looked at as what it is, and becomes something else."""
+
+    def __bytes__(self):
+        return b"x\r\n\r\nHTTP/1.1 200 OK"
+
+    def __len__(self):
+        return 1
+
+    def __radd__(self, other):
+        return self
+
+    def lower(self):
+        return bytes(self)
+
+
+class Number(int):
+    """Is found as one status, and says that it is another one."""
+
+    def __eq__(self, other):
+        return other == 200
+
+    def __hash__(self):
+        return hash(204)
+
+    def __int__(self):
+        return 304
+
+
+def test_a_header_that_an_app_changes_after_it_was_looked_at_is_sent_as_it_was():
+    value, view = bytearray(b"abc"), bytearray(b"def")
+    response = Response(200, [(b"x-a", value), (b"x-b", memoryview(view))], "localhost")
+    value[:], view[:] = b"\r\n\r\nHTTP/1.1 200 OK", b"\r\n\r"
+    assert begun(response) == b"HTTP/1.1 200 OK\r\nx-a: abc\r\nx-b: def\r\ncontent-length: 0\r\n\r\n"
+
+
+def test_bytes_of_an_apps_own_class_are_what_they_were_looked_at_as():
+    response = Response(200, [(Becomes(b"x-new-name"), Becomes(b"value"))], "localhost")
+    assert begun(response) == b"HTTP/1.1 200 OK\r\nx-new-name: value\r\ncontent-length: 0\r\n\r\n"
+    assert check_handshake(200, [(Becomes(b"x-other-name"), Becomes(b"value"))], "localhost")[0] == [
+        (b"x-other-name", b"value")
+    ]
+    assert plain_bytes(Becomes(b"body")) == b"body"
+    assert type(plain_bytes(Becomes(b"body"))) is bytes
+
+
+def test_a_status_of_an_apps_own_class_is_one_number():
+    response = Response(Number(200), [], "localhost")
+    assert (response.status, type(response.status)) == (200, int)
+    assert begun(response, b"body").startswith(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n")
+
+
+@pytest.mark.parametrize("value", ["text", 5, None, [1]])
+def test_what_is_no_bytes_is_refused(value):
+    with pytest.raises(TypeError):
+        Response(200, [(b"x-a", value)], "localhost")
 
 
 @pytest.mark.parametrize(

@@ -176,3 +176,12 @@ def test_a_thread_that_has_ended_gets_nothing_nor_does_one_that_took_its_ident(
     go.set()
     other.join()
     assert outcome == [True]
+
+
+@pytest.mark.parametrize("fault", [SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration])
+async def test_a_call_that_wants_to_end_its_caller_has_failed(fault: type[BaseException]) -> None:
+    def call() -> None:
+        raise fault
+
+    with pytest.raises(RuntimeError, match=f"the call raised {fault.__name__}"):
+        await run_abandonable(call, name="ending")

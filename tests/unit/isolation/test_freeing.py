@@ -171,6 +171,21 @@ def test_only_the_caches_with_an_entry_of_the_app_are_emptied(monkeypatch: pytes
     assert other.cache_info().currsize == 1
 
 
+def test_caches_are_found_beside_a_class_that_does_not_tell_its_module(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Mute(type):
+        def __getattribute__(cls, name: str) -> Any:
+            raise ValueError(name)
+
+    module = ModuleType("odd_module")
+    vars(module).update(odd=Mute("Odd", (), {}), cached=functools.lru_cache(lambda: 1))
+    monkeypatch.setitem(sys.modules, "odd_module", module)
+    monkeypatch.setattr(caches, "_caches", [])
+    caches.evict(frozenset({"shop__x"}))
+    assert vars(module)["cached"] in caches._caches
+
+
 def test_what_a_freed_app_never_closed_is_collected_too_but_not_at_every_stop() -> None:
     policy = GCPolicy(lambda: True)
     policy.install()

@@ -1,6 +1,7 @@
 """Requests carried between two loops."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from runtime_node.tiers.bridge import MAX_BUFFERED_BYTES, Bridge
 from runtime_node.tiers.cross_loop import run_on
+from services.rpc.errors import SupervisorError
 from tests.eventually import WITHIN
 
 HTTP = {"type": "http", "headers": []}
@@ -254,6 +256,30 @@ async def test_a_hop_returns_raises_and_waits_for_the_cleanup_of_what_it_cancels
     with pytest.raises(asyncio.CancelledError):
         await hanging
     assert cleaned == [True]
+
+
+async def test_what_ends_its_own_loop_by_a_hop_does_not_end_the_callers() -> None:
+    other = asyncio.new_event_loop()
+
+    def run() -> None:
+        while not ended.is_set():
+            with contextlib.suppress(SystemExit):
+                other.run_forever()
+        other.close()
+
+    async def exits() -> None:
+        raise SystemExit(3)
+
+    ended = threading.Event()
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        with pytest.raises(SupervisorError, match="ended its task: SystemExit: 3"):
+            await run_on(other, exits())
+    finally:
+        ended.set()
+        other.call_soon_threadsafe(other.stop)
+        await asyncio.to_thread(thread.join)
 
 
 async def test_a_hop_to_a_loop_that_has_ended_is_refused() -> None:

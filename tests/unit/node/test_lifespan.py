@@ -61,6 +61,15 @@ async def test_a_startup_that_raises_has_failed_with_its_traceback() -> None:
     assert "hunter2" not in failed.value.metadata["detail"]
 
 
+async def test_a_startup_that_awaits_what_was_cancelled_has_failed() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        raise asyncio.CancelledError
+
+    with pytest.raises(SupervisorError, match="cancelled from within"):
+        await Lifespan(app).startup()
+
+
 async def test_a_startup_that_says_it_failed_has_failed_with_what_it_said() -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()

@@ -214,3 +214,19 @@ def test_a_default_breaks_no_rule_together_with_what_is_set() -> None:
 
 def _is_set(app: App, name: str) -> bool:
     return name == "entrypoint" or any(field.name == name for field, _ in app.ListFields())
+
+
+@pytest.mark.parametrize(
+    ("field", "set_as_by_default"),
+    [("limits", "max_threads"), ("health_check", "failure_threshold"), ("restart_policy", "max_restarts")],
+)
+def test_defaults_that_are_filled_in_at_once_are_those_of_each_field_and_break_no_rule(
+    field: str, set_as_by_default: str
+) -> None:
+    at_once = normalize_app(App(entrypoint="shop:app"))
+    one = App(entrypoint="shop:app")
+    default = getattr(getattr(at_once, field), set_as_by_default)
+    setattr(getattr(one, field), set_as_by_default, default)
+    assert normalize_app(one) == at_once
+    setattr(getattr(at_once, field), set_as_by_default, default + 1)  # so that it is looked at
+    assert app_violations(at_once) == []

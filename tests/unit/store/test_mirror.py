@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from appsupervisor.catalog.v1.app_catalog_pb2 import App, DeleteAppRequest
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance
 from services.control_plane.store.mirror import Mirror
 from tests.contract.store.samples import app, operation, placement
 
@@ -36,6 +38,25 @@ def test_apps_are_found_by_the_nodes_of_their_placements_wherever_they_move() ->
     mirror.apply(4, placements=[(beside.name, None)])
     assert (mirror.apps_on(FIRST), mirror.count_on(FIRST)) == ([], 0)
     assert mirror.placements_of("apps/b") == ()
+
+
+def test_apps_are_counted_by_state_and_known_while_they_are_not_as_wanted() -> None:
+    mirror = Mirror()
+    healthy = Instance.Health.HEALTHY
+    starting = replace(app("apps/a"), status=App(state=Instance.STARTING, reconciling=True))
+    running = replace(starting, status=App(state=Instance.RUNNING, health=healthy))
+    other = replace(running, name="apps/b")
+    mirror.load({"apps": [(1, "apps/a", starting.packed), (1, "apps/b", other.packed), (1, "apps/c", None)]})
+    assert mirror.count_states() == {(Instance.STARTING, 0): 1, (Instance.RUNNING, healthy): 1}
+    assert mirror.unsettled_apps() == ["apps/a"]
+    mirror.apply(2, apps=[("apps/a", running)])
+    assert mirror.count_states() == {(Instance.RUNNING, healthy): 2}
+    assert mirror.unsettled_apps() == []
+    mirror.apply(3, apps=[("apps/a", replace(running, deleting=DeleteAppRequest.DROP))])
+    assert mirror.unsettled_apps() == ["apps/a"]
+    mirror.apply(4, apps=[("apps/a", None)])
+    assert mirror.count_states() == {(Instance.RUNNING, healthy): 1}
+    assert mirror.unsettled_apps() == []
 
 
 def test_open_operations_are_an_apps_unfinished_ones_oldest_first() -> None:
