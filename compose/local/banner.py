@@ -63,7 +63,9 @@ def commands(addresses: Addresses) -> list[str]:
         )
 
     wiki = f"http://wiki.localhost:{addresses.nodes[0].http_port}/"
-    if len(addresses.nodes) > 1:  # which node it gets is the control plane's to say
+    if addresses.gateway:
+        wiki = f"http://wiki.localhost:{addresses.gateway.rpartition(':')[2]}/"
+    elif len(addresses.nodes) > 1:  # which node it gets is the control plane's to say
         command_line = Path(sys.executable).with_name("appsupervisor")
         shown = (
             command_line.relative_to(Path.cwd()) if command_line.is_relative_to(Path.cwd()) else command_line

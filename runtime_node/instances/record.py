@@ -47,6 +47,7 @@ SHARED_STATE_RESTORED = "SharedStateRestored"
 BLOCKED_LOOP = "BlockedLoop"
 DEMOTED = "Demoted"
 CODE_CHANGED = "CodeChanged"
+PROBE_FAILING = "ProbeFailing"
 
 _STATE_REASONS: dict[StateValue, tuple[str, str]] = {
     InstanceMessage.PENDING: ("Pending", "It waits for its turn to start."),

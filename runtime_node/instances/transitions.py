@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance as InstanceMessage
-from runtime_node.instances.record import BLOCKED_LOOP, DEMOTED, LEAKED, Instance
+from runtime_node.instances.record import BLOCKED_LOOP, DEMOTED, LEAKED, PROBE_FAILING, Instance
 from runtime_node.instances.states import Event, advance
 
 log = logging.getLogger("runtime_node.instances")
@@ -39,6 +39,7 @@ class Transitions:
         if (old == InstanceMessage.RUNNING) != (instance.state == InstanceMessage.RUNNING):
             instance.ready_changed = self._wall()
         instance.health = health_of(instance)
+        self._note_probe(instance)
         level = logging.WARNING if instance.state == InstanceMessage.FAILED else logging.INFO
         states = {"state": InstanceMessage.State.Name(instance.state), "was": InstanceMessage.State.Name(old)}
         self.log(instance, "state", level, **states, **facts)
@@ -55,9 +56,20 @@ class Transitions:
                 was=InstanceMessage.Health.Name(instance.health),
             )
             instance.health = health
+            self._note_probe(instance)
             tell = True
         if tell:
             self._changed(instance)
+
+    def _note_probe(self, instance: Instance) -> None:
+        """Say in its conditions what its health check got, for as long as that fails."""
+        probe = instance.run.probe if instance.run is not None else None
+        failing = instance.state == InstanceMessage.RUNNING and probe is not None and probe.fails
+        if failing and probe is not None:
+            text = f"Its health check fails. GET {probe.check.path}: {probe.last_failure}."
+            instance.set_condition(PROBE_FAILING, True, "HealthCheckFailed", text, self._wall())
+        else:
+            instance.clear_condition(PROBE_FAILING, "HealthCheckPassed", "", self._wall())
 
     def shut(self, instance: Instance, door: Callable[[], None]) -> None:
         """Set the door of an instance that serves no more, after what waits at it went to one that does."""

@@ -224,6 +224,10 @@ def described(app: App, events: Iterable[AppEvent]) -> RenderableType:
     return Group(*parts)
 
 
+_DEFECTS = ("ProbeFailing", "BlockedLoop", "Demoted", "Leaked")
+"""Conditions of an instance that lower its health."""
+
+
 def todo(app: App) -> str:
     """Return what its user may do about an app's state; empty when nothing is wrong."""
     name = short(app.name)
@@ -241,7 +245,12 @@ def todo(app: App) -> str:
             return "No node takes it. `appsupervisor nodes` shows those there are."
     if _met(app, "CodeChanged"):
         return f"Other code is on disk than runs. `appsupervisor restart {name}` loads it."
-    if app.health == Instance.UNKNOWN and app.instances and app.state == Instance.RUNNING:
+    for instance in app.instances:
+        for condition in instance.conditions:
+            if condition.type in _DEFECTS and condition.status == Condition.MET:
+                return f"{short(instance.name)}: {condition.message}"
+    # Health is UNKNOWN before the first answer to a health check, too.
+    if any(it.type == "Ready" and it.reason == "NODE_UNREACHABLE" for it in app.conditions):
         return "Its node cannot be heard. `appsupervisor nodes -o wide` says why."
     return ""
 

@@ -160,10 +160,14 @@ class FakeNode:
         """Let a running instance end with an error and stay failed."""
         self.lives.fail(self.hosted[name], reason, message)
 
-    def set_health(self, name: str, health: pb.Instance.Health.ValueType) -> None:
-        """Let an instance's probe come out so."""
+    def set_health(self, name: str, health: pb.Instance.Health.ValueType, why: str = "") -> None:
+        """Let an instance's probe come out so; `why` it fails."""
         hosted = self.hosted[name]
         hosted.status.health = health
+        if why:
+            hosted.status.conditions.add(
+                type="ProbeFailing", status=pb.Condition.MET, reason="HealthCheckFailed", message=why
+            )
         self.feed.publish(hosted.status)
 
     def set_figures(self, name: str, figures: pb.InstanceFigures) -> None:

@@ -11,6 +11,7 @@ import pytest
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from compose.local import settings
 from compose.local.addresses import _Ports, choose_addresses
+from compose.local.banner import commands
 from compose.local.errors import StartError
 from compose.local.fleet import about_absent
 from compose.local.output import Output
@@ -74,6 +75,21 @@ def test_further_nodes_have_the_next_ports_and_metrics_lie_a_hundred_above(monke
         ("127.0.0.1:7401", 8080, "127.0.0.1:7501"),
         ("127.0.0.1:7402", 8081, "127.0.0.1:7502"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ([], "curl http://wiki.localhost:8080/notes"),
+        (["--nodes=2"], '--jmespath uri get wiki)"notes'),
+        (["--nodes=2", "--gateway"], "curl http://wiki.localhost:8000/notes"),
+    ],
+)
+def test_the_lines_to_try_ask_for_an_app_where_it_answers(monkeypatch, arguments, line) -> None:
+    monkeypatch.setattr(_Ports, "_hold", lambda _, port: port)
+    lines = commands(choose_addresses(settings.read_settings(arguments)))
+    (asked,) = (it for it in lines if it.startswith("curl "))
+    assert asked.endswith(line)
 
 
 def test_a_port_for_metrics_that_nobody_asked_for_makes_way(monkeypatch) -> None:

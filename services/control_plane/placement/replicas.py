@@ -164,7 +164,9 @@ class Replicas:
                 continue
             self.failed = self._target
             error = instance.last_error
-            unhealthy = ("APP_UNHEALTHY", f"{new.instance_id} was ready and is UNHEALTHY")
+            probed = (it.message for it in instance.conditions if it.type == "ProbeFailing")
+            unwell = sentences(f"{new.instance_id} was ready and is UNHEALTHY", next(probed, ""))
+            unhealthy = ("APP_UNHEALTHY", unwell)
             ended = (error.reason or "APP_STARTUP_FAILED", error.message or f"{new.instance_id} has ended")
             reason, why = ended if has_ended(instance) else unhealthy
             self.failure = reason, sentences(why, "The version before goes on serving")

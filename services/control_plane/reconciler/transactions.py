@@ -391,6 +391,12 @@ def _put_node(tx: Transaction, record: NodeRecord, node: Node) -> None:
         tx.put_node(NodeRecord(node))
 
 
+def _failing_probe(status: App) -> Condition | None:
+    """Return what an instance says of its health check, if it fails."""
+    told = (it for instance in status.instances for it in instance.conditions)
+    return next((it for it in told if it.type == "ProbeFailing" and it.status == Condition.MET), None)
+
+
 def _tell(tx: Transaction, before: AppRecord, after: AppRecord, assigned: Assignment) -> None:
     """Append what changed to the app's timeline."""
     old, new = before.status, after.status
@@ -411,14 +417,17 @@ def _tell(tx: Transaction, before: AppRecord, after: AppRecord, assigned: Assign
             instance=culprit.name if failed and culprit else "",
         )
     elif old.health != new.health:
+        failing = _failing_probe(new)
         add_event(
             tx,
             after,
             "HealthChanged",
             actor=SYSTEM,
-            reason=ready.reason,
+            reason=ready.reason if failing is None else failing.reason,
             message=sentences(
-                f"{Instance.Health.Name(old.health)} to {Instance.Health.Name(new.health)}", ready.message
+                f"{Instance.Health.Name(old.health)} to {Instance.Health.Name(new.health)}",
+                ready.message,
+                "" if failing is None else failing.message,
             ),
         )
     canaries.tell(tx, after, old.canary, new.canary)

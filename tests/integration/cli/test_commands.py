@@ -14,7 +14,7 @@ import typer
 import yaml
 
 from appsupervisor.fleet.v1.fleet_pb2 import Node
-from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceFigures
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceFigures
 from services.cli.errors import Exit
 from services.cli.main import app as program
 from services.cli.main import run
@@ -405,6 +405,22 @@ async def test_top_and_describe_show_figures(command: Command, plane: Plane) -> 
     status, out, _ = await command("describe", "busy")
     assert "Figures" in out
     assert "12.5" in out
+
+
+async def test_why_an_app_is_unhealthy_is_told(command: Command, plane: Plane) -> None:
+    await command("create", "shop", "shop:create_app")
+    app = await plane.get("apps/shop")
+    plane.nodes[0].set_health(app.instances[0].name, Instance.Health.UNKNOWN)
+    await plane.app("apps/shop", lambda app: app.health == Instance.Health.UNKNOWN)
+    assert "cannot be heard" not in (await command("describe", "shop"))[1], "it was not yet asked"
+    why = "Its health check fails. GET /nope: it answered 404."
+    plane.nodes[0].set_health(app.instances[0].name, Instance.Health.UNHEALTHY, why)
+    await plane.app("apps/shop", lambda app: app.health == Instance.Health.UNHEALTHY)
+    _, out, _ = await command("describe", "shop")
+    assert f"{app.instances[0].name.rpartition('/')[2]}: {why}" in " ".join(out.split())
+    _, out, _ = await command("events", "shop", "-o", "json")
+    told = [it for it in json.loads(out) if it["type"] == "HealthChanged"][-1]
+    assert (told["reason"], told["message"]) == ("HealthCheckFailed", f"UNKNOWN to UNHEALTHY. {why}")
 
 
 async def test_a_drain_tells_meanwhile_what_waits_and_why(command: Command, plane: Plane) -> None:

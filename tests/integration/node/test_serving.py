@@ -200,9 +200,14 @@ async def test_health_follows_the_probe(hosted: Hosted, tmp_path: Path) -> None:
     await healths(stream, pb.Instance.Health.HEALTHY)
     status.write_text("500")
     assert await healths(stream, pb.Instance.Health.UNHEALTHY) == [pb.Instance.Health.DEGRADED]
+    (failing,) = (it for it in (await hosted.get()).conditions if it.type == "ProbeFailing")
+    assert (failing.status, failing.reason) == (pb.Condition.MET, "HealthCheckFailed")
+    assert failing.message == "Its health check fails. GET /health: it answered 500."
     assert (await hosted.ask("shop")).status_code == 500  # it serves on: health is apart from state
     status.write_text("302")
     assert await healths(stream, pb.Instance.Health.HEALTHY) == []
+    (passing,) = (it for it in (await hosted.get()).conditions if it.type == "ProbeFailing")
+    assert (passing.status, passing.reason) == (pb.Condition.UNMET, "HealthCheckPassed")
 
 
 async def healths(stream, wanted) -> list[int]:

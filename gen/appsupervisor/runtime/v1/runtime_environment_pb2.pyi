@@ -817,8 +817,8 @@ class Condition(_message.Message):
     LAST_TRANSITION_TIME_FIELD_NUMBER: _builtins.int
     type: _builtins.str
     """Name of the aspect: `Ready`, `Scheduled`, `CrashLoop`, `Leaked`, `SharedStateRestored` (it changed what all apps of
-    its process share, and that was put back), `CodeChanged` (the disk has other code than runs; told to who asks for
-    it, and not as news), …
+    its process share, and that was put back), `ProbeFailing` (what its health check got),
+    `CodeChanged` (the disk has other code than runs; told to who asks for it, and not as news), …
     """
     status: Global___Condition.Status.ValueType
     """Whether it holds."""
