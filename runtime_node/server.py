@@ -85,7 +85,7 @@ log = logging.getLogger("runtime_node")
 RPC_GRACE = 1.0
 END_GRACE = 20.0
 """Seconds beyond the shutdown timeout after which the process ends even if a part of it does not."""
-AFTER_START_SECONDS = 0.005
+AFTER_START_SECONDS = 0.002
 """In which the first request of an app that has just started is answered, most often."""
 FORWARDS_TOLD = 1_000
 """Apps that have moved away, told one by one."""

@@ -22,7 +22,7 @@ class CarrierLimits:
     """Bounds over all apps that are forwarded; each app's own are those of its gate."""
 
     max_requests: int = 512
-    """At the same time. Each holds at most about 200 KiB of what a slow side has not taken."""
+    """At the same time. Each holds at most about 330 KiB of what a slow side has not taken."""
     max_websockets: int = 1024
     max_held_bytes: int = 32 * 1024 * 1024
     """Of WebSocket messages whose end has not come from the other node."""

@@ -26,8 +26,9 @@ from services.rpc.errors import SupervisorError
 
 log = logging.getLogger("runtime_node.forwards")
 
-KEPT_BYTES = 64 * 1024
-"""Of a body that may have to be sent once more."""
+KEPT_BYTES = 128 * 1024
+"""Of a body that may have to be sent once more. Over HTTP/2 all that is read before the app there reads:
+the first window of the stream, and a piece that waits for the next."""
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 

@@ -6,6 +6,7 @@ What waits on either side is bounded by the windows of the stream: ours is opene
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import ClassVar
 
@@ -33,6 +34,7 @@ Fields = list[tuple[bytes, bytes]]
 
 _PARTS = 64
 """Pieces that wait as they came; a piece of one byte costs fifty."""
+_STATUS = re.compile(rb"[2-5][0-9]{2}")
 _CLOSED = "the connection was closed"
 
 
@@ -104,6 +106,8 @@ class Http2Link(FramedConnection):
     def resume_writing(self) -> None:
         """Let who sends go on."""
         self._writable = True
+        if self._outbox is None or not self._outbox.waits:
+            self.flow.resume_writing()
         self._advance()
 
     # --- frames ---
@@ -154,7 +158,10 @@ class Http2Link(FramedConnection):
             case ResponseReceived():
                 self.heard = True
                 (_, status), *self.headers = event.headers
-                self.status = int(status)
+                if _STATUS.fullmatch(status):
+                    self.status = int(status)
+                else:
+                    self._close(ErrorCodes.PROTOCOL_ERROR)
             case DataReceived():
                 self._untaken += event.flow_controlled_length
                 if event.data:

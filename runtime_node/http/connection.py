@@ -265,11 +265,11 @@ class FrontConnection(asyncio.Protocol):
         keep = exchange.keep_alive and not problem.close and not exchange.more_body
         exchange.keep_alive = keep and not self.closes_after(exchange)
         self.shared.count(problem)
-        self.transport.write(
-            problem.encode(
-                date=self.shared.date_line, keep_alive=exchange.keep_alive, head_only=exchange.head_only
-            )
+        data = problem.encode(
+            date=self.shared.date_line, keep_alive=exchange.keep_alive, head_only=exchange.head_only
         )
+        exchange.answered = True
+        self.transport.write(data)
         self.exchange_done(exchange)
 
     def settle(self, exchange: Exchange) -> None:

@@ -90,9 +90,9 @@ class Exchange:
 
     __slots__ = (
         "_began", "_buffered", "_cut", "_delivered", "_left", "_news", "_parts", "_response",
-        "_sink", "_unsent", "admitted_at", "authority", "awaits_continue", "chunked_in", "complete",
-        "content_length", "deadline", "gate", "gone", "head_only", "keep_alive",
-        "more_body", "received", "scope", "started", "stretch", "task", "wire", "x_app",
+        "_sink", "_unsent", "admitted_at", "answered", "authority", "awaits_continue", "chunked_in",
+        "complete", "content_length", "deadline", "gate", "gone", "head_only", "keep_alive",
+        "more_body", "received", "scope", "started", "stretch", "task", "version", "wire", "x_app",
     )  # fmt: skip
 
     is_websocket = False
@@ -104,6 +104,8 @@ class Exchange:
         self.authority = head.authority
         self.x_app = head.x_app
         self.keep_alive = keep_alive
+        # Of the client's, whatever the app makes of its scope.
+        self.version: str = scope["http_version"]
         self.head_only = scope["method"] == "HEAD"
         self.gate: Gate | None = None
         self.task: asyncio.Task[None] | None = None
@@ -123,6 +125,8 @@ class Exchange:
         self._news: asyncio.Event | None = None
         # The response.
         self.started = False
+        self.answered = False
+        """Whether the node's own answer is being written, or was."""
         self.complete = False
         self.gone = False
         self._response: Response | None = None
@@ -288,8 +292,10 @@ class Exchange:
         if self.gone:
             # What an app does when its client is gone, or when it is cut off, tells nothing of the app.
             return
-        what = f"{problem.detail} {self.scope['method']} {self.scope['path']!r}"
-        self.gate.fault(error, what)
+        # The app may have left anything there, and to show that would run its code.
+        method, path = (self.scope.get(key) for key in ("method", "path"))
+        asked = f" {method} {path!r}" if type(method) is type(path) is str else ""
+        self.gate.fault(error, f"{problem.detail}{asked}")
         self._fail(problem)
 
     def _fail(self, problem: Problem) -> None:
@@ -310,12 +316,22 @@ class Exchange:
             self.complete = True
             self._sink.answer(self, problem)
 
+    def _make_up(self) -> None:
+        """Answer where the answer was broken off before anything of it was written: an interruption that was
+        meant for the app, and came late, has hit the node's own code."""
+        if self.complete:
+            self._sink.answer(self, APP_BLOCKED_LOOP)
+        else:
+            self._fail(APP_BLOCKED_LOOP)
+
     def _leave(self, *, error: bool = False, timeout: bool = False) -> None:
         if not self._left and self.gate is not None:
             self._left = True
             self.gate.response_done(self, time.monotonic(), error=error, timeout=timeout, gone=self.gone)
 
     def _end(self) -> None:
+        if not (self.complete and (self.started or self.answered)) and not self.gone:
+            self._make_up()
         if not self._left:
             self._leave()
         self.task = None
@@ -426,7 +442,7 @@ class Exchange:
         keep_alive = self.keep_alive and not (
             response.close or self.awaits_continue or sink.closes_after(self)
         )
-        version, date = self.scope["http_version"], sink.shared.date_line
+        version, date = self.version, sink.shared.date_line
         data, self.keep_alive = response.begin(body, more, self.head_only, version, keep_alive, date)
         sink.transport.write(data)
         self.started = True

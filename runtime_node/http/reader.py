@@ -272,7 +272,7 @@ class RequestReader:
             framing = b"content-length: %d\r\n" % head.content_length
         if not exchange.keep_alive:
             framing += b"connection: close\r\n"
-        version = exchange.scope["http_version"].encode("ascii")
+        version = exchange.version.encode("ascii")
         self._parser = self._new_parser()
         self._replaying = True
         self._parser.feed_data(b"%b / HTTP/%b\r\n%b\r\n" % (head.method.encode("ascii"), version, framing))

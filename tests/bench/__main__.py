@@ -40,6 +40,7 @@ BENCHES = (
     Bench("catalog", "reads beside an empty coroutine, durable creates on SQLite and PostgreSQL", 120, 420),
     Bench("store_writes", "durable writes of the store, opening it", 30, 120),
     Bench("catalog_size", "memory and start of a full catalog", 30, 150),
+    Bench("many_apps", "a control plane with 200,000 stopped apps beside one with 5,000", 90, 300),
     Bench("end_to_end", "CreateApp to first 200, memory and start of one more app, beside uvicorn", 60, 240),
     Bench("node_http", "requests through the node against bare uvicorn, with 1 to 10,000 apps", 45, 150),
     Bench("gateway", "the gateway's Envoy beside plain nginx, one change among 10,000 apps", 60, 120),

@@ -47,6 +47,8 @@ VICTIM = fleet_seed.node_name(0)
 WITHIN = 1200.0
 """Seconds for a whole fleet to be where it should be."""
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+TOLD_SECONDS = 0.25
+"""Between two times that the nodes tell how many of them are heard."""
 QUIET = 2.0
 """Seconds over which it is looked whether a control plane has come to rest."""
 
@@ -78,7 +80,8 @@ class Anyone:
 async def simulate(nodes: int, control_plane: str, apps: int, hosted: Path) -> None:
     """Be so many nodes until the process is ended; each registers, and keeps so, by the node's own code.
 
-    SIGUSR1 ends the first of them. SIGUSR2 has them run so many apps; then there is a file `hosted`.
+    SIGUSR1 ends the first of them. SIGUSR2 has them run so many apps; then there is a file `hosted`. A file
+    `heard` beside it tells how many have a stream open.
     """
 
     dies, loop = asyncio.Event(), asyncio.get_running_loop()
@@ -107,11 +110,17 @@ async def simulate(nodes: int, control_plane: str, apps: int, hosted: Path) -> N
             await node.kill()
         await asyncio.wait({staying})
 
+    async def tell() -> None:
+        while True:
+            hosted.with_name("heard").write_text(str(sum(node.streams > 0 for node in all_nodes.values())))
+            await asyncio.sleep(TOLD_SECONDS)
+
     async def look_at_nothing(guard: object) -> None:
         """Stand in for who looks at all servers of its process: here are a thousand, of a node is one."""
 
     with mock.patch.object(rpc_server.FloodGuard, "run", look_at_nothing):
         async with asyncio.TaskGroup() as group:
+            group.create_task(tell())
             for number in range(nodes):
                 group.create_task(live(number))
 
@@ -147,8 +156,13 @@ class Fleet:
         """Return the bytes that the control plane has in memory."""
         return int(psutil.Process(self.stack.control_plane.pid).memory_info().rss)
 
+    def heard(self) -> int:
+        """Return how many nodes a control plane hears, as they told a moment ago."""
+        told = self.folder / "heard"
+        return int(told.read_text() or 0) if told.exists() else 0
+
     def ready(self) -> int:
-        """Return how many nodes are heard and have told what they run."""
+        """Return how many nodes are stored as ready: heard now, or when their control plane ended."""
         found, token = 0, ""
         while True:
             page = self.stack.fleet.ListNodes(
@@ -263,6 +277,7 @@ class Fleet:
     def wait_ready(self) -> float:
         """Wait until every node is ready; return the seconds."""
         began = time.perf_counter()
+        eventually(lambda: self.heard() == self.size, f"{self.size} nodes are heard", WITHIN)
         eventually(lambda: self.ready() == self.size, f"{self.size} nodes are ready", WITHIN)
         return time.perf_counter() - began
 

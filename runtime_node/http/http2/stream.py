@@ -245,6 +245,7 @@ class Stream:
     def answer(self, exchange: Exchange, problem: Problem) -> None:
         """Send the node's own answer as the exchange's response; the exchange is complete."""
         assert isinstance(exchange, StreamExchange)
+        exchange.answered = True
         self.refuse(problem, head_only=exchange.head_only, grpc=exchange.grpc, late=exchange.is_late)
 
     def exchange_done(self, exchange: Exchange) -> None:

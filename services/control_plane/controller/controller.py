@@ -72,8 +72,8 @@ SWEEP_APPS = 200
 SWEEP_RETELLS = 10
 """Apps that one sweep has looked at although no node can take them: why is told anew then."""
 
-SWEEP_LOOKS = 50
-"""Apps that one sweep has looked at although nothing is known to be left to do: 1 % of a core."""
+SWEEP_LOOKS = 20
+"""Apps that one sweep has looked at although nothing is known to be left to do: half a percent of a core."""
 
 SWEEP_EXPIRIES = 1_000
 """Operations that one sweep ends: they share few commits."""

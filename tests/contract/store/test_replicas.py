@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import psycopg
 import pytest
 from sqlalchemy.exc import OperationalError
 
@@ -185,6 +186,33 @@ def test_a_leaders_time_runs_out_by_the_databases_clock(pair: Any) -> None:
     assert one.seat.take("one", "h:1", 0.05).leads
     eventually_blocking(lambda: other.seat.take("other", "h:2", 5.0).leads)
     assert one.seat.renew("one", 1, 5.0) is False
+
+
+def test_a_replica_that_stands_still_in_the_midst_of_a_write_keeps_its_lock_for_seconds(
+    shared: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from services.control_plane.store.sql import seat  # noqa: PLC0415
+
+    monkeypatch.setattr(seat, "STILL_SECONDS", 0.5)
+    one, other = shared.open(), shared.open()
+    stands: Any = one._database.writer.raw_connection()
+    raw = stands.driver_connection
+    # Sent, and the end of it is not: as by a process that is stopped between two system calls.
+    unfinished = raw.pipeline()
+    unfinished.__enter__()
+    raw.execute("SELECT term FROM meta WHERE id = 1 FOR UPDATE")
+
+    def leads() -> bool:
+        try:
+            return other.seat.take("other", "h:2", 5.0).leads
+        except SupervisorError:
+            return False  # the lock was waited for
+
+    eventually_blocking(leads)
+    assert other.write(put(app("apps/a"))).result(WAIT)
+    with pytest.raises(psycopg.OperationalError):
+        unfinished.__exit__(None, None, None)
+    stands.invalidate()
 
 
 @pytest.mark.parametrize("hours", [-1, 1])

@@ -149,7 +149,7 @@ async def test_fastapi_works_with_its_docs_redirects_and_mounts(site, way):
     prefix = "/apps/a" if way == "path" else ""
     headers = {} if way == "path" else {"Host": "a.localhost"}
     base = f"http://a.localhost{prefix}" if way == "host" else f"{site.url}{prefix}"
-    async with httpx.AsyncClient(base_url=site.url, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=site.url, headers=headers, verify=False) as client:
         index = (await client.get(prefix + "/")).json()
         assert index == {"url": base + "/", "items": base + "/items/", "base": base + "/"}
         slash = await client.get(prefix + "/items?q=1")
@@ -188,7 +188,7 @@ async def test_flask_works_with_its_redirects_and_urls(site, way, threads):
     prefix = "/apps/a" if way == "path" else ""
     headers = {} if way == "path" else {"Host": "a.localhost"}
     base = f"http://a.localhost{prefix}" if way == "host" else f"{site.url}{prefix}"
-    async with httpx.AsyncClient(base_url=site.url, headers=headers) as client:
+    async with httpx.AsyncClient(base_url=site.url, headers=headers, verify=False) as client:
         index = (await client.get(prefix + "/")).json()
         assert index == {"script": prefix, "path": "/", "url": base + "/items/"}
         assert (await client.get(prefix + "/go")).headers["location"] == prefix + "/items/"

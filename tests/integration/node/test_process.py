@@ -98,7 +98,7 @@ def start_app(address: str, name: str = "apps/shop/instances/a1", **fields: obje
 
 
 def ask(address: str) -> httpx.Response:
-    return httpx.get(f"http://{address}/", headers={"X-App": "shop"}, timeout=DEADLINE)
+    return httpx.get(f"http://{address}/", headers={"X-App": "shop"}, timeout=DEADLINE, verify=False)
 
 
 def test_sigterm_drains_and_exits_with_success(launch) -> None:
@@ -106,7 +106,8 @@ def test_sigterm_drains_and_exits_with_success(launch) -> None:
     grpc_address, http_address = node.addresses()
     start_app(grpc_address)
     assert (
-        httpx.get(f"http://{http_address}/", headers={"X-App": "shop"}, timeout=DEADLINE).text == "shop a1 1"
+        httpx.get(f"http://{http_address}/", headers={"X-App": "shop"}, timeout=DEADLINE, verify=False).text
+        == "shop a1 1"
     )
     assert node.end() == 0
     log = node.log.read_text()
@@ -146,7 +147,10 @@ def test_a_killed_node_comes_back_with_nothing_running_and_all_data(launch, tmp_
         assert not stub.ListInstances(pb.ListInstancesRequest(parent="apps/-"), timeout=DEADLINE).instances
     assert start_app(address) != incarnation
     assert (
-        httpx.get(f"http://{http_address}/", headers={"X-App": "shop"}, timeout=DEADLINE).status_code == 200
+        httpx.get(
+            f"http://{http_address}/", headers={"X-App": "shop"}, timeout=DEADLINE, verify=False
+        ).status_code
+        == 200
     )
     assert data.read_text() == "x"
 

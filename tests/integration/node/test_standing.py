@@ -27,7 +27,7 @@ async def test_a_request_that_comes_while_the_node_drains_is_told_to_come_again(
     node = await serving.__aenter__()
     async with (
         grpc.aio.insecure_channel(str(node.listen)) as channel,
-        httpx.AsyncClient(base_url=f"http://{node.http}", timeout=DEADLINE) as http,
+        httpx.AsyncClient(base_url=f"http://{node.http}", timeout=DEADLINE, verify=False) as http,
     ):
         hosted = Hosted(RuntimeEnvironmentStub(channel), lambda: None, node, http)
         await hosted.start(entrypoint="behaviours:slow_requests", config={"seconds": 1})

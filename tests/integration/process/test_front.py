@@ -37,7 +37,9 @@ class Site:
         return app
 
     def client(self, name: str) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", headers={"host": f"{name}.test"})
+        return httpx.AsyncClient(
+            verify=False, base_url=f"http://127.0.0.1:{self.port}", headers={"host": f"{name}.test"}
+        )
 
 
 @pytest.fixture

@@ -7,13 +7,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, bindparam
 from sqlmodel import col, func, select
 
 from services.control_plane.store.records import last_event_number
 from services.control_plane.store.sql.tables import AppEventRow, ChangeRow, OperationRow, RequestRow
 from services.control_plane.store.state import State
 from services.control_plane.store.transaction import CommandTransaction
+
+# What each call asks, also where nothing goes, is made once: it takes longer than the database does.
+_EXPIRED_REQUESTS = (
+    select(RequestRow.request_id).where(RequestRow.expire_time <= bindparam("now")).limit(bindparam("most"))
+)
+_ENDED = select(OperationRow.name).where(col(OperationRow.done)).order_by(col(OperationRow.expire_time))
+_OLDEST_ENDED = _ENDED.limit(bindparam("most"))
+_EXPIRED_ENDED = _ENDED.where(col(OperationRow.expire_time).between(1, bindparam("now"))).limit(
+    bindparam("most")
+)
+_CROWDED = (
+    select(AppEventRow.app)
+    .where(col(AppEventRow.app).in_(bindparam("apps", expanding=True)))
+    .group_by(AppEventRow.app)
+    .having(func.count() > bindparam("most"))
+)
 
 
 @dataclass(frozen=True)
@@ -65,9 +81,7 @@ class Prunable:
 
 def find_prunable(connection: Connection, state: State, bounds: Bounds, now: int) -> Prunable:
     """Return a bounded part of what can go as of `now` (µs)."""
-    requests = connection.execute(
-        select(RequestRow.request_id).where(RequestRow.expire_time <= now).limit(bounds.at_once)
-    )
+    requests = connection.execute(_EXPIRED_REQUESTS, {"now": now, "most": bounds.at_once})
     oldest_revision, events = _old_changes(connection, state, bounds)
     events += _surplus_events(connection, state, bounds)
     count = sum(
@@ -82,12 +96,12 @@ def find_prunable(connection: Connection, state: State, bounds: Bounds, now: int
 
 def _old_operations(connection: Connection, state: State, bounds: Bounds, now: int) -> list[str]:
     """Return ended operations that have expired, or are more than may be kept, the oldest first."""
-    ended = select(OperationRow.name).where(col(OperationRow.done)).order_by(col(OperationRow.expire_time))
     surplus = len(state.mirror.operations) - state.mirror.count_open_operations() - bounds.operations
-    found = ended.limit(min(max(surplus, 0), bounds.at_once))
-    if surplus <= 0:
-        found = ended.where(col(OperationRow.expire_time).between(1, now)).limit(bounds.at_once)
-    return list(connection.execute(found).scalars())
+    if surplus > 0:
+        found = connection.execute(_OLDEST_ENDED, {"most": min(surplus, bounds.at_once)})
+    else:
+        found = connection.execute(_EXPIRED_ENDED, {"now": now, "most": bounds.at_once})
+    return list(found.scalars())
 
 
 def _old_changes(connection: Connection, state: State, bounds: Bounds) -> tuple[int, list[tuple[str, int]]]:
@@ -111,13 +125,10 @@ def _old_changes(connection: Connection, state: State, bounds: Bounds) -> tuple[
 def _surplus_events(connection: Connection, state: State, bounds: Bounds) -> list[tuple[str, int]]:
     """Look at apps that have had events since they were last looked at."""
     apps = [state.eventful.popitem()[0] for _ in range(min(bounds.at_once, len(state.eventful)))]
+    if not apps:
+        return []
     # One statement for all of them: a burst of new apps has few events each, and there is nothing to do.
-    crowded = connection.execute(
-        select(AppEventRow.app)
-        .where(col(AppEventRow.app).in_(apps))
-        .group_by(AppEventRow.app)
-        .having(func.count() > bounds.events)
-    )
+    crowded = connection.execute(_CROWDED, {"apps": apps, "most": bounds.events})
     surplus: list[tuple[str, int]] = []
     for app in crowded.scalars().all():
         up_to = connection.execute(

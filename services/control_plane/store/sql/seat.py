@@ -18,6 +18,16 @@ from services.control_plane.tenure import steady_seconds
 
 CALL_SECONDS = 3
 """How long one call may take at the server; the leader's time goes on meanwhile."""
+STILL_SECONDS = 3.0
+"""For which a replica may stand still in the midst of what it sends; then its session is ended."""
+_END_STILL = """
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
+AND application_name = current_setting('application_name') AND state = 'active' AND wait_event = 'ClientRead'
+AND state_change < clock_timestamp() - CAST(:seconds AS float) * interval '1 second'
+"""
+"""Statements that are sent together count as one that runs, whose rest the server waits for without a limit:
+a replica that stands still in the midst of them would keep the lock of every write until it goes on."""
 
 
 class _Ends:
@@ -64,6 +74,7 @@ class SqlLeaderSeat:
         """See `LeaderSeat.take`."""
         looked = steady_seconds()
         with self._transaction() as connection:
+            self._end_still(connection)
             # The lock of every write: none of an older term can be under way once the new one is stored.
             term = connection.execute(text(f"SELECT term FROM meta WHERE id = 1{self._lock}")).scalar_one()  # noqa: S608
             known = connection.execute(
@@ -107,8 +118,13 @@ class SqlLeaderSeat:
                 connection.exec_driver_sql(f"SET {setting} = '{CALL_SECONDS}s'")
             connection.commit()
 
+    def _end_still(self, connection: Connection) -> None:
+        if self._shared:
+            connection.execute(text(_END_STILL), {"seconds": STILL_SECONDS})
+
     def _change(self, change: str, holder: str, term: int, **values: int) -> bool:
         with self._transaction() as connection:
+            self._end_still(connection)
             changed = connection.execute(
                 text(f"UPDATE leadership SET {change} WHERE id = 1 AND holder = :holder AND term = :term"),  # noqa: S608
                 {"holder": holder, "term": term, **values},
