@@ -188,8 +188,9 @@ def test_a_leaders_time_runs_out_by_the_databases_clock(pair: Any) -> None:
     assert one.seat.renew("one", 1, 5.0) is False
 
 
+@pytest.mark.parametrize("unfinished", [True, False])
 def test_a_replica_that_stands_still_in_the_midst_of_a_write_keeps_its_lock_for_seconds(
-    shared: Catalog, monkeypatch: pytest.MonkeyPatch
+    shared: Catalog, monkeypatch: pytest.MonkeyPatch, unfinished: bool
 ) -> None:
     from services.control_plane.store.sql import seat  # noqa: PLC0415
 
@@ -197,10 +198,13 @@ def test_a_replica_that_stands_still_in_the_midst_of_a_write_keeps_its_lock_for_
     one, other = shared.open(), shared.open()
     stands: Any = one._database.writer.raw_connection()
     raw = stands.driver_connection
-    # Sent, and the end of it is not: as by a process that is stopped between two system calls.
-    unfinished = raw.pipeline()
-    unfinished.__enter__()
+    # Sent, with its end or without: as by a process that is stopped between two system calls.
+    raw.execute("SET idle_in_transaction_session_timeout = 0")
+    together = raw.pipeline()
+    together.__enter__()
     raw.execute("SELECT term FROM meta WHERE id = 1 FOR UPDATE")
+    if not unfinished:
+        together.__exit__(None, None, None)
 
     def leads() -> bool:
         try:
@@ -211,7 +215,7 @@ def test_a_replica_that_stands_still_in_the_midst_of_a_write_keeps_its_lock_for_
     eventually_blocking(leads)
     assert other.write(put(app("apps/a"))).result(WAIT)
     with pytest.raises(psycopg.OperationalError):
-        unfinished.__exit__(None, None, None)
+        together.__exit__(None, None, None) if unfinished else raw.execute("SELECT 1")
     stands.invalidate()
 
 

@@ -21,13 +21,17 @@ CALL_SECONDS = 3
 STILL_SECONDS = 3.0
 """For which a replica may stand still in the midst of what it sends; then its session is ended."""
 _END_STILL = """
-SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-WHERE datname = current_database() AND usename = current_user AND pid <> pg_backend_pid()
-AND application_name = current_setting('application_name') AND state = 'active' AND wait_event = 'ClientRead'
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity AS still
+WHERE datname = current_database() AND usename = current_user
+AND application_name = current_setting('application_name')
+AND state IN ('active', 'idle in transaction') AND wait_event = 'ClientRead' AND backend_xid IS NOT NULL
 AND state_change < clock_timestamp() - CAST(:seconds AS float) * interval '1 second'
+AND NOT EXISTS (SELECT FROM pg_locks WHERE pg_locks.pid = still.pid AND locktype = 'advisory')
 """
-"""Statements that are sent together count as one that runs, whose rest the server waits for without a limit:
-a replica that stands still in the midst of them would keep the lock of every write until it goes on."""
+"""Sessions that hold the lock of every write and send nothing; those that migrate the schema may take longer.
+
+The server's own limit of idle transactions ends them by chance alone: it does not hold while the rest of what
+is sent together is waited for, and a request to flush that comes after the end of that turns it off."""
 
 
 class _Ends:
