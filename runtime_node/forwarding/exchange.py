@@ -145,6 +145,7 @@ class Exchange:
         try:
             if self._kept or self._read_all:
                 link.send_body(bytes(self._kept), not self._read_all)
+                await link.drain()
             while True:
                 message = await self._receive()
                 if message["type"] != "http.request":

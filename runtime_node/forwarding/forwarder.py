@@ -23,6 +23,8 @@ from services.rpc.errors import SupervisorError
 
 _Link = TypeVar("_Link")
 _RETRY_SECONDS = 0.1
+_TRIES = 4
+"""Of a request that another node has let nothing of in: as many moves may come faster than it gets there."""
 
 
 class ForwardGate(Gate):
@@ -80,11 +82,12 @@ class Forwarder:
 
     async def _carry(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send, self._carrier.node)
-        for last in (False, True):
-            link, target = await self._reach(partial(self._open, exchange, last), exchange.read_some)
-            self.forwarded += not last
+        for attempt in range(_TRIES):
+            again = attempt > 0
+            link, target = await self._reach(partial(self._open, exchange, again), exchange.read_some)
+            self.forwarded += not again
             try:
-                await exchange.run(link, last=last)
+                await exchange.run(link, last=attempt == _TRIES - 1)
             except AgainError:
                 link.abort()
                 if target == self.target:
@@ -104,8 +107,8 @@ class Forwarder:
                 self._carrier.give_back(target, link)
             return
 
-    async def _open(self, exchange: Exchange, last: bool, target: Target) -> Link | Http2Link:
-        fresh = last or not exchange.may_reuse(target)
+    async def _open(self, exchange: Exchange, again: bool, target: Target) -> Link | Http2Link:
+        fresh = again or not exchange.may_reuse(target)
         if exchange.goes_over_http2(target):
             return await self._carrier.connect_http2(target, fresh=fresh)
         return await self._carrier.connect(target, fresh=fresh)

@@ -12,6 +12,7 @@ from google.longrunning.operations_pb2 import Operation
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from appsupervisor.catalog.v1.app_catalog_pb2 import App
+from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition
 from services.cli.client import Client, metadata_of, notice_of, subject_of
 from services.cli.contexts import Context, read_contexts
 from services.cli.errors import CliError, Exit
@@ -81,12 +82,28 @@ class Session:
                     told(now)
 
                 return self.client.wait(operation, timeout, hear)
+        except CliError as late:
+            if late.code is Exit.TIMED_OUT:
+                late.sentence = f"{late.sentence} {self._so_far(operation)}".strip()
+            raise
         except KeyboardInterrupt:
             raise CliError(
                 f"{operation.name} goes on.",
                 Exit.TIMED_OUT,
                 remedy=f"`appsupervisor wait {operation.name}` comes back to it.",
             ) from None
+
+    def _so_far(self, operation: Operation) -> str:
+        """Return why an app is not there yet; empty where it does not say."""
+        target = metadata_of(operation).target
+        if not target.startswith("apps/"):
+            return ""
+        try:
+            conditions = self.client.app(target).conditions
+        except CliError:
+            return ""
+        ready = next((it for it in conditions if it.type == "Ready" and it.status != Condition.MET), None)
+        return f"{target}: {ready.message}" if ready is not None and ready.message else ""
 
     @contextmanager
     def _telling(self, operation: Operation) -> Iterator[Callable[[Operation], None]]:

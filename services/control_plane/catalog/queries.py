@@ -202,10 +202,13 @@ class _FilteredView:
 
 def _message(entry: Entry[AppRecord], view: _FilteredView | None) -> pb.WatchAppsResponse | None:
     """Return what to tell of a change; None if the reader never saw the app and need not now."""
-    app = entry.value.public if entry.value is not None else None
-    if app is not None and (view is None or view.shows(app)):
-        return pb.WatchAppsResponse(type=pb.WatchAppsResponse.UPSERT, app=app, revision=entry.revision)
-    if view is not None and not view.loses(entry.key, removed=app is None):
+    record = entry.value
+    if record is not None and (view is None or view.shows(record.public)):
+        message = pb.WatchAppsResponse(type=pb.WatchAppsResponse.UPSERT, revision=entry.revision)
+        # Parsed right into its place: a snapshot of all apps would else make each of them twice.
+        message.app.MergeFromString(record.wire)
+        return message
+    if view is not None and not view.loses(entry.key, removed=record is None):
         return None
     return pb.WatchAppsResponse(
         type=pb.WatchAppsResponse.REMOVE, app=pb.App(name=entry.key), revision=entry.revision

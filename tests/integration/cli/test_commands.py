@@ -407,6 +407,13 @@ async def test_top_and_describe_show_figures(command: Command, plane: Plane) -> 
     assert "12.5" in out
 
 
+async def test_a_wait_that_is_over_tells_what_is_waited_for(command: Command) -> None:
+    asked = ("create", "gpu", "gpu:create_app", "--set", "node_selector={gpu: y}", "--timeout", "0.5")
+    status, _, err = await command(*asked)
+    assert status == Exit.TIMED_OUT
+    assert "apps/gpu: The only node of environments/default cannot take it: without the labels" in err
+
+
 async def test_why_an_app_is_unhealthy_is_told(command: Command, plane: Plane) -> None:
     await command("create", "shop", "shop:create_app")
     app = await plane.get("apps/shop")
