@@ -13,7 +13,7 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from tests.bench.results import Row, at_most, row, table
 from tests.e2e.stack import ROOT, Stack, eventually
-from tests.e2e.test_data_moves import ENTRYPOINT, Writer, home_of, is_ready, move, other, rows_at
+from tests.e2e.test_data_moves import ENTRYPOINT, Writer, home_of, move, other, rows_at
 
 MOVES = 3
 
@@ -27,7 +27,7 @@ def measure(quick: bool) -> list[Row]:
             stack.start()
             stack.add_node("node-2")
             for node in ("node-1", "node-2"):
-                eventually(lambda node=node: is_ready(stack, node), f"{node} is ready")
+                eventually(lambda node=node: stack.is_ready(node), f"{node} is ready")
             return _moved(stack, mebibytes)
         finally:
             stack.channel.close()

@@ -221,7 +221,7 @@ class Stack:
             for node in others:
                 self.add_node(node, "default", *flags)
             for node in ("node-1", *others):
-                eventually(lambda node=node: self.node(node).state == fleet.Node.READY, f"{node} is ready")  # type: ignore[misc]
+                eventually(lambda node=node: self.is_ready(node), f"{node} is ready")  # type: ignore[misc]
             yield self
         finally:
             self.clean_up()
@@ -249,6 +249,10 @@ class Stack:
             return self.fleet.GetNode(request, timeout=DEADLINE, wait_for_ready=True)
         except grpc.RpcError:
             return fleet.Node()
+
+    def is_ready(self, node: str) -> bool:
+        """Tell whether the control plane follows a node, by its own word."""
+        return self.node(node).state == fleet.Node.READY
 
     @contextlib.contextmanager
     def runtime(self, node: str = "node-1") -> Iterator[RuntimeEnvironmentStub]:

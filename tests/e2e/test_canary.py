@@ -13,7 +13,6 @@ from google.longrunning.operations_pb2 import CancelOperationRequest, GetOperati
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from tests.e2e.edge import MIXED, STATELESS, Edge, edge, stack
 from tests.e2e.stack import DEADLINE, Stack, eventually
-from tests.e2e.test_moves import is_ready
 from tests.e2e.traffic import delete
 
 __all__ = ("edge", "stack")
@@ -97,7 +96,7 @@ def test_a_version_on_trial_whose_node_is_killed_costs_no_request(stack: Stack, 
     answers = [edge.ask("/", method, b"x", host=HOST, x_try="yes") for method in ("GET", "POST") * 50]
     assert Counter(it.status for it in answers) == {200: 100}
     stack.nodes[victim].start()
-    eventually(lambda: is_ready(stack, victim), "it is back")
+    eventually(lambda: stack.is_ready(victim), "it is back")
     stack.operations.CancelOperation(CancelOperationRequest(name=operation), timeout=DEADLINE)
     eventually(lambda: generations(stack) == {told.stable_generation}, "nothing else is left", 4 * DEADLINE)
 

@@ -14,7 +14,6 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Limits
 from tests.e2e.edge import MIXED, STATELESS, Answer, Edge, edge, move, node_of, replicas, stack
 from tests.e2e.edge_traffic import EdgeTraffic
 from tests.e2e.stack import DEADLINE, Stack, eventually
-from tests.e2e.test_moves import is_ready
 from tests.e2e.traffic import delete
 
 __all__ = ("edge", "stack")
@@ -42,7 +41,7 @@ def test_replicas_share_the_requests_and_one_that_is_killed_costs_none_that_may_
     answers = [edge.ask(host="twin.localhost").status for _ in range(100)]
     assert answers == [200] * 100
     stack.nodes["node-2"].start()
-    eventually(lambda: is_ready(stack, "node-2"), "node-2 is back")
+    eventually(lambda: stack.is_ready("node-2"), "node-2 is back")
     delete(stack, "twin")
 
 

@@ -15,7 +15,6 @@ from tests.e2e.edge import MIXED, NODES, STATELESS, Edge, edge, move, node_of, r
 from tests.e2e.edge import fleet as fleet_of
 from tests.e2e.edge_traffic import EdgeTraffic
 from tests.e2e.stack import DEADLINE, Stack, eventually
-from tests.e2e.test_moves import is_ready
 from tests.e2e.traffic import delete
 
 __all__ = ("edge",)
@@ -75,7 +74,7 @@ def kill_and_bring_back(stack: Stack) -> None:
 
     eventually(elsewhere, "all is elsewhere", 2 * DEADLINE)
     stack.nodes[victim].start()
-    eventually(lambda: is_ready(stack, victim), f"{victim} is back")
+    eventually(lambda: stack.is_ready(victim), f"{victim} is back")
 
 
 def test_no_request_is_lost_while_apps_are_swapped_moved_drained_and_a_node_is_killed(
