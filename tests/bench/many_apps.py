@@ -149,7 +149,7 @@ class Side:
 
     def update(self, number: int) -> object:
         app = catalog.App(name=self.name(number * 7919 % self.apps))
-        app.labels["turn"] = f"t{number}"
+        app.labels["turn"] = f"t{time.time_ns()}"  # never as it was: that would change nothing
         request = catalog.UpdateAppRequest(app=app)
         request.update_mask.paths.append("labels")
         return self.stack.apps.UpdateApp(request, timeout=30)
