@@ -81,6 +81,6 @@ async def test_a_node_that_uses_all_of_its_memory_takes_no_app_until_it_uses_les
     await eventually(used, lambda it: it == 2**30)
     operation = await plane.create("shop", wait=False, database=NO_DATABASE)
     app = await plane.app("apps/shop", lambda it: condition(it, "Scheduled").status == rt.Condition.UNMET)
-    assert "1 using all of its memory" in condition(app, "Scheduled").message
+    assert "cannot take it: using all of its memory" in condition(app, "Scheduled").message
     node.used_memory_bytes = 2**29
     await plane.done(operation)
