@@ -63,7 +63,10 @@ class FreshReads:
 
 
 class FreshServicer:
-    """A servicer as it is, but that its reads, and its NOT_FOUND, are of the newest catalog."""
+    """A servicer as it is, but that its reads, and its NOT_FOUND, are of the newest catalog.
+
+    Whether the catalog has changed since is not asked: a call may come while a change is being taken in.
+    """
 
     def __init__(self, servicer: Any, store: CatalogStore, reads: FreshReads) -> None:
         self._store = store
@@ -81,12 +84,12 @@ class FreshServicer:
         async def call(request: Any, context: Any) -> Any:
             if look_first:
                 await self._reads.caught_up()
-            before = self._store.mirror.apps.revision
             try:
                 return await method(request, context)
             except SupervisorError as failure:
-                if not await self._may_be_found(failure, before):
+                if failure.code is not Code.NOT_FOUND:
                     raise
+                await caught_up(self._store)
             return await method(request, context)
 
         return call
@@ -95,19 +98,17 @@ class FreshServicer:
         async def call(request: Any, context: Any) -> AsyncIterator[Any]:
             if look_first:
                 await self._reads.caught_up()
-            before, told = self._store.mirror.apps.revision, False
+            told = False
             try:
                 async for message in method(request, context):
                     told = True
                     yield message
                 return
             except SupervisorError as failure:
-                if told or not await self._may_be_found(failure, before):
+                if told or failure.code is not Code.NOT_FOUND:
                     raise
+                await caught_up(self._store)
             async for message in method(request, context):
                 yield message
 
         return call
-
-    async def _may_be_found(self, failure: SupervisorError, before: int) -> bool:
-        return failure.code is Code.NOT_FOUND and await caught_up(self._store) > before

@@ -6,8 +6,11 @@ import asyncio
 from concurrent.futures import Future
 from typing import Any
 
-from services.control_plane.servicers.fresh import FreshReads
+import pytest
+
+from services.control_plane.servicers.fresh import FreshReads, FreshServicer
 from services.control_plane.store.errors import unavailable
+from services.rpc.errors import SupervisorError
 from tests.eventually import WITHIN
 
 
@@ -45,6 +48,29 @@ async def test_reads_share_a_look_that_begins_after_they_came() -> None:
     await asyncio.gather(*others[1:])
     await turns()
     assert len(store.looks) == 2
+
+
+async def test_what_is_being_taken_in_while_it_is_asked_for_is_found() -> None:
+    store: Any = Store()
+    found: list[str] = []
+
+    class Operations:
+        async def WaitOperation(self, request: str, call: Any) -> str:  # noqa: N802 - an RPC's name
+            if request not in found:
+                raise SupervisorError("OPERATION_NOT_FOUND", "It does not exist.", resource=request)
+            return request
+
+    servicer: Any = FreshServicer(Operations(), store, FreshReads(store))
+    call = asyncio.create_task(servicer.WaitOperation("operations/x", None))
+    await turns()
+    found.append("operations/x")  # of a change whose apps had been taken in before the call came
+    store.looks[-1].set_result(1)
+    assert await call == "operations/x"
+    call = asyncio.create_task(servicer.WaitOperation("operations/y", None))
+    await turns()
+    store.looks[-1].set_result(1)
+    with pytest.raises(SupervisorError):
+        await call
 
 
 async def test_nobody_waits_for_a_database_that_does_not_answer_until_it_does_again() -> None:
