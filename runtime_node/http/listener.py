@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 
 from runtime_node.http.connection import FrontConnection
@@ -15,6 +16,8 @@ _logger = logging.getLogger(__name__)
 _TICK = 0.1
 _DRAIN_STEP = 0.02
 _BACKLOG = 2048
+_PROBES = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
+"""A client that is silent and does not answer for 30 s has vanished without a word: in seconds, and times."""
 
 
 class Listener:
@@ -32,6 +35,8 @@ class Listener:
         self._server = await shared.loop.create_server(
             lambda: FrontConnection(shared), host, port, backlog=_BACKLOG, reuse_address=True
         )
+        for listening in self._server.sockets:
+            _probe(listening)
         address = self._server.sockets[0].getsockname()
         return str(address[0]), int(address[1])
 
@@ -84,3 +89,11 @@ class Listener:
                 "the process is short of descriptors: idle connections were closed",
                 extra={"action": "http.short_of_descriptors", "closed": gave_way},
             )
+
+
+def _probe(listening: socket.socket) -> None:
+    """Have the kernel ask silent clients whether they are there; what is accepted inherits it."""
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in _PROBES.items():
+        if (number := getattr(socket, option, None)) is not None:  # Linux has all of them
+            listening.setsockopt(socket.IPPROTO_TCP, number, value)
