@@ -211,7 +211,11 @@ class Replicas:
         return swap
 
     def _go_back(self, kept: Iterable[Swap], before: PlacementRecord) -> None:
-        """Bring all to the version of `before`, also what never came to the one that was given up."""
+        """Bring all to the version of `before`, also what never came to the one that was given up.
+
+        What does not start on its way back stands, failed, beside what it was to replace: told, and not begun
+        again and again. A restart or another version ends it.
+        """
         for swap in kept:
             current = swap.current
             moves = _is_moved(swap) and not self._is_there(swap)  # first to where it goes

@@ -232,6 +232,11 @@ GOING_BACK: dict[str, tuple[AppRecord, str, str]] = {
         "g2-e4@k CUR runs; g1-e7@k IN runs; g2-e5-r1@l CUR runs; g1-e8-r1@l IN starts; g1-e3-r2@m CUR runs",
         "g2-e4@k OUT; g1-e7@k CUR; g2-e5-r1@l CUR; g1-e8-r1@l IN; g1-e3-r2@m CUR",
     ),
+    "on the way back, which fails as well: what sleeps is let be": (
+        app(target=V21, newest=8, failed=V21),
+        "g1-e1@k CUR sleeps; g2-e4-r1@l CUR sleeps; g1-e7-r1@l IN fails; g2-e5-r2@m CUR sleeps",
+        "g1-e1@k CUR; g2-e4-r1@l CUR; g1-e7-r1@l IN; g2-e5-r2@m CUR; g1-e9-r2@m IN",
+    ),
     "back": (
         app(target=V21, newest=8, failed=V21),
         "g1-e7@k CUR runs; g1-e8-r1@l CUR runs; g1-e3-r2@m CUR runs",
