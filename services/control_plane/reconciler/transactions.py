@@ -17,7 +17,7 @@ from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Instance
 from services.control_plane.catalog import retention
 from services.control_plane.catalog.changes import add_event
 from services.control_plane.catalog.idempotency import SYSTEM
-from services.control_plane.operations import canaries, operations
+from services.control_plane.operations import operations
 from services.control_plane.placement.assignment import ENDING, Assignment, assign
 from services.control_plane.placement.autoscale import Decision
 from services.control_plane.placement.data_travel import leaves_copy
@@ -29,6 +29,7 @@ from services.control_plane.placement.scale import (
     with_newest_epoch,
 )
 from services.control_plane.placement.snapshot import Snapshot
+from services.control_plane.reconciler import timeline
 from services.control_plane.reconciler.observation import observe
 from services.control_plane.rules.conditions import DATABASE_PROVIDED, DATABASE_READY, set_condition
 from services.control_plane.rules.names import retained_data_name
@@ -90,7 +91,7 @@ def decided(tx: Transaction, name: str, uid: str, seen: Snapshot, foreseen: Fore
     _put_placements(tx, after, known, assigned)
     _tell_move(tx, after, known, assigned)
     if changed:
-        _tell(tx, before, after, assigned)
+        timeline.tell(tx, before, after, assigned)
     operations.settle(tx, after)
     return Decided(after, assigned, as_foreseen)
 
@@ -389,112 +390,3 @@ def _put_node(tx: Transaction, record: NodeRecord, node: Node) -> None:
     if node != record.node:
         node.update_time.FromMicroseconds(tx.now)
         tx.put_node(NodeRecord(node))
-
-
-def _failing_probe(status: App) -> Condition | None:
-    """Return what an instance says of its health check, if it fails."""
-    told = (it for instance in status.instances for it in instance.conditions)
-    return next((it for it in told if it.type == "ProbeFailing" and it.status == Condition.MET), None)
-
-
-def _tell(tx: Transaction, before: AppRecord, after: AppRecord, assigned: Assignment) -> None:
-    """Append what changed to the app's timeline."""
-    old, new = before.status, after.status
-    ready = _condition(new, "Ready")
-    if old.state != new.state:
-        culprit = next((i for i in new.instances if i.state == Instance.FAILED), None)
-        failed = new.state == Instance.FAILED and culprit is not None
-        add_event(
-            tx,
-            after,
-            "StateChanged",
-            actor=SYSTEM,
-            reason=ready.reason,
-            message=sentences(
-                f"{Instance.State.Name(old.state)} to {Instance.State.Name(new.state)}", ready.message
-            ),
-            detail=culprit.last_error.detail if failed and culprit else "",
-            instance=culprit.name if failed and culprit else "",
-        )
-    elif old.health != new.health:
-        failing = _failing_probe(new)
-        add_event(
-            tx,
-            after,
-            "HealthChanged",
-            actor=SYSTEM,
-            reason=ready.reason if failing is None else failing.reason,
-            message=sentences(
-                f"{Instance.Health.Name(old.health)} to {Instance.Health.Name(new.health)}",
-                ready.message,
-                "" if failing is None else failing.message,
-            ),
-        )
-    canaries.tell(tx, after, old.canary, new.canary)
-    _tell_blocks(tx, after, old, new)
-    updated = _condition(new, "Updated")
-    if updated.status == Condition.UNMET and _condition(old, "Updated") != updated:
-        culprit = next((i for i in new.instances if i.state == Instance.FAILED), None)
-        add_event(
-            tx,
-            after,
-            _failed_command(assigned, after),
-            actor=SYSTEM,
-            reason=updated.reason,
-            message=updated.message,
-            detail=culprit.last_error.detail if culprit else "",
-            instance=culprit.name if culprit else "",
-        )
-
-
-def _failed_command(assigned: Assignment, record: AppRecord) -> str:
-    """Return the type of the event that tells that a version was given up."""
-    current, given_up = assigned.current, record.failed
-    epochs = {it.epoch: it.node for it in assigned.placements}
-    if is_several(record) and given_up is not None:
-        served = {it.generation for it in assigned.placements if it.role is Role.CURRENT}
-        return "UpdateFailed" if served - {given_up.generation} else "RestartFailed"
-    if current is None or given_up is None:
-        return "UpdateFailed"
-    if epochs.get(given_up.epoch, current.node) != current.node:
-        return "MoveFailed"
-    return "RestartFailed" if current.generation == given_up.generation else "UpdateFailed"
-
-
-def _tell_blocks(tx: Transaction, record: AppRecord, old: App, new: App) -> None:
-    """Append what instances tell of as errors and conditions: blocked loops, what was put back for all."""
-    known = {instance.name: instance for instance in old.instances}
-    for instance in new.instances:
-        before = known.get(instance.name, Instance())
-        error = instance.last_error
-        if error.reason == "APP_BLOCKED_LOOP" and error != before.last_error:
-            add_event(
-                tx,
-                record,
-                "LoopBlocked",
-                actor=SYSTEM,
-                reason=error.reason,
-                message=error.message,
-                detail=error.detail,
-                instance=instance.name,
-            )
-        for kind in ("Demoted", "SharedStateRestored"):
-            told = _of_instance(instance, kind)
-            if told.status == Condition.MET and told != _of_instance(before, kind):
-                add_event(
-                    tx,
-                    record,
-                    kind,
-                    actor=SYSTEM,
-                    reason=told.reason,
-                    message=told.message,
-                    instance=instance.name,
-                )
-
-
-def _of_instance(instance: Instance, kind: str) -> Condition:
-    return next((c for c in instance.conditions if c.type == kind), Condition())
-
-
-def _condition(status: App, kind: str) -> Condition:
-    return next((c for c in status.conditions if c.type == kind), Condition())
