@@ -32,7 +32,7 @@ from runtime_node.instances.data_directories import DataDirectories
 from runtime_node.instances.databases import Databases
 from runtime_node.instances.feed import InstanceFeed, duration, lease_message
 from runtime_node.instances.figures import FigureSweep
-from runtime_node.instances.forwards import Forward, ForwardFigures, Forwards
+from runtime_node.instances.forwards import ForwardFigures, Forwards
 from runtime_node.instances.host import InstanceHost
 from runtime_node.instances.housekeeping import PERIOD, Housekeeping, Traffic
 from runtime_node.instances.leak_reports import LeakReports
@@ -87,8 +87,6 @@ END_GRACE = 20.0
 """Seconds beyond the shutdown timeout after which the process ends even if a part of it does not."""
 AFTER_START_SECONDS = 0.002
 """In which the first request of an app that has just started is answered, most often."""
-FORWARDS_TOLD = 1_000
-"""Apps that have moved away, told one by one."""
 CODE_SECONDS = 2.0
 """Between two looks at which modules are here."""
 BLOCKING_CALLS = 32
@@ -341,18 +339,11 @@ class Node:
             draining=self.instances.draining,
             node_uid=self.uid,
             lease=lease_message(self.lease),
-            forwarding=self._forwarding(),
+            forwarding=self.forwards.message(),
         )
 
     def _forwarded(self) -> ForwardFigures:
         return self.forwards.figures()
-
-    def _forwarding(self) -> pb.Forwarding:
-        figures = self.forwards.figures()
-        return pb.Forwarding(
-            app_count=figures.apps, request_count=figures.requests, failure_count=figures.failures,
-            moved_apps=[_moved(it) for it in self.forwards.newest(FORWARDS_TOLD)],
-        )  # fmt: skip
 
     def memory(self) -> int:
         """Return the resident bytes of the node and all its processes."""
@@ -403,19 +394,6 @@ class Node:
                 serves_http2=True,
             ),
         )
-
-
-def _moved(forward: Forward) -> pb.Forwarding.MovedApp:
-    target = forward.forwarder.target
-    home = pb.StopInstanceRequest.NewHome(
-        node=target.node,
-        http_address=str(target),
-        domains=forward.domains,
-        serves_http2=target.serves_http2,
-    )
-    return pb.Forwarding.MovedApp(
-        app=f"apps/{forward.app}", app_uid=forward.uid, epoch=forward.epoch, new_home=home
-    )
 
 
 async def run_node(settings: NodeSettings, zygote: Zygote | None) -> None:

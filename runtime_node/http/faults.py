@@ -1,4 +1,4 @@
-"""Tells an app's faults to who asked for them, at a bounded rate."""
+"""What goes wrong at a gate, which is seldom: counted, and an app's faults told at a bounded rate."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ _logger = logging.getLogger(__name__)
 
 _PER_SECOND = 5.0
 _STACK_LIMIT = 16 * 1024
+
+
+class Mishaps:
+    """Of one gate, made with the first of them."""
+
+    __slots__ = ("disconnects", "faults", "shed", "teller", "timeouts", "too_large", "widened_cookie")
+
+    def __init__(self) -> None:
+        self.shed = self.timeouts = self.faults = self.disconnects = self.too_large = 0
+        self.teller: FaultTeller | None = None
+        self.widened_cookie = False
 
 
 class FaultTeller:

@@ -16,7 +16,7 @@ from contextvars import Context
 
 from runtime_node.asgi import ASGIApp
 from runtime_node.http.current import CURRENT_INSTANCE
-from runtime_node.http.faults import FaultTeller
+from runtime_node.http.faults import FaultTeller, Mishaps
 from runtime_node.http.figures import GateFigures, Latencies
 from runtime_node.http.gated_request import GatedRequest
 from runtime_node.http.inbound import InboundBudget
@@ -71,23 +71,12 @@ MADE_CLOSED = Door(problem=INSTANCE_STOPPING)
 """What a gate does that was made to be opened, or held, later."""
 
 
-class _Mishaps:
-    """What seldom happens at a gate: made with the first of it."""
-
-    __slots__ = ("disconnects", "faults", "shed", "teller", "timeouts", "too_large", "widened_cookie")
-
-    def __init__(self) -> None:
-        self.shed = self.timeouts = self.faults = self.disconnects = self.too_large = 0
-        self.teller: FaultTeller | None = None
-        self.widened_cookie = False
-
-
 # One for all gates: it is held for two assignments, and ten thousand would cost more than they free.
 _doors = threading.Lock()
 # What a gate has until its first request; never changed.
 _EMPTY_QUEUE: OrderedDict[GatedRequest, None] = OrderedDict()
 _NOBODY: set[GatedRequest] = set()
-_NO_MISHAPS = _Mishaps()
+_NO_MISHAPS = Mishaps()
 
 
 class Gate:
@@ -419,9 +408,9 @@ class Gate:
                 mishaps.teller = FaultTeller(self.name, self._on_fault)
             mishaps.teller.tell(error, what)
 
-    def _mishap(self) -> _Mishaps:
+    def _mishap(self) -> Mishaps:
         if self._mishaps is _NO_MISHAPS:
-            self._mishaps = _Mishaps()
+            self._mishaps = Mishaps()
         return self._mishaps
 
     @property

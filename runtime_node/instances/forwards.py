@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 
+from appsupervisor.runtime.v1 import runtime_environment_pb2 as pb
 from runtime_node.forwarding import Carrier, Forwarder, ForwardGate, Target
 from runtime_node.http.gate import Gate
 from runtime_node.http.limits import DEFAULT_GATE_LIMITS, GateLimits
@@ -20,6 +21,8 @@ from runtime_node.instances.record import Instance
 log = logging.getLogger("runtime_node.forwards")
 
 MAX_APPS = 10_000
+FORWARDS_TOLD = 1_000
+"""Apps that have moved away, told one by one."""
 IDLE_SECONDS = 60.0
 """A forward ends when nobody has asked for so long."""
 LONGEST_SECONDS = 600.0
@@ -148,6 +151,16 @@ class Forwards:
         """Return the forwards begun last, at most so many."""
         return list(islice(reversed(self._forwards.values()), most))
 
+    def message(self) -> pb.Forwarding:
+        """Return what is forwarded, the newest FORWARDS_TOLD apps one by one."""
+        figures = self.figures()
+        return pb.Forwarding(
+            app_count=figures.apps,
+            request_count=figures.requests,
+            failure_count=figures.failures,
+            moved_apps=[_moved(it) for it in self.newest(FORWARDS_TOLD)],
+        )
+
     def figures(self) -> ForwardFigures:
         """Return what was forwarded. Any thread."""
         requests, failures = self._ended_requests, self._ended_failures
@@ -165,3 +178,16 @@ class Forwards:
                    "address": str(forwarder.target), "epoch": forward.epoch,
                    "facts": {"requests": forwarder.forwarded, "failures": forwarder.failed, **facts}},
         )  # fmt: skip
+
+
+def _moved(forward: Forward) -> pb.Forwarding.MovedApp:
+    target = forward.forwarder.target
+    home = pb.StopInstanceRequest.NewHome(
+        node=target.node,
+        http_address=str(target),
+        domains=forward.domains,
+        serves_http2=target.serves_http2,
+    )
+    return pb.Forwarding.MovedApp(
+        app=f"apps/{forward.app}", app_uid=forward.uid, epoch=forward.epoch, new_home=home
+    )
