@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Final
 
 from runtime_node.asgi import Receive, Scope, Send
+from runtime_node.forwarding.carried import BrokenLinkError
 from runtime_node.forwarding.heads import (
     RequestHead,
     is_grpc_call,
@@ -19,7 +20,7 @@ from runtime_node.forwarding.heads import (
     response_headers,
 )
 from runtime_node.forwarding.http2_link import Http2Link
-from runtime_node.forwarding.link import BrokenLinkError, Link
+from runtime_node.forwarding.link import Link
 from runtime_node.forwarding.target import Target
 from runtime_node.http.problems import REASON_HEADER
 from services.rpc.errors import SupervisorError

@@ -11,11 +11,12 @@ from functools import partial
 from typing import TypeVar
 
 from runtime_node.asgi import Receive, Scope, Send, UndeliveredError
+from runtime_node.forwarding.carried import BrokenLinkError
 from runtime_node.forwarding.carrier import Carrier
 from runtime_node.forwarding.exchange import AgainError, ClientLeftError, Exchange
 from runtime_node.forwarding.heads import UnsendableError, was_forwarded
 from runtime_node.forwarding.http2_link import Http2Link
-from runtime_node.forwarding.link import BrokenLinkError, Link
+from runtime_node.forwarding.link import Link
 from runtime_node.forwarding.target import Target
 from runtime_node.forwarding.websocket import WebSocketRelay
 from runtime_node.http.gate import Gate

@@ -23,22 +23,19 @@ from h2.events import (
 )
 from h2.settings import SettingCodes
 
+from runtime_node.forwarding.carried import CLOSED, HIGH_WATER, MAX_HEAD_BYTES, Carried, Fields
 from runtime_node.forwarding.heads import RequestFields
-from runtime_node.forwarding.link import HIGH_WATER, MAX_HEAD_BYTES, BrokenLinkError
 from runtime_node.http.flow import Flow
 from runtime_node.http.http2.engine import keep_table_small, new_client_engine
 from runtime_node.http.http2.framed import FramedConnection
 from runtime_node.http.http2.outbox import Outbox
 
-Fields = list[tuple[bytes, bytes]]
-
 _PARTS = 64
 """Pieces that wait as they came; a piece of one byte costs fifty."""
 _STATUS = re.compile(rb"[2-5][0-9]{2}")
-_CLOSED = "the connection was closed"
 
 
-class Http2Link(FramedConnection):
+class Http2Link(Carried, FramedConnection):
     """A connection to a node, on the front loop. `ask` → `send_body` → `head` → `read` … until b"".
 
     Its bodies are as long as they are, and need nobody's word that they may come.
@@ -47,34 +44,25 @@ class Http2Link(FramedConnection):
     carries_trailers: ClassVar[bool] = True
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop, new_client_engine(MAX_HEAD_BYTES), MAX_HEAD_BYTES, time.monotonic())
-        self.lost = False
-        self.used = False
-        """It has carried a request before."""
-        self.idle: asyncio.TimerHandle | None = None
-        """Ends it while nobody has it."""
+        Carried.__init__(self)
+        FramedConnection.__init__(
+            self, loop, new_client_engine(MAX_HEAD_BYTES), MAX_HEAD_BYTES, time.monotonic()
+        )
         self._leaving = False
         """The node takes no further request here."""
         self._greeted = False
         """It has said that it speaks HTTP/2."""
         self._writable = True
-        self._news = asyncio.Event()
         self._number = 0
         self._outbox: Outbox | None = None
         self._reset()
 
     def _reset(self) -> None:
-        self.status = 0
-        self.headers: Fields = []
+        self._expect()
         self.trailers: Fields = []
-        self.heard = False
-        """Something of the response has come."""
         self.refused = False
         """The node has let nothing of the request in."""
-        self.complete = False
-        self._parts: list[bytes] = []
         self._untaken = 0
-        self._fault = ""
 
     # --- transport ---
 
@@ -96,7 +84,7 @@ class Http2Link(FramedConnection):
         while not self.ended and self.read_turn():
             pass
         self.ended = True
-        self._fail(_CLOSED)
+        self._fail(CLOSED)
 
     def pause_writing(self) -> None:
         """Make who sends wait."""
@@ -201,7 +189,7 @@ class Http2Link(FramedConnection):
         if self._leaving or self.lost:
             # It has ended before anything was sent.
             self.refused = True
-            self._fail(_CLOSED)
+            self._fail(CLOSED)
             return
         self._number = self.engine.get_next_available_stream_id()
         self.engine.send_headers(self._number, head.fields)
@@ -222,48 +210,16 @@ class Http2Link(FramedConnection):
             outbox.end([])
         self._advance()
 
-    async def drain(self) -> None:
-        """Wait until the node has taken enough of what was sent."""
-        await self.flow.drain()
-
     async def head(self) -> None:
         """Wait for the response's head. Raises BrokenLinkError."""
         while not self.status:
             await self._wait()
 
-    async def read(self) -> bytes:
-        """Return what has come of the body, b"" at its end. Raises BrokenLinkError when it is broken off."""
-        while not self._parts:
-            if self.complete:
-                return b""
-            await self._wait()
-        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts = []
+    def _taken(self) -> None:
         count, self._untaken = self._untaken, 0
         if count and not (self.lost or self._fault):
             self.engine.acknowledge_received_data(count, self._number)
             self.flush()
-        return data
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether all of the body was taken."""
-        return self.complete and not self._parts
-
-    @property
-    def has_news(self) -> bool:
-        """Whether `read` returns at once."""
-        return bool(self._parts) or self.complete
-
-    async def _wait(self) -> None:
-        if self._fault or self.lost:
-            raise BrokenLinkError(self._fault or _CLOSED)
-        self._news.clear()
-        await self._news.wait()
-
-    def abort(self) -> None:
-        """Break off: the node learns that nobody wants it any more."""
-        self.transport.abort()
 
     @property
     def reusable(self) -> bool:

@@ -12,12 +12,10 @@ from typing import Any, ClassVar
 
 import httptools
 
+from runtime_node.forwarding.carried import CLOSED, HIGH_WATER, MAX_HEAD_BYTES, BrokenLinkError, Carried
 from runtime_node.forwarding.heads import RequestHead
 from runtime_node.http.flow import TURN_SECONDS, Flow
 
-HIGH_WATER = 64 * 1024
-"""Bytes of a response that wait for a slow client; then no more is read."""
-MAX_HEAD_BYTES = 256 * 1024
 _SLICE = 8 * 1024
 _PART_BYTES = 64
 """What a piece takes beside its bytes: chunks may be of one byte each."""
@@ -39,11 +37,7 @@ def break_unconfirmed(connection: socket.socket, seconds: float) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, number, int(seconds * 1000))
 
 
-class BrokenLinkError(Exception):
-    """The other node closed the connection, or sent what is no response."""
-
-
-class Link(asyncio.Protocol):
+class Link(Carried, asyncio.Protocol):
     """A connection to a node, on the front loop. `ask` → `send_body` → `head` → `read` … until b""."""
 
     carries_trailers: ClassVar[bool] = False
@@ -51,31 +45,19 @@ class Link(asyncio.Protocol):
     """Never told here: a node that lets nothing in says so in a response."""
     trailers: ClassVar[list[tuple[bytes, bytes]]] = []
 
-    transport: asyncio.Transport
-    flow: Flow
-
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
         self._loop = loop
-        self.lost = False
-        self.used = False
-        """It has carried a request before."""
-        self.idle: asyncio.TimerHandle | None = None
-        """Ends it while nobody has it."""
         self._parser: Any = None
-        self._news = asyncio.Event()
         self._unread = b""
         self._has_turn = False
         self._patient = False
         self._reset(head_only=False)
 
     def _reset(self, *, head_only: bool) -> None:
-        self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.heard = False
-        """Something of the response has come."""
+        self._expect()
         self.continued = False
         """The other side has asked for the body."""
-        self.complete = False
         self.upgraded = False
         """What comes is not HTTP any more."""
         self._head_only = head_only
@@ -83,9 +65,7 @@ class Link(asyncio.Protocol):
         self._until_close = False
         self._keep_alive = False
         self._head_bytes = 0
-        self._parts: list[bytes] = []
         self._buffered = 0
-        self._fault = ""
 
     # --- transport ---
 
@@ -114,7 +94,7 @@ class Link(asyncio.Protocol):
         if self.upgraded or (self._until_close and exc is None):
             self.complete = True
         elif not self.complete:
-            self._fail("the connection was closed")
+            self._fail(CLOSED)
         self._parser = None
         self._news.set()
         self.flow.resume_writing()
@@ -248,10 +228,6 @@ class Link(asyncio.Protocol):
         connection = self.transport.get_extra_info("socket")
         break_unconfirmed(connection, _UNTIL_ITS_TIME if patient else UNCONFIRMED_SECONDS)
 
-    async def drain(self) -> None:
-        """Wait until the node has taken enough of what was sent."""
-        await self.flow.drain()
-
     def ask(self, head: RequestHead) -> None:
         """Send a request's head; its body is to follow, also one of nothing."""
         self._asked = head
@@ -282,44 +258,12 @@ class Link(asyncio.Protocol):
         while not self._has_head:
             await self._wait()
 
-    async def read(self) -> bytes:
-        """Return what has come of the body, b"" at its end. Raises BrokenLinkError when it is broken off."""
-        while not self._parts:
-            if self.complete:
-                return b""
-            await self._wait()
-        return self.take()
-
-    def take(self) -> bytes:
-        """Return what is there of the body, and read on."""
-        data = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-        self._parts = []
+    def _taken(self) -> None:
         self._buffered = 0
         if not self.lost:
             self.flow.resume_reading()
             if self._unread and not self._has_turn:
                 self._take_turns()
-        return data
-
-    @property
-    def has_ended(self) -> bool:
-        """Whether all of the body was taken."""
-        return self.complete and not self._parts
-
-    @property
-    def has_news(self) -> bool:
-        """Whether `read` returns at once."""
-        return bool(self._parts) or self.complete
-
-    async def _wait(self) -> None:
-        if self._fault or self.lost:
-            raise BrokenLinkError(self._fault or "the connection was closed")
-        self._news.clear()
-        await self._news.wait()
-
-    def abort(self) -> None:
-        """Break off: the node learns that nobody wants it any more."""
-        self.transport.abort()
 
     @property
     def reusable(self) -> bool:

@@ -13,9 +13,10 @@ import secrets
 from websockets.exceptions import InvalidState, ProtocolError
 
 from runtime_node.asgi import Receive, Scope, Send
+from runtime_node.forwarding.carried import BrokenLinkError
 from runtime_node.forwarding.carrier import Carrier
 from runtime_node.forwarding.heads import request_head, response_headers
-from runtime_node.forwarding.link import BrokenLinkError, Link
+from runtime_node.forwarding.link import Link
 from runtime_node.http.websocket_wire import ClientWire, Closed, Incoming
 
 MAX_MESSAGE_BYTES = 16 * 1024 * 1024
