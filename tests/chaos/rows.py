@@ -16,10 +16,12 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from tests.chaos.fleet import CLIENT, HTTP_PORT, NODES, Fleet
 from tests.e2e.stack import DEADLINE, eventually
+from tests.e2e.visitors import Visitors
 
 _NUMBERS = itertools.count(1)
 
@@ -73,7 +75,7 @@ class Visitor:
         self._asks.shutdown()
 
 
-class Rows:
+class Rows(Visitors):
     """A writer and a reader of one app; a context in which they are at work. Judge it after that."""
 
     def __init__(
@@ -95,21 +97,10 @@ class Rows:
         self.refusals: collections.Counter[str] = collections.Counter()
         self.longest_pause = 0.0
         """Seconds between two acknowledged rows."""
-        self._ended = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._visit, args=(one,), daemon=True)
-            for one in (self._writes(), self._reads())
-        ]
-
-    def __enter__(self) -> Rows:
-        for thread in self._threads:
-            thread.start()
-        return self
+        super().__init__(partial(self._visit, self._writes()), partial(self._visit, self._reads()))
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join(DEADLINE)
+        super().__exit__()
         assert not any(thread.is_alive() for thread in self._threads)
 
     def go_on(self, by: int = 5, within: float = 2 * DEADLINE) -> None:

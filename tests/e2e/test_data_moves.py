@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Instance, InstanceSpec
 from tests.e2e.stack import DEADLINE, ROOT, Stack, eventually
+from tests.e2e.visitors import Visitors
 
 NODES = "environments/default/nodes"
 ENTRYPOINT = "numbered:create_app"
@@ -25,7 +25,7 @@ def two_nodes(tmp_path: Path) -> Iterator[Stack]:
         yield stack
 
 
-class Writer:
+class Writer(Visitors):
     """Writes numbered rows at some nodes in turn, and remembers which were acknowledged."""
 
     def __init__(self, stack: Stack, app_id: str, *nodes: str, begin: int = 1) -> None:
@@ -35,16 +35,7 @@ class Writer:
         self._next = begin
         self.acknowledged: list[int] = []
         self.failures: set[str] = set()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Writer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join(DEADLINE)
+        super().__init__(self._run)
 
     def goes_on(self) -> None:
         before = len(self.acknowledged)

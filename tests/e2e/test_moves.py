@@ -6,8 +6,8 @@ import contextlib
 import http.client
 import queue
 import socket
-import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -22,6 +22,7 @@ from appsupervisor.fleet.v1 import fleet_pb2 as fleet
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Database, Forwarding, GetRuntimeStatusRequest
 from tests.e2e.conftest import GUEST_DIRS
 from tests.e2e.stack import DEADLINE, ROOT, Stack, eventually
+from tests.e2e.visitors import Visitors
 
 PER_SECOND = 100
 NODES = "environments/default/nodes"
@@ -35,7 +36,7 @@ def two_nodes(tmp_path: Path) -> Iterator[Stack]:
         yield stack
 
 
-class Follower:
+class Follower(Visitors):
     """A client that sends requests to where the app's `uri` leads, as a watch told it last."""
 
     def __init__(self, stack: Stack, app_id: str) -> None:
@@ -45,18 +46,7 @@ class Follower:
         self.answers = 0
         self.seen: set[str] = set()
         self.failures: list[str] = []
-        self._ended = threading.Event()
-        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._watch, self._ask)]
-
-    def __enter__(self) -> Follower:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join(DEADLINE)
+        super().__init__(self._watch, self._ask)
 
     def goes_on(self) -> None:
         """Wait until there have been some more answers."""
@@ -94,7 +84,7 @@ class Follower:
             self.answers += 1
 
 
-class Holdout:
+class Holdout(Visitors):
     """A client that goes on at one node's address, whatever `uri` says: GET, POST, and WebSockets in turn."""
 
     BODY = bytes(range(256)) * 400
@@ -104,19 +94,7 @@ class Holdout:
         self._host = f"{app_id}.localhost"
         self.answers = 0
         self.failures: list[str] = []
-        self._ended = threading.Event()
-        ways = (self._get, self._post, self._talk)
-        self._threads = [threading.Thread(target=self._run, args=(way,), daemon=True) for way in ways]
-
-    def __enter__(self) -> Holdout:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join(DEADLINE)
+        super().__init__(*(partial(self._run, way) for way in (self._get, self._post, self._talk)))
 
     def goes_on(self) -> None:
         """Wait until there have been some more answers."""
@@ -159,7 +137,7 @@ class Holdout:
                 return "" if closed.rcvd is not None and closed.rcvd.code == 1012 else repr(closed)
 
 
-class Caller:
+class Caller(Visitors):
     """A gRPC client that goes on at one node's address: small calls, large ones, both sides by turns."""
 
     LARGE = bytes(range(256)) * 800
@@ -171,19 +149,11 @@ class Caller:
         self._chat = self._channel.stream_stream("/demo.Calculator/Chat")
         self.answers = 0
         self.failures: list[str] = []
-        self._ended = threading.Event()
-        ways = (lambda: self._say(b"hello"), lambda: self._say(self.LARGE), self._talk)
-        self._threads = [threading.Thread(target=self._run, args=(way,), daemon=True) for way in ways]
-
-    def __enter__(self) -> Caller:
-        for thread in self._threads:
-            thread.start()
-        return self
+        ways = (partial(self._say, b"hello"), partial(self._say, self.LARGE), self._talk)
+        super().__init__(*(partial(self._run, way) for way in ways))
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join(DEADLINE)
+        super().__exit__()
         self._channel.close()
 
     def goes_on(self) -> None:

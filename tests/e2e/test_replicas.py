@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.runtime.v1.runtime_environment_pb2 import Condition, Database, Instance
 from tests.e2e.conftest import GUEST_DIRS
 from tests.e2e.stack import DEADLINE, Stack, eventually
+from tests.e2e.visitors import Visitors
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -26,7 +27,7 @@ def three_nodes(tmp_path: Path) -> Iterator[Stack]:
         yield stack
 
 
-class Clients:
+class Clients(Visitors):
     """Clients that send requests to every node, one after the other."""
 
     def __init__(self, stack: Stack, app_id: str) -> None:
@@ -34,18 +35,7 @@ class Clients:
         self._app_id = app_id
         self.answers = dict.fromkeys(NAMES, 0)
         self.failures: list[str] = []
-        self._ended = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(node,), daemon=True) for node in NAMES]
-
-    def __enter__(self) -> Clients:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join(DEADLINE)
+        super().__init__(*(partial(self._ask, node) for node in NAMES))
 
     def go_on(self) -> None:
         """Wait until every node has answered some more."""

@@ -21,7 +21,7 @@ from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from tests.e2e.stack import DEADLINE, Stack
 
 KEPT_SECONDS = 2.0
-"""How long a connection may be idle and be used again: after 5 s the node closes it, whoever is slow."""
+"""How long a connection may be idle and be used again: a node of an earlier version closes it after 5 s."""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from runtime_node.forwarding.exchange import KEPT_BYTES, AgainError, Exchange
 from runtime_node.forwarding.carried import BrokenLinkError
+from runtime_node.forwarding.exchange import KEPT_BYTES, AgainError, Exchange
 from runtime_node.http.problems import REASON_HEADER
 
 MOVED_ON = [(REASON_HEADER, b"APP_MOVED"), (b"grpc-status", b"14")]
