@@ -16,11 +16,11 @@ from pathlib import Path
 
 from appsupervisor.catalog.v1 import app_catalog_pb2 as catalog
 from appsupervisor.fleet.v1 import fleet_pb2 as fleet
-from appsupervisor.runtime.v1.runtime_environment_pb2 import Database, InstanceSpec
+from appsupervisor.runtime.v1.runtime_environment_pb2 import InstanceSpec
 from tests.bench.dormancy import create_all
 from tests.bench.end_to_end import BENCH_APPS
 from tests.bench.load import Load
-from tests.bench.node_loss import NODES, SERVER, SURVIVORS, cpu, ready, survivors
+from tests.bench.node_loss import NODES, SURVIVORS, cpu, on_a_server, ready, survivors
 from tests.bench.results import Row, at_most, quantile_row, row, table
 from tests.e2e.stack import Stack, eventually
 
@@ -92,16 +92,7 @@ def on_postgresql(resources: ExitStack, count: int) -> list[Row]:
 
     url = Server(resources).create_database(resources)
     stack = started(resources)
-    server = fleet.DatabaseServer(admin_url=url, app_connections=1, max_apps=count + 10)
-    stack.fleet.CreateDatabaseServer(
-        fleet.CreateDatabaseServerRequest(database_server=server, database_server_id="main"), timeout=30
-    )
-    app = catalog.App(
-        entrypoint="bench_apps:rows",
-        isolation=InstanceSpec.SHARED,
-        database=Database(postgres=Database.Postgres(server=SERVER)),
-    )
-    return drained(stack, app, count, "on PostgreSQL")
+    return drained(stack, on_a_server(stack, url, count), count, "on PostgreSQL")
 
 
 def with_data(resources: ExitStack, count: int) -> list[Row]:

@@ -100,17 +100,22 @@ def detected(stack: Stack, node: str) -> float:
     return time.perf_counter()
 
 
-def lose_a_node(stack: Stack, url: str, count: int) -> list[Row]:
-    """Fill one node, kill it, and return when its apps served on the two others."""
+def on_a_server(stack: Stack, url: str, count: int) -> catalog.App:
+    """Register a database server for `count` apps; return what each of them is made as."""
     server = fleet.DatabaseServer(admin_url=url, app_connections=1, max_apps=count + 10)
     stack.fleet.CreateDatabaseServer(
         fleet.CreateDatabaseServerRequest(database_server=server, database_server_id="main"), timeout=30
     )
-    app = catalog.App(
+    return catalog.App(
         entrypoint="bench_apps:rows",
         isolation=InstanceSpec.SHARED,
         database=Database(postgres=Database.Postgres(server=SERVER)),
     )
+
+
+def lose_a_node(stack: Stack, url: str, count: int) -> list[Row]:
+    """Fill one node, kill it, and return when its apps served on the two others."""
+    app = on_a_server(stack, url, count)
     begun = time.perf_counter()
     failed = asyncio.run(create_all(stack.address, {f"lost-{n}": app for n in range(count)}))
     created = count / (time.perf_counter() - begun)

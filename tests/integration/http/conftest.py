@@ -7,12 +7,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc.aio
 import pytest
 
 from runtime_node.forwarding import Carrier, Forwarder, ForwardGate, Target
 from runtime_node.forwarding.carrier import CarrierLimits
 from runtime_node.http import FrontLimits, Gate, GateLimits, HttpFront, Router
 from tests.eventually import WITHIN, eventually
+from tests.integration.http.calls import Dial
 from tests.integration.http.http2_client import Client
 from tests.integration.http.moved import Moved
 
@@ -247,3 +249,19 @@ async def connect(site: Site) -> AsyncIterator[Callable[..., Awaitable[Client]]]
     yield connect
     for client in clients:
         await client.close()
+
+
+@pytest.fixture
+async def dial() -> AsyncIterator[Dial]:
+    """Return what opens channels of gRPC to sites; they are closed after the test."""
+    channels: list[grpc.aio.Channel] = []
+
+    def dial(site: Site, host: str = "a.localhost") -> grpc.aio.Channel:
+        options = [("grpc.default_authority", host), ("grpc.max_receive_message_length", -1)]
+        address, port = site.front.address
+        channels.append(grpc.aio.insecure_channel(f"{address}:{port}", options))
+        return channels[-1]
+
+    yield dial
+    for channel in channels:
+        await channel.close()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable
 
 import grpc
 import grpc.aio
@@ -17,32 +16,11 @@ from runtime_node.forwarding import Forwarder, ForwardGate, Target
 from runtime_node.http import Gate, GateLimits
 from tests.apps.grpc.calculator import Calculator
 from tests.eventually import WITHIN, eventually
+from tests.integration.http.calls import refusal
 from tests.integration.http.http2_client import head
 from tests.integration.http.other_node import RawNode
 
 Code = grpc.StatusCode
-Dial = Callable[..., grpc.aio.Channel]
-
-
-@pytest.fixture
-async def dial() -> AsyncIterator[Dial]:
-    channels: list[grpc.aio.Channel] = []
-
-    def dial(site, host: str = "a.localhost") -> grpc.aio.Channel:
-        options = [("grpc.default_authority", host), ("grpc.max_receive_message_length", -1)]
-        address, port = site.front.address
-        channels.append(grpc.aio.insecure_channel(f"{address}:{port}", options))
-        return channels[-1]
-
-    yield dial
-    for channel in channels:
-        await channel.close()
-
-
-async def refusal(call) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as told:
-        await call
-    return told.value
 
 
 def reason_of(told: grpc.aio.AioRpcError) -> str:

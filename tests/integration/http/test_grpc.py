@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
 
 import grpc
 import grpc.aio
@@ -14,30 +13,9 @@ from runtime_node.http.http2.grpc import is_grpc, status_fields, timeout_of
 from runtime_node.http.problems import APP_RAISED, QUEUE_FULL, REQUEST_TIMEOUT, Problem, RefusedError
 from tests.apps.grpc.calculator import Calculator
 from tests.eventually import WITHIN, eventually
+from tests.integration.http.calls import refusal
 
 Code = grpc.StatusCode
-Dial = Callable[..., grpc.aio.Channel]
-
-
-@pytest.fixture
-async def dial(site) -> AsyncIterator[Dial]:
-    channels: list[grpc.aio.Channel] = []
-
-    def dial(host: str = "a.localhost") -> grpc.aio.Channel:
-        options = [("grpc.default_authority", host), ("grpc.max_receive_message_length", -1)]
-        address, port = site.front.address
-        channels.append(grpc.aio.insecure_channel(f"{address}:{port}", options))
-        return channels[-1]
-
-    yield dial
-    for channel in channels:
-        await channel.close()
-
-
-async def refusal(call) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as told:
-        await call
-    return told.value
 
 
 async def to_its_end(call) -> list[bytes]:
@@ -46,7 +24,7 @@ async def to_its_end(call) -> list[bytes]:
 
 async def test_every_kind_of_call_reaches_an_app(site, dial):
     site.app("a", Calculator())
-    channel = dial()
+    channel = dial(site)
     assert await channel.unary_unary("/demo.Calculator/Echo")(b"hello", timeout=WITHIN) == b"hello"
     counted = channel.unary_stream("/demo.Calculator/Count")(b"4", timeout=WITHIN)
     assert [message async for message in counted] == [b"0", b"1", b"2", b"3"]
@@ -63,7 +41,7 @@ async def test_every_kind_of_call_reaches_an_app(site, dial):
 
 async def test_a_status_comes_behind_the_messages_before_it(site, dial):
     site.app("a", Calculator())
-    failing = dial().unary_stream("/demo.Calculator/Fail")(b"first", timeout=WITHIN)
+    failing = dial(site).unary_stream("/demo.Calculator/Fail")(b"first", timeout=WITHIN)
     assert await failing.read() == b"first"
     told = await refusal(failing.read())
     assert (told.code(), told.details()) == (Code.FAILED_PRECONDITION, "not now")
@@ -71,7 +49,7 @@ async def test_a_status_comes_behind_the_messages_before_it(site, dial):
 
 async def test_large_messages_and_many_calls_pass(site, dial):
     gate = site.app("a", Calculator())
-    echo = dial().unary_unary("/demo.Calculator/Echo")
+    echo = dial(site).unary_unary("/demo.Calculator/Echo")
     large = bytes(3_000_000)
     assert await echo(large, timeout=WITHIN) == large
     asked = [b"%d" % number for number in range(1_000)]
@@ -83,7 +61,7 @@ async def test_large_messages_and_many_calls_pass(site, dial):
 async def test_the_callers_time_limit_holds_and_the_app_is_cancelled(site, dial):
     gate = site.app("a", Calculator())
     # The limit is told to the node alone: nobody here would give up first.
-    waiting = dial().unary_stream("/demo.Calculator/Wait")(b"", metadata=[("grpc-timeout", "200m")])
+    waiting = dial(site).unary_stream("/demo.Calculator/Wait")(b"", metadata=[("grpc-timeout", "200m")])
     told = await refusal(to_its_end(waiting))
     assert told.code() == Code.DEADLINE_EXCEEDED
     assert "REQUEST_TIMEOUT" in (told.details() or "")
@@ -94,7 +72,7 @@ async def test_the_callers_time_limit_holds_and_the_app_is_cancelled(site, dial)
 async def test_a_call_that_is_cancelled_is_heard_of(site, dial):
     app = Calculator()
     site.app("a", app)
-    call = dial().unary_stream("/demo.Calculator/Listen")(b"")
+    call = dial(site).unary_stream("/demo.Calculator/Listen")(b"")
     assert await call.read() == b"listening"
     call.cancel()
     await eventually(lambda: app.cancelled == ["Listen"])
@@ -104,19 +82,19 @@ async def test_what_the_node_refuses_is_told_in_grpcs_words(site, dial):
     site.app("a", Calculator(), GateLimits(max_concurrent_requests=1, max_queued_requests=0))
     stopped = site.app("b", asgi=None)
     site.app("c", Calculator(), GateLimits(request_timeout=0.2))
-    busy = dial().unary_stream("/demo.Calculator/Wait")(b"", timeout=WITHIN)
+    busy = dial(site).unary_stream("/demo.Calculator/Wait")(b"", timeout=WITHIN)
     assert await busy.read() == b"waiting"
     for host, code, reason in (
         ("no.localhost", Code.UNIMPLEMENTED, "APP_NOT_FOUND"),
         ("a.localhost", Code.UNAVAILABLE, "SERVER_BUSY"),
         ("b.localhost", Code.UNAVAILABLE, "INSTANCE_STOPPING"),
     ):
-        told = await refusal(dial(host).unary_unary("/demo.Calculator/Echo")(b"", timeout=WITHIN))
+        told = await refusal(dial(site, host).unary_unary("/demo.Calculator/Echo")(b"", timeout=WITHIN))
         assert (told.code(), told.details().partition(":")[0]) == (code, reason)
         metadata = dict([*told.initial_metadata(), *told.trailing_metadata()])
         assert metadata["x-appsupervisor-reason"] == reason
     # The app's own limit, not the caller's.
-    late = dial("c.localhost").unary_stream("/demo.Calculator/Wait")(b"", timeout=WITHIN)
+    late = dial(site, "c.localhost").unary_stream("/demo.Calculator/Wait")(b"", timeout=WITHIN)
     assert (await refusal(to_its_end(late))).code() == Code.UNAVAILABLE
     assert stopped.figures().requests == 0
     busy.cancel()
@@ -124,7 +102,7 @@ async def test_what_the_node_refuses_is_told_in_grpcs_words(site, dial):
 
 async def test_an_app_that_fails_or_is_stopped_ends_its_calls_with_a_status(site, dial):
     gate = site.app("a", Calculator())
-    channel = dial()
+    channel = dial(site)
     failing = channel.unary_stream("/demo.Calculator/Raises")(b"", timeout=WITHIN)
     assert await failing.read() == b"first"
     assert (await refusal(failing.read())).details().startswith("APP_RAISED")
@@ -153,7 +131,7 @@ async def test_an_app_without_trailers_says_its_status_in_its_head(site, dial):
         await send({"type": "http.response.body", "body": b"" if refused else b"\0\0\0\0\1x"})
 
     site.app("a", app)
-    channel = dial()
+    channel = dial(site)
     assert await channel.unary_unary("/demo.Old/Say")(b"", timeout=WITHIN) == b"x"
     told = await refusal(channel.unary_unary("/demo.Old/Refuse")(b"", timeout=WITHIN))
     assert (told.code(), told.details()) == (Code.PERMISSION_DENIED, "said")
