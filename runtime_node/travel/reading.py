@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from typing import Any
 from runtime_node.travel import reader_process
 from services.rpc.errors import SupervisorError
 
+log = logging.getLogger("runtime_node.travel")
+
 ANSWER_SECONDS = 60.0
 """The longest that an answer may take: a directory with a million files is walked in it."""
 LINE_BYTES = 8 * 1024 * 1024
@@ -26,8 +29,21 @@ LEAVE_SECONDS = 2.0
 """For a process to close what it has open; else it is ended."""
 IDLE_SECONDS = 10.0
 """For which a process waits for another directory."""
+STARTS = 3
+"""Processes that are begun for one directory, if each has ended before it could be asked."""
 MAX_IDLE = 8
 """As many apps leave a node at a time that is drained."""
+
+_ENDED = (OSError, RuntimeError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError)
+"""Of talking to a process that has ended: RuntimeError is uvloop's, of a pipe that it has closed."""
+
+
+class ReaderEndedError(SupervisorError):
+    """The process has ended, or speaks no sense."""
+
+    def __init__(self) -> None:
+        why = "its reader has ended"
+        super().__init__("DATABASE_UNAVAILABLE", _sentence(why), metadata={"why": why})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +72,17 @@ class Readers:
                 with contextlib.suppress(SupervisorError):  # it has ended meanwhile
                     await reading.begin(root)
                     return reading
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-I", "-S", str(Path(reader_process.__file__)),
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE_BYTES,
-            )  # fmt: skip
-        except OSError as fault:
-            raise _unreadable(str(fault.strerror or fault)) from fault
-        reading = Reading(process, self)
-        await reading.begin(root)
+        for left in reversed(range(STARTS)):
+            reading = Reading(await _started(), self)
+            try:
+                await reading.begin(root)
+            except ReaderEndedError as ended:
+                log.warning("a reader has ended as it began: %s", ended.message,
+                            extra={"action": "travel.reader_ended"})  # fmt: skip
+                if not left:
+                    raise
+            else:
+                break
         return reading
 
     async def keep(self, process: asyncio.subprocess.Process) -> None:
@@ -159,11 +177,21 @@ class Reading:
             except TimeoutError:
                 self._process.kill()  # what it may answer yet would be taken for another answer
                 raise _unreadable(f"its reader did not answer within {ANSWER_SECONDS:g} s") from None
-            except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError):
-                raise _unreadable("its reader has ended") from None
+            except _ENDED:
+                raise ReaderEndedError from None
         if "error" in answer:
             raise _unreadable(answer["error"])
         return answer, data
+
+
+async def _started() -> asyncio.subprocess.Process:
+    try:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-I", "-S", str(Path(reader_process.__file__)),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE_BYTES,
+        )  # fmt: skip
+    except OSError as fault:
+        raise _unreadable(str(fault.strerror or fault)) from fault
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
@@ -173,6 +201,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
 
 
 def _unreadable(why: str) -> SupervisorError:
-    return SupervisorError(
-        "DATABASE_UNAVAILABLE", f"The app's data directory cannot be read: {why}.", metadata={"why": why}
-    )
+    return SupervisorError("DATABASE_UNAVAILABLE", _sentence(why), metadata={"why": why})
+
+
+def _sentence(why: str) -> str:
+    return f"The app's data directory cannot be read: {why}."

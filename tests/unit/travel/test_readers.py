@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from runtime_node.travel.reading import IDLE_SECONDS, Readers, Reading
+from runtime_node.travel.reading import IDLE_SECONDS, STARTS, Readers, Reading
 from services.rpc.errors import SupervisorError
 
 
@@ -55,4 +57,37 @@ async def test_a_process_that_has_ended_is_not_used_again(tmp_path: Path) -> Non
     third = await readers.open(tmp_path)
     assert await paths(third) == []
     await third.close()
+    await readers.end_idle(0)
+
+
+@pytest.mark.parametrize("broken", [1, 2, 3])
+async def test_a_process_that_ends_as_it_begins_is_followed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: int
+) -> None:
+    begun = 0
+    start = asyncio.create_subprocess_exec
+
+    async def started(*arguments: Any, **options: Any) -> asyncio.subprocess.Process:
+        nonlocal begun
+        begun += 1
+        process = await start(*arguments, **options)
+        if begun <= broken:
+
+            def write(data: bytes) -> None:
+                raise RuntimeError("unable to perform operation; the handler is closed")  # as uvloop says it
+
+            monkeypatch.setattr(process.stdin, "write", write)
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", started)
+    readers = Readers()
+    if broken == STARTS:
+        with pytest.raises(SupervisorError) as refused:
+            await readers.open(tmp_path)
+        assert refused.value.reason == "DATABASE_UNAVAILABLE"
+    else:
+        reading = await readers.open(tmp_path)
+        assert await paths(reading) == []
+        await reading.close()
+    assert begun == min(broken + 1, STARTS)
     await readers.end_idle(0)
